@@ -1,0 +1,153 @@
+"""The scanner finds `model` wherever it stands, in whatever pieces the body comes."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from truthgpt_serve.errors import RequestError
+from truthgpt_serve.router.scan import (
+    FormModelScanner,
+    JsonModelScanner,
+    ModelScanner,
+    model_of_json,
+    scanner_for,
+)
+
+
+def scan(scanner: ModelScanner, body: bytes, sizes: list[int]) -> tuple[str, int]:
+    """Feeds the body in pieces; returns the model and how many bytes were read for it."""
+    position = 0
+    while position < len(body):
+        size = sizes.pop() if sizes else len(body)
+        model = scanner.feed(body[position : position + size])
+        position += size
+        if model is not None:
+            return model, min(position, len(body))
+    return scanner.finish(), len(body)
+
+
+BODIES = {
+    "first": b'{"model": "m", "messages": []}',
+    "last": b'{"messages": [{"role": "user", "content": "hi"}], "model": "m"}',
+    "only": b'{"model":"m"}',
+    "escaped key": b'{"\\u006dodel": "m"}',
+    "nested decoys": b'{"a": {"model": "x"}, "b": [{"model": "y"}], "model": "m"}',
+    "decoy in a string": b'{"a": "\\"model\\": \\"x\\"", "model": "m"}',
+    "white space": b' \n\t{ "a" : 1 ,\r\n "model" : "m" } \n',
+    "numbers": b'{"a": -1.5e+10, "b": 0, "c": true, "d": null, "model": "m"}',
+    "unicode": '{"a": "\u4f60\u597d\U0001f600", "model": "m"}'.encode(),
+}
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
+def test_json_model_is_found_in_any_pieces(body: bytes) -> None:
+    assert model_of_json(body) == "m"
+    rng = random.Random(0)
+    for _ in range(50):
+        sizes = [rng.randint(1, 9) for _ in range(len(body))]
+        assert scan(JsonModelScanner(), body, sizes)[0] == "m"
+
+
+def test_nothing_after_the_model_is_needed() -> None:
+    scanner = JsonModelScanner()
+    assert scanner.feed(b'{"model": "m", "image": "AAAA') == "m"
+
+
+def test_unicode_model_names_survive() -> None:
+    body = json.dumps({"model": "модель-\U0001f600"}).encode()
+    assert model_of_json(body) == "модель-\U0001f600"
+    assert scan(JsonModelScanner(), body, [1] * len(body))[0] == "модель-\U0001f600"
+
+
+BAD_JSON = {
+    "empty": (b"", "the request body is not valid JSON"),
+    "text": (b"hello", "the request body is not valid JSON"),
+    "cut": (b'{"messages": [', "the request body is not valid JSON"),
+    "cut string": (b'{"messages": "abc', "the request body is not valid JSON"),
+    "single quotes": (b"{'model': 'm'}", "the request body is not valid JSON"),
+    "array": (b'["model"]', "the request body must be a JSON object"),
+    "number": (b"17 ", "the request body must be a JSON object"),
+    "string": (b'"model"', "the request body must be a JSON object"),
+    "null": (b"null", "the request body must be a JSON object"),
+    "no model": (b'{"prompt": "x"}', "the request has no `model`"),
+    "nested model only": (b'{"a": {"model": "x"}}', "the request has no `model`"),
+    "null model": (b'{"model": null}', "`model` must be a string"),
+    "number model": (b'{"model": 7}', "`model` must be a string"),
+    "list model": (b'{"model": ["m"]}', "`model` must be a string"),
+    "object model": (b'{"model": {"a": 1}}', "`model` must be a string"),
+    "empty model": (b'{"model": ""}', "`model` is empty"),
+    "long model": (b'{"model": "' + b"x" * 600 + b'"}', "`model` is longer than 512"),
+}
+
+
+@pytest.mark.parametrize(("body", "message"), BAD_JSON.values(), ids=BAD_JSON.keys())
+def test_bad_json_is_refused_alike_in_one_piece_and_in_many(body: bytes, message: str) -> None:
+    with pytest.raises(RequestError) as whole:
+        model_of_json(body)
+    with pytest.raises(RequestError) as pieces:
+        scan(JsonModelScanner(), body, [3] * len(body))
+    assert whole.value.message.startswith(message)
+    assert pieces.value.message.startswith(message)
+    assert whole.value.param == pieces.value.param
+
+
+def form(*parts: tuple[str, bytes], boundary: str = "b0undary") -> bytes:
+    """Encodes a multipart form; a part is its disposition's rest and its content."""
+    lines = [
+        f"--{boundary}\r\nContent-Disposition: form-data; {rest}\r\n\r\n".encode() + content + b"\r\n"
+        for rest, content in parts
+    ]
+    return b"".join(lines) + f"--{boundary}--\r\n".encode()
+
+
+FORM_TYPE = b'multipart/form-data; boundary="b0undary"'
+
+
+def test_form_model_is_found_in_any_pieces_before_or_after_a_file() -> None:
+    image = ('name="image"; filename="model.png"', bytes(range(256)) * 40)
+    field = ('name="model"', b"m")
+    rng = random.Random(1)
+    for body in (form(field, image), form(image, field)):
+        for _ in range(20):
+            sizes = [rng.randint(1, 50) for _ in range(len(body))]
+            assert scan(scanner_for(FORM_TYPE), body, sizes)[0] == "m"
+
+
+def test_form_is_read_no_further_than_the_model() -> None:
+    body = form(('name="model"', b"m"), ('name="image"; filename="a"', b"x" * 100_000))
+    assert scan(scanner_for(FORM_TYPE), body, [64] * 2000)[1] < 256
+
+
+def test_a_file_called_model_is_not_the_model() -> None:
+    body = form(('name="model"; filename="model"', b"weights"), ('name="model"', b"m"))
+    assert scan(scanner_for(FORM_TYPE), body, [])[0] == "m"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"no form at all", "the request body is not a valid multipart form"),
+        (form(('name="prompt"', b"x")), "the request has no `model`"),
+        (form(('name="model"', b"")), "`model` is empty"),
+        (form(('name="model"', b"\xff\xfe")), "`model` is not valid UTF-8"),
+        (form(('name="model"', b"x" * 600)), "`model` is longer than 512 bytes"),
+    ],
+    ids=["text", "missing", "empty", "not utf-8", "long"],
+)
+def test_bad_forms_are_refused(body: bytes, message: str) -> None:
+    with pytest.raises(RequestError) as error:
+        scan(FormModelScanner(b"b0undary"), body, [7] * len(body))
+    assert error.value.message.startswith(message)
+
+
+def test_a_form_without_boundary_is_refused() -> None:
+    with pytest.raises(RequestError, match="no boundary"):
+        scanner_for(b"multipart/form-data")
+
+
+def test_other_content_types_are_read_as_json() -> None:
+    for content_type in (b"", b"text/plain", b"application/json; charset=utf-8"):
+        assert isinstance(scanner_for(content_type), JsonModelScanner)

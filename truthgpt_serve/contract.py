@@ -1,0 +1,92 @@
+"""What a model family is: the class that a user writes, and the small specification that names it.
+
+Knows no family, no engine, no Ray and no HTTP.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
+
+from pydantic import BaseModel
+
+Task = Literal["text-generation", "image-generation", "embedding", "tensor", "custom"]
+TASKS: tuple[str, ...] = get_args(Task)
+
+FAMILY_ENTRY_POINTS = "truthgpt_serve.families"
+"""Entry-point group whose values are `FamilySpec` objects in modules that import no engine."""
+
+
+@runtime_checkable
+class Model(Protocol):
+    """The whole contract: these two methods serve.
+
+    A class may add any of:
+
+    - `infer_batch(list of inputs) -> list of outputs`: requests are batched.
+    - `stream(inputs)`: a sync or async generator of `{"text": delta}`.
+    - `check_health()`: raises when the replica must be replaced.
+    - `close()`: frees what `load` took.
+    - `create_asgi_app()`: sync or async, called once after `load`; its ASGI application replaces
+      the generic one.
+    - `tokenizer`: an attribute with `apply_chat_template` and `encode`, used for chat and usage.
+
+    `infer` and `stream` may be `async`. A class needs no base class and no knowledge of Ray.
+    """
+
+    def load(self, cfg: dict[str, Any]) -> None:
+        """Loads the weights. `cfg` is the whole configuration, every section present."""
+
+    def infer(self, inputs: dict[str, Any]) -> Any:
+        """Answers one request."""
+
+
+class StreamingModel(Protocol):
+    """The optional streaming method of a model."""
+
+    def stream(self, inputs: dict[str, Any]) -> Iterator[Any] | AsyncIterator[Any]:
+        """Yields `{"text": delta}` (text) or any JSON value (other tasks)."""
+
+
+@dataclass(frozen=True, slots=True)
+class FamilySpec:
+    """A family's entry in the registry. Importing its module imports no engine.
+
+    Attributes:
+        name: What `model.family` says, such as `vllm`.
+        class_path: `package.module:Class` of the class with `load` and `infer`.
+        tasks: The values of `task` that the family can do.
+        engine_config: Pydantic model that `serving.engine` must satisfy, or None for any mapping.
+        takes_adapters: Whether `serving.adapters` and `model_optim.lora` mean something.
+        needs_weights: Whether `model.name_or_path` is required.
+        on_event_loop: Whether the async methods of the class may run on the replica's own event
+            loop. Only for code that is known never to block.
+        tensor_parallel: Whether a whole number of GPUs above 1 means one engine over a placement
+            group with one bundle for each GPU.
+        max_ongoing_requests: Computes the default from the configuration (as a nested dict), or
+            None for the general rule: 64 for a class with `infer_batch` or `stream`, else 1.
+        check: Finds faults that a schema cannot, as (dotted path, message, fix); the configuration
+            arrives as a nested dict.
+    """
+
+    name: str
+    class_path: str
+    tasks: tuple[str, ...] = TASKS
+    engine_config: type[BaseModel] | None = None
+    takes_adapters: bool = False
+    needs_weights: bool = False
+    on_event_loop: bool = False
+    tensor_parallel: bool = False
+    max_ongoing_requests: Callable[[Mapping[str, Any]], int] | None = None
+    check: Callable[[Mapping[str, Any]], list[tuple[str, str, str]]] | None = None
+    model_class: type[Model] | None = None
+    """The class itself, for one registered in this process by `register_model`."""
+
+    def load_class(self) -> type[Model]:
+        """Imports and returns the family's class."""
+        if self.model_class is not None:
+            return self.model_class
+        module, _, attribute = self.class_path.partition(":")
+        return cast("type[Model]", getattr(importlib.import_module(module), attribute))

@@ -1,0 +1,200 @@
+"""Every error that the product raises on purpose, each with its HTTP status and OpenAI type.
+
+Knows nothing of HTTP servers, Ray or families: a server turns `to_envelope()` into a response.
+
+    TruthGPTError
+    ├── ConfigError              invalid YAML or arguments: a list of faults with place, value and fix
+    ├── RegistryError            a family that is unknown or registered twice
+    ├── RequestError             400  the client's request cannot be served as it is
+    │   ├── UnsupportedError     400  a field or a route that this model does not have
+    │   ├── ModelNotFoundError   404
+    │   ├── RouteNotFoundError   404
+    │   ├── MethodError          405
+    │   ├── SlowRequestError     408
+    │   └── TooLargeError        413
+    ├── OverloadedError          429  every queue is full
+    ├── PassedError              its own: a plain-text error of an application, put into the envelope
+    └── ServerError              500  the model's code failed
+        ├── UpstreamError        502  a replica died or answered something that is not HTTP
+        ├── UnavailableError     503  the model is starting, or failed
+        └── DeadlineError        504  the model did not answer in time
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+class TruthGPTError(Exception):
+    """Base of all errors of this package.
+
+    Attributes:
+        status: HTTP status code that a client sees.
+        type: OpenAI's error type (`error.type` in the envelope).
+        code: OpenAI's error code, or None.
+        param: The request field at fault, or None.
+        retry_after_s: Seconds for the `Retry-After` header, or None.
+    """
+
+    status: int = 500
+    type: str = "server_error"
+    default_code: str | None = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code if code is not None else self.default_code
+        self.retry_after_s = retry_after_s
+
+    def to_envelope(self) -> dict[str, Any]:
+        """Returns OpenAI's error envelope, `{"error": {"message", "type", "param", "code"}}`."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One mistake in a configuration.
+
+    Attributes:
+        place: File and dotted path, such as `configs/models/x.yaml: serving.autoscaling.min_replicas`.
+        message: What is wrong, with the value that was found.
+        fix: What to write instead, or an empty string.
+    """
+
+    place: str
+    message: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.place}: {self.message}"
+        return f"{text} ({self.fix})" if self.fix else text
+
+
+class ConfigError(TruthGPTError):
+    """A configuration that cannot be used; `faults` holds every mistake that was found."""
+
+    status = 400
+    type = "invalid_request_error"
+
+    def __init__(self, faults: list[Fault]) -> None:
+        super().__init__("\n".join(str(fault) for fault in faults))
+        self.faults = faults
+
+
+class RegistryError(TruthGPTError):
+    """A family name that is unknown, or that two classes claim."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class RequestError(TruthGPTError):
+    """The request is malformed, or asks for what the model cannot do."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class UnsupportedError(RequestError):
+    """The model has no such route, or cannot honour a field of the request."""
+
+    default_code = "unsupported"
+
+
+class ModelNotFoundError(RequestError):
+    """No application and no adapter has the model name of the request."""
+
+    status = 404
+    default_code = "model_not_found"
+
+
+class RouteNotFoundError(RequestError):
+    """The path names nothing that this server has."""
+
+    status = 404
+    default_code = "not_found"
+
+
+class MethodError(RequestError):
+    """The path exists, but not for this HTTP method."""
+
+    status = 405
+    default_code = "method_not_allowed"
+
+
+class SlowRequestError(RequestError):
+    """The request's body did not arrive in time."""
+
+    status = 408
+    default_code = "request_timeout"
+
+
+class TooLargeError(RequestError):
+    """The body is larger than the configured limit."""
+
+    status = 413
+    default_code = "request_too_large"
+
+
+class OverloadedError(TruthGPTError):
+    """Every queue is full; the client should come back after `retry_after_s`."""
+
+    status = 429
+    type = "rate_limit_error"
+    default_code = "overloaded"
+
+
+class PassedError(TruthGPTError):
+    """A plain-text error of an application, in the envelope and with its own status."""
+
+    type = "api_error"
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        if status == OverloadedError.status:
+            self.type = OverloadedError.type
+            self.code = OverloadedError.default_code
+
+
+class ServerError(TruthGPTError):
+    """The model's code failed; the traceback is in the replica's log."""
+
+
+class UpstreamError(ServerError):
+    """A replica died, or the connection to it broke, before the answer was whole."""
+
+    status = 502
+    default_code = "upstream_error"
+
+
+class UnavailableError(ServerError):
+    """The model exists but cannot answer now."""
+
+    status = 503
+    type = "service_unavailable"
+    default_code = "model_unavailable"
+
+
+class DeadlineError(ServerError):
+    """The model did not answer within the configured time."""
+
+    status = 504
+    type = "timeout_error"
+    default_code = "timeout"

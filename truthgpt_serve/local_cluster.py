@@ -1,0 +1,226 @@
+"""A Ray cluster of its own on this machine, with its own ports and folders, for tests and benchmarks.
+
+Runs the same programs as an operator does (`ray start`, `serve deploy`). Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+
+from truthgpt_serve.processes import create_run_environment, create_run_id, end_run
+
+START_TIMEOUT_S = 90.0
+STOP_TIMEOUT_S = 30.0
+
+
+def free_port() -> int:
+    """Returns a port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class LocalCluster:
+    """One head node; use it as a context manager, which ends every process it started.
+
+    Args:
+        ray_env: `configs/ray.env`, or None for Ray's defaults (its Python proxy).
+        env: Variables on top.
+        num_cpus: Logical cores that Ray may hand out.
+    """
+
+    def __init__(
+        self,
+        ray_env: Path | None,
+        *,
+        env: Mapping[str, str] | None = None,
+        num_cpus: int = 8,
+    ) -> None:
+        self.run_id = create_run_id()
+        self.port = free_port()
+        self.dashboard_port = free_port()
+        self.metrics_port = free_port()
+        self._num_cpus = num_cpus
+        # Short, because Ray puts UNIX sockets into it and their paths are limited to 107 bytes.
+        self.folder = Path(tempfile.mkdtemp(prefix="tg"))
+        haproxy = self.folder / "haproxy"
+        self.env = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            **(read_environment_file(ray_env) if ray_env is not None else {}),
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+            **(env or {}),
+            **create_run_environment(self.run_id),
+        }
+
+    @property
+    def url(self) -> str:
+        """The service's address."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def dashboard_url(self) -> str:
+        """Where `serve deploy -a` and `serve status -a` look."""
+        return f"http://127.0.0.1:{self.dashboard_port}"
+
+    def __enter__(self) -> Self:
+        """Starts Ray."""
+        try:
+            self._run(
+                "ray", "start", "--head", "--port", str(free_port()),
+                "--num-cpus", str(self._num_cpus), "--temp-dir", str(self.folder / "ray"),
+                "--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.dashboard_port),
+                "--dashboard-agent-listen-port", str(free_port()),
+                "--ray-client-server-port", str(free_port()),
+                "--metrics-export-port", str(self.metrics_port),
+                "--object-store-memory", str(200 * 1024 * 1024),
+            )  # fmt: skip
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Ends everything."""
+        self.close()
+
+    def close(self) -> None:
+        """Ends every process of the cluster and removes its folder."""
+        end_run(self.run_id, timeout_s=STOP_TIMEOUT_S)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _run(self, *command: str) -> str:
+        done = subprocess.run(
+            command,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=START_TIMEOUT_S,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
+        return done.stdout
+
+    def deploy(self, applications: list[dict[str, Any]], **top: Any) -> None:
+        """Makes these the cluster's applications; returns before they are running."""
+        config = {
+            "proxy_location": "EveryNode",
+            "http_options": {"host": "127.0.0.1", "port": self.port},
+            "logging_config": {"enable_access_log": False},
+            "applications": applications,
+            **top,
+        }
+        path = self.folder / "serve.yaml"
+        path.write_text(yaml.safe_dump(config))
+        self._run("serve", "deploy", "--address", self.dashboard_url, str(path))
+
+    def details(self) -> dict[str, Any]:
+        """Returns Serve's own account of the cluster."""
+        address = f"{self.dashboard_url}/api/serve/applications/"
+        with urllib.request.urlopen(address, timeout=30) as answer:
+            value: dict[str, Any] = json.load(answer)
+        return value
+
+    def statuses(self) -> dict[str, str]:
+        """Returns the status of each application."""
+        return {
+            name: value["status"] for name, value in self.details().get("applications", {}).items()
+        }
+
+    def wait_until_ready(self, names: list[str], *, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Waits until these applications are RUNNING and the router lists the models among them.
+
+        Raises:
+            TimeoutError: They are not after `timeout_s`; the message holds Serve's own account.
+        """
+        deadline = time.monotonic() + timeout_s
+        statuses: dict[str, str] = {}
+        while time.monotonic() < deadline:
+            statuses = self.statuses()
+            if all(statuses.get(name) == "RUNNING" for name in names) and self._is_ready():
+                return
+            if "DEPLOY_FAILED" in statuses.values():
+                break
+            time.sleep(0.2)
+        messages = {
+            name: value.get("message") for name, value in self.details()["applications"].items()
+        }
+        raise TimeoutError(f"not ready after {timeout_s:g} s: {statuses} {messages}")
+
+    def _is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/ready", timeout=5):
+                return True
+        except (OSError, urllib.error.URLError):
+            return False
+
+    def replica_pids(self, application: str) -> list[int]:
+        """Returns the process ids of an application's running replicas."""
+        deployments = self.details()["applications"][application]["deployments"].values()
+        return [
+            replica["pid"]
+            for deployment in deployments
+            for replica in deployment["replicas"]
+            if replica["state"] == "RUNNING"
+        ]
+
+
+def read_environment_file(path: Path) -> dict[str, str]:
+    """Reads lines of NAME=VALUE; blank lines and comments are left out."""
+    values = {}
+    for line in path.read_text().splitlines():
+        text = line.strip()
+        if text and not text.startswith("#"):
+            name, _, value = text.partition("=")
+            values[name.strip()] = value.strip()
+    return values
+
+
+def model_application(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the Serve file's entry of a model with these configuration keys."""
+    return {
+        "name": name,
+        "route_prefix": f"/models/{name}",
+        "import_path": "truthgpt_serve.app:model",
+        "args": dict(config),
+    }
+
+
+def router_application(port: int, **config: Any) -> dict[str, Any]:
+    """Returns the Serve file's entry of the router, for a proxy on this port."""
+    return {
+        "name": "router",
+        "route_prefix": "/",
+        "import_path": "truthgpt_serve.app:router",
+        "args": {"proxy_port": port, **config},
+    }

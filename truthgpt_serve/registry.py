@@ -1,0 +1,158 @@
+"""The families that exist: built-in ones and other packages' by entry point, a user's own by decorator.
+
+Imports no family until its name is asked for, and no engine before its class is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import TypeVar
+
+from truthgpt_serve.contract import FAMILY_ENTRY_POINTS, FamilySpec, Model
+from truthgpt_serve.errors import RegistryError
+
+logger = logging.getLogger(__name__)
+ClassT = TypeVar("ClassT", bound=type)
+
+
+class ModelRegistry(Mapping[str, FamilySpec]):
+    """A read-only mapping of family name to `FamilySpec`; `register` is the only way in."""
+
+    def __init__(self, group: str = FAMILY_ENTRY_POINTS) -> None:
+        self._group = group
+        self._registered: dict[str, FamilySpec] = {}
+        self._entry_points: dict[str, EntryPoint] | None = None
+
+    def register(self, spec: FamilySpec) -> None:
+        """Adds a family of the user's own.
+
+        A name that an entry point has is taken over, with a log line.
+
+        Raises:
+            RegistryError: Another class was registered under this name.
+        """
+        present = self._registered.get(spec.name)
+        if present is not None and present.class_path != spec.class_path:
+            raise RegistryError(
+                f"model family {spec.name!r} is registered twice: by {present.class_path} and by "
+                f"{spec.class_path}; give one of them another name"
+            )
+        if present is None and spec.name in self._found():
+            logger.warning(
+                "model family %r: %s replaces the built-in one", spec.name, spec.class_path
+            )
+        self._registered[spec.name] = spec
+
+    def _found(self) -> dict[str, EntryPoint]:
+        if self._entry_points is None:
+            found: dict[str, EntryPoint] = {}
+            for point in entry_points(group=self._group):
+                other = found.get(point.name)
+                if other is not None and other.value != point.value:
+                    raise RegistryError(
+                        f"model family {point.name!r} comes from two packages: {other.value} and "
+                        f"{point.value}; uninstall one of them"
+                    )
+                found[point.name] = point
+            self._entry_points = found
+        return self._entry_points
+
+    def __getitem__(self, name: str) -> FamilySpec:
+        if name in self._registered:
+            return self._registered[name]
+        point = self._found().get(name)
+        if point is None:
+            raise KeyError(name)
+        spec = point.load()
+        if not isinstance(spec, FamilySpec):
+            raise RegistryError(
+                f"entry point {point.value!r} of family {name!r} is a {type(spec).__name__}, "
+                "not a FamilySpec"
+            )
+        return spec
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted({*self._found(), *self._registered}))
+
+    def __len__(self) -> int:
+        return len({*self._found(), *self._registered})
+
+    def registered_names(self) -> frozenset[str]:
+        """Returns the names that `register` added in this process."""
+        return frozenset(self._registered)
+
+    def find(self, name: str) -> FamilySpec:
+        """Returns the family called `name`.
+
+        Raises:
+            RegistryError: No such family; the message lists the known ones.
+        """
+        try:
+            return self[name]
+        except KeyError:
+            near = difflib.get_close_matches(name, list(self), n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise RegistryError(
+                f"unknown model family {name!r}; {hint}known families: {', '.join(self)}; "
+                "a class of your own is registered by naming its module in `model.import`"
+            ) from None
+
+
+MODEL_REGISTRY = ModelRegistry()
+
+
+def register_model(name: str) -> Callable[[ClassT], ClassT]:
+    """Registers a class with `load(cfg)` and `infer(inputs)` as the family `name`.
+
+    Raises:
+        RegistryError: The class lacks one of the two methods, the name is not usable, or another
+            class has it.
+    """
+    if not isinstance(name, str) or not name:
+        raise RegistryError(
+            f"register_model takes a family name, not {name!r}: write @register_model('my-family')"
+        )
+
+    def decorate(cls: ClassT) -> ClassT:
+        missing = [method for method in ("load", "infer") if not callable(getattr(cls, method, None))]
+        if missing:
+            raise RegistryError(
+                f"{cls.__qualname__} cannot be the model family {name!r}: it has no "
+                f"{' and no '.join(f'`{method}`' for method in missing)} method"
+            )
+        path = f"{cls.__module__}:{cls.__qualname__}"
+        MODEL_REGISTRY.register(FamilySpec(name=name, class_path=path, model_class=cls))
+        return cls
+
+    return decorate
+
+
+def import_user_module(module: str) -> frozenset[str]:
+    """Imports the module that `model.import` names; returns the family names it registers.
+
+    A second import returns the same names.
+
+    Raises:
+        RegistryError: The module cannot be imported; the cause is chained.
+    """
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        raise RegistryError(
+            f"cannot import {module!r} ({type(error).__name__}: {error}); the module must be in the "
+            "working directory, in the Serve file's `working_dir` or `py_modules`, or installed"
+        ) from error
+    return frozenset(
+        name
+        for name in MODEL_REGISTRY.registered_names()
+        if MODEL_REGISTRY[name].class_path.partition(":")[0].startswith(module)
+    )
+
+
+def model_class(name: str) -> type[Model]:
+    """Returns the class of the family `name`; see `ModelRegistry.find` for the errors."""
+    return MODEL_REGISTRY.find(name).load_class()

@@ -1,0 +1,71 @@
+"""The two Serve deployment classes: a model's replica and the router's.
+
+Plain classes: `truthgpt_serve.app` makes deployments of them. They know neither family nor engine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve
+
+from truthgpt_serve.checks import resolve_family
+from truthgpt_serve.config import load_model_config, load_router_config
+from truthgpt_serve.router.app import RouterApp
+from truthgpt_serve.serve_state import fetch_serve_state, worker_proxy_port
+from truthgpt_serve.server import ModelHost
+
+
+class ModelReplica:
+    """One replica of one model: loads it and serves its ASGI application.
+
+    Args:
+        cfg: The model's whole configuration as a nested dict.
+    """
+
+    def __init__(self, cfg: dict[str, Any]) -> None:
+        config = load_model_config(cfg)
+        name = serve.get_replica_context().app_name
+        self._host = ModelHost(resolve_family(config), config.to_cfg(), name=name)
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        """Loads the model; Serve calls this once, before the replica takes requests."""
+        try:
+            await self._host.start()
+            return await self._host.create_asgi_app()
+        except BaseException:
+            await self._host.close()
+            raise
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Takes the model card, which only the router reads."""
+
+    async def check_health(self) -> None:
+        """Raises when the engine is dead, so that Serve replaces the replica."""
+        await self._host.check_health()
+
+    async def __del__(self) -> None:
+        """Frees the engine; Serve awaits this at the end of a graceful shutdown."""
+        await self._host.close()
+
+
+class Router:
+    """One replica of the router.
+
+    Args:
+        config: The router's configuration as a nested dict.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._config = load_router_config(config)
+        port = worker_proxy_port() or self._config.proxy_port
+        self._app = RouterApp(self._config, fetch_serve_state, port)
+
+    async def __serve_build_asgi_app__(self) -> RouterApp:
+        """Starts to follow the applications."""
+        await self._app.start()
+        return self._app
+
+    async def __del__(self) -> None:
+        """Stops following."""
+        await self._app.close()

@@ -1,0 +1,247 @@
+"""Which models exist, where they are mounted and whether they can answer now.
+
+Follows the applications by polling Serve's proxy, which is cheap, and asks the controller only when something
+changed or a request needs to know. Knows nothing of HTTP requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from truthgpt_serve.errors import ModelNotFoundError, TruthGPTError, UnavailableError
+from truthgpt_serve.serve_state import ApplicationState, ServeState
+
+logger = logging.getLogger(__name__)
+
+MODELS_PREFIX = "/models/"
+ROUTES_PERIOD_S = 1.0
+"""How often the proxy's route table is read."""
+STATE_PERIOD_S = 10.0
+"""How often the controller is asked when nothing seems to change."""
+UNSETTLED_PERIOD_S = 2.0
+"""How often it is asked while an application is not RUNNING with a replica."""
+MIN_REFRESH_PERIOD_S = 1.0
+"""Requests for unknown models ask the controller at most this often."""
+FETCH_TIMEOUT_S = 10.0
+RETRY_AFTER_S = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """One name that clients may send as `model`.
+
+    Attributes:
+        name: The model name or adapter name.
+        application: The application that serves it.
+        prefix: Where that application is mounted, percent-encoded, such as `b"/models/echo"`.
+        running: Whether a replica was running when last asked.
+        error: What a request gets instead of being relayed, or None.
+        created: When it was deployed, seconds since the epoch.
+        card: What the application says of itself.
+        parent: The model whose adapter this is, or None.
+    """
+
+    name: str
+    application: str
+    prefix: bytes
+    running: bool
+    error: str | None
+    created: int
+    card: dict[str, Any]
+    parent: str | None = None
+
+
+class Catalogue:
+    """The models of this Serve instance, kept current by a background task.
+
+    Args:
+        fetch_state: Asks the controller; runs in a thread.
+        fetch_routes: Returns the proxy's route table as bytes, only to see whether it changed.
+    """
+
+    def __init__(
+        self,
+        fetch_state: Callable[[], ServeState],
+        fetch_routes: Callable[[], Awaitable[bytes]],
+    ) -> None:
+        self._fetch_state = fetch_state
+        self._fetch_routes = fetch_routes
+        self._entries: dict[str, ModelEntry] = {}
+        self._states: dict[str, ApplicationState] = {}
+        self._ran: set[str] = set()
+        self._routes = b""
+        self._refreshed_at_s = float("-inf")
+        self._refreshing: asyncio.Task[None] | None = None
+        self._follower: asyncio.Task[None] | None = None
+
+    # -- reading
+
+    def __getitem__(self, name: str) -> ModelEntry:
+        return self._entries[name]
+
+    def entries(self) -> list[ModelEntry]:
+        """Returns all models and adapters, by name."""
+        return sorted(self._entries.values(), key=lambda entry: entry.name)
+
+    def states(self) -> list[ApplicationState]:
+        """Returns the model applications as last seen, by name."""
+        return sorted(self._states.values(), key=lambda state: state.name)
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the controller has answered once."""
+        return self._refreshed_at_s > float("-inf")
+
+    def is_running(self, name: str) -> bool:
+        """Whether a replica of this model was running when last asked."""
+        entry = self._entries.get(name)
+        return entry is not None and entry.running
+
+    async def resolve(self, name: str) -> ModelEntry:
+        """Returns the entry of a model that a request may be relayed to.
+
+        Raises:
+            ModelNotFoundError: No model has this name; the message lists those that exist.
+            UnavailableError: The model has never run, or failed.
+        """
+        entry = self._entries.get(name)
+        if entry is not None and entry.running:
+            return entry
+        try:
+            await self.refresh(max_age_s=MIN_REFRESH_PERIOD_S)
+        except (RuntimeError, TimeoutError) as error:
+            logger.warning("Serve's controller does not answer: %s", error)
+            if not self.loaded:
+                raise UnavailableError(
+                    "the service is starting", retry_after_s=RETRY_AFTER_S
+                ) from error
+        entry = self._entries.get(name)
+        if entry is None:
+            known = ", ".join(sorted(self._entries)) or "none yet"
+            raise ModelNotFoundError(
+                f"The model {name!r} does not exist. Models that do: {known}", param="model"
+            )
+        if entry.error is not None:
+            raise UnavailableError(entry.error, retry_after_s=RETRY_AFTER_S)
+        return entry
+
+    # -- following
+
+    async def start(self) -> None:
+        """Starts to follow the applications; `stop` ends it."""
+        self._follower = asyncio.create_task(self._follow(), name="catalogue")
+
+    async def stop(self) -> None:
+        """Stops following."""
+        for task in (self._follower, self._refreshing):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        self._follower = self._refreshing = None
+
+    async def _follow(self) -> None:
+        failing = False
+        while True:
+            try:
+                async with asyncio.timeout(FETCH_TIMEOUT_S):
+                    routes = await self._fetch_routes()
+                changed, self._routes = routes != self._routes, routes
+                await self.refresh(max_age_s=0.0 if changed else self._period_s())
+                failing = False
+            except (TruthGPTError, TimeoutError, RuntimeError) as error:
+                if not failing:
+                    logger.warning("cannot follow the applications for now: %s", error)
+                failing = True
+                with contextlib.suppress(RuntimeError, TimeoutError):
+                    await self.refresh(max_age_s=UNSETTLED_PERIOD_S)
+            await asyncio.sleep(ROUTES_PERIOD_S)
+
+    def _period_s(self) -> float:
+        settled = all(
+            state.status == "RUNNING" and state.num_running_replicas
+            for state in self._states.values()
+        )
+        return STATE_PERIOD_S if settled else UNSETTLED_PERIOD_S
+
+    async def refresh(self, *, max_age_s: float) -> None:
+        """Asks the controller unless it answered within the last `max_age_s`; callers share one call.
+
+        Raises:
+            RuntimeError: The controller did not answer.
+            TimeoutError: It took longer than 10 s.
+        """
+        if time.monotonic() - self._refreshed_at_s < max_age_s:
+            return
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.create_task(self._refresh(), name="catalogue refresh")
+        await asyncio.shield(self._refreshing)  # a client that leaves must not end it for the others
+
+    async def _refresh(self) -> None:
+        async with asyncio.timeout(FETCH_TIMEOUT_S):
+            state = await asyncio.to_thread(self._fetch_state)
+        self.update(state)
+
+    def update(self, state: ServeState) -> None:
+        """Takes over what the controller said."""
+        states = {
+            name: application
+            for name, application in state.applications.items()
+            if (application.route_prefix or "").startswith(MODELS_PREFIX)
+        }
+        self._ran &= states.keys()
+        self._ran |= {
+            name for name, app in states.items() if app.num_running_replicas or app.status == "RUNNING"
+        }
+        entries: dict[str, ModelEntry] = {}
+        for name, application in states.items():
+            for entry in _entries(application, has_run=name in self._ran):
+                entries.setdefault(entry.name, entry)
+        self._entries, self._states = entries, states
+        self._refreshed_at_s = time.monotonic()
+
+
+def _entries(application: ApplicationState, *, has_run: bool) -> list[ModelEntry]:
+    card = application.card or {}
+    model = ModelEntry(
+        name=application.name,
+        application=application.name,
+        prefix=quote(application.route_prefix or "").encode(),
+        running=application.num_running_replicas > 0,
+        error=_why_unavailable(application, has_run=has_run),
+        created=int(application.deployed_at_s),
+        card=card,
+    )
+    adapters = [
+        ModelEntry(
+            name=adapter,
+            application=model.application,
+            prefix=model.prefix,
+            running=model.running,
+            error=model.error,
+            created=model.created,
+            card=card,
+            parent=model.name,
+        )
+        for adapter in card.get("adapters", [])
+    ]
+    return [model, *adapters]
+
+
+def _why_unavailable(application: ApplicationState, *, has_run: bool) -> str | None:
+    if application.num_running_replicas:
+        return None
+    if application.status == "DEPLOY_FAILED":
+        return f"The model {application.name!r} failed to start; its reason is in `serve status`"
+    if application.status == "DELETING":
+        return f"The model {application.name!r} is being removed"
+    if not has_run:
+        return f"The model {application.name!r} is starting; try again in a few seconds"
+    return None

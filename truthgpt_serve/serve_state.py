@@ -1,0 +1,116 @@
+"""Reads from Ray Serve what the router needs: which applications exist, in what state, with which card.
+
+The one file that goes beyond Ray's public API: `serve.status()` leaves out deployment configurations and the
+proxy's port, so the call beneath it is used. The answer itself has a public schema
+(`ray.serve.schema.ServeInstanceDetails`). Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+CARD_KEY = "card"
+"""Key of a model's card in its deployment's `user_config`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApplicationState:
+    """One application of this Serve instance.
+
+    Attributes:
+        name: Application name.
+        route_prefix: Where it is mounted, or None while that is unknown.
+        status: Serve's status: NOT_STARTED, DEPLOYING, RUNNING, UNHEALTHY, DEPLOY_FAILED, DELETING.
+        message: Serve's explanation of the status.
+        num_running_replicas: Replicas of all its deployments in state RUNNING.
+        card: What the application published about itself, or None.
+        deployed_at_s: When it was deployed, seconds since the epoch.
+    """
+
+    name: str
+    route_prefix: str | None
+    status: str
+    message: str
+    num_running_replicas: int
+    card: dict[str, Any] | None
+    deployed_at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ServeState:
+    """All applications by name, and the port of Serve's proxies."""
+
+    applications: dict[str, ApplicationState] = field(default_factory=dict)
+    proxy_port: int | None = None
+
+
+def fetch_serve_state() -> ServeState:
+    """Asks the Serve controller; blocks for some 10 ms, so call it off the event loop.
+
+    Raises:
+        RuntimeError: Serve is not running, or Ray's interface moved.
+    """
+    try:
+        from ray.serve.context import _get_global_client
+    except ImportError as error:
+        raise RuntimeError(
+            "ray.serve.context._get_global_client is gone: adapt truthgpt_serve/serve_state.py to "
+            "this version of Ray (2.60.0 is the one it was written for)"
+        ) from error
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        raise RuntimeError("Ray Serve is not running")
+    return parse_details(client.get_serve_details())
+
+
+def parse_details(details: dict[str, Any]) -> ServeState:
+    """Turns `ServeInstanceDetails` (as JSON-like data) into a `ServeState`."""
+    return ServeState(
+        applications={
+            name: _application(name, value) for name, value in details["applications"].items()
+        },
+        proxy_port=(details.get("http_options") or {}).get("port"),
+    )
+
+
+def _application(name: str, details: dict[str, Any]) -> ApplicationState:
+    deployments = details["deployments"].values()
+    card = None
+    for deployment in deployments:
+        user_config = (deployment.get("deployment_config") or {}).get("user_config")
+        if isinstance(user_config, dict) and CARD_KEY in user_config:
+            card = user_config[CARD_KEY]
+    configured = details.get("deployed_app_config") or {}
+    return ApplicationState(
+        name=name,
+        route_prefix=details.get("route_prefix") or configured.get("route_prefix"),
+        status=str(getattr(details["status"], "value", details["status"])),
+        message=details.get("message") or "",
+        num_running_replicas=sum(
+            1
+            for deployment in deployments
+            for replica in deployment["replicas"]
+            if str(getattr(replica["state"], "value", replica["state"])) == "RUNNING"
+        ),
+        card=card,
+        deployed_at_s=float(details.get("last_deployed_time_s") or 0.0),
+    )
+
+
+def worker_proxy_port() -> int | None:
+    """Returns the port of this node's proxy if Ray was told another one for this node."""
+    value = os.environ.get("RAY_SERVE_WORKER_PROXY_HTTP_PORT", "")
+    return int(value) if value.isdigit() else None
+
+
+def metrics_address() -> tuple[str, int] | None:
+    """Returns host and port of this node's Prometheus exporter, or None; blocks for a few ms."""
+    import ray
+
+    node_id = ray.get_runtime_context().get_node_id()
+    for node in ray.nodes():
+        if node["NodeID"] == node_id and node.get("MetricsExportPort"):
+            return node["NodeManagerAddress"], int(node["MetricsExportPort"])
+    return None
