@@ -5,6 +5,7 @@ Plain classes: `truthgpt_serve.app` makes deployments of them. They know neither
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from ray import serve
@@ -12,7 +13,7 @@ from ray import serve
 from truthgpt_serve.checks import resolve_family
 from truthgpt_serve.config import load_model_config, load_router_config
 from truthgpt_serve.router.app import RouterApp
-from truthgpt_serve.serve_state import fetch_serve_state, worker_proxy_port
+from truthgpt_serve.serve_state import DEFAULT_PROXY_PORT, fetch_serve_state, worker_proxy_port
 from truthgpt_serve.server import ModelHost
 
 
@@ -58,14 +59,10 @@ class Router:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._config = load_router_config(config)
-        port = worker_proxy_port() or self._config.proxy_port
-        self._app = RouterApp(self._config, fetch_serve_state, port)
 
     async def __serve_build_asgi_app__(self) -> RouterApp:
-        """Starts to follow the applications."""
-        await self._app.start()
-        return self._app
-
-    async def __del__(self) -> None:
-        """Stops following."""
-        await self._app.close()
+        """Finds this node's proxy; the application starts with Serve's lifespan event."""
+        port = worker_proxy_port() or self._config.proxy_port
+        if port is None:
+            port = (await asyncio.to_thread(fetch_serve_state)).proxy_port
+        return RouterApp(self._config, fetch_serve_state, port or DEFAULT_PROXY_PORT)

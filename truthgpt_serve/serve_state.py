@@ -14,6 +14,8 @@ from typing import Any
 CARD_KEY = "card"
 """Key of a model's card in its deployment's `user_config`."""
 
+DEFAULT_PROXY_PORT = 8000
+
 
 @dataclass(frozen=True, slots=True)
 class ApplicationState:

@@ -59,12 +59,7 @@ class RouterApp:
         self._relay = Relay(self._pool, config, self.catalogue.is_running)
         self._pages = Pages(self.catalogue, self._fetch_metrics)
 
-    async def start(self) -> None:
-        """Starts to follow the applications."""
-        await self.catalogue.start()
-
-    async def close(self) -> None:
-        """Stops following and closes idle connections."""
+    async def _close(self) -> None:
         await self.catalogue.stop()
         self._pool.close()
         if self._exporter is not None:
@@ -87,7 +82,7 @@ class RouterApp:
     # -- ASGI
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one ASGI connection."""
+        """Serves one ASGI connection; the lifespan's start and end are the router's."""
         if scope["type"] == "http":
             await self._serve_http(scope, receive, send)
         elif scope["type"] == "websocket":
@@ -95,7 +90,15 @@ class RouterApp:
             await receive()
             await send({"type": "websocket.close", "code": 1008, "reason": "no WebSockets here"})
         else:
-            await _serve_lifespan(receive, send)
+            await self._serve_lifespan(receive, send)
+
+    async def _serve_lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        await self.catalogue.start()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._close()
+        await send({"type": "lifespan.shutdown.complete"})
 
     async def _serve_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -176,12 +179,3 @@ def _no_route(method: str, path: str) -> TruthGPTError:
     if path.startswith(("/v1/", "/v2/")):
         return MethodError(f"{path} takes POST with a `model` in its body, not {method}")
     return RouteNotFoundError(f"there is no {path} here; the routes are listed at /docs")
-
-
-async def _serve_lifespan(receive: Receive, send: Send) -> None:
-    while True:
-        message = await receive()
-        await send({"type": message["type"] + ".complete"})
-        if message["type"] == "lifespan.shutdown":
-            return
-

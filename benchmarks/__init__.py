@@ -1,0 +1,1 @@
+"""Benchmarks: programs that measure ratios, alternated in one run; results in `results/`."""

@@ -1,0 +1,36 @@
+"""What all tests share: no network, and a time limit that fits the folder.
+
+Knows nothing of Ray; the fixtures that start a cluster are in tests/serve/conftest.py.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns whenever a test forks
+
+ROOT = Path(__file__).resolve().parent.parent
+UNIT_TIMEOUT_S = 120
+SERVE_TIMEOUT_S = 300
+"""A test's limit includes its module's cluster, which starts in 10 to 40 s on two cores."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what needs a cluster, and gives it more time."""
+    for item in items:
+        is_serve = (ROOT / "tests" / "serve") in item.path.parents
+        if is_serve:
+            item.add_marker(pytest.mark.serve)
+        if item.get_closest_marker("timeout") is None:
+            limit = SERVE_TIMEOUT_S if is_serve else UNIT_TIMEOUT_S
+            item.add_marker(pytest.mark.timeout(limit))
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository's root folder."""
+    return ROOT

@@ -1,0 +1,384 @@
+"""The vLLM family with its real engine on CPU, over real HTTP, without Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+
+from deployments.vllm.tiny_model import make_tiny_adapter, make_tiny_llama
+
+PROGRAMS = Path(__file__).parent / "programs"
+PROMPTS = ["Hello world", "The quick brown fox", "Once upon a time there was a", "12 + 30 ="]
+TOKENS = 24
+START_TIMEOUT_S = 100
+
+pytestmark = pytest.mark.timeout(150)
+
+
+@dataclass
+class Server:
+    """A running `vllm_server.py`."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    make_tiny_llama(folder / "llama")
+    make_tiny_adapter(folder / "adapter")
+    return folder
+
+
+def make_config(folder: Path, **changes: Any) -> dict[str, Any]:
+    engine = {
+        "enforce_eager": True,
+        "max_model_len": 1024,
+        "kv_cache_memory_bytes": "64M",
+        "enable_auto_tool_choice": True,
+        "tool_call_parser": "hermes",
+    }
+    engine |= changes.pop("engine", {})
+    return {
+        "model": {"name_or_path": str(folder / "llama")},
+        "hardware": {"gpus": 0, "cpus": 1},
+        "model_optim": {"dtype": "float32"},
+        "serving": {"engine": engine, **changes.pop("serving", {})},
+        **changes,
+    }
+
+
+def run_program(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, PROGRAMS / name, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=START_TIMEOUT_S,
+        env=environment(),
+    )
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+
+
+@contextlib.contextmanager
+def serve(config: dict[str, Any], log: Path) -> Iterator[Server]:
+    port = free_port()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, PROGRAMS / "vllm_server.py", str(port), "tiny", json.dumps(config)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment(),
+        )
+    server = Server(process, f"http://127.0.0.1:{port}", log)
+    tree: list[psutil.Process] = []
+    try:
+        wait_for(lambda: is_up(server), START_TIMEOUT_S, log)
+        tree = descendants(process.pid)
+        yield server
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(5)
+        assert not alive(tree, within_s=10)
+
+
+def is_up(server: Server) -> bool:
+    if server.process.poll() is not None:
+        pytest.fail(f"the server ended:\n{server.log.read_text()[-4000:]}")
+    try:
+        return httpx.get(f"{server.url}/check").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def wait_for(condition: Any, timeout_s: float, log: Path | None = None) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            text = log.read_text()[-4000:] if log else ""
+            pytest.fail(f"not reached within {timeout_s} s\n{text}")
+        time.sleep(0.1)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+def alive(processes: list[psutil.Process], *, within_s: float) -> list[psutil.Process]:
+    """Returns which processes still run after at most `within_s` seconds."""
+    deadline = time.monotonic() + within_s
+    while True:
+        left = [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    adapters = [{"name": "tiny-adapter", "path": str(folder / "adapter")}]
+    config = make_config(folder, serving={"adapters": adapters})
+    with serve(config, tmp_path_factory.mktemp("server") / "log") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> dict[str, list[str]]:
+    done = run_program(
+        "greedy_reference.py",
+        str(folder / "llama"),
+        str(folder / "adapter"),
+        str(TOKENS),
+        json.dumps(PROMPTS),
+    )
+    assert done.returncode == 0, done.stderr
+    texts: dict[str, list[str]] = json.loads(done.stdout)
+    return texts
+
+
+@pytest.mark.parametrize(("model", "key"), [("tiny", "alone"), ("tiny-adapter", "adapted")])
+def test_greedy_output_equals_transformers(
+    server: Server, reference: dict[str, list[str]], model: str, key: str
+) -> None:
+    for prompt, expected in zip(PROMPTS, reference[key], strict=True):
+        answer = server.client.completions.create(
+            model=model, prompt=prompt, max_tokens=TOKENS, temperature=0
+        )
+        assert answer.choices[0].text == expected
+        assert answer.model == model
+
+
+def test_adapter_changes_the_output(reference: dict[str, list[str]]) -> None:
+    assert reference["alone"] != reference["adapted"]
+
+
+def test_models_lists_model_and_adapter(server: Server) -> None:
+    assert [model.id for model in server.client.models.list()] == ["tiny", "tiny-adapter"]
+
+
+def test_chat_streams_what_it_answers_whole(server: Server) -> None:
+    request: dict[str, Any] = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": 16,
+        "temperature": 0,
+    }
+    whole = server.client.chat.completions.create(**request)
+    chunks = list(server.client.chat.completions.create(**request, stream=True))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text == whole.choices[0].message.content
+    assert len(chunks) > 8
+
+
+def test_json_schema_is_obeyed(server: Server) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "blue"]}, "sure": {"type": "boolean"}},
+        "required": ["colour", "sure"],
+        "additionalProperties": False,
+    }
+    answer = server.client.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "user", "content": "A colour?"}],
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "schema": schema, "strict": True},
+        },
+        max_tokens=300,
+        temperature=0,
+    )
+    value = json.loads(answer.choices[0].message.content or "")
+    assert value["colour"] in ("red", "blue")
+    assert isinstance(value["sure"], bool)
+
+
+def test_named_tool_is_called(server: Server) -> None:
+    parameters = {
+        "type": "object",
+        "properties": {"unit": {"enum": ["metre", "mile"]}},
+        "required": ["unit"],
+        "additionalProperties": False,
+    }
+    answer = server.client.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "user", "content": "How far?"}],
+        tools=[
+            {"type": "function", "function": {"name": "measure", "parameters": parameters}},
+        ],
+        tool_choice={"type": "function", "function": {"name": "measure"}},
+        max_tokens=300,
+        temperature=0,
+    )
+    calls = answer.choices[0].message.tool_calls
+    assert calls is not None
+    function: Any = calls[0]
+    assert function.function.name == "measure"
+    assert json.loads(function.function.arguments)["unit"] in ("metre", "mile")
+
+
+def test_unknown_model_is_404(server: Server) -> None:
+    with pytest.raises(openai.NotFoundError):
+        server.client.completions.create(model="nobody", prompt="Hi")
+
+
+@pytest.mark.parametrize("prefix", ["", "/models/tiny"])
+@pytest.mark.parametrize(("model", "key"), [("tiny", "alone"), ("tiny-adapter", "adapted")])
+def test_generic_route(
+    server: Server, reference: dict[str, list[str]], prefix: str, model: str, key: str
+) -> None:
+    inputs = {"text": PROMPTS[0], "max_new_tokens": TOKENS, "temperature": 0}
+    answer = httpx.post(
+        f"{server.url}{prefix}/v1/infer",
+        json={"model": model, "inputs": inputs},
+        headers={"x-request-id": "abc"},
+        timeout=60,
+    )
+    assert answer.json() == {
+        "model": model,
+        "outputs": {"text": reference[key][0], "finish_reason": "length"},
+    }
+    assert answer.headers["x-request-id"] == "abc"
+
+
+def test_vllm_answers_below_a_root_path(server: Server) -> None:
+    answer = httpx.post(
+        f"{server.url}/models/tiny/tokenize", json={"model": "tiny", "prompt": "Hello world"}
+    )
+    assert answer.status_code == 200
+    assert answer.json()["count"] == 4
+    assert httpx.get(f"{server.url}/models/tiny/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        (b"", 400, "no body"),
+        (b"{", 400, "not valid JSON"),
+        (b'{"inputs": {"text": "a"}}', 400, "model"),
+        (b'{"model": "tiny"}', 400, "inputs"),
+        (b'{"model": "tiny", "inputs": {}}', 400, "inputs.text"),
+        (b'{"model": "tiny", "inputs": {"text": "a", "temperature": -1}}', 400, "temperature"),
+        (b'{"model": "nobody", "inputs": {"text": "a"}}', 404, "nobody"),
+    ],
+)
+def test_generic_route_refuses(server: Server, body: bytes, status: int, message: str) -> None:
+    answer = httpx.post(f"{server.url}/v1/infer", content=body)
+    assert answer.status_code == status
+    assert message in answer.json()["error"]["message"]
+
+
+def test_generic_route_takes_only_post(server: Server) -> None:
+    assert httpx.get(f"{server.url}/v1/infer").status_code == 405
+
+
+def test_health_fails_after_the_engine_dies(server: Server) -> None:
+    # The last user of `server`: this breaks it.
+    tree = descendants(server.process.pid)
+    (core,) = [process for process in tree if "EngineCore" in " ".join(process.cmdline())]
+    core.kill()
+    wait_for(lambda: httpx.get(f"{server.url}/check").status_code == 500, 10)
+    assert "EngineDeadError" in httpx.get(f"{server.url}/check").text
+    assert not alive([p for p in tree if "tracker" not in " ".join(p.cmdline())], within_s=10)
+
+
+def test_embeddings_and_no_orphans_after_kill(folder: Path, tmp_path: Path) -> None:
+    config = make_config(folder, task="embedding", engine={"enable_auto_tool_choice": False})
+    with serve(config, tmp_path / "log") as server:
+        answer = server.client.embeddings.create(
+            model="tiny", input=["Hello world"], encoding_format="float"
+        )
+        generic = httpx.post(
+            f"{server.url}/v1/infer",
+            json={"model": "tiny", "inputs": {"text": "Hello world"}},
+            timeout=60,
+        )
+        embedding = generic.json()["outputs"]["embedding"]
+        assert len(embedding) == 128
+        assert embedding == pytest.approx(answer.data[0].embedding, abs=1e-5)
+
+        tree = descendants(server.process.pid)
+        assert len(tree) >= 2
+        server.process.send_signal(signal.SIGKILL)
+        server.process.wait(5)
+        assert not alive(tree, within_s=5)
+
+
+def test_offline_use_starts_and_stops_its_own_engine(
+    folder: Path, reference: dict[str, list[str]]
+) -> None:
+    inputs = {"text": PROMPTS[1], "max_new_tokens": TOKENS, "temperature": 0}
+    before = set(psutil.pids())
+    done = run_program("vllm_offline.py", json.dumps(make_config(folder)), json.dumps(inputs))
+    assert done.returncode == 0, done.stderr[-4000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    expected = reference["alone"][1]
+    assert result["answer"] == {"text": expected, "finish_reason": "length"}
+    assert "".join(delta["text"] for delta in result["deltas"]) == expected
+    assert len(result["deltas"]) > 8
+    assert not left_behind(before)
+
+
+def left_behind(before: set[int]) -> list[psutil.Process]:
+    """Returns the engine processes that were started since and still run after 5 s."""
+    found = []
+    for pid in set(psutil.pids()) - before:
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
+            if any(word in " ".join(process.cmdline()) for word in ("VLLM", "multiprocessing")):
+                found.append(process)
+    return alive(found, within_s=5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"name_or_path": "nobody/nothing"}}, "nobody/nothing"),
+        ({"engine": {"kv_cache_memory_bytes": "2M", "max_model_len": 4096}}, "did not start"),
+    ],
+    ids=["no weights", "engine process fails"],
+)
+def test_failed_start_says_why_and_leaves_nothing(
+    folder: Path, changes: dict[str, Any], message: str
+) -> None:
+    before = set(psutil.pids())
+    config = make_config(folder, **changes)
+    done = run_program("vllm_server.py", str(free_port()), "tiny", json.dumps(config))
+    assert done.returncode != 0
+    last = done.stderr[-3000:]
+    assert "UnavailableError: model 'tiny': vLLM did not start" in last
+    assert message in last
+    assert not left_behind(before)

@@ -1,0 +1,114 @@
+"""The run marker finds and ends processes that hide from it as Ray's and vLLM's do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from truthgpt_serve.processes import (
+    busy_ports,
+    create_run_environment,
+    create_run_id,
+    end_run,
+    find_run,
+    read_process,
+    send_signal,
+    wait_for_ports,
+)
+
+IGNORE = "import signal; [signal.signal(n, signal.SIG_IGN) for n in (2, 15)];"
+SLEEP = "import time; print('up', flush=True); time.sleep(60)"
+RENAMED = f"import setproctitle; setproctitle.setproctitle('renamed ' * 50); {SLEEP}"
+# Leaves a child behind that nobody waits for, in a session of its own.
+ORPHAN = (
+    "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', sys.argv[1]], "
+    "start_new_session=True, stdout=subprocess.PIPE); p.stdout.readline(); print('up', flush=True)"
+)
+
+
+@pytest.fixture
+def run_id() -> Iterator[str]:
+    name = create_run_id()
+    yield name
+    end_run(name, timeout_s=10)
+
+
+def launch(run_id: str, code: str, *arguments: str) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, **create_run_environment(run_id)}
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], env=environment, stdout=subprocess.PIPE
+    )
+    assert child.stdout is not None
+    with child.stdout as output:
+        assert output.readline() == b"up\n"
+    return child
+
+
+def test_finds_only_its_own_run(run_id: str) -> None:
+    child = launch(run_id, SLEEP)
+    assert [process.pid for process in find_run(run_id)] == [child.pid]
+    assert find_run(create_run_id()) == []
+    assert end_run(run_id) == 1
+    assert child.wait(5) == -signal.SIGTERM
+
+
+def test_finds_a_process_that_renames_itself(run_id: str) -> None:
+    child = launch(run_id, RENAMED)
+    (process,) = find_run(run_id)
+    assert process.command.startswith("renamed renamed")
+    end_run(run_id)
+    child.wait(5)
+
+
+def test_ends_an_orphan_in_another_session(run_id: str) -> None:
+    launch(run_id, ORPHAN, SLEEP).wait(5)
+    assert len(find_run(run_id)) == 1
+    assert end_run(run_id) == 1
+    assert find_run(run_id) == []
+
+
+def test_kills_what_ignores_the_other_signals(run_id: str) -> None:
+    child = launch(run_id, IGNORE + SLEEP)
+    leader = read_process(child.pid)
+    assert end_run(run_id, leader=leader, grace_s=0.2, timeout_s=10) == 1
+    assert child.wait(5) == -signal.SIGKILL
+
+
+def test_the_leader_may_end_the_run_in_good_order(run_id: str) -> None:
+    child = launch(run_id, SLEEP)
+    began = time.monotonic()
+    end_run(run_id, leader=read_process(child.pid), grace_s=20)
+    assert time.monotonic() - began < 10
+    assert child.wait(5) == -signal.SIGINT
+
+
+def test_ending_nothing_is_quick(run_id: str) -> None:
+    began = time.monotonic()
+    assert end_run(run_id, timeout_s=30) == 0
+    assert time.monotonic() - began < 2
+
+
+def test_a_later_process_with_the_same_pid_is_not_signalled(run_id: str) -> None:
+    child = launch(run_id, SLEEP)
+    process = read_process(child.pid)
+    assert process is not None
+    other = type(process)(process.pid, process.parent, process.started + 1, process.command)
+    assert not send_signal(other, signal.SIGKILL)
+    assert send_signal(process, signal.SIGKILL)
+    child.wait(5)
+    assert not send_signal(process, signal.SIGKILL)
+
+
+def test_busy_ports() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert busy_ports("127.0.0.1", [port]) == [port]
+        assert wait_for_ports("127.0.0.1", [port], timeout_s=0.1) == [port]
+    assert wait_for_ports("127.0.0.1", [port], timeout_s=5) == []
