@@ -8,8 +8,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import logging
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
 from typing import TypeVar
 
 from truthgpt_serve.contract import FAMILY_ENTRY_POINTS, FamilySpec, Model
@@ -118,7 +121,9 @@ def register_model(name: str) -> Callable[[ClassT], ClassT]:
         )
 
     def decorate(cls: ClassT) -> ClassT:
-        missing = [method for method in ("load", "infer") if not callable(getattr(cls, method, None))]
+        missing = [
+            method for method in ("load", "infer") if not callable(getattr(cls, method, None))
+        ]
         if missing:
             raise RegistryError(
                 f"{cls.__qualname__} cannot be the model family {name!r}: it has no "
@@ -131,25 +136,52 @@ def register_model(name: str) -> Callable[[ClassT], ClassT]:
     return decorate
 
 
+_added_by: dict[str, frozenset[str]] = {}
+
+
 def import_user_module(module: str) -> frozenset[str]:
     """Imports the module that `model.import` names; returns the family names it registers.
 
-    A second import returns the same names.
+    These are the families of the classes that the module defines, in its submodules too; else of
+    those that it imports by name; else of those that importing it registered. A second import
+    returns the same names. The working directory is searched last.
 
     Raises:
         RegistryError: The module cannot be imported; the cause is chained.
     """
+    if (folder := os.getcwd()) not in sys.path:
+        sys.path.append(folder)  # a console script does not have it, unlike `python -m`
+    before = MODEL_REGISTRY.registered_names()
     try:
-        importlib.import_module(module)
-    except Exception as error:
+        imported = importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        hint = "correct the module"
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            hint = (
+                "the module must be in the working directory, in the Serve file's `working_dir` "
+                "or `py_modules`, or installed"
+            )
         raise RegistryError(
-            f"cannot import {module!r} ({type(error).__name__}: {error}); the module must be in the "
-            "working directory, in the Serve file's `working_dir` or `py_modules`, or installed"
+            f"cannot import {module!r} ({type(error).__name__}: {error}); {hint}"
         ) from error
+    _added_by.setdefault(module, MODEL_REGISTRY.registered_names() - before)
+    return _defined_in(module) or _visible_in(imported) or _added_by[module]
+
+
+def _defined_in(module: str) -> frozenset[str]:
     return frozenset(
         name
         for name in MODEL_REGISTRY.registered_names()
-        if MODEL_REGISTRY[name].class_path.partition(":")[0].startswith(module)
+        if f"{MODEL_REGISTRY[name].class_path.partition(':')[0]}.".startswith(f"{module}.")
+    )
+
+
+def _visible_in(module: ModuleType) -> frozenset[str]:
+    classes = [value for value in vars(module).values() if isinstance(value, type)]
+    return frozenset(
+        name
+        for name in MODEL_REGISTRY.registered_names()
+        if MODEL_REGISTRY[name].model_class in classes
     )
 
 

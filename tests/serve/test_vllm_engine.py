@@ -37,10 +37,7 @@ class Server:
     process: subprocess.Popen[bytes]
     url: str
     log: Path
-
-    @property
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+    client: openai.OpenAI
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +90,16 @@ def serve(config: dict[str, Any], log: Path) -> Iterator[Server]:
             stderr=subprocess.STDOUT,
             env=environment(),
         )
-    server = Server(process, f"http://127.0.0.1:{port}", log)
+    url = f"http://127.0.0.1:{port}"
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
+    server = Server(process, url, log, client)
     tree: list[psutil.Process] = []
     try:
         wait_for(lambda: is_up(server), START_TIMEOUT_S, log)
         tree = descendants(process.pid)
         yield server
     finally:
+        client.close()
         process.terminate()
         try:
             process.wait(20)
@@ -142,10 +142,17 @@ def alive(processes: list[psutil.Process], *, within_s: float) -> list[psutil.Pr
     """Returns which processes still run after at most `within_s` seconds."""
     deadline = time.monotonic() + within_s
     while True:
-        left = [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        left = [process for process in processes if is_alive(process)]
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.1)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +244,10 @@ def test_named_tool_is_called(server: Server) -> None:
         model="tiny",
         messages=[{"role": "user", "content": "How far?"}],
         tools=[
-            {"type": "function", "function": {"name": "measure", "parameters": parameters}},
+            {
+                "type": "function",
+                "function": {"name": "measure", "parameters": parameters, "strict": True},
+            },
         ],
         tool_choice={"type": "function", "function": {"name": "measure"}},
         max_tokens=300,
@@ -301,6 +311,46 @@ def test_generic_route_refuses(server: Server, body: bytes, status: int, message
     assert message in answer.json()["error"]["message"]
 
 
+def test_generic_route_streams(server: Server, reference: dict[str, list[str]]) -> None:
+    inputs = {"text": PROMPTS[0], "max_new_tokens": TOKENS, "temperature": 0}
+    answer = httpx.post(
+        f"{server.url}/v1/infer",
+        json={"model": "tiny", "inputs": inputs, "stream": True},
+        timeout=60,
+    )
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    *events, last = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+    assert last == "[DONE]"
+    outputs = [json.loads(event)["outputs"] for event in events]
+    assert "".join(output["text"] for output in outputs) == reference["alone"][0]
+    assert outputs[-1]["finish_reason"] == "length"
+
+
+def test_engine_stops_when_the_generic_client_leaves(server: Server) -> None:
+    inputs = {"text": PROMPTS[0], "max_new_tokens": 900, "ignore_eos": True}
+    body = {"model": "tiny", "inputs": inputs, "stream": True}
+    for _ in range(3):
+        with httpx.stream("POST", f"{server.url}/v1/infer", json=body, timeout=60) as answer:
+            next(answer.iter_bytes())
+    wait_for(lambda: running_requests(server) == 0, 5)
+    tokens = generation_tokens(server)
+    time.sleep(0.5)
+    assert generation_tokens(server) == tokens
+
+
+def metric(server: Server, name: str) -> float:
+    text = httpx.get(f"{server.url}/metrics", follow_redirects=True).text
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
+
+
+def running_requests(server: Server) -> float:
+    return metric(server, "vllm:num_requests_running")
+
+
+def generation_tokens(server: Server) -> float:
+    return metric(server, "vllm:generation_tokens_total")
+
+
 def test_generic_route_takes_only_post(server: Server) -> None:
     assert httpx.get(f"{server.url}/v1/infer").status_code == 405
 
@@ -308,11 +358,14 @@ def test_generic_route_takes_only_post(server: Server) -> None:
 def test_health_fails_after_the_engine_dies(server: Server) -> None:
     # The last user of `server`: this breaks it.
     tree = descendants(server.process.pid)
-    (core,) = [process for process in tree if "EngineCore" in " ".join(process.cmdline())]
+    titles = {process: " ".join(process.cmdline()) for process in tree}
+    (core,) = [process for process, title in titles.items() if "EngineCore" in title]
     core.kill()
     wait_for(lambda: httpx.get(f"{server.url}/check").status_code == 500, 10)
     assert "EngineDeadError" in httpx.get(f"{server.url}/check").text
-    assert not alive([p for p in tree if "tracker" not in " ".join(p.cmdline())], within_s=10)
+    # The resource tracker belongs to the server's own process, which lives on.
+    engine = [process for process, title in titles.items() if "tracker" not in title]
+    assert not alive(engine, within_s=10)
 
 
 def test_embeddings_and_no_orphans_after_kill(folder: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import uvicorn
 def serve_asgi(app: Any, *, lifespan: str = "off") -> Iterator[str]:
     """Serves `app` while the block runs; yields its address."""
     config = uvicorn.Config(app, host="127.0.0.1", port=0, lifespan=lifespan, log_level="error")
+    config.timeout_graceful_shutdown = 2
     server = uvicorn.Server(config)
     started = threading.Event()
 
@@ -34,6 +35,6 @@ def serve_asgi(app: Any, *, lifespan: str = "off") -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
-        server.force_exit = True
+        server.force_exit = lifespan == "off"  # else the application could not shut down
         thread.join(10)
         assert not thread.is_alive()

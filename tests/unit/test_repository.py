@@ -249,7 +249,7 @@ def test_modules_say_what_they_are_for_and_stay_short() -> None:
 
 
 def test_nothing_is_left_unfinished() -> None:
-    words = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|NotImplemented" + r"Error)\b|except" + r":")
+    words = re.compile(r"\b(TO" + r"DO|FIX" + r"ME)\b|except" + r":|mark\.(skip|xfail)\b")
     found = [
         f"{path.relative_to(ROOT)}:{number}"
         for path in source_files()

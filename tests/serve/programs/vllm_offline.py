@@ -20,8 +20,10 @@ def main() -> None:
         answer = model.infer(inputs)
         deltas = list(model.stream(inputs))
         model.check_health()
-        first = next(stopped := model.stream({**inputs, "max_new_tokens": 500}))
-        stopped.close()
+        first = None
+        for delta in model.stream({**inputs, "max_new_tokens": 500}):
+            first = delta
+            break
     finally:
         model.close()
         model.close()

@@ -1,0 +1,52 @@
+# `make` lists what there is. CONFIG=... serves another file, PYTEST_ARGS=... narrows the tests.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv/bin
+CONFIG ?= configs/serve.yaml
+TEST_MINUTES ?= 50
+PYTEST_ARGS ?=
+
+.PHONY: help install serve stop status test check format lock bench-router clean
+
+help: ## List these commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+install: ## Make .venv and install for this machine (CPU or NVIDIA); quick when it is done already
+	@$(PYTHON) scripts/install.py
+
+serve: install ## Serve configs/serve.yaml at http://127.0.0.1:8000 until Ctrl-C
+	@$(VENV)/python scripts/serve.py start --config $(CONFIG)
+
+stop: ## End all that `make serve` started, from any shell
+	@if [ -x $(VENV)/python ]; then $(VENV)/python scripts/serve.py stop; else echo "nothing is installed"; fi
+
+status: ## List the processes that `make serve` started
+	@$(VENV)/python scripts/serve.py status
+
+test: install ## Run the tests: first those without Ray, then those with a real service
+	@echo "[test] at most $(TEST_MINUTES) minutes"
+	@HF_HUB_OFFLINE=1 timeout --foreground --kill-after=30 $(TEST_MINUTES)m \
+		$(VENV)/python -m pytest tests/unit tests/serve $(PYTEST_ARGS)
+
+check: install ## Format, lint, types and import rules, as in CI; changes nothing
+	@$(VENV)/ruff format --check .
+	@$(VENV)/ruff check .
+	@$(VENV)/mypy
+	@$(VENV)/lint-imports
+
+format: install ## Format the code and fix what can be fixed by a program
+	@$(VENV)/ruff format .
+	@$(VENV)/ruff check --fix .
+
+lock: ## Write constraints-cpu.txt from what .venv holds now (`install` would undo an upgrade)
+	@$(VENV)/python scripts/lock.py
+
+bench-router: install ## Compare with vLLM's own server; writes benchmarks/results/ (needs wrk)
+	@command -v wrk >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install -y -qq wrk; } \
+		|| { echo "wrk is missing: sudo apt-get install wrk"; exit 1; }
+	@$(VENV)/python benchmarks/router_tax.py
+
+clean: stop ## Remove caches, the small model and .venv
+	@rm -rf .venv .models .run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

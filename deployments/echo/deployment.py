@@ -1,0 +1,83 @@
+"""The family `echo` as a model class; knows nothing of HTTP or Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from deployments.echo.config import EchoSettings
+from deployments.echo.engine import EchoFailure, Schedule, WhitespaceTokenizer, echo_tokens
+
+YIELD_EVERY = 16
+"""Tokens without a pause after which other requests get their turn."""
+
+
+class EchoModel:
+    """Answers with the words of the prompt, repeated; deterministic and without weights.
+
+    Attributes:
+        tokenizer: Counts words, so that usage is exact.
+        default_max_new_tokens: Tokens of an answer when the request does not say.
+        ongoing: Answers that are being made now.
+    """
+
+    def __init__(self) -> None:
+        self.tokenizer = WhitespaceTokenizer()
+        self.default_max_new_tokens = EchoSettings().num_tokens
+        self.ongoing = 0
+        self._settings = EchoSettings()
+
+    def load(self, cfg: dict[str, Any]) -> None:
+        """Reads `serving.engine`."""
+        engine = (cfg.get("serving") or {}).get("engine") or {}
+        self._settings = EchoSettings.model_validate(engine)
+        self.default_max_new_tokens = self._settings.num_tokens
+
+    async def infer(self, inputs: dict[str, Any]) -> dict[str, str]:
+        """Returns the whole text of `stream`."""
+        parts: list[str] = []
+        reason = "length"
+        async with aclosing(self.stream(inputs)) as items:
+            async for item in items:
+                parts.append(item["text"])
+                reason = item.get("finish_reason", reason)
+        text = "".join(parts)
+        ends = [at for stop in inputs.get("stop") or [] if (at := text.find(stop)) >= 0]
+        return {"text": text[: min(ends, default=len(text))], "finish_reason": reason}
+
+    async def stream(self, inputs: dict[str, Any]) -> AsyncGenerator[dict[str, str], None]:
+        """Yields `{"text": token}` for `max_new_tokens` tokens, or until a stop string is whole.
+
+        Args:
+            inputs: `text`; optionally `max_new_tokens` and `stop`, a list of texts.
+
+        Raises:
+            EchoFailure: `fail_after` tokens were made.
+        """
+        stops: list[str] = inputs.get("stop") or []
+        longest = max(map(len, stops), default=0)
+        num_tokens = inputs.get("max_new_tokens") or self.default_max_new_tokens
+        schedule = Schedule(self._settings)
+        fail_after = self._settings.fail_after
+        tail = ""
+        self.ongoing += 1
+        try:
+            for index, token in enumerate(echo_tokens(inputs.get("text", ""), num_tokens)):
+                if index == fail_after:
+                    raise EchoFailure(f"echo fails after {index} tokens, as its settings say")
+                wait_s = schedule.next_wait_s()
+                if wait_s > 0:
+                    await asyncio.sleep(wait_s)
+                elif not index % YIELD_EVERY:
+                    await asyncio.sleep(0)
+                yield {"text": token}
+                if stops:
+                    tail = tail[-longest:] + token
+                    if any(stop in tail for stop in stops):
+                        yield {"text": "", "finish_reason": "stop"}
+                        return
+            yield {"text": "", "finish_reason": "length"}
+        finally:
+            self.ongoing -= 1

@@ -1,0 +1,172 @@
+"""The vLLM family's class: the model contract around one engine.
+
+Knows nothing of Ray. Inside a replica the engine runs on the replica's event loop and vLLM's own
+application answers; called directly, as `truthgpt infer` does, it runs on a loop of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from typing import Any, TypeVar
+
+from deployments.vllm.generic import Dispatcher, GenericRoutes
+from truthgpt_serve.errors import ServerError
+
+T = TypeVar("T")
+
+CLOSE_TIMEOUT_S = 30.0
+
+
+class VllmModel:
+    """One language or embedding model on vLLM.
+
+    Call `load`, then either await `create_asgi_app` on the event loop that will serve, or call
+    `infer` and `stream` from any other thread.
+    """
+
+    def __init__(self) -> None:
+        self._name: str | None = None
+        self._engine: Any = None
+        self._max_request_s = 600.0
+        self._routes: GenericRoutes | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+
+    def set_name(self, name: str) -> None:
+        """Sets the model name that clients send; without it, it is `run_name`."""
+        self._name = name
+
+    def load(self, cfg: dict[str, Any]) -> None:
+        """Imports vLLM and checks the arguments. The weights load when the engine starts.
+
+        Raises:
+            ConfigError: vLLM refuses an argument.
+        """
+        from deployments.vllm.engine import Engine
+
+        self._name = self._name or str(cfg["run_name"])
+        self._max_request_s = float(cfg["serving"]["max_request_s"])
+        self._engine = Engine(cfg, self._name)
+
+    async def create_asgi_app(self) -> Dispatcher:
+        """Starts the engine on the running event loop; returns the application for it.
+
+        Raises:
+            UnavailableError: The engine did not start.
+        """
+        self._loop = asyncio.get_running_loop()
+        return await self._start()
+
+    async def _start(self) -> Dispatcher:
+        if self._engine is None or self._name is None:
+            raise ServerError("the model is not loaded: call `load(cfg)` first")
+        app = await self._engine.start()
+        self._routes = GenericRoutes(app, self._name, self._engine.tasks)
+        return Dispatcher(app, self._routes, self._max_request_s)
+
+    def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Answers one request; see `GenericRoutes.infer`. Blocks the calling thread."""
+        return self._call(self._ready().infer(inputs))
+
+    def stream(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yields `{"text": delta}`; closing the generator stops the engine's work on it."""
+        deltas = self._ready().stream(inputs)
+        try:
+            while (delta := self._call(_next(deltas))) is not None:
+                yield delta
+        finally:
+            self._call(_close(deltas))
+
+    def check_health(self) -> None:
+        """Raises when the engine is dead."""
+        if self._engine is not None:
+            self._engine.check_health()
+
+    def close(self) -> None:
+        """Stops the engine and its processes; safe to call twice and at any time.
+
+        Raises:
+            ServerError: The engine did not stop within 30 s.
+        """
+        loop, engine = self._loop, self._engine
+        self._loop = self._routes = None
+        if loop is None or engine is None or loop.is_closed():
+            return
+        try:
+            self._run(loop, engine.close(), CLOSE_TIMEOUT_S)
+        except TimeoutError:
+            raise ServerError(f"the engine did not stop within {CLOSE_TIMEOUT_S:g} s") from None
+        finally:
+            self._stop_thread(loop)
+
+    def _ready(self) -> GenericRoutes:
+        """Returns the routes of the started engine; starts it in a thread of its own if need be."""
+        with self._starting:
+            if self._loop is None:
+                self._loop = self._start_thread()
+                try:
+                    self._run(self._loop, self._start())
+                except BaseException:
+                    loop, self._loop = self._loop, None
+                    self._stop_thread(loop)
+                    raise
+        if self._routes is None:
+            raise ServerError("the engine is still starting")
+        return self._routes
+
+    def _start_thread(self) -> asyncio.AbstractEventLoop:
+        loop = asyncio.new_event_loop()
+        # The thread lives as long as the engine: its processes die with it.
+        self._thread = threading.Thread(target=loop.run_forever, name="vllm", daemon=True)
+        self._thread.start()
+        return loop
+
+    def _stop_thread(self, loop: asyncio.AbstractEventLoop) -> None:
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(CLOSE_TIMEOUT_S)
+        if not thread.is_alive():
+            loop.close()
+
+    def _call(self, work: Coroutine[Any, Any, T]) -> T:
+        loop = self._loop
+        if loop is None:
+            work.close()
+            raise ServerError("the model is closed")
+        return self._run(loop, work)
+
+    @staticmethod
+    def _run(
+        loop: asyncio.AbstractEventLoop,
+        work: Coroutine[Any, Any, T],
+        timeout_s: float | None = None,
+    ) -> T:
+        """Runs a coroutine on the engine's loop from another thread.
+
+        Without a limit it waits as long as the engine works: the caller's own limit, such as the
+        router's, ends the request.
+        """
+        with contextlib.suppress(RuntimeError):
+            if asyncio.get_running_loop() is loop:
+                work.close()
+                raise ServerError("called on the engine's own event loop: call it in a thread")
+        future = asyncio.run_coroutine_threadsafe(work, loop)
+        try:
+            return future.result(timeout_s)
+        except BaseException:
+            future.cancel()
+            raise
+
+
+async def _next(deltas: AsyncIterator[T]) -> T | None:
+    return await anext(deltas, None)
+
+
+async def _close(deltas: Any) -> None:
+    await deltas.aclose()

@@ -1,0 +1,241 @@
+"""Starts vLLM's engine and its own OpenAI application; the only file that imports vLLM.
+
+Knows nothing of Ray Serve and adds nothing to a request.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+from vllm.engine.protocol import EngineClient
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.entrypoints.launchers.launcher import validate_api_server_args
+from vllm.logger import configure_logging_from_args
+from vllm.platforms import current_platform
+from vllm.reasoning import ReasoningParserManager
+from vllm.tool_parsers import ToolParserManager
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.utils.system_utils import set_ulimit
+
+from deployments.vllm.arguments import load_arguments
+from deployments.vllm.config import attention_backend, gpu_memory_share, tensor_parallel_size
+from deployments.vllm.hardware import gpu_turn, prepare_cpu, prepare_environment
+from truthgpt_serve.errors import ConfigError, Fault, TruthGPTError, UnavailableError
+
+logger = logging.getLogger(__name__)
+
+MAX_LORAS_TOGETHER = 8
+"""Most adapters in one batch unless `max_loras` says otherwise: each costs memory of its rank."""
+
+
+class Engine:
+    """One engine and the application in front of it.
+
+    Attributes:
+        args: vLLM's own arguments.
+        tasks: What the started engine can do, in vLLM's words (`generate`, `embed`, ...).
+    """
+
+    def __init__(self, cfg: Mapping[str, Any], name: str) -> None:
+        """Checks the arguments; nothing starts before `start`.
+
+        Raises:
+            ConfigError: vLLM refuses an argument, or the hardware does not fit this vLLM.
+        """
+        self._cfg = cfg
+        self._name = name
+        self._stack: AsyncExitStack | None = None
+        self._client: EngineClient | None = None
+        self.tasks: tuple[str, ...] = ()
+        _check_platform(cfg)
+        prepare_environment()
+        self.args = parse_arguments(cfg, name)
+
+    async def start(self) -> Any:
+        """Starts the engine on the running event loop; returns vLLM's ASGI application.
+
+        Blocks the event loop while the engine's processes load, as vLLM's own server does. The
+        calling thread must live as long as the engine: see `orphans`.
+
+        Raises:
+            UnavailableError: The engine did not start; nothing of it is left.
+        """
+        try:
+            async with AsyncExitStack() as stack:
+                app = await self._open(stack)
+                self._stack = stack.pop_all()
+            return app
+        except TruthGPTError:
+            raise
+        except Exception as error:
+            raise UnavailableError(
+                f"model {self._name!r}: vLLM did not start with {self.args.model!r}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    async def _open(self, stack: AsyncExitStack) -> Any:
+        args = self.args
+        async with gpu_turn(self._cfg):
+            client = await stack.enter_async_context(build_async_engine_client(args))
+        self.tasks = await client.get_supported_tasks()
+        app = build_app(args, self.tasks, client.model_config)
+        await init_app_state(client, app.state, args, self.tasks)
+        # vLLM's own start-up: statistics in the log, and a heap that the collector skips.
+        await stack.enter_async_context(app.router.lifespan_context(app))
+        self._client = client
+        return app
+
+    def check_health(self) -> None:
+        """Raises vLLM's own error when the engine is dead; nothing before it was started."""
+        if self._client is not None and self._client.errored:
+            raise self._client.dead_error
+
+    async def close(self) -> None:
+        """Stops the engine and its processes; call it on the event loop that started it."""
+        stack, self._stack, self._client = self._stack, None, None
+        if stack is not None:
+            await stack.aclose()
+
+
+def parse_arguments(cfg: Mapping[str, Any], name: str) -> Namespace:
+    """Returns vLLM's arguments for a model, read by vLLM's own parser.
+
+    Raises:
+        ConfigError: vLLM refuses one.
+    """
+    parser = make_arg_parser(_Parser())
+    values = {**cfg["serving"]["engine"], **_product_arguments(cfg, name)}
+    tokens: list[str] = []
+    for key, value in values.items():
+        if value is not None and value != parser.get_default(key):
+            tokens.extend(_tokens(key, value))
+    try:
+        args = parser.parse_args(tokens)
+        configure_logging_from_args(args)
+        if args.tool_parser_plugin:
+            ToolParserManager.import_tool_parser(args.tool_parser_plugin)
+        if args.reasoning_parser_plugin:
+            ReasoningParserManager.import_reasoning_parser(args.reasoning_parser_plugin)
+        validate_parsed_serve_args(args)
+        validate_api_server_args(args)
+    except (ValueError, TypeError, KeyError) as error:
+        message = str(error.args[0] if error.args else error)
+        raise ConfigError([Fault(f"model {name!r}: serving.engine", message)]) from error
+    # A server with many connections needs more than the usual 1024 descriptors.
+    set_ulimit()
+    return cast("Namespace", args)
+
+
+class _Parser(FlexibleArgumentParser):  # type: ignore[misc]
+    """vLLM's parser, which raises where a command line would exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _tokens(key: str, value: Any) -> Iterator[str]:
+    """Yields an argument as vLLM's command line takes it."""
+    option, kind = f"--{key.replace('_', '-')}", load_arguments()[key]["kind"]
+    if kind == "flag":
+        yield option if value else f"--no-{option[2:]}"
+    elif isinstance(value, Mapping) or kind == "json list":
+        yield f"{option}={json.dumps(value)}"
+    elif not isinstance(value, list):
+        yield f"{option}={value}"
+    elif key == "middleware":
+        yield from (f"{option}={item}" for item in value)
+    else:
+        yield from (option, *map(str, value))
+
+
+def _product_arguments(cfg: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Returns the arguments that other keys of the configuration decide."""
+    engine, optim = cfg["serving"]["engine"], cfg["model_optim"]
+    values: dict[str, Any] = {
+        "model": cfg["model"]["name_or_path"],
+        "revision": cfg["model"]["revision"],
+        "served_model_name": [name],
+        "seed": cfg["seed"],
+        "dtype": optim["dtype"],
+        "quantization": optim["quantization"],
+        "attention_backend": attention_backend(cfg),
+        "tensor_parallel_size": tensor_parallel_size(cfg),
+        "disable_uvicorn_access_log": True,
+        **_adapter_arguments(cfg),
+    }
+    runner = {"text-generation": "generate", "embedding": "pooling"}.get(cfg["task"])
+    if engine.get("runner") is None and runner is not None:
+        values["runner"] = runner
+    if current_platform.is_cpu():
+        kv_cache_bytes = prepare_cpu(cfg)
+        if kv_cache_bytes is not None:
+            values["kv_cache_memory_bytes"] = kv_cache_bytes
+        return values
+    if engine.get("gpu_memory_utilization") is None:
+        values["gpu_memory_utilization"] = gpu_memory_share(cfg)
+    if cfg["hardware"]["gpus"] not in ("auto", 0, 1) and cfg["hardware"]["gpus"] > 1:
+        # Workers become actors in the replica's own placement group.
+        values["distributed_executor_backend"] = "ray"
+    return values
+
+
+def _adapter_arguments(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    engine, adapters = cfg["serving"]["engine"], cfg["serving"]["adapters"]
+    if not adapters:
+        return {}
+    number = len(adapters)
+    values: dict[str, Any] = {
+        "enable_lora": True,
+        "lora_modules": [
+            json.dumps({"name": adapter["name"], "path": adapter["path"]}) for adapter in adapters
+        ],
+    }
+    if engine.get("max_loras") is None:
+        values["max_loras"] = min(number, MAX_LORAS_TOGETHER)
+    if engine.get("max_cpu_loras") is None:
+        values["max_cpu_loras"] = max(number, engine.get("max_loras") or 0)
+    if engine.get("max_lora_rank") is None:
+        rank = max(_read_rank(adapter) for adapter in adapters)
+        choices = sorted(load_arguments()["max_lora_rank"]["choices"])
+        values["max_lora_rank"] = next((c for c in choices if c >= rank), choices[-1])
+    return values
+
+
+def _read_rank(adapter: Mapping[str, Any]) -> int:
+    """Returns the largest rank in an adapter's configuration, from a folder or from the hub."""
+    place = f"serving.adapters: {adapter['name']}"
+    path = Path(adapter["path"]).expanduser() / "adapter_config.json"
+    try:
+        if not path.is_file():
+            from huggingface_hub import hf_hub_download
+
+            path = Path(hf_hub_download(adapter["path"], path.name))
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return max([int(config["r"]), *map(int, (config.get("rank_pattern") or {}).values())])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        message = f"cannot read {path.name} of {adapter['path']!r}: {error}"
+        fix = "give the folder or hub name of a LoRA adapter in PEFT's format"
+        raise ConfigError([Fault(place, message, fix)]) from error
+
+
+def _check_platform(cfg: Mapping[str, Any]) -> None:
+    gpus = cfg["hardware"]["gpus"]
+    on_cpu = current_platform.is_cpu()
+    if on_cpu and gpus not in ("auto", 0):
+        message = f"is {gpus}, but the vLLM installed here is the one for CPU"
+        fix = "set it to 0, or install the extra `gpu`"
+    elif not on_cpu and gpus == 0:
+        message = "is 0, but the vLLM installed here needs a GPU"
+        fix = "set it to 1 or a fraction, or install the extra `cpu`"
+    else:
+        return
+    raise ConfigError([Fault("hardware.gpus", message, fix)])

@@ -1,0 +1,222 @@
+"""The product's generic route, `POST /v1/infer`, beside vLLM's own application.
+
+Answers by calling vLLM's OpenAI routes in the same process, so that sampling fields, limits and
+adapters mean the same on both. Knows nothing of Ray and imports no engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from typing import Any
+
+from deployments.vllm.local_request import LocalRequest
+from truthgpt_serve.errors import (
+    MethodError,
+    ModelNotFoundError,
+    OverloadedError,
+    RequestError,
+    ServerError,
+    TooLargeError,
+    TruthGPTError,
+    UnavailableError,
+    UnsupportedError,
+)
+from truthgpt_serve.protocol import parse_object
+from truthgpt_serve.server.http import ClientGoneError, Connection
+from truthgpt_serve.server.infer_exchange import InferExchange
+
+logger = logging.getLogger(__name__)
+
+ROUTE = "/v1/infer"
+DEFAULT_NEW_TOKENS = 128
+"""Limit of an answer for which `inputs` has no `max_new_tokens`."""
+MAX_BODY_BYTES = 64 * 1024 * 1024
+
+_ERRORS: dict[int, type[TruthGPTError]] = {
+    404: ModelNotFoundError,
+    413: TooLargeError,
+    429: OverloadedError,
+    503: UnavailableError,
+}
+
+
+class GenericRoutes:
+    """Text and embeddings from vLLM's application, in the contract's inputs and outputs.
+
+    Args:
+        app: vLLM's application.
+        name: The model name.
+        tasks: What the engine can do, in vLLM's words.
+    """
+
+    def __init__(self, app: Any, name: str, tasks: tuple[str, ...]) -> None:
+        self._app = app
+        self._name = name
+        self._tasks = tasks
+
+    async def infer(
+        self, inputs: Mapping[str, Any], *, model: str | None = None, request_id: str | None = None
+    ) -> dict[str, Any]:
+        """Answers one request.
+
+        Args:
+            inputs: `text`; for a generating model also `max_new_tokens` and vLLM's sampling fields.
+            model: Model name, or an adapter's.
+            request_id: For the engine's log.
+
+        Returns:
+            `{"text", "finish_reason"}`, or `{"embedding"}`.
+
+        Raises:
+            RequestError: vLLM refuses the inputs.
+            ServerError: vLLM failed.
+        """
+        path, payload = self._request(inputs, model)
+        async with LocalRequest(self._app, path, payload, request_id or _new_id()) as request:
+            status, answer = await request.status(), await request.read()
+        if status != 200:
+            raise _error(status, answer)
+        if "embed" in self._tasks:
+            return {"embedding": answer["data"][0]["embedding"]}
+        choice = answer["choices"][0]
+        return {"text": choice["text"], "finish_reason": choice["finish_reason"]}
+
+    async def stream(
+        self, inputs: Mapping[str, Any], *, model: str | None = None, request_id: str | None = None
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Yields `{"text": delta}`, the last one with `finish_reason`; arguments as for `infer`."""
+        path, payload = self._request(inputs, model)
+        payload["stream"] = True
+        async with LocalRequest(self._app, path, payload, request_id or _new_id()) as request:
+            status = await request.status()
+            if status != 200:
+                raise _error(status, await request.read())
+            async for event in _events(request.chunks()):
+                if "error" in event:
+                    raise _error(500, event)
+                for choice in event["choices"]:
+                    delta = {"text": choice["text"]}
+                    if choice.get("finish_reason") is not None:
+                        delta["finish_reason"] = choice["finish_reason"]
+                    yield delta
+
+    def _request(self, inputs: Mapping[str, Any], model: str | None) -> tuple[str, dict[str, Any]]:
+        fields = dict(inputs)
+        text = fields.pop("text", None)
+        if not isinstance(text, str):
+            raise RequestError("inputs.text is required and must be a string", param="inputs.text")
+        model = model or self._name
+        if "generate" in self._tasks:
+            limit = fields.pop("max_new_tokens", None)
+            fields.setdefault("max_tokens", DEFAULT_NEW_TOKENS if limit is None else limit)
+            return "/v1/completions", {**fields, "model": model, "prompt": text, "stream": False}
+        if "embed" not in self._tasks:
+            raise UnsupportedError(
+                f"{ROUTE} answers for models that generate or embed; this one can "
+                f"{', '.join(self._tasks)}: use vLLM's own routes, listed in /openapi.json"
+            )
+        return "/v1/embeddings", {**fields, "model": model, "input": text}
+
+
+class Dispatcher:
+    """Sends `/v1/infer` to the generic route and everything else straight to vLLM.
+
+    vLLM's own start-up and shut-down belong to the engine, so lifespan events end here.
+
+    Args:
+        app: vLLM's application.
+        routes: The generic route's answers.
+        max_request_s: Longest time for one request on the generic route.
+    """
+
+    def __init__(self, app: Any, routes: GenericRoutes, max_request_s: float) -> None:
+        self._app = app
+        self._routes = routes
+        self._max_request_s = max_request_s
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serves one connection."""
+        kind = scope["type"]
+        if kind == "http" and scope["path"].endswith(ROUTE):
+            if scope["path"].removeprefix(scope.get("root_path", "")) == ROUTE:
+                return await self._infer(scope, receive, send)
+        elif kind == "lifespan":
+            return await _lifespan(receive, send)
+        await self._app(scope, receive, send)
+
+    async def _infer(self, scope: Any, receive: Any, send: Any) -> None:
+        connection = Connection(scope, receive, send)
+        try:
+            if scope["method"] != "POST":
+                raise MethodError(f"{ROUTE} takes POST, not {scope['method']}")
+            body = parse_object(await connection.read(MAX_BODY_BYTES))
+            exchange = InferExchange(body, "VllmModel")
+            async with connection.guard(self._max_request_s) as guard:
+                if exchange.stream:
+                    await self._send_events(connection, exchange)
+                    return
+                outputs = await self._routes.infer(
+                    exchange.prepare(), model=exchange.model, request_id=connection.request_id
+                )
+                guard.release()
+                await connection.reply(exchange.answer(outputs))
+        except ClientGoneError:
+            logger.debug("request %s: the client left", connection.request_id)
+        except TruthGPTError as error:
+            await connection.fail(error)
+        except Exception:
+            logger.exception("request %s failed", connection.request_id)
+            message = f"the model failed; its log has request {connection.request_id}"
+            await connection.fail(ServerError(message))
+
+    async def _send_events(self, connection: Connection, exchange: InferExchange) -> None:
+        deltas = self._routes.stream(
+            exchange.prepare(), model=exchange.model, request_id=connection.request_id
+        )
+        send = None
+        async with contextlib.aclosing(deltas):
+            async for delta in deltas:
+                # The head goes out with the first delta, so that an early error has its status.
+                send = send or await connection.start_events()
+                event = exchange.piece(delta)
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+        send = send or await connection.start_events()
+        await send({"type": "http.response.body", "body": exchange.finish()})
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex
+
+
+def _error(status: int, answer: Any) -> TruthGPTError:
+    """Turns an answer of vLLM's into the error it means."""
+    fields = answer.get("error") if isinstance(answer, Mapping) else None
+    fields = fields if isinstance(fields, Mapping) else {"message": str(answer)}
+    kind = _ERRORS.get(status, ServerError if status >= 500 else RequestError)
+    param = fields.get("param")
+    return kind(str(fields.get("message")), param=param if isinstance(param, str) else None)
+
+
+async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
+    """Yields the JSON of server-sent events until `[DONE]`."""
+    waiting = b""
+    async for chunk in chunks:
+        *events, waiting = (waiting + chunk).split(b"\n\n")
+        for event in events:
+            data = event.removeprefix(b"data: ")
+            if data == b"[DONE]":
+                return
+            if data is not event and data:
+                yield json.loads(data)
+
+
+async def _lifespan(receive: Any, send: Any) -> None:
+    while True:
+        event = (await receive())["type"]
+        await send({"type": f"{event}.complete"})
+        if event == "lifespan.shutdown":
+            return

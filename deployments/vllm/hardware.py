@@ -1,0 +1,108 @@
+"""Environment of the engine's processes, and turns for replicas that share a GPU.
+
+Imports neither vLLM nor torch. Everything here is set before the engine's processes start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from deployments.vllm.config import gpu_memory_share
+from deployments.vllm.orphans import switch_on
+from truthgpt_serve.errors import UnavailableError
+
+CPU_KV_CACHE_BYTES = 1 << 30
+"""KV cache on CPU when neither the engine argument `kv_cache_memory_bytes` nor the environment
+variable `VLLM_CPU_KVCACHE_SPACE` (GiB) says otherwise. More holds more and longer requests at the
+same time, and starts later: the engine clears it, which takes about 3 s for a GiB on two cores."""
+
+GPU_TURN_TIMEOUT_S = 1800.0
+"""Longest wait for the other replicas of a GPU to start: some large models, one after another."""
+_POLL_S = 0.2
+
+
+def prepare_environment() -> None:
+    """Sets what the engine's processes inherit on every kind of hardware."""
+    switch_on()
+    # What the engine's own command line does: a forked child of a threaded process can hang.
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    # A server of the user's own data does not report its use to anyone unless told to.
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+
+def prepare_cpu(cfg: Mapping[str, Any]) -> int | None:
+    """Sets the threads of a CPU engine; returns its KV cache in bytes.
+
+    As many threads as `hardware.cpus`, at least one, and not bound to cores: bound ones, which are
+    the engine's own default, would put every model of a machine on the same cores. A
+    `VLLM_CPU_OMP_THREADS_BIND` from outside keeps its meaning. None means that
+    `VLLM_CPU_KVCACHE_SPACE` decides.
+    """
+    if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        os.environ["OMP_NUM_THREADS"] = str(max(1, int(cfg["hardware"]["cpus"])))
+    given = cfg["serving"]["engine"].get("kv_cache_memory_bytes")
+    if given is not None:
+        # The engine lets this variable win over the argument; the model's own file should.
+        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+        return None
+    return None if os.environ.get("VLLM_CPU_KVCACHE_SPACE") else CPU_KV_CACHE_BYTES
+
+
+@contextlib.asynccontextmanager
+async def gpu_turn(
+    cfg: Mapping[str, Any], *, timeout_s: float = GPU_TURN_TIMEOUT_S
+) -> AsyncIterator[None]:
+    """Waits until no other replica starts on this replica's GPU, and holds the turn.
+
+    The engine measures free memory while it starts, and fails if a neighbour changes it meanwhile.
+    Replicas with whole GPUs, or none, do not wait. The kernel gives up the turn of a process that
+    dies.
+
+    Raises:
+        UnavailableError: The turn did not come within `timeout_s`.
+    """
+    if gpu_memory_share(cfg) is None:
+        yield
+        return
+    path = turn_file()
+    with path.open("a") as file:
+        await _lock(file.fileno(), path, timeout_s)
+        yield
+
+
+def turn_file() -> Path:
+    """Returns the lock file of this process's GPU, in the system's temporary folder."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    label = visible if re.fullmatch(r"[\w.-]{1,64}", visible) else _digest(visible)
+    return Path(tempfile.gettempdir()) / f"truthgpt-serve-gpu-{os.getuid()}-{label}.lock"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+async def _lock(descriptor: int, path: Path, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise UnavailableError(
+                    f"other replicas on the same GPU were still starting after {timeout_s:g} s "
+                    f"(lock file {path}); look at their logs, or give the model a whole GPU"
+                ) from None
+            await asyncio.sleep(_POLL_S)
+        else:
+            return

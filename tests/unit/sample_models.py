@@ -1,0 +1,177 @@
+"""Classes as users write them, for the tests of the server; some of them break the contract."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+from truthgpt_serve.contract import FamilySpec
+from truthgpt_serve.errors import UnsupportedError
+
+
+def spec_of(cls: type) -> FamilySpec:
+    return FamilySpec(name="sample", class_path=f"sample:{cls.__name__}", model_class=cls)
+
+
+def wait_until(condition: Callable[[], object], limit_s: float = 5) -> float:
+    """Waits for the condition; returns the seconds it took."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < limit_s, "the condition never became true"
+        time.sleep(0.002)
+    return time.monotonic() - start
+
+
+class Base:
+    """What the tests look at; `last` is the instance that was made last."""
+
+    last: Any = None
+
+    def __init__(self) -> None:
+        type(self).last = self
+        self.events: list[Any] = []
+        self.release = threading.Event()
+
+    def load(self, cfg: dict[str, Any]) -> None:
+        self.events.append(("load", threading.get_ident()))
+
+
+class Upper(Base):
+    def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        self.events.append(("infer", inputs))
+        return {"text": inputs["text"].upper()}
+
+
+class Continuation(Base):
+    """Returns the prompt with its continuation, as base models do."""
+
+    def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return {"text": inputs["text"] + " and so on. END never seen"}
+
+    def stream(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        text = self.infer(inputs)["text"]
+        for at in range(0, len(text), 3):
+            yield {"text": text[at : at + 3]}
+
+
+class Blocking(Base):
+    """Blocks its thread; `release` ends it."""
+
+    def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        self.events.append(("enter", inputs["text"], threading.get_ident()))
+        self.release.wait(float(inputs.get("seconds", 10)))
+        self.events.append(("leave", inputs["text"]))
+        return {"text": "done"}
+
+
+class BlockingAsync(Base):
+    """Wrongly blocks in asynchronous code."""
+
+    async def load(self, cfg: dict[str, Any]) -> None:  # type: ignore[override]
+        time.sleep(0.01)
+
+    async def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        self.events.append(("enter", inputs["text"]))
+        time.sleep(1)
+        self.events.append(("leave", inputs["text"]))
+        return {"text": "done"}
+
+
+class Ticks(Base):
+    """Streams a word every 50 ms, for ever."""
+
+    def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return {"text": "tick"}
+
+    def stream(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        try:
+            for number in range(int(inputs.get("max_new_tokens", 10**6))):
+                time.sleep(0.05)
+                yield {"text": f"{number} "}
+                self.events.append(number)
+        finally:
+            self.events.append("closed")
+
+
+class AsyncTicks(Ticks):
+    async def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+        try:
+            await asyncio.sleep(10)
+        finally:
+            self.events.append("closed")
+        return {"text": "tick"}
+
+    async def stream(self, inputs: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:  # type: ignore[override]
+        try:
+            for number in range(int(inputs.get("max_new_tokens", 10**6))):
+                await asyncio.sleep(0.05)
+                yield {"text": f"{number} "}
+                self.events.append(number)
+        finally:
+            self.events.append("closed")
+
+
+class ReturnedTicks(Ticks):
+    """A plain function that returns an async generator."""
+
+    def stream(self, inputs: dict[str, Any]) -> Any:
+        return AsyncTicks.stream(self, inputs)  # type: ignore[arg-type]
+
+
+class Flood(Base):
+    """Streams as fast as it can, for ever."""
+
+    made = 0
+
+    def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return {"text": "x"}
+
+    def stream(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        while True:
+            self.made += 1
+            yield {"text": "x" * 1000}
+
+
+class Misbehaving(Base):
+    """Does what the prompt says."""
+
+    def infer(self, inputs: dict[str, Any]) -> Any:
+        return {
+            "number": lambda: 7,
+            "none": lambda: None,
+            "empty": lambda: {},
+            "bytes": lambda: {"text": b"x"},
+            "reason": lambda: {"text": "x", "finish_reason": "tired"},
+            "generator": lambda: (item for item in "ab"),
+            "coroutine": self._later,
+            "error": lambda: {}["secret-key"],
+            "exit": self._exit,
+            "stop": lambda: next(iter(())),
+            "refuse": self._refuse,
+            "surrogate": lambda: {"text": "a\ud800b"},
+        }[inputs["text"]]()
+
+    async def _later(self) -> dict[str, str]:
+        return {"text": "later"}
+
+    def _exit(self) -> None:
+        raise SystemExit(1)
+
+    def _refuse(self) -> None:
+        raise UnsupportedError("`seed` cannot be honoured", param="seed")
+
+    def stream(self, inputs: dict[str, Any]) -> Any:
+        if inputs["text"] == "list":
+            return ["a"]
+        return self._pieces(inputs["text"])
+
+    def _pieces(self, text: str) -> Iterator[Any]:
+        if text == "refuse":
+            self._refuse()
+        yield {"text": "first "}
+        if text == "late error":
+            raise KeyError("secret-key")
+        yield 3

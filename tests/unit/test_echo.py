@@ -1,0 +1,110 @@
+"""The family echo: what it says, and that its clock does not drift."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from deployments.echo.config import FAMILY, EchoSettings
+from deployments.echo.deployment import EchoModel
+from deployments.echo.engine import EchoFailure, WhitespaceTokenizer, echo_tokens
+from truthgpt_serve import MODEL_REGISTRY
+
+
+def echo(**engine: Any) -> EchoModel:
+    model = EchoModel()
+    model.load({"serving": {"engine": engine}})
+    return model
+
+
+def test_it_is_found_by_its_entry_point() -> None:
+    assert MODEL_REGISTRY.find("echo") == FAMILY
+    assert FAMILY.load_class() is EchoModel
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ("a b", " a b a b a"),
+        ("  a\nb", "a b a b a"),
+        ("", " echo echo echo echo echo"),
+        ("one", " one one one one one"),
+    ],
+)
+def test_the_words_come_again_and_never_begin_with_the_prompt(prompt: str, text: str) -> None:
+    assert "".join(echo_tokens(prompt, 5)) == text
+    assert not prompt or not text.startswith(prompt)
+    assert len(WhitespaceTokenizer().encode(text)) == 5
+
+
+async def test_infer_and_stream_agree() -> None:
+    model = echo(num_tokens=3)
+    assert await model.infer({"text": "x y"}) == {"text": " x y x", "finish_reason": "length"}
+    items = [item async for item in model.stream({"text": "x y", "max_new_tokens": 2})]
+    assert items == [{"text": " x"}, {"text": " y"}, {"text": "", "finish_reason": "length"}]
+
+
+async def test_a_stop_text_ends_it() -> None:
+    outputs = await echo().infer({"text": "a b c", "stop": ["zz", "c a"]})
+    assert outputs == {"text": " a b ", "finish_reason": "stop"}
+
+
+async def test_64_tokens_of_5_ms_take_320_ms() -> None:
+    model = echo(token_interval_s=0.005)
+    start = time.monotonic()
+    times = [
+        time.monotonic() - start async for _ in model.stream({"text": "a", "max_new_tokens": 64})
+    ]
+    assert times[0] == pytest.approx(0.005, abs=0.02)
+    assert 0.319 < times[-1] < 0.36, "sleeping must not add up"
+
+
+async def test_the_first_token_has_a_time_of_its_own() -> None:
+    model = echo(tokens_per_second=1000, time_to_first_token_s=0.1)
+    start = time.monotonic()
+    async for _ in model.stream({"text": "a", "max_new_tokens": 2}):
+        assert time.monotonic() - start >= 0.1
+
+
+async def test_it_fails_where_its_settings_say_and_leaves_nothing_ongoing() -> None:
+    model = echo(fail_after=2)
+    items = []
+    with pytest.raises(EchoFailure, match="echo fails after 2 tokens"):
+        async for item in model.stream({"text": "a"}):
+            items.append(item)
+            assert model.ongoing == 1
+    assert len(items) == 2
+    assert model.ongoing == 0
+
+
+async def test_a_closed_stream_is_not_ongoing() -> None:
+    model = echo()
+    stream = model.stream({"text": "a"})
+    await anext(stream)
+    await stream.aclose()
+    assert model.ongoing == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tokens_per_second": 0}, "greater than 0"),
+        ({"token_interval_s": -1}, "greater than or equal to 0"),
+        ({"tokens_per_second": 9, "token_interval_s": 1}, "not both"),
+        ({"num_tokens": 0}, "greater than or equal to 1"),
+        ({"speed": 3}, "Extra inputs are not permitted"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        EchoSettings.model_validate(settings)
+
+
+def test_the_chat_template_is_the_last_user_message() -> None:
+    render = WhitespaceTokenizer().apply_chat_template
+    user = {"role": "user", "content": "hi"}
+    assert render([user, {"role": "assistant", "content": "yes"}], tokenize=False) == "hi"
+    assert render([{"role": "system", "content": "be"}]) == "be"

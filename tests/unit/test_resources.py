@@ -1,0 +1,204 @@
+"""From configurations to Ray Serve's deployment options, checked by Ray's own classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from ray import serve
+
+from truthgpt_serve.config import load_model_config, load_router_config
+from truthgpt_serve.contract import FamilySpec
+from truthgpt_serve.errors import ConfigError
+from truthgpt_serve.resources import ReplicaPlan, plan_replica, plan_router, resolve_gpus
+
+
+class OnlyInfer:
+    def load(self, cfg: dict[str, Any]) -> None:
+        self.cfg = cfg
+
+    def infer(self, inputs: dict[str, Any]) -> Any:
+        return inputs
+
+
+class Streams(OnlyInfer):
+    def stream(self, inputs: dict[str, Any]) -> Any:
+        yield inputs
+
+
+class Batches(OnlyInfer):
+    def infer_batch(self, batch: list[dict[str, Any]]) -> Any:
+        return batch
+
+
+PLAIN = FamilySpec(name="plain", class_path="tests:OnlyInfer", model_class=OnlyInfer)
+WIDE = FamilySpec(
+    name="wide",
+    class_path="no_such_engine:Wide",
+    tensor_parallel=True,
+    max_ongoing_requests=lambda cfg: cfg["serving"]["engine"].get("max_num_seqs", 256),
+)
+
+
+def plan(spec: FamilySpec = PLAIN, **sections: Any) -> ReplicaPlan:
+    return plan_replica(load_model_config(sections), spec, cluster_gpus=0, environ={})
+
+
+def accept(options: dict[str, Any]) -> Any:
+    """Returns the deployment that Ray Serve makes of the options, without starting anything."""
+    deployment: Any = serve.deployment(OnlyInfer)
+    return deployment.options(**options)
+
+
+@pytest.mark.parametrize(
+    ("environ", "cluster_gpus", "gpus"),
+    [
+        ({}, 0.0, 0),
+        ({}, 8.0, 1),
+        ({}, 0.5, 0),
+        ({"TRUTHGPT_ACCELERATOR": "cpu"}, 8.0, 0),
+        ({"TRUTHGPT_ACCELERATOR": "gpu"}, 0.0, 1),
+        ({"TRUTHGPT_ACCELERATOR": ""}, 8.0, 1),
+    ],
+)
+def test_auto_is_decided_by_variable_then_cluster(
+    environ: dict[str, str], cluster_gpus: float, gpus: int
+) -> None:
+    config = load_model_config({})
+    assert resolve_gpus(config, cluster_gpus=cluster_gpus, environ=environ) == gpus
+
+
+def test_variable_has_two_values() -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve_gpus(load_model_config({}), cluster_gpus=0, environ={"TRUTHGPT_ACCELERATOR": "tpu"})
+    assert str(caught.value) == (
+        "environment variable TRUTHGPT_ACCELERATOR: must be cpu or gpu, found 'tpu' "
+        "(unset it to decide by the cluster's resources)"
+    )
+
+
+def test_the_family_sees_the_decision() -> None:
+    seen: list[object] = []
+
+    def limit(cfg: Mapping[str, Any]) -> int:
+        seen.append(cfg["hardware"]["gpus"])
+        return 5
+
+    spec = FamilySpec(name="x", class_path="no_such:X", max_ongoing_requests=limit)
+    config = load_model_config({"hardware": {"accelerator_type": "H100"}})
+    for cluster_gpus in (0, 8):
+        replica = plan_replica(config, spec, cluster_gpus=cluster_gpus, environ={})
+        assert replica.cfg["hardware"]["gpus"] == replica.gpus
+        # The replica reads its configuration once more.
+        assert load_model_config(replica.cfg).to_cfg() == replica.cfg
+    assert seen == [0, 1]
+    assert config.hardware.gpus == "auto"
+
+
+def test_explicit_gpus_and_device_come_first() -> None:
+    environ = {"TRUTHGPT_ACCELERATOR": "gpu"}
+    for hardware, gpus in (
+        ({"gpus": 0}, 0),
+        ({"gpus": 0.25}, 0.25),
+        ({"gpus": 2}, 2),
+        ({"device": "cpu"}, 0),
+        ({"device": "cuda"}, 1),
+    ):
+        config = load_model_config({"hardware": hardware})
+        assert resolve_gpus(config, cluster_gpus=0, environ=environ) == gpus
+
+
+def test_fraction_passes_through() -> None:
+    hardware = {"gpus": 0.4, "cpus": 2, "accelerator_type": "H100"}
+    replica = plan(WIDE, hardware=hardware)
+    assert replica.ray_actor_options == {
+        "num_cpus": 2,
+        "num_gpus": 0.4,
+        "accelerator_type": "H100",
+    }
+    assert replica.placement_group_bundles is None
+    deployment = accept(replica.deployment_options())
+    assert deployment.ray_actor_options["num_gpus"] == 0.4
+    assert deployment.ray_actor_options["accelerator_type"] == "H100"
+
+
+def test_several_gpus_make_a_placement_group() -> None:
+    replica = plan(WIDE, hardware={"gpus": 3, "cpus": 2, "accelerator_type": "H100"})
+    gpu = {"GPU": 1, "accelerator_type:H100": 0.001}
+    assert replica.ray_actor_options == {"num_cpus": 2, "num_gpus": 0}
+    assert replica.placement_group_bundles == [{"CPU": 2, **gpu}, gpu, gpu]
+    assert replica.gpus == 3
+    options = accept(replica.deployment_options())._replica_config
+    assert options.placement_group_bundles == replica.placement_group_bundles
+    assert options.placement_group_strategy == "STRICT_PACK"
+
+
+def test_several_gpus_of_an_ordinary_family_belong_to_the_actor() -> None:
+    replica = plan(PLAIN, hardware={"gpus": 2})
+    assert replica.ray_actor_options == {"num_cpus": 1, "num_gpus": 2}
+    assert replica.placement_group_bundles is None
+    accept(replica.deployment_options())
+
+
+@pytest.mark.parametrize(("cls", "limit"), [(OnlyInfer, 1), (Streams, 64), (Batches, 64)])
+def test_limit_follows_the_class(cls: type, limit: int) -> None:
+    spec = FamilySpec(name="x", class_path="tests:x", model_class=cls)
+    replica = plan(spec)
+    assert (replica.max_ongoing_requests, replica.max_queued_requests) == (limit, 2 * limit)
+
+
+def test_limit_of_the_engine_imports_no_class() -> None:
+    assert plan(WIDE).max_ongoing_requests == 256
+    serving = {"engine": {"max_num_seqs": 48}}
+    replica = plan(WIDE, serving=serving)
+    assert (replica.max_ongoing_requests, replica.max_queued_requests) == (48, 96)
+
+
+def test_given_limits_win() -> None:
+    replica = plan(WIDE, serving={"max_ongoing_requests": 7, "max_queued_requests": 9})
+    assert (replica.max_ongoing_requests, replica.max_queued_requests) == (7, 9)
+    deployment = accept(replica.deployment_options())
+    assert (deployment.max_ongoing_requests, deployment.max_queued_requests) == (7, 9)
+
+
+def test_fixed_replicas() -> None:
+    assert plan().deployment_options()["num_replicas"] == 1
+    options = plan(serving={"num_replicas": 3}).deployment_options()
+    assert accept(options).num_replicas == 3
+
+
+def test_autoscaling() -> None:
+    scaling = {"min_replicas": 0, "max_replicas": 4, "downscale_to_zero_delay_s": 5}
+    replica = plan(WIDE, serving={"max_ongoing_requests": 10, "autoscaling": scaling})
+    options = replica.deployment_options()
+    assert "num_replicas" not in options
+    assert options["autoscaling_config"] == {
+        "min_replicas": 0,
+        "max_replicas": 4,
+        "target_ongoing_requests": 7.0,
+        "upscale_delay_s": 30,
+        "downscale_delay_s": 600,
+        "downscale_to_zero_delay_s": 5,
+    }
+    config = accept(options)._deployment_config.autoscaling_config
+    assert config.max_replicas == 4
+    assert config.target_ongoing_requests == 7.0
+    assert config.downscale_to_zero_delay_s == 5
+
+
+def test_shutdown_outlasts_the_longest_request() -> None:
+    assert plan().graceful_shutdown_timeout_s > 600
+    replica = plan(serving={"max_request_s": 30, "health_check_period_s": 2})
+    options = replica.deployment_options()
+    assert 30 < options["graceful_shutdown_timeout_s"] < 60
+    assert options["health_check_period_s"] == 2
+    assert options["backpressure_config"] == {"status_code": 429, "retry_after_s": 1}
+
+
+def test_router() -> None:
+    options = plan_router(load_router_config({"request_timeout_s": 100})).deployment_options()
+    deployment = accept(options)
+    assert deployment.num_replicas == 2
+    assert options["graceful_shutdown_timeout_s"] > 100
+    assert deployment.ray_actor_options["num_cpus"] == pytest.approx(0.1)

@@ -1,0 +1,25 @@
+"""`truthgpt schema`: prints the JSON Schema or the reference of the configuration.
+
+Knows no key: `truthgpt_serve.validate.reference` reads them from the models.
+"""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from truthgpt_serve.validate.reference import SCHEMAS, markdown
+
+
+@click.command()
+@click.argument("what", type=click.Choice(list(SCHEMAS)), default="model")
+@click.option(
+    "--markdown", "as_markdown", is_flag=True, help="Print docs/configuration.md instead."
+)
+def schema(what: str, as_markdown: bool) -> None:
+    """Prints the JSON Schema of a model's file, of the router's arguments or of a Serve file."""
+    if as_markdown:
+        click.echo(markdown(), nl=False)
+    else:
+        click.echo(json.dumps(SCHEMAS[what](), indent=2, ensure_ascii=False))

@@ -1,0 +1,90 @@
+"""The base of every section and the value types that sections share.
+
+Knows no section, no file and no family.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+SCIENTIFIC = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+")
+"""A number such as `5e-5`, which YAML 1.1 (so also Ray's own loader) reads as text."""
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""What a model or adapter name may look like: it becomes a path segment and a metric label."""
+MODULE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$"
+PATTERN_WORDS = {
+    NAME_PATTERN: "letters, digits, dots, dashes and underscores, first a letter or digit",
+    MODULE_PATTERN: "a Python module, such as my_package.models",
+}
+
+
+def show_value(value: Any) -> str:
+    """Returns a value as a message shows it: short, and in YAML's words."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    text = repr(value) if isinstance(value, (str, int, float)) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+class Section(BaseModel):
+    """One mapping of a configuration: unknown keys are refused, no value is converted silently."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+class Refusal(NamedTuple):
+    """What a validator of ours finds wrong.
+
+    Attributes:
+        key: The key at fault, dotted, below the section or value that is validated.
+        message: What is wrong.
+        fix: What to write instead.
+        uses: Other keys of the section that the verdict rests on: if one of them is faulty
+            itself, the verdict is not given.
+    """
+
+    key: str
+    message: str
+    fix: str
+    uses: tuple[str, ...] = ()
+
+
+def refuse(refusals: list[Refusal]) -> PydanticCustomError:
+    """Returns the error that a validator raises to refuse a value or a section."""
+    return PydanticCustomError("refused", "refused", {"refusals": refusals})
+
+
+def read_scientific(value: Any) -> Any:
+    """Returns the number that a text such as `5e-5` means, and any other value unchanged."""
+    if isinstance(value, str) and SCIENTIFIC.fullmatch(value):
+        return float(value)
+    return value
+
+
+Number = Annotated[float, BeforeValidator(read_scientific)]
+PositiveNumber = Annotated[float, Field(gt=0), BeforeValidator(read_scientific)]
+NonNegativeNumber = Annotated[float, Field(ge=0), BeforeValidator(read_scientific)]
+Ratio = Annotated[float, Field(ge=0, le=1), BeforeValidator(read_scientific)]
+Count = Annotated[int, Field(ge=1)]
+NonNegativeCount = Annotated[int, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=128)]

@@ -1,0 +1,252 @@
+"""Turns pydantic's errors into faults that name place, value and fix.
+
+Knows no particular configuration: it works for any pydantic model, an engine's or Ray's too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from truthgpt_serve.config.base import PATTERN_WORDS, Refusal, show_value
+from truthgpt_serve.config.source import Key, KeyPath, Source, parse_dotted
+from truthgpt_serve.errors import Fault
+
+NamePath = tuple[str, ...]
+
+
+def models_in(annotation: Any) -> Iterator[tuple[type[BaseModel], bool]]:
+    """Yields each pydantic model in an annotation, and whether it stands in a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation, False
+    elif isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        for part in typing.get_args(annotation):
+            yield from models_in(part)
+    elif typing.get_origin(annotation) in (list, typing.Annotated):
+        in_list = typing.get_origin(annotation) is list
+        for model, nested in models_in(typing.get_args(annotation)[0]):
+            yield model, in_list or nested
+
+
+def field_names(model: type[BaseModel]) -> dict[str, Any]:
+    """Returns the annotation of each key, under the name that a file uses."""
+    return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+
+
+def known_paths(model: type[BaseModel], prefix: NamePath = ()) -> list[NamePath]:
+    """Returns every key that a model and its sections have; a list is marked `name[]`."""
+    paths: list[NamePath] = []
+    for name, annotation in field_names(model).items():
+        paths.append((*prefix, name))
+        for part, in_list in models_in(annotation):
+            paths += known_paths(part, (*prefix, f"{name}[]" if in_list else name))
+    return paths
+
+
+def nearest_key(path: KeyPath, known: Iterable[NamePath]) -> str | None:
+    """Returns the valid key that `path` probably means, or None.
+
+    A key of the same name in another section comes before a similar one in the same section: a key
+    is more often in the wrong place than mistyped into another existing one.
+    """
+    *section, key = _names(path)
+    wanted = key.lower().replace("-", "_").removesuffix("[]")
+    here = {p[-1]: p for p in known if list(p[:-1]) == section}
+    elsewhere = {p[-1]: p for p in known if list(p[:-1]) != section}
+    if wanted in here:
+        return _show(here[wanted])
+    if wanted in elsewhere:
+        return _show(elsewhere[wanted])
+    for names, cutoff in ((here, 0.65), (elsewhere, 0.8)):
+        found = difflib.get_close_matches(wanted, list(names), n=1, cutoff=cutoff)
+        if found:
+            return _show(names[found[0]])
+    return None
+
+
+def _names(path: KeyPath) -> NamePath:
+    names: list[str] = []
+    for key in path:
+        if isinstance(key, int) and names:
+            names[-1] += "[]"
+        else:
+            names.append(str(key))
+    return tuple(names)
+
+
+def _show(path: NamePath) -> str:
+    return ".".join(path)
+
+
+def unknown_key(path: KeyPath, known: list[NamePath], source: Source, shown: str = "") -> Fault:
+    """Returns the fault of a key that no section has at `path`; `shown` precedes a suggestion."""
+    near = nearest_key(path, known)
+    if near is not None:
+        fix = f"did you mean {shown}{near}?"
+    else:
+        section = list(_names(path)[:-1])
+        fix = "valid keys here: " + ", ".join(p[-1] for p in known if list(p[:-1]) == section)
+    return Fault(source.at(*path), f"unknown key {str(path[-1])!r}", fix)
+
+
+Words = Callable[[dict[str, Any], Any], tuple[str, str]]
+
+
+def _plain(message: str, fix: str = "") -> Words:
+    def words(_context: dict[str, Any], value: Any) -> tuple[str, str]:
+        return f"{message}, found {show_value(value)}", fix
+
+    return words
+
+
+def _bound(message: str, key: str) -> Words:
+    def words(context: dict[str, Any], value: Any) -> tuple[str, str]:
+        return f"{message} {context[key]:g}, found {show_value(value)}", ""
+
+    return words
+
+
+def _choice(context: dict[str, Any], value: Any) -> tuple[str, str]:
+    expected = str(context["expected"])
+    valid = [choice.strip("'") for choice in expected.replace(" or ", ", ").split(", ")]
+    near = difflib.get_close_matches(str(value), valid, n=1)
+    problem = f"must be one of {', '.join(valid)}, found {show_value(value)}"
+    return problem, f"did you mean {near[0]}?" if near else ""
+
+
+def _missing(_context: dict[str, Any], _value: Any) -> tuple[str, str]:
+    return "is required", ""
+
+
+def _mapping(_context: dict[str, Any], value: Any) -> tuple[str, str]:
+    if value is None:
+        return "is empty", "give it keys, or remove it for the defaults"
+    return f"must be a mapping of keys to values, found {show_value(value)}", ""
+
+
+def _pattern(context: dict[str, Any], value: Any) -> tuple[str, str]:
+    pattern = str(context["pattern"])
+    return f"{show_value(value)} is not usable here", PATTERN_WORDS.get(pattern, f"match {pattern}")
+
+
+_WHOLE = _plain("must be a whole number")
+_NUMBER = _plain("must be a number")
+_BOOLEAN = _plain("must be true or false")
+_TEXT = _plain("must be text", "put it in quotes")
+_WORDS: dict[str, Words] = {
+    "missing": _missing,
+    "int_type": _WHOLE,
+    "int_parsing": _WHOLE,
+    "int_from_float": _WHOLE,
+    "float_type": _NUMBER,
+    "float_parsing": _NUMBER,
+    "finite_number": _plain("must be a finite number"),
+    "bool_type": _BOOLEAN,
+    "bool_parsing": _BOOLEAN,
+    "string_type": _TEXT,
+    "list_type": _plain("must be a list"),
+    "string_too_short": _plain("must not be empty"),
+    "string_too_long": _bound("must not be longer than", "max_length"),
+    "greater_than_equal": _bound("must be at least", "ge"),
+    "greater_than": _bound("must be more than", "gt"),
+    "less_than_equal": _bound("must be at most", "le"),
+    "less_than": _bound("must be less than", "lt"),
+    "multiple_of": _bound("must be a multiple of", "multiple_of"),
+    "literal_error": _choice,
+    "enum": _choice,
+    "model_type": _mapping,
+    "model_attributes_type": _mapping,
+    "dict_type": _mapping,
+    "string_pattern_mismatch": _pattern,
+}
+
+
+def faults_of(
+    error: ValidationError,
+    model: type[BaseModel],
+    source: Source,
+    removed: Iterable[KeyPath] = (),
+) -> list[Fault]:
+    """Returns the faults in the order of the file.
+
+    Args:
+        error: What pydantic found.
+        model: The model it found it with.
+        source: Where the data stands.
+        removed: Paths of faulty values that were removed before: a verdict that rests on one of
+            them is left out.
+    """
+    known = known_paths(model)
+    gone = tuple(removed)
+    found: dict[Fault, None] = {}
+    for detail in error.errors(include_url=False):
+        found.update(dict.fromkeys(_faults(detail, known, source, gone)))
+    return in_file_order(found, source)
+
+
+def in_file_order(faults: Iterable[Fault], source: Source) -> list[Fault]:
+    """Returns the faults sorted by the line of `source` that they name."""
+    return sorted(faults, key=lambda fault: _line(fault, source))
+
+
+def _line(fault: Fault, source: Source) -> int:
+    line = fault.place.removeprefix(f"{source.file}:").partition(":")[0]
+    return int(line) if line.isdigit() else 0
+
+
+def _faults(
+    detail: ErrorDetails, known: list[NamePath], source: Source, removed: tuple[KeyPath, ...]
+) -> list[Fault]:
+    path = _clean(detail["loc"])
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "extra_forbidden":
+        return [unknown_key(detail["loc"], known, source)]
+    if kind == "invalid_key":
+        parent = tuple(detail["loc"][:-1])
+        message = f"the key {show_value(detail['input'])} is not text"
+        return [Fault(source.at(*parent), message, "put it in quotes")]
+    if kind == "refused":
+        return [
+            Fault(source.at(*path, *parse_dotted(refusal.key)), refusal.message, refusal.fix)
+            for refusal in context["refusals"]
+            if not _rests_on(removed, path, refusal)
+        ]
+    words = _WORDS.get(kind)
+    if words is None:
+        message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+        return [Fault(source.at(*path), message)]
+    message, fix = words(context, detail["input"])
+    return [Fault(source.at(*path), message, fix)]
+
+
+def _rests_on(removed: tuple[KeyPath, ...], section: KeyPath, refusal: Refusal) -> bool:
+    used = [(*section, *parse_dotted(key)) for key in (refusal.key, *refusal.uses)]
+    return any(path[: len(gone)] == gone for path in used for gone in removed)
+
+
+def _clean(location: tuple[Key, ...]) -> KeyPath:
+    """Drops what pydantic adds to a location for a union: `dict[any,any]` or a class's name."""
+    return tuple(key for key in location if isinstance(key, int) or _is_key(key))
+
+
+def _is_key(key: str) -> bool:
+    if key in ("int", "str", "float", "bool", "constrained-int", "constrained-float"):
+        return False
+    return "[" not in key and not key[:1].isupper()
+
+
+def places(error: ValidationError) -> list[KeyPath]:
+    """Returns the path of every faulty value, for leaving these out."""
+    found: list[KeyPath] = []
+    for detail in error.errors(include_url=False):
+        extra = detail["type"] == "extra_forbidden"
+        path = detail["loc"] if extra else _clean(detail["loc"])
+        refusals = detail.get("ctx", {}).get("refusals", ())
+        found += [(*path, *parse_dotted(refusal.key)) for refusal in refusals] or [path]
+    return found

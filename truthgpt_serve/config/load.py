@@ -1,0 +1,188 @@
+"""Reads configurations from files, Serve arguments or mappings, with every fault at once.
+
+Knows no registry: `truthgpt_serve.checks` looks at what a family makes of a configuration.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from truthgpt_serve.config.base import Section, show_value
+from truthgpt_serve.config.faults import faults_of, in_file_order, places
+from truthgpt_serve.config.model import ModelConfig
+from truthgpt_serve.config.paths import find_config, resolve_local
+from truthgpt_serve.config.router import RouterConfig
+from truthgpt_serve.config.source import KeyPath, Source, read_yaml
+from truthgpt_serve.errors import ConfigError, Fault
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+def read_file(path: Path, *, numbers: bool = True, shown: str | None = None) -> tuple[Any, Source]:
+    """Reads a YAML file.
+
+    Args:
+        path: The file.
+        numbers: Read `5e-5` as a number; see `read_yaml`.
+        shown: The name in faults, by default `path`.
+
+    Raises:
+        ConfigError: Unreadable, or not YAML.
+    """
+    file = shown or str(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError([Fault(file, f"cannot be read: {error.strerror}")]) from error
+    except UnicodeDecodeError as error:
+        fault = Fault(file, "is not valid YAML: not UTF-8 text", "save it as UTF-8")
+        raise ConfigError([fault]) from error
+    data, lines = read_yaml(text, file, numbers=numbers)
+    return data, Source(file, (), lines, path.absolute().parent)
+
+
+def parse(
+    model: type[SectionT], data: Any, source: Source
+) -> tuple[SectionT | None, list[Fault], list[KeyPath]]:
+    """Checks `data` against `model`.
+
+    Returns:
+        What is left of the configuration when the faulty keys take their defaults (None if nothing
+        is), the faults, and the path of each.
+    """
+    if not isinstance(data, Mapping):
+        found = "it is empty" if data is None else f"found {show_value(data)}"
+        message = f"must be a mapping of keys to values, {found}"
+        return None, [Fault(source.at(), message)], [()]
+    faults: list[Fault] = []
+    removed: list[KeyPath] = []
+    # A section with a faulty value is not cross-checked: its sound part gets another round. Only
+    # our own cross-checks are left for later rounds, so three are enough.
+    for _ in range(3):
+        try:
+            config = model.model_validate(_without(data, removed))
+            return config, in_file_order(faults, source), removed
+        except ValidationError as error:
+            faults += faults_of(error, model, source, removed)
+            removed += places(error)
+    return None, in_file_order(faults, source), removed
+
+
+def _without(data: Mapping[Any, Any], paths: list[KeyPath]) -> Any:
+    """Returns a copy without the values at `paths`; a faulty list goes as a whole."""
+    rest = copy.deepcopy(dict(data))
+    for path in paths:
+        names = path[: next((i for i, key in enumerate(path) if isinstance(key, int)), len(path))]
+        here: Any = rest
+        for key in names[:-1]:
+            here = here.get(key) if isinstance(here, dict) else None
+        if names and isinstance(here, dict):
+            here.pop(names[-1], None)
+    return rest
+
+
+def parse_model(data: Any, source: Source) -> tuple[ModelConfig | None, list[Fault]]:
+    """Checks a model's configuration against its schema.
+
+    Returns:
+        The configuration with local paths made absolute, and the faults. With faults it is what
+        can still be checked further, or None.
+    """
+    config, faults, at = parse(ModelConfig, data, source)
+    # Without its task or its model section, every further check would be about another model.
+    if config is None or any(path[:1] in ((), ("task",), ("model",)) for path in at):
+        return None, faults
+    config._source = source
+    if config.model.name_or_path is not None:
+        config.model.name_or_path = resolve_local(config.model.name_or_path, source)
+    for adapter in config.serving.adapters:
+        adapter.path = resolve_local(adapter.path, source)
+    return config, faults
+
+
+def load_model_config(
+    source: str | Path | Mapping[str, Any], *, place: str | None = None
+) -> ModelConfig:
+    """Returns the configuration of one model.
+
+    Args:
+        source: A YAML file, looked up in the working directory and then in `TRUTHGPT_CONFIG_DIR`
+            (by default `configs`), or the same keys as a mapping.
+        place: Name of the place in faults; by default the file's name.
+
+    Raises:
+        ConfigError: With every fault of the schema. What the family has to say about it is
+            `truthgpt_serve.checks.check_model`.
+    """
+    if isinstance(source, Mapping):
+        config, faults = parse_model(source, Source(place or "configuration"))
+    else:
+        path = find_config(source, place)
+        data, where = read_file(path, shown=str(path))
+        config, faults = parse_model(data, where)
+    if config is None or faults:
+        raise ConfigError(faults)
+    return config
+
+
+def load_model_args(args: Mapping[str, Any], *, place: str) -> ModelConfig:
+    """Returns the configuration that a Serve application's `args` give.
+
+    Args:
+        args: Either `{"config": path}` or the configuration's own keys.
+        place: Name of the application, for faults.
+
+    Raises:
+        ConfigError: Both or neither are given, or see `load_model_config`.
+    """
+    faults = check_model_args(args, Source(place))
+    if faults:
+        raise ConfigError(faults)
+    if "config" in args:
+        return load_model_config(args["config"], place=place)
+    return load_model_config(args, place=place)
+
+
+def check_model_args(args: Any, source: Source) -> list[Fault]:
+    """Returns the faults in how `args` name a configuration, not those inside it."""
+    if not isinstance(args, Mapping):
+        return [Fault(source.at(), f"must be a mapping, found {show_value(args)}")]
+    if not args:
+        fix = "write config: models/<name>.yaml, or the model's keys"
+        return [Fault(source.at(), "names no configuration", fix)]
+    if "config" not in args:
+        return []
+    path = args["config"]
+    faults = []
+    if not isinstance(path, str) or not path:
+        message = f"must be the path of a YAML file, found {show_value(path)}"
+        faults.append(Fault(source.at("config"), message))
+    others = [str(key) for key in args if key != "config"]
+    if others:
+        message = f"is given together with {', '.join(others)}"
+        fix = "put the keys into the file, or write them all here"
+        faults.append(Fault(source.at("config"), message, fix))
+    return faults
+
+
+def parse_router(data: Any, source: Source) -> tuple[RouterConfig | None, list[Fault]]:
+    """Checks the router's arguments; see `parse`."""
+    config, faults, _ = parse(RouterConfig, data, source)
+    return config, faults
+
+
+def load_router_config(args: Mapping[str, Any], *, place: str | None = None) -> RouterConfig:
+    """Returns the router's configuration from its application's `args`.
+
+    Raises:
+        ConfigError: With every fault.
+    """
+    config, faults = parse_router(args, Source(place or "router"))
+    if config is None or faults:
+        raise ConfigError(faults)
+    return config

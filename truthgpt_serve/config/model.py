@@ -1,0 +1,85 @@
+"""The whole configuration of one model: its sections, and what must hold between them.
+
+Knows no file, no registry and no engine: those checks are in `truthgpt_serve.checks`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, PrivateAttr, model_validator
+
+from truthgpt_serve.config.base import NonNegativeCount, Section, Text
+from truthgpt_serve.config.sections import (
+    DataSection,
+    HardwareSection,
+    ModelOptimSection,
+    ModelSection,
+    TrainingSection,
+)
+from truthgpt_serve.config.serving import ServingSection
+from truthgpt_serve.config.source import Source
+from truthgpt_serve.contract import Task
+
+DEFAULT_FAMILIES: dict[str, str] = {
+    "text-generation": "vllm",
+    "image-generation": "hf-diffusers",
+    "embedding": "vllm",
+    "tensor": "onnxruntime",
+    "custom": "custom",
+}
+"""The family of a task whose configuration names none."""
+
+
+class ModelConfig(Section):
+    """One YAML file for one model: train it, run it, serve it."""
+
+    run_name: Text = "demo"
+    """Name of the run, for training output and for a model that is run offline. The served model
+    name is the application's, not this."""
+
+    seed: NonNegativeCount = 42
+    """Seed of every random generator, for repeatable training and sampling."""
+
+    task: Task = "text-generation"
+    """What the model does, and so which endpoints it answers."""
+
+    model: ModelSection = Field(default_factory=ModelSection)
+    """Which weights, and which family runs them."""
+
+    training: TrainingSection = Field(default_factory=TrainingSection)
+    """Hyperparameters of `truthgpt train`."""
+
+    model_optim: ModelOptimSection = Field(default_factory=ModelOptimSection)
+    """Memory and speed of the model itself."""
+
+    hardware: HardwareSection = Field(default_factory=HardwareSection)
+    """What one replica takes of the cluster."""
+
+    data: DataSection = Field(default_factory=DataSection)
+    """The data set of `truthgpt train`."""
+
+    serving: ServingSection = Field(default_factory=ServingSection)
+    """How the model is served."""
+
+    _source: Source = PrivateAttr(default_factory=Source)
+
+    @model_validator(mode="after")
+    def _fill_family(self) -> ModelConfig:
+        if self.model.family is None:
+            self.model.family = DEFAULT_FAMILIES[self.task]
+        return self
+
+    @property
+    def family(self) -> str:
+        """The family's name; never empty, `custom` not yet resolved."""
+        return self.model.family or DEFAULT_FAMILIES[self.task]
+
+    @property
+    def source(self) -> Source:
+        """Where the configuration was read, for the places of faults."""
+        return self._source
+
+    def to_cfg(self) -> dict[str, Any]:
+        """Returns the plain nested dict that a family's `load` gets, every section present."""
+        return self.model_dump(mode="python", by_alias=True)

@@ -1,0 +1,50 @@
+"""The configuration of the router application, which is the `args` of its entry in a Serve file.
+
+Knows nothing of models. API keys and quotas become sections of their own beside these settings.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from truthgpt_serve.config.base import Count, NonNegativeNumber, PositiveNumber, Section
+
+
+class RouterConfig(Section):
+    """Limits and timeouts of the router."""
+
+    max_body_bytes: Count = 64 * 1024 * 1024
+    """Largest request body in bytes; a larger one is answered 413. It also bounds what is buffered
+    while looking for `model`, so more lets one request take more memory."""
+
+    request_timeout_s: PositiveNumber = 600
+    """Seconds from a request's arrival to the end of its answer; then the model's work is aborted
+    and the client gets 504. Keep it at most the models' `serving.max_request_s`."""
+
+    hold_timeout_s: NonNegativeNumber = 60
+    """Seconds that a request for a model which has run before is held while it scales from zero or
+    is replaced, then 503. More hides longer starts and keeps clients waiting longer."""
+
+    connect_timeout_s: PositiveNumber = 5
+    """Seconds to open a connection to the proxy. More tolerates a busier node."""
+
+    proxy_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Port of Ray Serve's own proxy on every node; by default the one that Serve reports, which is
+    the Serve file's `http_options.port`."""
+
+    num_replicas: Count = 2
+    """Router replicas. With two, the loss of one is not noticed; more spread the relaying over
+    more cores."""
+
+    max_ongoing_requests: Annotated[int, Field(ge=1, le=65536)] = 4096
+    """Requests that one router replica relays at the same time. More needs two file descriptors
+    each."""
+
+    max_queued_requests: Annotated[int, Field(ge=1, le=65536)] = 4096
+    """Requests that wait, in each proxy, for a router replica; beyond it a client gets 429."""
+
+    cpus: NonNegativeNumber = 0.1
+    """CPU cores that Ray reserves per router replica. It bounds nothing: it only keeps Ray from
+    placing too much on one node."""

@@ -1,0 +1,239 @@
+"""The sections that say which weights, on which hardware, trained how and on what data.
+
+Knows nothing of serving, of families' own arguments or of files.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+
+from truthgpt_serve.config.base import (
+    MODULE_PATTERN,
+    Count,
+    NonNegativeCount,
+    NonNegativeNumber,
+    PositiveNumber,
+    Ratio,
+    Refusal,
+    Section,
+    Text,
+    read_scientific,
+    refuse,
+    show_value,
+)
+
+
+class ModelSection(Section):
+    """Which weights, and which family runs them."""
+
+    family: Text | None = None
+    """Registered family that runs the model: `vllm`, `echo`, another installed family's name, one
+    that `import` registers, or `custom` when `import` registers exactly one class. Null takes the
+    family of the `task`: `vllm` for text-generation and embedding, `hf-diffusers` for
+    image-generation, `onnxruntime` for tensor, `custom` for custom."""
+
+    name_or_path: Text | None = None
+    """Weights: a hub name, or a local folder or file. A relative path is looked up in the working
+    directory, beside this file, then in the parent of `TRUTHGPT_CONFIG_DIR`. Required by every
+    family that has weights."""
+
+    revision: Text | None = None
+    """Branch, tag or commit of a hub model. Null takes the hub's default branch; a commit makes
+    the deployment repeatable."""
+
+    import_: Annotated[str, Field(pattern=MODULE_PATTERN)] | None = Field(
+        default=None, alias="import"
+    )
+    """Python module to import first, such as `my_package.models`, so that its
+    `@register_model(name)` runs. It must be importable where the replica runs."""
+
+
+def _read_precision(value: Any) -> Any:
+    # YAML 1.1, which Ray reads a Serve file with, turns a bare `no` into False.
+    return "no" if value is False else value
+
+
+class TrainingSection(Section):
+    """Hyperparameters of `truthgpt train`; serving ignores them."""
+
+    epochs: Count = 3
+    """Passes over the training data. More fits it closer and takes proportionally longer."""
+
+    train_batch_size: Count = 8
+    """Examples per device and forward pass. More uses more memory and gives steadier gradients."""
+
+    eval_batch_size: Count = 8
+    """Examples per device while evaluating. More is faster until memory ends."""
+
+    grad_accum_steps: Count = 2
+    """Forward passes per optimizer step. More raises the effective batch without more memory."""
+
+    learning_rate: PositiveNumber = 5.0e-5
+    """Peak step size of the optimizer. More learns faster until it diverges."""
+
+    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = (
+        "cosine"
+    )
+    """How the learning rate falls after the warm-up."""
+
+    warmup_ratio: Ratio = 0.06
+    """Share of all steps, from 0 to 1, in which the learning rate rises from zero. More is
+    steadier at the start and leaves fewer steps at full rate."""
+
+    mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_read_precision)] = (
+        "bf16"
+    )
+    """Number format of the forward and backward pass; `no` computes in float32."""
+
+    max_grad_norm: NonNegativeNumber = 1.0
+    """Norm to which gradients are clipped; 0 switches clipping off. More clips less."""
+
+    early_stopping_patience: NonNegativeCount = 2
+    """Evaluations without improvement after which training stops; 0 never stops early. More
+    trains longer on a plateau."""
+
+
+class LoraSection(Section):
+    """Low-rank adapters that `truthgpt train` fits instead of the whole model."""
+
+    enabled: bool = False
+    """Train an adapter rather than all weights. Needs a family that takes adapters."""
+
+    r: Count = 16
+    """Rank of the update matrices. More can learn more and takes more memory."""
+
+    alpha: PositiveNumber = 32
+    """Scale of the update, applied as `alpha / r`. More makes the adapter's effect stronger."""
+
+    dropout: Annotated[Ratio, Field(lt=1)] = 0.05
+    """Share of the adapter's inputs dropped while training, from 0 to below 1. More regularises
+    more."""
+
+
+class ModelOptimSection(Section):
+    """Memory and speed of the model itself."""
+
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: far less memory, about a third more time. Only
+    training."""
+
+    lora: LoraSection = Field(default_factory=LoraSection)
+    """Low-rank adapter training."""
+
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Number format of the weights; `auto` takes that of the checkpoint where the device has it."""
+
+    quantization: Text | None = None
+    """Weight quantization that the family knows, such as `fp8`; null for none."""
+
+    compile: bool = False
+    """Compile the model when it loads: a slower start, faster requests."""
+
+    attention: Text = "auto"
+    """Attention implementation that the family knows, such as `sdpa` or `xformers`; `auto` lets
+    the family choose."""
+
+
+def _read_gpus(value: Any) -> Any:
+    """Checks `gpus`; a whole number written as a float becomes an int."""
+    value = read_scientific(value)
+    if value == "auto":
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        problem = f"must be auto, a fraction below 1 or a whole number, found {show_value(value)}"
+        raise refuse([Refusal("", problem, "write 0.25, 1 or auto")])
+    if value < 0:
+        problem = f"must be at least 0, found {value!r}"
+        raise refuse([Refusal("", problem, "write 0 for a replica on CPU")])
+    if not math.isfinite(value):
+        problem = f"must be a finite number, found {value!r}"
+        raise refuse([Refusal("", problem, "write 0.25, 1 or auto")])
+    if value == int(value):
+        return int(value)
+    if value > 1:
+        problem = f"{value!r} is neither a fraction below 1 nor a whole number"
+        fix = f"several GPUs are taken whole: write {math.ceil(value)}"
+        raise refuse([Refusal("", problem, fix)])
+    return value
+
+
+Gpus = Annotated[
+    int | float | Literal["auto"],
+    BeforeValidator(_read_gpus),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"const": "auto"},
+                {"type": "number", "minimum": 0, "maximum": 1},
+                {"type": "integer", "minimum": 0},
+            ]
+        }
+    ),
+]
+
+
+class HardwareSection(Section):
+    """What one replica takes of the cluster."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model computes; `auto` follows `gpus`."""
+
+    gpus: Gpus = "auto"
+    """GPUs per replica: 0 for CPU, a fraction such as 0.25 to share one GPU between replicas, or a
+    whole number, which makes one engine of several GPUs where the family can. `auto` is 0 or 1 by
+    `TRUTHGPT_ACCELERATOR=cpu|gpu`, else by what the cluster has. More gives the model more memory
+    and leaves room for fewer replicas."""
+
+    cpus: NonNegativeNumber = 1
+    """CPU cores that Ray reserves per replica; a fraction is allowed. A model on CPU computes with
+    as many threads (at least one). More makes it faster and leaves room for fewer replicas."""
+
+    accelerator_type: Text | None = None
+    """GPU model that the node must have, in Ray's words, such as `A100` or `H100`. Null takes
+    any; without `gpus` it means nothing."""
+
+    @model_validator(mode="after")
+    def _check_device(self) -> HardwareSection:
+        gpus = self.gpus
+        found = []
+        if self.device == "cpu" and gpus not in ("auto", 0):
+            message = f"cpu contradicts gpus: {gpus}"
+            found.append(Refusal("device", message, "remove one of them", ("gpus",)))
+        if self.device == "cuda" and gpus == 0:
+            message = "cuda contradicts gpus: 0"
+            found.append(Refusal("device", message, "remove one of them", ("gpus",)))
+        if self.accelerator_type and self.device == "cpu":
+            message = f"{self.accelerator_type} is a GPU, which contradicts device: cpu"
+            found.append(Refusal("accelerator_type", message, "remove one of them", ("device",)))
+        if found:
+            raise refuse(found)
+        return self
+
+
+class DataSection(Section):
+    """The data set of `truthgpt train`; serving ignores it."""
+
+    dataset: Text | None = None
+    """Hub name of the data set, or a local folder or file."""
+
+    subset: Text | None = None
+    """Configuration of the data set, where it has several."""
+
+    text_field: Text = "text"
+    """Column with the training text."""
+
+    max_seq_len: Count = 1024
+    """Tokens to which an example is cut. More sees longer texts and takes more memory."""
+
+    image_field: Text = "image"
+    """Column with the image."""
+
+    caption_field: Text = "text"
+    """Column with the image's caption."""
+
+    resolution: Annotated[int, Field(ge=8, multiple_of=8)] = 512
+    """Edge of the training images in pixels, a multiple of 8. More shows finer detail and takes
+    quadratically more memory."""

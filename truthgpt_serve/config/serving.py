@@ -1,0 +1,154 @@
+"""The `serving` section: how many requests, how many replicas, which adapters, how long.
+
+Knows nothing of Ray beyond the names of its autoscaling settings, and nothing of engines.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from truthgpt_serve.config.base import (
+    Count,
+    Name,
+    NonNegativeCount,
+    NonNegativeNumber,
+    PositiveNumber,
+    Refusal,
+    Section,
+    Text,
+    refuse,
+)
+
+
+class AutoscalingSection(Section):
+    """How the number of replicas follows the load; the names are Ray Serve's."""
+
+    min_replicas: NonNegativeCount = 1
+    """Replicas kept without load; 0 frees everything and makes the first request wait for a
+    load."""
+
+    max_replicas: Count = 1
+    """Most replicas under load. More takes more of the cluster."""
+
+    initial_replicas: NonNegativeCount | None = None
+    """Replicas started on deployment, between the two above; null means `min_replicas`."""
+
+    target_ongoing_requests: PositiveNumber | None = None
+    """Ongoing requests per replica that scaling aims at. Less scales up earlier, for lower latency
+    on more replicas. Null means 0.7 of `max_ongoing_requests`."""
+
+    upscale_delay_s: NonNegativeNumber = 30
+    """Seconds of higher load before replicas are added. More ignores longer bursts."""
+
+    downscale_delay_s: NonNegativeNumber = 600
+    """Seconds of lower load before replicas are removed. More keeps idle replicas longer."""
+
+    downscale_to_zero_delay_s: NonNegativeNumber | None = None
+    """Seconds without load before the last replica goes, with `min_replicas` 0; null means
+    `downscale_delay_s`."""
+
+    @model_validator(mode="after")
+    def _check_order(self) -> AutoscalingSection:
+        low, high, initial = self.min_replicas, self.max_replicas, self.initial_replicas
+        found = []
+        if low > high:
+            message = f"{low} is more than max_replicas, which is {high}"
+            fix = "lower it, or raise max_replicas"
+            found.append(Refusal("min_replicas", message, fix, ("max_replicas",)))
+        elif initial is not None and not low <= initial <= high:
+            message = f"{initial} is not between min_replicas {low} and max_replicas {high}"
+            uses = ("min_replicas", "max_replicas")
+            fix = "leave it out for min_replicas"
+            found.append(Refusal("initial_replicas", message, fix, uses))
+        if self.downscale_to_zero_delay_s is not None and low > 0:
+            message = f"has no effect with min_replicas {low}"
+            fix = "set min_replicas: 0"
+            found.append(Refusal("downscale_to_zero_delay_s", message, fix, ("min_replicas",)))
+        if found:
+            raise refuse(found)
+        return self
+
+
+class AdapterSection(Section):
+    """One LoRA adapter, a model name of its own."""
+
+    name: Name
+    """Model name that clients send. Unique in the whole service."""
+
+    path: Text
+    """Hub name or local folder of the adapter; looked up like `model.name_or_path`."""
+
+
+class BatchingSection(Section):
+    """How single requests become batches, for a class with `infer_batch`.
+
+    Engines that batch by themselves ignore it.
+    """
+
+    max_batch_size: Count = 8
+    """Most requests in one call. More raises throughput and memory."""
+
+    batch_wait_timeout_s: NonNegativeNumber = 0.01
+    """Seconds that the first request of a batch waits for others. More fills batches better and
+    adds latency to a lone request."""
+
+
+class ServingSection(Section):
+    """How the model is served."""
+
+    max_ongoing_requests: Count | None = None
+    """Requests that one replica works on at the same time. More raises throughput until the engine
+    is full, then only latency. Null takes the engine's own limit for vLLM, 64 for other families
+    that batch or stream, 1 for a class that has only `infer`."""
+
+    max_queued_requests: Count | None = None
+    """Requests that wait, in each proxy, for a free replica; beyond it a client gets 429. More
+    refuses later and makes waiting longer. Null means twice `max_ongoing_requests`."""
+
+    num_replicas: Count | None = None
+    """Replicas when not autoscaled; null means 1. Not together with `autoscaling`."""
+
+    autoscaling: AutoscalingSection | None = None
+    """Replicas by load; null for a fixed number."""
+
+    adapters: list[AdapterSection] = Field(default_factory=list)
+    """LoRA adapters served beside the model, each under its own model name."""
+
+    engine: dict[str, Any] = Field(default_factory=dict)
+    """Arguments handed to the engine as they are, checked against the engine's own argument
+    names."""
+
+    batching: BatchingSection = Field(default_factory=BatchingSection)
+    """Request batching in front of a class with `infer_batch`."""
+
+    max_request_s: PositiveNumber = 600
+    """Longest time, in seconds, that one request may take. A replica that is replaced finishes its
+    requests within it, so more makes redeployment slower to complete. Above 650, raise
+    `RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S` in configs/ray.env too."""
+
+    health_check_period_s: PositiveNumber = 1
+    """Seconds between health checks of a replica. More notices a dead engine later: it is replaced
+    about three periods and 6 s after it fails."""
+
+    health_check_timeout_s: PositiveNumber = 10
+    """Seconds that a health check may take; three failures in a row replace the replica. More
+    tolerates longer stalls."""
+
+    @model_validator(mode="after")
+    def _check_replicas(self) -> ServingSection:
+        found = []
+        if self.num_replicas is not None and self.autoscaling is not None:
+            message = f"{self.num_replicas} is given together with serving.autoscaling"
+            found.append(Refusal("num_replicas", message, "keep one of them"))
+        target = self.autoscaling and self.autoscaling.target_ongoing_requests
+        limit = self.max_ongoing_requests
+        if target and limit and target > limit:
+            message = f"{target:g} is more than serving.max_ongoing_requests, which is {limit}"
+            fix = "a replica never gets that many: lower it"
+            key = "autoscaling.target_ongoing_requests"
+            found.append(Refusal(key, message, fix, ("max_ongoing_requests",)))
+        if found:
+            raise refuse(found)
+        return self

@@ -1,0 +1,179 @@
+"""Finds and ends every process of one run, however Ray, HAProxy and the engines were started.
+
+Knows nothing of Ray: a run is whatever inherited one environment variable, and its descendants.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+RUN_ID_VARIABLE = "TRUTHGPT_RUN_ID"
+"""Set it before Ray starts: Ray, its workers, HAProxy and the engines hand it down."""
+
+POLL_S = 0.05
+TERMINATE_S = 3.0
+"""How long a process may take to leave after SIGTERM before it is killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A live process; `started` (clock ticks after boot) tells it from a later one with its pid."""
+
+    pid: int
+    parent: int
+    started: int
+    command: str
+
+
+def create_run_environment(run_id: str) -> dict[str, str]:
+    """Returns the variables that a process must have for its run to be found again.
+
+    `SPT_NOENV` keeps `setproctitle`, which Ray and vLLM call, from overwriting the memory that
+    `/proc/<pid>/environ` shows.
+    """
+    return {RUN_ID_VARIABLE: run_id, "SPT_NOENV": "1"}
+
+
+def create_run_id() -> str:
+    """Returns a new run id."""
+    return uuid.uuid4().hex
+
+
+def read_process(pid: int) -> Process | None:
+    """Returns the process, or None when it is gone or a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return None
+    # The second field is the program's name in brackets, and may itself hold brackets and spaces.
+    name, _, rest = stat.partition("(")[2].rpartition(")")
+    fields = rest.split()
+    if fields[0] in "ZX":
+        return None
+    title = command.replace(b"\0", b" ").decode(errors="replace").strip()
+    return Process(pid, int(fields[1]), int(fields[19]), title or name)
+
+
+def _processes() -> Iterator[Process]:
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            process = read_process(int(entry))
+            if process is not None:
+                yield process
+
+
+def _has_marker(pid: int, marker: bytes) -> bool:
+    try:
+        return marker in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:  # gone meanwhile, or another user's
+        return False
+
+
+def find_run(run_id: str) -> list[Process]:
+    """Returns the live processes of a run, without the calling one."""
+    marker = f"{RUN_ID_VARIABLE}={run_id}".encode()
+    processes = list(_processes())
+    found = {process.pid for process in processes if _has_marker(process.pid, marker)}
+    size = -1
+    while size != len(found):
+        size = len(found)
+        found |= {process.pid for process in processes if process.parent in found}
+    found.discard(os.getpid())
+    return [process for process in processes if process.pid in found]
+
+
+def send_signal(process: Process, number: signal.Signals) -> bool:
+    """Signals a process if it is still the same one; returns whether it was there."""
+    present = read_process(process.pid)
+    if present is None or present.started != process.started:
+        return False
+    try:
+        os.kill(process.pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait_for_end(run_id: str, timeout_s: float) -> list[Process]:
+    """Waits until a run has no process; returns those that are left when the time is over."""
+    deadline = time.monotonic() + timeout_s
+    while (left := find_run(run_id)) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    return left
+
+
+def end_run(
+    run_id: str,
+    *,
+    timeout_s: float = 30.0,
+    leader: Process | None = None,
+    grace_s: float = 0.0,
+) -> int:
+    """Ends all processes of a run.
+
+    Args:
+        run_id: The value of `TRUTHGPT_RUN_ID` that they inherited.
+        timeout_s: Limit for the whole call.
+        leader: The process that knows how to end the run in good order on SIGINT (`serve run`).
+        grace_s: How long it has for that; then all get SIGTERM, and SIGKILL 3 s later.
+
+    Returns:
+        How many processes the run had when the call began.
+
+    Raises:
+        TimeoutError: Some are left, which the message names.
+    """
+    deadline = time.monotonic() + timeout_s
+    present = find_run(run_id)
+    left = present
+    if left and leader is not None and grace_s > 0 and send_signal(leader, signal.SIGINT):
+        left = wait_for_end(run_id, min(grace_s, timeout_s))
+    if left:
+        _signal_all(left, signal.SIGTERM)
+        left = wait_for_end(run_id, min(TERMINATE_S, max(0.0, deadline - time.monotonic())))
+    while left:
+        # Again and again, because a supervisor may start another child before it dies itself.
+        _signal_all(left, signal.SIGKILL)
+        left = wait_for_end(run_id, 0.5)
+        if left and time.monotonic() > deadline:
+            names = ", ".join(f"{process.pid} ({process.command[:60]})" for process in left)
+            raise TimeoutError(f"still alive {timeout_s:g} s after the run was ended: {names}")
+    return len(present)
+
+
+def _signal_all(processes: Iterable[Process], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(PermissionError):  # reported by the caller's time limit
+            send_signal(process, number)
+
+
+def busy_ports(host: str, ports: Iterable[int]) -> list[int]:
+    """Returns those ports on which a server cannot listen now."""
+    busy = []
+    for port in ports:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            # As servers do: connections that are only fading away do not count.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+                probe.listen(1)
+            except OSError:
+                busy.append(port)
+    return busy
+
+
+def wait_for_ports(host: str, ports: Iterable[int], timeout_s: float) -> list[int]:
+    """Waits until all ports are free; returns those that are not when the time is over."""
+    deadline = time.monotonic() + timeout_s
+    while (busy := busy_ports(host, ports)) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    return busy

@@ -1,0 +1,117 @@
+"""JSON in and out, the fields that every request has, and OpenAI's error envelope as bytes.
+
+Knows nothing of models, servers or Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from truthgpt_serve.errors import RequestError, TruthGPTError
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
+
+
+def encode_json(value: Any) -> bytes:
+    """Returns `value` as JSON; half a surrogate pair in a text becomes a question mark."""
+    try:
+        return _encode(value)
+    except UnicodeEncodeError:
+        return _encode(_mend(value))
+
+
+def _mend(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, Mapping):
+        return {_mend(key): _mend(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_mend(item) for item in value]
+    return value
+
+
+def error_response(
+    error: TruthGPTError, request_id: str
+) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Returns the status, the headers and the body of an error in OpenAI's envelope."""
+    body = encode_json(error.to_envelope())
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"x-request-id", request_id.encode("latin-1")),
+    ]
+    if error.retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % error.retry_after_s))
+    return error.status, headers, body
+
+
+def error_event(error: TruthGPTError) -> bytes:
+    """Returns the server-sent event that ends a stream which failed on the way."""
+    return b"data: " + encode_json(error.to_envelope()) + b"\n\n"
+
+
+def parse_object(body: bytes | bytearray) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        RequestError: The body is empty, is not JSON, or is another kind of value.
+    """
+    if not body:
+        raise RequestError("the request has no body; send a JSON object")
+    try:
+        value = _decode(body)
+    except RecursionError:
+        raise RequestError("the body is not valid JSON: it is nested too deeply") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RequestError(f"the body is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise RequestError(f"the body must be a JSON object, not {kind_of(value)}")
+    return value
+
+
+def parse_model(body: Mapping[str, Any]) -> str:
+    """Returns the request's `model`.
+
+    Raises:
+        RequestError: It is missing, empty or no string.
+    """
+    model = body.get("model")
+    if model is None:
+        raise bad_field("model", "is required; GET /v1/models lists the names")
+    if not isinstance(model, str) or not model:
+        raise bad_field("model", f"must be a non-empty string, not {shown(model)}")
+    return model
+
+
+def parse_stream(body: Mapping[str, Any]) -> bool:
+    """Returns the request's `stream`; raises RequestError when it is no boolean."""
+    stream = body.get("stream")
+    if stream is not None and not isinstance(stream, bool):
+        raise bad_field("stream", f"must be true or false, not {shown(stream)}")
+    return bool(stream)
+
+
+def bad_field(param: str, message: str) -> RequestError:
+    """Returns the error that names one field, ready to raise."""
+    return RequestError(f"`{param}` {message}", param=param)
+
+
+def kind_of(value: Any) -> str:
+    """Names the JSON type of a value."""
+    names = {str: "a string", list: "a list", bool: "a boolean", dict: "an object"}
+    if value is None:
+        return "null"
+    return names.get(type(value), "a number")
+
+
+def shown(value: Any) -> str:
+    """Shows a value of a request in a message without repeating a long one."""
+    if isinstance(value, list | dict) or value is None:
+        return kind_of(value)
+    if isinstance(value, str):
+        return f"{value[:40]!r}" + ("…" if len(value) > 40 else "")
+    return str(value).lower() if isinstance(value, bool) else str(value)[:40]

@@ -1,0 +1,208 @@
+"""From a configuration to the resources, limits and timeouts of a Ray Serve deployment.
+
+Knows the names of Ray Serve's deployment options; imports no Ray and starts nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from truthgpt_serve.config.model import ModelConfig
+from truthgpt_serve.config.router import RouterConfig
+from truthgpt_serve.contract import FamilySpec
+from truthgpt_serve.errors import ConfigError, Fault
+
+ACCELERATOR_VARIABLE = "TRUTHGPT_ACCELERATOR"
+BATCHING_MAX_ONGOING_REQUESTS = 64
+TARGET_SHARE = 0.7
+"""Share of `max_ongoing_requests` that autoscaling aims at: below 1, so that a replica is added
+before the present ones are full."""
+SHUTDOWN_MARGIN_S = 10
+"""Added to the longest request, for what a replica does after its last one."""
+RETRY_AFTER_S = 1
+_ANY_OF_TYPE = 0.001
+"""The amount by which Ray itself asks for a node's accelerator type."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaPlan:
+    """What each replica takes and how many requests it is given.
+
+    Attributes:
+        gpus: GPUs per replica: 0, a fraction, or a whole number.
+        cfg: The configuration as a nested dict, with `hardware.gpus` decided: what the replica is
+            given, so that it never decides by its own host. Empty for the router.
+        ray_actor_options: `num_cpus`, `num_gpus` and possibly `accelerator_type` of the actor.
+        placement_group_bundles: One bundle for each GPU of an engine that spans several, else None.
+        placement_group_strategy: Ray's name of how the bundles are placed, or None.
+        max_ongoing_requests: Requests in one replica at a time.
+        max_queued_requests: Requests waiting in each proxy.
+        num_replicas: Fixed number of replicas, or None when autoscaled.
+        autoscaling_config: Ray's autoscaling settings, or None.
+        graceful_shutdown_timeout_s: Time that a replaced replica has to finish its requests.
+        health_check_period_s: Time between health checks.
+        health_check_timeout_s: Time for one health check.
+        backpressure_config: How a request is answered that finds every queue full.
+    """
+
+    ray_actor_options: dict[str, Any]
+    max_ongoing_requests: int
+    max_queued_requests: int
+    graceful_shutdown_timeout_s: float
+    health_check_period_s: float
+    health_check_timeout_s: float
+    gpus: float = 0
+    cfg: dict[str, Any] = field(default_factory=dict)
+    num_replicas: int | None = 1
+    autoscaling_config: dict[str, Any] | None = None
+    placement_group_bundles: list[dict[str, float]] | None = None
+    placement_group_strategy: str | None = None
+    backpressure_config: dict[str, Any] = field(
+        default_factory=lambda: {"status_code": 429, "retry_after_s": RETRY_AFTER_S}
+    )
+
+    def deployment_options(self) -> dict[str, Any]:
+        """Returns the keyword arguments for `serve.deployment(...).options(**options)`."""
+        options: dict[str, Any] = {
+            "ray_actor_options": self.ray_actor_options,
+            "max_ongoing_requests": self.max_ongoing_requests,
+            "max_queued_requests": self.max_queued_requests,
+            "backpressure_config": self.backpressure_config,
+            "graceful_shutdown_timeout_s": self.graceful_shutdown_timeout_s,
+            "health_check_period_s": self.health_check_period_s,
+            "health_check_timeout_s": self.health_check_timeout_s,
+        }
+        if self.autoscaling_config is not None:
+            options["autoscaling_config"] = self.autoscaling_config
+        else:
+            options["num_replicas"] = self.num_replicas
+        if self.placement_group_bundles is not None:
+            options["placement_group_bundles"] = self.placement_group_bundles
+            options["placement_group_strategy"] = self.placement_group_strategy
+        return options
+
+
+def resolve_gpus(
+    config: ModelConfig, *, cluster_gpus: float, environ: Mapping[str, str] = os.environ
+) -> float:
+    """Returns the GPUs of one replica, with `auto` decided.
+
+    Args:
+        config: The model's configuration.
+        cluster_gpus: GPUs of the whole cluster. The host that builds the application may have none.
+        environ: `TRUTHGPT_ACCELERATOR=cpu|gpu` in it decides before the cluster does.
+
+    Raises:
+        ConfigError: `TRUTHGPT_ACCELERATOR` has another value.
+    """
+    if config.hardware.gpus != "auto":
+        return config.hardware.gpus
+    if config.hardware.device != "auto":
+        return 1 if config.hardware.device == "cuda" else 0
+    wanted = environ.get(ACCELERATOR_VARIABLE, "")
+    if wanted not in ("", "cpu", "gpu"):
+        message = f"must be cpu or gpu, found {wanted!r}"
+        fix = "unset it to decide by the cluster's resources"
+        raise ConfigError([Fault(f"environment variable {ACCELERATOR_VARIABLE}", message, fix)])
+    if wanted:
+        return 1 if wanted == "gpu" else 0
+    return 1 if cluster_gpus >= 1 else 0
+
+
+def default_max_ongoing(cfg: Mapping[str, Any], spec: FamilySpec) -> int:
+    """Returns `max_ongoing_requests` where the configuration leaves it open.
+
+    A family that does not say is judged by its class, which imports it.
+
+    Args:
+        cfg: The configuration as a nested dict, `hardware.gpus` decided.
+        spec: The family.
+    """
+    if spec.max_ongoing_requests is not None:
+        return max(1, spec.max_ongoing_requests(cfg))
+    cls = spec.load_class()
+    several = any(callable(getattr(cls, name, None)) for name in ("infer_batch", "stream"))
+    return BATCHING_MAX_ONGOING_REQUESTS if several else 1
+
+
+def plan_replica(
+    config: ModelConfig,
+    spec: FamilySpec,
+    *,
+    cluster_gpus: float = 0,
+    environ: Mapping[str, str] = os.environ,
+) -> ReplicaPlan:
+    """Returns what the deployment of a model needs.
+
+    Args:
+        config: The model's configuration, already checked.
+        spec: Its family.
+        cluster_gpus: GPUs of the whole cluster, for `gpus: auto`.
+        environ: The environment, for `gpus: auto`.
+
+    Raises:
+        ConfigError: See `resolve_gpus`.
+    """
+    gpus = resolve_gpus(config, cluster_gpus=cluster_gpus, environ=environ)
+    serving = config.serving
+    cfg = config.to_cfg()
+    cfg["hardware"]["gpus"] = gpus
+    ongoing = serving.max_ongoing_requests or default_max_ongoing(cfg, spec)
+    spans = spec.tensor_parallel and gpus > 1
+    autoscaling = _autoscaling(config, ongoing)
+    return ReplicaPlan(
+        gpus=gpus,
+        cfg=cfg,
+        ray_actor_options=_actor_options(config, 0 if spans else gpus, spans=spans),
+        placement_group_bundles=_bundles(config, int(gpus)) if spans else None,
+        # One engine talks between its GPUs at every layer: on two nodes it would crawl.
+        placement_group_strategy="STRICT_PACK" if spans else None,
+        max_ongoing_requests=ongoing,
+        max_queued_requests=serving.max_queued_requests or 2 * ongoing,
+        num_replicas=None if autoscaling else serving.num_replicas or 1,
+        autoscaling_config=autoscaling,
+        graceful_shutdown_timeout_s=serving.max_request_s + SHUTDOWN_MARGIN_S,
+        health_check_period_s=serving.health_check_period_s,
+        health_check_timeout_s=serving.health_check_timeout_s,
+    )
+
+
+def _actor_options(config: ModelConfig, gpus: float, *, spans: bool) -> dict[str, Any]:
+    options: dict[str, Any] = {"num_cpus": config.hardware.cpus, "num_gpus": gpus}
+    if config.hardware.accelerator_type is not None and gpus > 0 and not spans:
+        options["accelerator_type"] = config.hardware.accelerator_type
+    return options
+
+
+def _bundles(config: ModelConfig, gpus: int) -> list[dict[str, float]]:
+    """Returns a bundle for each GPU; the actor lives in the first, which so has the CPUs."""
+    bundle: dict[str, float] = {"GPU": 1}
+    if config.hardware.accelerator_type is not None:
+        bundle[f"accelerator_type:{config.hardware.accelerator_type}"] = _ANY_OF_TYPE
+    first = {"CPU": config.hardware.cpus, **bundle} if config.hardware.cpus else dict(bundle)
+    return [first, *(dict(bundle) for _ in range(gpus - 1))]
+
+
+def _autoscaling(config: ModelConfig, max_ongoing: int) -> dict[str, Any] | None:
+    section = config.serving.autoscaling
+    if section is None:
+        return None
+    settings = section.model_dump(exclude_none=True)
+    settings.setdefault("target_ongoing_requests", max(1.0, round(TARGET_SHARE * max_ongoing, 1)))
+    return settings
+
+
+def plan_router(config: RouterConfig) -> ReplicaPlan:
+    """Returns what the router's deployment needs."""
+    return ReplicaPlan(
+        ray_actor_options={"num_cpus": config.cpus, "num_gpus": 0},
+        max_ongoing_requests=config.max_ongoing_requests,
+        max_queued_requests=config.max_queued_requests,
+        num_replicas=config.num_replicas,
+        graceful_shutdown_timeout_s=config.request_timeout_s + SHUTDOWN_MARGIN_S,
+        health_check_period_s=1,
+        health_check_timeout_s=10,
+    )

@@ -1,0 +1,232 @@
+"""The generic ASGI application: routes, and what every answer has; knows nothing of Ray."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from truthgpt_serve.contract import FamilySpec
+from truthgpt_serve.errors import (
+    MethodError,
+    ModelNotFoundError,
+    RouteNotFoundError,
+    ServerError,
+    TruthGPTError,
+    UnavailableError,
+    UnsupportedError,
+)
+from truthgpt_serve.protocol import encode_json, parse_object
+from truthgpt_serve.server.exchange import Exchange
+from truthgpt_serve.server.host import ModelHost
+from truthgpt_serve.server.http import ClientGoneError, Connection, Receive, Scope, Send
+from truthgpt_serve.server.infer_exchange import InferExchange
+from truthgpt_serve.server.text import Tokenizer
+from truthgpt_serve.server.text_exchange import DEFAULT_MAX_NEW_TOKENS, TextExchange
+from truthgpt_serve.server.text_requests import parse_chat, parse_completion
+
+logger = logging.getLogger(__name__)
+access = logger.getChild("access")
+
+MAX_BODY_BYTES = 64 * 2**20
+MODELS_PATH = "/v1/models"
+Handler = Callable[[Connection], Awaitable[None]]
+
+
+def create_app(
+    spec: FamilySpec, cfg: dict[str, Any], *, name: str, max_body_bytes: int = MAX_BODY_BYTES
+) -> Application:
+    """Returns an ASGI application that serves one model by itself, without Ray.
+
+    The model is loaded when the server starts the application and closed when it stops it.
+
+    Args:
+        spec: The family.
+        cfg: The configuration as a nested dict.
+        name: The model name that clients send.
+        max_body_bytes: The largest request body.
+    """
+    host = ModelHost(spec, cfg, name=name)
+    return Application(host, max_body_bytes=max_body_bytes, owns_host=True)
+
+
+class Application:
+    """Serves the model of a host over `/v1/infer` and, by its task, OpenAI's routes.
+
+    Args:
+        host: The model; started, unless `owns_host`.
+        max_body_bytes: The largest request body.
+        owns_host: Whether the application starts and closes the host with its own life.
+    """
+
+    def __init__(
+        self, host: ModelHost, *, max_body_bytes: int = MAX_BODY_BYTES, owns_host: bool = False
+    ) -> None:
+        self._host = host
+        self._max_body_bytes = max_body_bytes
+        self._owns_host = owns_host
+        self._created = int(time.time())
+        self._tokenizer: Tokenizer | None = None
+        self._task = str(host.cfg.get("task") or "text-generation")
+        self._routes: dict[str, dict[str, Handler]] = {
+            "/v1/infer": {"POST": self._infer},
+            "/v1/chat/completions": {"POST": self._chat},
+            "/v1/completions": {"POST": self._completion},
+            MODELS_PATH: {"GET": self._models},
+            "/health": {"GET": self._health},
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one ASGI connection."""
+        kind = scope["type"]
+        if kind == "http":
+            await self._http(scope, receive, send)
+        elif kind == "lifespan":
+            await self._lifespan(receive, send)
+        elif kind == "websocket":
+            await _refuse_websocket(scope, receive, send)
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        connection = Connection(scope, receive, send)
+        try:
+            await self._find(scope)(connection)
+        except ClientGoneError:
+            access.debug("request %s: the client left", connection.request_id)
+        except TruthGPTError as error:
+            if isinstance(error, ServerError):
+                logger.error(
+                    "request %s: %s", connection.request_id, error, exc_info=error.__cause__
+                )
+            await connection.fail(error)
+        except Exception:
+            request_id = connection.request_id
+            logger.exception("request %s: %s failed", request_id, self._host.label)
+            await connection.fail(
+                ServerError(
+                    f"the model {self._host.name!r} failed; its log has the cause under "
+                    f"request id {request_id}"
+                )
+            )
+
+    def _find(self, scope: Scope) -> Handler:
+        path = _relative_path(scope)
+        methods = self._routes.get(path)
+        if methods is None and path.startswith(MODELS_PATH + "/"):
+            methods = {"GET": lambda connection: self._model(connection, path)}
+        if methods is None:
+            raise RouteNotFoundError(
+                f"this model has no route {path}; it has {', '.join(self._routes)}"
+            )
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        if method not in methods:
+            raise MethodError(f"{path} takes {' or '.join(methods)}, not {scope['method']}")
+        return methods[method]
+
+    async def _infer(self, connection: Connection) -> None:
+        body = parse_object(await connection.read(self._max_body_bytes))
+        exchange = InferExchange(body, self._host.label)
+        self._check_name(exchange.model)
+        await self._run(connection, exchange, stream=exchange.stream)
+
+    async def _chat(self, connection: Connection) -> None:
+        await self._text(connection, parse_chat)
+
+    async def _completion(self, connection: Connection) -> None:
+        await self._text(connection, parse_completion)
+
+    async def _text(self, connection: Connection, parse: Callable[[Any], Any]) -> None:
+        body = await connection.read(self._max_body_bytes)
+        if self._task != "text-generation":
+            raise UnsupportedError(
+                f"the model {self._host.name!r} has task {self._task}, which has no text routes",
+                param="model",
+            )
+        request = parse(parse_object(body))
+        self._check_name(request.model)
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer(getattr(self._host.model, "tokenizer", None))
+        default = getattr(self._host.model, "default_max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
+        exchange = TextExchange(request, self._tokenizer, default, self._host.label)
+        await self._run(connection, exchange, stream=request.stream)
+
+    async def _run(self, connection: Connection, exchange: Exchange, *, stream: bool) -> None:
+        async with connection.guard(self._host.max_request_s) as guard:
+            if not stream:
+                answer = await self._host.run(exchange)
+                guard.release()
+                await connection.reply(answer)
+                return
+            await self._host.stream(exchange, connection.emit)
+            guard.release()
+            await connection.end_events()
+
+    def _check_name(self, model: str) -> None:
+        if model != self._host.name:
+            raise ModelNotFoundError(
+                f"the model {model!r} does not exist here; this is {self._host.name!r}",
+                param="model",
+            )
+
+    def _card(self) -> dict[str, Any]:
+        return {
+            "id": self._host.name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "truthgpt-serve",
+        }
+
+    async def _models(self, connection: Connection) -> None:
+        await connection.reply(encode_json({"object": "list", "data": [self._card()]}))
+
+    async def _model(self, connection: Connection, path: str) -> None:
+        self._check_name(path.removeprefix(MODELS_PATH + "/"))
+        await connection.reply(encode_json(self._card()))
+
+    async def _health(self, connection: Connection) -> None:
+        try:
+            await self._host.check_health()
+        except Exception as error:
+            logger.warning("model %r is not healthy", self._host.name, exc_info=True)
+            raise UnavailableError(f"the model {self._host.name!r} is not healthy") from error
+        await connection.reply(encode_json({"status": "ok"}))
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            kind = (await receive())["type"]
+            if kind == "lifespan.shutdown":
+                if self._owns_host:
+                    await self._host.close()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+            if not self._owns_host:
+                await send({"type": "lifespan.startup.complete"})
+                continue
+            try:
+                await self._host.start()
+            except Exception as error:
+                logger.exception("model %r does not start", self._host.name)
+                await send({"type": "lifespan.startup.failed", "message": str(error)})
+                return
+            await send({"type": "lifespan.startup.complete"})
+
+
+def _relative_path(scope: Scope) -> str:
+    """Returns the path below the mount point, whether or not the server left that in the path."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
+        return path[len(root) :] or "/"
+    return path
+
+
+async def _refuse_websocket(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    if "websocket.http.response" not in (scope.get("extensions") or {}):
+        await send({"type": "websocket.close", "code": 1008, "reason": "no WebSocket here"})
+        return
+    error = RouteNotFoundError("this model has no WebSocket routes")
+    body = encode_json(error.to_envelope())
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "websocket.http.response.start", "status": 404, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body})

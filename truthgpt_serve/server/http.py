@@ -1,0 +1,197 @@
+"""One HTTP exchange over plain ASGI: body in, answer out, client gone; knows no routes or models.
+
+A framework between the socket and the model costs more than the rest of the work for a chunk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from types import TracebackType
+from typing import Any
+
+from truthgpt_serve.errors import DeadlineError, TooLargeError, TruthGPTError
+from truthgpt_serve.protocol import error_event, error_response
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+_SANE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection; there is nobody to answer."""
+
+
+class Connection:
+    """A request and the way back, for one call of the ASGI application.
+
+    Attributes:
+        request_id: The client's `x-request-id` if it is sane, else a new one.
+        started: Whether the status and the headers are sent.
+    """
+
+    __slots__ = ("_receive", "_send", "length", "request_id", "started")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self.started = False
+        self.length = 0
+        request_id = b""
+        for name, value in scope["headers"]:
+            if name == b"x-request-id":
+                request_id = value
+            elif name == b"content-length" and value.isdigit():
+                self.length = int(value)
+        if _SANE_ID.fullmatch(request_id):
+            self.request_id = request_id.decode("latin-1")
+        else:
+            self.request_id = os.urandom(16).hex()
+
+    async def read(self, max_bytes: int) -> bytes:
+        """Returns the whole body.
+
+        Raises:
+            TooLargeError: It is longer than `max_bytes`.
+            ClientGoneError: The client left before the body was whole.
+        """
+        parts: list[bytes] = []
+        size = 0
+        more = self.length <= max_bytes
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            part: bytes = message.get("body", b"")
+            parts.append(part)
+            size += len(part)
+            more = message.get("more_body", False) and size <= max_bytes
+        if max(size, self.length) > max_bytes:
+            raise TooLargeError(
+                f"the body is larger than {max_bytes} bytes, the most this model takes"
+            )
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def guard(self, limit_s: float) -> Guard:
+        """Returns a context that ends when the client leaves or after `limit_s` seconds."""
+        return Guard(self._receive, limit_s)
+
+    async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def reply(self, body: bytes, status: int = 200) -> None:
+        """Sends a whole JSON answer."""
+        await self._start(
+            status,
+            [
+                (b"content-type", b"application/json"),
+                (b"content-length", b"%d" % len(body)),
+                (b"x-request-id", self.request_id.encode("latin-1")),
+            ],
+        )
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def emit(self, event: bytes) -> None:
+        """Sends server-sent events.
+
+        The head goes out with the first, so that an early error still has its own status.
+        """
+        if not self.started:
+            await self._start_events()
+        await self._send({"type": "http.response.body", "body": event, "more_body": True})
+
+    async def end_events(self) -> None:
+        """Ends the stream of events."""
+        if not self.started:
+            await self._start_events()
+        await self._send({"type": "http.response.body"})
+
+    async def _start_events(self) -> None:
+        await self._start(
+            200,
+            [
+                (b"content-type", b"text/event-stream; charset=utf-8"),
+                (b"cache-control", b"no-cache"),
+                (b"x-request-id", self.request_id.encode("latin-1")),
+            ],
+        )
+
+    async def fail(self, error: TruthGPTError) -> None:
+        """Sends an error: a whole answer, or the last event of a stream that has begun."""
+        if self.started:
+            await self._send({"type": "http.response.body", "body": error_event(error)})
+            return
+        status, headers, body = error_response(error, self.request_id)
+        await self._start(status, headers)
+        await self._send({"type": "http.response.body", "body": body})
+
+
+class Guard:
+    """Cancels the task in its block when the client leaves or the time is over.
+
+    One task waits for the client and one timer for the deadline, whatever the number of chunks.
+    On the way out the cancellation becomes `ClientGoneError` or `DeadlineError`; one that came
+    from elsewhere passes.
+    """
+
+    __slots__ = ("_error", "_limit_s", "_receive", "_task", "_timer", "_watch")
+
+    def __init__(self, receive: Receive, limit_s: float) -> None:
+        self._receive = receive
+        self._limit_s = limit_s
+        self._error: Exception | None = None
+
+    async def __aenter__(self) -> Guard:
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a request must be served in a task")
+        self._task = task
+        self._timer = loop.call_later(self._limit_s, self._expire)
+        self._watch = loop.create_task(self._wait_for_disconnect())
+        self._watch.add_done_callback(self._left)
+        return self
+
+    async def _wait_for_disconnect(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    def _left(self, watch: asyncio.Task[None]) -> None:
+        if not watch.cancelled():
+            watch.exception()  # a broken connection is a client that left, too
+            self._stop(ClientGoneError())
+
+    def _expire(self) -> None:
+        self._stop(
+            DeadlineError(f"the model did not finish within {self._limit_s:g} s, its time limit")
+        )
+
+    def _stop(self, error: Exception) -> None:
+        if self._error is None:
+            self._error = error
+            self._task.cancel()
+
+    def release(self) -> None:
+        """Ends the watch: called before the last bytes, when leaving does no harm any more."""
+        self._timer.cancel()
+        self._watch.remove_done_callback(self._left)
+        self._watch.cancel()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+        if self._error is None:
+            return
+        others = self._task.uncancel()
+        if kind is asyncio.CancelledError and not others:
+            raise self._error from None

@@ -1,0 +1,184 @@
+"""A text request's steps around `infer` and `stream`; knows no threads and no sockets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from truthgpt_serve.errors import RequestError, ServerError
+from truthgpt_serve.protocol import encode_json
+from truthgpt_serve.server.text import TextFilter, Tokenizer
+from truthgpt_serve.server.text_format import AnswerFormat, Usage
+from truthgpt_serve.server.text_requests import TextRequest
+
+DEFAULT_MAX_NEW_TOKENS = 256
+"""`max_new_tokens` when neither the request nor the class (`default_max_new_tokens`) says one."""
+FINISH_REASONS = ("stop", "length", "content_filter")
+
+
+class TextExchange:
+    """Renders the prompt, checks what the class returns, cuts it and encodes it.
+
+    Args:
+        request: The checked request.
+        tokenizer: The class's tokenizer.
+        default_max_new_tokens: For a request that gives no limit.
+        label: The class's name, for messages.
+    """
+
+    __slots__ = (
+        "_before",
+        "_behind",
+        "_collected",
+        "_filter",
+        "_finish_reason",
+        "_format",
+        "_label",
+        "_limit",
+        "_prompt",
+        "_request",
+        "_started",
+        "_tokenizer",
+        "done",
+    )
+
+    def __init__(
+        self, request: TextRequest, tokenizer: Tokenizer, default_max_new_tokens: int, label: str
+    ) -> None:
+        self.done = False
+        self._request = request
+        self._tokenizer = tokenizer
+        self._limit = request.max_new_tokens or default_max_new_tokens
+        self._label = label
+        self._format = AnswerFormat(
+            request.model,
+            chat=request.messages is not None,
+            include_usage=request.include_usage,
+        )
+        self._prompt = request.prompt
+        self._filter: TextFilter | None = None
+        self._collected: list[str] = []
+        self._finish_reason: str | None = None
+        self._started = False
+        self._before = self._behind = b""
+
+    def prepare(self) -> dict[str, Any]:
+        """Renders the prompt and returns the inputs for the class.
+
+        Raises:
+            RequestError: The chat template refuses the messages.
+        """
+        request = self._request
+        if request.messages is not None:
+            try:
+                self._prompt = self._tokenizer.render(request.messages)
+            except Exception as error:
+                if type(error).__name__ != "TemplateError":
+                    raise
+                raise RequestError(
+                    f"the chat template refuses the messages: {error}", param="messages"
+                ) from error
+        self._filter = TextFilter(self._prompt, request.stop)
+        inputs = {"text": self._prompt, "max_new_tokens": self._limit, **request.sampling}
+        if request.stop:
+            inputs["stop"] = list(request.stop)
+        return inputs
+
+    def answer(self, outputs: Any) -> bytes:
+        """Returns the body of the whole answer."""
+        text = self._cut(self._take(outputs, "infer")) + self._rest()
+        self._collected = [text]
+        usage = self._usage()
+        return self._format.whole(text, self._reason(usage), usage)
+
+    def piece(self, item: Any) -> bytes | None:
+        """Returns the chunk for one item of `stream`, or None when no text is certain yet."""
+        text = self._take(item, "stream")
+        if self._filter is not None:
+            text = self._cut(text)
+        if not text:
+            return None
+        if self._started:
+            self._collected.append(text)
+            return self._before + encode_json(text) + self._behind
+        return self._chunk(text)
+
+    def finish(self) -> bytes:
+        """Returns the last chunks."""
+        rest = self._rest()
+        chunk = self._chunk(rest) if rest else b""
+        if not self._started:
+            chunk = self._format.first()
+        needs_usage = self._request.include_usage or self._finish_reason is None
+        usage = self._usage() if needs_usage else None
+        return chunk + self._format.last(self._reason(usage), usage)
+
+    def _chunk(self, text: str) -> bytes:
+        self._collected.append(text)
+        if self._started:
+            return self._before + encode_json(text) + self._behind
+        self._started = True
+        self._before, self._behind = self._format.frame()
+        return self._format.first() + self._before + encode_json(text) + self._behind
+
+    def _take(self, item: Any, method: str) -> str:
+        text = item.get("text") if isinstance(item, dict) else None
+        if not isinstance(text, str):
+            verb = "yielded" if method == "stream" else "returned"
+            raise ServerError(
+                f"{self._label}.{method} {verb} {_described(item)}; a text-generation model "
+                f"{'yields' if method == 'stream' else 'returns'} {{'text': str}}"
+            )
+        if (reason := item.get("finish_reason")) is not None:
+            if reason not in FINISH_REASONS:
+                raise ServerError(
+                    f"{self._label}.{method} gave finish_reason {reason!r}; "
+                    f"it is one of {', '.join(FINISH_REASONS)}"
+                )
+            self._finish_reason = reason
+        return text
+
+    def _cut(self, text: str) -> str:
+        if self._filter is None:
+            return text
+        text = self._filter.push(text)
+        if self._filter.stopped:
+            self.done = True
+            self._finish_reason = "stop"
+        elif self._filter.transparent:
+            self._filter = None
+        return text
+
+    def _rest(self) -> str:
+        if self._filter is None or self._filter.stopped:
+            return ""
+        text = self._filter.flush()
+        if self._filter.stopped:
+            self._finish_reason = "stop"
+        return text
+
+    def _usage(self) -> Usage | None:
+        if not self._tokenizer.counts:
+            return None
+        templated = self._request.messages is not None and self._tokenizer.has_template
+        prompt = self._tokenizer.count(self._prompt, special=not templated)
+        completion = self._tokenizer.count("".join(self._collected))
+        if prompt is None or completion is None:
+            return None
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        }
+
+    def _reason(self, usage: Usage | None) -> str:
+        if self._finish_reason is not None:
+            return self._finish_reason
+        return "length" if usage and usage["completion_tokens"] >= self._limit else "stop"
+
+
+def _described(item: Any) -> str:
+    if not isinstance(item, dict):
+        return type(item).__name__
+    if "text" not in item:
+        return f"a dict with {', '.join(map(repr, list(item)[:5])) or 'nothing in it'}"
+    return f"a dict whose 'text' is {type(item['text']).__name__}"

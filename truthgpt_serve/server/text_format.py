@@ -1,0 +1,86 @@
+"""OpenAI's text answers as bytes, everything that does not change encoded once for each request.
+
+Knows nothing of models or servers. Shapes: `chat.completion`, `chat.completion.chunk` and
+`text_completion` of OpenAI's API reference.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from truthgpt_serve.protocol import encode_json
+
+Usage = dict[str, int]
+
+
+class AnswerFormat:
+    """Encodes one answer, whole or in chunks.
+
+    Args:
+        model: The model name of the request.
+        chat: Chat completions, else completions.
+        include_usage: Whether a stream ends with a chunk of token counts.
+    """
+
+    def __init__(self, model: str, *, chat: bool, include_usage: bool = False) -> None:
+        self._chat = chat
+        self._include_usage = include_usage
+        self._head: dict[str, Any] = {
+            "id": ("chatcmpl-" if chat else "cmpl-") + os.urandom(16).hex(),
+            "object": "chat.completion" if chat else "text_completion",
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    def whole(self, text: str, finish_reason: str, usage: Usage | None) -> bytes:
+        """Returns the body of an answer that is not streamed."""
+        choice: dict[str, Any] = {"index": 0}
+        if self._chat:
+            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+        else:
+            choice["text"] = text
+        choice |= {"logprobs": None, "finish_reason": finish_reason}
+        body: dict[str, Any] = {**self._head, "choices": [choice]}
+        if usage is not None:
+            body["usage"] = usage
+        return encode_json(body)
+
+    def frame(self) -> tuple[bytes, bytes]:
+        """Returns what stands before and behind the encoded delta in every chunk."""
+        return self._frame(b"null", b'{"content":')
+
+    def first(self) -> bytes:
+        """Returns the chunk in front of the first delta: the role, for chat."""
+        if not self._chat:
+            return b""
+        before, behind = self._frame(b"null", b'{"role":"assistant","content":')
+        return before + b'""' + behind
+
+    def last(self, finish_reason: str, usage: Usage | None) -> bytes:
+        """Returns the chunks behind the last delta, up to `[DONE]`."""
+        before, behind = self._frame(encode_json(finish_reason), b'{"content":')
+        if self._chat:
+            before = before.removesuffix(b'{"content":') + b"{"
+            chunk = before + behind
+        else:
+            chunk = before + b'""' + behind
+        if self._include_usage and usage is not None:
+            body = {**self._chunk_head(), "choices": [], "usage": usage}
+            chunk += b"data: " + encode_json(body) + b"\n\n"
+        return chunk + b"data: [DONE]\n\n"
+
+    def _chunk_head(self) -> dict[str, Any]:
+        if self._chat:
+            return {**self._head, "object": "chat.completion.chunk"}
+        return self._head
+
+    def _frame(self, finish_reason: bytes, delta: bytes) -> tuple[bytes, bytes]:
+        head = encode_json(self._chunk_head())[:-1]
+        before = b"data: " + head + b',"choices":[{"index":0,'
+        before += b'"delta":' + delta if self._chat else b'"text":'
+        behind = b"}" if self._chat else b""
+        behind += b',"logprobs":null,"finish_reason":' + finish_reason + b"}]"
+        behind += b',"usage":null}\n\n' if self._include_usage else b"}\n\n"
+        return before, behind

@@ -1,0 +1,163 @@
+"""The threads in which a user's class runs; knows nothing of its methods, of HTTP or of Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from truthgpt_serve.errors import OverloadedError
+
+T = TypeVar("T")
+
+
+class LoopThread:
+    """An event loop in a thread of its own: blocking code in an `async def` blocks only it."""
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.close()
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Starts the coroutine; cancelling the future cancels it."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def close(self, timeout_s: float) -> None:
+        """Cancels what runs and ends the thread, waiting at most `timeout_s` for each."""
+        done = self.submit(_cancel_all())
+        try:
+            done.result(timeout_s)
+        except TimeoutError:
+            done.cancel()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout_s)
+
+
+async def _cancel_all() -> None:
+    own = asyncio.current_task()
+    tasks = [task for task in asyncio.all_tasks() if task is not own]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_asyncgens()
+
+
+class Workers:
+    """Runs at most `limit` calls at once and lets at most `max_waiting` wait.
+
+    A call that is cancelled while it waits never runs. One that is cancelled while it runs in a
+    thread keeps its place until the thread comes back, so a class is never entered more than
+    `limit` times.
+    """
+
+    def __init__(self, limit: int, max_waiting: int, name: str) -> None:
+        self._name = name
+        self._limit = limit
+        self._max_calls = limit + max_waiting
+        self._pool = ThreadPoolExecutor(limit, thread_name_prefix=f"{name}-worker")
+        self._side = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-health")
+        self._loop_thread: LoopThread | None = None
+        self._places = asyncio.Semaphore(limit)
+        self._lock = threading.Lock()
+        self._ongoing = 0
+
+    @property
+    def ongoing(self) -> int:
+        """Calls that wait or run, those whose client has left included."""
+        return self._ongoing
+
+    def submit(self, function: Callable[[], T]) -> Future[T]:
+        """Runs blocking code in a worker thread.
+
+        Raises:
+            OverloadedError: As many calls wait as may.
+        """
+        self._admit()
+        future = self._pool.submit(_contained, function)
+        future.add_done_callback(self._leave)
+        return future
+
+    def submit_async(self, function: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
+        """Runs asynchronous code on the separate event loop; errors as in `submit`."""
+        self._admit()
+        handle: list[Future[T]] = []
+
+        async def run() -> T:
+            try:
+                async with self._places:
+                    if handle and handle[0].cancelled():  # while the loop was blocked
+                        raise asyncio.CancelledError
+                    return await contained_async(function)
+            finally:
+                self._leave()
+
+        handle.append(self.loop_thread.submit(run()))
+        return handle[0]
+
+    def submit_aside(self, function: Callable[[], T]) -> Future[T]:
+        """Runs short blocking code, such as a health check, beside a model that is busy."""
+        return self._side.submit(_contained, function)
+
+    @property
+    def loop_thread(self) -> LoopThread:
+        """The separate event loop, made when it is first needed."""
+        with self._lock:
+            if self._loop_thread is None:
+                self._loop_thread = LoopThread(f"{self._name}-loop")
+            return self._loop_thread
+
+    def _admit(self) -> None:
+        with self._lock:
+            if self._ongoing >= self._max_calls:
+                raise OverloadedError(
+                    f"model {self._name!r} has {self._ongoing} requests running or waiting; "
+                    "try again later",
+                    retry_after_s=1,
+                )
+            self._ongoing += 1
+
+    def _leave(self, _future: Future[Any] | None = None) -> None:
+        with self._lock:
+            self._ongoing -= 1
+
+    def close(self, timeout_s: float) -> None:
+        """Ends the threads; one stuck in a model's code is left behind after `timeout_s`."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._side.shutdown(wait=False, cancel_futures=True)
+        if self._loop_thread is not None:
+            self._loop_thread.close(timeout_s)
+
+
+def _contained(function: Callable[[], T]) -> T:
+    """Makes plain errors of what must not reach an event loop, such as `SystemExit`."""
+    try:
+        return function()
+    except StopIteration as error:
+        raise RuntimeError("the model raised StopIteration") from error
+    except Exception:
+        raise
+    except BaseException as error:
+        raise RuntimeError(f"the model raised {type(error).__name__}") from error
+
+
+async def contained_async(function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Does the same for asynchronous code; a cancellation from outside passes."""
+    try:
+        return await function()
+    except Exception:
+        raise
+    except BaseException as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise
+        raise RuntimeError(f"the model raised {type(error).__name__}") from error

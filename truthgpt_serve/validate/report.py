@@ -1,0 +1,52 @@
+"""The outcome of a validation.
+
+Knows no rule and no output format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from truthgpt_serve.config import ModelConfig, RouterConfig, Source
+from truthgpt_serve.errors import Fault
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedModel:
+    """One model whose configuration could be read.
+
+    Attributes:
+        name: Its application's name, or None for a file that was checked by itself.
+        config: The configuration; faulty keys have their defaults.
+        place: Where it stands.
+    """
+
+    name: str | None
+    config: ModelConfig
+    place: Source
+
+
+@dataclass(slots=True)
+class Report:
+    """What was checked, what is wrong, and what could not be checked here.
+
+    Attributes:
+        checked: One line for each application or file without a fault.
+        notes: What the user should know, without being at fault.
+        faults: Every mistake, in the order of the files.
+        models: The models that could be read.
+        routers: The routers that could be read.
+    """
+
+    checked: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    models: list[CheckedModel] = field(default_factory=list)
+    routers: list[RouterConfig] = field(default_factory=list)
+
+    def add(self, faults: Iterable[Fault]) -> None:
+        """Adds the faults that are not there yet: two applications may share a file."""
+        for fault in faults:
+            if fault not in self.faults:
+                self.faults.append(fault)

@@ -1,0 +1,230 @@
+"""Checks a Serve file with every model in it, or one model's file, without starting anything.
+
+Imports no engine, except for `machine=True`. Knows no command line: `truthgpt_serve.cli` prints.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from truthgpt_serve.checks import check_model, resolve_family
+from truthgpt_serve.config import ModelConfig, RouterConfig, Source
+from truthgpt_serve.config.faults import in_file_order
+from truthgpt_serve.config.load import check_model_args, parse_model, parse_router, read_file
+from truthgpt_serve.config.paths import find_config
+from truthgpt_serve.errors import ConfigError, Fault, RegistryError
+from truthgpt_serve.registry import import_user_module
+from truthgpt_serve.validate.applications import (
+    MODEL_IMPORT,
+    ROUTER_IMPORT,
+    check_import_path,
+    check_model_name,
+    check_overrides,
+    check_router_place,
+    import_target,
+)
+from truthgpt_serve.validate.machine import check_machine
+from truthgpt_serve.validate.report import CheckedModel, Report
+
+_SERVE_KEYS = ("applications", "http_options", "proxy_location", "grpc_options", "logging_config")
+_CODE_KEYS = frozenset({"working_dir", "py_modules"})
+"""Keys of a runtime_env that bring code to the replicas."""
+DEFAULT_PORT = 8000
+"""Ray Serve's own default for `http_options.port`."""
+
+
+def validate_file(path: str | Path, *, machine: bool = False) -> Report:
+    """Checks a Serve file or a model's file.
+
+    Args:
+        path: The file, looked up like any configuration.
+        machine: Also import each family's class, and compare what is asked for with this machine.
+
+    Returns:
+        Every fault at once; nothing is raised for a bad file.
+    """
+    report = Report()
+    try:
+        file = find_config(path)
+        data, source = read_file(file, shown=str(path), numbers=False)
+        if _is_serve_file(data):
+            _ServiceCheck(report, data, source).run()
+        else:
+            data, source = read_file(file, shown=str(path))
+            _check_model_data(report, data, source, None)
+    except ConfigError as error:
+        report.add(error.faults)
+    if machine:
+        check_machine(report, str(path))
+    return report
+
+
+def _is_serve_file(data: Any) -> bool:
+    if not isinstance(data, Mapping):
+        return False
+    keys = [str(key) for key in data]
+    serve = sum(bool(difflib.get_close_matches(key, _SERVE_KEYS, 1, 0.8)) for key in keys)
+    ours = sum(
+        bool(difflib.get_close_matches(key, ModelConfig.model_fields, 1, 0.8)) for key in keys
+    )
+    return serve > ours
+
+
+def _check_model_data(
+    report: Report, data: Any, source: Source, name: str | None, *, remote_code: bool = False
+) -> ModelConfig | None:
+    """Checks a model's keys; with faults it still returns what can be checked further."""
+    config, faults = parse_model(data, source)
+    if config is None:
+        report.add(faults)
+        return None
+    if remote_code and not _is_importable(config.model.import_):
+        module = config.model.import_
+        report.notes.append(
+            f"{source.at('model', 'import')}: {module!r} comes with the application's runtime_env: "
+            "its family is not checked here"
+        )
+        report.add(faults)
+        return config
+    found = [*faults, *check_model(config)]
+    report.add(in_file_order(found, source))
+    if not found:
+        family = resolve_family(config).name
+        what = f"{config.task} by {family}"
+        report.checked.append(f"{source.file}: {f'{name}: ' if name else ''}{what}")
+    report.models.append(CheckedModel(name, config, source))
+    return config
+
+
+def _is_importable(module: str | None) -> bool:
+    if module is None:
+        return True
+    try:
+        import_user_module(module)
+    except RegistryError as error:
+        return not isinstance(error.__cause__, ModuleNotFoundError)
+    return True
+
+
+class _ServiceCheck:
+    """One pass over a Serve file."""
+
+    def __init__(self, report: Report, data: Mapping[str, Any], source: Source) -> None:
+        self._report = report
+        self._data = data
+        self._source = source
+        self._prefixes: dict[str, str] = {}
+        self._names: dict[str, str] = {}
+        """Each model and application name with the place that took it."""
+        self._routers: list[Source] = []
+
+    def run(self) -> None:
+        """Fills the report."""
+        # Ray takes a second to import, which a model's file does not need.
+        from truthgpt_serve.validate.serve_file import check_serve_schema
+
+        faults = check_serve_schema(self._data, self._source)
+        self._report.add(in_file_order(faults, self._source))
+        applications = self._data.get("applications")
+        for index, application in enumerate(applications if isinstance(applications, list) else []):
+            if isinstance(application, dict):
+                self._check_application(application, self._source.under("applications", index))
+        self._check_adapter_names()
+
+    def _check_application(self, application: dict[str, Any], source: Source) -> None:
+        target = import_target(application.get("import_path"))
+        self._report.add(check_import_path(target, source))
+        self._check_unique(application, source)
+        if target == MODEL_IMPORT:
+            self._check_model_application(application, source)
+        elif target == ROUTER_IMPORT:
+            self._check_router(application, source)
+        elif target is not None:
+            name = application.get("name", "default")
+            self._report.checked.append(f"{source.file}: {name}: {target} (Ray's schema only)")
+
+    def _check_unique(self, application: dict[str, Any], source: Source) -> None:
+        for key, default, taken in (
+            ("name", "default", self._names),
+            ("route_prefix", "/", self._prefixes),
+        ):
+            value = application.get(key, default)
+            if not isinstance(value, str):
+                continue
+            here = source.at(key)
+            first = taken.setdefault(value, here)
+            if first != here:
+                message = f"{value!r} is given twice, first at {first}"
+                self._report.add([Fault(here, message, "every application needs its own")])
+
+    def _check_model_application(self, application: dict[str, Any], source: Source) -> None:
+        report = self._report
+        report.add(check_model_name(application, source))
+        args, at = application.get("args", {}), source.under("args")
+        if not isinstance(args, dict):
+            return  # Ray's schema says so
+        faults = check_model_args(args, at)
+        report.add(faults)
+        if faults:
+            return
+        name = str(application.get("name", ""))
+        environment = application.get("runtime_env") or {}
+        remote = isinstance(environment, dict) and bool(
+            {"working_dir", "py_modules"} & {*environment}
+        )
+        if "config" in args:
+            try:
+                path = find_config(args["config"], at.at("config"))
+                args, at = read_file(path)
+            except ConfigError as error:
+                report.add(error.faults)
+                return
+        config = _check_model_data(report, args, at, name, remote_code=remote)
+        if config is not None:
+            report.add(in_file_order(check_overrides(application, source, config), source))
+
+    def _check_router(self, application: dict[str, Any], source: Source) -> None:
+        report, args = self._report, source.under("args")
+        self._routers.append(source)
+        data = application.get("args", {})
+        # Ray's schema reports arguments that are no mapping.
+        config, faults = parse_router(data, args) if isinstance(data, dict) else (None, [])
+        faults += check_router_place(application, source)
+        if len(self._routers) > 1:
+            message = f"is a second router; the first is {self._routers[0].at()}"
+            faults.append(Fault(source.at(), message, "remove one"))
+        if config is None:
+            report.add(faults)
+            return
+        faults += self._check_port(config, args)
+        faults += check_overrides(application, source, config)
+        report.add(in_file_order(faults, source))
+        report.routers.append(config)
+        if not faults:
+            report.checked.append(f"{source.file}: {application.get('name')}: the router")
+
+    def _check_port(self, config: RouterConfig, args: Source) -> list[Fault]:
+        options = self._data.get("http_options")
+        port = options.get("port", DEFAULT_PORT) if isinstance(options, dict) else DEFAULT_PORT
+        if not isinstance(port, int) or config.proxy_port in (None, port):
+            return []
+        message = f"{config.proxy_port} is not http_options.port, which is {port}"
+        return [Fault(args.at("proxy_port"), message, f"write proxy_port: {port}")]
+
+    def _check_adapter_names(self) -> None:
+        """Adapters share one namespace with the models, whatever the order of the file."""
+        taken = {name: ("", place) for name, place in self._names.items()}
+        for model in self._report.models:
+            owner = str(model.name)
+            for index, adapter in enumerate(model.config.serving.adapters):
+                here = model.place.at("serving", "adapters", index, "name")
+                other, first = taken.setdefault(adapter.name, (owner, here))
+                if other == owner:
+                    continue  # itself, or a duplicate that the check of the model reports
+                message = f"{adapter.name!r} is already a model name at {first}"
+                message += f" (application {other})" if other else ""
+                fix = "clients choose by it: give the adapter a name of its own"
+                self._report.add([Fault(here, message, fix)])
