@@ -1,4 +1,4 @@
-"""Serves the echo family by uvicorn alone, on the port given: what the product adds is measured against it."""
+"""Serves the echo family by uvicorn alone, on the port given: the product is compared with it."""
 
 from __future__ import annotations
 

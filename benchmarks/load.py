@@ -55,7 +55,7 @@ class Measurement:
 
 
 def cpu_seconds(run_id: str) -> float:
-    """Returns the CPU time that all live processes of a run have used, children they waited for too."""
+    """Returns the CPU time of a run's live processes and of the children they waited for."""
     ticks = 0
     for process in find_run(run_id):
         try:
@@ -151,6 +151,7 @@ async def time_to_first_byte(url: str, body: dict[str, Any], num_clients: int) -
     if not body.get("stream"):
         return 0.0
     parts = urlsplit(url)
+    host, port = parts.hostname or "127.0.0.1", parts.port or 80
     content = json.dumps(body).encode()
     request = (
         f"POST {parts.path} HTTP/1.1\r\nhost: {parts.netloc}\r\ncontent-type: application/json\r\n"
@@ -161,14 +162,12 @@ async def time_to_first_byte(url: str, body: dict[str, Any], num_clients: int) -
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(120):
         clients = [
-            (
-                await loop.create_connection(
-                    lambda: _FirstByte(request, samples_s, num_each), parts.hostname, parts.port
-                )
-            )[1]
+            await loop.create_connection(
+                lambda: _FirstByte(request, samples_s, num_each), host, port
+            )
             for _ in range(num_clients)
         ]
-        await asyncio.gather(*(client.done for client in clients))
+        await asyncio.gather(*(client.done for _, client in clients))
     return statistics.median(samples_s) * 1000
 
 

@@ -76,7 +76,7 @@ def _measure(side: Side, body: dict[str, Any], num_clients: int, duration_s: flo
 
 
 def summarise(found: dict[str, list[Measurement]]) -> dict[str, Any]:
-    """Returns medians of each side, and the medians of the pairs' ratios (ours to the reference)."""
+    """Returns each side's medians, and the median of the pairs' ratios (ours to the reference)."""
     medians = {
         name: {
             field: round(statistics.median(getattr(one, field) for one in measurements), 3)

@@ -1,4 +1,4 @@
-"""The servers that the benchmarks compare: this product, vLLM's own server, the bare echo application.
+"""The servers that the benchmarks compare: this product, vLLM's own, the bare echo application.
 
 Each runs in processes of its own that inherit a run id, so that all its CPU time is counted.
 """
@@ -79,9 +79,7 @@ def product(*, num_routers: int = 1, env: Mapping[str, str] | None = None) -> It
                 router_application(cluster.port, num_replicas=num_routers),
             ]
         )
-        cluster.wait_until_ready(
-            ["llm", "echo", "echo-2", "router"], timeout_s=START_TIMEOUT_S
-        )
+        cluster.wait_until_ready(["llm", "echo", "echo-2", "router"], timeout_s=START_TIMEOUT_S)
         yield Side(cluster.url, cluster.run_id, time.monotonic() - started_s)
 
 

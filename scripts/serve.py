@@ -13,8 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -40,6 +40,7 @@ RAY_ENV = ROOT / "configs" / "ray.env"
 GRACE_S = 15.0
 """How long running requests may take to finish after Ctrl-C or `make stop`."""
 STOP_S = 45.0
+"""How long ending all processes may take after that."""
 HAPROXY_PORTS = {"RAY_SERVE_HAPROXY_STATS_PORT": 8404, "RAY_SERVE_HAPROXY_METRICS_PORT": 9101}
 """Ports that HAProxy takes beside the service's own, by the variable that moves them."""
 
@@ -107,8 +108,7 @@ class RunFile:
         state = self.read()
         if state is None:
             return
-        ended = end_run(state["run_id"], timeout_s=STOP_S)
-        if ended:
+        if ended := end_run(state["run_id"], timeout_s=STOP_S):
             say(f"ended {ended} processes that an earlier run had left behind")
         self.remove()
 
@@ -141,9 +141,8 @@ class Service:
 
     def ports(self) -> dict[str, int]:
         """Returns the ports that HAProxy takes, each under the name of what moves it."""
-        others = {
-            name: int(self.environment.get(name, port)) for name, port in HAPROXY_PORTS.items()
-        }
+        env = self.environment
+        others = {name: int(env.get(name, port)) for name, port in HAPROXY_PORTS.items()}
         return {f"http_options.port in {self._config}": self.port, **others}
 
     def is_valid(self) -> bool:
@@ -156,8 +155,7 @@ class Service:
             timeout=60,
             check=False,
         )
-        if done.returncode:
-            print(done.stdout + done.stderr, end="", flush=True)
+        print(done.stdout + done.stderr if done.returncode else "", end="", flush=True)
         return done.returncode == 0
 
     def run(self) -> int:
@@ -194,7 +192,7 @@ class Service:
         try:
             with urllib.request.urlopen(f"{self.address}/ready", timeout=1):
                 return True
-        except (OSError, urllib.error.URLError, ValueError):
+        except (OSError, HTTPException):
             return False
 
     def _end(self, child: subprocess.Popen[bytes]) -> None:
@@ -251,8 +249,7 @@ def stop(run_file: RunFile) -> int:
         say(f"stopping process {runner.pid} and all beneath it")
         send_signal(runner, signal.SIGTERM)
         wait_for_runner(runner)
-    ended = end_run(state["run_id"], timeout_s=STOP_S)
-    if ended:
+    if ended := end_run(state["run_id"], timeout_s=STOP_S):
         say(f"ended {ended} processes")
     run_file.remove()
     busy = wait_for_ports("0.0.0.0", state["ports"], timeout_s=10)
@@ -291,10 +288,10 @@ def main() -> int:
     parser.add_argument("--config", type=Path, default=Path("configs/serve.yaml"))
     parser.add_argument("--run-dir", type=Path, default=ROOT / ".run")
     options = parser.parse_args()
-    run_file = RunFile(options.run_dir)
+    folder = RunFile(options.run_dir)
     if options.command == "start":
-        return start(options.config, run_file)
-    return stop(run_file) if options.command == "stop" else status(run_file)
+        return start(options.config, folder)
+    return {"stop": stop, "status": status}[options.command](folder)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The two builders that a Serve file names: `truthgpt_serve.app:model` and `truthgpt_serve.app:router`.
+"""The builders that a Serve file names: `truthgpt_serve.app:model`, `truthgpt_serve.app:router`.
 
 They turn `args` into Serve applications; they start nothing and import no engine.
 """
@@ -14,10 +14,10 @@ from ray import serve
 from ray.serve import Application
 
 from truthgpt_serve.checks import check_model, resolve_family
-from truthgpt_serve.config import ModelConfig, load_model_config, load_router_config
-from truthgpt_serve.errors import ConfigError, Fault
+from truthgpt_serve.config import load_model_args, load_router_config
+from truthgpt_serve.errors import ConfigError
 from truthgpt_serve.replica import ModelReplica, Router
-from truthgpt_serve.resources import plan_replica
+from truthgpt_serve.resources import plan_replica, plan_router
 from truthgpt_serve.serve_state import CARD_KEY
 
 
@@ -30,8 +30,8 @@ def model(args: dict[str, Any]) -> Application:
     Raises:
         ConfigError: The configuration has faults; the message lists them all.
     """
-    config, place = _read_model_args(args)
-    faults = check_model(config, place=place)
+    config = load_model_args(args, place="args")
+    faults = check_model(config)
     if faults:
         raise ConfigError(faults)
     spec = resolve_family(config)
@@ -47,11 +47,10 @@ def model(args: dict[str, Any]) -> Application:
             "max_request_s": config.serving.max_request_s,
         },
     }
-    deployment = serve.deployment(serve.ingress()(ModelReplica))
-    options = plan.deployment_options()
-    return deployment.options(
-        name="ModelReplica", user_config={CARD_KEY: card}, **options
-    ).bind(config.to_cfg())
+    deploy = serve.deployment(
+        name="ModelReplica", user_config={CARD_KEY: card}, **plan.deployment_options()
+    )
+    return deploy(serve.ingress()(ModelReplica)).bind(plan.cfg)
 
 
 def router(args: dict[str, Any]) -> Application:
@@ -66,35 +65,11 @@ def router(args: dict[str, Any]) -> Application:
     config = load_router_config(args, place="router: args")
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
         sys.stderr.write(
-            "TruthGPT Serve: Ray's environment is not set, so requests go through Ray's slower Python "
-            "proxy; run `set -a; . configs/ray.env` first, or `make serve`\n"
+            "TruthGPT Serve: Ray's environment is not set, so requests go through Ray's slower "
+            "Python proxy; run `set -a; . configs/ray.env` first, or `make serve`\n"
         )
-    # The slack keeps a stream that began just before a shutdown from being cut by it.
-    graceful_shutdown_timeout_s = config.request_timeout_s + 10
-    return (
-        serve.deployment(serve.ingress()(Router))
-        .options(
-            name="Router",
-            num_replicas=config.num_replicas,
-            max_ongoing_requests=config.max_ongoing_requests,
-            max_queued_requests=config.max_queued_requests,
-            backpressure_config={"status_code": 429, "retry_after_s": 1},
-            ray_actor_options={"num_cpus": config.cpus},
-            graceful_shutdown_timeout_s=graceful_shutdown_timeout_s,
-        )
-        .bind(config.model_dump())
-    )
-
-
-def _read_model_args(args: dict[str, Any]) -> tuple[ModelConfig, str]:
-    if "config" not in args:
-        return load_model_config(args, place="args"), "args"
-    if len(args) > 1:
-        others = ", ".join(sorted(set(args) - {"config"}))
-        raise ConfigError(
-            [Fault("args", f"`config` names a file, and {others} stand beside it", "write one or the other")]
-        )
-    return load_model_config(args["config"]), str(args["config"])
+    deploy = serve.deployment(name="Router", **plan_router(config).deployment_options())
+    return deploy(serve.ingress()(Router)).bind(config.model_dump())
 
 
 def _cluster_gpus() -> float:

@@ -3,7 +3,7 @@
 Knows nothing of HTTP servers, Ray or families: a server turns `to_envelope()` into a response.
 
     TruthGPTError
-    ├── ConfigError              invalid YAML or arguments: a list of faults with place, value and fix
+    ├── ConfigError              invalid YAML or arguments: faults with place, value and fix
     ├── RegistryError            a family that is unknown or registered twice
     ├── RequestError             400  the client's request cannot be served as it is
     │   ├── UnsupportedError     400  a field or a route that this model does not have
@@ -13,7 +13,7 @@ Knows nothing of HTTP servers, Ray or families: a server turns `to_envelope()` i
     │   ├── SlowRequestError     408
     │   └── TooLargeError        413
     ├── OverloadedError          429  every queue is full
-    ├── PassedError              its own: a plain-text error of an application, put into the envelope
+    ├── PassedError              its own: an application's plain-text error, in the envelope
     └── ServerError              500  the model's code failed
         ├── UpstreamError        502  a replica died or answered something that is not HTTP
         ├── UnavailableError     503  the model is starting, or failed
@@ -72,7 +72,7 @@ class Fault:
     """One mistake in a configuration.
 
     Attributes:
-        place: File and dotted path, such as `configs/models/x.yaml: serving.autoscaling.min_replicas`.
+        place: File and dotted path, such as `models/x.yaml: serving.autoscaling.min_replicas`.
         message: What is wrong, with the value that was found.
         fix: What to write instead, or an empty string.
     """

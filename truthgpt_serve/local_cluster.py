@@ -1,4 +1,4 @@
-"""A Ray cluster of its own on this machine, with its own ports and folders, for tests and benchmarks.
+"""A Ray cluster of its own on this machine, with its own ports, for tests and benchmarks.
 
 Runs the same programs as an operator does (`ray start`, `serve deploy`). Knows nothing of models.
 """

@@ -1,4 +1,4 @@
-"""The families that exist: built-in ones and other packages' by entry point, a user's own by decorator.
+"""The families that exist: packages' by entry point, built-in ones too, a user's by decorator.
 
 Imports no family until its name is asked for, and no engine before its class is.
 """

@@ -15,6 +15,7 @@ from truthgpt_serve.config import load_model_config, load_router_config
 from truthgpt_serve.router.app import RouterApp
 from truthgpt_serve.serve_state import DEFAULT_PROXY_PORT, fetch_serve_state, worker_proxy_port
 from truthgpt_serve.server import ModelHost
+from truthgpt_serve.server.joining import JoinedStreams
 
 
 class ModelReplica:
@@ -27,16 +28,18 @@ class ModelReplica:
     def __init__(self, cfg: dict[str, Any]) -> None:
         config = load_model_config(cfg)
         name = serve.get_replica_context().app_name
+        self._stream_interval_s = config.serving.stream_interval_s
         self._host = ModelHost(resolve_family(config), config.to_cfg(), name=name)
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Loads the model; Serve calls this once, before the replica takes requests."""
         try:
             await self._host.start()
-            return await self._host.create_asgi_app()
+            app = await self._host.create_asgi_app()
         except BaseException:
             await self._host.close()
             raise
+        return JoinedStreams(app, self._stream_interval_s) if self._stream_interval_s else app
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes the model card, which only the router reads."""

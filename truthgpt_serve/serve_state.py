@@ -1,8 +1,8 @@
-"""Reads from Ray Serve what the router needs: which applications exist, in what state, with which card.
+"""Reads from Ray Serve what the router needs: which applications exist, their state and card.
 
-The one file that goes beyond Ray's public API: `serve.status()` leaves out deployment configurations and the
-proxy's port, so the call beneath it is used. The answer itself has a public schema
-(`ray.serve.schema.ServeInstanceDetails`). Knows nothing of models.
+The one file that goes beyond Ray's public API: `serve.status()` leaves out deployment
+configurations and the proxy's port, so the call beneath it is used. The answer itself has a public
+schema (`ray.serve.schema.ServeInstanceDetails`). Knows nothing of models.
 """
 
 from __future__ import annotations

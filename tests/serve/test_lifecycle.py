@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -81,6 +83,8 @@ class Shell:
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Iterator[Shell]:
+    # HAProxy's socket lies below it, and the path of a socket may have 97 characters.
+    haproxy = Path(tempfile.mkdtemp(prefix="tg"))
     port = free_port()
     config = {
         "http_options": {"host": "127.0.0.1", "port": port},
@@ -90,7 +94,6 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
         ],
     }
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))
-    haproxy = tmp_path / "haproxy"
     environment = {
         **os.environ,
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
@@ -106,6 +109,7 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
     state = shell.run_file.read()
     if state is not None:
         end_run(state["run_id"], timeout_s=STOP_S)
+    shutil.rmtree(haproxy, ignore_errors=True)
 
 
 def assert_nothing_is_left(shell: Shell, run_id: str) -> None:

@@ -118,7 +118,7 @@ class ReturnedTicks(Ticks):
     """A plain function that returns an async generator."""
 
     def stream(self, inputs: dict[str, Any]) -> Any:
-        return AsyncTicks.stream(self, inputs)  # type: ignore[arg-type]
+        return AsyncTicks.stream(self, inputs)  # type: ignore[arg-type, no-untyped-call]
 
 
 class Flood(Base):
@@ -147,7 +147,7 @@ class Misbehaving(Base):
             "reason": lambda: {"text": "x", "finish_reason": "tired"},
             "generator": lambda: (item for item in "ab"),
             "coroutine": self._later,
-            "error": lambda: {}["secret-key"],
+            "error": lambda: inputs["secret-key"],
             "exit": self._exit,
             "stop": lambda: next(iter(())),
             "refuse": self._refuse,

@@ -6,13 +6,13 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 
 
 @contextmanager
-def serve_asgi(app: Any, *, lifespan: str = "off") -> Iterator[str]:
+def serve_asgi(app: Any, *, lifespan: Literal["on", "off"] = "off") -> Iterator[str]:
     """Serves `app` while the block runs; yields its address."""
     config = uvicorn.Config(app, host="127.0.0.1", port=0, lifespan=lifespan, log_level="error")
     config.timeout_graceful_shutdown = 2

@@ -71,12 +71,11 @@ async def test_the_first_token_has_a_time_of_its_own() -> None:
 
 async def test_it_fails_where_its_settings_say_and_leaves_nothing_ongoing() -> None:
     model = echo(fail_after=2)
-    items = []
+    stream = model.stream({"text": "a"})
+    assert [await anext(stream), await anext(stream)] == [{"text": " a"}] * 2
+    assert model.ongoing == 1
     with pytest.raises(EchoFailure, match="echo fails after 2 tokens"):
-        async for item in model.stream({"text": "a"}):
-            items.append(item)
-            assert model.ongoing == 1
-    assert len(items) == 2
+        await anext(stream)
     assert model.ongoing == 0
 
 

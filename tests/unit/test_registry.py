@@ -82,7 +82,9 @@ def test_two_classes_under_one_name_raise() -> None:
 def test_the_decorator_returns_the_class_and_registers_it() -> None:
     assert register_model("test-first")(First) is First
     assert MODEL_REGISTRY["test-first"].load_class() is First
-    with pytest.raises(RegistryError, match="'test-first' is registered twice: by .*First and by "):
+    with pytest.raises(
+        RegistryError, match=r"'test-first' is registered twice: by .*First and by "
+    ):
         register_model("test-first")(Second)
 
 
@@ -139,7 +141,7 @@ def test_a_family_of_another_package_is_found_by_its_entry_point(modules: Path) 
 def test_two_packages_with_one_family_name_raise(modules: Path) -> None:
     add_distribution(modules, "one", {"same": "one:FAMILY"})
     add_distribution(modules, "two", {"same": "two:FAMILY"})
-    with pytest.raises(RegistryError, match="'same' comes from two packages: .* uninstall one"):
+    with pytest.raises(RegistryError, match=r"'same' comes from two packages: .* uninstall one"):
         list(ModelRegistry(GROUP))
 
 

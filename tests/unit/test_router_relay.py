@@ -1,4 +1,4 @@
-"""The router's ASGI application over HTTP, before a small real server in the place of Serve's proxy."""
+"""The router over HTTP, with a small real server in the place of Serve's proxy."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
+from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -241,7 +242,10 @@ async def test_answers_keep_their_headers_but_the_hops_are_not_doubled(
 
 async def test_an_engines_own_status_and_body_pass(client: httpx.AsyncClient) -> None:
     response = await post(client, "/v1/teapot")
-    assert (response.status_code, response.json()) == (418, {"error": {"message": "short and stout"}})
+    assert (response.status_code, response.json()) == (
+        418,
+        {"error": {"message": "short and stout"}},
+    )
     assert (await post(client, "/v1/empty")).status_code == 204
 
 
@@ -262,7 +266,7 @@ async def test_streams_come_piece_by_piece(client: httpx.AsyncClient) -> None:
             if line:
                 arrivals.append((line, time.monotonic()))
     assert [line for line, _ in arrivals] == [f"data: {index}" for index in range(5)]
-    gaps = [after[1] - before[1] for before, after in zip(arrivals, arrivals[1:], strict=False)]
+    gaps = [after[1] - before[1] for before, after in pairwise(arrivals)]
     assert min(gaps) > 0.05
 
 
@@ -316,26 +320,48 @@ async def test_an_early_answer_ends_an_upload(client: httpx.AsyncClient) -> None
     assert (response.status_code, response.json()["error"]["message"]) == (422, "early")
 
 
-ERRORS = {
-    "unknown model": ({"model": "nosuch"}, "plain", 404, "model_not_found", "The model 'nosuch' does not exist. Models that do: asleep, failed, m, m-lora, other, spaced name, starting"),
-    "starting": ({"model": "starting"}, "plain", 503, "model_unavailable", "The model 'starting' is starting; try again in a few seconds"),
-    "failed": ({"model": "failed"}, "plain", 503, "model_unavailable", "The model 'failed' failed to start; its reason is in `serve status`"),
-    "no such route of ours": ({"model": "plain-serve"}, "plain", 404, "model_not_found", "The model 'plain-serve' does not exist. Models that do: asleep, failed, m, m-lora, other, spaced name, starting"),
-    "held too long": ({"model": "asleep"}, "never", 503, "model_unavailable", "The model 'asleep' had no running replica for 1 s"),
-    "too slow": ({"model": "m"}, "never", 504, "timeout", "The model 'm' did not finish within 4 s"),
-    "proxy error page": ({"model": "m"}, "page500", 502, "upstream_error", "A replica of the model 'm' failed before it answered"),
-    "proxy error page, no replica": ({"model": "asleep"}, "page500", 503, "model_unavailable", "The model 'asleep' has no running replica"),
-    "plain text": ({"model": "m"}, "text429", 429, "overloaded", "Request dropped"),
+NAMES = "asleep, failed, m, m-lora, other, spaced name, starting"
+ERRORS: dict[str, tuple[str, str, int, str, str]] = {
+    "unknown model": (
+        "nosuch", "plain", 404, "model_not_found",
+        f"The model 'nosuch' does not exist. Models that do: {NAMES}",
+    ),
+    "another's application": (
+        "plain-serve", "plain", 404, "model_not_found",
+        f"The model 'plain-serve' does not exist. Models that do: {NAMES}",
+    ),
+    "starting": (
+        "starting", "plain", 503, "model_unavailable",
+        "The model 'starting' is starting; try again in a few seconds",
+    ),
+    "failed": (
+        "failed", "plain", 503, "model_unavailable",
+        "The model 'failed' failed to start; its reason is in `serve status`",
+    ),
+    "held too long": (
+        "asleep", "never", 503, "model_unavailable",
+        "The model 'asleep' had no running replica for 1 s",
+    ),
+    "too slow": ("m", "never", 504, "timeout", "The model 'm' did not finish within 4 s"),
+    "proxy's error page": (
+        "m", "page500", 502, "upstream_error",
+        "A replica of the model 'm' failed before it answered",
+    ),
+    "proxy's error page, no replica": (
+        "asleep", "page500", 503, "model_unavailable",
+        "The model 'asleep' has no running replica",
+    ),
+    "plain text": ("m", "text429", 429, "overloaded", "Request dropped"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("body", "action", "status", "code", "message"), ERRORS.values(), ids=ERRORS.keys()
+    ("model", "action", "status", "code", "message"), ERRORS.values(), ids=ERRORS.keys()
 )
 async def test_errors_come_in_the_envelope(
-    client: httpx.AsyncClient, body: Any, action: str, status: int, code: str, message: str
+    client: httpx.AsyncClient, model: str, action: str, status: int, code: str, message: str
 ) -> None:
-    response = await client.post(f"/v1/{action}", json=body)
+    response = await client.post(f"/v1/{action}", json={"model": model})
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["message"]) == (status, code, message)
     assert set(error) == {"message", "type", "param", "code"}
@@ -434,7 +460,7 @@ async def test_own_pages(client: httpx.AsyncClient) -> None:
     [
         ("POST", "/v1/models", 405, "/v1/models takes GET, not POST"),
         ("DELETE", "/health", 405, "/health takes GET, not DELETE"),
-        ("GET", "/v1/chat/completions", 405, "/v1/chat/completions takes POST with a `model` in its body, not GET"),
+        ("GET", "/v1/x", 405, "/v1/x takes POST with a `model` in its body, not GET"),
         ("GET", "/nosuch", 404, "there is no /nosuch here; the routes are listed at /docs"),
         ("POST", "/models/nosuch/v1/plain", 404, "The model 'nosuch' does not exist"),
         ("GET", "/models/nosuch", 404, "The model 'nosuch' does not exist"),

@@ -97,7 +97,9 @@ def test_bad_json_is_refused_alike_in_one_piece_and_in_many(body: bytes, message
 def form(*parts: tuple[str, bytes], boundary: str = "b0undary") -> bytes:
     """Encodes a multipart form; a part is its disposition's rest and its content."""
     lines = [
-        f"--{boundary}\r\nContent-Disposition: form-data; {rest}\r\n\r\n".encode() + content + b"\r\n"
+        f"--{boundary}\r\nContent-Disposition: form-data; {rest}\r\n\r\n".encode()
+        + content
+        + b"\r\n"
         for rest, content in parts
     ]
     return b"".join(lines) + f"--{boundary}--\r\n".encode()

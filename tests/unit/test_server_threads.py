@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -152,7 +153,7 @@ def test_a_stream_arrives_piece_by_piece_and_stops_when_the_client_leaves(
         body = {"model": "sample", "prompt": "x", "stream": True}
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as answer:
             times = [time.monotonic() for _, _ in zip(range(6), answer.iter_raw(), strict=False)]
-        gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+        gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
         assert all(0.03 < gap < 0.2 for gap in gaps)
         # A generator that blocks can stop no sooner than at its next item, 50 ms away.
         took = wait_until(lambda: "closed" in cls.last.events)

@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 
-from truthgpt_serve.errors import ConfigError, TruthGPTError
 from truthgpt_serve.runner import run_infer, run_stream
 from truthgpt_serve.server.values import encode_value
 
@@ -49,16 +48,10 @@ def infer(
     inputs = _inputs(text, prompt, inputs_file)
     if max_new_tokens is not None:
         inputs["max_new_tokens"] = max_new_tokens
-    try:
-        if stream:
-            _print_stream(config, inputs)
-        else:
-            _write(run_infer(config, inputs), out)
-    except ConfigError as error:
-        click.echo(str(error), err=True)
-        sys.exit(2)
-    except TruthGPTError as error:
-        raise click.ClickException(str(error)) from error
+    if stream:
+        _print_stream(config, inputs)
+    else:
+        _write(run_infer(config, inputs), out)
 
 
 def _inputs(text: str | None, prompt: str | None, file: Path | None) -> dict[str, Any]:

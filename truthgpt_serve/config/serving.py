@@ -128,6 +128,11 @@ class ServingSection(Section):
     requests within it, so more makes redeployment slower to complete. Above 650, raise
     `RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S` in configs/ray.env too."""
 
+    stream_interval_s: NonNegativeNumber = 0.005
+    """Shortest time, in seconds, between two writes of one event stream after its first three.
+    Events that come faster share a write: 0.005 touches only streams above 200 tokens per second.
+    More saves CPU time on every process on the way to the client; 0 sends each event at once."""
+
     health_check_period_s: PositiveNumber = 1
     """Seconds between health checks of a replica. More notices a dead engine later: it is replaced
     about three periods and 6 s after it fails."""

@@ -1,4 +1,4 @@
-"""The router's ASGI application: its own routes, and everything else to the model that the request names.
+"""The router's ASGI application: its own routes, and all else to the model that is named.
 
 Knows the routes; how a model is found is the catalogue's, how bytes travel the relay's.
 """
@@ -121,7 +121,7 @@ class RouterApp:
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
         if path.startswith("/models/"):
-            # A name without an application falls through to the router: relaying it would come back here.
+            # A name without an application falls through to here: relayed, it would come back.
             name = path.removeprefix("/models/").partition("/")[0]
             raise ModelNotFoundError(f"The model {name!r} does not exist", param="model")
         if scope["method"] not in _BODY_METHODS:

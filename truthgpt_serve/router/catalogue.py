@@ -1,7 +1,7 @@
 """Which models exist, where they are mounted and whether they can answer now.
 
-Follows the applications by polling Serve's proxy, which is cheap, and asks the controller only when something
-changed or a request needs to know. Knows nothing of HTTP requests.
+Follows the applications by polling Serve's proxy, which is cheap, and asks the controller only
+when something changed or a request needs to know. Knows nothing of HTTP requests.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ class Catalogue:
         return STATE_PERIOD_S if settled else UNSETTLED_PERIOD_S
 
     async def refresh(self, *, max_age_s: float) -> None:
-        """Asks the controller unless it answered within the last `max_age_s`; callers share one call.
+        """Asks the controller, unless it answered within `max_age_s`; callers share one call.
 
         Raises:
             RuntimeError: The controller did not answer.
@@ -182,7 +182,9 @@ class Catalogue:
             return
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._refresh(), name="catalogue refresh")
-        await asyncio.shield(self._refreshing)  # a client that leaves must not end it for the others
+        await asyncio.shield(
+            self._refreshing
+        )  # a client that leaves must not end it for the others
 
     async def _refresh(self) -> None:
         async with asyncio.timeout(FETCH_TIMEOUT_S):
@@ -198,7 +200,9 @@ class Catalogue:
         }
         self._ran &= states.keys()
         self._ran |= {
-            name for name, app in states.items() if app.num_running_replicas or app.status == "RUNNING"
+            name
+            for name, app in states.items()
+            if app.num_running_replicas or app.status == "RUNNING"
         }
         entries: dict[str, ModelEntry] = {}
         for name, application in states.items():

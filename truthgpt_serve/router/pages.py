@@ -22,9 +22,7 @@ _MODELS = "/v1/models"
 class Pages:
     """Finds the page for a path."""
 
-    def __init__(
-        self, catalogue: Catalogue, fetch_metrics: Callable[[], Awaitable[bytes]]
-    ) -> None:
+    def __init__(self, catalogue: Catalogue, fetch_metrics: Callable[[], Awaitable[bytes]]) -> None:
         self._catalogue = catalogue
         self._fetch_metrics = fetch_metrics
         self._pages: dict[str, Page] = {
@@ -68,7 +66,9 @@ class Pages:
         await send_json(send, value, status=200 if ready else 503, headers=headers)
 
     async def _metrics(self, send: Send) -> None:
-        await send_bytes(send, await self._fetch_metrics(), b"text/plain; version=0.0.4; charset=utf-8")
+        await send_bytes(
+            send, await self._fetch_metrics(), b"text/plain; version=0.0.4; charset=utf-8"
+        )
 
     async def _models(self, send: Send) -> None:
         data = [_model_object(entry) for entry in self._catalogue.entries()]

@@ -32,15 +32,16 @@ from truthgpt_serve.router.upstream import (
 
 logger = logging.getLogger(__name__)
 
-# Headers of one hop (RFC 9110, 7.6.1), those that this hop writes itself, and one that would make Serve
-# ignore a client that left.
+# Headers of one hop (RFC 9110, 7.6.1), those that this hop writes itself, and one that would make
+# Serve ignore a client that left.
 _NOT_SENT_UP = frozenset(
-    b"connection keep-alive proxy-connection proxy-authorization te trailer transfer-encoding upgrade host "
-    b"content-length expect x-request-disconnect-disabled".split()
+    b"connection keep-alive proxy-connection proxy-authorization te trailer transfer-encoding "
+    b"upgrade host content-length expect x-request-disconnect-disabled".split()
 )
-# `date`, `server` and `x-request-id` are added by our own server: passed on, they would be there twice.
+# `date`, `server` and `x-request-id` are added by our own server: they would be there twice.
 _NOT_SENT_DOWN = frozenset(
-    b"connection keep-alive proxy-authenticate trailer transfer-encoding upgrade date server x-request-id".split()
+    b"connection keep-alive proxy-authenticate trailer transfer-encoding upgrade date server "
+    b"x-request-id".split()
 )
 _PROXY_ERROR_PAGE = b"Internal Server Error"
 """Body of the page by which Serve's proxy replaces its own 502, 503 and 504 (status 500)."""
@@ -96,7 +97,7 @@ class Relay:
 
         Raises:
             TruthGPTError: Before anything was sent to the client.
-            UpstreamError: The answer, not a stream of events, broke off: the client's connection must be closed.
+            BrokenAnswerError: The answer, not a stream of events, broke off: close the connection.
             ClientLeftError: The client left while it sent its body.
         """
         head = self._head(scope, entry, body)
@@ -165,7 +166,9 @@ class Relay:
             while True:
                 for piece in pieces:
                     if piece:
-                        connection.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+                        connection.write(
+                            b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece
+                        )
                 if not more:
                     break
                 await connection.drain()
@@ -178,7 +181,9 @@ class Relay:
             if chunked:
                 connection.write(b"0\r\n\r\n")
         except (TruthGPTError, ClientLeftError) as error:
-            failure = error if isinstance(error, TruthGPTError) else UpstreamError("the client left")
+            failure = (
+                error if isinstance(error, TruthGPTError) else UpstreamError("the client left")
+            )
             connection.fail(failure)
             raise
 
@@ -209,9 +214,7 @@ class Relay:
             rest_s = config.request_timeout_s - waited_s
             return rest_s if connection.has_headers else min(rest_s, _HOLD_RECHECK_S)
 
-        connection.set_deadline(
-            min(config.hold_timeout_s, config.request_timeout_s), on_deadline
-        )
+        connection.set_deadline(min(config.hold_timeout_s, config.request_timeout_s), on_deadline)
 
     # -- answer
 
@@ -264,7 +267,7 @@ class Relay:
 
 
 class BrokenAnswerError(UpstreamError):
-    """An answer broke off after its status was sent: only closing the connection tells the client."""
+    """An answer broke off after its status: only closing the connection tells the client."""
 
 
 def _as_error(status: int, text: bytes, entry: ModelEntry, *, running: bool) -> TruthGPTError:

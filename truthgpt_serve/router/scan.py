@@ -1,6 +1,7 @@
 """Finds the top-level `model` of a request body, reading no further than it must.
 
-Knows the two body types that name a model, JSON and multipart forms, and nothing of what else they hold.
+Knows the two body types that name a model, JSON and multipart forms, and nothing of what else they
+hold.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ MAX_MODEL_NAME_BYTES = 512
 """Longest `model` value that is read; longer ones are refused."""
 
 _MISSING = (
-    "the request has no `model`: add the top-level field `model`, one of the names at GET /v1/models"
+    "the request has no `model`: add the top-level field `model`, one of the names at "
+    "GET /v1/models"
 )
 
 

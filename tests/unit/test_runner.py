@@ -1,0 +1,203 @@
+"""Models run without a server: `build_model`, `run_infer`, and the command `truthgpt infer`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from truthgpt_serve import MODEL_REGISTRY, build_model, register_model, run_infer
+from truthgpt_serve.cli import main
+from truthgpt_serve.errors import ConfigError, RegistryError
+from truthgpt_serve.runner import run_stream
+
+ECHO = """
+run_name: offline
+model: {family: echo}
+serving: {engine: {num_tokens: 3, token_interval_s: 0.05}}
+"""
+PICTURE = """
+task: custom
+model: {import: tg_picture}
+"""
+PICTURE_MODULE = """
+from PIL import Image
+from truthgpt_serve import register_model
+
+@register_model("tg-picture")
+class Picture:
+    closed = 0
+
+    def load(self, cfg):
+        self.size = (cfg["seed"], 1)
+
+    def infer(self, inputs):
+        if inputs.get("prompt") == "fail":
+            raise ValueError("cannot draw")
+        return {"image": Image.new("RGB", self.size), "prompt": inputs["prompt"]}
+
+    def close(self):
+        Picture.closed += 1
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with two models; families registered by a test are forgotten."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "echo.yaml").write_text(ECHO)
+    (tmp_path / "picture.yaml").write_text(PICTURE)
+    (tmp_path / "tg_picture.py").write_text(PICTURE_MODULE)
+    families = dict(MODEL_REGISTRY._registered)
+    yield tmp_path
+    MODEL_REGISTRY._registered.clear()
+    MODEL_REGISTRY._registered.update(families)
+    sys.modules.pop("tg_picture", None)
+
+
+def infer(*arguments: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(main, ["infer", *arguments], input=stdin)
+
+
+async def test_build_model_loads_with_every_section_present() -> None:
+    @register_model("tg-sections")
+    class Sections:
+        async def load(self, cfg: dict[str, Any]) -> None:
+            await asyncio.sleep(0)
+            self.cfg = cfg
+
+        def infer(self, inputs: Any) -> Any:
+            return inputs
+
+    model = build_model("tg-sections", {"seed": 7, "model": {"name_or_path": "some/weights"}})
+    assert isinstance(model, Sections)
+    sections = {"training", "model_optim", "hardware", "data", "serving", "model"}
+    assert sections <= model.cfg.keys()
+    assert model.cfg["seed"] == 7
+    assert model.cfg["model"]["name_or_path"] == "some/weights"
+    assert model.cfg["model"]["family"] == "tg-sections"
+    assert type(model.cfg["training"]) is dict
+    assert build_model("tg-sections").cfg["seed"] == 42
+
+
+def test_build_model_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(RegistryError, match="unknown model family 'nosuch'; known families: "):
+        build_model("nosuch", {})
+    with pytest.raises(ConfigError, match=r"build_model\('echo'\).*: .*sead"):
+        build_model("echo", {"sead": 1})
+
+    @register_model("tg-argument")
+    class Argument:
+        def __init__(self, size: int) -> None: ...
+        def load(self, cfg: Any) -> None: ...
+        def infer(self, inputs: Any) -> None: ...
+
+    with pytest.raises(RegistryError, match=r"Argument\(\) failed: .* belongs in `load\(cfg\)`"):
+        build_model("tg-argument")
+
+
+def test_run_infer_runs_asynchronous_classes_for_a_synchronous_caller() -> None:
+    expected = {"text": " a b a", "finish_reason": "length"}
+    assert run_infer("echo.yaml", {"text": "a b"}) == expected
+
+
+async def test_run_infer_works_inside_an_event_loop_as_in_a_notebook() -> None:
+    assert run_infer(Path("echo.yaml"), {"text": "a"})["text"] == " a a a"
+
+
+def test_run_infer_closes_the_model_whatever_happens() -> None:
+    assert run_infer("picture.yaml", {"prompt": "x"})["image"].size == (42, 1)
+    picture: Any = sys.modules["tg_picture"].Picture
+    assert picture.closed == 1
+    with pytest.raises(ValueError, match="cannot draw"):
+        run_infer("picture.yaml", {"prompt": "fail"})
+    assert picture.closed == 2
+
+
+def test_run_infer_lists_every_fault(folder: Path) -> None:
+    (folder / "bad.yaml").write_text("modle: {}\nserving: {engine: {speed: 3}}\n")
+    with pytest.raises(ConfigError) as caught:
+        run_infer("bad.yaml", {})
+    assert "bad.yaml" in str(caught.value)
+    assert "modle" in str(caught.value)
+
+
+def test_run_stream_yields_as_the_model_does() -> None:
+    times = []
+    items = []
+    for item in run_stream("echo.yaml", {"text": "a b"}):
+        times.append(time.monotonic())
+        items.append(item["text"])
+    assert items == [" a", " b", " a", ""]
+    assert times[1] - times[0] > 0.03
+    assert [item["prompt"] for item in run_stream("picture.yaml", {"prompt": "x"})] == ["x"]
+    stream = run_stream("picture.yaml", {"prompt": "x"})
+    next(stream)
+    del stream
+    assert sys.modules["tg_picture"].Picture.closed == 2
+
+
+def test_the_command_prints_json_or_text(folder: Path) -> None:
+    result = infer("echo.yaml", "--text", "a b", "--max-new-tokens", "2")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == {"text": " a b", "finish_reason": "length"}
+    assert infer("echo.yaml", "--text", "a b", "--stream").stdout == " a b a\n"
+    (folder / "in.json").write_text('{"text": "c"}')
+    assert json.loads(infer("echo.yaml", "--inputs", "in.json").stdout)["text"] == " c c c"
+    result = infer("echo.yaml", "--inputs", "-", stdin='{"text": "d"}')
+    assert json.loads(result.stdout)["text"] == " d d d"
+
+
+def test_the_command_writes_files(folder: Path) -> None:
+    assert infer("picture.yaml", "--prompt", "x", "--out", "x.png").exit_code == 0
+    with Image.open(folder / "x.png") as image:
+        assert image.size == (42, 1)
+    assert infer("echo.yaml", "--text", "x", "--out", "x.json").exit_code == 0
+    assert json.loads((folder / "x.json").read_text())["text"] == " x x x"
+    output = json.loads(infer("picture.yaml", "--prompt", "x").stdout)
+    assert output["image"]["format"] == "png"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["echo.yaml"], 2, "give the inputs by --text, --prompt or --inputs"),
+        (["nosuch.yaml", "--text", "x"], 2, "nosuch.yaml"),
+        (["echo.yaml", "--inputs", "echo.yaml"], 2, "--inputs echo.yaml is not JSON: "),
+        (["echo.yaml", "--inputs", "list.json"], 2, "must hold a JSON object"),
+        (["echo.yaml", "--inputs", "absent.json"], 2, "absent.json cannot be read: "),
+        (["echo.yaml", "--text", "x", "--max-new-tokens", "0"], 2, "0 is not in the range x>=1"),
+        (["echo.yaml", "--text", "x", "--stream", "--out", "y"], 2, "--stream prints; leave --out"),
+        (["picture.yaml", "--prompt", "x", "--out", "x.nosuch"], 1, "x.nosuch cannot be written"),
+    ],
+)
+def test_a_wrong_command(folder: Path, arguments: list[str], code: int, message: str) -> None:
+    (folder / "list.json").write_text("[]")
+    result = infer(*arguments)
+    assert result.exit_code == code
+    assert message in result.stderr
+
+
+def test_the_page_about_ones_own_model_is_true(root: Path, folder: Path) -> None:
+    page = (root / "docs" / "your-own-model.md").read_text()
+    blocks = dict(re.findall(r"`([\w.]+)`:\n\n```\w+\n(.*?)```", page, re.DOTALL))
+    assert set(blocks) == {"shouting.py", "shouting.yaml"}
+    assert sum(len(block.splitlines()) for block in blocks.values()) < 30
+    for name, block in blocks.items():
+        (folder / name).write_text(block)
+    try:
+        assert run_infer("shouting.yaml", {"text": "hello"}) == {"text": "HELLO!"}
+        pieces = [item["text"] for item in run_stream("shouting.yaml", {"text": "a b"})]
+        assert pieces == ["A ", "B", "!"]
+    finally:
+        sys.modules.pop("shouting", None)
