@@ -118,7 +118,7 @@ class ReturnedTicks(Ticks):
     """A plain function that returns an async generator."""
 
     def stream(self, inputs: dict[str, Any]) -> Any:
-        return AsyncTicks.stream(self, inputs)  # type: ignore[arg-type, no-untyped-call]
+        return AsyncTicks.stream(self, inputs)  # type: ignore[arg-type]
 
 
 class Flood(Base):
@@ -139,7 +139,7 @@ class Misbehaving(Base):
     """Does what the prompt says."""
 
     def infer(self, inputs: dict[str, Any]) -> Any:
-        return {
+        actions: dict[str, Callable[[], Any]] = {
             "number": lambda: 7,
             "none": lambda: None,
             "empty": lambda: {},
@@ -152,7 +152,8 @@ class Misbehaving(Base):
             "stop": lambda: next(iter(())),
             "refuse": self._refuse,
             "surrogate": lambda: {"text": "a\ud800b"},
-        }[inputs["text"]]()
+        }
+        return actions[inputs["text"]]()
 
     async def _later(self) -> dict[str, str]:
         return {"text": "later"}

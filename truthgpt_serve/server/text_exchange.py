@@ -34,6 +34,7 @@ class TextExchange:
         "_format",
         "_label",
         "_limit",
+        "_passes",
         "_prompt",
         "_request",
         "_started",
@@ -59,6 +60,7 @@ class TextExchange:
         self._collected: list[str] = []
         self._finish_reason: str | None = None
         self._started = False
+        self._passes = False
         self._before = self._behind = b""
 
     def prepare(self) -> dict[str, Any]:
@@ -92,15 +94,13 @@ class TextExchange:
 
     def piece(self, item: Any) -> bytes | None:
         """Returns the chunk for one item of `stream`, or None when no text is certain yet."""
-        text = self._take(item, "stream")
-        if self._filter is not None:
-            text = self._cut(text)
-        if not text:
-            return None
-        if self._started:
-            self._collected.append(text)
-            return self._before + encode_json(text) + self._behind
-        return self._chunk(text)
+        if self._passes and type(item) is dict and len(item) == 1:
+            text = item.get("text")
+            if type(text) is str and text:  # the way of nearly every chunk
+                self._collected.append(text)
+                return self._before + encode_json(text) + self._behind
+        text = self._cut(self._take(item, "stream"))
+        return self._chunk(text) if text else None
 
     def finish(self) -> bytes:
         """Returns the last chunks."""
@@ -117,6 +117,7 @@ class TextExchange:
         if self._started:
             return self._before + encode_json(text) + self._behind
         self._started = True
+        self._passes = self._filter is None
         self._before, self._behind = self._format.frame()
         return self._format.first() + self._before + encode_json(text) + self._behind
 
@@ -146,6 +147,7 @@ class TextExchange:
             self._finish_reason = "stop"
         elif self._filter.transparent:
             self._filter = None
+            self._passes = self._started
         return text
 
     def _rest(self) -> str:
