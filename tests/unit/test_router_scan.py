@@ -20,13 +20,15 @@ from truthgpt_serve.router.scan import (
 def scan(scanner: ModelScanner, body: bytes, sizes: list[int]) -> tuple[str, int]:
     """Feeds the body in pieces; returns the model and how many bytes were read for it."""
     position = 0
+    pieces = []
     while position < len(body):
         size = sizes.pop() if sizes else len(body)
-        model = scanner.feed(body[position : position + size])
+        pieces.append(body[position : position + size])
+        model = scanner.feed(pieces[-1])
         position += size
         if model is not None:
             return model, min(position, len(body))
-    return scanner.finish(), len(body)
+    return scanner.finish(pieces), len(body)
 
 
 BODIES = {
@@ -54,6 +56,13 @@ def test_json_model_is_found_in_any_pieces(body: bytes) -> None:
 def test_nothing_after_the_model_is_needed() -> None:
     scanner = JsonModelScanner()
     assert scanner.feed(b'{"model": "m", "image": "AAAA') == "m"
+
+
+def test_a_model_after_much_else_is_found_at_the_end() -> None:
+    image = b'{"image": "' + b"A" * 3_000_000 + b'", "a": [{"model": "x"}], "model": "m", "b": 1}'
+    assert scan(JsonModelScanner(), image, [65536] * 50) == ("m", len(image))
+    with pytest.raises(RequestError, match="not valid JSON"):
+        scan(JsonModelScanner(), image[:-1], [65536] * 50)
 
 
 def test_unicode_model_names_survive() -> None:

@@ -161,7 +161,7 @@ async def _scan(scanner: ModelScanner, piece: bytes, body: RequestBody, limit: i
         if model is not None:
             return model
         if not body.more:
-            return scanner.finish()
+            return scanner.finish(body.pieces)
         piece = _take(await body.receive(), body)
 
 
