@@ -9,6 +9,7 @@ from typing import Any
 
 from deployments.echo.config import EchoSettings
 from deployments.echo.engine import EchoFailure, Schedule, WhitespaceTokenizer, echo_tokens
+from truthgpt_serve.errors import RequestError
 
 YIELD_EVERY = 16
 """Tokens without a pause after which other requests get their turn."""
@@ -55,7 +56,11 @@ class EchoModel:
 
         Raises:
             EchoFailure: `fail_after` tokens were made.
+            RequestError: `text` is no string.
         """
+        text = inputs.get("text", "")
+        if not isinstance(text, str):
+            raise RequestError("`inputs.text` must be a string", param="inputs.text")
         stops: list[str] = inputs.get("stop") or []
         longest = max(map(len, stops), default=0)
         num_tokens = inputs.get("max_new_tokens") or self.default_max_new_tokens
@@ -64,7 +69,7 @@ class EchoModel:
         tail = ""
         self.ongoing += 1
         try:
-            for index, token in enumerate(echo_tokens(inputs.get("text", ""), num_tokens)):
+            for index, token in enumerate(echo_tokens(text, num_tokens)):
                 if index == fail_after:
                     raise EchoFailure(f"echo fails after {index} tokens, as its settings say")
                 wait_s = schedule.next_wait_s()

@@ -29,6 +29,7 @@ from vllm.utils.system_utils import set_ulimit
 from deployments.vllm.arguments import load_arguments
 from deployments.vllm.config import attention_backend, gpu_memory_share, tensor_parallel_size
 from deployments.vllm.hardware import gpu_turn, prepare_cpu, prepare_environment
+from deployments.vllm.orphans import bind_children
 from truthgpt_serve.errors import ConfigError, Fault, TruthGPTError, UnavailableError
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,8 @@ class Engine:
     async def _open(self, stack: AsyncExitStack) -> Any:
         args = self.args
         async with gpu_turn(self._cfg):
-            client = await stack.enter_async_context(build_async_engine_client(args))
+            with bind_children():
+                client = await stack.enter_async_context(build_async_engine_client(args))
         self.tasks = await client.get_supported_tasks()
         app = build_app(args, self.tasks, client.model_config)
         await init_app_state(client, app.state, args, self.tasks)
@@ -199,10 +201,13 @@ def _adapter_arguments(cfg: Mapping[str, Any]) -> dict[str, Any]:
             json.dumps({"name": adapter["name"], "path": adapter["path"]}) for adapter in adapters
         ],
     }
-    if engine.get("max_loras") is None:
-        values["max_loras"] = min(number, MAX_LORAS_TOGETHER)
-    if engine.get("max_cpu_loras") is None:
-        values["max_cpu_loras"] = max(number, engine.get("max_loras") or 0)
+    together = engine.get("max_loras") or min(number, MAX_LORAS_TOGETHER)
+    if current_platform.is_cpu():
+        # vLLM 0.32 on CPU applies the last place to the rows of a batch that have no adapter, so
+        # requests for the model alone would answer as an adapter does: the last stays empty.
+        together = max(number, together) + 1
+    values["max_loras"] = together
+    values["max_cpu_loras"] = max(number, together, engine.get("max_cpu_loras") or 0)
     if engine.get("max_lora_rank") is None:
         rank = max(_read_rank(adapter) for adapter in adapters)
         choices = sorted(load_arguments()["max_lora_rank"]["choices"])

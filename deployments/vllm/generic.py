@@ -88,7 +88,13 @@ class GenericRoutes:
     async def stream(
         self, inputs: Mapping[str, Any], *, model: str | None = None, request_id: str | None = None
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """Yields `{"text": delta}`, the last one with `finish_reason`; arguments as for `infer`."""
+        """Yields `{"text": delta}`, the last one with `finish_reason`; arguments as for `infer`.
+
+        A model that does not generate yields its whole output at once.
+        """
+        if "generate" not in self._tasks:
+            yield await self.infer(inputs, model=model, request_id=request_id)
+            return
         path, payload = self._request(inputs, model)
         payload["stream"] = True
         async with LocalRequest(self._app, path, payload, request_id or _new_id()) as request:
@@ -153,7 +159,7 @@ class Dispatcher:
         try:
             if scope["method"] != "POST":
                 raise MethodError(f"{ROUTE} takes POST, not {scope['method']}")
-            body = parse_object(await connection.read(MAX_BODY_BYTES))
+            body = parse_object(await connection.read(MAX_BODY_BYTES, self._max_request_s))
             exchange = InferExchange(body, "VllmModel")
             async with connection.guard(self._max_request_s) as guard:
                 if exchange.stream:
@@ -177,15 +183,11 @@ class Dispatcher:
         deltas = self._routes.stream(
             exchange.prepare(), model=exchange.model, request_id=connection.request_id
         )
-        send = None
         async with contextlib.aclosing(deltas):
             async for delta in deltas:
-                # The head goes out with the first delta, so that an early error has its status.
-                send = send or await connection.start_events()
-                event = exchange.piece(delta)
-                await send({"type": "http.response.body", "body": event, "more_body": True})
-        send = send or await connection.start_events()
-        await send({"type": "http.response.body", "body": exchange.finish()})
+                await connection.emit(exchange.piece(delta))
+        await connection.emit(exchange.finish())
+        await connection.end_events()
 
 
 def _new_id() -> str:

@@ -13,7 +13,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,9 @@ def prepare_environment() -> None:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 
-def prepare_cpu(cfg: Mapping[str, Any]) -> int | None:
+def prepare_cpu(
+    cfg: Mapping[str, Any], environ: MutableMapping[str, str] = os.environ
+) -> int | None:
     """Sets the threads of a CPU engine; returns its KV cache in bytes.
 
     As many threads as `hardware.cpus`, at least one, and not bound to cores: bound ones, which are
@@ -48,20 +50,20 @@ def prepare_cpu(cfg: Mapping[str, Any]) -> int | None:
     `VLLM_CPU_OMP_THREADS_BIND` from outside keeps its meaning. None means that
     `VLLM_CPU_KVCACHE_SPACE` decides.
     """
-    if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        os.environ["OMP_NUM_THREADS"] = str(max(1, int(cfg["hardware"]["cpus"])))
+    if "VLLM_CPU_OMP_THREADS_BIND" not in environ:
+        environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        environ["OMP_NUM_THREADS"] = str(max(1, int(cfg["hardware"]["cpus"])))
     given = cfg["serving"]["engine"].get("kv_cache_memory_bytes")
     if given is not None:
         # The engine lets this variable win over the argument; the model's own file should.
-        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+        environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
         return None
-    return None if os.environ.get("VLLM_CPU_KVCACHE_SPACE") else CPU_KV_CACHE_BYTES
+    return None if environ.get("VLLM_CPU_KVCACHE_SPACE") else CPU_KV_CACHE_BYTES
 
 
 @contextlib.asynccontextmanager
 async def gpu_turn(
-    cfg: Mapping[str, Any], *, timeout_s: float = GPU_TURN_TIMEOUT_S
+    cfg: Mapping[str, Any], *, timeout_s: float = GPU_TURN_TIMEOUT_S, folder: Path | None = None
 ) -> AsyncIterator[None]:
     """Waits until no other replica starts on this replica's GPU, and holds the turn.
 
@@ -75,17 +77,19 @@ async def gpu_turn(
     if gpu_memory_share(cfg) is None:
         yield
         return
-    path = turn_file()
+    path = turn_file(folder)
     with path.open("a") as file:
         await _lock(file.fileno(), path, timeout_s)
         yield
 
 
-def turn_file() -> Path:
-    """Returns the lock file of this process's GPU, in the system's temporary folder."""
+def turn_file(folder: Path | None = None) -> Path:
+    """Returns the lock file of this process's GPU, by default in the system's temporary folder."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
     label = visible if re.fullmatch(r"[\w.-]{1,64}", visible) else _digest(visible)
-    return Path(tempfile.gettempdir()) / f"truthgpt-serve-gpu-{os.getuid()}-{label}.lock"
+    return (
+        folder or Path(tempfile.gettempdir())
+    ) / f"truthgpt-serve-gpu-{os.getuid()}-{label}.lock"
 
 
 def _digest(text: str) -> str:

@@ -3,15 +3,24 @@
 Knows nothing of vLLM: the engine calls `die_with_parent` in each of its processes, because
 `pyproject.toml` names it in the entry-point group `vllm.general_plugins`. A replica killed with
 SIGKILL cannot tell its children anything, so the kernel has to.
+
+The engine loads its plug-ins only after it has greeted its parent, and waits minutes for the
+answer of one that died meanwhile: `bind_children` comes before.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
+import multiprocessing.reduction
 import os
+import pickle
 import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 PLUGIN_NAME = "truthgpt_die_with_parent"
 """The entry point's name."""
@@ -30,12 +39,17 @@ def die_with_parent() -> None:
     be started from a thread that lives as long as the engine does.
     """
     parent = multiprocessing.parent_process()
-    if parent is None or os.environ.get(SWITCH) != "1" or sys.platform != "linux":
+    if parent is not None and parent.pid is not None:
+        _bind_to(parent.pid)
+
+
+def _bind_to(parent: int) -> None:
+    if os.environ.get(SWITCH) != "1" or sys.platform != "linux":
         return
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"prctl(PR_SET_PDEATHSIG): {os.strerror(number)}")
-    if os.getppid() != parent.pid:
+    if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -45,3 +59,35 @@ def switch_on() -> None:
     allowed = os.environ.get("VLLM_PLUGINS")
     if allowed is not None and PLUGIN_NAME not in allowed.split(","):
         os.environ["VLLM_PLUGINS"] = ",".join(filter(None, (*allowed.split(","), PLUGIN_NAME)))
+
+
+@contextlib.contextmanager
+def bind_children() -> Iterator[None]:
+    """Binds each process that the current thread spawns in this block, from its first moment.
+
+    `die_with_parent` comes too late for one whose parent dies before the plug-ins load.
+    """
+    global _binding_thread
+    multiprocessing.reduction.register(multiprocessing.get_context("spawn").Process, _reduce)
+    _binding_thread = threading.get_ident()
+    try:
+        yield
+    finally:
+        _binding_thread = None
+
+
+_binding_thread: int | None = None
+
+
+def _reduce(process: Any) -> tuple[Any, ...]:
+    """Pickles a process object so that the child is bound as it reads it."""
+    make, arguments, *state = process.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+    if _binding_thread != threading.get_ident():
+        return (make, arguments, *state)
+    # The child cannot ask for `parent_process()` yet.
+    return (_arrive, (os.getpid(), make, arguments), *state)
+
+
+def _arrive(parent: int, make: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    _bind_to(parent)
+    return make(*arguments)

@@ -39,7 +39,6 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
 TOOL_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 BOS, _, EOS, PAD = SPECIAL_TOKENS
 
-
 _ENDINGS = ("", "", "", "s", "ed", "ing", "er", "ly", "ness", "ment")
 
 

@@ -390,6 +390,28 @@ def test_embeddings_and_no_orphans_after_kill(folder: Path, tmp_path: Path) -> N
         assert not alive(tree, within_s=5)
 
 
+def test_no_orphans_after_a_kill_during_the_start(folder: Path) -> None:
+    command = [sys.executable, str(PROGRAMS / "vllm_server.py"), str(free_port()), "tiny"]
+    with subprocess.Popen(
+        [*command, json.dumps(make_config(folder))],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment(),
+    ) as process:
+        try:
+            wait_for(lambda: spawned(process.pid), START_TIMEOUT_S)
+            # Now the engine's process imports what it needs, before it loads any plug-in.
+            time.sleep(0.5)
+            tree = descendants(process.pid)
+        finally:
+            process.kill()
+    assert not alive(tree, within_s=15)
+
+
+def spawned(pid: int) -> bool:
+    return any("--multiprocessing-fork" in child.cmdline() for child in descendants(pid))
+
+
 def test_offline_use_starts_and_stops_its_own_engine(
     folder: Path, reference: dict[str, list[str]]
 ) -> None:
