@@ -35,6 +35,9 @@ function done(summary, latency, requests)
 end
 """
 
+REST_S = 2.0
+"""vLLM's engine processes spin for one second after their last request, on two cores out of two."""
+
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
@@ -69,7 +72,11 @@ def cpu_seconds(run_id: str) -> float:
 def measure(
     url: str, body: dict[str, Any], *, num_clients: int, duration_s: float, run_id: str
 ) -> Measurement:
-    """Loads a server with `num_clients` connections that each send the next request at once."""
+    """Loads a server with `num_clients` connections that each send the next request at once.
+
+    Begins with a rest of `REST_S`, in which the side measured before comes to a stop.
+    """
+    time.sleep(REST_S)
     wrk = shutil.which("wrk")
     if wrk is None:
         raise SystemExit("wrk is missing: install the Debian package `wrk`")

@@ -13,7 +13,7 @@ Knows nothing of HTTP servers, Ray or families: a server turns `to_envelope()` i
     │   ├── SlowRequestError     408
     │   └── TooLargeError        413
     ├── OverloadedError          429  every queue is full
-    ├── PassedError              its own: an application's plain-text error, in the envelope
+    ├── PassedError              its own: an application's error, put into the envelope
     └── ServerError              500  the model's code failed
         ├── UpstreamError        502  a replica died or answered something that is not HTTP
         ├── UnavailableError     503  the model is starting, or failed
@@ -161,16 +161,18 @@ class OverloadedError(TruthGPTError):
 
 
 class PassedError(TruthGPTError):
-    """A plain-text error of an application, in the envelope and with its own status."""
+    """An application's error from outside the envelope, in it and with its own status."""
 
     type = "api_error"
 
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, status: int, message: str, *, param: str | None = None) -> None:
+        super().__init__(message, param=param)
         self.status = status
         if status == OverloadedError.status:
             self.type = OverloadedError.type
             self.code = OverloadedError.default_code
+        elif status < ServerError.status:
+            self.type = RequestError.type
 
 
 class ServerError(TruthGPTError):

@@ -16,6 +16,7 @@ from truthgpt_serve.router.app import RouterApp
 from truthgpt_serve.serve_state import DEFAULT_PROXY_PORT, fetch_serve_state, worker_proxy_port
 from truthgpt_serve.server import ModelHost
 from truthgpt_serve.server.joining import JoinedStreams
+from truthgpt_serve.server.request_id import ServeRequestId
 
 
 class ModelReplica:
@@ -39,7 +40,9 @@ class ModelReplica:
         except BaseException:
             await self._host.close()
             raise
-        return JoinedStreams(app, self._stream_interval_s) if self._stream_interval_s else app
+        if self._stream_interval_s:
+            app = JoinedStreams(app, self._stream_interval_s)
+        return ServeRequestId(app)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes the model card, which only the router reads."""

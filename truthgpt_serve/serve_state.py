@@ -16,6 +16,9 @@ CARD_KEY = "card"
 
 DEFAULT_PROXY_PORT = 8000
 
+_GIVEN_REQUESTS = ("RUNNING", "PENDING_MIGRATION")
+"""States of replicas that Serve's proxies send requests to."""
+
 
 @dataclass(frozen=True, slots=True)
 class ApplicationState:
@@ -26,7 +29,8 @@ class ApplicationState:
         route_prefix: Where it is mounted, or None while that is unknown.
         status: Serve's status: NOT_STARTED, DEPLOYING, RUNNING, UNHEALTHY, DEPLOY_FAILED, DELETING.
         message: Serve's explanation of the status.
-        num_running_replicas: Replicas of all its deployments in state RUNNING.
+        num_running_replicas: Replicas of all its deployments that are given requests.
+        num_draining_replicas: Those that only finish the requests they have.
         card: What the application published about itself, or None.
         deployed_at_s: When it was deployed, seconds since the epoch.
     """
@@ -38,6 +42,7 @@ class ApplicationState:
     num_running_replicas: int
     card: dict[str, Any] | None
     deployed_at_s: float
+    num_draining_replicas: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +66,15 @@ def fetch_serve_state() -> ServeState:
             "ray.serve.context._get_global_client is gone: adapt truthgpt_serve/serve_state.py to "
             "this version of Ray (2.60.0 is the one it was written for)"
         ) from error
+    from ray.exceptions import RayError
+
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
         raise RuntimeError("Ray Serve is not running")
-    return parse_details(client.get_serve_details())
+    try:
+        return parse_details(client.get_serve_details())
+    except RayError as error:
+        raise RuntimeError(f"Serve's controller does not answer: {error}") from error
 
 
 def parse_details(details: dict[str, Any]) -> ServeState:
@@ -82,22 +92,23 @@ def _application(name: str, details: dict[str, Any]) -> ApplicationState:
     card = None
     for deployment in deployments:
         user_config = (deployment.get("deployment_config") or {}).get("user_config")
-        if isinstance(user_config, dict) and CARD_KEY in user_config:
+        if isinstance(user_config, dict) and isinstance(user_config.get(CARD_KEY), dict):
             card = user_config[CARD_KEY]
+    states = [
+        str(getattr(replica["state"], "value", replica["state"]))
+        for deployment in deployments
+        for replica in deployment["replicas"]
+    ]
     configured = details.get("deployed_app_config") or {}
     return ApplicationState(
         name=name,
         route_prefix=details.get("route_prefix") or configured.get("route_prefix"),
         status=str(getattr(details["status"], "value", details["status"])),
         message=details.get("message") or "",
-        num_running_replicas=sum(
-            1
-            for deployment in deployments
-            for replica in deployment["replicas"]
-            if str(getattr(replica["state"], "value", replica["state"])) == "RUNNING"
-        ),
+        num_running_replicas=sum(state in _GIVEN_REQUESTS for state in states),
         card=card,
         deployed_at_s=float(details.get("last_deployed_time_s") or 0.0),
+        num_draining_replicas=states.count("STOPPING"),
     )
 
 

@@ -1,143 +1,26 @@
-"""`make serve` and `make stop`: one service, found from any shell, and nothing left of it."""
+"""A service that is interrupted or killed leaves nothing behind; test_readme.py has the rest."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
-import time
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
 
-from scripts.serve import RunFile
-from truthgpt_serve.local_cluster import free_port, model_application, router_application
-from truthgpt_serve.processes import busy_ports, end_run, find_run
-
-ROOT = Path(__file__).resolve().parents[2]
-START_S = 120
-STOP_S = 60
-
-
-@dataclass(frozen=True)
-class Shell:
-    """Runs scripts/serve.py as `make` does, with ports and folders of its own."""
-
-    folder: Path
-    port: int
-    environment: dict[str, str]
-
-    @property
-    def run_file(self) -> RunFile:
-        return RunFile(self.folder)
-
-    def command(self, name: str) -> list[str]:
-        config = str(self.folder / "serve.yaml")
-        program = str(ROOT / "scripts" / "serve.py")
-        return [sys.executable, program, name, "--config", config, "--run-dir", str(self.folder)]
-
-    def run(self, name: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(name),
-            env=self.environment,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=STOP_S,
-            check=False,
-        )
-
-    def start(self) -> subprocess.Popen[bytes]:
-        with self.log.open("wb") as log:
-            service = subprocess.Popen(
-                self.command("start"),
-                env=self.environment,
-                cwd=ROOT,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        deadline = time.monotonic() + START_S
-        while "[serve] ready after" not in self.log.read_text():
-            assert service.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.1)
-        return service
-
-    @property
-    def log(self) -> Path:
-        return self.folder / "serve.log"
-
-    @property
-    def run_id(self) -> str:
-        state = self.run_file.read()
-        assert state is not None
-        return str(state["run_id"])
+from tests.serve.shell import STOP_S, Shell, assert_nothing_is_left, open_shell
+from truthgpt_serve.local_cluster import model_application
+from truthgpt_serve.processes import find_run
 
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Iterator[Shell]:
-    # HAProxy's socket lies below it, and the path of a socket may have 97 characters.
-    haproxy = Path(tempfile.mkdtemp(prefix="tg"))
-    port = free_port()
-    config = {
-        "http_options": {"host": "127.0.0.1", "port": port},
-        "applications": [
-            model_application("echo", {"model": {"family": "echo"}, "hardware": {"cpus": 0.1}}),
-            router_application(port),
-        ],
-    }
-    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))
-    environment = {
-        **os.environ,
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
-    }
-    shell = Shell(tmp_path, port, environment)
-    yield shell
-    state = shell.run_file.read()
-    if state is not None:
-        end_run(state["run_id"], timeout_s=STOP_S)
-    shutil.rmtree(haproxy, ignore_errors=True)
-
-
-def assert_nothing_is_left(shell: Shell, run_id: str) -> None:
-    assert find_run(run_id) == []
-    assert busy_ports("0.0.0.0", [shell.port]) == []
-    assert shell.run_file.read() is None
-
-
-def test_stop_from_another_shell(shell: Shell) -> None:
-    service = shell.start()
-    run_id = shell.run_id
-    with urllib.request.urlopen(f"http://127.0.0.1:{shell.port}/v1/models", timeout=10) as answer:
-        assert answer.status == 200
-
-    second = shell.run("start")
-    assert second.returncode == 1
-    assert f"already running as process {service.pid} on port {shell.port}" in second.stdout
-
-    status = shell.run("status")
-    assert status.returncode == 0
-    assert "haproxy" in status.stdout
-    assert "raylet" in status.stdout
-
-    stopped = shell.run("stop")
-    assert stopped.returncode == 0, stopped.stdout
-    assert service.wait(5) == 0, shell.log.read_text()
-    assert_nothing_is_left(shell, run_id)
-    assert shell.run("stop").stdout == "[serve] nothing is running\n"
+    applications = [
+        model_application("echo", {"model": {"family": "echo"}, "hardware": {"cpus": 0.1}}),
+        {"name": "router", "route_prefix": "/", "import_path": "truthgpt_serve.app:router"},
+    ]
+    with open_shell(tmp_path, {"applications": applications}) as shell:
+        yield shell
 
 
 def test_interrupt_ends_everything(shell: Shell) -> None:

@@ -63,6 +63,26 @@ class Proxy:
     async def page500(self, receive: Any, send: Any) -> None:
         await answer(send, 500, b"Internal Server Error", [], b"text/plain")
 
+    async def detail404(self, receive: Any, send: Any) -> None:
+        await answer(send, 404, b'{"detail": "Not Found"}')
+
+    async def detail405(self, receive: Any, send: Any) -> None:
+        body = b'{"detail":"Method Not Allowed"}'
+        await answer(send, 405, body, [(b"allow", b"GET")])
+
+    async def detail409(self, receive: Any, send: Any) -> None:
+        await answer(send, 409, b'{"detail": "taken"}')
+
+    async def detail422(self, receive: Any, send: Any) -> None:
+        place = {"loc": ["body", "messages", 0], "msg": "Field required", "type": "missing"}
+        await answer(send, 422, json.dumps({"detail": [place, place]}).encode())
+
+    async def odd400(self, receive: Any, send: Any) -> None:
+        await answer(send, 400, b'["odd"]')
+
+    async def long400(self, receive: Any, send: Any) -> None:
+        await answer(send, 400, b'{"detail": "%b"}' % (b"x" * 100_000))
+
     async def empty(self, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body"})
@@ -321,7 +341,7 @@ async def test_an_early_answer_ends_an_upload(client: httpx.AsyncClient) -> None
 
 
 NAMES = "asleep, failed, m, m-lora, other, spaced name, starting"
-ERRORS: dict[str, tuple[str, str, int, str, str]] = {
+ERRORS: dict[str, tuple[str, str, int, str | None, str]] = {
     "unknown model": (
         "nosuch", "plain", 404, "model_not_found",
         f"The model 'nosuch' does not exist. Models that do: {NAMES}",
@@ -352,6 +372,18 @@ ERRORS: dict[str, tuple[str, str, int, str, str]] = {
         "The model 'asleep' has no running replica",
     ),
     "plain text": ("m", "text429", 429, "overloaded", "Request dropped"),
+    "no route": (
+        "m", "detail404", 404, "not_found", "The model 'm' has no POST /v1/detail404",
+    ),
+    "no method": (
+        "m", "detail405", 405, "method_not_allowed", "The model 'm' has no POST /v1/detail405",
+    ),
+    "detail": ("m", "detail409", 409, None, "taken"),
+    "list of details": (
+        "m", "detail422", 422, None,
+        "messages.0: Field required; messages.0: Field required",
+    ),
+    "JSON without an error": ("m", "odd400", 400, None, '["odd"]'),
 }  # fmt: skip
 
 
@@ -359,7 +391,7 @@ ERRORS: dict[str, tuple[str, str, int, str, str]] = {
     ("model", "action", "status", "code", "message"), ERRORS.values(), ids=ERRORS.keys()
 )
 async def test_errors_come_in_the_envelope(
-    client: httpx.AsyncClient, model: str, action: str, status: int, code: str, message: str
+    client: httpx.AsyncClient, model: str, action: str, status: int, code: str | None, message: str
 ) -> None:
     response = await client.post(f"/v1/{action}", json={"model": model})
     error = response.json()["error"]
@@ -373,11 +405,22 @@ async def test_retry_after_of_the_application_passes(client: httpx.AsyncClient) 
     assert response.headers.get_list("retry-after") == ["7"]
 
 
+async def test_what_tells_more_of_an_error_passes(client: httpx.AsyncClient) -> None:
+    assert (await post(client, "/v1/detail405")).headers["allow"] == "GET"
+    assert (await post(client, "/v1/detail422")).json()["error"]["param"] == "messages.0"
+    assert (await post(client, "/v1/detail409")).json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_a_long_answer_is_no_error_message(client: httpx.AsyncClient) -> None:
+    response = await post(client, "/v1/long400")
+    assert (response.status_code, len(response.json()["detail"])) == (400, 100_000)
+
+
 async def test_a_cut_stream_ends_with_an_error_event(client: httpx.AsyncClient) -> None:
     response = await post(client, "/v1/cut", stream=True)
     events = [part for part in response.text.split("\n\n") if part]
-    assert events[:2] == ["data: 1", "da"]
-    error = json.loads(events[2].removeprefix("data: "))["error"]
+    assert events[0] == "data: 1"  # and not the half of an event behind it
+    error = json.loads(events[1].removeprefix("data: "))["error"]
     assert error["code"] == "upstream_error"
 
 

@@ -21,16 +21,11 @@ from truthgpt_serve.errors import (
 )
 from truthgpt_serve.router.catalogue import Catalogue
 from truthgpt_serve.router.pages import Pages
-from truthgpt_serve.router.relay import (
-    BrokenAnswerError,
-    ClientLeftError,
-    Relay,
-    RequestBody,
-    check_size,
-)
+from truthgpt_serve.router.pool import ConnectionPool
+from truthgpt_serve.router.relay import BrokenAnswerError, Relay
 from truthgpt_serve.router.responses import Message, Receive, Scope, Send, send_error
 from truthgpt_serve.router.scan import ModelScanner, model_of_json, scanner_for
-from truthgpt_serve.router.upstream import ConnectionPool
+from truthgpt_serve.router.upload import ClientLeftError, RequestBody, check_size
 from truthgpt_serve.serve_state import ServeState, metrics_address
 
 logger = logging.getLogger(__name__)
@@ -56,7 +51,9 @@ class RouterApp:
         )
         self._exporter: ConnectionPool | None = None
         self.catalogue = Catalogue(fetch_state, self._fetch_routes)
-        self._relay = Relay(self._pool, config, self.catalogue.is_running)
+        self._relay = Relay(
+            self._pool, config, self.catalogue.is_running, self.catalogue.is_draining
+        )
         self._pages = Pages(self.catalogue, self._fetch_metrics)
 
     async def _close(self) -> None:
@@ -141,17 +138,17 @@ class RouterApp:
         if length.isdigit():
             check_size(int(length), limit)
         body = RequestBody([], 0, True, receive)
-        piece = _take(await receive(), body)
-        if not body.more and not content_type.startswith(b"multipart/"):
-            check_size(body.num_bytes, limit)
-            return model_of_json(piece), body
         try:
             async with asyncio.timeout(self._config.request_timeout_s):
-                return await _scan(scanner_for(content_type), piece, body, limit), body
+                piece = _take(await receive(), body)
+                if body.more or content_type[:10].lower() == b"multipart/":
+                    return await _scan(scanner_for(content_type), piece, body, limit), body
         except TimeoutError:
             raise SlowRequestError(
                 f"the request body did not arrive within {self._config.request_timeout_s:g} s"
             ) from None
+        check_size(body.num_bytes, limit)
+        return model_of_json(piece), body
 
 
 async def _scan(scanner: ModelScanner, piece: bytes, body: RequestBody, limit: int) -> str:

@@ -11,11 +11,12 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 from urllib.parse import quote
 
-from truthgpt_serve.errors import ModelNotFoundError, TruthGPTError, UnavailableError
+from truthgpt_serve.errors import ModelNotFoundError, UnavailableError
 from truthgpt_serve.serve_state import ApplicationState, ServeState
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class ModelEntry:
         application: The application that serves it.
         prefix: Where that application is mounted, percent-encoded, such as `b"/models/echo"`.
         running: Whether a replica was running when last asked.
+        draining: Whether one only finished its requests when last asked.
         error: What a request gets instead of being relayed, or None.
         created: When it was deployed, seconds since the epoch.
         card: What the application says of itself.
@@ -56,6 +58,7 @@ class ModelEntry:
     created: int
     card: dict[str, Any]
     parent: str | None = None
+    draining: bool = False
 
 
 class Catalogue:
@@ -104,6 +107,11 @@ class Catalogue:
         entry = self._entries.get(name)
         return entry is not None and entry.running
 
+    def is_draining(self, name: str) -> bool:
+        """Whether a replica of this model only finished its requests when last asked."""
+        entry = self._entries.get(name)
+        return entry is not None and entry.draining
+
     async def resolve(self, name: str) -> ModelEntry:
         """Returns the entry of a model that a request may be relayed to.
 
@@ -116,8 +124,8 @@ class Catalogue:
             return entry
         try:
             await self.refresh(max_age_s=MIN_REFRESH_PERIOD_S)
-        except (RuntimeError, TimeoutError) as error:
-            logger.warning("Serve's controller does not answer: %s", error)
+        except Exception as error:  # of many kinds; what was last known is better than none of it
+            logger.warning("Serve's controller does not answer: %r", error)
             if not self.loaded:
                 raise UnavailableError(
                     "the service is starting", retry_after_s=RETRY_AFTER_S
@@ -140,11 +148,10 @@ class Catalogue:
 
     async def stop(self) -> None:
         """Stops following."""
-        for task in (self._follower, self._refreshing):
-            if task is not None:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+        tasks = [task for task in (self._follower, self._refreshing) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._follower = self._refreshing = None
 
     async def _follow(self) -> None:
@@ -156,11 +163,11 @@ class Catalogue:
                 changed, self._routes = routes != self._routes, routes
                 await self.refresh(max_age_s=0.0 if changed else self._period_s())
                 failing = False
-            except (TruthGPTError, TimeoutError, RuntimeError) as error:
+            except Exception as error:  # whatever it was: the next round may work again
                 if not failing:
-                    logger.warning("cannot follow the applications for now: %s", error)
+                    logger.warning("cannot follow the applications for now: %r", error)
                 failing = True
-                with contextlib.suppress(RuntimeError, TimeoutError):
+                with contextlib.suppress(Exception):
                     await self.refresh(max_age_s=UNSETTLED_PERIOD_S)
             await asyncio.sleep(ROUTES_PERIOD_S)
 
@@ -175,8 +182,8 @@ class Catalogue:
         """Asks the controller, unless it answered within `max_age_s`; callers share one call.
 
         Raises:
-            RuntimeError: The controller did not answer.
-            TimeoutError: It took longer than 10 s.
+            TimeoutError: The controller did not answer within 10 s.
+            Exception: Whatever else went wrong with it.
         """
         if time.monotonic() - self._refreshed_at_s < max_age_s:
             return
@@ -204,39 +211,31 @@ class Catalogue:
             for name, app in states.items()
             if app.num_running_replicas or app.status == "RUNNING"
         }
-        entries: dict[str, ModelEntry] = {}
-        for name, application in states.items():
-            for entry in _entries(application, has_run=name in self._ran):
-                entries.setdefault(entry.name, entry)
+        models = [_model(app, has_run=name in self._ran) for name, app in states.items()]
+        entries = {entry.name: entry for entry in models}
+        # `validate` refuses an adapter with another's name; should one be deployed, it gives way.
+        for entry in chain.from_iterable(map(_adapters, models)):
+            entries.setdefault(entry.name, entry)
         self._entries, self._states = entries, states
         self._refreshed_at_s = time.monotonic()
 
 
-def _entries(application: ApplicationState, *, has_run: bool) -> list[ModelEntry]:
-    card = application.card or {}
-    model = ModelEntry(
+def _model(application: ApplicationState, *, has_run: bool) -> ModelEntry:
+    return ModelEntry(
         name=application.name,
         application=application.name,
         prefix=quote(application.route_prefix or "").encode(),
         running=application.num_running_replicas > 0,
         error=_why_unavailable(application, has_run=has_run),
         created=int(application.deployed_at_s),
-        card=card,
+        card=application.card or {},
+        draining=application.num_draining_replicas > 0,
     )
-    adapters = [
-        ModelEntry(
-            name=adapter,
-            application=model.application,
-            prefix=model.prefix,
-            running=model.running,
-            error=model.error,
-            created=model.created,
-            card=card,
-            parent=model.name,
-        )
-        for adapter in card.get("adapters", [])
-    ]
-    return [model, *adapters]
+
+
+def _adapters(model: ModelEntry) -> list[ModelEntry]:
+    names = model.card.get("adapters") or []
+    return [replace(model, name=name, parent=model.name) for name in names]
 
 
 def _why_unavailable(application: ApplicationState, *, has_run: bool) -> str | None:

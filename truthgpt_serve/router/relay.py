@@ -10,25 +10,20 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.errors import (
     DeadlineError,
-    PassedError,
-    TooLargeError,
     TruthGPTError,
     UnavailableError,
     UpstreamError,
 )
 from truthgpt_serve.router.catalogue import ModelEntry
-from truthgpt_serve.router.responses import Receive, Scope, Send, send_error
-from truthgpt_serve.router.upstream import (
-    ConnectionPool,
-    Headers,
-    StaleConnectionError,
-    UpstreamConnection,
-)
+from truthgpt_serve.router.pool import ConnectionPool
+from truthgpt_serve.router.responses import Scope, Send, send_error
+from truthgpt_serve.router.translate import MAX_ERROR_BYTES, may_translate, translate_error
+from truthgpt_serve.router.upload import RequestBody, upload
+from truthgpt_serve.router.upstream import Headers, StaleConnectionError, UpstreamConnection
 
 logger = logging.getLogger(__name__)
 
@@ -43,31 +38,12 @@ _NOT_SENT_DOWN = frozenset(
     b"connection keep-alive proxy-authenticate trailer transfer-encoding upgrade date server "
     b"x-request-id".split()
 )
-_PROXY_ERROR_PAGE = b"Internal Server Error"
-"""Body of the page by which Serve's proxy replaces its own 502, 503 and 504 (status 500)."""
-_MAX_ERROR_BYTES = 65536
+_KEPT_OF_ERRORS = frozenset((b"retry-after", b"allow", b"www-authenticate"))
+"""Headers of an error that stay when its body is written anew."""
 _HOLD_RECHECK_S = 2.0
-
-
-@dataclass(slots=True)
-class RequestBody:
-    """What of the body has been read, and how to read the rest.
-
-    Attributes:
-        pieces: Read already.
-        num_bytes: Their size.
-        more: Whether there is a rest.
-        receive: ASGI `receive`.
-    """
-
-    pieces: list[bytes]
-    num_bytes: int
-    more: bool
-    receive: Receive
-
-
-class ClientLeftError(Exception):
-    """The client closed its connection; nobody reads an answer."""
+_EVENT_ENDS = (b"\n\n", b"\n\r\n")
+MAX_HELD_BYTES = 65536
+"""The longest beginning of an event that is held until its end is there."""
 
 
 class Relay:
@@ -77,6 +53,7 @@ class Relay:
         pool: Connections to the proxy.
         config: Timeouts and limits.
         is_running: Whether a model has a running replica, by name.
+        is_draining: Whether it has one that only finishes what it has.
     """
 
     def __init__(
@@ -84,10 +61,12 @@ class Relay:
         pool: ConnectionPool,
         config: RouterConfig,
         is_running: Callable[[str], bool],
+        is_draining: Callable[[str], bool],
     ) -> None:
         self._pool = pool
         self._config = config
         self._is_running = is_running
+        self._is_draining = is_draining
         self._host = f"host: {pool.host}:{pool.port}\r\n".encode()
 
     async def __call__(
@@ -101,16 +80,18 @@ class Relay:
             ClientLeftError: The client left while it sent its body.
         """
         head = self._head(scope, entry, body)
-        connection, upload = await self._open(head, entry, body)
+        connection, uploading = await self._open(head, entry, body)
         try:
             status, headers = await connection.headers()
-            await self._answer(connection, status, headers, send, entry)
+            await self._answer(connection, status, headers, scope, send, entry)
+        except BrokenAnswerError:
+            raise
         except TruthGPTError:
-            self._raise_upload_error(upload)
+            self._raise_upload_error(uploading)
             raise
         finally:
-            if upload is not None:
-                upload.cancel()
+            if uploading is not None:
+                uploading.cancel()
             self._pool.release(connection)
 
     # -- request
@@ -142,7 +123,11 @@ class Relay:
         if body.more:  # what streams cannot be sent twice, so no kept connection that may be stale
             connection = await self._pool.acquire(fresh=True)
             self._set_deadline(connection, entry)
-            return connection, asyncio.create_task(self._upload(connection, head, body))
+            uploading = asyncio.create_task(
+                upload(connection, head, body, self._config.max_body_bytes)
+            )
+            uploading.add_done_callback(_retrieve)
+            return connection, uploading
         for fresh in (False, True):
             connection = await self._pool.acquire(fresh=fresh)
             try:
@@ -158,54 +143,35 @@ class Relay:
                 return connection, None
         raise UpstreamError("Serve's proxy closes its connections")
 
-    async def _upload(self, connection: UpstreamConnection, head: bytes, body: RequestBody) -> None:
-        chunked = head.endswith(b"transfer-encoding: chunked\r\n\r\n")
-        connection.write(head)
-        pieces, more = body.pieces, True
-        try:
-            while True:
-                for piece in pieces:
-                    if piece:
-                        connection.write(
-                            b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece
-                        )
-                if not more:
-                    break
-                await connection.drain()
-                message = await body.receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientLeftError
-                pieces, more = [message.get("body", b"")], message.get("more_body", False)
-                body.num_bytes += len(pieces[0])
-                check_size(body.num_bytes, self._config.max_body_bytes)
-            if chunked:
-                connection.write(b"0\r\n\r\n")
-        except (TruthGPTError, ClientLeftError) as error:
-            failure = (
-                error if isinstance(error, TruthGPTError) else UpstreamError("the client left")
-            )
-            connection.fail(failure)
-            raise
-
     @staticmethod
-    def _raise_upload_error(upload: asyncio.Task[None] | None) -> None:
-        if upload is not None and upload.done() and not upload.cancelled():
-            error = upload.exception()
+    def _raise_upload_error(uploading: asyncio.Task[None] | None) -> None:
+        if uploading is not None and uploading.done() and not uploading.cancelled():
+            error = uploading.exception()
             if error is not None:
                 raise error
 
     def _set_deadline(self, connection: UpstreamConnection, entry: ModelEntry) -> None:
         config = self._config
         started_s = time.monotonic()
+        # A request that came to a running replica is at work there, also while that one drains.
+        began_running = self._is_running(entry.name)
+        held_since_s = None if began_running else started_s
+
+        def is_held() -> bool:
+            if connection.has_headers or self._is_running(entry.name):
+                return False
+            return not (began_running and self._is_draining(entry.name))
 
         def on_deadline() -> TruthGPTError | float:
-            waited_s = time.monotonic() - started_s
+            nonlocal held_since_s
+            now_s = time.monotonic()
+            waited_s = now_s - started_s
             if waited_s >= config.request_timeout_s:
                 return DeadlineError(
                     f"The model {entry.name!r} did not finish within {config.request_timeout_s:g} s"
                 )
-            held = not connection.has_headers and not self._is_running(entry.name)
-            if held and waited_s >= config.hold_timeout_s:
+            held_since_s = (held_since_s or now_s) if is_held() else None
+            if held_since_s is not None and now_s - held_since_s >= config.hold_timeout_s:
                 return UnavailableError(
                     f"The model {entry.name!r} had no running replica for "
                     f"{config.hold_timeout_s:g} s",
@@ -223,66 +189,84 @@ class Relay:
         connection: UpstreamConnection,
         status: int,
         headers: Headers,
+        scope: Scope,
         send: Send,
         entry: ModelEntry,
     ) -> None:
         kept = [header for header in headers if header[0] not in _NOT_SENT_DOWN]
         content_type = next((value for name, value in kept if name == b"content-type"), b"")
-        if status >= 400 and not content_type.startswith((b"application/", b"text/event-stream")):
-            await self._translate_error(connection, status, kept, send, entry)
-            return
-        is_event_stream = content_type.startswith(b"text/event-stream")
+        data, more = b"", True
+        if may_translate(status, content_type) and not _is_encoded(kept):
+            while more and len(data) <= MAX_ERROR_BYTES:
+                piece, more = await connection.read()
+                data += piece
+            error = None
+            if len(data) <= MAX_ERROR_BYTES:
+                error = self._error_in(status, content_type, data, scope, entry)
+            if error is not None:
+                lines = [header for header in kept if header[0] in _KEPT_OF_ERRORS]
+                await send_error(send, error, headers=lines)
+                return
         await send({"type": "http.response.start", "status": status, "headers": kept})
-        last = b"\n\n"
+        if data or not more:
+            await send({"type": "http.response.body", "body": data, "more_body": more})
+        if more:
+            events = content_type.startswith(b"text/event-stream")
+            await self._pass_on(connection, send, entry, events=events)
+
+    async def _pass_on(
+        self, connection: UpstreamConnection, send: Send, entry: ModelEntry, *, events: bool
+    ) -> None:
+        held, more = b"", True
         try:
-            more = True
             while more:
                 data, more = await connection.read()
-                last = data or last
+                if events and (held or not data.endswith(b"\n\n")):
+                    data, held = whole_events(held + data) if more else (held + data, b"")
+                    if more and not data:
+                        continue
                 await send({"type": "http.response.body", "body": data, "more_body": more})
         except TruthGPTError as error:
-            if not is_event_stream:
+            if not events:
                 raise BrokenAnswerError(error.message) from error
             logger.warning("the stream of model %r broke off: %s", entry.name, error)
-            gap = b"" if last.endswith(b"\n\n") else b"\n\n"
-            event = gap + b"data: " + json.dumps(error.to_envelope()).encode() + b"\n\n"
+            event = b"data: " + json.dumps(error.to_envelope()).encode() + b"\n\n"
             await send({"type": "http.response.body", "body": event, "more_body": False})
 
-    async def _translate_error(
-        self,
-        connection: UpstreamConnection,
-        status: int,
-        headers: Headers,
-        send: Send,
-        entry: ModelEntry,
-    ) -> None:
-        text = b""
-        more = True
-        while more and len(text) < _MAX_ERROR_BYTES:
-            data, more = await connection.read()
-            text += data
-        error = _as_error(status, text, entry, running=self._is_running(entry.name))
-        retry_after = [header for header in headers if header[0] == b"retry-after"]
-        await send_error(send, error, headers=retry_after)
+    def _error_in(
+        self, status: int, content_type: bytes, body: bytes, scope: Scope, entry: ModelEntry
+    ) -> TruthGPTError | None:
+        return translate_error(
+            status,
+            content_type,
+            body,
+            request=f"{scope['method']} {scope['path']}",
+            model=entry.name,
+            running=self._is_running(entry.name),
+        )
+
+
+def _is_encoded(headers: Headers) -> bool:
+    return any(name == b"content-encoding" for name, _ in headers)
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """Has asyncio not report the failure of an upload whose answer was already there."""
+    if not task.cancelled():
+        task.exception()
+
+
+def whole_events(data: bytes) -> tuple[bytes, bytes]:
+    """Splits what arrived of an event stream behind its last whole event.
+
+    The rest is held back: after a cut in the middle, half an event would become one that clients
+    cannot read. What is too long for an event, or ends its lines otherwise, passes as it is.
+    """
+    end = max(data.rfind(mark) + len(mark) if mark in data else 0 for mark in _EVENT_ENDS)
+    if not end and (len(data) > MAX_HELD_BYTES or data.endswith(b"\r\r")):
+        end = len(data)
+    return data[:end], data[end:]
 
 
 class BrokenAnswerError(UpstreamError):
     """An answer broke off after its status: only closing the connection tells the client."""
-
-
-def _as_error(status: int, text: bytes, entry: ModelEntry, *, running: bool) -> TruthGPTError:
-    if status == 500 and text == _PROXY_ERROR_PAGE:
-        if running:
-            return UpstreamError(f"A replica of the model {entry.name!r} failed before it answered")
-        return UnavailableError(f"The model {entry.name!r} has no running replica", retry_after_s=5)
-    message = text.decode(errors="replace").strip() or f"the model answered with status {status}"
-    return PassedError(status, message[:2000])
-
-
-def check_size(num_bytes: int, max_body_bytes: int) -> None:
-    """Raises TooLargeError for a body above the limit."""
-    if num_bytes > max_body_bytes:
-        raise TooLargeError(
-            f"the request body is larger than {max_body_bytes} bytes, the limit that the router's "
-            "`max_body_bytes` sets"
-        )

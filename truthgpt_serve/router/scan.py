@@ -70,6 +70,8 @@ def model_of_json(body: bytes) -> str:
         raise RequestError(
             f"the request body must be a JSON object ({_type_found(error)})"
         ) from None
+    except RecursionError:
+        raise _not_json("it is nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _not_json(str(error)) from None
     if isinstance(model, msgspec.UnsetType):
@@ -79,6 +81,13 @@ def model_of_json(body: bytes) -> str:
 
 def _type_found(error: Exception) -> str:
     return str(error).partition(" - at")[0].replace("Expected `str`, got", "found")
+
+
+def _first_line(error: Exception) -> str:
+    """Returns what ijson says, without the excerpt of the body that follows."""
+    detail = error.args[0] if error.args else ""
+    text = detail.decode(errors="replace") if isinstance(detail, bytes) else str(detail)
+    return text.partition("\n")[0].strip()
 
 
 def _not_json(detail: str) -> RequestError:
@@ -134,10 +143,12 @@ class JsonModelScanner:
         if self._num_scanned_bytes > MAX_SCANNED_BYTES:
             return None
         self._num_scanned_bytes += len(piece)
+        if not piece:
+            return self._model  # to ijson, no bytes are the end
         try:
             self._parser.send(piece)
         except ijson.JSONError as error:
-            raise _not_json(str(error).splitlines()[0]) from None
+            raise _not_json(_first_line(error)) from None
         except StopIteration:
             raise _not_json("there is text after the end of the object") from None
         return self._model

@@ -1,28 +1,27 @@
-"""Keep-alive HTTP/1.1 connections to Serve's own proxy on this node, for the relay alone.
+"""One keep-alive HTTP/1.1 connection to Serve's own proxy on this node, for the relay alone.
 
-An `asyncio.Protocol` around the C parser that uvicorn uses too: a general client costs a task switch
-and several objects more per chunk. Knows nothing of models, of JSON or of ASGI.
+An `asyncio.Protocol` around the C parser that uvicorn uses too: a general client costs a task
+switch and several objects more per chunk. Knows nothing of models, of JSON or of ASGI.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from typing import cast
 
 import httptools
 
-from truthgpt_serve.errors import DeadlineError, TruthGPTError, UnavailableError, UpstreamError
+from truthgpt_serve.errors import TruthGPTError, UpstreamError
 
 Headers = list[tuple[bytes, bytes]]
 
 MAX_BUFFERED_BYTES = 256 * 1024
 """Response bytes held for a slow client before the upstream socket is no longer read."""
 
-MAX_IDLE_CONNECTIONS = 256
-IDLE_TIMEOUT_S = 30.0
-FETCH_TIMEOUT_S = 10.0
+STALE_WITHIN_S = 1.0
+"""A kept connection that is lost later than this after a request had reached it: the request may be
+worked on already, so it is not sent a second time."""
 
 
 class StaleConnectionError(UpstreamError):
@@ -34,6 +33,10 @@ class UpstreamConnection(asyncio.Protocol):
 
     Use: `begin()`, `write()` the request, `await headers()`, `await read()` until the end, then
     `ConnectionPool.release`. `abort()` at any time.
+
+    Attributes:
+        uploading: Whether a part of the request is still to be written.
+        closed: Whether it can carry nothing any more.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -47,7 +50,9 @@ class UpstreamConnection(asyncio.Protocol):
         self._active = False
         self._deadline: asyncio.TimerHandle | None = None
         self.closed = False
+        self.uploading = False
         self.num_exchanges = 0
+        self._begun_s = 0.0
         self.idle_since_s = 0.0
         self._reset()
 
@@ -67,7 +72,8 @@ class UpstreamConnection(asyncio.Protocol):
             self.fail(self._lost())
 
     def _lost(self) -> UpstreamError:
-        if self.num_exchanges > 1 and not self._received:
+        age_s = self._loop.time() - self._begun_s
+        if self.num_exchanges > 1 and not self._received and age_s < STALE_WITHIN_S:
             return StaleConnectionError("the proxy closed a kept connection")
         return UpstreamError(
             "the model's replica closed the connection before its answer was whole"
@@ -81,7 +87,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._received = True
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self.fail(
                 UpstreamError(f"the model's replica answered something that is not HTTP: {error}")
             )
@@ -133,6 +139,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._reset()
         self._parser = httptools.HttpResponseParser(self)
         self._active = True
+        self._begun_s = self._loop.time()
+        self.uploading = False
         self.num_exchanges += 1
 
     def _reset(self) -> None:
@@ -145,12 +153,10 @@ class UpstreamConnection(asyncio.Protocol):
         self._received = False
         self.complete = False
 
-    def write(self, *pieces: bytes) -> None:
-        """Sends without waiting; see `drain`."""
-        if len(pieces) == 1:
-            self._transport.write(pieces[0])
-        else:
-            self._transport.writelines(pieces)
+    def write(self, data: bytes) -> None:
+        """Sends without waiting; see `drain`. A connection that is closing drops it."""
+        if not self._transport.is_closing():  # else uvloop raises, asyncio's own loop does not
+            self._transport.write(data)
 
     async def drain(self) -> None:
         """Waits until the socket takes more, the connection is lost, or the exchange failed."""
@@ -164,12 +170,17 @@ class UpstreamConnection(asyncio.Protocol):
     def set_deadline(
         self, delay_s: float, on_deadline: Callable[[], TruthGPTError | float]
     ) -> None:
-        """Calls `on_deadline` after `delay_s`; it returns the error, or further seconds to wait."""
+        """Calls `on_deadline` after `delay_s`; it returns the error, or further seconds to wait.
+
+        An error closes the connection too: a client that does not read would keep the relay from
+        seeing it, and the model at work.
+        """
 
         def expire() -> None:
             outcome = on_deadline()
             if isinstance(outcome, TruthGPTError):
                 self.fail(outcome)
+                self.abort()
             else:
                 self._deadline = self._loop.call_later(outcome, expire)
 
@@ -238,7 +249,12 @@ class UpstreamConnection(asyncio.Protocol):
         """Ends the exchange; returns whether the connection can carry another."""
         self.clear_deadline()
         self._active = False
-        reusable = self.complete and self._keep_alive and not self.closed and not self._write_paused
+        reusable = (
+            self.complete
+            and self._keep_alive
+            and not (self.closed or self._write_paused)
+            and not self.uploading  # else the next request would be read as the rest of this one
+        )
         if not reusable:
             self.abort()
         return reusable
@@ -247,86 +263,5 @@ class UpstreamConnection(asyncio.Protocol):
         """Closes at once, dropping what is buffered, so that the model learns that nobody waits."""
         self.clear_deadline()
         if not self.closed:
+            self.closed = True
             self._transport.abort()
-
-
-class ConnectionPool:
-    """Connections to one address; as many open ones as there are exchanges, few idle ones."""
-
-    def __init__(self, host: str, port: int, *, connect_timeout_s: float) -> None:
-        self.host = host
-        self.port = port
-        self._connect_timeout_s = connect_timeout_s
-        self._idle: deque[UpstreamConnection] = deque()
-        self.num_open = 0
-
-    async def acquire(self, *, fresh: bool = False) -> UpstreamConnection:
-        """Returns a connection with a begun exchange.
-
-        Raises:
-            UnavailableError: Serve's proxy does not accept connections.
-        """
-        connection = None if fresh else self._pop_idle()
-        if connection is None:
-            connection = await self._connect()
-        connection.begin()
-        self.num_open += 1
-        return connection
-
-    def _pop_idle(self) -> UpstreamConnection | None:
-        now_s = asyncio.get_running_loop().time()
-        while self._idle and now_s - self._idle[0].idle_since_s > IDLE_TIMEOUT_S:
-            self._idle.popleft().abort()
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.closed:
-                return connection
-        return None
-
-    async def _connect(self) -> UpstreamConnection:
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(self._connect_timeout_s):
-                _, connection = await loop.create_connection(
-                    lambda: UpstreamConnection(loop), self.host, self.port
-                )
-        except (OSError, TimeoutError) as error:
-            raise UnavailableError(
-                f"Serve's proxy at {self.host}:{self.port} does not accept connections "
-                f"({type(error).__name__})",
-                retry_after_s=2,
-            ) from error
-        return connection
-
-    def release(self, connection: UpstreamConnection) -> None:
-        """Takes a connection back; one whose exchange is not complete is closed."""
-        self.num_open -= 1
-        if connection.end():
-            if len(self._idle) >= MAX_IDLE_CONNECTIONS:
-                self._idle.popleft().abort()
-            connection.idle_since_s = asyncio.get_running_loop().time()
-            self._idle.append(connection)
-
-    async def fetch(self, path: bytes) -> bytes:
-        """Returns the body of `GET path`, whatever its status. Raises TruthGPTError after 10 s."""
-        connection = await self.acquire()
-        try:
-            connection.set_deadline(
-                FETCH_TIMEOUT_S, lambda: DeadlineError(f"{self.host}:{self.port} did not answer")
-            )
-            connection.write(
-                b"GET %b HTTP/1.1\r\nhost: %b:%d\r\n\r\n" % (path, self.host.encode(), self.port)
-            )
-            await connection.headers()
-            body, more = bytearray(), True
-            while more:
-                data, more = await connection.read()
-                body += data
-            return bytes(body)
-        finally:
-            self.release(connection)
-
-    def close(self) -> None:
-        """Closes the idle connections."""
-        while self._idle:
-            self._idle.pop().abort()

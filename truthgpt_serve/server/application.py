@@ -123,8 +123,11 @@ class Application:
             raise MethodError(f"{path} takes {' or '.join(methods)}, not {scope['method']}")
         return methods[method]
 
+    async def _read(self, connection: Connection) -> bytes:
+        return await connection.read(self._max_body_bytes, self._host.max_request_s)
+
     async def _infer(self, connection: Connection) -> None:
-        body = parse_object(await connection.read(self._max_body_bytes))
+        body = parse_object(await self._read(connection))
         exchange = InferExchange(body, self._host.label)
         self._check_name(exchange.model)
         await self._run(connection, exchange, stream=exchange.stream)
@@ -136,7 +139,7 @@ class Application:
         await self._text(connection, parse_completion)
 
     async def _text(self, connection: Connection, parse: Callable[[Any], Any]) -> None:
-        body = await connection.read(self._max_body_bytes)
+        body = await self._read(connection)
         if self._task != "text-generation":
             raise UnsupportedError(
                 f"the model {self._host.name!r} has task {self._task}, which has no text routes",

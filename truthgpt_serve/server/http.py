@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from types import TracebackType
 from typing import Any
 
-from truthgpt_serve.errors import DeadlineError, TooLargeError, TruthGPTError
+from truthgpt_serve.errors import DeadlineError, SlowRequestError, TooLargeError, TruthGPTError
 from truthgpt_serve.protocol import error_event, error_response
 
 Message = MutableMapping[str, Any]
@@ -20,6 +20,8 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
+BODY_LIMIT_S = 600.0
+"""How long a body may take to arrive where nothing shorter is set."""
 _SANE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
@@ -53,13 +55,23 @@ class Connection:
         else:
             self.request_id = os.urandom(16).hex()
 
-    async def read(self, max_bytes: int) -> bytes:
+    async def read(self, max_bytes: int, limit_s: float = BODY_LIMIT_S) -> bytes:
         """Returns the whole body.
 
         Raises:
             TooLargeError: It is longer than `max_bytes`.
+            SlowRequestError: It was not whole after `limit_s` seconds.
             ClientGoneError: The client left before the body was whole.
         """
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._read(max_bytes)
+        except TimeoutError:
+            raise SlowRequestError(
+                f"the request body did not arrive within {limit_s:g} s"
+            ) from None
+
+    async def _read(self, max_bytes: int) -> bytes:
         parts: list[bytes] = []
         size = 0
         more = self.length <= max_bytes

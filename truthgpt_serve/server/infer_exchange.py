@@ -39,8 +39,16 @@ class InferExchange:
         self._head = b'{"model":' + encode_json(self.model) + b',"outputs":'
 
     def prepare(self) -> dict[str, Any]:
-        """Returns the inputs, arrays and images decoded."""
-        return {key: decode_value(value, f"inputs.{key}") for key, value in self._inputs.items()}
+        """Returns the inputs, arrays and images decoded.
+
+        Raises:
+            RequestError: An array or image is damaged, or the inputs are nested too deeply.
+        """
+        inputs = self._inputs
+        try:
+            return {key: decode_value(value, f"inputs.{key}") for key, value in inputs.items()}
+        except RecursionError:
+            raise bad_field("inputs", "is nested too deeply") from None
 
     def answer(self, outputs: Any) -> bytes:
         """Returns the body of the whole answer."""

@@ -1,0 +1,114 @@
+"""Runs `make serve`'s program in tests, with ports and folders of its own; knows no tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scripts.serve import RunFile
+from truthgpt_serve.local_cluster import free_port
+from truthgpt_serve.processes import busy_ports, end_run, find_run
+
+ROOT = Path(__file__).resolve().parents[2]
+START_S = 120
+STOP_S = 60
+
+
+@dataclass(frozen=True)
+class Shell:
+    """Runs scripts/serve.py as `make` does, with ports and folders of its own."""
+
+    folder: Path
+    port: int
+    environment: dict[str, str]
+
+    @property
+    def run_file(self) -> RunFile:
+        return RunFile(self.folder)
+
+    def command(self, name: str) -> list[str]:
+        config = str(self.folder / "serve.yaml")
+        program = str(ROOT / "scripts" / "serve.py")
+        return [sys.executable, program, name, "--config", config, "--run-dir", str(self.folder)]
+
+    def run(self, name: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(name),
+            env=self.environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=STOP_S,
+            check=False,
+        )
+
+    def start(self) -> subprocess.Popen[bytes]:
+        with self.log.open("wb") as log:
+            service = subprocess.Popen(
+                self.command("start"),
+                env=self.environment,
+                cwd=ROOT,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        deadline = time.monotonic() + START_S
+        while "[serve] ready after" not in self.log.read_text():
+            assert service.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+        return service
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "serve.log"
+
+    @property
+    def run_id(self) -> str:
+        state = self.run_file.read()
+        assert state is not None
+        return str(state["run_id"])
+
+
+@contextmanager
+def open_shell(folder: Path, config: dict[str, Any]) -> Iterator[Shell]:
+    """Writes the Serve file with a free port; at the end nothing of its run is left."""
+    # HAProxy's socket lies below it, and the path of a socket may have 97 characters.
+    haproxy = Path(tempfile.mkdtemp(prefix="tg"))
+    port = free_port()
+    config["http_options"] = {"host": "127.0.0.1", "port": port}
+    (folder / "serve.yaml").write_text(yaml.safe_dump(config))
+    environment = {
+        **os.environ,
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
+    }
+    shell = Shell(folder, port, environment)
+    try:
+        yield shell
+    finally:
+        state = shell.run_file.read()
+        if state is not None:
+            end_run(state["run_id"], timeout_s=STOP_S)
+        shutil.rmtree(haproxy, ignore_errors=True)
+
+
+def assert_nothing_is_left(shell: Shell, run_id: str) -> None:
+    assert find_run(run_id) == []
+    assert busy_ports("0.0.0.0", [shell.port]) == []
+    assert shell.run_file.read() is None

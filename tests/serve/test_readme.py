@@ -1,0 +1,146 @@
+"""What README.md and docs/ tell a reader to type, with the service that `make serve` starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.serve.shell import ROOT, Shell, assert_nothing_is_left, open_shell
+
+BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+PORT = "127.0.0.1:8000"
+COMMAND_S = 60
+BIN = Path(sys.executable).parent
+
+
+def blocks_of(page: str, language: str) -> list[str]:
+    """Returns the fenced blocks of a page in this language, without their indentation."""
+    found = []
+    for indentation, name, text in BLOCK.findall((ROOT / page).read_text()):
+        if name == language:
+            lines = [line.removeprefix(indentation) for line in text.splitlines()]
+            found.append("\n".join(lines) + "\n")
+    return found
+
+
+REQUESTS = blocks_of("README.md", "bash")
+PROGRAMS = blocks_of("README.md", "python")
+COMMANDS = blocks_of("README.md", "sh")
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    """The service as it is shipped, but for its ports; `make serve` is `serve.py start`."""
+    config = yaml.safe_load((ROOT / "configs" / "serve.yaml").read_text())
+    with open_shell(tmp_path_factory.mktemp("readme"), config) as shell:
+        yield shell
+
+
+@pytest.fixture(scope="module")
+def service(shell: Shell) -> subprocess.Popen[bytes]:
+    return shell.start()
+
+
+def run(command: list[str], *, folder: Path = ROOT) -> str:
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_pages_have_what_is_run_here() -> None:
+    assert [len(REQUESTS), len(PROGRAMS), len(COMMANDS)] == [3, 1, 3]
+    assert COMMANDS[:2] == ["make serve\n", "make test\n"]
+    assert all(text.count(PORT) == 1 for text in REQUESTS + PROGRAMS)
+    for text in COMMANDS[:2]:
+        run(["make", "--dry-run", text.split()[1]])
+
+
+@pytest.mark.parametrize("number", range(len(REQUESTS)))
+def test_requests(shell: Shell, service: subprocess.Popen[bytes], number: int) -> None:
+    text = REQUESTS[number].replace(PORT, f"127.0.0.1:{shell.port}")
+    answer = json.loads(run(["bash", "-euo", "pipefail", "-c", text]))
+    assert answer.keys() & {"choices", "data", "outputs"}, answer
+
+
+@pytest.mark.parametrize("number", range(len(PROGRAMS)))
+def test_programs(shell: Shell, service: subprocess.Popen[bytes], number: int) -> None:
+    text = PROGRAMS[number].replace(PORT, f"127.0.0.1:{shell.port}")
+    *noise, echoed = run([sys.executable, "-c", text]).splitlines()
+    assert "".join(noise).strip()
+    assert echoed.split()[:3] == ["word", "by", "word"]
+
+
+def test_routes_that_the_page_names_exist(shell: Shell, service: subprocess.Popen[bytes]) -> None:
+    for path in (
+        "/v1/models",
+        "/v1/models/echo",
+        "/health",
+        "/ready",
+        "/docs",
+        "/models/echo/health",
+    ):
+        run(["curl", "-fsS", f"http://127.0.0.1:{shell.port}{path}"])
+
+
+def test_a_model_is_added_as_the_page_says(tmp_path: Path) -> None:
+    """The commands of the last block, without the running service that the second one needs."""
+    model, application = blocks_of("README.md", "yaml")
+    configs = tmp_path / "configs"
+    shutil.copytree(ROOT / "configs", configs)
+    (tmp_path / ".models").symlink_to(ROOT / ".models")
+    (configs / "models" / "qwen.yaml").write_text(model)
+    serve_file = configs / "serve.yaml"
+    head, marker, tail = serve_file.read_text().partition("  - name: router")
+    serve_file.write_text(head + application + marker + tail)
+    assert "qwen" in [
+        entry["name"] for entry in yaml.safe_load(serve_file.read_text())["applications"]
+    ]
+
+    validate, deploy = COMMANDS[2].splitlines()
+    assert deploy == ".venv/bin/serve deploy configs/serve.yaml"
+    program, *arguments = validate.split()
+    assert program == ".venv/bin/truthgpt"
+    run([str(BIN / "truthgpt"), *arguments], folder=tmp_path)
+
+
+def test_the_class_of_the_other_page_works(tmp_path: Path) -> None:
+    (tmp_path / "shouting.py").write_text(blocks_of("docs/your-own-model.md", "python")[0])
+    (tmp_path / "shouting.yaml").write_text(blocks_of("docs/your-own-model.md", "yaml")[0])
+    command = "truthgpt infer shouting.yaml --text hello"
+    assert f"`{command}`" in (ROOT / "docs" / "your-own-model.md").read_text()
+    assert "HELLO!" in run(command.split(), folder=tmp_path)
+
+
+def test_stop_from_another_shell(shell: Shell, service: subprocess.Popen[bytes]) -> None:
+    run_id = shell.run_id
+    second = shell.run("start")
+    assert second.returncode == 1
+    assert f"already running as process {service.pid} on port {shell.port}" in second.stdout
+
+    status = shell.run("status")
+    assert status.returncode == 0
+    assert "haproxy" in status.stdout
+    assert "raylet" in status.stdout
+
+    stopped = shell.run("stop")
+    assert stopped.returncode == 0, stopped.stdout
+    assert service.wait(5) == 0, shell.log.read_text()
+    assert_nothing_is_left(shell, run_id)
+    assert shell.run("stop").stdout == "[serve] nothing is running\n"

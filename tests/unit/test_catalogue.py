@@ -1,0 +1,121 @@
+"""Which models the router believes in, while applications and the controller misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from truthgpt_serve.errors import ModelNotFoundError
+from truthgpt_serve.router import catalogue as module
+from truthgpt_serve.router.catalogue import Catalogue
+from truthgpt_serve.serve_state import ApplicationState, ServeState, parse_details
+
+
+def application(name: str, **changes: Any) -> ApplicationState:
+    values: dict[str, Any] = {
+        "name": name,
+        "route_prefix": f"/models/{name}",
+        "status": "RUNNING",
+        "message": "",
+        "num_running_replicas": 1,
+        "card": {},
+        "deployed_at_s": 1.0,
+    }
+    return ApplicationState(**{**values, **changes})
+
+
+def state(*applications: ApplicationState) -> ServeState:
+    return ServeState({app.name: app for app in applications})
+
+
+async def no_routes() -> bytes:
+    return b""
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ROUTES_PERIOD_S", "STATE_PERIOD_S", "UNSETTLED_PERIOD_S"):
+        monkeypatch.setattr(module, name, 0.01)
+
+
+class Controller:
+    """Fails in one call with an error of Ray's, which is neither RuntimeError nor OSError."""
+
+    def __init__(self, failing_call: int) -> None:
+        self.num_calls = 0
+        self._failing_call = failing_call
+
+    def fetch(self) -> ServeState:
+        self.num_calls += 1
+        if self.num_calls == self._failing_call:
+            raise Exception("the actor is unavailable")  # as `ray.exceptions.RayError` is
+        return state(application("m"))
+
+
+@pytest.mark.usefixtures("fast")
+async def test_following_goes_on_after_any_error() -> None:
+    controller = Controller(failing_call=2)
+    catalogue = Catalogue(controller.fetch, no_routes)
+    await catalogue.start()
+    async with asyncio.timeout(5):
+        while controller.num_calls < 4:
+            await asyncio.sleep(0.01)
+    await catalogue.stop()
+
+
+async def test_an_error_of_the_controller_is_no_error_of_the_request() -> None:
+    controller = Controller(failing_call=1)
+    catalogue = Catalogue(controller.fetch, no_routes)
+    catalogue.update(state(application("m", num_running_replicas=0)))
+    catalogue._refreshed_at_s = 0.0
+    assert (await catalogue.resolve("m")).name == "m"
+    catalogue._refreshed_at_s = 0.0
+    with pytest.raises(ModelNotFoundError):
+        await catalogue.resolve("nosuch")
+
+
+async def test_stopping_after_a_failed_call_raises_nothing() -> None:
+    catalogue = Catalogue(Controller(failing_call=1).fetch, no_routes)
+    with pytest.raises(Exception, match="unavailable"):
+        await catalogue.refresh(max_age_s=0)
+    await catalogue.stop()
+
+
+def test_an_adapter_gives_way_to_a_model_of_its_name() -> None:
+    catalogue = Catalogue(ServeState, no_routes)
+    catalogue.update(state(application("a", card={"adapters": ["b", "c"]}), application("b")))
+    assert catalogue["b"].application == "b"
+    assert (catalogue["c"].application, catalogue["c"].parent) == ("a", "a")
+
+
+def test_an_application_that_comes_again_must_run_again() -> None:
+    catalogue = Catalogue(ServeState, no_routes)
+    asleep = application("m", num_running_replicas=0)
+    catalogue.update(state(application("m")))
+    catalogue.update(state(asleep))
+    assert catalogue["m"].error is None
+    catalogue.update(state())
+    assert catalogue.entries() == []
+    catalogue.update(state(application("m", num_running_replicas=0, status="DEPLOYING")))
+    assert "is starting" in (catalogue["m"].error or "")
+
+
+def details(card: Any, *states: str) -> dict[str, Any]:
+    deployment = {
+        "deployment_config": {"user_config": {"card": card}},
+        "replicas": [{"state": state} for state in states],
+    }
+    app = {"status": "RUNNING", "route_prefix": "/models/m", "deployments": {"d": deployment}}
+    return {"applications": {"m": app}, "http_options": {"port": 8000}}
+
+
+def test_replicas_are_counted_by_what_they_do() -> None:
+    states = ("RUNNING", "PENDING_MIGRATION", "STOPPING", "STARTING")
+    app = parse_details(details({}, *states)).applications["m"]
+    assert (app.num_running_replicas, app.num_draining_replicas) == (2, 1)
+
+
+def test_another_applications_card_is_no_card() -> None:
+    assert parse_details(details("a text")).applications["m"].card is None

@@ -1,0 +1,79 @@
+"""The one place that goes beyond Ray's public API: fails here, with a reason, when Ray moves."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+from ray.serve import context, schema
+from ray.serve._private.client import ServeControllerClient
+
+from truthgpt_serve.serve_state import CARD_KEY, fetch_serve_state, parse_details
+
+MOVED = "Ray's interface moved: adapt truthgpt_serve/serve_state.py"
+
+
+def test_the_function_that_finds_serve_is_where_it_was() -> None:
+    assert hasattr(context, "_get_global_client"), MOVED
+    parameters = inspect.signature(context._get_global_client).parameters
+    assert "raise_if_no_controller_running" in parameters, MOVED
+    assert not inspect.signature(ServeControllerClient.get_serve_details).parameters.keys() - {
+        "self",
+        "source",
+    }, MOVED
+
+
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [
+        (schema.ServeInstanceDetails, {"applications", "http_options"}),
+        (
+            schema.ApplicationDetails,
+            {
+                "name", "route_prefix", "status", "message", "deployed_app_config",
+                "deployments", "last_deployed_time_s",
+            },
+        ),
+        (schema.ServeApplicationSchema, {"route_prefix"}),
+        (schema.DeploymentDetails, {"deployment_config", "replicas"}),
+        (schema.DeploymentSchema, {"user_config"}),
+        (schema.ReplicaDetails, {"state"}),
+    ],
+)  # fmt: skip
+def test_the_fields_that_are_read_are_in_rays_schema(model: Any, fields: set[str]) -> None:
+    assert fields <= model.model_fields.keys(), MOVED
+
+
+def test_statuses_are_those_that_the_router_knows() -> None:
+    known = {"NOT_STARTED", "DEPLOYING", "DEPLOY_FAILED", "RUNNING", "UNHEALTHY", "DELETING"}
+    assert {status.value for status in schema.ApplicationStatus} == known, MOVED
+
+
+def test_without_serve_it_says_so() -> None:
+    with pytest.raises(RuntimeError, match="Serve is not running"):
+        fetch_serve_state()
+
+
+def test_details_are_read() -> None:
+    replicas = [{"state": "RUNNING"}, {"state": "STARTING"}]
+    model = {
+        "name": "m",
+        "route_prefix": None,
+        "status": "DEPLOYING",
+        "message": "wait",
+        "deployed_app_config": {"route_prefix": "/models/m"},
+        "last_deployed_time_s": 7,
+        "deployments": {
+            "ModelReplica": {
+                "deployment_config": {"user_config": {CARD_KEY: {"task": "t"}}},
+                "replicas": replicas,
+            }
+        },
+    }
+    state = parse_details({"applications": {"m": model}, "http_options": {"port": 81}})
+    application = state.applications["m"]
+    assert state.proxy_port == 81
+    assert (application.route_prefix, application.status) == ("/models/m", "DEPLOYING")
+    assert (application.num_running_replicas, application.card) == (1, {"task": "t"})
+    assert (application.message, application.deployed_at_s) == ("wait", 7.0)

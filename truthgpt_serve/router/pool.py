@@ -1,0 +1,104 @@
+"""Connections to one address, kept while they are idle, and plain reads over them.
+
+Knows nothing of models, of JSON or of ASGI.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from truthgpt_serve.errors import DeadlineError, UnavailableError
+from truthgpt_serve.router.upstream import StaleConnectionError, UpstreamConnection
+
+MAX_IDLE_CONNECTIONS = 256
+IDLE_TIMEOUT_S = 30.0
+FETCH_TIMEOUT_S = 10.0
+
+
+class ConnectionPool:
+    """Connections to one address; as many open ones as there are exchanges, few idle ones."""
+
+    def __init__(self, host: str, port: int, *, connect_timeout_s: float) -> None:
+        self.host = host
+        self.port = port
+        self._connect_timeout_s = connect_timeout_s
+        self._idle: deque[UpstreamConnection] = deque()
+        self.num_open = 0
+
+    async def acquire(self, *, fresh: bool = False) -> UpstreamConnection:
+        """Returns a connection with a begun exchange.
+
+        Raises:
+            UnavailableError: Serve's proxy does not accept connections.
+        """
+        connection = None if fresh else self._pop_idle()
+        if connection is None:
+            connection = await self._connect()
+        connection.begin()
+        self.num_open += 1
+        return connection
+
+    def _pop_idle(self) -> UpstreamConnection | None:
+        now_s = asyncio.get_running_loop().time()
+        while self._idle and now_s - self._idle[0].idle_since_s > IDLE_TIMEOUT_S:
+            self._idle.popleft().abort()
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.closed:
+                return connection
+        return None
+
+    async def _connect(self) -> UpstreamConnection:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                _, connection = await loop.create_connection(
+                    lambda: UpstreamConnection(loop), self.host, self.port
+                )
+        except (OSError, TimeoutError) as error:
+            raise UnavailableError(
+                f"Serve's proxy at {self.host}:{self.port} does not accept connections "
+                f"({type(error).__name__})",
+                retry_after_s=2,
+            ) from error
+        return connection
+
+    def release(self, connection: UpstreamConnection) -> None:
+        """Takes a connection back; one whose exchange is not complete is closed."""
+        self.num_open -= 1
+        if connection.end():
+            if len(self._idle) >= MAX_IDLE_CONNECTIONS:
+                self._idle.popleft().abort()
+            connection.idle_since_s = asyncio.get_running_loop().time()
+            self._idle.append(connection)
+
+    async def fetch(self, path: bytes) -> bytes:
+        """Returns the body of `GET path`, whatever its status. Raises TruthGPTError after 10 s."""
+        try:
+            return await self._fetch(path, fresh=False)
+        except StaleConnectionError:
+            return await self._fetch(path, fresh=True)
+
+    async def _fetch(self, path: bytes, *, fresh: bool) -> bytes:
+        connection = await self.acquire(fresh=fresh)
+        try:
+            connection.set_deadline(
+                FETCH_TIMEOUT_S, lambda: DeadlineError(f"{self.host}:{self.port} did not answer")
+            )
+            connection.write(
+                b"GET %b HTTP/1.1\r\nhost: %b:%d\r\n\r\n" % (path, self.host.encode(), self.port)
+            )
+            await connection.headers()
+            body, more = bytearray(), True
+            while more:
+                data, more = await connection.read()
+                body += data
+            return bytes(body)
+        finally:
+            self.release(connection)
+
+    def close(self) -> None:
+        """Closes the idle connections."""
+        while self._idle:
+            self._idle.pop().abort()

@@ -1,0 +1,100 @@
+"""Sends a request body on while it still arrives; knows HTTP's framing and nothing of models."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from truthgpt_serve.errors import TooLargeError, TruthGPTError, UpstreamError
+from truthgpt_serve.router.responses import Message, Receive
+from truthgpt_serve.router.upstream import UpstreamConnection
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class RequestBody:
+    """What of the body has been read, and how to read the rest.
+
+    Attributes:
+        pieces: Read already.
+        num_bytes: Their size.
+        more: Whether there is a rest.
+        receive: ASGI `receive`.
+    """
+
+    pieces: list[bytes]
+    num_bytes: int
+    more: bool
+    receive: Receive
+
+
+class ClientLeftError(Exception):
+    """The client closed its connection; nobody reads an answer."""
+
+
+def check_size(num_bytes: int, max_body_bytes: int) -> None:
+    """Raises TooLargeError for a body above the limit."""
+    if num_bytes > max_body_bytes:
+        raise TooLargeError(
+            f"the request body is larger than {max_body_bytes} bytes, the limit that the router's "
+            "`max_body_bytes` sets"
+        )
+
+
+async def upload(
+    connection: UpstreamConnection, head: bytes, body: RequestBody, max_body_bytes: int
+) -> None:
+    """Sends a request whose body is not whole yet.
+
+    Whatever goes wrong ends the exchange, so that nobody waits for an answer to half a request.
+
+    Raises:
+        TooLargeError: The body grew above the limit.
+        ClientLeftError: The client left, or its connection broke.
+    """
+    connection.uploading = True
+    try:
+        await _send(connection, head, body, max_body_bytes)
+    except TruthGPTError as error:
+        connection.fail(error)
+        raise
+    except ClientLeftError:
+        connection.fail(UpstreamError("the client left"))
+        raise
+    connection.uploading = False
+
+
+async def _send(
+    connection: UpstreamConnection, head: bytes, body: RequestBody, max_body_bytes: int
+) -> None:
+    chunked = head.endswith(b"transfer-encoding: chunked\r\n\r\n")
+    connection.write(head)
+    pieces, more = body.pieces, True
+    while True:
+        for piece in pieces:
+            if piece:
+                connection.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+        if not more:
+            break
+        if not chunked:
+            # Without a length only reading on keeps to the limit: Serve takes in all that a client
+            # sends, whether it is asked for or not.
+            await connection.drain()
+        message = await _receive(body)
+        pieces, more = [message.get("body", b"")], message.get("more_body", False)
+        body.num_bytes += len(pieces[0])
+        check_size(body.num_bytes, max_body_bytes)
+    if chunked:
+        connection.write(b"0\r\n\r\n")
+
+
+async def _receive(body: RequestBody) -> Message:
+    try:
+        message = await body.receive()
+    except Exception as error:
+        logger.warning("a request body cannot be read on: %r", error)
+        raise ClientLeftError from error
+    if message["type"] == "http.disconnect":
+        raise ClientLeftError
+    return message
