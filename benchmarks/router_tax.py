@@ -43,7 +43,7 @@ def cases(only: str | None) -> Iterator[tuple[str, str, dict[str, Any], int]]:
     for engine, body, clients in (("vllm", COMPLETION, CLIENTS), ("echo", ECHO, ECHO_CLIENTS)):
         for stream, num_clients in itertools.product((False, True), clients):
             name = f"{engine} {'stream' if stream else 'unary'} {num_clients}"
-            if only is None or only in name:
+            if only is None or name in only.split(","):
                 yield name, engine, {**body, "stream": stream}, num_clients
 
 
@@ -120,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="length of each measurement")
-    parser.add_argument("--only", help="cases whose name has this, such as 'vllm stream 16'")
+    parser.add_argument("--only", help="only these, such as 'vllm stream 16,echo stream 32'")
     parser.add_argument("--routers", type=int, default=2, help="router replicas (the default is 2)")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()

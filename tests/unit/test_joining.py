@@ -163,11 +163,14 @@ async def test_nothing_is_written_after_a_cancelled_request() -> None:
 
 
 async def test_a_failed_write_reaches_the_model() -> None:
+    async def send_for_long(send: Any) -> None:
+        for _ in range(100):
+            await send(piece(b"x"))
+            await asyncio.sleep(0.005)
+
     async def produce(send: Any) -> None:
         with pytest.raises(ConnectionError):
-            for _ in range(100):
-                await send(piece(b"x"))
-                await asyncio.sleep(0.005)
+            await send_for_long(send)
 
     class Broken(Client):
         async def send(self, message: Message) -> None:
