@@ -46,7 +46,7 @@ lock: ## Write constraints-cpu.txt from what .venv holds now (`install` would un
 bench-router: install ## Compare with vLLM's own server; writes benchmarks/results/ (needs wrk)
 	@command -v wrk >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install -y -qq wrk; } \
 		|| { echo "wrk is missing: sudo apt-get install wrk"; exit 1; }
-	@$(VENV)/python benchmarks/router_tax.py
+	@$(VENV)/python -m benchmarks.router_tax
 
 clean: stop ## Remove caches, the small model and .venv
 	@rm -rf .venv .models .run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -2,7 +2,7 @@
 
 Both sides run at the same time and take turns, pair by pair, so that a noisy machine is noisy for
 both. Prints medians and ratios; writes JSON and a plot to `benchmarks/results/`. Command:
-`make bench-router`, or `python benchmarks/router_tax.py --pairs 5`.
+`make bench-router`, or `python -m benchmarks.router_tax --pairs 5`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,142 @@
+"""What clients see when replicas die, clients leave and models come and go; real Ray, HAProxy."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from benchmarks.disconnects import num_descriptors, ongoing_requests, send_requests
+from truthgpt_serve.local_cluster import LocalCluster, model_application, router_application
+
+ROOT = Path(__file__).resolve().parents[2]
+ECHO: dict[str, Any] = {
+    "model": {"family": "echo"},
+    "hardware": {"gpus": 0, "cpus": 0.1},
+    "serving": {"max_ongoing_requests": 128, "engine": {"token_interval_s": 0.02}},
+}
+BROKEN: dict[str, Any] = {"model": {"family": "custom", "import": "no_such_module"}}
+NAMES = ["echo", "victim", "router"]
+EXPORT_TIMEOUT_S = 60
+RECOVERY_S = 60
+
+
+def entries(cluster: LocalCluster, *more: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        model_application("echo", ECHO),
+        model_application("victim", ECHO),
+        router_application(cluster.port),
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    with LocalCluster(ROOT / "configs" / "ray.env") as cluster:
+        cluster.deploy(entries(cluster))
+        cluster.wait_until_ready(NAMES)
+        yield cluster
+
+
+@pytest.fixture
+def client(cluster: LocalCluster) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=cluster.url, timeout=90) as client:
+        yield client
+
+
+def complete(client: httpx.Client, model: str, **fields: Any) -> httpx.Response:
+    body = {"model": model, "prompt": "a b", "max_tokens": 2, **fields}
+    return client.post("/v1/completions", json=body)
+
+
+def test_clients_that_leave_leave_nothing_behind(cluster: LocalCluster) -> None:
+    url = f"{cluster.url}/v1/completions"
+    body = {"model": "echo", "prompt": "one two", "max_tokens": 30, "stream": True}
+    load = {"num_requests": 300, "num_clients": 32}
+    asyncio.run(send_requests(url, body, **load, seed=1))  # connections and caches have their size
+    before = num_descriptors(cluster, NAMES)
+    outcome = asyncio.run(send_requests(url, body, **load))
+    assert outcome.num_failed == 0
+    assert outcome.num_left > 50
+    deadline = time.monotonic() + EXPORT_TIMEOUT_S
+    time.sleep(12)  # older values of the metrics, which are exported every 10 s, must not count
+    while any(left := ongoing_requests(cluster.metrics_port).values()):
+        assert time.monotonic() < deadline, f"ongoing requests: {left}"
+        time.sleep(1)
+    assert len(ongoing_requests(cluster.metrics_port)) == 4  # one of each model, two routers
+    after = num_descriptors(cluster, NAMES)
+    # Kept connections come and go; a leak would be about 150 for each hop.
+    assert all(after[name] <= before[name] + 40 for name in NAMES), (before, after)
+
+
+def test_a_killed_replica_ends_streams_with_an_error_and_is_replaced(
+    cluster: LocalCluster, client: httpx.Client
+) -> None:
+    (pid,) = cluster.replica_pids("victim")
+    unary: list[httpx.Response] = []
+    waiting = threading.Thread(
+        target=lambda: unary.append(complete(client, "victim", max_tokens=500))
+    )
+    waiting.start()
+    body = {"model": "victim", "prompt": "a", "max_tokens": 500, "stream": True}
+    events = []
+    with client.stream("POST", "/v1/completions", json=body) as response:
+        assert response.status_code == 200
+        for line in response.iter_lines():
+            if line:
+                events.append(line)
+            if len(events) == 5:
+                os.kill(pid, signal.SIGKILL)
+    error = json.loads(events[-1].removeprefix("data: "))["error"]
+    assert error["code"] == "upstream_error"
+    assert "[DONE]" not in "".join(events)
+    waiting.join(90)
+    assert unary[0].status_code in (502, 503)
+    assert unary[0].json()["error"]["code"] in ("upstream_error", "model_unavailable")
+
+    assert complete(client, "echo").status_code == 200  # the others did not notice
+    deadline = time.monotonic() + RECOVERY_S
+    while complete(client, "victim").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert cluster.replica_pids("victim") != [pid]
+
+
+def test_models_come_and_go_beside_the_others(cluster: LocalCluster, client: httpx.Client) -> None:
+    """Also one that cannot start: it answers 503, and its message is in Serve's status."""
+    newcomer, broken = model_application("new", ECHO), model_application("broken", BROKEN)
+    cluster.deploy(entries(cluster, newcomer, broken))
+    deadline = time.monotonic() + RECOVERY_S
+    while cluster.statuses().get("new") != "RUNNING":
+        assert time.monotonic() < deadline, cluster.statuses()
+        assert complete(client, "echo").status_code == 200
+        time.sleep(0.2)
+    running_s = time.monotonic()
+    while complete(client, "new").status_code != 200:
+        assert time.monotonic() < running_s + 2, "the router did not follow within 2 s"
+        time.sleep(0.05)
+
+    while cluster.statuses()["broken"] != "DEPLOY_FAILED":
+        assert time.monotonic() < deadline, cluster.statuses()
+        time.sleep(0.2)
+    refused = complete(client, "broken")
+    assert refused.status_code == 503
+    assert refused.headers["retry-after"]
+    assert refused.json()["error"]["code"] == "model_unavailable"
+    assert "no_such_module" in cluster.details()["applications"]["broken"]["message"]
+
+    cluster.deploy(entries(cluster))
+    deleted_s = time.monotonic()
+    while complete(client, "new").status_code != 404:
+        assert time.monotonic() < deleted_s + RECOVERY_S
+        time.sleep(0.2)
+    assert complete(client, "echo").status_code == 200
