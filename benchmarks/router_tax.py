@@ -1,8 +1,9 @@
 """What the product costs over a bare server: vLLM's own, and the echo application under uvicorn.
 
-Both sides run at the same time and take turns, pair by pair, so that a noisy machine is noisy for
-both. Prints medians and ratios; writes JSON and a plot to `benchmarks/results/`. Command:
-`make bench-router`, or `python -m benchmarks.router_tax --pairs 5`.
+All sides run at the same time and take turns, pair by pair, so that a noisy machine is noisy for
+all. vLLM's own server runs twice: `vllm` as the product runs the engine, `vllm-default` as it runs
+when nobody chooses an executor. Prints medians and ratios; writes JSON and a plot to
+`benchmarks/results/`. Command: `make bench-router`, or `python -m benchmarks.router_tax --pairs 5`.
 """
 
 from __future__ import annotations
@@ -14,15 +15,25 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.load import Measurement, idle_cpu, measure
 from benchmarks.plot import draw
-from benchmarks.sides import ENGINE, ENGINE_ENV, ROOT, Side, bare_echo, own_server, product
+from benchmarks.sides import (
+    CPU_EXECUTOR,
+    ENGINE,
+    ENGINE_ENV,
+    ROOT,
+    Side,
+    bare_echo,
+    own_server,
+    product,
+)
 
 RESULTS = ROOT / "benchmarks" / "results"
 PROMPT = "Once upon a time there was a fox"
@@ -34,17 +45,25 @@ COMPLETION = {
     "temperature": 0.0,
 }
 ECHO = {"model": "echo", "prompt": "one two three four", "max_tokens": 64}
-CLIENTS = (1, 16, 64)
-ECHO_CLIENTS = (1, 16, 32, 64)
+CASES = (
+    ("vllm", COMPLETION, (1, 16, 64)),
+    ("vllm-default", COMPLETION, (16,)),
+    ("echo", ECHO, (1, 16, 32, 64)),
+)
+REFERENCES: dict[str, Callable[[], AbstractContextManager[Side]]] = {
+    "vllm": own_server,
+    "vllm-default": partial(own_server, None),
+    "echo": bare_echo,
+}
 
 
 def cases(only: str | None) -> Iterator[tuple[str, str, dict[str, Any], int]]:
     """Yields name, reference side, body and number of clients of each case."""
-    for engine, body, clients in (("vllm", COMPLETION, CLIENTS), ("echo", ECHO, ECHO_CLIENTS)):
+    for reference, body, clients in CASES:
         for stream, num_clients in itertools.product((False, True), clients):
-            name = f"{engine} {'stream' if stream else 'unary'} {num_clients}"
+            name = f"{reference} {'stream' if stream else 'unary'} {num_clients}"
             if only is None or name in only.split(","):
-                yield name, engine, {**body, "stream": stream}, num_clients
+                yield name, reference, {**body, "stream": stream}, num_clients
 
 
 def run_case(
@@ -100,7 +119,7 @@ def describe(name: str, result: dict[str, Any]) -> str:
     """Returns one line of the printed table."""
     reference, ours = result["reference"], result["ours"]
     return (
-        f"{name:<16} {result['throughput_ratio']:>6.3f}  "
+        f"{name:<22} {result['throughput_ratio']:>6.3f}  "
         f"{reference['requests_per_s']:>7.1f} {ours['requests_per_s']:>7.1f}  "
         f"{reference['p50_ms']:>8.1f} {ours['p50_ms']:>8.1f}  "
         f"{reference['p99_ms']:>8.1f} {ours['p99_ms']:>8.1f}  "
@@ -110,7 +129,7 @@ def describe(name: str, result: dict[str, Any]) -> str:
 
 
 HEADING = (
-    "case              ratio    req/s: ref ours      p50 ms: ref ours   p99 ms: ref ours   "
+    "case                    ratio    req/s: ref ours      p50 ms: ref ours   p99 ms: ref ours   "
     "TTFT ms: ref ours   CPU ms/req: ref ours"
 )
 
@@ -129,15 +148,15 @@ def main() -> None:
     with ExitStack() as stack:
         ours = stack.enter_context(product(num_routers=options.routers))
         references = {}
-        for engine, start in (("vllm", own_server), ("echo", bare_echo)):
-            if any(case[1] == engine for case in todo):
-                references[engine] = stack.enter_context(start())
+        for reference, start in REFERENCES.items():
+            if any(case[1] == reference for case in todo):
+                references[reference] = stack.enter_context(start())
         time.sleep(3)  # what starting set in motion comes to rest
         with idle_cpu(ours.run_id, 5) as (idle_share,):
             pass
         print(HEADING, flush=True)
-        for name, engine, body, num_clients in todo:
-            results[name] = run_case(references[engine], ours, body, num_clients, options)
+        for name, reference, body, num_clients in todo:
+            results[name] = run_case(references[reference], ours, body, num_clients, options)
             print(describe(name, results[name]), flush=True)
     report = {
         "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
@@ -146,6 +165,7 @@ def main() -> None:
         "seconds": options.seconds,
         "routers": options.routers,
         "engine_arguments": ENGINE,
+        "executor": CPU_EXECUTOR,
         "engine_environment": ENGINE_ENV,
         "models_deployed": ["llm", "echo", "echo-2"],
         "idle_share_of_a_core": round(idle_share, 4),

@@ -37,6 +37,9 @@ ENGINE: dict[str, Any] = {
 }
 """Engine arguments of both sides."""
 
+CPU_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+"""Runs the model in the engine's own process: what the product chooses on CPU."""
+
 ENGINE_ENV = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 """Thread settings of both sides."""
 
@@ -87,8 +90,13 @@ ECHO_ENGINE: dict[str, Any] = {"token_interval_s": 0.005}
 
 
 @contextmanager
-def own_server() -> Iterator[Side]:
-    """Starts vLLM's own OpenAI server on the same model with the same engine arguments."""
+def own_server(executor: str | None = CPU_EXECUTOR) -> Iterator[Side]:
+    """Starts vLLM's own OpenAI server on the same model with the same engine arguments.
+
+    Args:
+        executor: By default the product's, so that nothing differs; None is what vLLM takes on CPU
+            when nobody says anything: a worker process more.
+    """
     port = free_port()
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server",
@@ -96,6 +104,8 @@ def own_server() -> Iterator[Side]:
         "--model", str(MODEL), "--served-model-name", "llm",
         "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning", "--seed", "42",
     ]  # fmt: skip
+    if executor is not None:
+        command += ["--distributed-executor-backend", executor]
     for name, value in ENGINE.items():
         option = f"--{name.replace('_', '-')}"
         command += [option] if value is True else [option, str(value)]

@@ -25,14 +25,24 @@ from vllm.reasoning import ReasoningParserManager
 from vllm.tool_parsers import ToolParserManager
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.system_utils import set_ulimit
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from deployments.vllm.arguments import load_arguments
 from deployments.vllm.config import attention_backend, gpu_memory_share, tensor_parallel_size
-from deployments.vllm.hardware import gpu_turn, prepare_cpu, prepare_environment
+from deployments.vllm.hardware import (
+    binds_threads,
+    gpu_turn,
+    prepare_cpu,
+    prepare_environment,
+)
 from deployments.vllm.orphans import bind_children
 from truthgpt_serve.errors import ConfigError, Fault, TruthGPTError, UnavailableError
 
 logger = logging.getLogger(__name__)
+
+_IN_ENGINE_PROCESS = f"{UniProcExecutor.__module__}.{UniProcExecutor.__qualname__}"
+"""Runs the model in the engine's process. vLLM on CPU takes a process more, and both spin on a core
+for a second after each request, because only so can it bind threads to cores."""
 
 MAX_LORAS_TOGETHER = 8
 """Most adapters in one batch unless `max_loras` says otherwise: each costs memory of its rank."""
@@ -179,6 +189,8 @@ def _product_arguments(cfg: Mapping[str, Any], name: str) -> dict[str, Any]:
         values["runner"] = runner
     if current_platform.is_cpu():
         kv_cache_bytes = prepare_cpu(cfg)
+        if not binds_threads():
+            values["distributed_executor_backend"] = _IN_ENGINE_PROCESS
         if kv_cache_bytes is not None:
             values["kv_cache_memory_bytes"] = kv_cache_bytes
         return values

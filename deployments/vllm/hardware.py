@@ -61,6 +61,11 @@ def prepare_cpu(
     return None if environ.get("VLLM_CPU_KVCACHE_SPACE") else CPU_KV_CACHE_BYTES
 
 
+def binds_threads(environ: Mapping[str, str] = os.environ) -> bool:
+    """Returns whether a CPU engine binds its threads to cores; call `prepare_cpu` first."""
+    return environ.get("VLLM_CPU_OMP_THREADS_BIND") != "nobind"
+
+
 @contextlib.asynccontextmanager
 async def gpu_turn(
     cfg: Mapping[str, Any], *, timeout_s: float = GPU_TURN_TIMEOUT_S, folder: Path | None = None

@@ -260,6 +260,13 @@ def test_named_tool_is_called(server: Server) -> None:
     assert json.loads(function.function.arguments)["unit"] in ("metre", "mile")
 
 
+def test_engine_on_cpu_is_one_process(server: Server) -> None:
+    """Its worker would spin on a second core; `VLLM::Worker` is what that process is called."""
+    titles = [" ".join(process.cmdline()) for process in descendants(server.process.pid)]
+    assert [title for title in titles if "EngineCore" in title], titles
+    assert not [title for title in titles if "Worker" in title], titles
+
+
 def test_unknown_model_is_404(server: Server) -> None:
     with pytest.raises(openai.NotFoundError):
         server.client.completions.create(model="nobody", prompt="Hi")

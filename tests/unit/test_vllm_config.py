@@ -22,7 +22,13 @@ from deployments.vllm.config import (
     tensor_parallel_size,
 )
 from deployments.vllm.generic import GenericRoutes
-from deployments.vllm.hardware import CPU_KV_CACHE_BYTES, gpu_turn, prepare_cpu, turn_file
+from deployments.vllm.hardware import (
+    CPU_KV_CACHE_BYTES,
+    binds_threads,
+    gpu_turn,
+    prepare_cpu,
+    turn_file,
+)
 from deployments.vllm.local_request import LocalRequest
 from deployments.vllm.tiny_model import make_tiny_adapter, make_tiny_llama
 from truthgpt_serve.config import load_model_config
@@ -243,12 +249,14 @@ def test_cpu_threads_follow_cpus_and_bind_no_core() -> None:
     cfg = make_cfg(hardware={"gpus": 0, "cpus": 3})
     assert prepare_cpu(cfg, environ) == CPU_KV_CACHE_BYTES
     assert environ == {"OMP_NUM_THREADS": "3", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    assert not binds_threads(environ)
 
 
 def test_cpu_settings_from_outside_are_kept() -> None:
     environ = {"VLLM_CPU_OMP_THREADS_BIND": "0-3", "VLLM_CPU_KVCACHE_SPACE": "2"}
     assert prepare_cpu(make_cfg(), environ) is None
     assert environ == {"VLLM_CPU_OMP_THREADS_BIND": "0-3", "VLLM_CPU_KVCACHE_SPACE": "2"}
+    assert binds_threads(environ)
 
 
 def test_kv_cache_of_the_model_wins_over_the_environment() -> None:

@@ -128,9 +128,9 @@ class ServingSection(Section):
     requests within it, so more makes redeployment slower to complete. Above 650, raise
     `RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S` in configs/ray.env too."""
 
-    stream_interval_s: NonNegativeNumber = 0.005
+    stream_interval_s: NonNegativeNumber = 0.02
     """Shortest time, in seconds, between two writes of one event stream after its first three.
-    Events that come faster share a write: 0.005 touches only streams above 200 tokens per second.
+    Events that come faster share a write: 0.02 touches only streams above 50 tokens per second.
     More saves CPU time on every process on the way to the client; 0 sends each event at once."""
 
     health_check_period_s: PositiveNumber = 1
