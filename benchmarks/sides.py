@@ -109,7 +109,7 @@ def own_server(executor: str | None = CPU_EXECUTOR) -> Iterator[Side]:
     for name, value in ENGINE.items():
         option = f"--{name.replace('_', '-')}"
         command += [option] if value is True else [option, str(value)]
-    with _process(command, ENGINE_ENV, f"http://127.0.0.1:{port}") as side:
+    with run_process(command, ENGINE_ENV, f"http://127.0.0.1:{port}") as side:
         yield side
 
 
@@ -118,12 +118,13 @@ def bare_echo() -> Iterator[Side]:
     """Serves the echo family's application by uvicorn alone."""
     port = free_port()
     command = [sys.executable, str(ROOT / "benchmarks" / "echo_server.py"), str(port)]
-    with _process(command, {}, f"http://127.0.0.1:{port}") as side:
+    with run_process(command, {}, f"http://127.0.0.1:{port}") as side:
         yield side
 
 
 @contextmanager
-def _process(command: list[str], env: Mapping[str, str], url: str) -> Iterator[Side]:
+def run_process(command: list[str], env: Mapping[str, str], url: str) -> Iterator[Side]:
+    """Runs a server whose `/health` answers once it is ready; ends it with all it started."""
     run_id = create_run_id()
     started_s = time.monotonic()
     environment = {**os.environ, **env, **create_run_environment(run_id)}

@@ -204,9 +204,11 @@ def remove_broken_companions() -> None:
 
 
 def main() -> None:
-    """Command line: `python3 scripts/install.py [--extras dev]`."""
+    """Command line: `python3 scripts/install.py [--extras dev,images]`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--extras", default="dev", help="further extras, separated by commas")
+    parser.add_argument(
+        "--extras", default="dev,images", help="further extras, separated by commas"
+    )
     parser.add_argument("--accelerator", choices=("cpu", "gpu"), help="instead of looking")
     parser.add_argument("--is-complete", metavar="EXTRAS", help=argparse.SUPPRESS)
     options = parser.parse_args()

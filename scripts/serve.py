@@ -41,6 +41,10 @@ GRACE_S = 15.0
 """How long running requests may take to finish after Ctrl-C or `make stop`."""
 STOP_S = 45.0
 """How long ending all processes may take after that."""
+IMAGE_MODEL_STAMP = "truthgpt-tiny.json"
+"""The file that is written last into the image model's folder."""
+MAKE_MODEL_S = 300.0
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 HAPROXY_PORTS = {"RAY_SERVE_HAPROXY_STATS_PORT": 8404, "RAY_SERVE_HAPROXY_METRICS_PORT": 9101}
 """Ports that HAProxy takes beside the service's own, by the variable that moves them."""
 
@@ -129,7 +133,7 @@ class Service:
         self.host, self.port = read_address(config)
         self.run_id = create_run_id()
         self.environment = create_environment(self.run_id)
-        self._config = config
+        self.config = config
         self._run_file = run_file
         self._interrupts = 0
 
@@ -137,18 +141,18 @@ class Service:
     def address(self) -> str:
         """Where a client on this machine reaches the service."""
         host = "127.0.0.1" if self.host in ("", "0.0.0.0", "::") else self.host
-        return f"http://{host}:{self.port}"
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     def ports(self) -> dict[str, int]:
         """Returns the ports that HAProxy takes, each under the name of what moves it."""
         env = self.environment
         others = {name: int(env.get(name, port)) for name, port in HAPROXY_PORTS.items()}
-        return {f"http_options.port in {self._config}": self.port, **others}
+        return {f"http_options.port in {self.config}": self.port, **others}
 
     def is_valid(self) -> bool:
         """Prints the faults of the Serve file and its models; `serve run` would go on without."""
         done = subprocess.run(
-            [str(program("truthgpt")), "validate", str(self._config)],
+            [str(program("truthgpt")), "validate", str(self.config)],
             env=self.environment,
             capture_output=True,
             text=True,
@@ -160,13 +164,12 @@ class Service:
 
     def run(self) -> int:
         """Serves until it is interrupted or `serve run` ends; returns the exit status."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in ENDING_SIGNALS:
             signal.signal(number, self._interrupt)
-        self._run_file.write(self.run_id, list(self.ports().values()))
         # A session of its own: the terminal's Ctrl-C comes to this process only, which passes it
         # on to the one that must see it first.
         child = subprocess.Popen(
-            [str(program("serve")), "run", "--address", "local", str(self._config)],
+            [str(program("serve")), "run", "--address", "local", str(self.config)],
             env=self.environment,
             start_new_session=True,
         )
@@ -209,6 +212,30 @@ class Service:
         say("stopped")
 
 
+def make_default_models(folder: Path) -> bool:
+    """Makes the small models of configs/serve.yaml where they are missing; returns success.
+
+    The image model is made by a process of its own, because that takes seconds to import.
+    """
+    make_tiny_llama(folder / "tiny-llama")
+    image = folder / "tiny-diffusion"
+    if (image / IMAGE_MODEL_STAMP).exists():
+        return True
+    say(f"making {image}")
+    done = subprocess.run(
+        [sys.executable, "-m", "deployments.hf_diffusers.tiny_models", "--out", str(image)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=MAKE_MODEL_S,
+        check=False,
+    )
+    if done.returncode != 0:
+        print(done.stdout + done.stderr, end="", flush=True)
+        say("the image model cannot be made: `make install` adds what is missing")
+    return done.returncode == 0
+
+
 def start(config: Path, run_file: RunFile) -> int:
     """Serves in the foreground."""
     lock = run_file.lock()
@@ -231,11 +258,26 @@ def start(config: Path, run_file: RunFile) -> int:
             say(line)
         if taken:
             return 1
-        make_tiny_llama(ROOT / ".models" / "tiny-llama")
-        if not service.is_valid():
-            return 2
-        say(f"starting {config}: {service.address} (Ctrl-C or `make stop` ends it)")
-        return service.run()
+        for number in ENDING_SIGNALS:
+            signal.signal(number, signal.default_int_handler)
+        run_file.write(service.run_id, list(service.ports().values()))
+        try:
+            return prepare(service) or service.run()
+        except KeyboardInterrupt:  # while it prepared; what prepares is ended on the way here
+            say("stopped")
+            return 0
+        finally:
+            run_file.remove()
+
+
+def prepare(service: Service) -> int:
+    """Makes what the service needs and checks its file; returns 0, or the exit status."""
+    if not make_default_models(ROOT / ".models"):
+        return 1
+    if not service.is_valid():
+        return 2
+    say(f"starting {service.config}: {service.address} (Ctrl-C or `make stop` ends it)")
+    return 0
 
 
 def stop(run_file: RunFile) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
 
 from pydantic import BaseModel
@@ -29,6 +29,7 @@ class Model(Protocol):
     - `stream(inputs)`: a sync or async generator of `{"text": delta}`.
     - `check_health()`: raises when the replica must be replaced.
     - `close()`: frees what `load` took.
+    - `metrics()`: its own counts in Prometheus' text format, for `GET /models/<name>/metrics`.
     - `create_asgi_app()`: sync or async, called once after `load`; its ASGI application replaces
       the generic one.
     - `tokenizer`: an attribute with `apply_chat_template` and `encode`, used for chat and usage.
@@ -57,6 +58,7 @@ class FamilySpec:
     Attributes:
         name: What `model.family` says, such as `vllm`.
         class_path: `package.module:Class` of the class with `load` and `infer`.
+        class_paths: The same for tasks that have a class of their own; others have `class_path`.
         tasks: The values of `task` that the family can do.
         engine_config: Pydantic model that `serving.engine` must satisfy, or None for any mapping.
         takes_adapters: Whether `serving.adapters` and `model_optim.lora` mean something.
@@ -81,12 +83,13 @@ class FamilySpec:
     tensor_parallel: bool = False
     max_ongoing_requests: Callable[[Mapping[str, Any]], int] | None = None
     check: Callable[[Mapping[str, Any]], list[tuple[str, str, str]]] | None = None
+    class_paths: Mapping[str, str] = field(default_factory=dict, hash=False)
     model_class: type[Model] | None = None
     """The class itself, for one registered in this process by `register_model`."""
 
-    def load_class(self) -> type[Model]:
-        """Imports and returns the family's class."""
+    def load_class(self, task: str = "") -> type[Model]:
+        """Imports and returns the family's class for a task."""
         if self.model_class is not None:
             return self.model_class
-        module, _, attribute = self.class_path.partition(":")
+        module, _, attribute = self.class_paths.get(task, self.class_path).partition(":")
         return cast("type[Model]", getattr(importlib.import_module(module), attribute))

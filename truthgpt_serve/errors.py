@@ -9,8 +9,10 @@ Knows nothing of HTTP servers, Ray or families: a server turns `to_envelope()` i
     │   ├── UnsupportedError     400  a field or a route that this model does not have
     │   ├── ModelNotFoundError   404
     │   ├── RouteNotFoundError   404
+    │   ├── MissingFileError     404
     │   ├── MethodError          405
     │   ├── SlowRequestError     408
+    │   ├── ExpiredFileError     410
     │   └── TooLargeError        413
     ├── OverloadedError          429  every queue is full
     ├── PassedError              its own: an application's error, put into the envelope
@@ -35,11 +37,13 @@ class TruthGPTError(Exception):
         code: OpenAI's error code, or None.
         param: The request field at fault, or None.
         retry_after_s: Seconds for the `Retry-After` header, or None.
+        allow: HTTP methods for the `Allow` header.
     """
 
     status: int = 500
     type: str = "server_error"
     default_code: str | None = None
+    allow: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -131,11 +135,34 @@ class RouteNotFoundError(RequestError):
     default_code = "not_found"
 
 
+class MissingFileError(RequestError):
+    """No file has this id, or it had to make room for newer ones."""
+
+    status = 404
+    default_code = "file_not_found"
+
+
+class ExpiredFileError(RequestError):
+    """The file was kept for its time and is gone."""
+
+    status = 410
+    default_code = "file_expired"
+
+
 class MethodError(RequestError):
-    """The path exists, but not for this HTTP method."""
+    """The path exists, but not for this HTTP method.
+
+    Args:
+        message: What a client sees.
+        allow: The methods that the path takes; empty only where another's answer brings the header.
+    """
 
     status = 405
     default_code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allow: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.allow = allow
 
 
 class SlowRequestError(RequestError):

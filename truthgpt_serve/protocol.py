@@ -1,4 +1,4 @@
-"""JSON in and out, the fields that every request has, and OpenAI's error envelope as bytes.
+"""JSON in and out, the fields that every request has, and the event by which a stream fails.
 
 Knows nothing of models, servers or Ray.
 """
@@ -32,21 +32,6 @@ def _mend(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_mend(item) for item in value]
     return value
-
-
-def error_response(
-    error: TruthGPTError, request_id: str
-) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Returns the status, the headers and the body of an error in OpenAI's envelope."""
-    body = encode_json(error.to_envelope())
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-        (b"x-request-id", request_id.encode("latin-1")),
-    ]
-    if error.retry_after_s is not None:
-        headers.append((b"retry-after", b"%d" % error.retry_after_s))
-    return error.status, headers, body
 
 
 def error_event(error: TruthGPTError) -> bytes:

@@ -17,6 +17,7 @@ from truthgpt_serve.serve_state import DEFAULT_PROXY_PORT, fetch_serve_state, wo
 from truthgpt_serve.server import ModelHost
 from truthgpt_serve.server.joining import JoinedStreams
 from truthgpt_serve.server.request_id import ServeRequestId
+from truthgpt_serve.shared_files import SharedFiles
 
 
 class ModelReplica:
@@ -30,7 +31,9 @@ class ModelReplica:
         config = load_model_config(cfg)
         name = serve.get_replica_context().app_name
         self._stream_interval_s = config.serving.stream_interval_s
-        self._host = ModelHost(resolve_family(config), config.to_cfg(), name=name)
+        self._host = ModelHost(
+            resolve_family(config), config.to_cfg(), name=name, files=SharedFiles()
+        )
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Loads the model; Serve calls this once, before the replica takes requests."""
@@ -68,7 +71,7 @@ class Router:
 
     async def __serve_build_asgi_app__(self) -> RouterApp:
         """Finds this node's proxy; the application starts with Serve's lifespan event."""
-        port = worker_proxy_port() or self._config.proxy_port
-        if port is None:
-            port = (await asyncio.to_thread(fetch_serve_state)).proxy_port
-        return RouterApp(self._config, fetch_serve_state, port or DEFAULT_PROXY_PORT)
+        state = await asyncio.to_thread(fetch_serve_state)
+        port = worker_proxy_port() or self._config.proxy_port or state.proxy_port
+        proxy = (state.proxy_host, port or DEFAULT_PROXY_PORT)
+        return RouterApp(self._config, fetch_serve_state, proxy, files=SharedFiles())

@@ -98,10 +98,18 @@ def resolve_gpus(
     Raises:
         ConfigError: `TRUTHGPT_ACCELERATOR` has another value.
     """
-    if config.hardware.gpus != "auto":
-        return config.hardware.gpus
-    if config.hardware.device != "auto":
-        return 1 if config.hardware.device == "cuda" else 0
+    hardware = config.hardware.model_dump()
+    return _decide_gpus(hardware, cluster_gpus=cluster_gpus, environ=environ)
+
+
+def _decide_gpus(
+    hardware: Mapping[str, Any], *, cluster_gpus: float, environ: Mapping[str, str]
+) -> float:
+    gpus, device = hardware.get("gpus", "auto"), hardware.get("device", "auto")
+    if isinstance(gpus, int | float):
+        return gpus
+    if device != "auto":
+        return 1 if device == "cuda" else 0
     wanted = environ.get(ACCELERATOR_VARIABLE, "")
     if wanted not in ("", "cpu", "gpu"):
         message = f"must be cpu or gpu, found {wanted!r}"
@@ -112,20 +120,35 @@ def resolve_gpus(
     return 1 if cluster_gpus >= 1 else 0
 
 
-def default_max_ongoing(cfg: Mapping[str, Any], spec: FamilySpec) -> int:
-    """Returns `max_ongoing_requests` where the configuration leaves it open.
+def request_limits(
+    cfg: Mapping[str, Any], spec: FamilySpec, *, environ: Mapping[str, str] = os.environ
+) -> tuple[int, int]:
+    """Returns how many requests one replica works on, and how many more may wait.
 
-    A family that does not say is judged by its class, which imports it.
+    Where the configuration leaves it open the family says; one that does not is judged by its
+    class, which imports it.
 
     Args:
-        cfg: The configuration as a nested dict, `hardware.gpus` decided.
+        cfg: The configuration as a nested dict. `gpus: auto`, which is open only where there is no
+            cluster, is decided by the environment.
         spec: The family.
+        environ: The environment, for `gpus: auto`.
+
+    Raises:
+        ConfigError: See `resolve_gpus`.
     """
-    if spec.max_ongoing_requests is not None:
-        return max(1, spec.max_ongoing_requests(cfg))
-    cls = spec.load_class()
-    several = any(callable(getattr(cls, name, None)) for name in ("infer_batch", "stream"))
-    return BATCHING_MAX_ONGOING_REQUESTS if several else 1
+    serving = cfg.get("serving") or {}
+    ongoing = serving.get("max_ongoing_requests")
+    if ongoing is None and spec.max_ongoing_requests is not None:
+        hardware = cfg.get("hardware") or {}
+        gpus = _decide_gpus(hardware, cluster_gpus=0, environ=environ)
+        decided = {**cfg, "hardware": {**hardware, "gpus": gpus}}
+        ongoing = max(1, spec.max_ongoing_requests(decided))
+    elif ongoing is None:
+        cls = spec.load_class(str(cfg.get("task")))
+        several = any(callable(getattr(cls, name, None)) for name in ("infer_batch", "stream"))
+        ongoing = BATCHING_MAX_ONGOING_REQUESTS if several else 1
+    return ongoing, serving.get("max_queued_requests") or 2 * ongoing
 
 
 def plan_replica(
@@ -150,7 +173,7 @@ def plan_replica(
     serving = config.serving
     cfg = config.to_cfg()
     cfg["hardware"]["gpus"] = gpus
-    ongoing = serving.max_ongoing_requests or default_max_ongoing(cfg, spec)
+    ongoing, queued = request_limits(cfg, spec, environ=environ)
     spans = spec.tensor_parallel and gpus > 1
     autoscaling = _autoscaling(config, ongoing)
     return ReplicaPlan(
@@ -161,7 +184,7 @@ def plan_replica(
         # One engine talks between its GPUs at every layer: on two nodes it would crawl.
         placement_group_strategy="STRICT_PACK" if spans else None,
         max_ongoing_requests=ongoing,
-        max_queued_requests=serving.max_queued_requests or 2 * ongoing,
+        max_queued_requests=queued,
         num_replicas=None if autoscaling else serving.num_replicas or 1,
         autoscaling_config=autoscaling,
         graceful_shutdown_timeout_s=serving.max_request_s + SHUTDOWN_MARGIN_S,

@@ -114,7 +114,7 @@ def _resolve(config_path: str | Path) -> tuple[FamilySpec, ModelConfig]:
 
 
 async def _load(spec: FamilySpec, config: ModelConfig) -> Any:
-    cls = spec.load_class()
+    cls = spec.load_class(config.task)
     model: Any
     try:
         model = cls()

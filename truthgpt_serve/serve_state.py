@@ -15,6 +15,7 @@ CARD_KEY = "card"
 """Key of a model's card in its deployment's `user_config`."""
 
 DEFAULT_PROXY_PORT = 8000
+_ALL_ADDRESSES = ("", "*", "0.0.0.0", "::")
 
 _GIVEN_REQUESTS = ("RUNNING", "PENDING_MIGRATION")
 """States of replicas that Serve's proxies send requests to."""
@@ -47,10 +48,17 @@ class ApplicationState:
 
 @dataclass(frozen=True, slots=True)
 class ServeState:
-    """All applications by name, and the port of Serve's proxies."""
+    """All applications by name, and where Serve's proxies listen.
+
+    Attributes:
+        applications: By name.
+        proxy_port: Port of the proxies, or None while it is unknown.
+        proxy_host: Host at which a proxy's own node reaches it; an IPv6 address without brackets.
+    """
 
     applications: dict[str, ApplicationState] = field(default_factory=dict)
     proxy_port: int | None = None
+    proxy_host: str = "127.0.0.1"
 
 
 def fetch_serve_state() -> ServeState:
@@ -79,12 +87,20 @@ def fetch_serve_state() -> ServeState:
 
 def parse_details(details: dict[str, Any]) -> ServeState:
     """Turns `ServeInstanceDetails` (as JSON-like data) into a `ServeState`."""
+    options = details.get("http_options") or {}
     return ServeState(
         applications={
             name: _application(name, value) for name, value in details["applications"].items()
         },
-        proxy_port=(details.get("http_options") or {}).get("port"),
+        proxy_port=options.get("port"),
+        proxy_host=_reachable_host(options.get("host") or ""),
     )
+
+
+def _reachable_host(listens_on: str) -> str:
+    """Returns where a proxy that listens on this host is reached from its own node."""
+    host = listens_on.strip("[]")
+    return "127.0.0.1" if host in _ALL_ADDRESSES else host
 
 
 def _application(name: str, details: dict[str, Any]) -> ApplicationState:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any, TypeVar
 
+from deployments.vllm.errors import answer_in_envelope
 from deployments.vllm.generic import Dispatcher, GenericRoutes
 from truthgpt_serve.errors import ServerError
 
@@ -30,7 +31,7 @@ class VllmModel:
     def __init__(self) -> None:
         self._name: str | None = None
         self._engine: Any = None
-        self._max_request_s = 600.0
+        self._limits: dict[str, Any] = {}
         self._routes: GenericRoutes | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -49,7 +50,7 @@ class VllmModel:
         from deployments.vllm.engine import Engine
 
         self._name = self._name or str(cfg["run_name"])
-        self._max_request_s = float(cfg["serving"]["max_request_s"])
+        self._limits = {key: cfg["serving"][key] for key in ("max_request_s", "max_body_bytes")}
         self._engine = Engine(cfg, self._name)
 
     async def create_asgi_app(self) -> Dispatcher:
@@ -65,8 +66,9 @@ class VllmModel:
         if self._engine is None or self._name is None:
             raise ServerError("the model is not loaded: call `load(cfg)` first")
         app = await self._engine.start()
+        answer_in_envelope(app, self._name)
         self._routes = GenericRoutes(app, self._name, self._engine.tasks)
-        return Dispatcher(app, self._routes, self._max_request_s)
+        return Dispatcher(app, self._routes, **self._limits)
 
     def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Answers one request; see `GenericRoutes.infer`. Blocks the calling thread."""

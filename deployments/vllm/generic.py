@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 ROUTE = "/v1/infer"
 DEFAULT_NEW_TOKENS = 128
 """Limit of an answer for which `inputs` has no `max_new_tokens`."""
-MAX_BODY_BYTES = 64 * 1024 * 1024
 
 _ERRORS: dict[int, type[TruthGPTError]] = {
     404: ModelNotFoundError,
@@ -137,10 +136,14 @@ class Dispatcher:
         app: vLLM's application.
         routes: The generic route's answers.
         max_request_s: Longest time for one request on the generic route.
+        max_body_bytes: Largest body on the generic route.
     """
 
-    def __init__(self, app: Any, routes: GenericRoutes, max_request_s: float) -> None:
+    def __init__(
+        self, app: Any, routes: GenericRoutes, *, max_request_s: float, max_body_bytes: int
+    ) -> None:
         self._app = app
+        self._max_body_bytes = max_body_bytes
         self._routes = routes
         self._max_request_s = max_request_s
 
@@ -158,8 +161,9 @@ class Dispatcher:
         connection = Connection(scope, receive, send)
         try:
             if scope["method"] != "POST":
-                raise MethodError(f"{ROUTE} takes POST, not {scope['method']}")
-            body = parse_object(await connection.read(MAX_BODY_BYTES, self._max_request_s))
+                message = f"{ROUTE} takes POST, not {scope['method']}"
+                raise MethodError(message, allow=("POST",))
+            body = parse_object(await connection.read(self._max_body_bytes, self._max_request_s))
             exchange = InferExchange(body, "VllmModel")
             async with connection.guard(self._max_request_s) as guard:
                 if exchange.stream:

@@ -417,6 +417,10 @@ VLLM: dict[str, Bad] = {
         {"model": "tiny"}, 405, "The model 'tiny' has no PUT /v1/chat/completions",
         code="method_not_allowed", method="PUT",
     ),
+    "no such route of its own": Bad(
+        b"", 404, "The model 'tiny' has no GET /v1/nosuch",
+        code="not_found", method="GET", path="/models/tiny/v1/nosuch",
+    ),
     "another model on its own route": Bad(
         chat("echo"), 404, "The model `echo` does not exist. Valid aliases: tiny.",
         type="NotFoundError", code=404, param="model", path="/models/tiny/v1/chat/completions",
@@ -713,3 +717,14 @@ def test_a_websocket_is_refused(service: Service) -> None:
 def test_a_method_that_a_route_lacks_names_those_it_has(service: Service) -> None:
     answer = service.http.put(CHAT, json={"model": "tiny"})
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    for method, path, allow in (
+        ("DELETE", "/v1/models", "GET, HEAD"),
+        ("GET", "/v1/chat/completions", "POST"),
+        ("GET", "/models/echo/v1/infer", "POST"),
+        ("POST", "/models/echo/v1/models", "GET, HEAD"),
+        ("GET", "/models/tiny/v1/infer", "POST"),
+        ("GET", "/models/tiny/v1/completions", "POST"),
+    ):
+        answer = service.http.request(method, path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, allow), path
+        assert answer.json()["error"]["code"] == "method_not_allowed"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from truthgpt_serve.errors import ModelNotFoundError
 from truthgpt_serve.router import catalogue as module
-from truthgpt_serve.router.catalogue import Catalogue
+from truthgpt_serve.router.catalogue import Catalogue, ModelEntry
 from truthgpt_serve.serve_state import ApplicationState, ServeState, parse_details
 
 
@@ -28,6 +29,12 @@ def application(name: str, **changes: Any) -> ApplicationState:
 
 def state(*applications: ApplicationState) -> ServeState:
     return ServeState({app.name: app for app in applications})
+
+
+def entry(catalogue: Catalogue, name: str) -> ModelEntry:
+    found = catalogue.find(name)
+    assert found is not None
+    return found
 
 
 async def no_routes() -> bytes:
@@ -86,8 +93,9 @@ async def test_stopping_after_a_failed_call_raises_nothing() -> None:
 def test_an_adapter_gives_way_to_a_model_of_its_name() -> None:
     catalogue = Catalogue(ServeState, no_routes)
     catalogue.update(state(application("a", card={"adapters": ["b", "c"]}), application("b")))
-    assert catalogue["b"].application == "b"
-    assert (catalogue["c"].application, catalogue["c"].parent) == ("a", "a")
+    assert entry(catalogue, "b").application == "b"
+    adapter = entry(catalogue, "c")
+    assert (adapter.application, adapter.parent) == ("a", "a")
 
 
 def test_an_application_that_comes_again_must_run_again() -> None:
@@ -95,11 +103,40 @@ def test_an_application_that_comes_again_must_run_again() -> None:
     asleep = application("m", num_running_replicas=0)
     catalogue.update(state(application("m")))
     catalogue.update(state(asleep))
-    assert catalogue["m"].error is None
+    assert entry(catalogue, "m").error is None
     catalogue.update(state())
     assert catalogue.entries() == []
     catalogue.update(state(application("m", num_running_replicas=0, status="DEPLOYING")))
-    assert "is starting" in (catalogue["m"].error or "")
+    assert "is starting" in (entry(catalogue, "m").error or "")
+
+
+async def test_a_model_that_is_being_removed_is_gone_but_its_requests_are_finished() -> None:
+    there = application("m", card={"adapters": ["a"]})
+    leaving = replace(there, status="DELETING", num_running_replicas=0, num_draining_replicas=1)
+    current = [state(there)]
+    catalogue = Catalogue(lambda: current[0], no_routes)
+    catalogue.update(current[0])
+    assert (await catalogue.resolve("a")).application == "m"
+    current[0] = state(leaving, application("other"))
+    catalogue.update(current[0])
+    assert [model.name for model in catalogue.entries()] == ["other"]
+    assert [app.name for app in catalogue.states()] == ["other"]
+    for name in ("m", "a"):
+        assert catalogue.find(name) is None
+        with pytest.raises(ModelNotFoundError, match="Models that do: other"):
+            await catalogue.resolve(name)
+        assert catalogue.is_draining(name)
+    again = replace(there, status="DEPLOYING", num_running_replicas=0)
+    catalogue.update(state(again))
+    assert "is starting" in (entry(catalogue, "m").error or "")
+
+
+def test_what_is_being_removed_gives_its_names_to_others() -> None:
+    catalogue = Catalogue(ServeState, no_routes)
+    leaving = application("old", status="DELETING", card={"adapters": ["a", "new"]})
+    catalogue.update(state(leaving, application("new", card={"adapters": ["a", "old"]})))
+    assert [model.name for model in catalogue.entries()] == ["a", "new", "old"]
+    assert {model.application for model in catalogue.entries()} == {"new"}
 
 
 def details(card: Any, *states: str) -> dict[str, Any]:

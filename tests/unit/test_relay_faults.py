@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import uvloop
 
+from truthgpt_serve.asgi import UNREAD_TIMEOUT_S
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.errors import TruthGPTError, UnavailableError, UpstreamError
 from truthgpt_serve.router.catalogue import ModelEntry
 from truthgpt_serve.router.pool import ConnectionPool
-from truthgpt_serve.router.relay import MAX_HELD_BYTES, Relay, whole_events
+from truthgpt_serve.router.relay import MAX_HELD_BYTES, BrokenAnswerError, Relay, whole_events
 from truthgpt_serve.router.upload import ClientLeftError, RequestBody
 
 ENTRY = ModelEntry("m", "m", b"/models/m", True, None, 0, {})
@@ -149,7 +150,7 @@ async def test_a_client_that_does_not_read_does_not_keep_the_model_at_work() -> 
         writer.write(STREAM)
         try:
             while True:
-                writer.write(b"3e8\r\n" + b"x" * 1000 + b"\r\n")
+                writer.write(b"3f0\r\ndata: " + b"x" * 1000 + b"\n\n\r\n")
                 await writer.drain()
                 await asyncio.sleep(0)
         finally:
@@ -162,7 +163,20 @@ async def test_a_client_that_does_not_read_does_not_keep_the_model_at_work() -> 
             await gone.wait()
         relay.client_reads.set()  # it reads after all, and learns why there is no more
         await task
-    assert b'"code": "timeout"' in relay.body
+    assert b'"code":"timeout"' in relay.body
+
+
+async def test_a_client_that_never_reads_does_not_keep_its_request() -> None:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        writer.write(STREAM + b"9\r\ndata: x\n\n\r\n")
+        await reader.read(-1)
+
+    async with bench(handler, request_timeout_s=0.5) as relay:
+        relay.client_reads.clear()
+        async with asyncio.timeout(0.5 + UNREAD_TIMEOUT_S + 2):
+            with pytest.raises(BrokenAnswerError, match="did not read its answer"):
+                await relay.request()
 
 
 async def _late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -249,7 +263,7 @@ async def test_half_an_event_is_not_passed_on() -> None:
         await relay.request()
     events = relay.body.split(b"\n\n")
     assert events[:2] == [b'data: {"a": 1}', b"data: 2"]
-    assert events[2].startswith(b'data: {"error": ')
+    assert events[2].startswith(b'data: {"error":')
     assert events[3:] == [b""]
 
 

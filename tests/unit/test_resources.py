@@ -11,7 +11,13 @@ from ray import serve
 from truthgpt_serve.config import load_model_config, load_router_config
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import ConfigError
-from truthgpt_serve.resources import ReplicaPlan, plan_replica, plan_router, resolve_gpus
+from truthgpt_serve.resources import (
+    ReplicaPlan,
+    plan_replica,
+    plan_router,
+    request_limits,
+    resolve_gpus,
+)
 
 
 class OnlyInfer:
@@ -146,6 +152,22 @@ def test_limit_follows_the_class(cls: type, limit: int) -> None:
     spec = FamilySpec(name="x", class_path="tests:x", model_class=cls)
     replica = plan(spec)
     assert (replica.max_ongoing_requests, replica.max_queued_requests) == (limit, 2 * limit)
+
+
+def test_open_gpus_are_decided_before_the_family_is_asked() -> None:
+    """As in a replica, whose configuration says what it was given: both must come to the same."""
+    spec = FamilySpec(
+        name="x",
+        class_path="no_such:X",
+        max_ongoing_requests=lambda cfg: {0: 3, 1: 7}[cfg["hardware"]["gpus"]],
+    )
+    config = load_model_config({})
+    for accelerator, ongoing in (("cpu", 3), ("gpu", 7)):
+        environ = {"TRUTHGPT_ACCELERATOR": accelerator}
+        assert request_limits(config.to_cfg(), spec, environ=environ) == (ongoing, 2 * ongoing)
+        replica = plan_replica(config, spec, environ=environ)
+        assert request_limits(replica.cfg, spec, environ={}) == (ongoing, 2 * ongoing)
+        assert replica.max_ongoing_requests == ongoing
 
 
 def test_limit_of_the_engine_imports_no_class() -> None:

@@ -215,7 +215,7 @@ CONFIG = RouterConfig(
 @pytest.fixture(scope="module")
 def url(proxy: Proxy, cluster: Cluster) -> Iterator[str]:
     with serve_asgi(proxy) as upstream:
-        app = RouterApp(CONFIG, cluster.fetch, urlsplit(upstream).port or 0)
+        app = RouterApp(CONFIG, cluster.fetch, ("127.0.0.1", urlsplit(upstream).port or 0))
         with serve_asgi(CancelOnDisconnect(app), lifespan="on") as address:
             yield address
 
@@ -514,6 +514,74 @@ async def test_wrong_methods_and_paths(
 ) -> None:
     response = await client.request(method, path)
     assert (response.status_code, response.json()["error"]["message"]) == (status, message)
+    allowed = {"/v1/x": "POST"}.get(path, "GET, HEAD") if status == 405 else None
+    assert response.headers.get("allow") == allowed
+
+
+@pytest.mark.parametrize("pieces", [1, 3], ids=["whole", "in pieces"])
+async def test_a_body_with_two_models_reaches_neither(
+    client: httpx.AsyncClient, proxy: Proxy, pieces: int
+) -> None:
+    content = b'{"model": "m", "x": "' + b"A" * 600_000 + b'", "model": "other"}'
+    size = len(content) // pieces + 1
+    before = len(proxy.requests)
+
+    async def body() -> AsyncIterator[bytes]:
+        for start in range(0, len(content), size):
+            yield content[start : start + size]
+            await asyncio.sleep(0.05)
+
+    response = await client.post("/v1/plain", content=content if pieces == 1 else body())
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["message"], error["param"]) == ("`model` is given twice: send it once", "model")
+    assert all(request["size"] < len(content) for request in proxy.requests[before:])
+
+
+@pytest.mark.parametrize(
+    ("status", "answer_status", "code"), [(200, 200, None), (500, 502, "upstream_error")]
+)
+async def test_metrics_are_the_exporters_or_an_error(
+    cluster: Cluster, status: int, answer_status: int, code: str | None
+) -> None:
+    async def exporter(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["path"] == "/metrics"
+        await answer(send, status, b"ray_x 1\n", [], b"text/plain")
+
+    with serve_asgi(exporter) as upstream:
+        address = ("127.0.0.1", urlsplit(upstream).port or 0)
+        router = RouterApp(CONFIG, cluster.fetch, address, lambda: address)
+        with serve_asgi(router, lifespan="on") as url:
+            async with httpx.AsyncClient(base_url=url) as client:
+                response = await client.get("/metrics")
+    assert response.status_code == answer_status
+    if code is None:
+        assert response.text == "ray_x 1\n"
+        return
+    error = response.json()["error"]
+    assert (error["code"], error["message"]) == (
+        code,
+        "this node's metrics exporter answered with status 500",
+    )
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        (None, "this node has no metrics exporter"),
+        (("::1", 1), "this node's metrics exporter at [::1]:1 does not accept connections (.*)"),
+    ],
+)
+async def test_an_exporter_that_is_not_there_is_named(
+    cluster: Cluster, address: tuple[str, int] | None, message: str
+) -> None:
+    router = RouterApp(CONFIG, cluster.fetch, ("127.0.0.1", 1), lambda: address)
+    with serve_asgi(router, lifespan="on") as url:
+        async with httpx.AsyncClient(base_url=url) as client:
+            response = await client.get("/metrics")
+    assert response.status_code == 503
+    found = response.json()["error"]["message"]
+    assert found.partition(" (")[0] == message.partition(" (")[0]
 
 
 def test_websockets_are_refused(url: str) -> None:

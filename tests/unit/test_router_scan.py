@@ -8,6 +8,7 @@ import random
 import pytest
 
 from truthgpt_serve.errors import RequestError
+from truthgpt_serve.router.repeats import RepeatedModel
 from truthgpt_serve.router.scan import (
     FormModelScanner,
     JsonModelScanner,
@@ -31,6 +32,19 @@ def scan(scanner: ModelScanner, body: bytes, sizes: list[int]) -> tuple[str, int
     return scanner.finish(pieces), len(body)
 
 
+def read_all(scanner: ModelScanner, body: bytes, size: int) -> str:
+    """Reads as the router does: up to the name, then watching the rest."""
+    pieces = [body[start : start + size] for start in range(0, len(body), size)]
+    for number, piece in enumerate(pieces, 1):
+        model = scanner.feed(piece)
+        if model is not None:
+            watch = scanner.watch(pieces[:number])
+            for rest in pieces[number:]:
+                watch(rest)
+            return model
+    return scanner.finish(pieces)
+
+
 BODIES = {
     "first": b'{"model": "m", "messages": []}',
     "last": b'{"messages": [{"role": "user", "content": "hi"}], "model": "m"}',
@@ -51,6 +65,85 @@ def test_json_model_is_found_in_any_pieces(body: bytes) -> None:
     for _ in range(50):
         sizes = [rng.randint(1, 9) for _ in range(len(body))]
         assert scan(JsonModelScanner(), body, sizes)[0] == "m"
+
+
+TWICE = {
+    "at once": b'{"model": "m", "model": "n"}',
+    "the same": b'{"model": "m", "model": "m"}',
+    "escaped": b'{"model": "m", "a": 1, "\\u006Dode\\u006c" : "n"}',
+    "both escaped": b'{"\\u006dodel": "m", "m\\u006fdel": "n"}',
+    "far behind": b'{"model": "m", "a": [{"model": "x"}, "' + b"A" * 5000 + b'"], "model": "n"}',
+    "behind quotes": b'{"model": "m", "a": "\\"{[\\\\", "b": "\\\\\\"", "model": "n"}',
+}
+
+
+@pytest.mark.parametrize("body", TWICE.values(), ids=TWICE.keys())
+def test_a_second_model_is_refused_whole_and_in_pieces(body: bytes) -> None:
+    with pytest.raises(RequestError, match="`model` is given twice") as whole:
+        model_of_json(body)
+    assert whole.value.param == "model"
+    for size in (1, 2, 3, 7, 20, 64, 1000):
+        with pytest.raises(RequestError, match="`model` is given twice"):
+            read_all(JsonModelScanner(), body, size)
+
+
+ONCE = {
+    "nested": b'{"model": "m", "tools": [{"model": "x", "a": {"model": 1}}], "b": ["model", []]}',
+    "a value": b'{"model": "m", "a": "model", "b": "\\u006dodel"}',
+    "its own name": b'{"model": "model"}',
+    "in a text": b'{"model": "m", "a": ",\\"model\\":\\"n\\"", "b": "\\\\"}',
+    "other keys": b'{"model": "m", "models": 1, "Model": 2, "model ": 3, "": 4}',
+}
+
+
+@pytest.mark.parametrize("body", ONCE.values(), ids=ONCE.keys())
+def test_what_only_looks_like_a_second_model_passes(body: bytes) -> None:
+    name = json.loads(body)["model"]
+    assert model_of_json(body) == name
+    for size in (1, 2, 3, 7, 20, 64, 1000):
+        assert read_all(JsonModelScanner(), body, size) == name
+
+
+def test_second_models_are_found_in_random_bodies() -> None:
+    rng = random.Random(5)
+    texts = ["model", "m", "", '"', "\\", '\\"', "{", "]", ",", ":", "x" * 40, "\n", "\u4f60"]
+
+    def value(depth: int) -> str:
+        kind = rng.randrange(6 if depth else 3)
+        if kind == 3:
+            return "[" + ", ".join(value(depth - 1) for _ in range(rng.randrange(4))) + "]"
+        if kind > 3:
+            return members(depth - 1, rng.randrange(4))
+        return json.dumps(rng.choice([rng.choice(texts), 1.5, True, None]))
+
+    def members(depth: int, number: int) -> str:
+        space = rng.choice(["", " ", "\n\t"])
+        pairs = [f"{key(rng.choice(texts))}{space}:{value(depth)}" for _ in range(number)]
+        return "{" + f"{space},{space}".join(pairs) + "}"
+
+    def key(text: str) -> str:
+        if text == "model" and rng.random() < 0.3:
+            return '"mod\\u0065l"'
+        return json.dumps(text, ensure_ascii=rng.random() < 0.5)
+
+    seen = set()
+    for _ in range(1500):
+        body = ('{"model": "m",' + members(3, rng.randrange(1, 6))[1:]).encode()
+        pairs = json.loads(body, object_pairs_hook=list)
+        repeats = sum(name == "model" for name, _ in pairs) > 1
+        seen.add(repeats)
+        watch = RepeatedModel()
+        position = 0
+        raised = False
+        while position < len(body) and not raised:
+            size = rng.choice([1, 2, 5, 30, 200])
+            try:
+                watch.feed(body[position : position + size])
+            except RequestError:
+                raised = True
+            position += size
+        assert raised == repeats, body
+    assert seen == {True, False}
 
 
 def test_nothing_after_the_model_is_needed() -> None:
@@ -125,6 +218,16 @@ def test_form_model_is_found_in_any_pieces_before_or_after_a_file() -> None:
         for _ in range(20):
             sizes = [rng.randint(1, 50) for _ in range(len(body))]
             assert scan(scanner_for(FORM_TYPE), body, sizes)[0] == "m"
+
+
+def test_a_second_model_in_a_form_is_refused() -> None:
+    image = ('name="image"; filename="a"', b"x" * 5000)
+    body = form(('name="model"', b"m"), image, ('name="model"', b"n"))
+    for size in (10, 100, 100_000):
+        with pytest.raises(RequestError, match="`model` is given twice"):
+            read_all(scanner_for(FORM_TYPE), body, size)
+    once = form(('name="model"', b"m"), image, ('name="model"; filename="model"', b"n"))
+    assert read_all(scanner_for(FORM_TYPE), once, 100) == "m"
 
 
 def test_form_is_read_no_further_than_the_model() -> None:

@@ -6,11 +6,14 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from scripts import install, serve
+from truthgpt_serve.local_cluster import free_port
+from truthgpt_serve.processes import find_run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,6 +70,45 @@ def test_stop_without_a_service_does_nothing(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "[serve] nothing is running\n")
 
 
+def test_stop_ends_what_still_prepares(tmp_path: Path) -> None:
+    (tmp_path / "slow_to_import.py").write_text("import time\n\ntime.sleep(50)\n")
+    text = (
+        f"http_options: {{port: {free_port()}}}\napplications:\n- name: m\n"
+        "  route_prefix: /models/m\n  import_path: truthgpt_serve.app:model\n"
+        "  args: {model: {family: x, import: slow_to_import}}\n"
+    )
+    path = write_serve_file(tmp_path, text)
+    run_file = serve.RunFile(tmp_path / "run")
+    program = [sys.executable, str(ROOT / "scripts" / "serve.py")]
+    places = ["--config", str(path), "--run-dir", str(run_file.path.parent)]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(tmp_path),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+    }
+    with subprocess.Popen(
+        [*program, "start", *places], env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as starting:
+        try:
+            deadline = time.monotonic() + 30
+            while (state := run_file.read()) is None or not find_run(state["run_id"]):
+                assert starting.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            done = run_serve("stop", *places)
+            output, _ = starting.communicate(timeout=10)
+        finally:
+            starting.kill()
+    assert done.returncode == 0
+    assert f"stopping process {starting.pid} and all beneath it" in done.stdout
+    assert starting.returncode == 0
+    assert output.endswith("[serve] stopped\n")
+    assert "starting" not in output
+    assert run_file.read() is None
+    assert find_run(state["run_id"]) == []
+
+
 def test_a_taken_port_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -77,6 +119,16 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         f"port {port} is taken by another program: end it, or change http_options.port in {path}"
         in done.stdout
     )
+
+
+def test_the_default_models_are_made_once(tmp_path: Path) -> None:
+    assert serve.make_default_models(tmp_path)
+    stamp = tmp_path / "tiny-diffusion" / serve.IMAGE_MODEL_STAMP
+    made = stamp.stat().st_mtime_ns
+    assert (tmp_path / "tiny-llama").is_dir()
+    assert (tmp_path / "tiny-diffusion" / "model_index.json").is_file()
+    assert serve.make_default_models(tmp_path)
+    assert stamp.stat().st_mtime_ns == made
 
 
 @pytest.mark.parametrize("value", ["cpu", "gpu"])
@@ -111,7 +163,7 @@ def test_no_nvidia_smi_means_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 def test_a_complete_environment_needs_no_package() -> None:
     extra = "gpu" if install.detect_accelerator() == "gpu" else "cpu"
-    assert install.is_complete(f"{extra},dev")
+    assert install.is_complete(f"{extra},dev,images")
     assert not install.is_complete("gpu" if extra == "cpu" else "cpu")
 
 

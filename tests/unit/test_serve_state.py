@@ -73,7 +73,28 @@ def test_details_are_read() -> None:
     }
     state = parse_details({"applications": {"m": model}, "http_options": {"port": 81}})
     application = state.applications["m"]
-    assert state.proxy_port == 81
+    assert (state.proxy_host, state.proxy_port) == ("127.0.0.1", 81)
     assert (application.route_prefix, application.status) == ("/models/m", "DEPLOYING")
     assert (application.num_running_replicas, application.card) == (1, {"task": "t"})
     assert (application.message, application.deployed_at_s) == ("wait", 7.0)
+
+
+@pytest.mark.parametrize(
+    ("listens_on", "reached_at"),
+    [
+        (None, "127.0.0.1"),
+        ("0.0.0.0", "127.0.0.1"),
+        ("::", "127.0.0.1"),
+        ("[::]", "127.0.0.1"),
+        ("127.0.0.1", "127.0.0.1"),
+        ("localhost", "localhost"),
+        ("127.0.0.2", "127.0.0.2"),
+        ("::1", "::1"),
+        ("[::1]", "::1"),
+    ],
+)
+def test_the_proxy_is_reached_where_it_listens(listens_on: str | None, reached_at: str) -> None:
+    options = {"port": 81} if listens_on is None else {"port": 81, "host": listens_on}
+    state = parse_details({"applications": {}, "http_options": options})
+    assert state.proxy_host == reached_at
+    assert parse_details({"applications": {}, "http_options": None}).proxy_host == "127.0.0.1"

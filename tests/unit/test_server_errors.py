@@ -8,9 +8,12 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from deployments.echo.config import FAMILY
 from tests.unit.servers import serve_asgi
+from truthgpt_serve.config import RouterConfig, load_model_config
+from truthgpt_serve.config.base import MAX_BODY_BYTES
 from truthgpt_serve.server import create_app
 
 CHAT, TEXT, INFER = "/v1/chat/completions", "/v1/completions", "/v1/infer"
@@ -22,6 +25,24 @@ def client() -> Iterator[httpx.Client]:
     app = create_app(FAMILY, {"serving": {}}, name="echo", max_body_bytes=20_000)
     with serve_asgi(app, lifespan="on") as url, httpx.Client(base_url=url) as client:
         yield client
+
+
+def test_what_a_router_can_admit_is_not_refused_by_default() -> None:
+    most = RouterConfig(max_body_bytes=MAX_BODY_BYTES)
+    cfg = load_model_config({"model": {"family": "echo"}}).to_cfg()
+    assert cfg["serving"]["max_body_bytes"] >= most.max_body_bytes
+    with pytest.raises(ValidationError):
+        RouterConfig(max_body_bytes=MAX_BODY_BYTES + 1)
+    body = b'{"model": "echo", "prompt": "a b", "user": "%b"}' % (b"x" * 70_000_000)
+    answers = []
+    for limit in (MAX_BODY_BYTES, 69_000_000):
+        cfg["serving"]["max_body_bytes"] = limit
+        app = create_app(FAMILY, cfg, name="echo")
+        with serve_asgi(app, lifespan="on") as url:
+            answers.append(httpx.post(url + TEXT, content=body, timeout=30))
+    assert answers[0].status_code == 200
+    assert answers[1].status_code == 413
+    assert "69000000 bytes" in answers[1].json()["error"]["message"]
 
 
 def chat(**fields: Any) -> dict[str, Any]:
@@ -65,7 +86,7 @@ BAD: list[tuple[str, Any, int, str | None, str]] = [
         b" " * 20_001,
         413,
         None,
-        "the body is larger than 20000 bytes, the most this model takes",
+        "the body is larger than 20000 bytes, the most this model takes (`serving.max_body_bytes`)",
     ),
     (CHAT, {"messages": HI}, 400, "model", "`model` is required; GET /v1/models lists the names"),
     (CHAT, chat(model=3), 400, "model", "`model` must be a non-empty string, not 3"),
@@ -327,6 +348,8 @@ def test_a_wrong_route(
     assert (answer.status_code, error["code"]) == (status, code)
     assert expected in error["message"]
     assert answer.headers["x-request-id"]
+    allow = ("POST" if path == CHAT else "GET, HEAD") if status == 405 else None
+    assert answer.headers.get("allow") == allow
 
 
 def test_a_body_without_a_length_is_limited_too(client: httpx.Client) -> None:

@@ -35,6 +35,7 @@ from truthgpt_serve.errors import (
     RegistryError,
     ServerError,
 )
+from truthgpt_serve.resources import request_limits
 from truthgpt_serve.server import Application, ModelHost
 from truthgpt_serve.server.exchange import Plain
 
@@ -315,12 +316,10 @@ async def test_every_optional_method_is_used() -> None:
 
 
 async def test_the_limits_follow_the_class_unless_the_configuration_says() -> None:
-    from truthgpt_serve.server.class_checks import limits
-
-    assert limits(spec_of(Upper), Upper, {}) == (1, 2)
-    assert limits(spec_of(Ticks), Ticks, {}) == (64, 128)
+    assert request_limits({}, spec_of(Upper)) == (1, 2)
+    assert request_limits({}, spec_of(Ticks)) == (64, 128)
     cfg = {"serving": {"max_ongoing_requests": 5, "max_queued_requests": None}}
-    assert limits(spec_of(Ticks), Ticks, cfg) == (5, 10)
+    assert request_limits(cfg, spec_of(Ticks)) == (5, 10)
 
 
 class Batching(Base):

@@ -29,7 +29,7 @@ class Plain:
 
 
 def router() -> Any:
-    return RouterApp(RouterConfig(request_timeout_s=1), ServeState, 1)
+    return RouterApp(RouterConfig(request_timeout_s=1), ServeState, ("127.0.0.1", 1))
 
 
 def generic() -> Any:

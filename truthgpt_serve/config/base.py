@@ -38,6 +38,10 @@ def show_value(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+MAX_BODY_BYTES = 2**30
+"""The largest request body that any setting can allow."""
+
+
 class Section(BaseModel):
     """One mapping of a configuration: unknown keys are refused, no value is converted silently."""
 

@@ -107,7 +107,7 @@ def _plain(message: str, fix: str = "") -> Words:
 
 def _bound(message: str, key: str) -> Words:
     def words(context: dict[str, Any], value: Any) -> tuple[str, str]:
-        return f"{message} {context[key]:g}, found {show_value(value)}", ""
+        return f"{message} {context[key]:.12g}, found {show_value(value)}", ""
 
     return words
 

@@ -9,13 +9,19 @@ from typing import Annotated
 
 from pydantic import Field
 
-from truthgpt_serve.config.base import Count, NonNegativeNumber, PositiveNumber, Section
+from truthgpt_serve.config.base import (
+    MAX_BODY_BYTES,
+    Count,
+    NonNegativeNumber,
+    PositiveNumber,
+    Section,
+)
 
 
 class RouterConfig(Section):
     """Limits and timeouts of the router."""
 
-    max_body_bytes: Count = 64 * 1024 * 1024
+    max_body_bytes: Annotated[int, Field(ge=1, le=MAX_BODY_BYTES)] = 64 * 1024 * 1024
     """Largest request body in bytes; a larger one is answered 413. It also bounds what is buffered
     while looking for `model`, so more lets one request take more memory."""
 

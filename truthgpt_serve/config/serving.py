@@ -5,11 +5,12 @@ Knows nothing of Ray beyond the names of its autoscaling settings, and nothing o
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from truthgpt_serve.config.base import (
+    MAX_BODY_BYTES,
     Count,
     Name,
     NonNegativeCount,
@@ -20,6 +21,7 @@ from truthgpt_serve.config.base import (
     Text,
     refuse,
 )
+from truthgpt_serve.config.images import ImagesSection
 
 
 class AutoscalingSection(Section):
@@ -122,6 +124,15 @@ class ServingSection(Section):
 
     batching: BatchingSection = Field(default_factory=BatchingSection)
     """Request batching in front of a class with `infer_batch`."""
+
+    images: ImagesSection = Field(default_factory=ImagesSection)
+    """Limits of image requests, for the task image-generation."""
+
+    max_body_bytes: Annotated[int, Field(ge=1, le=MAX_BODY_BYTES)] = MAX_BODY_BYTES
+    """Largest request body in bytes; a larger one is answered 413. The default is the most that the
+    router's `max_body_bytes` can be, so that what it admits is not refused here; less bounds this
+    model alone, and what comes to `/models/<name>/` without the router. vLLM's own routes do not
+    look at it, except `/v1/infer`."""
 
     max_request_s: PositiveNumber = 600
     """Longest time, in seconds, that one request may take. A replica that is replaced finishes its

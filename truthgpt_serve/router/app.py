@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from truthgpt_serve.asgi import Message, Receive, Scope, Send, send_error
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.errors import (
     MethodError,
@@ -18,12 +19,14 @@ from truthgpt_serve.errors import (
     SlowRequestError,
     TruthGPTError,
     UnavailableError,
+    UpstreamError,
 )
+from truthgpt_serve.file_store import FileStore
 from truthgpt_serve.router.catalogue import Catalogue
+from truthgpt_serve.router.open_inference import model_of
 from truthgpt_serve.router.pages import Pages
 from truthgpt_serve.router.pool import ConnectionPool
 from truthgpt_serve.router.relay import BrokenAnswerError, Relay
-from truthgpt_serve.router.responses import Message, Receive, Scope, Send, send_error
 from truthgpt_serve.router.scan import ModelScanner, model_of_json, scanner_for
 from truthgpt_serve.router.upload import ClientLeftError, RequestBody, check_size
 from truthgpt_serve.serve_state import ServeState, metrics_address
@@ -31,6 +34,7 @@ from truthgpt_serve.serve_state import ServeState, metrics_address
 logger = logging.getLogger(__name__)
 
 _BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
+_TYPE = b"content-type"
 
 
 class RouterApp:
@@ -39,22 +43,28 @@ class RouterApp:
     Args:
         config: Limits and timeouts.
         fetch_state: Asks Serve's controller (`serve_state.fetch_serve_state`).
-        proxy_port: Port of Serve's proxy on this node.
+        proxy: Host and port at which this node reaches Serve's proxy.
+        find_exporter: Returns host and port of this node's metrics exporter; runs in a thread.
+        files: Where models put results that clients fetch by address, or None.
     """
 
     def __init__(
-        self, config: RouterConfig, fetch_state: Callable[[], ServeState], proxy_port: int
+        self,
+        config: RouterConfig,
+        fetch_state: Callable[[], ServeState],
+        proxy: tuple[str, int],
+        find_exporter: Callable[[], tuple[str, int] | None] = metrics_address,
+        files: FileStore | None = None,
     ) -> None:
         self._config = config
-        self._pool = ConnectionPool(
-            "127.0.0.1", proxy_port, connect_timeout_s=config.connect_timeout_s
-        )
+        self._pool = ConnectionPool(*proxy, connect_timeout_s=config.connect_timeout_s)
+        self._find_exporter = find_exporter
         self._exporter: ConnectionPool | None = None
         self.catalogue = Catalogue(fetch_state, self._fetch_routes)
         self._relay = Relay(
             self._pool, config, self.catalogue.is_running, self.catalogue.is_draining
         )
-        self._pages = Pages(self.catalogue, self._fetch_metrics)
+        self._pages = Pages(self.catalogue, self._fetch_metrics, files)
 
     async def _close(self) -> None:
         await self.catalogue.stop()
@@ -63,18 +73,24 @@ class RouterApp:
             self._exporter.close()
 
     async def _fetch_routes(self) -> bytes:
-        return await self._pool.fetch(b"/-/routes")
+        _, routes = await self._pool.fetch(b"/-/routes")
+        return routes
 
     async def _fetch_metrics(self) -> bytes:
-        """Reads the metrics exporter of this node."""
+        """Reads the metrics exporter of this node. Raises TruthGPTError when it fails."""
         if self._exporter is None:
-            address = await asyncio.to_thread(metrics_address)
+            address = await asyncio.to_thread(self._find_exporter)
             if address is None:
                 raise UnavailableError("this node has no metrics exporter", retry_after_s=30)
             self._exporter = ConnectionPool(
-                *address, connect_timeout_s=self._config.connect_timeout_s
+                *address,
+                connect_timeout_s=self._config.connect_timeout_s,
+                peer="this node's metrics exporter",
             )
-        return await self._exporter.fetch(b"/metrics")
+        status, metrics = await self._exporter.fetch(b"/metrics")
+        if status != 200:
+            raise UpstreamError(f"this node's metrics exporter answered with status {status}")
+        return metrics
 
     # -- ASGI
 
@@ -110,10 +126,11 @@ class RouterApp:
         except ClientLeftError:
             return
         except TruthGPTError as error:
-            await send_error(send, error)
+            await send_error(send, error, path=scope["path"])
         except Exception:
             logger.exception("the router failed")
-            await send_error(send, ServerError("the router failed; its log says why"))
+            failure = ServerError("the router failed; its log says why")
+            await send_error(send, failure, path=scope["path"])
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
@@ -121,22 +138,41 @@ class RouterApp:
             # A name without an application falls through to here: relayed, it would come back.
             name = path.removeprefix("/models/").partition("/")[0]
             raise ModelNotFoundError(f"The model {name!r} does not exist", param="model")
+        if (model := model_of(scope["method"], path)) is not None:
+            entry = await self.catalogue.resolve(model)
+            await self._relay(scope, send, entry, await self._take_unread(scope, receive))
+            return
         if scope["method"] not in _BODY_METHODS:
             raise _no_route(scope["method"], path)
         model, body = await self._read_model(scope, receive)
         entry = await self.catalogue.resolve(model)
         await self._relay(scope, send, entry, body)
 
-    async def _read_model(self, scope: Scope, receive: Receive) -> tuple[str, RequestBody]:
-        content_type = length = b""
+    async def _take_unread(self, scope: Scope, receive: Receive) -> RequestBody:
+        """Returns the body of a request whose path names the model: only what is there already."""
+        self._check_length(scope)
+        body = RequestBody([], 0, True, receive)
+        try:
+            async with asyncio.timeout(self._config.request_timeout_s):
+                _take(await receive(), body)
+        except TimeoutError:
+            raise self._slow() from None
+        check_size(body.num_bytes, self._config.max_body_bytes)
+        return body
+
+    def _check_length(self, scope: Scope) -> None:
         for name, value in scope["headers"]:
-            if name == b"content-type":
-                content_type = value
-            elif name == b"content-length":
-                length = value
+            if name == b"content-length" and value.isdigit():
+                check_size(int(value), self._config.max_body_bytes)
+
+    def _slow(self) -> SlowRequestError:
+        limit_s = self._config.request_timeout_s
+        return SlowRequestError(f"the request body did not arrive within {limit_s:g} s")
+
+    async def _read_model(self, scope: Scope, receive: Receive) -> tuple[str, RequestBody]:
+        content_type = next((value for key, value in scope["headers"] if key == _TYPE), b"")
         limit = self._config.max_body_bytes
-        if length.isdigit():
-            check_size(int(length), limit)
+        self._check_length(scope)
         body = RequestBody([], 0, True, receive)
         try:
             async with asyncio.timeout(self._config.request_timeout_s):
@@ -144,9 +180,7 @@ class RouterApp:
                 if body.more or content_type[:10].lower() == b"multipart/":
                     return await _scan(scanner_for(content_type), piece, body, limit), body
         except TimeoutError:
-            raise SlowRequestError(
-                f"the request body did not arrive within {self._config.request_timeout_s:g} s"
-            ) from None
+            raise self._slow() from None
         check_size(body.num_bytes, limit)
         return model_of_json(piece), body
 
@@ -156,6 +190,7 @@ async def _scan(scanner: ModelScanner, piece: bytes, body: RequestBody, limit: i
         check_size(body.num_bytes, limit)
         model = scanner.feed(piece)
         if model is not None:
+            body.watch = scanner.watch(body.pieces)
             return model
         if not body.more:
             return scanner.finish(body.pieces)
@@ -173,6 +208,7 @@ def _take(message: Message, body: RequestBody) -> bytes:
 
 
 def _no_route(method: str, path: str) -> TruthGPTError:
-    if path.startswith(("/v1/", "/v2/")):
-        return MethodError(f"{path} takes POST with a `model` in its body, not {method}")
+    if path.startswith("/v1/"):
+        message = f"{path} takes POST with a `model` in its body, not {method}"
+        return MethodError(message, allow=("POST",))
     return RouteNotFoundError(f"there is no {path} here; the routes are listed at /docs")

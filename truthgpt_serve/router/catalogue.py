@@ -22,6 +22,8 @@ from truthgpt_serve.serve_state import ApplicationState, ServeState
 logger = logging.getLogger(__name__)
 
 MODELS_PREFIX = "/models/"
+DELETING = "DELETING"
+"""Serve's status of an application that goes away once its requests are finished."""
 ROUTES_PERIOD_S = 1.0
 """How often the proxy's route table is read."""
 STATE_PERIOD_S = 10.0
@@ -48,6 +50,7 @@ class ModelEntry:
         created: When it was deployed, seconds since the epoch.
         card: What the application says of itself.
         parent: The model whose adapter this is, or None.
+        deleted: Whether it is being removed: it finishes its requests, and takes no more.
     """
 
     name: str
@@ -59,6 +62,7 @@ class ModelEntry:
     card: dict[str, Any]
     parent: str | None = None
     draining: bool = False
+    deleted: bool = False
 
 
 class Catalogue:
@@ -86,16 +90,20 @@ class Catalogue:
 
     # -- reading
 
-    def __getitem__(self, name: str) -> ModelEntry:
-        return self._entries[name]
+    def find(self, name: str) -> ModelEntry | None:
+        """Returns the model or adapter of this name, or None."""
+        entry = self._entries.get(name)
+        return None if entry is None or entry.deleted else entry
 
     def entries(self) -> list[ModelEntry]:
         """Returns all models and adapters, by name."""
-        return sorted(self._entries.values(), key=lambda entry: entry.name)
+        entries = (entry for entry in self._entries.values() if not entry.deleted)
+        return sorted(entries, key=lambda entry: entry.name)
 
     def states(self) -> list[ApplicationState]:
         """Returns the model applications as last seen, by name."""
-        return sorted(self._states.values(), key=lambda state: state.name)
+        states = (state for state in self._states.values() if state.status != DELETING)
+        return sorted(states, key=lambda state: state.name)
 
     @property
     def loaded(self) -> bool:
@@ -119,7 +127,7 @@ class Catalogue:
             ModelNotFoundError: No model has this name; the message lists those that exist.
             UnavailableError: The model has never run, or failed.
         """
-        entry = self._entries.get(name)
+        entry = self.find(name)
         if entry is not None and entry.running:
             return entry
         try:
@@ -130,9 +138,9 @@ class Catalogue:
                 raise UnavailableError(
                     "the service is starting", retry_after_s=RETRY_AFTER_S
                 ) from error
-        entry = self._entries.get(name)
+        entry = self.find(name)
         if entry is None:
-            known = ", ".join(sorted(self._entries)) or "none yet"
+            known = ", ".join(entry.name for entry in self.entries()) or "none yet"
             raise ModelNotFoundError(
                 f"The model {name!r} does not exist. Models that do: {known}", param="model"
             )
@@ -205,17 +213,21 @@ class Catalogue:
             for name, application in state.applications.items()
             if (application.route_prefix or "").startswith(MODELS_PREFIX)
         }
-        self._ran &= states.keys()
-        self._ran |= {
+        self._ran = {
             name
             for name, app in states.items()
-            if app.num_running_replicas or app.status == "RUNNING"
+            if app.status != DELETING
+            and (name in self._ran or app.num_running_replicas or app.status == "RUNNING")
         }
         models = [_model(app, has_run=name in self._ran) for name, app in states.items()]
-        entries = {entry.name: entry for entry in models}
-        # `validate` refuses an adapter with another's name; should one be deployed, it gives way.
-        for entry in chain.from_iterable(map(_adapters, models)):
-            entries.setdefault(entry.name, entry)
+        models.sort(key=lambda model: model.deleted)
+        entries: dict[str, ModelEntry] = {}
+        # `validate` refuses an adapter with another's name; should one be deployed, it gives way,
+        # and so does what is being removed to its successor.
+        for entry in (*models, *chain.from_iterable(map(_adapters, models))):
+            other = entries.setdefault(entry.name, entry)
+            if other.deleted and not entry.deleted:
+                entries[entry.name] = entry
         self._entries, self._states = entries, states
         self._refreshed_at_s = time.monotonic()
 
@@ -230,6 +242,7 @@ def _model(application: ApplicationState, *, has_run: bool) -> ModelEntry:
         created=int(application.deployed_at_s),
         card=application.card or {},
         draining=application.num_draining_replicas > 0,
+        deleted=application.status == DELETING,
     )
 
 
@@ -243,8 +256,6 @@ def _why_unavailable(application: ApplicationState, *, has_run: bool) -> str | N
         return None
     if application.status == "DEPLOY_FAILED":
         return f"The model {application.name!r} failed to start; its reason is in `serve status`"
-    if application.status == "DELETING":
-        return f"The model {application.name!r} is being removed"
     if not has_run:
         return f"The model {application.name!r} is starting; try again in a few seconds"
     return None

@@ -9,6 +9,8 @@ import html
 from importlib.metadata import version
 from typing import Any
 
+from truthgpt_serve.open_inference import is_open_inference
+
 ROUTES: tuple[tuple[str, str, str], ...] = (
     ("get", "/v1/models", "All models and adapters"),
     ("get", "/v1/models/{id}", "One model and its card"),
@@ -17,7 +19,17 @@ ROUTES: tuple[tuple[str, str, str], ...] = (
     ("post", "/v1/responses", "Responses API, where the model's engine has it"),
     ("post", "/v1/messages", "Anthropic Messages API, where the model's engine has it"),
     ("post", "/v1/embeddings", "Embeddings, where the model's engine has them"),
+    ("post", "/v1/images/generations", "Images from a text; server-sent events with `stream`"),
+    ("post", "/v1/images/edits", "Images from images and a text, with a mask or without"),
+    ("post", "/v1/images/variations", "Images like a given one"),
+    ("get", "/v1/files/images/{id}", "An image that an answer named by its address"),
     ("post", "/v1/infer", "Any family: {model, inputs} to {model, outputs}"),
+    ("get", "/v2", "Open Inference Protocol: the server and its extensions"),
+    ("get", "/v2/health/live", "Whether the router lives"),
+    ("get", "/v2/health/ready", "Whether every model is running"),
+    ("get", "/v2/models/{id}", "A tensor model's inputs and outputs"),
+    ("get", "/v2/models/{id}/ready", "Whether a model answers"),
+    ("post", "/v2/models/{id}/infer", "Tensors to tensors, as JSON or as bytes"),
     ("post", "/tokenize", "Tokens of a text, where the model's engine has it"),
     ("get", "/health", "Whether the router lives"),
     ("get", "/ready", "Whether every model is running"),
@@ -25,6 +37,47 @@ ROUTES: tuple[tuple[str, str, str], ...] = (
     ("get", "/openapi.json", "This table as OpenAPI"),
     ("get", "/docs", "This table as a page"),
 )
+
+
+FORM_FILES = {
+    "/v1/images/edits": ("image", "mask"),
+    "/v1/images/variations": ("image",),
+}
+"""Routes that take a multipart form, and its files."""
+
+
+_TENSOR = {
+    "type": "object",
+    "required": ["name", "shape", "datatype"],
+    "properties": {
+        "name": {"type": "string"},
+        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        "datatype": {"type": "string"},
+        "data": {"type": "array"},
+        "parameters": {"type": "object"},
+    },
+}
+_TENSORS = {
+    "application/json": {
+        "schema": {
+            "type": "object",
+            "required": ["inputs"],
+            "properties": {
+                "id": {"type": "string"},
+                "inputs": {"type": "array", "items": _TENSOR},
+                "outputs": {"type": "array", "items": {"type": "object"}},
+                "parameters": {"type": "object"},
+            },
+        }
+    },
+    "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+}
+"""The body of an inference request: JSON alone, or with tensors as bytes behind it."""
+
+
+def _error_form(path: str) -> str:
+    protocol = is_open_inference(path)
+    return "{error: message}" if protocol else "An error in OpenAI's envelope"
 
 
 def openapi_document() -> dict[str, Any]:
@@ -35,20 +88,11 @@ def openapi_document() -> dict[str, Any]:
             "summary": summary,
             "responses": {
                 "200": {"description": "The answer"},
-                "default": {"description": "An error in OpenAI's envelope"},
+                "default": {"description": _error_form(path)},
             },
         }
         if method == "post":
-            schema = {
-                "type": "object",
-                "required": ["model"],
-                "properties": {"model": {"type": "string", "description": "A model name"}},
-                "additionalProperties": True,
-            }
-            operation["requestBody"] = {
-                "required": True,
-                "content": {"application/json": {"schema": schema}},
-            }
+            operation["requestBody"] = {"required": True, "content": _content(path)}
         if "{id}" in path:
             operation["parameters"] = [
                 {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
@@ -59,6 +103,26 @@ def openapi_document() -> dict[str, Any]:
         "info": {"title": "TruthGPT Serve", "version": version("truthgpt-serve")},
         "paths": paths,
     }
+
+
+def _content(path: str) -> dict[str, Any]:
+    """Returns the body that a route takes: only `model`, and files, are ours to describe."""
+    if is_open_inference(path):
+        return _TENSORS
+    properties: dict[str, Any] = {"model": {"type": "string", "description": "A model name"}}
+    required = ["model"]
+    for name in FORM_FILES.get(path, ()):
+        properties[name] = {"type": "string", "format": "binary"}
+    if path in FORM_FILES:
+        required.append("image")
+    schema = {
+        "type": "object",
+        "required": required,
+        "properties": properties,
+        "additionalProperties": True,
+    }
+    kind = "multipart/form-data" if path in FORM_FILES else "application/json"
+    return {kind: {"schema": schema}}
 
 
 def _docs_page() -> bytes:

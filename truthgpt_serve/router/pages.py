@@ -1,4 +1,4 @@
-"""The routes that the router answers itself: models, health, readiness, documentation.
+"""The routes that the router answers itself: models, files, health, readiness, documentation.
 
 Reads the catalogue; relays nothing.
 """
@@ -9,10 +9,12 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from truthgpt_serve.errors import MethodError, ModelNotFoundError
+from truthgpt_serve.asgi import Send, send_bytes, send_json
+from truthgpt_serve.errors import MethodError, MissingFileError, ModelNotFoundError
+from truthgpt_serve.file_store import FILES_PATH, FileStore, fetch_file
 from truthgpt_serve.router.catalogue import Catalogue, ModelEntry
+from truthgpt_serve.router.open_inference import OpenInferencePages
 from truthgpt_serve.router.openapi import DOCS_HTML, openapi_document
-from truthgpt_serve.router.responses import Send, send_bytes, send_json
 
 Page = Callable[[Send], Awaitable[None]]
 
@@ -20,11 +22,24 @@ _MODELS = "/v1/models"
 
 
 class Pages:
-    """Finds the page for a path."""
+    """Finds the page for a path.
 
-    def __init__(self, catalogue: Catalogue, fetch_metrics: Callable[[], Awaitable[bytes]]) -> None:
+    Args:
+        catalogue: The models.
+        fetch_metrics: Returns the metrics of this node.
+        files: Where models put results that clients fetch by address, or None.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        fetch_metrics: Callable[[], Awaitable[bytes]],
+        files: FileStore | None = None,
+    ) -> None:
         self._catalogue = catalogue
         self._fetch_metrics = fetch_metrics
+        self._files = files
+        self._open_inference = OpenInferencePages(catalogue)
         self._pages: dict[str, Page] = {
             "/health": self._health,
             "/ready": self._ready,
@@ -41,13 +56,15 @@ class Pages:
         Raises:
             MethodError: The page exists, but only for GET and HEAD.
         """
-        page = self._pages.get(path)
+        page = self._pages.get(path) or self._open_inference.find(path)
         if page is None and path.startswith(f"{_MODELS}/"):
             page = partial(self._model, path.removeprefix(f"{_MODELS}/"))
+        if page is None and path.startswith(FILES_PATH):
+            page = partial(self._file, path.removeprefix(FILES_PATH))
         if page is None:
             return None
         if method not in ("GET", "HEAD"):
-            raise MethodError(f"{path} takes GET, not {method}")
+            raise MethodError(f"{path} takes GET, not {method}", allow=("GET", "HEAD"))
         return page
 
     async def _health(self, send: Send) -> None:
@@ -75,11 +92,16 @@ class Pages:
         await send_json(send, {"object": "list", "data": data})
 
     async def _model(self, name: str, send: Send) -> None:
-        try:
-            entry = self._catalogue[name]
-        except KeyError:
-            raise ModelNotFoundError(f"The model {name!r} does not exist", param="model") from None
+        entry = self._catalogue.find(name)
+        if entry is None:
+            raise ModelNotFoundError(f"The model {name!r} does not exist", param="model")
         await send_json(send, {**_model_object(entry), "card": entry.card})
+
+    async def _file(self, file_id: str, send: Send) -> None:
+        if self._files is None:
+            raise MissingFileError(f"there is no file {file_id[:80]!r}")
+        file = await fetch_file(self._files, file_id)
+        await send_bytes(send, file.data, file.content_type.encode(), headers=file.headers())
 
 
 def _model_object(entry: ModelEntry) -> dict[str, Any]:

@@ -17,11 +17,25 @@ FETCH_TIMEOUT_S = 10.0
 
 
 class ConnectionPool:
-    """Connections to one address; as many open ones as there are exchanges, few idle ones."""
+    """Connections to one address; as many open ones as there are exchanges, few idle ones.
 
-    def __init__(self, host: str, port: int, *, connect_timeout_s: float) -> None:
+    Args:
+        host: Name or address; an IPv6 address without brackets.
+        port: The port.
+        connect_timeout_s: Seconds to open a connection.
+        peer: Who listens there, for messages.
+
+    Attributes:
+        authority: Host and port as the header `Host` has them.
+    """
+
+    def __init__(
+        self, host: str, port: int, *, connect_timeout_s: float, peer: str = "Serve's proxy"
+    ) -> None:
         self.host = host
         self.port = port
+        self.authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._peer = peer
         self._connect_timeout_s = connect_timeout_s
         self._idle: deque[UpstreamConnection] = deque()
         self.num_open = 0
@@ -30,7 +44,7 @@ class ConnectionPool:
         """Returns a connection with a begun exchange.
 
         Raises:
-            UnavailableError: Serve's proxy does not accept connections.
+            UnavailableError: Nobody accepts connections there.
         """
         connection = None if fresh else self._pop_idle()
         if connection is None:
@@ -58,7 +72,7 @@ class ConnectionPool:
                 )
         except (OSError, TimeoutError) as error:
             raise UnavailableError(
-                f"Serve's proxy at {self.host}:{self.port} does not accept connections "
+                f"{self._peer} at {self.authority} does not accept connections "
                 f"({type(error).__name__})",
                 retry_after_s=2,
             ) from error
@@ -73,28 +87,29 @@ class ConnectionPool:
             connection.idle_since_s = asyncio.get_running_loop().time()
             self._idle.append(connection)
 
-    async def fetch(self, path: bytes) -> bytes:
-        """Returns the body of `GET path`, whatever its status. Raises TruthGPTError after 10 s."""
+    async def fetch(self, path: bytes) -> tuple[int, bytes]:
+        """Returns status and body of `GET path`. Raises TruthGPTError after 10 s."""
         try:
             return await self._fetch(path, fresh=False)
         except StaleConnectionError:
             return await self._fetch(path, fresh=True)
 
-    async def _fetch(self, path: bytes, *, fresh: bool) -> bytes:
+    async def _fetch(self, path: bytes, *, fresh: bool) -> tuple[int, bytes]:
         connection = await self.acquire(fresh=fresh)
         try:
             connection.set_deadline(
-                FETCH_TIMEOUT_S, lambda: DeadlineError(f"{self.host}:{self.port} did not answer")
+                FETCH_TIMEOUT_S,
+                lambda: DeadlineError(f"{self._peer} at {self.authority} did not answer"),
             )
             connection.write(
-                b"GET %b HTTP/1.1\r\nhost: %b:%d\r\n\r\n" % (path, self.host.encode(), self.port)
+                b"GET %b HTTP/1.1\r\nhost: %b\r\n\r\n" % (path, self.authority.encode())
             )
-            await connection.headers()
+            status, _ = await connection.headers()
             body, more = bytearray(), True
             while more:
                 data, more = await connection.read()
                 body += data
-            return bytes(body)
+            return status, bytes(body)
         finally:
             self.release(connection)
 

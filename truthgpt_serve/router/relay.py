@@ -6,24 +6,22 @@ Knows HTTP and OpenAI's error envelope; knows nothing of how a model was found.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import time
 from collections.abc import Callable
 
+from truthgpt_serve.asgi import UNREAD_TIMEOUT_S, Headers, Scope, Send, send_error
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.errors import (
-    DeadlineError,
     TruthGPTError,
-    UnavailableError,
     UpstreamError,
 )
+from truthgpt_serve.protocol import error_event
 from truthgpt_serve.router.catalogue import ModelEntry
+from truthgpt_serve.router.deadline import Deadline
 from truthgpt_serve.router.pool import ConnectionPool
-from truthgpt_serve.router.responses import Scope, Send, send_error
 from truthgpt_serve.router.translate import MAX_ERROR_BYTES, may_translate, translate_error
 from truthgpt_serve.router.upload import RequestBody, upload
-from truthgpt_serve.router.upstream import Headers, StaleConnectionError, UpstreamConnection
+from truthgpt_serve.router.upstream import StaleConnectionError, UpstreamConnection
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +38,6 @@ _NOT_SENT_DOWN = frozenset(
 )
 _KEPT_OF_ERRORS = frozenset((b"retry-after", b"allow", b"www-authenticate"))
 """Headers of an error that stay when its body is written anew."""
-_HOLD_RECHECK_S = 2.0
 _EVENT_ENDS = (b"\n\n", b"\n\r\n")
 MAX_HELD_BYTES = 65536
 """The longest beginning of an event that is held until its end is there."""
@@ -67,7 +64,7 @@ class Relay:
         self._config = config
         self._is_running = is_running
         self._is_draining = is_draining
-        self._host = f"host: {pool.host}:{pool.port}\r\n".encode()
+        self._host = f"host: {pool.authority}\r\n".encode()
 
     async def __call__(
         self, scope: Scope, send: Send, entry: ModelEntry, body: RequestBody
@@ -76,11 +73,29 @@ class Relay:
 
         Raises:
             TruthGPTError: Before anything was sent to the client.
-            BrokenAnswerError: The answer, not a stream of events, broke off: close the connection.
+            BrokenAnswerError: The answer, not a stream of events, broke off, or the client does not
+                read it: close the connection.
             ClientLeftError: The client left while it sent its body.
         """
+        try:
+            async with asyncio.timeout(None) as patience:
+                await self._exchange(scope, send, entry, body, patience)
+        except TimeoutError:
+            raise BrokenAnswerError(
+                f"the client of model {entry.name!r} did not read its answer within "
+                f"{UNREAD_TIMEOUT_S:g} s after the time limit"
+            ) from None
+
+    async def _exchange(
+        self,
+        scope: Scope,
+        send: Send,
+        entry: ModelEntry,
+        body: RequestBody,
+        patience: asyncio.Timeout,
+    ) -> None:
         head = self._head(scope, entry, body)
-        connection, uploading = await self._open(head, entry, body)
+        connection, uploading = await self._open(head, entry, body, patience)
         try:
             status, headers = await connection.headers()
             await self._answer(connection, status, headers, scope, send, entry)
@@ -97,6 +112,12 @@ class Relay:
     # -- request
 
     def _head(self, scope: Scope, entry: ModelEntry, body: RequestBody) -> bytes:
+        """Returns the request's first lines.
+
+        A model's answer may hold addresses, so it is told how the client reaches this router. What
+        a proxy in front has said stays: it knows better. A client that says so itself misleads
+        only itself.
+        """
         path = scope.get("raw_path") or scope["path"].encode()
         query = scope.get("query_string")
         lines = [scope["method"].encode(), b" ", entry.prefix, path]
@@ -104,11 +125,21 @@ class Relay:
             lines += [b"?", query]
         lines += [b" HTTP/1.1\r\n", self._host]
         length = None
+        origin = {
+            b"x-forwarded-host": b"",
+            b"x-forwarded-proto": scope.get("scheme", "http").encode(),
+            b"x-forwarded-prefix": b"/",
+        }
         for name, value in scope["headers"]:
             if name not in _NOT_SENT_UP:
                 lines += [name, b": ", value, b"\r\n"]
+                if name[:12] == b"x-forwarded-":
+                    origin.pop(name, None)
             elif name == b"content-length":
                 length = value
+            elif name == b"host" and b"x-forwarded-host" in origin:
+                origin[b"x-forwarded-host"] = value
+        lines += [b"%b: %b\r\n" % header for header in origin.items() if header[1]]
         if not body.more:
             lines.append(b"content-length: %d\r\n\r\n" % body.num_bytes)
         elif length is not None:
@@ -118,11 +149,11 @@ class Relay:
         return b"".join(lines)
 
     async def _open(
-        self, head: bytes, entry: ModelEntry, body: RequestBody
+        self, head: bytes, entry: ModelEntry, body: RequestBody, patience: asyncio.Timeout
     ) -> tuple[UpstreamConnection, asyncio.Task[None] | None]:
         if body.more:  # what streams cannot be sent twice, so no kept connection that may be stale
             connection = await self._pool.acquire(fresh=True)
-            self._set_deadline(connection, entry)
+            self._set_deadline(connection, entry, patience)
             uploading = asyncio.create_task(
                 upload(connection, head, body, self._config.max_body_bytes)
             )
@@ -131,7 +162,7 @@ class Relay:
         for fresh in (False, True):
             connection = await self._pool.acquire(fresh=fresh)
             try:
-                self._set_deadline(connection, entry)
+                self._set_deadline(connection, entry, patience)
                 connection.write(b"".join((head, *body.pieces)))
                 await connection.headers()
             except StaleConnectionError:
@@ -150,37 +181,12 @@ class Relay:
             if error is not None:
                 raise error
 
-    def _set_deadline(self, connection: UpstreamConnection, entry: ModelEntry) -> None:
-        config = self._config
-        started_s = time.monotonic()
-        # A request that came to a running replica is at work there, also while that one drains.
-        began_running = self._is_running(entry.name)
-        held_since_s = None if began_running else started_s
-
-        def is_held() -> bool:
-            if connection.has_headers or self._is_running(entry.name):
-                return False
-            return not (began_running and self._is_draining(entry.name))
-
-        def on_deadline() -> TruthGPTError | float:
-            nonlocal held_since_s
-            now_s = time.monotonic()
-            waited_s = now_s - started_s
-            if waited_s >= config.request_timeout_s:
-                return DeadlineError(
-                    f"The model {entry.name!r} did not finish within {config.request_timeout_s:g} s"
-                )
-            held_since_s = (held_since_s or now_s) if is_held() else None
-            if held_since_s is not None and now_s - held_since_s >= config.hold_timeout_s:
-                return UnavailableError(
-                    f"The model {entry.name!r} had no running replica for "
-                    f"{config.hold_timeout_s:g} s",
-                    retry_after_s=int(_HOLD_RECHECK_S) + 3,
-                )
-            rest_s = config.request_timeout_s - waited_s
-            return rest_s if connection.has_headers else min(rest_s, _HOLD_RECHECK_S)
-
-        connection.set_deadline(min(config.hold_timeout_s, config.request_timeout_s), on_deadline)
+    def _set_deadline(
+        self, connection: UpstreamConnection, entry: ModelEntry, patience: asyncio.Timeout
+    ) -> None:
+        Deadline(
+            connection, entry.name, self._config, self._is_running, self._is_draining, patience
+        ).set()
 
     # -- answer
 
@@ -205,7 +211,7 @@ class Relay:
                 error = self._error_in(status, content_type, data, scope, entry)
             if error is not None:
                 lines = [header for header in kept if header[0] in _KEPT_OF_ERRORS]
-                await send_error(send, error, headers=lines)
+                await send_error(send, error, headers=lines, path=scope["path"])
                 return
         await send({"type": "http.response.start", "status": status, "headers": kept})
         if data or not more:
@@ -217,7 +223,7 @@ class Relay:
     async def _pass_on(
         self, connection: UpstreamConnection, send: Send, entry: ModelEntry, *, events: bool
     ) -> None:
-        held, more = b"", True
+        held, more, ends_event = b"", True, True
         try:
             while more:
                 data, more = await connection.read()
@@ -225,12 +231,13 @@ class Relay:
                     data, held = whole_events(held + data) if more else (held + data, b"")
                     if more and not data:
                         continue
+                ends_event = data.endswith(_EVENT_ENDS)
                 await send({"type": "http.response.body", "body": data, "more_body": more})
         except TruthGPTError as error:
-            if not events:
+            if not events or not ends_event:  # another event cannot begin within one
                 raise BrokenAnswerError(error.message) from error
             logger.warning("the stream of model %r broke off: %s", entry.name, error)
-            event = b"data: " + json.dumps(error.to_envelope()).encode() + b"\n\n"
+            event = error_event(error)
             await send({"type": "http.response.body", "body": event, "more_body": False})
 
     def _error_in(

@@ -6,15 +6,16 @@ hold.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, Protocol
 
 import ijson
 import msgspec
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from truthgpt_serve.errors import RequestError
+from truthgpt_serve.router.repeats import RepeatedModel, may_repeat, refuse_second
 
 MAX_MODEL_NAME_BYTES = 512
 """Longest `model` value that is read; longer ones are refused."""
@@ -44,6 +45,16 @@ class ModelScanner(Protocol):
             RequestError: The body is malformed or has no `model`.
         """
 
+    def watch(self, body: list[bytes]) -> Callable[[bytes], object]:
+        """Returns what must see the rest of a body whose name is known: it raises at a second one.
+
+        Args:
+            body: The pieces until now.
+
+        Raises:
+            RequestError: They have a second name already.
+        """
+
 
 class _Head(msgspec.Struct):
     model: str | msgspec.UnsetType = msgspec.UNSET
@@ -55,10 +66,8 @@ _HEAD_DECODER = msgspec.json.Decoder(_Head)
 def model_of_json(body: bytes) -> str:
     """Returns the `model` of a whole JSON body.
 
-    Of several `model` keys the last counts, as in every JSON decoder.
-
     Raises:
-        RequestError: Not JSON, not an object, or no `model` that is a non-empty string.
+        RequestError: Not JSON, not an object, or no single `model` that is a non-empty string.
     """
     try:
         model = _HEAD_DECODER.decode(body).model
@@ -76,6 +85,8 @@ def model_of_json(body: bytes) -> str:
         raise _not_json(str(error)) from None
     if isinstance(model, msgspec.UnsetType):
         raise RequestError(_MISSING, param="model")
+    if may_repeat(body):
+        RepeatedModel().feed(body)
     return _checked(model)
 
 
@@ -157,6 +168,13 @@ class JsonModelScanner:
         """See `ModelScanner.finish`."""
         return model_of_json(b"".join(body))
 
+    def watch(self, body: list[bytes]) -> Callable[[bytes], object]:
+        """See `ModelScanner.watch`."""
+        repeated = RepeatedModel()
+        for piece in body:
+            repeated.feed(piece)
+        return repeated.feed
+
 
 class FormModelScanner:
     """Reads a multipart form; other fields, files too, pass by unread."""
@@ -205,7 +223,9 @@ class FormModelScanner:
                 )
 
     def _on_part_end(self) -> None:
-        if self._in_model and self._model is None:
+        if self._in_model:
+            if self._model is not None:
+                raise refuse_second()
             try:
                 self._model = _checked(self._value.decode())
             except UnicodeDecodeError:
@@ -215,8 +235,8 @@ class FormModelScanner:
         """See `ModelScanner.feed`."""
         try:
             self._parser.write(piece)
-        except MultipartParseError as error:
-            raise RequestError(f"the request body is not a valid multipart form: {error}") from None
+        except FormParserError as error:
+            raise _not_a_form(error) from None
         return self._model
 
     def finish(self, body: list[bytes]) -> str:
@@ -225,12 +245,16 @@ class FormModelScanner:
             raise RequestError(_MISSING, param="model")
         return self._model
 
+    def watch(self, body: list[bytes]) -> Callable[[bytes], object]:
+        """See `ModelScanner.watch`."""
+        return self.feed
+
 
 def scanner_for(content_type: bytes) -> ModelScanner:
     """Returns the scanner for a body of this `Content-Type`; JSON when it is not a form.
 
     Raises:
-        RequestError: A multipart form without a boundary.
+        RequestError: A multipart form without a boundary, or with one that cannot be.
     """
     kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data":
@@ -241,4 +265,11 @@ def scanner_for(content_type: bytes) -> ModelScanner:
             "the multipart form has no boundary: send `Content-Type: multipart/form-data; "
             "boundary=...`"
         )
-    return FormModelScanner(boundary)
+    try:
+        return FormModelScanner(boundary)
+    except FormParserError as error:
+        raise _not_a_form(error) from None
+
+
+def _not_a_form(error: FormParserError) -> RequestError:
+    return RequestError(f"the request body is not a valid multipart form: {error}")

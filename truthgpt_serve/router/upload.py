@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from truthgpt_serve.asgi import Message, Receive
 from truthgpt_serve.errors import TooLargeError, TruthGPTError, UpstreamError
-from truthgpt_serve.router.responses import Message, Receive
 from truthgpt_serve.router.upstream import UpstreamConnection
 
 logger = logging.getLogger(__name__)
@@ -21,12 +22,14 @@ class RequestBody:
         num_bytes: Their size.
         more: Whether there is a rest.
         receive: ASGI `receive`.
+        watch: Sees each further piece before it is sent; raises RequestError to end the upload.
     """
 
     pieces: list[bytes]
     num_bytes: int
     more: bool
     receive: Receive
+    watch: Callable[[bytes], object] = lambda piece: None
 
 
 class ClientLeftError(Exception):
@@ -51,6 +54,7 @@ async def upload(
 
     Raises:
         TooLargeError: The body grew above the limit.
+        RequestError: Another rule of the body's `watch`.
         ClientLeftError: The client left, or its connection broke.
     """
     connection.uploading = True
@@ -85,6 +89,7 @@ async def _send(
         pieces, more = [message.get("body", b"")], message.get("more_body", False)
         body.num_bytes += len(pieces[0])
         check_size(body.num_bytes, max_body_bytes)
+        body.watch(pieces[0])
     if chunked:
         connection.write(b"0\r\n\r\n")
 

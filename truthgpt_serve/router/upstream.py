@@ -12,9 +12,8 @@ from typing import cast
 
 import httptools
 
+from truthgpt_serve.asgi import Headers
 from truthgpt_serve.errors import TruthGPTError, UpstreamError
-
-Headers = list[tuple[bytes, bytes]]
 
 MAX_BUFFERED_BYTES = 256 * 1024
 """Response bytes held for a slow client before the upstream socket is no longer read."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
+from truthgpt_serve.asgi import Message, Receive, Scope, Send, send_error
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import (
     MethodError,
@@ -17,10 +19,13 @@ from truthgpt_serve.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from truthgpt_serve.file_store import FILES_PATH
 from truthgpt_serve.protocol import encode_json, parse_object
 from truthgpt_serve.server.exchange import Exchange
 from truthgpt_serve.server.host import ModelHost
-from truthgpt_serve.server.http import ClientGoneError, Connection, Receive, Scope, Send
+from truthgpt_serve.server.http import ClientGoneError, Connection
+from truthgpt_serve.server.images import ImageRoutes
+from truthgpt_serve.server.images_requests import ROUTES
 from truthgpt_serve.server.infer_exchange import InferExchange
 from truthgpt_serve.server.text import Tokenizer
 from truthgpt_serve.server.text_exchange import DEFAULT_MAX_NEW_TOKENS, TextExchange
@@ -29,13 +34,13 @@ from truthgpt_serve.server.text_requests import parse_chat, parse_completion
 logger = logging.getLogger(__name__)
 access = logger.getChild("access")
 
-MAX_BODY_BYTES = 64 * 2**20
 MODELS_PATH = "/v1/models"
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Handler = Callable[[Connection], Awaitable[None]]
 
 
 def create_app(
-    spec: FamilySpec, cfg: dict[str, Any], *, name: str, max_body_bytes: int = MAX_BODY_BYTES
+    spec: FamilySpec, cfg: dict[str, Any], *, name: str, max_body_bytes: int | None = None
 ) -> Application:
     """Returns an ASGI application that serves one model by itself, without Ray.
 
@@ -45,7 +50,7 @@ def create_app(
         spec: The family.
         cfg: The configuration as a nested dict.
         name: The model name that clients send.
-        max_body_bytes: The largest request body.
+        max_body_bytes: The largest request body; by default what the configuration says.
     """
     host = ModelHost(spec, cfg, name=name)
     return Application(host, max_body_bytes=max_body_bytes, owns_host=True)
@@ -56,26 +61,37 @@ class Application:
 
     Args:
         host: The model; started, unless `owns_host`.
-        max_body_bytes: The largest request body.
+        max_body_bytes: The largest request body; by default what the configuration says.
         owns_host: Whether the application starts and closes the host with its own life.
     """
 
     def __init__(
-        self, host: ModelHost, *, max_body_bytes: int = MAX_BODY_BYTES, owns_host: bool = False
+        self, host: ModelHost, *, max_body_bytes: int | None = None, owns_host: bool = False
     ) -> None:
         self._host = host
-        self._max_body_bytes = max_body_bytes
+        self._max_body_bytes = max_body_bytes or host.max_body_bytes
         self._owns_host = owns_host
         self._created = int(time.time())
         self._tokenizer: Tokenizer | None = None
         self._task = str(host.cfg.get("task") or "text-generation")
+        self._images = ImageRoutes(
+            host, host.files, self._max_body_bytes, self._check_name
+        )
         self._routes: dict[str, dict[str, Handler]] = {
             "/v1/infer": {"POST": self._infer},
             "/v1/chat/completions": {"POST": self._chat},
             "/v1/completions": {"POST": self._completion},
+            ROUTES["generation"]: {"POST": self._images.generate},
+            ROUTES["edit"]: {"POST": self._images.edit},
+            ROUTES["variation"]: {"POST": self._images.vary},
             MODELS_PATH: {"GET": self._models},
             "/health": {"GET": self._health},
+            "/metrics": {"GET": self._metrics},
         }
+        if self._task == "tensor":
+            from truthgpt_serve.server.oip import OipRoutes  # needs numpy, as such a class does
+
+            self._routes |= OipRoutes(host, self._read, self._max_body_bytes).routes()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one ASGI connection."""
@@ -89,6 +105,7 @@ class Application:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         connection = Connection(scope, receive, send)
+        connection.path = _relative_path(scope)
         try:
             await self._find(scope)(connection)
         except ClientGoneError:
@@ -114,13 +131,17 @@ class Application:
         methods = self._routes.get(path)
         if methods is None and path.startswith(MODELS_PATH + "/"):
             methods = {"GET": lambda connection: self._model(connection, path)}
+        elif methods is None and path.startswith(FILES_PATH):
+            methods = {"GET": partial(self._images.file, file_id=path.removeprefix(FILES_PATH))}
         if methods is None:
             raise RouteNotFoundError(
                 f"this model has no route {path}; it has {', '.join(self._routes)}"
             )
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         if method not in methods:
-            raise MethodError(f"{path} takes {' or '.join(methods)}, not {scope['method']}")
+            message = f"{path} takes {' or '.join(methods)}, not {scope['method']}"
+            allow = (*methods, "HEAD") if "GET" in methods else tuple(methods)
+            raise MethodError(message, allow=allow)
         return methods[method]
 
     async def _read(self, connection: Connection) -> bytes:
@@ -150,7 +171,13 @@ class Application:
         if self._tokenizer is None:
             self._tokenizer = Tokenizer(getattr(self._host.model, "tokenizer", None))
         default = getattr(self._host.model, "default_max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
-        exchange = TextExchange(request, self._tokenizer, default, self._host.label)
+        exchange = TextExchange(
+            request,
+            self._tokenizer,
+            default,
+            self._host.label,
+            repeats_prompt=getattr(self._host.model, "repeats_prompt", True),
+        )
         await self._run(connection, exchange, stream=request.stream)
 
     async def _run(self, connection: Connection, exchange: Exchange, *, stream: bool) -> None:
@@ -194,10 +221,17 @@ class Application:
             raise UnavailableError(f"the model {self._host.name!r} is not healthy") from error
         await connection.reply(encode_json({"status": "ok"}))
 
+    async def _metrics(self, connection: Connection) -> None:
+        function = getattr(self._host.model, "metrics", None)
+        if not callable(function):
+            raise RouteNotFoundError(f"the model {self._host.name!r} has no metrics of its own")
+        await connection.reply(function().encode(), METRICS_TYPE)
+
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
             kind = (await receive())["type"]
             if kind == "lifespan.shutdown":
+                self._images.close()
                 if self._owns_host:
                     await self._host.close()
                 await send({"type": "lifespan.shutdown.complete"})
@@ -228,8 +262,8 @@ async def _refuse_websocket(scope: Scope, receive: Receive, send: Send) -> None:
     if "websocket.http.response" not in (scope.get("extensions") or {}):
         await send({"type": "websocket.close", "code": 1008, "reason": "no WebSocket here"})
         return
-    error = RouteNotFoundError("this model has no WebSocket routes")
-    body = encode_json(error.to_envelope())
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "websocket.http.response.start", "status": 404, "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": body})
+
+    async def send_refusal(message: Message) -> None:
+        await send({**message, "type": f"websocket.{message['type']}"})
+
+    await send_error(send_refusal, RouteNotFoundError("this model has no WebSocket routes"))

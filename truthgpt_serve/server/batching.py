@@ -1,26 +1,46 @@
-"""Groups single requests for a class with `infer_batch`; knows nothing of HTTP or of engines."""
+"""Groups single requests for a class with `infer_batch`; knows nothing of HTTP or of engines.
+
+Ray Serve's own `serve.batch` (2.60) is not used, because of these, found in `ray/serve/batching.py`:
+it needs a Serve replica around it (`get_replica_context`), and a model also runs without one; it
+takes only an `async def`, on the replica's event loop, which a blocking model would stop; a lone
+request waits the whole `batch_wait_timeout_s`, and with 0 nothing gathers while a batch runs, since
+a batch is closed before it waits for its turn; an exception fails every request of the batch; its
+queue has no bound, its requests no deadline; and its one key is the multiplexed model id.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import inspect
-from collections import deque
-from collections.abc import Callable
+import logging
+import threading
+from collections.abc import Callable, Generator, Hashable
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
-from truthgpt_serve.errors import OverloadedError, ServerError, UnavailableError
+from truthgpt_serve.errors import DeadlineError, RegistryError
+from truthgpt_serve.server.batching_queue import Entry, RequestQueue, shutting_down
+from truthgpt_serve.server.batching_statistics import BatchStatistics
+from truthgpt_serve.server.batching_steps import BatchSteps, Step, deliver
+from truthgpt_serve.server.batching_wait import BatchWait
 from truthgpt_serve.server.exchange import Exchange
-from truthgpt_serve.server.workers import Workers
+from truthgpt_serve.server.workers import Workers, contained, contained_async
 
-Entry = tuple[Exchange, "asyncio.Future[Any]"]
-Outcome = tuple[Any, Exception | None]
+logger = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT_S = 30.0
 
 
 class Batcher:
     """Runs one batch at a time; requests that arrive meanwhile form the next one.
 
-    A batch that fails is run again request by request, so that one bad request fails alone.
+    A request that finds nothing running starts at once. A call that raises is repeated in halves
+    down to single requests, so that only the guilty one fails; before each call, requests whose
+    callers have left are taken out. One runner, where the class lives, does everything but wait
+    for callers: the model goes from batch to batch without waiting for a busy event loop.
 
     Args:
         workers: Where `infer_batch` runs.
@@ -28,7 +48,13 @@ class Batcher:
         label: `Class.infer_batch`, for messages.
         max_requests: Requests that may run and wait.
         max_batch_size: Most requests in one call.
-        batch_wait_timeout_s: How long the first request of a batch waits for others, in seconds.
+        batch_wait_timeout_s: Longest pause between two batches, in seconds, for clients that are
+            about to come back; `batching_wait` says when it is shorter, or none.
+        batch_key: The bound method that returns a hashable value for inputs; only requests with
+            equal values share a batch. None lets any two.
+
+    Raises:
+        RegistryError: `batch_key` is asynchronous.
     """
 
     def __init__(
@@ -40,145 +66,188 @@ class Batcher:
         max_requests: int,
         max_batch_size: int,
         batch_wait_timeout_s: float,
+        batch_key: Callable[[Any], Hashable] | None = None,
     ) -> None:
+        if inspect.iscoroutinefunction(batch_key):
+            raise RegistryError(
+                f"{label}: the class's `batch_key` is asynchronous; make it a plain method"
+            )
         self._workers = workers
         self._infer_batch = infer_batch
         self._label = label
-        self._max_requests = max_requests
-        self._max_batch_size = max_batch_size
-        self._wait_s = batch_wait_timeout_s
-        self._waiting: deque[Entry] = deque()
-        self._running = 0
-        self._full = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._statistics = BatchStatistics()
+        self._queue = RequestQueue(label, max_requests)
+        self._steps = BatchSteps(
+            self._queue,
+            BatchWait(max_batch_size, batch_wait_timeout_s),
+            self._statistics,
+            label=label,
+            max_batch_size=max_batch_size,
+            batch_key=batch_key,
+        )
+        self._runner: Future[None] | None = None
+        self._wake: Callable[[], object] = _nothing
+        self._cancel_call: Callable[[], object] = _nothing
 
     @property
     def ongoing(self) -> int:
         """Requests that wait for a batch or run in one."""
-        return len(self._waiting) + self._running
+        return self._queue.ongoing
 
-    async def run(self, exchange: Exchange) -> Any:
-        """Answers one request as part of a batch.
+    def statistics(self) -> BatchStatistics:
+        """Returns a copy of what has been counted."""
+        return dataclasses.replace(self._statistics)
+
+    async def run(self, exchange: Exchange, *, limit_s: float | None = None) -> Any:
+        """Answers one request as part of a batch; cancel it to take it out of the queue.
+
+        Args:
+            exchange: The request's own steps.
+            limit_s: The longest time for it, in seconds; None for no limit of its own.
 
         Raises:
             OverloadedError: As many requests wait as may.
+            DeadlineError: There was no answer after `limit_s`.
+            UnavailableError: The batcher is closed.
             Exception: Whatever the class raised for this request.
         """
-        if self.ongoing >= self._max_requests:
-            raise OverloadedError(
-                f"{self._label}: {self.ongoing} requests run or wait; try again later",
-                retry_after_s=1,
-            )
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        entry = (exchange, future)
-        self._waiting.append(entry)
-        if len(self._waiting) >= self._max_batch_size:
-            self._full.set()
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._work())
+        loop = asyncio.get_running_loop()
+        entry = Entry(exchange, loop.create_future(), limit_s)
         try:
-            return await future
+            idle = self._queue.add(entry)
+        except Exception:
+            self._statistics.num_refused += 1
+            raise
+        if idle:
+            # After all that is ready on this loop now, so that what comes together starts together.
+            loop.call_soon(self._start)
+        elif self._steps.pauses:
+            self._wake()
+        timer = None if limit_s is None else loop.call_later(limit_s, _expire, entry, limit_s)
+        try:
+            return await entry.future
         finally:
-            if entry in self._waiting:
-                self._waiting.remove(entry)
+            if timer is not None:
+                timer.cancel()
+            self._leave(entry)
 
-    async def _work(self) -> None:
-        while self._waiting:
-            if len(self._waiting) < self._max_batch_size and self._wait_s > 0:
-                self._full.clear()
+    def _leave(self, entry: Entry) -> None:
+        nobody_waits = self._queue.abandon(entry)
+        if not entry.future.done():  # the coroutine was closed, not cancelled
+            entry.future.cancel()
+        # Asking for the exception also tells asyncio that it does not get lost.
+        if entry.future.cancelled() or (entry.future.exception() and not entry.in_time):
+            self._statistics.num_left += 1
+            if nobody_waits:
+                self._cancel_call()
+
+    def _start(self) -> None:
+        try:
+            if inspect.iscoroutinefunction(self._infer_batch):
+                self._runner = self._workers.loop_thread.submit(self._drive_async())
+            else:
+                self._runner = self._workers.submit_batches(self._drive)
+        except RuntimeError:  # the threads are closed already
+            _refuse(self._queue.reset())
+            return
+        self._runner.add_done_callback(self._ended)
+
+    def _ended(self, runner: Future[None]) -> None:
+        """Leaves nobody waiting for a runner that was cancelled before it began, or that died."""
+        if not runner.cancelled():
+            error = runner.exception()
+            if error is None:
+                return
+            logger.error("%s: the batches have stopped", self._label, exc_info=error)
+        _refuse(self._queue.reset())
+
+    async def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
+        """Refuses what waits, then gives the batch that runs `timeout_s` seconds to end.
+
+        Every caller has an answer or an error afterwards.
+        """
+        _refuse(self._queue.close())
+        self._wake()
+        if self._runner is not None and not self._runner.done():
+            await asyncio.wait([asyncio.wrap_future(self._runner)], timeout=timeout_s)
+        _refuse(self._queue.reset())
+
+    def _drive(self) -> None:
+        """Carries the steps out in a thread."""
+        arrival = threading.Event()
+        self._wake = arrival.set
+        steps = self._steps.run()
+        step = _next(steps, None, None)
+        while step is not None:
+            outputs, error = None, None
+            if isinstance(step, float):
+                arrival.wait(step)
+                arrival.clear()
+            else:
+                try:
+                    outputs = contained(partial(self._infer_batch, step))
+                except Exception as raised:
+                    error = raised
+            step = _next(steps, outputs, error)
+
+    async def _drive_async(self) -> None:
+        """Carries the steps out on the event loop of an asynchronous class."""
+        loop = asyncio.get_running_loop()
+        arrival = asyncio.Event()
+        self._wake = partial(_call_soon, loop, arrival.set)
+        steps = self._steps.run()
+        step = _next(steps, None, None)
+        while step is not None:
+            outputs, error = None, None
+            if isinstance(step, float):
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._full.wait(), self._wait_s)
-            size = min(self._max_batch_size, len(self._waiting))
-            batch = [self._waiting.popleft() for _ in range(size)]
-            self._running = len(batch)
-            try:
-                outcomes = await self._run_batch([exchange for exchange, _ in batch])
-            except asyncio.CancelledError:
-                outcomes = [(None, UnavailableError("the model is shutting down"))] * len(batch)
-            except Exception as error:
-                outcomes = [(None, error)] * len(batch)
-            self._running = 0
-            for (_, future), (answer, failure) in zip(batch, outcomes, strict=True):
-                if future.done():
-                    continue
-                if failure is None:
-                    future.set_result(answer)
-                else:
-                    future.set_exception(failure)
+                    await asyncio.wait_for(arrival.wait(), step)
+                arrival.clear()
+            else:
+                try:
+                    outputs = await self._call_async(loop, step)
+                except Exception as raised:
+                    error = raised
+            step = _next(steps, outputs, error)
 
-    async def _run_batch(self, exchanges: list[Exchange]) -> list[Outcome]:
-        if not exchanges:
-            return []
-        if inspect.iscoroutinefunction(self._infer_batch):
-            work = self._workers.submit_async(lambda: self._call_async(exchanges))
-        else:
-            work = self._workers.submit(lambda: self._call(exchanges))
-        return await asyncio.wrap_future(work)
-
-    def _call(self, exchanges: list[Exchange]) -> list[Outcome]:
-        inputs, places, outcomes = _prepare(exchanges)
+    async def _call_async(self, loop: asyncio.AbstractEventLoop, inputs: list[Any]) -> Any:
+        """Calls the model in a task of its own, cancelled once no caller of the batch is left."""
+        call = loop.create_task(contained_async(partial(self._infer_batch, inputs)))
+        self._cancel_call = partial(_call_soon, loop, call.cancel)
         try:
-            outputs = self._check(self._infer_batch(inputs), len(inputs)) if inputs else []
-        except Exception as error:
-            if len(inputs) <= 1:
-                return _failed(outcomes, places, error)
-            for place in places:
-                outcomes[place] = self._call([exchanges[place]])[0]
-            return outcomes
-        return _answered(exchanges, outcomes, places, outputs)
-
-    async def _call_async(self, exchanges: list[Exchange]) -> list[Outcome]:
-        inputs, places, outcomes = _prepare(exchanges)
-        try:
-            outputs = self._check(await self._infer_batch(inputs), len(inputs)) if inputs else []
-        except Exception as error:
-            if len(inputs) <= 1:
-                return _failed(outcomes, places, error)
-            for place in places:
-                outcomes[place] = (await self._call_async([exchanges[place]]))[0]
-            return outcomes
-        return _answered(exchanges, outcomes, places, outputs)
-
-    def _check(self, outputs: Any, size: int) -> list[Any]:
-        if not isinstance(outputs, list | tuple):
-            raise ServerError(
-                f"{self._label} returned {type(outputs).__name__}; it returns a list with one "
-                "output for each of its inputs"
-            )
-        if len(outputs) != size:
-            raise ServerError(
-                f"{self._label} returned {len(outputs)} outputs for {size} inputs; "
-                "it returns one for each"
-            )
-        return list(outputs)
+            await asyncio.wait([call])
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+        finally:
+            self._cancel_call = _nothing
+        if call.cancelled():
+            raise RuntimeError(f"{self._label} was cancelled: all its callers have left")
+        return call.result()
 
 
-def _prepare(exchanges: list[Exchange]) -> tuple[list[Any], list[int], list[Outcome]]:
-    """Returns the usable inputs, their places in the batch, and the outcomes of the others."""
-    inputs: list[Any] = []
-    places: list[int] = []
-    outcomes: list[Outcome] = [(None, None)] * len(exchanges)
-    for place, exchange in enumerate(exchanges):
-        try:
-            inputs.append(exchange.prepare())
-            places.append(place)
-        except Exception as error:
-            outcomes[place] = (None, error)
-    return inputs, places, outcomes
+def _next(steps: Generator[Step, Any, None], outputs: Any, error: Exception | None) -> Step | None:
+    try:
+        return steps.send(outputs) if error is None else steps.throw(error)
+    except StopIteration:
+        return None
 
 
-def _failed(outcomes: list[Outcome], places: list[int], error: Exception) -> list[Outcome]:
-    for place in places:
-        outcomes[place] = (None, error)
-    return outcomes
+def _refuse(entries: list[Entry]) -> None:
+    deliver([(entry, None, shutting_down()) for entry in entries])
 
 
-def _answered(
-    exchanges: list[Exchange], outcomes: list[Outcome], places: list[int], outputs: list[Any]
-) -> list[Outcome]:
-    for place, output in zip(places, outputs, strict=True):
-        try:
-            outcomes[place] = (exchanges[place].answer(output), None)
-        except Exception as error:
-            outcomes[place] = (None, error)
-    return outcomes
+def _expire(entry: Entry, limit_s: float) -> None:
+    if not entry.future.done():
+        entry.future.set_exception(
+            DeadlineError(f"the model did not finish within {limit_s:g} s, its time limit")
+        )
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nothing runs there any more
+        loop.call_soon_threadsafe(function)
+
+
+def _nothing() -> None:
+    """Stands where nothing is to be woken or cancelled."""

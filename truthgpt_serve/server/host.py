@@ -8,11 +8,14 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+from truthgpt_serve.config.base import MAX_BODY_BYTES
 from truthgpt_serve.contract import FamilySpec, Model
 from truthgpt_serve.errors import DeadlineError, RegistryError, ServerError
+from truthgpt_serve.file_store import FileStore, LocalFileStore
+from truthgpt_serve.resources import request_limits
 from truthgpt_serve.server.batching import Batcher
 from truthgpt_serve.server.channel import Channel
-from truthgpt_serve.server.class_checks import check_class, limits
+from truthgpt_serve.server.class_checks import check_class
 from truthgpt_serve.server.exchange import Emit, Exchange, OnePiece, Plain
 from truthgpt_serve.server.streaming import Pump, direct_stream
 from truthgpt_serve.server.workers import Workers, contained_async
@@ -37,12 +40,18 @@ class ModelHost:
         name: The model name that clients send.
         spec: The family.
         cfg: The configuration as a nested dict.
+        files: Where results that are asked for as addresses lie; by default in this process.
+        max_ongoing: Calls of the model that may run at once; known after `start`.
     """
 
-    def __init__(self, spec: FamilySpec, cfg: dict[str, Any], *, name: str) -> None:
+    def __init__(
+        self, spec: FamilySpec, cfg: dict[str, Any], *, name: str, files: FileStore | None = None
+    ) -> None:
         self.spec = spec
         self.cfg = cfg
         self.name = name
+        self.files = LocalFileStore() if files is None else files
+        self.max_ongoing = 1
         self.model: Any = None
         self._cls: type[Model] | None = None
         self._workers: Workers | None = None
@@ -73,9 +82,10 @@ class ModelHost:
         Raises:
             RegistryError: The class cannot be made or breaks the contract.
         """
-        self._cls = await asyncio.to_thread(self.spec.load_class)
+        self._cls = await asyncio.to_thread(self.spec.load_class, str(self.cfg.get("task")))
         check_class(self._cls)
-        limit, waiting = limits(self.spec, self._cls, self.cfg)
+        limit, waiting = request_limits(self.cfg, self.spec)
+        self.max_ongoing = limit
         batches = callable(getattr(self._cls, "infer_batch", None))
         threads = 1 if batches and not callable(getattr(self._cls, "stream", None)) else limit
         self._workers = Workers(threads, limit + waiting - threads, self.name)
@@ -95,6 +105,7 @@ class ModelHost:
                 max_requests=limit + waiting,
                 max_batch_size=int(batching.get("max_batch_size", 8)),
                 batch_wait_timeout_s=float(batching.get("batch_wait_timeout_s", 0.01)),
+                batch_key=getattr(self.model, "batch_key", None),
             )
 
     def _create(self) -> None:
@@ -113,6 +124,11 @@ class ModelHost:
     def max_request_s(self) -> float:
         """The longest time that one request may take, in seconds."""
         return float((self.cfg.get("serving") or {}).get("max_request_s") or DEFAULT_REQUEST_S)
+
+    @property
+    def max_body_bytes(self) -> int:
+        """The largest request body."""
+        return int((self.cfg.get("serving") or {}).get("max_body_bytes") or MAX_BODY_BYTES)
 
     @property
     def workers(self) -> Workers:
@@ -261,6 +277,8 @@ class ModelHost:
         """Closes the model and its threads, waiting at most 30 s for what runs; never raises."""
         if self._workers is None:
             return
+        if self._batcher is not None:
+            await self._batcher.close(CLOSE_TIMEOUT_S)
         if callable(getattr(self.model, "close", None)):
             try:
                 await asyncio.wait_for(self._call("close"), CLOSE_TIMEOUT_S)

@@ -6,19 +6,14 @@ A framework between the socket and the model costs more than the rest of the wor
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
 from types import TracebackType
-from typing import Any
 
+from truthgpt_serve.asgi import UNREAD_TIMEOUT_S, Headers, Receive, Scope, Send, send_error
 from truthgpt_serve.errors import DeadlineError, SlowRequestError, TooLargeError, TruthGPTError
-from truthgpt_serve.protocol import error_event, error_response
-
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+from truthgpt_serve.protocol import error_event
 
 BODY_LIMIT_S = 600.0
 """How long a body may take to arrive where nothing shorter is set."""
@@ -33,15 +28,19 @@ class Connection:
     """A request and the way back, for one call of the ASGI application.
 
     Attributes:
+        path: The path below the mount point, which decides the form of errors.
         request_id: The client's `x-request-id` if it is sane, else a new one.
+        scope: The ASGI scope.
         started: Whether the status and the headers are sent.
     """
 
-    __slots__ = ("_receive", "_send", "length", "request_id", "started")
+    __slots__ = ("_receive", "_send", "length", "path", "request_id", "scope", "started")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._receive = receive
         self._send = send
+        self.scope = scope
+        self.path = ""
         self.started = False
         self.length = 0
         request_id = b""
@@ -54,6 +53,10 @@ class Connection:
             self.request_id = request_id.decode("latin-1")
         else:
             self.request_id = os.urandom(16).hex()
+
+    def header(self, name: bytes) -> bytes:
+        """Returns a header of the request by its name in lower case, or nothing."""
+        return next((value for key, value in self.scope["headers"] if key == name), b"")
 
     async def read(self, max_bytes: int, limit_s: float = BODY_LIMIT_S) -> bytes:
         """Returns the whole body.
@@ -85,7 +88,8 @@ class Connection:
             more = message.get("more_body", False) and size <= max_bytes
         if max(size, self.length) > max_bytes:
             raise TooLargeError(
-                f"the body is larger than {max_bytes} bytes, the most this model takes"
+                f"the body is larger than {max_bytes} bytes, the most this model takes "
+                "(`serving.max_body_bytes`)"
             )
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -93,18 +97,21 @@ class Connection:
         """Returns a context that ends when the client leaves or after `limit_s` seconds."""
         return Guard(self._receive, limit_s)
 
-    async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    async def _start(self, status: int, headers: Headers) -> None:
         self.started = True
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
-    async def reply(self, body: bytes, status: int = 200) -> None:
-        """Sends a whole JSON answer."""
+    async def reply(
+        self, body: bytes, content_type: str = "application/json", *, headers: Headers | None = None
+    ) -> None:
+        """Sends a whole answer with status 200."""
         await self._start(
-            status,
+            200,
             [
-                (b"content-type", b"application/json"),
+                (b"content-type", content_type.encode()),
                 (b"content-length", b"%d" % len(body)),
                 (b"x-request-id", self.request_id.encode("latin-1")),
+                *(headers or []),
             ],
         )
         await self._send({"type": "http.response.body", "body": body})
@@ -135,13 +142,19 @@ class Connection:
         )
 
     async def fail(self, error: TruthGPTError) -> None:
-        """Sends an error: a whole answer, or the last event of a stream that has begun."""
+        """Sends an error: a whole answer, or the last event of a stream that has begun.
+
+        A client that does not read the stream never learns of it: the server then closes the
+        connection, because the answer is not whole.
+        """
         if self.started:
-            await self._send({"type": "http.response.body", "body": error_event(error)})
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(UNREAD_TIMEOUT_S):
+                    await self._send({"type": "http.response.body", "body": error_event(error)})
             return
-        status, headers, body = error_response(error, self.request_id)
-        await self._start(status, headers)
-        await self._send({"type": "http.response.body", "body": body})
+        self.started = True
+        headers = [(b"x-request-id", self.request_id.encode("latin-1"))]
+        await send_error(self._send, error, headers=headers, path=self.path)
 
 
 class Guard:

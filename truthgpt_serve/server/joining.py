@@ -8,13 +8,9 @@ writes that are at least `interval_s` apart; events stay as they are, and none w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Scope = MutableMapping[str, Any]
+from truthgpt_serve.asgi import Message, Receive, Scope, Send
 
 NUM_AT_ONCE = 3
 """So many first pieces are never held: among them are the role and the first token of a chat."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from truthgpt_serve.server.http import Message, Receive, Scope, Send
+from truthgpt_serve.asgi import Message, Receive, Scope, Send
 
 _NAME = b"x-request-id"
 

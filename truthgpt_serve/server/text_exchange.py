@@ -13,6 +13,7 @@ from truthgpt_serve.server.text_requests import TextRequest
 DEFAULT_MAX_NEW_TOKENS = 256
 """`max_new_tokens` when neither the request nor the class (`default_max_new_tokens`) says one."""
 FINISH_REASONS = ("stop", "length", "content_filter")
+USAGE_KEYS = ("prompt_tokens", "completion_tokens")
 
 
 class TextExchange:
@@ -23,6 +24,7 @@ class TextExchange:
         tokenizer: The class's tokenizer.
         default_max_new_tokens: For a request that gives no limit.
         label: The class's name, for messages.
+        repeats_prompt: Whether a text that begins with the exact prompt is one that repeats it.
     """
 
     __slots__ = (
@@ -36,16 +38,26 @@ class TextExchange:
         "_limit",
         "_passes",
         "_prompt",
+        "_repeats_prompt",
         "_request",
         "_started",
         "_tokenizer",
+        "_usage_given",
         "done",
     )
 
     def __init__(
-        self, request: TextRequest, tokenizer: Tokenizer, default_max_new_tokens: int, label: str
+        self,
+        request: TextRequest,
+        tokenizer: Tokenizer,
+        default_max_new_tokens: int,
+        label: str,
+        *,
+        repeats_prompt: bool = True,
     ) -> None:
         self.done = False
+        self._repeats_prompt = repeats_prompt
+        self._usage_given: Usage | None = None
         self._request = request
         self._tokenizer = tokenizer
         self._limit = request.max_new_tokens or default_max_new_tokens
@@ -79,10 +91,12 @@ class TextExchange:
                 raise RequestError(
                     f"the chat template refuses the messages: {error}", param="messages"
                 ) from error
-        self._filter = TextFilter(self._prompt, request.stop)
+        self._filter = TextFilter(self._prompt if self._repeats_prompt else "", request.stop)
         inputs = {"text": self._prompt, "max_new_tokens": self._limit, **request.sampling}
         if request.stop:
             inputs["stop"] = list(request.stop)
+        if request.messages is not None and self._tokenizer.has_template:
+            inputs["add_special_tokens"] = False  # the template has written them
         return inputs
 
     def answer(self, outputs: Any) -> bytes:
@@ -136,6 +150,8 @@ class TextExchange:
                     f"it is one of {', '.join(FINISH_REASONS)}"
                 )
             self._finish_reason = reason
+        if (usage := item.get("usage")) is not None:
+            self._usage_given = _checked_usage(usage, f"{self._label}.{method}")
         return text
 
     def _cut(self, text: str) -> str:
@@ -159,6 +175,8 @@ class TextExchange:
         return text
 
     def _usage(self) -> Usage | None:
+        if self._usage_given is not None:
+            return self._usage_given
         if not self._tokenizer.counts:
             return None
         templated = self._request.messages is not None and self._tokenizer.has_template
@@ -176,6 +194,15 @@ class TextExchange:
         if self._finish_reason is not None:
             return self._finish_reason
         return "length" if usage and usage["completion_tokens"] >= self._limit else "stop"
+
+
+def _checked_usage(usage: Any, label: str) -> Usage:
+    found = usage if isinstance(usage, dict) else {}
+    counts = [found.get(key) for key in USAGE_KEYS]
+    whole = [count for count in counts if type(count) is int and count >= 0]
+    if len(whole) < len(USAGE_KEYS):
+        raise ServerError(f"{label} gave a usage without whole numbers for {', '.join(USAGE_KEYS)}")
+    return {**dict(zip(USAGE_KEYS, whole, strict=True)), "total_tokens": sum(whole)}
 
 
 def _described(item: Any) -> str:

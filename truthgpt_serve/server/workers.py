@@ -66,6 +66,7 @@ class Workers:
         self._max_calls = limit + max_waiting
         self._pool = ThreadPoolExecutor(limit, thread_name_prefix=f"{name}-worker")
         self._side = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-health")
+        self._batches: ThreadPoolExecutor | None = None
         self._loop_thread: LoopThread | None = None
         self._places = asyncio.Semaphore(limit)
         self._lock = threading.Lock()
@@ -83,7 +84,7 @@ class Workers:
             OverloadedError: As many calls wait as may.
         """
         self._admit()
-        future = self._pool.submit(_contained, function)
+        future = self._pool.submit(contained, function)
         future.add_done_callback(self._leave)
         return future
 
@@ -104,9 +105,22 @@ class Workers:
         handle.append(self.loop_thread.submit(run()))
         return handle[0]
 
+    def submit_batches(self, function: Callable[[], T]) -> Future[T]:
+        """Runs the work of a batcher, which counts its requests itself.
+
+        A single thread is shared, so that the class has no other; beside several, which streams
+        may fill for minutes, batches have one of their own.
+        """
+        if self._limit == 1:
+            return self._pool.submit(contained, function)
+        with self._lock:
+            if self._batches is None:
+                self._batches = ThreadPoolExecutor(1, thread_name_prefix=f"{self._name}-batches")
+        return self._batches.submit(contained, function)
+
     def submit_aside(self, function: Callable[[], T]) -> Future[T]:
         """Runs short blocking code, such as a health check, beside a model that is busy."""
-        return self._side.submit(_contained, function)
+        return self._side.submit(contained, function)
 
     @property
     def loop_thread(self) -> LoopThread:
@@ -134,11 +148,13 @@ class Workers:
         """Ends the threads; one stuck in a model's code is left behind after `timeout_s`."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._side.shutdown(wait=False, cancel_futures=True)
+        if self._batches is not None:
+            self._batches.shutdown(wait=False, cancel_futures=True)
         if self._loop_thread is not None:
             self._loop_thread.close(timeout_s)
 
 
-def _contained(function: Callable[[], T]) -> T:
+def contained(function: Callable[[], T]) -> T:
     """Makes plain errors of what must not reach an event loop, such as `SystemExit`."""
     try:
         return function()

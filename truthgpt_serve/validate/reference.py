@@ -156,6 +156,6 @@ def _bound(item: Any) -> str:
     for name, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
         value = getattr(item, name, None)
         if value is not None:
-            return f"{sign} {value:g}"
+            return f"{sign} {value:.12g}"
     multiple = getattr(item, "multiple_of", None)
     return f"multiple of {multiple}" if multiple else ""

@@ -27,6 +27,7 @@ from truthgpt_serve.validate.applications import (
     import_target,
 )
 from truthgpt_serve.validate.machine import check_machine
+from truthgpt_serve.validate.ray_settings import check_host, check_request_time
 from truthgpt_serve.validate.report import CheckedModel, Report
 
 _SERVE_KEYS = ("applications", "http_options", "proxy_location", "grpc_options", "logging_config")
@@ -81,6 +82,7 @@ def _check_model_data(
     if config is None:
         report.add(faults)
         return None
+    faults += check_request_time(config.serving.max_request_s, source, "serving", "max_request_s")
     if remote_code and not _is_importable(config.model.import_):
         module = config.model.import_
         report.notes.append(
@@ -133,6 +135,7 @@ class _ServiceCheck:
             if isinstance(application, dict):
                 self._check_application(application, self._source.under("applications", index))
         self._check_adapter_names()
+        self._report.add(check_host(self._data.get("http_options"), self._source))
 
     def _check_application(self, application: dict[str, Any], source: Source) -> None:
         target = import_target(application.get("import_path"))
@@ -200,6 +203,7 @@ class _ServiceCheck:
             report.add(faults)
             return
         faults += self._check_port(config, args)
+        faults += check_request_time(config.request_timeout_s, args, "request_timeout_s")
         faults += check_overrides(application, source, config)
         report.add(in_file_order(faults, source))
         report.routers.append(config)

@@ -1,0 +1,1 @@
+"""The family `hf-diffusers`: image pipelines, batched at every denoising step."""

@@ -1,0 +1,108 @@
+"""What a schema cannot see in an image model's configuration: faults between its sections.
+
+Imports neither torch nor diffusers; what only a machine can tell is found when the model loads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from deployments.hf_diffusers.names import (
+    ATTENTION,
+    GPU_ATTENTION,
+    GPU_QUANTIZATION,
+    QUANTIZATION,
+    SINGLE_FILES,
+    suggest,
+)
+from truthgpt_serve.config.paths import must_be_local, resolve_local
+from truthgpt_serve.config.source import Source
+
+Faults = list[tuple[str, str, str]]
+
+
+def check_config(cfg: Mapping[str, Any]) -> Faults:
+    """Returns the faults between sections, as (dotted path, message, fix)."""
+    checks: tuple[Callable[[Mapping[str, Any]], Faults], ...] = (
+        _check_hardware,
+        _check_attention,
+        _check_quantization,
+        _check_files,
+    )
+    return [fault for check in checks for fault in check(cfg)]
+
+
+def _runs_on_cpu(cfg: Mapping[str, Any]) -> bool:
+    return bool(cfg["hardware"]["gpus"] == 0 or cfg["hardware"]["device"] == "cpu")
+
+
+def _check_hardware(cfg: Mapping[str, Any]) -> Faults:
+    faults: Faults = []
+    gpus = cfg["hardware"]["gpus"]
+    if isinstance(gpus, (int, float)) and gpus > 1:
+        message = f"{gpus} is more than one: an image engine uses one GPU"
+        faults.append(("hardware.gpus", message, "write 1, and raise serving.num_replicas"))
+    offload = cfg["serving"]["engine"].get("offload", "none")
+    if offload != "none" and _runs_on_cpu(cfg):
+        message = f"{offload} moves weights to a GPU, and the model has none"
+        faults.append(("serving.engine.offload", message, "write none, or set hardware.gpus"))
+    return faults
+
+
+def _check_attention(cfg: Mapping[str, Any]) -> Faults:
+    name = cfg["model_optim"]["attention"]
+    if name == "auto":
+        return []
+    if name not in ATTENTION:
+        message = f"there is no attention {name!r}"
+        return [("model_optim.attention", message, suggest(name, [*ATTENTION, "auto"]))]
+    if name in GPU_ATTENTION and _runs_on_cpu(cfg):
+        message = f"{name} has kernels for NVIDIA GPUs only, and the model runs on CPU"
+        return [("model_optim.attention", message, "write auto or sdpa")]
+    return []
+
+
+def _check_quantization(cfg: Mapping[str, Any]) -> Faults:
+    name = cfg["model_optim"]["quantization"]
+    gguf_file = cfg["serving"]["engine"].get("gguf_file")
+    if name is not None and name not in QUANTIZATION:
+        message = f"there is no quantization {name!r}"
+        return [("model_optim.quantization", message, suggest(name, QUANTIZATION))]
+    if name in GPU_QUANTIZATION and _runs_on_cpu(cfg):
+        message = f"{name} needs an NVIDIA GPU, and the model runs on CPU"
+        return [("model_optim.quantization", message, "write torchao-int8, or null")]
+    if name == "gguf" and gguf_file is None:
+        message = "gguf needs the file with the denoiser's weights"
+        return [("model_optim.quantization", message, "set serving.engine.gguf_file")]
+    if gguf_file is not None and name != "gguf":
+        message = "has no effect without model_optim.quantization: gguf"
+        return [("serving.engine.gguf_file", message, "set that, or remove it")]
+    return []
+
+
+def _check_files(cfg: Mapping[str, Any]) -> Faults:
+    faults: Faults = []
+    engine, weights = cfg["serving"]["engine"], str(cfg["model"]["name_or_path"] or "")
+    if weights.endswith(SINGLE_FILES) and engine.get("pipeline") is None:
+        message = f"{weights!r} is a single file, which does not say its pipeline"
+        fix = "set serving.engine.pipeline, such as StableDiffusionXLPipeline"
+        faults.append(("model.name_or_path", message, fix))
+    path = engine.get("gguf_file")
+    if isinstance(path, str) and not Path(find_local(path)).is_file():
+        faults.append(("serving.engine.gguf_file", f"{path!r} does not exist", "correct the path"))
+    for key in ("vae", "controlnet"):
+        path = engine.get(key)
+        if isinstance(path, str) and must_be_local(path) and not Path(find_local(path)).exists():
+            faults.append((f"serving.engine.{key}", f"{path!r} does not exist", "correct the path"))
+    return faults
+
+
+def find_local(path: str) -> str:
+    """Returns the absolute path of a file or folder that a setting names, else `path` itself.
+
+    A relative one is looked up in the working directory, then in the parent of
+    `TRUTHGPT_CONFIG_DIR`.
+    """
+    return resolve_local(path, Source())

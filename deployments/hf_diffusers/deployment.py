@@ -1,0 +1,141 @@
+"""The image family's class: the model contract around one image engine.
+
+Knows no Ray and no HTTP. Its asynchronous methods never block: pictures are converted in threads of
+its own, and images are made on the engine's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from functools import partial
+from typing import Any, TypeVar
+
+from deployments.hf_diffusers.feed import Feed
+from truthgpt_serve.errors import OverloadedError, ServerError, UnavailableError
+
+T = TypeVar("T")
+
+NUM_THREADS = 2
+"""Threads that convert pictures: the libraries they call release the interpreter's lock."""
+QUEUE_FACTOR = 12
+"""Images that may run and wait for each request that may: one request asks for up to ten."""
+
+
+class DiffusersModel:
+    """One image model on a stock Diffusers pipeline, its requests batched at every denoising step.
+
+    Attributes:
+        operations: What the image routes may ask for; a pipeline may still refuse one.
+        default_steps: None, for requests without `steps` are this class's own affair.
+        accepts_seed: A request without a seed gets a drawn one, so that its images differ.
+        ongoing: Images that are being made or wait.
+    """
+
+    operations = ("generation", "edit", "variation")
+    default_steps = None
+    accepts_seed = True
+
+    def __init__(self) -> None:
+        self.ongoing = 0
+        self._engine: Any = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._max_ongoing = 0
+
+    def load(self, cfg: dict[str, Any]) -> None:
+        """Loads the weights and starts the engine.
+
+        Raises:
+            ConfigError: The weights cannot be loaded, or the machine cannot do what is asked for.
+        """
+        from deployments.hf_diffusers.config import default_ongoing_requests
+        from deployments.hf_diffusers.engine import ImageEngine
+
+        ongoing = cfg["serving"]["max_ongoing_requests"] or default_ongoing_requests(cfg)
+        self._max_ongoing = QUEUE_FACTOR * int(ongoing)
+        self._engine = ImageEngine(cfg)
+        self.operations = self._engine.operations
+        self._pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="pictures")
+
+    async def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Makes one image.
+
+        Args:
+            inputs: `prompt` and what else docs/images.md lists.
+
+        Returns:
+            `image`, a PIL image; `seed`; `usage` with `input_tokens` and `output_tokens`.
+
+        Raises:
+            RequestError: An input is wrong.
+            OverloadedError: As many images run and wait as may.
+            ServerError: The image could not be made.
+        """
+        async with aclosing(self._make(inputs, Feed(progress=False))) as items:
+            async for item in items:
+                if "image" in item:
+                    return item
+        raise ServerError("the engine ended without an image")
+
+    async def stream(self, inputs: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """Yields the progress of one image and then what `infer` returns; errors as there.
+
+        Yields:
+            `{"queue_position"}` while it waits, `{"step", "num_steps"}`, and with `partial_images`
+            `{"partial_image", "index"}`. A slow reader misses steps, never pictures.
+        """
+        async with aclosing(self._make(inputs, Feed(progress=True))) as items:
+            async for item in items:
+                yield item
+
+    async def _make(
+        self, inputs: dict[str, Any], feed: Feed
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        engine = self._engine
+        if engine is None:
+            raise UnavailableError("the model is not loaded: call `load(cfg)` first")
+        if self.ongoing >= self._max_ongoing:
+            message = f"{self.ongoing} images run or wait; try again later"
+            raise OverloadedError(message, retry_after_s=1)
+        self.ongoing += 1
+        job: Any = None
+        try:
+            call = await self._in_thread(partial(engine.plan, inputs))
+            job = engine.submit(call, feed.on_event)
+            job.add_done_callback(feed.on_done)
+            while (event := await feed.next()) is not None:
+                if isinstance(event, dict):
+                    yield event
+                else:
+                    yield await self._in_thread(partial(engine.convert, event))
+            yield await self._in_thread(partial(engine.finish, call, job))
+        finally:
+            self.ongoing -= 1
+            if job is not None and not job.done():
+                engine.cancel(job)
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        if self._pool is None:
+            raise UnavailableError("the model is closed")
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function)
+
+    def metrics(self) -> str:
+        """Returns the engine's counts in Prometheus' text format."""
+        engine = self._engine
+        return str(engine.metrics()) if engine is not None else ""
+
+    def check_health(self) -> None:
+        """Raises when the engine's thread is dead."""
+        if self._engine is not None:
+            self._engine.check_health()
+
+    def close(self) -> None:
+        """Cancels what runs and frees the engine; safe to call twice."""
+        engine, self._engine = self._engine, None
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+        if engine is not None:
+            engine.close()

@@ -1,0 +1,94 @@
+"""A submitted request as its submitter sees it; does not know how it is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeAlias
+
+
+class JobState(StrEnum):
+    """Where a job is; the last three are final."""
+
+    QUEUED = "queued"
+    ONGOING = "ongoing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a job is."""
+
+    step: int
+    """Denoising steps that are done."""
+    num_steps: int
+    """Denoising steps in all; an estimate until the pipeline has made its timesteps."""
+    queue_position: int
+    """Place in the queue from 1; 0 once the job has begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartialImage:
+    """A picture decoded from the latents of an unfinished image."""
+
+    index: int
+    """Counts the partial images of a job from 0."""
+    image: Any
+    """Tensor of shape (3, height, width), float32 in [0, 1], on the CPU."""
+
+
+Event: TypeAlias = Progress | PartialImage
+
+
+class Job:
+    """A submitted request. Thread-safe."""
+
+    def __init__(self, pipeline: str, num_steps: int) -> None:
+        self.pipeline = pipeline
+        """The name that the pipeline was added under."""
+        self.future: Future[Any] = Future()
+        """Has the outcome. Cancelling it cancels the job, so `asyncio.wrap_future` just works."""
+        self.progress = Progress(step=0, num_steps=num_steps, queue_position=0)
+        """Replaced by a newer one as the job goes on."""
+        self.state = JobState.QUEUED
+        """Set by the engine's thread."""
+
+    def __repr__(self) -> str:
+        return f"<Job {self.pipeline} {self.state} step {self.progress.step}>"
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Returns what the stock pipeline's `__call__` returned.
+
+        Args:
+            timeout: Seconds to wait; None waits for as long as the engine lives.
+
+        Raises:
+            TimeoutError: Not done in time.
+            concurrent.futures.CancelledError: The job was cancelled.
+            NotFiniteError: The decoded image, or float images in the output, have NaN or infinite
+                values. PIL images in the output are not looked at themselves: what their VAE
+                decoded is.
+            DoesNotFitError: The request alone does not fit into memory.
+            Exception: Whatever the pipeline raised.
+        """
+        return self.future.result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Returns what `result` would raise, None if it would not; CancelledError is raised."""
+        return self.future.exception(timeout)
+
+    def done(self) -> bool:
+        """Whether there is an outcome."""
+        return self.future.done()
+
+    def cancelled(self) -> bool:
+        """Whether the outcome is that the job was cancelled."""
+        return self.future.cancelled()
+
+    def add_done_callback(self, function: Callable[[Job], None]) -> None:
+        """Calls `function(job)` at the outcome, on the engine's thread: it must not block."""
+        self.future.add_done_callback(lambda _: function(self))

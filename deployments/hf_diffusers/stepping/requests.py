@@ -1,0 +1,117 @@
+"""Turns what is submitted into a task, and says what is wrong with it; does not know the queue."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from deployments.hf_diffusers.stepping.costs import CostKey, CostModel
+from deployments.hf_diffusers.stepping.errors import UnknownAdapterError
+from deployments.hf_diffusers.stepping.job import Event, Job
+from deployments.hf_diffusers.stepping.pipelines import PipelineEntry
+from deployments.hf_diffusers.stepping.task import Adapters, Task
+
+DEFAULT_NUM_STEPS = 50
+CALLBACKS = ("callback_on_step_end", "callback")
+ATTENTION_ARGUMENTS = (
+    "cross_attention_kwargs",
+    "joint_attention_kwargs",
+    "attention_kwargs",
+)
+
+
+def create_task(
+    entry: PipelineEntry,
+    inputs: Mapping[str, Any],
+    costs: CostModel,
+    *,
+    scheduler: Any,
+    adapters: Mapping[str, float] | None,
+    deadline_s: float | None,
+    num_steps: int | None,
+    partial_images: int,
+    on_event: Callable[[Event], None] | None,
+) -> Task:
+    """Checks a request and estimates its work.
+
+    Raises:
+        UnknownAdapterError: The pipeline was not added with one of the adapters.
+        ValueError: A callback among the inputs, or a value out of range.
+    """
+    for name in CALLBACKS:
+        if inputs.get(name) is not None:
+            raise ValueError(f"inputs[{name!r}]: use `on_event` instead, which gets every step")
+    if partial_images < 0:
+        raise ValueError(f"partial_images is {partial_images}: it must be at least 0")
+    if deadline_s is not None and not deadline_s > 0:
+        raise ValueError(f"deadline_s is {deadline_s}: it must be above 0 seconds")
+    steps = num_steps or _num_steps(entry, inputs)
+    images = _num_images(inputs)
+    key = CostKey(entry.name, _size(inputs))
+    now = time.monotonic()
+    return Task(
+        job=Job(entry.name, steps),
+        entry=entry,
+        inputs=dict(inputs),
+        scheduler=scheduler,
+        adapters=_adapters(entry, adapters),
+        submitted_at=now,
+        deadline=math.inf if deadline_s is None else now + deadline_s,
+        num_steps=steps,
+        num_images=images,
+        cost_key=key,
+        step_cost=costs.estimate(key) * images,
+        partial_images=partial_images,
+        on_event=on_event,
+        exclusive=entry.mode == "exclusive" or _scales_lora(entry, inputs),
+    )
+
+
+def _adapters(entry: PipelineEntry, adapters: Mapping[str, float] | None) -> Adapters:
+    unknown = sorted(set(adapters or ()) - entry.adapters)
+    if unknown:
+        raise UnknownAdapterError(
+            f"pipeline {entry.name!r} has no adapter {unknown}: it has {sorted(entry.adapters)}"
+        )
+    for name, weight in (adapters or {}).items():
+        if not math.isfinite(weight):
+            raise ValueError(f"adapters[{name!r}] is {weight}: the weight must be finite")
+    return tuple(sorted((name, float(weight)) for name, weight in (adapters or {}).items()))
+
+
+def _num_steps(entry: PipelineEntry, inputs: Mapping[str, Any]) -> int:
+    value = inputs.get("num_inference_steps")
+    if isinstance(value, int) and value > 0:
+        return value
+    parameters = inspect.signature(type(entry.pipeline).__call__).parameters
+    default = getattr(parameters.get("num_inference_steps"), "default", None)
+    return default if isinstance(default, int) and default > 0 else DEFAULT_NUM_STEPS
+
+
+def _num_images(inputs: Mapping[str, Any]) -> int:
+    prompt = inputs.get("prompt")
+    num_prompts = len(prompt) if isinstance(prompt, (list, tuple)) else 1
+    per_prompt = inputs.get("num_images_per_prompt")
+    return max(num_prompts, 1) * (per_prompt if isinstance(per_prompt, int) else 1)
+
+
+def _size(inputs: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Returns height and width in pixels: as asked for, else those of the image to work from."""
+    height, width = inputs.get("height"), inputs.get("width")
+    if isinstance(height, int) and isinstance(width, int):
+        return height, width
+    image = inputs.get("image")
+    image = image[0] if isinstance(image, (list, tuple)) and image else image
+    size = getattr(image, "size", None)  # of a PIL image: (width, height)
+    if isinstance(size, tuple) and len(size) == 2:
+        return int(size[1]), int(size[0])
+    return None
+
+
+def _scales_lora(entry: PipelineEntry, inputs: Mapping[str, Any]) -> bool:
+    """Whether the pipeline will scale the LoRA layers of its shared modules during the call."""
+    kwargs = [inputs[name] for name in ATTENTION_ARGUMENTS if isinstance(inputs.get(name), Mapping)]
+    return entry.has_lora and any(item.get("scale", 1.0) != 1.0 for item in kwargs)

@@ -1,0 +1,1 @@
+"""The family `hf-transformers`: texts, embeddings and pipelines of transformers."""

@@ -1,0 +1,219 @@
+"""The transformers family's entry in the registry, its settings and the checks of a configuration.
+
+Imports neither torch nor transformers, so a Serve file is validated without them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from truthgpt_serve.config.base import Count, PositiveNumber, Refusal, Section, refuse
+from truthgpt_serve.contract import FamilySpec
+
+PIPELINE_TASKS = (
+    "audio-classification",
+    "automatic-speech-recognition",
+    "depth-estimation",
+    "fill-mask",
+    "image-classification",
+    "image-feature-extraction",
+    "object-detection",
+    "text-classification",
+    "token-classification",
+    "zero-shot-classification",
+    "zero-shot-image-classification",
+)
+"""Values of `serving.engine.pipeline_task`: transformers' pipelines whose inputs and outputs have a
+form in JSON."""
+
+ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
+GPU_ATTENTION = frozenset({"flash_attention_2", "flash_attention_3"})
+QUANTIZATION = {
+    "bitsandbytes-8bit": "bitsandbytes",
+    "bitsandbytes-4bit": "bitsandbytes",
+    "torchao-int8": "torchao",
+}
+"""Values of `model_optim.quantization`, and the package that each needs."""
+GPU_QUANTIZATION = frozenset({"bitsandbytes-8bit", "bitsandbytes-4bit"})
+
+Pooling = Literal["mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean"]
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+DEFAULT_ROWS = 32
+"""Sequences that decode together when `serving.max_ongoing_requests` does not say."""
+DEFAULT_EMBEDDING_REQUESTS = 256
+DEFAULT_PIPELINE_REQUESTS = 16
+
+
+class TransformersSettings(Section):
+    """What `serving.engine` may say for `family: hf-transformers`."""
+
+    max_model_len: Count | None = None
+    """Tokens of prompt and answer together, or of a text to embed; null takes what the model was
+    made for. More takes more memory for each request."""
+
+    max_new_tokens: Count | None = None
+    """Most tokens of one answer that a request may ask for; null leaves it to `max_model_len`. More
+    lets one request take longer."""
+
+    default_max_new_tokens: Count = 256
+    """Tokens of an answer when the request does not say; never more than `max_new_tokens`."""
+
+    use_cache: bool = True
+    """Keep keys and values of earlier tokens. Without it every token computes the whole text again:
+    only for comparisons."""
+
+    batching: Literal["auto", "continuous", "padded"] = "auto"
+    """How texts share a forward pass. `continuous` lets requests join and leave between two tokens;
+    `padded` runs a batch to its end. `auto` is `continuous` where a trial at start gives the
+    model's own logits, else `padded`."""
+
+    max_rows: Count | None = None
+    """Most sequences in one forward pass; null takes `serving.max_ongoing_requests`, or 32. More
+    raises throughput until memory ends."""
+
+    max_batch_tokens: Count | None = None
+    """Most tokens in one forward pass of `continuous` batching, or of embeddings, padding included;
+    null means 512 on a CPU and 8192 on a GPU. A long prompt takes several. More is faster for long
+    prompts and takes more memory."""
+
+    kv_cache_bytes: Count | None = None
+    """Memory in bytes for keys and values of `continuous` batching. Null means what `max_rows`
+    sequences of `max_model_len` need, at most 1 GiB on a CPU, or 80% of what the weights leave of
+    the GPU's share. More holds more and longer requests at the same time."""
+
+    prefix_cache: bool = True
+    """Reuse keys and values of equal beginnings of prompts, in `continuous` batching."""
+
+    pooling: Pooling | None = None
+    """How the vectors of a text's tokens become one. Null takes what the model's
+    `1_Pooling/config.json` says, else `mean`; decoders that say nothing take `lasttoken`."""
+
+    normalize: bool | None = None
+    """Scale embeddings to length 1. Null takes what the model's `modules.json` says, else true."""
+
+    embedding_prompt: str | None = None
+    """Text put in front of every text that is embedded; null takes the model's own default."""
+
+    pipeline_task: Literal[PIPELINE_TASKS] | None = None  # type: ignore[valid-type]
+    """Transformers pipeline of a model with `task: custom`, such as `image-classification`."""
+
+    max_audio_s: PositiveNumber = 1800
+    """Longest recording in seconds that speech recognition takes. More lets one request take
+    longer, and memory: 64 kB for a second."""
+
+    compile_mode: Literal[COMPILE_MODES] = "max-autotune-no-cudagraphs"  # type: ignore[valid-type]
+    """How hard `model_optim.compile` tries: `default` starts sooner, `max-autotune` measures more
+    kernels."""
+
+    @model_validator(mode="after")
+    def _check_values(self) -> TransformersSettings:
+        if self.batching == "continuous" and not self.use_cache:
+            message = "continuous needs the cache of keys and values"
+            raise refuse([Refusal("batching", message, "write padded", ("use_cache",))])
+        return self
+
+
+Faults = list[tuple[str, str, str]]
+
+
+def check_config(cfg: Mapping[str, Any]) -> Faults:
+    """Returns the faults between sections, as (dotted path, message, fix)."""
+    checks: tuple[Callable[[Mapping[str, Any]], Faults], ...] = (
+        _check_task,
+        _check_hardware,
+        _check_attention,
+        _check_quantization,
+    )
+    return [fault for check in checks for fault in check(cfg)]
+
+
+def runs_on_cpu(cfg: Mapping[str, Any]) -> bool:
+    """Returns whether the configuration asks for a CPU."""
+    return bool(cfg["hardware"]["gpus"] == 0 or cfg["hardware"]["device"] == "cpu")
+
+
+def _check_task(cfg: Mapping[str, Any]) -> Faults:
+    given = cfg["serving"]["engine"].get("pipeline_task")
+    if cfg["task"] == "custom" and given is None:
+        message = "task: custom needs the transformers pipeline that runs the model"
+        return [("serving.engine", message, "set pipeline_task, such as image-classification")]
+    if cfg["task"] != "custom" and given is not None:
+        message = f"{given} has no effect with task: {cfg['task']}"
+        return [("serving.engine.pipeline_task", message, "write task: custom, or remove it")]
+    return []
+
+
+def _check_hardware(cfg: Mapping[str, Any]) -> Faults:
+    gpus = cfg["hardware"]["gpus"]
+    if isinstance(gpus, (int, float)) and gpus > 1:
+        message = f"{gpus} is more than one: this family uses one GPU"
+        fix = "write 1 and raise serving.num_replicas, or use family vllm"
+        return [("hardware.gpus", message, fix)]
+    return []
+
+
+def _check_attention(cfg: Mapping[str, Any]) -> Faults:
+    name = cfg["model_optim"]["attention"]
+    if name == "auto":
+        return []
+    if name not in ATTENTION:
+        message = f"there is no attention {name!r}"
+        return [("model_optim.attention", message, _suggest(name, (*ATTENTION, "auto")))]
+    if name in GPU_ATTENTION and runs_on_cpu(cfg):
+        message = f"{name} has kernels for NVIDIA GPUs only, and the model runs on CPU"
+        return [("model_optim.attention", message, "write auto or sdpa")]
+    if name in GPU_ATTENTION and cfg["model_optim"]["dtype"] == "float32":
+        message = f"{name} computes in bfloat16 or float16, not in float32"
+        return [("model_optim.attention", message, "write sdpa, or another model_optim.dtype")]
+    return []
+
+
+def _check_quantization(cfg: Mapping[str, Any]) -> Faults:
+    name = cfg["model_optim"]["quantization"]
+    if name is None:
+        return []
+    if name not in QUANTIZATION:
+        message = f"there is no quantization {name!r}"
+        return [("model_optim.quantization", message, _suggest(name, QUANTIZATION))]
+    if name in GPU_QUANTIZATION and runs_on_cpu(cfg):
+        message = f"{name} needs an NVIDIA GPU, and the model runs on CPU"
+        return [("model_optim.quantization", message, "write torchao-int8, or null")]
+    return []
+
+
+def _suggest(name: object, known: Iterable[str]) -> str:
+    names = list(known)
+    near = difflib.get_close_matches(str(name), names, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"valid are {', '.join(names)}"
+
+
+def default_ongoing_requests(cfg: Mapping[str, Any]) -> int:
+    """Returns how many requests one replica works on: as many as share a forward pass."""
+    if cfg["task"] == "embedding":
+        return DEFAULT_EMBEDDING_REQUESTS
+    if cfg["task"] == "custom":
+        return DEFAULT_PIPELINE_REQUESTS
+    return int(cfg["serving"]["engine"].get("max_rows") or DEFAULT_ROWS)
+
+
+_CLASSES = "deployments.hf_transformers.deployment"
+
+FAMILY = FamilySpec(
+    name="hf-transformers",
+    class_path=f"{_CLASSES}:TextModel",
+    class_paths={
+        "embedding": f"{_CLASSES}:EmbeddingModel",
+        "custom": f"{_CLASSES}:PipelineModel",
+    },
+    tasks=("text-generation", "embedding", "custom"),
+    engine_config=TransformersSettings,
+    needs_weights=True,
+    on_event_loop=True,
+    max_ongoing_requests=default_ongoing_requests,
+    check=check_config,
+)

@@ -1,0 +1,149 @@
+"""The transformers family's classes: the model contract around one engine each.
+
+Know no Ray and no HTTP. The asynchronous methods never block: texts are made in the engine's own
+threads, and tokenized in one of the class's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from typing import Any
+
+from truthgpt_serve.errors import UnavailableError
+
+NOT_LOADED = "the model is not loaded: call `load(cfg)` first"
+
+
+class TextModel:
+    """A language model; its requests share every forward pass.
+
+    Attributes:
+        tokenizer: The model's tokenizer, once it is loaded.
+        default_max_new_tokens: Tokens of an answer when the request does not say.
+        repeats_prompt: False: the text is the answer only, even when it begins like the prompt.
+    """
+
+    repeats_prompt = False
+
+    def __init__(self) -> None:
+        self.tokenizer: Any = None
+        self.default_max_new_tokens = 256
+        self._engine: Any = None
+        self._pool: ThreadPoolExecutor | None = None
+
+    def load(self, cfg: dict[str, Any]) -> None:
+        """Loads the weights and starts the engine.
+
+        Raises:
+            ConfigError: The weights cannot be loaded, or the machine cannot do what is asked for.
+        """
+        from deployments.hf_transformers.engine import TextEngine
+
+        self._engine = TextEngine(cfg)
+        self.tokenizer = self._engine.tokenizer
+        self.default_max_new_tokens = self._engine.default_max_new_tokens
+        # One thread: a fast tokenizer refuses two callers that need different settings.
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+
+    @property
+    def ongoing(self) -> int:
+        """Texts that are being made or wait."""
+        return self._engine.ongoing if self._engine is not None else 0
+
+    async def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Makes one text.
+
+        Args:
+            inputs: `text` and what else docs/transformers.md lists.
+
+        Returns:
+            `text`, `finish_reason` and `usage`.
+
+        Raises:
+            RequestError: An input is wrong.
+            OverloadedError: As many texts run and wait as may.
+        """
+        parts: list[str] = []
+        last: dict[str, Any] = {}
+        async with aclosing(self.stream(inputs)) as items:
+            async for item in items:
+                parts.append(item["text"])
+                last = item
+        return {**last, "text": "".join(parts)}
+
+    async def stream(self, inputs: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """Yields `{"text": delta}`, the last with `finish_reason` and `usage`; errors as above."""
+        engine, pool = self._engine, self._pool
+        if engine is None or pool is None:
+            raise UnavailableError(NOT_LOADED)
+        call = await asyncio.get_running_loop().run_in_executor(pool, engine.plan, inputs)
+        job = engine.submit(call)
+        try:
+            while (text := await job.next()) is not None:
+                yield {"text": text}
+            num_prompt = len(call.prompt)
+            yield {
+                "text": "",
+                "finish_reason": job.reason,
+                "usage": {
+                    "prompt_tokens": num_prompt,
+                    "completion_tokens": job.num_tokens,
+                    "total_tokens": num_prompt + job.num_tokens,
+                },
+            }
+        finally:
+            engine.cancel(job)
+
+    def check_health(self) -> None:
+        """Raises when the engine is dead."""
+        if self._engine is not None:
+            self._engine.check_health()
+
+    def close(self) -> None:
+        """Ends all texts and frees the engine; safe to call twice."""
+        engine, self._engine = self._engine, None
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+        if engine is not None:
+            engine.close()
+
+
+class EmbeddingModel:
+    """A model that turns texts into vectors; requests are batched.
+
+    Attributes:
+        tokenizer: The model's tokenizer, once it is loaded.
+        accepts_token_ids: Texts may come as token ids.
+    """
+
+    accepts_token_ids = True
+
+    def __init__(self) -> None:
+        self.tokenizer: Any = None
+        self._engine: Any = None
+
+    def load(self, cfg: dict[str, Any]) -> None:
+        """Loads the weights; errors as in `TextModel.load`."""
+        from deployments.hf_transformers.engine import EmbeddingEngine
+
+        self._engine = EmbeddingEngine(cfg)
+        self.tokenizer = self._engine.tokenizer
+
+    def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Returns the vector of one text; see `infer_batch`."""
+        return self.infer_batch([inputs])[0]
+
+    def infer_batch(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Returns the vectors of many texts; see `EmbeddingEngine.infer_batch`."""
+        if self._engine is None:
+            raise UnavailableError(NOT_LOADED)
+        found: list[dict[str, Any]] = self._engine.infer_batch(batch)
+        return found
+
+    def close(self) -> None:
+        """Frees the weights; safe to call twice."""
+        self._engine = None

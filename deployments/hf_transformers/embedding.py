@@ -1,0 +1,280 @@
+"""The embedding engine of one replica: texts in, vectors out, many texts in few forward passes.
+
+Knows requests' inputs and vectors; nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from deployments.hf_transformers.acceleration import choose_attention, compile_model
+from deployments.hf_transformers.config import TransformersSettings
+from deployments.hf_transformers.embedding_layout import find_file, read_json, read_layout
+from deployments.hf_transformers.embedding_pooling import normalize, pool
+from deployments.hf_transformers.loading import (
+    Source,
+    load_config,
+    load_model,
+    load_tokenizer,
+    read_source,
+)
+from deployments.hf_transformers.refusal import bad_setting
+from truthgpt_serve.errors import RequestError
+
+logger = logging.getLogger(__name__)
+
+CPU_BATCH_TOKENS = 2048
+GPU_BATCH_TOKENS = 32768
+UNKNOWN_MODEL_LEN = 512
+TRIAL_LENGTHS = (3, 8, 16)
+PADDING_OFFSET_TYPES = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet", "longformer"})
+"""Architectures whose positions begin behind the padding token's id: that many cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One text, tokenized.
+
+    Attributes:
+        ids: Token ids, special ones included.
+        dimensions: Values wanted of the vector, or None for all.
+    """
+
+    ids: list[int]
+    dimensions: int | None
+
+
+class EmbeddingEngine:
+    """Loads an embedding model and computes vectors; one thread at a time.
+
+    Args:
+        cfg: The whole configuration as a nested dict.
+
+    Attributes:
+        tokenizer: The model's tokenizer.
+        size: Values of a whole vector.
+        max_tokens: Most tokens of a text.
+        attention: The attention that computes.
+
+    Raises:
+        ConfigError: The weights cannot be loaded, or the machine cannot do what is asked for.
+    """
+
+    def __init__(self, cfg: Mapping[str, Any]) -> None:
+        settings = TransformersSettings.model_validate(cfg["serving"]["engine"])
+        source = read_source(cfg)
+        config = load_config(source)
+        self.tokenizer = load_tokenizer(source)
+        self._layout = read_layout(source, config, settings)
+        self._model = load_model(transformers.AutoModel, source, config)
+        self._dense = [_load_dense(source, folder) for folder in self._layout.dense]
+        for layer in self._dense:
+            layer.to(source.device)
+        self._pad_id = self.tokenizer.pad_token_id or 0
+        self.max_tokens = settings.max_model_len or self._own_length(config)
+        on_gpu = source.device.type == "cuda"
+        usual = GPU_BATCH_TOKENS if on_gpu else CPU_BATCH_TOKENS
+        self._batch_tokens = settings.max_batch_tokens or usual
+        trials = [[Item(_trial_ids(config, length), None)] for length in TRIAL_LENGTHS]
+        wanted = str(cfg["model_optim"]["attention"])
+        self.attention = choose_attention(
+            wanted, self._model, lambda: self._forward(trials[0] + trials[1])
+        )
+        if cfg["model_optim"]["compile"]:
+            batches = [*trials, trials[0] + trials[1], [trials[2][0]] * 8]
+            compile_model(
+                self._model,
+                settings.compile_mode,
+                [partial(self._forward, batch) for batch in batches],
+            )
+        with torch.inference_mode():
+            self.size = self._forward(trials[0]).shape[-1]
+        logger.info(
+            "attention: %s; pooling: %s, by %s; normalized: %s; %d values",
+            self.attention,
+            "+".join(self._layout.pooling),
+            self._layout.source,
+            self._layout.normalize,
+            self.size,
+        )
+
+    def _own_length(self, config: Any) -> int:
+        text = config.get_text_config()
+        length = getattr(text, "max_position_embeddings", None) or UNKNOWN_MODEL_LEN
+        if text.model_type in PADDING_OFFSET_TYPES:
+            length -= self._pad_id + 1
+        limits = [length, self._layout.max_tokens, self.tokenizer.model_max_length]
+        return min(int(limit) for limit in limits if limit)
+
+    # -- requests
+
+    def infer_batch(self, batch: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Computes the vectors of many texts.
+
+        Args:
+            batch: For each text `text` or `token_ids`; optionally `dimensions` and
+                `truncate_prompt_tokens` (-1 for as many as the model takes).
+
+        Returns:
+            For each `embedding`, float32 `[dimensions]`, and `num_tokens`.
+
+        Raises:
+            RequestError: An input is wrong, or a text is too long.
+        """
+        items = self._read(batch)
+        vectors: list[Any] = [None] * len(items)
+        with torch.inference_mode():
+            for places in self._split(items):
+                found = self._forward([items[place] for place in places])
+                for place, vector in zip(places, found.float().cpu().numpy(), strict=True):
+                    vectors[place] = vector
+        return [
+            {"embedding": self._cut(vector, item.dimensions), "num_tokens": len(item.ids)}
+            for vector, item in zip(vectors, items, strict=True)
+        ]
+
+    def _read(self, batch: Sequence[Mapping[str, Any]]) -> list[Item]:
+        """Checks the inputs and tokenizes all texts in one call, which uses several cores."""
+        texts = [self._text(inputs) for inputs in batch if "token_ids" not in inputs]
+        encoded = iter(self.tokenizer(texts)["input_ids"] if texts else [])
+        items = []
+        for inputs in batch:
+            if "token_ids" in inputs:
+                ids = _token_ids(inputs["token_ids"], len(self.tokenizer))
+                limited = self._limited(ids, inputs, None)
+            else:
+                limited = self._limited(next(encoded), inputs, self._text(inputs))
+            items.append(Item(limited, self._dimensions(inputs)))
+        return items
+
+    def _text(self, inputs: Mapping[str, Any]) -> str:
+        text = inputs.get("text")
+        if not isinstance(text, str) or not text:
+            raise RequestError("`text` must be a string that is not empty", param="text")
+        text = self._layout.prompt + text
+        return text.lower() if self._layout.lower_case else text
+
+    def _limited(self, ids: list[int], inputs: Mapping[str, Any], text: str | None) -> list[int]:
+        """Returns the tokens of a text that the model takes."""
+        limit = inputs.get("truncate_prompt_tokens")
+        if limit is None:
+            if len(ids) > self.max_tokens:
+                raise RequestError(
+                    f"the text has {len(ids)} tokens; this model takes {self.max_tokens}: shorten "
+                    "it, or send `truncate_prompt_tokens: -1`",
+                    param="input",
+                    code="context_length_exceeded",
+                )
+            return ids
+        if isinstance(limit, bool) or not isinstance(limit, int) or not (limit > 0 or limit == -1):
+            raise RequestError(
+                "`truncate_prompt_tokens` must be -1 or a whole number of at least 1",
+                param="truncate_prompt_tokens",
+            )
+        limit = self.max_tokens if limit == -1 else min(limit, self.max_tokens)
+        if len(ids) <= limit:
+            return ids
+        if text is None:
+            return ids[:limit]
+        cut: list[int] = self.tokenizer(text, truncation=True, max_length=limit)["input_ids"]
+        return cut
+
+    def _dimensions(self, inputs: Mapping[str, Any]) -> int | None:
+        wanted = inputs.get("dimensions")
+        if wanted is None:
+            return None
+        whole = isinstance(wanted, int) and not isinstance(wanted, bool)
+        if not whole or not 1 <= wanted <= self.size:
+            message = f"`dimensions` must be a whole number from 1 to {self.size}"
+            raise RequestError(message, param="dimensions")
+        return int(wanted)
+
+    # -- computation
+
+    def _split(self, items: Sequence[Item]) -> Iterator[list[int]]:
+        """Yields the places of each forward pass: texts of like length, at most so many tokens."""
+        order = sorted(range(len(items)), key=lambda place: -len(items[place].ids))
+        batch: list[int] = []
+        for place in order:
+            longest = len(items[batch[0]].ids) if batch else 0
+            if batch and (len(batch) + 1) * longest > self._batch_tokens:
+                yield batch
+                batch = []
+            batch.append(place)
+        if batch:
+            yield batch
+
+    def _forward(self, items: Sequence[Item]) -> torch.Tensor:
+        """Returns the vectors `[texts, size]` of one forward pass."""
+        longest = max(len(item.ids) for item in items)
+        ids = torch.full((len(items), longest), self._pad_id)
+        mask = torch.zeros_like(ids)
+        for row, item in enumerate(items):
+            ids[row, : len(item.ids)] = torch.tensor(item.ids)
+            mask[row, : len(item.ids)] = 1
+        device = self._model.device
+        ids, mask = ids.to(device), mask.to(device)
+        hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
+        vectors = pool(self._layout.pooling, hidden, mask)
+        for layer in self._dense:
+            vectors = layer(vectors.to(next(layer.parameters()).dtype))
+        return normalize(vectors) if self._layout.normalize else vectors
+
+    def _cut(self, vector: Any, dimensions: int | None) -> Any:
+        if dimensions is None or dimensions == len(vector):
+            return vector
+        vector = vector[:dimensions]
+        if not self._layout.normalize:
+            return vector
+        length = numpy.linalg.norm(vector)
+        return vector / length if length > 0 else vector
+
+
+def _token_ids(value: Any, size: int) -> list[int]:
+    fine = isinstance(value, list) and value
+    if not fine or not all(type(token) is int and 0 <= token < size for token in value):
+        message = f"token ids must be a list of whole numbers from 0 to {size - 1}"
+        raise RequestError(message, param="input")
+    return list(value)
+
+
+def _trial_ids(config: Any, length: int) -> list[int]:
+    size = int(config.get_text_config().vocab_size)
+    return [(37 * i + 11) % size for i in range(length)]
+
+
+def _load_dense(source: Source, folder: str) -> torch.nn.Module:
+    """Returns a dense layer of a sentence-transformers model.
+
+    Raises:
+        ConfigError: Its files are missing or do not fit.
+    """
+    config = read_json(source, f"{folder}/config.json")
+    weights = find_file(source, f"{folder}/model.safetensors")
+    if config is None or weights is None:
+        message = f"modules.json names {folder}, which lacks config.json or model.safetensors"
+        raise bad_setting("model.name_or_path", message)
+    name = str(config.get("activation_function", "torch.nn.modules.linear.Identity"))
+    activation = getattr(torch.nn, name.rpartition(".")[2], None)
+    if not name.startswith("torch.nn.") or activation is None:
+        message = f"{folder}/config.json names an activation {name!r}, which torch does not have"
+        raise bad_setting("model.name_or_path", message)
+    linear = torch.nn.Linear(
+        config["in_features"], config["out_features"], config.get("bias", True)
+    )
+    state = {key.removeprefix("linear."): value for key, value in load_file(weights).items()}
+    try:
+        linear.load_state_dict(state)
+    except RuntimeError as error:
+        message = f"the weights of {folder} do not fit its config.json: {error}"
+        raise bad_setting("model.name_or_path", message) from error
+    return torch.nn.Sequential(linear, activation()).eval()

@@ -1,0 +1,146 @@
+"""Chooses the next token of each sequence of a batch by that sequence's own fields and seed.
+
+Knows logits and fields, nothing of models, caches or requests. The same for every way of batching,
+so that a request gets the same tokens alone and among others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How one sequence's tokens are chosen; names and meanings are those of OpenAI and vLLM.
+
+    Attributes:
+        temperature: Divides the logits; 0 takes the likeliest token.
+        top_k: Only the so many likeliest tokens; 0 or less for all.
+        top_p: Only the likeliest tokens with this probability together.
+        min_p: Only tokens with this part of the likeliest one's probability.
+        seed: Of the random numbers.
+        repetition_penalty: Divides the positive logits, and multiplies the negative ones, of tokens
+            in the prompt or the answer; 1 changes nothing (Keskar et al., 2019).
+        presence_penalty: Subtracted from the logits of tokens in the answer.
+        frequency_penalty: The same for each time that they occur.
+        min_tokens: Tokens before which the sequence does not end.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    min_tokens: int = 0
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether a logit is changed before the likeliest token is known."""
+        return (
+            self.repetition_penalty != 1
+            or self.presence_penalty != 0
+            or self.frequency_penalty != 0
+            or self.min_tokens > 0
+        )
+
+
+@dataclass(slots=True)
+class Row:
+    """One sequence in the sampler.
+
+    Attributes:
+        sampling: Its fields.
+        prompt: Its prompt's token ids.
+        end_ids: Tokens that end it.
+        tokens: The tokens that were chosen so far.
+        generator: Its random numbers; made with the first.
+    """
+
+    sampling: Sampling
+    prompt: list[int]
+    end_ids: frozenset[int]
+    tokens: list[int] = field(default_factory=list)
+    generator: torch.Generator | None = None
+
+
+def choose_tokens(logits: torch.Tensor, rows: list[Row | None]) -> torch.Tensor:
+    """Returns the next token of each row and notes it there.
+
+    Args:
+        logits: `[rows, vocabulary]`, of any float type.
+        rows: One for each row of the logits; None takes the likeliest token and notes nothing.
+
+    Returns:
+        `[rows]`, int64, on the logits' device.
+    """
+    scores = logits.float()
+    changed = [i for i, row in enumerate(rows) if row is not None and row.sampling.changes_logits]
+    if changed:
+        scores = scores.clone()
+        for index in changed:
+            row = rows[index]
+            if row is not None:
+                _change(scores[index], row)
+    tokens = scores.argmax(dim=-1)
+    drawn = [i for i, row in enumerate(rows) if row is not None and row.sampling.temperature > 0]
+    if drawn:
+        tokens[drawn] = _draw(scores[drawn], [row for i in drawn if (row := rows[i]) is not None])
+    for row, token in zip(rows, tokens.tolist(), strict=True):
+        if row is not None:
+            row.tokens.append(token)
+    return tokens
+
+
+def _change(scores: torch.Tensor, row: Row) -> None:
+    """Applies the penalties of one row to its logits in place."""
+    sampling, device = row.sampling, scores.device
+    if sampling.min_tokens > len(row.tokens) and row.end_ids:
+        scores[list(row.end_ids)] = -torch.inf
+    if sampling.repetition_penalty != 1:
+        seen = torch.tensor(sorted({*row.prompt, *row.tokens}), device=device)
+        values = scores[seen]
+        penalty = sampling.repetition_penalty
+        scores[seen] = torch.where(values < 0, values * penalty, values / penalty)
+    if row.tokens and (sampling.presence_penalty or sampling.frequency_penalty):
+        made, counts = torch.tensor(row.tokens, device=device).unique(return_counts=True)
+        scores[made] -= sampling.presence_penalty + sampling.frequency_penalty * counts
+
+
+def _draw(scores: torch.Tensor, rows: list[Row]) -> torch.Tensor:
+    """Draws a token for each row, `[rows, vocabulary]` to `[rows]`.
+
+    The largest of probability over exponential noise is a draw from the distribution, and the noise
+    of a row depends on its own generator only.
+    """
+    device = scores.device
+    given = [row.sampling for row in rows]
+
+    def column(values: list[float]) -> torch.Tensor:
+        return torch.tensor(values, device=device).unsqueeze(-1)
+
+    scores = scores / column([sampling.temperature for sampling in given])
+    if any(s.top_k > 0 or s.top_p < 1 or s.min_p > 0 for s in given):
+        ordered, order = scores.sort(dim=-1, descending=True)
+        size = scores.shape[-1]
+        limits = [float(s.top_k if s.top_k > 0 else size) for s in given]
+        drop = torch.arange(size, device=device) >= column(limits)
+        ordered = ordered.masked_fill(drop, -torch.inf)
+        chances = ordered.softmax(dim=-1)
+        # What precedes a token has top_p already: the token that reaches it stays.
+        drop = chances.cumsum(dim=-1) - chances >= column([s.top_p for s in given])
+        drop |= chances < column([s.min_p for s in given]) * chances[:, :1]
+        drop[:, 0] = False
+        ordered = ordered.masked_fill(drop, -torch.inf)
+        scores = torch.empty_like(scores).scatter_(-1, order, ordered)
+    chances = scores.softmax(dim=-1)
+    noise = torch.empty_like(chances)
+    for index, row in enumerate(rows):
+        if row.generator is None:
+            row.generator = torch.Generator(device).manual_seed(row.sampling.seed % 2**63)
+        noise[index].exponential_(generator=row.generator)
+    return (chances / noise).argmax(dim=-1)

@@ -1,0 +1,190 @@
+"""Loads weights: device, number format, quantization, and the errors that name what is missing.
+
+Knows transformers' classes, nothing of requests. Code that a checkpoint brings is never run.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+
+from deployments.hf_transformers.config import GPU_QUANTIZATION, QUANTIZATION
+from deployments.hf_transformers.refusal import bad_setting
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+LOAD_ERRORS = (OSError, ValueError, ImportError, RuntimeError, TypeError, KeyError)
+"""What `from_pretrained` raises for folders that are no model, or not one of this kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the weights are and how they are to be loaded.
+
+    Attributes:
+        name_or_path: A hub name or a local folder.
+        revision: Branch, tag or commit of a hub model.
+        device: Where the model computes.
+        dtype: The number format that the configuration names, `auto` for the checkpoint's.
+        quantization: A key of `config.QUANTIZATION`, or None.
+    """
+
+    name_or_path: str
+    revision: str | None
+    device: torch.device
+    dtype: str
+    quantization: str | None
+
+    def options(self) -> dict[str, Any]:
+        """Returns the arguments that every `from_pretrained` gets."""
+        options: dict[str, Any] = {"trust_remote_code": False}
+        if self.revision is not None:
+            options["revision"] = self.revision
+        return options
+
+
+def read_source(cfg: Mapping[str, Any]) -> Source:
+    """Reads where the weights are; on a CPU it sets the number of threads to `hardware.cpus`.
+
+    Raises:
+        ConfigError: A GPU is asked for and there is none, or the quantization cannot run here.
+    """
+    transformers.utils.logging.disable_progress_bar()
+    device = choose_device(cfg["hardware"])
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, int(cfg["hardware"]["cpus"])))
+    quantization = cfg["model_optim"]["quantization"]
+    if quantization is not None:
+        check_quantization(str(quantization))
+    return Source(
+        name_or_path=str(cfg["model"]["name_or_path"]),
+        revision=cfg["model"]["revision"],
+        device=device,
+        dtype=str(cfg["model_optim"]["dtype"]),
+        quantization=quantization,
+    )
+
+
+def choose_device(hardware: Mapping[str, Any]) -> torch.device:
+    """Returns the device of one replica; `gpus` was decided before, else the GPU if there is one.
+
+    Raises:
+        ConfigError: A GPU is asked for, and torch sees none.
+    """
+    gpus, wanted = hardware["gpus"], hardware["device"]
+    if gpus == 0 or wanted == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if gpus == "auto" and wanted == "auto":
+        return torch.device("cpu")
+    message = f"{gpus} asks for a GPU, and torch {torch.__version__} sees none"
+    raise bad_setting("hardware.gpus", message, "write 0, or install the extra `gpu`")
+
+
+def choose_dtype(wanted: str, stored: torch.dtype | None, device: torch.device) -> torch.dtype:
+    """Returns the number format of the weights.
+
+    `auto` takes the checkpoint's where the device computes in it: float16 becomes float32 on a CPU,
+    and bfloat16 becomes float16 on a GPU that does not have it.
+    """
+    if wanted != "auto":
+        return DTYPES[wanted]
+    dtype = stored if stored in DTYPES.values() else torch.float32
+    if device.type == "cpu" and dtype is torch.float16:
+        return torch.float32
+    if device.type == "cuda" and dtype is torch.bfloat16:
+        has_it = torch.cuda.is_bf16_supported(including_emulation=False)
+        return dtype if has_it else torch.float16
+    return dtype or torch.float32
+
+
+def check_quantization(name: str) -> None:
+    """Proves that this machine can run a quantization: its package imports, its GPU is there.
+
+    Raises:
+        ConfigError: Something is missing; the message names it.
+    """
+    place, package = "model_optim.quantization", QUANTIZATION[name]
+    try:
+        importlib.import_module(package)
+    except (ImportError, OSError, RuntimeError) as error:
+        message = f"{name} needs the package {package}, which does not import here: {error}"
+        raise bad_setting(place, message, f"pip install {package}") from error
+    if name in GPU_QUANTIZATION and not torch.cuda.is_available():
+        message = f"{name} needs an NVIDIA GPU, and torch {torch.__version__} sees none"
+        raise bad_setting(place, message, "write torchao-int8, or null")
+
+
+def _quantization_config(name: str, dtype: torch.dtype) -> Any:
+    if name == "bitsandbytes-8bit":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    if name == "bitsandbytes-4bit":
+        return transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
+    kinds = importlib.import_module("torchao.quantization")
+    return transformers.TorchAoConfig(kinds.Int8WeightOnlyConfig(version=2))
+
+
+def load_config(source: Source) -> Any:
+    """Returns the model's own configuration.
+
+    Raises:
+        ConfigError: There is no such model.
+    """
+    try:
+        return transformers.AutoConfig.from_pretrained(source.name_or_path, **source.options())
+    except LOAD_ERRORS as error:
+        raise _not_loaded(source, "a transformers model", error) from error
+
+
+def load_tokenizer(source: Source) -> Any:
+    """Returns the model's tokenizer.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    try:
+        return transformers.AutoTokenizer.from_pretrained(source.name_or_path, **source.options())
+    except LOAD_ERRORS as error:
+        raise _not_loaded(source, "a tokenizer", error) from error
+
+
+def load_model(auto_class: Any, source: Source, config: Any) -> Any:
+    """Returns the model in its number format, on its device, ready to compute.
+
+    Args:
+        auto_class: Such as `transformers.AutoModelForCausalLM`.
+        source: Where the weights are.
+        config: What `load_config` returned.
+
+    Raises:
+        ConfigError: The weights are not of this kind, or the quantization does not take them.
+    """
+    dtype = choose_dtype(source.dtype, getattr(config, "dtype", None), source.device)
+    options: dict[str, Any] = {"dtype": dtype, **source.options()}
+    if source.quantization is not None:
+        options["quantization_config"] = _quantization_config(source.quantization, dtype)
+        options["device_map"] = {"": source.device}
+    try:
+        model = auto_class.from_pretrained(source.name_or_path, **options)
+    except torch.OutOfMemoryError as error:
+        message = f"the weights do not fit the GPU: {error}"
+        raise bad_setting("hardware.gpus", message, "take a larger GPU, or quantize") from error
+    except LOAD_ERRORS as error:
+        raise _not_loaded(source, f"an {auto_class.__name__}", error) from error
+    if source.quantization is None:
+        model.to(source.device)
+    return model.eval()
+
+
+def _not_loaded(source: Source, kind: str, error: Exception) -> Exception:
+    at = f" at revision {source.revision!r}" if source.revision else ""
+    reason = str(error).strip().partition("\n")[0]
+    message = f"{source.name_or_path!r}{at} cannot be loaded as {kind}: {reason}"
+    return bad_setting("model.name_or_path", message)

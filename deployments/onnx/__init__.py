@@ -1,0 +1,1 @@
+"""The family `onnxruntime`: runs .onnx files, tensors in and tensors out."""

@@ -1,0 +1,54 @@
+"""Image files for tests, good and bad ones; knows no test."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Any
+
+from PIL import Image
+
+
+def encode(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def picture(width: int = 40, height: int = 30, mode: str = "RGB") -> Image.Image:
+    """An image whose pixels all differ from their neighbours, so that turning it shows."""
+    image = Image.new("RGB", (width, height))
+    image.putdata([(x * 6 % 256, y * 8 % 256, 9) for y in range(height) for x in range(width)])
+    return image.convert(mode)
+
+
+def png(width: int = 40, height: int = 30, mode: str = "RGB") -> bytes:
+    return encode(picture(width, height, mode))
+
+
+def mask_png(width: int = 40, height: int = 30, *, transparent: bool = True) -> bytes:
+    """A mask whose left half is transparent."""
+    mask = Image.new("RGBA", (width, height), (0, 0, 0, 255))
+    if transparent:
+        mask.paste((0, 0, 0, 0), (0, 0, width // 2, height))
+    return encode(mask)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose header promises very many pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    data = zlib.compress(bytes(1000))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
+
+
+def animated(form: str) -> bytes:
+    frames = [Image.new("RGB", (8, 8), (level, 0, 0)) for level in (0, 100, 200)]
+    return encode(frames[0], form, save_all=True, append_images=frames[1:], duration=50)

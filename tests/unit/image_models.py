@@ -1,0 +1,43 @@
+"""Saved tiny image models and configurations for the tests of the family; knows no test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from deployments.hf_diffusers.deployment import DiffusersModel
+from deployments.hf_diffusers.tiny_models import create_pipeline
+from truthgpt_serve.config import load_model_config
+
+
+def save_model(kind: str, folder: Path) -> Path:
+    """Writes the tiny pipeline of this kind unless it is there already; returns the folder."""
+    if not (folder / "model_index.json").exists():
+        create_pipeline(kind).save_pretrained(folder)
+    return folder
+
+
+def make_cfg(weights: Path | str, engine: dict[str, Any] | None = None, **more: Any) -> Any:
+    """Returns a whole configuration; `more` holds further sections."""
+    serving = {"engine": engine or {}, **more.pop("serving", {})}
+    sections = {
+        "task": "image-generation",
+        "model": {"name_or_path": str(weights)},
+        "hardware": {"gpus": 0},
+        "serving": serving,
+        **more,
+    }
+    return load_model_config(sections).to_cfg()
+
+
+@contextmanager
+def open_model(cfg: dict[str, Any]) -> Iterator[DiffusersModel]:
+    """Loads a model and closes it."""
+    model = DiffusersModel()
+    model.load(cfg)
+    try:
+        yield model
+    finally:
+        model.close()

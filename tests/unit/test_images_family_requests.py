@@ -1,0 +1,299 @@
+"""What a request's inputs become, on real tiny pipelines; no image is made here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deployments.hf_diffusers.config import DiffusersSettings
+from deployments.hf_diffusers.facts import read_facts
+from deployments.hf_diffusers.pictures import fit, to_image, to_mask, to_tensor
+from deployments.hf_diffusers.prompts import PromptCounter
+from deployments.hf_diffusers.requests import Call, Catalog, plan_call
+from deployments.hf_diffusers.role_pipelines import make_roles
+from deployments.hf_diffusers.schedulers import Schedulers
+from deployments.hf_diffusers.tiny_models import create_pipeline
+from truthgpt_serve.errors import ConfigError, RequestError
+
+LONG = "word " * 100
+PIPELINES: dict[str, Any] = {}
+
+
+def pipeline_of(kind: str) -> Any:
+    if kind not in PIPELINES:
+        PIPELINES[kind] = create_pipeline(kind)
+    return PIPELINES[kind]
+
+
+def make_catalog(kind: str = "sd", **settings: Any) -> Catalog:
+    base = pipeline_of(kind)
+    facts = {role: read_facts(pipe, role) for role, pipe in make_roles(base).items()}
+    checked = DiffusersSettings.model_validate(settings)
+    counter = PromptCounter(base, checked.max_prompt_tokens, next(iter(facts.values())).defaults)
+    schedulers = Schedulers(base.scheduler, checked.schedulers)
+    return Catalog(facts, checked, counter, schedulers, ("ink", "oil"))
+
+
+@pytest.fixture(scope="module")
+def catalog() -> Iterator[Catalog]:
+    yield make_catalog(max_pixels=128 * 128, quality_steps={"low": 3})
+    PIPELINES.clear()
+
+
+def picture(width: int = 64, height: int = 48, mode: str = "RGB") -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values).convert(mode)
+
+
+def plan(catalog: Catalog, **inputs: Any) -> Call:
+    return plan_call({"prompt": "a boat", **inputs}, catalog)
+
+
+def refusal(catalog: Catalog, **inputs: Any) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        plan(catalog, **inputs)
+    assert caught.value.status == 400
+    return caught.value
+
+
+def test_arguments_of_the_stock_call(catalog: Catalog) -> None:
+    call = plan(
+        catalog, steps=7, width=64, height=72, seed=5, guidance_scale=3, negative_prompt="fog"
+    )
+    generator = call.arguments.pop("generator")()
+    assert call.arguments == {
+        "prompt": "a boat",
+        "negative_prompt": "fog",
+        "num_inference_steps": 7,
+        "width": 64,
+        "height": 72,
+        "guidance_scale": 3.0,
+        "output_type": "pt",
+    }
+    assert call.role == "text-to-image"
+    assert (call.num_steps, call.seed) == (7, 5)
+    expected = torch.Generator("cpu").manual_seed(5)
+    assert torch.equal(torch.rand(4, generator=generator), torch.rand(4, generator=expected))
+
+
+def test_defaults(catalog: Catalog) -> None:
+    call = plan(catalog, quality=None)
+    assert call.arguments["num_inference_steps"] == 50
+    assert (call.arguments["width"], call.arguments["height"]) == (32, 32)
+    assert "guidance_scale" not in call.arguments
+    assert 0 <= call.seed < 2**32
+    assert plan(catalog).seed != call.seed
+    settings = make_catalog(default_steps=9, default_size="64x128", default_guidance_scale=2)
+    arguments = plan(settings).arguments
+    assert (arguments["num_inference_steps"], arguments["guidance_scale"]) == (9, 2.0)
+    assert (arguments["width"], arguments["height"]) == (64, 128)
+
+
+def test_quality_is_steps_and_steps_win(catalog: Catalog) -> None:
+    assert plan(catalog, quality="low").num_steps == 3
+    assert plan(catalog, quality="auto").num_steps == 50
+    assert plan(catalog, quality="hd").num_steps == 75
+    assert plan(make_catalog(default_steps=9), quality="low").num_steps == 5
+    assert plan(make_catalog(max_steps=60), quality="max").num_steps == 60
+    assert plan(catalog, quality="low", steps=4).num_steps == 4
+    assert "did you mean 'low'?" in refusal(catalog, quality="lo").message
+
+
+@pytest.mark.parametrize(
+    ("inputs", "param", "message"),
+    [
+        ({"width": 60}, "size", "width 60 is not a multiple of 8"),
+        ({"width": 60}, "size", "the nearest is 64x32"),
+        ({"width": 16, "height": 16}, "size", "the least, 32; the nearest is 32x32"),
+        ({"width": 8000}, "size", "width 8000 is more than the largest"),
+        ({"width": 256, "height": 256}, "size", "65536 pixels, more than the largest, 16384"),
+        ({"width": 256, "height": 256}, "size", "the nearest is 128x128"),
+        ({"width": "64"}, "width", "a whole number, not str"),
+        ({"steps": 151}, "steps", "at most 150"),
+        ({"steps": 0}, "steps", "at least 1"),
+        ({"steps": True}, "steps", "a whole number, not bool"),
+        ({"seed": -1}, "seed", "at least 0"),
+        ({"seed": 2**63}, "seed", "at most 9223372036854775807"),
+        ({"guidance_scale": 31}, "guidance_scale", "at most 30"),
+        ({"guidance_scale": float("nan")}, "guidance_scale", "at least 0"),
+        ({"negative_prompt": "x", "guidance_scale": 1}, "negative_prompt", "raise it above 1"),
+        ({"prompt": LONG}, "prompt", "tokens, and the text encoder reads at most 77"),
+        ({"negative_prompt": LONG}, "negative_prompt", "`negative_prompt` has"),
+        ({"prompt": None}, "prompt", "is required"),
+        ({"prompt": ["a"]}, "prompt", "a string, not list"),
+        ({"scheduler": "eulr"}, "scheduler", "did you mean 'euler'?"),
+        ({"scheduler": "flow-euler"}, "scheduler", "it has ddim, "),
+        ({"adapters": {"inc": 1}}, "adapters", "did you mean 'ink'?"),
+        ({"adapters": {"ink": 5}}, "adapters.ink", "between -4 and 4"),
+        ({"adapters": {"ink": "1"}}, "adapters.ink", "must be a number"),
+        ({"adapters": ["ink"]}, "adapters", "an object of names and weights"),
+        ({"strength": 0.5}, "strength", "no effect for text-to-image"),
+        ({"mask": picture()}, "mask", "needs the `image`"),
+        ({"operation": "edit"}, "image", "is required for an edit"),
+        ({"operation": "paint"}, "operation", "known: edit"),
+        ({"operation": "generation", "image": picture()}, "image", "belongs to an edit"),
+        ({"image": "a.png"}, "image", "an image, not str"),
+        ({"image": [picture(), picture()]}, "image", "holds 2 images"),
+        ({"image": picture(), "mask": picture(32, 32)}, "mask", "is 32x32 and `image` 64x48"),
+        ({"image": picture(), "strength": 0}, "strength", "more than 0 and at most 1"),
+        ({"image": picture(), "strength": 0.1, "steps": 5}, "strength", "at least 10 steps"),
+        ({"control_image": picture()}, "control_image", "has no ControlNet"),
+        ({"control_scale": 1}, "control_scale", "needs a `control_image`"),
+        ({"partial_images": 4}, "partial_images", "at most 3"),
+        ({"step": 4}, "step", "did you mean 'steps'?"),
+    ],
+)
+def test_a_wrong_input_is_named(
+    catalog: Catalog, inputs: dict[str, Any], param: str, message: str
+) -> None:
+    error = refusal(catalog, **inputs)
+    assert message in error.message
+    assert error.param == param
+
+
+def test_a_long_prompt_is_counted_as_the_pipeline_counts(catalog: Catalog) -> None:
+    tokens = len(pipeline_of("sd").tokenizer(LONG).input_ids)
+    expected = f"has {tokens} tokens, and the text encoder reads at most 77: shorten it by"
+    assert f"{expected} {tokens - 77}" in refusal(catalog, prompt=LONG).message
+    error = refusal(catalog, negative_prompt=LONG)
+    assert f"`negative_prompt` {expected} {tokens - 77}" in error.message
+
+
+def test_an_edit_takes_the_size_of_its_image(catalog: Catalog) -> None:
+    call = plan(catalog, image=picture(71, 50), strength=0.5, steps=10)
+    assert call.role == "image-to-image"
+    assert call.num_steps == 5
+    assert call.arguments["image"].shape == (1, 3, 48, 64)
+    assert call.arguments["strength"] == 0.5
+    assert "width" not in call.arguments  # the stock call has no such parameter
+    large = plan(catalog, image=picture(400, 200), operation="variation", prompt=None)
+    assert large.arguments["image"].shape == (1, 3, 88, 176)
+    assert large.arguments["prompt"] == ""
+
+
+def test_a_mask_means_inpainting(catalog: Catalog) -> None:
+    mask = Image.new("L", (64, 48), 0)
+    mask.paste(255, (0, 0, 32, 48))
+    call = plan(catalog, image=picture(), mask=mask, width=32, height=32)
+    assert call.role == "inpainting"
+    painted = call.arguments["mask_image"]
+    assert painted.shape == (1, 1, 32, 32)
+    assert painted[..., :16].min() == 1
+    assert painted[..., 16:].max() == 0
+    assert (call.arguments["width"], call.arguments["height"]) == (32, 32)
+
+
+def test_transparent_parts_are_painted(catalog: Catalog) -> None:
+    holed = picture(mode="RGBA")
+    holed.putalpha(Image.new("L", holed.size, 255))
+    assert plan(catalog, image=holed, operation="edit").role == "image-to-image"
+    holed.paste((0, 0, 0, 0), (0, 0, 16, 48))
+    call = plan(catalog, image=holed, operation="edit")
+    assert call.role == "inpainting"
+    assert call.arguments["mask_image"][..., :16].min() == 1
+    assert call.arguments["mask_image"][..., 16:].max() == 0
+    assert plan(catalog, image=holed, operation="variation").role == "image-to-image"
+
+
+@pytest.mark.parametrize("kind", ["flux", "flux2"])
+def test_distilled_guidance_has_no_negative_prompt(kind: str) -> None:
+    error = refusal(make_catalog(kind), negative_prompt="fog")
+    assert "`negative_prompt` has no effect with this model" in error.message
+    arguments = plan(make_catalog(kind), guidance_scale=2).arguments
+    assert arguments["guidance_scale"] == 2.0
+
+
+def test_a_model_that_guides_only_with_a_negative_prompt_gets_one() -> None:
+    catalog = make_catalog("qwen")
+    arguments = plan(catalog, guidance_scale=2).arguments
+    assert (arguments["true_cfg_scale"], arguments["negative_prompt"]) == (2.0, " ")
+    assert "negative_prompt" not in plan(catalog).arguments
+    given = plan(catalog, guidance_scale=2, negative_prompt="fog").arguments
+    assert given["negative_prompt"] == "fog"
+
+
+def test_control_images() -> None:
+    catalog = make_catalog("sd-controlnet")
+    assert plan(catalog).role == "text-to-image"
+    alone = plan(catalog, image=picture(), operation="edit", control_scale=0.5)
+    assert alone.role == "control-text-to-image"
+    assert alone.arguments["image"].shape == (1, 3, 48, 64)
+    assert alone.arguments["controlnet_conditioning_scale"] == 0.5
+    both = plan(catalog, image=[picture(32, 32), picture()], operation="edit")
+    assert both.role == "control-image-to-image"
+    assert both.arguments["image"].shape == both.arguments["control_image"].shape
+    assert both.arguments["image"].shape == (1, 3, 32, 32)
+    named = plan(catalog, image=picture(), control_image=picture(), mask=picture(mode="L"))
+    assert named.role == "control-inpainting"
+    varied = plan(catalog, image=picture(), operation="variation")
+    assert varied.role == "image-to-image"
+
+
+def test_several_images_go_to_a_model_that_takes_them() -> None:
+    catalog = make_catalog("flux2")
+    arguments = plan(catalog, image=[picture(), picture(32, 32)], operation="edit").arguments
+    assert [image.size for image in arguments["image"]] == [(64, 48), (32, 32)]
+    assert "width" not in arguments
+
+
+def test_schedulers_are_new_for_each_request(catalog: Catalog) -> None:
+    first, second = (plan(catalog, scheduler=name) for name in ("dpm++", "dpm++"))
+    assert type(first.scheduler).__name__ == "DPMSolverMultistepScheduler"
+    assert first.scheduler is not second.scheduler
+    by_class = plan(catalog, scheduler="DPMSolverMultistepScheduler")
+    assert type(by_class.scheduler) is type(first.scheduler)
+    own = pipeline_of("sd").scheduler.config
+    assert first.scheduler.config.beta_schedule == own.beta_schedule
+
+
+def test_the_settings_narrow_the_schedulers() -> None:
+    catalog = make_catalog(schedulers=["ddim"])
+    assert catalog.schedulers.names == ["ddim"]
+    assert "known: ddim" in refusal(catalog, scheduler="unipc").message
+    with pytest.raises(ConfigError, match=r"'flow-heun' does not fit this pipeline"):
+        make_catalog(schedulers=["flow-heun"])
+
+
+def test_adapters_of_weight_zero_are_left_out(catalog: Catalog) -> None:
+    assert plan(catalog, adapters={"ink": 0.5, "oil": 0}).adapters == {"ink": 0.5}
+
+
+def test_prompt_tokens_are_those_of_the_widest_encoder() -> None:
+    catalog = make_catalog("sd3")
+    between = "word " * 40
+    tokens = plan(catalog, prompt=between).input_tokens
+    assert tokens is not None
+    assert 77 < tokens <= 256
+    limited = make_catalog("sd3", max_prompt_tokens=64)
+    assert "reads at most 77" in refusal(limited, prompt=between).message
+    assert plan(limited).arguments["max_sequence_length"] == 64
+
+
+def test_previews_can_be_off() -> None:
+    catalog = make_catalog(previews=False)
+    assert plan(catalog, partial_images=0).partial_images == 0
+    assert "no partial images" in refusal(catalog, partial_images=1).message
+
+
+def test_pictures_survive_the_way_in_and_out() -> None:
+    image = picture()
+    assert to_image(to_tensor(image, 64, 48)).tobytes() == image.tobytes()
+    assert to_image(image) is image
+    halves = torch.full((3, 1, 1), 127.5 / 255)
+    assert to_image(halves).getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_a_mask_without_alpha_is_white_where_to_paint() -> None:
+    assert to_mask(Image.new("RGB", (2, 2), "white")).getpixel((0, 0)) == 255
+    assert to_mask(Image.new("RGBA", (2, 2), (255, 255, 255, 255))).getpixel((0, 0)) == 0
+
+
+def test_fit_keeps_within_the_limits() -> None:
+    for width, height in [(1, 1), (5000, 40), (333, 777), (16, 9000)]:
+        found = fit(width, height, multiple=16, max_pixels=10**6, max_edge=2048, min_edge=40)
+        assert all(edge % 16 == 0 and 48 <= edge <= 2048 for edge in found)

@@ -1,0 +1,74 @@
+"""ASGI's types, and the whole answers that every application of ours sends: bytes, JSON, errors.
+
+Knows no routes, no models and no server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from truthgpt_serve.errors import TruthGPTError
+from truthgpt_serve.open_inference import error_body, is_open_inference
+from truthgpt_serve.protocol import encode_json
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+UNREAD_TIMEOUT_S = 5.0
+"""How long the error that ends a stream waits for a client that does not read."""
+
+
+async def send_bytes(
+    send: Send,
+    body: bytes,
+    content_type: bytes,
+    *,
+    status: int = 200,
+    headers: Headers | None = None,
+) -> None:
+    """Sends a whole answer of any type."""
+    lines = [
+        (b"content-type", content_type),
+        (b"content-length", b"%d" % len(body)),
+        *(headers or []),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": lines})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def send_json(
+    send: Send, value: Any, *, status: int = 200, headers: Headers | None = None
+) -> None:
+    """Sends a whole JSON answer."""
+    await send_bytes(send, encode_json(value), b"application/json", status=status, headers=headers)
+
+
+async def send_error(
+    send: Send, error: TruthGPTError, *, headers: Headers | None = None, path: str = ""
+) -> None:
+    """Sends an error in OpenAI's envelope, or in the Open Inference Protocol's form.
+
+    Args:
+        send: ASGI `send`; nothing must have been sent yet.
+        error: The error.
+        headers: Further headers, lower case; one that the error brings too is taken from here.
+        path: The request's path, which decides the form.
+    """
+    lines = list(headers or [])
+    given = {name for name, _ in lines}
+    lines += [header for header in _error_headers(error) if header[0] not in given]
+    body = error_body(error.message) if is_open_inference(path) else error.to_envelope()
+    await send_json(send, body, status=error.status, headers=lines)
+
+
+def _error_headers(error: TruthGPTError) -> Headers:
+    lines = []
+    if error.retry_after_s is not None:
+        lines.append((b"retry-after", b"%d" % error.retry_after_s))
+    if error.allow:
+        lines.append((b"allow", ", ".join(error.allow).encode()))
+    return lines

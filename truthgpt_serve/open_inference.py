@@ -1,0 +1,39 @@
+"""What router and models share of the Open Inference Protocol: paths, errors, the server's card.
+
+Knows no tensors, no models and no HTTP server. The protocol, version 2, and its binary tensor
+extension: https://github.com/kserve/open-inference-protocol and
+https://github.com/triton-inference-server/server/tree/main/docs/protocol.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+PREFIX = "/v2"
+MODELS_PREFIX = f"{PREFIX}/models/"
+EXTENSIONS = ("binary_tensor_data", "parameters")
+
+
+def is_open_inference(path: str) -> bool:
+    """Returns whether a path, relative to the application, belongs to the protocol."""
+    return path == PREFIX or path.startswith(f"{PREFIX}/")
+
+
+def model_of_path(path: str) -> str:
+    """Returns the model name of a path below `MODELS_PREFIX`."""
+    return path.removeprefix(MODELS_PREFIX).partition("/")[0]
+
+
+def error_body(message: str) -> dict[str, Any]:
+    """Returns an error as the protocol shapes it."""
+    return {"error": message}
+
+
+def server_metadata() -> dict[str, Any]:
+    """Returns the answer to `GET /v2`."""
+    return {
+        "name": "truthgpt-serve",
+        "version": version("truthgpt-serve"),
+        "extensions": list(EXTENSIONS),
+    }

@@ -1,0 +1,96 @@
+"""The Open Inference Protocol's routes that the router answers itself: the server, and readiness.
+
+Reads the catalogue, so asking wakes no model that is scaled to zero; relays nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from truthgpt_serve.asgi import Send, send_json
+from truthgpt_serve.errors import (
+    MethodError,
+    ModelNotFoundError,
+    RouteNotFoundError,
+    UnavailableError,
+)
+from truthgpt_serve.open_inference import (
+    MODELS_PREFIX,
+    PREFIX,
+    is_open_inference,
+    model_of_path,
+    server_metadata,
+)
+from truthgpt_serve.router.catalogue import RETRY_AFTER_S, Catalogue
+
+READY = "/ready"
+METHODS = ("GET", "POST")
+Page = Callable[[Send], Awaitable[None]]
+
+
+def model_of(method: str, path: str) -> str | None:
+    """Returns the model whose application has this path, or None where it is not the protocol's.
+
+    Raises:
+        RouteNotFoundError: It is the protocol's, but names no model.
+        MethodError: No route of a model takes this method.
+    """
+    if not is_open_inference(path):
+        return None
+    name = model_of_path(path) if path.startswith(MODELS_PREFIX) else ""
+    if not name:
+        raise RouteNotFoundError(f"there is no {path} here; the routes are listed at /docs")
+    if method not in METHODS:
+        raise MethodError(f"{path} takes {' or '.join(METHODS)}, not {method}", allow=METHODS)
+    return name
+
+
+class OpenInferencePages:
+    """Finds the page for a path.
+
+    Args:
+        catalogue: The models.
+    """
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+        self._pages: dict[str, Page] = {
+            PREFIX: _server,
+            f"{PREFIX}/health/live": _live,
+            f"{PREFIX}/health/ready": self._ready,
+        }
+
+    def find(self, path: str) -> Page | None:
+        """Returns the page at `path`, or None."""
+        if path.startswith(MODELS_PREFIX) and path.endswith(READY):
+            return partial(self._model_ready, model_of_path(path))
+        return self._pages.get(path)
+
+    async def _ready(self, send: Send) -> None:
+        states = self._catalogue.states()
+        waiting = [state.name for state in states if state.status != "RUNNING"]
+        if not self._catalogue.loaded:
+            raise UnavailableError("the service is starting", retry_after_s=RETRY_AFTER_S)
+        if waiting:
+            raise UnavailableError(
+                f"these models are not ready: {', '.join(waiting)}", retry_after_s=RETRY_AFTER_S
+            )
+        await send_json(send, {"ready": True})
+
+    async def _model_ready(self, name: str, send: Send) -> None:
+        """Says whether a request would be answered, at once or when the model has woken."""
+        entry = self._catalogue.find(name)
+        if entry is None:
+            raise ModelNotFoundError(f"The model {name!r} does not exist", param="model")
+        if entry.error is not None:
+            raise UnavailableError(entry.error, retry_after_s=RETRY_AFTER_S)
+        await send_json(send, {"name": name, "ready": True})
+
+
+async def _server(send: Send) -> None:
+    await send_json(send, server_metadata())
+
+
+async def _live(send: Send) -> None:
+    await send_json(send, {"live": True})

@@ -1,0 +1,44 @@
+"""An inference request's steps around `infer`; knows no threads and no sockets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from truthgpt_serve.server.oip_answers import Arrays, check_outputs, to_arrays
+from truthgpt_serve.server.oip_requests import InferRequest
+
+
+class OipExchange:
+    """Hands the tensors to the class, and takes its outputs as arrays.
+
+    Args:
+        request: The request, read.
+        label: The class's name, for messages.
+    """
+
+    def __init__(self, request: InferRequest, label: str) -> None:
+        self.done = False
+        self._request = request
+        self._label = label
+
+    def prepare(self) -> dict[str, Any]:
+        """Returns each input by its name."""
+        return self._request.inputs
+
+    def answer(self, outputs: Any) -> Arrays:
+        """Returns the outputs by their names.
+
+        Raises:
+            ServerError: The class returned something else.
+            RequestError: The request asks for an output that is not among them.
+        """
+        arrays = to_arrays(outputs, f"{self._label}.infer")
+        check_outputs(self._request, list(arrays))
+        return arrays
+
+    def piece(self, item: Any) -> Arrays:
+        """Returns the same for an item of a stream; the protocol has no streams over HTTP."""
+        return self.answer(item)
+
+    def finish(self) -> None:
+        """Returns None: nothing follows the last item."""
