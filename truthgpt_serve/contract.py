@@ -25,7 +25,13 @@ class Model(Protocol):
 
     A class may add any of:
 
-    - `infer_batch(list of inputs) -> list of outputs`: requests are batched.
+    - `infer_batch(list of inputs) -> list of outputs`: requests are batched, and `infer` is not
+      called by the server. Sync or async; one call at a time. The result, a list, a tuple or an
+      array, has one output for each of the inputs, in their order; an output that is an exception
+      fails its request alone. A call that raises is repeated in halves, down to single requests,
+      so it must not leave anything behind.
+    - `batch_key(inputs) -> hashable`: only requests with equal keys share a batch, such as a shape
+      or an adapter. A plain method, called for each request in the thread of `infer_batch`.
     - `stream(inputs)`: a sync or async generator of `{"text": delta}`.
     - `check_health()`: raises when the replica must be replaced.
     - `close()`: frees what `load` took.

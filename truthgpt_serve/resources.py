@@ -147,7 +147,8 @@ def request_limits(
     elif ongoing is None:
         cls = spec.load_class(str(cfg.get("task")))
         several = any(callable(getattr(cls, name, None)) for name in ("infer_batch", "stream"))
-        ongoing = BATCHING_MAX_ONGOING_REQUESTS if several else 1
+        batch_size = (serving.get("batching") or {}).get("max_batch_size") or 1
+        ongoing = max(BATCHING_MAX_ONGOING_REQUESTS, batch_size) if several else 1
     return ongoing, serving.get("max_queued_requests") or 2 * ongoing
 
 

@@ -134,16 +134,75 @@ class EmbeddingModel:
         self.tokenizer = self._engine.tokenizer
 
     def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Returns the vector of one text; see `infer_batch`."""
-        return self.infer_batch([inputs])[0]
+        """Returns the vector of one text; raises what `infer_batch` returns as an error."""
+        found: dict[str, Any] = _only(self.infer_batch([inputs]))
+        return found
 
-    def infer_batch(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def infer_batch(self, batch: list[dict[str, Any]]) -> list[dict[str, Any] | Exception]:
         """Returns the vectors of many texts; see `EmbeddingEngine.infer_batch`."""
         if self._engine is None:
             raise UnavailableError(NOT_LOADED)
-        found: list[dict[str, Any]] = self._engine.infer_batch(batch)
+        found: list[dict[str, Any] | Exception] = self._engine.infer_batch(batch)
         return found
 
     def close(self) -> None:
         """Frees the weights; safe to call twice."""
         self._engine = None
+
+
+class PipelineModel:
+    """One of transformers' pipelines; requests with the same parameters are batched.
+
+    Attributes:
+        operations: `transcription` for speech recognition, which has a route of its own.
+        sampling_rate: Samples a second that speech recognition takes.
+        max_audio_s: Longest recording that it takes, in seconds.
+    """
+
+    def __init__(self) -> None:
+        self.operations: tuple[str, ...] = ()
+        self.sampling_rate = 16000
+        self.max_audio_s = 0.0
+        self._engine: Any = None
+
+    def load(self, cfg: dict[str, Any]) -> None:
+        """Loads the weights; errors as in `TextModel.load`."""
+        from deployments.hf_transformers.engine import PipelineEngine, SpeechEngine
+
+        if cfg["serving"]["engine"].get("pipeline_task") != "automatic-speech-recognition":
+            self._engine = PipelineEngine(cfg)
+            return
+        engine = SpeechEngine(cfg)
+        self._engine = engine
+        self.operations = ("transcription",)
+        self.sampling_rate = engine.sampling_rate
+        self.max_audio_s = engine.settings.max_audio_s
+
+    def batch_key(self, inputs: dict[str, Any]) -> str:
+        """Returns what inputs must have in common to share a batch."""
+        return str(self._loaded().batch_key(inputs))
+
+    def infer(self, inputs: dict[str, Any]) -> Any:
+        """Returns the outputs for one input; raises what `infer_batch` returns as an error."""
+        return _only(self.infer_batch([inputs]))
+
+    def infer_batch(self, batch: list[dict[str, Any]]) -> list[Any]:
+        """Returns the outputs for many inputs; see `PipelineEngine.infer_batch`."""
+        found: list[Any] = self._loaded().infer_batch(batch)
+        return found
+
+    def _loaded(self) -> Any:
+        if self._engine is None:
+            raise UnavailableError(NOT_LOADED)
+        return self._engine
+
+    def close(self) -> None:
+        """Frees the weights; safe to call twice."""
+        self._engine = None
+
+
+def _only(answers: list[Any]) -> Any:
+    answer = answers[0]
+    if isinstance(answer, Exception):
+        raise answer
+    return answer

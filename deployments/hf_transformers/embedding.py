@@ -117,7 +117,9 @@ class EmbeddingEngine:
 
     # -- requests
 
-    def infer_batch(self, batch: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def infer_batch(
+        self, batch: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, Any] | RequestError]:
         """Computes the vectors of many texts.
 
         Args:
@@ -125,41 +127,47 @@ class EmbeddingEngine:
                 `truncate_prompt_tokens` (-1 for as many as the model takes).
 
         Returns:
-            For each `embedding`, float32 `[dimensions]`, and `num_tokens`.
-
-        Raises:
-            RequestError: An input is wrong, or a text is too long.
+            For each `embedding`, float32 `[dimensions]`, and `num_tokens`; or the RequestError of a
+            text that is too long or has a wrong input.
         """
         items = self._read(batch)
-        vectors: list[Any] = [None] * len(items)
-        with torch.inference_mode():
-            for places in self._split(items):
-                found = self._forward([items[place] for place in places])
-                for place, vector in zip(places, found.float().cpu().numpy(), strict=True):
-                    vectors[place] = vector
-        return [
-            {"embedding": self._cut(vector, item.dimensions), "num_tokens": len(item.ids)}
-            for vector, item in zip(vectors, items, strict=True)
+        answers: list[dict[str, Any] | RequestError] = [
+            item if isinstance(item, RequestError) else {} for item in items
         ]
+        good = {place: item for place, item in enumerate(items) if isinstance(item, Item)}
+        with torch.inference_mode():
+            for places in self._split({place: len(item.ids) for place, item in good.items()}):
+                found = self._forward([good[place] for place in places])
+                for place, vector in zip(places, found.float().cpu().numpy(), strict=True):
+                    item = good[place]
+                    answers[place] = {
+                        "embedding": self._cut(vector, item.dimensions),
+                        "num_tokens": len(item.ids),
+                    }
+        return answers
 
-    def _read(self, batch: Sequence[Mapping[str, Any]]) -> list[Item]:
+    def _read(self, batch: Sequence[Mapping[str, Any]]) -> list[Item | RequestError]:
         """Checks the inputs and tokenizes all texts in one call, which uses several cores."""
-        texts = [self._text(inputs) for inputs in batch if "token_ids" not in inputs]
-        encoded = iter(self.tokenizer(texts)["input_ids"] if texts else [])
-        items = []
-        for inputs in batch:
-            if "token_ids" in inputs:
-                ids = _token_ids(inputs["token_ids"], len(self.tokenizer))
-                limited = self._limited(ids, inputs, None)
-            else:
-                limited = self._limited(next(encoded), inputs, self._text(inputs))
-            items.append(Item(limited, self._dimensions(inputs)))
+        texts = [self._text(inputs) for inputs in batch]
+        given = [text for text in texts if text is not None]
+        encoded = iter(self.tokenizer(given)["input_ids"] if given else [])
+        items: list[Item | RequestError] = []
+        for inputs, text in zip(batch, texts, strict=True):
+            ids: list[int] = next(encoded) if text is not None else []
+            try:
+                if text is None:
+                    ids = _token_ids(inputs.get("token_ids"), len(self.tokenizer))
+                limited = self._limited(ids, inputs, text)
+                items.append(Item(limited, self._dimensions(inputs)))
+            except RequestError as error:
+                items.append(error)
         return items
 
-    def _text(self, inputs: Mapping[str, Any]) -> str:
+    def _text(self, inputs: Mapping[str, Any]) -> str | None:
+        """Returns the text with its prompt; None when it comes as token ids, or is no text."""
         text = inputs.get("text")
         if not isinstance(text, str) or not text:
-            raise RequestError("`text` must be a string that is not empty", param="text")
+            return None
         text = self._layout.prompt + text
         return text.lower() if self._layout.lower_case else text
 
@@ -200,12 +208,11 @@ class EmbeddingEngine:
 
     # -- computation
 
-    def _split(self, items: Sequence[Item]) -> Iterator[list[int]]:
+    def _split(self, lengths: Mapping[int, int]) -> Iterator[list[int]]:
         """Yields the places of each forward pass: texts of like length, at most so many tokens."""
-        order = sorted(range(len(items)), key=lambda place: -len(items[place].ids))
         batch: list[int] = []
-        for place in order:
-            longest = len(items[batch[0]].ids) if batch else 0
+        for place in sorted(lengths, key=lambda place: -lengths[place]):
+            longest = lengths[batch[0]] if batch else 0
             if batch and (len(batch) + 1) * longest > self._batch_tokens:
                 yield batch
                 batch = []
@@ -242,7 +249,10 @@ class EmbeddingEngine:
 def _token_ids(value: Any, size: int) -> list[int]:
     fine = isinstance(value, list) and value
     if not fine or not all(type(token) is int and 0 <= token < size for token in value):
-        message = f"token ids must be a list of whole numbers from 0 to {size - 1}"
+        message = (
+            "the input must be a text that is not empty, or a list of token ids: whole numbers "
+            f"from 0 to {size - 1}"
+        )
         raise RequestError(message, param="input")
     return list(value)
 

@@ -153,13 +153,16 @@ class PagedBackend:
 
     def poll(self, timeout_s: float) -> list[Update]:
         """Waits for news; what has come meanwhile is taken along."""
-        updates = []
-        output = self._manager.get_result(timeout=timeout_s)
+        updates: list[Update] = []
+        manager = self._manager
+        if manager is None:
+            return updates
+        output = manager.get_result(timeout=timeout_s)
         while output is not None:
             update = self._read(output)
             if update is not None:
                 updates.append(update)
-            output = self._manager.get_result(timeout=0)
+            output = manager.get_result(timeout=0)
         return updates
 
     def _read(self, output: Any) -> Update | None:

@@ -131,6 +131,14 @@ def _quantization_config(name: str, dtype: torch.dtype) -> Any:
     return transformers.TorchAoConfig(kinds.Int8WeightOnlyConfig(version=2))
 
 
+def quantization_options(source: Source, dtype: torch.dtype) -> dict[str, Any]:
+    """Returns the arguments that quantize a model as it is loaded; none without quantization."""
+    if source.quantization is None:
+        return {}
+    config = _quantization_config(source.quantization, dtype)
+    return {"quantization_config": config, "device_map": {"": source.device}}
+
+
 def load_config(source: Source) -> Any:
     """Returns the model's own configuration.
 
@@ -168,9 +176,7 @@ def load_model(auto_class: Any, source: Source, config: Any) -> Any:
     """
     dtype = choose_dtype(source.dtype, getattr(config, "dtype", None), source.device)
     options: dict[str, Any] = {"dtype": dtype, **source.options()}
-    if source.quantization is not None:
-        options["quantization_config"] = _quantization_config(source.quantization, dtype)
-        options["device_map"] = {"": source.device}
+    options |= quantization_options(source, dtype)
     try:
         model = auto_class.from_pretrained(source.name_or_path, **options)
     except torch.OutOfMemoryError as error:

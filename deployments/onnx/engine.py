@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -43,6 +44,7 @@ _OPTIMIZATION = {
 _FATAL_ONLY = 4
 """ONNX Runtime's severity: what else it would print arrives here as an exception."""
 _DETAIL = "Status Message: "
+_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _MAX_DETAIL = 500
 
 
@@ -121,7 +123,7 @@ def _detail(error: Exception) -> str:
     text = str(error)
     if _DETAIL in text:
         text = text.rpartition(_DETAIL)[2]
-    text = text.rpartition("[ONNXRuntimeError] : ")[2]
+    text = _CODE.sub("", text)
     return text.strip().partition("\n")[0][:_MAX_DETAIL]
 
 

@@ -34,3 +34,5 @@ def answer_in_envelope(app: FastAPI, name: str) -> None:
         return Response(body, raised.status_code, raised.headers, "application/json")
 
     app.add_exception_handler(HTTPException, answer)
+    # vLLM has it built already, without this handler; the first request builds it again.
+    app.middleware_stack = None

@@ -1,4 +1,4 @@
-"""Images as clients see them: OpenAI's client, Ray, HAProxy and the router, a stock pipeline inside.
+"""Images as clients see them: OpenAI's client, Ray, HAProxy, the router, a stock pipeline inside.
 
 Each image that comes back is compared with what the stock pipeline makes alone in this process.
 """
@@ -171,7 +171,7 @@ def test_defaults_quality_and_guidance(images: Service) -> None:
 
 def test_mixed_requests_at_once(images: Service) -> None:
     rng = random.Random(3)
-    requests = [
+    requests: list[dict[str, Any]] = [
         {
             "prompt": rng.choice(["a boat", "a tower by the sea", "fog"]),
             "steps": rng.randint(1, 9),
@@ -258,12 +258,13 @@ def test_edit_inpainting_and_variation(images: Service) -> None:
     assert painted.data is not None
     assert_same(opened(painted.data[0].b64_json), expected)
 
-    varied = images.openai.images.create_variation(
-        model="painter", image=png(image), extra_body={"seed": 3, "steps": 8}
+    varied = images.http.post(  # that client calls its method for variations deprecated
+        "/v1/images/variations",
+        data={"model": "painter", "seed": "3", "steps": "8"},
+        files={"image": png(image)},
     )
     expected = stock_image(variant, 3, prompt="", image=image, num_inference_steps=8)
-    assert varied.data is not None
-    assert_same(opened(varied.data[0].b64_json), expected)
+    assert_same(opened(varied.json()["data"][0]["b64_json"]), expected)
 
 
 def test_stream_with_partial_images(images: Service) -> None:
@@ -348,7 +349,7 @@ async def leave(client: httpx.AsyncClient, number: int, rng: random.Random) -> N
         "n": rng.choice([1, 1, 2]),
         "stream": rng.random() < 0.5,
     }
-    limit_s = rng.random() * 0.5
+    limit_s = rng.random()
     try:
         async with (
             asyncio.timeout(limit_s),
@@ -383,7 +384,7 @@ def test_clients_that_leave_leave_nothing(images: Service) -> None:
         assert time.monotonic() < deadline, now
         time.sleep(0.1)
     cancelled = 'jobs_total{outcome="cancelled"}'
-    assert now[cancelled] - before.get(cancelled, 0) > NUM_LEAVING / 10
+    assert now[cancelled] - before.get(cancelled, 0) > NUM_LEAVING / 20
     assert now['jobs_total{outcome="failed"}'] == before['jobs_total{outcome="failed"}']
     assert images.http.get("/models/painter/health").status_code == 200
     test_generate_with_n_and_seeds(images)

@@ -256,7 +256,7 @@ def test_a_listener_that_raises_does_not_harm_its_job() -> None:
 def test_what_cannot_be_accepted_is_refused() -> None:
     ours = create_pipeline("sd")
     with engine_of(ours, max_ongoing=1, max_queued=1) as engine:
-        with pytest.raises(UnknownPipelineError, match="'q'.*'p'"):
+        with pytest.raises(UnknownPipelineError, match=r"'q'.*'p'"):
             engine.submit("q", {})
         with pytest.raises(UnknownAdapterError, match="'ink'"):
             engine.submit("p", {}, adapters={"ink": 1.0})

@@ -56,7 +56,8 @@ BAD_JSON: list[tuple[Any, int, str | None, str, str | None]] = [
         b" " * (MAX_BODY_BYTES + 1),
         413,
         None,
-        "the body is larger than 200000 bytes, the most this model takes (`serving.max_body_bytes`)",
+        "the body is larger than 200000 bytes, the most this model takes "
+        "(`serving.max_body_bytes`)",
         "request_too_large",
     ),
     ({"prompt": "x"}, 400, "model", "`model` is required; GET /v1/models lists the names", None),
@@ -776,7 +777,10 @@ def test_image_requests_have_a_size_limit_of_their_own() -> None:
         answer = httpx.post(
             f"{own.base_url}images/edits", data=FORM, files={"image": ("i", bytes(5000))}
         )
-    message = "the body is larger than 5000 bytes, the most this model takes"
+    message = (
+        "the body is larger than 5000 bytes, the most that an image request may have "
+        "(`serving.images.max_upload_bytes`)"
+    )
     refusal(answer, 413, None, message, "request_too_large")
 
 

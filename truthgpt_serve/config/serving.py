@@ -86,15 +86,19 @@ class AdapterSection(Section):
 class BatchingSection(Section):
     """How single requests become batches, for a class with `infer_batch`.
 
-    Engines that batch by themselves ignore it.
+    A request that finds the model idle starts at once; those that come while a batch runs are the
+    next one. Engines that batch by themselves ignore it.
     """
 
     max_batch_size: Count = 8
-    """Most requests in one call. More raises throughput and memory."""
+    """Most requests in one call. More raises throughput and memory. Above 64, the default of
+    `max_ongoing_requests` grows with it."""
 
     batch_wait_timeout_s: NonNegativeNumber = 0.01
-    """Seconds that the first request of a batch waits for others. More fills batches better and
-    adds latency to a lone request."""
+    """Longest pause between two batches, in seconds, for clients that have just been answered and
+    are about to ask again. It is shorter, or none, where the measured cost of a call says that
+    waiting does not pay. More fills batches of a model with a high fixed cost better; 0 never
+    waits."""
 
 
 class ServingSection(Section):
@@ -165,6 +169,11 @@ class ServingSection(Section):
             fix = "a replica never gets that many: lower it"
             key = "autoscaling.target_ongoing_requests"
             found.append(Refusal(key, message, fix, ("max_ongoing_requests",)))
+        size = self.batching.max_batch_size
+        if limit and size > limit and "max_batch_size" in self.batching.model_fields_set:
+            message = f"{size} is more than serving.max_ongoing_requests, which is {limit}"
+            fix = "a replica never gets that many: lower it, or raise max_ongoing_requests"
+            found.append(Refusal("batching.max_batch_size", message, fix, ("max_ongoing_requests",)))
         if found:
             raise refuse(found)
         return self

@@ -21,6 +21,10 @@ from truthgpt_serve.errors import (
 )
 from truthgpt_serve.file_store import FILES_PATH
 from truthgpt_serve.protocol import encode_json, parse_object
+from truthgpt_serve.server.audio import PATH as TRANSCRIPTIONS_PATH
+from truthgpt_serve.server.audio import AudioRoutes
+from truthgpt_serve.server.embeddings import PATH as EMBEDDINGS_PATH
+from truthgpt_serve.server.embeddings import EmbeddingRoutes
 from truthgpt_serve.server.exchange import Exchange
 from truthgpt_serve.server.host import ModelHost
 from truthgpt_serve.server.http import ClientGoneError, Connection
@@ -74,13 +78,16 @@ class Application:
         self._created = int(time.time())
         self._tokenizer: Tokenizer | None = None
         self._task = str(host.cfg.get("task") or "text-generation")
-        self._images = ImageRoutes(
-            host, host.files, self._max_body_bytes, self._check_name
-        )
+        self._images = ImageRoutes(host, host.files, self._max_body_bytes, self._check_name)
+        self._audio = AudioRoutes(host, self._read, self._check_name)
         self._routes: dict[str, dict[str, Handler]] = {
             "/v1/infer": {"POST": self._infer},
             "/v1/chat/completions": {"POST": self._chat},
             "/v1/completions": {"POST": self._completion},
+            EMBEDDINGS_PATH: {
+                "POST": EmbeddingRoutes(host, self._read, self._check_name).create
+            },
+            TRANSCRIPTIONS_PATH: {"POST": self._audio.transcribe},
             ROUTES["generation"]: {"POST": self._images.generate},
             ROUTES["edit"]: {"POST": self._images.edit},
             ROUTES["variation"]: {"POST": self._images.vary},
@@ -232,6 +239,7 @@ class Application:
             kind = (await receive())["type"]
             if kind == "lifespan.shutdown":
                 self._images.close()
+                self._audio.close()
                 if self._owns_host:
                     await self._host.close()
                 await send({"type": "lifespan.shutdown.complete"})

@@ -1,11 +1,11 @@
 """Groups single requests for a class with `infer_batch`; knows nothing of HTTP or of engines.
 
-Ray Serve's own `serve.batch` (2.60) is not used, because of these, found in `ray/serve/batching.py`:
-it needs a Serve replica around it (`get_replica_context`), and a model also runs without one; it
-takes only an `async def`, on the replica's event loop, which a blocking model would stop; a lone
-request waits the whole `batch_wait_timeout_s`, and with 0 nothing gathers while a batch runs, since
-a batch is closed before it waits for its turn; an exception fails every request of the batch; its
-queue has no bound, its requests no deadline; and its one key is the multiplexed model id.
+Ray Serve's own `serve.batch` (2.60) is not used, for these reasons. It needs a Serve replica around
+it (`get_replica_context`), and a model also runs without one. It takes only an `async def`, on the
+replica's event loop, which a blocking model would stop. A lone request waits the whole
+`batch_wait_timeout_s`; with 0 nothing gathers while a batch runs, since a batch is closed before it
+waits for its turn. An exception fails every request of the batch. Its queue has no bound, its
+requests no deadline, and its only key is the multiplexed model id.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The requests that wait for a batch: bounded, in order, in turn by key; runs none of their code."""
+"""The requests that wait for a batch: bounded, in order, in turn by key; runs no code of theirs."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from truthgpt_serve.config.images import ImagesSection
 from truthgpt_serve.errors import TooLargeError, UnsupportedError
 from truthgpt_serve.file_store import FILES_PATH, FileStore, fetch_file
 from truthgpt_serve.protocol import parse_object
+from truthgpt_serve.server.gathering import gather
 from truthgpt_serve.server.host import ModelHost
 from truthgpt_serve.server.http import Connection
 from truthgpt_serve.server.images_codec import (
@@ -67,7 +68,7 @@ class ImageRoutes:
         self._check_name = check_name
         serving = host.cfg.get("serving") or {}
         self._limits = ImagesSection.model_validate(serving.get("images") or {})
-        self._max_body_bytes = min(max_body_bytes, self._limits.max_upload_bytes)
+        self._max_body_bytes = max_body_bytes
         self._adapters = [adapter["name"] for adapter in serving.get("adapters") or []]
         known = self._adapters if host.spec.takes_adapters else None
         self._parser = ImageParser(self._limits, known)
@@ -103,7 +104,16 @@ class ImageRoutes:
         await connection.reply(file.data, file.content_type, headers=file.headers())
 
     async def _read(self, connection: Connection) -> bytes:
-        return await connection.read(self._max_body_bytes, self._host.max_request_s)
+        limit = min(self._max_body_bytes, self._limits.max_upload_bytes)
+        try:
+            return await connection.read(limit, self._host.max_request_s)
+        except TooLargeError:
+            if limit == self._max_body_bytes:
+                raise
+            raise TooLargeError(
+                f"the body is larger than {limit} bytes, the most that an image request may have "
+                "(`serving.images.max_upload_bytes`)"
+            ) from None
 
     async def _form(self, connection: Connection, operation: Operation) -> None:
         body = await self._read(connection)
@@ -272,21 +282,3 @@ class ImageRoutes:
             return await self._codec.run(lambda: encode_partial(request, file, piece, index))
         image = Image(file, piece)
         return await self._codec.run(lambda: encode_completed(request, image, index))
-
-
-async def gather(calls: list[Coroutine[Any, Any, T]]) -> list[T]:
-    """Runs calls at the same time; when one fails, or the caller is cancelled, all others end."""
-    if len(calls) == 1:
-        return [await calls[0]]
-    tasks = [asyncio.create_task(call) for call in calls]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        failed = [task for task in tasks if task.done() and not task.cancelled()]
-        for task in failed:
-            if (error := task.exception()) is not None:
-                raise error
-        return [task.result() for task in tasks]
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -9,6 +9,10 @@ from truthgpt_serve.errors import RequestError, TooLargeError, UnsupportedError
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 """What zlib calls the two forms: RFC 9110's deflate is a zlib stream."""
 _ALIASES = {"x-gzip": "gzip", "identity": "", "": ""}
+FREE_BYTES = 64 * 2**20
+"""Up to this, a body may become what it will: a client can as well send so much."""
+MAX_GROWTH = 4
+"""How many times larger a body beyond that may become."""
 _LEVEL = 1
 _SAMPLE_BYTES = 64 * 1024
 _WORTH = 0.9
@@ -28,13 +32,14 @@ def content_coding(header: bytes) -> str:
     return coding
 
 
-def decompress(data: bytes, coding: str, max_bytes: int) -> bytes:
+def decompress(data: bytes, coding: str, max_body_bytes: int) -> bytes:
     """Returns the whole body, whose compressed form is `data`.
 
     Raises:
-        TooLargeError: It would be longer than `max_bytes`.
+        TooLargeError: It would be longer than `max_body_bytes`, or far longer than `data`.
         RequestError: It is damaged, cut off, or followed by other bytes.
     """
+    max_bytes = min(max_body_bytes, max(FREE_BYTES, MAX_GROWTH * len(data)))
     inflater = zlib.decompressobj(_WINDOW_BITS[coding])
     try:
         body = inflater.decompress(data, max_bytes + 1)
@@ -42,8 +47,8 @@ def decompress(data: bytes, coding: str, max_bytes: int) -> bytes:
         raise RequestError(f"the body is not valid {coding}: {error}") from None
     if len(body) > max_bytes:
         raise TooLargeError(
-            f"the body is larger than {max_bytes} bytes without its compression, the most this "
-            "model takes"
+            f"the body is larger than {max_bytes} bytes without its compression, the most that "
+            f"one of {len(data)} bytes may become: send it without compression"
         )
     if not inflater.eof:
         raise RequestError(f"the body is not valid {coding}: it is cut off")

@@ -67,17 +67,18 @@ class AdapterBank:
         Raises:
             ValueError: An adapter is active that was not named: it could no longer take part.
         """
-        self.names |= {name for name in adapters if any(map(_has(name), self._layers))}
+        names = self.names | {name for name in adapters if any(map(_has(name), self._layers))}
         active = {name for _, names in self._before for name in names}
         disabled = all(is_disabled for is_disabled, _ in self._before)
-        unnamed = sorted(active - set(adapters) - self.names)
+        unnamed = sorted(active - names)
         if unnamed and not disabled:
             raise ValueError(
                 f"{self._name} has the active adapter {unnamed} besides {sorted(adapters)}: name "
                 f"it too, merge it with `fuse_lora`, or delete it"
             )
+        self.names = names
         for index, layer in enumerate(self._layers):
-            for name in filter(_on(layer), self.names):
+            for name in filter(_on(layer), names):
                 layer.set_scale(name, 1.0)
                 self._units[index, name] = float(layer.scaling[name])
                 if not _is_hookable(layer, name):
@@ -87,8 +88,10 @@ class AdapterBank:
         self._switch(())
 
     def of(self, adapters: Adapters) -> Adapters:
-        """Returns those adapters that touch this module and have a weight."""
-        return tuple(item for item in adapters if item[0] in self.names and item[1] != 0)
+        """Returns those adapters that touch this module."""
+        ours = (item for item in adapters if item[0] in self.names)
+        # A weight of 0 is no adapter, but for kinds such as DoRA, which rescale the base weights.
+        return tuple(item for item in ours if item[1] != 0 or not self._is_hookable)
 
     @contextlib.contextmanager
     def applied(self, rows: Sequence[Rows]) -> Iterator[None]:

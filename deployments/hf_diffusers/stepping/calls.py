@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -51,7 +52,9 @@ def create_call(
         key = schema.key(bound, task.digests)
     except UnbatchableError as error:
         return call, str(error)
-    call.bound, call.schema, call.key = bound, schema, (id(entry), method, key)
+    call.bound, call.schema = bound, schema
+    if task.probe is None:  # what is to be measured has the forward for itself
+        call.key = (id(entry), method, key)
     return call, ""
 
 
@@ -79,20 +82,22 @@ def _find(
     entry: ModuleEntry, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> CallSchema | None:
     schema = find_schema(entry.module, method)
-    if schema is not None or not entry.is_denoiser or args or method != "__call__":
+    if schema is not None or not entry.is_denoiser or method != "__call__":
         return schema
-    form = structure(kwargs)
+    parameters = inspect.signature(type(entry.module).forward).parameters
+    named = {**dict(zip(list(parameters)[1:], args, strict=False)), **kwargs}
+    form = structure(named)
     if form not in entry.guesses:
-        entry.guesses[form] = guess_schema(entry.module, method, kwargs)
+        entry.guesses[form] = guess_schema(entry.module, method, named)
     return entry.guesses[form]
 
 
-def structure(kwargs: Mapping[str, Any]) -> str:
+def structure(named: Mapping[str, Any]) -> str:
     """Returns the names and forms of arguments, without the contents of tensors and the rows.
 
     A guess is made, and checked, for each structure anew.
     """
-    return ",".join(f"{name}:{_form(kwargs[name])}" for name in sorted(kwargs))
+    return ",".join(f"{name}:{_form(named[name])}" for name in sorted(named))
 
 
 def _form(value: Any) -> Hashable:

@@ -59,10 +59,10 @@ class NeedsExclusive(BaseException):
 
 
 def forget_frames(error: BaseException) -> None:
-    """Drops an error's traceback, whose frames keep latents and embeddings alive, and those behind it.
+    """Drops the tracebacks of an error, whose frames keep latents and embeddings alive.
 
-    The text of the traceback becomes a note of the error, so that a log still shows it. Clearing the
-    frames would not do: a frame keeps its function, and with it what that closes over.
+    Their text becomes a note of the error, so that a log still shows it. Clearing the frames would
+    not do: a frame keeps its function, and with it what that closes over.
     """
     if error.__traceback__ is not None and isinstance(error, Exception):
         error.add_note("".join(["in the engine:\n", *traceback.format_tb(error.__traceback__)]))

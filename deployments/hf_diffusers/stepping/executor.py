@@ -15,6 +15,7 @@ from deployments.hf_diffusers.stepping.clock import ForwardClock
 from deployments.hf_diffusers.stepping.errors import (
     DoesNotFitError,
     EngineFailedError,
+    JobCancelled,
     NotFiniteError,
 )
 from deployments.hf_diffusers.stepping.options import EngineOptions
@@ -50,6 +51,7 @@ class Executor:
         first = calls[0]
         if first.task.probe is not None and first.module.is_denoiser:
             self._measure(first)
+            return [Outcome(error=JobCancelled())]
         if len(calls) == 1:
             return [self._run_one(first)]
         if self._needs_check(first):
@@ -131,7 +133,7 @@ class Executor:
 
     def _needs_check(self, call: Call) -> bool:
         entry = call.module
-        return bool(entry.guesses) and structure(call.kwargs) not in entry.checked
+        return bool(entry.guesses) and structure(call.bound) not in entry.checked
 
     def _check(self, calls: Sequence[Call]) -> list[Outcome]:
         """Runs each call alone, hands that back, and compares with the batch of them."""
@@ -158,13 +160,12 @@ class Executor:
             self._counters.count("self_checks_failed")
             logger.warning("%s: calls run alone, the self-check failed: %s", entry.name, reason)
         else:
-            entry.checked.add(structure(calls[0].kwargs))
+            entry.checked.add(structure(calls[0].bound))
             logger.info("%s: calls may be batched, the self-check passed", entry.name)
         return outcomes
 
     def _measure(self, call: Call) -> None:
         probe, schema = call.task.probe, call.schema
-        call.task.cancel_requested = True
         if probe is None or schema is None:
             return
         probe.key = self._caps.key(call.module, call.shape)

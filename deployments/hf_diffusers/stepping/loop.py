@@ -29,7 +29,7 @@ from deployments.hf_diffusers.stepping.pipelines import ModuleEntry
 from deployments.hf_diffusers.stepping.proxies import Park
 from deployments.hf_diffusers.stepping.row_caps import RowCapTable
 from deployments.hf_diffusers.stepping.runs import run_batched, run_exclusively
-from deployments.hf_diffusers.stepping.selection import choose_calls
+from deployments.hf_diffusers.stepping.selection import CallChooser
 from deployments.hf_diffusers.stepping.statistics import Counters
 from deployments.hf_diffusers.stepping.steps import follow_num_steps, send
 from deployments.hf_diffusers.stepping.task import Call, JobGreenlet, Outcome, Task
@@ -60,6 +60,9 @@ class Loop:
         self._costs = costs
         self._caps = caps
         self._executor = Executor(options, caps, counters)
+        self._chooser = CallChooser(
+            aging=options.aging, oldest_share=options.oldest_share, max_rows=self._max_rows
+        )
         self._parked: list[Call] = []
         self._ready: deque[tuple[Task, Outcome]] = deque()
 
@@ -101,12 +104,7 @@ class Loop:
         self._release_cancelled()
         if self._ready or not self._parked:
             return
-        calls = choose_calls(
-            self._parked,
-            now=time.monotonic(),
-            aging=self._options.aging,
-            max_rows=self._max_rows,
-        )
+        calls = self._chooser.choose(self._parked, time.monotonic())
         chosen = set(map(id, calls))
         self._parked = [call for call in self._parked if id(call) not in chosen]
         for call, outcome in zip(calls, self._executor.run(calls), strict=True):

@@ -20,10 +20,13 @@ class EngineOptions:
     in device memory."""
     max_queued: int = 64
     """Most requests that wait to begin; one more is refused."""
-    aging: float = 2.0
+    aging: float = 1.0
     """How fast waiting beats size: the remaining work of a request counts as divided by
     `slowdown ** aging`, its slowdown being the time since submission over the time of its work
     alone. 0 is pure shortest-remaining-work-first, which can starve a large image."""
+    oldest_share: float = 0.1
+    """Least share of the time for the request that was submitted first, and of the places of those
+    that begin. It bounds what a large image waits for small ones, however many come."""
     batch_buckets: tuple[int, ...] = ()
     """Row counts that compiled modules were compiled for: a denoiser's batch is filled up to the
     next of them with repeated rows. Empty: no filling."""
@@ -46,7 +49,13 @@ class EngineOptions:
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("max_queued", "aging", "min_row_gain", "max_run_ahead"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        _check(self.self_check_tolerance > 0, "self_check_tolerance", 0, "above 0")
+        _check(0 <= self.oldest_share < 1, "oldest_share", self.oldest_share, "in [0, 1)")
+        _check(
+            self.self_check_tolerance > 0,
+            "self_check_tolerance",
+            self.self_check_tolerance,
+            "above 0",
+        )
         for rows in self.batch_buckets:
             _check(rows >= 1, "batch_buckets", rows, "at least 1 each")
 

@@ -149,22 +149,23 @@ class Registry:
     def _add_adapters(
         self, name: str, modules: Mapping[str, ModuleEntry], adapters: Sequence[str]
     ) -> None:
-        if not adapters:
-            return
-        found: set[str] = set()
-        for entry in modules.values():
-            if not getattr(entry.module, "peft_config", None):
-                continue
-            if entry.adapters is None:
-                entry.adapters = AdapterBank(entry.module, entry.name)
-            entry.adapters.add(adapters)
-            found |= entry.adapters.names
+        adapted = [item for item in modules.values() if getattr(item.module, "peft_config", None)]
+        found = {adapter for item in adapted for adapter in item.module.peft_config}
         missing = sorted(set(adapters) - found)
         if missing:
             raise ValueError(
                 f"pipeline {name!r} has no adapter {missing}: load it with "
                 f"`load_lora_weights(..., adapter_name=...)` before adding the pipeline"
             )
+        for item in adapted if adapters else ():
+            bank = item.adapters or AdapterBank(item.module, item.name)
+            try:
+                bank.add(adapters)
+            except ValueError:
+                if item.adapters is None:
+                    bank.close()
+                raise
+            item.adapters = bank
 
 
 def _decide_mode(pipeline: Any) -> tuple[Literal["batched", "exclusive"], str]:

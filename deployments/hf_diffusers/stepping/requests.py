@@ -79,7 +79,7 @@ def _adapters(entry: PipelineEntry, adapters: Mapping[str, float] | None) -> Ada
     for name, weight in (adapters or {}).items():
         if not math.isfinite(weight):
             raise ValueError(f"adapters[{name!r}] is {weight}: the weight must be finite")
-    return tuple(sorted((name, float(weight)) for name, weight in (adapters or {}).items()))
+    return tuple((name, float(weight)) for name, weight in (adapters or {}).items())
 
 
 def _num_steps(entry: PipelineEntry, inputs: Mapping[str, Any]) -> int:

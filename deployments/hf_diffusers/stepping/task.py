@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from deployments.hf_diffusers.stepping.schemas import CallSchema
 
 Adapters = tuple[tuple[str, float], ...]
-"""Names and weights, sorted by name."""
+"""Names and weights, in the order asked for: some kinds of adapters do not commute."""
 
 
 class JobGreenlet(greenlet.greenlet):  # type: ignore[misc]  # greenlet has no type information
@@ -70,9 +70,9 @@ class Task:
 
         Jobs with a deadline still to come go first, earliest first; a missed deadline counts no
         more. The rest go by shortest remaining work, divided by their slowdown to the power `aging`
-        (with 1 the order resembles highest-response-ratio-next, Brinch Hansen 1971, made
-        preemptive): as a job waits its slowdown grows without bound, a small job's sooner than a
-        large one's, so neither size can keep the other from running.
+        (with 1, highest-response-ratio-next, Brinch Hansen 1971, over the remaining work): a small
+        job that waits soon goes before a large one that has waited as long. What bounds the wait of
+        a large one is its share once it is the oldest (selection.py).
         """
         if now < self.deadline < math.inf:
             return 0, self.deadline

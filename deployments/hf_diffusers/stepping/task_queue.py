@@ -25,6 +25,7 @@ class TaskQueue:
         self._queued: list[Task] = []
         self._tasks: dict[Job, Task] = {}
         self._has_changed = False
+        self._num_begun = 0
 
     @property
     def num_queued(self) -> int:
@@ -104,10 +105,14 @@ class TaskQueue:
                 return [], []
             now, aging = time.monotonic(), self._options.aging
             ordered = sorted(self._queued, key=lambda task: task.priority(now, aging))
+            share = self._options.oldest_share
+            if share and (self._num_begun + 1) % max(round(1 / share), 1) == 0:
+                ordered.sort(key=lambda task: task is not self._queued[0])
             begun = self._admission.choose(ordered, self.num_ongoing)
             for task in begun:
                 self._queued.remove(task)
                 task.job.state = JobState.ONGOING
+            self._num_begun += len(begun)
             has_moved, self._has_changed = self._has_changed or bool(begun), False
             return begun, [task for task in ordered if task not in begun] if has_moved else []
 

@@ -1,0 +1,294 @@
+"""Makes small random models of every kind that this family runs, the same weights every time.
+
+They have seen no data, so what they say is noise: for tests and demos. `python -m` of this module
+writes one of them into a folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+SEED = 42
+WORDS = (
+    "the",
+    "a",
+    "small",
+    "large",
+    "red",
+    "blue",
+    "cat",
+    "dog",
+    "runs",
+    "sleeps",
+    "under",
+    "tree",
+)
+LABELS = ("bird", "boat", "bread", "bridge")
+SAMPLING_RATE = 16000
+LANGUAGES = ("en", "de", "fr")
+SPEECH_POSITIONS = 1500
+"""What Whisper's encoder makes of its 30 s."""
+
+
+def _save(folder: Path, model: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    return folder
+
+
+def _write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _spread(model: Any, scale: float = 4.0) -> Any:
+    """Makes the weights larger, so that outputs differ by far more than rounding."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and "norm" not in name.lower():
+                parameter.mul_(scale)
+    return model
+
+
+def _word_tokenizer(folder: Path) -> Any:
+    """Writes a tokenizer with a token for each word and letter, in BERT's layout."""
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters]
+    pieces += [f"##{letter}" for letter in letters]
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+    )
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=64,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+    fast.save_pretrained(folder)
+    return fast
+
+
+def _bert_config(tokenizer: Any, **options: Any) -> Any:
+    return transformers.BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        **options,
+    )
+
+
+def make_tiny_encoder(
+    folder: Path, *, pooling: str = "mean", normalize: bool = True, dense: int | None = None
+) -> Path:
+    """Writes a BERT with sentence-transformers' files; 32 values, 64 tokens.
+
+    Args:
+        folder: Where to.
+        pooling: The pooling that `1_Pooling/config.json` names, such as `mean` or `cls_token`.
+        normalize: Whether `modules.json` has a `Normalize` at its end.
+        dense: Values that a dense layer behind the pooling makes; None for no such layer.
+    """
+    torch.manual_seed(SEED)
+    tokenizer = _word_tokenizer(folder)
+    _save(folder, _spread(transformers.BertModel(_bert_config(tokenizer))))
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    keys = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "lasttoken")
+    chosen = {f"pooling_mode_{key}": key.removesuffix("_tokens") == pooling for key in keys}
+    chosen["pooling_mode_cls_token"] = pooling == "cls"
+    _write(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": 32, **chosen})
+    if dense is not None:
+        kinds.append(("2_Dense", "Dense"))
+        _write_dense(folder / "2_Dense", dense)
+    if normalize:
+        kinds.append((f"{len(kinds)}_Normalize", "Normalize"))
+    rows = [
+        {
+            "idx": index,
+            "name": str(index),
+            "path": path,
+            "type": f"sentence_transformers.models.{k}",
+        }
+        for index, (path, k) in enumerate(kinds)
+    ]
+    _write(folder / "modules.json", rows)
+    _write(folder / "sentence_bert_config.json", {"max_seq_length": 48, "do_lower_case": True})
+    return folder
+
+
+def _write_dense(folder: Path, size: int) -> None:
+    from safetensors.torch import save_file
+
+    config = {
+        "in_features": 32,
+        "out_features": size,
+        "bias": True,
+        "activation_function": "torch.nn.modules.activation.Tanh",
+    }
+    _write(folder / "config.json", config)
+    weights = {"linear.weight": torch.randn(size, 32) / 4, "linear.bias": torch.randn(size) / 4}
+    save_file(weights, folder / "model.safetensors")
+
+
+def make_tiny_classifier(folder: Path) -> Path:
+    """Writes a BERT that tells texts apart, with the labels of `LABELS`."""
+    torch.manual_seed(SEED)
+    tokenizer = _word_tokenizer(folder)
+    config = _bert_config(tokenizer, id2label=dict(enumerate(LABELS)))
+    return _save(folder, _spread(transformers.BertForSequenceClassification(config)))
+
+
+def make_tiny_vision(folder: Path) -> Path:
+    """Writes a ViT that tells images of 32 by 32 pixels apart, with the labels of `LABELS`."""
+    torch.manual_seed(SEED)
+    config = transformers.ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        image_size=32,
+        patch_size=8,
+        id2label=dict(enumerate(LABELS)),
+    )
+    _save(folder, _spread(transformers.ViTForImageClassification(config)))
+    processor = transformers.ViTImageProcessorPil(size={"height": 32, "width": 32})
+    processor.save_pretrained(folder)
+    return folder
+
+
+def make_tiny_seq2seq(folder: Path) -> Path:
+    """Writes a T5: an encoder for the prompt and a decoder for the answer."""
+    torch.manual_seed(SEED)
+    tokenizer = _word_tokenizer(folder)
+    config = transformers.T5Config(
+        vocab_size=len(tokenizer),
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.sep_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+    )
+    return _save(folder, transformers.T5ForConditionalGeneration(config))
+
+
+def make_tiny_state_space(folder: Path) -> Path:
+    """Writes a Mamba: a decoder whose memory is no cache of keys and values."""
+    torch.manual_seed(SEED)
+    tokenizer = _word_tokenizer(folder)
+    config = transformers.MambaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        state_size=8,
+        num_hidden_layers=2,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.cls_token_id,
+        eos_token_id=tokenizer.sep_token_id,
+    )
+    return _save(folder, transformers.MambaForCausalLM(config))
+
+
+def make_tiny_speech(folder: Path) -> Path:
+    """Writes a Whisper-shaped model: byte tokens, three languages, timestamps every 20 ms."""
+    torch.manual_seed(SEED)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = _speech_tokenizer()
+    ids = tokenizer.convert_tokens_to_ids
+    end, start = ids("<|endoftext|>"), ids("<|startoftranscript|>")
+    config = transformers.WhisperConfig(
+        vocab_size=len(tokenizer),
+        num_mel_bins=80,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        max_source_positions=SPEECH_POSITIONS,
+        max_target_positions=96,
+        pad_token_id=end,
+        bos_token_id=end,
+        eos_token_id=end,
+        decoder_start_token_id=start,
+        begin_suppress_tokens=None,
+    )
+    model = _spread(transformers.WhisperForConditionalGeneration(config), 8.0)
+    model.generation_config = transformers.GenerationConfig(
+        pad_token_id=end,
+        bos_token_id=end,
+        eos_token_id=end,
+        decoder_start_token_id=start,
+        lang_to_id={f"<|{name}|>": ids(f"<|{name}|>") for name in LANGUAGES},
+        task_to_id={name: ids(f"<|{name}|>") for name in ("transcribe", "translate")},
+        is_multilingual=True,
+        no_timestamps_token_id=ids("<|notimestamps|>"),
+        prev_sot_token_id=ids("<|startofprev|>"),
+        max_initial_timestamp_index=50,
+        alignment_heads=[[1, 0], [1, 1]],
+        return_timestamps=False,
+        max_length=40,
+    )
+    _save(folder, model)
+    tokenizer.save_pretrained(folder)
+    transformers.WhisperFeatureExtractor(feature_size=80).save_pretrained(folder)
+    return folder
+
+
+def _speech_tokenizer() -> Any:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: index for index, letter in enumerate(letters)}
+    tokenizer = transformers.WhisperTokenizer(vocab=vocabulary, merges=[])
+    special = ["<|endoftext|>", "<|startoftranscript|>"]
+    special += [f"<|{name}|>" for name in LANGUAGES]
+    special += ["<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>"]
+    special += ["<|nospeech|>", "<|notimestamps|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    tokenizer.pad_token = "<|endoftext|>"
+    times = [f"<|{step * 0.02:.2f}|>" for step in range(SPEECH_POSITIONS + 1)]
+    tokenizer.add_tokens(times)
+    return tokenizer
+
+
+MAKERS: dict[str, Callable[[Path], Path]] = {
+    "classifier": make_tiny_classifier,
+    "encoder": make_tiny_encoder,
+    "seq2seq": make_tiny_seq2seq,
+    "speech": make_tiny_speech,
+    "state-space": make_tiny_state_space,
+    "vision": make_tiny_vision,
+}
+
+
+def main() -> None:
+    """Writes the model that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kind", choices=sorted(MAKERS))
+    parser.add_argument("folder", type=Path)
+    arguments = parser.parse_args()
+    MAKERS[arguments.kind](arguments.folder)
+
+
+if __name__ == "__main__":
+    main()

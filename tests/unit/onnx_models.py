@@ -1,0 +1,126 @@
+"""Tiny ONNX graphs with fixed seeds, and configurations for them; knows no test."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from truthgpt_serve.config import load_model_config
+
+OPERATORS = 18
+IR_VERSION = 9
+
+
+def configure(path: Path, **others: Any) -> dict[str, Any]:
+    """Returns the whole configuration for the graph at `path`; `engine` is `serving.engine`."""
+    engine = others.pop("engine", {})
+    serving = {"engine": engine, **others.pop("serving", {})}
+    model = {"name_or_path": str(path)}
+    return load_model_config(
+        {"task": "tensor", "model": model, "serving": serving, **others}
+    ).to_cfg()
+
+
+def tensor(name: str, kind: int, shape: list[Any] | None) -> Any:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def save(
+    path: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any], **weights: Any
+) -> Path:
+    """Writes a checked graph; each further argument is a weight of that name."""
+    initial = [
+        numpy_helper.from_array(numpy.asarray(array), name) for name, array in weights.items()
+    ]
+    graph = helper.make_graph(nodes, "tiny", inputs, outputs, initial)
+    operators = [helper.make_opsetid("", OPERATORS)]
+    model = helper.make_model(graph, opset_imports=operators, ir_version=IR_VERSION)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
+def make_vision(path: Path) -> Path:
+    """Writes a convolution network: images of any size in any number to 3 scores."""
+    random = numpy.random.default_rng(7)
+    nodes = [
+        helper.make_node("Conv", ["image", "kernel"], ["maps"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["maps"], ["positive"]),
+        helper.make_node("GlobalAveragePool", ["positive"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "classes"], ["scores"]),
+    ]
+    return save(
+        path,
+        nodes,
+        [tensor("image", TensorProto.FLOAT, ["batch", 3, "height", "width"])],
+        [tensor("scores", TensorProto.FLOAT, ["batch", 3])],
+        kernel=random.standard_normal((4, 3, 3, 3)).astype(numpy.float32),
+        classes=random.standard_normal((4, 3)).astype(numpy.float32),
+    )
+
+
+def make_encoder(path: Path) -> Path:
+    """Writes a lookup of ids with a mask: two inputs that share both axes, two outputs."""
+    random = numpy.random.default_rng(8)
+    axes = ["batch", "length"]
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["rows"]),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["wide"]),
+        helper.make_node("Mul", ["rows", "wide"], ["states"]),
+        helper.make_node("ReduceSum", ["states", "first"], ["sums"], keepdims=0),
+    ]
+    return save(
+        path,
+        nodes,
+        [tensor("ids", TensorProto.INT64, axes), tensor("mask", TensorProto.FLOAT, axes)],
+        [
+            tensor("states", TensorProto.FLOAT, [*axes, 5]),
+            tensor("sums", TensorProto.FLOAT, ["batch", 5]),
+        ],
+        table=random.standard_normal((10, 5)).astype(numpy.float32),
+        last=numpy.array([-1]),
+        first=numpy.array([1]),
+    )
+
+
+def make_node_graph(
+    path: Path,
+    operator: str,
+    shape: list[Any],
+    *,
+    kind: int = TensorProto.FLOAT,
+    out: list[Any] | None = None,
+    **attributes: Any,
+) -> Path:
+    """Writes `y = operator(x)`; `y` has the type of `x`, and its shape unless `out` says."""
+    node = helper.make_node(operator, ["x"], ["y"], **attributes)
+    outputs = [tensor("y", kind, shape if out is None else out)]
+    return save(path, [node], [tensor("x", kind, shape)], outputs)
+
+
+def export_torch(path: Path) -> torch.nn.Module:
+    """Exports a small network through torch.onnx, with a dynamic batch; returns the network."""
+    torch.manual_seed(3)
+    network = torch.nn.Sequential(
+        torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3)
+    ).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own, of its parts about each other
+        torch.onnx.export(
+            network,
+            (torch.zeros(2, 4),),
+            str(path),
+            input_names=["x"],
+            output_names=["y"],
+            dynamic_shapes=[{0: torch.export.Dim("batch")}],
+            dynamo=True,
+            verbose=False,
+        )
+    return network

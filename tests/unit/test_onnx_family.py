@@ -1,0 +1,391 @@
+"""The family `onnxruntime` at its Python interface, against ONNX Runtime's own output."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from deployments.onnx.config import FAMILY, OnnxSettings
+from deployments.onnx.deployment import OnnxModel
+from deployments.onnx.engine import choose_provider, probe_provider
+from deployments.onnx.rows import groups
+from tests.unit.onnx_models import (
+    configure,
+    export_torch,
+    make_encoder,
+    make_node_graph,
+    make_vision,
+    save,
+    tensor,
+)
+from truthgpt_serve import run_infer
+from truthgpt_serve.errors import ConfigError, RequestError, ServerError
+from truthgpt_serve.server.host import ModelHost
+
+Arrays = dict[str, Any]
+
+
+def load(path: Path, **others: Any) -> OnnxModel:
+    model = OnnxModel()
+    model.load(configure(path, **others))
+    return model
+
+
+def reference(path: Path, inputs: Arrays) -> Arrays:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+def images(rows: int, height: int, width: int, seed: int = 0) -> Arrays:
+    random = numpy.random.default_rng(seed)
+    return {"image": random.standard_normal((rows, 3, height, width)).astype(numpy.float32)}
+
+
+def assert_same(found: Arrays, expected: Arrays) -> None:
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype
+        numpy.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_vision(tmp_path_factory.mktemp("vision") / "model.onnx")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_encoder(tmp_path_factory.mktemp("encoder") / "model.onnx")
+
+
+# -- running
+
+
+def test_a_folder_runs_as_its_file_does(vision: Path) -> None:
+    inputs = images(2, 9, 7)
+    for path in (vision, vision.parent):
+        assert_same(load(path).infer(inputs), reference(vision, inputs))
+
+
+def test_what_torch_exports_runs_as_torch_does(tmp_path: Path) -> None:
+    network = export_torch(tmp_path / "net.onnx")
+    model = load(tmp_path / "net.onnx")
+    assert model.metadata()["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]
+    inputs = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+    expected = network(inputs).detach().numpy()
+    numpy.testing.assert_allclose(model.infer({"x": inputs.numpy()})["y"], expected, atol=1e-6)
+
+
+def test_a_quantized_file_runs_as_it_is(vision: Path, tmp_path: Path) -> None:
+    path = tmp_path / "quantized.onnx"
+    quantize_dynamic(vision, path, weight_type=QuantType.QUInt8, op_types_to_quantize=["MatMul"])
+    inputs = images(2, 8, 8)
+    model = load(path)
+    assert_same(model.infer(inputs), reference(path, inputs))
+    assert not numpy.array_equal(model.infer(inputs)["scores"], reference(vision, inputs)["scores"])
+
+
+def test_lists_are_taken_too(encoder: Path, tmp_path: Path) -> None:
+    inputs = {"ids": [[1, 2]], "mask": [[1, 0]]}
+    arrays = {"ids": numpy.array([[1, 2]]), "mask": numpy.array([[1, 0]], numpy.float32)}
+    assert_same(load(encoder).infer(inputs), reference(encoder, arrays))
+    config = tmp_path / "m.yaml"
+    config.write_text(f"task: tensor\nmodel: {{name_or_path: {encoder}}}\n")
+    assert_same(run_infer(config, inputs), reference(encoder, arrays))
+
+
+def test_texts_come_as_texts_or_bytes(tmp_path: Path) -> None:
+    path = make_node_graph(tmp_path / "m.onnx", "Identity", ["n"], kind=TensorProto.STRING)
+    model = load(path)
+    for value in (["a", "é"], [b"a", "é".encode()]):
+        assert model.infer({"x": numpy.array(value, dtype=object)})["y"].tolist() == ["a", "é"]
+    assert model.infer({"x": ["b"]})["y"].tolist() == ["b"]
+    with pytest.raises(RequestError, match="expects texts in UTF-8, given other bytes"):
+        model.infer({"x": numpy.array([b"\xff"], dtype=object)})
+    with pytest.raises(RequestError, match="expects texts, given a int"):
+        model.infer({"x": numpy.array([3], dtype=object)})
+
+
+@pytest.mark.parametrize("level", ["none", "basic", "extended", "layout", "all"])
+def test_every_level_of_optimisation_gives_the_same(vision: Path, level: str) -> None:
+    inputs = images(1, 6, 6)
+    engine = {"graph_optimization": level, "parallel_branches": True, "spinning": True}
+    assert_same(load(vision, engine=engine).infer(inputs), reference(vision, inputs))
+
+
+def test_threads_follow_the_cores(vision: Path) -> None:
+    for cpus, threads in ((0.5, 1), (1, 1), (3, 3)):
+        model = load(vision, hardware={"cpus": cpus})
+        options = model._loaded._session.get_session_options()
+        assert options.intra_op_num_threads == threads
+        assert options.inter_op_num_threads == 1
+
+
+def test_close_frees_the_graph(vision: Path) -> None:
+    model = load(vision)
+    model.close()
+    model.close()
+    with pytest.raises(ServerError, match="the model is not loaded"):
+        model.infer(images(1, 4, 4))
+
+
+# -- what is refused
+
+
+def bad_inputs() -> dict[str, tuple[Arrays, str]]:
+    ids = numpy.zeros((2, 4), numpy.int64)
+    mask = numpy.ones((2, 4), numpy.float32)
+    described = "ids: int64 [batch, length], mask: float32 [batch, length]"
+    return {
+        "unknown": (
+            {"ids": ids, "mask": mask, "more": ids},
+            f"input 'more' is none of the model's inputs; it has {described}",
+        ),
+        "missing": ({"ids": ids}, f"input 'mask' is missing; the model expects {described}"),
+        "type": (
+            {"ids": ids.astype(numpy.int32), "mask": mask},
+            "input 'ids' expects int64 [batch, length], given int32 [2, 4]",
+        ),
+        "rank": (
+            {"ids": ids[0], "mask": mask},
+            "input 'ids' expects int64 [batch, length], given int64 [4]",
+        ),
+        "named axis": (
+            {"ids": ids, "mask": mask[:, :3]},
+            "input 'mask' expects float32 [batch, length], given float32 [2, 3]: axis 'length' is "
+            "4 in input 'ids'",
+        ),
+        "batch axis": (
+            {"ids": ids, "mask": mask[:1]},
+            "input 'mask' expects float32 [batch, length], given float32 [1, 4]: axis 'batch' is "
+            "2 in input 'ids'",
+        ),
+        "no array": (
+            {"ids": {"a": 1}, "mask": mask},
+            "input 'ids' expects int64 [batch, length], given a dict",
+        ),
+        "ragged": (
+            {"ids": [[1], [1, 2]], "mask": mask},
+            "input 'ids' expects int64 [batch, length], given lists of different lengths",
+        ),
+        "fractions": (
+            {"ids": [[1.5]], "mask": mask},
+            "input 'ids' expects int64 [batch, length], given a list of float64",
+        ),
+        "texts": (
+            {"ids": [["1"]], "mask": mask},
+            "input 'ids' expects int64 [batch, length], given a list of str32",
+        ),
+        "out of the table": (
+            {"ids": ids + 10, "mask": mask},
+            "the model refuses the inputs: indices element out of data bounds, idx=10 must be "
+            "within the inclusive range [-10,9]",
+        ),
+    }
+
+
+@pytest.mark.parametrize("case", bad_inputs())
+def test_a_wrong_input_is_named(encoder: Path, case: str) -> None:
+    inputs, message = bad_inputs()[case]
+    model = load(encoder)
+    for call in (model.infer, lambda given: model.infer_batch([given])):
+        with pytest.raises(RequestError) as caught:
+            call(inputs)
+        assert caught.value.message == message
+    if case != "out of the table":
+        with pytest.raises(RequestError, match=re.escape(message)):
+            model.batch_key(inputs)
+        assert caught.value.param == f"inputs.{message.split(chr(39))[1]}"
+
+
+def test_a_number_out_of_range_and_a_fixed_axis(tmp_path: Path) -> None:
+    path = make_node_graph(tmp_path / "m.onnx", "Identity", ["n", 2], kind=TensorProto.UINT8)
+    model = load(path)
+    message = re.escape("input 'x' expects uint8 [n, 2], given a list with a number out of range")
+    with pytest.raises(RequestError, match=message):
+        model.infer({"x": [[1, 256]]})
+    message = re.escape("input 'x' expects uint8 [n, 2], given uint8 [1, 3]")
+    with pytest.raises(RequestError, match=message):
+        model.infer({"x": numpy.zeros((1, 3), numpy.uint8)})
+    assert model.infer({"x": []} | {"x": numpy.zeros((0, 2), numpy.uint8)})["y"].shape == (0, 2)
+
+
+def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no graph")
+    with pytest.raises(ConfigError) as caught:
+        load(broken)
+    assert str(caught.value) == (
+        f"{broken}: ONNX Runtime cannot load it: Load model from {broken} failed:"
+        "Protobuf parsing failed."
+    )
+    path = make_node_graph(tmp_path / "bf16.onnx", "Identity", ["n"], kind=TensorProto.BFLOAT16)
+    with pytest.raises(ConfigError, match=r"'x' is tensor\(bfloat16\), which cannot travel"):
+        load(path)
+    split = helper.make_node("SplitToSequence", ["x"], ["y"])
+    sequence = helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None)
+    path = save(tmp_path / "s.onnx", [split], [tensor("x", TensorProto.FLOAT, ["n"])], [sequence])
+    with pytest.raises(ConfigError, match=r"'y' is seq\(tensor\(float\)\), which cannot travel"):
+        load(path)
+
+
+# -- execution providers
+
+
+def test_the_probe_runs_a_graph() -> None:
+    assert probe_provider("cpu", OnnxSettings()) is None
+
+
+@pytest.mark.parametrize("name", ["cuda", "tensorrt"])
+def test_a_named_provider_works_or_is_an_error(vision: Path, name: str) -> None:
+    engine = {"execution_provider": name}
+    problem = probe_provider(name, OnnxSettings())
+    if problem is None:  # on a machine that has it
+        assert load(vision, engine=engine).metadata()["platform"] == f"onnxruntime_onnx_{name}"
+        return
+    with pytest.raises(ConfigError) as caught:
+        load(vision, engine=engine)
+    assert str(caught.value).startswith(
+        f"serving.engine.execution_provider: {name}: {problem} (install onnxruntime-gpu instead"
+    )
+
+
+def test_only_auto_does_without_the_gpu(vision: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert choose_provider(configure(vision, hardware={"gpus": 0})) == "cpu"
+    problem = probe_provider("cuda", OnnxSettings())
+    if problem is None:  # on a machine that has it
+        assert choose_provider(configure(vision, hardware={"gpus": 1})) == "cuda"
+        return
+    with pytest.raises(ConfigError, match=r"hardware\.device: cuda: "):
+        load(vision, hardware={"device": "cuda"})
+    assert "the GPU is not used" not in caplog.text
+    assert choose_provider(configure(vision, hardware={"gpus": 1})) == "cpu"
+    assert f"the GPU is not used: {problem}; install onnxruntime-gpu" in caplog.text
+
+
+# -- joining
+
+
+def test_requests_of_mixed_sizes_get_their_own_results(vision: Path) -> None:
+    model = load(vision)
+    requests = [
+        images(rows, height, 6, seed)
+        for seed, (rows, height) in enumerate([(1, 5), (3, 5), (1, 8), (2, 8), (1, 5), (4, 7)])
+    ]
+    for found, inputs in zip(model.infer_batch(requests), requests, strict=True):
+        assert_same(found, reference(vision, inputs))
+    keys = [model.batch_key(inputs) for inputs in requests]
+    assert keys[0] == keys[1] == keys[4]
+    assert len(set(keys)) == 3
+
+
+def test_runs_are_joined_up_to_the_limit_of_rows(vision: Path) -> None:
+    requests = [images(rows, 4, 4) for rows in (2, 2, 3, 9, 1, 1)]
+    assert list(groups(requests, 4)) == [[0, 1], [2], [3], [4, 5]]
+    model = load(vision, engine={"max_batch_rows": 4})
+    sizes = count_runs(model)
+    model.infer_batch(requests)
+    assert sizes == [4, 3, 9, 2]
+
+
+def count_runs(model: OnnxModel) -> list[int]:
+    """Returns a list to which each run of the session adds its rows."""
+    session, sizes = model._loaded, []
+    run = session.run
+
+    def counted(arrays: Arrays) -> Arrays:
+        sizes.append(len(next(iter(arrays.values()))))
+        return run(arrays)
+
+    session.run = counted  # type: ignore[method-assign]
+    return sizes
+
+
+ALONE: dict[str, tuple[str, list[Any], list[Any] | None, Arrays | None]] = {
+    "fixed first axis": ("Relu", [1, 4], None, {}),
+    "another first axis comes out": ("Transpose", ["batch", "n"], ["n", "batch"], {}),
+    "no first axis comes out": ("ReduceMean", ["batch", 4], [], {"keepdims": 0}),
+    "rows know of each other": ("Softmax", ["batch", 4], None, {"axis": 0}),
+    "rows change their places": ("CumSum", ["batch", 4], None, None),
+}
+
+
+@pytest.mark.parametrize("case", ALONE)
+def test_what_cannot_be_joined_runs_alone(tmp_path: Path, case: str) -> None:
+    operator, shape, out, attributes = ALONE[case]
+    path = tmp_path / "m.onnx"
+    if attributes is None:
+        node = helper.make_node(operator, ["x", "axis"], ["y"])
+        value = tensor("x", TensorProto.FLOAT, shape)
+        result = tensor("y", TensorProto.FLOAT, shape)
+        save(path, [node], [value], [result], axis=numpy.array(0))
+    else:
+        make_node_graph(path, operator, shape, out=out, **attributes)
+    model = load(path)
+    rows = shape[0] if isinstance(shape[0], int) else 3
+    random = numpy.random.default_rng(5)
+    requests = [{"x": random.standard_normal((rows, 4)).astype("f4")} for _ in range(4)]
+    assert len({model.batch_key(inputs) for inputs in requests}) == 4
+    for found, inputs in zip(model.infer_batch(requests), requests, strict=True):
+        assert_same(found, reference(path, inputs))
+
+
+def test_joining_can_be_asked_for_and_switched_off(vision: Path, tmp_path: Path) -> None:
+    inputs = images(1, 4, 4)
+    off = load(vision, engine={"batch_requests": False})
+    assert off.batch_key(inputs) != off.batch_key(inputs)
+    coupled = make_node_graph(tmp_path / "m.onnx", "Softmax", ["batch", 4], axis=0)
+    asked = load(coupled, engine={"batch_requests": True})
+    row = {"x": numpy.ones((1, 4), numpy.float32)}
+    assert asked.infer_batch([row, row])[0]["y"].tolist() == [[0.5] * 4]
+    fixed = make_node_graph(tmp_path / "fixed.onnx", "Relu", [1, 4])
+    with pytest.raises(ConfigError) as caught:
+        load(fixed, engine={"batch_requests": True})
+    assert str(caught.value) == (
+        "serving.engine.batch_requests: true needs one free first axis that all tensors share, "
+        "found x: float32 [1, 4], y: float32 [1, 4] "
+        "(export the model with a dynamic batch axis, or write false)"
+    )
+
+
+async def test_concurrent_requests_share_runs_and_bad_ones_fail_alone(encoder: Path) -> None:
+    cfg = configure(encoder, serving={"batching": {"max_batch_size": 16}})
+    host = ModelHost(FAMILY, cfg, name="encoder")
+    await host.start()
+    try:
+        sizes = count_runs(host.model)
+        random = numpy.random.default_rng(11)
+
+        async def ask(number: int) -> int:
+            length = (3, 5, 8)[number % 3]
+            ids = random.integers(0, 10, (1 + number % 2, length))
+            mask = random.integers(0, 2, ids.shape).astype(numpy.float32)
+            inputs = {"ids": ids, "mask": mask}
+            if number % 10 == 4:
+                inputs["ids"] = ids + 10  # found by the graph
+            if number % 10 == 7:
+                inputs["mask"] = mask[:, 1:]  # found before
+            try:
+                outputs = await host.infer(inputs)
+            except RequestError:
+                assert number % 10 in (4, 7)
+                return 1
+            assert number % 10 not in (4, 7)
+            assert_same(outputs, await asyncio.to_thread(reference, encoder, inputs))
+            return 0
+
+        failed = await asyncio.gather(*(ask(number) for number in range(60)))
+        assert sum(failed) == 12
+        assert max(sizes) > 3, "requests were joined"
+    finally:
+        await host.close()

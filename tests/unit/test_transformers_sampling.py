@@ -1,0 +1,148 @@
+"""The sampler and the detokenizer by themselves, against transformers' own processors."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from deployments.hf_transformers.generation_job import Detokenizer, TextCall, TextJob
+from deployments.hf_transformers.generation_sampling import Row, Sampling, choose_tokens
+from deployments.vllm.tiny_model import make_tiny_llama
+
+SIZE = 40
+NUM_DRAWS = 4000
+
+
+def row(sampling: Sampling, tokens: list[int] | None = None) -> Row:
+    return Row(sampling, [1, 2, 3], frozenset({5}), list(tokens or []))
+
+
+def draws(logits: torch.Tensor, **fields: Any) -> torch.Tensor:
+    """Returns how often each token is drawn from the logits `[vocabulary]`."""
+    rows: list[Row | None] = [row(Sampling(seed=seed, **fields)) for seed in range(NUM_DRAWS)]
+    tokens = choose_tokens(logits.expand(NUM_DRAWS, -1), rows)
+    return torch.bincount(tokens, minlength=len(logits)) / NUM_DRAWS
+
+
+@pytest.mark.parametrize(
+    ("fields", "warpers"),
+    [
+        ({"temperature": 1.0}, []),
+        ({"temperature": 0.5}, [transformers.TemperatureLogitsWarper(0.5)]),
+        ({"temperature": 1.0, "top_k": 5}, [transformers.TopKLogitsWarper(5)]),
+        ({"temperature": 1.0, "top_p": 0.6}, [transformers.TopPLogitsWarper(0.6)]),
+        ({"temperature": 1.0, "min_p": 0.2}, [transformers.MinPLogitsWarper(0.2)]),
+        (
+            {"temperature": 1.5, "top_k": 9, "top_p": 0.8},
+            [
+                transformers.TemperatureLogitsWarper(1.5),
+                transformers.TopKLogitsWarper(9),
+                transformers.TopPLogitsWarper(0.8),
+            ],
+        ),
+    ],
+)
+def test_draws_follow_the_distribution_of_transformers(
+    fields: dict[str, Any], warpers: list[Any]
+) -> None:
+    logits = torch.randn(SIZE, generator=torch.Generator().manual_seed(3)) * 2
+    scores = logits.unsqueeze(0)
+    for warper in warpers:
+        scores = warper(None, scores)
+    expected = scores.softmax(dim=-1)[0]
+    found = draws(logits, **fields)
+    assert set(found.nonzero().flatten().tolist()) <= set(expected.nonzero().flatten().tolist())
+    assert (found - expected).abs().max() < 0.03
+
+
+def test_greedy_rows_and_drawn_rows_share_a_batch() -> None:
+    logits = torch.randn(4, SIZE, generator=torch.Generator().manual_seed(1))
+    rows: list[Row | None] = [
+        row(Sampling()),
+        row(Sampling(temperature=1.0, seed=9)),
+        None,
+        row(Sampling(repetition_penalty=1.3)),
+    ]
+    tokens = choose_tokens(logits, rows)
+    assert tokens[0] == logits[0].argmax()
+    assert tokens[2] == logits[2].argmax()
+    alone = choose_tokens(logits[1:2], [row(Sampling(temperature=1.0, seed=9))])
+    assert tokens[1] == alone[0]
+    penalty = transformers.RepetitionPenaltyLogitsProcessor(1.3)
+    expected = penalty(torch.tensor([[1, 2, 3]]), logits[3:4].clone())
+    assert tokens[3] == expected.argmax()
+    assert [r.tokens for r in rows if r is not None] == [[int(tokens[i])] for i in (0, 1, 3)]
+
+
+def test_presence_and_frequency_penalties() -> None:
+    logits = torch.zeros(1, SIZE)
+    logits[0, 7], logits[0, 8] = 3.0, 2.5
+    made = [7, 7, 9]
+    presence = choose_tokens(logits, [row(Sampling(presence_penalty=0.6), made)])
+    assert presence.tolist() == [8], "3 - 0.6 is less than 2.5"
+    frequency = choose_tokens(logits, [row(Sampling(frequency_penalty=0.2), made)])
+    assert frequency.tolist() == [7], "3 - 2 * 0.2 is more than 2.5"
+    frequency = choose_tokens(logits, [row(Sampling(frequency_penalty=0.3), made)])
+    assert frequency.tolist() == [8]
+
+
+def test_no_end_before_the_least_number_of_tokens() -> None:
+    logits = torch.zeros(1, SIZE)
+    logits[0, 5] = 9.0
+    assert choose_tokens(logits, [row(Sampling(min_tokens=2), [1])]).tolist() != [5]
+    assert choose_tokens(logits, [row(Sampling(min_tokens=2), [1, 1])]).tolist() == [5]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path: Path = make_tiny_llama(tmp_path_factory.mktemp("llama") / "model")
+    return transformers.AutoTokenizer.from_pretrained(path)
+
+
+def test_pieces_joined_are_the_text(tokenizer: Any) -> None:
+    generator = random.Random(5)
+    text = "naïve 世界 🙂 — ça va? " * 3
+
+    def decode(tokens: list[int]) -> str:
+        return str(tokenizer.decode(tokens, skip_special_tokens=True))
+
+    for prompt in ([], tokenizer.encode("before")):
+        for tokens in (
+            tokenizer.encode(text),
+            [generator.randrange(len(tokenizer)) for _ in range(200)],
+        ):
+            detokenizer = Detokenizer(decode, prompt)
+            pieces = [detokenizer.push(token) for token in tokens]
+            joined = "".join(pieces) + detokenizer.flush()
+            whole = decode([*prompt, *tokens])
+            assert joined == whole[len(decode(list(prompt))) :]
+            assert sum(map(bool, pieces)) > len(tokens) / 8
+    assert "�" not in "".join(pieces[:1])
+
+
+def test_a_character_is_held_back_until_it_is_whole(tokenizer: Any) -> None:
+    tokens = tokenizer.encode("🙂")
+    assert len(tokens) > 1
+    detokenizer = Detokenizer(lambda ids: str(tokenizer.decode(ids)), [])
+    assert [detokenizer.push(token) for token in tokens] == [""] * (len(tokens) - 1) + ["🙂"]
+
+
+async def test_a_stop_string_across_tokens_is_found() -> None:
+    words = ["one ", "tw", "o th", "ree ", "four"]
+    call = TextCall([], 5, Sampling(), stops=("two three",))
+    job = TextJob(call, "x", lambda ids: "".join(words[i] for i in ids))
+    for token in range(5):
+        job.take(token)
+    assert await job.next() == "one "
+    assert await job.next() is None
+    assert (job.reason, job.num_tokens) == ("stop", 4)
+    short = TextJob(TextCall([], 3, Sampling(), stops=("three!",)), "y", job._detokenizer._decode)
+    for token in range(3):
+        short.take(token)
+    assert await short.next() == "one two th"
+    assert short.reason == "length"

@@ -1,0 +1,108 @@
+"""One text's steps around `infer`: what the class gets, and its vector as JSON.
+
+Knows no threads and no sockets. A vector may be a list of numbers, a numpy array or a torch tensor;
+neither library is imported here.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import sys
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from truthgpt_serve.errors import ServerError, UnsupportedError
+from truthgpt_serve.protocol import encode_json
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """A finished vector.
+
+    Attributes:
+        json: A JSON array of numbers, or a JSON string with base64.
+        num_tokens: Tokens of the text as the class counted them, or None.
+    """
+
+    json: bytes
+    num_tokens: int | None
+
+
+class EmbeddingExchange:
+    """One text of a request.
+
+    Args:
+        inputs: What the class gets.
+        label: The class's name, for messages.
+        base64_wanted: Whether the vector is wanted as base64.
+    """
+
+    __slots__ = ("_base64", "_inputs", "_label", "done")
+
+    def __init__(self, inputs: Mapping[str, Any], label: str, *, base64_wanted: bool) -> None:
+        self.done = False
+        self._inputs = inputs
+        self._label = label
+        self._base64 = base64_wanted
+
+    def prepare(self) -> dict[str, Any]:
+        """Returns the inputs for the class, which may change them."""
+        return dict(self._inputs)
+
+    def answer(self, outputs: Any) -> Vector:
+        """Returns the vector as JSON.
+
+        Raises:
+            ServerError: The class gave something else.
+            UnsupportedError: The class paid no heed to `dimensions`.
+        """
+        found = outputs.get("embedding") if isinstance(outputs, Mapping) else outputs
+        values = self._values(found)
+        wanted = self._inputs.get("dimensions")
+        if wanted is not None and len(values) != wanted:
+            raise UnsupportedError(
+                f"`dimensions` is {wanted}, but this model's vectors have {len(values)} values; "
+                "leave the field out",
+                param="dimensions",
+            )
+        count = outputs.get("num_tokens") if isinstance(outputs, Mapping) else None
+        num_tokens = count if type(count) is int and count >= 0 else None
+        if not self._base64:
+            return Vector(encode_json(values.tolist()), num_tokens)
+        if sys.byteorder == "big":
+            values.byteswap()
+        return Vector(b'"' + base64.b64encode(values.tobytes()) + b'"', num_tokens)
+
+    def _values(self, found: Any) -> array[float]:
+        """Returns the vector as float32."""
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(found, torch.Tensor):
+            found = found.detach().float().cpu().numpy()
+        numpy = sys.modules.get("numpy")
+        try:
+            if numpy is not None and isinstance(found, numpy.ndarray):
+                if found.ndim != 1:
+                    raise ValueError(f"its shape is {found.shape}")
+                values = array("f", found.astype("float32").tobytes())
+            elif isinstance(found, list | tuple):
+                values = array("f", found)
+            else:
+                raise TypeError(f"it is a {type(found).__name__}")
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ServerError(
+                f"{self._label} returned no vector ({error}); an embedding model returns "
+                "{'embedding': list of numbers}"
+            ) from error
+        if not values or not math.isfinite(math.fsum(values)):
+            raise ServerError(f"{self._label} returned a vector that is empty or not finite")
+        return values
+
+    def piece(self, item: Any) -> Vector:
+        """Returns the vector: there is no stream of parts."""
+        return self.answer(item)
+
+    def finish(self) -> None:
+        """Returns None: nothing follows the vector."""
