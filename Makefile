@@ -8,7 +8,7 @@ CONFIG ?= configs/serve.yaml
 TEST_MINUTES ?= 50
 PYTEST_ARGS ?=
 
-.PHONY: help install serve stop status test check format lock bench-router clean
+.PHONY: help install serve stop status test check format lock bench-router bench-batching clean
 
 help: ## List these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -48,5 +48,11 @@ bench-router: install ## Compare with vLLM's own server; writes benchmarks/resul
 		|| { echo "wrk is missing: sudo apt-get install wrk"; exit 1; }
 	@$(VENV)/python -m benchmarks.router_tax
 
+bench-batching: install ## Compare dynamic batching with LitServe's; writes benchmarks/results/ (needs wrk)
+	@command -v wrk >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install -y -qq wrk; } \
+		|| { echo "wrk is missing: sudo apt-get install wrk"; exit 1; }
+	@$(VENV)/pip install -q -c constraints-cpu.txt onnx onnxruntime
+	@$(VENV)/python -m benchmarks.batching
+
 clean: stop ## Remove caches, the small model and .venv
-	@rm -rf .venv .models .run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	@rm -rf .venv .models .run .bench build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -20,7 +20,6 @@ import statistics
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.metadata import version
@@ -131,27 +130,27 @@ def run_case(
         sides["litserve"] = (f"{other.url}/predict", other)
     found: dict[str, list[Measurement]] = {side: [] for side in sides}
     loops: dict[str, list[float]] = {"loop": [], "loop_batched": []}
-    turns: list[Callable[[], None]] = [
-        lambda side=side: found[side].append(load(*sides[side], options.seconds)) for side in sides
-    ]
-    for loop, size in (("loop", 1), ("loop_batched", options.max_batch_size)):
-        turns.append(
-            lambda loop=loop, size=size: loops[loop].append(
-                measure_loop(model, inputs, size, options.seconds / 2)
-            )
-        )
 
-    def load(url: str, side: Side, seconds: float) -> Measurement:
+    def load(name: str, seconds: float) -> Measurement:
+        url, side = sides[name]
         return measure(
             url, body, num_clients=options.clients, duration_s=seconds, run_id=side.run_id
         )
 
-    for url, side in sides.values():
-        check_answer(url, body, model.infer(inputs))
-        load(url, side, 1.0)  # connections and caches warm
+    def take_turn(turn: str) -> None:
+        if turn in sides:
+            found[turn].append(load(turn, options.seconds))
+            return
+        size = 1 if turn == "loop" else options.max_batch_size
+        loops[turn].append(measure_loop(model, inputs, size, options.seconds / 2))
+
+    for side in sides:
+        check_answer(sides[side][0], body, model.infer(inputs))
+        load(side, 1.0)  # connections and caches warm
+    turns = [*sides, *loops]
     for pair in range(options.pairs):
         for turn in turns if pair % 2 == 0 else reversed(turns):
-            turn()
+            take_turn(turn)
     return summarise(found, loops)
 
 

@@ -37,7 +37,8 @@ class BatchedAPI(litserve.LitAPI):  # type: ignore[misc]
 
     def predict(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Runs the model on a batch."""
-        return self._model.infer_batch(batch)
+        outputs: list[dict[str, Any]] = self._model.infer_batch(batch)
+        return outputs
 
     def unbatch(self, output: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Leaves the answers as they are: one for each request."""

@@ -22,6 +22,7 @@ from typing import Any, TextIO
 import yaml
 
 from deployments.vllm.tiny_model import make_tiny_llama
+from truthgpt_serve.haproxy import BINARY_VARIABLE, program_path
 from truthgpt_serve.local_cluster import read_environment_file
 from truthgpt_serve.processes import (
     Process,
@@ -122,6 +123,7 @@ def create_environment(run_id: str) -> dict[str, str]:
     defaults = {
         **read_environment_file(RAY_ENV),
         "TRUTHGPT_CONFIG_DIR": str(ROOT / "configs"),
+        BINARY_VARIABLE: str(program_path()),
     }
     return {**defaults, **os.environ, **create_run_environment(run_id)}
 

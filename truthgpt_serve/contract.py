@@ -38,6 +38,10 @@ class Model(Protocol):
     - `metrics()`: its own counts in Prometheus' text format, for `GET /models/<name>/metrics`.
     - `create_asgi_app()`: sync or async, called once after `load`; its ASGI application replaces
       the generic one.
+    - `metadata()`, for the task tensor: a dict with `platform`, `inputs` and `outputs`; the last
+      two are lists of `{"name", "datatype", "shape"}` in the Open Inference Protocol's words.
+    - `request_parameters`, for the task tensor: an attribute with the names of request parameters
+      that arrive among the inputs.
     - `tokenizer`: an attribute with `apply_chat_template` and `encode`, used for chat and usage.
 
     `infer` and `stream` may be `async`. A class needs no base class and no knowledge of Ray.

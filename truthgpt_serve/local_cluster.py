@@ -22,10 +22,13 @@ from typing import Any, Self
 
 import yaml
 
+from truthgpt_serve.haproxy import BINARY_VARIABLE, program_path
 from truthgpt_serve.processes import create_run_environment, create_run_id, end_run
 
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 30.0
+NUM_READY_ANSWERS = 4
+"""Times in a row that the router must say it is ready: each replica of it learns by itself."""
 
 
 def free_port() -> int:
@@ -66,6 +69,7 @@ class LocalCluster:
             **(read_environment_file(ray_env) if ray_env is not None else {}),
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
+            BINARY_VARIABLE: str(program_path()),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
@@ -167,7 +171,8 @@ class LocalCluster:
         statuses: dict[str, str] = {}
         while time.monotonic() < deadline:
             statuses = self.statuses()
-            if all(statuses.get(name) == "RUNNING" for name in names) and self._is_ready():
+            running = all(statuses.get(name) == "RUNNING" for name in names)
+            if running and all(self._is_ready() for _ in range(NUM_READY_ANSWERS)):
                 return
             if "DEPLOY_FAILED" in statuses.values():
                 break

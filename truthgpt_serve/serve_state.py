@@ -67,6 +67,10 @@ def fetch_serve_state() -> ServeState:
     Raises:
         RuntimeError: Serve is not running, or Ray's interface moved.
     """
+    import ray
+
+    if not ray.is_initialized():  # else the call below would start a cluster of its own
+        raise RuntimeError("Ray Serve is not running: this process belongs to no Ray cluster")
     try:
         from ray.serve.context import _get_global_client
     except ImportError as error:

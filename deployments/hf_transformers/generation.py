@@ -253,8 +253,8 @@ class TextEngine:
     def close(self) -> None:
         """Ends all texts and frees the memory; safe to call twice."""
         self._closing.set()
-        self._backend.close(CLOSE_TIMEOUT_S)
         _wake(self._fail_all(UnavailableError("the model is shutting down")))
+        self._backend.close(CLOSE_TIMEOUT_S)
         if self._thread is not threading.current_thread():
             self._thread.join(CLOSE_TIMEOUT_S)
 

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 TRIAL_EDGE = 64
 TRIAL_SAMPLES = 16000
+DEFAULTS: dict[str, dict[str, Any]] = {"text-classification": {"top_k": 1}}
+"""Parameters that make a task's outputs the same for one input and for many."""
 
 
 class PipelineEngine:
@@ -69,7 +71,8 @@ class PipelineEngine:
     def _trial(self) -> torch.Tensor:
         """Runs the pipeline on two samples; returns the numbers in its outputs."""
         samples = [self.sample(), self.sample()]
-        outputs = self.run([read_inputs(sample, self.kind)[0] for sample in samples], {})
+        read = [self.check(sample) for sample in samples]
+        outputs = self.run([value for value, _ in read], read[0][1])
         return torch.tensor([*_numbers(outputs), 0.0])
 
     def sample(self) -> dict[str, Any]:
@@ -84,7 +87,8 @@ class PipelineEngine:
             "image": Image.fromarray(pixels),
             "audio": noise.standard_normal(TRIAL_SAMPLES).astype(numpy.float32) / 10,
         }
-        return {self.kind.name: samples[self.kind.name]}
+        labels = {"candidate_labels": ["one", "two"]} if self.kind.required else {}
+        return {self.kind.name: samples[self.kind.name], **labels}
 
     # -- requests
 
@@ -125,15 +129,15 @@ class PipelineEngine:
 
     def run(self, values: list[Any], parameters: Mapping[str, Any]) -> list[Any]:
         """Runs one batch with the same parameters."""
-        if self.task.startswith("zero-shot"):
-            parameters = {"candidate_labels": ["one", "two"], **parameters}
+        parameters = {**DEFAULTS.get(self.task, {}), **parameters}
         try:
             with torch.inference_mode():
                 outputs = self.pipeline(values, batch_size=len(values), **parameters)
         except (ValueError, KeyError) as error:
             # Pipelines check their parameters with these; the model's own faults are others.
             raise RequestError(f"the {self.task} pipeline refuses the inputs: {error}") from error
-        outputs = list(outputs)
+        # That one takes a single output out of its list.
+        outputs = [outputs] if self.task == "fill-mask" and len(values) == 1 else list(outputs)
         if len(outputs) != len(values):
             message = f"the pipeline gave {len(outputs)} outputs for {len(values)} inputs"
             raise ServerError(message)

@@ -49,6 +49,16 @@ class SpeechEngine(PipelineEngine):
         aligned = getattr(self.pipeline.model.generation_config, "alignment_heads", None)
         return ("segment", "word") if aligned else ("segment",)
 
+    def _is_long(self, samples: Any) -> bool:
+        """Returns whether a recording is longer than Whisper's window."""
+        return self._is_whisper and len(samples) > self.pipeline.feature_extractor.n_samples
+
+    def batch_key(self, inputs: Mapping[str, Any]) -> str:
+        """Returns what inputs must have in common to share a batch."""
+        samples = inputs.get("audio")
+        long = getattr(samples, "ndim", 0) == 1 and self._is_long(samples)
+        return f"{super().batch_key(inputs)} {long}"
+
     def check(self, inputs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Returns the samples of one request and the pipeline's parameters. Raises RequestError."""
         for name in inputs:
@@ -69,10 +79,9 @@ class SpeechEngine(PipelineEngine):
                 param="timestamps",
             )
         parameters: dict[str, Any] = {}
-        long = self._is_whisper and len(samples) > self.pipeline.feature_extractor.n_samples
         if wanted == "word":
             parameters["return_timestamps"] = "word"
-        elif wanted == "segment" or long:
+        elif wanted == "segment" or self._is_long(samples):
             parameters["return_timestamps"] = True  # which finds its way through a long recording
         generate = self._generate_parameters(inputs)
         if generate:
@@ -126,7 +135,7 @@ class SpeechEngine(PipelineEngine):
         return [ids[0], *ids[1:][-keep:]]  # the end of a long prompt counts, as in Whisper
 
     def run(self, values: list[Any], parameters: Mapping[str, Any]) -> list[Any]:
-        """Recognises recordings; long ones, and where padding would be heard, one by one."""
+        """Recognises recordings, together where the model hears them in windows of one length."""
         options = dict(parameters)
         generate = dict(options.pop("generate_kwargs", {}))
         if "prompt_ids" in generate:
@@ -135,14 +144,12 @@ class SpeechEngine(PipelineEngine):
             )
         if generate:
             options["generate_kwargs"] = generate
-        extractor = self.pipeline.feature_extractor
-        together = self._is_whisper or bool(getattr(extractor, "return_attention_mask", False))
-        limit = extractor.n_samples if self._is_whisper else float("inf")
-        short = [place for place, value in enumerate(values) if len(value) <= limit]
-        alone = not together or "return_language" in options
-        groups = [[place] for place in range(len(values)) if alone or place not in short]
-        if not alone and short:
-            groups.append(short)
+        # Other models' recordings are filled up to the longest, and what they hear there is written.
+        together = self._is_whisper and "return_language" not in options
+        if together and not any(self._is_long(samples) for samples in values):
+            groups = [list(range(len(values)))]
+        else:
+            groups = [[place] for place in range(len(values))]
         answers: list[Any] = [None] * len(values)
         for group in groups:
             recordings = [

@@ -34,6 +34,8 @@ WORDS = (
 LABELS = ("bird", "boat", "bread", "bridge")
 SAMPLING_RATE = 16000
 LANGUAGES = ("en", "de", "fr")
+HEARING = 20.0
+"""How much louder what it hears is than what it has said: else all recordings sound the same."""
 SPEECH_POSITIONS = 1500
 """What Whisper's encoder makes of its 30 s."""
 
@@ -149,11 +151,16 @@ def _write_dense(folder: Path, size: int) -> None:
     save_file(weights, folder / "model.safetensors")
 
 
+def _labels() -> dict[str, Any]:
+    names = dict(enumerate(LABELS))
+    return {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+
+
 def make_tiny_classifier(folder: Path) -> Path:
     """Writes a BERT that tells texts apart, with the labels of `LABELS`."""
     torch.manual_seed(SEED)
     tokenizer = _word_tokenizer(folder)
-    config = _bert_config(tokenizer, id2label=dict(enumerate(LABELS)))
+    config = _bert_config(tokenizer, **_labels())
     return _save(folder, _spread(transformers.BertForSequenceClassification(config)))
 
 
@@ -167,7 +174,7 @@ def make_tiny_vision(folder: Path) -> Path:
         intermediate_size=48,
         image_size=32,
         patch_size=8,
-        id2label=dict(enumerate(LABELS)),
+        **_labels(),
     )
     _save(folder, _spread(transformers.ViTForImageClassification(config)))
     processor = transformers.ViTImageProcessorPil(size={"height": 32, "width": 32})
@@ -233,8 +240,12 @@ def make_tiny_speech(folder: Path) -> Path:
         eos_token_id=end,
         decoder_start_token_id=start,
         begin_suppress_tokens=None,
+        tie_word_embeddings=False,
     )
-    model = _spread(transformers.WhisperForConditionalGeneration(config), 8.0)
+    model = _spread(transformers.WhisperForConditionalGeneration(config))
+    with torch.no_grad():
+        for layer in model.model.decoder.layers:
+            layer.encoder_attn.out_proj.weight.mul_(HEARING)
     model.generation_config = transformers.GenerationConfig(
         pad_token_id=end,
         bos_token_id=end,

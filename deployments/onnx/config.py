@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from truthgpt_serve.config.paths import must_be_local
 from truthgpt_serve.contract import FamilySpec
 
 DEFAULT_FILE = "model.onnx"
@@ -105,9 +106,15 @@ def default_ongoing_requests(cfg: Mapping[str, Any]) -> int:
 
 def check_config(cfg: Mapping[str, Any]) -> Faults:
     """Returns the faults between sections, as (dotted path, message, fix)."""
-    found = find_file(cfg) if (cfg.get("model") or {}).get("name_or_path") else None
-    faults = [found] if isinstance(found, tuple) else []
-    return [*faults, *_check_provider(cfg), *_check_optim(cfg["model_optim"])]
+    return [*_check_file(cfg), *_check_provider(cfg), *_check_optim(cfg["model_optim"])]
+
+
+def _check_file(cfg: Mapping[str, Any]) -> Faults:
+    name = (cfg.get("model") or {}).get("name_or_path")
+    if not name or (must_be_local(name) and not Path(name).expanduser().exists()):
+        return []  # the general check says so
+    found = find_file(cfg)
+    return [found] if isinstance(found, tuple) else []
 
 
 def _check_provider(cfg: Mapping[str, Any]) -> Faults:

@@ -67,12 +67,14 @@ def choose_provider(cfg: Mapping[str, Any]) -> str:
             raise ConfigError([Fault(place, f"{wanted}: {problem}", _INSTALL[wanted])])
         return wanted
     gpus = hardware["gpus"]
-    if hardware["device"] == "cpu" or gpus in ("auto", 0):
+    if hardware["device"] == "cpu" or gpus == 0:
         return "cpu"
     problem = probe_provider("cuda", settings)
     if problem is None:
         return "cuda"
-    logger.warning("the GPU is not used: %s; %s", problem, _INSTALL["cuda"])
+    # In a replica `gpus` is a number: a GPU is reserved and would idle. Elsewhere nobody chose.
+    level = logging.INFO if gpus == "auto" else logging.WARNING
+    logger.log(level, "the GPU is not used: %s; %s", problem, _INSTALL["cuda"])
     return "cpu"
 
 
@@ -106,8 +108,10 @@ def probe_provider(name: str, settings: OnnxSettings) -> str | None:
 
 
 def _with_options(name: str, settings: OnnxSettings) -> list[Any]:
+    """Returns ONNX Runtime's list of providers; nodes that TensorRT does not have run on CUDA."""
     given = {key: str(value) for key, value in settings.provider_options.items()}
-    return [(PROVIDERS[name], given)] if given else [PROVIDERS[name]]
+    rest = [PROVIDERS["cuda"]] if name == "tensorrt" else []
+    return [(PROVIDERS[name], given) if given else PROVIDERS[name], *rest]
 
 
 @contextlib.contextmanager

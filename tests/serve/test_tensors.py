@@ -22,7 +22,8 @@ import tritonclient.http.aio
 from tritonclient.http import InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from tests.unit.onnx_models import make_encoder, make_vision
+from deployments.onnx.tiny_model import make_tiny_vision
+from tests.unit.onnx_models import make_encoder
 from truthgpt_serve.local_cluster import LocalCluster, model_application, router_application
 
 HERE = Path(__file__).parent
@@ -53,7 +54,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tensors]:
     folder = tmp_path_factory.mktemp("tensors")
     shutil.copy(HERE / "user_tensor_models.py", folder / "own_tensor_models.py")
     files = {
-        "vision": make_vision(folder / "vision.onnx"),
+        "vision": make_tiny_vision(folder / "vision.onnx"),
         "encoder": make_encoder(folder / "encoder.onnx"),
     }
     small: dict[str, Any] = {"cpus": 0.1, "gpus": 0}

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy
 import onnx
+import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from deployments.onnx.deployment import OnnxModel
+from deployments.onnx.tiny_model import IR_VERSION, OPERATORS
 from truthgpt_serve.config import load_model_config
 
-OPERATORS = 18
-IR_VERSION = 9
+Arrays = dict[str, Any]
 
 
 def configure(path: Path, **others: Any) -> dict[str, Any]:
@@ -44,26 +46,6 @@ def save(
     onnx.checker.check_model(model)
     onnx.save(model, path)
     return path
-
-
-def make_vision(path: Path) -> Path:
-    """Writes a convolution network: images of any size in any number to 3 scores."""
-    random = numpy.random.default_rng(7)
-    nodes = [
-        helper.make_node("Conv", ["image", "kernel"], ["maps"], pads=[1, 1, 1, 1]),
-        helper.make_node("Relu", ["maps"], ["positive"]),
-        helper.make_node("GlobalAveragePool", ["positive"], ["pooled"]),
-        helper.make_node("Flatten", ["pooled"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "classes"], ["scores"]),
-    ]
-    return save(
-        path,
-        nodes,
-        [tensor("image", TensorProto.FLOAT, ["batch", 3, "height", "width"])],
-        [tensor("scores", TensorProto.FLOAT, ["batch", 3])],
-        kernel=random.standard_normal((4, 3, 3, 3)).astype(numpy.float32),
-        classes=random.standard_normal((4, 3)).astype(numpy.float32),
-    )
 
 
 def make_encoder(path: Path) -> Path:
@@ -124,3 +106,27 @@ def export_torch(path: Path) -> torch.nn.Module:
             verbose=False,
         )
     return network
+
+
+def load(path: Path, **others: Any) -> OnnxModel:
+    model = OnnxModel()
+    model.load(configure(path, **others))
+    return model
+
+
+def reference(path: Path, inputs: Arrays) -> Arrays:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+def images(rows: int, height: int, width: int, seed: int = 0) -> Arrays:
+    random = numpy.random.default_rng(seed)
+    return {"image": random.standard_normal((rows, 3, height, width)).astype(numpy.float32)}
+
+
+def assert_same(found: Arrays, expected: Arrays) -> None:
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype
+        numpy.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-6)

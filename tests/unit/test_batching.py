@@ -304,17 +304,14 @@ async def test_keys_that_cannot_be_keys() -> None:
     async def slow_key(inputs: Any) -> Hashable:
         return 1
 
+    wrong: Any = slow_key
     with pytest.raises(RegistryError, match="`batch_key` is asynchronous; make it a plain method"):
-        async with batching(list, batch_key=slow_key):
+        async with batching(list, batch_key=wrong):
             pass
     async with batching(list, batch_key=lambda inputs: inputs["key"]) as batcher:
-        good, bad, none = await asyncio.gather(
-            ask(batcher, 1, key=1),
-            ask(batcher, 2, key=[2]),
-            ask(batcher, 3),
-            return_exceptions=True,
-        )
-        assert good["value"] == 1
+        tasks = [ask(batcher, 1, key=1), ask(batcher, 2, key=[2]), ask(batcher, 3)]
+        good, bad, none = await asyncio.gather(*tasks, return_exceptions=True)
+        assert good == {"value": 1, "key": 1}
         assert "Sample.batch_key returned a list, which has no hash" in str(bad)
         assert isinstance(none, KeyError)
 

@@ -20,8 +20,9 @@ from tritonclient.http import InferInput, InferRequestedOutput, InferResult
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from deployments.onnx.config import FAMILY
+from deployments.onnx.tiny_model import make_tiny_vision
 from tests.unit.oip_service import PLAIN, Service, serving
-from tests.unit.onnx_models import configure, make_encoder, make_vision
+from tests.unit.onnx_models import configure, make_encoder
 
 BASES = ["router", "direct"]
 
@@ -30,7 +31,7 @@ BASES = ["router", "direct"]
 def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("graphs")
     return {
-        "vision": make_vision(folder / "vision.onnx"),
+        "vision": make_tiny_vision(folder / "vision.onnx"),
         "encoder": make_encoder(folder / "encoder.onnx"),
     }
 

@@ -66,6 +66,10 @@ def test_a_file_that_is_not_clear_is_refused(folder: Path, tmp_path: Path) -> No
         "m: model.name_or_path: 'org/model' is no local file or folder "
         "(download the model, and write the path of the .onnx file or of its folder)"
     ]
+    assert check(Path("/nosuch/m.onnx")) == [
+        "m: model.name_or_path: '/nosuch/m.onnx' does not exist "
+        "(correct the path, or make the model)"
+    ]
     missing = load_model_config({"task": "tensor"})
     assert [str(fault) for fault in check_model(missing, place="m")] == [
         "m: model.name_or_path: is required by family 'onnxruntime' "

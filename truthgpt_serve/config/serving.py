@@ -170,10 +170,11 @@ class ServingSection(Section):
             key = "autoscaling.target_ongoing_requests"
             found.append(Refusal(key, message, fix, ("max_ongoing_requests",)))
         size = self.batching.max_batch_size
-        if limit and size > limit and "max_batch_size" in self.batching.model_fields_set:
+        if limit and size > limit and size != BatchingSection().max_batch_size:
             message = f"{size} is more than serving.max_ongoing_requests, which is {limit}"
             fix = "a replica never gets that many: lower it, or raise max_ongoing_requests"
-            found.append(Refusal("batching.max_batch_size", message, fix, ("max_ongoing_requests",)))
+            key = "batching.max_batch_size"
+            found.append(Refusal(key, message, fix, ("max_ongoing_requests",)))
         if found:
             raise refuse(found)
         return self

@@ -32,7 +32,8 @@ def refuse_second() -> RequestError:
 
 def may_repeat(body: bytes) -> bool:
     """Whether a whole body must be looked at; a few cheap searches, false for almost every one."""
-    return body.count(b'"model"') > 1 or b"\\u006" in body
+    escaped = b"\\" in body and b"\\u006" in body  # the first is the cheaper by far
+    return escaped or body.find(b'"model"') != body.rfind(b'"model"')
 
 
 class RepeatedModel:

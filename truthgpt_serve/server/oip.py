@@ -118,7 +118,6 @@ class OipRoutes:
     async def _infer(self, connection: Connection) -> None:
         body = await self._read(connection)
         request = await self._parse(connection, body)
-        del body  # the arrays are copies: nobody needs the body while the model works
         known = [output["name"] for output in (await self._describe())["outputs"]]
         if known:  # else it shows when the model has worked
             check_outputs(request, known)

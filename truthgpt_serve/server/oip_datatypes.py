@@ -90,7 +90,8 @@ def count_elements(shape: Sequence[int]) -> int:
 def read_binary(datatype: str, shape: Sequence[int], data: memoryview) -> numpy.ndarray[Any, Any]:
     """Returns the array of a tensor's bytes: elements in C order, little-endian.
 
-    An element of BYTES has its length in front, in 4 bytes.
+    An element of BYTES has its length in front, in 4 bytes. Numbers are not copied: the array can
+    only be read, and begins at any address.
 
     Raises:
         RequestError: The bytes are not exactly those of the shape.
@@ -108,8 +109,7 @@ def read_binary(datatype: str, shape: Sequence[int], data: memoryview) -> numpy.
         flags = numpy.frombuffer(data, numpy.uint8)
         if flags.size and flags.max() > 1:
             raise RequestError("BOOL has a byte that is neither 0 nor 1")
-    # A copy: the class may write into its inputs, and bytes inside a body are rarely aligned.
-    return numpy.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(tuple(shape))
+    return numpy.frombuffer(data, dtype.newbyteorder("<")).reshape(tuple(shape))
 
 
 def _split_elements(data: memoryview, count: int) -> list[bytes]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
+
+import numpy
 
 from truthgpt_serve.server.oip_answers import Arrays, check_outputs, to_arrays
 from truthgpt_serve.server.oip_requests import InferRequest
@@ -22,8 +25,12 @@ class OipExchange:
         self._label = label
 
     def prepare(self) -> dict[str, Any]:
-        """Returns each input by its name."""
-        return self._request.inputs
+        """Returns each input by its name, the class's own.
+
+        A copy each time, in the machine's form and at an address that suits it: a class may write
+        into its inputs, and gets them again after a batch that failed.
+        """
+        return {name: _copy(value) for name, value in self._request.inputs.items()}
 
     def answer(self, outputs: Any) -> Arrays:
         """Returns the outputs by their names.
@@ -42,3 +49,9 @@ class OipExchange:
 
     def finish(self) -> None:
         """Returns None: nothing follows the last item."""
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, numpy.ndarray):
+        return numpy.array(value, dtype=value.dtype.newbyteorder("="), order="C")
+    return copy.deepcopy(value)

@@ -66,7 +66,8 @@ class StepEngine:
     ) -> None:
         """Adds a pipeline that is loaded and on its device.
 
-        Pipelines that share modules (`from_pipe`) share their batches too.
+        Pipelines that share modules (`from_pipe`) share their batches too. Add them all before the
+        first request: adding one with adapters changes the modules.
 
         Args:
             name: What requests call it.

@@ -16,8 +16,8 @@ from deployments.hf_diffusers.stepping.errors import (
     DoesNotFitError,
     EngineFailedError,
     JobCancelled,
-    NotFiniteError,
 )
+from deployments.hf_diffusers.stepping.finite import not_finite
 from deployments.hf_diffusers.stepping.options import EngineOptions
 from deployments.hf_diffusers.stepping.pipelines import ModuleEntry
 from deployments.hf_diffusers.stepping.row_caps import RowCapTable, measure_row_cap
@@ -75,10 +75,10 @@ class Executor:
             return function()
         except torch.AcceleratorError as error:
             raise EngineFailedError(f"the device is lost: {error}") from error
-        except torch.OutOfMemoryError as error:
-            # Its frames hold the merged tensors, which must go before another try.
-            return error.with_traceback(None)
         except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                # Its frames hold the merged tensors, which must go before another try.
+                error.__traceback__ = None
             return error
 
     def _run_one(self, call: Call) -> Outcome:
@@ -121,7 +121,7 @@ class Executor:
     def _run_each(self, calls: Sequence[Call], error: Exception) -> list[Outcome]:
         entry = calls[0].module
         self._counters.count("solo_fallbacks")
-        logger.warning("%s: a batch of %d failed: %r", entry.name, len(calls), error)
+        logger.warning("%s: a batch of %d failed", entry.name, len(calls), exc_info=error)
         error.__traceback__ = None
         outcomes = [self._run_one(call) for call in calls]
         if all(outcome.error is None for outcome in outcomes):
@@ -212,7 +212,7 @@ class Executor:
             parts = first.schema.split(output, _num_rows(filled))[: len(calls)]
         self._counters.count_forward(first.module.name, len(calls), sum(rows))
         if first.module.is_decoder and first.method == "decode":
-            return [_finite(part, call) for part, call in zip(parts, calls, strict=True)]
+            return [Outcome(part, not_finite(part, first.module.name)) for part in parts]
         return [Outcome(part) for part in parts]
 
     def _filling(self, calls: Sequence[Call]) -> list[Call]:
@@ -267,21 +267,6 @@ def _on_device(call: Call) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         return value.to(device) if is_timestep else value
 
     return tuple(map(moved, call.args)), {name: moved(v) for name, v in call.kwargs.items()}
-
-
-def _finite(part: Any, call: Call) -> Outcome:
-    image = part[0] if isinstance(part, tuple) else getattr(part, "sample", part)
-    if isinstance(image, torch.Tensor) and not bool(torch.isfinite(image).all()):
-        return Outcome(error=NotFiniteError(not_finite_text(call.module.name)))
-    return Outcome(part)
-
-
-def not_finite_text(place: str) -> str:
-    """Returns the message for an image that is not one."""
-    return (
-        f"the output of {place} has NaN or infinite values: use bfloat16 or float32 weights, a VAE "
-        f"fixed for float16, or a lower guidance scale"
-    )
 
 
 def _does_not_fit(call: Call) -> DoesNotFitError:

@@ -71,7 +71,7 @@ class Job:
             concurrent.futures.CancelledError: The job was cancelled.
             NotFiniteError: The decoded image, or float images in the output, have NaN or infinite
                 values. PIL images in the output are not looked at themselves: what their VAE
-                decoded is.
+                decoded is, unless the pipeline runs exclusively.
             DoesNotFitError: The request alone does not fit into memory.
             Exception: Whatever the pipeline raised.
         """

@@ -57,15 +57,19 @@ class RowCapTable:
         self._lock = threading.Lock()
         self._caps: dict[str, RowCap] = {} if file is None else load_row_caps(file)
         self._shrunk: dict[str, int] = {}
+        self._places: dict[int, str] = {}
         self._keys: dict[tuple[int, str], str] = {}
 
     def key(self, entry: ModuleEntry, shape: str) -> str:
         """Returns under which key the caps of a module's shape are kept."""
         known = self._keys.get((id(entry), shape))
         if known is None:
-            dtype = str(entry.dtype).removeprefix("torch.")
-            parts = (device_name(entry.device), dtype, config_digest(entry.module), shape)
-            known = self._keys[id(entry), shape] = "|".join(parts)
+            place = self._places.get(id(entry))
+            if place is None:
+                dtype = str(entry.dtype).removeprefix("torch.")
+                parts = (device_name(entry.device), dtype, config_digest(entry.module))
+                place = self._places[id(entry)] = "|".join(parts)
+            known = self._keys[id(entry), shape] = f"{place}|{shape}"
         return known
 
     def max_rows(self, key: str) -> int:
@@ -160,6 +164,7 @@ def measure_row_cap(
     num_repeats: int,
     min_gain: float,
     synchronize: Callable[[], None],
+    clock: Callable[[], float] = time.perf_counter,
 ) -> RowCap:
     """Times forwards of 1, 2, 4, ... calls; chooses the rows past which more gain little.
 
@@ -170,13 +175,14 @@ def measure_row_cap(
         num_repeats: Timed forwards for each number of rows, after one that warms up.
         min_gain: Least relative gain in rows per second over the number of rows before.
         synchronize: Waits for the device.
+        clock: Returns seconds.
     """
     seconds: dict[int, float] = {}
     best = rows_per_call
     for num_calls in _doublings(max(max_rows // rows_per_call, 1)):
         num_rows = num_calls * rows_per_call
         try:
-            seconds[num_rows] = _time(forward, num_calls, num_repeats, synchronize)
+            seconds[num_rows] = _time(forward, num_calls, num_repeats, synchronize, clock)
         except torch.OutOfMemoryError:
             break
         if num_rows == rows_per_call:
@@ -200,14 +206,15 @@ def _time(
     num_calls: int,
     num_repeats: int,
     synchronize: Callable[[], None],
+    clock: Callable[[], float],
 ) -> float:
     times = []
     for _ in range(num_repeats + 1):
         synchronize()
-        start = time.perf_counter()
+        start = clock()
         forward(num_calls)
         synchronize()
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     measured = sorted(times[1:])
     return max(measured[len(measured) // 2], 1e-9)
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from deployments.hf_diffusers.stepping.clones import PROGRESS_BAR_OFF, clone_pipeline
-from deployments.hf_diffusers.stepping.errors import JobCancelled, NeedsExclusive, NotFiniteError
-from deployments.hf_diffusers.stepping.executor import not_finite_text
+from deployments.hf_diffusers.stepping.errors import JobCancelled, NeedsExclusive
+from deployments.hf_diffusers.stepping.finite import not_finite
 from deployments.hf_diffusers.stepping.steps import StepFollower
 from deployments.hf_diffusers.stepping.task import Task
 
@@ -58,7 +58,9 @@ def _call(task: Task, pipeline: Any, on_step: OnStep) -> None:
     inputs = {name: _evaluated(value) for name, value in task.inputs.items()}
     follower = StepFollower(task, pipeline, on_step)
     output = pipeline(**inputs, **follower.arguments())
-    check_finite(output, task.entry.name)
+    error = not_finite(output, task.entry.name)
+    if error is not None:
+        raise error
     task.output = output
 
 
@@ -102,21 +104,3 @@ def _leaves_when_cancelled(module: torch.nn.Module, task: Task) -> Iterator[None
         yield
     finally:
         handle.remove()
-
-
-def check_finite(output: Any, name: str) -> None:
-    """Looks at float images in a pipeline's output; PIL images can hold no NaN.
-
-    Raises:
-        NotFiniteError: One has NaN or infinite values.
-    """
-    images = output[0] if isinstance(output, tuple) and output else getattr(output, "images", None)
-    if isinstance(images, Mapping):
-        return
-    for image in images if isinstance(images, (list, tuple)) else [images]:
-        # A numpy array has a `dtype` too; a PIL image has none.
-        tensor = torch.as_tensor(image) if hasattr(image, "dtype") else None
-        if tensor is None or not tensor.is_floating_point():
-            continue
-        if not bool(torch.isfinite(tensor).all()):
-            raise NotFiniteError(not_finite_text(name))
