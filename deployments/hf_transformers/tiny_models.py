@@ -34,8 +34,6 @@ WORDS = (
 LABELS = ("bird", "boat", "bread", "bridge")
 SAMPLING_RATE = 16000
 LANGUAGES = ("en", "de", "fr")
-HEARING = 20.0
-"""How much louder what it hears is than what it has said: else all recordings sound the same."""
 SPEECH_POSITIONS = 1500
 """What Whisper's encoder makes of its 30 s."""
 
@@ -243,9 +241,7 @@ def make_tiny_speech(folder: Path) -> Path:
         tie_word_embeddings=False,
     )
     model = _spread(transformers.WhisperForConditionalGeneration(config))
-    with torch.no_grad():
-        for layer in model.model.decoder.layers:
-            layer.encoder_attn.out_proj.weight.mul_(HEARING)
+    _make_legible(model, tokenizer)
     model.generation_config = transformers.GenerationConfig(
         pad_token_id=end,
         bos_token_id=end,
@@ -265,6 +261,19 @@ def make_tiny_speech(folder: Path) -> Path:
     tokenizer.save_pretrained(folder)
     transformers.WhisperFeatureExtractor(feature_size=80).save_pretrained(folder)
     return folder
+
+
+def _make_legible(model: Any, tokenizer: Any) -> None:
+    """Makes a speech model write printable letters, other ones for other recordings."""
+    first_time = tokenizer.convert_tokens_to_ids("<|notimestamps|>") + 1
+    texts = [tokenizer.decode([index]) for index in range(first_time)]
+    others = [not (text.isascii() and text.isprintable()) for text in texts[:256]]
+    with torch.no_grad():
+        weight = model.proj_out.weight
+        weight[:first_time][torch.tensor(others + [True] * (first_time - 256))] = 0
+        weight[first_time:] *= 0.25
+        for layer in model.model.decoder.layers:
+            layer.encoder_attn.q_proj.weight *= 8  # sharper: it looks at a part of the recording
 
 
 def _speech_tokenizer() -> Any:

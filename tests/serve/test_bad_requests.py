@@ -411,7 +411,7 @@ VLLM: dict[str, Bad] = {
     ),
     "embeddings of a language model": Bad(
         {"model": "tiny", "input": "x"}, 404, "The model 'tiny' has no POST /v1/embeddings",
-        code="not_found", path="/v1/embeddings",
+        code="not_found", path="/v1/nosuch",
     ),
     "PUT": Bad(
         {"model": "tiny"}, 405, "The model 'tiny' has no PUT /v1/chat/completions",
@@ -603,9 +603,10 @@ CLASSES: dict[str, Bad] = {
     ),
     "no such route": Bad(
         {"model": "echo", "input": "x"}, 404,
-        "this model has no route /v1/embeddings; it has /v1/infer, /v1/chat/completions, "
-        "/v1/completions, /v1/models, /health",
-        code="not_found", path="/v1/embeddings",
+        "this model has no route /v1/nosuch; it has /v1/infer, /v1/chat/completions, "
+        "/v1/completions, /v1/embeddings, /v1/audio/transcriptions, /v1/images/generations, "
+        "/v1/images/edits, /v1/images/variations, /v1/models, /health, /metrics",
+        code="not_found", path="/v1/nosuch",
     ),
     "PATCH": Bad(
         {"model": "echo"}, 405, "/v1/infer takes POST, not PATCH",
@@ -631,7 +632,8 @@ CLASSES: dict[str, Bad] = {
     "no such route of its own": Bad(
         b"", 404,
         "this model has no route /nosuch; it has /v1/infer, /v1/chat/completions, "
-        "/v1/completions, /v1/models, /health",
+        "/v1/completions, /v1/embeddings, /v1/audio/transcriptions, /v1/images/generations, "
+        "/v1/images/edits, /v1/images/variations, /v1/models, /health, /metrics",
         code="not_found", method="GET", path="/models/echo/nosuch",
     ),
     "the class refuses a field": Bad(

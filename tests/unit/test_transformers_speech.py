@@ -21,11 +21,11 @@ from truthgpt_serve.errors import RequestError, UnsupportedError
 TASK = "automatic-speech-recognition"
 
 
-def recording(seed: int, seconds: float = 2.0) -> Any:
-    """Returns noise whose loudness changes, float32 `[samples]`."""
-    noise = numpy.random.default_rng(seed)
-    samples = noise.standard_normal(int(seconds * SAMPLING_RATE)).astype(numpy.float32)
-    return samples * numpy.abs(numpy.sin(numpy.arange(len(samples)) / (900 + 300 * seed))) * 0.3
+def recording(pitch: int, seconds: float = 2.0) -> Any:
+    """Returns a tone that wavers, float32 `[samples]`."""
+    at = numpy.arange(int(seconds * SAMPLING_RATE)) / SAMPLING_RATE
+    tone = numpy.sin(2 * numpy.pi * 150 * 2**pitch * at * (1 + 0.1 * numpy.sin(3 * at)))
+    return (tone / 2).astype(numpy.float32)
 
 
 def audio_file(samples: Any, form: str = "WAV", rate: int = SAMPLING_RATE) -> bytes:
