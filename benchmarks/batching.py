@@ -1,10 +1,10 @@
 """Dynamic batching: this product against a plain loop over the same model and against LitServe.
 
-Two small ONNX networks, made here with fixed seeds, behind the same user classes everywhere. All
-servers run at the same time and take turns, pair by pair, so that a noisy machine is noisy for all:
-the product at `/models/<name>`, LitServe with its own batching in an environment of its own, the
-product through its router, and two loops in this process without any server (request by request,
-and in full batches). Prints medians; writes `benchmarks/results/batching.json`.
+Two small ONNX networks, made here with fixed seeds, behind the same user classes everywhere. The
+sides take turns, pair by pair, so that a noisy machine is noisy for all: the product at
+`/models/<name>`, LitServe with its own batching in an environment of its own, the product through
+its router, and two loops in this process without any server (request by request, and in full
+batches). Prints medians; writes `benchmarks/results/batching.json`.
 Command: `make bench-batching`, or `python -m benchmarks.batching --pairs 5`.
 """
 
@@ -20,7 +20,7 @@ import statistics
 import tempfile
 import time
 import urllib.request
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -36,8 +36,9 @@ from benchmarks.batching_sides import (
     install_litserve,
     litserve,
     product,
+    stopped,
 )
-from benchmarks.load import Measurement, measure
+from benchmarks.load import Measurement, idle_cpu, measure
 from benchmarks.sides import ROOT, Side
 from truthgpt_serve.server.batching import Batcher
 from truthgpt_serve.server.exchange import Plain
@@ -117,7 +118,10 @@ def check_answer(url: str, body: dict[str, Any], expected: dict[str, Any]) -> No
 def run_case(
     name: str, ours: Side, other: Side | None, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Measures every side of one model in turn, the order reversed from pair to pair."""
+    """Measures every side of one model in turn, the order reversed from pair to pair.
+
+    LitServe's processes are stopped while another side has its turn.
+    """
     inputs, travelling = create_inputs(name)
     body = {"model": name, "inputs": travelling}
     model = CLASSES[name]()
@@ -133,9 +137,10 @@ def run_case(
 
     def load(name: str, seconds: float) -> Measurement:
         url, side = sides[name]
-        return measure(
-            url, body, num_clients=options.clients, duration_s=seconds, run_id=side.run_id
-        )
+        with running() if side is other else nullcontext():
+            return measure(
+                url, body, num_clients=options.clients, duration_s=seconds, run_id=side.run_id
+            )
 
     def take_turn(turn: str) -> None:
         if turn in sides:
@@ -144,13 +149,15 @@ def run_case(
         size = 1 if turn == "loop" else options.max_batch_size
         loops[turn].append(measure_loop(model, inputs, size, options.seconds / 2))
 
-    for side in sides:
-        check_answer(sides[side][0], body, model.infer(inputs))
-        load(side, 1.0)  # connections and caches warm
-    turns = [*sides, *loops]
-    for pair in range(options.pairs):
-        for turn in turns if pair % 2 == 0 else reversed(turns):
-            take_turn(turn)
+    for url, _ in sides.values():
+        check_answer(url, body, model.infer(inputs))
+    with stopped(other) if other is not None else nullcontext(nullcontext) as running:
+        for side in sides:
+            load(side, 1.0)  # connections and caches warm
+        turns = [*sides, *loops]
+        for pair in range(options.pairs):
+            for turn in turns if pair % 2 == 0 else reversed(turns):
+                take_turn(turn)
     return summarise(found, loops)
 
 
@@ -240,6 +247,9 @@ def main() -> None:
         lone_call = asyncio.run(measure_lone_call())
         print(f"the batcher adds to a lone call: {lone_call} (at most {MAX_LONE_MS} ms)")
         ours = stack.enter_context(product(names, folder, batching))
+        time.sleep(3)  # what starting set in motion comes to rest
+        with idle_cpu(ours.run_id, 3) as (idle_share,):
+            pass
         for name in names:
             with ExitStack() as one:
                 other = None
@@ -261,6 +271,7 @@ def main() -> None:
         "litserve": asdict(settings) if litserve_version else None,
         "required_ratio_to_litserve": REQUIRED_RATIO,
         "lone_call_through_the_batcher": {**lone_call, "limit_ms": MAX_LONE_MS},
+        "our_idle_share_of_a_core": round(idle_share, 4),
         "cases": cases,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -14,20 +14,18 @@ from typing import Any
 import numpy
 import torch
 import transformers
-from safetensors.torch import load_file
 
 from deployments.hf_transformers.acceleration import choose_attention, compile_model
 from deployments.hf_transformers.config import TransformersSettings
-from deployments.hf_transformers.embedding_layout import find_file, read_json, read_layout
+from deployments.hf_transformers.embedding_dense import load_dense
+from deployments.hf_transformers.embedding_layout import read_layout
 from deployments.hf_transformers.embedding_pooling import normalize, pool
 from deployments.hf_transformers.loading import (
-    Source,
     load_config,
     load_model,
     load_tokenizer,
     read_source,
 )
-from deployments.hf_transformers.refusal import bad_setting
 from truthgpt_serve.errors import RequestError
 
 logger = logging.getLogger(__name__)
@@ -76,7 +74,7 @@ class EmbeddingEngine:
         self.tokenizer = load_tokenizer(source)
         self._layout = read_layout(source, config, settings)
         self._model = load_model(transformers.AutoModel, source, config)
-        self._dense = [_load_dense(source, folder) for folder in self._layout.dense]
+        self._dense = [load_dense(source, folder) for folder in self._layout.dense]
         for layer in self._dense:
             layer.to(source.device)
         self._pad_id = self.tokenizer.pad_token_id or 0
@@ -84,20 +82,15 @@ class EmbeddingEngine:
         on_gpu = source.device.type == "cuda"
         usual = GPU_BATCH_TOKENS if on_gpu else CPU_BATCH_TOKENS
         self._batch_tokens = settings.max_batch_tokens or usual
-        trials = [[Item(_trial_ids(config, length), None)] for length in TRIAL_LENGTHS]
+        self._trials = [Item(_trial_ids(config, length), None) for length in TRIAL_LENGTHS]
         wanted = str(cfg["model_optim"]["attention"])
-        self.attention = choose_attention(
-            wanted, self._model, lambda: self._forward(trials[0] + trials[1])
-        )
+        self.attention = choose_attention(wanted, self._model, self.trial)
         if cfg["model_optim"]["compile"]:
-            batches = [*trials, trials[0] + trials[1], [trials[2][0]] * 8]
-            compile_model(
-                self._model,
-                settings.compile_mode,
-                [partial(self._forward, batch) for batch in batches],
-            )
+            batches = [self._trials[:1], self._trials[2:], self._trials, self._trials * 4]
+            trials = [partial(self._forward, batch) for batch in batches]
+            compile_model(self._model, settings.compile_mode, trials)
         with torch.inference_mode():
-            self.size = self._forward(trials[0]).shape[-1]
+            self.size = self.trial().shape[-1]
         logger.info(
             "attention: %s; pooling: %s, by %s; normalized: %s; %d values",
             self.attention,
@@ -106,6 +99,10 @@ class EmbeddingEngine:
             self._layout.normalize,
             self.size,
         )
+
+    def trial(self) -> torch.Tensor:
+        """Returns the vectors of a few texts of arbitrary tokens."""
+        return self._forward(self._trials)
 
     def _own_length(self, config: Any) -> int:
         text = config.get_text_config()
@@ -260,31 +257,3 @@ def _token_ids(value: Any, size: int) -> list[int]:
 def _trial_ids(config: Any, length: int) -> list[int]:
     size = int(config.get_text_config().vocab_size)
     return [(37 * i + 11) % size for i in range(length)]
-
-
-def _load_dense(source: Source, folder: str) -> torch.nn.Module:
-    """Returns a dense layer of a sentence-transformers model.
-
-    Raises:
-        ConfigError: Its files are missing or do not fit.
-    """
-    config = read_json(source, f"{folder}/config.json")
-    weights = find_file(source, f"{folder}/model.safetensors")
-    if config is None or weights is None:
-        message = f"modules.json names {folder}, which lacks config.json or model.safetensors"
-        raise bad_setting("model.name_or_path", message)
-    name = str(config.get("activation_function", "torch.nn.modules.linear.Identity"))
-    activation = getattr(torch.nn, name.rpartition(".")[2], None)
-    if not name.startswith("torch.nn.") or activation is None:
-        message = f"{folder}/config.json names an activation {name!r}, which torch does not have"
-        raise bad_setting("model.name_or_path", message)
-    linear = torch.nn.Linear(
-        config["in_features"], config["out_features"], config.get("bias", True)
-    )
-    state = {key.removeprefix("linear."): value for key, value in load_file(weights).items()}
-    try:
-        linear.load_state_dict(state)
-    except RuntimeError as error:
-        message = f"the weights of {folder} do not fit its config.json: {error}"
-        raise bad_setting("model.name_or_path", message) from error
-    return torch.nn.Sequential(linear, activation()).eval()

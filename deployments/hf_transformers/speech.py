@@ -144,7 +144,7 @@ class SpeechEngine(PipelineEngine):
             )
         if generate:
             options["generate_kwargs"] = generate
-        # Other models' recordings are filled up to the longest, and what they hear there is written.
+        # Others fill recordings up to the longest, and write what they hear there.
         together = self._is_whisper and "return_language" not in options
         if together and not any(self._is_long(samples) for samples in values):
             groups = [list(range(len(values)))]

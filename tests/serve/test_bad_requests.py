@@ -411,7 +411,7 @@ VLLM: dict[str, Bad] = {
     ),
     "embeddings of a language model": Bad(
         {"model": "tiny", "input": "x"}, 404, "The model 'tiny' has no POST /v1/embeddings",
-        code="not_found", path="/v1/nosuch",
+        code="not_found", path="/v1/embeddings",
     ),
     "PUT": Bad(
         {"model": "tiny"}, 405, "The model 'tiny' has no PUT /v1/chat/completions",

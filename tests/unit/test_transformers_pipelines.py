@@ -39,8 +39,8 @@ def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def assert_alike(found: Any, expected: Any) -> None:
     assert [item["label"] for item in found] == [item["label"] for item in expected]
-    scores = [[item["score"] for item in answer] for answer in (found, expected)]
-    numpy.testing.assert_allclose(*scores, atol=1e-6)
+    scores = [numpy.array([item["score"] for item in answer]) for answer in (found, expected)]
+    numpy.testing.assert_allclose(scores[0], scores[1], atol=1e-6)
 
 
 def test_text_classification(classifier: Path) -> None:

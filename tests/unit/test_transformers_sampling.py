@@ -111,7 +111,8 @@ def test_pieces_joined_are_the_text(tokenizer: Any) -> None:
     def decode(tokens: list[int]) -> str:
         return str(tokenizer.decode(tokens, skip_special_tokens=True))
 
-    for prompt in ([], tokenizer.encode("before")):
+    prompts: list[list[int]] = [[], tokenizer.encode("before")]
+    for prompt in prompts:
         for tokens in (
             tokenizer.encode(text),
             [generator.randrange(len(tokenizer)) for _ in range(200)],

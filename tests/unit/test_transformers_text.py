@@ -42,10 +42,11 @@ class Reference:
     def tokens(self, text: str, **options: Any) -> list[int]:
         inputs = self.tokenizer(text, return_tensors="pt", return_token_type_ids=False)
         options = {"max_new_tokens": NUM_TOKENS, "do_sample": False, **options}
-        found = self.model.generate(**inputs, **options)[0].tolist()
+        found: list[int] = self.model.generate(**inputs, **options)[0].tolist()
         if self.model.config.is_encoder_decoder:
             return found[1:]  # behind the token that starts the decoder
-        return found[inputs.input_ids.shape[1] :]
+        num_prompt: int = inputs.input_ids.shape[1]
+        return found[num_prompt:]
 
     def text(self, text: str, **options: Any) -> str:
         tokens = self.tokens(text, **options)
