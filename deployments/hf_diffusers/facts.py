@@ -20,8 +20,9 @@ CONTROL = "control-"
 SIZE_STEP = 8
 """Diffusers' pipelines refuse other edges, or round them, whatever their VAE."""
 FALLBACK_EDGE = 1024
-BINNED_SAMPLE_SIZES = frozenset({16, 32, 64, 128, 256})
-"""Latent edges for which diffusers has tables of trained sizes; others fail with them."""
+BINNED_SAMPLE_SIZES = {"PixArt": (32, 64, 128, 256), "Sana": (16, 32, 64, 128)}
+"""Latent edges for which diffusers has tables of trained sizes, by how the pipeline's name begins;
+its call fails for others."""
 SEVERAL_IMAGES = frozenset({"Flux2Pipeline", "Flux2KleinPipeline", "QwenImageEditPlusPipeline"})
 """Pipelines that read several images as one request; for the others a list is a batch."""
 
@@ -101,9 +102,7 @@ def read_facts(pipeline: Any, role: str) -> PipelineFacts:
     width, height = _default_size(pipeline, config, defaults, multiple)
     guidance, no_negative, needed = _guidance(config, defaults)
     fixed = {}
-    if defaults.get("use_resolution_binning") and config.get("sample_size") not in (
-        BINNED_SAMPLE_SIZES
-    ):
+    if defaults.get("use_resolution_binning") and not _has_bins(pipeline, config):
         fixed["use_resolution_binning"] = False
     return PipelineFacts(
         role=role,
@@ -118,6 +117,12 @@ def read_facts(pipeline: Any, role: str) -> PipelineFacts:
         several_images=type(pipeline).__name__ in SEVERAL_IMAGES,
         fixed=fixed,
     )
+
+
+def _has_bins(pipeline: Any, config: Mapping[str, Any]) -> bool:
+    kind = type(pipeline).__name__
+    sizes = [edges for name, edges in BINNED_SAMPLE_SIZES.items() if kind.startswith(name)]
+    return not sizes or config.get("sample_size") in sizes[0]
 
 
 def _grid(pipeline: Any, config: Mapping[str, Any]) -> tuple[int, int]:

@@ -86,7 +86,7 @@ def test_plans_are_the_same_for_a_seed_and_cover_what_they_promise() -> None:
 
 
 def test_command() -> None:
-    options = "--pipeline sana --requests 4 --dtype bfloat16 --psnr-floor 200"
+    options = "--pipeline sdxl --requests 4 --dtype bfloat16 --psnr-floor 200"
     done = subprocess.run(
         [sys.executable, "-m", "deployments.hf_diffusers.fuzz", *options.split()],
         capture_output=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import warnings
 from collections.abc import Iterator
@@ -244,6 +245,30 @@ async def test_requests_that_leave_leave_nothing(model: DiffusersModel) -> None:
     assert now.failed == before.failed
     ended = now.completed + now.cancelled - before.completed - before.cancelled
     assert ended == now.submitted - before.submitted
+
+
+@pytest.mark.parametrize("kind", ["sd", "sd3", "flux", "qwen", "zimage", "sana", "pixart"])
+async def test_every_architecture_is_served_as_it_is_loaded(kind: str, tmp_path: Path) -> None:
+    with open_model(make_cfg(save_model(kind, tmp_path), SETTINGS)) as model:
+        answer = await model.infer({"prompt": "a boat", "seed": 1, "guidance_scale": 2})
+        fixed = engine_of(model).catalog.facts["text-to-image"].fixed
+    alone = DiffusionPipeline.from_pretrained(tmp_path)
+    alone.set_progress_bar_config(disable=True)
+    guidance: dict[str, Any] = {"guidance_scale": 2.0}
+    if kind == "qwen":
+        guidance = {"true_cfg_scale": 2.0, "negative_prompt": " "}
+    expected = stock_image(alone, 1, prompt="a boat", width=64, height=64, **guidance, **fixed)
+    assert_same(answer["image"], expected)
+
+
+async def test_profiling_at_start_writes_what_it_measured(weights: Path, tmp_path: Path) -> None:
+    file = tmp_path / "caps.json"
+    profile = {"profile_rows": True, "row_caps_file": str(file), "max_rows": 4}
+    with open_model(make_cfg(weights, {**SETTINGS, **profile})) as model:
+        before = engine_of(model).statistics()
+        assert before.ongoing == before.queued == 0
+        assert (await model.infer({"prompt": "a boat"}))["image"].size == (64, 64)
+    assert json.loads(file.read_text())
 
 
 async def test_a_model_that_is_full_says_so(weights: Path) -> None:

@@ -289,8 +289,9 @@ def test_offloading_without_a_gpu_is_refused(sdxl: Path, offload: str) -> None:
 # -- step caches
 
 
-async def test_a_step_cache_runs_requests_alone_and_forgets_them(flux: Path) -> None:
-    cache = {"step_cache": "first_block", "step_cache_threshold": 0.5}
+@pytest.mark.parametrize("kind", ["first_block", "taylorseer"])
+async def test_a_step_cache_runs_requests_alone_and_forgets_them(flux: Path, kind: str) -> None:
+    cache = {"step_cache": kind, "step_cache_threshold": 0.5}
     exact = await draw(flux, {"default_steps": 8})
     with open_model(make_cfg(flux, {**SETTINGS, **cache, "default_steps": 8})) as model:
         first, other, again = [

@@ -19,6 +19,7 @@ ROUTES: tuple[tuple[str, str, str], ...] = (
     ("post", "/v1/responses", "Responses API, where the model's engine has it"),
     ("post", "/v1/messages", "Anthropic Messages API, where the model's engine has it"),
     ("post", "/v1/embeddings", "Embeddings, where the model's engine has them"),
+    ("post", "/v1/audio/transcriptions", "Speech to text, whole or with times"),
     ("post", "/v1/images/generations", "Images from a text; server-sent events with `stream`"),
     ("post", "/v1/images/edits", "Images from images and a text, with a mask or without"),
     ("post", "/v1/images/variations", "Images like a given one"),
@@ -40,6 +41,7 @@ ROUTES: tuple[tuple[str, str, str], ...] = (
 
 
 FORM_FILES = {
+    "/v1/audio/transcriptions": ("file",),
     "/v1/images/edits": ("image", "mask"),
     "/v1/images/variations": ("image",),
 }
@@ -114,7 +116,7 @@ def _content(path: str) -> dict[str, Any]:
     for name in FORM_FILES.get(path, ()):
         properties[name] = {"type": "string", "format": "binary"}
     if path in FORM_FILES:
-        required.append("image")
+        required.append(FORM_FILES[path][0])
     schema = {
         "type": "object",
         "required": required,
