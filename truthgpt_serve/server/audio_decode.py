@@ -9,11 +9,15 @@ from __future__ import annotations
 import importlib
 import io
 import wave
+from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 from truthgpt_serve.errors import RequestError, TooLargeError, UnsupportedError
 
+BLOCK = 65536
+"""Samples of each channel that are decoded at once."""
 MAX_CHANNELS = 16
 MIN_RATE = 1000
 MAX_RATE = 384000
@@ -22,6 +26,9 @@ FIELD = "file"
 
 def decode_audio(data: bytes, rate: int, max_s: float) -> Any:
     """Returns a recording as float32 `[samples]` at `rate`, its channels mixed.
+
+    It is decoded piece by piece, so that the memory is that of the samples that are returned,
+    whatever the file's own rate and channels.
 
     Args:
         data: A whole file: WAV; with soundfile also FLAC, OGG and MP3.
@@ -37,9 +44,9 @@ def decode_audio(data: bytes, rate: int, max_s: float) -> Any:
         raise RequestError("`file` is empty", param=FIELD)
     soundfile = _find("soundfile")
     if soundfile is not None:
-        samples, found = _read(soundfile, data, max_s)
+        samples = _read(soundfile, data, rate, max_s)
     elif data[:4] == b"RIFF":
-        samples, found = _read_wave(data, max_s)
+        samples = _read_wave(data, rate, max_s)
     else:
         raise UnsupportedError(
             "`file` is no WAV file, and this server lacks the package soundfile (extra `audio`), "
@@ -48,8 +55,7 @@ def decode_audio(data: bytes, rate: int, max_s: float) -> Any:
         )
     if not len(samples):
         raise RequestError("`file` has no samples", param=FIELD)
-    samples = samples.mean(axis=1, dtype="float32")
-    return samples if found == rate else _resample(samples, found, rate)
+    return samples
 
 
 def _find(name: str) -> ModuleType | None:
@@ -59,48 +65,46 @@ def _find(name: str) -> ModuleType | None:
         return None
 
 
-def _check(num_samples: int, rate: int, channels: int, max_s: float) -> None:
+def _check(rate: int, channels: int) -> None:
     if not MIN_RATE <= rate <= MAX_RATE or not 1 <= channels <= MAX_CHANNELS:
         raise RequestError(
             f"`file` has {channels} channels of {rate} samples a second; allowed are 1 to "
             f"{MAX_CHANNELS} of {MIN_RATE} to {MAX_RATE}",
             param=FIELD,
         )
-    if num_samples > max_s * rate:
-        raise TooLargeError(
-            f"`file` lasts longer than {max_s:g} s, the most this model takes",
-            param=FIELD,
-            code="audio_too_long",
-        )
 
 
-def _read(soundfile: ModuleType, data: bytes, max_s: float) -> tuple[Any, int]:
-    """Returns float32 `[samples, channels]` and the rate; no more than `max_s` is decoded."""
+def _read(soundfile: ModuleType, data: bytes, rate: int, max_s: float) -> Any:
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            rate, channels = int(file.samplerate), int(file.channels)
-            # What a header says of the length may be wrong, also on purpose: a small file can
-            # decode into very many samples.
-            _check(0, rate, channels, max_s)
-            samples = file.read(int(max_s * rate) + 1, dtype="float32", always_2d=True)
+            _check(file.samplerate, file.channels)
+            read = partial(file.read, BLOCK, dtype="float32", always_2d=True)
+            return _gather(read, file.samplerate, rate, max_s)
     except soundfile.LibsndfileError as error:
         raise RequestError(
             f"`file` cannot be read: {error.error_string} Send WAV, FLAC, OGG or MP3.", param=FIELD
         ) from error
-    _check(len(samples), rate, channels, max_s)
-    return samples, rate
 
 
-def _read_wave(data: bytes, max_s: float) -> tuple[Any, int]:
+def _read_wave(data: bytes, rate: int, max_s: float) -> Any:
     """Does the same with Python's own reader, for integer WAV files."""
-    numpy = importlib.import_module("numpy")
     try:
         with wave.open(io.BytesIO(data)) as file:
-            rate, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
-            _check(file.getnframes(), rate, channels, max_s)
-            raw = file.readframes(file.getnframes())
+            found, channels = file.getframerate(), file.getnchannels()
+            _check(found, channels)
+            width = file.getsampwidth()
+
+            def read() -> Any:
+                return _from_bytes(file.readframes(BLOCK), width, channels)
+
+            return _gather(read, found, rate, max_s)
     except (wave.Error, EOFError) as error:
         raise RequestError(f"`file` cannot be read as WAV: {error}", param=FIELD) from error
+
+
+def _from_bytes(raw: bytes, width: int, channels: int) -> Any:
+    """Returns float32 `[samples, channels]` of whole numbers with `width` bytes."""
+    numpy = importlib.import_module("numpy")
     raw = raw[: len(raw) // (width * channels) * width * channels]
     if width == 1:  # the only width without a sign
         samples = numpy.frombuffer(raw, "u1").astype("float32") / 128 - 1
@@ -110,10 +114,38 @@ def _read_wave(data: bytes, max_s: float) -> tuple[Any, int]:
         samples = padded.view("<i4").astype("float32") / 2**31
     else:
         samples = numpy.frombuffer(raw, f"<i{width}").astype("float32") / 2 ** (8 * width - 1)
-    return samples.reshape(-1, channels), rate
+    return samples.reshape(-1, channels)
 
 
-def _resample(samples: Any, found: int, rate: int) -> Any:
+def _gather(read: Callable[[], Any], found: int, rate: int, max_s: float) -> Any:
+    """Returns what `read` gives, `[samples, channels]` until nothing, mixed and at `rate`.
+
+    The limit is checked by what is decoded: what a header says of the length may be wrong, also on
+    purpose, since a small file can decode into very many samples.
+    """
+    numpy = importlib.import_module("numpy")
+    resample = _resampler(found, rate)
+    pieces = []
+    num_read = 0
+    while True:
+        block = read()
+        num_read += len(block)
+        if num_read > max_s * found:
+            raise TooLargeError(
+                f"`file` lasts longer than {max_s:g} s, the most this model takes",
+                param=FIELD,
+                code="audio_too_long",
+            )
+        mono = block.mean(axis=1, dtype="float32")
+        pieces.append(resample(mono, not len(block)))
+        if not len(block):
+            return numpy.concatenate(pieces)
+
+
+def _resampler(found: int, rate: int) -> Callable[[Any, bool], Any]:
+    """Returns a function of a piece of samples, and of whether it is the last, to another rate."""
+    if found == rate:
+        return lambda samples, _last: samples
     soxr = _find("soxr")
     if soxr is None:
         raise UnsupportedError(
@@ -121,4 +153,5 @@ def _resample(samples: Any, found: int, rate: int) -> Any:
             f"the package soxr (extra `audio`), which changes the rate: send {rate}",
             param=FIELD,
         )
-    return soxr.resample(samples, found, rate).astype("float32")
+    stream = soxr.ResampleStream(found, rate, 1, dtype="float32")
+    return lambda samples, last: stream.resample_chunk(samples, last=last)
