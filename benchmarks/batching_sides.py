@@ -140,7 +140,7 @@ def install_litserve() -> str:
         program = "import importlib.metadata as m; print(m.version('litserve'))"
         return _run(str(python), "-c", program).strip()
     except (OSError, subprocess.SubprocessError) as error:
-        detail = str(getattr(error, "stderr", None) or error).strip()[-500:]
+        detail = str(getattr(error, "stderr", None) or error).strip().splitlines()[-1]
         raise MissingSideError(f"{LITSERVE} cannot be installed: {detail}") from error
 
 

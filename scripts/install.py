@@ -204,10 +204,12 @@ def remove_broken_companions() -> None:
 
 
 def main() -> None:
-    """Command line: `python3 scripts/install.py [--extras dev,images]`."""
+    """Command line: `python3 scripts/install.py [--extras dev,images,...]`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--extras", default="dev,images", help="further extras, separated by commas"
+        "--extras",
+        default="audio,dev,images,onnx,transformers",
+        help="further extras, separated by commas",
     )
     parser.add_argument("--accelerator", choices=("cpu", "gpu"), help="instead of looking")
     parser.add_argument("--is-complete", metavar="EXTRAS", help=argparse.SUPPRESS)

@@ -7,7 +7,7 @@ built for another CUDA, another GPU or another number format.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +39,23 @@ def differ(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> b
         return True
     largest = max(expected.abs().max().item(), 1e-6)
     return bool((found - expected).abs().max().item() > TOLERANCES.get(dtype, 0.1) * largest)
+
+
+def describe(model: Any, attention: str, optim: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what computes, for the model's card.
+
+    Args:
+        model: A loaded model.
+        attention: What `choose_attention` returned.
+        optim: The configuration's section `model_optim`.
+    """
+    return {
+        "device": model.device.type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": attention,
+        "quantization": optim["quantization"],
+        "compile": optim["compile"],
+    }
 
 
 def choose_attention(wanted: str, model: Any, trial: Trial) -> str:
@@ -103,7 +120,13 @@ def compile_model(model: Any, mode: str, trials: Sequence[Callable[[], object]])
     Raises:
         ConfigError: The compiler does not work here, or not with this model.
     """
+    torch.compiler.reset()  # what an earlier model of the process compiled counts for its limits
+    settings = torch._dynamo.config
+    gives_up = settings.fail_on_recompile_limit_hit
     try:
+        # Past that limit the compiler silently leaves the model as it was. Not as a context: that
+        # would hold in this thread only, and texts are made in another.
+        settings.fail_on_recompile_limit_hit = True
         model.compile(mode=mode, dynamic=True)
         with torch.inference_mode():
             for trial in trials:
@@ -113,3 +136,5 @@ def compile_model(model: Any, mode: str, trials: Sequence[Callable[[], object]])
         message = f"torch.compile does not work here: {type(error).__name__}: {reason}"
         fix = "install a C++ compiler, or write false"
         raise bad_setting("model_optim.compile", message, fix) from error
+    finally:
+        settings.fail_on_recompile_limit_hit = gives_up

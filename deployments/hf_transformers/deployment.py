@@ -49,6 +49,11 @@ class TextModel:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
 
     @property
+    def acceleration(self) -> dict[str, Any]:
+        """What computes, for the model's card; empty before `load`."""
+        return _acceleration(self._engine)
+
+    @property
     def ongoing(self) -> int:
         """Texts that are being made or wait."""
         return self._engine.ongoing if self._engine is not None else 0
@@ -133,6 +138,11 @@ class EmbeddingModel:
         self._engine = EmbeddingEngine(cfg)
         self.tokenizer = self._engine.tokenizer
 
+    @property
+    def acceleration(self) -> dict[str, Any]:
+        """What computes, for the model's card; empty before `load`."""
+        return _acceleration(self._engine)
+
     def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Returns the vector of one text; raises what `infer_batch` returns as an error."""
         found: dict[str, Any] = _only(self.infer_batch([inputs]))
@@ -178,6 +188,11 @@ class PipelineModel:
         self.sampling_rate = engine.sampling_rate
         self.max_audio_s = engine.settings.max_audio_s
 
+    @property
+    def acceleration(self) -> dict[str, Any]:
+        """What computes, for the model's card; empty before `load`."""
+        return _acceleration(self._engine)
+
     def batch_key(self, inputs: dict[str, Any]) -> str:
         """Returns what inputs must have in common to share a batch."""
         return str(self._loaded().batch_key(inputs))
@@ -199,6 +214,10 @@ class PipelineModel:
     def close(self) -> None:
         """Frees the weights; safe to call twice."""
         self._engine = None
+
+
+def _acceleration(engine: Any) -> dict[str, Any]:
+    return {} if engine is None else dict(engine.acceleration)
 
 
 def _only(answers: list[Any]) -> Any:

@@ -15,7 +15,7 @@ import numpy
 import torch
 import transformers
 
-from deployments.hf_transformers.acceleration import choose_attention, compile_model
+from deployments.hf_transformers.acceleration import choose_attention, compile_model, describe
 from deployments.hf_transformers.config import TransformersSettings
 from deployments.hf_transformers.embedding_dense import load_dense
 from deployments.hf_transformers.embedding_layout import read_layout
@@ -62,6 +62,7 @@ class EmbeddingEngine:
         size: Values of a whole vector.
         max_tokens: Most tokens of a text.
         attention: The attention that computes.
+        acceleration: What computes, for the model's card.
 
     Raises:
         ConfigError: The weights cannot be loaded, or the machine cannot do what is asked for.
@@ -89,6 +90,7 @@ class EmbeddingEngine:
             batches = [self._trials[:1], self._trials[2:], self._trials, self._trials * 4]
             trials = [partial(self._forward, batch) for batch in batches]
             compile_model(self._model, settings.compile_mode, trials)
+        self.acceleration = describe(self._model, self.attention, cfg["model_optim"])
         with torch.inference_mode():
             self.size = self.trial().shape[-1]
         logger.info(

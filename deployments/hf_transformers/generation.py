@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import transformers
 
-from deployments.hf_transformers.acceleration import choose_attention, compile_model
+from deployments.hf_transformers.acceleration import choose_attention, compile_model, describe
 from deployments.hf_transformers.config import TransformersSettings
 from deployments.hf_transformers.generation_backend import Backend, Update
 from deployments.hf_transformers.generation_check import (
@@ -63,6 +63,7 @@ class TextEngine:
         tokenizer: The model's tokenizer.
         default_max_new_tokens: Tokens of an answer when the request does not say.
         attention: The attention that computes.
+        acceleration: What computes, for the model's card.
         batching: `continuous` or `padded`.
 
     Raises:
@@ -80,7 +81,13 @@ class TextEngine:
         wanted = str(cfg["model_optim"]["attention"])
         self.attention = choose_attention(wanted, model, lambda: _trial_logits(model))
         self._backend = self._make_backend(cfg, model)
+        if cfg["model_optim"]["compile"]:
+            self._compile(model)
         self.batching = self._backend.kind
+        self.acceleration = {
+            **describe(model, self.attention, cfg["model_optim"]),
+            "batching": self.batching,
+        }
         logger.info("attention: %s; batching: %s", self.attention, self.batching)
         self._max_len = self._facts.max_model_len
         if self._backend.max_tokens is not None:
@@ -99,12 +106,8 @@ class TextEngine:
     # -- set-up
 
     def _make_backend(self, cfg: Mapping[str, Any], model: Any) -> Backend:
-        settings, compiled = self._settings, bool(cfg["model_optim"]["compile"])
+        settings = self._settings
         expected = [expected_steps(model, prompt) for prompt in trial_prompts(model)]
-        if compiled:
-            prompts = trial_prompts(model)
-            trials = [partial(expected_steps, model, ids) for ids in prompts]
-            compile_model(model, settings.compile_mode, trials)
         if settings.batching != "padded" and settings.use_cache:
             problem = "its generation configuration has fields that only padded batches apply"
             if self._facts.pages:
@@ -117,6 +120,17 @@ class TextEngine:
                 raise bad_setting("serving.engine.batching", message, "write auto or padded")
             logger.warning("%s; texts run in padded batches", message)
         return self._padded(cfg, model, expected)
+
+    def _compile(self, model: Any) -> None:
+        """Compiles the model, and warms it up with batches of one, of two and of many texts."""
+        prompts = trial_prompts(model)
+        batches = [prompts[:1], prompts, prompts * 2, prompts[:1] * 3]
+        trials = [partial(run_trial, self._backend, batch) for batch in batches]
+        try:
+            compile_model(model, self._settings.compile_mode, trials)
+        except BaseException:
+            self._backend.close(CLOSE_TIMEOUT_S)
+            raise
 
     def _paged(self, cfg: Mapping[str, Any], model: Any, expected: list[Any]) -> Backend:
         plan = plan_pages(cfg, self._settings, model, self._facts.max_model_len)

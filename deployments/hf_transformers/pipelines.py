@@ -14,7 +14,7 @@ import torch
 import transformers
 from PIL import Image
 
-from deployments.hf_transformers.acceleration import choose_attention, compile_model
+from deployments.hf_transformers.acceleration import choose_attention, compile_model, describe
 from deployments.hf_transformers.config import TransformersSettings
 from deployments.hf_transformers.loading import (
     LOAD_ERRORS,
@@ -46,6 +46,7 @@ class PipelineEngine:
         pipeline: Transformers' object.
         settings: The family's settings.
         attention: The attention that computes.
+        acceleration: What computes, for the model's card.
 
     Raises:
         ConfigError: The weights cannot be loaded, or the machine cannot do what is asked for.
@@ -61,6 +62,7 @@ class PipelineEngine:
         self.attention = choose_attention(wanted, self.pipeline.model, self._trial)
         if cfg["model_optim"]["compile"]:
             compile_model(self.pipeline.model, self.settings.compile_mode, [self._trial] * 2)
+        self.acceleration = describe(self.pipeline.model, self.attention, cfg["model_optim"])
         logger.info("pipeline: %s; attention: %s", self.task, self.attention)
 
     def _prepare_batches(self) -> None:

@@ -161,7 +161,7 @@ def transformers_replace(facts: Any, **changes: Any) -> Any:
 async def test_tokens_come_one_by_one(model: Any, reference: Reference) -> None:
     items = await collect(model.stream(inputs(PROMPTS[1])))
     assert "".join(item["text"] for item in items) == reference.text(PROMPTS[1])
-    assert len(items) > NUM_TOKENS / 2, "not in one lump"
+    assert len(items) > 4, "not in one lump; what waits for a busy reader is joined"
     assert [item for item in items[:-1] if set(item) != {"text"}] == []
     assert set(items[-1]) == {"text", "finish_reason", "usage"}
 
@@ -333,6 +333,18 @@ async def test_without_cache_the_text_is_the_same(llama: Path, reference: Refere
         assert (await model.infer(inputs("the end")))["text"] == reference.text("the end")
 
 
+@pytest.mark.parametrize("batching", ["continuous", "padded"])
+async def test_a_compiled_model_gives_the_same(
+    batching: str, llama: Path, reference: Reference
+) -> None:
+    sections = {"model_optim": {"compile": True}}
+    cfg = configuration(llama, sections=sections, batching=batching, compile_mode="default")
+    with loaded(cfg) as model:
+        texts = PROMPTS[:6]
+        found = await asyncio.gather(*(model.infer(inputs(text)) for text in texts))
+    assert [answer["text"] for answer in found] == [reference.text(text) for text in texts]
+
+
 def test_chat_and_completions_over_http(llama: Path, reference: Reference) -> None:
     with client_of(configuration(llama)) as client:
         messages: Any = [{"role": "user", "content": "tell me more"}]
@@ -361,6 +373,15 @@ def test_chat_and_completions_over_http(llama: Path, reference: Reference) -> No
         assert "".join(deltas) == expected
         assert chunks[-1].usage is not None
         assert chunks[-1].usage.completion_tokens == 12
+        card = client.models.retrieve("tiny").model_dump()
+        assert card["acceleration"] == {
+            "device": "cpu",
+            "dtype": "float32",
+            "attention": "sdpa",
+            "quantization": None,
+            "compile": False,
+            "batching": "continuous",
+        }
         with pytest.raises(openai.BadRequestError, match="this model takes 4096"):
             client.completions.create(model="tiny", prompt="word " * 5000)
 

@@ -84,9 +84,7 @@ class Application:
             "/v1/infer": {"POST": self._infer},
             "/v1/chat/completions": {"POST": self._chat},
             "/v1/completions": {"POST": self._completion},
-            EMBEDDINGS_PATH: {
-                "POST": EmbeddingRoutes(host, self._read, self._check_name).create
-            },
+            EMBEDDINGS_PATH: {"POST": EmbeddingRoutes(host, self._read, self._check_name).create},
             TRANSCRIPTIONS_PATH: {"POST": self._audio.transcribe},
             ROUTES["generation"]: {"POST": self._images.generate},
             ROUTES["edit"]: {"POST": self._images.edit},
@@ -206,12 +204,15 @@ class Application:
             )
 
     def _card(self) -> dict[str, Any]:
-        return {
+        card = {
             "id": self._host.name,
             "object": "model",
             "created": self._created,
             "owned_by": "truthgpt-serve",
         }
+        if acceleration := getattr(self._host.model, "acceleration", None):
+            card["acceleration"] = acceleration
+        return card
 
     async def _models(self, connection: Connection) -> None:
         await connection.reply(encode_json({"object": "list", "data": [self._card()]}))
