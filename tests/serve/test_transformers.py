@@ -16,11 +16,8 @@ import pytest
 import torch
 import transformers
 
-from deployments.hf_transformers.tiny_models import (
-    make_tiny_classifier,
-    make_tiny_encoder,
-    make_tiny_speech,
-)
+from deployments.hf_transformers.tiny_models import make_tiny_classifier, make_tiny_encoder
+from deployments.hf_transformers.tiny_speech import make_tiny_speech
 from deployments.vllm.tiny_model import make_tiny_llama
 from truthgpt_serve.local_cluster import LocalCluster, model_application, router_application
 
