@@ -107,8 +107,10 @@ def _sdxl(*, tiny: bool) -> Any:
         UNet2DConditionModel,
     )
 
+    widths = (32, 64) if tiny else (320, 640, 1280)
+    depth = len(widths)
     blocks = {
-        "block_out_channels": (32, 64) if tiny else (320, 640, 1280),
+        "block_out_channels": widths,
         "layers_per_block": 1 if tiny else 2,
         "transformer_layers_per_block": 1 if tiny else (1, 2, 10),
         "attention_head_dim": 4 if tiny else (5, 10, 20),
@@ -117,7 +119,6 @@ def _sdxl(*, tiny: bool) -> Any:
         "projection_class_embeddings_input_dim": 80 if tiny else 2816,
         "norm_num_groups": 8 if tiny else 32,
     }
-    depth = len(blocks["block_out_channels"])  # type: ignore[arg-type]
     unet = UNet2DConditionModel(
         sample_size=128,
         addition_embed_type="text_time",

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -209,6 +210,10 @@ class EngineSide:
         return time.perf_counter() - began_s
 
 
+def _note_end(ended_s: dict[int, float], index: int, _future: Future[Any]) -> None:
+    ended_s[index] = time.perf_counter()
+
+
 def _replay(side: QueueSide | EngineSide, trace: Sequence[Request], count: Any) -> Result:
     started_s = time.perf_counter()
     ended_s: dict[int, float] = {}
@@ -216,9 +221,7 @@ def _replay(side: QueueSide | EngineSide, trace: Sequence[Request], count: Any) 
     for index, request in enumerate(trace):
         time.sleep(max(0.0, started_s + request.arrival_s - time.perf_counter()))
         future = side.submit(request)
-        future.add_done_callback(
-            lambda _, index=index: ended_s.__setitem__(index, time.perf_counter())  # type: ignore[misc]
-        )
+        future.add_done_callback(partial(_note_end, ended_s, index))
         futures.append(future)
     for future in futures:
         future.result(TIMEOUT_S)

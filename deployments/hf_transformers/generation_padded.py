@@ -101,7 +101,7 @@ class _Batch:
         return ~torch.tensor(self._open, device=device)
 
 
-class _Choose(LogitsProcessor):  # type: ignore[misc]
+class _Choose(LogitsProcessor):
     def __init__(self, batch: _Batch) -> None:
         self._batch = batch
 
@@ -109,7 +109,7 @@ class _Choose(LogitsProcessor):  # type: ignore[misc]
         return self._batch.choose(scores)
 
 
-class _End(StoppingCriteria):  # type: ignore[misc]
+class _End(StoppingCriteria):
     def __init__(self, batch: _Batch) -> None:
         self._batch = batch
 

@@ -49,7 +49,7 @@ class PagedPlan:
     prefix_cache: bool
 
 
-class _Chooser(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
+class _Chooser(ContinuousBatchingLogitsProcessor):
     """Leaves only the chosen token of each row its logit.
 
     Attributes:

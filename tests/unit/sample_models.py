@@ -70,7 +70,7 @@ class Blocking(Base):
 class BlockingAsync(Base):
     """Wrongly blocks in asynchronous code."""
 
-    async def load(self, cfg: dict[str, Any]) -> None:  # type: ignore[override]
+    async def load(self, cfg: dict[str, Any]) -> None:  # type: ignore[override]  # the contract allows async too
         time.sleep(0.01)
 
     async def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -97,14 +97,14 @@ class Ticks(Base):
 
 
 class AsyncTicks(Ticks):
-    async def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+    async def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]  # the contract allows async too
         try:
             await asyncio.sleep(10)
         finally:
             self.events.append("closed")
         return {"text": "tick"}
 
-    async def stream(self, inputs: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:  # type: ignore[override]
+    async def stream(self, inputs: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:  # type: ignore[override]  # the contract allows async too
         try:
             for number in range(int(inputs.get("max_new_tokens", 10**6))):
                 await asyncio.sleep(0.05)
@@ -118,7 +118,7 @@ class ReturnedTicks(Ticks):
     """A plain function that returns an async generator."""
 
     def stream(self, inputs: dict[str, Any]) -> Any:
-        return AsyncTicks.stream(self, inputs)  # type: ignore[arg-type]
+        return AsyncTicks.stream(self, inputs)  # type: ignore[arg-type]  # borrowed from a class that is no base
 
 
 class Flood(Base):

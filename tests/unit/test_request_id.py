@@ -37,4 +37,4 @@ async def test_other_connections_pass_untouched() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         assert (scope, receive, send) == ({"type": "lifespan"}, 1, 2)
 
-    await ServeRequestId(app)({"type": "lifespan"}, 1, 2)  # type: ignore[arg-type]
+    await ServeRequestId(app)({"type": "lifespan"}, 1, 2)  # type: ignore[arg-type]  # no functions: it must not call them

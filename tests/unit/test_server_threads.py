@@ -288,7 +288,7 @@ class Full(Upper):
     def set_name(self, name: str) -> None:
         self.name = name
 
-    async def load(self, cfg: dict[str, Any]) -> None:  # type: ignore[override]
+    async def load(self, cfg: dict[str, Any]) -> None:  # type: ignore[override]  # the contract allows async too
         await asyncio.sleep(0)
         self.events.append(self.name)
 
@@ -338,7 +338,7 @@ class Batching(Base):
 
 
 class AsyncBatching(Batching):
-    async def infer_batch(self, batch: list[dict[str, Any]]) -> list[Any]:  # type: ignore[override]
+    async def infer_batch(self, batch: list[dict[str, Any]]) -> list[Any]:  # type: ignore[override]  # the contract allows async too
         await asyncio.sleep(0.01)
         self.release.set()
         return super().infer_batch(batch)

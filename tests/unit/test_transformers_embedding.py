@@ -211,7 +211,7 @@ def test_over_http_with_the_openai_client(encoder: Path) -> None:
         assert cut.usage.prompt_tokens == 48
         for wrong in ("", [], [""], [1, -5], [[1], 2], {"a": 1}, [10**9]):
             with pytest.raises(openai.BadRequestError):
-                client.embeddings.create(model="tiny", input=wrong)  # type: ignore[arg-type]
+                client.embeddings.create(model="tiny", input=wrong)  # type: ignore[arg-type]  # wrong on purpose
         with pytest.raises(openai.BadRequestError, match="which has no text routes"):
             client.completions.create(model="tiny", prompt="x")
         raw = httpx.post(

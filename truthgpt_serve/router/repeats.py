@@ -17,12 +17,18 @@ _MAX_SPELLING_BYTES = 32
 _REST_OF_STRING = rb'[^"\\]*+(?:\\.[^"\\]*+)*+'
 
 _find_model = re.compile(_MODEL).search
-_match_rest = re.compile(_REST_OF_STRING, re.DOTALL).match
+_rest_of_string = re.compile(_REST_OF_STRING, re.DOTALL)
 _remove_strings = re.compile(rb'"%b"' % _REST_OF_STRING, re.DOTALL).sub
 _find_tokens = re.compile(
     rb'(?P<model>%b)|"%b"|(?P<mark>[{}\[\],:])' % (_MODEL, _REST_OF_STRING), re.DOTALL
 ).finditer
 _MARKS = (b"{", b"}", b"[", b"]", b",", b":")
+
+
+def _find_end(data: bytes, start: int) -> int:
+    """Returns where the string that `data[start:]` goes on with ends, without its quote."""
+    rest = _rest_of_string.match(data, start)
+    return rest.end() if rest else start  # the pattern matches nothing at all too
 
 
 def refuse_second() -> RequestError:
@@ -75,7 +81,7 @@ class RepeatedModel:
         if b'"' not in data and b"\\" not in data:  # as in the middle of an image
             self._escapes = False
             return b""
-        end = _match_rest(data, int(self._escapes)).end()  # type: ignore[union-attr]
+        end = _find_end(data, int(self._escapes))
         self._in_string = data[end : end + 1] != b'"'
         self._escapes = self._in_string and end < len(data)
         return b"" if self._in_string else data[end + 1 :]
@@ -85,7 +91,7 @@ class RepeatedModel:
             self._held = beginning
             return
         self._in_string = True
-        self._escapes = _match_rest(beginning, 1).end() < len(beginning)  # type: ignore[union-attr]
+        self._escapes = _find_end(beginning, 1) < len(beginning)
 
     def _skip(self, outside: bytes) -> None:
         opened = outside.count(b"{") + outside.count(b"[")

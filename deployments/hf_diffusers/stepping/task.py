@@ -23,7 +23,7 @@ Adapters = tuple[tuple[str, float], ...]
 """Names and weights, in the order asked for: some kinds of adapters do not commute."""
 
 
-class JobGreenlet(greenlet.greenlet):  # type: ignore[misc]  # greenlet has no type information
+class JobGreenlet(greenlet.greenlet):
     """The greenlet in which one job's pipeline runs; how a proxy finds its job."""
 
     task: Task
