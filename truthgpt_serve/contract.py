@@ -6,14 +6,18 @@ Knows no family, no engine, no Ray and no HTTP.
 from __future__ import annotations
 
 import importlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
 
 from pydantic import BaseModel
 
+from truthgpt_serve.errors import ConfigError
+
 Task = Literal["text-generation", "image-generation", "embedding", "tensor", "custom"]
 TASKS: tuple[str, ...] = get_args(Task)
+MAX_DETAIL = 300
+"""Most characters of a probe's detail: some libraries raise pages."""
 
 FAMILY_ENTRY_POINTS = "truthgpt_serve.families"
 """Entry-point group whose values are `FamilySpec` objects in modules that import no engine."""
@@ -38,6 +42,8 @@ class Model(Protocol):
     - `metrics()`: its own counts in Prometheus' text format, for `GET /models/<name>/metrics`.
     - `create_asgi_app()`: sync or async, called once after `load`; its ASGI application replaces
       the generic one.
+    - `acceleration`: an attribute, a dict of what computes (device, number format, attention, ...)
+      in JSON's values, for the model's page at `GET /v1/models/{id}`.
     - `metadata()`, for the task tensor: a dict with `platform`, `inputs` and `outputs`; the last
       two are lists of `{"name", "datatype", "shape"}` in the Open Inference Protocol's words.
     - `request_parameters`, for the task tensor: an attribute with the names of request parameters
@@ -62,6 +68,45 @@ class StreamingModel(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """One thing that was tried on this machine.
+
+    Attributes:
+        name: What was tried, such as `attention flash_attention_2 (cuda)`.
+        works: Whether it works.
+        detail: What it gave, or why it does not work; one line.
+        fix: What to do about it, or an empty string; one line.
+    """
+
+    name: str
+    works: bool
+    detail: str = ""
+    fix: str = ""
+
+    @classmethod
+    def attempt(cls, name: str, call: Callable[[], object], fix: str = "") -> Probe:
+        """Calls; what it returns is the detail, and whatever it raises is why it does not work.
+
+        Args:
+            name: What is tried.
+            call: Tries it.
+            fix: What to do if it fails; a `ConfigError` brings its own.
+        """
+        try:
+            return cls(name, True, _one_line(call() or ""))
+        except ConfigError as error:
+            fault = error.faults[0]
+            return cls(name, False, _one_line(fault.message), fault.fix or fix)
+        except Exception as error:  # libraries fail in many ways, some with errors of their own
+            return cls(name, False, _one_line(f"{type(error).__name__}: {error}"), fix)
+
+
+def _one_line(value: object) -> str:
+    lines = str(value).strip().splitlines()
+    return lines[0][:MAX_DETAIL] if lines else ""
+
+
+@dataclass(frozen=True, slots=True)
 class FamilySpec:
     """A family's entry in the registry. Importing its module imports no engine.
 
@@ -79,6 +124,10 @@ class FamilySpec:
             group with one bundle for each GPU.
         max_ongoing_requests: Computes the default from the configuration (as a nested dict), or
             None for the general rule: 64 for a class with `infer_batch` or `stream`, else 1.
+        doctor_path: `package.module:function` of what tries the family on this machine, or None.
+            It takes the configuration as a nested dict and yields a `Probe` for each thing that
+            this one asks for; with None, for each that the family offers. It may import the
+            engine, and runs in a process of its own.
         check: Finds faults that a schema cannot, as (dotted path, message, fix); the configuration
             arrives as a nested dict.
     """
@@ -94,6 +143,7 @@ class FamilySpec:
     max_ongoing_requests: Callable[[Mapping[str, Any]], int] | None = None
     check: Callable[[Mapping[str, Any]], list[tuple[str, str, str]]] | None = None
     class_paths: Mapping[str, str] = field(default_factory=dict, hash=False)
+    doctor_path: str | None = None
     model_class: type[Model] | None = None
     """The class itself, for one registered in this process by `register_model`."""
 
@@ -101,5 +151,17 @@ class FamilySpec:
         """Imports and returns the family's class for a task."""
         if self.model_class is not None:
             return self.model_class
-        module, _, attribute = self.class_paths.get(task, self.class_path).partition(":")
-        return cast("type[Model]", getattr(importlib.import_module(module), attribute))
+        return cast("type[Model]", _load(self.class_paths.get(task, self.class_path)))
+
+    def load_doctor(self) -> Doctor | None:
+        """Imports and returns the function of `doctor_path`, if there is one."""
+        return None if self.doctor_path is None else cast("Doctor", _load(self.doctor_path))
+
+
+Doctor = Callable[[Mapping[str, Any] | None], Iterable[Probe]]
+"""Tries what a configuration asks for, or all that a family offers."""
+
+
+def _load(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -101,6 +101,11 @@ class ConfigError(TruthGPTError):
         self.faults = faults
 
 
+def bad_setting(path: str, message: str, fix: str = "") -> ConfigError:
+    """Returns the error for one setting, found wrong while a model loads: its dotted path first."""
+    return ConfigError([Fault(path, message, fix)])
+
+
 class RegistryError(TruthGPTError):
     """A family name that is unknown, or that two classes claim."""
 

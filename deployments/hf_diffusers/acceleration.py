@@ -16,11 +16,13 @@ from deployments.hf_diffusers.attention import choose_attention, read_shape
 from deployments.hf_diffusers.config import DiffusersSettings
 from deployments.hf_diffusers.facts import PipelineFacts, denoiser_of
 from deployments.hf_diffusers.loading import Loaded
-from deployments.hf_diffusers.refusal import bad_setting
+from truthgpt_serve.errors import bad_setting
 
 logger = logging.getLogger(__name__)
 
 Mode = Literal["auto", "exclusive"]
+SHOWN = ("step_cache", "offload", "channels_last", "vae_tiling", "vae_slicing")
+"""Settings that the model's card repeats."""
 PROBE_EDGES = 8
 """The trial image's edge, in the least steps that its size may have."""
 
@@ -30,12 +32,12 @@ def accelerate(
     facts: Mapping[str, PipelineFacts],
     cfg: Mapping[str, Any],
     settings: DiffusersSettings,
-) -> Mode:
+) -> tuple[Mode, dict[str, Any]]:
     """Applies every acceleration to the loaded modules, proving those that may not work.
 
     Returns:
-        How the engine must run the pipelines: `exclusive` for what changes shared modules while an
-        image is made.
+        How the engine must run the pipelines, `exclusive` for what changes shared modules while an
+        image is made; and what computes, for the model's card.
 
     Raises:
         ConfigError: The machine or the model cannot do what is asked for.
@@ -44,6 +46,7 @@ def accelerate(
     pipeline, denoiser = loaded.roles[role], denoiser_of(loaded.base)
     _arrange(loaded, denoiser, settings)
     exclusive = settings.step_cache is not None or settings.offload != "none"
+    chosen = None
     if denoiser is not None and settings.offload == "none":
         tokens = (first.width // first.patch) * (first.height // first.patch)
         chosen = choose_attention(
@@ -58,7 +61,15 @@ def accelerate(
     if cfg["model_optim"]["compile"]:
         compile_blocks(denoiser)
     _offload(loaded, settings)
-    return "exclusive" if exclusive else "auto"
+    optim = cfg["model_optim"]
+    return "exclusive" if exclusive else "auto", {
+        "device": loaded.device.type,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "attention": chosen,
+        "quantization": optim["quantization"],
+        "compile": optim["compile"],
+        **{key: getattr(settings, key) for key in SHOWN},
+    }
 
 
 def _arrange(loaded: Loaded, denoiser: Any, settings: DiffusersSettings) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deployments.hf_diffusers.refusal import bad_setting
+from truthgpt_serve.errors import bad_setting
 
 MODULE_NAME = "truthgpt_adapter_{}"
 

@@ -19,6 +19,7 @@ from deployments.hf_diffusers.names import (
 )
 from truthgpt_serve.config.paths import must_be_local, resolve_local
 from truthgpt_serve.config.source import Source
+from truthgpt_serve.resources import runs_on_cpu
 
 Faults = list[tuple[str, str, str]]
 
@@ -34,10 +35,6 @@ def check_config(cfg: Mapping[str, Any]) -> Faults:
     return [fault for check in checks for fault in check(cfg)]
 
 
-def _runs_on_cpu(cfg: Mapping[str, Any]) -> bool:
-    return bool(cfg["hardware"]["gpus"] == 0 or cfg["hardware"]["device"] == "cpu")
-
-
 def _check_hardware(cfg: Mapping[str, Any]) -> Faults:
     faults: Faults = []
     gpus = cfg["hardware"]["gpus"]
@@ -45,7 +42,7 @@ def _check_hardware(cfg: Mapping[str, Any]) -> Faults:
         message = f"{gpus} is more than one: an image engine uses one GPU"
         faults.append(("hardware.gpus", message, "write 1, and raise serving.num_replicas"))
     offload = cfg["serving"]["engine"].get("offload", "none")
-    if offload != "none" and _runs_on_cpu(cfg):
+    if offload != "none" and runs_on_cpu(cfg):
         message = f"{offload} moves weights to a GPU, and the model has none"
         faults.append(("serving.engine.offload", message, "write none, or set hardware.gpus"))
     return faults
@@ -58,7 +55,7 @@ def _check_attention(cfg: Mapping[str, Any]) -> Faults:
     if name not in ATTENTION:
         message = f"there is no attention {name!r}"
         return [("model_optim.attention", message, suggest(name, [*ATTENTION, "auto"]))]
-    if name in GPU_ATTENTION and _runs_on_cpu(cfg):
+    if name in GPU_ATTENTION and runs_on_cpu(cfg):
         message = f"{name} has kernels for NVIDIA GPUs only, and the model runs on CPU"
         return [("model_optim.attention", message, "write auto or sdpa")]
     return []
@@ -70,7 +67,7 @@ def _check_quantization(cfg: Mapping[str, Any]) -> Faults:
     if name is not None and name not in QUANTIZATION:
         message = f"there is no quantization {name!r}"
         return [("model_optim.quantization", message, suggest(name, QUANTIZATION))]
-    if name in GPU_QUANTIZATION and _runs_on_cpu(cfg):
+    if name in GPU_QUANTIZATION and runs_on_cpu(cfg):
         message = f"{name} needs an NVIDIA GPU, and the model runs on CPU"
         return [("model_optim.quantization", message, "write torchao-int8, or null")]
     if name == "gguf" and gguf_file is None:

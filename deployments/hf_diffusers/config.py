@@ -203,4 +203,5 @@ FAMILY = FamilySpec(
     on_event_loop=True,
     max_ongoing_requests=default_ongoing_requests,
     check=check_config,
+    doctor_path="deployments.hf_diffusers.doctor:examine",
 )

@@ -59,6 +59,11 @@ class DiffusersModel:
         self.operations = self._engine.operations
         self._pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="pictures")
 
+    @property
+    def acceleration(self) -> dict[str, Any]:
+        """What computes, for the model's card; empty before `load`."""
+        return {} if self._engine is None else dict(self._engine.acceleration)
+
     async def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Makes one image.
 

@@ -64,6 +64,9 @@ class ImageEngine:
     Args:
         cfg: The whole configuration as a nested dict.
 
+    Attributes:
+        acceleration: What computes, for the model's card.
+
     Raises:
         ConfigError: The weights cannot be loaded, or the machine cannot do what is asked for.
     """
@@ -72,7 +75,7 @@ class ImageEngine:
         settings = DiffusersSettings.model_validate(cfg["serving"]["engine"])
         loaded = load_pipelines(cfg, settings)
         facts = {role: read_facts(pipeline, role) for role, pipeline in loaded.roles.items()}
-        mode = accelerate(loaded, facts, cfg, settings)
+        mode, self.acceleration = accelerate(loaded, facts, cfg, settings)
         defaults = next(iter(facts.values())).defaults
         self.catalog = Catalog(
             facts=facts,
@@ -88,6 +91,7 @@ class ImageEngine:
                 self._engine.add_pipeline(
                     role, pipeline, mode=mode, adapters=tuple(loaded.adapters.values())
                 )
+            self.acceleration["batching"] = self._engine.mode(next(iter(loaded.roles)))
             self._profile(loaded, facts, settings)
         except BaseException:
             self._engine.close(CLOSE_TIMEOUT_S)

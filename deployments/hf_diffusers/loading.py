@@ -26,8 +26,9 @@ from deployments.hf_diffusers.quantization import (
     quantization_config,
     read_index,
 )
-from deployments.hf_diffusers.refusal import bad_setting
 from deployments.hf_diffusers.role_pipelines import make_roles
+from truthgpt_serve import resources
+from truthgpt_serve.errors import bad_setting
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -105,20 +106,10 @@ def fetch(name_or_path: str, revision: str | None, settings: DiffusersSettings) 
 
 
 def choose_device(hardware: Mapping[str, Any]) -> torch.device:
-    """Returns the device of one replica; `gpus` was decided before, else the GPU if there is one.
-
-    Raises:
-        ConfigError: A GPU is asked for, and torch sees none.
-    """
-    gpus, wanted = hardware["gpus"], hardware["device"]
-    if gpus == 0 or wanted == "cpu":
-        return torch.device("cpu")
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if gpus == "auto" and wanted == "auto":
-        return torch.device("cpu")
-    message = f"{gpus} asks for a GPU, and torch {torch.__version__} sees none"
-    raise bad_setting("hardware.gpus", message, "write 0, or install the extra `gpu`")
+    """Returns the device of one replica; see `resources.choose_device`."""
+    library = f"torch {torch.__version__}"
+    has_gpu = torch.cuda.is_available()
+    return torch.device(resources.choose_device(hardware, has_gpu=has_gpu, library=library))
 
 
 def choose_dtype(wanted: str, stored: str, device: torch.device) -> torch.dtype:

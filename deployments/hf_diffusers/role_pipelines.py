@@ -14,7 +14,7 @@ from deployments.hf_diffusers.facts import (
     denoiser_of,
     role_of,
 )
-from deployments.hf_diffusers.refusal import bad_setting
+from truthgpt_serve.errors import bad_setting
 
 ROLES: dict[str, Any] = {
     TEXT_TO_IMAGE: diffusers.AutoPipelineForText2Image,

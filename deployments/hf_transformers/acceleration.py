@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from deployments.hf_transformers.refusal import bad_setting
+from truthgpt_serve.errors import bad_setting
 
 logger = logging.getLogger(__name__)
 

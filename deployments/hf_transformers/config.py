@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import model_validator
 
 from truthgpt_serve.config.base import Count, PositiveNumber, Refusal, Section, refuse
 from truthgpt_serve.contract import FamilySpec
+from truthgpt_serve.resources import runs_on_cpu
 
-PIPELINE_TASKS = (
+PipelineTask = Literal[
     "audio-classification",
     "automatic-speech-recognition",
     "depth-estimation",
@@ -26,7 +27,8 @@ PIPELINE_TASKS = (
     "token-classification",
     "zero-shot-classification",
     "zero-shot-image-classification",
-)
+]
+PIPELINE_TASKS: tuple[str, ...] = get_args(PipelineTask)
 """Values of `serving.engine.pipeline_task`: transformers' pipelines whose inputs and outputs have a
 form in JSON."""
 
@@ -41,7 +43,7 @@ QUANTIZATION = {
 GPU_QUANTIZATION = frozenset({"bitsandbytes-8bit", "bitsandbytes-4bit"})
 
 Pooling = Literal["mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean"]
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 DEFAULT_ROWS = 32
 """Sequences that decode together when `serving.max_ongoing_requests` does not say."""
@@ -99,14 +101,14 @@ class TransformersSettings(Section):
     embedding_prompt: str | None = None
     """Text put in front of every text that is embedded; null takes the model's own default."""
 
-    pipeline_task: Literal[PIPELINE_TASKS] | None = None  # type: ignore[valid-type]
+    pipeline_task: PipelineTask | None = None
     """Transformers pipeline of a model with `task: custom`, such as `image-classification`."""
 
     max_audio_s: PositiveNumber = 1800
     """Longest recording in seconds that speech recognition takes. More lets one request take
     longer, and memory: 64 kB for a second."""
 
-    compile_mode: Literal[COMPILE_MODES] = "max-autotune-no-cudagraphs"  # type: ignore[valid-type]
+    compile_mode: CompileMode = "max-autotune-no-cudagraphs"
     """How hard `model_optim.compile` tries: `default` starts sooner, `max-autotune` measures more
     kernels."""
 
@@ -130,11 +132,6 @@ def check_config(cfg: Mapping[str, Any]) -> Faults:
         _check_quantization,
     )
     return [fault for check in checks for fault in check(cfg)]
-
-
-def runs_on_cpu(cfg: Mapping[str, Any]) -> bool:
-    """Returns whether the configuration asks for a CPU."""
-    return bool(cfg["hardware"]["gpus"] == 0 or cfg["hardware"]["device"] == "cpu")
 
 
 def _check_task(cfg: Mapping[str, Any]) -> Faults:
@@ -216,4 +213,5 @@ FAMILY = FamilySpec(
     on_event_loop=True,
     max_ongoing_requests=default_ongoing_requests,
     check=check_config,
+    doctor_path="deployments.hf_transformers.doctor:examine",
 )

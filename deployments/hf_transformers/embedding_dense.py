@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from deployments.hf_transformers.embedding_layout import find_file, read_json
 from deployments.hf_transformers.loading import Source
-from deployments.hf_transformers.refusal import bad_setting
+from truthgpt_serve.errors import bad_setting
 
 
 def load_dense(source: Source, folder: str) -> torch.nn.Module:

@@ -16,7 +16,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntr
 
 from deployments.hf_transformers.config import TransformersSettings
 from deployments.hf_transformers.loading import Source
-from deployments.hf_transformers.refusal import bad_setting
+from truthgpt_serve.errors import bad_setting
 
 PLACE = "model.name_or_path"
 POOLING_KEYS = {

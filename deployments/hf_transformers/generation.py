@@ -44,8 +44,7 @@ from deployments.hf_transformers.loading import (
     load_tokenizer,
     read_source,
 )
-from deployments.hf_transformers.refusal import bad_setting
-from truthgpt_serve.errors import OverloadedError, ServerError, UnavailableError
+from truthgpt_serve.errors import OverloadedError, ServerError, UnavailableError, bad_setting
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ import torch
 import transformers
 
 from deployments.hf_transformers.config import GPU_QUANTIZATION, QUANTIZATION
-from deployments.hf_transformers.refusal import bad_setting
+from truthgpt_serve import resources
+from truthgpt_serve.errors import bad_setting
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LOAD_ERRORS = (OSError, ValueError, ImportError, RuntimeError, TypeError, KeyError)
@@ -70,20 +71,10 @@ def read_source(cfg: Mapping[str, Any]) -> Source:
 
 
 def choose_device(hardware: Mapping[str, Any]) -> torch.device:
-    """Returns the device of one replica; `gpus` was decided before, else the GPU if there is one.
-
-    Raises:
-        ConfigError: A GPU is asked for, and torch sees none.
-    """
-    gpus, wanted = hardware["gpus"], hardware["device"]
-    if gpus == 0 or wanted == "cpu":
-        return torch.device("cpu")
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if gpus == "auto" and wanted == "auto":
-        return torch.device("cpu")
-    message = f"{gpus} asks for a GPU, and torch {torch.__version__} sees none"
-    raise bad_setting("hardware.gpus", message, "write 0, or install the extra `gpu`")
+    """Returns the device of one replica; see `resources.choose_device`."""
+    library = f"torch {torch.__version__}"
+    has_gpu = torch.cuda.is_available()
+    return torch.device(resources.choose_device(hardware, has_gpu=has_gpu, library=library))
 
 
 def choose_dtype(wanted: str, stored: torch.dtype | None, device: torch.device) -> torch.dtype:

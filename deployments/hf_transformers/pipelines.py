@@ -24,8 +24,7 @@ from deployments.hf_transformers.loading import (
     read_source,
 )
 from deployments.hf_transformers.pipelines_inputs import Kind, kind_of_task, read_inputs
-from deployments.hf_transformers.refusal import bad_setting
-from truthgpt_serve.errors import RequestError, ServerError
+from truthgpt_serve.errors import RequestError, ServerError, bad_setting
 
 logger = logging.getLogger(__name__)
 

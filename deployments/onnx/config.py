@@ -157,4 +157,5 @@ FAMILY = FamilySpec(
     needs_weights=True,
     max_ongoing_requests=default_ongoing_requests,
     check=check_config,
+    doctor_path="deployments.onnx.doctor:examine",
 )

@@ -73,6 +73,13 @@ class OnnxModel:
             raise ServerError("the model is not loaded: call `load(cfg)` first")
         return self._session
 
+    @property
+    def acceleration(self) -> dict[str, Any]:
+        """What computes, for the model's card; empty before `load`."""
+        if self._session is None:
+            return {}
+        return {**self._session.acceleration, "batch_requests": self._joins}
+
     def metadata(self) -> dict[str, Any]:
         """Returns the tensors as the Open Inference Protocol describes them."""
         session = self._loaded

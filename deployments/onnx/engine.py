@@ -29,7 +29,7 @@ PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
-_INSTALL = {
+INSTALL = {
     "cpu": "install the package onnxruntime",
     "cuda": "install onnxruntime-gpu instead of onnxruntime, with the CUDA and cuDNN that it names",
     "tensorrt": "install onnxruntime-gpu instead of onnxruntime, and the TensorRT that it names",
@@ -64,7 +64,7 @@ def choose_provider(cfg: Mapping[str, Any]) -> str:
         wanted, place = "cuda", "hardware.device"
     if wanted != "auto":
         if (problem := probe_provider(wanted, settings)) is not None:
-            raise ConfigError([Fault(place, f"{wanted}: {problem}", _INSTALL[wanted])])
+            raise ConfigError([Fault(place, f"{wanted}: {problem}", INSTALL[wanted])])
         return wanted
     gpus = hardware["gpus"]
     if hardware["device"] == "cpu" or gpus == 0:
@@ -74,7 +74,7 @@ def choose_provider(cfg: Mapping[str, Any]) -> str:
         return "cuda"
     # In a replica `gpus` is a number: a GPU is reserved and would idle. Elsewhere nobody chose.
     level = logging.INFO if gpus == "auto" else logging.WARNING
-    logger.log(level, "the GPU is not used: %s; %s", problem, _INSTALL["cuda"])
+    logger.log(level, "the GPU is not used: %s; %s", problem, INSTALL["cuda"])
     return "cpu"
 
 
@@ -143,6 +143,7 @@ class Session:
         num_threads: Threads of one run.
         inputs: The graph's inputs.
         outputs: The graph's outputs.
+        acceleration: What computes, for the model's card.
 
     Raises:
         ConfigError: The file cannot be loaded, the provider does not work here or not with these
@@ -170,6 +171,12 @@ class Session:
         self.inputs = self._tensors(path, self._session.get_inputs())
         self.outputs = self._tensors(path, self._session.get_outputs())
         self._names = [tensor.name for tensor in self.outputs]
+        self.acceleration = {
+            "execution_provider": self.provider,
+            "execution_providers": self._session.get_providers(),
+            "graph_optimization": settings.graph_optimization,
+            "num_threads": self.num_threads,
+        }
 
     def _options(self, settings: OnnxSettings) -> Any:
         options = onnxruntime.SessionOptions()

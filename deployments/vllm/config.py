@@ -234,4 +234,5 @@ FAMILY = FamilySpec(
     tensor_parallel=True,
     max_ongoing_requests=default_ongoing_requests,
     check=check_config,
+    doctor_path="deployments.vllm.doctor:examine",
 )

@@ -67,8 +67,13 @@ class VllmModel:
             raise ServerError("the model is not loaded: call `load(cfg)` first")
         app = await self._engine.start()
         answer_in_envelope(app, self._name)
-        self._routes = GenericRoutes(app, self._name, self._engine.tasks)
+        self._routes = GenericRoutes(app, self._name, self._engine.tasks, self._engine.acceleration)
         return Dispatcher(app, self._routes, **self._limits)
+
+    @property
+    def acceleration(self) -> dict[str, Any]:
+        """What computes, for the model's card; empty before the engine has started."""
+        return {} if self._engine is None else dict(self._engine.acceleration)
 
     def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Answers one request; see `GenericRoutes.infer`. Blocks the calling thread."""

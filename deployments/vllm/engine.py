@@ -27,6 +27,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.system_utils import set_ulimit
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
+from deployments.vllm.acceleration import describe
 from deployments.vllm.arguments import load_arguments
 from deployments.vllm.config import attention_backend, gpu_memory_share, tensor_parallel_size
 from deployments.vllm.hardware import (
@@ -54,6 +55,7 @@ class Engine:
     Attributes:
         args: vLLM's own arguments.
         tasks: What the started engine can do, in vLLM's words (`generate`, `embed`, ...).
+        acceleration: What computes in the started engine, for the model's card.
     """
 
     def __init__(self, cfg: Mapping[str, Any], name: str) -> None:
@@ -67,6 +69,7 @@ class Engine:
         self._stack: AsyncExitStack | None = None
         self._client: EngineClient | None = None
         self.tasks: tuple[str, ...] = ()
+        self.acceleration: dict[str, Any] = {}
         _check_platform(cfg)
         prepare_environment()
         self.args = parse_arguments(cfg, name)
@@ -104,6 +107,7 @@ class Engine:
         # vLLM's own start-up: statistics in the log, and a heap that the collector skips.
         await stack.enter_async_context(app.router.lifespan_context(app))
         self._client = client
+        self.acceleration = describe(client.vllm_config)
         return app
 
     def check_health(self) -> None:
@@ -147,7 +151,7 @@ def parse_arguments(cfg: Mapping[str, Any], name: str) -> Namespace:
     return cast("Namespace", args)
 
 
-class _Parser(FlexibleArgumentParser):  # type: ignore[misc]
+class _Parser(FlexibleArgumentParser):
     """vLLM's parser, which raises where a command line would exit."""
 
     def error(self, message: str) -> NoReturn:

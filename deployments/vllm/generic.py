@@ -1,4 +1,4 @@
-"""The product's generic route, `POST /v1/infer`, beside vLLM's own application.
+"""The product's own routes, `POST /v1/infer` and `GET /v1/models/{id}`, beside vLLM's application.
 
 Answers by calling vLLM's OpenAI routes in the same process, so that sampling fields, limits and
 adapters mean the same on both. Knows nothing of Ray and imports no engine.
@@ -10,7 +10,8 @@ import contextlib
 import json
 import logging
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 from deployments.vllm.local_request import LocalRequest
@@ -25,13 +26,14 @@ from truthgpt_serve.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from truthgpt_serve.protocol import parse_object
+from truthgpt_serve.protocol import encode_json, parse_object
 from truthgpt_serve.server.http import ClientGoneError, Connection
 from truthgpt_serve.server.infer_exchange import InferExchange
 
 logger = logging.getLogger(__name__)
 
 ROUTE = "/v1/infer"
+MODELS = "/v1/models"
 DEFAULT_NEW_TOKENS = 128
 """Limit of an answer for which `inputs` has no `max_new_tokens`."""
 
@@ -50,12 +52,20 @@ class GenericRoutes:
         app: vLLM's application.
         name: The model name.
         tasks: What the engine can do, in vLLM's words.
+        acceleration: What computes, for the model's card.
     """
 
-    def __init__(self, app: Any, name: str, tasks: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        app: Any,
+        name: str,
+        tasks: tuple[str, ...],
+        acceleration: Mapping[str, Any] | None = None,
+    ) -> None:
         self._app = app
         self._name = name
         self._tasks = tasks
+        self._acceleration = acceleration or {}
 
     async def infer(
         self, inputs: Mapping[str, Any], *, model: str | None = None, request_id: str | None = None
@@ -109,6 +119,23 @@ class GenericRoutes:
                         delta["finish_reason"] = choice["finish_reason"]
                     yield delta
 
+    async def card(self, model: str) -> dict[str, Any]:
+        """Returns vLLM's own entry of a model or adapter, with what computes.
+
+        Raises:
+            ModelNotFoundError: vLLM has none of this name.
+        """
+        async with LocalRequest(self._app, MODELS, {}, _new_id(), method="GET") as request:
+            status, answer = await request.status(), await request.read()
+        if status != 200:
+            raise _error(status, answer)
+        for entry in answer["data"]:
+            if entry["id"] == model:
+                return {**entry, "acceleration": self._acceleration}
+        raise ModelNotFoundError(
+            f"the model {model!r} does not exist here; this is {self._name!r}", param="model"
+        )
+
     def _request(self, inputs: Mapping[str, Any], model: str | None) -> tuple[str, dict[str, Any]]:
         fields = dict(inputs)
         text = fields.pop("text", None)
@@ -128,7 +155,7 @@ class GenericRoutes:
 
 
 class Dispatcher:
-    """Sends `/v1/infer` to the generic route and everything else straight to vLLM.
+    """Sends the product's own routes to `GenericRoutes` and everything else straight to vLLM.
 
     vLLM's own start-up and shut-down belong to the engine, so lifespan events end here.
 
@@ -150,30 +177,40 @@ class Dispatcher:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serves one connection."""
         kind = scope["type"]
-        if kind == "http" and scope["path"].endswith(ROUTE):
-            if scope["path"].removeprefix(scope.get("root_path", "")) == ROUTE:
-                return await self._infer(scope, receive, send)
+        if kind == "http" and (scope["path"].endswith(ROUTE) or f"{MODELS}/" in scope["path"]):
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            if path == ROUTE:
+                return await self._answer(self._infer, Connection(scope, receive, send))
+            if path.startswith(f"{MODELS}/"):
+                card = partial(self._card, path.removeprefix(f"{MODELS}/"))
+                return await self._answer(card, Connection(scope, receive, send))
         elif kind == "lifespan":
             return await _lifespan(receive, send)
         await self._app(scope, receive, send)
 
-    async def _infer(self, scope: Any, receive: Any, send: Any) -> None:
-        connection = Connection(scope, receive, send)
+    async def _card(self, model: str, connection: Connection) -> None:
+        _check_method(connection, MODELS, ("GET", "HEAD"))
+        await connection.reply(encode_json(await self._routes.card(model)))
+
+    async def _infer(self, connection: Connection) -> None:
+        _check_method(connection, ROUTE, ("POST",))
+        body = parse_object(await connection.read(self._max_body_bytes, self._max_request_s))
+        exchange = InferExchange(body, "VllmModel")
+        async with connection.guard(self._max_request_s) as guard:
+            if exchange.stream:
+                await self._send_events(connection, exchange)
+                return
+            outputs = await self._routes.infer(
+                exchange.prepare(), model=exchange.model, request_id=connection.request_id
+            )
+            guard.release()
+            await connection.reply(exchange.answer(outputs))
+
+    async def _answer(
+        self, handle: Callable[[Connection], Awaitable[None]], connection: Connection
+    ) -> None:
         try:
-            if scope["method"] != "POST":
-                message = f"{ROUTE} takes POST, not {scope['method']}"
-                raise MethodError(message, allow=("POST",))
-            body = parse_object(await connection.read(self._max_body_bytes, self._max_request_s))
-            exchange = InferExchange(body, "VllmModel")
-            async with connection.guard(self._max_request_s) as guard:
-                if exchange.stream:
-                    await self._send_events(connection, exchange)
-                    return
-                outputs = await self._routes.infer(
-                    exchange.prepare(), model=exchange.model, request_id=connection.request_id
-                )
-                guard.release()
-                await connection.reply(exchange.answer(outputs))
+            await handle(connection)
         except ClientGoneError:
             logger.debug("request %s: the client left", connection.request_id)
         except TruthGPTError as error:
@@ -192,6 +229,11 @@ class Dispatcher:
                 await connection.emit(exchange.piece(delta))
         await connection.emit(exchange.finish())
         await connection.end_events()
+
+
+def _check_method(connection: Connection, route: str, allow: tuple[str, ...]) -> None:
+    if (method := connection.scope["method"]) not in allow:
+        raise MethodError(f"{route} takes {allow[0]}, not {method}", allow=allow)
 
 
 def _new_id() -> str:

@@ -16,23 +16,32 @@ _MAX_CHUNKS_WAITING = 64
 
 
 class LocalRequest:
-    """One POST of JSON; leaving the context before its end is a client that went away.
+    """One request with JSON; leaving the context before its end is a client that went away.
 
     Args:
         app: The ASGI application; must be called on the event loop that it runs on.
         path: The route.
         payload: The body.
         request_id: Sent as `x-request-id`.
+        method: The HTTP method.
     """
 
-    def __init__(self, app: Any, path: str, payload: Mapping[str, Any], request_id: str) -> None:
+    def __init__(
+        self,
+        app: Any,
+        path: str,
+        payload: Mapping[str, Any],
+        request_id: str,
+        *,
+        method: str = "POST",
+    ) -> None:
         self._app = app
         self._body = json.dumps(payload).encode()
         self._scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
             "http_version": "1.1",
-            "method": "POST",
+            "method": method,
             "scheme": "http",
             "path": path,
             "raw_path": path.encode(),

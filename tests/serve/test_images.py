@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import openai
 import pytest
-import torch
 import yaml
 from PIL import Image
 
 from deployments.hf_diffusers.tiny_models import create_pipeline, create_variant, save_lora
+from tests.unit.image_stock import assert_same, noise, stock_image
 from truthgpt_serve.local_cluster import LocalCluster, model_application, router_application
 
 RAY_ENV = Path(__file__).parents[2] / "configs" / "ray.env"
@@ -96,25 +95,6 @@ def opened(data: str | None) -> Image.Image:
     image = Image.open(io.BytesIO(base64.b64decode(data)))
     image.load()
     return image
-
-
-def stock_image(pipeline: Any, seed: int, **arguments: Any) -> Image.Image:
-    generator = torch.Generator("cpu").manual_seed(seed)
-    defaults = {"num_inference_steps": 4, "generator": generator}
-    image = pipeline(**{**defaults, **arguments}).images[0]
-    assert isinstance(image, Image.Image)
-    return image
-
-
-def assert_same(found: Image.Image, expected: Image.Image) -> None:
-    assert found.size == expected.size
-    difference = np.abs(np.asarray(found, dtype=int) - np.asarray(expected, dtype=int))
-    assert difference.max() <= 1
-
-
-def picture(width: int = 64, height: int = 64) -> Image.Image:
-    values = np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(values)
 
 
 def png(image: Image.Image) -> tuple[str, bytes, str]:
@@ -221,7 +201,7 @@ async def generate(client: openai.AsyncOpenAI, request: dict[str, Any]) -> Any:
 
 
 def test_edit_inpainting_and_variation(images: Service) -> None:
-    image = picture()
+    image = noise()
     edited = images.openai.images.edit(
         model="painter",
         image=png(image),

@@ -6,7 +6,7 @@ Does not know the service: the engine is used as from a plain script.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,3 +65,10 @@ def engine_of(pipeline: Any, *, mode: Any = "auto", **options: Any) -> Iterator[
 def create_pair(kind: str = "sd") -> tuple[Any, Any]:
     """Returns two pipelines of equal weights: one for the engine, one to compare with."""
     return create_pipeline(kind), create_pipeline(kind)
+
+
+def before_forward(module: Any, check: Callable[[Any], None]) -> None:
+    """Calls `check(sample)` before each forward of a UNet."""
+    module.register_forward_pre_hook(
+        lambda _, args, kwargs: check(args[0] if args else kwargs["sample"]), with_kwargs=True
+    )

@@ -29,19 +29,13 @@ from deployments.hf_diffusers.tiny_models import create_pipeline
 from tests.unit.images_engine import (
     TOLERANCE,
     WAIT_S,
+    before_forward,
     create_inputs,
     create_pair,
     difference,
     engine_of,
     run_stock,
 )
-
-
-def _before_forward(module: Any, check: Callable[[Any], None]) -> None:
-    """Calls `check(sample)` before each forward of a UNet."""
-    module.register_forward_pre_hook(
-        lambda _, args, kwargs: check(args[0] if args else kwargs["sample"]), with_kwargs=True
-    )
 
 
 def test_a_cancelled_job_leaves_within_one_step_and_others_stay_right() -> None:
@@ -147,7 +141,7 @@ def test_close_says_when_a_forward_does_not_end_in_time() -> None:
         has_begun.set()
         may_end.wait(WAIT_S)
 
-    _before_forward(ours.unet, check)
+    before_forward(ours.unet, check)
     engine = StepEngine()
     engine.add_pipeline("p", ours)
     engine.submit("p", create_inputs(1))

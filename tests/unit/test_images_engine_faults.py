@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from deployments.hf_diffusers.tiny_models import create_pipeline
 from tests.unit.images_engine import (
     TOLERANCE,
     WAIT_S,
+    before_forward,
     create_inputs,
     create_pair,
     difference,
@@ -29,19 +29,12 @@ from tests.unit.images_engine import (
 )
 
 
-def _before_forward(module: Any, check: Callable[[Any], None]) -> None:
-    """Calls `check(sample)` before each forward of a UNet."""
-    module.register_forward_pre_hook(
-        lambda _, args, kwargs: check(args[0] if args else kwargs["sample"]), with_kwargs=True
-    )
-
-
 def _limit_memory(module: Any, max_numbers: int) -> None:
     def check(sample: Any) -> None:
         if sample.numel() > max_numbers:
             raise torch.OutOfMemoryError(f"tried to allocate {sample.numel()} numbers")
 
-    _before_forward(module, check)
+    before_forward(module, check)
 
 
 def test_a_batch_that_does_not_fit_is_split_and_nothing_fails() -> None:
@@ -79,7 +72,7 @@ def test_only_the_guilty_call_of_a_batch_fails() -> None:
         if bool((sample == 7).any()):
             raise RuntimeError("cannot digest a seven")
 
-    _before_forward(ours.unet, check)
+    before_forward(ours.unet, check)
     guilty = create_inputs(0, guidance_scale=1.0)
     requests = [create_inputs(seed, guidance_scale=1.0) for seed in range(1, 4)]
     with engine_of(ours) as engine:
@@ -102,7 +95,7 @@ def test_a_module_that_fails_only_in_batches_ends_up_alone() -> None:
         if sample.shape[0] > 2:
             raise RuntimeError("made for one request")
 
-    _before_forward(ours.unet, check)
+    before_forward(ours.unet, check)
     requests = [create_inputs(seed, steps=8) for seed in range(3)]
     with engine_of(ours) as engine:
         jobs = [engine.submit("p", inputs) for inputs in requests]
@@ -119,7 +112,7 @@ def test_a_lost_device_fails_all_jobs_and_the_engine() -> None:
     def check(sample: Any) -> None:
         raise torch.AcceleratorError("an illegal memory access was encountered")
 
-    _before_forward(ours.unet, check)
+    before_forward(ours.unet, check)
     engine = StepEngine(EngineOptions(max_ongoing=2))
     engine.add_pipeline("p", ours)
     jobs = [engine.submit("p", create_inputs(seed)) for seed in range(4)]
@@ -140,7 +133,7 @@ def test_a_failed_job_keeps_no_tensor_alive() -> None:
         raise RuntimeError("broken")
 
     ours = create_pipeline("sd")
-    _before_forward(ours.unet, check)
+    before_forward(ours.unet, check)
     with engine_of(ours) as engine:
         job = engine.submit("p", create_inputs(1))
         error = job.exception(WAIT_S)

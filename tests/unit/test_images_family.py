@@ -7,6 +7,7 @@ import json
 import random
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from deployments.hf_diffusers.deployment import DiffusersModel
 from deployments.hf_diffusers.stepping import NotFiniteError
 from deployments.hf_diffusers.tiny_models import create_pipeline, create_variant, save_lora
 from tests.unit.image_models import make_cfg, open_model, save_model
+from tests.unit.image_stock import assert_same, noise
+from tests.unit.image_stock import stock_image as stock_image_of
 from truthgpt_serve.errors import (
     ConfigError,
     OverloadedError,
@@ -30,6 +33,8 @@ from truthgpt_serve.errors import (
 
 SETTINGS = {"default_steps": 3, "default_size": "64x64", "quality_steps": {"high": 5}}
 SLACK_S = 20
+
+stock_image = partial(stock_image_of, num_inference_steps=SETTINGS["default_steps"])
 
 
 @pytest.fixture(scope="module")
@@ -56,24 +61,6 @@ def stock(weights: Path, adapters: list[dict[str, str]]) -> DiffusionPipeline:
 def model(weights: Path, adapters: list[dict[str, str]]) -> Iterator[DiffusersModel]:
     with open_model(make_cfg(weights, SETTINGS, serving={"adapters": adapters})) as model:
         yield model
-
-
-def stock_image(pipeline: Any, seed: int, **arguments: Any) -> Image.Image:
-    defaults = {"num_inference_steps": 3, "generator": torch.Generator("cpu").manual_seed(seed)}
-    image = pipeline(**{**defaults, **arguments}).images[0]
-    assert isinstance(image, Image.Image)
-    return image
-
-
-def assert_same(found: Image.Image, expected: Image.Image) -> None:
-    assert found.size == expected.size
-    difference = np.abs(np.asarray(found, dtype=int) - np.asarray(expected, dtype=int))
-    assert difference.max() <= 1
-
-
-def picture(width: int = 64, height: int = 64) -> Image.Image:
-    values = np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(values)
 
 
 def engine_of(model: DiffusersModel) -> Any:
@@ -106,7 +93,7 @@ async def test_images_equal_the_stock_pipelines(
 async def test_edits_and_inpainting_equal_the_stock_pipelines(
     model: DiffusersModel, stock: DiffusionPipeline
 ) -> None:
-    image, mask = picture(), Image.new("L", (64, 64), 0)
+    image, mask = noise(), Image.new("L", (64, 64), 0)
     mask.paste(255, (0, 0, 40, 24))
     edited, painted, varied = await asyncio.gather(
         model.infer({"prompt": "a boat", "image": image, "strength": 0.7, "seed": 1}),
@@ -324,14 +311,14 @@ async def test_a_controlnet_by_configuration(tmp_path: Path) -> None:
     control.set_progress_bar_config(disable=True)
     with open_model(cfg) as model:
         guided, plain = await asyncio.gather(
-            model.infer({"prompt": "a boat", "seed": 1, "image": picture(), "control_scale": 0.8}),
+            model.infer({"prompt": "a boat", "seed": 1, "image": noise(), "control_scale": 0.8}),
             model.infer({"prompt": "a boat", "seed": 1}),
         )
     expected = stock_image(
         control,
         1,
         prompt="a boat",
-        image=picture(),
+        image=noise(),
         width=64,
         height=64,
         controlnet_conditioning_scale=0.8,
