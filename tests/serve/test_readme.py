@@ -65,7 +65,7 @@ def run(command: list[str], *, folder: Path = ROOT) -> str:
 
 
 def test_the_pages_have_what_is_run_here() -> None:
-    assert [len(REQUESTS), len(PROGRAMS), len(COMMANDS)] == [3, 1, 3]
+    assert [len(REQUESTS), len(PROGRAMS), len(COMMANDS)] == [4, 1, 3]
     assert COMMANDS[:2] == ["make serve\n", "make test\n"]
     assert all(text.count(PORT) == 1 for text in REQUESTS + PROGRAMS)
     for text in COMMANDS[:2]:
