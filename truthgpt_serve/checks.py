@@ -88,6 +88,7 @@ def check_model(config: ModelConfig, *, place: str | None = None) -> list[Fault]
         *_check_task(config, spec, source),
         *_check_weights(config, spec, source),
         *_check_lora(config, spec, source),
+        *_check_nodes(config, spec, source),
         *chain.from_iterable(engine.values()),
         *_check_by_family(config, spec, source, engine),
     ]
@@ -128,6 +129,17 @@ def _check_lora(config: ModelConfig, spec: FamilySpec, source: Source) -> Iterat
         yield Fault(place, message, "set it to false, or use another family")
     if config.serving.adapters:
         yield Fault(source.at("serving", "adapters"), message, "remove them, or use another family")
+
+
+def _check_nodes(config: ModelConfig, spec: FamilySpec, source: Source) -> Iterator[Fault]:
+    if config.hardware.span_nodes and not spec.tensor_parallel:
+        message = f"family {spec.name!r} has no engine that spans nodes"
+        yield Fault(source.at("hardware", "span_nodes"), message, "remove it, or use family vllm")
+    gpus = config.hardware.gpus
+    several = spec.tensor_parallel and isinstance(gpus, (int, float)) and gpus > 1
+    if several and config.serving.max_replicas_per_node is not None:
+        message = f"has no effect on engines of {gpus} GPUs, which Ray places as a group"
+        yield Fault(source.at("serving", "max_replicas_per_node"), message, "remove it")
 
 
 def _check_adapters(config: ModelConfig, source: Source) -> Iterator[Fault]:

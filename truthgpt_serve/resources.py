@@ -38,9 +38,11 @@ class ReplicaPlan:
         ray_actor_options: `num_cpus`, `num_gpus` and possibly `accelerator_type` of the actor.
         placement_group_bundles: One bundle for each GPU of an engine that spans several, else None.
         placement_group_strategy: Ray's name of how the bundles are placed, or None.
+        placement_group_label_selector: Labels of the nodes for every bundle, or None.
         max_ongoing_requests: Requests in one replica at a time.
         max_queued_requests: Requests waiting in each proxy.
         num_replicas: Fixed number of replicas, or None when autoscaled.
+        max_replicas_per_node: Replicas on one node at most, or None.
         autoscaling_config: Ray's autoscaling settings, or None.
         graceful_shutdown_timeout_s: Time that a replaced replica has to finish its requests.
         health_check_period_s: Time between health checks.
@@ -57,9 +59,11 @@ class ReplicaPlan:
     gpus: float = 0
     cfg: dict[str, Any] = field(default_factory=dict)
     num_replicas: int | None = 1
+    max_replicas_per_node: int | None = None
     autoscaling_config: dict[str, Any] | None = None
     placement_group_bundles: list[dict[str, float]] | None = None
     placement_group_strategy: str | None = None
+    placement_group_label_selector: list[dict[str, str]] | None = None
     backpressure_config: dict[str, Any] = field(
         default_factory=lambda: {"status_code": 429, "retry_after_s": RETRY_AFTER_S}
     )
@@ -79,9 +83,13 @@ class ReplicaPlan:
             options["autoscaling_config"] = self.autoscaling_config
         else:
             options["num_replicas"] = self.num_replicas
+        if self.max_replicas_per_node is not None:
+            options["max_replicas_per_node"] = self.max_replicas_per_node
         if self.placement_group_bundles is not None:
             options["placement_group_bundles"] = self.placement_group_bundles
             options["placement_group_strategy"] = self.placement_group_strategy
+        if self.placement_group_label_selector is not None:
+            options["placement_group_bundle_label_selector"] = self.placement_group_label_selector
         return options
 
 
@@ -209,11 +217,12 @@ def plan_replica(
         cfg=cfg,
         ray_actor_options=_actor_options(config, 0 if spans else gpus, spans=spans),
         placement_group_bundles=_bundles(config, int(gpus)) if spans else None,
-        # One engine talks between its GPUs at every layer: on two nodes it would crawl.
-        placement_group_strategy="STRICT_PACK" if spans else None,
+        placement_group_strategy=_strategy(config) if spans else None,
+        placement_group_label_selector=_bundle_labels(config) if spans else None,
         max_ongoing_requests=ongoing,
         max_queued_requests=queued,
         num_replicas=None if autoscaling else serving.num_replicas or 1,
+        max_replicas_per_node=serving.max_replicas_per_node,
         autoscaling_config=autoscaling,
         graceful_shutdown_timeout_s=serving.max_request_s + SHUTDOWN_MARGIN_S,
         health_check_period_s=serving.health_check_period_s,
@@ -225,7 +234,19 @@ def _actor_options(config: ModelConfig, gpus: float, *, spans: bool) -> dict[str
     options: dict[str, Any] = {"num_cpus": config.hardware.cpus, "num_gpus": gpus}
     if config.hardware.accelerator_type is not None and gpus > 0 and not spans:
         options["accelerator_type"] = config.hardware.accelerator_type
+    if config.hardware.label_selector and not spans:
+        options["label_selector"] = dict(config.hardware.label_selector)
     return options
+
+
+def _strategy(config: ModelConfig) -> str:
+    """One engine talks between its GPUs at every layer: on two nodes only where it must."""
+    return "PACK" if config.hardware.span_nodes else "STRICT_PACK"
+
+
+def _bundle_labels(config: ModelConfig) -> list[dict[str, str]] | None:
+    """Returns the labels in Ray's form: one selector counts for all bundles."""
+    return [dict(config.hardware.label_selector)] if config.hardware.label_selector else None
 
 
 def _bundles(config: ModelConfig, gpus: int) -> list[dict[str, float]]:
@@ -253,6 +274,7 @@ def plan_router(config: RouterConfig) -> ReplicaPlan:
         max_ongoing_requests=config.max_ongoing_requests,
         max_queued_requests=config.max_queued_requests,
         num_replicas=config.num_replicas,
+        max_replicas_per_node=config.max_replicas_per_node,
         graceful_shutdown_timeout_s=config.request_timeout_s + SHUTDOWN_MARGIN_S,
         health_check_period_s=1,
         health_check_timeout_s=10,

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 from ray import serve
+from ray.serve.schema import RayActorOptionsSchema
 
+from truthgpt_serve.checks import check_model
 from truthgpt_serve.config import load_model_config, load_router_config
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import ConfigError
@@ -138,6 +140,72 @@ def test_several_gpus_make_a_placement_group() -> None:
     options = accept(replica.deployment_options())._replica_config
     assert options.placement_group_bundles == replica.placement_group_bundles
     assert options.placement_group_strategy == "STRICT_PACK"
+
+
+def test_labels_choose_the_node() -> None:
+    labels = {"zone": "eu-1", "ray.io/accelerator-type": "in(A100, H100)"}
+    replica = plan(PLAIN, hardware={"label_selector": labels})
+    assert replica.ray_actor_options == {"num_cpus": 1, "num_gpus": 0, "label_selector": labels}
+    deployment = accept(replica.deployment_options())
+    assert deployment.ray_actor_options["label_selector"] == labels
+    # What an operator may write under Serve's own `deployments:` is held to the same rules.
+    RayActorOptionsSchema(label_selector=labels)
+
+
+def test_an_engine_over_several_nodes_asks_for_its_placement_group() -> None:
+    hardware = {"gpus": 4, "cpus": 3, "span_nodes": True, "label_selector": {"zone": "!eu-1"}}
+    replica = plan(WIDE, hardware=hardware)
+    assert replica.ray_actor_options == {"num_cpus": 3, "num_gpus": 0}
+    options = accept(replica.deployment_options())._replica_config
+    gpu = {"GPU": 1}
+    assert options.placement_group_bundles == [{"CPU": 3, **gpu}, gpu, gpu, gpu]
+    assert options.placement_group_strategy == "PACK"
+    assert options.placement_group_bundle_label_selector == [{"zone": "!eu-1"}] * 4
+
+
+def test_replicas_on_one_node_are_limited() -> None:
+    replica = plan(PLAIN, serving={"num_replicas": 3, "max_replicas_per_node": 1})
+    options = accept(replica.deployment_options())._replica_config
+    assert options.max_replicas_per_node == 1
+    router = plan_router(load_router_config({"num_replicas": 5, "max_replicas_per_node": 1}))
+    assert accept(router.deployment_options())._replica_config.max_replicas_per_node == 1
+    config = load_model_config(
+        {
+            "model": {"family": "vllm", "name_or_path": "org/model"},
+            "hardware": {"gpus": 4},
+            "serving": {"max_replicas_per_node": 1},
+        }
+    )
+    assert [str(fault) for fault in check_model(config)] == [
+        "configuration: serving.max_replicas_per_node: has no effect on engines of 4 GPUs, which "
+        "Ray places as a group (remove it)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("hardware", "message"),
+    [
+        ({"label_selector": {"-zone": "a"}}, r"label_selector\.-zone: '-zone' is not usable here"),
+        ({"label_selector": {"zone": "in(a"}}, r"label_selector\.zone: 'in\(a' is not usable here"),
+        ({"label_selector": {"zone": 5}}, r"label_selector\.zone: must be text, found 5"),
+        ({"span_nodes": True}, r"span_nodes: has no effect with gpus: auto"),
+        ({"span_nodes": True, "gpus": 1}, r"span_nodes: has no effect with gpus: 1"),
+    ],
+)
+def test_faulty_placement(hardware: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_model_config({"hardware": hardware})
+
+
+def test_only_an_engine_of_several_gpus_spans_nodes() -> None:
+    config = load_model_config(
+        {"model": {"family": "echo"}, "hardware": {"gpus": 2, "span_nodes": True}}
+    )
+    found = [str(fault) for fault in check_model(config)]
+    assert found == [
+        "configuration: hardware.span_nodes: family 'echo' has no engine that spans nodes "
+        "(remove it, or use family vllm)"
+    ]
 
 
 def test_several_gpus_of_an_ordinary_family_belong_to_the_actor() -> None:

@@ -18,9 +18,11 @@ SCIENTIFIC = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+")
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """What a model or adapter name may look like: it becomes a path segment and a metric label."""
 MODULE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$"
+FUNCTION_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$"
 PATTERN_WORDS = {
     NAME_PATTERN: "letters, digits, dots, dashes and underscores, first a letter or digit",
     MODULE_PATTERN: "a Python module, such as my_package.models",
+    FUNCTION_PATTERN: "a Python module and a function in it, such as my_package.rewards:length",
 }
 
 

@@ -102,6 +102,10 @@ def parse_model(data: Any, source: Source) -> tuple[ModelConfig | None, list[Fau
         config.model.name_or_path = resolve_local(config.model.name_or_path, source)
     for adapter in config.serving.adapters:
         adapter.path = resolve_local(adapter.path, source)
+    if config.data.dataset is not None:
+        config.data.dataset = resolve_local(config.data.dataset, source)
+    if config.data.eval_dataset is not None:
+        config.data.eval_dataset = resolve_local(config.data.eval_dataset, source)
     return config, faults
 
 

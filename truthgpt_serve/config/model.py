@@ -10,15 +10,11 @@ from typing import Any
 from pydantic import Field, PrivateAttr, model_validator
 
 from truthgpt_serve.config.base import NonNegativeCount, Section, Text
-from truthgpt_serve.config.sections import (
-    DataSection,
-    HardwareSection,
-    ModelOptimSection,
-    ModelSection,
-    TrainingSection,
-)
+from truthgpt_serve.config.data import DataSection
+from truthgpt_serve.config.sections import HardwareSection, ModelOptimSection, ModelSection
 from truthgpt_serve.config.serving import ServingSection
 from truthgpt_serve.config.source import Source
+from truthgpt_serve.config.training import TrainingSection
 from truthgpt_serve.contract import Task
 
 DEFAULT_FAMILIES: dict[str, str] = {

@@ -44,6 +44,11 @@ class RouterConfig(Section):
     """Router replicas. With two, the loss of one is not noticed; more spread the relaying over
     more cores."""
 
+    max_replicas_per_node: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Router replicas on one node at most. On a cluster write 1 here and the number of nodes in
+    `num_replicas`: each node then has its own, and a node more than replicas uses another's. Null
+    sets no limit."""
+
     max_ongoing_requests: Annotated[int, Field(ge=1, le=65536)] = 4096
     """Requests that one router replica relays at the same time. More needs two file descriptors
     each."""

@@ -1,4 +1,4 @@
-"""The sections that say which weights, on which hardware, trained how and on what data.
+"""The sections that say which weights, made how small and fast, on which hardware.
 
 Knows nothing of serving, of families' own arguments or of files.
 """
@@ -13,7 +13,6 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from truthgpt_serve.config.base import (
     MODULE_PATTERN,
     Count,
-    NonNegativeCount,
     NonNegativeNumber,
     PositiveNumber,
     Ratio,
@@ -51,51 +50,6 @@ class ModelSection(Section):
     `@register_model(name)` runs. It must be importable where the replica runs."""
 
 
-def _read_precision(value: Any) -> Any:
-    # YAML 1.1, which Ray reads a Serve file with, turns a bare `no` into False.
-    return "no" if value is False else value
-
-
-class TrainingSection(Section):
-    """Hyperparameters of `truthgpt train`; serving ignores them."""
-
-    epochs: Count = 3
-    """Passes over the training data. More fits it closer and takes proportionally longer."""
-
-    train_batch_size: Count = 8
-    """Examples per device and forward pass. More uses more memory and gives steadier gradients."""
-
-    eval_batch_size: Count = 8
-    """Examples per device while evaluating. More is faster until memory ends."""
-
-    grad_accum_steps: Count = 2
-    """Forward passes per optimizer step. More raises the effective batch without more memory."""
-
-    learning_rate: PositiveNumber = 5.0e-5
-    """Peak step size of the optimizer. More learns faster until it diverges."""
-
-    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = (
-        "cosine"
-    )
-    """How the learning rate falls after the warm-up."""
-
-    warmup_ratio: Ratio = 0.06
-    """Share of all steps, from 0 to 1, in which the learning rate rises from zero. More is
-    steadier at the start and leaves fewer steps at full rate."""
-
-    mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_read_precision)] = (
-        "bf16"
-    )
-    """Number format of the forward and backward pass; `no` computes in float32."""
-
-    max_grad_norm: NonNegativeNumber = 1.0
-    """Norm to which gradients are clipped; 0 switches clipping off. More clips less."""
-
-    early_stopping_patience: NonNegativeCount = 2
-    """Evaluations without improvement after which training stops; 0 never stops early. More
-    trains longer on a plateau."""
-
-
 class LoraSection(Section):
     """Low-rank adapters that `truthgpt train` fits instead of the whole model."""
 
@@ -111,6 +65,11 @@ class LoraSection(Section):
     dropout: Annotated[Ratio, Field(lt=1)] = 0.05
     """Share of the adapter's inputs dropped while training, from 0 to below 1. More regularises
     more."""
+
+    target_modules: Annotated[list[Text], Field(min_length=1)] | None = None
+    """Names of the linear layers that get an adapter, such as `[q_proj, v_proj]`. Null takes the
+    usual ones: every linear layer of a text model but its output head, the attention layers of an
+    image model. More layers learn more and take more memory."""
 
 
 class ModelOptimSection(Section):
@@ -175,6 +134,12 @@ Gpus = Annotated[
 ]
 
 
+LABEL = r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
+LabelKey = Annotated[str, Field(pattern=rf"^([a-z0-9.-]{{1,253}}/)?{LABEL}$")]
+LabelSelector = Annotated[str, Field(pattern=rf"^(!?{LABEL}|!?in\({LABEL}(, ?{LABEL})*\))$")]
+"""What Ray accepts of a label's key and of a condition on its value: Kubernetes' rules."""
+
+
 class HardwareSection(Section):
     """What one replica takes of the cluster."""
 
@@ -195,6 +160,16 @@ class HardwareSection(Section):
     """GPU model that the node must have, in Ray's words, such as `A100` or `H100`. Null takes
     any; without `gpus` it means nothing."""
 
+    label_selector: dict[LabelKey, LabelSelector] = Field(default_factory=dict)
+    """Labels that the node must have, such as `zone: eu-1`: a value, `!value` for any other,
+    `in(a, b)` for one of several or `!in(a, b)` for none of them. Labels come from `ray start
+    --labels` or the Kubernetes manifest; unlike `accelerator_type`, one can make KubeRay start a
+    node of a group that has none."""
+
+    span_nodes: bool = False
+    """Let the GPUs of one engine lie on several nodes, for a model that no node can hold. They talk
+    over the network in every layer, so combine it with the engine's `pipeline_parallel_size`."""
+
     @model_validator(mode="after")
     def _check_device(self) -> HardwareSection:
         gpus = self.gpus
@@ -208,32 +183,9 @@ class HardwareSection(Section):
         if self.accelerator_type and self.device == "cpu":
             message = f"{self.accelerator_type} is a GPU, which contradicts device: cpu"
             found.append(Refusal("accelerator_type", message, "remove one of them", ("device",)))
+        if self.span_nodes and (gpus == "auto" or gpus <= 1):
+            message = f"has no effect with gpus: {gpus}, which is one node's"
+            found.append(Refusal("span_nodes", message, "remove it, or raise gpus", ("gpus",)))
         if found:
             raise refuse(found)
         return self
-
-
-class DataSection(Section):
-    """The data set of `truthgpt train`; serving ignores it."""
-
-    dataset: Text | None = None
-    """Hub name of the data set, or a local folder or file."""
-
-    subset: Text | None = None
-    """Configuration of the data set, where it has several."""
-
-    text_field: Text = "text"
-    """Column with the training text."""
-
-    max_seq_len: Count = 1024
-    """Tokens to which an example is cut. More sees longer texts and takes more memory."""
-
-    image_field: Text = "image"
-    """Column with the image."""
-
-    caption_field: Text = "text"
-    """Column with the image's caption."""
-
-    resolution: Annotated[int, Field(ge=8, multiple_of=8)] = 512
-    """Edge of the training images in pixels, a multiple of 8. More shows finer detail and takes
-    quadratically more memory."""

@@ -116,6 +116,10 @@ class ServingSection(Section):
     num_replicas: Count | None = None
     """Replicas when not autoscaled; null means 1. Not together with `autoscaling`."""
 
+    max_replicas_per_node: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Replicas on one node at most. 1 keeps them on different nodes, so that the loss of a node
+    costs one of them; those for which no node is left wait for one. Null sets no limit."""
+
     autoscaling: AutoscalingSection | None = None
     """Replicas by load; null for a fixed number."""
 

@@ -35,13 +35,18 @@ _MODEL_SETTINGS: dict[tuple[str, ...], tuple[tuple[str, ...], ...]] = {
     ("graceful_shutdown_timeout_s",): (("serving", "max_request_s"),),
     ("health_check_period_s",): (("serving", "health_check_period_s"),),
     ("health_check_timeout_s",): (("serving", "health_check_timeout_s"),),
+    ("max_replicas_per_node",): (("serving", "max_replicas_per_node"),),
     ("placement_group_bundles",): (("hardware", "gpus"),),
+    ("placement_group_strategy",): (("hardware", "span_nodes"),),
+    ("placement_group_bundle_label_selector",): (("hardware", "label_selector"),),
+    ("ray_actor_options", "label_selector"): (("hardware", "label_selector"),),
     ("ray_actor_options", "num_cpus"): (("hardware", "cpus"),),
     ("ray_actor_options", "num_gpus"): (("hardware", "gpus"),),
     ("ray_actor_options", "accelerator_type"): (("hardware", "accelerator_type"),),
 }
 _ROUTER_SETTINGS: dict[tuple[str, ...], tuple[tuple[str, ...], ...]] = {
     ("num_replicas",): (("num_replicas",),),
+    ("max_replicas_per_node",): (("max_replicas_per_node",),),
     ("autoscaling_config",): (("num_replicas",),),
     ("max_ongoing_requests",): (("max_ongoing_requests",),),
     ("max_queued_requests",): (("max_queued_requests",),),

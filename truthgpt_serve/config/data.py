@@ -1,0 +1,96 @@
+"""The `data` section: what `truthgpt train` learns from.
+
+Knows nothing of file formats, of tokenizers and of trainers.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from truthgpt_serve.config.base import (
+    Count,
+    NonNegativeCount,
+    Ratio,
+    Refusal,
+    Section,
+    Text,
+    refuse,
+)
+
+
+class DataSection(Section):
+    """The data set of `truthgpt train`; serving ignores it."""
+
+    dataset: Text | None = None
+    """Hub name of the data set, or a local file or folder: `.txt` (an example a line), `.jsonl`,
+    `.parquet`, or a folder of images with captions. A relative path is looked up like
+    `model.name_or_path`."""
+
+    subset: Text | None = None
+    """Configuration of the data set, where it has several."""
+
+    eval_dataset: Text | None = None
+    """Data to evaluate on, named like `dataset`. Null evaluates on `eval_share` of `dataset`."""
+
+    eval_share: Annotated[Ratio, Field(lt=1)] = 0.0
+    """Share of `dataset`, from 0 to below 1, that is kept from training to evaluate on; 0 does not
+    evaluate. More measures better and leaves less to learn from."""
+
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """What happens at a row that cannot be used: `stop` ends with its file and line, `skip` counts
+    it and goes on."""
+
+    num_loader_workers: NonNegativeCount = 0
+    """Processes that read ahead for each training worker; 0 reads in the worker itself. More hides
+    slow reading and takes memory."""
+
+    text_field: Text = "text"
+    """Column with the training text, or with a list of chat messages (`role`, `content`)."""
+
+    prompt_field: Text | None = None
+    """Column with the prompt, where it is apart from what is to be learnt: `sft` then learns only
+    `completion_field`. A text, or a list of chat messages."""
+
+    completion_field: Text | None = None
+    """Column with the text that follows the prompt."""
+
+    chosen_field: Text = "chosen"
+    """Column with the better answer, for `dpo`."""
+
+    rejected_field: Text = "rejected"
+    """Column with the worse answer, for `dpo`."""
+
+    pack: bool = False
+    """Join texts to rows of exactly `max_seq_len` tokens, so that none are wasted on padding. Only
+    for `sft` without `prompt_field`."""
+
+    max_seq_len: Count = 1024
+    """Tokens to which an example is cut. More sees longer texts and takes more memory."""
+
+    image_field: Text = "image"
+    """Column with the image."""
+
+    caption_field: Text = "text"
+    """Column with the image's caption."""
+
+    resolution: Annotated[int, Field(ge=8, multiple_of=8)] = 512
+    """Edge of the training images in pixels, a multiple of 8. More shows finer detail and takes
+    quadratically more memory."""
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> DataSection:
+        found = []
+        if self.completion_field is not None and self.prompt_field is None:
+            message = "is given without prompt_field"
+            found.append(Refusal("completion_field", message, "name both", ("prompt_field",)))
+        if self.pack and self.prompt_field is not None:
+            message = "true contradicts prompt_field"
+            found.append(Refusal("pack", message, "remove one of them", ("prompt_field",)))
+        if self.eval_dataset is not None and self.eval_share > 0:
+            message = "is given together with eval_dataset"
+            found.append(Refusal("eval_share", message, "remove one of them", ("eval_dataset",)))
+        if found:
+            raise refuse(found)
+        return self
