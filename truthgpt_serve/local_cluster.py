@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -39,13 +40,45 @@ def free_port() -> int:
         return port
 
 
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Where a node runs: this machine, or a network namespace on it.
+
+    Attributes:
+        address: Its own address, under which the others reach it.
+        prefix: Words in front of each command that shall run there.
+        labels: Ray's labels of the node.
+        num_cpus: Logical cores that Ray may hand out there.
+    """
+
+    address: str = "127.0.0.1"
+    prefix: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    num_cpus: int = 8
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nothing outside this machine's loopback reaches it."""
+        return self.address == "127.0.0.1"
+
+    def ray_arguments(self) -> list[str]:
+        """Returns the arguments of `ray start` that every node takes."""
+        labels = ",".join(f"{key}={value}" for key, value in self.labels.items())
+        return [
+            *("--num-cpus", str(self.num_cpus)),
+            *("--object-store-memory", str(200 * 1024 * 1024)),
+            *([] if self.is_alone else ["--node-ip-address", self.address]),
+            *(["--labels", labels] if labels else []),
+        ]
+
+
 class LocalCluster:
     """One head node; use it as a context manager, which ends every process it started.
 
     Args:
         ray_env: `configs/ray.env`, or None for Ray's defaults (its Python proxy).
         env: Variables on top.
-        num_cpus: Logical cores that Ray may hand out.
+        host: Where the head node runs.
     """
 
     def __init__(
@@ -53,13 +86,14 @@ class LocalCluster:
         ray_env: Path | None,
         *,
         env: Mapping[str, str] | None = None,
-        num_cpus: int = 8,
+        host: Host | None = None,
     ) -> None:
         self.run_id = create_run_id()
         self.port = free_port()
         self.dashboard_port = free_port()
         self.metrics_port = free_port()
-        self._num_cpus = num_cpus
+        self.host = host or Host()
+        self.ray_port = free_port()
         # Short, because Ray puts UNIX sockets into it and their paths are limited to 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="tg"))
         haproxy = self.folder / "haproxy"
@@ -84,24 +118,27 @@ class LocalCluster:
     @property
     def url(self) -> str:
         """The service's address."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host.address}:{self.port}"
 
     @property
     def dashboard_url(self) -> str:
         """Where `serve deploy -a` and `serve status -a` look."""
-        return f"http://127.0.0.1:{self.dashboard_port}"
+        return f"http://{self.host.address}:{self.dashboard_port}"
+
+    @property
+    def _listen_address(self) -> str:
+        return "127.0.0.1" if self.host.is_alone else "0.0.0.0"  # each node has its own
 
     def __enter__(self) -> Self:
         """Starts Ray."""
         try:
             self._run(
-                "ray", "start", "--head", "--port", str(free_port()),
-                "--num-cpus", str(self._num_cpus), "--temp-dir", str(self.folder / "ray"),
-                "--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.dashboard_port),
+                *self.host.prefix, "ray", "start", "--head", "--port", str(self.ray_port),
+                "--temp-dir", str(self.folder / "ray"), "--dashboard-host", self.host.address,
+                "--dashboard-port", str(self.dashboard_port),
                 "--dashboard-agent-listen-port", str(free_port()),
                 "--ray-client-server-port", str(free_port()),
-                "--metrics-export-port", str(self.metrics_port),
-                "--object-store-memory", str(200 * 1024 * 1024),
+                "--metrics-export-port", str(self.metrics_port), *self.host.ray_arguments(),
             )  # fmt: skip
         except BaseException:
             self.close()
@@ -139,14 +176,14 @@ class LocalCluster:
         """Makes these the cluster's applications; returns before they are running."""
         config = {
             "proxy_location": "EveryNode",
-            "http_options": {"host": "127.0.0.1", "port": self.port},
+            "http_options": {"host": self._listen_address, "port": self.port},
             "logging_config": {"enable_access_log": False},
             "applications": applications,
             **top,
         }
         path = self.folder / "serve.yaml"
         path.write_text(yaml.safe_dump(config))
-        self._run("serve", "deploy", "--address", self.dashboard_url, str(path))
+        self._run(*self.host.prefix, "serve", "deploy", "-a", self.dashboard_url, str(path))
 
     def details(self) -> dict[str, Any]:
         """Returns Serve's own account of the cluster."""

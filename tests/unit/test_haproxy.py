@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
 
 from truthgpt_serve import haproxy
 from truthgpt_serve.local_cluster import LocalCluster, free_port
@@ -83,6 +84,82 @@ def test_a_client_that_leaves_is_noticed(tmp_path: Path, pause_s: float) -> None
             assert has_body.wait(LIMIT_S)
             assert not is_closed.is_set()
         assert is_closed.wait(LIMIT_S)
+
+
+RAY_CONFIGURATION = """\
+global
+    maxconn 4096
+defaults
+    mode http
+    timeout connect 5s
+frontend http_frontend
+    bind 127.0.0.1:{port}
+    acl is_http-echo path_beg /models/echo/
+    acl is_http-router path_beg /
+    acl is_http-router path /
+    use_backend http-echo if is_http-echo
+    use_backend http-router if is_http-router
+backend http-echo
+    default-server inter 5s check
+    server here 127.0.0.1:30001 check
+    server there 192.0.2.3:30001 check observe layer4 error-limit 3 on-error mark-down
+backend http-router
+    default-server inter 5s check
+    server here {here} check
+    server there 192.0.2.3:30000 check observe layer4 error-limit 3 on-error mark-down
+    server fallback 192.0.2.4:8500 check backup
+"""
+
+
+def test_only_the_routers_elsewhere_stand_in() -> None:
+    text = RAY_CONFIGURATION.format(port=8000, here="127.0.0.1:30000")
+    adapted = haproxy.adapt(text).splitlines()
+    added = [line.strip() for line in adapted if line not in text.splitlines()]
+    there = "server there 192.0.2.3:30000 check observe layer4 error-limit 3 on-error mark-down"
+    assert added == [*haproxy.KEEPALIVE, f"{there} backup"]
+    assert adapted.index("defaults") + 1 == adapted.index(f"    {haproxy.KEEPALIVE[0]}")
+
+
+def test_without_a_router_here_all_are_used() -> None:
+    text = RAY_CONFIGURATION.format(port=8000, here="192.0.2.5:30000")
+    assert haproxy.adapt(text).count(" backup") == 1
+
+
+def test_haproxy_takes_the_adapted_file(tmp_path: Path) -> None:
+    path = tmp_path / "haproxy.cfg"
+    path.write_text(RAY_CONFIGURATION.format(port=free_port(), here="127.0.0.1:30000"))
+    arguments = haproxy.adapt_arguments(["-db", "-f", str(path), "-sf", "7"])
+    adapted = tmp_path / "haproxy.adapted.cfg"
+    assert arguments == ["-db", "-f", str(adapted), "-sf", "7"]
+    assert sorted(tmp_path.iterdir()) == [adapted, path]
+    checked = subprocess.run(
+        [str(haproxy.program_path()), "-c", "-f", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_an_unknown_file_is_used_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "haproxy.cfg"
+    path.write_text("frontend all\n")
+    assert haproxy.adapt_arguments(["-f", str(path)]) == ["-f", str(path)]
+    assert "is used as it is: there is no section `defaults`" in capsys.readouterr().err
+
+
+def test_rays_own_configuration_is_the_one_that_is_known() -> None:
+    """Fails when a release of Ray writes its file in another way."""
+    for line in (
+        "defaults\n",
+        "    acl is_{{ backend.name or 'unknown' }} path_beg {{ '/' if not backend.path_prefix",
+        "backend {{ backend.name or 'unknown' }}\n",
+        "    server {{ server.name }} {{ server.host }}:{{ server.port }} check",
+    ):
+        assert line in HAPROXY_CONFIG_TEMPLATE
 
 
 def test_a_cluster_uses_the_program() -> None:
