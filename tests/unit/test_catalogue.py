@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from truthgpt_serve.errors import ModelNotFoundError
+from truthgpt_serve.errors import ModelNotFoundError, UnavailableError
 from truthgpt_serve.router import catalogue as module
 from truthgpt_serve.router.catalogue import Catalogue, ModelEntry
 from truthgpt_serve.serve_state import ApplicationState, ServeState, parse_details
@@ -88,6 +89,34 @@ async def test_stopping_after_a_failed_call_raises_nothing() -> None:
     with pytest.raises(Exception, match="unavailable"):
         await catalogue.refresh(max_age_s=0)
     await catalogue.stop()
+
+
+async def test_a_model_that_ran_meanwhile_is_not_refused() -> None:
+    starting = application("x", status="DEPLOYING", num_running_replicas=0)
+    answers = [state(starting), state(application("x"))]
+    catalogue = Catalogue(lambda: answers.pop(0), no_routes)
+    await catalogue.refresh(max_age_s=0)
+    assert entry(catalogue, "x").error
+    assert (await catalogue.resolve("x")).running
+    assert not answers
+
+
+async def test_a_model_that_still_starts_is_refused_by_what_serve_says_now() -> None:
+    starting = state(application("x", status="DEPLOYING", num_running_replicas=0))
+    calls = []
+
+    def fetch() -> ServeState:
+        calls.append(time.monotonic())
+        return starting
+
+    catalogue = Catalogue(fetch, no_routes)
+    await catalogue.refresh(max_age_s=0)
+    refused = await asyncio.gather(
+        *(catalogue.resolve("x") for _ in range(50)), return_exceptions=True
+    )
+    assert {type(error) for error in refused} == {UnavailableError}
+    assert len(calls) == 2  # they share the second
+    assert calls[1] - calls[0] >= module.MIN_REFRESH_PERIOD_S
 
 
 def test_an_adapter_gives_way_to_a_model_of_its_name() -> None:

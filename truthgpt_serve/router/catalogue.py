@@ -51,6 +51,7 @@ class ModelEntry:
         card: What the application says of itself.
         parent: The model whose adapter this is, or None.
         deleted: Whether it is being removed: it finishes its requests, and takes no more.
+        settled: Whether all its replicas are of its last deployment.
     """
 
     name: str
@@ -63,6 +64,7 @@ class ModelEntry:
     parent: str | None = None
     draining: bool = False
     deleted: bool = False
+    settled: bool = False
 
 
 class Catalogue:
@@ -123,15 +125,22 @@ class Catalogue:
     async def resolve(self, name: str) -> ModelEntry:
         """Returns the entry of a model that a request may be relayed to.
 
+        One that was not ready is refused only by what Serve said after the request came: somebody
+        else may have seen already that it is.
+
         Raises:
             ModelNotFoundError: No model has this name; the message lists those that exist.
             UnavailableError: The model has never run, or failed.
         """
+        arrived_s = time.monotonic()
         entry = self.find(name)
         if entry is not None and entry.running:
             return entry
         try:
             await self.refresh(max_age_s=MIN_REFRESH_PERIOD_S)
+            entry = self.find(name)
+            if entry is not None and entry.error is not None:
+                await self._refresh_since(arrived_s)
         except Exception as error:  # of many kinds; what was last known is better than none of it
             logger.warning("Serve's controller does not answer: %r", error)
             if not self.loaded:
@@ -201,10 +210,19 @@ class Catalogue:
             self._refreshing
         )  # a client that leaves must not end it for the others
 
+    async def _refresh_since(self, moment_s: float) -> None:
+        """Asks the controller unless it answered after `moment_s`, and not sooner than allowed."""
+        while self._refreshed_at_s < moment_s:  # a call under way had begun before
+            age_s = time.monotonic() - self._refreshed_at_s
+            await asyncio.sleep(max(0.0, MIN_REFRESH_PERIOD_S - age_s))
+            await self.refresh(max_age_s=MIN_REFRESH_PERIOD_S)
+
     async def _refresh(self) -> None:
+        asked_at_s = time.monotonic()
         async with asyncio.timeout(FETCH_TIMEOUT_S):
             state = await asyncio.to_thread(self._fetch_state)
         self.update(state)
+        self._refreshed_at_s = asked_at_s
 
     def update(self, state: ServeState) -> None:
         """Takes over what the controller said."""
@@ -243,6 +261,7 @@ def _model(application: ApplicationState, *, has_run: bool) -> ModelEntry:
         card=application.card or {},
         draining=application.num_draining_replicas > 0,
         deleted=application.status == DELETING,
+        settled=application.status == "RUNNING",
     )
 
 
