@@ -49,12 +49,14 @@ class Host:
         prefix: Words in front of each command that shall run there.
         labels: Ray's labels of the node.
         num_cpus: Logical cores that Ray may hand out there.
+        num_gpus: Logical GPUs that Ray may hand out there, real or not; None counts the real ones.
     """
 
     address: str = "127.0.0.1"
     prefix: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     num_cpus: int = 8
+    num_gpus: int | None = None
 
     @property
     def is_alone(self) -> bool:
@@ -66,6 +68,7 @@ class Host:
         labels = ",".join(f"{key}={value}" for key, value in self.labels.items())
         return [
             *("--num-cpus", str(self.num_cpus)),
+            *([] if self.num_gpus is None else ["--num-gpus", str(self.num_gpus)]),
             *("--object-store-memory", str(200 * 1024 * 1024)),
             *([] if self.is_alone else ["--node-ip-address", self.address]),
             *(["--labels", labels] if labels else []),

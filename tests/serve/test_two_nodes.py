@@ -24,6 +24,7 @@ from truthgpt_serve.local_cluster import (
 
 RAY_ENV = Path(__file__).resolve().parents[2] / "configs" / "ray.env"
 HEAD, WORKER = 1, 2
+MODELS = ["both", "half", "here", "there", "third"]
 NUM_STREAMS = 50
 NUM_TOKENS = 60
 TOKEN_INTERVAL_S = 0.2
@@ -65,8 +66,8 @@ def nodes() -> Iterator[Nodes]:
     with ExitStack() as stack:
         network = stack.enter_context(Network(77))
         head, second = (
-            Host(network.address(host), network.prefix(host), {"place": place}, num_cpus=4)
-            for host, place in ((HEAD, "head"), (WORKER, "worker"))
+            Host(network.address(host), network.prefix(host), {"place": place}, 4, num_gpus)
+            for host, place, num_gpus in ((HEAD, "head", 0), (WORKER, "worker", 1))
         )
         cluster = stack.enter_context(LocalCluster(RAY_ENV, host=head))
         worker = WorkerNode(cluster, second)
@@ -77,10 +78,13 @@ def nodes() -> Iterator[Nodes]:
                 model_application("both", echo()),
                 model_application("here", echo(label_selector={"place": "head"})),
                 model_application("there", echo(label_selector={"place": "worker"})),
+                model_application("third", echo(gpus=0.33)),
+                model_application("half", echo(gpus=0.5)),
                 router_application(cluster.port, hold_timeout_s=2, max_replicas_per_node=1),
             ]
         )
-        cluster.wait_until_ready(["both", "here", "there", "router"], timeout_s=PLACED_S)
+        names = [*MODELS, "router"]
+        cluster.wait_until_ready(names, timeout_s=PLACED_S)
         found = Nodes(network, cluster, worker)
         wait_until(lambda: is_complete(found), "both nodes carry their share")
         yield found
@@ -99,9 +103,7 @@ def is_complete(nodes: Nodes) -> bool:
     if any(set(nodes_of(nodes.cluster, name).values()) != addresses for name in ("both", "router")):
         return False
     return all(
-        answers(url, model)
-        for url in (nodes.cluster.url, nodes.worker.url)
-        for model in ("both", "here", "there")
+        answers(url, model) for url in (nodes.cluster.url, nodes.worker.url) for model in MODELS
     )
 
 
@@ -205,15 +207,16 @@ def check_new_requests(asked: list[tuple[float, float, int | str]], lost_s: floa
     assert any(status == 200 and ended_s < lost_s + RECOVERY_S for _, ended_s, status in asked)
 
 
-def test_models_are_placed_by_label(nodes: Nodes) -> None:
+def test_models_are_placed_by_label_and_by_shares_of_a_gpu(nodes: Nodes) -> None:
     head, worker = (nodes.network.address(host) for host in (HEAD, WORKER))
     assert set(nodes_of(nodes.cluster, "here").values()) == {head}
-    assert set(nodes_of(nodes.cluster, "there").values()) == {worker}
+    for model in ("there", "third", "half"):
+        assert set(nodes_of(nodes.cluster, model).values()) == {worker}
     assert sorted(nodes_of(nodes.cluster, "both").values()) == sorted([head, worker])
     assert sorted(nodes_of(nodes.cluster, "router").values()) == sorted([head, worker])
 
 
-@pytest.mark.parametrize("model", ["both", "here", "there"])
+@pytest.mark.parametrize("model", MODELS)
 def test_both_addresses_serve_all_models(nodes: Nodes, model: str) -> None:
     for url in (nodes.cluster.url, nodes.worker.url):
         body = {"model": model, "prompt": "one two", "max_tokens": 3}
@@ -221,7 +224,7 @@ def test_both_addresses_serve_all_models(nodes: Nodes, model: str) -> None:
         assert answer.status_code == 200
         assert answer.json()["choices"][0]["text"].split() == ["one", "two", "one"]
         listed = httpx.get(f"{url}/v1/models", timeout=20).json()["data"]
-        assert [entry["id"] for entry in listed] == ["both", "here", "there"]
+        assert [entry["id"] for entry in listed] == MODELS
 
 
 def test_a_killed_node_costs_its_own_streams_only(nodes: Nodes) -> None:
