@@ -1,0 +1,13 @@
+"""Reads training data: rows with their places, whatever file they come from.
+
+Knows no tokenizer, no image library and no trainer; `datasets` only where a hub name is asked for.
+"""
+
+from __future__ import annotations
+
+from truthgpt_serve.training.data.bad_rows import BadRows
+from truthgpt_serve.training.data.fingerprint import data_fingerprint
+from truthgpt_serve.training.data.rows import Row
+from truthgpt_serve.training.data.sources import read_rows
+
+__all__ = ["BadRows", "Row", "data_fingerprint", "read_rows"]

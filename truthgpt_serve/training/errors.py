@@ -1,0 +1,12 @@
+"""The errors of a training run.
+
+Knows nothing of loops, data formats and libraries.
+"""
+
+from __future__ import annotations
+
+from truthgpt_serve.errors import TruthGPTError
+
+
+class TrainingError(TruthGPTError):
+    """A run that cannot start or go on; the message says where it stands and what to do."""

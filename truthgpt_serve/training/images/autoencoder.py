@@ -1,0 +1,160 @@
+"""Trains the autoencoder of a latent diffusion pipeline; the denoiser no longer fits it then.
+
+Reconstruction and a little KL only: the adversarial and perceptual losses of the literature need
+networks whose weights are not at hand. Knows nothing of Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.images.denoiser import enable_checkpointing
+from truthgpt_serve.training.images.facts import read_facts
+from truthgpt_serve.training.images.kinds import Kind, create_kind
+from truthgpt_serve.training.images.latents import encode_moments, measure_scale, to_signal
+from truthgpt_serve.training.images.loop import Loop
+from truthgpt_serve.training.images.pipelines import (
+    find_pipeline,
+    load_pipeline,
+    save_pipeline,
+)
+from truthgpt_serve.training.images.samples import Batch, Source
+from truthgpt_serve.training.images.sources import open_sources
+from truthgpt_serve.training.images.workers import open_accelerator
+from truthgpt_serve.training.job import Monitor, TrainingJob
+from truthgpt_serve.training.plan import Facts
+
+KL_WEIGHT = 1e-4
+"""Of the divergence from a standard normal, by latent element: enough that latents do not drift
+apart, little enough that they may say something."""
+MAX_MEASURED = 2048
+"""Pictures whose latents give the scaling factor."""
+
+
+def prepare(job: TrainingJob) -> Facts:
+    """Returns what the plan says of the run; reads rows but no pictures, configs but no weights.
+
+    Raises:
+        TrainingError: The configuration does not fit the pipeline, or the data cannot be read.
+    """
+    check(job.cfg)
+    return read_facts(job.cfg, find_pipeline(job.cfg))
+
+
+def check(cfg: dict[str, Any]) -> None:
+    """Checks what a schema cannot see.
+
+    Raises:
+        TrainingError: A setting is for denoisers only.
+    """
+    training = cfg["training"]
+    denoisers = {
+        "model_optim.lora.enabled": cfg["model_optim"]["lora"]["enabled"],
+        "training.train_text_encoder": training["train_text_encoder"],
+        "training.min_snr_gamma": training["min_snr_gamma"] is not None,
+        "training.caption_dropout": training["caption_dropout"] > 0,
+    }
+    for key, is_set in denoisers.items():
+        if is_set:
+            message = f"{key}: is of no use to training.component: vae"
+            raise TrainingError(f"{message} (remove it, or train the denoiser)")
+
+
+def train(job: TrainingJob, monitor: Monitor) -> None:
+    """Trains, measures the latents' scale, and writes the pipeline to the run's `model/`.
+
+    Raises:
+        TrainingError: The configuration does not fit the pipeline, the data cannot be used, the
+            loss is no number, or the disk is full.
+    """
+    cfg = job.cfg
+    check(cfg)
+    folder = find_pipeline(cfg)
+    accelerator = open_accelerator(cfg)
+    kind = create_kind(load_pipeline(folder, torch.float32, ()), cfg["data"]["resolution"])
+    task = AutoencoderTask(kind, cfg, accelerator.device)
+    data, eval_data, _ = open_sources(
+        cfg, accelerator, lambda pixels: pixels, bytes_per_row=3 * kind.resolution**2
+    )
+    if not Loop(job, monitor, accelerator, task, data, eval_data).run():
+        return
+    if accelerator.is_main_process:
+        set_scale(kind, data, cfg["training"]["eval_batch_size"], accelerator.device)
+        wanted = cfg["model_optim"]["dtype"]
+        save_pipeline(folder, {"vae": kind.vae}, job.folder, monitor, wanted)
+    accelerator.wait_for_everyone()
+
+
+class _Trainee(torch.nn.Module):  # type: ignore[misc] # torch counts as Any here
+    """Encodes and decodes in one call, as several workers need it."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, signal: Any, posterior: Any) -> tuple[Any, Any]:
+        """Returns the reconstruction and the divergence of each picture's latent."""
+        latent = self.vae.encode(signal).latent_dist
+        decoded = self.vae.decode(latent.mean + latent.std * posterior, return_dict=False)[0]
+        # In float32 whatever the model computes in: `exp` of a log-variance overflows early.
+        mean, logvar = latent.mean.float(), latent.logvar.float()
+        divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar)
+        return decoded, divergence.flatten(1).mean(1)
+
+
+class AutoencoderTask:
+    """What is learned of a batch; see `Task`.
+
+    Args:
+        kind: Of the pipeline, on the CPU; its autoencoder is moved to the device.
+        cfg: The configuration.
+        device: Where to train.
+    """
+
+    def __init__(self, kind: Kind, cfg: dict[str, Any], device: Any) -> None:
+        self.latent_shape: tuple[int, ...] = kind.latent_shape
+        self.module = _Trainee(kind.vae)
+        kind.vae.to(device)
+        kind.vae.requires_grad_(True)
+        kind.vae.train()
+        if cfg["model_optim"]["gradient_checkpointing"]:
+            enable_checkpointing(kind.vae)
+        if cfg["model_optim"]["compile"]:
+            kind.vae.encoder.compile()
+            kind.vae.decoder.compile()
+
+    def losses(self, module: Any, batch: Batch) -> Any:
+        """Returns absolute plus squared error of the pixels, and the weighted divergence."""
+        signal = to_signal(batch["examples"])
+        decoded, divergence = module(signal, batch["posterior"])
+        error = decoded.float() - signal
+        distance = error.abs() + error.square()
+        return distance.flatten(1).mean(1) + KL_WEIGHT * divergence
+
+
+def set_scale(kind: Kind, data: Source, batch_size: int, device: Any) -> None:
+    """Writes the scale of the latents into the autoencoder's configuration.
+
+    Args:
+        kind: Of the pipeline.
+        data: Pictures, as pixels.
+        batch_size: Pictures that are encoded at once.
+        device: Where the autoencoder is.
+    """
+    kind.vae.eval()
+
+    def moments() -> Iterator[Any]:
+        count = min(len(data), MAX_MEASURED)
+        rows = [index * len(data) // count for index in range(count)]
+        for start in range(0, count, batch_size):
+            pixels, _ = data.get(rows[start : start + batch_size])
+            yield encode_moments(kind.vae, pixels.to(device))
+
+    scale, shift = measure_scale(moments(), shifted=kind.shifts_latents)
+    kind.vae.register_to_config(scaling_factor=scale)
+    if kind.shifts_latents:
+        kind.vae.register_to_config(shift_factor=shift)

@@ -1,0 +1,242 @@
+"""The kinds of pipelines that can be trained: what their denoisers take, from captions and latents.
+
+Does not know how a denoiser learns, and nothing of data.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.images.objectives import Diffusion, Objective, RectifiedFlow
+
+Conditions = dict[str, Any]
+
+UNET_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
+"""Linear layers that get an adapter unless `model_optim.lora.target_modules` names others."""
+JOINT_LAYERS = (*UNET_LAYERS, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+
+
+class Kind:
+    """Stable Diffusion 1 and 2, and the base of the others.
+
+    Args:
+        pipeline: A pipeline of Diffusers.
+        resolution: Edge of the pictures in pixels.
+    """
+
+    denoiser_name = "unet"
+    encoder_names: tuple[str, ...] = ("text_encoder",)
+    trained_encoder_names: tuple[str, ...] = ("text_encoder",)
+    lora_layers: tuple[str, ...] = UNET_LAYERS
+    shifts_latents = False
+    """Whether the pipeline takes the VAE's `shift_factor` into account."""
+    patch = 1
+    """Edge of the latent's patches that the denoiser reads as one position, if it insists."""
+
+    def __init__(self, pipeline: Any, resolution: int) -> None:
+        self.pipeline = pipeline
+        self.resolution = resolution
+        self.vae = pipeline.vae
+        vae = self.vae.config
+        factor = 2 ** (len(vae.block_out_channels) - 1)
+        if resolution % (factor * self.patch):
+            message = f"data.resolution: {resolution} does not suit {type(pipeline).__name__}"
+            raise TrainingError(f"{message} (write a multiple of {factor * self.patch})")
+        self.latent_shape = (vae.latent_channels, resolution // factor, resolution // factor)
+
+    @property
+    def denoiser(self) -> Any:
+        """The module that is trained."""
+        return getattr(self.pipeline, self.denoiser_name)
+
+    def objective(self, min_snr_gamma: float | None) -> Objective:
+        """Returns what the denoiser learns."""
+        return Diffusion(self.pipeline.scheduler, min_snr_gamma)
+
+    def _refuse_gamma(self, min_snr_gamma: float | None) -> None:
+        if min_snr_gamma is not None:
+            name = type(self.pipeline).__name__
+            message = f"training.min_snr_gamma: {name} is trained by flow matching, without it"
+            raise TrainingError(f"{message} (remove it)")
+
+    def encode(self, captions: list[str], device: Any) -> Conditions:
+        """Returns what the denoiser is told of each caption, first dimension the captions."""
+        embeds, _ = self.pipeline.encode_prompt(captions, device, 1, False)
+        return {"encoder_hidden_states": embeds}
+
+    def encode_nothing(self, device: Any) -> Conditions:
+        """Returns what the pipeline's guidance compares with: usually the empty caption's."""
+        return self.encode([""], device)
+
+    def normalise(self, latents: Any) -> Any:
+        """Returns the VAE's latents as the denoiser sees them."""
+        return latents * self.vae.config.scaling_factor
+
+    def predict(self, denoiser: Any, noisy: Any, timesteps: Any, conditions: Conditions) -> Any:
+        """Returns the denoiser's output, of the latents' shape."""
+        return denoiser(noisy, timesteps, return_dict=False, **conditions)[0]
+
+
+class XLKind(Kind):
+    """SDXL: two text encoders, a pooled embedding, and the picture's size."""
+
+    encoder_names = ("text_encoder", "text_encoder_2")
+    trained_encoder_names = encoder_names
+
+    def encode(self, captions: list[str], device: Any) -> Conditions:
+        """Returns embeddings and pooled embeddings."""
+        embeds, _, pooled, _ = self.pipeline.encode_prompt(
+            captions, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        return {"encoder_hidden_states": embeds, "text_embeds": pooled}
+
+    def encode_nothing(self, device: Any) -> Conditions:
+        """Returns zeros where the pipeline guides with zeros."""
+        conditions = self.encode([""], device)
+        if not self.pipeline.config.get("force_zeros_for_empty_prompt"):
+            return conditions
+        return {name: torch.zeros_like(value) for name, value in conditions.items()}
+
+    def normalise(self, latents: Any) -> Any:
+        """Returns the latents scaled; a VAE may give statistics of each channel."""
+        vae = self.vae.config
+        mean, std = vae.get("latents_mean"), vae.get("latents_std")
+        if mean is None or std is None:
+            return super().normalise(latents)
+        mean, std = (
+            torch.tensor(one, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1)
+            for one in (mean, std)
+        )
+        return (latents - mean) * vae.scaling_factor / std
+
+    def predict(self, denoiser: Any, noisy: Any, timesteps: Any, conditions: Conditions) -> Any:
+        """Adds the size: the picture's own, nothing cut off, as requests have it by default."""
+        edge = self.resolution
+        sizes = noisy.new_tensor([[edge, edge, 0, 0, edge, edge]]).repeat(len(noisy), 1)
+        added = {"text_embeds": conditions["text_embeds"], "time_ids": sizes}
+        return denoiser(
+            noisy,
+            timesteps,
+            encoder_hidden_states=conditions["encoder_hidden_states"],
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0]
+
+
+class SD3Kind(Kind):
+    """Stable Diffusion 3: a transformer trained by flow matching."""
+
+    denoiser_name = "transformer"
+    encoder_names = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    trained_encoder_names = ("text_encoder", "text_encoder_2")  # the T5 encoder stays as it is
+    lora_layers = JOINT_LAYERS
+    shifts_latents = True
+    patch = 2
+
+    def objective(self, min_snr_gamma: float | None) -> Objective:
+        """Returns rectified flow, which has no signal-to-noise weight."""
+        self._refuse_gamma(min_snr_gamma)
+        return RectifiedFlow(self.pipeline.scheduler)
+
+    def encode(self, captions: list[str], device: Any) -> Conditions:
+        """Returns embeddings and pooled embeddings."""
+        embeds, _, pooled, _ = self.pipeline.encode_prompt(
+            captions,
+            prompt_2=None,
+            prompt_3=None,
+            device=device,
+            do_classifier_free_guidance=False,
+        )
+        return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
+
+    def normalise(self, latents: Any) -> Any:
+        """Returns the latents shifted and scaled."""
+        vae = self.vae.config
+        return (latents - (vae.shift_factor or 0.0)) * vae.scaling_factor
+
+    def predict(self, denoiser: Any, noisy: Any, timesteps: Any, conditions: Conditions) -> Any:
+        """Returns the transformer's output."""
+        return denoiser(hidden_states=noisy, timestep=timesteps, return_dict=False, **conditions)[0]
+
+
+class FluxKind(Kind):
+    """FLUX.1: a transformer over patches of 2x2 latents, trained by flow matching."""
+
+    denoiser_name = "transformer"
+    encoder_names = ("text_encoder", "text_encoder_2")
+    trained_encoder_names = ("text_encoder",)  # the T5 encoder stays as it is
+    lora_layers = JOINT_LAYERS
+    shifts_latents = True
+    patch = 2
+
+    def objective(self, min_snr_gamma: float | None) -> Objective:
+        """Returns rectified flow, shifted as for pictures of this size."""
+        self._refuse_gamma(min_snr_gamma)
+        scheduler = self.pipeline.scheduler.config
+        num_patches = self.latent_shape[1] * self.latent_shape[2] // 4
+        shift = calculate_shift(
+            num_patches,
+            scheduler.base_image_seq_len,
+            scheduler.max_image_seq_len,
+            scheduler.base_shift,
+            scheduler.max_shift,
+        )
+        return RectifiedFlow(self.pipeline.scheduler, shift)
+
+    def encode(self, captions: list[str], device: Any) -> Conditions:
+        """Returns embeddings and pooled embeddings."""
+        embeds, pooled, _ = self.pipeline.encode_prompt(captions, prompt_2=None, device=device)
+        return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
+
+    def normalise(self, latents: Any) -> Any:
+        """Returns the latents shifted and scaled."""
+        vae = self.vae.config
+        return (latents - (vae.shift_factor or 0.0)) * vae.scaling_factor
+
+    def predict(self, denoiser: Any, noisy: Any, timesteps: Any, conditions: Conditions) -> Any:
+        """Packs, calls and unpacks; the distilled guidance is 1, the data as it is."""
+        count, channels, height, width = noisy.shape
+        pipeline, embeds = self.pipeline, conditions["encoder_hidden_states"]
+        guidance = noisy.new_ones(count) if self.denoiser.config.guidance_embeds else None
+        places = pipeline._prepare_latent_image_ids(
+            count, height // 2, width // 2, noisy.device, noisy.dtype
+        )
+        output = denoiser(
+            hidden_states=pipeline._pack_latents(noisy, count, channels, height, width),
+            timestep=timesteps / self.pipeline.scheduler.config.num_train_timesteps,
+            guidance=guidance,
+            txt_ids=embeds.new_zeros(embeds.shape[1], 3),
+            img_ids=places,
+            return_dict=False,
+            **conditions,
+        )[0]
+        edge = self.resolution
+        return pipeline._unpack_latents(output, edge, edge, pipeline.vae_scale_factor)
+
+
+KINDS: dict[str, type[Kind]] = {
+    "StableDiffusionPipeline": Kind,
+    "StableDiffusionXLPipeline": XLKind,
+    "StableDiffusion3Pipeline": SD3Kind,
+    "FluxPipeline": FluxKind,
+}
+"""By the name of the pipeline's class."""
+
+
+def create_kind(pipeline: Any, resolution: int) -> Kind:
+    """Returns the pipeline's kind.
+
+    Raises:
+        TrainingError: Pipelines of this class cannot be trained, or not at this resolution.
+    """
+    name = type(pipeline).__name__
+    vae = type(getattr(pipeline, "vae", None))
+    if name not in KINDS or not issubclass(vae, AutoencoderKL):
+        message = f"model.name_or_path: {name} with {vae.__name__} cannot be trained"
+        raise TrainingError(f"{message} (with AutoencoderKL these can: {', '.join(KINDS)})")
+    return KINDS[name](pipeline, resolution)

@@ -1,0 +1,113 @@
+"""Picture files to squares of pixels; does not know where rows come from, nor what trains on them.
+
+Nothing is augmented: the same file gives the same pixels every time.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from truthgpt_serve.errors import TruthGPTError
+
+MAX_PIXELS = 2**26
+"""Pixels of a file at most, 8192x8192 for instance: a small file can stand for a huge picture."""
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+"""Formats that are read: PIL hands some others, such as EPS, to outside programs."""
+
+Pixels = NDArray[np.uint8]
+
+
+class PictureError(TruthGPTError):
+    """A picture that cannot be used; the message says why, and whoever knows the row says where."""
+
+
+def load_picture(image: Any, resolution: int) -> Pixels:
+    """Returns a picture as a square: its shorter edge resized, then the centre cut out.
+
+    Args:
+        image: A path, a file's bytes, a PIL image, or a mapping with `bytes` or `path`.
+        resolution: Edge of the square in pixels.
+
+    Returns:
+        Of shape (3, resolution, resolution), RGB, transparency laid over white, upright.
+
+    Raises:
+        PictureError: It is not such a picture, is damaged, or has too many pixels.
+    """
+    with warnings.catch_warnings():
+        # PIL's own limit comes in two steps; ours is the lower one and gives an error of ours.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            with _open(image) as picture:
+                check_size(picture)
+                square = _cut(_flatten(ImageOps.exif_transpose(picture)), resolution)
+        except PictureError:
+            raise
+        except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise PictureError(f"{_name(image)} cannot be decoded: {_reason(error)}") from error
+        except (OSError, ValueError, SyntaxError, TypeError, EOFError) as error:
+            raise PictureError(f"{_name(image)} cannot be decoded: {error}") from error
+    return np.ascontiguousarray(np.asarray(square, dtype=np.uint8).transpose(2, 0, 1))
+
+
+def check_size(picture: Image.Image) -> None:
+    """Raises `PictureError` for a picture of too many pixels; nothing is decoded for it."""
+    pixels = picture.width * picture.height
+    if pixels > MAX_PIXELS:
+        size = f"{picture.width}x{picture.height}"
+        raise PictureError(f"the picture has {size} pixels; at most {MAX_PIXELS} are read")
+
+
+@contextmanager
+def _open(image: Any) -> Iterator[Image.Image]:
+    if isinstance(image, Mapping):
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, Image.Image):
+        yield image
+    elif isinstance(image, (bytes, bytearray, memoryview)):
+        yield Image.open(io.BytesIO(image), formats=FORMATS)
+    elif isinstance(image, (str, Path)):
+        # Opened here: PIL leaves the file open when it is damaged.
+        with open(image, "rb") as stream:
+            yield Image.open(stream, formats=FORMATS)
+    else:
+        raise PictureError(f"expected a picture, a path or a file's bytes, found {_name(image)}")
+
+
+def _flatten(picture: Image.Image) -> Image.Image:
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    layer = picture.convert("RGBA")
+    white = Image.new("RGBA", layer.size, "white")
+    return Image.alpha_composite(white, layer).convert("RGB")
+
+
+def _cut(picture: Image.Image, resolution: int) -> Image.Image:
+    if picture.size == (resolution, resolution):
+        return picture
+    return ImageOps.fit(picture, (resolution, resolution), Image.Resampling.LANCZOS)
+
+
+def _name(image: Any) -> str:
+    if isinstance(image, (str, Path)):
+        return f"the file {str(image)!r}"
+    if isinstance(image, Mapping) and image.get("path"):
+        return f"the file {str(image['path'])!r}"
+    if isinstance(image, (bytes, bytearray, memoryview, Mapping)):
+        return "the picture"
+    return "nothing" if image is None else f"a value of type {type(image).__name__}"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is none of {', '.join(FORMATS)}"
+    return str(error)

@@ -1,0 +1,38 @@
+"""Chooses how a data set is held: encoded in memory where it fits, else decoded batch by batch.
+
+Knows neither what is learned nor how pictures are decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from truthgpt_serve.training.images.rows import Pictures, load_pictures
+from truthgpt_serve.training.images.samples import MAX_CACHED_BYTES, Source, cache
+
+
+def open_sources(
+    cfg: dict[str, Any], accelerator: Any, encode: Callable[[Any], Any], bytes_per_row: int
+) -> tuple[Source, Source | None, bool]:
+    """Returns the data to train on, that to evaluate on, and whether both are encoded in memory.
+
+    Args:
+        cfg: The configuration.
+        accelerator: Of accelerate.
+        encode: Maps uint8 pixels on the device to what is kept of them.
+        bytes_per_row: What it keeps of one picture.
+
+    Raises:
+        TrainingError: There is no data, or a row is bad.
+    """
+    pictures, held_out = load_pictures(cfg)
+    num_rows = len(pictures) + (len(held_out) if held_out is not None else 0)
+    if num_rows * bytes_per_row > MAX_CACHED_BYTES:
+        return pictures, held_out, False
+    size = cfg["training"]["eval_batch_size"]
+
+    def hold(one: Pictures) -> Source:
+        return cache(one, encode, size, accelerator)
+
+    return hold(pictures), None if held_out is None else hold(held_out), True

@@ -1,0 +1,73 @@
+"""What a training loop is given: its job, and the monitor that it reports to.
+
+Knows no loop, no library that trains, and nothing of Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingJob:
+    """One run, as every worker of it is given it.
+
+    Attributes:
+        cfg: The configuration as a plain nested dict, its local paths absolute.
+        folder: The run's folder, which holds `checkpoints/`, `logs/` and in the end `model/`.
+        checkpoint: The folder of the checkpoint to go on from, or None for a fresh start.
+        num_workers: How many workers train together; `torch.distributed` is set up above 1.
+    """
+
+    cfg: dict[str, Any]
+    folder: Path
+    checkpoint: Path | None
+    num_workers: int
+
+
+class Monitor(Protocol):
+    """What a loop reports to. Every worker has one; only that of rank 0 prints and records."""
+
+    def begin(self, *, num_steps: int, first_step: int, units: str) -> None:
+        """Starts the progress bar.
+
+        Args:
+            num_steps: Optimizer steps of the whole run.
+            first_step: Steps that a resumed run has behind it already.
+            units: What `num_units` of `step` counts: `tokens` or `images`.
+        """
+
+    def step(
+        self, step: int, *, loss: float, learning_rate: float, num_units: int, **more: float
+    ) -> None:
+        """Reports one optimizer step.
+
+        Args:
+            step: Its number, from 1.
+            loss: Its mean loss over all workers.
+            learning_rate: The rate that it used.
+            num_units: What all workers together have read in it.
+            **more: Further numbers to record.
+
+        Raises:
+            TrainingError: The loss is not a finite number.
+        """
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Reports the numbers of one evaluation after `step`."""
+
+    def should_stop(self) -> bool:
+        """Returns whether this process was asked to end: Ctrl-C or SIGTERM.
+
+        Loops ask once a step, agree over all workers, save a checkpoint and return.
+        """
+
+    def check_space(self, num_bytes: int) -> None:
+        """Checks that the run's folder can take `num_bytes` more.
+
+        Raises:
+            TrainingError: It cannot; names the folder, the needed and the free bytes.
+        """

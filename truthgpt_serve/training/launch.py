@@ -1,0 +1,193 @@
+"""Runs a loop in workers of Ray Train: one, several on this machine, or a cluster's, all alike.
+
+Knows no loop and no library that trains: the worker imports its loop by the path of its module.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.events import EventWriter
+from truthgpt_serve.training.job import TrainingJob
+from truthgpt_serve.training.loops import load_loop
+from truthgpt_serve.training.monitor import RunMonitor
+from truthgpt_serve.training.run_folder import LOGS
+
+ADDRESS_VARIABLE = "RAY_ADDRESS"
+POLL_S = 0.2
+START_RETRIES = 3
+"""Times that Ray Train waits a minute for its workers' resources before it gives up."""
+_DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK")
+_ENVIRONMENT = {
+    # The run's folder is the one place for files; paths of the user's stay relative to the command.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # Ray Train asks its workers so often whether they are done: its default adds two idle seconds.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    # Without it a Ray started here writes a token file that later clusters trip over.
+    "RAY_AUTH_MODE": "disabled",
+    # Ray's own curves of the run need Prometheus; ours are the tracker's.
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """What the workers take of the cluster.
+
+    Attributes:
+        number: How many.
+        cpus: CPU cores of each.
+        gpus: GPUs of each: 0, a fraction or 1.
+        accelerator_type: GPU model in Ray's words, or None.
+    """
+
+    number: int
+    cpus: float
+    gpus: float
+    accelerator_type: str | None = None
+
+    def describe(self) -> str:
+        """Returns them in words, for the plan."""
+        noun = "worker" if self.number == 1 else "workers"
+        if self.gpus:
+            kind = self.accelerator_type or "GPU"
+            return f"{self.number} {noun}, {self.gpus:g} {kind} each"
+        cores = "core" if self.cpus == 1 else "cores"
+        return f"{self.number} {noun} on CPU, {self.cpus:g} {cores} each"
+
+
+@contextmanager
+def ray_cluster(num_cpus: float) -> Iterator[float]:
+    """Connects to the cluster there is (`RAY_ADDRESS`, or one on this machine), else starts Ray.
+
+    Args:
+        num_cpus: Least CPU cores that a Ray started here may hand out.
+
+    Yields:
+        The GPUs of the cluster. A Ray that was started here ends with the block.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    address = os.environ.get(ADDRESS_VARIABLE) or "auto"
+    try:
+        if address == "local":
+            raise ConnectionError
+        ray.init(address=address, **quiet)
+    except ConnectionError as error:
+        if address not in ("auto", "local"):
+            fix = f"correct {ADDRESS_VARIABLE}, or unset it"
+            raise TrainingError(f"there is no Ray cluster at {address} ({fix})") from error
+        cpus = max(os.cpu_count() or 1, math.ceil(num_cpus))
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+    try:
+        yield float(ray.cluster_resources().get("GPU", 0))
+    finally:
+        ray.shutdown()
+
+
+def run_workers(
+    job: TrainingJob, loop: str, workers: Workers, *, meanwhile: Callable[[], None]
+) -> None:
+    """Runs a loop to its end, inside `ray_cluster`.
+
+    Args:
+        job: What to train.
+        loop: The loop's module.
+        workers: What to train on.
+        meanwhile: Called several times a second in this thread: the main one, which gets signals.
+
+    Raises:
+        TrainingError: The run failed. Why, a worker has written as the event `failed`, unless it
+            died without a word.
+    """
+    # Ray Train takes Ctrl-C for itself when it runs in the main thread.
+    failure: list[BaseException] = []
+    thread = threading.Thread(target=_fit, args=(job, loop, workers, failure), daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(POLL_S)
+        meanwhile()
+    meanwhile()
+    if failure:
+        raise TrainingError(f"{job.folder}: training failed: {failure[0]}") from failure[0]
+
+
+def _fit(job: TrainingJob, loop: str, workers: Workers, failure: list[BaseException]) -> None:
+    try:
+        from ray.train.torch import TorchTrainer
+
+        # By name at run time: to a type checker the module has the classes of Ray's older trainer.
+        classes: Any = importlib.import_module("ray.train")
+        TorchTrainer(
+            work,
+            train_loop_config={"job": job, "loop": loop, "path": [os.getcwd()]},
+            scaling_config=classes.ScalingConfig(
+                num_workers=workers.number,
+                use_gpu=workers.gpus > 0,
+                resources_per_worker=_resources(workers),
+                accelerator_type=workers.accelerator_type if workers.gpus else None,
+            ),
+            run_config=classes.RunConfig(
+                name="ray",
+                storage_path=str(job.folder / LOGS),
+                # A failed run is gone on with by `--resume`, which reads the same checkpoints.
+                failure_config=classes.FailureConfig(
+                    max_failures=0,
+                    controller_failure_limit=START_RETRIES,
+                ),
+                logging_config=classes.LoggingConfig(log_level="ERROR"),
+            ),
+        ).fit()
+    except BaseException as error:
+        failure.append(error)
+
+
+def _resources(workers: Workers) -> dict[str, float]:
+    resources = {"CPU": workers.cpus}
+    return {**resources, "GPU": workers.gpus} if workers.gpus else resources
+
+
+def work(config: Mapping[str, Any]) -> None:
+    """Runs one worker; Ray Train calls it in every worker with the same argument."""
+    from ray import train
+
+    job: TrainingJob = config["job"]
+    context = train.get_context()
+    if job.num_workers == 1:
+        # One worker has nobody to agree with: without these a trainer leaves DDP out.
+        for name in _DISTRIBUTED:
+            os.environ.pop(name, None)
+    sys.path += [path for path in config["path"] if path not in sys.path]
+    with RunMonitor(job, context.get_world_rank()) as monitor:
+        try:
+            load_loop(config["loop"]).train(job, monitor)
+        except Exception as error:
+            record_failure(job.folder, error)
+            raise
+
+
+def record_failure(folder: Path, error: Exception) -> None:
+    """Writes down why a worker failed, as the event `failed`, which any rank may write."""
+    foreseen = isinstance(error, TrainingError)
+    lines = [str(error)] if foreseen else traceback.format_exception(error, limit=-4)
+    writer = EventWriter(folder)
+    try:
+        writer.write("failed", message="".join(lines).rstrip(), foreseen=foreseen)
+    finally:
+        writer.close()

@@ -1,0 +1,88 @@
+"""The monitor of one worker: checks every step, and lets rank 0 record it.
+
+Knows no trainer. What is printed, the command makes of the events that are written here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from truthgpt_serve.training.events import EventWriter
+from truthgpt_serve.training.job import TrainingJob
+from truthgpt_serve.training.run_folder import STOP
+from truthgpt_serve.training.trackers import NoTracker, Tracker, create_tracker
+from truthgpt_serve.training.watch import check_loss, check_space, free_bytes
+
+
+class RunMonitor:
+    """Implements `Monitor`; a context manager, so that logs are closed on every path.
+
+    Args:
+        job: The run.
+        rank: The worker's; only 0 records.
+        free: Returns the free bytes of a folder.
+    """
+
+    def __init__(
+        self, job: TrainingJob, rank: int = 0, *, free: Callable[[Path], int] = free_bytes
+    ) -> None:
+        self._job = job
+        self._free = free
+        self._is_first = rank == 0
+        self._log_every = job.cfg["training"]["log_every"]
+        self._events = EventWriter(job.folder) if self._is_first else None
+        self._tracker: Tracker = NoTracker()
+        self._started = time.monotonic()
+        self._num_steps = 0
+
+    def begin(self, *, num_steps: int, first_step: int, units: str) -> None:
+        """Starts the record; see `Monitor`."""
+        self._num_steps = num_steps
+        self._started = time.monotonic()
+        if self._is_first:
+            self._tracker = create_tracker(self._job.cfg, self._job.folder, first_step)
+        self.record("begin", num_steps=num_steps, first_step=first_step, units=units)
+
+    def step(
+        self, step: int, *, loss: float, learning_rate: float, num_units: int, **more: float
+    ) -> None:
+        """Checks and records one step; see `Monitor`."""
+        check_loss(self._job.folder, step, loss)
+        values = {"loss": loss, "learning_rate": learning_rate, **more}
+        self.record("step", step=step, num_units=num_units, **values)
+        if step % self._log_every == 0 or step == self._num_steps:
+            self._tracker.log(step, {f"train/{name}": value for name, value in values.items()})
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Records an evaluation; see `Monitor`."""
+        self.record("evaluated", step=step, **metrics)
+        self._tracker.log(step, {f"eval/{name}": value for name, value in metrics.items()})
+
+    def should_stop(self) -> bool:
+        """Returns whether the command was asked to end; see `Monitor`."""
+        return (self._job.folder / STOP).exists()
+
+    def check_space(self, num_bytes: int) -> None:
+        """Checks the disk; see `Monitor`."""
+        check_space(self._job.folder, num_bytes, self._free)
+
+    def record(self, event: str, **values: object) -> None:
+        """Adds an event to the run's log, with the seconds since the loop began."""
+        if self._events is not None:
+            self._events.write(event, at=round(time.monotonic() - self._started, 4), **values)
+
+    def close(self) -> None:
+        """Closes the logs."""
+        self._tracker.close()
+        if self._events is not None:
+            self._events.close()
+
+    def __enter__(self) -> RunMonitor:
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes the logs."""
+        self.close()

@@ -1,0 +1,198 @@
+"""One run from its configuration to its result: plan, workers, and what to serve.
+
+Knows no loop and no library that trains.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from truthgpt_serve.config import ModelConfig
+from truthgpt_serve.resources import resolve_gpus
+from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.events import EventReader, forget_after
+from truthgpt_serve.training.job import TrainingJob
+from truthgpt_serve.training.launch import Workers, ray_cluster, run_workers
+from truthgpt_serve.training.loops import find_loop, load_loop
+from truthgpt_serve.training.plan import Facts, Plan, count_steps
+from truthgpt_serve.training.progress import Progress
+from truthgpt_serve.training.record import (
+    check_same,
+    create_record,
+    is_finished,
+    read_record,
+    write_record,
+)
+from truthgpt_serve.training.run_folder import (
+    MODEL,
+    latest_checkpoint,
+    locked,
+    remove_leftovers,
+    step_of,
+)
+from truthgpt_serve.training.serving import serving_lines
+from truthgpt_serve.training.stopping import stopping_by_signal
+from truthgpt_serve.training.trackers import check_tracker
+
+RUNS = "runs"
+Say = Callable[[str], None]
+
+
+def run_training(
+    config: ModelConfig,
+    *,
+    say: Say,
+    num_workers: int | None = None,
+    resume: bool = False,
+    out: Path | None = None,
+    plan_only: bool = False,
+) -> bool:
+    """Trains the model of a configuration.
+
+    Args:
+        config: What to train and how.
+        say: Prints a line of the plan or of the result.
+        num_workers: `--workers`; by default one for each GPU of `hardware.gpus`, or one.
+        resume: Go on with the run in the folder.
+        out: The run's folder; by default `runs/<run_name>`.
+        plan_only: End after the plan.
+
+    Returns:
+        True when the run has its result, or its plan; False when it was stopped before.
+
+    Raises:
+        TrainingError: It cannot start or go on.
+    """
+    folder = (out or Path(RUNS) / config.run_name).absolute()
+    loop = find_loop(config.to_cfg())
+    check_tracker(config.training.tracker)
+    _check_dataset(config)
+    workers = num_workers or _workers_of(config)
+    job = TrainingJob(config.to_cfg(), folder, None, workers)
+    with locked(folder):
+        job = _open_run(job, resume=resume, plan_only=plan_only)
+        if is_finished(folder) and not plan_only:
+            say(f"{folder}: this run is finished")
+            _say_result(config, folder, say)
+            return True
+        facts = load_loop(loop).prepare(job)
+        with ray_cluster(workers * config.hardware.cpus) as cluster_gpus:
+            gpus = min(1, resolve_gpus(config, cluster_gpus=cluster_gpus))
+            _check_precision(config, gpus)
+            hardware = config.hardware
+            where = Workers(workers, max(1, hardware.cpus), gpus, hardware.accelerator_type)
+            plan = _plan(config, job, facts, where)
+            for line in plan.lines():
+                say(line)
+            if plan_only:
+                return True
+            say("")
+            finished = _train(job, loop, where)
+        if finished:
+            _say_result(config, folder, say)
+        else:
+            say(f"stopped; go on with --resume from {latest_checkpoint(folder)}")
+        return finished
+
+
+def _check_dataset(config: ModelConfig) -> None:
+    if config.data.dataset is None:
+        place = config.source.at("data", "dataset")
+        raise TrainingError(f"{place}: is required for training (write a hub name or a path)")
+
+
+def _workers_of(config: ModelConfig) -> int:
+    gpus = config.hardware.gpus
+    return max(1, int(gpus)) if isinstance(gpus, int | float) else 1
+
+
+def _check_precision(config: ModelConfig, gpus: float) -> None:
+    if config.training.mixed_precision == "fp16" and not gpus:
+        place = config.source.at("training", "mixed_precision")
+        fix = "write bf16 or no; fp16 needs a GPU"
+        raise TrainingError(f"{place}: fp16 does not work on CPU ({fix})")
+
+
+def _open_run(job: TrainingJob, *, resume: bool, plan_only: bool) -> TrainingJob:
+    """Returns the job with its checkpoint, after comparing it with the run in the folder."""
+    folder = job.folder
+    record, old = create_record(job), read_record(folder)
+    if resume:
+        if old is None:
+            raise TrainingError(f"{folder}: there is no run to go on with (leave --resume out)")
+        check_same(folder, old, record)
+        checkpoint = latest_checkpoint(folder)
+    else:
+        if old is not None and not plan_only:
+            fix = "go on with --resume, or start another with another run_name or --out"
+            raise TrainingError(f"{folder}: there is a run already ({fix})")
+        checkpoint = None
+    if not plan_only:
+        remove_leftovers(folder)
+        forget_after(folder, step_of(checkpoint) if checkpoint else 0)
+        write_record(folder, record)
+    return TrainingJob(job.cfg, folder, checkpoint, job.num_workers)
+
+
+def _plan(config: ModelConfig, job: TrainingJob, facts: Facts, where: Workers) -> Plan:
+    training = job.cfg["training"]
+    lora = config.model_optim.lora
+    what = f"an adapter (LoRA, r {lora.r})" if lora.enabled else "the whole model"
+    return Plan(
+        run_name=config.run_name,
+        folder=_shown(job.folder),
+        method=f"{config.training.method} of {what}",
+        devices=where.describe(),
+        facts=facts,
+        steps=count_steps(
+            training,
+            facts.num_examples,
+            where.number,
+            rows_per_example=facts.rows_per_example,
+            drops_rest=facts.drops_rest,
+        ),
+        first_step=step_of(job.checkpoint) if job.checkpoint else 0,
+    )
+
+
+def _shown(folder: Path) -> str:
+    here = Path.cwd()
+    return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)
+
+
+def _train(job: TrainingJob, loop: str, where: Workers) -> bool:
+    """Runs the workers to the end; returns whether the result is there."""
+    events = EventReader(job.folder)
+    progress = Progress(sys.stderr)
+    failures: list[dict[str, Any]] = []
+
+    def follow() -> None:
+        for event in events.read():
+            if event["event"] == "failed":
+                failures.append(event)
+            progress.show(event)
+
+    try:
+        with stopping_by_signal(job.folder):
+            run_workers(job, loop, where, meanwhile=follow)
+    except TrainingError as error:
+        raise _first_failure(failures) or error from error
+    finally:
+        progress.close()
+    return is_finished(job.folder)
+
+
+def _first_failure(failures: list[dict[str, Any]]) -> TrainingError | None:
+    """Returns what a worker has written about its end; what it foresaw comes first."""
+    for event in sorted(failures, key=lambda event: not event["foreseen"]):
+        return TrainingError(str(event["message"]))
+    return None
+
+
+def _say_result(config: ModelConfig, folder: Path, say: Say) -> None:
+    say(f"the result is in {_shown(folder / MODEL)}; to serve it, write into its YAML:")
+    for line in serving_lines(config, folder / MODEL):
+        say(f"  {line}")

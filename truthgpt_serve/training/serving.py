@@ -1,0 +1,29 @@
+"""The lines of YAML that serve what a run has made.
+
+Knows the configuration's keys, not what is in the folder but whether it is an adapter.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from truthgpt_serve.config import ModelConfig
+
+ADAPTER_FILES = ("adapter_config.json", "pytorch_lora_weights.safetensors")
+"""What marks a folder as an adapter: of peft, and of a Diffusers pipeline."""
+
+
+def is_adapter(folder: Path) -> bool:
+    """Returns whether a folder holds an adapter rather than a model."""
+    return any((folder / name).is_file() for name in ADAPTER_FILES)
+
+
+def serving_lines(config: ModelConfig, folder: Path) -> list[str]:
+    """Returns the lines for the model's YAML: the model itself, or an entry of its adapters."""
+    if is_adapter(folder):
+        return [
+            "serving:",
+            "  adapters:",
+            f"    - {{name: {config.run_name}, path: {folder}}}",
+        ]
+    return ["model:", f"  name_or_path: {folder}"]

@@ -1,0 +1,226 @@
+"""Loads a text model and its tokenizer for training, and measures one without loading it.
+
+Knows the `model` and `model_optim` sections, no data and no trainer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
+
+from truthgpt_serve.training.errors import TrainingError
+
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+USUAL_LAYERS = "all-linear"
+"""peft's word for every linear layer but the output head."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What a model takes, for the plan; see `Facts`."""
+
+    num_parameters: int
+    num_trainable: int
+    weight_bytes: int
+    activation_bytes: int
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+def load_tokenizer(cfg: Mapping[str, Any]) -> Any:
+    """Returns the model's tokenizer.
+
+    Raises:
+        TrainingError: It has none.
+    """
+    name = cfg["model"]["name_or_path"]
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=cfg["model"]["revision"])
+    except (OSError, ValueError, KeyError) as error:
+        message = str(error).strip().splitlines()[0]
+        raise TrainingError(f"model.name_or_path {name!r}: no tokenizer: {message}") from error
+
+
+def load_config(cfg: Mapping[str, Any]) -> Any:
+    """Returns the model's own configuration.
+
+    Raises:
+        TrainingError: It has none, or is of an unknown kind.
+    """
+    name = cfg["model"]["name_or_path"]
+    try:
+        return AutoConfig.from_pretrained(name, revision=cfg["model"]["revision"])
+    except (OSError, ValueError, KeyError) as error:
+        message = str(error).strip().splitlines()[0]
+        raise TrainingError(f"model.name_or_path {name!r} cannot be trained: {message}") from error
+
+
+def has_weights(cfg: Mapping[str, Any]) -> bool:
+    """Returns whether there are weights; a folder with a configuration alone starts from nothing.
+
+    A hub name is taken to have some.
+    """
+    folder = Path(cfg["model"]["name_or_path"])
+    return not folder.is_dir() or any(any(folder.glob(pattern)) for pattern in WEIGHT_PATTERNS)
+
+
+def is_on_cpu(cfg: Mapping[str, Any]) -> bool:
+    """Returns whether this worker computes on CPU: told so, or for want of a GPU."""
+    given = os.environ.get("ACCELERATE_TORCH_DEVICE", "")
+    return cfg["hardware"]["device"] == "cpu" or given == "cpu" or not torch.cuda.is_available()
+
+
+def training_dtype(cfg: Mapping[str, Any], stored: torch.dtype) -> torch.dtype:
+    """Returns the number format of the weights while training.
+
+    What is trained is in float32, because steps of a usual learning rate are lost in the rounding
+    of 16 bits. Weights that an adapter only reads are as they will be served.
+    """
+    return saved_dtype(cfg, stored) if cfg["model_optim"]["lora"]["enabled"] else torch.float32
+
+
+def saved_dtype(cfg: Mapping[str, Any], stored: torch.dtype) -> torch.dtype:
+    """Returns the number format of the result: the stored one, or `model_optim.dtype`."""
+    dtype = cfg["model_optim"]["dtype"]
+    return stored if dtype == "auto" else DTYPES[dtype]
+
+
+def stored_dtype(config: Any) -> torch.dtype:
+    """Returns the number format that a model's configuration says its weights are in."""
+    dtype = getattr(config, "dtype", None) or torch.float32
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
+def load_base_model(cfg: Mapping[str, Any]) -> tuple[Any, torch.dtype]:
+    """Returns the model to train, without an adapter, and the number format of the result.
+
+    Raises:
+        TrainingError: It cannot be loaded.
+    """
+    _check(cfg)
+    config = load_config(cfg)
+    stored = stored_dtype(config)
+    set_seed(cfg["seed"])
+    model = _create(cfg, config, training_dtype(cfg, stored))
+    return model, saved_dtype(cfg, stored)
+
+
+def load_model(cfg: Mapping[str, Any]) -> tuple[Any, torch.dtype]:
+    """Returns the same, with a fresh adapter if `model_optim.lora` says so.
+
+    Raises:
+        TrainingError: It cannot be loaded or cannot have this adapter.
+    """
+    model, dtype = load_base_model(cfg)
+    if cfg["model_optim"]["lora"]["enabled"]:
+        model = add_adapter(model, cfg)
+    return model, dtype
+
+
+def _check(cfg: Mapping[str, Any]) -> None:
+    optim = cfg["model_optim"]
+    if optim["quantization"] is not None:
+        fix = "remove it for training"
+        raise TrainingError(f"model_optim.quantization: weights of 8 bits are not trained ({fix})")
+
+
+def _create(cfg: Mapping[str, Any], config: Any, dtype: torch.dtype) -> Any:
+    name, attention = cfg["model"]["name_or_path"], cfg["model_optim"]["attention"]
+    more = {} if attention == "auto" else {"attn_implementation": attention}
+    try:
+        if not has_weights(cfg):
+            return AutoModelForCausalLM.from_config(config, dtype=dtype, **more)
+        return AutoModelForCausalLM.from_pretrained(
+            name, revision=cfg["model"]["revision"], dtype=dtype, **more
+        )
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        message = str(error).strip().splitlines()[0]
+        raise TrainingError(f"model.name_or_path {name!r} cannot be trained: {message}") from error
+
+
+def adapter_config(cfg: Mapping[str, Any]) -> LoraConfig:
+    """Returns peft's configuration of the adapter."""
+    lora = cfg["model_optim"]["lora"]
+    alpha = lora["alpha"]
+    return LoraConfig(
+        r=lora["r"],
+        lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
+        lora_dropout=lora["dropout"],
+        target_modules=lora["target_modules"] or USUAL_LAYERS,
+        task_type="CAUSAL_LM",
+    )
+
+
+def add_adapter(model: Any, cfg: Mapping[str, Any]) -> Any:
+    """Returns the model with a fresh adapter, whose weights alone are trained.
+
+    Raises:
+        TrainingError: The model has no such layers.
+    """
+    try:
+        return get_peft_model(model, adapter_config(cfg))
+    except ValueError as error:
+        message = str(error).strip().splitlines()[0]
+        fix = "correct model_optim.lora.target_modules"
+        raise TrainingError(f"no adapter can be added: {message} ({fix})") from error
+
+
+def measure_model(cfg: Mapping[str, Any], longest: int) -> Measure:
+    """Returns what the model takes, by its configuration alone; `longest` in tokens."""
+    _check(cfg)
+    config = load_config(cfg)
+    dtype = training_dtype(cfg, stored_dtype(config))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        num_base = sum(p.numel() for p in model.parameters())
+        if cfg["model_optim"]["lora"]["enabled"]:
+            model = add_adapter(model, cfg)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    notes = [] if has_weights(cfg) else ["the folder has no weights: they begin random, by `seed`"]
+    copies = _num_models(cfg)
+    return Measure(
+        num_parameters=num_base + (trainable if cfg["model_optim"]["lora"]["enabled"] else 0),
+        num_trainable=trainable,
+        weight_bytes=weights * copies,
+        activation_bytes=_activation_bytes(cfg, config.get_text_config(), longest),
+        notes=notes,
+    )
+
+
+def _num_models(cfg: Mapping[str, Any]) -> int:
+    """Returns 2 where a copy of the model is kept to compare with; an adapter needs none."""
+    training = cfg["training"]
+    if cfg["model_optim"]["lora"]["enabled"] or training["method"] == "sft":
+        return 1
+    return 2 if training["method"] == "dpo" or training["beta"] else 1
+
+
+def _activation_bytes(cfg: Mapping[str, Any], config: Any, longest: int) -> int:
+    """Estimates one forward and backward pass: about 17 numbers of a layer's width per token.
+
+    The count is that of Korthikanti et al., "Reducing Activation Recomputation in Large Transformer
+    Models" (2022), equation 2, with attention that keeps no matrix. The logits come in float32,
+    with their gradient.
+    """
+    training = cfg["training"]
+    rows = training["train_batch_size"] * (2 if training["method"] == "dpo" else 1)
+    number = 4 if training["mixed_precision"] == "no" else 2
+    layer = 17 * number * config.hidden_size
+    layers = config.num_hidden_layers
+    if cfg["model_optim"]["gradient_checkpointing"]:
+        kept = layers * number * config.hidden_size + layer
+    else:
+        kept = layers * layer
+    return int(rows * longest * (kept + 10 * config.vocab_size))

@@ -1,0 +1,205 @@
+"""Reads the data once into tables of examples, and finds out what the plan needs to know.
+
+Runs in the command's own process, before any worker. Knows no trainer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from truthgpt_serve.training.data import BadRows, Row, data_fingerprint, read_rows
+from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.job import TrainingJob
+from truthgpt_serve.training.plan import Facts
+from truthgpt_serve.training.run_folder import DATA, read_json, write_json
+from truthgpt_serve.training.text.examples import (
+    BadRow,
+    Example,
+    Packer,
+    PairExamples,
+    PromptExamples,
+    TokenExamples,
+)
+from truthgpt_serve.training.text.models import load_tokenizer, measure_model
+from truthgpt_serve.training.text.tables import TOKENS, TableWriter, read_table
+
+TRAIN = "train.arrow"
+EVAL = "eval.arrow"
+COUNTS = "counts.json"
+
+
+def prepare(job: TrainingJob) -> Facts:
+    """Writes `data/train.arrow` and perhaps `data/eval.arrow`, and returns the plan's facts.
+
+    Tables that are there already from the same data and settings are kept.
+
+    Raises:
+        TrainingError: The data cannot be used, or a bad row stops the run.
+    """
+    folder = job.folder / DATA
+    key = _key(job.cfg)
+    counts = read_json(folder / COUNTS)
+    if counts is None or counts.get("key") != key:
+        (folder / COUNTS).unlink(missing_ok=True)
+        counts = {"key": key, **_write_tables(job.cfg, folder)}
+        write_json(folder / COUNTS, counts)
+    training, grpo = job.cfg["training"], job.cfg["training"]["method"] == "grpo"
+    measure = measure_model(job.cfg, counts["longest"])
+    return Facts(
+        units="tokens",
+        num_examples=counts["num_examples"],
+        num_units=counts["num_tokens"],
+        num_eval_examples=counts["num_eval_examples"],
+        num_bad_rows=counts["num_bad_rows"],
+        bad_rows=counts["bad_rows"],
+        num_parameters=measure.num_parameters,
+        num_trainable=measure.num_trainable,
+        weight_bytes=measure.weight_bytes,
+        activation_bytes=measure.activation_bytes,
+        notes=measure.notes,
+        rows_per_example=training["num_generations"] if grpo else 1,
+        drops_rest=grpo,
+    )
+
+
+def train_table(job: TrainingJob) -> Any:
+    """Returns the examples to learn from, as a `datasets.Dataset`."""
+    return read_table(job.folder / DATA / TRAIN)
+
+
+def eval_table(job: TrainingJob) -> Any | None:
+    """Returns the examples to evaluate on, or None."""
+    file = job.folder / DATA / EVAL
+    return read_table(file) if file.exists() else None
+
+
+def _key(cfg: Mapping[str, Any]) -> str:
+    data = {name: value for name, value in cfg["data"].items() if name != "num_loader_workers"}
+    fingerprint = data_fingerprint(data["dataset"], data["eval_dataset"], subset=data["subset"])
+    what = [data, cfg["training"]["method"], cfg["model"], cfg["seed"], fingerprint]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def _write_tables(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    data = cfg["data"]
+    bad_rows = BadRows(data["on_bad_row"])
+    tokenizer = load_tokenizer(cfg)
+    tally = _Tally(cfg, tokenizer)
+    (folder / EVAL).unlink(missing_ok=True)
+    schema = TOKENS if cfg["training"]["method"] == "sft" else None
+    with ExitStack() as stack:
+        train = stack.enter_context(TableWriter(folder / TRAIN, schema))
+        evaluated = train
+        if data["eval_dataset"] is not None or data["eval_share"]:
+            evaluated = stack.enter_context(TableWriter(folder / EVAL, schema))
+        to_train, to_eval = _maker(cfg, tokenizer), _maker(cfg, tokenizer)
+        for index, row in enumerate(_read(data, data["dataset"], bad_rows)):
+            if _is_held_out(cfg["seed"], index, data["eval_share"]):
+                _add(row, to_eval, evaluated.add, bad_rows)
+            else:
+                _add(row, to_train, lambda example: train.add(tally(example)), bad_rows)
+        if data["eval_dataset"] is not None:
+            for row in _read(data, data["eval_dataset"], bad_rows):
+                _add(row, to_eval, evaluated.add, bad_rows)
+        if not train.num_rows or not evaluated.num_rows:
+            raise TrainingError(_nothing(data, "dataset" if not train.num_rows else "", bad_rows))
+    return {
+        "num_examples": train.num_rows,
+        "num_eval_examples": 0 if evaluated is train else evaluated.num_rows,
+        "num_tokens": tally.num_tokens,
+        "longest": tally.longest,
+        "num_bad_rows": bad_rows.count,
+        "bad_rows": bad_rows.shown,
+    }
+
+
+def _nothing(data: Mapping[str, Any], what: str, bad_rows: BadRows) -> str:
+    skipped = f", after {bad_rows.count} bad rows: {bad_rows.shown[0]}" if bad_rows.count else ""
+    if not what:
+        fix = "raise data.eval_share, or name other data.eval_dataset"
+        return f"there is nothing to evaluate on{skipped} ({fix})"
+    if data["pack"]:
+        skipped += f"; pack needs at least data.max_seq_len {data['max_seq_len']} tokens"
+    return f"data.dataset {data['dataset']!r} holds nothing to learn from{skipped}"
+
+
+def _read(data: Mapping[str, Any], dataset: str, bad_rows: BadRows) -> Iterator[Row]:
+    text_field = data["prompt_field"] or data["text_field"]
+    return read_rows(dataset, bad_rows, subset=data["subset"], text_field=text_field)
+
+
+def _is_held_out(seed: int, index: int, share: float) -> bool:
+    """Returns whether a row is kept to evaluate on: the same rows on every machine."""
+    if not share:
+        return False
+    digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) < share * 2**64
+
+
+Maker = Callable[[Mapping[str, Any]], Iterator[Example]]
+
+
+def _maker(cfg: Mapping[str, Any], tokenizer: Any) -> Maker:
+    """Returns what makes the examples of one table from the columns of a row."""
+    data, method = cfg["data"], cfg["training"]["method"]
+    if method == "dpo":
+        pair = PairExamples(data)
+        return lambda values: iter([pair(values)])
+    if method == "grpo":
+        prompt = PromptExamples(data)
+        return lambda values: iter([prompt(values)])
+    tokens = TokenExamples(data, tokenizer)
+    if data["pack"]:
+        pack = Packer(data["max_seq_len"])
+        return lambda values: pack(tokens(values))
+    return lambda values: iter([tokens(values)])
+
+
+def _add(row: Row, make: Maker, add: Callable[[Example], None], bad_rows: BadRows) -> None:
+    try:
+        for example in make(row.values):
+            add(example)
+    except BadRow as error:
+        bad_rows.report(row.place, str(error))
+
+
+class _Tally:
+    """Counts the tokens of training examples; pairs and prompts are tokenized for it."""
+
+    def __init__(self, cfg: Mapping[str, Any], tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._max_len = cfg["data"]["max_seq_len"]
+        training = cfg["training"]
+        self._answers = 0
+        if training["method"] == "grpo":
+            self._answers = training["num_generations"]
+            self._max_len = None
+        self._more = training["max_new_tokens"]
+        self.num_tokens = 0
+        self.longest = 0
+
+    def __call__(self, example: Example) -> Example:
+        """Counts an example, and returns it."""
+        for length in self._lengths(example):
+            self.num_tokens += length
+            self.longest = max(self.longest, length)
+        return example
+
+    def _lengths(self, example: Example) -> list[int]:
+        if "input_ids" in example:
+            return [len(example["input_ids"])]
+        prompt = self._length(example["prompt"])
+        if self._answers:
+            return [prompt + self._more] * self._answers
+        answers = [self._length(example[name]) for name in ("chosen", "rejected")]
+        return [min(prompt + answer, self._max_len) for answer in answers]
+
+    def _length(self, value: Any) -> int:
+        if isinstance(value, list):
+            value = "\n".join(message["content"] for message in value)
+        return len(self._tokenizer(value, verbose=False)["input_ids"])

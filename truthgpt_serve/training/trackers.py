@@ -1,0 +1,97 @@
+"""Where the curves of a run go: TensorBoard, Weights & Biases or nowhere.
+
+Imports the tracker's package only when it is asked for. Knows no trainer.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.run_folder import LOGS
+
+PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+
+
+class Tracker(Protocol):
+    """Takes named numbers of a step."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Records the numbers of one step."""
+
+    def close(self) -> None:
+        """Writes what is left."""
+
+
+class NoTracker:
+    """Keeps nothing."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+class TensorBoard:
+    """Writes into the run's `logs/`; `tensorboard --logdir` shows it."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        # A resumed run does some steps again: their first points are to vanish.
+        purge = first_step + 1 if first_step else None
+        self._writer = SummaryWriter(str(folder / LOGS), purge_step=purge, flush_secs=10)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Records the numbers of one step."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """Sends to a Weights & Biases project; its own environment variables say which and how."""
+
+    def __init__(self, folder: Path, cfg: Mapping[str, Any]) -> None:
+        import wandb
+
+        self._run = wandb.init(
+            name=cfg["run_name"], dir=str(folder / LOGS), config=dict(cfg), resume="allow"
+        )
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Records the numbers of one step."""
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Sends what is left."""
+        self._run.finish()
+
+
+def check_tracker(name: str) -> None:
+    """Checks that the package of a tracker is there.
+
+    Raises:
+        TrainingError: It is not; says what to install.
+    """
+    package = PACKAGES.get(name)
+    if package is not None and importlib.util.find_spec(package) is None:
+        fix = f"pip install {package}, or set another tracker"
+        raise TrainingError(f"training.tracker: {name} needs the package {package!r} ({fix})")
+
+
+def create_tracker(cfg: Mapping[str, Any], folder: Path, first_step: int) -> Tracker:
+    """Returns the tracker that `training.tracker` names."""
+    name = cfg["training"]["tracker"]
+    if name == "tensorboard":
+        return TensorBoard(folder, first_step)
+    if name == "wandb":
+        return WeightsAndBiases(folder, cfg)
+    return NoTracker()
