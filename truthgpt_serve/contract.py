@@ -122,6 +122,7 @@ class FamilySpec:
             loop. Only for code that is known never to block.
         tensor_parallel: Whether a whole number of GPUs above 1 means one engine over a placement
             group with one bundle for each GPU.
+        uses_gpus: Whether `gpus: auto` may come to one; not for what computes elsewhere.
         max_ongoing_requests: Computes the default from the configuration (as a nested dict), or
             None for the general rule: 64 for a class with `infer_batch` or `stream`, else 1.
         doctor_path: `package.module:function` of what tries the family on this machine, or None.
@@ -140,6 +141,7 @@ class FamilySpec:
     needs_weights: bool = False
     on_event_loop: bool = False
     tensor_parallel: bool = False
+    uses_gpus: bool = True
     max_ongoing_requests: Callable[[Mapping[str, Any]], int] | None = None
     check: Callable[[Mapping[str, Any]], list[tuple[str, str, str]]] | None = None
     class_paths: Mapping[str, str] = field(default_factory=dict, hash=False)

@@ -94,18 +94,25 @@ class ReplicaPlan:
 
 
 def resolve_gpus(
-    config: ModelConfig, *, cluster_gpus: float, environ: Mapping[str, str] = os.environ
+    config: ModelConfig,
+    spec: FamilySpec | None = None,
+    *,
+    cluster_gpus: float,
+    environ: Mapping[str, str] = os.environ,
 ) -> float:
     """Returns the GPUs of one replica, with `auto` decided.
 
     Args:
         config: The model's configuration.
+        spec: Its family, where it is known: `auto` is 0 for one that uses none.
         cluster_gpus: GPUs of the whole cluster. The host that builds the application may have none.
         environ: `TRUTHGPT_ACCELERATOR=cpu|gpu` in it decides before the cluster does.
 
     Raises:
         ConfigError: `TRUTHGPT_ACCELERATOR` has another value.
     """
+    if spec is not None and not spec.uses_gpus and config.hardware.gpus == "auto":
+        return 0
     hardware = config.hardware.model_dump()
     return _decide_gpus(hardware, cluster_gpus=cluster_gpus, environ=environ)
 
@@ -205,7 +212,7 @@ def plan_replica(
     Raises:
         ConfigError: See `resolve_gpus`.
     """
-    gpus = resolve_gpus(config, cluster_gpus=cluster_gpus, environ=environ)
+    gpus = resolve_gpus(config, spec, cluster_gpus=cluster_gpus, environ=environ)
     serving = config.serving
     cfg = config.to_cfg()
     cfg["hardware"]["gpus"] = gpus

@@ -45,4 +45,5 @@ FAMILY = FamilySpec(
     tasks=("text-generation",),
     engine_config=EchoSettings,
     on_event_loop=True,
+    uses_gpus=False,
 )

@@ -77,6 +77,11 @@ def test_auto_is_decided_by_variable_then_cluster(
     assert resolve_gpus(config, cluster_gpus=cluster_gpus, environ=environ) == gpus
 
 
+def test_auto_is_nothing_for_what_computes_elsewhere() -> None:
+    spec = FamilySpec(name="far", class_path="tests:x", model_class=OnlyInfer, uses_gpus=False)
+    assert resolve_gpus(load_model_config({}), spec, cluster_gpus=8, environ={}) == 0
+
+
 def test_variable_has_two_values() -> None:
     with pytest.raises(ConfigError) as caught:
         resolve_gpus(load_model_config({}), cluster_gpus=0, environ={"TRUTHGPT_ACCELERATOR": "tpu"})

@@ -37,7 +37,7 @@ class ModelSection(Section):
     name_or_path: Text | None = None
     """Weights: a hub name, or a local folder or file. A relative path is looked up in the working
     directory, beside this file, then in the parent of `TRUTHGPT_CONFIG_DIR`. Required by every
-    family that has weights."""
+    family that has weights. For the family `remote` it is the other server's address."""
 
     revision: Text | None = None
     """Branch, tag or commit of a hub model. Null takes the hub's default branch; a commit makes

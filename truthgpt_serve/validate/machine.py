@@ -74,7 +74,11 @@ def check_machine(report: Report, file: str) -> None:
     for model in report.models:
         report.add(_check_class(model))
         try:
-            wanted = resolve_gpus(model.config, cluster_gpus=len(machine.gpus))
+            spec = resolve_family(model.config)
+        except ConfigError:
+            continue  # the check of the model reports it
+        try:
+            wanted = resolve_gpus(model.config, spec, cluster_gpus=len(machine.gpus))
         except ConfigError as error:
             report.add(error.faults)
             continue

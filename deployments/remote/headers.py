@@ -1,0 +1,149 @@
+"""Which headers cross to the remote server and back; knows no bodies and no sockets."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+
+from truthgpt_serve.asgi import Headers
+from truthgpt_serve.errors import ServerError
+
+MARK = b"x-truthgpt-remote"
+"""Names the applications of this family that a request has passed, so that none gets it twice."""
+MAX_MARKS = 8
+"""Most applications of this family that a request may pass one after the other."""
+
+HOP_BY_HOP = frozenset(
+    [
+        "connection",
+        "keep-alive",
+        "proxy-connection",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ]
+)
+"""RFC 9110, 7.6.1: they belong to one connection."""
+CREDENTIALS = frozenset(
+    [
+        "authorization",
+        "proxy-authorization",
+        "cookie",
+        "x-api-key",
+        "api-key",
+        "openai-organization",
+        "openai-project",
+    ]
+)
+"""What a client says about itself to this service, and the remote server must not hear."""
+WRITTEN_HERE = frozenset(["host", "content-length", "expect", "accept-encoding", "x-request-id"])
+"""Headers of the request that this hop writes itself."""
+
+_FORWARDED = ("x-forwarded-", "x-real-ip", "forwarded")
+_NOT_SENT_UP = HOP_BY_HOP | CREDENTIALS | WRITTEN_HERE | {"x-request-disconnect-disabled"}
+# `date` and `server` are our own server's. A cookie or a rule for the remote host is not for ours.
+_NOT_SENT_DOWN = HOP_BY_HOP | frozenset(
+    ["date", "server", "x-request-id", "set-cookie", "alt-svc", "strict-transport-security"]
+)
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE = re.compile(r"[\x20-\x7e\t]*")
+
+
+class LoopError(ServerError):
+    """A request came back to the application that had relayed it."""
+
+    status = 508
+    default_code = "loop_detected"
+
+
+def find_header_fault(name: str, value: str) -> str | None:
+    """Returns why a header of the configuration cannot be sent, or None; never shows its value."""
+    low = name.lower()
+    if not _NAME.fullmatch(name):
+        return "is not the name of a header"
+    if low in CREDENTIALS - {"openai-organization", "openai-project"}:
+        return "carries a credential, which belongs into an environment variable"
+    if low in HOP_BY_HOP or low in WRITTEN_HERE or low == MARK.decode():
+        return "is written by the relay itself"
+    if not _VALUE.fullmatch(value):
+        return "has a value that no header can have"
+    return None
+
+
+class RequestHeaders:
+    """Makes the headers of requests to one remote server.
+
+    Args:
+        static: Headers of the configuration.
+        key: Name and value of the header with the remote server's key, or None.
+        identity: What this application is in a loop: its name and where it sends requests.
+    """
+
+    def __init__(
+        self, static: Mapping[str, str], key: tuple[str, str] | None, identity: Iterable[str]
+    ) -> None:
+        self._static = [*static.items(), *([key] if key is not None else [])]
+        self._replaced = _NOT_SENT_UP | {name.lower() for name, _ in self._static}
+        self._mark = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
+
+    def build(
+        self, given: Headers, request_id: str, *, accept_encoding: str = "identity"
+    ) -> list[tuple[str, str]]:
+        """Returns the headers, without those that the HTTP client writes.
+
+        Args:
+            given: The client's, names in lower case.
+            request_id: Sent as `x-request-id`.
+            accept_encoding: What the answer may be compressed with.
+
+        Raises:
+            LoopError: The request has been here before, or has passed too many of our kind.
+        """
+        listed = b",".join(value for name, value in given if name == b"connection")
+        replaced = self._replaced | {name.strip() for name in listed.decode("latin-1").split(",")}
+        lines = [
+            (name, value.decode(errors="replace"))
+            for name, value in ((raw.decode("latin-1"), value) for raw, value in given)
+            if name not in replaced and not name.startswith(_FORWARDED) and name != MARK.decode()
+        ]
+        return [
+            *lines,
+            *self._static,
+            ("accept-encoding", accept_encoding),
+            ("x-request-id", request_id),
+            (MARK.decode(), self._marks(given)),
+        ]
+
+    def _marks(self, given: Headers) -> str:
+        marks = [
+            mark.strip()
+            for name, value in given
+            if name == MARK
+            for mark in value.decode("latin-1").split(",")
+        ]
+        if self._mark in marks:
+            raise LoopError(
+                "the request came back to the application that had relayed it: "
+                "`model.name_or_path` leads to this very service; name another server there, or "
+                "another model of this service by `serving.engine.model`"
+            )
+        if len(marks) >= MAX_MARKS:
+            raise LoopError(f"the request was relayed {len(marks)} times, the most that is allowed")
+        return ",".join([*marks, self._mark])
+
+
+def headers_down(given: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """Returns the headers of the remote's answer that the client gets, names in lower case."""
+    lines = [(name.lower(), value) for name, value in given]
+    listed = b",".join(value for name, value in lines if name == b"connection").lower()
+    dropped = _NOT_SENT_DOWN | {name.strip() for name in listed.decode("latin-1").split(",")}
+    return [line for line in lines if line[0].decode("latin-1") not in dropped]
+
+
+def header(lines: Headers, name: bytes) -> bytes:
+    """Returns a header's value by its name in lower case, or nothing."""
+    return next((value for key, value in lines if key == name), b"")

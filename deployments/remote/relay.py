@@ -1,0 +1,242 @@
+"""Sends one request on to the remote server and its answer back as it comes.
+
+Knows ASGI and the bodies' model names; knows neither routes of this application nor the HTTP
+client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from deployments.remote.config import RemoteSettings
+from deployments.remote.engine import Answer, Remote
+from deployments.remote.events import WholeEvents
+from deployments.remote.headers import RequestHeaders, header
+from deployments.remote.monitor import REFUSALS, Monitor
+from deployments.remote.names import AnswerNames, find_model
+from truthgpt_serve.asgi import UNREAD_TIMEOUT_S, Send
+from truthgpt_serve.errors import ModelNotFoundError, TruthGPTError, UpstreamError
+from truthgpt_serve.protocol import error_event
+from truthgpt_serve.server.http import Connection
+
+logger = logging.getLogger(__name__)
+
+DOWN_STATUS = 502
+"""From here on an answer may come from a proxy in front of a server that is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may take.
+
+    Attributes:
+        max_request_s: Seconds until its answer is whole.
+        max_body_bytes: Size of its body.
+    """
+
+    max_request_s: float
+    max_body_bytes: int
+
+
+class Relay:
+    """Relays requests of one application.
+
+    Args:
+        remote: The server, entered.
+        headers: Makes the headers of requests.
+        monitor: Knows whether the server answers, and the model's name there.
+        settings: For messages about the key.
+        name: The model name that clients send.
+        limits: What one request may take.
+    """
+
+    def __init__(
+        self,
+        remote: Remote,
+        headers: RequestHeaders,
+        monitor: Monitor,
+        settings: RemoteSettings,
+        name: str,
+        limits: Limits,
+    ) -> None:
+        self._remote = remote
+        self._headers = headers
+        self._monitor = monitor
+        self._settings = settings
+        self._name = name
+        self._limits = limits
+
+    async def __call__(self, connection: Connection, send: Send, path: str) -> None:
+        """Relays one request.
+
+        Args:
+            connection: The request.
+            send: ASGI `send`; nothing has been sent yet.
+            path: Its percent-encoded path below this application.
+
+        Raises:
+            TruthGPTError: Before anything was sent to the client.
+            ClientGoneError: The client left.
+        """
+        self._monitor.refuse_if_down()
+        limits = self._limits
+        body = await connection.read(limits.max_body_bytes, limits.max_request_s)
+        named = find_model(body, connection.header(b"content-type"))
+        reply = _Reply(send, connection.request_id)
+        try:
+            async with connection.guard(limits.max_request_s) as guard:
+                if named.name is not None:
+                    theirs = await self._their_name(named.name)
+                    body = body if theirs == named.name else named.renamed(theirs)
+                    reply.rename(theirs, named.name)
+                answer = await self.send(connection, path, body, renames=reply.renames)
+                try:
+                    self.refuse(answer)
+                    await reply.pass_on(answer)
+                finally:
+                    answer.close()
+                guard.release()
+        except TruthGPTError as error:
+            if not reply.started:
+                raise
+            logger.warning("request %s: the answer broke off: %s", connection.request_id, error)
+            await reply.break_off(error)
+
+    async def _their_name(self, model: str) -> str:
+        if model != self._name:
+            raise ModelNotFoundError(
+                f"the model {model!r} does not exist here; this is {self._name!r}", param="model"
+            )
+        return await self._monitor.find_model()
+
+    async def send(
+        self, connection: Connection, path: str, body: bytes, *, renames: bool
+    ) -> Answer:
+        """Sends a request with its body as it now is; returns the answer, to be closed."""
+        scope = connection.scope
+        encoding = b"identity" if renames else connection.header(b"accept-encoding")
+        headers = self._headers.build(
+            scope["headers"],
+            connection.request_id,
+            accept_encoding=encoding.decode("latin-1") or "identity",
+        )
+        query = scope.get("query_string", b"").decode("latin-1")
+        url = self._remote.addresses.of(path, query)
+        return await self.exchange(scope["method"], url, headers, body)
+
+    async def exchange(
+        self, method: str, url: str, headers: list[tuple[str, str]], body: bytes
+    ) -> Answer:
+        """Sends a request and notes what it says of the server's health."""
+        try:
+            answer = await self._remote.send(method, url, headers, body)
+        except UpstreamError as error:
+            self._monitor.failed(error.message)
+            raise
+        if answer.status < DOWN_STATUS:
+            self._monitor.succeeded()
+        return answer
+
+    def refuse(self, answer: Answer) -> None:
+        """Raises UpstreamError for an answer that is about this application, not its client."""
+        status, label = answer.status, self._remote.label
+        if status in REFUSALS:
+            variable = self._settings.api_key_env
+            advice = "it wants one: set serving.engine.api_key_env"
+            if variable is not None:
+                advice = f"check the environment variable {variable} of the replica"
+            raise UpstreamError(
+                f"{label} refuses the service's own key (status {status}); {advice}",
+                code="remote_key_refused",
+            )
+        if 300 <= status < 400 and status != 304:
+            raise UpstreamError(
+                f"{label} redirects to another address (status {status}); "
+                "model.name_or_path must name the last one"
+            )
+
+
+class _Reply:
+    """The answer on its way to the client.
+
+    Attributes:
+        started: Whether the status and the headers are sent.
+        renames: Whether the model's name in it is changed.
+    """
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self._request_id = request_id.encode("latin-1")
+        self._names: AnswerNames | None = None
+        self._events: WholeEvents | None = None
+        self.started = False
+
+    @property
+    def renames(self) -> bool:
+        return self._names is not None
+
+    def rename(self, theirs: str, ours: str) -> None:
+        self._names = AnswerNames(theirs, ours) if theirs != ours else None
+
+    async def pass_on(self, answer: Answer) -> None:
+        """Sends the answer as it comes."""
+        headers = answer.headers
+        content_type = header(headers, b"content-type")
+        if header(headers, b"content-encoding") not in (b"", b"identity"):
+            self._names = None  # nothing in it can be read
+        elif content_type.startswith(b"text/event-stream"):
+            self._events = WholeEvents()
+        elif not content_type.startswith(b"application/json"):
+            self._names = None
+        # An answer that is all there keeps its length, and is one write.
+        is_stream = self._events is not None
+        data, more = (b"", True) if is_stream else await answer.read()
+        data = self._change(data, more=more)
+        if self._names is not None:
+            headers = [line for line in headers if line[0] != b"content-length"]
+            if not more:
+                headers.append((b"content-length", b"%d" % len(data)))
+        self.started = True
+        await self._send(
+            {
+                "type": "http.response.start",
+                "status": answer.status,
+                "headers": [*headers, (b"x-request-id", self._request_id)],
+            }
+        )
+        if data or not more:
+            await self._write(data, more=more)
+        while more:
+            data, more = await answer.read()
+            data = self._change(data, more=more)
+            if data or not more:
+                await self._write(data, more=more)
+
+    def _change(self, data: bytes, *, more: bool) -> bytes:
+        if self._events is not None:
+            data = self._events.feed(data)
+            if not more:
+                data += self._events.finish()
+            return self._names.whole(data) if self._names is not None else data
+        return self._names.piece(data, more=more) if self._names is not None else data
+
+    async def _write(self, data: bytes, *, more: bool) -> None:
+        message: dict[str, Any] = {"type": "http.response.body", "body": data, "more_body": more}
+        await self._send(message)
+
+    async def break_off(self, error: TruthGPTError) -> None:
+        """Ends a stream of events with the error.
+
+        Anything else is left unfinished: the server then closes the connection, and the client
+        learns that the answer is not whole.
+        """
+        if self._events is None or not self._events.between:
+            return
+        try:
+            async with asyncio.timeout(UNREAD_TIMEOUT_S):
+                await self._write(error_event(error), more=False)
+        except TimeoutError:
+            logger.warning("a client did not read the error that ends its stream")
