@@ -8,7 +8,7 @@ CONFIG ?= configs/serve.yaml
 TEST_MINUTES ?= 50
 PYTEST_ARGS ?=
 
-.PHONY: help install serve stop status test check format lock bench-router bench-batching clean
+.PHONY: bench-training help install serve stop status test check format lock bench-router bench-batching clean
 
 help: ## List these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ bench-router: install ## Compare with vLLM's own server; writes benchmarks/resul
 	@command -v wrk >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install -y -qq wrk; } \
 		|| { echo "wrk is missing: sudo apt-get install wrk"; exit 1; }
 	@$(VENV)/python -m benchmarks.router_tax
+
+bench-training: install ## Compare training with the bare Trainer; writes benchmarks/results/
+	@$(VENV)/python -m benchmarks.training
 
 bench-batching: install ## Compare dynamic batching with LitServe's; writes benchmarks/results/ (needs wrk)
 	@command -v wrk >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install -y -qq wrk; } \

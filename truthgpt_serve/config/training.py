@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from truthgpt_serve.config.base import (
     FUNCTION_PATTERN,
@@ -29,6 +29,14 @@ def _read_precision(value: Any) -> Any:
 
 def _read_tracker(value: Any) -> Any:
     return "none" if value is None else value
+
+
+Precision = Annotated[
+    Literal["no", "fp16", "bf16"],
+    BeforeValidator(_read_precision),
+    # An editor that reads YAML 1.1 sees a bare `no` as false too.
+    WithJsonSchema({"enum": ["no", "fp16", "bf16", False]}),
+]
 
 
 class TrainingSection(Section):
@@ -69,9 +77,7 @@ class TrainingSection(Section):
     """Share of all steps, from 0 to 1, in which the learning rate rises from zero. More is
     steadier at the start and leaves fewer steps at full rate."""
 
-    mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_read_precision)] = (
-        "bf16"
-    )
+    mixed_precision: Precision = "bf16"
     """Number format of the forward and backward pass; `no` computes in float32. `fp16` scales the
     loss and needs a GPU."""
 

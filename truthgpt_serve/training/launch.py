@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from truthgpt_serve.training.events import EventWriter
 from truthgpt_serve.training.job import TrainingJob
 from truthgpt_serve.training.loops import load_loop
 from truthgpt_serve.training.monitor import RunMonitor
-from truthgpt_serve.training.run_folder import LOGS
+from truthgpt_serve.training.run_folder import LOGS, working
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 POLL_S = 0.2
@@ -102,7 +102,7 @@ def ray_cluster(num_cpus: float) -> Iterator[float]:
 
 
 def run_workers(
-    job: TrainingJob, loop: str, workers: Workers, *, meanwhile: Callable[[], None]
+    job: TrainingJob, loop: str, workers: Workers, owner: str, *, meanwhile: Callable[[], None]
 ) -> None:
     """Runs a loop to its end, inside `ray_cluster`.
 
@@ -110,6 +110,7 @@ def run_workers(
         job: What to train.
         loop: The loop's module.
         workers: What to train on.
+        owner: The command's token, see `run_folder.locked`.
         meanwhile: Called several times a second in this thread: the main one, which gets signals.
 
     Raises:
@@ -118,7 +119,7 @@ def run_workers(
     """
     # Ray Train takes Ctrl-C for itself when it runs in the main thread.
     failure: list[BaseException] = []
-    thread = threading.Thread(target=_fit, args=(job, loop, workers, failure), daemon=True)
+    thread = threading.Thread(target=_fit, args=(job, loop, workers, owner, failure), daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(POLL_S)
@@ -128,7 +129,9 @@ def run_workers(
         raise TrainingError(f"{job.folder}: training failed: {failure[0]}") from failure[0]
 
 
-def _fit(job: TrainingJob, loop: str, workers: Workers, failure: list[BaseException]) -> None:
+def _fit(
+    job: TrainingJob, loop: str, workers: Workers, owner: str, failure: list[BaseException]
+) -> None:
     try:
         from ray.train.torch import TorchTrainer
 
@@ -136,7 +139,7 @@ def _fit(job: TrainingJob, loop: str, workers: Workers, failure: list[BaseExcept
         classes: Any = importlib.import_module("ray.train")
         TorchTrainer(
             work,
-            train_loop_config={"job": job, "loop": loop, "path": [os.getcwd()]},
+            train_loop_config={"job": job, "loop": loop, "owner": owner, "path": [os.getcwd()]},
             scaling_config=classes.ScalingConfig(
                 num_workers=workers.number,
                 use_gpu=workers.gpus > 0,
@@ -168,13 +171,16 @@ def work(config: Mapping[str, Any]) -> None:
     from ray import train
 
     job: TrainingJob = config["job"]
-    context = train.get_context()
+    rank: int = train.get_context().get_world_rank()
     if job.num_workers == 1:
         # One worker has nobody to agree with: without these a trainer leaves DDP out.
         for name in _DISTRIBUTED:
             os.environ.pop(name, None)
     sys.path += [path for path in config["path"] if path not in sys.path]
-    with RunMonitor(job, context.get_world_rank()) as monitor:
+    with (
+        working(job.folder) if rank == 0 else nullcontext(),
+        RunMonitor(job, rank, owner=config["owner"]) as monitor,
+    ):
         try:
             load_loop(config["loop"]).train(job, monitor)
         except Exception as error:

@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.events import EventWriter
 from truthgpt_serve.training.job import TrainingJob
-from truthgpt_serve.training.run_folder import STOP
+from truthgpt_serve.training.run_folder import STOP, is_owner
 from truthgpt_serve.training.trackers import NoTracker, Tracker, create_tracker
 from truthgpt_serve.training.watch import check_loss, check_space, free_bytes
 
@@ -23,12 +24,19 @@ class RunMonitor:
         job: The run.
         rank: The worker's; only 0 records.
         free: Returns the free bytes of a folder.
+        owner: Token of the command that the worker belongs to; None asks for no command.
     """
 
     def __init__(
-        self, job: TrainingJob, rank: int = 0, *, free: Callable[[Path], int] = free_bytes
+        self,
+        job: TrainingJob,
+        rank: int = 0,
+        *,
+        free: Callable[[Path], int] = free_bytes,
+        owner: str | None = None,
     ) -> None:
         self._job = job
+        self._owner = owner
         self._free = free
         self._is_first = rank == 0
         self._log_every = job.cfg["training"]["log_every"]
@@ -61,7 +69,13 @@ class RunMonitor:
         self._tracker.log(step, {f"eval/{name}": value for name, value in metrics.items()})
 
     def should_stop(self) -> bool:
-        """Returns whether the command was asked to end; see `Monitor`."""
+        """Returns whether the command was asked to end; see `Monitor`.
+
+        Raises:
+            TrainingError: Another command has taken the run over, after this one's was killed.
+        """
+        if self._owner is not None and not is_owner(self._job.folder, self._owner):
+            raise TrainingError(f"{self._job.folder}: another command goes on with this run")
         return (self._job.folder / STOP).exists()
 
     def check_space(self, num_bytes: int) -> None:

@@ -72,7 +72,7 @@ def run_training(
     _check_dataset(config)
     workers = num_workers or _workers_of(config)
     job = TrainingJob(config.to_cfg(), folder, None, workers)
-    with locked(folder):
+    with locked(folder) as owner:
         job = _open_run(job, resume=resume, plan_only=plan_only)
         if is_finished(folder) and not plan_only:
             say(f"{folder}: this run is finished")
@@ -90,7 +90,7 @@ def run_training(
             if plan_only:
                 return True
             say("")
-            finished = _train(job, loop, where)
+            finished = _train(job, loop, where, owner)
         if finished:
             _say_result(config, folder, say)
         else:
@@ -163,7 +163,7 @@ def _shown(folder: Path) -> str:
     return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)
 
 
-def _train(job: TrainingJob, loop: str, where: Workers) -> bool:
+def _train(job: TrainingJob, loop: str, where: Workers, owner: str) -> bool:
     """Runs the workers to the end; returns whether the result is there."""
     events = EventReader(job.folder)
     progress = Progress(sys.stderr)
@@ -177,7 +177,7 @@ def _train(job: TrainingJob, loop: str, where: Workers) -> bool:
 
     try:
         with stopping_by_signal(job.folder):
-            run_workers(job, loop, where, meanwhile=follow)
+            run_workers(job, loop, where, owner, meanwhile=follow)
     except TrainingError as error:
         raise _first_failure(failures) or error from error
     finally:

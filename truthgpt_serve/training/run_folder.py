@@ -11,10 +11,12 @@ import json
 import os
 import re
 import shutil
+import time
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from truthgpt_serve.training.errors import TrainingError
 
@@ -25,7 +27,11 @@ DATA = "data"
 RECORD = "run.json"
 STOP = ".stop"
 """A file whose presence asks the loop to save and stop; the folder is shared by all workers."""
+ORPHANS_TIMEOUT_S = 60.0
+POLL_S = 0.1
 _LOCK = ".lock"
+_OWNER = ".owner"
+_WORKING = ".working"
 _STEP = re.compile(r"step-(\d+)")
 
 
@@ -139,21 +145,66 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the run's folder, so that no second command writes into it.
+def locked(folder: Path) -> Iterator[str]:
+    """Holds the run's folder for one command, so that no second one writes into it.
+
+    Yields:
+        The command's token, which is in the folder as long as it is the last one: see `is_owner`.
 
     Raises:
         TrainingError: The folder cannot be made, or another process holds it.
     """
+    token = uuid.uuid4().hex
+    with _opened(folder, _LOCK) as stream:
+        if not _try_lock(stream):
+            fix = "wait for it, or choose another folder with --out"
+            raise TrainingError(f"{folder}: another run is writing into it ({fix})")
+        _wait_for_workers(folder, token)
+        yield token
+
+
+def _wait_for_workers(folder: Path, token: str) -> None:
+    """Waits until the workers of a killed command are gone: they end when they see the token."""
+    write_json(folder / _OWNER, token)
+    with _opened(folder, _WORKING) as stream:
+        deadline = time.monotonic() + ORPHANS_TIMEOUT_S
+        while not _try_lock(stream):
+            if time.monotonic() > deadline:
+                fix = "end them, then try again"
+                raise TrainingError(f"{folder}: workers of a killed run still use it ({fix})")
+            time.sleep(POLL_S)
+
+
+def is_owner(folder: Path, token: str) -> bool:
+    """Returns whether no later command has taken the folder over."""
+    return bool(read_json(folder / _OWNER) == token)
+
+
+@contextmanager
+def working(folder: Path) -> Iterator[None]:
+    """Marks the folder as being written by a worker; to be held by rank 0 while it trains.
+
+    A worker outlives a killed command for a moment. The next one waits for it.
+    """
+    with _opened(folder, _WORKING) as stream:
+        _try_lock(stream)
+        yield
+
+
+@contextmanager
+def _opened(folder: Path, name: str) -> Iterator[TextIO]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stream = (folder / _LOCK).open("w")
+        stream = (folder / name).open("w")
     except OSError as error:
         raise TrainingError(f"{folder}: cannot be used: {error.strerror}") from error
     with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            fix = "wait for it, or choose another folder with --out"
-            raise TrainingError(f"{folder}: another run is writing into it ({fix})") from error
-        yield
+        yield stream
+
+
+def _try_lock(stream: TextIO) -> bool:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,187 @@
+"""`truthgpt train` as a user runs it: killed, stopped, with two workers, and its adapter served."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from deployments.vllm.tiny_model import make_tiny_llama
+from tests.serve.test_vllm_engine import make_config, serve
+from tests.unit.training_runs import losses, sections_of, sentences, write_rows
+from truthgpt_serve.processes import create_run_environment, create_run_id, end_run
+from truthgpt_serve.training.events import read_events
+from truthgpt_serve.training.run_folder import checkpoints
+
+TRUTHGPT = str(Path(sys.executable).parent / "truthgpt")
+TIMEOUT_S = 120
+NUM_ROWS = 48
+PROMPTS = ["Ada finds", "The clock", "Dan"]
+GREEDY_TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("training")
+    make_tiny_llama(folder / "llama")
+    write_rows(folder / "texts.jsonl", [{"text": text} for text in sentences(NUM_ROWS)])
+    return folder
+
+
+def write_config(folder: Path, name: str, **given: dict[str, Any]) -> Path:
+    sections = sections_of(folder / "llama", folder / "texts.jsonl", **given)
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump({**sections, "run_name": name}), encoding="utf-8")
+    return file
+
+
+@contextmanager
+def command(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Runs `truthgpt train` with a Ray of its own, and leaves no process of it behind."""
+    run_id = create_run_id()
+    process = subprocess.Popen(
+        [TRUTHGPT, "train", *arguments],
+        cwd=folder,
+        env={**os.environ, "RAY_ADDRESS": "local", **create_run_environment(run_id)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # so that a signal can go to the whole group, as a terminal's does
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(10)
+        end_run(run_id)
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def run_command(folder: Path, *arguments: str) -> str:
+    with command(folder, *arguments) as process:
+        output, _ = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, output
+    return output
+
+
+def wait_until_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while len(losses(run)) < step:
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            pytest.fail(f"step {step} was not reached:\n{process.communicate()[0]}")
+        time.sleep(0.02)
+
+
+RUN = {"epochs": 12, "checkpoint_every": 3, "keep_checkpoints": 2}
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Path:
+    """A run from beginning to end."""
+    output = run_command(folder, str(write_config(folder, "whole", training=RUN)))
+    assert "steps    144; 12 an epoch, 9 to warm up" in output
+    assert "1 worker on CPU" in output
+    assert "  name_or_path: " in output
+    return folder / "runs" / "whole"
+
+
+def same_weights(one: Path, two: Path) -> bool:
+    first, second = (load_file(run / "model" / "model.safetensors") for run in (one, two))
+    return all((weight == second[name]).all() for name, weight in first.items())
+
+
+def test_stopped_killed_and_resumed_equals_uninterrupted(folder: Path, whole: Path) -> None:
+    config = str(write_config(folder, "cut", training={**RUN, "checkpoint_every": 7}))
+    run = folder / "runs" / "cut"
+    with command(folder, config) as process:
+        wait_until_step(process, run, 3)
+        os.killpg(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "stopped; go on with --resume" in output
+    (saved,) = checkpoints(run)
+    assert saved.name == f"step-{len(losses(run))}"
+    assert not (run / "model").exists()
+    refused = subprocess.run(
+        [TRUTHGPT, "train", config], cwd=folder, capture_output=True, text=True, timeout=60
+    )
+    assert refused.returncode == 2
+    assert "there is a run already" in refused.stderr
+
+    with command(folder, config, "--resume") as process:
+        wait_until_step(process, run, 17)
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+        assert not (run / "model").exists()
+        output = run_command(folder, config, "--resume")
+        # What Ray had started has ended by itself: nothing has tidied up in between.
+        _, left = psutil.wait_procs(started, timeout=30)
+        assert not [p for p in left if p.status() != psutil.STATUS_ZOMBIE]
+    done = re.search(r"steps    144, (\d+) of them done", output)
+    assert done is not None, output
+    assert int(done[1]) in range(14, 141, 7)
+    assert losses(run) == losses(whole)
+    assert same_weights(run, whole)
+    assert "this run is finished" in run_command(folder, config, "--resume")
+
+
+def test_two_workers_equal_one_with_twice_the_accumulation(folder: Path, whole: Path) -> None:
+    given = {**RUN, "grad_accum_steps": 1}
+    output = run_command(folder, str(write_config(folder, "two", training=given)), "--workers", "2")
+    assert "2 workers on CPU" in output
+    run = folder / "runs" / "two"
+    assert losses(run) == pytest.approx(losses(whole), rel=1e-4)
+    units = [
+        [event["num_units"] for event in read_events(folder) if event["event"] == "step"]
+        for folder in (run, whole)
+    ]
+    assert units[0] == units[1]
+
+
+def test_a_trained_adapter_is_served_by_vllm_as_peft_runs_it(folder: Path, tmp_path: Path) -> None:
+    config = write_config(
+        folder,
+        "tales",
+        training={"epochs": 2, "learning_rate": 0.01},
+        model_optim={"lora": {"enabled": True, "r": 8}},
+    )
+    output = run_command(folder, str(config))
+    printed = yaml.safe_load(output[output.index("  serving:") :].replace("\n  ", "\n").strip())
+    adapter = printed["serving"]["adapters"][0]
+    assert adapter["name"] == "tales"
+    program = Path(__file__).parent / "programs" / "peft_reference.py"
+    done = subprocess.run(
+        [sys.executable, str(program), str(folder / "llama"), adapter["path"], str(GREEDY_TOKENS),
+         json.dumps(PROMPTS)],
+        capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    expected = json.loads(done.stdout)
+    with serve(make_config(folder, serving=printed["serving"]), tmp_path / "log") as server:
+        for name, key in (("tales", "adapted"), ("tiny", "alone")):
+            texts = [
+                server.client.completions.create(
+                    model=name, prompt=prompt, max_tokens=GREEDY_TOKENS, temperature=0
+                )
+                .choices[0]
+                .text
+                for prompt in PROMPTS
+            ]
+            assert texts == expected[key]
+    assert expected["alone"] != expected["adapted"]

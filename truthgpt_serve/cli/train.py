@@ -1,0 +1,50 @@
+"""`truthgpt train`: trains the model of a YAML file.
+
+Knows no method and no library that trains: `truthgpt_serve.training` has them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from truthgpt_serve.checks import check_model
+from truthgpt_serve.config import load_model_config
+from truthgpt_serve.errors import ConfigError
+from truthgpt_serve.training.run import run_training
+from truthgpt_serve.training.stopping import EXIT_STOPPED
+
+
+@click.command()
+@click.argument("config")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Processes that train together; by default as many as `hardware.gpus`, or one.",
+)
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint of the same run.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The run's folder; by default runs/<run_name>.",
+)
+@click.option("--plan", is_flag=True, help="Print what would be done, and stop.")
+@click.pass_context
+def train(
+    ctx: click.Context, config: str, workers: int | None, resume: bool, out: Path | None, plan: bool
+) -> None:
+    """Trains the model of CONFIG, a YAML file, and prints the lines that serve the result.
+
+    Ctrl-C saves a checkpoint and stops; --resume then goes on as if nothing had been. Exits with
+    130 if it was stopped.
+    """
+    model = load_model_config(config)
+    faults = check_model(model)
+    if faults:
+        raise ConfigError(faults)
+    finished = run_training(
+        model, say=click.echo, num_workers=workers, resume=resume, out=out, plan_only=plan
+    )
+    if not finished:
+        ctx.exit(EXIT_STOPPED)
