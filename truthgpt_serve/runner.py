@@ -20,6 +20,9 @@ from truthgpt_serve.registry import MODEL_REGISTRY
 
 T = TypeVar("T")
 
+Prepare = Callable[[Any, Any], Any]
+"""Makes the inputs ready for the loaded model: gets both, and returns the inputs."""
+
 
 def build_model(name: str, cfg: Mapping[str, Any] | None = None) -> Any:
     """Returns a loaded instance of the family `name`.
@@ -43,29 +46,33 @@ def build_model(name: str, cfg: Mapping[str, Any] | None = None) -> Any:
     return _sync(lambda: _load(spec, config))
 
 
-def run_infer(config_path: str | Path, inputs: Any) -> Any:
+def run_infer(config_path: str | Path, inputs: Any, *, prepare: Prepare | None = None) -> Any:
     """Loads the model of a YAML file, answers one request and closes the model.
 
     Args:
         config_path: The YAML file, found as `load_model_config` says.
         inputs: What the class's `infer` takes.
+        prepare: Makes the inputs ready once the model is loaded; None takes them as they are.
 
     Raises:
         ConfigError: The configuration is invalid; it lists every fault.
-        Exception: Whatever the class raises.
+        Exception: Whatever the class or `prepare` raises.
     """
 
     async def run() -> Any:
         model = await _load(*_resolve(config_path))
         try:
-            return await _settle(model.infer(inputs))
+            given = inputs if prepare is None else prepare(model, inputs)
+            return await _settle(model.infer(given))
         finally:
             await _close(model)
 
     return _sync(run)
 
 
-def run_stream(config_path: str | Path, inputs: Any) -> Iterator[Any]:
+def run_stream(
+    config_path: str | Path, inputs: Any, *, prepare: Prepare | None = None
+) -> Iterator[Any]:
     """Does the same, but yields the items of the class's `stream`.
 
     A class without `stream` gives the output of `infer` as the only item. To be called outside an
@@ -75,10 +82,11 @@ def run_stream(config_path: str | Path, inputs: Any) -> Iterator[Any]:
     with asyncio.Runner() as runner:
         model = runner.run(_load(spec, config))
         try:
+            given = inputs if prepare is None else prepare(model, inputs)
             if not callable(getattr(model, "stream", None)):
-                yield runner.run(_settle(model.infer(inputs)))
+                yield runner.run(_settle(model.infer(given)))
                 return
-            yield from _items(runner, model.stream(inputs))
+            yield from _items(runner, model.stream(given))
         finally:
             runner.run(_close(model))
 

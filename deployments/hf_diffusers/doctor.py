@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from deployments.hf_diffusers.attention import RECIPES, Shape, probe
+from deployments.hf_diffusers.attention import RECIPES, RefusedError, Shape, probe, refusal
 from deployments.hf_diffusers.deployment import DiffusersModel
 from deployments.hf_diffusers.loading import DTYPES, choose_device
 from deployments.hf_diffusers.names import ATTENTION, QUANTIZATION
@@ -103,7 +103,10 @@ def _attention(name: str, dtype: str, device: torch.device) -> Probe:
     shape = Shape(256, 4, 64, device, DTYPES[dtype])
 
     def call() -> str:
-        return f"{probe(name, shape) * 1000:.2g} ms a call, in {dtype}"
+        try:
+            return f"{probe(name, shape) * 1000:.2g} ms a call, in {dtype}"
+        except RefusedError as error:
+            raise refusal(name, shape, error) from error
 
     return Probe.attempt(f"attention {name} ({device.type})", call, RECIPES.get(name, "write auto"))
 

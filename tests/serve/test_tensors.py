@@ -212,3 +212,12 @@ def test_large_tensors(service: Tensors, way: str) -> None:
     with tritonclient.http.InferenceServerClient(service.address(way, "vision")) as client:
         result = client.infer("vision", tensors({"image": array}))  # 6 MiB
     assert_close(result, service.expected("vision", {"image": array}))
+
+
+def test_the_router_says_what_computes(service: Tensors) -> None:
+    with httpx.Client(base_url=service.cluster.url, timeout=30) as client:
+        found = client.get("/v1/models/vision").json()["acceleration"]
+        assert (found["execution_provider"], found["num_threads"]) == ("cpu", 1)
+        assert found["execution_providers"] == ["CPUExecutionProvider"]
+        assert found["batch_requests"] is True
+        assert client.get("/v1/models/statistics").json()["acceleration"] is None

@@ -149,3 +149,14 @@ def test_a_client_that_leaves_frees_the_engine(stack: Stack) -> None:
     answer = stack.openai.completions.create(model="writer", prompt="next", max_tokens=2)
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 2
+
+
+@pytest.mark.parametrize("name", ["writer", "embedder", "speech", "labels"])
+def test_the_router_says_what_computes(stack: Stack, name: str) -> None:
+    page = httpx.get(f"{stack.cluster.url}/v1/models/{name}", timeout=30).json()
+    assert page["card"]["family"] == "hf-transformers"
+    found = page["acceleration"]
+    assert (found["device"], found["dtype"], found["compile"]) == ("cpu", "float32", False)
+    assert found["attention"] in ("sdpa", "eager")
+    own = httpx.get(f"{stack.cluster.url}/models/{name}/v1/models/{name}", timeout=30).json()
+    assert own["acceleration"] == found

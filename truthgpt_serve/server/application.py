@@ -230,10 +230,10 @@ class Application:
         await connection.reply(encode_json({"status": "ok"}))
 
     async def _metrics(self, connection: Connection) -> None:
-        function = getattr(self._host.model, "metrics", None)
-        if not callable(function):
+        text = self._host.metrics()
+        if text is None:
             raise RouteNotFoundError(f"the model {self._host.name!r} has no metrics of its own")
-        await connection.reply(function().encode(), METRICS_TYPE)
+        await connection.reply(text.encode(), METRICS_TYPE)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import inspect
 import logging
 import threading
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Callable, Generator, Hashable, Mapping
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
 from truthgpt_serve.errors import DeadlineError, RegistryError
+from truthgpt_serve.server.batching_metrics import format_metrics
 from truthgpt_serve.server.batching_queue import Entry, RequestQueue, shutting_down
 from truthgpt_serve.server.batching_statistics import BatchStatistics
 from truthgpt_serve.server.batching_steps import BatchSteps, Step, deliver
@@ -96,7 +96,16 @@ class Batcher:
 
     def statistics(self) -> BatchStatistics:
         """Returns a copy of what has been counted."""
-        return dataclasses.replace(self._statistics)
+        return self._statistics.copy()
+
+    def metrics(self) -> str:
+        """Returns what has been counted in Prometheus' text format."""
+        num_queued = self._queue.num_waiting
+        return format_metrics(
+            self.statistics(),
+            num_queued=num_queued,
+            num_ongoing=max(0, self._queue.ongoing - num_queued),
+        )
 
     async def run(self, exchange: Exchange, *, limit_s: float | None = None) -> Any:
         """Answers one request as part of a batch; cancel it to take it out of the queue.
@@ -224,6 +233,37 @@ class Batcher:
         if call.cancelled():
             raise RuntimeError(f"{self._label} was cancelled: all its callers have left")
         return call.result()
+
+
+def create_batcher(
+    workers: Workers, model: Any, label: str, max_requests: int, settings: Mapping[str, Any]
+) -> Batcher:
+    """Returns the batcher of a model with `infer_batch`.
+
+    Args:
+        workers: Where the model runs.
+        model: The instance.
+        label: Its class's name, for messages.
+        max_requests: Requests that may run and wait.
+        settings: The configuration's `serving.batching`.
+    """
+    return Batcher(
+        workers,
+        model.infer_batch,
+        label=f"{label}.infer_batch",
+        max_requests=max_requests,
+        max_batch_size=int(settings.get("max_batch_size", 8)),
+        batch_wait_timeout_s=float(settings.get("batch_wait_timeout_s", 0.01)),
+        batch_key=getattr(model, "batch_key", None),
+    )
+
+
+def join_metrics(function: Any, batcher: Batcher | None) -> str | None:
+    """Returns what a class's own `metrics` gives, and its batcher's; None without either."""
+    parts = [str(function())] if callable(function) else []
+    if batcher is not None:
+        parts.append(batcher.metrics())
+    return "".join(part.rstrip("\n") + "\n" for part in parts) if parts else None
 
 
 def _next(steps: Generator[Step, Any, None], outputs: Any, error: Exception | None) -> Step | None:

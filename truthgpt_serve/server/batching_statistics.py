@@ -2,7 +2,64 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+SIZE_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+"""Upper bounds of the batch sizes that are counted apart, in requests."""
+SECONDS_BOUNDS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+)
+"""Upper bounds of the waits and run times that are counted apart, in seconds."""
+
+
+@dataclass(slots=True)
+class Histogram:
+    """Counts values by their size.
+
+    Attributes:
+        bounds: Ascending upper bounds; a value belongs to the first that is not below it.
+        counts: Values for each bound, and last those above all.
+        total: Sum of all values.
+    """
+
+    bounds: tuple[float, ...]
+    counts: list[int] = field(default_factory=list)
+    total: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.counts = self.counts or [0] * (len(self.bounds) + 1)
+
+    def add(self, value: float) -> None:
+        """Counts a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def copy(self) -> Histogram:
+        """Returns one that does not change any more."""
+        return Histogram(self.bounds, list(self.counts), self.total)
+
+
+def _sizes() -> Histogram:
+    return Histogram(SIZE_BOUNDS)
+
+
+def _seconds() -> Histogram:
+    return Histogram(SECONDS_BOUNDS)
 
 
 @dataclass(slots=True)
@@ -13,25 +70,35 @@ class BatchStatistics:
         num_batches: Batches, those of which nothing was left when they were to start not counted.
         num_requests: Requests in them.
         num_calls: Calls of `infer_batch`; more than batches when failed ones were split.
+        num_split_calls: Those with several requests that raised, and were repeated in halves.
         num_answered: Requests that got an answer.
         num_failed: Requests that got an error of their own.
+        num_isolated: Those of them that were found by splitting a call.
         num_left: Requests whose caller left, or whose time was over, before their answer.
         num_refused: Requests for which there was no place.
         wait_s: Seconds that the requests of batches waited, together.
         max_wait_s: The longest of these waits, in seconds.
         run_s: Seconds that the batches took, together.
+        sizes: Batches by their number of requests.
+        waits: Requests by the seconds that they waited.
+        runs: Batches by the seconds that they took.
     """
 
     num_batches: int = 0
     num_requests: int = 0
     num_calls: int = 0
+    num_split_calls: int = 0
     num_answered: int = 0
     num_failed: int = 0
+    num_isolated: int = 0
     num_left: int = 0
     num_refused: int = 0
     wait_s: float = 0.0
     max_wait_s: float = 0.0
     run_s: float = 0.0
+    sizes: Histogram = field(default_factory=_sizes)
+    waits: Histogram = field(default_factory=_seconds)
+    runs: Histogram = field(default_factory=_seconds)
 
     @property
     def mean_batch_size(self) -> float:
@@ -42,3 +109,23 @@ class BatchStatistics:
     def mean_wait_s(self) -> float:
         """Seconds that a request waited for its batch; 0 before the first."""
         return self.wait_s / max(1, self.num_requests)
+
+    def count_batch(self, waits_s: list[float]) -> None:
+        """Counts a batch that starts; `waits_s` has the wait of each of its requests."""
+        self.num_batches += 1
+        self.num_requests += len(waits_s)
+        self.wait_s += sum(waits_s)
+        self.max_wait_s = max(self.max_wait_s, *waits_s)
+        self.sizes.add(len(waits_s))
+        for wait_s in waits_s:
+            self.waits.add(wait_s)
+
+    def count_run(self, seconds: float) -> None:
+        """Counts a batch that has ended."""
+        self.run_s += seconds
+        self.runs.add(seconds)
+
+    def copy(self) -> BatchStatistics:
+        """Returns one that does not change any more."""
+        histograms = {name: getattr(self, name).copy() for name in ("sizes", "waits", "runs")}
+        return dataclasses.replace(self, **histograms)

@@ -106,7 +106,7 @@ class BatchSteps:
 
     def _run_batch(self, batch: list[Entry]) -> Generator[Step, Any, None]:
         began_s = time.monotonic()
-        self._count(batch, began_s)
+        self._statistics.count_batch([began_s - entry.since_s for entry in batch])
         groups = deque([batch])
         while groups:
             group = self._wanted(groups.popleft())
@@ -117,6 +117,7 @@ class BatchSteps:
             try:
                 outputs = self._check((yield [entry.inputs for entry in group]), len(group))
             except Exception as error:
+                self._count_failure(len(group), len(batch))
                 groups.extendleft(self._split(group, error))
                 continue
             outcomes = [_answer(entry, value) for entry, value in zip(group, outputs, strict=True)]
@@ -124,15 +125,13 @@ class BatchSteps:
             waiting = self._queue.num_waiting
             self._wait.called(len(group), now_s - called_s, num_waiting=waiting, now_s=now_s)
             self._finish(outcomes)
-        self._statistics.run_s += time.monotonic() - began_s
+        self._statistics.count_run(time.monotonic() - began_s)
 
-    def _count(self, batch: list[Entry], now_s: float) -> None:
-        statistics = self._statistics
-        statistics.num_batches += 1
-        statistics.num_requests += len(batch)
-        waits_s = [now_s - entry.since_s for entry in batch]
-        statistics.wait_s += sum(waits_s)
-        statistics.max_wait_s = max(statistics.max_wait_s, *waits_s)
+    def _count_failure(self, num_called: int, num_in_batch: int) -> None:
+        if num_called > 1:
+            self._statistics.num_split_calls += 1
+        elif num_in_batch > 1:
+            self._statistics.num_isolated += 1
 
     def _wanted(self, group: list[Entry]) -> list[Entry]:
         wanted: list[Entry] = []

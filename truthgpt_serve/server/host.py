@@ -13,7 +13,7 @@ from truthgpt_serve.contract import FamilySpec, Model
 from truthgpt_serve.errors import DeadlineError, RegistryError, ServerError
 from truthgpt_serve.file_store import FileStore, LocalFileStore
 from truthgpt_serve.resources import request_limits
-from truthgpt_serve.server.batching import Batcher
+from truthgpt_serve.server.batching import Batcher, create_batcher, join_metrics
 from truthgpt_serve.server.channel import Channel
 from truthgpt_serve.server.class_checks import check_class
 from truthgpt_serve.server.exchange import Emit, Exchange, OnePiece, Plain
@@ -69,6 +69,10 @@ class ModelHost:
         batched = self._batcher.ongoing if self._batcher else 0
         return self._direct_ongoing + batched + (self._workers.ongoing if self._workers else 0)
 
+    def metrics(self) -> str | None:
+        """Returns the metrics of the class and of its batches, or None where there are neither."""
+        return join_metrics(getattr(self.model, "metrics", None), self._batcher)
+
     @property
     def streams(self) -> bool:
         """Whether the class has a `stream` method."""
@@ -98,14 +102,8 @@ class ModelHost:
             raise
         if batches:
             batching = (self.cfg.get("serving") or {}).get("batching") or {}
-            self._batcher = Batcher(
-                self._workers,
-                self.model.infer_batch,
-                label=f"{self.label}.infer_batch",
-                max_requests=limit + waiting,
-                max_batch_size=int(batching.get("max_batch_size", 8)),
-                batch_wait_timeout_s=float(batching.get("batch_wait_timeout_s", 0.01)),
-                batch_key=getattr(self.model, "batch_key", None),
+            self._batcher = create_batcher(
+                self._workers, self.model, self.label, limit + waiting, batching
             )
 
     def _create(self) -> None:

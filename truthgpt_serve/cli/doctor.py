@@ -1,0 +1,52 @@
+"""`truthgpt doctor`: what works on this machine, and whether given files can be served here.
+
+Knows no probe: `truthgpt_serve.doctor` has them.
+"""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from truthgpt_serve.cli.main import EXIT_FAULT
+from truthgpt_serve.doctor import Group, diagnose
+
+_MAX_NAME = 44
+
+
+@click.command()
+@click.argument("files", nargs=-1, metavar="[CONFIG or SERVE FILE]...")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@click.option(
+    "--only-files", is_flag=True, help="Try only what the files ask for: quicker than everything."
+)
+@click.pass_context
+def doctor(ctx: click.Context, files: tuple[str, ...], as_json: bool, only_files: bool) -> None:
+    """Tries what works on this machine, each thing by a real call, and what each file asks for.
+
+    May take some minutes: engines start and compilers run. Exits with 0 when everything that the
+    files need works, without files when the service itself can run; else with 2 and the faults.
+    """
+    if only_files and not files:
+        raise click.UsageError("--only-files needs a file")
+    diagnosis = diagnose(files, families=not only_files)
+    if as_json:
+        click.echo(json.dumps(diagnosis.to_json(), indent=2, ensure_ascii=False))
+    else:
+        for group in diagnosis.groups:
+            _print(group)
+        for fault in diagnosis.faults:
+            click.echo(f"fault: {fault}", err=True)
+    if diagnosis.faults:
+        ctx.exit(EXIT_FAULT)
+
+
+def _print(group: Group) -> None:
+    click.echo(group.title)
+    width = min(_MAX_NAME, max((len(probe.name) for probe in group.probes), default=0))
+    for probe in group.probes:
+        mark = "yes" if probe.works else "NO" if group.needed else "no"
+        fix = f" -- {probe.fix}" if probe.fix and not probe.works else ""
+        click.echo(f"  {mark:<4}{probe.name:<{width}}  {probe.detail}{fix}".rstrip())
+    click.echo()

@@ -1,0 +1,144 @@
+"""Puts the probes of machine, service and families together, and says what is at fault.
+
+Knows no family and no output format.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from truthgpt_serve.contract import Probe
+from truthgpt_serve.doctor.families import TIME_LIMIT_S, Target, examine
+from truthgpt_serve.doctor.machine import probe_hardware, probe_python
+from truthgpt_serve.doctor.needs import FileNeeds, Need, probe_weights, read_needs
+from truthgpt_serve.doctor.packages import probe_base, probe_versions
+from truthgpt_serve.doctor.service import DEFAULT_PORT, probe_port, probe_service
+from truthgpt_serve.registry import MODEL_REGISTRY
+
+MAX_AT_ONCE = 2
+"""Families that are tried at the same time: each imports gigabytes, and some compile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Probes under one title.
+
+    Attributes:
+        title: What they are about.
+        probes: In their order.
+        needed: Whether one that does not work is a fault.
+    """
+
+    title: str
+    probes: tuple[Probe, ...]
+    needed: bool = False
+
+    @property
+    def faults(self) -> list[Probe]:
+        """The probes that should work and do not."""
+        return [probe for probe in self.probes if self.needed and not probe.works]
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Everything that was found out."""
+
+    groups: tuple[Group, ...]
+
+    @property
+    def faults(self) -> list[str]:
+        """One line for each needed thing that does not work."""
+        return [
+            f"{group.title}: {probe.name}: {probe.detail}{f' ({probe.fix})' if probe.fix else ''}"
+            for group in self.groups
+            for probe in group.faults
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns it for programs."""
+        return {
+            "works": not self.faults,
+            "faults": self.faults,
+            "groups": [asdict(group) for group in self.groups],
+        }
+
+
+def diagnose(
+    files: Sequence[str] = (), *, families: bool = True, time_limit_s: float = TIME_LIMIT_S
+) -> Diagnosis:
+    """Tries everything on this machine, and what the files ask for.
+
+    Args:
+        files: Serve files and models' files.
+        families: Try what each family offers, beyond what the files ask for.
+        time_limit_s: Longest time for one family, and for each model of a file.
+    """
+    base = Group("base", (probe_python(), probe_base()), needed=True)
+    hardware = tuple(probe_hardware())
+    num_gpus = sum(probe.works and probe.name.startswith("GPU ") for probe in hardware)
+    needs = [read_needs(file, num_gpus) for file in files]
+    ports = [each.port for each in needs if each.port is not None]
+    service = tuple(probe_service(ports[0] if ports else DEFAULT_PORT))
+    offered, asked = _try_families(needs, families=families, time_limit_s=time_limit_s)
+    return Diagnosis(
+        (
+            base,
+            Group("machine", hardware),
+            Group("packages", tuple(probe_versions())),
+            Group("service", service),
+            *offered,
+            *_file_groups(needs, asked, hub=next(p for p in service if p.name == "model hub")),
+        )
+    )
+
+
+def _try_families(
+    needs: Iterable[FileNeeds], *, families: bool, time_limit_s: float
+) -> tuple[list[Group], dict[str, list[Probe]]]:
+    """Returns what each family offers, and the probes of each model by its title."""
+    models = [model for each in needs for model in each.models if model.spec.doctor_path]
+    names = [name for name in MODEL_REGISTRY if _has_doctor(name)] if families else []
+    names += [name for name in dict.fromkeys(m.spec.name for m in models) if name not in names]
+    offered: list[Group] = []
+    asked: dict[str, list[Probe]] = {}
+    with ThreadPoolExecutor(min(MAX_AT_ONCE, len(os.sched_getaffinity(0)))) as threads:
+
+        def work(name: str) -> list[list[Probe]]:
+            wanted: list[Target] = [None] if families else []
+            wanted += [model.cfg for model in _of(name, models)]
+            return examine(name, wanted, time_limit_s=time_limit_s)
+
+        for name, found in zip(names, threads.map(work, names), strict=True):
+            if families:
+                offered.append(Group(f"family {name}", tuple(found.pop(0))))
+            for model, probes in zip(_of(name, models), found, strict=True):
+                asked[model.title] = probes
+    return offered, asked
+
+
+def _of(family: str, models: Iterable[Need]) -> list[Need]:
+    return [model for model in models if model.spec.name == family]
+
+
+def _has_doctor(name: str) -> bool:
+    try:
+        return MODEL_REGISTRY[name].doctor_path is not None
+    except Exception:  # another package's family that does not import is no reason to stop
+        return False
+
+
+def _file_groups(
+    needs: Iterable[FileNeeds], asked: dict[str, list[Probe]], *, hub: Probe
+) -> Iterable[Group]:
+    for each in needs:
+        port = [] if each.port is None else [probe_port(each.port)]
+        yield Group(each.file, (*each.probes, *port), needed=True)
+        for model in each.models:
+            weights = probe_weights(model, hub)
+            probes = ([weights] if weights else []) + asked.get(model.title, [])
+            if probes:
+                yield Group(model.title, tuple(probes), needed=True)
