@@ -34,6 +34,8 @@ class Model(Protocol):
       array, has one output for each of the inputs, in their order; an output that is an exception
       fails its request alone. A call that raises is repeated in halves, down to single requests,
       so it must not leave anything behind.
+    - `max_batch_size`: an attribute, the most requests in one call where the configuration does not
+      say; 8 without it.
     - `batch_key(inputs) -> hashable`: only requests with equal keys share a batch, such as a shape
       or an adapter. A plain method, called for each request in the thread of `infer_batch`.
     - `stream(inputs)`: a sync or async generator of `{"text": delta}`.

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
 
+from deployments.hf_transformers.config import DEFAULT_EMBEDDING_REQUESTS
 from truthgpt_serve.errors import UnavailableError
 
 NOT_LOADED = "the model is not loaded: call `load(cfg)` first"
@@ -123,9 +124,11 @@ class EmbeddingModel:
     Attributes:
         tokenizer: The model's tokenizer, once it is loaded.
         accepts_token_ids: Texts may come as token ids.
+        max_batch_size: Large, because the engine splits a batch by its tokens.
     """
 
     accepts_token_ids = True
+    max_batch_size = DEFAULT_EMBEDDING_REQUESTS
 
     def __init__(self) -> None:
         self.tokenizer: Any = None

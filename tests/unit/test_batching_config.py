@@ -42,4 +42,4 @@ def test_a_batch_that_can_never_fill_is_refused() -> None:
 def test_the_default_batch_is_no_fault_of_a_small_replica() -> None:
     config = load_model_config(serving(max_ongoing_requests=1))
     again = load_model_config(config.to_cfg())  # as a replica reads it, every key present
-    assert again.serving.batching.max_batch_size == 8
+    assert again.serving.batching.max_batch_size is None

@@ -223,9 +223,7 @@ def test_over_http_with_the_openai_client(encoder: Path) -> None:
 
 
 async def test_256_requests_at_the_batcher_share_few_calls(encoder: Path) -> None:
-    cfg = configuration(
-        encoder, "embedding", sections={"serving": {"batching": {"max_batch_size": 256}}}
-    )
+    cfg = configuration(encoder, "embedding")
     host = ModelHost(FAMILY, cfg, name="tiny")
     await host.start()
     try:

@@ -90,9 +90,10 @@ class BatchingSection(Section):
     next one. Engines that batch by themselves ignore it.
     """
 
-    max_batch_size: Count = 8
+    max_batch_size: Count | None = None
     """Most requests in one call. More raises throughput and memory. Above 64, the default of
-    `max_ongoing_requests` grows with it."""
+    `max_ongoing_requests` grows with it. Null takes what the class says: 256 for embeddings by
+    transformers, 8 for a class that says nothing."""
 
     batch_wait_timeout_s: NonNegativeNumber = 0.01
     """Longest pause between two batches, in seconds, for clients that have just been answered and
@@ -174,7 +175,7 @@ class ServingSection(Section):
             key = "autoscaling.target_ongoing_requests"
             found.append(Refusal(key, message, fix, ("max_ongoing_requests",)))
         size = self.batching.max_batch_size
-        if limit and size > limit and size != BatchingSection().max_batch_size:
+        if limit and size and size > limit:
             message = f"{size} is more than serving.max_ongoing_requests, which is {limit}"
             fix = "a replica never gets that many: lower it, or raise max_ongoing_requests"
             key = "batching.max_batch_size"

@@ -32,6 +32,7 @@ from truthgpt_serve.server.workers import Workers, contained, contained_async
 logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 30.0
+DEFAULT_BATCH_SIZE = 8
 
 
 class Batcher:
@@ -252,10 +253,14 @@ def create_batcher(
         model.infer_batch,
         label=f"{label}.infer_batch",
         max_requests=max_requests,
-        max_batch_size=int(settings.get("max_batch_size", 8)),
+        max_batch_size=int(settings.get("max_batch_size") or _own_batch_size(model)),
         batch_wait_timeout_s=float(settings.get("batch_wait_timeout_s", 0.01)),
         batch_key=getattr(model, "batch_key", None),
     )
+
+
+def _own_batch_size(model: Any) -> int:
+    return int(getattr(model, "max_batch_size", DEFAULT_BATCH_SIZE))
 
 
 def join_metrics(function: Any, batcher: Batcher | None) -> str | None:
