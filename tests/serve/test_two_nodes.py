@@ -32,7 +32,7 @@ RECOVERY_S = 5.0
 """New requests succeed again after so long."""
 SILENCE_S = 11.0
 """So long HAProxy waits for a sign of life on a connection: see truthgpt_serve/haproxy.py."""
-PLACED_S = 90.0
+PLACED_S = 150.0
 
 pytestmark = pytest.mark.skipif(
     not can_make_networks(), reason="needs root and Debian's iproute2 to make network namespaces"
