@@ -55,7 +55,7 @@ def command(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [TRUTHGPT, "train", *arguments],
         cwd=folder,
-        env={**os.environ, "RAY_ADDRESS": "local", **create_run_environment(run_id)},
+        env={**os.environ, **create_run_environment(run_id)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -71,7 +71,10 @@ class Workers:
 
 @contextmanager
 def ray_cluster(num_cpus: float) -> Iterator[float]:
-    """Connects to the cluster there is (`RAY_ADDRESS`, or one on this machine), else starts Ray.
+    """Connects to the cluster that `RAY_ADDRESS` names, else starts a Ray of its own.
+
+    One that happens to run on this machine is left alone: a service's may end at any time, and the
+    run with it.
 
     Args:
         num_cpus: Least CPU cores that a Ray started here may hand out.
@@ -84,17 +87,16 @@ def ray_cluster(num_cpus: float) -> Iterator[float]:
     import ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    address = os.environ.get(ADDRESS_VARIABLE) or "auto"
-    try:
-        if address == "local":
-            raise ConnectionError
-        ray.init(address=address, **quiet)
-    except ConnectionError as error:
-        if address not in ("auto", "local"):
+    address = os.environ.get(ADDRESS_VARIABLE) or "local"
+    if address == "local":
+        cpus = max(os.cpu_count() or 1, math.ceil(num_cpus))
+        ray.init(address=address, num_cpus=cpus, include_dashboard=False, **quiet)
+    else:
+        try:
+            ray.init(address=address, **quiet)
+        except ConnectionError as error:
             fix = f"correct {ADDRESS_VARIABLE}, or unset it"
             raise TrainingError(f"there is no Ray cluster at {address} ({fix})") from error
-        cpus = max(os.cpu_count() or 1, math.ceil(num_cpus))
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     try:
         yield float(ray.cluster_resources().get("GPU", 0))
     finally:
