@@ -18,6 +18,8 @@ from truthgpt_serve.errors import RequestError, ServerError
 from truthgpt_serve.protocol import encode_json
 
 IMAGE_KEYS = frozenset({"b64_json", "format"})
+MAX_DEPTH = 200
+"""Lists and objects in each other. The interpreter's own limit is no guard: compilers raise it."""
 ARRAY_KEYS = frozenset({"shape", "dtype", "b64"})
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """Formats that may come in: PIL hands some others, such as EPS, to outside programs."""
@@ -73,21 +75,25 @@ def _image(image: Any) -> dict[str, str]:
     return {"b64_json": base64.b64encode(buffer.getvalue()).decode(), "format": form.lower()}
 
 
-def decode_value(value: Any, place: str = "inputs") -> Any:
+def decode_value(value: Any, place: str = "inputs", depth: int = 0) -> Any:
     """Returns `value` with its arrays and images made into objects.
 
     Raises:
         RequestError: One of them is damaged; `param` names its place.
+        RecursionError: It is nested deeper than `MAX_DEPTH`.
     """
+    if depth > MAX_DEPTH:
+        raise RecursionError
+    depth += 1
     if isinstance(value, list):
-        return [decode_value(item, f"{place}[{index}]") for index, item in enumerate(value)]
+        return [decode_value(item, f"{place}[{index}]", depth) for index, item in enumerate(value)]
     if not isinstance(value, dict):
         return value
     if value.keys() == ARRAY_KEYS and "numpy" in sys.modules:
         return _read(_read_array, value, place)
     if value.keys() == IMAGE_KEYS and "PIL.Image" in sys.modules:
         return _read(_read_image, value, place)
-    return {key: decode_value(item, f"{place}.{key}") for key, item in value.items()}
+    return {key: decode_value(item, f"{place}.{key}", depth) for key, item in value.items()}
 
 
 def _read(reader: Any, value: dict[str, Any], place: str) -> Any:
