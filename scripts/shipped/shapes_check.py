@@ -1,0 +1,126 @@
+"""Checks an image model: does it draw the colour, the shape and the place that it was asked for?
+
+Does not know how it was trained. `python -m scripts.shipped.shapes_check --model FOLDER`
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from scripts.shipped.shapes_data import write_prompts
+from scripts.shipped.shapes_draw import Kind, Style
+from scripts.shipped.shapes_recognise import measure_ground, recognise
+
+LEAST_SEEN = 0.90
+LEAST_HELD_OUT = 0.75
+STEPS = 20
+GUIDANCE = 3.0
+DARK = 0.35
+"""Lightness of the ground below which a picture is one of the night."""
+
+BATCH = 25
+
+
+def draw(
+    pipeline: Any, captions: Sequence[str], *, steps: int, guidance: float, seed: int
+) -> list[Image.Image]:
+    """Returns one picture for each caption."""
+    pictures: list[Image.Image] = []
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, len(captions), BATCH):
+        with torch.inference_mode():
+            output = pipeline(
+                list(captions[start : start + BATCH]),
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=generator,
+            )
+        pictures.extend(output.images)
+    return pictures
+
+
+def count_right(
+    kinds: Sequence[Kind], pictures: Sequence[Image.Image], style: Style
+) -> dict[str, int]:
+    """Returns how many pictures are right in each respect, and in all."""
+    right = {"colour": 0, "shape": 0, "place": 0, "ground": 0, "all": 0}
+    for wanted, picture in zip(kinds, pictures, strict=True):
+        found = recognise(picture)
+        ground = (measure_ground(picture) < DARK) == (style == "night")
+        right["ground"] += ground
+        right["all"] += found == wanted and ground
+        if found is not None:
+            right["colour"] += found.colour == wanted.colour
+            right["shape"] += found.shape == wanted.shape
+            right["place"] += found.place == wanted.place
+    return right
+
+
+def load(folder: Path, adapter: Path | None) -> Any:
+    """Returns the pipeline in float32."""
+    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    if adapter is not None:
+        pipeline.load_lora_weights(adapter)
+    return pipeline
+
+
+def check(options: argparse.Namespace) -> bool:
+    """Prints what was measured; returns whether it is good enough."""
+    pipeline = load(options.model, options.adapter)
+    is_good = True
+    for held_out, least in ((False, LEAST_SEEN), (True, LEAST_HELD_OUT)):
+        asked = list(write_prompts(options.num // 2, options.seed, held_out=held_out))
+        pictures = draw(
+            pipeline,
+            [caption for _, caption in asked],
+            steps=options.steps,
+            guidance=options.guidance,
+            seed=options.seed,
+        )
+        right = count_right([kind for kind, _ in asked], pictures, options.style)
+        name = "held-out" if held_out else "seen"
+        parts = ", ".join(f"{part} {num}" for part, num in right.items() if part != "all")
+        print(f"{name} combinations: {right['all']} of {len(asked)} right (wanted: {least:.0%})")
+        print(f"  {parts}")
+        is_good &= right["all"] >= least * len(asked)
+        if options.out is not None:
+            _save(options.out / f"{name}.png", pictures)
+    return is_good
+
+
+def _save(path: Path, pictures: Sequence[Image.Image], columns: int = 10) -> None:
+    """Writes the pictures as one."""
+    width, height = pictures[0].size
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * width, rows * height))
+    for index, picture in enumerate(pictures):
+        sheet.paste(picture, (index % columns * width, index // columns * height))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line; the exit status is 1 if the model misses a target."""
+    parser = argparse.ArgumentParser(description="Check an image model.")
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--adapter", type=Path, help="a LoRA adapter to put on it")
+    parser.add_argument("--style", choices=get_args(Style), default="plain")
+    parser.add_argument("--num", type=int, default=200, help="pictures, half of them held out")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--guidance", type=float, default=GUIDANCE)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="a folder for the pictures")
+    sys.exit(0 if check(parser.parse_args(arguments)) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from scripts.shipped import shapes_data
+from scripts.shipped.shapes_draw import (
+    COLOURS,
+    EDGE,
+    HELD_OUT_SHARE,
+    PLACES,
+    SHAPES,
+    Kind,
+    Style,
+    all_kinds,
+    create_scene,
+    draw_scene,
+    write_caption,
+)
+from scripts.shipped.shapes_recognise import measure_ground, recognise
+
+GROUND = (240, 240, 240)
+
+
+def pictures(kind: Kind, num: int, style: Style = "plain") -> Iterator[Image.Image]:
+    rng = random.Random(0)
+    for _ in range(num):
+        yield draw_scene(create_scene(kind, rng, style))
+
+
+@pytest.mark.parametrize("style", ["plain", "night"])
+def test_what_is_drawn_is_recognised(style: Style) -> None:
+    rng = random.Random(1)
+    kinds = [*all_kinds(), *all_kinds()]
+    wrong = [
+        kind for kind in kinds if recognise(draw_scene(create_scene(kind, rng, style))) != kind
+    ]
+    assert len(wrong) < 0.01 * len(kinds), wrong
+
+
+def test_it_is_recognised_with_a_little_noise_too() -> None:
+    rng, noise = random.Random(2), np.random.default_rng(2)
+    kinds = random.Random(3).sample(list(all_kinds()), 200)
+    right = 0
+    for kind in kinds:
+        pixels = np.asarray(draw_scene(create_scene(kind, rng)), dtype=np.float64)
+        pixels += noise.normal(0, 8, pixels.shape)
+        right += recognise(Image.fromarray(pixels.clip(0, 255).astype(np.uint8))) == kind
+    assert right >= 190
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_moved_or_recoloured_picture_is_another(shape: str) -> None:
+    for picture in pictures(Kind("red", shape, "top left"), 10):
+        mirrored = ImageOps.mirror(picture)
+        assert recognise(mirrored) == Kind("red", shape, "top right")
+        red, green, blue = picture.split()
+        assert recognise(Image.merge("RGB", (green, red, blue))) != Kind("red", shape, "top left")
+        blued = Image.merge("RGB", (green, blue, red))
+        assert recognise(blued) == Kind("blue", shape, "top left")
+
+
+@pytest.mark.parametrize(("wanted", "drawn"), [p for p in product(SHAPES, SHAPES) if p[0] != p[1]])
+def test_no_shape_passes_for_another(wanted: str, drawn: str) -> None:
+    place = "centre"
+    kinds = [recognise(picture) for picture in pictures(Kind("green", drawn, place), 10)]
+    assert Kind("green", wanted, place) not in kinds
+
+
+def test_what_is_no_single_coloured_thing_is_not_recognised() -> None:
+    blank = Image.new("RGB", (EDGE, EDGE), GROUND)
+    assert recognise(blank) is None
+    noise = np.random.default_rng(0).integers(0, 256, (EDGE, EDGE, 3), dtype=np.uint8)
+    assert recognise(Image.fromarray(noise)) is None
+    one, two = (next(pictures(Kind("red", "circle", place), 1)) for place in ("left", "right"))
+    both = Image.fromarray(np.minimum(np.asarray(one), np.asarray(two)))
+    assert recognise(one) is not None
+    assert recognise(both) is None
+    grey = ImageOps.grayscale(next(pictures(Kind("blue", "square", "top"), 1)))
+    assert recognise(grey.convert("RGB")) is None
+    half = blank.copy()
+    half.paste((220, 20, 20), (0, 0, EDGE, EDGE // 2))
+    assert recognise(half) is None
+
+
+def test_styles_differ_in_the_ground_only() -> None:
+    kind = Kind("yellow", "star", "bottom")
+    assert all(measure_ground(picture) > 0.8 for picture in pictures(kind, 20))
+    assert all(measure_ground(picture) < 0.25 for picture in pictures(kind, 20, "night"))
+
+
+def test_some_combinations_are_held_out_but_no_pair_is() -> None:
+    kinds = list(all_kinds())
+    seen = [kind for kind in kinds if not kind.is_held_out]
+    assert len(kinds) == len(COLOURS) * len(SHAPES) * len(PLACES) == 432
+    assert len(kinds) - len(seen) == round(HELD_OUT_SHARE * len(kinds))
+    assert {(k.colour, k.shape) for k in seen} == set(product(COLOURS, SHAPES))
+    assert {(k.colour, k.place) for k in seen} == set(product(COLOURS, PLACES))
+    assert {(k.shape, k.place) for k in seen} == set(product(SHAPES, PLACES))
+
+
+def test_training_data_show_nothing_that_is_held_out() -> None:
+    scenes = [shapes_data.write_example("train", 1, index)[0] for index in range(1500)]
+    assert not any(scene.kind.is_held_out for scene in scenes)
+    assert len({scene.kind for scene in scenes}) > 340
+    asked = list(shapes_data.write_prompts(100, 0, held_out=True))
+    assert all(kind.is_held_out for kind, _ in asked)
+    assert not any(
+        kind.is_held_out for kind, _ in shapes_data.write_prompts(100, 0, held_out=False)
+    )
+
+
+def test_captions_say_what_is_there_in_many_ways() -> None:
+    rng = random.Random(4)
+    scene = create_scene(Kind("orange", "cross", "bottom left"), rng)
+    captions = {write_caption(scene, rng) for _ in range(500)}
+    assert len(captions) > 30
+    assert "an orange cross in the bottom left" in captions
+    for caption in captions:
+        assert "orange" in caption
+        assert "cross" in caption or "plus" in caption
+        assert "bottom" in caption or "lower" in caption
+        assert "left" in caption
+
+
+def test_the_folder_is_one_of_pictures_with_captions(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        shapes_data.main(["--out", str(tmp_path / name), "--num", "30", "--style", "mixed"])
+    folder = tmp_path / "one" / "train"
+    lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == 30
+    for index, row in enumerate(rows):
+        with Image.open(folder / row["file_name"]) as picture:
+            assert picture.size == (EDGE, EDGE)
+            assert picture.mode == "RGB"
+            assert (measure_ground(picture) < 0.35) == (index % 2 == 1)
+    for file in folder.iterdir():
+        assert file.read_bytes() == (tmp_path / "two" / "train" / file.name).read_bytes()
+    held_out = (tmp_path / "one" / "eval" / "metadata.jsonl").read_text(encoding="utf-8")
+    assert len(held_out.splitlines()) == shapes_data.EVAL_NUM
