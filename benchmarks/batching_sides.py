@@ -72,7 +72,7 @@ def product(names: list[str], folder: Path, batching: Mapping[str, Any]) -> Iter
             for name in names
         ]
         cluster.deploy([*models, router_application(cluster.port, num_replicas=1)])
-        cluster.wait_until_ready([*names, "router"], timeout_s=START_TIMEOUT_S)
+        cluster.wait_until_ready(timeout_s=START_TIMEOUT_S)
         yield Side(cluster.url, cluster.run_id, time.monotonic() - started_s)
 
 

@@ -161,7 +161,7 @@ def main() -> None:
     load = {"num_requests": options.requests, "num_clients": options.clients}
     with LocalCluster(ROOT / "configs" / "ray.env") as cluster:
         cluster.deploy(applications(cluster.port))
-        cluster.wait_until_ready(names)
+        cluster.wait_until_ready()
         url = f"{cluster.url}/v1/completions"
         # The same load once before, so that caches and memory pools have their size.
         asyncio.run(send_requests(url, STREAM, **load, seed=1))

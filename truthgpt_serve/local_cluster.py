@@ -99,6 +99,7 @@ class LocalCluster:
         self.ray_port = free_port()
         # Short, because Ray puts UNIX sockets into it and their paths are limited to 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="tg"))
+        self._deployed: list[str] = []
         haproxy = self.folder / "haproxy"
         self.env = {
             **os.environ,
@@ -184,6 +185,7 @@ class LocalCluster:
             "applications": applications,
             **top,
         }
+        self._deployed = [application["name"] for application in applications]
         path = self.folder / "serve.yaml"
         path.write_text(yaml.safe_dump(config))
         self._run(*self.host.prefix, "serve", "deploy", "-a", self.dashboard_url, str(path))
@@ -201,17 +203,17 @@ class LocalCluster:
             name: value["status"] for name, value in self.details().get("applications", {}).items()
         }
 
-    def wait_until_ready(self, names: list[str], *, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Waits until these applications are RUNNING and the router lists the models among them.
+    def wait_until_ready(self, *, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Waits until all that was deployed last is RUNNING and the router says so too.
 
         Raises:
-            TimeoutError: They are not after `timeout_s`; the message holds Serve's own account.
+            TimeoutError: It is not after `timeout_s`; the message holds Serve's own account.
         """
         deadline = time.monotonic() + timeout_s
         statuses: dict[str, str] = {}
         while time.monotonic() < deadline:
             statuses = self.statuses()
-            running = all(statuses.get(name) == "RUNNING" for name in names)
+            running = all(statuses.get(name) == "RUNNING" for name in self._deployed)
             if running and all(self._is_ready() for _ in range(NUM_READY_ANSWERS)):
                 return
             if "DEPLOY_FAILED" in statuses.values():

@@ -79,8 +79,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
             router_application(cluster.port),
         ]
         cluster.deploy(applications)
-        names = [application["name"] for application in applications]
-        cluster.wait_until_ready(names, timeout_s=START_TIMEOUT_S)
+        cluster.wait_until_ready(timeout_s=START_TIMEOUT_S)
         with (
             openai.OpenAI(
                 base_url=f"{cluster.url}/v1",

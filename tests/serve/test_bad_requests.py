@@ -204,11 +204,17 @@ ROUTER: dict[str, Bad] = {
         code="model_not_found", param="model", method="GET", path="/v1/models/nosuch",
     ),
     "unknown model's own route": Bad(
-        {"model": "nosuch"}, 404, "The model 'nosuch' does not exist",
+        {"model": "nosuch"}, 404,
+        f"The model 'nosuch' does not exist. Models that do: {NAMES}",
         code="model_not_found", param="model", path="/models/nosuch/v1/chat/completions",
     ),
+    "adapter's own route": Bad(
+        {"model": "tiny-adapter"}, 404,
+        "'tiny-adapter' is an adapter: its address is /models/tiny",
+        code="model_not_found", param="model", path="/models/tiny-adapter/v1/chat/completions",
+    ),
     "no model's own route": Bad(
-        b"", 404, "The model '' does not exist",
+        b"", 404, f"The model '' does not exist. Models that do: {NAMES}",
         code="model_not_found", param="model", method="GET", path="/models/",
     ),
 }  # fmt: skip

@@ -43,7 +43,7 @@ def entries(cluster: LocalCluster, *more: dict[str, Any]) -> list[dict[str, Any]
 def cluster() -> Iterator[LocalCluster]:
     with LocalCluster(ROOT / "configs" / "ray.env") as cluster:
         cluster.deploy(entries(cluster))
-        cluster.wait_until_ready(NAMES)
+        cluster.wait_until_ready()
         yield cluster
 
 

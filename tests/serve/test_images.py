@@ -79,7 +79,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with LocalCluster(RAY_ENV) as cluster:
         applications = [model_application("painter", config), router_application(cluster.port)]
         cluster.deploy(applications)
-        cluster.wait_until_ready(["painter", "router"], timeout_s=START_TIMEOUT_S)
+        cluster.wait_until_ready(timeout_s=START_TIMEOUT_S)
         url = f"{cluster.url}/v1"
         with (
             openai.OpenAI(

@@ -103,7 +103,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images]:
             router_application(cluster.port),
         ]
         cluster.deploy(applications)
-        cluster.wait_until_ready([entry["name"] for entry in applications], timeout_s=120)
+        cluster.wait_until_ready(timeout_s=120)
         wait_until(lambda: all(map(is_ready, (cluster.url, second_url))), 60)
         with (
             openai.OpenAI(

@@ -35,7 +35,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         applications.append(application)
     with LocalCluster(ROOT / "configs" / "ray.env") as cluster:
         cluster.deploy([*applications, router_application(cluster.port)])
-        cluster.wait_until_ready([application["name"] for application in applications])
+        cluster.wait_until_ready()
         with httpx.Client(base_url=cluster.url, timeout=60) as client:
             yield client
 

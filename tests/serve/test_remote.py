@@ -73,7 +73,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remotes]:
         cluster = stack.enter_context(LocalCluster(ROOT / "configs" / "ray.env", env=env))
         applications = applications_of(url, cluster.url, fickle_port)
         cluster.deploy([*applications, router_application(cluster.port)])
-        cluster.wait_until_ready([application["name"] for application in applications])
+        cluster.wait_until_ready()
 
         def connect(base: str, key: str) -> openai.OpenAI:
             client = openai.OpenAI(base_url=f"{base}/v1", api_key=key, max_retries=0, timeout=60)

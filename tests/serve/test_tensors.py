@@ -68,7 +68,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tensors]:
             for name, model in models.items()
         ]
         cluster.deploy([*applications, router_application(cluster.port)])
-        cluster.wait_until_ready([*models])
+        cluster.wait_until_ready()
         sessions = {
             name: onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
             for name, path in files.items()

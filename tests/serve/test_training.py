@@ -130,8 +130,9 @@ def test_stopped_killed_and_resumed_equals_uninterrupted(folder: Path, whole: Pa
         process.wait(10)
         assert not (run / "model").exists()
         output = run_command(folder, config, "--resume")
-        # What Ray had started has ended by itself: nothing has tidied up in between.
-        _, left = psutil.wait_procs(started, timeout=30)
+        # What Ray had started has ended by itself: nothing has tidied up in between. Its agents
+        # first try for a minute to tell a head that is gone why they end.
+        _, left = psutil.wait_procs(started, timeout=TIMEOUT_S)
         assert not [p for p in left if p.status() != psutil.STATUS_ZOMBIE]
     done = re.search(r"steps    144, (\d+) of them done", output)
     assert done is not None, output

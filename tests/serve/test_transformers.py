@@ -71,8 +71,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with LocalCluster(RAY_ENV) as cluster:
         applications.append(router_application(cluster.port))
         cluster.deploy(applications)
-        names = [application["name"] for application in applications]
-        cluster.wait_until_ready(names, timeout_s=START_TIMEOUT_S)
+        cluster.wait_until_ready(timeout_s=START_TIMEOUT_S)
         stack = Stack(cluster, folder)
         with stack.openai:
             yield stack

@@ -83,8 +83,7 @@ def nodes() -> Iterator[Nodes]:
                 router_application(cluster.port, hold_timeout_s=2, max_replicas_per_node=1),
             ]
         )
-        names = [*MODELS, "router"]
-        cluster.wait_until_ready(names, timeout_s=PLACED_S)
+        cluster.wait_until_ready(timeout_s=PLACED_S)
         found = Nodes(network, cluster, worker)
         wait_until(lambda: is_complete(found), "both nodes carry their share")
         yield found

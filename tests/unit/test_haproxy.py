@@ -11,11 +11,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
 
 from truthgpt_serve import haproxy
 from truthgpt_serve.local_cluster import LocalCluster, free_port
+from truthgpt_serve.unreached import is_unreached
 
 OPTIONS = ("abortonclose", "splice-request", "splice-response", "http-no-delay")
 """Those of Ray's own configuration that decide what happens when a client closes."""
@@ -54,6 +56,12 @@ def running_haproxy(folder: Path, server_port: int) -> Iterator[int]:
         f"frontend all\n  bind 127.0.0.1:{port}\n  default_backend model\n"
         f"backend model\n  server one 127.0.0.1:{server_port}\n"
     )
+    with started(config, port):
+        yield port
+
+
+@contextlib.contextmanager
+def started(config: Path, port: int) -> Iterator[None]:
     command = [str(haproxy.program_path()), "-db", "-f", str(config)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
@@ -65,7 +73,7 @@ def running_haproxy(folder: Path, server_port: int) -> Iterator[int]:
             except OSError:
                 assert time.monotonic() < deadline, "HAProxy does not start"
                 time.sleep(0.05)
-        yield port
+        yield
     finally:
         process.terminate()
         process.wait(LIMIT_S)
@@ -92,6 +100,8 @@ global
 defaults
     mode http
     timeout connect 5s
+    errorfile 502 {page}
+    errorfile 503 {page}
 frontend http_frontend
     bind 127.0.0.1:{port}
     acl is_http-echo path_beg /models/echo/
@@ -112,26 +122,28 @@ backend http-router
 
 
 def test_only_the_routers_elsewhere_stand_in() -> None:
-    text = RAY_CONFIGURATION.format(port=8000, here="127.0.0.1:30000")
-    adapted = haproxy.adapt(text).splitlines()
+    text = RAY_CONFIGURATION.format(port=8000, here="127.0.0.1:30000", page="/r/500.http")
+    adapted = haproxy.adapt(text, Path("/r/503.http")).splitlines()
     added = [line.strip() for line in adapted if line not in text.splitlines()]
     there = "server there 192.0.2.3:30000 check observe layer4 error-limit 3 on-error mark-down"
-    assert added == [*haproxy.KEEPALIVE, f"{there} backup"]
+    assert added == [*haproxy.KEEPALIVE, "errorfile 503 /r/503.http", f"{there} backup"]
     assert adapted.index("defaults") + 1 == adapted.index(f"    {haproxy.KEEPALIVE[0]}")
 
 
 def test_without_a_router_here_all_are_used() -> None:
-    text = RAY_CONFIGURATION.format(port=8000, here="192.0.2.5:30000")
-    assert haproxy.adapt(text).count(" backup") == 1
+    text = RAY_CONFIGURATION.format(port=8000, here="192.0.2.5:30000", page="/r/500.http")
+    assert haproxy.adapt(text, Path("/r/503.http")).count(" backup") == 1
 
 
 def test_haproxy_takes_the_adapted_file(tmp_path: Path) -> None:
-    path = tmp_path / "haproxy.cfg"
-    path.write_text(RAY_CONFIGURATION.format(port=free_port(), here="127.0.0.1:30000"))
+    path, theirs = tmp_path / "haproxy.cfg", tmp_path / "500.http"
+    theirs.write_bytes(b"HTTP/1.1 500 Internal Server Error\r\n\r\n")
+    settings = {"port": free_port(), "here": "127.0.0.1:30000", "page": theirs}
+    path.write_text(RAY_CONFIGURATION.format(**settings))
     arguments = haproxy.adapt_arguments(["-db", "-f", str(path), "-sf", "7"])
     adapted = tmp_path / "haproxy.adapted.cfg"
     assert arguments == ["-db", "-f", str(adapted), "-sf", "7"]
-    assert sorted(tmp_path.iterdir()) == [adapted, path]
+    assert sorted(tmp_path.iterdir()) == [theirs, tmp_path / "503.http", adapted, path]
     checked = subprocess.run(
         [str(haproxy.program_path()), "-c", "-f", str(path)],
         capture_output=True,
@@ -140,6 +152,21 @@ def test_haproxy_takes_the_adapted_file(tmp_path: Path) -> None:
         check=False,
     )
     assert checked.returncode == 0, checked.stderr
+
+
+def test_where_no_replica_takes_a_connection_the_answer_says_so(tmp_path: Path) -> None:
+    """As does a server that stands in; one that broke off has Ray's own page."""
+    settings = {"port": free_port(), "here": f"127.0.0.1:{free_port()}"}
+    theirs = tmp_path / "500.http"
+    theirs.write_bytes(b"HTTP/1.1 500 Internal Server Error\r\n\r\n")
+    path = tmp_path / "haproxy.cfg"
+    text = RAY_CONFIGURATION.format(**settings, page=theirs)
+    path.write_text("\n".join(line for line in text.splitlines() if "192.0.2" not in line) + "\n")
+    with started(path, settings["port"]):
+        answer = httpx.post(f"http://127.0.0.1:{settings['port']}/v1/x", content=b"{}")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert is_unreached(answer.headers.raw)
+    assert answer.json()["error"]["code"] == "model_unavailable"
 
 
 def test_an_unknown_file_is_used_as_it_is(
@@ -158,6 +185,7 @@ def test_rays_own_configuration_is_the_one_that_is_known() -> None:
         "    acl is_{{ backend.name or 'unknown' }} path_beg {{ '/' if not backend.path_prefix",
         "backend {{ backend.name or 'unknown' }}\n",
         "    server {{ server.name }} {{ server.host }}:{{ server.port }} check",
+        "    errorfile 503 {{ config.error_file_path }}\n",
     ):
         assert line in HAPROXY_CONFIG_TEMPLATE
 

@@ -18,6 +18,7 @@ from tests.unit.servers import serve_asgi
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.router.app import RouterApp
 from truthgpt_serve.serve_state import ApplicationState, ServeState
+from truthgpt_serve.unreached import is_unreached
 
 
 class Proxy:
@@ -514,7 +515,10 @@ async def test_wrong_methods_and_paths(
     client: httpx.AsyncClient, method: str, path: str, status: int, message: str
 ) -> None:
     response = await client.request(method, path)
-    assert (response.status_code, response.json()["error"]["message"]) == (status, message)
+    assert response.status_code == status
+    given, _, _known = response.json()["error"]["message"].partition(". Models that do: ")
+    assert given == message
+    assert is_unreached(response.headers.raw) == path.startswith("/models/")
     allowed = {"/v1/x": "POST"}.get(path, "GET, HEAD") if status == 405 else None
     assert response.headers.get("allow") == allowed
 

@@ -23,7 +23,7 @@ from truthgpt_serve.errors import (
 )
 from truthgpt_serve.file_store import FileStore
 from truthgpt_serve.router.acceleration import Accelerations
-from truthgpt_serve.router.catalogue import Catalogue
+from truthgpt_serve.router.catalogue import MODELS_PREFIX, Catalogue
 from truthgpt_serve.router.open_inference import model_of
 from truthgpt_serve.router.pages import Pages
 from truthgpt_serve.router.pool import ConnectionPool
@@ -31,6 +31,7 @@ from truthgpt_serve.router.relay import BrokenAnswerError, Relay
 from truthgpt_serve.router.scan import ModelScanner, model_of_json, scanner_for
 from truthgpt_serve.router.upload import ClientLeftError, RequestBody, check_size
 from truthgpt_serve.serve_state import ServeState, metrics_address
+from truthgpt_serve.unreached import HEADER, RETRY_AFTER_S
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +122,8 @@ class RouterApp:
             page = self._pages.find(scope["method"], scope["path"])
             if page is not None:
                 await page(send)
+            elif scope["path"].startswith(MODELS_PREFIX):
+                await self._send_unreached(scope["path"], send)
             else:
                 await self._route(scope, receive, send)
         except BrokenAnswerError as error:
@@ -135,12 +138,28 @@ class RouterApp:
             failure = ServerError("the router failed; its log says why")
             await send_error(send, failure, path=scope["path"])
 
+    async def _send_unreached(self, path: str, send: Send) -> None:
+        """Answers what was meant for a model, and came here because the proxy knows none there.
+
+        Relayed, it would come back.
+        """
+        name = path.removeprefix(MODELS_PREFIX).partition("/")[0]
+        error: TruthGPTError
+        try:
+            entry = await self.catalogue.resolve(name)
+            if entry.parent is not None:
+                raise ModelNotFoundError(
+                    f"{name!r} is an adapter: its address is {MODELS_PREFIX}{entry.parent}",
+                    param="model",
+                )
+            message = f"The model {name!r} is being mounted; try again in a few seconds"
+            error = UnavailableError(message, retry_after_s=RETRY_AFTER_S)
+        except TruthGPTError as reason:
+            error = reason
+        await send_error(send, error, headers=[HEADER], path=path)
+
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
-        if path.startswith("/models/"):
-            # A name without an application falls through to here: relayed, it would come back.
-            name = path.removeprefix("/models/").partition("/")[0]
-            raise ModelNotFoundError(f"The model {name!r} does not exist", param="model")
         if (model := model_of(scope["method"], path)) is not None:
             entry = await self.catalogue.resolve(model)
             await self._relay(scope, send, entry, await self._take_unread(scope, receive))

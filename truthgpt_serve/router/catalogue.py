@@ -97,6 +97,15 @@ class Catalogue:
         entry = self._entries.get(name)
         return None if entry is None or entry.deleted else entry
 
+    async def look_up(self, name: str) -> ModelEntry | None:
+        """Returns what `find` does, by news not older than a second if the model was not ready."""
+        entry = self.find(name)
+        if entry is not None and entry.running:
+            return entry
+        with contextlib.suppress(Exception):  # then by what was last known
+            await self.refresh(max_age_s=MIN_REFRESH_PERIOD_S)
+        return self.find(name)
+
     def entries(self) -> list[ModelEntry]:
         """Returns all models and adapters, by name."""
         entries = (entry for entry in self._entries.values() if not entry.deleted)

@@ -80,7 +80,7 @@ class OpenInferencePages:
 
     async def _model_ready(self, name: str, send: Send) -> None:
         """Says whether a request would be answered, at once or when the model has woken."""
-        entry = self._catalogue.find(name)
+        entry = await self._catalogue.look_up(name)
         if entry is None:
             raise ModelNotFoundError(f"The model {name!r} does not exist", param="model")
         if entry.error is not None:

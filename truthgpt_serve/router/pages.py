@@ -96,7 +96,7 @@ class Pages:
         await send_json(send, {"object": "list", "data": data})
 
     async def _model(self, name: str, send: Send) -> None:
-        entry = self._catalogue.find(name)
+        entry = await self._catalogue.look_up(name)
         if entry is None:
             raise ModelNotFoundError(f"The model {name!r} does not exist", param="model")
         acceleration = await self._accelerations.find(name)

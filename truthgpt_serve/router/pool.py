@@ -114,6 +114,6 @@ class ConnectionPool:
             self.release(connection)
 
     def close(self) -> None:
-        """Closes the idle connections."""
+        """Closes the idle connections; new ones can still be opened."""
         while self._idle:
             self._idle.pop().abort()

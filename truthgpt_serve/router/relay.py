@@ -13,6 +13,7 @@ from truthgpt_serve.asgi import UNREAD_TIMEOUT_S, Headers, Scope, Send, send_err
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.errors import (
     TruthGPTError,
+    UnavailableError,
     UpstreamError,
 )
 from truthgpt_serve.protocol import error_event
@@ -22,6 +23,7 @@ from truthgpt_serve.router.pool import ConnectionPool
 from truthgpt_serve.router.translate import MAX_ERROR_BYTES, may_translate, translate_error
 from truthgpt_serve.router.upload import RequestBody, upload
 from truthgpt_serve.router.upstream import StaleConnectionError, UpstreamConnection
+from truthgpt_serve.unreached import RETRY_AFTER_S, is_unreached
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,12 @@ _NOT_SENT_DOWN = frozenset(
 )
 _KEPT_OF_ERRORS = frozenset((b"retry-after", b"allow", b"www-authenticate"))
 """Headers of an error that stay when its body is written anew."""
+_ATTEMPTS = ((False, 0.0), (True, 0.0), (True, 0.1), (True, 0.3), (True, 0.8))
+"""Whether only a new connection will do, and seconds before it: for requests that reached no model.
+
+A kept connection may end at a proxy that is being replaced, and the one that replaces it learns of
+a model a moment after the model runs.
+"""
 _EVENT_ENDS = (b"\n\n", b"\n\r\n")
 MAX_HELD_BYTES = 65536
 """The longest beginning of an event that is held until its end is there."""
@@ -98,6 +106,8 @@ class Relay:
         connection, uploading = await self._open(head, entry, body, patience)
         try:
             status, headers = await connection.headers()
+            if is_unreached(headers):
+                raise self._unreached(entry)
             await self._answer(connection, status, headers, scope, send, entry)
         except BrokenAnswerError:
             raise
@@ -159,20 +169,35 @@ class Relay:
             )
             uploading.add_done_callback(_retrieve)
             return connection, uploading
-        for fresh in (False, True):
+        message = b"".join((head, *body.pieces))
+        for fresh, pause_s in _ATTEMPTS:
+            await asyncio.sleep(pause_s)
             connection = await self._pool.acquire(fresh=fresh)
             try:
                 self._set_deadline(connection, entry, patience)
-                connection.write(b"".join((head, *body.pieces)))
-                await connection.headers()
+                connection.write(message)
+                _, headers = await connection.headers()
             except StaleConnectionError:
                 self._pool.release(connection)
+                continue
             except BaseException:
                 self._pool.release(connection)
                 raise
-            else:
+            if not is_unreached(headers):
                 return connection, None
-        raise UpstreamError("Serve's proxy closes its connections")
+            self._pool.release(connection)
+            self._pool.close()  # the others lead to the same proxy
+            if not self._is_running(entry.name):
+                break
+        raise self._unreached(entry)
+
+    def _unreached(self, entry: ModelEntry) -> UnavailableError:
+        running = self._is_running(entry.name)
+        state = "takes no requests yet" if running else "has no running replica"
+        return UnavailableError(
+            f"The model {entry.name!r} {state}; try again in a few seconds",
+            retry_after_s=RETRY_AFTER_S if running else 5,
+        )
 
     @staticmethod
     def _raise_upload_error(uploading: asyncio.Task[None] | None) -> None:

@@ -1,0 +1,41 @@
+"""The mark of answers by which a request learns that it has reached no model, and may go again.
+
+Two give it: the proxy, when a model has no replica that takes a connection, and the router, when a
+request for a model's own address came to it because the proxy does not know that address yet. A
+proxy that is being replaced by its successor does both: it answers once more on each connection
+that it has, as it was configured before. Knows no sockets.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+HEADER = (b"x-truthgpt-unreached", b"1")
+RETRY_AFTER_S = 1
+
+
+def is_unreached(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether an answer with these headers, names in lower case, has the mark."""
+    return HEADER in headers
+
+
+def proxy_page() -> bytes:
+    """Returns the proxy's whole answer, head and body, in OpenAI's envelope."""
+    message = "The model has no replica that takes requests; try again in a few seconds"
+    error = {
+        "message": message,
+        "type": "service_unavailable",
+        "param": None,
+        "code": "model_unavailable",
+    }
+    body = json.dumps({"error": error}).encode()
+    lines = [
+        b"HTTP/1.1 503 Service Unavailable",
+        b"content-type: application/json",
+        b"content-length: %d" % len(body),
+        b"cache-control: no-cache",
+        b"retry-after: %d" % RETRY_AFTER_S,
+        b": ".join(HEADER),
+    ]
+    return b"\r\n".join([*lines, b"", body])
