@@ -70,16 +70,16 @@ END: list[Step] = [
     (
         None,
         "They went home together and ate {food}.",
-        "In the {home} {his} {family} was waiting with {food}.",
+        "At home {his} {family} was waiting with {food}.",
         "They came home just in time, and there was {food} for everybody.",
         "Later they sat by the fire, ate {food} and laughed.",
     ),
     (
         "From that day on, {hero} and {friend} were best friends.",
-        "{hero} never forgot that day at {place}.",
+        "{hero} often thought of that day and of what {friend} had said.",
         "{hero} thanked {friend} and slept well that night.",
-        "{His} {family} said that there was no other {child} as {trait} as {hero}.",
-        "And {hero} thought that one day {he} would surely be {dream.a}.",
+        "{His} {family} said that there was no other {child} like {hero}.",
+        "And {hero} told {his} {family} the whole story from the beginning to the end.",
         "And if you go to the {land} today, you may still meet {hero} and {friend}.",
     ),
 ]

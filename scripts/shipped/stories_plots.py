@@ -102,12 +102,12 @@ _TAKEN: list[Step] = [
         '"Please give me back my {thing}," said {hero}.',
     ),
     (
-        '"I am hungry," said the {thief}, "and I thought that I could trade it for {food}."',
-        'The {thief} looked down and said, "Nobody ever brings me {food}."',
+        '"I am hungry," said the {thief}, "and I thought that I could trade it for {snack}."',
+        'The {thief} looked down and said, "Nobody ever brings me {snack}."',
     ),
     (
-        "So {hero} shared {his} {food} with the {thief}.",
-        "{friend} brought some {food} to the {thief}.",
+        "So {hero} shared {his} {snack} with the {thief}.",
+        "{friend} brought some {snack} to the {thief}.",
     ),
     (
         "The {thief} ate everything and gave back the {quality} {thing}.",
@@ -202,8 +202,8 @@ _GIFT: list[Step] = [
         "{He} tried again and {thing.made} the finest {thing} of all.",
     ),
     (
-        'On {day} {friend} opened the present and cried, "{quality.a^} {thing}, for me!"',
-        "When {friend} saw the {quality} {thing} on {day}, there was a big hug for {hero}.",
+        'Then {friend} opened the present and cried, "{quality.a^} {thing}, for me!"',
+        "When {friend} saw the {quality} {thing}, there was a big hug for {hero}.",
     ),
 ]
 

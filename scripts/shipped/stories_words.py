@@ -236,6 +236,7 @@ WORDS: Mapping[str, list[Word]] = {
     "sorrow": _plain(SORROWS),
     "joy": _plain(JOYS),
     "food": _plain(FOODS),
+    "snack": _plain(FOODS),
     "manner": _plain(MANNERS),
     "animal": _animals(),
     "tall": _plain(TALL),
