@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from truthgpt_serve.asgi import Headers
 from truthgpt_serve.errors import ServerError
+from truthgpt_serve.unreached import HEADER as UNREACHED
 
 MARK = b"x-truthgpt-remote"
 """Names the applications of this family that a request has passed, so that none gets it twice."""
@@ -46,9 +47,11 @@ WRITTEN_HERE = frozenset(["host", "content-length", "expect", "accept-encoding",
 _FORWARDED = ("x-forwarded-", "x-real-ip", "forwarded")
 _NOT_SENT_UP = HOP_BY_HOP | CREDENTIALS | WRITTEN_HERE | {"x-request-disconnect-disabled"}
 # `date` and `server` are our own server's. A cookie or a rule for the remote host is not for ours.
-_NOT_SENT_DOWN = HOP_BY_HOP | frozenset(
-    ["date", "server", "x-request-id", "set-cookie", "alt-svc", "strict-transport-security"]
-)
+# That a request reached nothing there does not say so of the model here.
+_NOT_SENT_DOWN = HOP_BY_HOP | {
+    *("date", "server", "x-request-id", "set-cookie", "alt-svc", "strict-transport-security"),
+    UNREACHED[0].decode(),
+}
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(r"[\x20-\x7e\t]*")
 

@@ -155,18 +155,40 @@ def test_haproxy_takes_the_adapted_file(tmp_path: Path) -> None:
 
 
 def test_where_no_replica_takes_a_connection_the_answer_says_so(tmp_path: Path) -> None:
-    """As does a server that stands in; one that broke off has Ray's own page."""
-    settings = {"port": free_port(), "here": f"127.0.0.1:{free_port()}"}
-    theirs = tmp_path / "500.http"
-    theirs.write_bytes(b"HTTP/1.1 500 Internal Server Error\r\n\r\n")
-    path = tmp_path / "haproxy.cfg"
-    text = RAY_CONFIGURATION.format(**settings, page=theirs)
-    path.write_text("\n".join(line for line in text.splitlines() if "192.0.2" not in line) + "\n")
-    with started(path, settings["port"]):
-        answer = httpx.post(f"http://127.0.0.1:{settings['port']}/v1/x", content=b"{}")
+    answer = ask(tmp_path, free_port())
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert is_unreached(answer.headers.raw)
     assert answer.json()["error"]["code"] == "model_unavailable"
+
+
+def test_a_replica_that_broke_off_had_the_request(tmp_path: Path) -> None:
+    """So the answer is without the mark: Ray's own page."""
+
+    def serve(listener: socket.socket) -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(4096)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        answer = ask(tmp_path, listener.getsockname()[1])
+    assert answer.status_code == 500
+    assert not is_unreached(answer.headers.raw)
+
+
+def ask(folder: Path, server_port: int) -> httpx.Response:
+    """Returns what a client gets of HAProxy with one server, which is at this port."""
+    theirs = folder / "500.http"
+    theirs.write_bytes(b"HTTP/1.1 500 Internal Server Error\r\n\r\n")
+    port = free_port()
+    text = RAY_CONFIGURATION.format(port=port, here=f"127.0.0.1:{server_port}", page=theirs)
+    text = text.replace(" check", "")  # a server that is not known to be down
+    path = folder / "haproxy.cfg"
+    path.write_text("\n".join(line for line in text.splitlines() if "192.0.2" not in line) + "\n")
+    with started(path, port):
+        return httpx.post(f"http://127.0.0.1:{port}/v1/x", content=b"{}", timeout=LIMIT_S)
 
 
 def test_an_unknown_file_is_used_as_it_is(

@@ -202,6 +202,7 @@ def test_headers(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def behave(request: Request, send: Send) -> None:
         lines = [("set-cookie", "a=1"), ("x-ratelimit-remaining", "7"), ("connection", "x-hop")]
+        lines.append(("x-truthgpt-unreached", "1"))
         headers = [(name.encode(), value.encode()) for name, value in [*lines, ("x-hop", "1")]]
         headers += [(b"content-type", b"text/plain"), (b"x-request-id", b"theirs")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -232,7 +233,7 @@ def test_headers(monkeypatch: pytest.MonkeyPatch) -> None:
             assert sent.header(name) == []
         assert answer.headers.get_list("x-request-id") == ["abc-1"]
         assert answer.headers["x-ratelimit-remaining"] == "7"
-        assert not {"set-cookie", "x-hop"} & set(answer.headers)
+        assert not {"set-cookie", "x-hop", "x-truthgpt-unreached"} & set(answer.headers)
         assert KEY not in str(answer.headers)
     with relayed(api_key_env=KEY_VARIABLE, api_key_header="X-Api-Key") as (http, other):
         http.post("/v1/x", json={"model": "far"}, headers=given)

@@ -51,15 +51,64 @@ async def test_after_some_attempts_the_client_may_try() -> None:
     assert relay.sent == []
 
 
-async def test_without_a_replica_it_is_not_sent_again() -> None:
-    async with bench(answering([proxy_page()])) as relay:
+async def test_without_a_replica_it_is_sent_again_only_where_the_connection_was_kept() -> None:
+    async with bench(answering([OK, proxy_page(), OK, proxy_page(), proxy_page()])) as relay:
         relay.running = False
+        await relay.request()
+        await relay.request()
+        assert relay.body == b"{}{}"
         with pytest.raises(UnavailableError, match="has no running replica"):
             await relay.request()
 
 
-async def test_what_streams_is_not_sent_again() -> None:
+async def test_other_connections_to_that_proxy_are_not_used_again() -> None:
+    """Each of them would cost a request one more attempt."""
+    connections = 0
+    both = asyncio.Barrier(2)
+
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        is_old, num_answers = connections <= 2, 0
+        while True:
+            await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(2)
+            if is_old and not num_answers:
+                await both.wait()
+            writer.write(proxy_page() if is_old and num_answers else OK)
+            num_answers += 1
+
+    async with bench(handler) as relay, asyncio.timeout(5):
+        await asyncio.gather(relay.request(), relay.request())
+        await relay.request()
+        await relay.request()
+    assert relay.body == b"{}" * 4
+    assert connections == 3
+
+
+async def test_what_is_fetched_comes_from_the_proxy_of_now() -> None:
+    connections = 0
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)
+        await writer.drain()
+        await reader.read(-1)
+
+    async with bench(handler) as relay:
+        for _ in range(2):
+            assert await relay.pool.fetch(b"/-/routes") == (200, b"{}")
+    assert connections == 2
+
+
+async def test_what_streams_is_not_sent_again() -> None:
+    connections = 0
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
         await reader.readuntil(b"\r\n\r\n")
         writer.write(proxy_page())
         await reader.read(-1)
@@ -67,3 +116,4 @@ async def test_what_streams_is_not_sent_again() -> None:
     async with bench(handler) as relay:
         with pytest.raises(UnavailableError, match="takes no requests yet"):
             await relay.request(RequestBody([b"{"], 1, True, pieces()), length=b"1000")
+    assert connections == 1

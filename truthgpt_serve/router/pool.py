@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 
 from truthgpt_serve.errors import DeadlineError, UnavailableError
-from truthgpt_serve.router.upstream import StaleConnectionError, UpstreamConnection
+from truthgpt_serve.router.upstream import UpstreamConnection
 
 MAX_IDLE_CONNECTIONS = 256
 IDLE_TIMEOUT_S = 30.0
@@ -88,21 +88,19 @@ class ConnectionPool:
             self._idle.append(connection)
 
     async def fetch(self, path: bytes) -> tuple[int, bytes]:
-        """Returns status and body of `GET path`. Raises TruthGPTError after 10 s."""
-        try:
-            return await self._fetch(path, fresh=False)
-        except StaleConnectionError:
-            return await self._fetch(path, fresh=True)
+        """Returns status and body of `GET path`. Raises TruthGPTError after 10 s.
 
-    async def _fetch(self, path: bytes, *, fresh: bool) -> tuple[int, bytes]:
-        connection = await self.acquire(fresh=fresh)
+        On a connection of its own: a kept one may end at a proxy that is being replaced.
+        """
+        connection = await self.acquire(fresh=True)
         try:
             connection.set_deadline(
                 FETCH_TIMEOUT_S,
                 lambda: DeadlineError(f"{self._peer} at {self.authority} did not answer"),
             )
             connection.write(
-                b"GET %b HTTP/1.1\r\nhost: %b\r\n\r\n" % (path, self.authority.encode())
+                b"GET %b HTTP/1.1\r\nhost: %b\r\nconnection: close\r\n\r\n"
+                % (path, self.authority.encode())
             )
             status, _ = await connection.headers()
             body, more = bytearray(), True

@@ -171,7 +171,8 @@ class Relay:
             return connection, uploading
         message = b"".join((head, *body.pieces))
         for fresh, pause_s in _ATTEMPTS:
-            await asyncio.sleep(pause_s)
+            if pause_s:  # even a sleep of nothing costs each request a turn of the event loop
+                await asyncio.sleep(pause_s)
             connection = await self._pool.acquire(fresh=fresh)
             try:
                 self._set_deadline(connection, entry, patience)
@@ -187,7 +188,7 @@ class Relay:
                 return connection, None
             self._pool.release(connection)
             self._pool.close()  # the others lead to the same proxy
-            if not self._is_running(entry.name):
+            if fresh and not self._is_running(entry.name):
                 break
         raise self._unreached(entry)
 
