@@ -17,12 +17,19 @@ from typing import Any
 import yaml
 
 from scripts.serve import RunFile
-from truthgpt_serve.local_cluster import free_port
+from truthgpt_serve.local_cluster import free_port, model_application
 from truthgpt_serve.processes import busy_ports, end_run, find_run
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 120
 STOP_S = 60
+
+
+def echo_config() -> dict[str, Any]:
+    """Returns the smallest Serve file: the router and an echo model."""
+    echo = {"model": {"family": "echo"}, "hardware": {"cpus": 0.1}}
+    router = {"name": "router", "route_prefix": "/", "import_path": "truthgpt_serve.app:router"}
+    return {"applications": [model_application("echo", echo), router]}
 
 
 @dataclass(frozen=True)

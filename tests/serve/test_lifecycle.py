@@ -8,18 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.serve.shell import STOP_S, Shell, assert_nothing_is_left, open_shell
-from truthgpt_serve.local_cluster import model_application
+from tests.serve.shell import STOP_S, Shell, assert_nothing_is_left, echo_config, open_shell
 from truthgpt_serve.processes import find_run
 
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Iterator[Shell]:
-    applications = [
-        model_application("echo", {"model": {"family": "echo"}, "hardware": {"cpus": 0.1}}),
-        {"name": "router", "route_prefix": "/", "import_path": "truthgpt_serve.app:router"},
-    ]
-    with open_shell(tmp_path, {"applications": applications}) as shell:
+    with open_shell(tmp_path, echo_config()) as shell:
         yield shell
 
 

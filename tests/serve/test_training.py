@@ -20,6 +20,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from deployments.vllm.tiny_model import make_tiny_llama
+from tests.serve.shell import STOP_S, echo_config, open_shell
 from tests.serve.test_vllm_engine import make_config, serve
 from tests.unit.training_runs import losses, sections_of, sentences, write_rows
 from truthgpt_serve.processes import create_run_environment, create_run_id, end_run
@@ -31,6 +32,8 @@ TIMEOUT_S = 120
 NUM_ROWS = 48
 PROMPTS = ["Ada finds", "The clock", "Dan"]
 GREEDY_TOKENS = 12
+BESIDE_S = 5
+"""Ray Train looks every second whether its controller lives, and ends the run within another."""
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +156,25 @@ def test_two_workers_equal_one_with_twice_the_accumulation(folder: Path, whole: 
         for folder in (run, whole)
     ]
     assert units[0] == units[1]
+
+
+def test_a_run_goes_on_when_a_service_starts_on_this_machine(folder: Path, tmp_path: Path) -> None:
+    endless = {**RUN, "epochs": 10_000, "checkpoint_every": 100_000}
+    config = str(write_config(folder, "beside", training=endless))
+    run = folder / "runs" / "beside"
+    with command(folder, config) as process:
+        wait_until_step(process, run, 1)
+        with open_shell(tmp_path, echo_config()) as shell:
+            service = shell.start()
+            time.sleep(BESIDE_S)
+            try:
+                wait_until_step(process, run, len(losses(run)) + 1)
+            finally:
+                shell.run("stop")
+                service.wait(STOP_S)
+        os.killpg(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
 
 
 def test_a_trained_adapter_is_served_by_vllm_as_peft_runs_it(folder: Path, tmp_path: Path) -> None:

@@ -42,6 +42,11 @@ _ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
 
+_NO_API_SERVER = ("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:0")
+"""Nowhere. Ray Train asks the API server each second whether its controller lives. A Ray of our own
+has none, yet notes the port where one would be: if that of another Ray listens there, a service's
+for example, it does not know the controller, which is then taken for dead, and the run is ended."""
+
 
 @dataclass(frozen=True, slots=True)
 class Workers:
@@ -90,6 +95,7 @@ def ray_cluster(num_cpus: float) -> Iterator[float]:
     address = os.environ.get(ADDRESS_VARIABLE) or "local"
     if address == "local":
         cpus = max(os.cpu_count() or 1, math.ceil(num_cpus))
+        os.environ.update([_NO_API_SERVER])
         ray.init(address=address, num_cpus=cpus, include_dashboard=False, **quiet)
     else:
         try:
