@@ -115,6 +115,8 @@ class LocalCluster:
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+            # Where requests go while a model has no replica: shared, it would be another service.
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
             **(env or {}),
             **create_run_environment(self.run_id),
         }

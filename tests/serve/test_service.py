@@ -25,8 +25,9 @@ PROGRAMS = Path(__file__).parent / "programs"
 PROMPTS = ["Hello world", "The quick brown fox", "Once upon a time there was a", "12 + 30 ="]
 TOKENS = 24
 USER: list[Any] = [{"role": "user", "content": "Tell me about water."}]
-FOLLOW_S = 3
-"""Within this both routers must have noticed a change."""
+FOLLOW_S = 8
+"""Within this both routers must have noticed a change, however busy the machine; usually 2 s do. A
+model that is removed answers for 5 s: then a router that had not noticed would answer 503."""
 LANGUAGE_MODELS = ["tiny", "tiny-adapter"]
 ALL_MODELS = [
     "backwards", "echo", "embedder", "shouting", "slow", "spelling", "tiny", "tiny-adapter",
