@@ -61,6 +61,7 @@ def test_the_loss_falls_and_the_result_is_an_ordinary_folder(
     found = run(job)
     assert found[-1] < found[0] / 2
     trained = AutoModelForCausalLM.from_pretrained(job.folder / "model")
+    assert trained.config.use_cache
     tokenizer = AutoTokenizer.from_pretrained(job.folder / "model")
     inputs = tokenizer("Ada finds", return_tensors="pt")
     words = tokenizer.decode(trained.generate(**inputs, max_new_tokens=6, do_sample=False)[0])

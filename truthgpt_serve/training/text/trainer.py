@@ -286,5 +286,6 @@ class CourseTrainer:
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if not hasattr(model, "peft_config"):
             model = model.to(dtype)
+            model.config.use_cache = True  # the trainer has switched it off: for itself
         model.save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
