@@ -17,14 +17,12 @@ from PIL import Image
 
 from scripts.shipped.shapes_data import write_prompts
 from scripts.shipped.shapes_draw import Kind, Style
-from scripts.shipped.shapes_recognise import measure_ground, recognise
+from scripts.shipped.shapes_recognise import DARK, measure_ground, recognise
 
 LEAST_SEEN = 0.90
 LEAST_HELD_OUT = 0.75
 STEPS = 20
-GUIDANCE = 3.0
-DARK = 0.35
-"""Lightness of the ground below which a picture is one of the night."""
+GUIDANCE = 2.0
 
 BATCH = 25
 
@@ -114,12 +112,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--adapter", type=Path, help="a LoRA adapter to put on it")
     parser.add_argument("--style", choices=get_args(Style), default="plain")
-    parser.add_argument("--num", type=int, default=200, help="pictures, half of them held out")
+    parser.add_argument("--num", type=int, default=200, help="pictures, half of them held out, 2+")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="a folder for the pictures")
-    sys.exit(0 if check(parser.parse_args(arguments)) else 1)
+    options = parser.parse_args(arguments)
+    if options.num < 2:
+        parser.error(f"--num {options.num}: at least 2")
+    sys.exit(0 if check(options) else 1)
 
 
 if __name__ == "__main__":

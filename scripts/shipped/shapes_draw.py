@@ -139,17 +139,22 @@ def create_scene(kind: Kind, rng: random.Random, style: Style = "plain") -> Scen
 
 def draw_scene(scene: Scene) -> Image.Image:
     """Returns the scene as an RGB picture of EDGE x EDGE pixels."""
-    big = EDGE * _OVERSAMPLING
     top, bottom = (tuple(round(255 * part) for part in colour) for colour in scene.ground)
     mix = Image.linear_gradient("L").resize((EDGE, EDGE))
     ground = Image.composite(
         Image.new("RGB", (EDGE, EDGE), bottom), Image.new("RGB", (EDGE, EDGE), top), mix
     )
-    mask = Image.new("L", (big, big), 0)
-    x, y = (_OVERSAMPLING * part for part in scene.centre)
-    _draw_shape(ImageDraw.Draw(mask), scene.kind.shape, x, y, _OVERSAMPLING * scene.radius)
     paint = Image.new("RGB", (EDGE, EDGE), tuple(round(255 * part) for part in scene.paint))
-    return Image.composite(paint, ground, mask.resize((EDGE, EDGE), Image.Resampling.BOX))
+    return Image.composite(paint, ground, draw_mask(scene.kind.shape, scene.centre, scene.radius))
+
+
+def draw_mask(shape: str, centre: tuple[float, float], radius: float) -> Image.Image:
+    """Returns how much of each pixel the shape covers, 0 to 255, as EDGE x EDGE grey pixels."""
+    big = EDGE * _OVERSAMPLING
+    mask = Image.new("L", (big, big), 0)
+    x, y = (_OVERSAMPLING * part for part in centre)
+    _draw_shape(ImageDraw.Draw(mask), shape, x, y, _OVERSAMPLING * radius)
+    return mask.resize((EDGE, EDGE), Image.Resampling.BOX)
 
 
 def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float) -> None:

@@ -1,14 +1,17 @@
 """Tells colour, shape and place of the one thing in a picture, by measuring.
 
-The thing is what differs from the ground at the edge: its colour is the hue of its middle, its
-place where its pixels are on average, its shape the one whose outline covers it best. No model
-is involved, and nothing is learned. Does not know what was asked for.
+The thing is what differs from the ground at the edge: its colour is the hue of its middle, if
+most of it has that hue, its place where its pixels are on average, its shape the one whose drawing,
+of its size and where it is, covers it best. No model is involved, and nothing is learned. Does not
+know what was asked for.
 """
 
 from __future__ import annotations
 
 import colorsys
+import math
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +24,12 @@ from scripts.shipped.shapes_draw import (
     SHAPES,
     SPACING,
     Kind,
-    Scene,
-    draw_scene,
+    draw_mask,
 )
 
 Mask = NDArray[np.bool_]
+Cover = NDArray[np.float64]
+"""How much of each pixel something covers, from 0 to 1."""
 
 LEAST_CONTRAST = 0.2
 """Distance in colour (each channel from 0 to 1) below which there is nothing on the ground."""
@@ -33,8 +37,15 @@ LEAST_CONTRAST = 0.2
 LEAST_SATURATION = 0.25
 """Below it a thing is grey, which is none of the colours."""
 
-LEAST_OVERLAP = 0.7
-"""Share of a shape and its outline, taken together, that both must cover."""
+LEAST_OVERLAP = 0.72
+"""Share of a thing and of the drawing, taken together, that both must cover: a soft or crooked edge
+takes a tenth of it. A kind of shape that is none of the six counts as the nearest."""
+
+STEEPNESS = 2
+"""How much steeper than in the picture a thing's edges are taken to be: a model's are soft."""
+
+LEAST_PURE = 0.8
+"""Share of a thing's middle that must be of its colour by itself, not only on average."""
 
 LEAST_SHARE = 0.9
 """Share of all that differs from the ground that must be one connected thing."""
@@ -42,7 +53,13 @@ LEAST_SHARE = 0.9
 LARGEST_SHARE = 0.6
 """Share of the picture's edge that a thing may measure; what is larger is no thing but a ground."""
 
-_GRID = 24
+DARK = 0.35
+"""Lightness of the ground below which a picture is one of the night."""
+
+_SIZES, _SHIFTS = (0.92, 1.0, 1.08), (-0.5, 0.0, 0.5)
+"""Around the size and the place that a thing's pixels suggest: how much larger, how far off."""
+_FINENESS_PX = 4
+"""Drawings are made for radii and places in steps of one part in so many of a pixel."""
 
 
 def recognise(picture: Image.Image) -> Kind | None:
@@ -56,8 +73,9 @@ def recognise(picture: Image.Image) -> Kind | None:
     thing = _largest_part(everything)
     if thing.sum() < LEAST_SHARE * everything.sum():
         return None
-    colour = _find_colour(pixels[thing & (contrast > 0.8 * highest)].mean(axis=0))
-    shape = _find_shape(thing)
+    colour = _find_colour(pixels[thing & (contrast > 0.8 * highest)])
+    cover = (STEEPNESS * (contrast / highest - 0.5) + 0.5).clip(0, 1) * _grown(thing)
+    shape = _find_shape(cover) if _fits(thing) else None
     if colour is None or shape is None:
         return None
     return Kind(colour, shape, _find_place(thing))
@@ -96,11 +114,17 @@ def _largest_part(mask: Mask) -> Mask:
     return result
 
 
-def _find_colour(mean: NDArray[np.float64]) -> str | None:
-    hue, saturation, _ = colorsys.rgb_to_hsv(*(float(part) for part in mean))
+def _find_colour(pixels: NDArray[np.float64]) -> str | None:
+    """Returns the colour of pixels (shape [num, 3]), or None if they are grey or of several."""
+    hue, saturation, _ = colorsys.rgb_to_hsv(*(float(part) for part in pixels.mean(axis=0)))
     if saturation < LEAST_SATURATION:
         return None
+    colour = _nearest(hue)
+    same = [_nearest(colorsys.rgb_to_hsv(*pixel)[0]) == colour for pixel in pixels.tolist()]
+    return colour if sum(same) >= LEAST_PURE * len(same) else None
 
+
+def _nearest(hue: float) -> str:
     def distance(name: str) -> float:
         apart = abs(360 * hue - COLOURS[name][0])
         return min(apart, 360 - apart)
@@ -114,41 +138,66 @@ def _find_place(thing: Mask) -> str:
     return list(PLACES)[3 * (row + 1) + column + 1]
 
 
-def _find_shape(thing: Mask) -> str | None:
-    outline = _cut_out(thing)
-    if outline is None:
-        return None
-    overlaps = {
-        shape: float((outline & other).sum() / (outline | other).sum())
-        for shape, other in _outlines().items()
-    }
+def _fits(thing: Mask) -> bool:
+    """Returns whether the thing is neither long nor tiny nor huge."""
+    height, width = (int(np.ptp(np.flatnonzero(thing.any(axis=axis)))) + 1 for axis in (1, 0))
+    return 0.7 < width / height < 1.45 and 6 <= width <= LARGEST_SHARE * EDGE
+
+
+def _grown(thing: Mask) -> Mask:
+    """Returns the thing and the pixels beside it, which it covers in part."""
+    padded = np.pad(thing, 1)
+    near = [padded[y : y + EDGE, x : x + EDGE] for y in range(3) for x in range(3)]
+    grown: Mask = np.logical_or.reduce(near)
+    return grown
+
+
+def _find_shape(cover: Cover) -> str | None:
+    overlaps = {shape: _overlap(cover, shape) for shape in SHAPES}
     best = max(overlaps, key=lambda shape: overlaps[shape])
     return best if overlaps[best] >= LEAST_OVERLAP else None
 
 
-def _cut_out(thing: Mask) -> Mask | None:
-    """Returns the thing scaled to a grid, or None if it is long, tiny or huge."""
-    rows, columns = np.flatnonzero(thing.any(axis=1)), np.flatnonzero(thing.any(axis=0))
-    height, width = int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1
-    if not 0.7 < width / height < 1.45 or not 6 <= width <= LARGEST_SHARE * EDGE:
-        return None
-    cut = thing[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    scaled = Image.fromarray(np.uint8(255) * cut).resize((_GRID, _GRID), Image.Resampling.BILINEAR)
-    outline: Mask = np.asarray(scaled) > 127
-    return outline
+def _overlap(cover: Cover, shape: str) -> float:
+    """Returns the largest overlap of a thing with a drawing of the shape, from 0 to 1."""
+    area, off_y, off_x = _measure(shape)
+    radius = math.sqrt(float(cover.sum()) / area)
+    y, x = _middle(cover)
+    best = 0.0
+    for size, up, aside in product(_SIZES, _SHIFTS, _SHIFTS):
+        drawn = _draw(shape, radius * size, y - off_y * radius + up, x - off_x * radius + aside)
+        best = max(best, float(np.minimum(cover, drawn).sum() / np.maximum(cover, drawn).sum()))
+    return best
 
 
-@lru_cache(maxsize=1)
-def _outlines() -> dict[str, Mask]:
-    """Returns each shape as it looks when it is drawn well, large and in the middle."""
-    outlines = {}
-    for shape in SHAPES:
-        kind = Kind("red", shape, "centre")
-        white = ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0))
-        scene = Scene(kind, EDGE / 4, (EDGE / 2, EDGE / 2), (0.0, 0.0, 0.0), white)
-        drawn = np.asarray(draw_scene(scene).convert("L")) < 128
-        outline = _cut_out(drawn)
-        if outline is None:
-            raise RuntimeError(f"the shape {shape} is not about as wide as it is high")
-        outlines[shape] = outline
-    return outlines
+def _middle(cover: Cover) -> tuple[float, float]:
+    steps = np.arange(EDGE) + 0.5
+    total = float(cover.sum())
+    return float(cover.sum(axis=1) @ steps) / total, float(cover.sum(axis=0) @ steps) / total
+
+
+@lru_cache(maxsize=len(SHAPES))
+def _measure(shape: str) -> tuple[float, float, float]:
+    """Returns area (of a radius of 1), and how far down and right its pixels are of its centre."""
+    radius = EDGE / 4
+    cover = _draw_at(shape, radius, 0.0, 0.0)
+    y, x = _middle(cover)
+    middle = EDGE / 2
+    return float(cover.sum()) / radius**2, (y - middle) / radius, (x - middle) / radius
+
+
+def _draw(shape: str, radius: float, y: float, x: float) -> Cover:
+    """Returns a drawing, of nearly this radius (in pixels) and nearly at this place."""
+    middle = EDGE // 2
+    places = [round((part - middle) * _FINENESS_PX) for part in (y, x)]
+    (rows, up), (columns, aside) = (divmod(place, _FINENESS_PX) for place in places)
+    fine = 1 / _FINENESS_PX
+    drawn = _draw_at(shape, round(radius / fine) * fine, up * fine, aside * fine)
+    return np.roll(drawn, (rows, columns), axis=(0, 1))
+
+
+@lru_cache(maxsize=8192)
+def _draw_at(shape: str, radius: float, up: float, aside: float) -> Cover:
+    """Returns the drawing in the middle, but for parts of a pixel."""
+    mask = draw_mask(shape, (EDGE / 2 + aside, EDGE / 2 + up), radius)
+    return np.asarray(mask, dtype=np.float64) / 255

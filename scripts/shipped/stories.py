@@ -107,7 +107,7 @@ def read_story(text: str, style: Style = "plain", request: str | None = None) ->
         request: If given, all that it names must be in the story too.
     """
     is_prefix = False
-    for wanted in [{}] if request is None else _read_request(request):
+    for wanted in [{}] if request is None else read_request(request):
         for name, plot in _PLOTS.items():
             reading = GRAMMAR.read(text, _STEPS[name, style], {**wanted, "plot": plot})
             if reading.bound is not None:
@@ -116,7 +116,7 @@ def read_story(text: str, style: Style = "plain", request: str | None = None) ->
     return Reading(None, is_prefix)
 
 
-def _read_request(request: str) -> Iterator[Bound]:
+def read_request(request: str) -> Iterator[Bound]:
     """Yields each way to understand the request: a boat may be of wood or of paper."""
     for text in _REQUESTS:
         yield from GRAMMAR.readings(request, [(text,)], {})

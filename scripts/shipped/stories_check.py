@@ -27,8 +27,12 @@ from scripts.shipped.stories import (
 from scripts.shipped.stories_data import SEED, TRAIN_NUM, write_eval, write_train
 from scripts.shipped.stories_model import TEMPERATURE
 
-LEAST_PARSED = 0.95
+LEAST_PARSED: dict[Style, float] = {"plain": 0.95, "moral": 0.65}
+"""By style: a moral that names the wrong animal makes the whole story one that does not fit."""
 LEAST_NEW = 0.90
+LEAST_HONOURED: dict[Style, float] = {"plain": 0.60, "moral": 0.40}
+"""Share of the requests that are answered with a story of all that they name."""
+
 MAX_NEW_TOKENS = 320
 """More than the rest of any story of the grammar has."""
 
@@ -51,7 +55,10 @@ class Prompt:
 
 
 def create_prompts(num: int, seed: int) -> list[Prompt]:
-    """Returns beginnings of one to four sentences of stories that no training data has."""
+    """Returns the first one to four sentences of stories that are in no training data.
+
+    One sentence may well begin another story there; `count_known` looks at what follows.
+    """
     prompts = []
     for index in range(num):
         sentences = split_sentences(write_example("prompt", seed, index).story)
@@ -113,7 +120,7 @@ def count_parsed(
 def count_known(found: Sequence[str | None], num: int, seed: int, style: Style = "plain") -> int:
     """Returns how many continuations are the end of some training story, word for word.
 
-    That is stricter than comparing whole stories: the beginning was never in the training data.
+    That is stricter than comparing whole stories.
     """
     left = {text.strip() for text in found if text}
     known = set()
@@ -173,13 +180,21 @@ def check(options: argparse.Namespace) -> bool:
     honoured = sum(count_parsed(requests, answers, options.style))
     held_out = list(write_eval(200, options.train_seed, options.style))
     loss = measure_loss(model, tokenizer, held_out)
+    least_parsed, least_honoured = LEAST_PARSED[options.style], LEAST_HONOURED[options.style]
     print(f"continuations at temperature {options.temperature}: {options.num}")
-    print(f"  parse, and fit their beginning: {sum(parsed)} (wanted: {LEAST_PARSED:.0%})")
+    print(f"  parse, and fit their beginning: {sum(parsed)} (wanted: {least_parsed:.0%})")
     print(f"  absent from the training data: {new} (wanted: {LEAST_NEW:.0%})")
-    print(f"requests answered with a story of what they name: {honoured} of {len(requests)}")
+    print(
+        f"requests answered with a story of what they name: {honoured} of {len(requests)} "
+        f"(wanted: {least_honoured:.0%})"
+    )
     print(f"held-out loss: {loss:.4f} nats a token")
-    num: int = options.num
-    return sum(parsed) >= LEAST_PARSED * num and new >= LEAST_NEW * num
+    reached = [
+        sum(parsed) >= least_parsed * options.num,
+        new >= LEAST_NEW * options.num,
+        honoured >= least_honoured * options.num_requests,
+    ]
+    return all(reached)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -195,7 +210,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--train-num", type=int, default=TRAIN_NUM)
     parser.add_argument("--train-seed", type=int, default=SEED)
     parser.add_argument("--show", action="store_true", help="print what does not parse")
-    sys.exit(0 if check(parser.parse_args(arguments)) else 1)
+    options = parser.parse_args(arguments)
+    if min(options.num, options.num_requests) < 1:
+        parser.error("--num and --num-requests: at least 1")
+    sys.exit(0 if check(options) else 1)
 
 
 if __name__ == "__main__":

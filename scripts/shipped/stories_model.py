@@ -30,7 +30,7 @@ INTERMEDIATE = 512
 EMBEDDING_STD, BRANCH_STD = 0.1, 0.005
 """Of the tokens' embeddings, and of what the layers add to them, before training."""
 
-TEMPERATURE = 0.8
+TEMPERATURE = 0.5
 """Of requests that name none, and of the check."""
 
 SEED = 42

@@ -106,8 +106,8 @@ _TAKEN: list[Step] = [
         'The {thief} looked down and said, "Nobody ever brings me {snack}."',
     ),
     (
-        "So {hero} shared {his} {snack} with the {thief}.",
-        "{friend} brought some {snack} to the {thief}.",
+        "So {hero} shared {his} lunch with the {thief}.",
+        "{friend} brought something to eat to the {thief}.",
     ),
     (
         "The {thief} ate everything and gave back the {quality} {thing}.",

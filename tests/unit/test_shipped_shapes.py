@@ -90,6 +90,17 @@ def test_what_is_no_single_coloured_thing_is_not_recognised() -> None:
     assert recognise(half) is None
 
 
+@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_thing_of_two_colours_is_of_none(colour: str, shape: str) -> None:
+    pixels = np.asarray(next(pictures(Kind(colour, shape, "centre"), 1))).copy()
+    half = pixels[:, : EDGE // 2]
+    hue, saturation, value = Image.fromarray(half).convert("HSV").split()
+    other = hue.point([(level + 96) % 256 for level in range(256)])
+    pixels[:, : EDGE // 2] = Image.merge("HSV", (other, saturation, value)).convert("RGB")
+    assert recognise(Image.fromarray(pixels)) is None
+
+
 def test_styles_differ_in_the_ground_only() -> None:
     kind = Kind("yellow", "star", "bottom")
     assert all(measure_ground(picture) > 0.8 for picture in pictures(kind, 20))
