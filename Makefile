@@ -57,5 +57,5 @@ bench-batching: install ## Compare dynamic batching with LitServe's; writes benc
 	@$(VENV)/pip install -q -c constraints-cpu.txt onnx onnxruntime
 	@$(VENV)/python -m benchmarks.batching
 
-clean: stop ## Remove caches, the small model and .venv
+clean: stop ## Remove caches, what benchmarks made, and .venv
 	@rm -rf .venv .models .run .bench build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deployments.vllm.tiny_model import make_tiny_llama
 from truthgpt_serve.local_cluster import (
     LocalCluster,
     free_port,
@@ -62,10 +63,11 @@ class Side:
 @contextmanager
 def product(*, num_routers: int = 1, env: Mapping[str, str] | None = None) -> Iterator[Side]:
     """Starts this product with three models: the small language model and two others, idle."""
+    weights = make_tiny_llama(MODEL)
     started_s = time.monotonic()
     with LocalCluster(ROOT / "configs" / "ray.env", env={**ENGINE_ENV, **(env or {})}) as cluster:
         language_model = {
-            "model": {"family": "vllm", "name_or_path": str(MODEL)},
+            "model": {"family": "vllm", "name_or_path": str(weights)},
             "hardware": {"gpus": 0, "cpus": 1},
             "serving": {"engine": ENGINE, "max_ongoing_requests": 128},
         }
@@ -101,7 +103,7 @@ def own_server(executor: str | None = CPU_EXECUTOR) -> Iterator[Side]:
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server",
         "--host", "127.0.0.1", "--port", str(port),
-        "--model", str(MODEL), "--served-model-name", "llm",
+        "--model", str(make_tiny_llama(MODEL)), "--served-model-name", "llm",
         "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning", "--seed", "42",
     ]  # fmt: skip
     if executor is not None:

@@ -21,7 +21,6 @@ from typing import Any, TextIO
 
 import yaml
 
-from deployments.vllm.tiny_model import make_tiny_llama
 from truthgpt_serve.haproxy import BINARY_VARIABLE, program_path
 from truthgpt_serve.local_cluster import read_environment_file
 from truthgpt_serve.processes import (
@@ -42,12 +41,14 @@ GRACE_S = 15.0
 """How long running requests may take to finish after Ctrl-C or `make stop`."""
 STOP_S = 45.0
 """How long ending all processes may take after that."""
-IMAGE_MODEL_STAMP = "truthgpt-tiny.json"
-"""The file that is written last into the image model's folder."""
-MAKE_MODEL_S = 300.0
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-HAPROXY_PORTS = {"RAY_SERVE_HAPROXY_STATS_PORT": 8404, "RAY_SERVE_HAPROXY_METRICS_PORT": 9101}
-"""Ports that HAProxy takes beside the service's own, by the variable that moves them."""
+PROXY_PORTS = {
+    "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
+    "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
+    # Where HAProxy sends what has no replica; two services could listen there without an error.
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
+}
+"""Ports that the proxies take beside the service's own, by the variable that moves them."""
 
 
 def say(text: str) -> None:
@@ -146,9 +147,9 @@ class Service:
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     def ports(self) -> dict[str, int]:
-        """Returns the ports that HAProxy takes, each under the name of what moves it."""
+        """Returns the ports that the proxies take, each under the name of what moves it."""
         env = self.environment
-        others = {name: int(env.get(name, port)) for name, port in HAPROXY_PORTS.items()}
+        others = {name: int(env.get(name, port)) for name, port in PROXY_PORTS.items()}
         return {f"http_options.port in {self.config}": self.port, **others}
 
     def is_valid(self) -> bool:
@@ -214,30 +215,6 @@ class Service:
         say("stopped")
 
 
-def make_default_models(folder: Path) -> bool:
-    """Makes the small models of configs/serve.yaml where they are missing; returns success.
-
-    The image model is made by a process of its own, because that takes seconds to import.
-    """
-    make_tiny_llama(folder / "tiny-llama")
-    image = folder / "tiny-diffusion"
-    if (image / IMAGE_MODEL_STAMP).exists():
-        return True
-    say(f"making {image}")
-    done = subprocess.run(
-        [sys.executable, "-m", "deployments.hf_diffusers.tiny_models", "--out", str(image)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=MAKE_MODEL_S,
-        check=False,
-    )
-    if done.returncode != 0:
-        print(done.stdout + done.stderr, end="", flush=True)
-        say("the image model cannot be made: `make install` adds what is missing")
-    return done.returncode == 0
-
-
 def start(config: Path, run_file: RunFile) -> int:
     """Serves in the foreground."""
     lock = run_file.lock()
@@ -273,9 +250,7 @@ def start(config: Path, run_file: RunFile) -> int:
 
 
 def prepare(service: Service) -> int:
-    """Makes what the service needs and checks its file; returns 0, or the exit status."""
-    if not make_default_models(ROOT / ".models"):
-        return 1
+    """Checks the service's file; returns 0, or the exit status."""
     if not service.is_valid():
         return 2
     say(f"starting {service.config}: {service.address} (Ctrl-C or `make stop` ends it)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -9,17 +10,24 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
+import openai
 import pytest
 import yaml
+from PIL import Image
 
+from scripts.shipped.shapes_draw import Kind
+from scripts.shipped.shapes_recognise import DARK, measure_ground, recognise
+from scripts.shipped.stories import Style, read_story
 from tests.serve.shell import ROOT, Shell, assert_nothing_is_left, open_shell
 
 BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 PORT = "127.0.0.1:8000"
 COMMAND_S = 60
 BIN = Path(sys.executable).parent
+STYLES: dict[str, Style] = {"story": "plain", "story-moral": "moral"}
 
 
 def blocks_of(page: str, language: str) -> list[str]:
@@ -79,11 +87,33 @@ def test_requests(shell: Shell, service: subprocess.Popen[bytes], number: int) -
     assert answer.keys() & {"choices", "data", "outputs"}, answer
 
 
+def test_the_story_and_the_picture_are_what_was_asked_for(
+    shell: Shell, service: subprocess.Popen[bytes]
+) -> None:
+    url = f"http://127.0.0.1:{shell.port}/v1"
+    wish = "Tell me a story about Mia and a red boat."
+    with openai.OpenAI(base_url=url, api_key="-", timeout=COMMAND_S) as client:
+        for name, style in STYLES.items():
+            told = client.chat.completions.create(
+                model=name, messages=[{"role": "user", "content": wish}], temperature=0
+            )
+            text = told.choices[0].message.content or ""
+            assert read_story(text, style, request=wish).bound is not None, text
+        for name, is_dark in (("shapes", False), ("shapes-night", True)):
+            made = client.images.generate(
+                model=name, prompt="a big red star in the top left", extra_body={"seed": 1}
+            )
+            assert made.data is not None
+            picture = Image.open(BytesIO(base64.b64decode(made.data[0].b64_json or "")))
+            assert recognise(picture) == Kind("red", "star", "top left")
+            assert (measure_ground(picture) < DARK) == is_dark
+
+
 @pytest.mark.parametrize("number", range(len(PROGRAMS)))
 def test_programs(shell: Shell, service: subprocess.Popen[bytes], number: int) -> None:
     text = PROGRAMS[number].replace(PORT, f"127.0.0.1:{shell.port}")
-    *noise, echoed = run([sys.executable, "-c", text]).splitlines()
-    assert "".join(noise).strip()
+    *story, echoed = run([sys.executable, "-c", text]).splitlines()
+    assert "Tom" in "".join(story)
     assert echoed.split()[:3] == ["word", "by", "word"]
 
 
@@ -104,7 +134,7 @@ def test_a_model_is_added_as_the_page_says(tmp_path: Path) -> None:
     model, application = blocks_of("README.md", "yaml")
     configs = tmp_path / "configs"
     shutil.copytree(ROOT / "configs", configs)
-    (tmp_path / ".models").symlink_to(ROOT / ".models")
+    (tmp_path / "models").symlink_to(ROOT / "models")
     (configs / "models" / "qwen.yaml").write_text(model)
     serve_file = configs / "serve.yaml"
     head, marker, tail = serve_file.read_text().partition("  - name: router")

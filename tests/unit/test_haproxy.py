@@ -15,6 +15,7 @@ import httpx
 import pytest
 from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
 
+from scripts.serve import PROXY_PORTS
 from truthgpt_serve import haproxy
 from truthgpt_serve.local_cluster import LocalCluster, free_port
 from truthgpt_serve.unreached import is_unreached
@@ -220,3 +221,14 @@ def test_a_cluster_uses_the_program() -> None:
         assert cluster.env[haproxy.BINARY_VARIABLE] == str(path)
     finally:
         cluster.close()
+
+
+def test_two_clusters_share_no_port_of_their_proxies() -> None:
+    """Ray's fallback proxies listen on a shared one without an error, and answer for each other."""
+    clusters = [LocalCluster(None), LocalCluster(None)]
+    try:
+        ports = [cluster.env[name] for cluster in clusters for name in PROXY_PORTS]
+        assert len(set(ports)) == len(ports)
+    finally:
+        for cluster in clusters:
+            cluster.close()

@@ -1,15 +1,11 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 
 from deployments.hf_diffusers.tiny_models import (
     CALL_DEFAULTS,
@@ -19,7 +15,6 @@ from deployments.hf_diffusers.tiny_models import (
     create_lora,
     create_pipeline,
     create_variant,
-    save_default_image_model,
     save_lora,
 )
 
@@ -116,62 +111,3 @@ def test_adapters_change_the_picture_and_come_from_a_file(kind: str, tmp_path: P
 def test_pixart_has_no_adapters() -> None:
     with pytest.raises(ValueError, match="PixArtSigmaPipeline"):
         create_lora(create_pipeline("pixart"), seed=1)
-
-
-@pytest.fixture(scope="module")
-def default_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_default_image_model(tmp_path_factory.mktemp("models") / "default")
-
-
-def test_default_model_draws_quickly(default_model: Path) -> None:
-    pipeline = DiffusionPipeline.from_pretrained(default_model)
-    pipeline.set_progress_bar_config(disable=True)
-    assert draw(pipeline, height=None, width=None).shape == (1, 3, 128, 128)
-    started = time.monotonic()
-    picture = draw(pipeline, num_inference_steps=4, height=256, width=192)
-    # About 0.1 s on one idle core.
-    assert time.monotonic() - started < 5
-    assert picture.shape == (1, 3, 256, 192)
-    assert torch.isfinite(picture).all()
-    assert float(picture.std()) > 0.05
-    other = draw(pipeline, num_inference_steps=4, height=256, width=192, prompt="blue sea")
-    assert float((picture - other).abs().max()) > 1e-3
-    for task in ("image-to-image", "inpainting"):
-        assert create_variant(pipeline, task).unet is pipeline.unet
-
-
-def test_default_model_reads_ordinary_prompts_as_words(default_model: Path) -> None:
-    tokenizer = DiffusionPipeline.from_pretrained(default_model).tokenizer
-    prompt = "a photo of an astronaut riding a horse on the moon, cinematic lighting, detailed"
-    tokens = tokenizer(prompt).input_ids
-    assert len(tokens) < 30
-    assert tokenizer.decode(tokens, skip_special_tokens=True).strip().startswith("a photo of an")
-    assert len(tokenizer("wort " * 200, truncation=True).input_ids) == 77
-
-
-def test_default_model_is_the_same_bytes_every_time(default_model: Path, tmp_path: Path) -> None:
-    size = sum(path.stat().st_size for path in default_model.rglob("*") if path.is_file())
-    assert size < 10_000_000
-    again = tmp_path / "again"
-    subprocess.run(
-        [sys.executable, "-m", "deployments.hf_diffusers.tiny_models", "--out", str(again)],
-        check=True,
-        capture_output=True,
-        timeout=100,
-    )
-    assert folder_hash(again) == folder_hash(default_model)
-    other = save_default_image_model(tmp_path / "other", seed=1)
-    assert folder_hash(other) != folder_hash(default_model)
-
-
-def test_default_model_is_not_written_twice_nor_over_something_else(tmp_path: Path) -> None:
-    folder = save_default_image_model(tmp_path / "model")
-    before = (folder / "model_index.json").stat().st_mtime_ns
-    save_default_image_model(folder)
-    assert (folder / "model_index.json").stat().st_mtime_ns == before
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "notes.txt").write_text("keep", encoding="utf-8")
-    with pytest.raises(FileExistsError, match="mine"):
-        save_default_image_model(tmp_path / "mine")
-    assert (tmp_path / "mine" / "notes.txt").read_text(encoding="utf-8") == "keep"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "model"]

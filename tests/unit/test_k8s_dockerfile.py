@@ -81,8 +81,8 @@ def test_manifests_and_images_agree_on_folders() -> None:
     for target in TARGETS:
         copies = "\n".join(stages[target].all("COPY"))
         assert " /opt/truthgpt/venv /opt/truthgpt/venv" in copies
-        # A model's ./.models/<name> is looked up beside the configurations' folder.
-        assert " /opt/truthgpt/.models /opt/truthgpt/.models" in copies
+        # A model's ./models/<name> is looked up beside the configurations' folder.
+        assert "models /opt/truthgpt/models" in stages[target].all("COPY")
         assert set(stages[target].all("USER")) == {"1000:1000"}
     for group in ray_groups():
         context = group["template"]["spec"]["securityContext"]  # type: ignore[index] # parsed YAML

@@ -104,7 +104,7 @@ def test_ray_takes_the_serve_file(overlay: str) -> None:
         ("proxy_location", "Everywhere", "proxy_location"),
         ("applications.0.import_path", REMOVE, "import_path"),
         ("applications.0.route_prefixes", "/", "route_prefixes"),
-        ("applications.1.name", "tiny-llama", "tiny-llama"),
+        ("applications.1.name", "story", "story"),
         ("applications.0.deployments.0.num_replica", 2, "num_replica"),
         ("applications.0.deployments.0.ray_actor_options.num_gpu", 1, "num_gpu"),
         ("applications.0.deployments.0.ray_actor_options.label_selector.a", "-", "label"),
@@ -140,8 +140,7 @@ def mounted(folder: Path, overlay: str, monkeypatch: pytest.MonkeyPatch) -> Path
         (models / name).write_text(text, encoding="utf-8")
     serve_file = folder / "serveConfigV2.yaml"
     serve_file.write_text(serve_config(overlay), encoding="utf-8")
-    for name in ("tiny-llama", "tiny-diffusion"):  # in the image (k8s/Dockerfile)
-        (folder / ".models" / name).mkdir(parents=True)
+    (folder / "models").symlink_to(ROOT / "models")  # in the image (k8s/Dockerfile)
     monkeypatch.setenv("TRUTHGPT_CONFIG_DIR", str(config_dir))
     monkeypatch.chdir(folder)
     return serve_file
@@ -159,9 +158,10 @@ def test_every_model_is_right_with_what_a_pod_has(
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("configs/models/tiny-llama.yaml", "max_num_seqs", "max_num_seq"),
+        ("configs/models/story.yaml", "max_num_seqs", "max_num_seq"),
         ("configs/models/echo.yaml", "family: echo", "family: ecco"),
-        ("configs/models/tiny-diffusion.yaml", "./.models/tiny-diffusion", "./.models/none"),
+        ("configs/models/shapes.yaml", "_path: ./models/shapes", "_path: ./models/none"),
+        ("configs/models/story.yaml", "path: ./models/story-moral", "path: ./models/none"),
         ("serveConfigV2.yaml", "models/echo.yaml", "models/gone.yaml"),
         ("serveConfigV2.yaml", "route_prefix: /models/echo", "route_prefix: /echo"),
     ],

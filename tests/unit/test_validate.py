@@ -6,6 +6,7 @@ A file in `bad_yaml/` ends with the faults that it must give, one `# fault:` lin
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -231,12 +232,10 @@ def test_shipped_files_are_right_and_import_no_engine() -> None:
     answer = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=60
     )
-    # `make serve` makes the weights that the default model names; nothing else may be missing.
-    faults = [
-        line
-        for line in answer.stderr.splitlines()
-        if line.startswith("fault:") and "does not exist (correct the path, or make" not in line
-    ]
-    assert faults == []
+    # What a training begins with is made before it, below these folders; those of the Serve file,
+    # in models/, are in the repository.
+    made = re.compile(r"model\.name_or_path: '\./(runs|\.models)/[^']+' does not exist \(")
+    lines = answer.stderr.splitlines()
+    assert [line for line in lines if line.startswith("fault:") and not made.search(line)] == []
     assert "imported" not in answer.stderr
     assert answer.returncode in (0, 2)

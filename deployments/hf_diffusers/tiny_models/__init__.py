@@ -4,10 +4,6 @@ Does not know the engine, the service or any network.
 """
 
 from deployments.hf_diffusers.tiny_models.adapters import create_lora, save_lora
-from deployments.hf_diffusers.tiny_models.default_model import (
-    create_default_pipeline,
-    save_default_image_model,
-)
 from deployments.hf_diffusers.tiny_models.pipelines import (
     CALL_DEFAULTS,
     KINDS,
@@ -19,11 +15,9 @@ __all__ = [
     "CALL_DEFAULTS",
     "KINDS",
     "VARIANTS",
-    "create_default_pipeline",
     "create_family",
     "create_lora",
     "create_pipeline",
     "create_variant",
-    "save_default_image_model",
     "save_lora",
 ]
