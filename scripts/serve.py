@@ -30,6 +30,7 @@ from truthgpt_serve.processes import (
     create_run_id,
     end_run,
     find_run,
+    is_answered,
     read_process,
     send_signal,
     wait_for_ports,
@@ -45,10 +46,12 @@ ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PROXY_PORTS = {
     "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
     "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
-    # Where HAProxy sends what has no replica; two services could listen there without an error.
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
 }
 """Ports that the proxies take beside the service's own, by the variable that moves them."""
+SHARED_PORT = "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"
+"""Where HAProxy sends what has no replica: a second service would listen there without an error and
+answer for the first. On what its last connections left behind it listens without one too."""
 
 
 def say(text: str) -> None:
@@ -231,7 +234,7 @@ def start(config: Path, run_file: RunFile) -> int:
         taken = [
             f"port {port} is taken by another program: end it, or change {setting}"
             for setting, port in service.ports().items()
-            if busy_ports("0.0.0.0", [port])
+            if (is_answered(port) if setting == SHARED_PORT else busy_ports("0.0.0.0", [port]))
         ]
         for line in taken:
             say(line)

@@ -171,6 +171,15 @@ def busy_ports(host: str, ports: Iterable[int]) -> list[int]:
     return busy
 
 
+def is_answered(port: int) -> bool:
+    """Returns whether a server listens on this port of 127.0.0.1: also one that would share it."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
 def wait_for_ports(host: str, ports: Iterable[int], timeout_s: float) -> list[int]:
     """Waits until all ports are free; returns those that are not when the time is over."""
     deadline = time.monotonic() + timeout_s

@@ -160,6 +160,28 @@ async def test_a_model_that_is_being_removed_is_gone_but_its_requests_are_finish
     assert "is starting" in (entry(catalogue, "m").error or "")
 
 
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_model_that_was_not_reached_is_asked_for_again(fails: bool) -> None:
+    removed = replace(application("model"), status="DELETING")
+
+    def fetch() -> ServeState:
+        if fails:
+            raise ConnectionError("the controller is away")
+        return state(removed, application("other"))
+
+    catalogue = Catalogue(fetch, no_routes)
+    catalogue.update(state(application("model"), application("other")))
+    catalogue._refreshed_at_s -= module.MIN_REFRESH_PERIOD_S
+    await catalogue.confirm("other")
+    if fails:
+        await catalogue.confirm("model")
+        return
+    with pytest.raises(ModelNotFoundError, match="Models that do: other"):
+        await catalogue.confirm("model")
+    with pytest.raises(ModelNotFoundError):
+        await catalogue.resolve("model")
+
+
 def test_what_is_being_removed_gives_its_names_to_others() -> None:
     catalogue = Catalogue(ServeState, no_routes)
     leaving = application("old", status="DELETING", card={"adapters": ["a", "new"]})

@@ -18,6 +18,7 @@ from truthgpt_serve.processes import (
     create_run_id,
     end_run,
     find_run,
+    is_answered,
     read_process,
     send_signal,
     wait_for_ports,
@@ -112,3 +113,16 @@ def test_busy_ports() -> None:
         assert busy_ports("127.0.0.1", [port]) == [port]
         assert wait_for_ports("127.0.0.1", [port], timeout_s=0.1) == [port]
     assert wait_for_ports("127.0.0.1", [port], timeout_s=5) == []
+
+
+def test_a_port_counts_as_answered_while_a_server_listens_there() -> None:
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as server:
+        port = server.getsockname()[1]
+        assert is_answered(port)
+        with socket.create_connection(("127.0.0.1", port)):
+            accepted, _ = server.accept()
+            server.close()
+            accepted.close()  # what is left of a connection whose server went first
+            assert not is_answered(port)
+            with socket.create_server(("127.0.0.1", port), reuse_port=True):
+                assert is_answered(port)

@@ -15,7 +15,12 @@ import uvloop
 
 from truthgpt_serve.asgi import UNREAD_TIMEOUT_S
 from truthgpt_serve.config import RouterConfig
-from truthgpt_serve.errors import TruthGPTError, UnavailableError, UpstreamError
+from truthgpt_serve.errors import (
+    ModelNotFoundError,
+    TruthGPTError,
+    UnavailableError,
+    UpstreamError,
+)
 from truthgpt_serve.router.catalogue import ModelEntry
 from truthgpt_serve.router.pool import ConnectionPool
 from truthgpt_serve.router.relay import MAX_HELD_BYTES, BrokenAnswerError, Relay, whole_events
@@ -37,9 +42,14 @@ class Bench:
         self.sent: list[Any] = []
         self.client_reads = asyncio.Event()
         self.client_reads.set()
+        self.exists = True
         self._relay = Relay(
-            self.pool, config, lambda name: self.running, lambda name: self.draining
+            self.pool, config, lambda name: self.running, lambda name: self.draining, self._confirm
         )
+
+    async def _confirm(self, name: str) -> None:
+        if not self.exists:
+            raise ModelNotFoundError(f"no {name}")
 
     async def send(self, message: Any) -> None:
         await self.client_reads.wait()

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.unit.test_relay_faults import OK, Handler, bench, pieces
-from truthgpt_serve.errors import UnavailableError
+from truthgpt_serve.errors import ModelNotFoundError, UnavailableError
 from truthgpt_serve.router.upload import RequestBody
 from truthgpt_serve.unreached import proxy_page
 
@@ -59,6 +59,15 @@ async def test_without_a_replica_it_is_sent_again_only_where_the_connection_was_
         assert relay.body == b"{}{}"
         with pytest.raises(UnavailableError, match="has no running replica"):
             await relay.request()
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_a_model_that_is_gone_is_said_to_be_at_once(streams: bool) -> None:
+    async with bench(answering([proxy_page()] * 2)) as relay:
+        relay.exists = False
+        body = RequestBody([b"{}"], 2, True, pieces()) if streams else None
+        with pytest.raises(ModelNotFoundError):
+            await relay.request(body)
 
 
 async def test_other_connections_to_that_proxy_are_not_used_again() -> None:

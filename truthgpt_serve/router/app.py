@@ -63,8 +63,9 @@ class RouterApp:
         self._find_exporter = find_exporter
         self._exporter: ConnectionPool | None = None
         self.catalogue = Catalogue(fetch_state, self._fetch_routes)
+        models = self.catalogue
         self._relay = Relay(
-            self._pool, config, self.catalogue.is_running, self.catalogue.is_draining
+            self._pool, config, models.is_running, models.is_draining, models.confirm
         )
         self._accelerations = Accelerations(self.catalogue, self._pool.fetch)
         self._pages = Pages(self.catalogue, self._accelerations, self._fetch_metrics, files)

@@ -156,14 +156,28 @@ class Catalogue:
                 raise UnavailableError(
                     "the service is starting", retry_after_s=RETRY_AFTER_S
                 ) from error
+        entry = self._get(name)
+        if entry.error is not None:
+            raise UnavailableError(entry.error, retry_after_s=RETRY_AFTER_S)
+        return entry
+
+    async def confirm(self, name: str) -> None:
+        """Asks whether a model that a request did not reach is still there.
+
+        Raises:
+            ModelNotFoundError: It is not, by news not older than a second.
+        """
+        with contextlib.suppress(Exception):  # then by what was last known
+            await self.refresh(max_age_s=MIN_REFRESH_PERIOD_S)
+        self._get(name)
+
+    def _get(self, name: str) -> ModelEntry:
         entry = self.find(name)
         if entry is None:
             known = ", ".join(entry.name for entry in self.entries()) or "none yet"
             raise ModelNotFoundError(
                 f"The model {name!r} does not exist. Models that do: {known}", param="model"
             )
-        if entry.error is not None:
-            raise UnavailableError(entry.error, retry_after_s=RETRY_AFTER_S)
         return entry
 
     # -- following

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from truthgpt_serve.asgi import UNREAD_TIMEOUT_S, Headers, Scope, Send, send_error
 from truthgpt_serve.config import RouterConfig
@@ -59,6 +59,7 @@ class Relay:
         config: Timeouts and limits.
         is_running: Whether a model has a running replica, by name.
         is_draining: Whether it has one that only finishes what it has.
+        confirm: Asks whether a model that was not reached is still there; raises if not.
     """
 
     def __init__(
@@ -67,11 +68,13 @@ class Relay:
         config: RouterConfig,
         is_running: Callable[[str], bool],
         is_draining: Callable[[str], bool],
+        confirm: Callable[[str], Awaitable[None]],
     ) -> None:
         self._pool = pool
         self._config = config
         self._is_running = is_running
         self._is_draining = is_draining
+        self._confirm = confirm
         self._host = f"host: {pool.authority}\r\n".encode()
 
     async def __call__(
@@ -107,6 +110,7 @@ class Relay:
         try:
             status, headers = await connection.headers()
             if is_unreached(headers):
+                await self._confirm(entry.name)
                 raise self._unreached(entry)
             await self._answer(connection, status, headers, scope, send, entry)
         except BrokenAnswerError:
@@ -188,6 +192,8 @@ class Relay:
                 return connection, None
             self._pool.release(connection)
             self._pool.close()  # the others lead to the same proxy
+            if fresh:
+                await self._confirm(entry.name)
             if fresh and not self._is_running(entry.name):
                 break
         raise self._unreached(entry)
