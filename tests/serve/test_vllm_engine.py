@@ -208,7 +208,7 @@ def test_chat_streams_what_it_answers_whole(server: Server) -> None:
     chunks = list(server.client.chat.completions.create(**request, stream=True))
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     assert text == whole.choices[0].message.content
-    assert len(chunks) > 2  # a busy machine joins tokens: beginning, text and end at the least
+    assert len(chunks) > 1  # the beginning, and on a busy machine all tokens in one
 
 
 def test_json_schema_is_obeyed(server: Server) -> None:
