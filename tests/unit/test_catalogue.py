@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from dataclasses import replace
 from typing import Any
@@ -180,6 +181,27 @@ async def test_a_model_that_was_not_reached_is_asked_for_again(fails: bool) -> N
         await catalogue.confirm("model")
     with pytest.raises(ModelNotFoundError):
         await catalogue.resolve("model")
+
+
+async def test_a_controller_that_hangs_does_not_hold_such_a_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "CONFIRM_TIMEOUT_S", 0.05)
+    done = threading.Event()
+
+    def fetch() -> ServeState:
+        done.wait(5)
+        return state()
+
+    catalogue = Catalogue(fetch, no_routes)
+    catalogue.update(state(application("model")))
+    catalogue._refreshed_at_s -= module.MIN_REFRESH_PERIOD_S
+    try:
+        async with asyncio.timeout(2):
+            await catalogue.confirm("model")
+    finally:
+        done.set()
+        await catalogue.stop()
 
 
 def test_what_is_being_removed_gives_its_names_to_others() -> None:

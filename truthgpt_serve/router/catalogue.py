@@ -33,6 +33,8 @@ UNSETTLED_PERIOD_S = 2.0
 MIN_REFRESH_PERIOD_S = 1.0
 """Requests for unknown models ask the controller at most this often."""
 FETCH_TIMEOUT_S = 10.0
+CONFIRM_TIMEOUT_S = 1.0
+"""How long a request that was not reached waits for news, each time that it is sent again."""
 RETRY_AFTER_S = 5
 
 
@@ -168,7 +170,8 @@ class Catalogue:
             ModelNotFoundError: It is not, by news not older than a second.
         """
         with contextlib.suppress(Exception):  # then by what was last known
-            await self.refresh(max_age_s=MIN_REFRESH_PERIOD_S)
+            async with asyncio.timeout(CONFIRM_TIMEOUT_S):
+                await self.refresh(max_age_s=MIN_REFRESH_PERIOD_S)
         self._get(name)
 
     def _get(self, name: str) -> ModelEntry:
