@@ -48,7 +48,7 @@ def create_run_id() -> str:
 
 
 def read_process(pid: int) -> Process | None:
-    """Returns the process, or None when it is gone or a zombie."""
+    """Returns the process, or None when it is gone or a zombie that holds no files any more."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -57,7 +57,8 @@ def read_process(pid: int) -> Process | None:
     # The second field is the program's name in brackets, and may itself hold brackets and spaces.
     name, _, rest = stat.partition("(")[2].rpartition(")")
     fields = rest.split()
-    if fields[0] in "ZX":
+    # A zombie with threads left is a process whose first thread ended first: its files are open.
+    if fields[0] in "ZX" and int(fields[17]) <= 1:
         return None
     title = command.replace(b"\0", b" ").decode(errors="replace").strip()
     return Process(pid, int(fields[1]), int(fields[19]), title or name)
@@ -78,11 +79,20 @@ def _has_marker(pid: int, marker: bytes) -> bool:
         return False
 
 
-def find_run(run_id: str) -> list[Process]:
-    """Returns the live processes of a run, without the calling one."""
+def find_run(run_id: str, known: Iterable[Process] = ()) -> list[Process]:
+    """Returns the live processes of a run, without the calling one.
+
+    `known` were found before: a dying process gives up its memory, and the marker in it, before
+    its files, so that its ports are open while nothing shows whose it was.
+    """
     marker = f"{RUN_ID_VARIABLE}={run_id}".encode()
     processes = list(_processes())
-    found = {process.pid for process in processes if _has_marker(process.pid, marker)}
+    same = {(process.pid, process.started) for process in known}
+    found = {
+        process.pid
+        for process in processes
+        if (process.pid, process.started) in same or _has_marker(process.pid, marker)
+    }
     size = -1
     while size != len(found):
         size = len(found)
@@ -103,11 +113,13 @@ def send_signal(process: Process, number: signal.Signals) -> bool:
     return True
 
 
-def wait_for_end(run_id: str, timeout_s: float) -> list[Process]:
+def wait_for_end(run_id: str, timeout_s: float, known: Iterable[Process] = ()) -> list[Process]:
     """Waits until a run has no process; returns those that are left when the time is over."""
     deadline = time.monotonic() + timeout_s
-    while (left := find_run(run_id)) and time.monotonic() < deadline:
+    left = find_run(run_id, known)
+    while left and time.monotonic() < deadline:
         time.sleep(POLL_S)
+        left = find_run(run_id, left)
     return left
 
 
@@ -136,14 +148,14 @@ def end_run(
     present = find_run(run_id)
     left = present
     if left and leader is not None and grace_s > 0 and send_signal(leader, signal.SIGINT):
-        left = wait_for_end(run_id, min(grace_s, timeout_s))
+        left = wait_for_end(run_id, min(grace_s, timeout_s), left)
     if left:
         _signal_all(left, signal.SIGTERM)
-        left = wait_for_end(run_id, min(TERMINATE_S, max(0.0, deadline - time.monotonic())))
+        left = wait_for_end(run_id, min(TERMINATE_S, max(0.0, deadline - time.monotonic())), left)
     while left:
         # Again and again, because a supervisor may start another child before it dies itself.
         _signal_all(left, signal.SIGKILL)
-        left = wait_for_end(run_id, 0.5)
+        left = wait_for_end(run_id, 0.5, left)
         if left and time.monotonic() > deadline:
             names = ", ".join(f"{process.pid} ({process.command[:60]})" for process in left)
             raise TimeoutError(f"still alive {timeout_s:g} s after the run was ended: {names}")

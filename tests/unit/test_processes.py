@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from truthgpt_serve.local_cluster import free_port
 from truthgpt_serve.processes import (
     busy_ports,
     create_run_environment,
@@ -31,6 +33,15 @@ RENAMED = f"import setproctitle; setproctitle.setproctitle('renamed ' * 50); {SL
 ORPHAN = (
     "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', sys.argv[1]], "
     "start_new_session=True, stdout=subprocess.PIPE); p.stdout.readline(); print('up', flush=True)"
+)
+# Takes a while to die, because its memory is freed first; then it closes its port.
+LARGE_SERVER = (
+    "import socket, sys, time; memory = b'x' * 2**29; "
+    "server = socket.create_server(('127.0.0.1', int(sys.argv[1]))); "
+    "print('up', flush=True); time.sleep(60)"
+)
+THREADED_SERVER = (
+    f"import threading; threading.Thread(target=exec, args=({LARGE_SERVER!r}, {{}})).start()"
 )
 
 
@@ -88,6 +99,30 @@ def test_the_leader_may_end_the_run_in_good_order(run_id: str) -> None:
     end_run(run_id, leader=read_process(child.pid), grace_s=20)
     assert time.monotonic() - began < 10
     assert child.wait(5) == -signal.SIGINT
+
+
+@pytest.mark.parametrize("code", [LARGE_SERVER, THREADED_SERVER])
+def test_ended_processes_have_closed_their_ports(run_id: str, code: str) -> None:
+    port = free_port()
+    child = launch(run_id, code, str(port))
+    assert end_run(run_id) == 1
+    assert not is_answered(port)
+    child.wait(5)
+
+
+def test_a_process_lives_while_any_of_its_threads_does(run_id: str) -> None:
+    code = (
+        f"import ctypes, threading; threading.Thread(target=exec, args=({SLEEP!r}, {{}})).start(); "
+        "ctypes.CDLL(None).syscall(60, 0)"  # exit, which ends the calling thread only
+    )
+    child = launch(run_id, code)
+    stat = Path(f"/proc/{child.pid}/stat")
+    while stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.01)
+    assert read_process(child.pid) is not None
+    child.kill()
+    child.wait(5)
+    assert read_process(child.pid) is None
 
 
 def test_ending_nothing_is_quick(run_id: str) -> None:
