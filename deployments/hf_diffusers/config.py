@@ -53,7 +53,7 @@ class DiffusersSettings(Section):
 
     safety_checker: bool = True
     """Use the checkpoint's own safety checker where it has one; an image that it refuses is
-    answered 400. False leaves it out."""
+    answered 400, and there are no partial images, which it does not see. False leaves it out."""
 
     default_steps: Count | None = None
     """Denoising steps when a request says neither `steps` nor `quality`; null takes the pipeline's

@@ -83,6 +83,7 @@ class ImageEngine:
             counter=PromptCounter(loaded.base, settings.max_prompt_tokens, defaults),
             schedulers=Schedulers(loaded.base.scheduler, settings.schedulers),
             adapters=tuple(loaded.adapters),
+            checks_images=getattr(loaded.base, "safety_checker", None) is not None,
         )
         self._loaded = loaded
         self._engine = StepEngine(_options(cfg, settings))

@@ -50,6 +50,7 @@ class Catalog:
         counter: Counts prompts.
         schedulers: Makes schedulers by name.
         adapters: Names of the LoRA adapters.
+        checks_images: Whether a safety checker judges the finished images.
     """
 
     facts: Mapping[str, PipelineFacts]
@@ -57,6 +58,7 @@ class Catalog:
     counter: PromptCounter
     schedulers: Schedulers
     adapters: tuple[str, ...] = ()
+    checks_images: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ def plan_call(inputs: Mapping[str, Any], catalog: Catalog) -> Call:
         num_steps=num_steps,
         scheduler=None if scheduler is None else catalog.schedulers.make(scheduler, steps),
         adapters=_adapters(fields, catalog.adapters),
-        partial_images=_partial_images(fields, catalog.settings),
+        partial_images=_partial_images(fields, catalog),
         input_tokens=tokens,
     )
     fields.refuse_rest()
@@ -226,8 +228,13 @@ def _adapters(fields: Fields, known: tuple[str, ...]) -> dict[str, float]:
     return {name: float(weight) for name, weight in weights.items() if weight}
 
 
-def _partial_images(fields: Fields, settings: DiffusersSettings) -> int:
+def _partial_images(fields: Fields, catalog: Catalog) -> int:
     number = fields.integer("partial_images", 0, MAX_PARTIAL_IMAGES) or 0
-    if number and not settings.previews:
-        raise UnsupportedError("this model gives no partial images", param="partial_images")
+    message = ""
+    if not catalog.settings.previews:
+        message = "this model gives no partial images"
+    elif catalog.checks_images:  # else a client would see what is then refused
+        message = "this model gives no partial images: its safety checker judges finished ones"
+    if number and message:
+        raise UnsupportedError(message, param="partial_images")
     return number

@@ -12,6 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any, TypeVar
 
+from deployments.vllm.bodies import BoundedBodies
 from deployments.vllm.errors import answer_in_envelope
 from deployments.vllm.generic import Dispatcher, GenericRoutes
 from truthgpt_serve.errors import ServerError
@@ -68,7 +69,7 @@ class VllmModel:
         app = await self._engine.start()
         answer_in_envelope(app, self._name)
         self._routes = GenericRoutes(app, self._name, self._engine.tasks, self._engine.acceleration)
-        return Dispatcher(app, self._routes, **self._limits)
+        return Dispatcher(BoundedBodies(app, **self._limits), self._routes, **self._limits)
 
     @property
     def acceleration(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from deployments.vllm.tiny_model import make_tiny_adapter, make_tiny_llama
 PROGRAMS = Path(__file__).parent / "programs"
 PROMPTS = ["Hello world", "The quick brown fox", "Once upon a time there was a", "12 + 30 ="]
 TOKENS = 24
+MAX_BODY_BYTES = 2**20
 START_TIMEOUT_S = 100
 
 pytestmark = pytest.mark.timeout(150)
@@ -158,7 +159,8 @@ def is_alive(process: psutil.Process) -> bool:
 @pytest.fixture(scope="module")
 def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     adapters = [{"name": "tiny-adapter", "path": str(folder / "adapter")}]
-    config = make_config(folder, serving={"adapters": adapters})
+    serving = {"adapters": adapters, "max_body_bytes": MAX_BODY_BYTES}
+    config = make_config(folder, serving=serving)
     with serve(config, tmp_path_factory.mktemp("server") / "log") as server:
         yield server
 
@@ -316,6 +318,27 @@ def test_generic_route_refuses(server: Server, body: bytes, status: int, message
     answer = httpx.post(f"{server.url}/v1/infer", content=body)
     assert answer.status_code == status
     assert message in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/infer", "/models/tiny/v1/completions"])
+def test_a_body_that_is_too_large_is_refused(server: Server, path: str) -> None:
+    whole = b" " * (MAX_BODY_BYTES + 1)
+    for content in (whole, (whole[start : start + 2**16] for start in range(0, 2**20 + 1, 2**16))):
+        answer = httpx.post(f"{server.url}{path}", content=content)
+        assert answer.status_code == 413, answer.text
+        assert "larger than 1048576 bytes" in answer.json()["error"]["message"]
+
+
+def test_a_body_in_chunks_is_answered_as_a_whole_one(server: Server) -> None:
+    request = {"model": "tiny", "prompt": PROMPTS[0], "max_tokens": 4, "temperature": 0}
+    whole = json.dumps(request).encode()
+    url = f"{server.url}/v1/completions"
+    answers = [
+        httpx.post(url, content=content, headers={"content-type": "application/json"}).json()
+        for content in (whole, (whole[start : start + 8] for start in range(0, len(whole), 8)))
+    ]
+    assert answers[0]["choices"] == answers[1]["choices"]
+    assert answers[0]["usage"]["completion_tokens"] == 4
 
 
 def test_generic_route_streams(server: Server, reference: dict[str, list[str]]) -> None:

@@ -140,8 +140,7 @@ class ServingSection(Section):
     max_body_bytes: Annotated[int, Field(ge=1, le=MAX_BODY_BYTES)] = MAX_BODY_BYTES
     """Largest request body in bytes; a larger one is answered 413. The default is the most that the
     router's `max_body_bytes` can be, so that what it admits is not refused here; less bounds this
-    model alone, and what comes to `/models/<name>/` without the router. vLLM's own routes do not
-    look at it, except `/v1/infer`."""
+    model alone, and what comes to `/models/<name>/` without the router."""
 
     max_request_s: PositiveNumber = 600
     """Longest time, in seconds, that one request may take. A replica that is replaced finishes its

@@ -6,6 +6,7 @@ Imports the tracker's package only when it is asked for. Knows no trainer.
 from __future__ import annotations
 
 import importlib.util
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,9 @@ from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.run_folder import LOGS
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+RUN_ID = "wandb-id"
+STEP = "step"
+"""Name of the curves' horizontal axis in Weights & Biases."""
 
 
 class Tracker(Protocol):
@@ -57,22 +61,49 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Sends to a Weights & Biases project; its own environment variables say which and how."""
+    """Sends to a Weights & Biases project; its own environment variables say which and how.
+
+    Args:
+        folder: The run's; it keeps the id by which a resumed run goes on in the same curves.
+        cfg: The whole configuration, which is sent as the run's own.
+
+    Raises:
+        TrainingError: No run could be begun there, such as without an API key.
+    """
 
     def __init__(self, folder: Path, cfg: Mapping[str, Any]) -> None:
         import wandb
 
-        self._run = wandb.init(
-            name=cfg["run_name"], dir=str(folder / LOGS), config=dict(cfg), resume="allow"
-        )
+        logs = folder / LOGS
+        logs.mkdir(parents=True, exist_ok=True)
+        try:
+            self._run = wandb.init(
+                id=_read_id(logs / RUN_ID),
+                name=cfg["run_name"],
+                dir=str(logs),
+                config=dict(cfg),
+                resume="allow",
+            )
+        except wandb.Error as error:
+            fix = "wandb login, or WANDB_MODE=offline, or another tracker"
+            raise TrainingError(f"training.tracker: wandb: {error} ({fix})") from error
+        # Its own count of steps only grows; a resumed run does some steps again.
+        self._run.define_metric("*", step_metric=STEP)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Records the numbers of one step."""
-        self._run.log(dict(values), step=step)
+        self._run.log({STEP: step, **values})
 
     def close(self) -> None:
         """Sends what is left."""
         self._run.finish()
+
+
+def _read_id(file: Path) -> str:
+    """Returns what the file says; writes a new id into it if it is not there."""
+    if not file.exists():
+        file.write_text(uuid.uuid4().hex)
+    return file.read_text().strip()
 
 
 def check_tracker(name: str) -> None:
