@@ -125,7 +125,7 @@ def record_of(folder: Path, **sections: Any) -> dict[str, Any]:
     [
         ({"training": {"learning_rate": 0.1}}, "training.learning_rate: was 5e-05, is 0.1"),
         ({"seed": 7}, "seed: was 42, is 7"),
-        ({"model_optim": {"lora": {"r": 4}}}, "model_optim.lora.r: was 16, is 4"),
+        ({"model_optim": {"lora": {"enabled": False, "r": 4}}}, "model_optim.lora.r: was 16, is 4"),
         ({"data": {"dataset": "org/other"}}, "data.dataset: was 'org/data', is 'org/other'"),
     ],
 )

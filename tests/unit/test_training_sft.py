@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from truthgpt_serve.training.monitor import RunMonitor
 from truthgpt_serve.training.run_folder import checkpoints, latest_checkpoint
 
 NUM_ROWS = 24
+COMPILE_S = 240
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +94,24 @@ def test_goes_on_from_any_checkpoint_with_the_same_losses(
         again = load_file(job.folder / "model" / "adapter_model.safetensors")
         assert all(torch.equal(again[name], weight) for name, weight in result.items())
     assert len(checkpoints(job.folder)) >= 3
+
+
+@pytest.mark.timeout(COMPILE_S + 30)
+def test_a_compiled_model_learns_the_same_and_is_saved_as_it_was(
+    model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = {"max_steps": 2}
+    plain = job_of(tmp_path / "plain", sections_of(model, texts, training=training))
+    sections = sections_of(model, texts, training=training, model_optim={"compile": True})
+    compiled = job_of(tmp_path / "compiled", sections)
+    kernels = tmp_path / "kernels"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(kernels))
+    # In a process of its own, because accelerate keeps what the first Trainer of a process asks.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        found = process.submit(run, compiled).result(timeout=COMPILE_S)
+    assert list(kernels.rglob("*.so"))
+    assert found == pytest.approx(run(plain), rel=1e-4)
+    assert weights_of(compiled.folder / "model").keys() == weights_of(plain.folder / "model").keys()
 
 
 class StopsAt3(RunMonitor):

@@ -71,6 +71,15 @@ class LoraSection(Section):
     usual ones: every linear layer of a text model but its output head, the attention layers of an
     image model. More layers learn more and take more memory."""
 
+    @model_validator(mode="after")
+    def _say_whether(self) -> LoraSection:
+        """Refuses settings of an adapter that nobody asked for: all weights would be trained."""
+        if "enabled" not in self.model_fields_set and self.model_fields_set:
+            fix = "add enabled: true, or enabled: false to train all weights"
+            message = "has no effect without model_optim.lora.enabled"
+            raise refuse([Refusal(key, message, fix) for key in sorted(self.model_fields_set)])
+        return self
+
 
 class ModelOptimSection(Section):
     """Memory and speed of the model itself."""
