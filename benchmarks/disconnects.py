@@ -26,6 +26,8 @@ from truthgpt_serve.local_cluster import LocalCluster, model_application, router
 
 STREAM = {"model": "echo", "prompt": "one two three", "max_tokens": 64, "stream": True}
 QUICK = {"model": "quick", "prompt": "one two three", "max_tokens": 8}
+LEAVE_S = 0.3
+"""64 words, 5 ms apart, are not whole by then."""
 SETTLE_TIMEOUT_S = 60.0
 EXPORT_S = 40.0
 _ONGOING = re.compile(
@@ -46,15 +48,15 @@ class Outcome:
 async def send_requests(
     url: str, body: dict[str, Any], *, num_requests: int, num_clients: int, seed: int = 0
 ) -> Outcome:
-    """Sends requests from `num_clients` clients; every other one leaves within 0.4 s.
+    """Sends requests from `num_clients` clients; every other one leaves within `LEAVE_S`.
 
-    Leaving means closing the connection: before, while or after the answer begins.
+    Leaving means closing the connection: before the answer begins, or while it comes.
     """
     rng = random.Random(seed)
     outcome = Outcome()
     leaves = [index % 2 == 1 for index in range(num_requests)]
     rng.shuffle(leaves)
-    moments_s = [rng.uniform(0.0, 0.4) for _ in leaves]
+    moments_s = [rng.uniform(0.0, LEAVE_S) for _ in leaves]
     waiting = iter(zip(leaves, moments_s, strict=True))
 
     async def client() -> None:

@@ -38,6 +38,7 @@ class ConnectionPool:
         self._peer = peer
         self._connect_timeout_s = connect_timeout_s
         self._idle: deque[UpstreamConnection] = deque()
+        self._expiry: asyncio.TimerHandle | None = None
         self.num_open = 0
 
     async def acquire(self, *, fresh: bool = False) -> UpstreamConnection:
@@ -54,14 +55,28 @@ class ConnectionPool:
         return connection
 
     def _pop_idle(self) -> UpstreamConnection | None:
-        now_s = asyncio.get_running_loop().time()
-        while self._idle and now_s - self._idle[0].idle_since_s > IDLE_TIMEOUT_S:
-            self._idle.popleft().abort()
+        self._close_expired()
         while self._idle:
             connection = self._idle.pop()
             if not connection.closed:
                 return connection
         return None
+
+    def _close_expired(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        while self._idle and now_s - self._idle[0].idle_since_s >= IDLE_TIMEOUT_S:
+            self._idle.popleft().abort()
+
+    def _expire(self) -> None:
+        """Closes what nobody has used for long, also when nobody asks for a connection."""
+        self._expiry = None
+        self._close_expired()
+        if self._idle:
+            self._expire_after(self._idle[0].idle_since_s)
+
+    def _expire_after(self, idle_since_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._expiry = loop.call_at(idle_since_s + IDLE_TIMEOUT_S, self._expire)
 
     async def _connect(self) -> UpstreamConnection:
         loop = asyncio.get_running_loop()
@@ -86,6 +101,8 @@ class ConnectionPool:
                 self._idle.popleft().abort()
             connection.idle_since_s = asyncio.get_running_loop().time()
             self._idle.append(connection)
+            if self._expiry is None:
+                self._expire_after(connection.idle_since_s)
 
     async def fetch(self, path: bytes) -> tuple[int, bytes]:
         """Returns status and body of `GET path`. Raises TruthGPTError after 10 s.
@@ -113,5 +130,8 @@ class ConnectionPool:
 
     def close(self) -> None:
         """Closes the idle connections; new ones can still be opened."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
         while self._idle:
             self._idle.pop().abort()

@@ -1,0 +1,97 @@
+"""Kept connections are used again, and closed when nobody uses them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from truthgpt_serve.router import pool as module
+from truthgpt_serve.router.pool import ConnectionPool
+
+IDLE_S = 1.0
+
+
+class Peer:
+    """A server that answers every request the same, and knows its connections."""
+
+    def __init__(self) -> None:
+        self.num_accepted = 0
+        self.num_open = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.num_accepted += 1
+        self.num_open += 1
+        try:
+            while await reader.readline():
+                while await reader.readline() != b"\r\n":
+                    pass
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        except ConnectionError:
+            pass
+        finally:
+            self.num_open -= 1
+            writer.close()
+
+    async def until_open(self, number: int, *, within_s: float = 5.0) -> None:
+        async with asyncio.timeout(within_s):
+            while self.num_open != number:
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def peer() -> AsyncIterator[tuple[Peer, ConnectionPool]]:
+    peer = Peer()
+    server = await asyncio.start_server(peer.serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    pool = ConnectionPool("127.0.0.1", port, connect_timeout_s=5)
+    try:
+        yield peer, pool
+    finally:
+        pool.close()
+        server.close()
+        await peer.until_open(0)
+
+
+async def exchange(pool: ConnectionPool, num_together: int = 1) -> None:
+    """Makes requests at the same time."""
+    connections = [await pool.acquire() for _ in range(num_together)]
+    for connection in connections:
+        connection.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        await connection.headers()
+        while (await connection.read())[1]:
+            pass
+    for connection in connections:
+        pool.release(connection)
+
+
+async def test_a_kept_connection_is_used_again(peer: tuple[Peer, ConnectionPool]) -> None:
+    server, pool = peer
+    for _ in range(5):
+        await exchange(pool)
+    assert server.num_accepted == 1
+    assert server.num_open == 1
+
+
+async def test_idle_connections_are_closed_though_nobody_asks(
+    peer: tuple[Peer, ConnectionPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, pool = peer
+    monkeypatch.setattr(module, "IDLE_TIMEOUT_S", IDLE_S)
+    await exchange(pool, num_together=4)
+    await server.until_open(4)
+    for _ in range(8):  # one goes on being used, for longer than the others may wait
+        await asyncio.sleep(IDLE_S / 4)
+        await exchange(pool)
+    await server.until_open(1, within_s=IDLE_S)
+    assert server.num_accepted == 4
+    await server.until_open(0)
+
+
+async def test_a_closed_pool_keeps_nothing(peer: tuple[Peer, ConnectionPool]) -> None:
+    server, pool = peer
+    await exchange(pool, num_together=3)
+    await server.until_open(3)
+    pool.close()
+    await server.until_open(0)
