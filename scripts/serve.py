@@ -38,6 +38,7 @@ from truthgpt_serve.processes import (
 
 ROOT = Path(__file__).resolve().parent.parent
 RAY_ENV = ROOT / "configs" / "ray.env"
+RUNNER = ROOT / "scripts" / "serve_run.py"
 GRACE_S = 15.0
 """How long running requests may take to finish after Ctrl-C or `make stop`."""
 STOP_S = 45.0
@@ -57,11 +58,6 @@ answer for the first. On what its last connections left behind it listens withou
 def say(text: str) -> None:
     """Prints one line at once, also into a pipe."""
     print(f"[serve] {text}", flush=True)
-
-
-def program(name: str) -> Path:
-    """Returns a program of the environment that runs this file."""
-    return Path(sys.executable).with_name(name)
 
 
 def read_address(config: Path) -> tuple[str, int]:
@@ -155,19 +151,6 @@ class Service:
         others = {name: int(env.get(name, port)) for name, port in PROXY_PORTS.items()}
         return {f"http_options.port in {self.config}": self.port, **others}
 
-    def is_valid(self) -> bool:
-        """Prints the faults of the Serve file and its models; `serve run` would go on without."""
-        done = subprocess.run(
-            [str(program("truthgpt")), "validate", str(self.config)],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        print(done.stdout + done.stderr if done.returncode else "", end="", flush=True)
-        return done.returncode == 0
-
     def run(self) -> int:
         """Serves until it is interrupted or `serve run` ends; returns the exit status."""
         for number in ENDING_SIGNALS:
@@ -175,7 +158,8 @@ class Service:
         # A session of its own: the terminal's Ctrl-C comes to this process only, which passes it
         # on to the one that must see it first.
         child = subprocess.Popen(
-            [str(program("serve")), "run", "--address", "local", str(self.config)],
+            # -P: what lies beside the program is not for the models to import.
+            [sys.executable, "-P", str(RUNNER), str(self.config), self.address],
             env=self.environment,
             start_new_session=True,
         )
@@ -205,9 +189,9 @@ class Service:
             return False
 
     def _end(self, child: subprocess.Popen[bytes]) -> None:
-        say("stopping (again: without waiting for running requests)")
         leader = read_process(child.pid)
         if leader is not None:
+            say("stopping (again: without waiting for running requests)")
             send_signal(leader, signal.SIGINT)
             deadline = time.monotonic() + GRACE_S
             while child.poll() is None and self._interrupts < 2 and time.monotonic() < deadline:
@@ -240,24 +224,11 @@ def start(config: Path, run_file: RunFile) -> int:
             say(line)
         if taken:
             return 1
-        for number in ENDING_SIGNALS:
-            signal.signal(number, signal.default_int_handler)
         run_file.write(service.run_id, list(service.ports().values()))
         try:
-            return prepare(service) or service.run()
-        except KeyboardInterrupt:  # while it prepared; what prepares is ended on the way here
-            say("stopped")
-            return 0
+            return service.run()
         finally:
             run_file.remove()
-
-
-def prepare(service: Service) -> int:
-    """Checks the service's file; returns 0, or the exit status."""
-    if not service.is_valid():
-        return 2
-    say(f"starting {service.config}: {service.address} (Ctrl-C or `make stop` ends it)")
-    return 0
 
 
 def stop(run_file: RunFile) -> int:

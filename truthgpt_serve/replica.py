@@ -15,6 +15,7 @@ from truthgpt_serve.config import load_model_config, load_router_config
 from truthgpt_serve.router.app import RouterApp
 from truthgpt_serve.serve_state import DEFAULT_PROXY_PORT, fetch_serve_state, worker_proxy_port
 from truthgpt_serve.server import ModelHost
+from truthgpt_serve.server.collecting import collecting_seldom
 from truthgpt_serve.server.joining import JoinedStreams
 from truthgpt_serve.server.request_id import ServeRequestId
 from truthgpt_serve.shared_files import SharedFiles
@@ -38,8 +39,9 @@ class ModelReplica:
     async def __serve_build_asgi_app__(self) -> Any:
         """Loads the model; Serve calls this once, before the replica takes requests."""
         try:
-            await self._host.start()
-            app = await self._host.create_asgi_app()
+            with collecting_seldom():
+                await self._host.start()
+                app = await self._host.create_asgi_app()
         except BaseException:
             await self._host.close()
             raise
