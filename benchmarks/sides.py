@@ -108,11 +108,17 @@ def own_server(executor: str | None = CPU_EXECUTOR) -> Iterator[Side]:
     ]  # fmt: skip
     if executor is not None:
         command += ["--distributed-executor-backend", executor]
-    for name, value in ENGINE.items():
-        option = f"--{name.replace('_', '-')}"
-        command += [option] if value is True else [option, str(value)]
+    command += engine_options(ENGINE)
     with run_process(command, ENGINE_ENV, f"http://127.0.0.1:{port}") as side:
         yield side
+
+
+def engine_options(engine: Mapping[str, Any]) -> Iterator[str]:
+    """Yields engine arguments as vLLM's command line takes them."""
+    for name, value in engine.items():
+        yield f"--{name.replace('_', '-')}"
+        if value is not True:
+            yield str(value)
 
 
 @contextmanager

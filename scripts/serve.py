@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from types import FrameType
@@ -57,7 +58,8 @@ answer for the first. On what its last connections left behind it listens withou
 
 def say(text: str) -> None:
     """Prints one line at once, also into a pipe."""
-    print(f"[serve] {text}", flush=True)
+    with suppress(OSError):  # nobody reads it any more; what runs must be ended all the same
+        print(f"[serve] {text}", flush=True)
 
 
 def read_address(config: Path) -> tuple[str, int]:
@@ -189,6 +191,7 @@ class Service:
             return False
 
     def _end(self, child: subprocess.Popen[bytes]) -> None:
+        present = find_run(self.run_id)
         leader = read_process(child.pid)
         if leader is not None:
             say("stopping (again: without waiting for running requests)")
@@ -196,7 +199,7 @@ class Service:
             deadline = time.monotonic() + GRACE_S
             while child.poll() is None and self._interrupts < 2 and time.monotonic() < deadline:
                 time.sleep(0.1)
-        end_run(self.run_id, timeout_s=STOP_S)
+        end_run(self.run_id, timeout_s=STOP_S, known=present)
         child.wait(timeout=5)
         self._run_file.remove()
         say("stopped")

@@ -129,6 +129,7 @@ def end_run(
     timeout_s: float = 30.0,
     leader: Process | None = None,
     grace_s: float = 0.0,
+    known: Iterable[Process] = (),
 ) -> int:
     """Ends all processes of a run.
 
@@ -137,6 +138,7 @@ def end_run(
         timeout_s: Limit for the whole call.
         leader: The process that knows how to end the run in good order on SIGINT (`serve run`).
         grace_s: How long it has for that; then all get SIGTERM, and SIGKILL 3 s later.
+        known: Processes of the run that were found before; see `find_run`.
 
     Returns:
         How many processes the run had when the call began.
@@ -145,7 +147,7 @@ def end_run(
         TimeoutError: Some are left, which the message names.
     """
     deadline = time.monotonic() + timeout_s
-    present = find_run(run_id)
+    present = find_run(run_id, known)
     left = present
     if left and leader is not None and grace_s > 0 and send_signal(leader, signal.SIGINT):
         left = wait_for_end(run_id, min(grace_s, timeout_s), left)

@@ -42,12 +42,13 @@ class BoundedBodies:
 
     def _is_small(self, scope: Scope) -> bool:
         """Whether the head alone tells that the body is not too large."""
+        small = True
         for name, value in scope["headers"]:
             if name == b"content-length":
-                return value.isdigit() and int(value) <= self._max_body_bytes
-            if name == b"transfer-encoding":
+                small = small and value.isdigit() and int(value) <= self._max_body_bytes
+            elif name == b"transfer-encoding":
                 return False
-        return True
+        return small
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -34,6 +35,8 @@ ORPHAN = (
     "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', sys.argv[1]], "
     "start_new_session=True, stdout=subprocess.PIPE); p.stdout.readline(); print('up', flush=True)"
 )
+EXIT = {"x86_64": 60, "aarch64": 93}[platform.machine()]
+"""Number of the system call that ends one thread."""
 # Takes a while to die, because its memory is freed first; then it closes its port.
 LARGE_SERVER = (
     "import socket, sys, time; memory = b'x' * 2**29; "
@@ -113,7 +116,7 @@ def test_ended_processes_have_closed_their_ports(run_id: str, code: str) -> None
 def test_a_process_lives_while_any_of_its_threads_does(run_id: str) -> None:
     code = (
         f"import ctypes, threading; threading.Thread(target=exec, args=({SLEEP!r}, {{}})).start(); "
-        "ctypes.CDLL(None).syscall(60, 0)"  # exit, which ends the calling thread only
+        f"ctypes.CDLL(None).syscall({EXIT}, 0)"  # exit, which ends the calling thread only
     )
     child = launch(run_id, code)
     stat = Path(f"/proc/{child.pid}/stat")
@@ -123,6 +126,16 @@ def test_a_process_lives_while_any_of_its_threads_does(run_id: str) -> None:
     child.kill()
     child.wait(5)
     assert read_process(child.pid) is None
+
+
+def test_a_run_whose_processes_are_dying_already_is_waited_for(run_id: str) -> None:
+    port = free_port()
+    child = launch(run_id, LARGE_SERVER, str(port))
+    present = find_run(run_id)
+    child.kill()
+    end_run(run_id, known=present)
+    assert not is_answered(port)
+    child.wait(5)
 
 
 def test_ending_nothing_is_quick(run_id: str) -> None:

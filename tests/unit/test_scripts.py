@@ -71,7 +71,10 @@ def test_stop_without_a_service_does_nothing(tmp_path: Path) -> None:
 
 
 def test_stop_ends_what_still_prepares(tmp_path: Path) -> None:
-    (tmp_path / "slow_to_import.py").write_text("import time\n\ntime.sleep(50)\n")
+    begun = tmp_path / "begun"
+    (tmp_path / "slow_to_import.py").write_text(
+        f"import pathlib, time\n\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(50)\n"
+    )
     text = (
         f"http_options: {{port: {free_port()}}}\napplications:\n- name: m\n"
         "  route_prefix: /models/m\n  import_path: truthgpt_serve.app:model\n"
@@ -93,7 +96,7 @@ def test_stop_ends_what_still_prepares(tmp_path: Path) -> None:
     ) as starting:
         try:
             deadline = time.monotonic() + 30
-            while (state := run_file.read()) is None or not find_run(state["run_id"]):
+            while (state := run_file.read()) is None or not begun.exists():
                 assert starting.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
@@ -108,6 +111,18 @@ def test_stop_ends_what_still_prepares(tmp_path: Path) -> None:
     assert "starting" not in output
     assert run_file.read() is None
     assert find_run(state["run_id"]) == []
+
+
+def test_a_wrong_file_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in serve.PROXY_PORTS:
+        monkeypatch.setenv(name, str(free_port()))
+    path = write_serve_file(tmp_path, f"http_options: {{port: {free_port()}}}\nnonsense: 1")
+    done = run_serve("start", "--config", str(path), "--run-dir", str(tmp_path / "run"))
+    assert done.returncode == 2
+    assert f"fault: {path}:2: nonsense: " in done.stdout
+    assert "starting" not in done.stdout
+    assert done.stderr == ""
+    assert serve.RunFile(tmp_path / "run").read() is None
 
 
 @pytest.mark.parametrize("variable", [None, *serve.PROXY_PORTS])

@@ -77,7 +77,8 @@ class LoraSection(Section):
         if "enabled" not in self.model_fields_set and self.model_fields_set:
             fix = "add enabled: true, or enabled: false to train all weights"
             message = "has no effect without model_optim.lora.enabled"
-            raise refuse([Refusal(key, message, fix) for key in sorted(self.model_fields_set)])
+            keys = sorted(self.model_fields_set)
+            raise refuse([Refusal(key, message, fix, ("enabled",)) for key in keys])
         return self
 
 

@@ -6,6 +6,7 @@ Imports the tracker's package only when it is asked for. Knows no trainer.
 from __future__ import annotations
 
 import importlib.util
+import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,7 +79,7 @@ class WeightsAndBiases:
         logs.mkdir(parents=True, exist_ok=True)
         try:
             self._run = wandb.init(
-                id=_read_id(logs / RUN_ID),
+                id=_keep_id(logs / RUN_ID),
                 name=cfg["run_name"],
                 dir=str(logs),
                 config=dict(cfg),
@@ -96,14 +97,19 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         """Sends what is left."""
+        import wandb
+
         self._run.finish()
+        wandb.teardown()  # waits until its own process, which writes the files, has done so
 
 
-def _read_id(file: Path) -> str:
-    """Returns what the file says; writes a new id into it if it is not there."""
-    if not file.exists():
-        file.write_text(uuid.uuid4().hex)
-    return file.read_text().strip()
+def _keep_id(file: Path) -> str:
+    """Returns what the file says; if nothing, an id that it says from now on."""
+    kept = file.read_text().strip() if file.exists() else ""
+    if not kept:
+        kept = os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex
+        file.write_text(kept)
+    return kept
 
 
 def check_tracker(name: str) -> None:
