@@ -9,39 +9,20 @@ import html
 from importlib.metadata import version
 from typing import Any
 
+from truthgpt_serve import routes
 from truthgpt_serve.open_inference import is_open_inference
 
-ROUTES: tuple[tuple[str, str, str], ...] = (
-    ("get", "/v1/models", "All models and adapters"),
-    ("get", "/v1/models/{id}", "One model, its card, and what computes in it"),
-    ("post", "/v1/chat/completions", "Chat; server-sent events with `stream`"),
-    ("post", "/v1/completions", "Text completion; server-sent events with `stream`"),
-    ("post", "/v1/responses", "Responses API, where the model's engine has it"),
-    ("post", "/v1/messages", "Anthropic Messages API, where the model's engine has it"),
-    ("post", "/v1/embeddings", "Embeddings, where the model's engine has them"),
-    ("post", "/v1/audio/transcriptions", "Speech to text, whole or with times"),
-    ("post", "/v1/images/generations", "Images from a text; server-sent events with `stream`"),
-    ("post", "/v1/images/edits", "Images from images and a text, with a mask or without"),
-    ("post", "/v1/images/variations", "Images like a given one"),
-    ("get", "/v1/files/images/{id}", "An image that an answer named by its address"),
-    ("post", "/v1/infer", "Any family: {model, inputs} to {model, outputs}"),
-    ("get", "/v2", "Open Inference Protocol: the server and its extensions"),
-    ("get", "/v2/health/live", "Whether the router lives"),
-    ("get", "/v2/health/ready", "Whether every model is running"),
-    ("get", "/v2/models/{id}", "A tensor model's inputs and outputs"),
-    ("get", "/v2/models/{id}/ready", "Whether a model answers"),
-    ("post", "/v2/models/{id}/infer", "Tensors to tensors, as JSON or as bytes"),
-    ("post", "/tokenize", "Tokens of a text, where the model's engine has it"),
-    ("get", "/health", "Whether the router lives"),
-    ("get", "/ready", "Whether every model is running"),
-    ("get", "/metrics", "Prometheus metrics of this node"),
-    ("get", "/openapi.json", "This table as OpenAPI"),
-    ("get", "/docs", "This table as a page"),
+ROUTES: tuple[tuple[str, str, str], ...] = tuple(
+    (method.lower(), route.path, route.summary)
+    for route in routes.ROUTES
+    if route.documented and "service" in route.places
+    for method in route.methods
 )
 
 
 FORM_FILES = {
     "/v1/audio/transcriptions": ("file",),
+    "/v1/audio/translations": ("file",),
     "/v1/images/edits": ("image", "mask"),
     "/v1/images/variations": ("image",),
 }
