@@ -1,0 +1,1 @@
+"""Seeded bad requests against a running service: `python -m tests.fuzz --help`."""

@@ -1,0 +1,72 @@
+"""What an answer to a bad request must not be."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.fuzz.client import Answer
+from tests.fuzz.requests import Request
+
+MAX_REFUSAL_S = 5.0
+MAX_ANSWER_S = 60.0
+"""Some changed requests are good ones, which a busy machine may take a while for."""
+
+
+def faults(request: Request, answer: Answer) -> list[str]:
+    """Returns what is wrong with an answer, nothing for a good one."""
+    found = []
+    if answer.status >= 500 and not _is_backpressure(answer):
+        found.append(f"status {answer.status}")
+    limit_s = MAX_REFUSAL_S if answer.status >= 400 else MAX_ANSWER_S
+    if answer.seconds > limit_s:
+        found.append(f"took {answer.seconds:.1f} s")
+    if answer.status == 0 and not request.broken:
+        found.append(f"no answer ({answer.note or 'closed'})")
+    elif answer.status and not answer.whole and not request.broken:
+        found.append(f"answer not whole ({answer.note})")
+    if answer.status >= 400 and answer.whole and request.method != "HEAD":
+        found += _shape_faults(request, answer)
+    if "text/event-stream" in answer.content_type:
+        found += _event_faults(answer)
+    return found
+
+
+def _is_backpressure(answer: Answer) -> bool:
+    """Whether the service only asks to come again: the load of the run itself may lead to it."""
+    return answer.status == 503 and bool(answer.retry_after)
+
+
+def _shape_faults(request: Request, answer: Answer) -> list[str]:
+    try:
+        value: Any = json.loads(answer.body)
+    except (ValueError, RecursionError):
+        return [f"{answer.status} is not JSON: {answer.body[:80]!r}"]
+    path = request.path
+    if path.startswith("/models/"):
+        path = "/" + path.split("/", 3)[-1]
+    error = value.get("error") if isinstance(value, dict) else None
+    if path == "/v2" or path.startswith("/v2/"):
+        good = isinstance(error, str) and bool(error)
+    elif path.startswith("/v1/messages"):
+        # What is no HTTP for the proxy has no path yet.
+        good = (isinstance(error, dict) and value.get("type") == "error") or request.broken
+    else:
+        good = isinstance(error, dict) and _is_envelope(error)
+    return [] if good else [f"{answer.status} has another shape: {answer.body[:160]!r}"]
+
+
+def _is_envelope(error: dict[str, Any]) -> bool:
+    return (
+        isinstance(error.get("message"), str)
+        and bool(error["message"])
+        and isinstance(error.get("type"), str)
+        and isinstance(error.get("code"), str | None)
+        and isinstance(error.get("param"), str | None)
+    )
+
+
+def _event_faults(answer: Answer) -> list[str]:
+    if b"Internal Server Error" in answer.body or b'"code": 500' in answer.body:
+        return [f"a stream ends with an internal error: {answer.body[-200:]!r}"]
+    return []
