@@ -128,3 +128,22 @@ def test_data_with_nothing_to_learn_is_refused(model: Path, tmp_path: Path) -> N
     with pytest.raises(TrainingError, match="holds nothing to learn from, after 1 bad rows"):
         prepare(job_of(tmp_path / "run", sections))
     assert not list((tmp_path / "run" / "data").glob("*"))
+
+
+def test_the_plan_says_what_is_read_and_what_is_left_out(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "data" / ".cache").mkdir(parents=True)
+    for name in ("train.jsonl", "dev.jsonl", "test.jsonl"):
+        write_rows(tmp_path / "data" / name, [{"text": f"Ada finds the {name}."}] * len(name))
+    data = {"eval_dataset": str(tmp_path / "data")}
+    facts = prepare(job_of(tmp_path / "run", sections_of(model, tmp_path / "data", data=data)))
+    assert (facts.num_examples, facts.num_eval_examples) == (len("train.jsonl"), len("dev.jsonl"))
+    assert facts.sources == [
+        "reads    train.jsonl",
+        "left out .cache (hidden)",
+        "left out dev.jsonl (split validation, which data.eval_dataset can name)",
+        "left out test.jsonl (split test)",
+        "evaluation: reads    dev.jsonl",
+        "evaluation: left out .cache (hidden)",
+        "evaluation: left out train.jsonl (split train)",
+        "evaluation: left out test.jsonl (split test)",
+    ]

@@ -25,14 +25,16 @@ class DataSection(Section):
 
     dataset: Text | None = None
     """Hub name of the data set, or a local file or folder: `.txt` (an example a line), `.jsonl`,
-    `.parquet`, or a folder of images with captions. A relative path is looked up like
+    `.parquet`, or a folder of images with captions. Of a folder, files that are named like
+    validation or test data are left out. A relative path is looked up like
     `model.name_or_path`."""
 
     subset: Text | None = None
     """Configuration of the data set, where it has several."""
 
     eval_dataset: Text | None = None
-    """Data to evaluate on, named like `dataset`. Null evaluates on `eval_share` of `dataset`."""
+    """Data to evaluate on, named like `dataset`; of a folder or of the hub the validation split,
+    else the test split, where there are any. Null evaluates on `eval_share` of `dataset`."""
 
     eval_share: Annotated[Ratio, Field(lt=1)] = 0.0
     """Share of `dataset`, from 0 to below 1, that is kept from training to evaluate on; 0 does not

@@ -18,7 +18,7 @@ _EXPLICIT = ("./", "../", "/", "~")
 
 def config_dir(environ: Mapping[str, str] = os.environ) -> Path:
     """Returns the folder of the configurations: `TRUTHGPT_CONFIG_DIR`, else `configs`."""
-    return Path(environ.get(CONFIG_DIR_VARIABLE) or "configs").expanduser()
+    return expand(environ.get(CONFIG_DIR_VARIABLE) or "configs")
 
 
 def find_config(path: str | Path, place: str | None = None) -> Path:
@@ -27,7 +27,7 @@ def find_config(path: str | Path, place: str | None = None) -> Path:
     Raises:
         ConfigError: There is no such file, or it is a folder.
     """
-    wanted = Path(path).expanduser()
+    wanted = expand(path)
     folder = config_dir()
     tried = [wanted] if wanted.is_absolute() else [wanted, folder / wanted]
     for candidate in tried:
@@ -42,21 +42,36 @@ def find_config(path: str | Path, place: str | None = None) -> Path:
     raise ConfigError([Fault(f"{prefix}{path}", message, fix)])
 
 
+def expand(value: str | Path) -> Path:
+    """Returns a path with its `~`; of a user who does not exist it stays as it is."""
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        return Path(value)
+
+
 def resolve_local(value: str, source: Source) -> str:
     """Returns an absolute path if `value` names a local file or folder, else `value` itself.
 
     A relative path is looked up in the working directory, then beside the YAML file, then in the
     parent of the configurations' folder.
     """
-    path = Path(value).expanduser()
+    path = expand(value)
     if path.is_absolute():
-        return str(path) if path.exists() else value
+        return str(path) if _exists(path) else value
     beside = [source.directory] if source.directory is not None else []
     for folder in (Path.cwd(), *beside, config_dir().absolute().parent):
         candidate = Path(os.path.normpath(folder.absolute() / path))
-        if candidate.exists():
+        if _exists(candidate):
             return str(candidate)
     return value
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long for a path, or not to be looked at
+        return False
 
 
 def must_be_local(value: str) -> bool:

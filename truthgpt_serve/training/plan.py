@@ -30,6 +30,7 @@ class Facts:
         num_eval_examples: Examples that are evaluated on.
         num_bad_rows: Rows that were skipped.
         bad_rows: Places and problems of the first of them.
+        sources: Lines on what is read and what is left out.
         notes: Further lines for the plan.
         rows_per_example: Rows of a batch that one example becomes, such as the answers of `grpo`.
         drops_rest: Whether the last rows of an epoch are left out where they make no whole step.
@@ -45,6 +46,7 @@ class Facts:
     num_eval_examples: int = 0
     num_bad_rows: int = 0
     bad_rows: Sequence[str] = ()
+    sources: Sequence[str] = ()
     notes: Sequence[str] = field(default_factory=tuple)
     rows_per_example: int = 1
     drops_rest: bool = False
@@ -142,6 +144,7 @@ class Plan:
             f"{_count(facts.num_trainable)} of them trained",
             f"data     {facts.num_examples:,} examples, {facts.num_units:,} {facts.units}; "
             f"{facts.num_eval_examples:,} examples to evaluate on",
+            *facts.sources,
             f"steps    {steps.total:,}{done}; {steps.per_epoch:,} an epoch, "
             f"{steps.warmup:,} to warm up",
             f"a step   {steps.num_rows:,} rows, about {self.units_per_step:,.0f} {facts.units}",

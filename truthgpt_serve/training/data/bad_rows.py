@@ -5,10 +5,13 @@ Knows no file format and no meaning of a row.
 
 from __future__ import annotations
 
+from truthgpt_serve.training.data.inventory import shown
 from truthgpt_serve.training.errors import TrainingError
 
 MAX_SHOWN = 5
 """Skipped rows whose places are kept for the plan; of the others only the number is."""
+MAX_MESSAGE = 1000
+"""Characters of a problem that are shown: it may quote the row."""
 
 
 class BadRows:
@@ -23,15 +26,17 @@ class BadRows:
         self.count = 0
         self.shown: list[str] = []
 
-    def report(self, place: str, problem: str) -> None:
-        """Counts a bad row.
+    def report(self, place: str, problem: str, *, count: int = 1) -> None:
+        """Counts bad rows: one, or as many as cannot be told apart.
 
         Raises:
             TrainingError: Bad rows stop the run.
         """
+        cut = problem if len(problem) <= MAX_MESSAGE else f"{problem[:MAX_MESSAGE]}..."
+        message = shown(f"{place}: {cut}")
         if self._stops:
             fix = "correct the row, or set data.on_bad_row: skip"
-            raise TrainingError(f"{place}: {problem} ({fix})")
-        self.count += 1
+            raise TrainingError(f"{message} ({fix})")
+        self.count += count
         if len(self.shown) < MAX_SHOWN:
-            self.shown.append(f"{place}: {problem}")
+            self.shown.append(message)

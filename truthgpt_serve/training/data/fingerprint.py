@@ -8,6 +8,11 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from truthgpt_serve.training.data.inventory import Inventory, shown
+from truthgpt_serve.training.data.sources import is_local, local_path
+from truthgpt_serve.training.data.walk import Walk
+from truthgpt_serve.training.errors import TrainingError
+
 SAMPLE_BYTES = 1 << 20
 """What is read at the beginning and at the end of each file; its size and name count too. Whole
 files of a terabyte would take longer than the training's start."""
@@ -19,23 +24,32 @@ def data_fingerprint(*datasets: str | None, subset: str | None = None) -> str:
     Args:
         *datasets: What the `data` section names; None counts too.
         subset: `data.subset`.
+
+    Raises:
+        TrainingError: A local one does not exist, or cannot be read.
     """
     digest = hashlib.sha256(repr(subset).encode())
     for dataset in datasets:
-        path = Path(dataset).expanduser() if dataset else None
-        if path is None or not path.exists():
+        if dataset is None or not is_local(dataset):
             digest.update(repr(dataset).encode())
             continue
-        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-        for file in files:
-            name = file.name if path.is_file() else str(file.relative_to(path))
-            digest.update(f"{name} {file.stat().st_size}\n".encode())
+        path = local_path(dataset)
+        for file in Walk(path, Inventory()).files if path.is_dir() else [path]:
+            name = file.name if file == path else str(file.relative_to(path))
+            digest.update(f"{shown(name)} {file.stat().st_size}\n".encode())
             digest.update(_sample(file))
     return digest.hexdigest()[:32]
 
 
 def _sample(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        start = stream.read(SAMPLE_BYTES)
-        stream.seek(max(0, file.stat().st_size - SAMPLE_BYTES))
-        return start + stream.read(SAMPLE_BYTES)
+    if not file.is_file():
+        raise TrainingError(f"{shown(file)}: is neither a file nor a folder (name one)")
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(SAMPLE_BYTES)
+            stream.seek(max(0, file.stat().st_size - SAMPLE_BYTES))
+            return start + stream.read(SAMPLE_BYTES)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        message = f"{shown(file)}: cannot be read: {reason} (make it readable)"
+        raise TrainingError(message) from error

@@ -8,25 +8,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from truthgpt_serve.training.data.inventory import Inventory, shown
 from truthgpt_serve.training.data.rows import Row
+from truthgpt_serve.training.data.splits import TEST, TRAIN, VALIDATION, WORDS, Split
 from truthgpt_serve.training.errors import TrainingError
 
-SPLIT = "train"
 
-
-def read_hub(name: str, subset: str | None) -> Iterator[Row]:
-    """Yields the rows of the `train` split.
+def read_hub(name: str, subset: str | None, split: Split, inventory: Inventory) -> Iterator[Row]:
+    """Yields the rows of a split.
 
     Raises:
         TrainingError: The hub has no such data set, or cannot be reached.
     """
-    source = load_hub(name, subset)
+    source = load_hub(name, subset, split, inventory)
     for number, values in enumerate(source, 1):
         yield Row(values, f"{name}: row {number}")
 
 
-def load_hub(name: str, subset: str | None) -> Any:
-    """Returns the `datasets.Dataset` of the `train` split, downloaded once and then cached.
+def load_hub(name: str, subset: str | None, split: Split, inventory: Inventory) -> Any:
+    """Returns the `datasets.Dataset` of a split, downloaded once and then cached.
+
+    Args:
+        name: Of the data set.
+        subset: `data.subset`.
+        split: `train`, or `validation` for the one to evaluate on.
+        inventory: Is told which splits are left out.
 
     Raises:
         TrainingError: See `read_hub`.
@@ -34,11 +40,36 @@ def load_hub(name: str, subset: str | None) -> Any:
     import datasets
 
     try:
-        return datasets.load_dataset(name, subset, split=SPLIT)
+        found = datasets.load_dataset(name, subset)
     except Exception as error:  # the library raises a class of its own for each way to fail
-        shown = name if subset is None else f"{name} ({subset})"
-        fix = "correct data.dataset; a local folder or file needs its path"
+        key = "data.dataset" if split == TRAIN else "data.eval_dataset"
+        shown_name = name if subset is None else f"{name} ({subset})"
+        fix = f"correct {key}; a local folder or file needs its path"
         message = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
         raise TrainingError(
-            f"data.dataset {shown!r} cannot be read: {type(error).__name__}: {message} ({fix})"
+            f"{key} {shown(shown_name)!r} cannot be read: {type(error).__name__}: "
+            f"{shown(message)} ({fix})"
         ) from error
+    chosen = choose_hub_split(name, list(found), split)
+    inventory.read([f"{name}, split {chosen}"])
+    for other in found:
+        if other != chosen:
+            inventory.leave_out(f"{name}, split {other}", "another split")
+    return found[chosen]
+
+
+def choose_hub_split(name: str, splits: list[str], wanted: Split) -> str:
+    """Returns which split of a data set to read.
+
+    Raises:
+        TrainingError: There is none of the wanted kind.
+    """
+    kinds = {split: WORDS.get(split.lower()) for split in splits}
+    for kind in (TRAIN,) if wanted == TRAIN else (VALIDATION, TEST):
+        for split in splits:
+            if kinds[split] == kind:
+                return split
+    if wanted != TRAIN and len(splits) == 1:
+        return splits[0]
+    message = f"{shown(name)}: has no split to {'train' if wanted == TRAIN else 'evaluate'} on"
+    raise TrainingError(f"{message}: it has {', '.join(splits)} (name another data set)")

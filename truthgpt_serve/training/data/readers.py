@@ -8,13 +8,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from truthgpt_serve.training.data.bad_rows import BadRows
+from truthgpt_serve.training.data.inventory import shown
 from truthgpt_serve.training.data.rows import Row, describe
 from truthgpt_serve.training.errors import TrainingError
 
 PARQUET_BATCH_ROWS = 1024
 """Rows that are decoded at a time: enough to be quick, few enough for long texts."""
+MAX_LINE_BYTES = 64 << 20
+"""Bytes of one line; a longer one is no example but a file without line breaks."""
+_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def read_text(file: Path, text_field: str, bad_rows: BadRows) -> Iterator[Row]:
@@ -42,35 +47,99 @@ def read_jsonl(file: Path, text_field: str, bad_rows: BadRows) -> Iterator[Row]:
 
 
 def _lines(file: Path, bad_rows: BadRows) -> Iterator[tuple[int, str]]:
+    _check_pointer(file)
     try:
         with file.open("rb") as stream:
-            for number, line in enumerate(stream, 1):
-                if not line.strip():
+            number = 0
+            while line := stream.readline(MAX_LINE_BYTES):
+                number += 1
+                if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+                    while (rest := stream.readline(MAX_LINE_BYTES)) and rest[-1:] != b"\n":
+                        pass
+                    problem = f"is a line of more than {MAX_LINE_BYTES >> 20} MiB"
+                    bad_rows.report(f"{file}:{number}", problem)
                     continue
                 try:
-                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                 except UnicodeDecodeError as error:
                     bad_rows.report(f"{file}:{number}", f"is not UTF-8 text: {error.reason}")
+                    continue
+                if text:
+                    yield number, text
     except OSError as error:
-        raise TrainingError(f"{file}: cannot be read: {error.strerror}") from error
+        raise _unreadable(file, error) from error
+
+
+def _check_pointer(file: Path) -> None:
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(len(_POINTER))
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    if start == _POINTER:
+        fix = "fetch it: git lfs pull"
+        raise TrainingError(f"{shown(file)}: is a Git LFS pointer, not the data itself ({fix})")
+
+
+def _unreadable(file: Path, error: OSError) -> TrainingError:
+    reason = error.strerror or str(error)
+    return TrainingError(f"{shown(file)}: cannot be read: {reason} (make it readable)")
 
 
 def read_parquet(file: Path, text_field: str, bad_rows: BadRows) -> Iterator[Row]:
     """Yields the rows of a Parquet file; a place is `file: row n`, from 1.
 
     Raises:
-        TrainingError: It is damaged: its rows cannot be told apart then.
+        TrainingError: Its index is damaged, without which nothing can be read.
     """
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
-    number = 0
+    _check_pointer(file)
     try:
         with parquet.ParquetFile(file) as source:
-            for batch in source.iter_batches(batch_size=PARQUET_BATCH_ROWS):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield Row(values, f"{file}: row {number}")
+            first = 1
+            for group in range(source.num_row_groups):
+                size = source.metadata.row_group(group).num_rows
+                yield from _row_group(file, source, group, (first, size), bad_rows)
+                first += size
     except (arrow.ArrowException, OSError) as error:
-        where = f" after row {number}" if number else ""
-        raise TrainingError(f"{file}: is not readable Parquet{where}: {error}") from error
+        raise TrainingError(f"{shown(file)}: is not readable Parquet: {shown(error)}") from error
+
+
+def _row_group(
+    file: Path, source: Any, group: int, rows: tuple[int, int], bad_rows: BadRows
+) -> Iterator[Row]:
+    """Yields the rows of a group; where its pages are damaged, the rest of them is bad."""
+    import pyarrow as arrow
+
+    first, size = rows
+    number = first
+    try:
+        for batch in source.iter_batches(batch_size=PARQUET_BATCH_ROWS, row_groups=[group]):
+            for values in _values(batch):
+                place = f"{file}: row {number}"
+                number += 1
+                if isinstance(values, Exception):
+                    bad_rows.report(place, f"cannot be decoded: {values}")
+                else:
+                    yield Row(values, place)
+    except (arrow.ArrowException, OSError) as error:
+        place = f"{file}: rows {number} to {first + size - 1}"
+        bad_rows.report(place, f"cannot be decoded: {error}", count=first + size - number)
+
+
+def _values(batch: Any) -> Iterator[dict[str, Any] | Exception]:
+    """Yields the rows of a batch; in place of one with text that is not UTF-8, the error."""
+    try:
+        rows = batch.to_pylist()
+    except (ValueError, OverflowError):
+        rows = None
+    if rows is not None:
+        yield from rows
+        return
+    for index in range(batch.num_rows):
+        try:
+            yield batch.slice(index, 1).to_pylist()[0]
+        except (ValueError, OverflowError) as error:
+            yield error

@@ -50,7 +50,8 @@ def read_facts(cfg: dict[str, Any], folder: Path) -> Facts:
     if cfg["model_optim"]["lora"]["enabled"]:
         trained = _count_adapter(parts[kind.denoiser_name], cfg["model_optim"]["lora"], kind)
         total += trained
-    pictures, held_out = load_pictures(cfg)
+    sources: list[str] = []
+    pictures, held_out = load_pictures(cfg, sources)
     main = parts[names[0]].config
     return Facts(
         units="images",
@@ -60,6 +61,7 @@ def read_facts(cfg: dict[str, Any], folder: Path) -> Facts:
         num_trainable=trained,
         weight_bytes=total * FLOAT_BYTES,
         activation_bytes=_estimate_activations(cfg, main, parts["vae"].config),
+        sources=sources,
         num_eval_examples=0 if held_out is None else len(held_out),
     )
 

@@ -14,10 +14,11 @@ from typing import Any, overload
 import numpy as np
 import torch
 
-from truthgpt_serve.config.paths import must_be_local
-from truthgpt_serve.training.data import BadRows, Row, read_rows
+from truthgpt_serve.training.data import BadRows, Inventory, Row, read_rows
 from truthgpt_serve.training.data.hub import load_hub
-from truthgpt_serve.training.data.rows import text_of
+from truthgpt_serve.training.data.rows import columns_of, text_of
+from truthgpt_serve.training.data.sources import is_local
+from truthgpt_serve.training.data.splits import TRAIN, VALIDATION, Split
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.images.pictures import PictureError, Pixels, load_picture
 
@@ -130,8 +131,7 @@ class Pictures:
         caption, problem = text_of(found.values, self._data["caption_field"])
         field = self._data["image_field"]
         if not problem and field not in found.values:
-            columns = ", ".join(map(repr, found.values)) or "none"
-            problem = f"has no {field!r} column (it has {columns})"
+            problem = f"has no {field!r} column (it has {columns_of(found.values)})"
         if not problem:
             try:
                 image = _beside(found, field)
@@ -155,8 +155,14 @@ def _beside(row: Row, field: str) -> Any:
     return image
 
 
-def load_pictures(cfg: dict[str, Any]) -> tuple[Pictures, Pictures | None]:
+def load_pictures(
+    cfg: dict[str, Any], sources: list[str] | None = None
+) -> tuple[Pictures, Pictures | None]:
     """Returns the pictures to train on and those to evaluate on.
+
+    Args:
+        cfg: The configuration.
+        sources: Gets the plan's lines on what is read and what is left out.
 
     Raises:
         TrainingError: There is no such data, a row cannot be read, or there are too few.
@@ -164,10 +170,11 @@ def load_pictures(cfg: dict[str, Any]) -> tuple[Pictures, Pictures | None]:
     data = cfg["data"]
     if data["dataset"] is None:
         raise TrainingError("data.dataset is missing (name a data set, a folder or a file)")
-    rows = _read(data["dataset"], data)
+    sources = [] if sources is None else sources
+    rows = _read(TRAIN, data, sources)
     everything = range(len(rows))
     if data["eval_dataset"] is not None:
-        others = _read(data["eval_dataset"], data)
+        others = _read(VALIDATION, data, sources)
         return Pictures(rows, everything, data), Pictures(others, range(len(others)), data)
     if data["eval_share"] == 0:
         return Pictures(rows, everything, data), None
@@ -178,16 +185,27 @@ def load_pictures(cfg: dict[str, Any]) -> tuple[Pictures, Pictures | None]:
     return Pictures(rows, sorted(shuffled[kept:]), data), Pictures(rows, shuffled[:kept], data)
 
 
-def _read(dataset: str, data: dict[str, Any]) -> Sequence[Row]:
+def _read(split: Split, data: dict[str, Any], sources: list[str]) -> Sequence[Row]:
+    dataset = data["dataset" if split == TRAIN else "eval_dataset"]
     fields = {"image_field": data["image_field"], "caption_field": data["caption_field"]}
-    bad_rows = BadRows(data["on_bad_row"])
+    bad_rows, inventory = BadRows(data["on_bad_row"]), Inventory()
     rows: Sequence[Row]
-    if Path(dataset).expanduser().exists() or must_be_local(dataset):
-        rows = list(read_rows(dataset, bad_rows, subset=data["subset"], **fields))
+    if is_local(dataset):
+        found = read_rows(
+            dataset, bad_rows, split=split, content="images", inventory=inventory, **fields
+        )
+        rows = list(found)
     else:
-        rows = hub_rows(dataset, load_hub(dataset, data["subset"]), data["image_field"])
+        source = load_hub(dataset, data["subset"], split, inventory)
+        rows = hub_rows(dataset, source, data["image_field"])
+    lines = inventory.lines()
     if bad_rows.count:
-        logger.warning("%d bad rows are left out, such as %s", bad_rows.count, bad_rows.shown[0])
+        shown = "; ".join(bad_rows.shown)
+        lines.append(f"skipped  {bad_rows.count:,} bad rows, such as {shown}")
+    sources += lines if split == TRAIN else [f"evaluation: {line}" for line in lines]
     if not rows:
-        raise TrainingError(f"data.dataset {dataset!r} has no rows")
+        skipped = (
+            f", after {bad_rows.count} bad rows: {bad_rows.shown[0]}" if bad_rows.count else ""
+        )
+        raise TrainingError(f"data {dataset!r} has no rows{skipped}")
     return rows

@@ -12,7 +12,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from truthgpt_serve.training.data import BadRows, Row, data_fingerprint, read_rows
+from truthgpt_serve.training.data import BadRows, Inventory, Row, data_fingerprint, read_rows
+from truthgpt_serve.training.data.splits import Split
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.job import TrainingJob
 from truthgpt_serve.training.plan import Facts
@@ -57,6 +58,7 @@ def prepare(job: TrainingJob) -> Facts:
         num_eval_examples=counts["num_eval_examples"],
         num_bad_rows=counts["num_bad_rows"],
         bad_rows=counts["bad_rows"],
+        sources=counts["sources"],
         num_parameters=measure.num_parameters,
         num_trainable=measure.num_trainable,
         weight_bytes=measure.weight_bytes,
@@ -98,13 +100,14 @@ def _write_tables(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if data["eval_dataset"] is not None or data["eval_share"]:
             evaluated = stack.enter_context(TableWriter(folder / EVAL, schema))
         to_train, to_eval = _maker(cfg, tokenizer), _maker(cfg, tokenizer)
-        for index, row in enumerate(_read(data, data["dataset"], bad_rows)):
+        read, read_eval = Inventory(), Inventory()
+        for index, row in enumerate(_read(data, "train", bad_rows, read)):
             if _is_held_out(cfg["seed"], index, data["eval_share"]):
                 _add(row, to_eval, evaluated.add, bad_rows)
             else:
                 _add(row, to_train, lambda example: train.add(tally(example)), bad_rows)
         if data["eval_dataset"] is not None:
-            for row in _read(data, data["eval_dataset"], bad_rows):
+            for row in _read(data, "validation", bad_rows, read_eval):
                 _add(row, to_eval, evaluated.add, bad_rows)
         if not train.num_rows or not evaluated.num_rows:
             raise TrainingError(_nothing(data, "dataset" if not train.num_rows else "", bad_rows))
@@ -115,6 +118,7 @@ def _write_tables(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "longest": tally.longest,
         "num_bad_rows": bad_rows.count,
         "bad_rows": bad_rows.shown,
+        "sources": [*read.lines(), *(f"evaluation: {line}" for line in read_eval.lines())],
     }
 
 
@@ -128,9 +132,18 @@ def _nothing(data: Mapping[str, Any], what: str, bad_rows: BadRows) -> str:
     return f"data.dataset {data['dataset']!r} holds nothing to learn from{skipped}"
 
 
-def _read(data: Mapping[str, Any], dataset: str, bad_rows: BadRows) -> Iterator[Row]:
-    text_field = data["prompt_field"] or data["text_field"]
-    return read_rows(dataset, bad_rows, subset=data["subset"], text_field=text_field)
+def _read(
+    data: Mapping[str, Any], split: Split, bad_rows: BadRows, inventory: Inventory
+) -> Iterator[Row]:
+    return read_rows(
+        data["dataset" if split == "train" else "eval_dataset"],
+        bad_rows,
+        subset=data["subset"],
+        text_field=data["prompt_field"] or data["text_field"],
+        split=split,
+        content="text",
+        inventory=inventory,
+    )
 
 
 def _is_held_out(seed: int, index: int, share: float) -> bool:
