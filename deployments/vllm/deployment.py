@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from deployments.vllm.bodies import BoundedBodies
+from deployments.vllm.cancellation import CancellableApp
 from deployments.vllm.errors import answer_in_envelope
 from deployments.vllm.generic import Dispatcher, GenericRoutes
 from truthgpt_serve.errors import ServerError
@@ -68,8 +69,11 @@ class VllmModel:
             raise ServerError("the model is not loaded: call `load(cfg)` first")
         app = await self._engine.start()
         answer_in_envelope(app, self._name)
-        self._routes = GenericRoutes(app, self._name, self._engine.tasks, self._engine.acceleration)
-        return Dispatcher(BoundedBodies(app, **self._limits), self._routes, **self._limits)
+        stoppable = CancellableApp(app, max_request_s=self._limits["max_request_s"])
+        self._routes = GenericRoutes(
+            stoppable, self._name, self._engine.tasks, self._engine.acceleration
+        )
+        return Dispatcher(BoundedBodies(stoppable, **self._limits), self._routes, **self._limits)
 
     @property
     def acceleration(self) -> dict[str, Any]:

@@ -1,0 +1,148 @@
+"""vLLM's application in the whole service: who leaves, what is routed, errors, logs, restarts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from typing import Any
+
+import pytest
+
+from tests.serve.vllm_service import (
+    BRIEF_S,
+    MAX_MODEL_LEN,
+    MAX_ONGOING,
+    VllmService,
+    vllm_service,
+    wait_until,
+)
+
+STOP_S = 20  # far more than a decode step, and far less than the whole answer takes
+LONG = MAX_MODEL_LEN - 200
+USER = [{"role": "user", "content": "Tell me a story."}]
+COMPLETION: dict[str, Any] = {"prompt": "Once", "max_tokens": LONG, "ignore_eos": True}
+CHAT: dict[str, Any] = {"messages": USER, "temperature": 0, "max_tokens": LONG, "ignore_eos": True}
+INFER = {"text": "Once", "max_new_tokens": LONG, "ignore_eos": True}
+REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "completion": ("/v1/completions", COMPLETION),
+    "completion of 3 prompts": ("/v1/completions", {**COMPLETION, "prompt": ["a", "b", "c"]}),
+    "completion n=3": ("/v1/completions", {**COMPLETION, "n": 3, "temperature": 1}),
+    "completion stream": ("/v1/completions", {**COMPLETION, "stream": True}),
+    "chat": ("/v1/chat/completions", CHAT),
+    "chat n=3": ("/v1/chat/completions", {**CHAT, "n": 3, "temperature": 1}),
+    "chat stream": ("/v1/chat/completions", {**CHAT, "stream": True}),
+    "response": (
+        "/v1/responses",
+        {"input": "Tell me a story.", "max_output_tokens": LONG, "temperature": 0},
+    ),
+    "message": ("/v1/messages", {"messages": USER, "temperature": 0, "max_tokens": LONG}),
+    "message stream": (
+        "/v1/messages",
+        {"messages": USER, "temperature": 0, "max_tokens": LONG, "stream": True},
+    ),
+    "infer": ("/v1/infer", {"inputs": INFER}),
+    "infer stream": ("/v1/infer", {"inputs": INFER, "stream": True}),
+}
+
+pytestmark = pytest.mark.timeout(420)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmService]:
+    with vllm_service(tmp_path_factory.mktemp("vllm")) as service:
+        yield service
+
+
+@pytest.mark.parametrize("prefix", ["", "/models/tiny"], ids=["router", "model"])
+@pytest.mark.parametrize("kind", REQUESTS)
+def test_the_engine_stops_when_the_client_leaves(
+    service: VllmService, kind: str, prefix: str
+) -> None:
+    path, body = REQUESTS[kind]
+    wait_until(lambda: service.num_running() == 0, STOP_S)
+    before = service.metric("generation_tokens_total")
+    with service.request(f"{prefix}{path}", {"model": "tiny", **body}):
+        wait_until(lambda: service.num_running() > 0, STOP_S, "the request runs")
+    wait_until(lambda: service.num_running() == 0, STOP_S, "the engine is idle")
+    assert service.metric("generation_tokens_total") - before < LONG
+
+
+def test_clients_that_leave_make_room_only_when_their_work_has_ended(service: VllmService) -> None:
+    most = 0.0
+    for _ in range(8):
+        with ExitStack() as stack:
+            for _ in range(3):
+                stack.enter_context(
+                    service.request("/v1/chat/completions", {"model": "tiny", **CHAT})
+                )
+            wait_until(lambda: service.num_running() > 0, STOP_S)
+            most = max(most, service.num_running())
+        most = max(most, service.num_running())
+    assert most <= MAX_ONGOING
+    wait_until(lambda: service.num_running() == 0, STOP_S)
+    answer = service.http.post(
+        "/v1/chat/completions", json={"model": "tiny", **CHAT, "max_tokens": 2}
+    )
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["chat", "infer", "infer stream"])
+def test_a_request_that_leaves_the_queue_is_never_computed(service: VllmService, kind: str) -> None:
+    path, body = REQUESTS[kind]
+    wait_until(lambda: service.num_running() == 0, STOP_S)
+    before = service.metric("prompt_tokens_total")
+    running = {"model": "tiny", **COMPLETION, "prompt": [7, 8], "stream": True}
+    with ExitStack() as stack:
+        for _ in range(MAX_ONGOING):
+            client = stack.enter_context(service.request("/v1/completions", running))
+            assert client.recv(1)  # it has a place, and its answer begins
+        with service.request(path, {"model": "tiny", **body}) as waiting:
+            waiting.settimeout(1)
+            with pytest.raises(TimeoutError):
+                waiting.recv(1)
+    wait_until(lambda: service.num_running() == 0, STOP_S)
+    assert service.metric("prompt_tokens_total") == before + 2 * MAX_ONGOING
+
+
+@pytest.mark.parametrize("prefix", ["", "/models/brief"], ids=["router", "model"])
+@pytest.mark.parametrize("kind", ["completion", "chat", "chat stream", "infer", "infer stream"])
+def test_the_engine_stops_when_the_time_is_over(
+    service: VllmService, kind: str, prefix: str
+) -> None:
+    path, body = REQUESTS[kind]
+    answer = service.http.post(f"{prefix}{path}", json={"model": "brief", **body, **many(body)})
+    wait_until(lambda: service.num_running("brief") == 0, STOP_S, "the engine is idle")
+    if body.get("stream"):
+        assert answer.status_code == 200
+        last = answer.text.rstrip().rpartition("\n\n")[2]
+        error = json.loads(last.removeprefix("data: "))["error"]
+    else:
+        assert answer.status_code == 504, answer.text
+        error = answer.json()["error"]
+    assert f"within {BRIEF_S:g} s" in error["message"]
+    assert (error["type"], error["code"]) == ("timeout_error", "timeout")
+
+
+def many(body: dict[str, Any]) -> dict[str, Any]:
+    """Returns what makes a request take longer than its time on any machine."""
+    fields = {"n": 8, "temperature": 1}
+    return {"inputs": {**body["inputs"], **fields}} if "inputs" in body else fields
+
+
+def test_many_that_leave_at_once_leave_a_free_engine(service: VllmService) -> None:
+    def leave(index: int) -> None:
+        path, body = list(REQUESTS.values())[index % len(REQUESTS)]
+        with service.request(path, {"model": "tiny", **body}) as client:
+            client.settimeout(0.05 * (index % 10))
+            with suppress(TimeoutError, BlockingIOError):
+                client.recv(1)
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(leave, range(96)))
+    wait_until(lambda: service.num_running() == 0, STOP_S)
+    answer = service.http.post(
+        "/v1/completions", json={"model": "tiny", **COMPLETION, "max_tokens": 2}
+    )
+    assert answer.status_code == 200

@@ -1,0 +1,101 @@
+"""One cluster with vLLM models and a router, for the tests of vLLM's place in the whole service."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from deployments.vllm.tiny_model import make_tiny_llama
+from truthgpt_serve.local_cluster import LocalCluster, model_application, router_application
+
+RAY_ENV = Path(__file__).resolve().parents[2] / "configs" / "ray.env"
+START_TIMEOUT_S = 300
+REQUEST_TIMEOUT_S = 90
+MAX_MODEL_LEN = 4096
+MAX_ONGOING = 4
+BRIEF_S = 3.0
+
+
+@dataclass(frozen=True)
+class VllmService:
+    """The running service: the model `tiny`, and `brief`, whose requests may take 3 s.
+
+    Attributes:
+        cluster: Its cluster.
+        http: A client of the one address.
+    """
+
+    cluster: LocalCluster
+    http: httpx.Client
+
+    def metric(self, name: str, model: str = "tiny") -> float:
+        """Returns the sum of one of the engine's own metrics."""
+        text = self.http.get(f"/models/{model}/metrics", follow_redirects=True).text
+        lines = [line for line in text.splitlines() if line.startswith(f"vllm:{name}{{")]
+        assert lines, f"no metric {name}:\n{text[:2000]}"
+        return sum(float(line.split()[-1]) for line in lines)
+
+    def num_running(self, model: str = "tiny") -> float:
+        """Returns how many sequences the engine has, those that wait in it included."""
+        return self.metric("num_requests_running", model) + self.metric(
+            "num_requests_waiting", model
+        )
+
+    @contextmanager
+    def request(self, path: str, body: dict[str, Any]) -> Iterator[socket.socket]:
+        """Sends a request and leaves at the end of the block, whatever has been answered."""
+        data = json.dumps(body).encode()
+        head = (
+            f"POST {path} HTTP/1.1\r\nhost: {self.cluster.host.address}\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
+        )
+        address = (self.cluster.host.address, self.cluster.port)
+        with socket.create_connection(address, timeout=REQUEST_TIMEOUT_S) as client:
+            client.sendall(head.encode() + data)
+            yield client
+
+
+@contextmanager
+def vllm_service(folder: Path) -> Iterator[VllmService]:
+    """Starts the service and ends it after the block."""
+    weights = make_tiny_llama(folder / "llama")
+    config: dict[str, Any] = {
+        "model": {"name_or_path": str(weights)},
+        "hardware": {"cpus": 1, "gpus": 0},
+        "model_optim": {"dtype": "float32"},
+    }
+    engine = {
+        "enforce_eager": True,
+        "max_model_len": MAX_MODEL_LEN,
+        "max_num_seqs": 16,
+        "kv_cache_memory_bytes": "128M",
+    }
+    serving = {"max_ongoing_requests": MAX_ONGOING, "max_queued_requests": 64, "engine": engine}
+    brief = {**serving, "max_request_s": BRIEF_S}
+    with LocalCluster(RAY_ENV) as cluster:
+        cluster.deploy(
+            [
+                model_application("tiny", {**config, "serving": serving}),
+                model_application("brief", {**config, "serving": brief}),
+                router_application(cluster.port),
+            ]
+        )
+        cluster.wait_until_ready(timeout_s=START_TIMEOUT_S)
+        with httpx.Client(base_url=cluster.url, timeout=REQUEST_TIMEOUT_S) as http:
+            yield VllmService(cluster, http)
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float, message: str = "") -> None:
+    """Waits for a state; fails after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not reached within {timeout_s} s: {message}"
+        time.sleep(0.05)
