@@ -1,8 +1,8 @@
-"""Makes the engine's processes die with the process that started them.
+"""Makes the engine's processes die with the process that started them, and mends them.
 
-Knows nothing of vLLM: the engine calls `die_with_parent` in each of its processes, because
-`pyproject.toml` names it in the entry-point group `vllm.general_plugins`. A replica killed with
-SIGKILL cannot tell its children anything, so the kernel has to.
+The engine calls `die_with_parent` in each of its processes, because `pyproject.toml` names it in
+the entry-point group `vllm.general_plugins`. A replica killed with SIGKILL cannot tell its children
+anything, so the kernel has to.
 
 The engine loads its plug-ins only after it has greeted its parent, and waits minutes for the
 answer of one that died meanwhile: `bind_children` comes before.
@@ -29,11 +29,14 @@ SWITCH = "TRUTHGPT_DIE_WITH_PARENT"
 """Environment variable that a replica sets to 1. Without it nothing happens, so that vLLM's other
 users in the same environment are left alone."""
 
+_COPIED_TO_ACTORS = "VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"
 _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
     """Asks the kernel to kill this process when its parent dies; at once if it died already.
+
+    Also mends what is wrong in this release of the engine, as the one plug-in that it loads.
 
     The signal is sent when the parent's *thread* that started this process ends, so an engine must
     be started from a thread that lives as long as the engine does.
@@ -41,6 +44,10 @@ def die_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
         _bind_to(parent.pid)
+    if os.environ.get(SWITCH) == "1":
+        from deployments.vllm.mends import mend_workers
+
+        mend_workers()
 
 
 def _bind_to(parent: int) -> None:
@@ -56,6 +63,9 @@ def _bind_to(parent: int) -> None:
 def switch_on() -> None:
     """Switches this on for the children that the current process is about to start."""
     os.environ[SWITCH] = "1"
+    # Workers that are actors on other nodes inherit nothing; the engine copies what is named here.
+    copied = filter(None, os.environ.get(_COPIED_TO_ACTORS, "").split(","))
+    os.environ[_COPIED_TO_ACTORS] = ",".join(dict.fromkeys([*copied, SWITCH]))
     allowed = os.environ.get("VLLM_PLUGINS")
     if allowed is not None and PLUGIN_NAME not in allowed.split(","):
         os.environ["VLLM_PLUGINS"] = ",".join(filter(None, (*allowed.split(","), PLUGIN_NAME)))
