@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from truthgpt_serve.api_errors import error_body
 from truthgpt_serve.errors import TruthGPTError
-from truthgpt_serve.open_inference import error_body, is_open_inference
 from truthgpt_serve.protocol import encode_json
 
 Scope = MutableMapping[str, Any]
@@ -50,25 +50,27 @@ async def send_json(
 async def send_error(
     send: Send, error: TruthGPTError, *, headers: Headers | None = None, path: str = ""
 ) -> None:
-    """Sends an error in OpenAI's envelope, or in the Open Inference Protocol's form.
+    """Sends an error in the form of the request's API.
 
     Args:
         send: ASGI `send`; nothing must have been sent yet.
         error: The error.
         headers: Further headers, lower case; one that the error brings too is taken from here.
-        path: The request's path, which decides the form.
+        path: The request's path below the application, which decides the form.
     """
     lines = list(headers or [])
     given = {name for name, _ in lines}
     lines += [header for header in _error_headers(error) if header[0] not in given]
-    body = error_body(error.message) if is_open_inference(path) else error.to_envelope()
-    await send_json(send, body, status=error.status, headers=lines)
+    await send_json(send, error_body(error, path), status=error.status, headers=lines)
 
 
 def _error_headers(error: TruthGPTError) -> Headers:
     lines = []
-    if error.retry_after_s is not None:
-        lines.append((b"retry-after", b"%d" % error.retry_after_s))
+    retry_after_s = error.retry_after_s
+    if retry_after_s is None:
+        retry_after_s = error.default_retry_after_s
+    if retry_after_s is not None:
+        lines.append((b"retry-after", b"%d" % retry_after_s))
     if error.allow:
         lines.append((b"allow", ", ".join(error.allow).encode()))
     return lines

@@ -37,12 +37,14 @@ class TruthGPTError(Exception):
         code: OpenAI's error code, or None.
         param: The request field at fault, or None.
         retry_after_s: Seconds for the `Retry-After` header, or None.
+        default_retry_after_s: The same where an error does not say it.
         allow: HTTP methods for the `Allow` header.
     """
 
     status: int = 500
     type: str = "server_error"
     default_code: str | None = None
+    default_retry_after_s: int | None = None
     allow: tuple[str, ...] = ()
 
     def __init__(
@@ -190,19 +192,40 @@ class OverloadedError(TruthGPTError):
     status = 429
     type = "rate_limit_error"
     default_code = "overloaded"
+    default_retry_after_s = 1
 
 
 class PassedError(TruthGPTError):
-    """An application's error from outside the envelope, in it and with its own status."""
+    """An error of an engine or another server, in the API's form and with its own status.
+
+    Args:
+        status: The status.
+        message: What a client sees.
+        param: The request field at fault, or None.
+        code: OpenAI's error code; None for the status's own.
+        type: OpenAI's error type; None for the status's own.
+    """
 
     type = "api_error"
 
-    def __init__(self, status: int, message: str, *, param: str | None = None) -> None:
-        super().__init__(message, param=param)
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        type: str | None = None,
+    ) -> None:
+        super().__init__(message, param=param, code=code)
         self.status = status
-        if status == OverloadedError.status:
-            self.type = OverloadedError.type
-            self.code = OverloadedError.default_code
+        kinds = (OverloadedError, UpstreamError, UnavailableError, DeadlineError)
+        kind = next((kind for kind in kinds if kind.status == status), None)
+        if kind is not None:
+            self.type, self.code = type or kind.type, self.code or kind.default_code
+            self.default_retry_after_s = kind.default_retry_after_s
+        elif type is not None:
+            self.type = type
         elif status < ServerError.status:
             self.type = RequestError.type
 
@@ -224,6 +247,7 @@ class UnavailableError(ServerError):
     status = 503
     type = "service_unavailable"
     default_code = "model_unavailable"
+    default_retry_after_s = 5
 
 
 class DeadlineError(ServerError):

@@ -1,4 +1,4 @@
-"""JSON in and out, the fields that every request has, and the event by which a stream fails.
+"""JSON in and out, and the fields that every request has.
 
 Knows nothing of models, servers or Ray.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from truthgpt_serve.errors import RequestError, TruthGPTError
+from truthgpt_serve.errors import RequestError
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
@@ -32,11 +32,6 @@ def _mend(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_mend(item) for item in value]
     return value
-
-
-def error_event(error: TruthGPTError) -> bytes:
-    """Returns the server-sent event that ends a stream which failed on the way."""
-    return b"data: " + encode_json(error.to_envelope()) + b"\n\n"
 
 
 def parse_object(body: bytes | bytearray) -> dict[str, Any]:

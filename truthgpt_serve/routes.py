@@ -10,7 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from truthgpt_serve.errors import MethodError, RouteNotFoundError, TruthGPTError, UnsupportedError
+from truthgpt_serve.errors import (
+    MethodError,
+    ModelNotFoundError,
+    RouteNotFoundError,
+    TruthGPTError,
+    UnsupportedError,
+)
+from truthgpt_serve.open_inference import MODELS_PREFIX, model_of_path
 
 _TEXT = "models that generate text"
 _POOLING = "embedding, ranking and classifying models"
@@ -132,8 +139,11 @@ def find_routes(path: str, place: str) -> list[Route]:
         path: The path, below the mount point.
         place: `service` for the one address, `model` for a model's own.
     """
-    parts = path.split("/", maxsplit=_MOST_PARTS)
-    return [route for route in ROUTES if place in route.places and route.matches(parts)]
+    found = _BY_PATH.get(path)
+    if found is None:
+        parts = path.split("/", maxsplit=_MOST_PARTS)
+        found = [route for route in _PATTERNS if route.matches(parts)]
+    return [route for route in found if place in route.places]
 
 
 def find_error(method: str, path: str, place: str) -> RouteNotFoundError | MethodError | None:
@@ -146,11 +156,15 @@ def find_error(method: str, path: str, place: str) -> RouteNotFoundError | Metho
     """
     found = find_routes(path, place)
     if not found:
-        return RouteNotFoundError(f"there is no {shown_path(path)} here; /docs lists the routes")
+        where = "/docs lists the routes"
+        if place == "service" and find_routes(path, "model"):
+            where = "a model has it at its own address, /models/<name>"
+        return RouteNotFoundError(f"there is no {shown_path(path)} here; {where}")
     allow = tuple(dict.fromkeys(verb for route in found for verb in route.allow))
     if method in allow:
         return None
-    return MethodError(f"{path} takes {' or '.join(allow)}, not {method}", allow=allow)
+    methods = dict.fromkeys(verb for route in found for verb in route.methods)
+    return MethodError(f"{path} takes {' or '.join(methods)}, not {method[:40]}", allow=allow)
 
 
 def refuse(method: str, path: str, model: str) -> TruthGPTError:
@@ -163,6 +177,10 @@ def refuse(method: str, path: str, model: str) -> TruthGPTError:
     """
     if (error := find_error(method, path, "model")) is not None:
         return error
+    if path.startswith(MODELS_PREFIX) and (name := model_of_path(path)) != model:
+        return ModelNotFoundError(
+            f"the model {name[:200]!r} does not exist here; this is {model!r}", param="model"
+        )
     kinds = [route.models for route in find_routes(path, "model") if route.models]
     what = f": it is for {kinds[0]}" if kinds else ""
     return UnsupportedError(
@@ -176,3 +194,9 @@ def shown_path(path: str) -> str:
 
 
 _MOST_PARTS = max(len(route.parts) for route in ROUTES) + 1
+_PATTERNS = [route for route in ROUTES if "{" in route.path]
+_BY_PATH = {
+    route.path: [other for other in ROUTES if other.path == route.path]
+    for route in ROUTES
+    if route not in _PATTERNS
+}

@@ -21,11 +21,11 @@ from truthgpt_serve.errors import (
     MethodError,
     ModelNotFoundError,
     RequestError,
-    RouteNotFoundError,
     ServerError,
     TruthGPTError,
 )
 from truthgpt_serve.protocol import encode_json, parse_object
+from truthgpt_serve.routes import refuse
 from truthgpt_serve.server.http import ClientGoneError, Connection
 from truthgpt_serve.server.infer_exchange import InferExchange
 
@@ -105,7 +105,7 @@ class RemoteApplication:
             _check_method(connection, "GET", "HEAD")
             await self._reply(connection, self._card(path.removeprefix(MODELS)[1:]))
         elif self._paths is not None and not _is_below(path, self._paths):
-            raise RouteNotFoundError(f"the model {self._name!r} has no {path}")
+            raise refuse(connection.scope["method"], path, self._name)
         else:
             await self._relay(connection, send, raw)
 

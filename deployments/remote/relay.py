@@ -10,6 +10,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote, unquote
 
 from deployments.remote.config import RemoteSettings
 from deployments.remote.engine import Answer, Remote
@@ -17,9 +18,10 @@ from deployments.remote.events import WholeEvents
 from deployments.remote.headers import RequestHeaders, header
 from deployments.remote.monitor import REFUSALS, Monitor
 from deployments.remote.names import AnswerNames, find_model
+from truthgpt_serve.api_errors import error_event
 from truthgpt_serve.asgi import UNREAD_TIMEOUT_S, Send
 from truthgpt_serve.errors import ModelNotFoundError, TruthGPTError, UpstreamError
-from truthgpt_serve.protocol import error_event
+from truthgpt_serve.open_inference import MODELS_PREFIX
 from truthgpt_serve.server.http import Connection
 
 logger = logging.getLogger(__name__)
@@ -88,6 +90,7 @@ class Relay:
         reply = _Reply(send, connection.request_id)
         try:
             async with connection.guard(limits.max_request_s) as guard:
+                path = await self._in_their_words(path)
                 if named.name is not None:
                     theirs = await self._their_name(named.name)
                     body = body if theirs == named.name else named.renamed(theirs)
@@ -103,7 +106,7 @@ class Relay:
             if not reply.started:
                 raise
             logger.warning("request %s: the answer broke off: %s", connection.request_id, error)
-            await reply.break_off(error)
+            await reply.break_off(error, connection.path)
 
     async def _their_name(self, model: str) -> str:
         if model != self._name:
@@ -111,6 +114,14 @@ class Relay:
                 f"the model {model!r} does not exist here; this is {self._name!r}", param="model"
             )
         return await self._monitor.find_model()
+
+    async def _in_their_words(self, path: str) -> str:
+        """Returns a path of the Open Inference Protocol, which names the model, as they name it."""
+        if not path.startswith(MODELS_PREFIX):
+            return path
+        name, slash, rest = path.removeprefix(MODELS_PREFIX).partition("/")
+        theirs = await self._their_name(unquote(name))
+        return f"{MODELS_PREFIX}{quote(theirs, safe='')}{slash}{rest}"
 
     async def send(
         self, connection: Connection, path: str, body: bytes, *, renames: bool
@@ -227,7 +238,7 @@ class _Reply:
         message: dict[str, Any] = {"type": "http.response.body", "body": data, "more_body": more}
         await self._send(message)
 
-    async def break_off(self, error: TruthGPTError) -> None:
+    async def break_off(self, error: TruthGPTError, path: str) -> None:
         """Ends a stream of events with the error.
 
         Anything else is left unfinished: the server then closes the connection, and the client
@@ -237,6 +248,6 @@ class _Reply:
             return
         try:
             async with asyncio.timeout(UNREAD_TIMEOUT_S):
-                await self._write(error_event(error), more=False)
+                await self._write(error_event(error, path), more=False)
         except TimeoutError:
             logger.warning("a client did not read the error that ends its stream")

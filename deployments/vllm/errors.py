@@ -1,4 +1,4 @@
-"""vLLM's answers to paths and methods that it does not have, in OpenAI's envelope.
+"""vLLM's answers to paths and methods that it does not have, in the API's form.
 
 vLLM puts its own errors into the envelope and leaves these to FastAPI. Knows FastAPI and no engine.
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from truthgpt_serve.errors import MethodError, PassedError, RouteNotFoundError, TruthGPTError
+from truthgpt_serve.api_errors import error_body
+from truthgpt_serve.errors import PassedError, TruthGPTError
 from truthgpt_serve.protocol import encode_json
-
-_NO_ROUTE: dict[int, type[TruthGPTError]] = {404: RouteNotFoundError, 405: MethodError}
+from truthgpt_serve.routes import find_routes, refuse
+from truthgpt_serve.server.http import relative_path
 
 
 def answer_in_envelope(app: FastAPI, name: str) -> None:
@@ -25,13 +26,13 @@ def answer_in_envelope(app: FastAPI, name: str) -> None:
     async def answer(request: Request, raised: Exception) -> Response:
         if not isinstance(raised, HTTPException):
             raise raised
+        path = relative_path(request.scope)
         error: TruthGPTError = PassedError(raised.status_code, str(raised.detail))
-        if kind := _NO_ROUTE.get(raised.status_code):
-            path = request.url.path.removeprefix(request.scope.get("root_path", ""))
-            error = kind(f"The model {name!r} has no {request.method} {path}")
-        body = encode_json(error.to_envelope())
+        if raised.status_code == 404 or (raised.status_code == 405 and find_routes(path, "model")):
+            error = refuse(request.method, path, name)
+        body = encode_json(error_body(error, path))
         # The headers name the methods that the path has.
-        return Response(body, raised.status_code, raised.headers, "application/json")
+        return Response(body, error.status, raised.headers, "application/json")
 
     app.add_exception_handler(HTTPException, answer)
     # vLLM has it built already, without this handler; the first request builds it again.

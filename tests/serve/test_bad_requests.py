@@ -1,4 +1,4 @@
-"""Malformed requests over the whole stack: exact status and message, always OpenAI's envelope."""
+"""Malformed requests over the whole stack: exact status and message, in the form of its API."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Bad(NamedTuple):
     status: int
     message: str
     type: str = "invalid_request_error"
-    code: str | int | None = None
+    code: str | None = None
     param: str | None = None
     method: str = "POST"
     path: str = CHAT
@@ -41,14 +41,16 @@ class Bad(NamedTuple):
 
 def refused(body: Any, message: str, **others: Any) -> Bad:
     """What vLLM's code does not accept."""
-    return Bad(body, 400, message, type="BadRequestError", code=400, **others)
+    if "maximum context length" in message:
+        others["code"] = "context_length_exceeded"
+    return Bad(body, 400, message, **others)
 
 
 def invalid(body: Any, field: str, kind: str, message: str, value: str, **others: Any) -> Bad:
     """What vLLM's schema does not have."""
     fault = {"type": kind, "loc": f"body.{field}", "msg": message, "input": value}
     text = f"1 validation error:\n  {fault}"
-    return Bad(body, 400, text, type="Bad Request", code=400, param=f"body.{field}", **others)
+    return Bad(body, 400, text, param=field, **others)
 
 
 def chat(model: str, **fields: Any) -> dict[str, Any]:
@@ -172,15 +174,15 @@ ROUTER: dict[str, Bad] = {
         path=INFER, headers=FORM,
     ),
     "GET of a route of models": Bad(
-        b"", 405, "/v1/chat/completions takes POST with a `model` in its body, not GET",
+        b"", 405, "/v1/chat/completions takes POST, not GET",
         code="method_not_allowed", method="GET",
     ),
     "DELETE of a route of models": Bad(
-        b"", 405, "/v1/chat/completions takes POST with a `model` in its body, not DELETE",
+        b"", 405, "/v1/chat/completions takes POST, not DELETE",
         code="method_not_allowed", method="DELETE",
     ),
     "OPTIONS": Bad(
-        b"", 405, "/v1/chat/completions takes POST with a `model` in its body, not OPTIONS",
+        b"", 405, "/v1/chat/completions takes POST, not OPTIONS",
         code="method_not_allowed", method="OPTIONS",
     ),
     "POST to a page": Bad(
@@ -196,7 +198,7 @@ ROUTER: dict[str, Bad] = {
         code="method_not_allowed", method="DELETE", path="/v1/models/tiny",
     ),
     "unknown page": Bad(
-        b"", 404, "there is no /nosuch here; the routes are listed at /docs",
+        b"", 404, "there is no /nosuch here; /docs lists the routes",
         code="not_found", method="GET", path="/nosuch",
     ),
     "unknown model's card": Bad(
@@ -266,7 +268,7 @@ VLLM: dict[str, Bad] = {
         "2 validation errors:\n  {'type': 'string_type', 'loc': 'body.stop', 'msg': 'Input "
         "should be a valid string', 'input': '7'}\n  {'type': 'list_type', 'loc': "
         "'body.stop', 'msg': 'Input should be a valid list', 'input': '7'}",
-        type="Bad Request", code=400, param="body.stop",
+        param="stop",
     ),
     "presence_penalty too large": refused(
         chat("tiny", presence_penalty=9), "presence_penalty must be in [-2, 2], got 9.0.",
@@ -378,12 +380,12 @@ VLLM: dict[str, Bad] = {
     "not sent as JSON": Bad(
         b'{"model": "tiny", "prompt": "Hi"}', 400,
         "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed",
-        type="Bad Request", code=400, path=TEXT, headers={"content-type": "text/plain"},
+        path=TEXT, headers={"content-type": "text/plain"},
     ),
     "form for a language model": Bad(
         form("model", "tiny"), 400,
         "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed",
-        type="Bad Request", code=400, headers=FORM,
+        headers=FORM,
     ),
     "responses without input": invalid(
         {"model": "tiny"}, "input", "missing", "Field required", "<dict of 2 items>",
@@ -399,7 +401,7 @@ VLLM: dict[str, Bad] = {
         "2 validation errors:\n  {'type': 'missing', 'loc': 'body.prompt', 'msg': 'Field "
         "required', 'input': '<dict of 1 items>'}\n  {'type': 'missing', 'loc': "
         "'body.messages', 'msg': 'Field required', 'input': '<dict of 1 items>'}",
-        type="Bad Request", code=400, param="body.prompt", path="/tokenize",
+        param="prompt", path="/tokenize",
     ),
     "adapter with a bad field": refused(
         chat("tiny-adapter", temperature=-1),
@@ -407,29 +409,31 @@ VLLM: dict[str, Bad] = {
         param="temperature",
     ),
     "no such route": Bad(
-        {"model": "tiny"}, 404, "The model 'tiny' has no POST /v1/nosuch",
+        {"model": "tiny"}, 404, "there is no /v1/nosuch here; /docs lists the routes",
         code="not_found", path="/v1/nosuch",
     ),
     "images of a language model": Bad(
-        {"model": "tiny", "prompt": "x"}, 404,
-        "The model 'tiny' has no POST /v1/images/generations",
-        code="not_found", path="/v1/images/generations",
+        {"model": "tiny", "prompt": "x"}, 400,
+        "the model 'tiny' cannot answer POST /v1/images/generations: it is for image models",
+        code="unsupported", param="model", path="/v1/images/generations",
     ),
     "embeddings of a language model": Bad(
-        {"model": "tiny", "input": "x"}, 404, "The model 'tiny' has no POST /v1/embeddings",
-        code="not_found", path="/v1/embeddings",
+        {"model": "tiny", "input": "x"}, 400,
+        "the model 'tiny' cannot answer POST /v1/embeddings: it is for embedding, ranking and "
+        "classifying models",
+        code="unsupported", param="model", path="/v1/embeddings",
     ),
     "PUT": Bad(
-        {"model": "tiny"}, 405, "The model 'tiny' has no PUT /v1/chat/completions",
+        {"model": "tiny"}, 405, "/v1/chat/completions takes POST, not PUT",
         code="method_not_allowed", method="PUT",
     ),
     "no such route of its own": Bad(
-        b"", 404, "The model 'tiny' has no GET /v1/nosuch",
+        b"", 404, "there is no /v1/nosuch here; /docs lists the routes",
         code="not_found", method="GET", path="/models/tiny/v1/nosuch",
     ),
     "another model on its own route": Bad(
         chat("echo"), 404, "The model `echo` does not exist. Valid aliases: tiny.",
-        type="NotFoundError", code=404, param="model", path="/models/tiny/v1/chat/completions",
+        code="model_not_found", param="model", path="/models/tiny/v1/chat/completions",
     ),
     "infer without inputs": Bad(
         {"model": "tiny"}, 400, "`inputs` is required",
@@ -454,8 +458,10 @@ VLLM: dict[str, Bad] = {
         param="temperature", path=INFER,
     ),
     "chat with an embedding model": Bad(
-        chat("embedder"), 404, "The model 'embedder' has no POST /v1/chat/completions",
-        code="not_found",
+        chat("embedder"), 400,
+        "the model 'embedder' cannot answer POST /v1/chat/completions: it is for models that "
+        "generate text",
+        code="unsupported", param="model",
     ),
     "embedding of nothing": refused(
         {"model": "embedder", "input": []}, "You must pass at least one prompt",
@@ -609,9 +615,7 @@ CLASSES: dict[str, Bad] = {
     ),
     "no such route": Bad(
         {"model": "echo", "input": "x"}, 404,
-        "this model has no route /v1/nosuch; it has /v1/infer, /v1/chat/completions, "
-        "/v1/completions, /v1/embeddings, /v1/audio/transcriptions, /v1/images/generations, "
-        "/v1/images/edits, /v1/images/variations, /v1/models, /health, /metrics",
+        "there is no /v1/nosuch here; /docs lists the routes",
         code="not_found", path="/v1/nosuch",
     ),
     "PATCH": Bad(
@@ -637,9 +641,7 @@ CLASSES: dict[str, Bad] = {
     ),
     "no such route of its own": Bad(
         b"", 404,
-        "this model has no route /nosuch; it has /v1/infer, /v1/chat/completions, "
-        "/v1/completions, /v1/embeddings, /v1/audio/transcriptions, /v1/images/generations, "
-        "/v1/images/edits, /v1/images/variations, /v1/models, /health, /metrics",
+        "there is no /nosuch here; /docs lists the routes",
         code="not_found", method="GET", path="/models/echo/nosuch",
     ),
     "the class refuses a field": Bad(
@@ -690,14 +692,11 @@ def check(service: Service, bad: Bad) -> None:
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers.get_list("x-request-id") == [REQUEST_ID]
     assert answer.status_code == bad.status, answer.text
-    assert answer.json() == {
-        "error": {
-            "message": bad.message,
-            "type": bad.type,
-            "param": bad.param,
-            "code": bad.code,
-        }
-    }
+    fields = {"type": bad.type, "message": bad.message}
+    if bad.path.startswith("/v1/messages"):
+        assert answer.json() == {"type": "error", "error": fields}
+    else:
+        assert answer.json() == {"error": {**fields, "param": bad.param, "code": bad.code}}
 
 
 def test_a_body_above_the_limit_is_refused_before_it_is_sent(service: Service) -> None:

@@ -443,14 +443,14 @@ ROUTER: dict[str, Bad] = {
         x(), 503, "The model 'starting' is starting; try again in a few seconds",
         path="/v2/models/starting/infer",
     ),
-    "PUT": Bad(x(), 405, f"{INFER} takes GET or POST, not PUT", method="PUT"),
+    "PUT": Bad(x(), 405, f"{INFER} takes POST, not PUT", method="PUT"),
     "POST of the server": Bad(x(), 405, "/v2 takes GET, not POST", path="/v2"),
     "GET of infer": Bad(b"", 405, f"{INFER} takes POST, not GET", method="GET"),
     "POST of metadata": Bad(
         x(), 405, "/v2/models/mirror takes GET, not POST", path="/v2/models/mirror",
     ),
     "overloaded": Bad(
-        x(), 429, "Request dropped", path="/v2/models/mirror/versions/overloaded",
+        b"", 429, "Request dropped", path="/v2/models/mirror/versions/overloaded", method="GET",
     ),
 }  # fmt: skip
 
@@ -492,14 +492,17 @@ def test_the_router_answers_in_the_protocols_form(service: Service, bad: Bad) ->
         assert answer.headers["retry-after"] == "7"
 
 
-@pytest.mark.parametrize("path", ["/v2/models/mirror/versions/2/infer", "/v2/models/text/infer"])
-def test_another_version_and_a_model_of_texts_have_no_such_route(
-    service: Service, path: str
-) -> None:
-    answer = httpx.post(service.router + path, json=x())
+def test_another_version_does_not_exist(service: Service) -> None:
+    answer = httpx.post(f"{service.router}/v2/models/mirror/versions/2/infer", json=x())
     assert answer.status_code == 404
+    assert answer.json() == {"error": "the model 'mirror' has version 1 only"}
+
+
+def test_a_model_of_texts_cannot_take_tensors(service: Service) -> None:
+    answer = httpx.post(f"{service.router}/v2/models/text/infer", json=x())
+    assert answer.status_code == 400
     assert answer.json().keys() == {"error"}
-    assert answer.json()["error"].startswith(f"this model has no route {path}; it has /v1/infer, ")
+    assert "it is for models of the task tensor" in answer.json()["error"]
 
 
 def test_there_are_enough_of_them() -> None:

@@ -261,12 +261,11 @@ async def test_answers_keep_their_headers_but_the_hops_are_not_doubled(
     assert "x-request-id" not in response.headers  # Serve's own middleware adds it
 
 
-async def test_an_engines_own_status_and_body_pass(client: httpx.AsyncClient) -> None:
+async def test_an_engines_own_status_and_message_pass(client: httpx.AsyncClient) -> None:
     response = await post(client, "/v1/teapot")
-    assert (response.status_code, response.json()) == (
-        418,
-        {"error": {"message": "short and stout"}},
-    )
+    error = {"message": "short and stout", "type": "invalid_request_error"}
+    assert response.status_code == 418
+    assert response.json() == {"error": {**error, "param": None, "code": None}}
     assert (await post(client, "/v1/empty")).status_code == 204
 
 
@@ -375,10 +374,11 @@ ERRORS: dict[str, tuple[str, str, int, str | None, str]] = {
     ),
     "plain text": ("m", "text429", 429, "overloaded", "Request dropped"),
     "no route": (
-        "m", "detail404", 404, "not_found", "The model 'm' has no POST /v1/detail404",
+        "m", "detail404", 404, "not_found",
+        "there is no /v1/detail404 here; /docs lists the routes",
     ),
     "no method": (
-        "m", "detail405", 405, "method_not_allowed", "The model 'm' has no POST /v1/detail405",
+        "m", "detail405", 405, "method_not_allowed", "the model 'm' has no POST /v1/detail405",
     ),
     "detail": ("m", "detail409", 409, None, "taken"),
     "list of details": (
@@ -505,8 +505,12 @@ async def test_own_pages(client: httpx.AsyncClient) -> None:
     [
         ("POST", "/v1/models", 405, "/v1/models takes GET, not POST"),
         ("DELETE", "/health", 405, "/health takes GET, not DELETE"),
-        ("GET", "/v1/x", 405, "/v1/x takes POST with a `model` in its body, not GET"),
-        ("GET", "/nosuch", 404, "there is no /nosuch here; the routes are listed at /docs"),
+        ("GET", "/v1/rerank", 405, "/v1/rerank takes POST, not GET"),
+        ("PUT", "/v1/rerank", 405, "/v1/rerank takes POST, not PUT"),
+        ("GET", "/v1/x", 404, "there is no /v1/x here; /docs lists the routes"),
+        ("POST", "/v1/x", 404, "there is no /v1/x here; /docs lists the routes"),
+        ("GET", "/v1/files", 404, "there is no /v1/files here; /docs lists the routes"),
+        ("GET", "/nosuch", 404, "there is no /nosuch here; /docs lists the routes"),
         ("POST", "/models/nosuch/v1/plain", 404, "The model 'nosuch' does not exist"),
         ("GET", "/models/nosuch", 404, "The model 'nosuch' does not exist"),
     ],
@@ -519,7 +523,7 @@ async def test_wrong_methods_and_paths(
     given, _, _known = response.json()["error"]["message"].partition(". Models that do: ")
     assert given == message
     assert is_unreached(response.headers.raw) == path.startswith("/models/")
-    allowed = {"/v1/x": "POST"}.get(path, "GET, HEAD") if status == 405 else None
+    allowed = {"/v1/rerank": "POST"}.get(path, "GET, HEAD") if status == 405 else None
     assert response.headers.get("allow") == allowed
 
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from truthgpt_serve.errors import MethodError, RouteNotFoundError, UnsupportedError
+from truthgpt_serve.errors import (
+    MethodError,
+    ModelNotFoundError,
+    RouteNotFoundError,
+    UnsupportedError,
+)
 from truthgpt_serve.routes import ROUTES, Route, find_error, find_routes, refuse
 
 
@@ -27,8 +32,9 @@ def test_a_route_is_found_by_its_own_path(route: Route) -> None:
         ("POST", "/v1/embeddings", UnsupportedError),
         ("GET", "/v1/embeddings", MethodError),
         ("DELETE", "/v1/models/x", MethodError),
-        ("POST", "/v2/models/x/infer", UnsupportedError),
-        ("POST", "/v2/models/x/versions/1/infer", UnsupportedError),
+        ("POST", "/v2/models/m/infer", UnsupportedError),
+        ("POST", "/v2/models/m/versions/1/infer", UnsupportedError),
+        ("POST", "/v2/models/x/infer", ModelNotFoundError),
         ("HEAD", "/metrics", UnsupportedError),
         ("POST", "/v1/nonsense", RouteNotFoundError),
         ("POST", "/v1/embeddings/", RouteNotFoundError),

@@ -332,8 +332,8 @@ def test_every_kind_of_mistake_is_in_the_table() -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status", "code", "expected"),
     [
-        ("GET", "/v1/nosuch", 404, "not_found", "this model has no route /v1/nosuch; it has "),
-        ("POST", "/", 404, "not_found", "this model has no route /; it has /v1/infer, "),
+        ("GET", "/v1/nosuch", 404, "not_found", "there is no /v1/nosuch here; /docs lists "),
+        ("POST", "/", 404, "not_found", "there is no / here; /docs lists "),
         ("GET", CHAT, 405, "method_not_allowed", f"{CHAT} takes POST, not GET"),
         ("DELETE", "/v1/models/echo", 405, "method_not_allowed", "takes GET, not DELETE"),
         ("GET", "/v1/models/x", 404, "model_not_found", "the model 'x' does not exist here; "),

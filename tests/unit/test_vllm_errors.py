@@ -39,11 +39,17 @@ def envelope(message: str, code: str) -> dict[str, Any]:
 async def test_a_path_and_a_method_that_are_not_there(client: httpx.AsyncClient) -> None:
     answer = await client.post("/v1/nosuch")
     assert answer.status_code == 404
-    assert answer.json() == envelope("The model 'tiny' has no POST /v1/nosuch", "not_found")
+    message = "there is no /v1/nosuch here; /docs lists the routes"
+    assert answer.json() == envelope(message, "not_found")
+    answer = await client.post("/v1/images/edits")
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "unsupported"
+    answer = await client.post("/v1/messages")
+    assert (answer.status_code, answer.json()["type"]) == (400, "error")
     answer = await client.get("/v1/completions")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
     assert answer.headers["content-type"] == "application/json"
-    message = "The model 'tiny' has no GET /v1/completions"
+    message = "/v1/completions takes POST, not GET"
     assert answer.json() == envelope(message, "method_not_allowed")
 
 

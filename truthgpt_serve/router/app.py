@@ -14,7 +14,7 @@ from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.errors import (
     MethodError,
     ModelNotFoundError,
-    RouteNotFoundError,
+    RequestError,
     ServerError,
     SlowRequestError,
     TruthGPTError,
@@ -30,6 +30,7 @@ from truthgpt_serve.router.pool import ConnectionPool
 from truthgpt_serve.router.relay import BrokenAnswerError, Relay
 from truthgpt_serve.router.scan import ModelScanner, model_of_json, scanner_for
 from truthgpt_serve.router.upload import ClientLeftError, RequestBody, check_size
+from truthgpt_serve.routes import find_error
 from truthgpt_serve.serve_state import ServeState, metrics_address
 from truthgpt_serve.unreached import HEADER, RETRY_AFTER_S
 
@@ -144,7 +145,7 @@ class RouterApp:
 
         Relayed, it would come back.
         """
-        name = path.removeprefix(MODELS_PREFIX).partition("/")[0]
+        name, slash, rest = path.removeprefix(MODELS_PREFIX).partition("/")
         error: TruthGPTError
         try:
             entry = await self.catalogue.resolve(name)
@@ -157,17 +158,27 @@ class RouterApp:
             error = UnavailableError(message, retry_after_s=RETRY_AFTER_S)
         except TruthGPTError as reason:
             error = reason
-        await send_error(send, error, headers=[HEADER], path=path)
+        await send_error(send, error, headers=[HEADER], path=slash + rest)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
+        missing = find_error(scope["method"], path, "service")
+        if isinstance(missing, MethodError):
+            raise missing
         if (model := model_of(scope["method"], path)) is not None:
             entry = await self.catalogue.resolve(model)
             await self._relay(scope, send, entry, await self._take_unread(scope, receive))
             return
-        if scope["method"] not in _BODY_METHODS:
-            raise _no_route(scope["method"], path)
-        model, body = await self._read_model(scope, receive)
+        if missing is not None and scope["method"] not in _BODY_METHODS:
+            raise missing
+        try:
+            model, body = await self._read_model(scope, receive)
+        except RequestError as error:
+            # A path that is not in the list may be one of an application of a user's own, but
+            # only a model can say so.
+            if missing is None or error.status != RequestError.status:
+                raise
+            raise missing from None
         entry = await self.catalogue.resolve(model)
         await self._relay(scope, send, entry, body)
 
@@ -228,10 +239,3 @@ def _take(message: Message, body: RequestBody) -> bytes:
     body.num_bytes += len(piece)
     body.more = message.get("more_body", False)
     return piece
-
-
-def _no_route(method: str, path: str) -> TruthGPTError:
-    if path.startswith("/v1/"):
-        message = f"{path} takes POST with a `model` in its body, not {method}"
-        return MethodError(message, allow=("POST",))
-    return RouteNotFoundError(f"there is no {path} here; the routes are listed at /docs")

@@ -1,6 +1,6 @@
 """Sends one request on to its model's application and its answer back, byte for byte, as they come.
 
-Knows HTTP and OpenAI's error envelope; knows nothing of how a model was found.
+Knows HTTP and the forms of errors; knows nothing of how a model was found.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from truthgpt_serve.api_errors import error_event
 from truthgpt_serve.asgi import UNREAD_TIMEOUT_S, Headers, Scope, Send, send_error
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.errors import (
@@ -16,11 +17,11 @@ from truthgpt_serve.errors import (
     UnavailableError,
     UpstreamError,
 )
-from truthgpt_serve.protocol import error_event
+from truthgpt_serve.foreign_errors import MAX_ERROR_BYTES, may_be_foreign
 from truthgpt_serve.router.catalogue import ModelEntry
 from truthgpt_serve.router.deadline import Deadline
 from truthgpt_serve.router.pool import ConnectionPool
-from truthgpt_serve.router.translate import MAX_ERROR_BYTES, may_translate, translate_error
+from truthgpt_serve.router.translate import translate_error
 from truthgpt_serve.router.upload import RequestBody, upload
 from truthgpt_serve.router.upstream import StaleConnectionError, UpstreamConnection
 from truthgpt_serve.unreached import RETRY_AFTER_S, is_unreached
@@ -234,13 +235,13 @@ class Relay:
         kept = [header for header in headers if header[0] not in _NOT_SENT_DOWN]
         content_type = next((value for name, value in kept if name == b"content-type"), b"")
         data, more = b"", True
-        if may_translate(status, content_type) and not _is_encoded(kept):
+        if may_be_foreign(status, content_type) and not _is_encoded(kept):
             while more and len(data) <= MAX_ERROR_BYTES:
                 piece, more = await connection.read()
                 data += piece
             error = None
             if len(data) <= MAX_ERROR_BYTES:
-                error = self._error_in(status, content_type, data, scope, entry)
+                error = self._error_in(status, data, scope, entry)
             if error is not None:
                 lines = [header for header in kept if header[0] in _KEPT_OF_ERRORS]
                 await send_error(send, error, headers=lines, path=scope["path"])
@@ -250,11 +251,18 @@ class Relay:
             await send({"type": "http.response.body", "body": data, "more_body": more})
         if more:
             events = content_type.startswith(b"text/event-stream")
-            await self._pass_on(connection, send, entry, events=events)
+            path = scope["path"] if events else None
+            await self._pass_on(connection, send, entry, events_path=path)
 
     async def _pass_on(
-        self, connection: UpstreamConnection, send: Send, entry: ModelEntry, *, events: bool
+        self,
+        connection: UpstreamConnection,
+        send: Send,
+        entry: ModelEntry,
+        *,
+        events_path: str | None,
     ) -> None:
+        events = events_path is not None
         held, more, ends_event = b"", True, True
         try:
             while more:
@@ -266,20 +274,20 @@ class Relay:
                 ends_event = data.endswith(_EVENT_ENDS)
                 await send({"type": "http.response.body", "body": data, "more_body": more})
         except TruthGPTError as error:
-            if not events or not ends_event:  # another event cannot begin within one
+            if events_path is None or not ends_event:  # another event cannot begin within one
                 raise BrokenAnswerError(error.message) from error
             logger.warning("the stream of model %r broke off: %s", entry.name, error)
-            event = error_event(error)
+            event = error_event(error, events_path)
             await send({"type": "http.response.body", "body": event, "more_body": False})
 
     def _error_in(
-        self, status: int, content_type: bytes, body: bytes, scope: Scope, entry: ModelEntry
+        self, status: int, body: bytes, scope: Scope, entry: ModelEntry
     ) -> TruthGPTError | None:
         return translate_error(
             status,
-            content_type,
             body,
-            request=f"{scope['method']} {scope['path']}",
+            method=scope["method"],
+            path=scope["path"],
             model=entry.name,
             running=self._is_running(entry.name),
         )

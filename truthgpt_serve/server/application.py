@@ -11,7 +11,6 @@ from typing import Any
 from truthgpt_serve.asgi import Message, Receive, Scope, Send, send_error
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import (
-    MethodError,
     ModelNotFoundError,
     RouteNotFoundError,
     ServerError,
@@ -20,7 +19,9 @@ from truthgpt_serve.errors import (
     UnsupportedError,
 )
 from truthgpt_serve.file_store import FILES_PATH
+from truthgpt_serve.open_inference import is_open_inference
 from truthgpt_serve.protocol import encode_json, parse_object
+from truthgpt_serve.routes import refuse
 from truthgpt_serve.server.audio import PATH as TRANSCRIPTIONS_PATH
 from truthgpt_serve.server.audio import AudioRoutes
 from truthgpt_serve.server.embeddings import PATH as EMBEDDINGS_PATH
@@ -110,9 +111,8 @@ class Application:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         connection = Connection(scope, receive, send)
-        connection.path = _relative_path(scope)
         try:
-            await self._find(scope)(connection)
+            await self._find(scope["method"], connection.path)(connection)
         except ClientGoneError:
             access.debug("request %s: the client left", connection.request_id)
         except TruthGPTError as error:
@@ -131,23 +131,23 @@ class Application:
                 )
             )
 
-    def _find(self, scope: Scope) -> Handler:
-        path = _relative_path(scope)
+    def _find(self, method: str, path: str) -> Handler:
         methods = self._routes.get(path)
         if methods is None and path.startswith(MODELS_PATH + "/"):
             methods = {"GET": lambda connection: self._model(connection, path)}
         elif methods is None and path.startswith(FILES_PATH):
             methods = {"GET": partial(self._images.file, file_id=path.removeprefix(FILES_PATH))}
-        if methods is None:
-            raise RouteNotFoundError(
-                f"this model has no route {path}; it has {', '.join(self._routes)}"
-            )
-        method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        if method not in methods:
-            message = f"{path} takes {' or '.join(methods)}, not {scope['method']}"
-            allow = (*methods, "HEAD") if "GET" in methods else tuple(methods)
-            raise MethodError(message, allow=allow)
-        return methods[method]
+        handler = (methods or {}).get("GET" if method == "HEAD" else method)
+        if handler is None:
+            raise self._refuse(method, path)
+        return handler
+
+    def _refuse(self, method: str, path: str) -> TruthGPTError:
+        error = refuse(method, path, self._host.name)
+        is_tensors = self._task == "tensor" and is_open_inference(path)
+        if is_tensors and isinstance(error, UnsupportedError):  # else its routes would have it
+            error = ModelNotFoundError(f"the model {self._host.name!r} has version 1 only")
+        return error
 
     async def _read(self, connection: Connection) -> bytes:
         return await connection.read(self._max_body_bytes, self._host.max_request_s)
@@ -232,7 +232,9 @@ class Application:
     async def _metrics(self, connection: Connection) -> None:
         text = self._host.metrics()
         if text is None:
-            raise RouteNotFoundError(f"the model {self._host.name!r} has no metrics of its own")
+            raise UnsupportedError(
+                f"the model {self._host.name!r} has no metrics of its own", param="model"
+            )
         await connection.reply(text.encode(), METRICS_TYPE)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
@@ -255,15 +257,6 @@ class Application:
                 await send({"type": "lifespan.startup.failed", "message": str(error)})
                 return
             await send({"type": "lifespan.startup.complete"})
-
-
-def _relative_path(scope: Scope) -> str:
-    """Returns the path below the mount point, whether or not the server left that in the path."""
-    path: str = scope["path"]
-    root: str = scope.get("root_path", "")
-    if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
-        return path[len(root) :] or "/"
-    return path
 
 
 async def _refuse_websocket(scope: Scope, receive: Receive, send: Send) -> None:

@@ -262,14 +262,17 @@ class ModelHost:
         will run; a blocking one in a worker thread.
         """
         from truthgpt_serve.server.application import Application
+        from truthgpt_serve.server.shaped_errors import ShapedErrors
 
         function = getattr(self.model, "create_asgi_app", None)
         if not callable(function):
             return Application(self)
         if inspect.iscoroutinefunction(function):
-            return await function()
-        app = await asyncio.wrap_future(self.workers.submit(function))
-        return await app if inspect.isawaitable(app) else app
+            app = await function()
+        else:
+            app = await asyncio.wrap_future(self.workers.submit(function))
+            app = await app if inspect.isawaitable(app) else app
+        return ShapedErrors(app, self.name)
 
     async def close(self) -> None:
         """Closes the model and its threads, waiting at most 30 s for what runs; never raises."""

@@ -11,9 +11,9 @@ import os
 import re
 from types import TracebackType
 
+from truthgpt_serve.api_errors import error_event
 from truthgpt_serve.asgi import UNREAD_TIMEOUT_S, Headers, Receive, Scope, Send, send_error
 from truthgpt_serve.errors import DeadlineError, SlowRequestError, TooLargeError, TruthGPTError
-from truthgpt_serve.protocol import error_event
 
 BODY_LIMIT_S = 600.0
 """How long a body may take to arrive where nothing shorter is set."""
@@ -22,6 +22,15 @@ _SANE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 class ClientGoneError(Exception):
     """The client closed the connection; there is nobody to answer."""
+
+
+def relative_path(scope: Scope) -> str:
+    """Returns the path below the mount point, whether or not the server left that in the path."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
+        return path[len(root) :] or "/"
+    return path
 
 
 class Connection:
@@ -40,7 +49,7 @@ class Connection:
         self._receive = receive
         self._send = send
         self.scope = scope
-        self.path = ""
+        self.path = relative_path(scope)
         self.started = False
         self.length = 0
         request_id = b""
@@ -150,7 +159,8 @@ class Connection:
         if self.started:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(UNREAD_TIMEOUT_S):
-                    await self._send({"type": "http.response.body", "body": error_event(error)})
+                    event = error_event(error, self.path)
+                    await self._send({"type": "http.response.body", "body": event})
             return
         self.started = True
         headers = [(b"x-request-id", self.request_id.encode("latin-1"))]
