@@ -12,6 +12,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from truthgpt_serve.cluster.ray_limits import lengthen_limits
+
 CHECK_TIMEOUT_S = 60.0
 INTERRUPTED = 130
 
@@ -53,6 +55,7 @@ def main() -> None:
         sys.exit(INTERRUPTED)
     print(f"[serve] starting {config}: {url} (Ctrl-C or `make stop` ends it)", flush=True)
     sys.argv = [program("serve"), "run", "--address", "local", config]
+    lengthen_limits()
     serve()
 
 

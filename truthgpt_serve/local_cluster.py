@@ -26,8 +26,12 @@ import yaml
 from truthgpt_serve.haproxy import BINARY_VARIABLE, program_path
 from truthgpt_serve.processes import create_run_environment, create_run_id, end_run
 
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 300.0
+RAY = (sys.executable, "-P", "-m", "truthgpt_serve.cluster.ray_limits")
+"""Ray's command line, with longer limits for its start."""
 STOP_TIMEOUT_S = 30.0
+SLOW_PROXIES = "roxies not available after"
+"""What `serve deploy` says after a minute in which the proxies did not start."""
 NUM_READY_ANSWERS = 4
 """Times in a row that the router must say it is ready: each replica of it learns by itself."""
 
@@ -139,7 +143,7 @@ class LocalCluster:
         """Starts Ray."""
         try:
             self._run(
-                *self.host.prefix, "ray", "start", "--head", "--port", str(self.ray_port),
+                *self.host.prefix, *RAY, "start", "--head", "--port", str(self.ray_port),
                 "--temp-dir", str(self.folder / "ray"), "--dashboard-host", self.host.address,
                 "--dashboard-port", str(self.dashboard_port),
                 "--dashboard-agent-listen-port", str(free_port()),
@@ -190,7 +194,13 @@ class LocalCluster:
         self._deployed = [application["name"] for application in applications]
         path = self.folder / "serve.yaml"
         path.write_text(yaml.safe_dump(config))
-        self._run(*self.host.prefix, "serve", "deploy", "-a", self.dashboard_url, str(path))
+        command = (*self.host.prefix, "serve", "deploy", "-a", self.dashboard_url, str(path))
+        try:
+            self._run(*command)
+        except RuntimeError as error:
+            if SLOW_PROXIES not in str(error):
+                raise
+            self._run(*command)  # the proxies go on starting meanwhile
 
     def details(self) -> dict[str, Any]:
         """Returns Serve's own account of the cluster."""

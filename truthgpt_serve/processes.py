@@ -72,6 +72,30 @@ def _processes() -> Iterator[Process]:
                 yield process
 
 
+def find_children(pid: int) -> list[Process]:
+    """Returns the live children of a process."""
+    return [process for process in _processes() if process.parent == pid]
+
+
+def read_arguments(pid: int) -> list[str]:
+    """Returns the arguments or the title of a process; empty when it is gone."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return []
+    return [part.decode(errors="replace") for part in command.rstrip(b"\0").split(b"\0")]
+
+
+def read_environment(pid: int) -> dict[str, str]:
+    """Returns the environment that a process was started with; empty when it is gone."""
+    try:
+        data = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return {}
+    pairs = (part.decode(errors="surrogateescape").partition("=") for part in data.split(b"\0"))
+    return {name: value for name, mark, value in pairs if mark}
+
+
 def _has_marker(pid: int, marker: bytes) -> bool:
     try:
         return marker in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")

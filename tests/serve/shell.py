@@ -16,13 +16,13 @@ from typing import Any
 
 import yaml
 
-from scripts.serve import RunFile
+from truthgpt_serve.cluster.run_file import RunFile
 from truthgpt_serve.local_cluster import free_port, model_application
 from truthgpt_serve.processes import busy_ports, end_run, find_run
 
 ROOT = Path(__file__).resolve().parents[2]
-START_S = 120
-STOP_S = 60
+START_S = 240
+STOP_S = 90
 
 
 def echo_config() -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from scripts import install, serve
+from truthgpt_serve.cluster.run_file import RunFile
 from truthgpt_serve.local_cluster import free_port
 from truthgpt_serve.processes import find_run
 
@@ -49,11 +50,11 @@ def test_the_users_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_service_for_each_run_folder(tmp_path: Path) -> None:
-    first = serve.RunFile(tmp_path / "run").lock()
+    first = RunFile(tmp_path / "run").lock()
     assert first is not None
     with first:
-        assert serve.RunFile(tmp_path / "run").lock() is None
-    second = serve.RunFile(tmp_path / "run").lock()
+        assert RunFile(tmp_path / "run").lock() is None
+    second = RunFile(tmp_path / "run").lock()
     assert second is not None
     second.close()
 
@@ -81,12 +82,12 @@ def test_stop_ends_what_still_prepares(tmp_path: Path) -> None:
         "  args: {model: {family: x, import: slow_to_import}}\n"
     )
     path = write_serve_file(tmp_path, text)
-    run_file = serve.RunFile(tmp_path / "run")
+    run_file = RunFile(tmp_path / "run")
     program = [sys.executable, str(ROOT / "scripts" / "serve.py")]
     places = ["--config", str(path), "--run-dir", str(run_file.path.parent)]
     environment = {
         **os.environ,
-        "PYTHONPATH": str(tmp_path),
+        "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
@@ -122,7 +123,7 @@ def test_a_wrong_file_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert f"fault: {path}:2: nonsense: " in done.stdout
     assert "starting" not in done.stdout
     assert done.stderr == ""
-    assert serve.RunFile(tmp_path / "run").read() is None
+    assert RunFile(tmp_path / "run").read() is None
 
 
 @pytest.mark.parametrize("variable", [None, *serve.PROXY_PORTS])

@@ -1,0 +1,71 @@
+"""What one shell leaves for another to stop the service by: `serve.json` in a folder."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any, TextIO
+
+from truthgpt_serve.cluster.console import say
+from truthgpt_serve.processes import end_run, read_process
+
+STOP_S = 45.0
+"""How long ending all processes of a run may take."""
+
+
+class RunFile:
+    """The file and its lock.
+
+    Args:
+        folder: Where it lies; made when it is missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "serve.json"
+
+    def lock(self) -> TextIO | None:
+        """Takes the lock that the running service holds; None when it is held."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(self.path.with_suffix(".lock"), "w")  # noqa: SIM115  the caller closes it
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            return None
+        return lock
+
+    def read(self) -> dict[str, Any] | None:
+        """Returns what the last `start` wrote, or None."""
+        try:
+            state: dict[str, Any] = json.loads(self.path.read_text())
+        except (OSError, ValueError):
+            return None
+        return state
+
+    def write(self, run_id: str, ports: list[int]) -> None:
+        """Says that this process serves."""
+        me = read_process(os.getpid())
+        state = {
+            "run_id": run_id,
+            "pid": os.getpid(),
+            "started": me.started if me else 0,
+            "ports": ports,
+        }
+        work = self.path.with_suffix(".new")
+        work.write_text(json.dumps(state))
+        work.replace(self.path)
+
+    def remove(self) -> None:
+        """Says that nothing runs."""
+        self.path.unlink(missing_ok=True)
+
+    def end_leftovers(self) -> None:
+        """Ends what a killed `start` left behind."""
+        state = self.read()
+        if state is None:
+            return
+        if ended := end_run(state["run_id"], timeout_s=STOP_S):
+            say(f"ended {ended} processes that an earlier run had left behind")
+        self.remove()
