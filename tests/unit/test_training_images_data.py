@@ -132,7 +132,7 @@ def test_rows_of_the_hub_are_decoded_here(sd: Path, pictures: Path) -> None:
     columns = {"image": [*files, b"no picture"], "text": list("abcd")}
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
     source = datasets.Dataset.from_dict(columns, features=features)
-    rows = hub_rows("someone/squares", source, "image")
+    rows = hub_rows("someone/squares", source)
     data = make_cfg(sd, pictures)["data"]
     found = Pictures(rows, range(4), data)
     pixels, captions = found.get([0, 2])

@@ -18,4 +18,10 @@ def counts_the(
     return [float(text.count(word)) for text, word in zip(completions, wanted, strict=True)]
 
 
+def counts_words(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
+    """Rewards each answer to a chat for its words."""
+    assert all(isinstance(prompt, list) for prompt in prompts)
+    return [float(len(str(answer[0]["content"]).split())) for answer in completions]
+
+
 NOT_A_FUNCTION = 3

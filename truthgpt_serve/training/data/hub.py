@@ -13,6 +13,9 @@ from truthgpt_serve.training.data.rows import Row
 from truthgpt_serve.training.data.splits import TEST, TRAIN, VALIDATION, WORDS, Split
 from truthgpt_serve.training.errors import TrainingError
 
+BATCH_ROWS = 1000
+"""Rows that are decoded at a time."""
+
 
 def read_hub(name: str, subset: str | None, split: Split, inventory: Inventory) -> Iterator[Row]:
     """Yields the rows of a split.
@@ -21,8 +24,25 @@ def read_hub(name: str, subset: str | None, split: Split, inventory: Inventory) 
         TrainingError: The hub has no such data set, or cannot be reached.
     """
     source = load_hub(name, subset, split, inventory)
-    for number, values in enumerate(source, 1):
-        yield Row(values, f"{name}: row {number}")
+    for start in range(0, len(source), BATCH_ROWS):
+        try:
+            columns = source[start : start + BATCH_ROWS]
+        except Exception:  # one of them cannot be decoded
+            stop = min(start + BATCH_ROWS, len(source))
+            yield from (hub_row(name, source, index) for index in range(start, stop))
+            continue
+        for offset, values in enumerate(zip(*columns.values(), strict=True)):
+            place = f"{name}: row {start + offset + 1}"
+            yield Row(dict(zip(columns, values, strict=True)), place, fills_nulls=True)
+
+
+def hub_row(name: str, source: Any, index: int) -> Row:
+    """Returns one row of a data set, or that it cannot be decoded."""
+    place = f"{name}: row {index + 1}"
+    try:
+        return Row(source[index], place, fills_nulls=True)
+    except Exception as error:  # whatever decodes a column raises errors of its own
+        return Row({}, place, f"cannot be decoded: {type(error).__name__}: {error}")
 
 
 def load_hub(name: str, subset: str | None, split: Split, inventory: Inventory) -> Any:
@@ -55,7 +75,18 @@ def load_hub(name: str, subset: str | None, split: Split, inventory: Inventory) 
     for other in found:
         if other != chosen:
             inventory.leave_out(f"{name}, split {other}", "another split")
-    return found[chosen]
+    return as_files(found[chosen])
+
+
+def as_files(source: Any) -> Any:
+    """Returns a data set whose images and sounds stay files: nobody decodes what is not used."""
+    import datasets
+
+    media = (datasets.Image, datasets.Audio, datasets.Video)
+    for name, feature in source.features.items():
+        if isinstance(feature, media):
+            source = source.cast_column(name, type(feature)(decode=False))
+    return source
 
 
 def choose_hub_split(name: str, splits: list[str], wanted: Split) -> str:

@@ -71,7 +71,7 @@ class _ImageFolder:
         if not problem:
             _, problem = text_of(row.values, self._caption_field)
         image = folder / name
-        if not problem and not _is_file(image):
+        if not problem and not is_file(image):
             problem = f"there is no image {str(image)!r}"
         return image, problem
 
@@ -95,10 +95,14 @@ class _ImageFolder:
         self._inventory.leave_out(self._found.name(file), reason)
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """Returns whether a path is a file that may be looked at."""
     try:
         return path.is_file()
-    except OSError:  # a name that is too long, or a folder that may not be looked into
+    except (
+        OSError,
+        ValueError,
+    ):  # a name that is too long, or a folder that may not be looked into
         return False
 
 

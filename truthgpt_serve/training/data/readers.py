@@ -123,7 +123,7 @@ def _row_group(
                 if isinstance(values, Exception):
                     bad_rows.report(place, f"cannot be decoded: {values}")
                 else:
-                    yield Row(values, place)
+                    yield Row(values, place, fills_nulls=True)
     except (arrow.ArrowException, OSError) as error:
         place = f"{file}: rows {number} to {first + size - 1}"
         bad_rows.report(place, f"cannot be decoded: {error}", count=first + size - number)

@@ -21,10 +21,21 @@ class Row:
     Attributes:
         values: Its columns.
         place: Where it stands, such as `stories.jsonl:17` or `stories.parquet: row 17`.
+        problem: Why it could not be read, if so.
+        fills_nulls: Whether objects have each other's keys, with null: so tables keep them.
     """
 
     values: Mapping[str, Any]
     place: str
+    problem: str = ""
+    fills_nulls: bool = False
+
+
+def without_nulls(value: Any) -> Any:
+    """Returns a value without the keys that are null, within it too."""
+    if isinstance(value, Mapping):
+        return {k: without_nulls(item) for k, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def describe(value: Any) -> str:

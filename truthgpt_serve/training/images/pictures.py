@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from truthgpt_serve.errors import TruthGPTError
+from truthgpt_serve.training.data.image_folder import is_file
 
 MAX_PIXELS = 2**26
 """Pixels of a file at most, 8192x8192 for instance: a small file can stand for a huge picture."""
@@ -49,13 +50,12 @@ def load_picture(image: Any, resolution: int) -> Pixels:
         try:
             with _open(image) as picture:
                 check_size(picture)
+                _check_still(picture)
                 square = _cut(_flatten(ImageOps.exif_transpose(picture)), resolution)
         except PictureError:
             raise
-        except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        except Exception as error:  # PIL's decoders raise whatever their arithmetic meets
             raise PictureError(f"{_name(image)} cannot be decoded: {_reason(error)}") from error
-        except (OSError, ValueError, SyntaxError, TypeError, EOFError) as error:
-            raise PictureError(f"{_name(image)} cannot be decoded: {error}") from error
     return np.ascontiguousarray(np.asarray(square, dtype=np.uint8).transpose(2, 0, 1))
 
 
@@ -67,6 +67,14 @@ def check_size(picture: Image.Image) -> None:
         raise PictureError(f"the picture has {size} pixels; at most {MAX_PIXELS} are read")
 
 
+def _check_still(picture: Image.Image) -> None:
+    """Refuses a picture of several frames, all but one of which would be lost."""
+    # A telephone's JPEG (MPO) carries maps of depth and light as further frames.
+    frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+    if frames > 1:
+        raise PictureError(f"the picture has {frames} frames (keep one of them)")
+
+
 @contextmanager
 def _open(image: Any) -> Iterator[Image.Image]:
     if isinstance(image, Mapping):
@@ -76,6 +84,8 @@ def _open(image: Any) -> Iterator[Image.Image]:
     elif isinstance(image, (bytes, bytearray, memoryview)):
         yield Image.open(io.BytesIO(image), formats=FORMATS)
     elif isinstance(image, (str, Path)):
+        if not is_file(Path(image)):
+            raise PictureError(f"{_name(image)} does not exist, or is no file")
         # Opened here: PIL leaves the file open when it is damaged.
         with open(image, "rb") as stream:
             yield Image.open(stream, formats=FORMATS)
@@ -84,6 +94,10 @@ def _open(image: Any) -> Iterator[Image.Image]:
 
 
 def _flatten(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):
+        # PIL would cut 16 bits off at 255, which makes nearly all of it white.
+        levels = np.asarray(picture, dtype=np.float64)
+        picture = Image.fromarray(np.rint(np.clip(levels, 0, 65535) / 257).astype(np.uint8))
     if not picture.has_transparency_data:
         return picture.convert("RGB")
     layer = picture.convert("RGBA")
@@ -110,4 +124,4 @@ def _name(image: Any) -> str:
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return f"it is none of {', '.join(FORMATS)}"
-    return str(error)
+    return str(error) or type(error).__name__

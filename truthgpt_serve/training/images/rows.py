@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from truthgpt_serve.training.data import BadRows, Inventory, Row, read_rows
-from truthgpt_serve.training.data.hub import load_hub
+from truthgpt_serve.training.data.hub import as_files, hub_row, load_hub
+from truthgpt_serve.training.data.image_folder import is_file
 from truthgpt_serve.training.data.rows import columns_of, text_of
 from truthgpt_serve.training.data.sources import is_local
 from truthgpt_serve.training.data.splits import TRAIN, VALIDATION, Split
@@ -50,19 +51,15 @@ class HubRows(Sequence[Row]):
     def __getitem__(self, index: int | slice) -> Row | list[Row]:
         if isinstance(index, slice):
             return [self[one] for one in range(*index.indices(len(self)))]
-        return Row(self.source[index], f"{self.name}: row {index + 1}")
+        return hub_row(self.name, self.source, index)
 
 
-def hub_rows(name: str, source: Any, image_field: str) -> HubRows:
+def hub_rows(name: str, source: Any) -> HubRows:
     """Returns the rows of a `datasets.Dataset`, whose pictures stay files.
 
     They are decoded with all others here, so that a damaged one is found with its row.
     """
-    import datasets
-
-    if isinstance(source.features.get(image_field), datasets.Image):
-        source = source.cast_column(image_field, datasets.Image(decode=False))
-    return HubRows(name, source)
+    return HubRows(name, as_files(source))
 
 
 class Pictures:
@@ -129,6 +126,7 @@ class Pictures:
     def _try_one(self, row: int) -> tuple[Pixels | None, str]:
         found = self._row(row)
         caption, problem = text_of(found.values, self._data["caption_field"])
+        problem = found.problem or problem
         field = self._data["image_field"]
         if not problem and field not in found.values:
             problem = f"has no {field!r} column (it has {columns_of(found.values)})"
@@ -149,9 +147,9 @@ def _beside(row: Row, field: str) -> Any:
     """Returns a row's picture; a relative path is looked up beside the file of the row."""
     image = row.values[field]
     if isinstance(image, str) and not Path(image).is_absolute():
-        file = Path(row.place.rpartition(":")[0])
-        if (file.parent / image).is_file():
-            return str(file.parent / image)
+        beside = Path(row.place.rpartition(":")[0]).parent / image
+        if is_file(beside):
+            return str(beside)
     return image
 
 
@@ -197,7 +195,7 @@ def _read(split: Split, data: dict[str, Any], sources: list[str]) -> Sequence[Ro
         rows = list(found)
     else:
         source = load_hub(dataset, data["subset"], split, inventory)
-        rows = hub_rows(dataset, source, data["image_field"])
+        rows = hub_rows(dataset, source)
     lines = inventory.lines()
     if bad_rows.count:
         shown = "; ".join(bad_rows.shown)

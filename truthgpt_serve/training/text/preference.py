@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from truthgpt_serve.training.errors import TrainingError
@@ -15,6 +15,7 @@ from truthgpt_serve.training.job import Monitor, TrainingJob
 from truthgpt_serve.training.plan import Facts, Steps, count_steps
 from truthgpt_serve.training.text import prepare as tables
 from truthgpt_serve.training.text.arguments import trainer_arguments
+from truthgpt_serve.training.text.messages import TOOLS_FIELD
 from truthgpt_serve.training.text.models import (
     adapter_config,
     load_base_model,
@@ -34,7 +35,26 @@ class PairTrainer(CourseTrainer, DPOTrainer):  # type: ignore[misc] # trl counts
 
 
 class RewardTrainer(CourseTrainer, GRPOTrainer):  # type: ignore[misc] # trl counts as Any
-    """trl's GRPO with our checkpoints and monitor."""
+    """trl's GRPO with our checkpoints and monitor, and with the functions that a row describes."""
+
+    _row_tools: Sequence[Any] = ()
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        """Remembers what `_tokenize_prompts` is not given: the column `tools` of these rows."""
+        self._row_tools = [row.get(TOOLS_FIELD) for row in inputs]
+        return super()._generate_and_score_completions(inputs)
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+        """Renders each chat with the functions of its row."""
+        if not any(self._row_tools) or not isinstance(prompts[0], list):
+            return super()._tokenize_prompts(prompts)
+        ids = [
+            self.processing_class.apply_chat_template(
+                prompt, tools=tools or None, add_generation_prompt=True, return_dict=False
+            )
+            for prompt, tools in zip(prompts, self._row_tools, strict=True)
+        ]
+        return ids, None, {}
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """Counts the tokens of prompts and sampled answers on the way."""

@@ -9,29 +9,34 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from truthgpt_serve.training.data import BadRows, Inventory, Row, data_fingerprint, read_rows
+from truthgpt_serve.training.data.rows import without_nulls
 from truthgpt_serve.training.data.splits import Split
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.job import TrainingJob
 from truthgpt_serve.training.plan import Facts
 from truthgpt_serve.training.run_folder import DATA, read_json, write_json
 from truthgpt_serve.training.text.examples import (
-    BadRow,
     Example,
     Packer,
     PairExamples,
     PromptExamples,
     TokenExamples,
 )
+from truthgpt_serve.training.text.messages import TOOLS_FIELD, BadRow
 from truthgpt_serve.training.text.models import load_tokenizer, measure_model
 from truthgpt_serve.training.text.tables import TOKENS, TableWriter, read_table
 
 TRAIN = "train.arrow"
 EVAL = "eval.arrow"
 COUNTS = "counts.json"
+_CHAT_FIELDS = ("text", "prompt", "completion", "chosen", "rejected")
+FORMAT = 2
+"""Of what is prepared; another number makes it again."""
 
 
 def prepare(job: TrainingJob) -> Facts:
@@ -83,7 +88,7 @@ def eval_table(job: TrainingJob) -> Any | None:
 def _key(cfg: Mapping[str, Any]) -> str:
     data = {name: value for name, value in cfg["data"].items() if name != "num_loader_workers"}
     fingerprint = data_fingerprint(data["dataset"], data["eval_dataset"], subset=data["subset"])
-    what = [data, cfg["training"]["method"], cfg["model"], cfg["seed"], fingerprint]
+    what = [FORMAT, data, cfg["training"]["method"], cfg["model"], cfg["seed"], fingerprint]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
@@ -135,7 +140,7 @@ def _nothing(data: Mapping[str, Any], what: str, bad_rows: BadRows) -> str:
 def _read(
     data: Mapping[str, Any], split: Split, bad_rows: BadRows, inventory: Inventory
 ) -> Iterator[Row]:
-    return read_rows(
+    rows = read_rows(
         data["dataset" if split == "train" else "eval_dataset"],
         bad_rows,
         subset=data["subset"],
@@ -144,6 +149,13 @@ def _read(
         content="text",
         inventory=inventory,
     )
+    # A template may take a key that is null for one that is given.
+    names = {"prompt", TOOLS_FIELD, *(data[f"{name}_field"] for name in _CHAT_FIELDS)}
+    for row in rows:
+        if row.fills_nulls:
+            cleaned = {k: without_nulls(v) if k in names else v for k, v in row.values.items()}
+            row = replace(row, values=cleaned)
+        yield row
 
 
 def _is_held_out(seed: int, index: int, share: float) -> bool:
@@ -161,10 +173,10 @@ def _maker(cfg: Mapping[str, Any], tokenizer: Any) -> Maker:
     """Returns what makes the examples of one table from the columns of a row."""
     data, method = cfg["data"], cfg["training"]["method"]
     if method == "dpo":
-        pair = PairExamples(data)
+        pair = PairExamples(data, tokenizer)
         return lambda values: iter([pair(values)])
     if method == "grpo":
-        prompt = PromptExamples(data)
+        prompt = PromptExamples(data, tokenizer)
         return lambda values: iter([prompt(values)])
     tokens = TokenExamples(data, tokenizer)
     if data["pack"]:
@@ -175,6 +187,8 @@ def _maker(cfg: Mapping[str, Any], tokenizer: Any) -> Maker:
 
 def _add(row: Row, make: Maker, add: Callable[[Example], None], bad_rows: BadRows) -> None:
     try:
+        if row.problem:
+            raise BadRow(row.problem)
         for example in make(row.values):
             add(example)
     except BadRow as error:
@@ -214,5 +228,5 @@ class _Tally:
 
     def _length(self, value: Any) -> int:
         if isinstance(value, list):
-            value = "\n".join(message["content"] for message in value)
+            value = json.dumps(value)
         return len(self._tokenizer(value, verbose=False)["input_ids"])

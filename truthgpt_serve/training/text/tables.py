@@ -5,6 +5,7 @@ Knows no tokenizer; a table is there whole or not at all.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +15,7 @@ import datasets
 import pyarrow as arrow
 
 from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.text.messages import BadRow
 
 BATCH_ROWS = 1000
 TOKENS = arrow.schema(
@@ -26,7 +28,8 @@ class TableWriter:
 
     Args:
         file: Where to.
-        schema: The columns; by default those that the first thousand rows have.
+        schema: The columns; by default those that the first thousand rows have, each value as JSON:
+            those of one column may be of several kinds.
     """
 
     def __init__(self, file: Path, schema: arrow.Schema | None = None) -> None:
@@ -34,6 +37,7 @@ class TableWriter:
         self._file = file
         self._unfinished = file.with_name(f".{file.name}.part")
         self._schema = schema
+        self._is_typed = schema is not None
         self._rows: list[dict[str, Any]] = []
         self._stack = ExitStack()
         self._stream: Any = None
@@ -42,17 +46,31 @@ class TableWriter:
         """Adds one row.
 
         Raises:
-            TrainingError: The disk is full, or a column changes its type after the first rows.
+            TrainingError: The disk is full.
+            BadRow: The row has a column that the first ones do not have, or a value that cannot be
+                kept.
         """
-        self._rows.append(dict(row))
+        self._rows.append(dict(row) if self._is_typed else self._as_json(row))
         self.num_rows += 1
         if len(self._rows) == BATCH_ROWS:
             self._write()
 
+    def _as_json(self, row: Mapping[str, Any]) -> dict[str, str]:
+        new = [name for name in row if self._schema is not None and name not in self._schema.names]
+        if new:
+            raise BadRow(f"has a column {new[0]!r} that the first {BATCH_ROWS} rows do not have")
+        found = {}
+        for name, value in row.items():
+            try:
+                found[name] = json.dumps(value, default=_plain)
+            except (TypeError, ValueError, RecursionError) as error:
+                raise BadRow(f"{name!r} cannot be kept: {error}") from error
+        return found
+
     def _write(self) -> None:
         try:
             if self._stream is None:
-                self._schema = self._schema or arrow.Table.from_pylist(self._rows).schema
+                self._schema = self._schema or _json_schema(self._rows)
                 self._file.parent.mkdir(parents=True, exist_ok=True)
                 sink = self._stack.enter_context(arrow.OSFile(str(self._unfinished), "wb"))
                 self._stream = self._stack.enter_context(arrow.ipc.new_stream(sink, self._schema))
@@ -76,6 +94,17 @@ class TableWriter:
                 self._unfinished.unlink(missing_ok=True)
         if kind is None:
             self._unfinished.replace(self._file)
+
+
+def _json_schema(rows: list[dict[str, Any]]) -> arrow.Schema:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return datasets.Features({name: datasets.Json() for name in names}).arrow_schema
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bytes | bytearray | memoryview):
+        raise TypeError("it holds bytes")
+    return str(value)  # a date, a decimal number
 
 
 def read_table(file: Path) -> datasets.Dataset:
