@@ -6,6 +6,8 @@ The proxy is a bare TCP server, because no HTTP server can be brought to do this
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -135,14 +137,16 @@ async def test_a_connection_is_not_kept_when_its_request_is_not_whole() -> None:
         assert relay.body == b"{}{}"
 
 
-async def test_a_request_that_was_worked_on_is_not_sent_again() -> None:
+@pytest.mark.parametrize("worked_s", [0, 1.3])
+async def test_a_request_that_may_have_been_worked_on_is_not_sent_again(worked_s: float) -> None:
+    """HAProxy closes a kept connection in silence when a replica dies of the request."""
     seen = []
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"{}")
         writer.write(OK)
         seen.append(await reader.readuntil(b"{}"))
-        await asyncio.sleep(1.3)
+        await asyncio.sleep(worked_s)
         writer.transport.abort()
 
     async with bench(handler) as relay:
@@ -150,6 +154,39 @@ async def test_a_request_that_was_worked_on_is_not_sent_again() -> None:
         with pytest.raises(UpstreamError):
             await relay.request()
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("create_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_connection_that_has_ended_unseen_is_not_used(create_loop: Any) -> None:
+    """Its end has arrived, but the event loop has not come round to it."""
+    ended = threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        for _ in range(2):
+            connection, _ = listener.accept()
+            with connection:
+                data = b""
+                while not data.endswith(b"{}"):
+                    data += connection.recv(65536)
+                connection.sendall(OK)
+            ended.set()
+
+    async def ask(port: int) -> bytes:
+        relay = Bench(port, RouterConfig())
+        try:
+            await relay.request()
+            assert ended.wait(5)  # nothing else runs in this loop meanwhile
+            await relay.request()
+        finally:
+            relay.pool.close()
+        return relay.body
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,), daemon=True)
+        thread.start()
+        with asyncio.Runner(loop_factory=create_loop) as runner:
+            assert runner.run(ask(listener.getsockname()[1])) == b"{}{}"
+        thread.join(5)
 
 
 async def test_a_client_that_does_not_read_does_not_keep_the_model_at_work() -> None:

@@ -58,8 +58,9 @@ class ConnectionPool:
         self._close_expired()
         while self._idle:
             connection = self._idle.pop()
-            if not connection.closed:
+            if connection.is_idle():
                 return connection
+            connection.abort()
         return None
 
     def _close_expired(self) -> None:

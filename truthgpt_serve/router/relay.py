@@ -23,7 +23,7 @@ from truthgpt_serve.router.deadline import Deadline
 from truthgpt_serve.router.pool import ConnectionPool
 from truthgpt_serve.router.translate import translate_error
 from truthgpt_serve.router.upload import RequestBody, upload
-from truthgpt_serve.router.upstream import StaleConnectionError, UpstreamConnection
+from truthgpt_serve.router.upstream import UpstreamConnection
 from truthgpt_serve.unreached import RETRY_AFTER_S, is_unreached
 
 logger = logging.getLogger(__name__)
@@ -44,8 +44,8 @@ _KEPT_OF_ERRORS = frozenset((b"retry-after", b"allow", b"www-authenticate"))
 _ATTEMPTS = ((False, 0.0), (True, 0.0), (True, 0.1), (True, 0.3), (True, 0.8))
 """Whether only a new connection will do, and seconds before it: for requests that reached no model.
 
-A kept connection may end at a proxy that is being replaced, and the one that replaces it learns of
-a model a moment after the model runs.
+Only an answer with the mark says so. A connection that ends without an answer does not: the proxy
+closes it in silence when a replica died of the request.
 """
 _EVENT_ENDS = (b"\n\n", b"\n\r\n")
 MAX_HELD_BYTES = 65536
@@ -166,7 +166,7 @@ class Relay:
     async def _open(
         self, head: bytes, entry: ModelEntry, body: RequestBody, patience: asyncio.Timeout
     ) -> tuple[UpstreamConnection, asyncio.Task[None] | None]:
-        if body.more:  # what streams cannot be sent twice, so no kept connection that may be stale
+        if body.more:  # what streams cannot be sent twice, should a kept connection be at its end
             connection = await self._pool.acquire(fresh=True)
             self._set_deadline(connection, entry, patience)
             uploading = asyncio.create_task(
@@ -183,9 +183,6 @@ class Relay:
                 self._set_deadline(connection, entry, patience)
                 connection.write(message)
                 _, headers = await connection.headers()
-            except StaleConnectionError:
-                self._pool.release(connection)
-                continue
             except BaseException:
                 self._pool.release(connection)
                 raise

@@ -7,6 +7,7 @@ switch and several objects more per chunk. Knows nothing of models, of JSON or o
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import Callable
 from typing import cast
 
@@ -18,13 +19,7 @@ from truthgpt_serve.errors import TruthGPTError, UpstreamError
 MAX_BUFFERED_BYTES = 256 * 1024
 """Response bytes held for a slow client before the upstream socket is no longer read."""
 
-STALE_WITHIN_S = 1.0
-"""A kept connection that is lost later than this after a request had reached it: the request may be
-worked on already, so it is not sent a second time."""
-
-
-class StaleConnectionError(UpstreamError):
-    """A kept connection was closed before the first byte of the answer: safe to try once more."""
+_ANY_EVENT = select.POLLIN | select.POLLPRI | select.POLLRDHUP  # an error is always one
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -48,10 +43,9 @@ class UpstreamConnection(asyncio.Protocol):
         self._read_paused = False
         self._active = False
         self._deadline: asyncio.TimerHandle | None = None
+        self._poll = select.poll()
         self.closed = False
         self.uploading = False
-        self.num_exchanges = 0
-        self._begun_s = 0.0
         self.idle_since_s = 0.0
         self._reset()
 
@@ -60,6 +54,7 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keeps the transport."""
         self._transport = cast("asyncio.Transport", transport)
+        self._poll.register(transport.get_extra_info("socket").fileno(), _ANY_EVENT)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fails the exchange that was under way."""
@@ -68,22 +63,14 @@ class UpstreamConnection(asyncio.Protocol):
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
         if self._active and not self.complete:
-            self.fail(self._lost())
-
-    def _lost(self) -> UpstreamError:
-        age_s = self._loop.time() - self._begun_s
-        if self.num_exchanges > 1 and not self._received and age_s < STALE_WITHIN_S:
-            return StaleConnectionError("the proxy closed a kept connection")
-        return UpstreamError(
-            "the model's replica closed the connection before its answer was whole"
-        )
+            message = "the model's replica closed the connection before its answer was whole"
+            self.fail(UpstreamError(message))
 
     def data_received(self, data: bytes) -> None:
         """Parses what arrived and wakes the relay once for all of it."""
         if not self._active or self.complete:
             self.abort()  # bytes that nobody asked for: the connection is out of step
             return
-        self._received = True
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -138,9 +125,15 @@ class UpstreamConnection(asyncio.Protocol):
         self._reset()
         self._parser = httptools.HttpResponseParser(self)
         self._active = True
-        self._begun_s = self._loop.time()
         self.uploading = False
-        self.num_exchanges += 1
+
+    def is_idle(self) -> bool:
+        """Whether the other side has neither closed the connection nor sent anything.
+
+        Asks the kernel: what has arrived may not have come through the event loop yet, and a
+        request that is written after an end is lost.
+        """
+        return not self.closed and not self._poll.poll(0)
 
     def _reset(self) -> None:
         self._headers: Headers = []
@@ -149,7 +142,6 @@ class UpstreamConnection(asyncio.Protocol):
         self._status = 0
         self._error: TruthGPTError | None = None
         self._keep_alive = False
-        self._received = False
         self.complete = False
 
     def write(self, data: bytes) -> None:
