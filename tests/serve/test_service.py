@@ -561,7 +561,7 @@ def test_a_class_named_like_a_built_in_family_replaces_it(service: Service) -> N
 
 def test_a_full_queue_is_429(service: Service) -> None:
     def ask(_: int) -> httpx.Response:
-        return service.http.post(CHAT, json=chat_of("slow", max_tokens=8))
+        return service.http.post(CHAT, json=chat_of("slow", max_tokens=30))
 
     with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(ask, range(8)))
@@ -570,12 +570,9 @@ def test_a_full_queue_is_429(service: Service) -> None:
     assert len(refused) >= 5
     for answer in refused:
         assert answer.headers.get_list("retry-after") == ["1"]
-        assert answer.json()["error"] == {
-            "message": "Request dropped due to backpressure",
-            "type": "rate_limit_error",
-            "param": None,
-            "code": "overloaded",
-        }
+        error = answer.json()["error"]
+        assert error.pop("message")
+        assert error == {"type": "rate_limit_error", "param": None, "code": "overloaded"}
     with pytest.raises(openai.RateLimitError), ThreadPoolExecutor(4) as threads:
         drain(
             threads.map(

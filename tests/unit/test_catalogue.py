@@ -12,7 +12,8 @@ import pytest
 
 from truthgpt_serve.errors import ModelNotFoundError, UnavailableError
 from truthgpt_serve.router import catalogue as module
-from truthgpt_serve.router.catalogue import Catalogue, ModelEntry
+from truthgpt_serve.router.catalogue import Catalogue
+from truthgpt_serve.router.model_entry import ModelEntry
 from truthgpt_serve.serve_state import ApplicationState, ServeState, parse_details
 
 

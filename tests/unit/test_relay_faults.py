@@ -23,7 +23,7 @@ from truthgpt_serve.errors import (
     UnavailableError,
     UpstreamError,
 )
-from truthgpt_serve.router.catalogue import ModelEntry
+from truthgpt_serve.router.model_entry import ModelEntry
 from truthgpt_serve.router.pool import ConnectionPool
 from truthgpt_serve.router.relay import MAX_HELD_BYTES, BrokenAnswerError, Relay, whole_events
 from truthgpt_serve.router.upload import ClientLeftError, RequestBody

@@ -15,7 +15,8 @@ from urllib.parse import quote
 
 from truthgpt_serve.errors import TruthGPTError
 from truthgpt_serve.protocol import parse_object
-from truthgpt_serve.router.catalogue import Catalogue, ModelEntry
+from truthgpt_serve.router.catalogue import Catalogue
+from truthgpt_serve.router.model_entry import ModelEntry
 
 logger = logging.getLogger(__name__)
 

@@ -11,19 +11,20 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
-from urllib.parse import quote
 
 from truthgpt_serve.errors import ModelNotFoundError, UnavailableError
+from truthgpt_serve.router.model_entry import (
+    DELETING,
+    ModelEntry,
+    adapter_entries,
+    model_entry,
+)
 from truthgpt_serve.serve_state import ApplicationState, ServeState
 
 logger = logging.getLogger(__name__)
 
 MODELS_PREFIX = "/models/"
-DELETING = "DELETING"
-"""Serve's status of an application that goes away once its requests are finished."""
 ROUTES_PERIOD_S = 1.0
 """How often the proxy's route table is read."""
 STATE_PERIOD_S = 10.0
@@ -36,37 +37,6 @@ FETCH_TIMEOUT_S = 10.0
 CONFIRM_TIMEOUT_S = 1.0
 """How long a request that was not reached waits for news, each time that it is sent again."""
 RETRY_AFTER_S = 5
-
-
-@dataclass(frozen=True, slots=True)
-class ModelEntry:
-    """One name that clients may send as `model`.
-
-    Attributes:
-        name: The model name or adapter name.
-        application: The application that serves it.
-        prefix: Where that application is mounted, percent-encoded, such as `b"/models/echo"`.
-        running: Whether a replica was running when last asked.
-        draining: Whether one only finished its requests when last asked.
-        error: What a request gets instead of being relayed, or None.
-        created: When it was deployed, seconds since the epoch.
-        card: What the application says of itself.
-        parent: The model whose adapter this is, or None.
-        deleted: Whether it is being removed: it finishes its requests, and takes no more.
-        settled: Whether all its replicas are of its last deployment.
-    """
-
-    name: str
-    application: str
-    prefix: bytes
-    running: bool
-    error: str | None
-    created: int
-    card: dict[str, Any]
-    parent: str | None = None
-    draining: bool = False
-    deleted: bool = False
-    settled: bool = False
 
 
 class Catalogue:
@@ -263,44 +233,14 @@ class Catalogue:
             if app.status != DELETING
             and (name in self._ran or app.num_running_replicas or app.status == "RUNNING")
         }
-        models = [_model(app, has_run=name in self._ran) for name, app in states.items()]
+        models = [model_entry(app, has_run=name in self._ran) for name, app in states.items()]
         models.sort(key=lambda model: model.deleted)
         entries: dict[str, ModelEntry] = {}
         # `validate` refuses an adapter with another's name; should one be deployed, it gives way,
         # and so does what is being removed to its successor.
-        for entry in (*models, *chain.from_iterable(map(_adapters, models))):
+        for entry in (*models, *chain.from_iterable(map(adapter_entries, models))):
             other = entries.setdefault(entry.name, entry)
             if other.deleted and not entry.deleted:
                 entries[entry.name] = entry
         self._entries, self._states = entries, states
         self._refreshed_at_s = time.monotonic()
-
-
-def _model(application: ApplicationState, *, has_run: bool) -> ModelEntry:
-    return ModelEntry(
-        name=application.name,
-        application=application.name,
-        prefix=quote(application.route_prefix or "").encode(),
-        running=application.num_running_replicas > 0,
-        error=_why_unavailable(application, has_run=has_run),
-        created=int(application.deployed_at_s),
-        card=application.card or {},
-        draining=application.num_draining_replicas > 0,
-        deleted=application.status == DELETING,
-        settled=application.status == "RUNNING",
-    )
-
-
-def _adapters(model: ModelEntry) -> list[ModelEntry]:
-    names = model.card.get("adapters") or []
-    return [replace(model, name=name, parent=model.name) for name in names]
-
-
-def _why_unavailable(application: ApplicationState, *, has_run: bool) -> str | None:
-    if application.num_running_replicas:
-        return None
-    if application.status == "DEPLOY_FAILED":
-        return f"The model {application.name!r} failed to start; its reason is in `serve status`"
-    if not has_run:
-        return f"The model {application.name!r} is starting; try again in a few seconds"
-    return None

@@ -13,7 +13,8 @@ from truthgpt_serve.asgi import Send, send_bytes, send_json
 from truthgpt_serve.errors import MethodError, MissingFileError, ModelNotFoundError
 from truthgpt_serve.file_store import FILES_PATH, FileStore, fetch_file
 from truthgpt_serve.router.acceleration import Accelerations
-from truthgpt_serve.router.catalogue import Catalogue, ModelEntry
+from truthgpt_serve.router.catalogue import Catalogue
+from truthgpt_serve.router.model_entry import ModelEntry
 from truthgpt_serve.router.open_inference import OpenInferencePages
 from truthgpt_serve.router.openapi import DOCS_HTML, openapi_document
 

@@ -18,8 +18,8 @@ from truthgpt_serve.errors import (
     UpstreamError,
 )
 from truthgpt_serve.foreign_errors import MAX_ERROR_BYTES, may_be_foreign
-from truthgpt_serve.router.catalogue import ModelEntry
 from truthgpt_serve.router.deadline import Deadline
+from truthgpt_serve.router.model_entry import ModelEntry
 from truthgpt_serve.router.pool import ConnectionPool
 from truthgpt_serve.router.translate import translate_error
 from truthgpt_serve.router.upload import RequestBody, upload

@@ -1,0 +1,111 @@
+"""A router lets through what a model's replicas hold, and has others wait for a moment."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from truthgpt_serve.errors import OverloadedError
+from truthgpt_serve.router import admission as module
+from truthgpt_serve.router.admission import RESERVE, Admission, capacity
+from truthgpt_serve.router.model_entry import ModelEntry, adapter_entries, model_entry
+from truthgpt_serve.serve_state import ApplicationState
+
+LIMITS = {"max_ongoing_requests": 2, "max_queued_requests": 4}
+
+
+def entry_of(num_replicas: int, **card: Any) -> ModelEntry:
+    state = ApplicationState("m", "/models/m", "RUNNING", "", num_replicas, card, 0.0)
+    return model_entry(state, has_run=True)
+
+
+class Client:
+    """Requests that end when they are told to."""
+
+    def __init__(self, num_routers: int) -> None:
+        self.admission = Admission(num_routers)
+        self.num_running = self.most_running = 0
+        self.ends = asyncio.Event()
+
+    async def ask(self, entry: ModelEntry) -> bool:
+        """Returns whether the request was let through."""
+        try:
+            async with self.admission.admit(entry):
+                self.num_running += 1
+                self.most_running = max(self.most_running, self.num_running)
+                await self.ends.wait()
+                await asyncio.sleep(0.001)
+                self.num_running -= 1
+        except OverloadedError:
+            return False
+        return True
+
+
+@pytest.mark.parametrize(
+    ("num_replicas", "num_routers", "limit"),
+    [(0, 1, 6), (1, 1, 6), (1, 2, 3), (1, 9, 2), (3, 2, 9)],
+)
+async def test_routers_share_what_the_replicas_hold(
+    num_replicas: int, num_routers: int, limit: int
+) -> None:
+    entry = entry_of(num_replicas, limits=LIMITS, adapters=["lora"])
+    client = Client(num_routers)
+    requests = [*[entry] * 20, *adapter_entries(entry) * 20]
+    tasks = [asyncio.create_task(client.ask(request)) for request in requests]
+    await asyncio.sleep(0.01)
+    assert client.num_running == limit
+    client.ends.set()
+    assert all(await asyncio.gather(*tasks))
+    assert client.most_running == limit
+    assert client.admission.num_requests == 0
+
+
+async def test_those_for_which_there_is_no_room_in_time_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "WAIT_S", 0.1)
+    entry = entry_of(1, limits=LIMITS)
+    client = Client(1)
+    tasks = [asyncio.create_task(client.ask(entry)) for _ in range(10)]
+    await asyncio.sleep(0.5)
+    assert client.admission.num_requests == 6
+    with pytest.raises(OverloadedError) as caught:
+        async with client.admission.admit(entry):
+            raise AssertionError
+    assert caught.value.retry_after_s == 1
+    client.ends.set()
+    assert sorted(await asyncio.gather(*tasks)) == [False] * 4 + [True] * 6
+    assert client.admission.num_requests == 0
+
+
+async def test_clients_that_leave_give_their_places_up() -> None:
+    """Also one whose place comes at the moment it leaves."""
+    entry = entry_of(1, limits=LIMITS)
+    client = Client(1)
+    tasks = [asyncio.create_task(client.ask(entry)) for _ in range(12)]
+    await asyncio.sleep(0.01)
+    client.ends.set()
+    for step in range(12):
+        tasks[11 - step].cancel()
+        await asyncio.sleep(0.0003 * step)
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert client.admission.num_requests == 0
+    assert await client.ask(entry)
+
+
+@pytest.mark.parametrize("card", [{}, {"limits": {"max_ongoing_requests": 2}}])
+async def test_a_model_that_does_not_say_what_it_holds_is_not_bounded(card: Any) -> None:
+    client = Client(1)
+    tasks = [asyncio.create_task(client.ask(entry_of(1, **card))) for _ in range(100)]
+    await asyncio.sleep(0.01)
+    assert client.num_running == 100
+    client.ends.set()
+    await asyncio.gather(*tasks)
+
+
+def test_the_service_holds_what_its_models_hold() -> None:
+    first, second = entry_of(2, limits=LIMITS, adapters=["lora"]), entry_of(0, limits=LIMITS)
+    assert capacity([first, *adapter_entries(first), second]) == 12 + 6 + RESERVE
+    assert capacity([first, entry_of(1)]) is None

@@ -1,0 +1,134 @@
+"""Lets as many requests through to a model as its replicas hold, and has others wait for a moment.
+
+A request that a replica refuses has cost nearly as much as one that it answers: under several times
+the load that a service carries, nothing but refusals would be left. Here those that find a model
+full wait for one of its requests to end, for a short time, and only then are refused. And the proxy
+learns how many requests all models hold together, so that it refuses what is beyond that by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+from truthgpt_serve.errors import OverloadedError
+from truthgpt_serve.router.model_entry import ModelEntry
+
+WAIT_S = 1.0
+RESERVE = 32
+"""Requests beyond what the models hold: those that a router answers by itself, or has wait."""
+RETRY_AFTER_S = 1
+
+
+@dataclass(slots=True)
+class _Requests:
+    """Those of one application: how many run, and who waits."""
+
+    num_running: int = 0
+    waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
+
+
+def capacity(entries: Iterable[ModelEntry]) -> int | None:
+    """Returns how many requests the routers may have at the same time; None where it is not known.
+
+    Args:
+        entries: All models and adapters.
+    """
+    held = [_limits(entry) for entry in entries if entry.parent is None]
+    known = [sum(limits) for limits in held if limits is not None]
+    return sum(known) + RESERVE if len(known) == len(held) else None
+
+
+def _limits(entry: ModelEntry) -> tuple[int, int] | None:
+    """Returns how many requests all replicas of a model work on, and how many they queue."""
+    limits = entry.card.get("limits") or {}
+    ongoing = limits.get("max_ongoing_requests")
+    queued = limits.get("max_queued_requests")
+    if not isinstance(ongoing, int) or not isinstance(queued, int):
+        return None
+    num_replicas = max(1, entry.num_replicas)  # where none runs yet, one is about to
+    return ongoing * num_replicas, queued * num_replicas
+
+
+class Admission:
+    """The requests that this router has at each application.
+
+    Args:
+        num_routers: Routers that share a model's queue.
+    """
+
+    def __init__(self, num_routers: int) -> None:
+        self._num_routers = num_routers
+        self._requests: dict[str, _Requests] = {}
+
+    @property
+    def num_requests(self) -> int:
+        """Those that run or wait."""
+        return sum(one.num_running + len(one.waiting) for one in self._requests.values())
+
+    @asynccontextmanager
+    async def admit(self, entry: ModelEntry) -> AsyncIterator[None]:
+        """Waits for room, and counts one request as long as it runs.
+
+        Raises:
+            OverloadedError: There was none for a second.
+        """
+        requests = self._requests.setdefault(entry.application, _Requests())
+        limit = self._limit(entry)
+        if limit is not None and requests.num_running >= limit:
+            await self._wait(requests, entry, limit)
+        else:
+            requests.num_running += 1
+        try:
+            yield
+        finally:
+            self._end(requests, entry)
+
+    def _limit(self, entry: ModelEntry) -> int | None:
+        """Returns how many requests this router may have at a model.
+
+        Alone it can use all replicas; together the routers fill no more than their queues.
+        """
+        limits = _limits(entry)
+        if limits is None:
+            return None
+        ongoing, queued = limits
+        return max(1, ongoing, (ongoing + queued) // self._num_routers)
+
+    async def _wait(self, requests: _Requests, entry: ModelEntry, limit: int) -> None:
+        """Waits for the place of a request that ends, which hands it on.
+
+        Raises:
+            OverloadedError: None ended in time.
+        """
+        place = asyncio.get_running_loop().create_future()
+        requests.waiting.append(place)
+        try:
+            async with asyncio.timeout(WAIT_S):
+                await place
+        except BaseException as error:
+            if place.done() and not place.cancelled():
+                self._end(requests, entry)  # it came together with the end of the wait
+            with suppress(ValueError):
+                requests.waiting.remove(place)
+            if isinstance(error, TimeoutError):
+                raise OverloadedError(
+                    f"The model {entry.name!r} is overloaded: it has {limit} requests from here; "
+                    "try again in a second",
+                    retry_after_s=RETRY_AFTER_S,
+                ) from None
+            raise
+
+    def _end(self, requests: _Requests, entry: ModelEntry) -> None:
+        """Hands a request's place on, or gives it up."""
+        while requests.waiting:
+            place = requests.waiting.popleft()
+            if not place.done():  # else its request has given up
+                place.set_result(None)
+                return
+        requests.num_running -= 1
+        if not requests.num_running:  # models come and go
+            self._requests.pop(entry.application, None)
