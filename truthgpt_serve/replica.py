@@ -13,7 +13,12 @@ from ray import serve
 from truthgpt_serve.checks import resolve_family
 from truthgpt_serve.config import load_model_config, load_router_config
 from truthgpt_serve.router.app import RouterApp
-from truthgpt_serve.serve_state import DEFAULT_PROXY_PORT, fetch_serve_state, worker_proxy_port
+from truthgpt_serve.serve_state import (
+    DEFAULT_PROXY_PORT,
+    fetch_serve_state,
+    proxy_socket,
+    worker_proxy_port,
+)
 from truthgpt_serve.server import ModelHost
 from truthgpt_serve.server.collecting import collecting_seldom
 from truthgpt_serve.server.joining import JoinedStreams
@@ -76,4 +81,6 @@ class Router:
         state = await asyncio.to_thread(fetch_serve_state)
         port = worker_proxy_port() or self._config.proxy_port or state.proxy_port
         proxy = (state.proxy_host, port or DEFAULT_PROXY_PORT)
-        return RouterApp(self._config, fetch_serve_state, proxy, files=SharedFiles())
+        return RouterApp(
+            self._config, fetch_serve_state, proxy, files=SharedFiles(), socket=proxy_socket()
+        )

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from truthgpt_serve.haproxy_limits import SOCKET_NAME
 
 CARD_KEY = "card"
 """Key of a model's card in its deployment's `user_config`."""
 
 DEFAULT_PROXY_PORT = 8000
+_HAPROXY_FILE = "/tmp/haproxy-serve/haproxy.cfg"
+"""Ray's default for the variable below."""
 _ALL_ADDRESSES = ("", "*", "0.0.0.0", "::")
 
 _GIVEN_REQUESTS = ("RUNNING", "PENDING_MIGRATION")
@@ -136,6 +141,21 @@ def worker_proxy_port() -> int | None:
     """Returns the port of this node's proxy if Ray was told another one for this node."""
     value = os.environ.get("RAY_SERVE_WORKER_PROXY_HTTP_PORT", "")
     return int(value) if value.isdigit() else None
+
+
+def proxy_socket() -> Path | None:
+    """Returns the socket at which this node's HAProxy takes the routers' requests.
+
+    None where Ray's Python proxy serves; HAProxy itself may run without it.
+    """
+    import ray
+
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
+        return None
+    # As Ray does: a folder for each node, below the one that is configured.
+    folder = Path(os.environ.get("RAY_SERVE_HAPROXY_CONFIG_FILE_LOC", _HAPROXY_FILE)).parent
+    node_id: str = ray.get_runtime_context().get_node_id()
+    return folder / node_id / SOCKET_NAME
 
 
 def metrics_address() -> tuple[str, int] | None:

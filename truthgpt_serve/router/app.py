@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 from truthgpt_serve.asgi import Message, Receive, Scope, Send, send_error
 from truthgpt_serve.config import RouterConfig
@@ -22,14 +24,22 @@ from truthgpt_serve.errors import (
     UpstreamError,
 )
 from truthgpt_serve.file_store import FileStore
+from truthgpt_serve.haproxy_limits import CAPACITY_HEADER
 from truthgpt_serve.router.acceleration import Accelerations
+from truthgpt_serve.router.admission import Admission, capacity
 from truthgpt_serve.router.catalogue import MODELS_PREFIX, Catalogue
 from truthgpt_serve.router.open_inference import model_of
 from truthgpt_serve.router.pages import Pages
 from truthgpt_serve.router.pool import ConnectionPool
 from truthgpt_serve.router.relay import BrokenAnswerError, Relay
 from truthgpt_serve.router.scan import ModelScanner, model_of_json, scanner_for
-from truthgpt_serve.router.upload import ClientLeftError, RequestBody, check_size
+from truthgpt_serve.router.upload import (
+    STALL_S,
+    ClientLeftError,
+    RequestBody,
+    check_size,
+    receive_piece,
+)
 from truthgpt_serve.routes import find_error
 from truthgpt_serve.serve_state import ServeState, metrics_address
 from truthgpt_serve.unreached import HEADER, RETRY_AFTER_S
@@ -49,6 +59,7 @@ class RouterApp:
         proxy: Host and port at which this node reaches Serve's proxy.
         find_exporter: Returns host and port of this node's metrics exporter; runs in a thread.
         files: Where models put results that clients fetch by address, or None.
+        socket: The proxy's own way in for this node's routers, or None.
     """
 
     def __init__(
@@ -58,12 +69,16 @@ class RouterApp:
         proxy: tuple[str, int],
         find_exporter: Callable[[], tuple[str, int] | None] = metrics_address,
         files: FileStore | None = None,
+        socket: Path | None = None,
     ) -> None:
         self._config = config
-        self._pool = ConnectionPool(*proxy, connect_timeout_s=config.connect_timeout_s)
+        self._pool = ConnectionPool(
+            *proxy, connect_timeout_s=config.connect_timeout_s, socket=socket
+        )
         self._find_exporter = find_exporter
         self._exporter: ConnectionPool | None = None
         self.catalogue = Catalogue(fetch_state, self._fetch_routes)
+        self._admission = Admission(config.num_replicas)
         models = self.catalogue
         self._relay = Relay(
             self._pool, config, models.is_running, models.is_draining, models.confirm
@@ -79,7 +94,9 @@ class RouterApp:
             self._exporter.close()
 
     async def _fetch_routes(self) -> bytes:
-        _, routes = await self._pool.fetch(b"/-/routes")
+        held = capacity(self.catalogue.entries())
+        told = [] if held is None else [(CAPACITY_HEADER.encode(), b"%d" % held)]
+        _, routes = await self._pool.fetch(b"/-/routes", told)
         return routes
 
     async def _fetch_metrics(self) -> bytes:
@@ -166,8 +183,7 @@ class RouterApp:
         if isinstance(missing, MethodError):
             raise missing
         if (model := model_of(scope["method"], path)) is not None:
-            entry = await self.catalogue.resolve(model)
-            await self._relay(scope, send, entry, await self._take_unread(scope, receive))
+            await self._forward(scope, send, model, await self._take_unread(scope, receive))
             return
         if missing is not None and scope["method"] not in _BODY_METHODS:
             raise missing
@@ -179,18 +195,21 @@ class RouterApp:
             if missing is None or error.status != RequestError.status:
                 raise
             raise missing from None
+        await self._forward(scope, send, model, body)
+
+    async def _forward(self, scope: Scope, send: Send, model: str, body: RequestBody) -> None:
         entry = await self.catalogue.resolve(model)
-        await self._relay(scope, send, entry, body)
+        if scope["method"] not in _BODY_METHODS:  # it asks about the model, which costs little
+            await self._relay(scope, send, entry, body)
+            return
+        async with self._admission.admit(entry):
+            await self._relay(scope, send, entry, body)
 
     async def _take_unread(self, scope: Scope, receive: Receive) -> RequestBody:
         """Returns the body of a request whose path names the model: only what is there already."""
         self._check_length(scope)
         body = RequestBody([], 0, True, receive)
-        try:
-            async with asyncio.timeout(self._config.request_timeout_s):
-                _take(await receive(), body)
-        except TimeoutError:
-            raise self._slow() from None
+        _take(await self._first_piece(receive), body)
         check_size(body.num_bytes, self._config.max_body_bytes)
         return body
 
@@ -199,24 +218,33 @@ class RouterApp:
             if name == b"content-length" and value.isdigit():
                 check_size(int(value), self._config.max_body_bytes)
 
-    def _slow(self) -> SlowRequestError:
-        limit_s = self._config.request_timeout_s
-        return SlowRequestError(f"the request body did not arrive within {limit_s:g} s")
-
     async def _read_model(self, scope: Scope, receive: Receive) -> tuple[str, RequestBody]:
         content_type = next((value for key, value in scope["headers"] if key == _TYPE), b"")
         limit = self._config.max_body_bytes
         self._check_length(scope)
         body = RequestBody([], 0, True, receive)
+        piece = _take(await self._first_piece(receive), body)
+        if not body.more and content_type[:10].lower() != b"multipart/":
+            check_size(body.num_bytes, limit)
+            return model_of_json(piece), body
+        async with self._in_time():
+            return await _scan(scanner_for(content_type), piece, body, limit), body
+
+    async def _first_piece(self, receive: Receive) -> Message:
+        if self._config.request_timeout_s > STALL_S:
+            return await receive_piece(receive)
+        async with self._in_time():
+            return await receive()
+
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        limit_s = self._config.request_timeout_s
         try:
-            async with asyncio.timeout(self._config.request_timeout_s):
-                piece = _take(await receive(), body)
-                if body.more or content_type[:10].lower() == b"multipart/":
-                    return await _scan(scanner_for(content_type), piece, body, limit), body
+            async with asyncio.timeout(limit_s):
+                yield
         except TimeoutError:
-            raise self._slow() from None
-        check_size(body.num_bytes, limit)
-        return model_of_json(piece), body
+            message = f"the request body did not arrive within {limit_s:g} s"
+            raise SlowRequestError(message) from None
 
 
 async def _scan(scanner: ModelScanner, piece: bytes, body: RequestBody, limit: int) -> str:
@@ -228,7 +256,7 @@ async def _scan(scanner: ModelScanner, piece: bytes, body: RequestBody, limit: i
             return model
         if not body.more:
             return scanner.finish(body.pieces)
-        piece = _take(await body.receive(), body)
+        piece = _take(await receive_piece(body.receive), body)
 
 
 def _take(message: Message, body: RequestBody) -> bytes:

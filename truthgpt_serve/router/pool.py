@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
+from pathlib import Path
 
+from truthgpt_serve.asgi import Headers
 from truthgpt_serve.errors import DeadlineError, UnavailableError
 from truthgpt_serve.router.upstream import UpstreamConnection
 
@@ -24,18 +27,26 @@ class ConnectionPool:
         port: The port.
         connect_timeout_s: Seconds to open a connection.
         peer: Who listens there, for messages.
+        socket: A UNIX socket of the same server, which is used while it takes connections.
 
     Attributes:
         authority: Host and port as the header `Host` has them.
     """
 
     def __init__(
-        self, host: str, port: int, *, connect_timeout_s: float, peer: str = "Serve's proxy"
+        self,
+        host: str,
+        port: int,
+        *,
+        connect_timeout_s: float,
+        peer: str = "Serve's proxy",
+        socket: Path | None = None,
     ) -> None:
         self.host = host
         self.port = port
         self.authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._peer = peer
+        self._socket = socket
         self._connect_timeout_s = connect_timeout_s
         self._idle: deque[UpstreamConnection] = deque()
         self._expiry: asyncio.TimerHandle | None = None
@@ -80,18 +91,27 @@ class ConnectionPool:
         self._expiry = loop.call_at(idle_since_s + IDLE_TIMEOUT_S, self._expire)
 
     async def _connect(self) -> UpstreamConnection:
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_timeout_s):
-                _, connection = await loop.create_connection(
-                    lambda: UpstreamConnection(loop), self.host, self.port
-                )
+                return await self._open()
         except (OSError, TimeoutError) as error:
             raise UnavailableError(
                 f"{self._peer} at {self.authority} does not accept connections "
                 f"({type(error).__name__})",
                 retry_after_s=2,
             ) from error
+
+    async def _open(self) -> UpstreamConnection:
+        loop = asyncio.get_running_loop()
+        if self._socket is not None:
+            with suppress(OSError):  # HAProxy may run as Ray configures it, without this socket
+                opened = await loop.create_unix_connection(
+                    lambda: UpstreamConnection(loop), str(self._socket)
+                )
+                return opened[1]
+        _, connection = await loop.create_connection(
+            lambda: UpstreamConnection(loop), self.host, self.port
+        )
         return connection
 
     def release(self, connection: UpstreamConnection) -> None:
@@ -105,7 +125,7 @@ class ConnectionPool:
             if self._expiry is None:
                 self._expire_after(connection.idle_since_s)
 
-    async def fetch(self, path: bytes) -> tuple[int, bytes]:
+    async def fetch(self, path: bytes, headers: Headers | None = None) -> tuple[int, bytes]:
         """Returns status and body of `GET path`. Raises TruthGPTError after 10 s.
 
         On a connection of its own: a kept one may end at a proxy that is being replaced.
@@ -116,9 +136,10 @@ class ConnectionPool:
                 FETCH_TIMEOUT_S,
                 lambda: DeadlineError(f"{self._peer} at {self.authority} did not answer"),
             )
+            lines = b"".join(b"%b: %b\r\n" % header for header in headers or [])
             connection.write(
-                b"GET %b HTTP/1.1\r\nhost: %b\r\nconnection: close\r\n\r\n"
-                % (path, self.authority.encode())
+                b"GET %b HTTP/1.1\r\nhost: %b\r\nconnection: close\r\n%b\r\n"
+                % (path, self.authority.encode(), lines)
             )
             status, _ = await connection.headers()
             body, more = bytearray(), True

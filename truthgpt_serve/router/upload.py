@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from truthgpt_serve.asgi import Message, Receive
-from truthgpt_serve.errors import TooLargeError, TruthGPTError, UpstreamError
+from truthgpt_serve.errors import SlowRequestError, TooLargeError, TruthGPTError, UpstreamError
 from truthgpt_serve.router.upstream import UpstreamConnection
 
 logger = logging.getLogger(__name__)
+
+STALL_S = 30.0
+"""The longest pause between two pieces of a body."""
 
 
 @dataclass(slots=True)
@@ -45,6 +49,19 @@ def check_size(num_bytes: int, max_body_bytes: int) -> None:
         )
 
 
+async def receive_piece(receive: Receive) -> Message:
+    """Returns the next ASGI message.
+
+    Raises:
+        SlowRequestError: Nothing more of the body came for 30 s.
+    """
+    try:
+        async with asyncio.timeout(STALL_S):
+            return await receive()
+    except TimeoutError:
+        raise SlowRequestError(f"nothing of the request body came for {STALL_S:g} s") from None
+
+
 async def upload(
     connection: UpstreamConnection, head: bytes, body: RequestBody, max_body_bytes: int
 ) -> None:
@@ -54,6 +71,7 @@ async def upload(
 
     Raises:
         TooLargeError: The body grew above the limit.
+        SlowRequestError: The body stopped.
         RequestError: Another rule of the body's `watch`.
         ClientLeftError: The client left, or its connection broke.
     """
@@ -96,7 +114,9 @@ async def _send(
 
 async def _receive(body: RequestBody) -> Message:
     try:
-        message = await body.receive()
+        message = await receive_piece(body.receive)
+    except SlowRequestError:
+        raise
     except Exception as error:
         logger.warning("a request body cannot be read on: %r", error)
         raise ClientLeftError from error

@@ -1,0 +1,217 @@
+"""HAProxy as the service configures it: who can take what of it, and who cannot."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.unit.haproxy_configuration import ray_configuration
+from tests.unit.haproxy_process import LIMIT_S, Proxy, running
+from truthgpt_serve.haproxy_limits import (
+    CAPACITY_HEADER,
+    HEAD_TIMEOUT_S,
+    REQUESTS_VARIABLE,
+    SOCKET_NAME,
+    UnknownConfigurationError,
+    insert,
+    limit,
+    section,
+    share_out,
+)
+
+SHORT_S = 2
+MAX_REQUESTS = 4
+
+
+def quick(text: str) -> str:
+    """Makes the time for a head short, as the adaptation writes it behind Ray's own lines."""
+    return text.replace("timeout client 3600s", f"timeout client {SHORT_S}s")
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    folder = tmp_path_factory.mktemp("p")
+    with running(folder, quick, **{REQUESTS_VARIABLE: str(MAX_REQUESTS)}) as proxy:
+        yield proxy
+
+
+def test_routers_have_a_way_of_their_own(proxy: Proxy) -> None:
+    with proxy.over_socket() as client:
+        assert client.post("/models/m/x", content=b"{}").json() == {"by": "model"}
+        assert client.get("/-/routes").json() == {"/models/m": "m", "/": "router"}
+    assert (proxy.folder / SOCKET_NAME).stat().st_mode & 0o777 == 0o600
+
+
+def test_too_many_requests_are_refused_and_reading_still_works(proxy: Proxy) -> None:
+    proxy.router.released.clear()
+    with ThreadPoolExecutor(MAX_REQUESTS) as clients, httpx.Client(timeout=LIMIT_S) as client:
+        held = [
+            clients.submit(httpx.post, f"{proxy.url}/wait", content=b"{}", timeout=LIMIT_S)
+            for _ in range(MAX_REQUESTS)
+        ]
+        try:
+            deadline = time.monotonic() + LIMIT_S
+            while proxy.router.paths.count("/wait") < MAX_REQUESTS:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            refused = client.post(f"{proxy.url}/x", content=b"{}")
+            assert refused.status_code == 429
+            assert refused.headers["retry-after"] == "1"
+            assert refused.json()["error"]["type"] == "rate_limit_error"
+            # The models themselves, which the routers ask, and their direct addresses are open.
+            with proxy.over_socket() as routers:
+                assert routers.post("/models/m/x", content=b"{}").status_code == 200
+            assert client.post(f"{proxy.url}/models/m/x", content=b"{}").status_code == 200
+        finally:
+            proxy.router.released.set()
+        assert {answer.result(LIMIT_S).status_code for answer in held} == {200}
+
+
+def test_what_the_models_hold_bounds_requests(tmp_path: Path) -> None:
+    """Routers say it; a client that says it is not believed."""
+    with (
+        running(tmp_path) as proxy,
+        ThreadPoolExecutor(2) as clients,
+        proxy.over_socket() as routers,
+        httpx.Client(base_url=proxy.url, timeout=LIMIT_S) as client,
+    ):
+        held = [clients.submit(client.post, "/wait", content=b"{}") for _ in range(2)]
+        try:
+            deadline = time.monotonic() + LIMIT_S
+            while len(proxy.router.paths) < 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            client.get("/-/routes", headers={CAPACITY_HEADER: "1"})
+            assert client.post("/x", content=b"{}").status_code == 200
+            routers.get("/-/routes", headers={CAPACITY_HEADER: "2"})
+            assert client.post("/x", content=b"{}").status_code == 429
+            assert client.get("/health").status_code == 200
+            routers.get("/-/routes", headers={CAPACITY_HEADER: "3"})
+            assert client.post("/x", content=b"{}").status_code == 200
+        finally:
+            proxy.router.released.set()
+        assert {answer.result(LIMIT_S).status_code for answer in held} == {200}
+
+
+def test_half_a_head_is_closed_in_time_with_408(proxy: Proxy) -> None:
+    began_s = time.monotonic()
+    with proxy.connect() as half, proxy.connect() as silent:
+        half.sendall(b"POST / HTTP/1.1\r\nhost: x\r\nx-a: ")
+        half.settimeout(HEAD_TIMEOUT_S + LIMIT_S)
+        silent.settimeout(HEAD_TIMEOUT_S + LIMIT_S)
+        answer = b"".join(iter(lambda: half.recv(65536), b""))
+        assert silent.recv(65536)[:13] in (b"", b"HTTP/1.1 408 ")
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "request_timeout"
+    assert SHORT_S <= time.monotonic() - began_s < HEAD_TIMEOUT_S + 5
+
+
+def test_a_body_that_stops_is_closed_and_one_that_moves_is_not(proxy: Proxy) -> None:
+    head = b"POST /models/m/x HTTP/1.1\r\nhost: x\r\ncontent-length: 12\r\n\r\n"
+    with proxy.connect() as stopped, proxy.connect() as slow:
+        stopped.sendall(head + b"abc")
+        slow.sendall(head)
+        for _ in range(12):
+            time.sleep(SHORT_S / 4)
+            slow.sendall(b"a")
+        assert b" 200 OK" in slow.recv(65536)
+        stopped.settimeout(LIMIT_S)
+        stopped.recv(65536)  # an answer or an end
+
+
+def test_a_model_may_take_longer_than_a_client_may_pause(proxy: Proxy) -> None:
+    proxy.model.released.clear()
+    threading.Timer(SHORT_S * 2, proxy.model.released.set).start()
+    for client in (httpx.Client(base_url=proxy.url, timeout=LIMIT_S), proxy.over_socket()):
+        with client:
+            assert client.post("/models/m/wait", content=b"{}").status_code == 200
+
+
+def test_a_busy_replica_is_not_given_up_and_a_dead_one_is(tmp_path: Path) -> None:
+    """It takes connections and answers nothing, health checks included."""
+    check = "inter 200ms"
+    with running(tmp_path, lambda text: text.replace("inter 5s", check)) as proxy:
+        proxy.model.shutdown()  # its port is still open
+        time.sleep(3)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{proxy.url}/models/m/x", content=b"{}", timeout=2)
+        assert not proxy.fallback.paths
+        proxy.model.server_close()
+        deadline = time.monotonic() + LIMIT_S
+        while True:
+            answer = httpx.post(f"{proxy.url}/models/m/x", content=b"{}", timeout=LIMIT_S)
+            if answer.status_code == 200:
+                break
+            assert answer.status_code == 503
+            assert time.monotonic() < deadline
+        assert answer.json() == {"by": "fallback"}
+
+
+def test_crowded_clients_are_told_to_close(tmp_path: Path) -> None:
+    with running(tmp_path, lambda text: text.replace("maxconn 4096", "maxconn 256")) as proxy:
+        with contextlib.ExitStack() as stack:
+            idle = [stack.enter_context(proxy.connect()) for _ in range(20)]
+            first = httpx.post(f"{proxy.url}/x", content=b"{}")
+            assert "connection" not in first.headers
+            idle += [stack.enter_context(proxy.connect()) for _ in range(70)]
+            assert httpx.post(f"{proxy.url}/x", content=b"{}").headers["connection"] == "close"
+        assert httpx.post(f"{proxy.url}/x", content=b"{}").status_code == 200
+
+
+def test_idle_clients_do_not_keep_the_routers_from_the_models(tmp_path: Path) -> None:
+    with (
+        running(tmp_path, lambda text: text.replace("maxconn 4096", "maxconn 256")) as proxy,
+        contextlib.ExitStack() as stack,
+        proxy.over_socket() as client,
+    ):
+        for _ in range(200):
+            stack.enter_context(proxy.connect())
+        assert client.post("/models/m/x", content=b"{}").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("wanted", "num_files", "total"), [(4096, 20000, 4096), (65536, 20000, 9744), (4096, 100, 256)]
+)
+def test_connections_are_as_many_as_files_allow(wanted: int, num_files: int, total: int) -> None:
+    limits = share_out(wanted, 2048, num_files)
+    assert limits.total == total
+    assert limits.clients + limits.routers < total
+    assert limits.requests <= min(2048, limits.routers)
+
+
+def test_haproxy_starts_with_as_many_connections_as_its_files_allow(tmp_path: Path) -> None:
+    """It needs files beside those of its connections, and does not start without them."""
+    with running(tmp_path, lambda text: text.replace("maxconn 4096", "maxconn 1000000")) as proxy:
+        assert httpx.post(f"{proxy.url}/x", content=b"{}", timeout=LIMIT_S).status_code == 200
+        assert "    maxconn 1000000" not in (tmp_path / "haproxy.adapted.cfg").read_text()
+
+
+def test_sections_end_where_the_next_one_begins() -> None:
+    lines = ["global", "    a", "", "defaults", "    b", "listen x"]
+    assert section(lines, "defaults") == (4, 5)
+    insert(lines, "defaults", "c")
+    assert lines[3:5] == ["defaults", "    c"]
+    with pytest.raises(UnknownConfigurationError, match="no section `backend y`"):
+        section(lines, "backend y")
+
+
+@pytest.mark.parametrize("missing", ["    maxconn 4096", "    bind 127.0.0.1:8000"])
+def test_what_is_relied_on_must_be_there(tmp_path: Path, missing: str) -> None:
+    lines = ray_configuration(tmp_path, 8000, {"/": 8001}).read_text().splitlines()
+    lines.remove(missing)
+    with pytest.raises(UnknownConfigurationError):
+        limit(lines, tmp_path, "http-router")
+
+
+def test_a_path_that_is_too_long_for_a_socket_is_said(tmp_path: Path) -> None:
+    lines = ray_configuration(tmp_path, 8000, {"/": 8001}).read_text().splitlines()
+    with pytest.raises(UnknownConfigurationError, match="too long for a socket"):
+        limit(lines, tmp_path / ("x" * 100), "http-router")

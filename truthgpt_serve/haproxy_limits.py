@@ -1,0 +1,192 @@
+"""Bounds what clients can take of HAProxy, and gives the routers a way of their own through it.
+
+Works on the lines of the configuration that Ray Serve writes; starts nothing.
+
+- A request comes through HAProxy twice: from the client to a router, and from the router to a
+  model. With one limit for both, clients fill it, the routers' requests find no room, and nothing
+  is answered any more. The routers have a frontend of their own, on a socket in the file system.
+- A connection is held only as long as something moves on it: a head must be there within 10 s.
+- More requests than all models hold, as the routers say once a second, are answered 429 here, where
+  that costs a hundredth of what a request costs. The answer is held for a moment: clients that ask
+  again at once would otherwise keep HAProxy and themselves busy with nothing else.
+- A replica is alive while its port takes connections. One that is asked over HTTP answers late when
+  it is busy, and is taken out when it is needed most.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+CLIENTS = "frontend http_frontend"
+ROUTERS = "frontend router_frontend"
+DEFAULT_BACKEND = "backend default_backend"
+SOCKET_NAME = "hop.sock"
+MAX_SOCKET_PATH = 90
+"""The longest path of a socket: the system allows 107 bytes, and HAProxy adds some of its own."""
+REQUESTS_VARIABLE = "TRUTHGPT_PROXY_MAX_REQUESTS"
+DEFAULT_REQUESTS = 2048
+CAPACITY_HEADER = "x-truthgpt-capacity"
+"""How many requests the models hold, in the routers' request for HAProxy's routes."""
+REFUSED_AFTER_S = 1
+HEAD_TIMEOUT_S = 10
+CROWDED_SHARE = 0.75
+"""From this share of its connections on, clients are told to close theirs after each answer."""
+
+_RESERVED_FILES = 512
+_MAXCONN = re.compile(r"^\s*maxconn (\d+)$")
+_BIND = re.compile(r"^(\s*)bind \S+$")
+_LEFT_OUT = re.compile(r"^\s*(option httpchk GET |http-check expect status |option splice-)")
+"""Checks over HTTP, and splice(2), which is off and would still have files kept for it."""
+
+
+class UnknownConfigurationError(ValueError):
+    """Ray writes HAProxy's configuration otherwise than these modules know it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How the connections of one HAProxy are shared out.
+
+    Attributes:
+        total: All of them.
+        clients: Those of clients.
+        routers: Those of routers on their way to models.
+        requests: Requests that are at work on routers.
+    """
+
+    total: int
+    clients: int
+    routers: int
+    requests: int
+
+
+def share_out(wanted: int, max_requests: int, num_files: int) -> Limits:
+    """Returns the limits of a HAProxy that may open a number of files.
+
+    Args:
+        wanted: `maxconn` as Ray writes it.
+        max_requests: Most requests at work on routers.
+        num_files: Most open files; each connection may need a second one towards a server.
+    """
+    total = max(256, min(wanted, (num_files - _RESERVED_FILES) // 2))
+    routers = total // 3
+    # The rest is for connections that the routers keep while they are idle.
+    return Limits(total, total - routers - 64, routers, min(max_requests, routers * 3 // 4))
+
+
+def read_max_requests() -> int:
+    """Returns the limit of requests at work on routers that the environment sets."""
+    value = os.environ.get(REQUESTS_VARIABLE, "")
+    return int(value) if value.isdigit() and int(value) else DEFAULT_REQUESTS
+
+
+def num_allowed_files() -> int:
+    """Returns how many files this process may open at most."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return 1_048_576 if hard == resource.RLIM_INFINITY else hard
+
+
+def section(lines: list[str], header: str) -> tuple[int, int]:
+    """Returns where a section's lines begin, behind its header, and where they end.
+
+    Raises:
+        UnknownConfigurationError: There is none.
+    """
+    if header not in lines:
+        raise UnknownConfigurationError(f"there is no section `{header}`")
+    start = lines.index(header) + 1
+    at = range(start, len(lines))
+    return start, next((i for i in at if lines[i][:1] not in ("", " ", "\t")), len(lines))
+
+
+def insert(lines: list[str], header: str, *more: str) -> None:
+    """Puts lines at the beginning of a section."""
+    start, _ = section(lines, header)
+    lines[start:start] = [f"    {line}" for line in more]
+
+
+def limit(lines: list[str], folder: Path, root: str | None) -> None:
+    """Bounds connections, heads and requests, and adds the routers' frontend.
+
+    Args:
+        lines: The configuration, which is changed.
+        folder: Where the routers' socket is put.
+        root: Name of the routers' backend, or None while there is none.
+
+    Raises:
+        UnknownConfigurationError: The configuration is not what Ray 2.60 writes.
+    """
+    lines[:] = [line for line in lines if not _LEFT_OUT.match(line)]
+    limits = _limit_total(lines)
+    insert(lines, "defaults", f"timeout http-request {HEAD_TIMEOUT_S}s")
+    _add_routers_frontend(lines, folder, limits)
+    crowded = int(limits.clients * CROWDED_SHARE)
+    insert(
+        lines,
+        CLIENTS,
+        f"maxconn {limits.clients}",
+        f"http-after-response set-header connection close if {{ fe_conn gt {crowded} }}",
+    )
+    if root is not None and f"backend {root}" in lines:
+        _refuse_what_is_too_much(lines, root, limits.requests)
+
+
+def _refuse_what_is_too_much(lines: list[str], root: str, most: int) -> None:
+    """Bounds the requests that are in the routers' backend.
+
+    What only reads has a reserve: an overloaded service must still say that it lives.
+    """
+    insert(
+        lines,
+        ROUTERS,
+        f"http-request set-var(proc.capacity) req.hdr({CAPACITY_HEADER}),add(0) "
+        f"if {{ path /-/routes }} {{ req.hdr({CAPACITY_HEADER}) -m found }}",
+    )
+    refusal = (
+        "http-request tarpit status 429 default-errorfiles if !METH_GET !{ path_beg /models/ }"
+    )
+    conditions = (
+        f"{{ be_conn({root}) ge {most} }}",
+        f"{{ var(proc.capacity) -m found }} {{ be_conn({root}),sub(proc.capacity) ge 0 }}",
+    )
+    insert(
+        lines,
+        CLIENTS,
+        f"timeout tarpit {REFUSED_AFTER_S}s",
+        *(f"{refusal} {condition}" for condition in conditions),
+    )
+    reserve = most + most // 8
+    insert(
+        lines,
+        f"backend {root}",
+        f"http-request return status 429 default-errorfiles if {{ be_conn gt {reserve} }}",
+    )
+
+
+def _limit_total(lines: list[str]) -> Limits:
+    for at in range(*section(lines, "global")):
+        if found := _MAXCONN.match(lines[at]):
+            limits = share_out(int(found[1]), read_max_requests(), num_allowed_files())
+            # Should the limit of open files be lower after all, fewer connections are better than
+            # no HAProxy.
+            lines[at : at + 1] = ["    no strict-limits", f"    maxconn {limits.total}"]
+            return limits
+    raise UnknownConfigurationError("the section `global` has no `maxconn`")
+
+
+def _add_routers_frontend(lines: list[str], folder: Path, limits: Limits) -> None:
+    """Copies the clients' frontend, so that both lead to the same models."""
+    path = str(folder / SOCKET_NAME)
+    start, end = section(lines, CLIENTS)
+    body = lines[start:end]
+    binds = [at for at, line in enumerate(body) if _BIND.match(line)]
+    if len(binds) != 1:
+        raise UnknownConfigurationError(f"`{CLIENTS}` has {len(binds)} lines `bind`, not one")
+    if len(path) > MAX_SOCKET_PATH:
+        raise UnknownConfigurationError(f"the path of its folder is too long for a socket: {path}")
+    body[binds[0]] = f"    bind unix@{path} mode 600"
+    lines[end:end] = [ROUTERS, f"    maxconn {limits.routers}", *body]
