@@ -84,6 +84,7 @@ class Proxy:
     """A running HAProxy, its folder, and the servers behind it."""
 
     port: int
+    pid: int
     folder: Path
     router: Replica
     model: Replica
@@ -95,6 +96,9 @@ class Proxy:
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), LIMIT_S)
+
+    def over_port(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=LIMIT_S)
 
     def over_socket(self) -> httpx.Client:
         transport = httpx.HTTPTransport(uds=str(self.folder / SOCKET_NAME))
@@ -125,7 +129,7 @@ def running(
             except OSError:
                 assert time.monotonic() < deadline, "HAProxy does not start"
                 time.sleep(0.05)
-        yield Proxy(port, folder, router, model, fallback)
+        yield Proxy(port, process.pid, folder, router, model, fallback)
     finally:
         process.kill()
         errors = process.communicate(timeout=LIMIT_S)[1].decode()
