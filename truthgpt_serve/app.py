@@ -20,6 +20,9 @@ from truthgpt_serve.replica import ModelReplica, Router
 from truthgpt_serve.resources import plan_replica, plan_router
 from truthgpt_serve.serve_state import CARD_KEY
 
+LIMITED_TASKS = ("text-generation", "embedding", "custom")
+"""Tasks for which `serving.limits` has a meaning."""
+
 
 def model(args: dict[str, Any]) -> Application:
     """Builds a model's application.
@@ -45,6 +48,7 @@ def model(args: dict[str, Any]) -> Application:
             "max_ongoing_requests": plan.max_ongoing_requests,
             "max_queued_requests": plan.max_queued_requests,
             "max_request_s": config.serving.max_request_s,
+            **(config.serving.limits.model_dump() if config.task in LIMITED_TASKS else {}),
         },
     }
     deploy = serve.deployment(

@@ -37,7 +37,7 @@ class BoundedBodies:
             except TruthGPTError as error:
                 await connection.fail(error)
                 return
-            receive = _replay(body, receive)
+            receive = replay(body, receive)
         await self._app(scope, receive, send)
 
     def _is_small(self, scope: Scope) -> bool:
@@ -51,7 +51,7 @@ class BoundedBodies:
         return small
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def replay(body: bytes, receive: Receive) -> Receive:
     """Returns a `receive` that gives a body which was read, and then what comes after it."""
     waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 

@@ -12,6 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any, TypeVar
 
+from deployments.vllm.admission import AdmittedRequests
 from deployments.vllm.bodies import BoundedBodies
 from deployments.vllm.cancellation import CancellableApp
 from deployments.vllm.errors import answer_in_envelope
@@ -70,10 +71,16 @@ class VllmModel:
         app = await self._engine.start()
         answer_in_envelope(app, self._name)
         stoppable = CancellableApp(app, max_request_s=self._limits["max_request_s"])
-        self._routes = GenericRoutes(
-            stoppable, self._name, self._engine.tasks, self._engine.acceleration
+        admitted = AdmittedRequests(
+            BoundedBodies(stoppable, **self._limits),
+            self._engine.limits,
+            self._engine.grammars,
+            **self._limits,
         )
-        return Dispatcher(BoundedBodies(stoppable, **self._limits), self._routes, **self._limits)
+        self._routes = GenericRoutes(
+            admitted, self._name, self._engine.tasks, self._engine.acceleration
+        )
+        return Dispatcher(admitted, self._routes, **self._limits)
 
     @property
     def acceleration(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import logging
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -30,6 +31,14 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from deployments.vllm.acceleration import describe
 from deployments.vllm.arguments import load_arguments
 from deployments.vllm.config import attention_backend, gpu_memory_share, tensor_parallel_size
+from deployments.vllm.grammar_engine import (
+    GuardedClient,
+    as_compiled,
+    compiles_beforehand,
+    describe_compiler,
+    mend_checks,
+)
+from deployments.vllm.grammar_gate import GrammarGate
 from deployments.vllm.hardware import (
     binds_threads,
     gpu_turn,
@@ -38,6 +47,7 @@ from deployments.vllm.hardware import (
 )
 from deployments.vllm.orphans import bind_children
 from truthgpt_serve.errors import ConfigError, Fault, TruthGPTError, UnavailableError
+from truthgpt_serve.server.request_limits import RequestLimits
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +66,8 @@ class Engine:
         args: vLLM's own arguments.
         tasks: What the started engine can do, in vLLM's words (`generate`, `embed`, ...).
         acceleration: What computes in the started engine, for the model's card.
+        limits: What a request to the started engine may ask for.
+        grammars: Compiles grammars beside the started engine; None if it takes none that it could.
     """
 
     def __init__(self, cfg: Mapping[str, Any], name: str) -> None:
@@ -68,6 +80,9 @@ class Engine:
         self._name = name
         self._stack: AsyncExitStack | None = None
         self._client: EngineClient | None = None
+        self._guard: GuardedClient | None = None
+        self.limits: RequestLimits | None = None
+        self.grammars: GrammarGate | None = None
         self.tasks: tuple[str, ...] = ()
         self.acceleration: dict[str, Any] = {}
         _check_platform(cfg)
@@ -108,12 +123,29 @@ class Engine:
         await stack.enter_async_context(app.router.lifespan_context(app))
         self._client = client
         self.acceleration = describe(client.vllm_config)
+        self.limits = RequestLimits(
+            self._cfg["serving"]["limits"],
+            client.model_config.max_model_len,
+            client.model_config.get_vocab_size(),
+        )
+        if "generate" in self.tasks and compiles_beforehand(client):
+            self._guard_grammars(client, stack)
         return app
+
+    def _guard_grammars(self, client: EngineClient, stack: AsyncExitStack) -> None:
+        limits = self._cfg["serving"]["limits"]
+        self.grammars = GrammarGate(limits, partial(describe_compiler, client), as_compiled)
+        stack.callback(self.grammars.close)
+        mend_checks()
+        self._guard = GuardedClient(client, self.grammars)
+        self.grammars.start()
 
     def check_health(self) -> None:
         """Raises vLLM's own error when the engine is dead; nothing before it was started."""
         if self._client is not None and self._client.errored:
             raise self._client.dead_error
+        if self._guard is not None:
+            self._guard.check_health()
 
     async def close(self) -> None:
         """Stops the engine and its processes; call it on the event loop that started it."""

@@ -36,6 +36,8 @@ def prepare_environment() -> None:
     switch_on()
     # What the engine's own command line does: a forked child of a threaded process can hang.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    # The engine compiles a pattern again that was compiled in time, but behind its own steps.
+    os.environ.setdefault("VLLM_REGEX_COMPILATION_TIMEOUT_S", "60")
     # A server of the user's own data does not report its use to anyone unless told to.
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from deployments.vllm import discarded_rows, prompt_lora
+from deployments.vllm import discarded_rows, grammar_engine, prompt_lora
 from deployments.vllm.patching import replace_method
 
 
@@ -23,6 +23,7 @@ def mend_workers() -> None:
     from vllm.v1.worker.worker_base import WorkerWrapperBase
 
     replace_method(WorkerWrapperBase, "init_device", (), _wrap)
+    grammar_engine.mend_engine()
 
 
 def _wrap(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -18,6 +18,7 @@ import openai
 import pytest
 
 from tests.serve.conftest import MAX_MODEL_LEN, Service
+from truthgpt_serve.config.limits import LimitsSection
 from truthgpt_serve.local_cluster import model_application
 from truthgpt_serve.serve_state import parse_details
 
@@ -368,7 +369,12 @@ def test_a_model_has_a_card(service: Service) -> None:
         "family": "vllm",
         "run_name": "demo",
         "adapters": ["tiny-adapter"],
-        "limits": {"max_ongoing_requests": 16, "max_queued_requests": 32, "max_request_s": 600},
+        "limits": {
+            "max_ongoing_requests": 16,
+            "max_queued_requests": 32,
+            "max_request_s": 600,
+            **LimitsSection().model_dump(),
+        },
     }
     adapter = service.openai.models.retrieve("tiny-adapter")
     assert (adapter.id, getattr(adapter, "parent", None)) == ("tiny-adapter", "tiny")

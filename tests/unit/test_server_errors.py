@@ -229,7 +229,14 @@ BAD: list[tuple[str, Any, int, str | None, str]] = [
         "ignore_eos",
         "`ignore_eos` must be true or false, not 'no'",
     ),
-    (CHAT, chat(stop=list("abcde")), 400, "stop", "`stop` may hold at most 4 strings, not 5"),
+    (
+        CHAT,
+        chat(stop=list("abcdefghijklmnopq")),
+        400,
+        "stop",
+        "`stop` has 17 entries, but this model takes at most 16 "
+        "(`serving.limits.max_stop_strings`)",
+    ),
     (
         CHAT,
         chat(stop=[1]),

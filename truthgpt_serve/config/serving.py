@@ -22,6 +22,7 @@ from truthgpt_serve.config.base import (
     refuse,
 )
 from truthgpt_serve.config.images import ImagesSection
+from truthgpt_serve.config.limits import LimitsSection
 
 
 class AutoscalingSection(Section):
@@ -136,6 +137,9 @@ class ServingSection(Section):
 
     images: ImagesSection = Field(default_factory=ImagesSection)
     """Limits of image requests, for the task image-generation."""
+
+    limits: LimitsSection = Field(default_factory=LimitsSection)
+    """How much one request for text or embeddings may ask for."""
 
     max_body_bytes: Annotated[int, Field(ge=1, le=MAX_BODY_BYTES)] = MAX_BODY_BYTES
     """Largest request body in bytes; a larger one is answered 413. The default is the most that the

@@ -32,6 +32,7 @@ from truthgpt_serve.server.http import ClientGoneError, Connection
 from truthgpt_serve.server.images import ImageRoutes
 from truthgpt_serve.server.images_requests import ROUTES
 from truthgpt_serve.server.infer_exchange import InferExchange
+from truthgpt_serve.server.request_limits import RequestLimits
 from truthgpt_serve.server.text import Tokenizer
 from truthgpt_serve.server.text_exchange import DEFAULT_MAX_NEW_TOKENS, TextExchange
 from truthgpt_serve.server.text_requests import parse_chat, parse_completion
@@ -79,13 +80,15 @@ class Application:
         self._created = int(time.time())
         self._tokenizer: Tokenizer | None = None
         self._task = str(host.cfg.get("task") or "text-generation")
+        self._limits = RequestLimits((host.cfg.get("serving") or {}).get("limits") or {})
         self._images = ImageRoutes(host, host.files, self._max_body_bytes, self._check_name)
         self._audio = AudioRoutes(host, self._read, self._check_name)
+        embeddings = EmbeddingRoutes(host, self._read, self._check_name, self._limits)
         self._routes: dict[str, dict[str, Handler]] = {
             "/v1/infer": {"POST": self._infer},
             "/v1/chat/completions": {"POST": self._chat},
             "/v1/completions": {"POST": self._completion},
-            EMBEDDINGS_PATH: {"POST": EmbeddingRoutes(host, self._read, self._check_name).create},
+            EMBEDDINGS_PATH: {"POST": embeddings.create},
             TRANSCRIPTIONS_PATH: {"POST": self._audio.transcribe},
             ROUTES["generation"]: {"POST": self._images.generate},
             ROUTES["edit"]: {"POST": self._images.edit},
@@ -171,7 +174,9 @@ class Application:
                 f"the model {self._host.name!r} has task {self._task}, which has no text routes",
                 param="model",
             )
-        request = parse(parse_object(body))
+        fields = parse_object(body)
+        self._limits.check(connection.path, body, fields)
+        request = parse(fields)
         self._check_name(request.model)
         if self._tokenizer is None:
             self._tokenizer = Tokenizer(getattr(self._host.model, "tokenizer", None))

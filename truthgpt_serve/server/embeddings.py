@@ -16,6 +16,7 @@ from truthgpt_serve.server.embeddings_requests import EmbeddingRequest, parse_em
 from truthgpt_serve.server.gathering import gather
 from truthgpt_serve.server.host import ModelHost
 from truthgpt_serve.server.http import Connection
+from truthgpt_serve.server.request_limits import RequestLimits
 from truthgpt_serve.server.text import Tokenizer
 
 PATH = "/v1/embeddings"
@@ -31,10 +32,18 @@ class EmbeddingRoutes:
         host: The model; started before the first request.
         read: Reads a request's body.
         check_name: Raises ModelNotFoundError for a model name that is not the host's.
+        limits: What a request may ask for.
     """
 
-    def __init__(self, host: ModelHost, read: Read, check_name: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        host: ModelHost,
+        read: Read,
+        check_name: Callable[[str], None],
+        limits: RequestLimits,
+    ) -> None:
         self._host = host
+        self._limits = limits
         self._read = read
         self._check_name = check_name
         self._tokenizer: Tokenizer | None = None
@@ -50,7 +59,9 @@ class EmbeddingRoutes:
                 f"the model {host.name!r} has task {task}, which has no embedding route",
                 param="model",
             )
-        request = parse_embedding(parse_object(body))
+        fields = parse_object(body)
+        self._limits.check(PATH, body, fields)
+        request = parse_embedding(fields)
         self._check_name(request.model)
         if request.has_token_ids and not getattr(host.model, "accepts_token_ids", False):
             raise UnsupportedError(

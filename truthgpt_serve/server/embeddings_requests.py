@@ -13,7 +13,6 @@ from typing import Any
 from truthgpt_serve.errors import RequestError
 from truthgpt_serve.protocol import bad_field, kind_of, parse_model, shown
 
-MAX_INPUTS = 2048
 FORMATS = ("float", "base64")
 
 
@@ -75,8 +74,6 @@ def _inputs(value: Any) -> list[dict[str, Any]]:
         raise bad_field("input", "must hold at least one text")
     if _is_token_ids(value):
         return [{"token_ids": value}]
-    if len(value) > MAX_INPUTS:
-        raise bad_field("input", f"may hold at most {MAX_INPUTS} texts, not {len(value)}")
     return [_item(item, f"input[{index}]") for index, item in enumerate(value)]
 
 

@@ -13,7 +13,6 @@ from typing import Any
 from truthgpt_serve.errors import UnsupportedError
 from truthgpt_serve.protocol import bad_field, parse_model, parse_stream, shown
 
-MAX_STOPS = 4
 ROLES = ("assistant", "developer", "function", "system", "tool", "user")
 
 
@@ -163,8 +162,6 @@ def _stops(value: Any) -> list[str]:
     stops = [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
         raise bad_field("stop", f"must be a string or a list of strings, not {shown(value)}")
-    if len(stops) > MAX_STOPS:
-        raise bad_field("stop", f"may hold at most {MAX_STOPS} strings, not {len(stops)}")
     if "" in stops:
         raise bad_field("stop", "must not hold an empty string")
     return stops

@@ -1,0 +1,123 @@
+"""Compiles one grammar with xgrammar, as the engine would, and tries what it costs.
+
+Runs in a process of its own, which may be killed at any time: some grammars take hours, all memory,
+or the process with them.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from typing import Any
+
+import numpy as np
+import xgrammar as xgr
+
+MAX_STEP_S = 0.1
+"""Longest time that finding the allowed tokens may take: every step of the whole batch waits."""
+
+_WALKS = 4
+_STEPS = 24
+
+
+class UnusableError(Exception):
+    """The grammar is wrong, empty or too slow; the message is for the client."""
+
+
+class Compiler:
+    """Compiles for one tokenizer.
+
+    Args:
+        tokenizer_info: xgrammar's description of the tokenizer, as JSON.
+        any_whitespace: Whether JSON may have white space between its parts.
+        threads: Threads for one grammar.
+    """
+
+    def __init__(self, tokenizer_info: str, *, any_whitespace: bool, threads: int) -> None:
+        self._info = xgr.TokenizerInfo.deserialize_json(tokenizer_info)
+        self._any_whitespace = any_whitespace
+        self._threads = threads
+
+    def examine(self, kind: str, text: str) -> None:
+        """Compiles a grammar and follows it for some tokens.
+
+        Args:
+            kind: `json`, `regex`, `grammar`, `lark` or `structural_tag`.
+            text: The grammar.
+
+        Raises:
+            UnusableError: It cannot be compiled, allows nothing, or is too slow.
+        """
+        compiler = xgr.GrammarCompiler(self._info, max_threads=self._threads, cache_enabled=False)
+        try:
+            compiled = self._compile(compiler, kind, text)
+        except (RuntimeError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise UnusableError(_reason(error)) from error
+        self._follow(compiled)
+
+    def _compile(self, compiler: Any, kind: str, text: str) -> Any:
+        if kind == "json":
+            separators = None if self._any_whitespace else (",", ":")
+            return compiler.compile_json_schema(
+                text, any_whitespace=self._any_whitespace, separators=separators
+            )
+        if kind == "regex":
+            return compiler.compile_regex(text)
+        if kind == "lark":
+            return compiler.compile_lark(text)
+        if kind == "structural_tag":
+            return self._compile_tag(compiler, text)
+        return compiler.compile_grammar(text)
+
+    @staticmethod
+    def _compile_tag(compiler: Any, text: str) -> Any:
+        tag = json.loads(text)
+        if "structures" not in tag:
+            return compiler.compile_structural_tag(text)
+        items = [
+            xgr.StructuralTagItem(
+                begin=item["begin"], schema=json.dumps(item["schema"]), end=item["end"]
+            )
+            for item in tag["structures"]
+        ]
+        return compiler.compile_structural_tag(items, tag["triggers"])
+
+    def _follow(self, compiled: Any) -> None:
+        """Takes random allowed tokens for some steps, several times from the start."""
+        chance = random.Random(0)  # not a secret; the same verdict every time
+        matcher = xgr.GrammarMatcher(compiled)
+        mask = xgr.allocate_token_bitmask(1, self._info.vocab_size)
+        if not any([self._walk(matcher, mask, chance) for _ in range(_WALKS)]):
+            raise UnusableError("it allows no text that this model can write")
+
+    def _walk(self, matcher: Any, mask: Any, chance: random.Random) -> bool:
+        """Returns whether a walk ended well: at the grammar's end or after all steps."""
+        matcher.reset()
+        for _ in range(_STEPS):
+            started = time.thread_time()
+            masked = matcher.fill_next_token_bitmask(mask)
+            taken = time.thread_time() - started
+            if taken > MAX_STEP_S:
+                raise UnusableError(
+                    f"it takes {taken:.2g} s to find the allowed tokens of one step"
+                )
+            allowed = self._allowed(mask) if masked else np.arange(self._info.vocab_size)
+            if not len(allowed):
+                return False
+            if not matcher.accept_token(int(chance.choice(allowed))) or matcher.is_terminated():
+                return True
+        return True
+
+    def _allowed(self, mask: Any) -> Any:
+        bits = np.unpackbits(mask.numpy().view(np.uint8), bitorder="little")
+        return np.flatnonzero(bits[: self._info.vocab_size])
+
+
+def _reason(error: Exception) -> str:
+    """Returns xgrammar's message without its time and source line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    text = lines[0]
+    if text.startswith("[") and ": " in text:
+        text = text.split(": ", 1)[1]
+    return text[:300]
