@@ -63,7 +63,11 @@ class VllmModel:
             UnavailableError: The engine did not start.
         """
         self._loop = asyncio.get_running_loop()
-        return await self._start()
+        app = await self._start()
+        if self._engine.grammars is not None:
+            # Beforehand, so that the first request with a grammar need not wait.
+            self._engine.grammars.start()
+        return app
 
     async def _start(self) -> Dispatcher:
         if self._engine is None or self._name is None:

@@ -67,7 +67,7 @@ class Engine:
         tasks: What the started engine can do, in vLLM's words (`generate`, `embed`, ...).
         acceleration: What computes in the started engine, for the model's card.
         limits: What a request to the started engine may ask for.
-        grammars: Compiles grammars beside the started engine; None if it takes none that it could.
+        grammars: Lets grammars through to the started engine; None if it does not generate.
     """
 
     def __init__(self, cfg: Mapping[str, Any], name: str) -> None:
@@ -128,17 +128,19 @@ class Engine:
             client.model_config.max_model_len,
             client.model_config.get_vocab_size(),
         )
-        if "generate" in self.tasks and compiles_beforehand(client):
+        if "generate" in self.tasks:
             self._guard_grammars(client, stack)
         return app
 
     def _guard_grammars(self, client: EngineClient, stack: AsyncExitStack) -> None:
         limits = self._cfg["serving"]["limits"]
+        if not compiles_beforehand(client):
+            self.grammars = GrammarGate(limits, None, as_compiled)
+            return
         self.grammars = GrammarGate(limits, partial(describe_compiler, client), as_compiled)
         stack.callback(self.grammars.close)
         mend_checks()
         self._guard = GuardedClient(client, self.grammars)
-        self.grammars.start()
 
     def check_health(self) -> None:
         """Raises vLLM's own error when the engine is dead; nothing before it was started."""

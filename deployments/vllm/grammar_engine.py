@@ -6,15 +6,11 @@ fails when they move.
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import json
 import os
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -31,23 +27,21 @@ from vllm.v1.structured_output.utils import choice_as_grammar, grammar_is_likely
 
 from deployments.vllm.grammar_fields import Grammar
 from deployments.vllm.grammar_gate import GrammarGate
+from deployments.vllm.grammar_lane import SlowLane
+from deployments.vllm.grammar_threads import GrammarThreads
 from deployments.vllm.patching import replace_method
 from truthgpt_serve.errors import RequestError, ServerError, TruthGPTError
 
 BACKENDS = ("auto", "xgrammar")
 """Values of `structured_outputs_config.backend` for which grammars are compiled beforehand."""
 
-ENGINE_THREADS = 4
-"""Threads of the engine for grammars. One of them may be held by a slow grammar."""
-
-ENGINE_NICENESS = 10
-"""Of these threads: the engine's next step goes before a grammar."""
+ENGINE_THREADS = 8
+"""Threads of the engine for grammars: many more than slow grammars may hold."""
 
 STUCK_S = 120.0
 """How long an admitted grammar may keep its request from starting."""
 
 _DEFERRED = "vllm:num_requests_waiting_by_reason"
-_MAX_RESIDENT = 512
 
 _checked: contextvars.ContextVar[bool] = contextvars.ContextVar("grammar_checked", default=False)
 
@@ -110,8 +104,7 @@ class GuardedClient:
         self._client = client
         self._gate = gate
         self._add = client.add_request
-        self._turn = asyncio.Semaphore(1)
-        self._resident: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._lane = SlowLane()
         self._waiting: dict[str, float] = {}
         client.add_request = self.add_request
 
@@ -126,29 +119,16 @@ class GuardedClient:
             raise VLLMValidationError(error.message, parameter=error.param) from error
         except TruthGPTError as error:
             raise GracefulHTTPError(error.message, HTTPStatus(error.status)) from error
-        await self._take_turn(grammar, verdict.seconds)
+        compiled = await self._lane.enter((grammar.kind, grammar.text), verdict.seconds)
         token = _checked.set(True)
         try:
             queue = await self._add(request_id, prompt, params, *args, **kw)
         finally:
             _checked.reset(token)
+        if compiled is not None:
+            _at_first_output(queue, compiled.set)
         self._waiting[queue.request_id] = time.monotonic()
         return queue
-
-    async def _take_turn(self, grammar: Grammar, seconds: float) -> None:
-        """Lets slow grammars into the engine one by one, so that they never fill its threads."""
-        key = (grammar.kind, grammar.text)
-        if not self._gate.is_slow(seconds) or key in self._resident:
-            return
-        await self._turn.acquire()
-        if key in self._resident:
-            self._turn.release()
-            return
-        # The engine compiles on even when the request ends.
-        asyncio.get_running_loop().call_later(seconds, self._turn.release)
-        self._resident[key] = None
-        while len(self._resident) > _MAX_RESIDENT:
-            self._resident.popitem(last=False)
 
     def check_health(self) -> None:
         """Raises when the engine does not get done with a grammar.
@@ -165,6 +145,17 @@ class GuardedClient:
                 raise ServerError(
                     f"the engine has not compiled a grammar in {STUCK_S:g} s: it is stuck"
                 )
+
+
+def _at_first_output(queue: Any, call: Callable[[], None]) -> None:
+    put = queue.put
+
+    def first(output: Any) -> None:
+        queue.put = put
+        call()
+        put(output)
+
+    queue.put = first
 
 
 def grammar_of(params: Any) -> Grammar | None:
@@ -251,8 +242,8 @@ def _wrap_create(original: Callable[..., Any]) -> Callable[..., Any]:
         original(self, vllm_config)
         narrow = getattr(self, "executor", None)
         if narrow is not None:
-            workers = max(ENGINE_THREADS, narrow._max_workers)
-            self.executor = ThreadPoolExecutor(workers, "grammar", _be_nice)
+            count = max(ENGINE_THREADS, narrow._max_workers)
+            self.executor = GrammarThreads(count, _key_of)
             narrow.shutdown(wait=False)
 
     return __init__
@@ -268,5 +259,5 @@ def _wrap_start(original: Callable[..., Any]) -> Callable[..., Any]:
     return grammar_init
 
 
-def _be_nice() -> None:
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), ENGINE_NICENESS)
+def _key_of(request: Any) -> Any:
+    return request.structured_output_request.structured_output_key

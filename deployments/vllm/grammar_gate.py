@@ -38,9 +38,6 @@ SLOW_FOR_S = 300.0
 START_S = 120.0
 """Longest wait for the compiling process to start."""
 
-SLOW_S = 0.25
-"""A grammar that takes longer to compile counts as slow: the engine gets them one by one."""
-
 
 class Verdict(NamedTuple):
     """What came of compiling a grammar.
@@ -63,14 +60,15 @@ class GrammarGate:
 
     Args:
         limits: `serving.limits`.
-        describe: Returns the first message for the compiling process; called in a thread.
+        describe: Returns the first message for the compiling process; called in a thread. None
+            where the engine has another compiler: then sizes alone are checked.
         as_compiled: Turns kind and text of a request's grammar into those of the engine's compiler.
     """
 
     def __init__(
         self,
         limits: Mapping[str, Any],
-        describe: Callable[[], dict[str, Any]],
+        describe: Callable[[], dict[str, Any]] | None,
         as_compiled: Callable[[str, str], tuple[str, str]],
     ) -> None:
         self._limits = limits
@@ -83,12 +81,12 @@ class GrammarGate:
 
     def start(self) -> None:
         """Starts the compiling process in the background; call it on the event loop."""
-        if self._starting is None:
-            self._starting = asyncio.create_task(self._start())
+        if self._starting is None and self._describe is not None:
+            self._starting = asyncio.create_task(self._start(self._describe))
             self._starting.add_done_callback(_report)
 
-    async def _start(self) -> CompilingProcess:
-        settings = await asyncio.to_thread(self._describe)
+    async def _start(self, describe: Callable[[], dict[str, Any]]) -> CompilingProcess:
+        settings = await asyncio.to_thread(describe)
         self._worker = worker = CompilingProcess()
         await worker.open({**settings, "max_running": MAX_RUNNING, "max_waiting": MAX_WAITING})
         return worker
@@ -102,7 +100,7 @@ class GrammarGate:
             UnavailableError: The compiling process does not start.
         """
         self._check_size(grammar)
-        if grammar.kind == "tools":
+        if grammar.kind == "tools" or self._describe is None:
             return Verdict("ok", "", 0.0, 0.0)
         try:
             kind, text = self._as_compiled(grammar.kind, grammar.text)
@@ -112,11 +110,6 @@ class GrammarGate:
         if verdict.outcome != "ok":
             raise self._error(verdict, grammar.param)
         return verdict
-
-    @staticmethod
-    def is_slow(seconds: float) -> bool:
-        """Whether a grammar took so long that the engine should not get several such at once."""
-        return seconds > SLOW_S
 
     def _check_size(self, grammar: Grammar) -> None:
         key = "max_regex_bytes" if grammar.kind == "regex" else "max_schema_bytes"

@@ -18,6 +18,9 @@ from truthgpt_serve.errors import UnavailableError
 
 logger = logging.getLogger(__name__)
 
+PATIENCE_S = 120.0
+"""Longest wait for an answer beyond the grammar's own time: others may be before it."""
+
 
 class CompilingProcess:
     """The compiling process and the socket to it."""
@@ -57,7 +60,13 @@ class CompilingProcess:
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._answers[number] = answer
         self._send({"number": number, "kind": kind, "text": text, "limit_s": limit_s})
-        return await answer
+        try:
+            async with asyncio.timeout(limit_s + PATIENCE_S):
+                return await answer
+        except TimeoutError:
+            self.close()
+            message = "the process that compiles grammars does not answer"
+            raise UnavailableError(message, retry_after_s=2) from None
 
     def _send(self, message: Mapping[str, Any]) -> None:
         if self._writer is not None:

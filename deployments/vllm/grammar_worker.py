@@ -19,6 +19,7 @@ import socket
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from deployments.vllm.frames import FrameReader, frame
@@ -184,10 +185,11 @@ class Worker:
 def _confine() -> None:
     """Bounds this process, which is about to compile."""
     _die_with_parent()
-    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()  # noqa: SIM115
-    resource.setrlimit(resource.RLIMIT_AS, (used + MAX_MEMORY_BYTES,) * 2)
+    if sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        limit = pages * resource.getpagesize() + MAX_MEMORY_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.nice(NICENESS)
     # A library that aborts says so here; the outcome is what counts.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
@@ -195,7 +197,10 @@ def _confine() -> None:
 
 
 def _die_with_parent() -> None:
+    """Has the kernel end this process with its parent; elsewhere the closed socket does it."""
     parent = os.getppid()
+    if sys.platform != "linux":
+        return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
@@ -217,6 +222,7 @@ def _describe(status: int) -> str:
 def main() -> None:
     """Runs until the replica closes the socket or dies."""
     _die_with_parent()
+    os.nice(NICENESS)
     with socket.socket(fileno=int(sys.argv[1])) as connection, contextlib.suppress(OSError):
         Worker(connection).run()
 

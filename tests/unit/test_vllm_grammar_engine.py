@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,10 +16,12 @@ from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.structured_output import StructuredOutputManager
 
-from deployments.vllm import grammar_engine
+from deployments.vllm import grammar_engine, grammar_lane
 from deployments.vllm.grammar_engine import GuardedClient, as_compiled, grammar_of
 from deployments.vllm.grammar_fields import Grammar
 from deployments.vllm.grammar_gate import Verdict
+from deployments.vllm.grammar_lane import PLACES, SlowLane
+from deployments.vllm.grammar_threads import GrammarThreads
 from truthgpt_serve.errors import OverloadedError, RequestError, ServerError
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "number", "multipleOf": 2}}}
@@ -75,10 +78,6 @@ class Gate:
             raise answer
         return Verdict("ok", "", answer, 0.0)
 
-    @staticmethod
-    def is_slow(seconds: float) -> bool:
-        return seconds > 0.1
-
 
 class Client:
     """What `GuardedClient` needs of vLLM's client: `add_request` validates as vLLM does."""
@@ -92,7 +91,7 @@ class Client:
         model = SimpleNamespace(is_diffusion=False)
         params._validate_structured_outputs(model, self.config, object())
         self.added.append((asyncio.get_running_loop().time(), params))
-        return SimpleNamespace(request_id=request_id)
+        return Queue(request_id)
 
 
 def add(client: Client, gate: Gate, *requests: SamplingParams) -> None:
@@ -132,13 +131,83 @@ def test_a_refusal_keeps_its_status() -> None:
     assert not client.added
 
 
-def test_slow_grammars_reach_the_engine_one_by_one_and_quick_ones_pass_them() -> None:
-    client, gate = Client(), Gate(0.4, 0.4, 0.0, 0.4)
-    requests = (params(regex="a"), params(regex="b"), params(regex="c"), params(regex="a"))
-    add(client, gate, *requests)
-    times = {one.structured_outputs.regex: at for at, one in client.added}
-    assert times["b"] - times["c"] >= 0.35
-    assert [one.structured_outputs.regex for _, one in client.added[:2]] != ["a", "b"]
+class Queue:
+    """What a request's outputs go into."""
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self.outputs: list[str] = []
+
+    def put(self, output: str) -> None:
+        self.outputs.append(output)
+
+
+def test_slow_grammars_reach_the_engine_a_few_at_a_time_and_quick_ones_pass_them() -> None:
+    slow = [params(regex=f"slow{number}") for number in range(PLACES + 1)]
+    client, gate = Client(), Gate(*[9.0] * len(slow), 0.0, 9.0)
+    guarded: Any = GuardedClient(client, gate)  # type: ignore[arg-type]
+
+    async def main() -> None:
+        async def add(one: SamplingParams) -> Any:
+            return await guarded.add_request("id", "x", one)
+
+        tasks = [asyncio.create_task(add(one)) for one in slow]
+        first = await tasks[0]
+        await tasks[1]
+        await add(params(regex="quick"))
+        await add(params(regex="slow0"))  # the engine has it already
+        assert not tasks[2].done()
+        first.put("output")
+        await asyncio.wait_for(tasks[2], 10)
+        first.put("more")
+        assert first.outputs == ["output", "more"]
+
+    asyncio.run(main())
+    found = [one.structured_outputs.regex for _, one in client.added]
+    assert found == ["slow0", "slow1", "quick", "slow0", "slow2"]
+
+
+def test_a_place_is_free_again_when_nothing_comes_of_its_grammar(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(grammar_lane, "_PATIENCE", 0.0)
+
+    async def main() -> None:
+        lane = SlowLane()
+        for number in range(2 * PLACES):
+            assert await asyncio.wait_for(lane.enter(("regex", str(number)), 9.0), 10)
+
+    asyncio.run(main())
+
+
+def test_one_thread_at_most_works_on_a_grammar() -> None:
+    running, most = [0], [0]
+    gate = threading.Event()
+
+    def compile_one(request: str) -> str:
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        gate.wait(30)
+        running[0] -= 1
+        if request == "wrong":
+            raise ValueError(request)
+        return request
+
+    threads = GrammarThreads(3, lambda request: request)
+    try:
+        same = [threads.submit(compile_one, "a") for _ in range(5)]
+        wrong = [threads.submit(compile_one, "wrong") for _ in range(2)]
+        other = threads.submit(lambda request: request, "b")
+        assert other.result(30) == "b", "a thread is free for it"
+        gate.set()
+        assert [one.result(30) for one in same] == ["a"] * 5
+        for one in wrong:
+            with pytest.raises(ValueError, match="wrong"):
+                one.result(30)
+    finally:
+        gate.set()
+        threads.shutdown()
+    assert most[0] == 2
 
 
 def test_an_engine_that_is_stuck_with_a_grammar_is_not_healthy(
