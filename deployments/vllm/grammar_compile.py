@@ -53,6 +53,8 @@ class Compiler:
         try:
             compiled = self._compile(compiler, kind, text)
         except (RuntimeError, ValueError, TypeError, KeyError, RecursionError) as error:
+            if "bad_alloc" in str(error):
+                raise MemoryError from error
             raise UnusableError(_reason(error)) from error
         self._follow(compiled)
 

@@ -120,7 +120,7 @@ class GuardedClient:
         except TruthGPTError as error:
             raise GracefulHTTPError(error.message, HTTPStatus(error.status)) from error
         compiled = await self._lane.enter((grammar.kind, grammar.text), verdict.seconds)
-        token = _checked.set(True)
+        token = _checked.set(verdict.outcome == "ok")
         try:
             queue = await self._add(request_id, prompt, params, *args, **kw)
         finally:

@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import subprocess
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -43,7 +42,8 @@ class Verdict(NamedTuple):
     """What came of compiling a grammar.
 
     Attributes:
-        outcome: `ok`, `invalid`, `slow`, `memory`, `crash`, `turn` or `busy`.
+        outcome: `ok`, `invalid`, `slow`, `memory`, `crash`, `turn` or `busy`; `unchecked` where
+            nothing compiles beforehand.
         reason: More of it.
         seconds: How long it took.
         until: When it is tried again, on the monotonic clock.
@@ -53,6 +53,9 @@ class Verdict(NamedTuple):
     reason: str
     seconds: float
     until: float
+
+
+_UNCHECKED = Verdict("unchecked", "", 0.0, 0.0)
 
 
 class GrammarGate:
@@ -86,7 +89,12 @@ class GrammarGate:
             self._starting.add_done_callback(_report)
 
     async def _start(self, describe: Callable[[], dict[str, Any]]) -> CompilingProcess:
-        settings = await asyncio.to_thread(describe)
+        try:
+            settings = await asyncio.to_thread(describe)
+        except Exception:  # of xgrammar, of the tokenizer, of either's dependencies
+            logger.exception("this model's grammars cannot be compiled beforehand")
+            self._describe = None
+            raise
         self._worker = worker = CompilingProcess()
         await worker.open({**settings, "max_running": MAX_RUNNING, "max_waiting": MAX_WAITING})
         return worker
@@ -100,14 +108,14 @@ class GrammarGate:
             UnavailableError: The compiling process does not start.
         """
         self._check_size(grammar)
-        if grammar.kind == "tools" or self._describe is None:
-            return Verdict("ok", "", 0.0, 0.0)
+        if grammar.kind == "tools":
+            return _UNCHECKED
         try:
             kind, text = self._as_compiled(grammar.kind, grammar.text)
         except ValueError as error:
             raise RequestError(f"`{grammar.param}`: {error}", param=grammar.param) from None
         verdict = await self._find(kind, text)
-        if verdict.outcome != "ok":
+        if verdict.outcome not in ("ok", "unchecked"):
             raise self._error(verdict, grammar.param)
         return verdict
 
@@ -138,12 +146,19 @@ class GrammarGate:
         task = self._pending.get(key)
         if task is None:
             task = self._pending[key] = asyncio.create_task(self._compile(key, kind, text))
-            task.add_done_callback(lambda _: self._pending.pop(key, None))
+            task.add_done_callback(lambda done: self._forget(key, done))
         # Another request may wait for the same grammar when this one's client leaves.
         return await asyncio.shield(task)
 
+    def _forget(self, key: bytes, done: asyncio.Task[Verdict]) -> None:
+        self._pending.pop(key, None)
+        if not done.cancelled():
+            done.exception()  # the request that wanted it may have gone
+
     async def _compile(self, key: bytes, kind: str, text: str) -> Verdict:
         worker = await self._ready()
+        if worker is None:
+            return _UNCHECKED
         answer = await worker.compile(kind, text, float(self._limits["max_grammar_s"]))
         lasting = {"ok": float("inf"), "invalid": float("inf"), "turn": 0.0, "busy": 0.0}
         until = time.monotonic() + lasting.get(answer["outcome"], SLOW_FOR_S)
@@ -153,17 +168,22 @@ class GrammarGate:
             self._verdicts.popitem(last=False)
         return verdict
 
-    async def _ready(self) -> CompilingProcess:
+    async def _ready(self) -> CompilingProcess | None:
+        """Returns the process that compiles, or None if this model can have none."""
         if self._worker is not None and self._worker.closed:
             self._worker = self._starting = None
         self.start()
         if self._starting is None:
-            raise UnavailableError("grammars cannot be compiled now", retry_after_s=5)
+            return None
         try:
             async with asyncio.timeout(START_S):
                 return await asyncio.shield(self._starting)
-        except (OSError, TimeoutError, subprocess.SubprocessError) as error:
+        except TruthGPTError:
+            raise
+        except Exception as error:
             self.close()
+            if self._describe is None:
+                return None
             message = "the process that compiles grammars does not start"
             raise UnavailableError(message, retry_after_s=5) from error
 

@@ -198,6 +198,21 @@ def test_a_compiling_process_that_dies_is_replaced() -> None:
     run(check, max_grammar_s=60.0)
 
 
+def test_a_model_whose_tokenizer_has_no_compiler_keeps_its_engine_s_own_checks() -> None:
+    def fail() -> dict[str, Any]:
+        raise ValueError("no such tokenizer")
+
+    async def main() -> None:
+        for describe_nothing in (fail, None):
+            one = GrammarGate(LimitsSection().model_dump(), describe_nothing, as_compiled)
+            for _ in range(2):
+                assert (await one.check(Grammar("regex", "((", "x"))).outcome == "unchecked"
+            await refusal(one, schema(wide(20_000)))
+            one.close()
+
+    asyncio.run(main())
+
+
 def test_nothing_outlives_the_gate() -> None:
     found: list[psutil.Process] = []
 
