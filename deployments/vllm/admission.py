@@ -10,7 +10,7 @@ from deployments.vllm.grammar_gate import GrammarGate
 from truthgpt_serve.asgi import Receive, Scope, Send
 from truthgpt_serve.errors import TruthGPTError
 from truthgpt_serve.protocol import parse_object
-from truthgpt_serve.server.http import ClientGoneError, Connection, relative_path
+from truthgpt_serve.server.http import ClientGoneError, Connection
 from truthgpt_serve.server.request_limits import RequestLimits
 
 
@@ -46,7 +46,6 @@ class AdmittedRequests:
             await self._app(scope, receive, send)
             return
         connection = Connection(scope, receive, send)
-        connection.path = relative_path(scope)
         try:
             raw = await connection.read(self._max_body_bytes, self._max_request_s)
             if raw:
