@@ -8,11 +8,18 @@ schema (`ray.serve.schema.ServeInstanceDetails`). Knows nothing of models.
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from truthgpt_serve.haproxy_limits import SOCKET_NAME
+from truthgpt_serve.placement import describe_waiting, needed_by, waiting_replicas
+
+Resources = Mapping[str, float]
+"""Amounts by Ray's names."""
 
 CARD_KEY = "card"
 """Key of a model's card in its deployment's `user_config`."""
@@ -37,6 +44,7 @@ class ApplicationState:
         message: Serve's explanation of the status.
         num_running_replicas: Replicas of all its deployments that are given requests.
         num_draining_replicas: Those that only finish the requests they have.
+        waits_for: What replicas that have no node yet wait for, in words, or None.
         card: What the application published about itself, or None.
         deployed_at_s: When it was deployed, seconds since the epoch.
     """
@@ -49,6 +57,7 @@ class ApplicationState:
     card: dict[str, Any] | None
     deployed_at_s: float
     num_draining_replicas: int = 0
+    waits_for: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +98,34 @@ def fetch_serve_state() -> ServeState:
     if client is None:
         raise RuntimeError("Ray Serve is not running")
     try:
-        return parse_details(client.get_serve_details())
+        return parse_details(client.get_serve_details(), _cluster_resources)
     except RayError as error:
         raise RuntimeError(f"Serve's controller does not answer: {error}") from error
 
 
-def parse_details(details: dict[str, Any]) -> ServeState:
-    """Turns `ServeInstanceDetails` (as JSON-like data) into a `ServeState`."""
+def _cluster_resources() -> tuple[Resources, Resources]:
+    import ray
+
+    return ray.cluster_resources(), ray.available_resources()
+
+
+def parse_details(
+    details: dict[str, Any],
+    find_resources: Callable[[], tuple[Resources, Resources]] = lambda: ({}, {}),
+) -> ServeState:
+    """Turns `ServeInstanceDetails` (as JSON-like data) into a `ServeState`.
+
+    Args:
+        details: What Serve says.
+        find_resources: Returns what the cluster has and what of it is free; called only when
+            replicas wait.
+    """
+    find_resources = cache(find_resources)
     options = details.get("http_options") or {}
     return ServeState(
         applications={
-            name: _application(name, value) for name, value in details["applications"].items()
+            name: _application(name, value, find_resources)
+            for name, value in details["applications"].items()
         },
         proxy_port=options.get("port"),
         proxy_host=_reachable_host(options.get("host") or ""),
@@ -112,7 +138,11 @@ def _reachable_host(listens_on: str) -> str:
     return "127.0.0.1" if host in _ALL_ADDRESSES else host
 
 
-def _application(name: str, details: dict[str, Any]) -> ApplicationState:
+def _application(
+    name: str,
+    details: dict[str, Any],
+    find_resources: Callable[[], tuple[Resources, Resources]],
+) -> ApplicationState:
     deployments = details["deployments"].values()
     card = None
     for deployment in deployments:
@@ -134,7 +164,18 @@ def _application(name: str, details: dict[str, Any]) -> ApplicationState:
         card=card,
         deployed_at_s=float(details.get("last_deployed_time_s") or 0.0),
         num_draining_replicas=states.count("STOPPING"),
+        waits_for=_waits_for(details, find_resources),
     )
+
+
+def _waits_for(
+    details: dict[str, Any], find_resources: Callable[[], tuple[Resources, Resources]]
+) -> str | None:
+    now_s = time.time()
+    for deployment in details["deployments"].values():
+        if number := waiting_replicas(deployment, now_s):
+            return describe_waiting(number, needed_by(deployment), *find_resources())
+    return None
 
 
 def worker_proxy_port() -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,13 @@ import yaml
 
 from truthgpt_serve.cluster.run_file import RunFile
 from truthgpt_serve.local_cluster import free_port, model_application
-from truthgpt_serve.processes import busy_ports, end_run, find_run
+from truthgpt_serve.processes import (
+    busy_ports,
+    end_run,
+    find_run,
+    read_process,
+    send_signal,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 240
@@ -60,21 +67,36 @@ class Shell:
             check=False,
         )
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def run_in_background(self) -> subprocess.Popen[bytes]:
+        """Starts the service, and waits for nothing."""
         with self.log.open("wb") as log:
-            service = subprocess.Popen(
+            return subprocess.Popen(
                 self.command("start"),
                 env=self.environment,
                 cwd=ROOT,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Starts the service, and waits until it is ready."""
+        service = self.run_in_background()
         deadline = time.monotonic() + START_S
         while "[serve] ready after" not in self.log.read_text():
             assert service.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.1)
         return service
+
+    def kill(self) -> None:
+        """Ends what a test has left running: first what would start it again."""
+        state = self.run_file.read()
+        if state is None:
+            return
+        runner = read_process(state["pid"])
+        if runner is not None and runner.started == state["started"]:
+            send_signal(runner, signal.SIGKILL)
+        end_run(state["run_id"], timeout_s=STOP_S)
 
     @property
     def log(self) -> Path:
@@ -109,9 +131,7 @@ def open_shell(folder: Path, config: dict[str, Any]) -> Iterator[Shell]:
     try:
         yield shell
     finally:
-        state = shell.run_file.read()
-        if state is not None:
-            end_run(state["run_id"], timeout_s=STOP_S)
+        shell.kill()
         shutil.rmtree(haproxy, ignore_errors=True)
 
 

@@ -230,3 +230,57 @@ def test_replicas_are_counted_by_what_they_do() -> None:
 
 def test_another_applications_card_is_no_card() -> None:
     assert parse_details(details("a text")).applications["m"].card is None
+
+
+async def test_state_that_is_too_old_counts_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    catalogue = Catalogue(Controller(failing_call=1).fetch, no_routes)
+    assert catalogue.lost_s is None  # it has never had any
+    catalogue.update(state(application("m")))
+    await catalogue.confirm("m")
+    monkeypatch.setattr(module, "MIN_REFRESH_PERIOD_S", 1e9)  # nobody answers from here on
+    age_s = 0.0
+    clock = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + age_s)
+    age_s = module.MAX_AGE_S - 1
+    assert catalogue.lost_s is None
+    age_s = module.MAX_AGE_S + 1
+    lost_s = catalogue.lost_s
+    assert lost_s is not None
+    assert lost_s > module.MAX_AGE_S
+    # Requests go on; one that reached nobody is not held for news that do not come.
+    assert (await catalogue.resolve("m")).running
+    with pytest.raises(UnavailableError, match="has not answered for 6"):
+        await catalogue.confirm("m")
+    catalogue.update(state(application("m")))
+    assert catalogue.lost_s is None
+
+
+async def test_a_controller_that_hangs_holds_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FETCH_TIMEOUT_S", 0.05)
+    answer, calls = threading.Event(), []
+
+    def fetch() -> ServeState:
+        calls.append(1)
+        answer.wait(60)
+        return state(application("m"))
+
+    catalogue = Catalogue(fetch, no_routes)
+    for _ in range(5):
+        with pytest.raises(TimeoutError):
+            await catalogue.refresh(max_age_s=0)
+    assert len(calls) == 1
+    answer.set()
+    monkeypatch.setattr(module, "FETCH_TIMEOUT_S", 30)
+    await catalogue.refresh(max_age_s=0)
+    assert catalogue.is_running("m")
+
+
+async def test_what_waits_for_resources_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    waits_for = "1 replica waits for resources: each needs 4 CPU (the cluster has 2, 2 free)"
+    waiting = application("m", num_running_replicas=0, status="DEPLOYING", waits_for=waits_for)
+    catalogue = Catalogue(lambda: state(waiting), no_routes)
+    for _ in range(3):
+        catalogue.update(state(waiting))
+    assert [record.getMessage() for record in caplog.records] == [f"model 'm': {waits_for}"]
+    with pytest.raises(UnavailableError, match="'m' is not placed: 1 replica waits for resources"):
+        await catalogue.resolve("m")

@@ -296,4 +296,4 @@ def test_router() -> None:
     deployment = accept(options)
     assert deployment.num_replicas == 2
     assert options["graceful_shutdown_timeout_s"] > 100
-    assert deployment.ray_actor_options["num_cpus"] == pytest.approx(0.1)
+    assert deployment.ray_actor_options["num_cpus"] == 0

@@ -38,7 +38,7 @@ def test_the_function_that_finds_serve_is_where_it_was() -> None:
         (schema.ServeApplicationSchema, {"route_prefix"}),
         (schema.DeploymentDetails, {"deployment_config", "replicas"}),
         (schema.DeploymentSchema, {"user_config"}),
-        (schema.ReplicaDetails, {"state"}),
+        (schema.ReplicaDetails, {"state", "node_id", "start_time_s"}),
     ],
 )  # fmt: skip
 def test_the_fields_that_are_read_are_in_rays_schema(model: Any, fields: set[str]) -> None:
@@ -98,3 +98,45 @@ def test_the_proxy_is_reached_where_it_listens(listens_on: str | None, reached_a
     state = parse_details({"applications": {}, "http_options": options})
     assert state.proxy_host == reached_at
     assert parse_details({"applications": {}, "http_options": None}).proxy_host == "127.0.0.1"
+
+
+def test_what_waits_for_resources_is_said_in_words() -> None:
+    waiting = {"state": "STARTING", "node_id": None, "start_time_s": 1.0}
+    placed = {**waiting, "node_id": "abc"}
+    fresh = {**waiting, "start_time_s": 1e12}
+
+    def deployment(*replicas: dict[str, Any], **config: Any) -> dict[str, Any]:
+        return {"replicas": list(replicas), "deployment_config": config}
+
+    def state(**deployments: dict[str, Any]) -> str | None:
+        app = {"status": "DEPLOYING", "route_prefix": "/models/m", "deployments": deployments}
+        found = parse_details(
+            {"applications": {"m": app}},
+            lambda: ({"CPU": 8.0, "GPU": 1.0}, {"CPU": 2.5}),
+        )
+        return found.applications["m"].waits_for
+
+    options = {"num_cpus": 4, "num_gpus": 0}
+    assert state(D=deployment(placed, fresh, ray_actor_options=options)) is None
+    assert state(D=deployment(waiting, placed, ray_actor_options=options)) == (
+        "1 replica waits for resources: each needs 4 CPU (the cluster has 8, 2.5 free)"
+    )
+    bundles = [{"CPU": 1.0, "GPU": 1.0}, {"GPU": 1.0}]
+    assert state(D=deployment(waiting, waiting, placement_group_bundles=bundles)) == (
+        "2 replicas wait for resources: each needs 2 GPU (the cluster has 1, 0 free)"
+    )
+    typed = {"num_cpus": 0, "num_gpus": 0.5, "accelerator_type": "H100", "resources": {"disk": 1}}
+    assert state(D=deployment(waiting, ray_actor_options=typed)) == (
+        "1 replica waits for resources: each needs 0.5 GPU (the cluster has 1, 0 free), "
+        "1 disk (the cluster has 0, 0 free), a GPU of type H100 (the cluster has none)"
+    )
+    assert state(D=deployment(waiting)) == "1 replica waits for a node"
+
+
+def test_the_cluster_is_asked_only_when_something_waits() -> None:
+    app = {"status": "RUNNING", "route_prefix": "/", "deployments": {}}
+
+    def fail() -> tuple[dict[str, float], dict[str, float]]:
+        raise AssertionError
+
+    parse_details({"applications": {"m": app}}, fail)

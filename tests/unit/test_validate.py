@@ -215,9 +215,13 @@ def test_machine_counts_all_replicas(service: Path) -> None:
     (service / "serve.yaml").write_text(text, encoding="utf-8")
     result = validate("--machine", "serve.yaml")
     assert faults_in(result) == [
-        f"serve.yaml: all replicas together need {2 * cpus} CPU cores; this machine has {cpus} "
+        f"serve.yaml: all replicas together need {2 * cpus} CPU cores; this machine has {cpus}: "
+        f"{cpus} too few (m0 {cpus}, m1 {cpus}) "
         "(lower hardware.cpus or hardware.gpus, or add nodes to the cluster)"
     ]
+    alone = validate("serve.yaml")
+    assert alone.exit_code == 0  # the cluster may have more machines
+    assert "note: this machine alone is too small: serve.yaml: all replicas" in alone.stdout
 
 
 def test_shipped_files_are_right_and_import_no_engine() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import click
 
 from truthgpt_serve.cli.main import EXIT_FAULT
+from truthgpt_serve.cluster.progress import telling_progress
 from truthgpt_serve.validate import validate_file
 
 
@@ -18,15 +19,24 @@ from truthgpt_serve.validate import validate_file
     is_flag=True,
     help="Also import each family and compare the hardware asked for with this machine's.",
 )
+@click.option(
+    "--progress",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Say every so many seconds which module is being imported.",
+)
 @click.pass_context
-def validate(ctx: click.Context, files: tuple[str, ...], machine: bool) -> None:
+def validate(
+    ctx: click.Context, files: tuple[str, ...], machine: bool, progress: float | None
+) -> None:
     """Checks Serve files with all their models, or single models' files.
 
     Starts nothing. Exits with 0 if every FILE is right, else with 2 after a list of all faults.
     """
     num_faults = 0
     for file in files:
-        report = validate_file(file, machine=machine)
+        with telling_progress(progress, click.echo):
+            report = validate_file(file, machine=machine)
         num_faults += len(report.faults)
         for line in report.checked:
             click.echo(f"ok: {line}")

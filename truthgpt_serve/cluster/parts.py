@@ -148,6 +148,10 @@ class Watch:
         """Says that the service is complete: what is not there now is not waited for."""
         self._settled = True
 
+    def seen(self) -> set[str]:
+        """Returns the names of the parts that lived at the last look."""
+        return {name for name, life in self._lives.items() if life.process is not None}
+
     def look(self) -> list[Event]:
         """Returns what happened since the last look, the most significant first."""
         self._children = [child for child in self._children if child.poll() is None]
@@ -170,7 +174,11 @@ class Watch:
             return self._note_death(part, life, now_s)
         if life.again_s is not None and now_s >= life.again_s:
             life.again_s = None
-            self._run_again(life)
+            try:
+                self._run_again(life)
+            except OSError as error:  # it has to be there next time
+                life.may_run_again(now_s)
+                return Event(f"{part.name} cannot be started again: {error}")
         if life.lost_s is None or now_s - life.lost_s < self._return_s:
             return None
         life.lost_s = None

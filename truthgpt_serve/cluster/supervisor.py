@@ -24,6 +24,8 @@ ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WRONG_FILE = 2
 """Exit status of the runner for a Serve file with faults: trying again would not help."""
 PERIOD_S = 0.2
+READY_PERIOD_S = 0.5
+"""How often the processes are looked at: while the service starts, and when it is ready."""
 REPORT_PERIOD_S = 30.0
 """How often a start that takes long says what it waits for."""
 
@@ -104,7 +106,7 @@ class Supervisor:
                     report_s = now_s + REPORT_PERIOD_S
                     waited = f"{now_s - started_s:.0f} s"
                     say(f"not ready after {waited}, waits for {waits_for}{describe_load()}")
-            time.sleep(PERIOD_S)
+            time.sleep(READY_PERIOD_S if ready else PERIOD_S)
         return 0
 
     def _note_exit(self, status: int, *, was_ready: bool) -> int | None:
@@ -129,6 +131,9 @@ class Supervisor:
 
     def _wait_for_next_try(self) -> bool:
         """Waits before the next try; returns False when there is none."""
+        if self._interrupts:
+            say("stopped")
+            return False
         delay_s = self._retries.delay_s
         if delay_s is None:
             say(f"giving up after {self._retries.num_failures} failures; Ray's logs: /tmp/ray")

@@ -56,6 +56,6 @@ class RouterConfig(Section):
     max_queued_requests: Annotated[int, Field(ge=1, le=65536)] = 4096
     """Requests that wait, in each proxy, for a router replica; beyond it a client gets 429."""
 
-    cpus: NonNegativeNumber = 0.1
-    """CPU cores that Ray reserves per router replica. It bounds nothing: it only keeps Ray from
-    placing too much on one node."""
+    cpus: NonNegativeNumber = 0
+    """CPU cores that Ray reserves per router replica. It bounds nothing. With more than 0 the
+    router waits behind the models where these take all that there is; nothing answers meanwhile."""

@@ -34,6 +34,9 @@ UNSETTLED_PERIOD_S = 2.0
 MIN_REFRESH_PERIOD_S = 1.0
 """Requests for unknown models ask the controller at most this often."""
 FETCH_TIMEOUT_S = 10.0
+MAX_AGE_S = 60.0
+"""State older than this says nothing any more. A controller that dies is back within half of it,
+also on a busy machine, and is asked every 10 s."""
 CONFIRM_TIMEOUT_S = 1.0
 """How long a request that was not reached waits for news, each time that it is sent again."""
 RETRY_AFTER_S = 5
@@ -60,6 +63,7 @@ class Catalogue:
         self._routes = b""
         self._refreshed_at_s = float("-inf")
         self._refreshing: asyncio.Task[None] | None = None
+        self._asked: tuple[float, asyncio.Future[ServeState]] | None = None
         self._follower: asyncio.Task[None] | None = None
 
     # -- reading
@@ -92,6 +96,12 @@ class Catalogue:
     def loaded(self) -> bool:
         """Whether the controller has answered once."""
         return self._refreshed_at_s > float("-inf")
+
+    @property
+    def lost_s(self) -> float | None:
+        """Seconds since the controller answered last, where that is too long; else None."""
+        age_s = time.monotonic() - self._refreshed_at_s
+        return age_s if self.loaded and age_s > MAX_AGE_S else None
 
     def is_running(self, name: str) -> bool:
         """Whether a replica of this model was running when last asked."""
@@ -138,11 +148,15 @@ class Catalogue:
 
         Raises:
             ModelNotFoundError: It is not, by news not older than a second.
+            UnavailableError: There has been no news for so long that nothing is known.
         """
         with contextlib.suppress(Exception):  # then by what was last known
             async with asyncio.timeout(CONFIRM_TIMEOUT_S):
                 await self.refresh(max_age_s=MIN_REFRESH_PERIOD_S)
         self._get(name)
+        if self.lost_s is not None:
+            message = f"Ray Serve has not answered for {self.lost_s:.0f} s; the service may restart"
+            raise UnavailableError(message, retry_after_s=RETRY_AFTER_S)
 
     def _get(self, name: str) -> ModelEntry:
         entry = self.find(name)
@@ -214,9 +228,18 @@ class Catalogue:
             await self.refresh(max_age_s=MIN_REFRESH_PERIOD_S)
 
     async def _refresh(self) -> None:
-        asked_at_s = time.monotonic()
-        async with asyncio.timeout(FETCH_TIMEOUT_S):
-            state = await asyncio.to_thread(self._fetch_state)
+        # One call at a time: a controller that is gone would hold a thread for each of them.
+        if self._asked is None:
+            call = asyncio.get_running_loop().run_in_executor(None, self._fetch_state)
+            call.add_done_callback(_retrieve)
+            self._asked = time.monotonic(), call
+        asked_at_s, call = self._asked
+        try:
+            async with asyncio.timeout(FETCH_TIMEOUT_S):
+                state = await asyncio.shield(call)
+        finally:
+            if call.done():
+                self._asked = None
         self.update(state)
         self._refreshed_at_s = asked_at_s
 
@@ -242,5 +265,20 @@ class Catalogue:
             other = entries.setdefault(entry.name, entry)
             if other.deleted and not entry.deleted:
                 entries[entry.name] = entry
+        self._log_waiting(states)
         self._entries, self._states = entries, states
         self._refreshed_at_s = time.monotonic()
+
+    def _log_waiting(self, states: dict[str, ApplicationState]) -> None:
+        for name, state in states.items():
+            before = self._states.get(name)
+            if state.waits_for and (before is None or not before.waits_for):
+                logger.warning("model %r: %s", name, state.waits_for)
+            elif before is not None and before.waits_for and not state.waits_for:
+                logger.info("model %r waits no more", name)
+
+
+def _retrieve(call: asyncio.Future[ServeState]) -> None:
+    """Has asyncio not report the failure of a call that nobody waits for any more."""
+    if not call.cancelled():
+        call.exception()

@@ -29,6 +29,7 @@ class ModelEntry:
         deleted: Whether it is being removed: it finishes its requests, and takes no more.
         settled: Whether all its replicas are of its last deployment.
         num_replicas: Replicas that ran when last asked.
+        waits_for: What replicas without a node wait for, in words, or None.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ModelEntry:
     deleted: bool = False
     settled: bool = False
     num_replicas: int = 0
+    waits_for: str | None = None
 
 
 def model_entry(application: ApplicationState, *, has_run: bool) -> ModelEntry:
@@ -64,6 +66,7 @@ def model_entry(application: ApplicationState, *, has_run: bool) -> ModelEntry:
         deleted=application.status == DELETING,
         settled=application.status == "RUNNING",
         num_replicas=application.num_running_replicas,
+        waits_for=application.waits_for,
     )
 
 
@@ -78,6 +81,8 @@ def _why_unavailable(application: ApplicationState, *, has_run: bool) -> str | N
         return None
     if application.status == "DEPLOY_FAILED":
         return f"The model {application.name!r} failed to start; its reason is in `serve status`"
+    if application.waits_for:
+        return f"The model {application.name!r} is not placed: {application.waits_for}"
     if not has_run:
         return f"The model {application.name!r} is starting; try again in a few seconds"
     return None

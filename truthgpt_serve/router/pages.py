@@ -17,6 +17,7 @@ from truthgpt_serve.router.catalogue import Catalogue
 from truthgpt_serve.router.model_entry import ModelEntry
 from truthgpt_serve.router.open_inference import OpenInferencePages
 from truthgpt_serve.router.openapi import DOCS_HTML, openapi_document
+from truthgpt_serve.serve_state import ApplicationState
 
 Page = Callable[[Send], Awaitable[None]]
 
@@ -76,14 +77,15 @@ class Pages:
         await send_json(send, {"status": "ok"})
 
     async def _ready(self, send: Send) -> None:
-        models = {
-            state.name: {"status": state.status, "num_running_replicas": state.num_running_replicas}
-            for state in self._catalogue.states()
+        states, lost_s = self._catalogue.states(), self._catalogue.lost_s
+        ready = self._catalogue.loaded and all(state.status == "RUNNING" for state in states)
+        ready = ready and lost_s is None
+        value: dict[str, Any] = {
+            "status": "ready" if ready else "not ready",
+            "models": {state.name: _state_object(state) for state in states},
         }
-        ready = self._catalogue.loaded and all(
-            state.status == "RUNNING" for state in self._catalogue.states()
-        )
-        value = {"status": "ready" if ready else "not ready", "models": models}
+        if lost_s is not None:
+            value["message"] = f"Ray Serve's controller has not answered for {lost_s:.0f} s"
         headers = [] if ready else [(b"retry-after", b"2")]
         await send_json(send, value, status=200 if ready else 503, headers=headers)
 
@@ -111,6 +113,16 @@ class Pages:
         await send_bytes(send, file.data, file.content_type.encode(), headers=file.headers())
 
 
+def _state_object(state: ApplicationState) -> dict[str, Any]:
+    value: dict[str, Any] = {
+        "status": state.status,
+        "num_running_replicas": state.num_running_replicas,
+    }
+    if state.waits_for:
+        value["message"] = state.waits_for
+    return value
+
+
 def _model_object(entry: ModelEntry) -> dict[str, Any]:
     value = {
         "id": entry.name,
@@ -120,6 +132,8 @@ def _model_object(entry: ModelEntry) -> dict[str, Any]:
     }
     if entry.parent is not None:
         value["parent"] = entry.parent
+    if entry.waits_for is not None:
+        value["waits_for"] = entry.waits_for
     return value
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -138,6 +138,15 @@ def check_overrides(
                 message = f"is also given at {where.at(*given)}"
                 fix = f"keep {dotted(given)} and remove this"
                 yield Fault(place, message, fix)
+
+
+def find_deployment(application: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    """Returns an application's entry of this name under `deployments:`, or None."""
+    deployments = application.get("deployments")
+    for deployment in deployments if isinstance(deployments, list) else []:
+        if isinstance(deployment, dict) and deployment.get("name") == name:
+            return deployment
+    return None
 
 
 def _has(data: Any, path: tuple[str, ...]) -> bool:

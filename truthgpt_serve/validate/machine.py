@@ -10,14 +10,19 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from truthgpt_serve.checks import resolve_family
-from truthgpt_serve.config import ModelConfig
 from truthgpt_serve.errors import ConfigError, Fault
-from truthgpt_serve.resources import resolve_gpus
+from truthgpt_serve.resources import plan_replica, plan_router
+from truthgpt_serve.validate.capacity import demand_of, find_shortages
 from truthgpt_serve.validate.report import CheckedModel, Report
 
+DOES_NOT_FIT = "this machine alone is too small: "
+"""How a note about it begins."""
 _PROBE_TIMEOUT_S = 20
+_MEMORY_SHARE = 0.7
+"""Share of the free memory that Ray hands out; the rest is its object store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +32,33 @@ class Machine:
     Attributes:
         cpus: Processor cores that this process may use.
         gpus: Name of each visible GPU, such as `NVIDIA H100 80GB HBM3`.
+        memory: Bytes that Ray hands out to replicas that ask for memory.
     """
 
     cpus: int
     gpus: tuple[str, ...]
+    memory: float = float("inf")
+
+    def resources(self) -> dict[str, float]:
+        """Returns what Ray would have to hand out, by its names."""
+        amounts = {"CPU": self.cpus, "GPU": len(self.gpus), "memory": self.memory}
+        return {name: float(amount) for name, amount in amounts.items()}
 
 
 def probe_machine(environ: Mapping[str, str] = os.environ) -> Machine:
     """Returns this machine's hardware; no GPU where the NVIDIA driver does not answer."""
-    return Machine(cpus=len(os.sched_getaffinity(0)), gpus=_gpu_names(environ))
+    return Machine(
+        cpus=len(os.sched_getaffinity(0)), gpus=_gpu_names(environ), memory=_free_memory()
+    )
+
+
+def _free_memory() -> float:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return float("inf")
+    free = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return float("inf") if free is None else int(free) * 1024 * _MEMORY_SHARE
 
 
 def _gpu_names(environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -69,28 +92,41 @@ def check_machine(report: Report, file: str) -> None:
         file: Name of the file that was checked, for faults of the service as a whole.
     """
     machine = probe_machine()
-    cpus = sum(router.cpus * router.num_replicas for router in report.routers)
-    gpus = 0.0
     for model in report.models:
         report.add(_check_class(model))
+    report.add(_find_shortages(report, machine, file))
+    names = ", ".join(machine.gpus) or "none"
+    report.notes.append(f"this machine: {machine.cpus} CPU cores, GPUs: {names}")
+
+
+def note_shortages(report: Report, file: str) -> None:
+    """Notes in `report` what would wait if this machine were the whole cluster."""
+    for fault in _find_shortages(report, probe_machine(), file):
+        report.notes.append(f"{DOES_NOT_FIT}{fault}")
+
+
+def _find_shortages(report: Report, machine: Machine, file: str) -> list[Fault]:
+    faults: list[Fault] = []
+    demands = [
+        demand_of(plan_router(router.config), "router", router.place.at(), router.deployment)
+        for router in report.routers
+    ]
+    for model in report.models:
         try:
             spec = resolve_family(model.config)
         except ConfigError:
             continue  # the check of the model reports it
         try:
-            wanted = resolve_gpus(model.config, spec, cluster_gpus=len(machine.gpus))
+            plan = plan_replica(model.config, spec, cluster_gpus=len(machine.gpus))
         except ConfigError as error:
-            report.add(error.faults)
+            faults += error.faults
             continue
-        report.add(_check_replica(model, wanted, machine))
-        replicas = _first_replicas(model.config)
-        cpus += replicas * model.config.hardware.cpus
-        gpus += replicas * wanted
-    if len(report.models) > 1:
-        report.add(_check_total(file, "CPU cores", cpus, machine.cpus))
-        report.add(_check_total(file, "GPUs", gpus, len(machine.gpus)))
-    names = ", ".join(machine.gpus) or "none"
-    report.notes.append(f"this machine: {machine.cpus} CPU cores, GPUs: {names}")
+        own = list(_check_replica(model, plan.gpus, machine))
+        faults += own
+        demand = demand_of(plan, model.name or "it", model.place.at("hardware"), model.deployment)
+        if not own:
+            demands.append(demand)
+    return [*faults, *find_shortages(demands, machine.resources(), file)]
 
 
 def _check_replica(model: CheckedModel, gpus: float, machine: Machine) -> Iterator[Fault]:
@@ -108,14 +144,6 @@ def _check_replica(model: CheckedModel, gpus: float, machine: Machine) -> Iterat
         yield Fault(place.at("hardware", "accelerator_type"), message)
 
 
-def _check_total(file: str, what: str, needed: float, present: int) -> list[Fault]:
-    if needed <= present:
-        return []
-    message = f"all replicas together need {needed:g} {what}; this machine has {present}"
-    fix = "lower hardware.cpus or hardware.gpus, or add nodes to the cluster"
-    return [Fault(file, message, fix)]
-
-
 def _check_class(model: CheckedModel) -> list[Fault]:
     try:
         resolve_family(model.config).load_class()
@@ -126,10 +154,3 @@ def _check_class(model: CheckedModel) -> list[Fault]:
         fix = "install the extra that brings its engine"
         return [Fault(model.place.at("model", "family"), message, fix)]
     return []
-
-
-def _first_replicas(config: ModelConfig) -> int:
-    scaling = config.serving.autoscaling
-    if scaling is None:
-        return config.serving.num_replicas or 1
-    return scaling.min_replicas if scaling.initial_replicas is None else scaling.initial_replicas

@@ -5,8 +5,9 @@ Knows no rule and no output format.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from truthgpt_serve.config import ModelConfig, RouterConfig, Source
 from truthgpt_serve.errors import Fault
@@ -20,11 +21,28 @@ class CheckedModel:
         name: Its application's name, or None for a file that was checked by itself.
         config: The configuration; faulty keys have their defaults.
         place: Where it stands.
+        deployment: Its entry under `deployments:` in the Serve file, or None.
     """
 
     name: str | None
     config: ModelConfig
     place: Source
+    deployment: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedRouter:
+    """The router whose configuration could be read.
+
+    Attributes:
+        config: Its configuration.
+        place: Where it stands.
+        deployment: Its entry under `deployments:` in the Serve file, or None.
+    """
+
+    config: RouterConfig
+    place: Source
+    deployment: Mapping[str, Any] | None = None
 
 
 @dataclass(slots=True)
@@ -43,7 +61,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     models: list[CheckedModel] = field(default_factory=list)
-    routers: list[RouterConfig] = field(default_factory=list)
+    routers: list[CheckedRouter] = field(default_factory=list)
 
     def add(self, faults: Iterable[Fault]) -> None:
         """Adds the faults that are not there yet: two applications may share a file."""

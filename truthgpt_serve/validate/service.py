@@ -18,17 +18,20 @@ from truthgpt_serve.config.paths import find_config
 from truthgpt_serve.errors import ConfigError, Fault, RegistryError
 from truthgpt_serve.registry import import_user_module
 from truthgpt_serve.validate.applications import (
+    MODEL_DEPLOYMENT,
     MODEL_IMPORT,
+    ROUTER_DEPLOYMENT,
     ROUTER_IMPORT,
     check_import_path,
     check_model_name,
     check_overrides,
     check_router_place,
+    find_deployment,
     import_target,
 )
-from truthgpt_serve.validate.machine import check_machine
+from truthgpt_serve.validate.machine import check_machine, note_shortages
 from truthgpt_serve.validate.ray_settings import check_host, check_request_time
-from truthgpt_serve.validate.report import CheckedModel, Report
+from truthgpt_serve.validate.report import CheckedModel, CheckedRouter, Report
 
 _SERVE_KEYS = ("applications", "http_options", "proxy_location", "grpc_options", "logging_config")
 _CODE_KEYS = frozenset({"working_dir", "py_modules"})
@@ -60,6 +63,8 @@ def validate_file(path: str | Path, *, machine: bool = False) -> Report:
         report.add(error.faults)
     if machine:
         check_machine(report, str(path))
+    elif not report.faults:
+        note_shortages(report, str(path))
     return report
 
 
@@ -75,7 +80,13 @@ def _is_serve_file(data: Any) -> bool:
 
 
 def _check_model_data(
-    report: Report, data: Any, source: Source, name: str | None, *, remote_code: bool = False
+    report: Report,
+    data: Any,
+    source: Source,
+    name: str | None,
+    *,
+    remote_code: bool = False,
+    deployment: Mapping[str, Any] | None = None,
 ) -> ModelConfig | None:
     """Checks a model's keys; with faults it still returns what can be checked further."""
     config, faults = parse_model(data, source)
@@ -97,7 +108,7 @@ def _check_model_data(
         family = resolve_family(config).name
         what = f"{config.task} by {family}"
         report.checked.append(f"{source.file}: {f'{name}: ' if name else ''}{what}")
-    report.models.append(CheckedModel(name, config, source))
+    report.models.append(CheckedModel(name, config, source, deployment))
     return config
 
 
@@ -185,7 +196,14 @@ class _ServiceCheck:
             except ConfigError as error:
                 report.add(error.faults)
                 return
-        config = _check_model_data(report, args, at, name, remote_code=remote)
+        config = _check_model_data(
+            report,
+            args,
+            at,
+            name,
+            remote_code=remote,
+            deployment=find_deployment(application, MODEL_DEPLOYMENT),
+        )
         if config is not None:
             report.add(in_file_order(check_overrides(application, source, config), source))
 
@@ -206,7 +224,8 @@ class _ServiceCheck:
         faults += check_request_time(config.request_timeout_s, args, "request_timeout_s")
         faults += check_overrides(application, source, config)
         report.add(in_file_order(faults, source))
-        report.routers.append(config)
+        deployment = find_deployment(application, ROUTER_DEPLOYMENT)
+        report.routers.append(CheckedRouter(config, args, deployment))
         if not faults:
             report.checked.append(f"{source.file}: {application.get('name')}: the router")
 
