@@ -5,7 +5,9 @@ Works on the lines of the configuration that Ray Serve writes; starts nothing.
 - A request comes through HAProxy twice: from the client to a router, and from the router to a
   model. With one limit for both, clients fill it, the routers' requests find no room, and nothing
   is answered any more. The routers have a frontend of their own, on a socket in the file system.
-- A connection is held only as long as something moves on it: a head must be there within 10 s.
+- A connection is held only as long as something moves on it: a head must be there within 10 s. A
+  request goes on to a router or a model when its body is there, or fills a buffer (16 KB): slow
+  clients take up neither.
 - More requests than all models hold, as the routers say once a second, are answered 429 here, where
   that costs a hundredth of what a request costs. The answer is held for a moment: clients that ask
   again at once would otherwise keep HAProxy and themselves busy with nothing else.
@@ -33,6 +35,8 @@ CAPACITY_HEADER = "x-truthgpt-capacity"
 """How many requests the models hold, in the routers' request for HAProxy's routes."""
 REFUSED_AFTER_S = 1
 HEAD_TIMEOUT_S = 10
+BODY_TIMEOUT_S = 600
+"""For a body that fits into HAProxy's buffer; one that stops is closed long before."""
 CROWDED_SHARE = 0.75
 """From this share of its connections on, clients are told to close theirs after each answer."""
 
@@ -156,6 +160,7 @@ def _refuse_what_is_too_much(lines: list[str], root: str, most: int) -> None:
     insert(
         lines,
         CLIENTS,
+        f"http-request wait-for-body time {BODY_TIMEOUT_S}s if !METH_GET",
         f"timeout tarpit {REFUSED_AFTER_S}s",
         *(f"{refusal} {condition}" for condition in conditions),
     )

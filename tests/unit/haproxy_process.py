@@ -36,6 +36,7 @@ class Replica(ThreadingHTTPServer):
         self.name = name
         self.paths: list[str] = []
         self.released = threading.Event()
+        self.cut = threading.Event()
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -55,9 +56,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.paths.append(self.path)
-        self.rfile.read(int(self.headers.get("content-length") or 0))
+        self._read_body()
         if "/wait" in self.path:
             self.server.released.wait(LIMIT_S)
+        if "/flood" in self.path:
+            self._flood()
+            return
         if "/break" in self.path:
             self.close_connection = True
             return
@@ -74,6 +78,24 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     do_POST = do_GET
+
+    def _read_body(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length") or 0))
+        if "transfer-encoding" in self.headers:
+            while size := int(self.rfile.readline(), 16):
+                self.rfile.read(size + 2)
+            self.rfile.readline()
+
+    def _flood(self) -> None:
+        """Sends without end; tells when that does not go on."""
+        self.close_connection = True
+        self.send_response(200)
+        self.end_headers()
+        try:
+            while True:
+                self.wfile.write(b"x" * 65536)
+        except OSError:
+            self.server.cut.set()
 
     def log_message(self, *arguments: Any) -> None:
         """Writes nothing."""

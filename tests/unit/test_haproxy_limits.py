@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -114,17 +115,51 @@ def test_half_a_head_is_closed_in_time_with_408(proxy: Proxy) -> None:
     assert SHORT_S <= time.monotonic() - began_s < HEAD_TIMEOUT_S + 5
 
 
-def test_a_body_that_stops_is_closed_and_one_that_moves_is_not(proxy: Proxy) -> None:
-    head = b"POST /models/m/x HTTP/1.1\r\nhost: x\r\ncontent-length: 12\r\n\r\n"
+@pytest.mark.parametrize("path", ["/x", "/models/m/x"])
+@pytest.mark.parametrize("framing", ["content-length: 12", "transfer-encoding: chunked"])
+def test_a_body_that_stops_is_closed_and_one_that_moves_is_not(
+    proxy: Proxy, path: str, framing: str
+) -> None:
+    """Neither reaches a router or a model before it is whole."""
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\n{framing}\r\n\r\n".encode()
+    body = b"c\r\naaaaaaaaaaaa\r\n0\r\n\r\n" if "chunked" in framing else b"aaaaaaaaaaaa"
+    replica = proxy.router if path == "/x" else proxy.model
+    replica.paths.clear()
     with proxy.connect() as stopped, proxy.connect() as slow:
-        stopped.sendall(head + b"abc")
+        stopped.sendall(head + body[:4])
         slow.sendall(head)
-        for _ in range(12):
+        # In pieces with something of the body in each: what frames a chunk does not count.
+        for piece in re.findall(rb"c\r\na|a\r\n.*|a", body, re.DOTALL):
             time.sleep(SHORT_S / 4)
-            slow.sendall(b"a")
+            assert not replica.paths
+            slow.sendall(piece)
         assert b" 200 OK" in slow.recv(65536)
-        stopped.settimeout(LIMIT_S)
-        stopped.recv(65536)  # an answer or an end
+        assert replica.paths == [path]
+        assert stopped.recv(65536).startswith(b"HTTP/1.1 408 ")
+
+
+def test_half_bodies_take_no_requests_places(proxy: Proxy) -> None:
+    head = b"POST /x HTTP/1.1\r\nhost: x\r\ncontent-length: 12\r\n\r\n"
+    with contextlib.ExitStack() as stack, httpx.Client(base_url=proxy.url) as client:
+        for _ in range(MAX_REQUESTS * 3):
+            stack.enter_context(proxy.connect()).sendall(head + b"half")
+        time.sleep(SHORT_S / 4)
+        assert client.post("/x", content=b"{}").status_code == 200
+
+
+def test_a_client_that_does_not_read_is_cut_and_a_slow_one_is_not(proxy: Proxy) -> None:
+    request = b"GET /models/m/flood HTTP/1.1\r\nhost: x\r\n\r\n"
+    with proxy.connect() as stopped:
+        stopped.sendall(request)
+        assert proxy.model.cut.wait(LIMIT_S)
+    proxy.model.cut.clear()
+    with proxy.connect() as slow:
+        slow.sendall(request)
+        end_s = time.monotonic() + SHORT_S * 3
+        while time.monotonic() < end_s:
+            assert slow.recv(1_000_000)
+            time.sleep(SHORT_S / 10)
+            assert not proxy.model.cut.is_set()
 
 
 def test_a_model_may_take_longer_than_a_client_may_pause(proxy: Proxy) -> None:
