@@ -40,6 +40,8 @@ class Model(Protocol):
       or an adapter. A plain method, called for each request in the thread of `infer_batch`.
     - `stream(inputs)`: a sync or async generator of `{"text": delta}`.
     - `check_health()`: raises when the replica must be replaced.
+    - `fatal_error() -> str | None`: why the model can never answer again in this process, such as a
+      dead engine, or None; the process is then replaced at once. Called often, so it must be quick.
     - `close()`: frees what `load` took.
     - `metrics()`: its own counts in Prometheus' text format, for `GET /models/<name>/metrics`.
     - `create_asgi_app()`: sync or async, called once after `load`; its ASGI application replaces

@@ -13,7 +13,8 @@ Knows nothing of HTTP servers, Ray or families: a server turns `to_envelope()` i
     │   ├── MethodError          405
     │   ├── SlowRequestError     408
     │   ├── ExpiredFileError     410
-    │   └── TooLargeError        413
+    │   ├── TooLargeError        413
+    │   └── QuarantinedError     422  the model's process died twice while it served this request
     ├── OverloadedError          429  every queue is full
     ├── PassedError              its own: an application's error, put into the envelope
     └── ServerError              500  the model's code failed
@@ -184,6 +185,16 @@ class TooLargeError(RequestError):
 
     status = 413
     default_code = "request_too_large"
+
+
+class QuarantinedError(RequestError):
+    """Processes died while they served exactly this request: it is refused for a while.
+
+    A status that clients do not repeat by themselves.
+    """
+
+    status = 422
+    default_code = "request_quarantined"
 
 
 class OverloadedError(TruthGPTError):

@@ -21,6 +21,7 @@ from truthgpt_serve.serve_state import (
 )
 from truthgpt_serve.server import ModelHost
 from truthgpt_serve.server.collecting import collecting_seldom
+from truthgpt_serve.server.faults import ReplicaGuard
 from truthgpt_serve.server.joining import JoinedStreams
 from truthgpt_serve.server.request_id import ServeRequestId
 from truthgpt_serve.shared_files import SharedFiles
@@ -37,19 +38,26 @@ class ModelReplica:
         config = load_model_config(cfg)
         name = serve.get_replica_context().app_name
         self._stream_interval_s = config.serving.stream_interval_s
-        self._host = ModelHost(
-            resolve_family(config), config.to_cfg(), name=name, files=SharedFiles()
-        )
+        cfg = config.to_cfg()
+        self._guard = ReplicaGuard(name, cfg)  # the import of a user's module may end the process
+        try:
+            self._host = ModelHost(resolve_family(config), cfg, name=name, files=SharedFiles())
+        except BaseException:
+            self._guard.close()
+            raise
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Loads the model; Serve calls this once, before the replica takes requests."""
         try:
+            await self._guard.prepare()
             with collecting_seldom():
                 await self._host.start()
                 app = await self._host.create_asgi_app()
         except BaseException:
             await self._host.close()
+            self._guard.close()
             raise
+        app = self._guard.wrap(app, getattr(self._host.model, "fatal_error", None))
         if self._stream_interval_s:
             app = JoinedStreams(app, self._stream_interval_s)
         return ServeRequestId(app)
@@ -63,6 +71,7 @@ class ModelReplica:
 
     async def __del__(self) -> None:
         """Frees the engine; Serve awaits this at the end of a graceful shutdown."""
+        self._guard.close()
         await self._host.close()
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from deployments.vllm.admission import AdmittedRequests
 from deployments.vllm.bodies import BoundedBodies
 from deployments.vllm.cancellation import CancellableApp
+from deployments.vllm.dead_engine import DeadEngineAnswers
 from deployments.vllm.errors import answer_in_envelope
 from deployments.vllm.generic import Dispatcher, GenericRoutes
 from truthgpt_serve.errors import ServerError
@@ -74,7 +75,8 @@ class VllmModel:
             raise ServerError("the model is not loaded: call `load(cfg)` first")
         app = await self._engine.start()
         answer_in_envelope(app, self._name)
-        stoppable = CancellableApp(app, max_request_s=self._limits["max_request_s"])
+        answering = DeadEngineAnswers(app, self._engine.is_dead, self._name)
+        stoppable = CancellableApp(answering, max_request_s=self._limits["max_request_s"])
         admitted = AdmittedRequests(
             BoundedBodies(stoppable, **self._limits),
             self._engine.limits,
@@ -108,6 +110,10 @@ class VllmModel:
         """Raises when the engine is dead."""
         if self._engine is not None:
             self._engine.check_health()
+
+    def fatal_error(self) -> str | None:
+        """Returns why the engine is dead, or None."""
+        return None if self._engine is None else self._engine.fatal_error()
 
     def close(self) -> None:
         """Stops the engine and its processes; safe to call twice and at any time.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import types
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
@@ -31,6 +32,7 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from deployments.vllm.acceleration import describe
 from deployments.vllm.arguments import load_arguments
 from deployments.vllm.config import attention_backend, gpu_memory_share, tensor_parallel_size
+from deployments.vllm.engine_errors import ErrorNote
 from deployments.vllm.grammar_engine import (
     GuardedClient,
     as_compiled,
@@ -83,6 +85,7 @@ class Engine:
         self._guard: GuardedClient | None = None
         self.limits: RequestLimits | None = None
         self.grammars: GrammarGate | None = None
+        self._error_note: ErrorNote | None = None
         self.tasks: tuple[str, ...] = ()
         self.acceleration: dict[str, Any] = {}
         _check_platform(cfg)
@@ -98,6 +101,7 @@ class Engine:
         Raises:
             UnavailableError: The engine did not start; nothing of it is left.
         """
+        self._error_note = ErrorNote()
         try:
             async with AsyncExitStack() as stack:
                 app = await self._open(stack)
@@ -106,10 +110,13 @@ class Engine:
         except TruthGPTError:
             raise
         except Exception as error:
+            cause = self._error_note.read() or f"{type(error).__name__}: {error}"
             raise UnavailableError(
-                f"model {self._name!r}: vLLM did not start with {self.args.model!r}: "
-                f"{type(error).__name__}: {error}"
+                f"model {self._name!r}: vLLM did not start with {self.args.model!r}: {cause}"
             ) from error
+        finally:
+            if self._stack is None:
+                self._error_note.close()
 
     async def _open(self, stack: AsyncExitStack) -> Any:
         args = self.args
@@ -119,6 +126,8 @@ class Engine:
         self.tasks = await client.get_supported_tasks()
         app = build_app(args, self.tasks, client.model_config)
         await init_app_state(client, app.state, args, self.tasks)
+        # What vLLM's handlers tell to exit when the engine is dead; here `fatal_error` says it.
+        app.state.server = types.SimpleNamespace(should_exit=False)
         # vLLM's own start-up: statistics in the log, and a heap that the collector skips.
         await stack.enter_async_context(app.router.lifespan_context(app))
         self._client = client
@@ -149,9 +158,22 @@ class Engine:
         if self._guard is not None:
             self._guard.check_health()
 
+    def is_dead(self) -> bool:
+        """Returns whether the started engine can never answer again."""
+        return self._client is not None and self._client.errored
+
+    def fatal_error(self) -> str | None:
+        """Returns why the engine is dead, or None."""
+        if not self.is_dead():
+            return None
+        cause = self._error_note and self._error_note.read()
+        return f"the engine's process ended: {cause or 'it was killed, or its memory ran out'}"
+
     async def close(self) -> None:
         """Stops the engine and its processes; call it on the event loop that started it."""
         stack, self._stack, self._client = self._stack, None, None
+        if self._error_note is not None:
+            self._error_note.close()
         if stack is not None:
             await stack.aclose()
 

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from functools import partial
 from typing import Any
 
+from deployments.vllm.dead_engine import RETRY_AFTER_S
 from deployments.vllm.local_request import LocalRequest
 from truthgpt_serve.errors import (
     MethodError,
@@ -112,7 +113,7 @@ class GenericRoutes:
                 raise _error(status, await request.read())
             async for event in _events(request.chunks()):
                 if "error" in event:
-                    raise _error(500, event)
+                    raise _error(_status_of(event), event)
                 for choice in event["choices"]:
                     delta = {"text": choice["text"]}
                     if choice.get("finish_reason") is not None:
@@ -246,7 +247,18 @@ def _error(status: int, answer: Any) -> TruthGPTError:
     fields = fields if isinstance(fields, Mapping) else {"message": str(answer)}
     kind = _ERRORS.get(status, ServerError if status >= 500 else RequestError)
     param = fields.get("param")
-    return kind(str(fields.get("message")), param=param if isinstance(param, str) else None)
+    return kind(
+        str(fields.get("message")),
+        param=param if isinstance(param, str) else None,
+        retry_after_s=RETRY_AFTER_S if kind is UnavailableError else None,
+    )
+
+
+def _status_of(event: Mapping[str, Any]) -> int:
+    """Returns the status that the error in a stream would have had before it."""
+    error = event["error"]
+    dead = isinstance(error, Mapping) and error.get("code") == UnavailableError.default_code
+    return UnavailableError.status if dead else ServerError.status
 
 
 async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:

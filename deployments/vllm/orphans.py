@@ -45,8 +45,10 @@ def die_with_parent() -> None:
     if parent is not None and parent.pid is not None:
         _bind_to(parent.pid)
     if os.environ.get(SWITCH) == "1":
+        from deployments.vllm.engine_errors import note_errors
         from deployments.vllm.mends import mend_workers
 
+        note_errors()
         mend_workers()
 
 

@@ -157,8 +157,8 @@ class ServingSection(Section):
     More saves CPU time on every process on the way to the client; 0 sends each event at once."""
 
     health_check_period_s: PositiveNumber = 1
-    """Seconds between health checks of a replica. More notices a dead engine later: it is replaced
-    about three periods and 6 s after it fails."""
+    """Seconds between health checks of a replica. More notices a dead process later, which is
+    replaced at the next one, and a sick one, which is replaced after three and about 6 s."""
 
     health_check_timeout_s: PositiveNumber = 10
     """Seconds that a health check may take; three failures in a row replace the replica. More

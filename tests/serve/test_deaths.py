@@ -1,0 +1,154 @@
+"""Processes that die, of a user's class and of vLLM: answers, replacement, quarantine, causes."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from deployments.vllm.tiny_model import make_tiny_llama
+from truthgpt_serve.local_cluster import LocalCluster, model_application, router_application
+
+pytestmark = pytest.mark.timeout(500)
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+WAIT_S = 150
+ENGINE = {"enforce_eager": True, "max_model_len": 512, "kv_cache_memory_bytes": "64M"}
+
+
+def dying(name: str, load: str | None = None) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "model": {"family": "dying", "import": "dying_models"},
+        "hardware": {"gpus": 0, "cpus": 0.1},
+        "serving": {"engine": {"load": load} if load else {}},
+    }
+    return model_application(name, config)
+
+
+def entries(cluster: LocalCluster, folder: Path, *more: dict[str, Any]) -> list[dict[str, Any]]:
+    tiny = {
+        "model": {"name_or_path": str(folder / "llama")},
+        "hardware": {"gpus": 0, "cpus": 1},
+        "model_optim": {"dtype": "float32"},
+        "serving": {"engine": ENGINE},
+    }
+    return [
+        dying("fine"),
+        model_application("tiny", tiny),
+        router_application(cluster.port),
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("deaths")
+    make_tiny_llama(folder / "llama")
+    shutil.copy(HERE / "user_dying_models.py", folder / "dying_models.py")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(folder: Path) -> Iterator[LocalCluster]:
+    with LocalCluster(
+        ROOT / "configs" / "ray.env", env={"PYTHONPATH": f"{ROOT}:{folder}"}
+    ) as cluster:
+        cluster.deploy(entries(cluster, folder))
+        cluster.wait_until_ready(timeout_s=200)
+        yield cluster
+
+
+@pytest.fixture
+def client(cluster: LocalCluster) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=cluster.url, timeout=90) as client:
+        yield client
+
+
+def infer(client: httpx.Client, text: str, path: str = "/v1/infer") -> httpx.Response:
+    return client.post(path, json={"model": "fine", "inputs": {"text": text}})
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("path", ["/v1/infer", "/models/fine/v1/infer"])
+def test_a_request_that_kills_twice_is_refused_and_others_are_served(
+    client: httpx.Client, path: str
+) -> None:
+    poison = f"die segfault {path}"
+    for _ in range(2):
+        with contextlib.suppress(httpx.TransportError):  # on the direct path the connection ends
+            assert infer(client, poison, path).status_code >= 500
+        wait_for(lambda: infer(client, "hello").status_code == 200, "no replica")
+    for _ in range(3):
+        refused = infer(client, poison, path)
+        assert refused.status_code == 422
+        assert refused.json()["error"]["code"] == "request_quarantined"
+    assert infer(client, "hello").json()["outputs"] == {"text": "hello"}
+
+
+def engine_process(cluster: LocalCluster) -> psutil.Process:
+    (pid,) = cluster.replica_pids("tiny")
+    children = psutil.Process(pid).children(recursive=True)
+    (core,) = [child for child in children if "EngineCore" in " ".join(child.cmdline())]
+    return core
+
+
+def test_a_dead_engine_answers_503_to_all_and_is_replaced_at_once(
+    cluster: LocalCluster, client: httpx.Client
+) -> None:
+    core = engine_process(cluster)
+    (before,) = cluster.replica_pids("tiny")
+    answers: list[tuple[str, httpx.Response]] = []
+
+    def send(path: str, body: dict[str, Any]) -> None:
+        answers.append((path, httpx.post(f"{cluster.url}{path}", json=body, timeout=90)))
+
+    long = {"model": "tiny", "prompt": "Once", "max_tokens": 480, "ignore_eos": True}
+    inputs = {"text": "Once", "max_new_tokens": 480, "ignore_eos": True}
+    bodies = [
+        ("/v1/completions", long),
+        ("/v1/completions", {**long, "stream": True}),
+        ("/models/tiny/v1/completions", long),
+        ("/v1/infer", {"model": "tiny", "inputs": inputs}),
+        ("/v1/infer", {"model": "tiny", "inputs": inputs, "stream": True}),
+    ]
+    started = [threading.Thread(target=send, args=request) for request in bodies]
+    for thread in started:
+        thread.start()
+    time.sleep(0.7)
+    core.kill()
+    died_s = time.monotonic()
+    for thread in started:
+        thread.join(90)
+    assert len(answers) == len(bodies)
+    for path, answer in answers:
+        if answer.status_code == 200 and "[DONE]" not in answer.text:  # a stream that had begun
+            assert '"code":"model_unavailable"' in answer.text, (path, answer.text[-300:])
+        elif answer.status_code != 200:  # 200 is one that was faster than the kill
+            assert answer.status_code == 503, (path, answer.text)
+            assert answer.headers["retry-after"]
+            assert answer.json()["error"]["code"] == "model_unavailable"
+    assert any(answer.status_code == 503 for _, answer in answers)
+    wait_for(lambda: before not in cluster.replica_pids("tiny"), "the replica was not ended")
+    print(f"replaced after {time.monotonic() - died_s:.1f} s")
+
+    def is_back() -> bool:
+        answer = client.post("/v1/completions", json={**long, "max_tokens": 1})
+        assert answer.status_code in (200, 502, 503), answer.text
+        return answer.status_code == 200
+
+    wait_for(is_back, "no new engine")
