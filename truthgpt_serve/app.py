@@ -19,6 +19,7 @@ from truthgpt_serve.errors import ConfigError
 from truthgpt_serve.replica import ModelReplica, Router
 from truthgpt_serve.resources import plan_replica, plan_router
 from truthgpt_serve.serve_state import CARD_KEY
+from truthgpt_serve.start_errors import to_cause
 
 LIMITED_TASKS = ("text-generation", "embedding", "custom")
 """Tasks for which `serving.limits` has a meaning."""
@@ -33,10 +34,12 @@ def model(args: dict[str, Any]) -> Application:
     Raises:
         ConfigError: The configuration has faults; the message lists them all.
     """
-    config = load_model_args(args, place="args")
-    faults = check_model(config)
-    if faults:
-        raise ConfigError(faults)
+    try:
+        config = load_model_args(args, place="args")
+        if faults := check_model(config):
+            raise ConfigError(faults)
+    except Exception as error:
+        raise error from to_cause(error)  # above Ray's frames in the application's message
     spec = resolve_family(config)
     plan = plan_replica(config, spec, cluster_gpus=_cluster_gpus())
     card = {

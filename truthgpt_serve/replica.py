@@ -6,6 +6,8 @@ Plain classes: `truthgpt_serve.app` makes deployments of them. They know neither
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from ray import serve
@@ -25,6 +27,7 @@ from truthgpt_serve.server.faults import ReplicaGuard
 from truthgpt_serve.server.joining import JoinedStreams
 from truthgpt_serve.server.request_id import ServeRequestId
 from truthgpt_serve.shared_files import SharedFiles
+from truthgpt_serve.start_errors import cause_first
 
 
 class ModelReplica:
@@ -36,31 +39,39 @@ class ModelReplica:
 
     def __init__(self, cfg: dict[str, Any]) -> None:
         config = load_model_config(cfg)
-        name = serve.get_replica_context().app_name
+        self._name = serve.get_replica_context().app_name
         self._stream_interval_s = config.serving.stream_interval_s
         cfg = config.to_cfg()
-        self._guard = ReplicaGuard(name, cfg)  # the import of a user's module may end the process
-        try:
-            self._host = ModelHost(resolve_family(config), cfg, name=name, files=SharedFiles())
-        except BaseException:
-            self._guard.close()
-            raise
+        # Before the import of a user's module, which may end the process.
+        self._guard = ReplicaGuard(self._name, cfg)
+        with self._closing_on_error(), cause_first(self._name):
+            spec = resolve_family(config)
+            self._host = ModelHost(spec, cfg, name=self._name, files=SharedFiles())
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Loads the model; Serve calls this once, before the replica takes requests."""
-        try:
-            await self._guard.prepare()
-            with collecting_seldom():
-                await self._host.start()
-                app = await self._host.create_asgi_app()
-        except BaseException:
-            await self._host.close()
-            self._guard.close()
-            raise
+        with self._closing_on_error(), cause_first(self._name):
+            try:
+                await self._guard.prepare()
+                with collecting_seldom():
+                    await self._host.start()
+                    app = await self._host.create_asgi_app()
+            except BaseException:
+                await self._host.close()
+                raise
         app = self._guard.wrap(app, getattr(self._host.model, "fatal_error", None))
         if self._stream_interval_s:
             app = JoinedStreams(app, self._stream_interval_s)
         return ServeRequestId(app)
+
+    @contextlib.contextmanager
+    def _closing_on_error(self) -> Iterator[None]:
+        """Notes that what the block raises is no death."""
+        try:
+            yield
+        except BaseException:
+            self._guard.close()
+            raise
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes the model card, which only the router reads."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from truthgpt_serve.haproxy_limits import SOCKET_NAME
 from truthgpt_serve.placement import describe_waiting, needed_by, waiting_replicas
+from truthgpt_serve.start_errors import read_cause
 
 Resources = Mapping[str, float]
 """Amounts by Ray's names."""
@@ -45,6 +46,8 @@ class ApplicationState:
         num_running_replicas: Replicas of all its deployments that are given requests.
         num_draining_replicas: Those that only finish the requests they have.
         waits_for: What replicas that have no node yet wait for, in words, or None.
+        last_error: Why it does not run as it should, in one line, or None.
+        replicas: Ids of the replicas that are given requests.
         card: What the application published about itself, or None.
         deployed_at_s: When it was deployed, seconds since the epoch.
     """
@@ -58,6 +61,8 @@ class ApplicationState:
     deployed_at_s: float
     num_draining_replicas: int = 0
     waits_for: str | None = None
+    last_error: str | None = None
+    replicas: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +154,8 @@ def _application(
         user_config = (deployment.get("deployment_config") or {}).get("user_config")
         if isinstance(user_config, dict) and isinstance(user_config.get(CARD_KEY), dict):
             card = user_config[CARD_KEY]
-    states = [
-        str(getattr(replica["state"], "value", replica["state"]))
-        for deployment in deployments
-        for replica in deployment["replicas"]
-    ]
+    replicas = [replica for deployment in deployments for replica in deployment["replicas"]]
+    states = [str(getattr(replica["state"], "value", replica["state"])) for replica in replicas]
     configured = details.get("deployed_app_config") or {}
     return ApplicationState(
         name=name,
@@ -165,6 +167,12 @@ def _application(
         deployed_at_s=float(details.get("last_deployed_time_s") or 0.0),
         num_draining_replicas=states.count("STOPPING"),
         waits_for=_waits_for(details, find_resources),
+        last_error=_last_error(details),
+        replicas=frozenset(
+            str(replica.get("replica_id"))
+            for replica, state in zip(replicas, states, strict=True)
+            if state in _GIVEN_REQUESTS
+        ),
     )
 
 
@@ -175,6 +183,17 @@ def _waits_for(
     for deployment in details["deployments"].values():
         if number := waiting_replicas(deployment, now_s):
             return describe_waiting(number, needed_by(deployment), *find_resources())
+    return None
+
+
+def _last_error(details: dict[str, Any]) -> str | None:
+    """Returns the cause of the first deployment that fails, else of the application."""
+    if str(getattr(details["status"], "value", details["status"])) in ("RUNNING", "DELETING"):
+        return None
+    messages = [value.get("message") for value in details["deployments"].values()]
+    for message in (*messages, details.get("message")):
+        if message and (cause := read_cause(message)) is not None:
+            return cause
     return None
 
 

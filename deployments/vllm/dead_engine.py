@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from truthgpt_serve.api_errors import error_event
 from truthgpt_serve.asgi import Message, Receive, Scope, Send, send_error
 from truthgpt_serve.errors import UnavailableError
-from truthgpt_serve.protocol import error_event
-
-RETRY_AFTER_S = 5
+from truthgpt_serve.server.http import relative_path
 
 
 class DeadEngineAnswers:
@@ -35,21 +34,20 @@ class DeadEngineAnswers:
             await self._app(scope, receive, send)
             return
         if scope["method"] == "POST" and self._is_dead():
-            await send_error(send, self._error(), path=scope["path"])
+            await send_error(send, self._error(), path=relative_path(scope))
             return
-        answer = _Answer(send, self._is_dead, self._error, scope["path"])
+        answer = _Answer(send, self._is_dead, self._error, relative_path(scope))
         try:
             await self._app(scope, receive, answer.send)
         except Exception:
             if not self._is_dead() or answer.started:
                 raise
-            await send_error(send, self._error(), path=scope["path"])
+            await send_error(send, self._error(), path=relative_path(scope))
 
     def _error(self) -> UnavailableError:
         return UnavailableError(
             f"The engine of the model {self._name!r} died and is being replaced; "
-            "try again in a few seconds",
-            retry_after_s=RETRY_AFTER_S,
+            "try again in a few seconds"
         )
 
 
@@ -87,6 +85,8 @@ class _Answer:
             )
         elif self._is_stream and self._is_dead() and b'"error"' in message.get("body", b""):
             self._ended = True
-            await self._send({"type": message["type"], "body": error_event(self._error())})
+            await self._send(
+                {"type": message["type"], "body": error_event(self._error(), self._path)}
+            )
             return
         await self._send(message)

@@ -14,7 +14,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from functools import partial
 from typing import Any
 
-from deployments.vllm.dead_engine import RETRY_AFTER_S
 from deployments.vllm.local_request import LocalRequest
 from truthgpt_serve.errors import (
     MethodError,
@@ -247,11 +246,7 @@ def _error(status: int, answer: Any) -> TruthGPTError:
     fields = fields if isinstance(fields, Mapping) else {"message": str(answer)}
     kind = _ERRORS.get(status, ServerError if status >= 500 else RequestError)
     param = fields.get("param")
-    return kind(
-        str(fields.get("message")),
-        param=param if isinstance(param, str) else None,
-        retry_after_s=RETRY_AFTER_S if kind is UnavailableError else None,
-    )
+    return kind(str(fields.get("message")), param=param if isinstance(param, str) else None)
 
 
 def _status_of(event: Mapping[str, Any]) -> int:

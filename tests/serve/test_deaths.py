@@ -22,13 +22,14 @@ pytestmark = pytest.mark.timeout(500)
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 WAIT_S = 150
+CPU = {"gpus": 0, "cpus": 0.1}
 ENGINE = {"enforce_eager": True, "max_model_len": 512, "kv_cache_memory_bytes": "64M"}
 
 
 def dying(name: str, load: str | None = None) -> dict[str, Any]:
     config: dict[str, Any] = {
         "model": {"family": "dying", "import": "dying_models"},
-        "hardware": {"gpus": 0, "cpus": 0.1},
+        "hardware": CPU,
         "serving": {"engine": {"load": load} if load else {}},
     }
     return model_application(name, config)
@@ -98,6 +99,9 @@ def test_a_request_that_kills_twice_is_refused_and_others_are_served(
         assert refused.status_code == 422
         assert refused.json()["error"]["code"] == "request_quarantined"
     assert infer(client, "hello").json()["outputs"] == {"text": "hello"}
+    page = client.get("/v1/models/fine").json()
+    assert page["status"] == "RUNNING"
+    assert "SIGSEGV (signal 11" in page["last_error"]
 
 
 def engine_process(cluster: LocalCluster) -> psutil.Process:
@@ -152,3 +156,49 @@ def test_a_dead_engine_answers_503_to_all_and_is_replaced_at_once(
         return answer.status_code == 200
 
     wait_for(is_back, "no new engine")
+
+
+LOADS = {
+    "raise": "ValueError: the weights are of another kind",
+    "missing": "FileNotFoundError",
+    "segfault": "SIGSEGV (signal 11",
+    "exit": "exit code 3",
+    "kill": "SIGKILL (signal 9)",
+    "sys.exit": "sys.exit(4)",
+}
+
+
+def test_the_cause_of_a_failed_start_comes_first(
+    cluster: LocalCluster, client: httpx.Client, folder: Path
+) -> None:
+    (folder / "broken_module.py").write_text("import no_such_library_of_mine\n")
+    apps = {how: dying(f"load-{how.replace('.', '-')}", how) for how in LOADS}
+    apps["import"] = model_application(
+        "broken", {"model": {"family": "dying", "import": "broken_module"}, "hardware": CPU}
+    )
+    apps["engine"] = model_application(
+        "no-room",
+        {
+            "model": {"name_or_path": str(folder / "llama")},
+            "hardware": CPU,
+            "serving": {"engine": {**ENGINE, "max_model_len": 4096, "kv_cache_memory_bytes": "2M"}},
+        },
+    )
+    causes = {**LOADS, "import": "no_such_library_of_mine", "engine": "KV cache"}
+    cluster.deploy(entries(cluster, folder, *apps.values()))
+    names = {how: str(app["name"]) for how, app in apps.items()}
+
+    def all_failed() -> bool:
+        statuses = cluster.statuses()
+        return all(statuses.get(name) == "DEPLOY_FAILED" for name in names.values())
+
+    wait_for(all_failed, "not all have failed")
+    for how, cause in causes.items():
+        found = client.get(f"/v1/models/{names[how]}").json()
+        assert found["status"] == "DEPLOY_FAILED"
+        assert cause in found["last_error"], (how, found)
+        application = cluster.details()["applications"][names[how]]
+        messages = [value["message"] for value in application["deployments"].values()]
+        message = messages[0] if messages else application["message"]
+        assert cause in message.partition("start_errors.Cause: ")[2].partition("\n")[0], message
+    assert infer(client, "hello").status_code == 200

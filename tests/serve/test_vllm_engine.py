@@ -26,9 +26,9 @@ PROGRAMS = Path(__file__).parent / "programs"
 PROMPTS = ["Hello world", "The quick brown fox", "Once upon a time there was a", "12 + 30 ="]
 TOKENS = 24
 MAX_BODY_BYTES = 2**20
-START_TIMEOUT_S = 100
+START_TIMEOUT_S = 300
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(400)
 
 
 @dataclass

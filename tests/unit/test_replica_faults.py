@@ -16,11 +16,13 @@ from typing import Any, ClassVar, NoReturn
 
 import pytest
 
+from truthgpt_serve.asgi import send_json
 from truthgpt_serve.errors import ServerError
 from truthgpt_serve.server.faults import ReplicaGuard
 from truthgpt_serve.server.faults import guard as guard_module
 from truthgpt_serve.server.faults import history as history_module
 from truthgpt_serve.server.faults import quarantine as quarantine_module
+from truthgpt_serve.server.faults.card import CardWithDeath
 from truthgpt_serve.server.faults.history import History
 from truthgpt_serve.server.faults.quarantine import Quarantine
 from truthgpt_serve.server.faults.record import NUM_SLOTS, Record, take_remains
@@ -33,6 +35,7 @@ import os, signal, sys, time, faulthandler, ctypes
 from pathlib import Path
 from truthgpt_serve.server.faults import guard
 from truthgpt_serve.server.faults.cause import count_oom_kills
+from truthgpt_serve.server.faults.card import CardWithDeath
 from truthgpt_serve.server.faults.history import History
 from truthgpt_serve.server.faults.record import Record
 folder, how, phase, fingerprint = Path(sys.argv[1]), *sys.argv[2:]
@@ -373,6 +376,31 @@ async def test_two_deaths_while_loading_become_the_error(
     await guard.prepare()
     assert pauses == [guard_module.MAX_PAUSE_S]
     guard.close()
+
+
+async def test_the_card_says_how_the_last_process_died() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"].endswith("/v1/models/x"):
+            await send_json(send, {"id": "x"})
+        elif scope["path"].endswith("/v1/models/list"):
+            await send_json(send, [1])
+        else:
+            await send_json(send, {"error": {}}, status=404)
+
+    async def get(path: str) -> tuple[int, Any]:
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "GET", "path": path, "headers": []}
+        await CardWithDeath(app, "died: SIGSEGV")(scope, None, send)  # type: ignore[arg-type]
+        return sent[0]["status"], json.loads(sent[1]["body"])
+
+    assert await get("/models/x/v1/models/x") == (200, {"id": "x", "last_error": "died: SIGSEGV"})
+    assert await get("/models/x/v1/models/list") == (200, [1])
+    assert await get("/models/x/v1/models/y") == (404, {"error": {}})
+    assert (await get("/health"))[0] == 404
 
 
 def test_a_folder_that_cannot_be_written_keeps_nothing_back(tmp_path: Path) -> None:

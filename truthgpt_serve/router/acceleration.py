@@ -1,4 +1,6 @@
-"""What computes in each model, asked of its own application once for each deployment.
+"""What each model's own card says: what computes, and how its last process died.
+
+Asked of its application once for each deployment, and again when its replicas change.
 
 Knows where a model's own card is; neither families nor what their words mean.
 """
@@ -36,11 +38,13 @@ class _Answer:
 
     Attributes:
         created: Which deployment of it.
-        value: What computes, or None.
+        replicas: Which replicas of that: a new one may have another last error.
+        value: Its card, or None.
         expires_s: When to ask again, by the monotonic clock.
     """
 
     created: int
+    replicas: frozenset[str]
     value: Found
     expires_s: float
 
@@ -59,18 +63,28 @@ class Accelerations:
         self._answers: dict[str, _Answer] = {}
         self._asking: dict[str, asyncio.Task[Found]] = {}
 
-    async def find(self, name: str) -> Found:
-        """Returns what computes in the model of this name, or None where that is not known.
+    async def find(self, name: str) -> tuple[dict[str, Any] | None, str | None]:
+        """Returns what computes in the model of this name, and how its last process died.
 
-        A model without a running replica is not asked, because that would wake it.
+        Each is None where that is not known. A model without a running replica is not asked,
+        because that would wake it.
         """
+        card = await self._find_card(name) or {}
+        acceleration, error = card.get("acceleration"), card.get("last_error")
+        return (
+            acceleration if isinstance(acceleration, dict) else None,
+            error if isinstance(error, str) else None,
+        )
+
+    async def _find_card(self, name: str) -> Found:
         entry = self._catalogue.find(name)
         if entry is None:
             return None
         known = self._answers.get(entry.application)
         if known is not None and known.created != entry.created:
             known = None
-        if not entry.running or (known is not None and time.monotonic() < known.expires_s):
+        fresh = known is not None and known.replicas == entry.replicas
+        if not entry.running or (fresh and known and time.monotonic() < known.expires_s):
             return None if known is None else known.value
         task = self._asking.get(entry.application)
         if task is None:
@@ -103,14 +117,13 @@ class Accelerations:
         status, body = await self._fetch(entry.prefix + path)
         if status != 200:
             raise TruthGPTError(f"its own card is answered with status {status}")
-        value = parse_object(body).get("acceleration")
-        return value if isinstance(value, dict) else None
+        return parse_object(body)
 
     def _remember(self, entry: ModelEntry, value: Found, expires_s: float) -> None:
         names = {other.application for other in self._catalogue.entries()}
         for gone in self._answers.keys() - names:
             del self._answers[gone]
-        self._answers[entry.application] = _Answer(entry.created, value, expires_s)
+        self._answers[entry.application] = _Answer(entry.created, entry.replicas, value, expires_s)
 
     async def stop(self) -> None:
         """Ends what is being asked."""

@@ -30,6 +30,7 @@ class ModelEntry:
         settled: Whether all its replicas are of its last deployment.
         num_replicas: Replicas that ran when last asked.
         waits_for: What replicas without a node wait for, in words, or None.
+        replicas: Their ids.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ModelEntry:
     settled: bool = False
     num_replicas: int = 0
     waits_for: str | None = None
+    replicas: frozenset[str] = frozenset()
 
 
 def model_entry(application: ApplicationState, *, has_run: bool) -> ModelEntry:
@@ -67,6 +69,7 @@ def model_entry(application: ApplicationState, *, has_run: bool) -> ModelEntry:
         settled=application.status == "RUNNING",
         num_replicas=application.num_running_replicas,
         waits_for=application.waits_for,
+        replicas=application.replicas,
     )
 
 

@@ -102,8 +102,12 @@ class Pages:
         entry = await self._catalogue.look_up(name)
         if entry is None:
             raise ModelNotFoundError(f"The model {name!r} does not exist", param="model")
-        acceleration = await self._accelerations.find(name)
+        acceleration, last_death = await self._accelerations.find(name)
         value = {**_model_object(entry), "card": entry.card, "acceleration": acceleration}
+        states = {state.name: state for state in self._catalogue.states()}
+        if (state := states.get(entry.application)) is not None:
+            value["status"] = state.status
+            value["last_error"] = state.last_error or (last_death if entry.running else None)
         await send_json(send, value)
 
     async def _file(self, file_id: str, send: Send) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from urllib.parse import quote
 
 from truthgpt_serve.errors import ServerError
+from truthgpt_serve.server.faults.card import CardWithDeath
 from truthgpt_serve.server.faults.cause import count_oom_kills, stderr_file
 from truthgpt_serve.server.faults.history import STRIKE_S, Death, History
 from truthgpt_serve.server.faults.quarantine import Quarantine
@@ -120,6 +121,8 @@ class ReplicaGuard:
             return app
         self._find_ended = find_ended or self._find_ended
         self._record.note(phase="serving")
+        if self.last_death is not None:
+            app = CardWithDeath(app, self.last_death)
         self._app = Quarantine(app, self._record, self._history, self._look)
         self._watch = asyncio.create_task(self._keep_looking())
         return self._app

@@ -18,6 +18,7 @@ from truthgpt_serve.asgi import Message, Receive, Scope, Send, send_error
 from truthgpt_serve.errors import QuarantinedError, UnavailableError
 from truthgpt_serve.server.faults.history import STRIKE_S, History
 from truthgpt_serve.server.faults.record import FINGERPRINT_BYTES, Record
+from truthgpt_serve.server.http import relative_path
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,6 @@ HEAD_LIMIT_S = 30.0
 MAX_DEATHS = 2
 TRIAL_S = 2.0
 """How long a suspect keeps the others waiting at most."""
-RETRY_AFTER_S = 5
 
 _WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")
 
@@ -77,7 +77,7 @@ class Quarantine:
         fingerprint = head.fingerprint(scope)
         strikes = 0 if fingerprint is None else self._history.strikes(fingerprint)
         if strikes >= MAX_DEATHS:
-            await send_error(send, _quarantined(), path=scope["path"])
+            await send_error(send, _quarantined(), path=relative_path(scope))
             return
         async with self._turn(strikes):
             slot = None if fingerprint is None else self._record.begin(fingerprint)
@@ -123,10 +123,9 @@ def _quarantined() -> QuarantinedError:
 
 async def _refuse_for_now(send: Send, scope: Scope) -> None:
     error = UnavailableError(
-        "the model's engine died and is being replaced; try again in a few seconds",
-        retry_after_s=RETRY_AFTER_S,
+        "the model's engine died and is being replaced; try again in a few seconds"
     )
-    await send_error(send, error, path=scope["path"])
+    await send_error(send, error, path=relative_path(scope))
 
 
 class _Head:
