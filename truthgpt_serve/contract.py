@@ -52,6 +52,8 @@ class Model(Protocol):
       two are lists of `{"name", "datatype", "shape"}` in the Open Inference Protocol's words.
     - `request_parameters`, for the task tensor: an attribute with the names of request parameters
       that arrive among the inputs.
+    - `max_model_len`: an attribute, the most tokens of a text, for text-generation with its answer;
+      what has more by the class's tokenizer is refused before the class sees it.
     - `tokenizer`: an attribute with `apply_chat_template` and `encode`, used for chat and usage.
 
     `infer` and `stream` may be `async`. A class needs no base class and no knowledge of Ray.

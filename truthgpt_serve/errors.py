@@ -7,6 +7,7 @@ Knows nothing of HTTP servers, Ray or families: a server turns `to_envelope()` i
     ├── RegistryError            a family that is unknown or registered twice
     ├── RequestError             400  the client's request cannot be served as it is
     │   ├── UnsupportedError     400  a field or a route that this model does not have
+    │   ├── ContextLengthError   400  a text has more tokens than the model takes
     │   ├── ModelNotFoundError   404
     │   ├── RouteNotFoundError   404
     │   ├── MissingFileError     404
@@ -127,6 +128,35 @@ class UnsupportedError(RequestError):
     """The model has no such route, or cannot honour a field of the request."""
 
     default_code = "unsupported"
+
+
+class ContextLengthError(RequestError):
+    """A text has more tokens than the model takes; worded as OpenAI words it.
+
+    Clients look for "maximum context length" and for the code, and shorten the text by themselves.
+
+    Args:
+        max_tokens: What the model takes.
+        num_tokens: What the request has.
+        param: The request field.
+        advice: What to do instead.
+    """
+
+    default_code = "context_length_exceeded"
+
+    def __init__(
+        self,
+        max_tokens: int,
+        num_tokens: int,
+        *,
+        param: str | None = None,
+        advice: str = "Please reduce the length of the prompt.",
+    ) -> None:
+        super().__init__(
+            f"This model's maximum context length is {max_tokens} tokens. However, you requested "
+            f"{num_tokens} tokens. {advice}",
+            param=param,
+        )
 
 
 class ModelNotFoundError(RequestError):

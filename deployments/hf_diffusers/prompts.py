@@ -79,7 +79,7 @@ class PromptCounter:
         if count > limit:
             raise RequestError(
                 f"`{field}` has {count} tokens, and the text encoder reads at most {limit}: "
-                f"shorten it by {count - limit}",
+                f"shorten it by {count - limit} (the maximum context length is {limit} tokens)",
                 param=field,
                 code="context_length_exceeded",
             )

@@ -24,9 +24,10 @@ from deployments.hf_transformers.loading import (
     load_config,
     load_model,
     load_tokenizer,
+    max_input_tokens,
     read_source,
 )
-from truthgpt_serve.errors import RequestError
+from truthgpt_serve.errors import ContextLengthError, RequestError
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +35,6 @@ CPU_BATCH_TOKENS = 2048
 GPU_BATCH_TOKENS = 32768
 UNKNOWN_MODEL_LEN = 512
 TRIAL_LENGTHS = (3, 8, 16)
-PADDING_OFFSET_TYPES = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet", "longformer"})
-"""Architectures whose positions begin behind the padding token's id: that many cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +106,8 @@ class EmbeddingEngine:
         return self._forward(self._trials)
 
     def _own_length(self, config: Any) -> int:
-        text = config.get_text_config()
-        length = getattr(text, "max_position_embeddings", None) or UNKNOWN_MODEL_LEN
-        if text.model_type in PADDING_OFFSET_TYPES:
-            length -= self._pad_id + 1
-        limits = [length, self._layout.max_tokens, self.tokenizer.model_max_length]
-        return min(int(limit) for limit in limits if limit)
+        length = max_input_tokens(config, self.tokenizer) or UNKNOWN_MODEL_LEN
+        return min(length, self._layout.max_tokens or length)
 
     # -- requests
 
@@ -175,11 +170,11 @@ class EmbeddingEngine:
         limit = inputs.get("truncate_prompt_tokens")
         if limit is None:
             if len(ids) > self.max_tokens:
-                raise RequestError(
-                    f"the text has {len(ids)} tokens; this model takes {self.max_tokens}: shorten "
-                    "it, or send `truncate_prompt_tokens: -1`",
+                raise ContextLengthError(
+                    self.max_tokens,
+                    len(ids),
                     param="input",
-                    code="context_length_exceeded",
+                    advice="Please shorten the text, or send `truncate_prompt_tokens: -1`.",
                 )
             return ids
         if isinstance(limit, bool) or not isinstance(limit, int) or not (limit > 0 or limit == -1):

@@ -9,7 +9,7 @@ from typing import Any
 from deployments.hf_transformers.generation_job import TextCall
 from deployments.hf_transformers.generation_plan import TextFacts
 from deployments.hf_transformers.generation_sampling import Sampling
-from truthgpt_serve.errors import RequestError
+from truthgpt_serve.errors import ContextLengthError, RequestError
 
 Check = Callable[[Any], bool]
 
@@ -68,12 +68,9 @@ def read_call(
     wanted = _count(inputs.get("max_new_tokens"), max_tokens) or default_tokens
     room = max_len if facts.encodes else max_len - len(prompt)
     if room < 1 or len(prompt) > max_len:
-        raise RequestError(
-            f"the prompt has {len(prompt)} tokens; this model takes {max_len} of prompt and answer "
-            "together: shorten it",
-            param="text",
-            code="context_length_exceeded",
-        )
+        # With a prompt that fills it all there is no room for the answer's first token.
+        num_tokens = len(prompt) + (not facts.encodes)
+        raise ContextLengthError(max_len, num_tokens, param="text")
     return TextCall(
         prompt=prompt,
         max_new_tokens=min(wanted, room),

@@ -20,6 +20,10 @@ from truthgpt_serve.errors import bad_setting
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LOAD_ERRORS = (OSError, ValueError, ImportError, RuntimeError, TypeError, KeyError)
 """What `from_pretrained` raises for folders that are no model, or not one of this kind."""
+NO_LIMIT = 10**6
+"""Tokenizers without a limit of their own say a number far above any model's."""
+PADDING_OFFSET_TYPES = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet", "longformer"})
+"""Architectures whose positions begin behind the padding token's id: that many cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,3 +189,19 @@ def _not_loaded(source: Source, kind: str, error: Exception) -> Exception:
     reason = str(error).strip().partition("\n")[0]
     message = f"{source.name_or_path!r}{at} cannot be loaded as {kind}: {reason}"
     return bad_setting("model.name_or_path", message)
+
+
+def max_input_tokens(config: Any, tokenizer: Any) -> int | None:
+    """Returns the most tokens that a model which only reads takes, or None where nothing says so.
+
+    Args:
+        config: Its configuration.
+        tokenizer: Its tokenizer.
+    """
+    text = config.get_text_config()
+    length = getattr(text, "max_position_embeddings", None)
+    if length and text.model_type in PADDING_OFFSET_TYPES:
+        length -= (tokenizer.pad_token_id or 0) + 1
+    limits = [limit for limit in (length, tokenizer.model_max_length) if limit]
+    found = min(map(int, limits), default=NO_LIMIT)
+    return found if 0 < found < NO_LIMIT else None

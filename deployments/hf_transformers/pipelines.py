@@ -20,11 +20,12 @@ from deployments.hf_transformers.loading import (
     LOAD_ERRORS,
     choose_dtype,
     load_config,
+    max_input_tokens,
     quantization_options,
     read_source,
 )
 from deployments.hf_transformers.pipelines_inputs import Kind, kind_of_task, read_inputs
-from truthgpt_serve.errors import RequestError, ServerError, bad_setting
+from truthgpt_serve.errors import ContextLengthError, RequestError, ServerError, bad_setting
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,9 @@ class PipelineEngine:
         self.task = str(self.settings.pipeline_task)
         self.kind: Kind = kind_of_task(self.task)
         self.pipeline = _load(self.task, cfg)
+        self._max_tokens: int | None = None
+        if self.kind.name == "text":
+            self._max_tokens = max_input_tokens(self.pipeline.model.config, self.pipeline.tokenizer)
         self._prepare_batches()
         wanted = str(cfg["model_optim"]["attention"])
         self.attention = choose_attention(wanted, self.pipeline.model, self._trial)
@@ -126,7 +130,12 @@ class PipelineEngine:
 
     def check(self, inputs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Returns the value and the parameters of one request. Raises RequestError."""
-        return read_inputs(inputs, self.kind)
+        value, parameters = read_inputs(inputs, self.kind)
+        if self.kind.name == "text" and self._max_tokens is not None:
+            num_tokens = len(self.pipeline.tokenizer(value, verbose=False)["input_ids"])
+            if num_tokens > self._max_tokens:
+                raise ContextLengthError(self._max_tokens, num_tokens, param="inputs.text")
+        return value, parameters
 
     def run(self, values: list[Any], parameters: Mapping[str, Any]) -> list[Any]:
         """Runs one batch with the same parameters."""

@@ -56,6 +56,10 @@ def test_text_classification(classifier: Path) -> None:
         assert len(mixed[1]) == 2
         assert isinstance(mixed[2], RequestError)
         assert mixed[2].message == "`text` is required"
+        (long,) = model.infer_batch([{"text": "cat " * 500}])
+        assert isinstance(long, RequestError)
+        assert long.code == "context_length_exceeded"
+        assert "maximum context length is" in long.message
         assert model.batch_key({"text": "a"}) == model.batch_key({"text": "b"})
         assert model.batch_key({"text": "a"}) != model.batch_key({"text": "a", "top_k": 2})
 

@@ -382,7 +382,7 @@ def test_chat_and_completions_over_http(llama: Path, reference: Reference) -> No
             "compile": False,
             "batching": "continuous",
         }
-        with pytest.raises(openai.BadRequestError, match="this model takes 4096"):
+        with pytest.raises(openai.BadRequestError, match="context length is 4096 tokens"):
             client.completions.create(model="tiny", prompt="word " * 5000)
 
 

@@ -187,6 +187,7 @@ class Application:
             default,
             self._host.label,
             repeats_prompt=getattr(self._host.model, "repeats_prompt", True),
+            max_model_len=getattr(self._host.model, "max_model_len", None),
         )
         await self._run(connection, exchange, stream=request.stream)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from truthgpt_serve.errors import UnsupportedError
@@ -68,7 +69,9 @@ class EmbeddingRoutes:
                 f"the model {host.name!r} takes texts, not token ids", param="input"
             )
         exchanges = [
-            EmbeddingExchange(inputs, host.label, base64_wanted=request.base64)
+            EmbeddingExchange(
+                inputs, host.label, base64_wanted=request.base64, check=self._find_check()
+            )
             for inputs in request.inputs
         ]
         async with connection.guard(host.max_request_s) as guard:
@@ -77,6 +80,17 @@ class EmbeddingRoutes:
             )
             guard.release()
             await connection.reply(self._encode(request, vectors))
+
+    def _find_check(self) -> Callable[[str], object] | None:
+        limit = getattr(self._host.model, "max_model_len", None)
+        if limit is None:
+            return None
+        return partial(self._known_tokenizer().check, limit=limit, special=True, param="input")
+
+    def _known_tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer(getattr(self._host.model, "tokenizer", None))
+        return self._tokenizer
 
     async def _vector(self, exchange: EmbeddingExchange, index: int) -> Vector:
         """Awaits one text's vector.
@@ -114,9 +128,7 @@ class EmbeddingRoutes:
             if count is None and "token_ids" in inputs:
                 count = len(inputs["token_ids"])
             if count is None:
-                if self._tokenizer is None:
-                    self._tokenizer = Tokenizer(getattr(self._host.model, "tokenizer", None))
-                count = self._tokenizer.count(inputs["text"], special=True)
+                count = self._known_tokenizer().count(inputs["text"], special=True)
             if count is None:
                 return None
             total += count

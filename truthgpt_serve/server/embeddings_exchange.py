@@ -10,7 +10,7 @@ import base64
 import math
 import sys
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,18 +38,31 @@ class EmbeddingExchange:
         inputs: What the class gets.
         label: The class's name, for messages.
         base64_wanted: Whether the vector is wanted as base64.
+        check: Raises ContextLengthError for a text that is too long.
     """
 
-    __slots__ = ("_base64", "_inputs", "_label", "done")
+    __slots__ = ("_base64", "_check", "_inputs", "_label", "done")
 
-    def __init__(self, inputs: Mapping[str, Any], label: str, *, base64_wanted: bool) -> None:
+    def __init__(
+        self,
+        inputs: Mapping[str, Any],
+        label: str,
+        *,
+        base64_wanted: bool,
+        check: Callable[[str], object] | None = None,
+    ) -> None:
         self.done = False
+        self._check = check
         self._inputs = inputs
         self._label = label
         self._base64 = base64_wanted
 
     def prepare(self) -> dict[str, Any]:
         """Returns the inputs for the class, which may change them."""
+        text = self._inputs.get("text")
+        truncated = "truncate_prompt_tokens" in self._inputs
+        if self._check is not None and text is not None and not truncated:
+            self._check(text)
         return dict(self._inputs)
 
     def answer(self, outputs: Any) -> Vector:

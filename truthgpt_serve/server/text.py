@@ -6,6 +6,10 @@ import inspect
 import logging
 from typing import Any
 
+from truthgpt_serve.errors import ContextLengthError
+from truthgpt_serve.server.chat_template import ChatTemplate
+from truthgpt_serve.server.text_messages import Message
+
 logger = logging.getLogger(__name__)
 
 
@@ -89,6 +93,7 @@ class Tokenizer:
         template = getattr(tokenizer, "apply_chat_template", None)
         has_one = getattr(tokenizer, "chat_template", "") is not None
         self._template = template if callable(template) and has_one else None
+        self._chat = ChatTemplate(self._template)
         self._special = self._encode is not None and _takes(encode, "add_special_tokens")
         self._warned = False
 
@@ -102,11 +107,29 @@ class Tokenizer:
         """Whether `render` uses a chat template."""
         return self._template is not None
 
-    def render(self, messages: list[dict[str, str]]) -> str:
-        """Returns the prompt of a chat: by the chat template, else `role: content` lines."""
-        if self._template is None:
-            return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
-        return str(self._template(messages, tokenize=False, add_generation_prompt=True))
+    def render(self, messages: list[Message]) -> str:
+        """Returns the prompt of a chat; see `ChatTemplate.render`."""
+        return self._chat.render(messages)
+
+    def check(self, text: str, limit: int, *, special: bool, param: str, answer: int = 0) -> int:
+        """Returns how many tokens of a limit are left behind a text.
+
+        Args:
+            text: The text.
+            limit: The most tokens that the model takes.
+            special: As for `count`.
+            param: The request's field, for the error.
+            answer: Tokens that the answer needs at least.
+
+        Raises:
+            ContextLengthError: There are too few; never where nobody can count.
+        """
+        num_tokens = self.count(text, special=special)
+        if num_tokens is None:
+            return limit
+        if num_tokens + answer > limit:
+            raise ContextLengthError(limit, num_tokens + answer, param=param)
+        return limit - num_tokens
 
     def count(self, text: str, *, special: bool = False) -> int | None:
         """Returns the number of tokens, or None when the tokenizer fails or is missing.

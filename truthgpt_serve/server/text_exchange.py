@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from truthgpt_serve.errors import RequestError, ServerError
+from truthgpt_serve.errors import ServerError
 from truthgpt_serve.protocol import encode_json
 from truthgpt_serve.server.text import TextFilter, Tokenizer
 from truthgpt_serve.server.text_format import AnswerFormat, Usage
@@ -25,6 +25,7 @@ class TextExchange:
         default_max_new_tokens: For a request that gives no limit.
         label: The class's name, for messages.
         repeats_prompt: Whether a text that begins with the exact prompt is one that repeats it.
+        max_model_len: The most tokens of prompt and answer together, or None.
     """
 
     __slots__ = (
@@ -36,6 +37,7 @@ class TextExchange:
         "_format",
         "_label",
         "_limit",
+        "_max_model_len",
         "_passes",
         "_prompt",
         "_repeats_prompt",
@@ -54,8 +56,10 @@ class TextExchange:
         label: str,
         *,
         repeats_prompt: bool = True,
+        max_model_len: int | None = None,
     ) -> None:
         self.done = False
+        self._max_model_len = max_model_len
         self._repeats_prompt = repeats_prompt
         self._usage_given: Usage | None = None
         self._request = request
@@ -79,25 +83,32 @@ class TextExchange:
         """Renders the prompt and returns the inputs for the class.
 
         Raises:
-            RequestError: The chat template refuses the messages.
+            RequestError: The chat template refuses the messages, or would leave something out.
+            ContextLengthError: The prompt is too long.
         """
         request = self._request
         if request.messages is not None:
-            try:
-                self._prompt = self._tokenizer.render(request.messages)
-            except Exception as error:
-                if type(error).__name__ != "TemplateError":
-                    raise
-                raise RequestError(
-                    f"the chat template refuses the messages: {error}", param="messages"
-                ) from error
+            self._prompt = self._tokenizer.render(request.messages)
+        if self._max_model_len is not None:
+            left = self._tokenizer.check(
+                self._prompt,
+                self._max_model_len,
+                special=not self._is_templated,
+                param="prompt" if request.messages is None else "messages",
+                answer=1,
+            )
+            self._limit = min(self._limit, left)
         self._filter = TextFilter(self._prompt if self._repeats_prompt else "", request.stop)
         inputs = {"text": self._prompt, "max_new_tokens": self._limit, **request.sampling}
         if request.stop:
             inputs["stop"] = list(request.stop)
-        if request.messages is not None and self._tokenizer.has_template:
+        if self._is_templated:
             inputs["add_special_tokens"] = False  # the template has written them
         return inputs
+
+    @property
+    def _is_templated(self) -> bool:
+        return self._request.messages is not None and self._tokenizer.has_template
 
     def answer(self, outputs: Any) -> bytes:
         """Returns the body of the whole answer."""
@@ -179,8 +190,7 @@ class TextExchange:
             return self._usage_given
         if not self._tokenizer.counts:
             return None
-        templated = self._request.messages is not None and self._tokenizer.has_template
-        prompt = self._tokenizer.count(self._prompt, special=not templated)
+        prompt = self._tokenizer.count(self._prompt, special=not self._is_templated)
         completion = self._tokenizer.count("".join(self._collected))
         if prompt is None or completion is None:
             return None

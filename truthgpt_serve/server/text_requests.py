@@ -12,8 +12,7 @@ from typing import Any
 
 from truthgpt_serve.errors import UnsupportedError
 from truthgpt_serve.protocol import bad_field, parse_model, parse_stream, shown
-
-ROLES = ("assistant", "developer", "function", "system", "tool", "user")
+from truthgpt_serve.server.text_messages import Message, read_messages
 
 
 @dataclass(slots=True)
@@ -22,7 +21,7 @@ class TextRequest:
 
     Attributes:
         model: The model name of the request.
-        messages: Role and plain text of each message, for chat; else None.
+        messages: The messages as chat templates take them, for chat; else None.
         prompt: The prompt, for completions; else an empty string.
         stream: Whether the answer comes as server-sent events.
         include_usage: Whether a stream ends with a chunk of token counts.
@@ -32,7 +31,7 @@ class TextRequest:
     """
 
     model: str
-    messages: list[dict[str, str]] | None = None
+    messages: list[Message] | None = None
     prompt: str = ""
     stream: bool = False
     include_usage: bool = False
@@ -48,7 +47,7 @@ def parse_chat(body: Mapping[str, Any]) -> TextRequest:
         RequestError: A field is missing or wrong; `param` names it.
         UnsupportedError: A field asks for what the generic application does not have.
     """
-    request = TextRequest(model=parse_model(body), messages=_messages(body.get("messages")))
+    request = TextRequest(model=parse_model(body), messages=read_messages(body.get("messages")))
     _refuse(body, _CHAT_REFUSED)
     _common(body, request)
     return request
@@ -95,50 +94,6 @@ def _include_usage(options: Any, stream: bool) -> bool:
             "stream_options.include_usage", f"must be true or false, not {shown(include)}"
         )
     return bool(include)
-
-
-def _messages(value: Any) -> list[dict[str, str]]:
-    if value is None:
-        raise bad_field("messages", "is required")
-    if not isinstance(value, list):
-        raise bad_field("messages", f"must be a list, not {shown(value)}")
-    if not value:
-        raise bad_field("messages", "must hold at least one message")
-    return [_message(item, f"messages[{index}]") for index, item in enumerate(value)]
-
-
-def _message(item: Any, place: str) -> dict[str, str]:
-    if not isinstance(item, dict):
-        raise bad_field(place, f"must be an object, not {shown(item)}")
-    role = item.get("role")
-    if role not in ROLES:
-        raise bad_field(f"{place}.role", f"must be one of {', '.join(ROLES)}, not {shown(role)}")
-    content = item.get("content")
-    if isinstance(content, str):
-        return {"role": role, "content": content}
-    if content is None and role == "assistant":
-        return {"role": role, "content": ""}
-    if not isinstance(content, list):
-        raise bad_field(
-            f"{place}.content", f"must be a string or a list of parts, not {shown(content)}"
-        )
-    parts = [_part(part, f"{place}.content[{index}]") for index, part in enumerate(content)]
-    return {"role": role, "content": "".join(parts)}
-
-
-def _part(part: Any, place: str) -> str:
-    if not isinstance(part, dict):
-        raise bad_field(place, f"must be an object, not {shown(part)}")
-    kind = part.get("type")
-    if kind != "text":
-        raise UnsupportedError(
-            f"`{place}.type` is {shown(kind)}: this model takes text parts only",
-            param=f"{place}.type",
-        )
-    text = part.get("text")
-    if not isinstance(text, str):
-        raise bad_field(f"{place}.text", f"must be a string, not {shown(text)}")
-    return text
 
 
 def _prompt(value: Any) -> str:
