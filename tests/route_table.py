@@ -19,7 +19,7 @@ SPECIAL = ("/v1/models/{id}", "/v1/files/images/{id}", "/v1/responses/{id}", "/m
 """Routes whose answer is about something else than the model: a name, a file, an optional page."""
 TEXT = ("/v1/chat/completions", "/v1/completions")
 IMAGES = ("/v1/images/generations", "/v1/images/edits", "/v1/images/variations")
-SPEECH = ("/v1/audio/transcriptions",)
+SPEECH = ("/v1/audio/transcriptions", "/v1/audio/translations")
 TENSORS = tuple(route.path for route in ROUTES if route.path.startswith("/v2"))
 ALL = ("/v1/models", "/v1/infer", "/health")
 

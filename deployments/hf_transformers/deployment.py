@@ -167,7 +167,8 @@ class PipelineModel:
     """One of transformers' pipelines; requests with the same parameters are batched.
 
     Attributes:
-        operations: `transcription` for speech recognition, which has a route of its own.
+        operations: For speech recognition `transcription`, and `translation` where the model can:
+            the routes of its own.
         sampling_rate: Samples a second that speech recognition takes.
         max_audio_s: Longest recording that it takes, in seconds.
     """
@@ -187,7 +188,7 @@ class PipelineModel:
             return
         engine = SpeechEngine(cfg)
         self._engine = engine
-        self.operations = ("transcription",)
+        self.operations = ("transcription", "translation")[: 1 + engine.translates]
         self.sampling_rate = engine.sampling_rate
         self.max_audio_s = engine.settings.max_audio_s
 

@@ -13,6 +13,7 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from deployments.hf_transformers.pipelines import PipelineEngine
 from deployments.hf_transformers.pipelines_inputs import read_audio
+from deployments.hf_transformers.speech_details import transcribe
 from truthgpt_serve.errors import RequestError, UnsupportedError
 
 FIELDS = (
@@ -23,6 +24,7 @@ FIELDS = (
     "temperature",
     "timestamps",
     "detect_language",
+    "task",
 )
 WHISPER = "seq2seq_whisper"
 MAX_PROMPT_SHARE = 0.5
@@ -71,17 +73,13 @@ class SpeechEngine(PipelineEngine):
         limit_s = self.settings.max_audio_s
         if len(samples) > limit_s * rate:
             raise _bad("audio", f"is longer than {limit_s:g} s, the most this model takes")
-        wanted = inputs.get("timestamps")
-        if wanted is not None and wanted not in self.timestamps:
-            known = ", ".join(self.timestamps) or "none"
-            raise UnsupportedError(
-                f"this model gives no times of {wanted!r}; it gives {known}",
-                param="timestamps",
-            )
         parameters: dict[str, Any] = {}
-        if wanted == "word":
+        wanted = self._wanted_times(inputs.get("timestamps"))
+        if "segment" in wanted:
+            parameters["details"] = wanted
+        elif wanted:
             parameters["return_timestamps"] = "word"
-        elif wanted == "segment" or self._is_long(samples):
+        elif self._is_long(samples):
             parameters["return_timestamps"] = True  # which finds its way through a long recording
         generate = self._generate_parameters(inputs)
         if generate:
@@ -89,6 +87,34 @@ class SpeechEngine(PipelineEngine):
         if inputs.get("detect_language") and self._speaks_many() and "language" not in generate:
             parameters["return_language"] = True
         return samples, parameters
+
+    def _wanted_times(self, wanted: Any) -> tuple[str, ...]:
+        """Returns the kinds of times that a request wants: one, or a list of several."""
+        kinds = [] if wanted is None else wanted if isinstance(wanted, list) else [wanted]
+        for kind in kinds:
+            if kind not in self.timestamps:
+                known = ", ".join(self.timestamps) or "none"
+                raise UnsupportedError(
+                    f"this model gives no times of {kind!r:.40}; it gives {known}",
+                    param="timestamps",
+                )
+        return tuple(sorted(set(kinds)))
+
+    @property
+    def translates(self) -> bool:
+        """Whether the model can write in English what it hears in another language."""
+        generation = getattr(self.pipeline.model, "generation_config", None)
+        tasks = getattr(generation, "task_to_id", None) or {}
+        return self._speaks_many() and "translate" in tasks
+
+    def _task(self, task: Any) -> dict[str, Any]:
+        if task in (None, "transcribe"):
+            return {}
+        if task != "translate":
+            raise _bad("task", f"must be transcribe or translate, not {task!r:.40}")
+        if not self.translates:
+            raise UnsupportedError("this model does not translate", param="task")
+        return {"task": "translate"}
 
     def _speaks_many(self) -> bool:
         generation = getattr(self.pipeline.model, "generation_config", None)
@@ -100,6 +126,7 @@ class SpeechEngine(PipelineEngine):
         if not isinstance(temperature, int | float) or not 0 <= temperature <= 1:
             raise _bad("temperature", "must be a number from 0 to 1")
         if not self._is_whisper:
+            self._task(inputs.get("task"))
             for name, value in (("language", language), ("prompt", prompt)):
                 if value:
                     raise UnsupportedError(f"this model does not take `{name}`", param=name)
@@ -107,6 +134,7 @@ class SpeechEngine(PipelineEngine):
         found: dict[str, Any] = {}
         if language:
             found |= self._language(language)
+        found |= self._task(inputs.get("task"))
         if temperature > 0:
             found["temperature"] = float(temperature)
         if prompt:
@@ -145,25 +173,29 @@ class SpeechEngine(PipelineEngine):
         if generate:
             options["generate_kwargs"] = generate
         # Others fill recordings up to the longest, and write what they hear there.
-        together = self._is_whisper and "return_language" not in options
+        # What is asked of the pipeline's language holds for one recording.
+        together = self._is_whisper and ("details" in options or "return_language" not in options)
         if together and not any(self._is_long(samples) for samples in values):
             groups = [list(range(len(values)))]
         else:
             groups = [[place] for place in range(len(values))]
         answers: list[Any] = [None] * len(values)
         for group in groups:
-            recordings = [
-                {"raw": values[place], "sampling_rate": self.sampling_rate} for place in group
-            ]
+            recordings = [values[place] for place in group]
             for place, output in zip(group, self._recognise(recordings, options), strict=True):
                 seconds = len(values[place]) / self.sampling_rate
                 answers[place] = self._answer(output, options, seconds)
         return answers
 
     def _recognise(self, recordings: list[Any], options: Mapping[str, Any]) -> list[Any]:
+        rate = self.sampling_rate
         with torch.inference_mode(), torch.random.fork_rng(enabled="generate_kwargs" in options):
             torch.manual_seed(self._seed)  # only a temperature draws random numbers
-            return list(self.pipeline(recordings, batch_size=len(recordings), **options))
+            if kinds := options.get("details"):
+                generate = options.get("generate_kwargs", {})
+                return transcribe(self.pipeline, recordings, generate, words="word" in kinds)
+            inputs = [{"raw": samples, "sampling_rate": rate} for samples in recordings]
+            return list(self.pipeline(inputs, batch_size=len(inputs), **options))
 
     def _answer(
         self, output: Mapping[str, Any], options: Mapping[str, Any], seconds: float
@@ -171,13 +203,17 @@ class SpeechEngine(PipelineEngine):
         """Returns the contract's shape of one recognised recording."""
         answer: dict[str, Any] = {"text": str(output["text"]).strip(), "duration": seconds}
         chunks = output.get("chunks") or []
-        language = options.get("generate_kwargs", {}).get("language")
+        language = options.get("generate_kwargs", {}).get("language") or output.get("language")
         if language is None and chunks:
             language = chunks[0].get("language")
         if language is not None:
             answer["language"] = LANGUAGES.get(language, language)
         wanted = options.get("return_timestamps")
-        if wanted == "word":
+        if kinds := options.get("details"):
+            answer["segments"] = [_timed(item, "text", seconds) for item in output["segments"]]
+            if "word" in kinds:
+                answer["words"] = [_timed(word, "word", seconds) for word in output["words"]]
+        elif wanted == "word":
             answer["words"] = [_timed(chunk, "word", seconds) for chunk in chunks]
         elif wanted:
             answer["segments"] = [_timed(chunk, "text", seconds) for chunk in chunks]
@@ -189,7 +225,8 @@ def _timed(chunk: Mapping[str, Any], name: str, seconds: float) -> dict[str, Any
     start, end = chunk["timestamp"]
     start = 0.0 if start is None else min(float(start), seconds)
     end = seconds if end is None else min(float(end), seconds)
-    return {name: str(chunk["text"]).strip(), "start": start, "end": max(start, end)}
+    rest = {key: chunk[key] for key in chunk.keys() - {"text", "timestamp", "language"}}
+    return {name: str(chunk["text"]).strip(), "start": start, "end": max(start, end), **rest}
 
 
 def _bad(name: str, message: str) -> RequestError:

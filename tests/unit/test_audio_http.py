@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import wave
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -59,6 +60,19 @@ class Listener(Base):
                 {"text": "second", "start": 3661.0014, "end": 3662},
             ]
         return answer
+
+
+class Interpreter(Base):
+    """Gives words, and segments with what it knows of them; translates."""
+
+    operations = ("transcription", "translation")
+
+    def infer(self, inputs: dict[str, Any]) -> Any:
+        self.events.append(inputs)
+        times = {"start": 0.0, "end": 1.0}
+        segment = {"text": "aaaa aaaa", **times, "avg_logprob": -0.5, "speaker": "x"}
+        words = [{"word": "aaaa", **times}]
+        return {"text": inputs.get("task", "as it is"), "segments": [segment], "words": words}
 
 
 class Speaker(Listener):
@@ -118,6 +132,61 @@ def test_a_class_of_ones_own() -> None:
         with pytest.raises(openai.APIStatusError, match="lasts longer than 5 s") as caught:
             create(model="sample", file=("a.wav", wave_file(tone(6))))
         assert caught.value.status_code == 413
+
+
+def test_what_a_class_says_of_its_segments_passes() -> None:
+    with serving(Interpreter) as client:
+        create: Any = client.audio.transcriptions.create
+        answer = create(
+            model="sample",
+            file=("a.wav", wave_file(tone())),
+            response_format="verbose_json",
+            temperature=0.25,
+            timestamp_granularities=["segment", "word"],
+        )
+        assert Interpreter.last.events[-1]["timestamps"] == ["segment", "word"]
+        (segment,) = answer.model_dump(exclude_unset=True)["segments"]
+        assert segment == {
+            "id": 0,
+            "seek": 0,
+            "text": "aaaa aaaa",
+            "start": 0.0,
+            "end": 1.0,
+            "avg_logprob": -0.5,
+            "speaker": "x",
+            "temperature": 0.25,
+            "compression_ratio": 9 / len(zlib.compress(b"aaaa aaaa")),
+        }
+        assert answer.words[0].word == "aaaa"
+
+
+def test_a_class_that_gives_one_kind_of_times_is_not_taken_for_both() -> None:
+    with serving(Listener) as client:
+        create: Any = client.audio.transcriptions.create
+        with pytest.raises(openai.BadRequestError, match="gives no times of segments"):
+            create(
+                model="sample",
+                file=("a.wav", wave_file(tone())),
+                response_format="verbose_json",
+                timestamp_granularities=["segment", "word"],
+            )
+
+
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # the client's own
+def test_translations() -> None:
+    file = ("a.wav", wave_file(tone()))
+    with serving(Interpreter) as client:
+        translate: Any = client.audio.translations.create
+        answer = translate(model="sample", file=file)
+        assert answer.model_dump() == {"text": "translate"}
+        assert Interpreter.last.events[-1]["task"] == "translate"
+        assert translate(model="sample", file=file, response_format="text") == "translate\n"
+        verbose = translate(model="sample", file=file, response_format="verbose_json")
+        assert (verbose.language, verbose.duration, verbose.text) == ("english", 1, "translate")
+    with serving(Listener) as client:
+        translate = client.audio.translations.create
+        with pytest.raises(openai.BadRequestError, match="does not translate recordings"):
+            translate(model="sample", file=file)
 
 
 def test_streams_with_and_without_a_method_for_them() -> None:

@@ -23,7 +23,7 @@ from truthgpt_serve.open_inference import is_open_inference
 from truthgpt_serve.protocol import encode_json, parse_object
 from truthgpt_serve.routes import refuse
 from truthgpt_serve.server.audio import PATH as TRANSCRIPTIONS_PATH
-from truthgpt_serve.server.audio import AudioRoutes
+from truthgpt_serve.server.audio import TRANSLATIONS_PATH, AudioRoutes
 from truthgpt_serve.server.embeddings import PATH as EMBEDDINGS_PATH
 from truthgpt_serve.server.embeddings import EmbeddingRoutes
 from truthgpt_serve.server.exchange import Exchange
@@ -90,6 +90,7 @@ class Application:
             "/v1/completions": {"POST": self._completion},
             EMBEDDINGS_PATH: {"POST": embeddings.create},
             TRANSCRIPTIONS_PATH: {"POST": self._audio.transcribe},
+            TRANSLATIONS_PATH: {"POST": self._audio.translate},
             ROUTES["generation"]: {"POST": self._images.generate},
             ROUTES["edit"]: {"POST": self._images.edit},
             ROUTES["variation"]: {"POST": self._images.vary},

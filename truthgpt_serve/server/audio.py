@@ -1,9 +1,10 @@
-"""OpenAI's transcription route for any class that says it can: `operations` with `transcription`.
+"""OpenAI's speech routes for any class that says it can: `transcription`, `translation`.
 
 Knows how requests, recordings and answers follow each other; fields, files and bytes are `audio_*`.
 The class gets `audio`, a float32 numpy array `[samples]`, and `sampling_rate`; optionally
-`language`, `prompt`, `temperature`, `timestamps` (`segment` or `word`) and `detect_language`. It
-gives `text`, and where it was asked `segments` or `words` with `start` and `end` in seconds.
+`language`, `prompt`, `temperature`, `timestamps` (`segment`, `word` or a list of both),
+`detect_language` and `task` (`translate`). It gives `text`, and where it was asked `segments` and
+`words` with `start` and `end` in seconds; what else its segments have passes.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from typing import Any
 from truthgpt_serve.errors import UnsupportedError
 from truthgpt_serve.server.audio_decode import decode_audio
 from truthgpt_serve.server.audio_exchange import AudioExchange
-from truthgpt_serve.server.audio_requests import AudioRequest, parse_transcription
+from truthgpt_serve.server.audio_requests import AudioRequest, parse_audio
 from truthgpt_serve.server.host import ModelHost
 from truthgpt_serve.server.http import Connection
 from truthgpt_serve.server.images_codec import Codec
 from truthgpt_serve.server.multipart import form_boundary, parse_form
 
 PATH = "/v1/audio/transcriptions"
+TRANSLATIONS_PATH = "/v1/audio/translations"
 DEFAULT_RATE = 16000
 """Samples a second for a class without `sampling_rate`."""
 DEFAULT_MAX_S = 1800.0
@@ -50,15 +52,22 @@ class AudioRoutes:
 
     async def transcribe(self, connection: Connection) -> None:
         """Answers `POST /v1/audio/transcriptions`."""
+        await self._answer(connection, "transcribe", "transcription")
+
+    async def translate(self, connection: Connection) -> None:
+        """Answers `POST /v1/audio/translations`."""
+        await self._answer(connection, "translate", "translation")
+
+    async def _answer(self, connection: Connection, task: str, operation: str) -> None:
         body = await self._read(connection)
         host = self._host
-        if "transcription" not in getattr(host.model, "operations", ()):
+        if operation not in getattr(host.model, "operations", ()):
             raise UnsupportedError(
-                f"the model {host.name!r} does not transcribe recordings", param="model"
+                f"the model {host.name!r} does not {task} recordings", param="model"
             )
         boundary = form_boundary(connection.header(b"content-type"))
         parts = await self._codec.run(lambda: parse_form(boundary, body))
-        request = parse_transcription(parts)
+        request = parse_audio(parts, task)
         self._check_name(request.model)
         async with connection.guard(host.max_request_s) as guard:
             exchange = await self._exchange(request)

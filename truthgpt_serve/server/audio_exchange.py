@@ -9,14 +9,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from truthgpt_serve.errors import ServerError, UnsupportedError
-from truthgpt_serve.server.audio_format import encode_delta, encode_done, encode_transcription
+from truthgpt_serve.server.audio_format import (
+    compression_ratio,
+    encode_delta,
+    encode_done,
+    encode_transcription,
+)
 from truthgpt_serve.server.audio_requests import AudioRequest
 
 KEYS = {"segment": ("segments", "text"), "word": ("words", "word")}
 
 
 class AudioExchange:
-    """One transcription.
+    """One transcription or translation.
 
     Args:
         request: The checked request.
@@ -47,16 +52,21 @@ class AudioExchange:
             UnsupportedError: The class gave no times.
         """
         found = {"duration": self._duration, **self._checked(outputs, "infer")}
-        wanted = self._inputs.get("timestamps")
-        if wanted is not None:
-            name, key = KEYS[wanted]
+        wanted = self._inputs.get("timestamps") or []
+        for kind in wanted if isinstance(wanted, list) else [wanted]:
+            name, key = KEYS[kind]
             if name not in found:
                 raise UnsupportedError(
                     f"this model gives no times of {name}: use `response_format` json or text",
                     param="response_format",
                 )
-            found[name] = [self._timed(item, key) for item in found[name]]
-        return encode_transcription(self._request.format, found)
+            found[name] = [self._timed(item, name, key) for item in found[name]]
+        temperature = self._inputs.get("temperature", 0.0)
+        for segment in found.get("segments") or []:
+            # These two are known here; what only the class knows is left out if it does not say it.
+            segment.setdefault("temperature", temperature)
+            segment.setdefault("compression_ratio", compression_ratio(segment["text"]))
+        return encode_transcription(self._request.format, found, task=self._request.task)
 
     def piece(self, item: Any) -> bytes | None:
         """Returns the event of one item of `stream`."""
@@ -78,12 +88,11 @@ class AudioExchange:
             f"{self._label}.{method} {verb} a {type(item).__name__} without a 'text' of type str"
         )
 
-    def _timed(self, item: Any, key: str) -> dict[str, Any]:
+    def _timed(self, item: Any, name: str, key: str) -> dict[str, Any]:
         if not isinstance(item, Mapping) or not all(
-            isinstance(item.get(name), int | float) for name in ("start", "end")
+            isinstance(item.get(time), int | float) for time in ("start", "end")
         ):
             raise ServerError(
-                f"{self._label}.infer gave {KEYS[self._inputs['timestamps']][0]} without numbers "
-                "for start and end, in seconds"
+                f"{self._label}.infer gave {name} without numbers for start and end, in seconds"
             )
         return {**item, key: str(item.get(key, ""))}

@@ -1,11 +1,12 @@
-"""OpenAI's transcriptions as bytes: JSON, text, SubRip and WebVTT, and the events of a stream.
+"""OpenAI's answers to recordings as bytes: JSON, text, SubRip and WebVTT, and a stream's events.
 
-Knows nothing of models or servers. Shapes: `Transcription`, `TranscriptionVerbose` and
-`transcript.text.*` of OpenAI's API reference.
+Knows nothing of models or servers. Shapes: `Transcription`, `TranscriptionVerbose`,
+`Translation`, `TranslationVerbose` and `transcript.text.*` of OpenAI's API reference.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,12 +17,15 @@ TYPES = {"text": TEXT_TYPE, "srt": TEXT_TYPE, "vtt": "text/vtt; charset=utf-8"}
 JSON_TYPE = "application/json"
 
 
-def encode_transcription(form: str, found: Mapping[str, Any]) -> tuple[bytes, str]:
+def encode_transcription(
+    form: str, found: Mapping[str, Any], *, task: str = "transcribe"
+) -> tuple[bytes, str]:
     """Returns the body of an answer and its content type.
 
     Args:
         form: One of `audio_requests.FORMATS`.
-        found: `text`, `duration` in seconds; `segments` or `words`, `language` where known.
+        found: `text`, `duration` in seconds; `segments`, `words` and `language` where known.
+        task: `transcribe`, or `translate` for a text in English.
     """
     text = str(found["text"])
     if form == "text":
@@ -31,12 +35,15 @@ def encode_transcription(form: str, found: Mapping[str, Any]) -> tuple[bytes, st
     if form == "vtt":
         body = "WEBVTT\n\n" + _subtitles(found["segments"], ".", numbered=False)
         return body.encode(), TYPES["vtt"]
-    usage = {"type": "duration", "seconds": round(float(found["duration"]))}
+    translated = task == "translate"
+    # OpenAI counts the seconds of transcriptions only.
+    seconds = round(float(found["duration"]))
+    usage = {} if translated else {"usage": {"type": "duration", "seconds": seconds}}
     if form == "json":
-        return encode_json({"text": text, "usage": usage}), JSON_TYPE
+        return encode_json({"text": text, **usage}), JSON_TYPE
     verbose: dict[str, Any] = {
-        "task": "transcribe",
-        "language": found.get("language", ""),
+        "task": task,
+        "language": "english" if translated else found.get("language", ""),
         "duration": found["duration"],
         "text": text,
     }
@@ -46,7 +53,13 @@ def encode_transcription(form: str, found: Mapping[str, Any]) -> tuple[bytes, st
         ]
     if "words" in found:
         verbose["words"] = found["words"]
-    return encode_json({**verbose, "usage": usage}), JSON_TYPE
+    return encode_json({**verbose, **usage}), JSON_TYPE
+
+
+def compression_ratio(text: str) -> float:
+    """Returns how many times smaller a text becomes, as Whisper defines it."""
+    data = text.encode("utf-8", "replace")
+    return len(data) / len(zlib.compress(data))
 
 
 def _subtitles(segments: list[Mapping[str, Any]], comma: str, *, numbered: bool) -> str:

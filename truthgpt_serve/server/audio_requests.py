@@ -30,6 +30,7 @@ class AudioRequest:
         inputs: What the class gets beside the recording.
         format: One of `FORMATS`.
         stream: Whether the answer comes as server-sent events.
+        task: `transcribe`, or `translate` for English text.
     """
 
     model: str
@@ -37,25 +38,41 @@ class AudioRequest:
     inputs: dict[str, Any] = field(default_factory=dict)
     format: str = "json"
     stream: bool = False
+    task: str = "transcribe"
 
 
-def parse_transcription(parts: list[Part]) -> AudioRequest:
-    """Checks a form of `POST /v1/audio/transcriptions`.
+def parse_audio(parts: list[Part], task: str) -> AudioRequest:
+    """Checks a form of `POST /v1/audio/transcriptions` or `POST /v1/audio/translations`.
+
+    Args:
+        parts: The form.
+        task: `transcribe` or `translate`.
 
     Raises:
         RequestError: A field is missing or wrong; `param` names it.
         UnsupportedError: A field asks for what the generic application does not have.
     """
     values, file = _read(parts)
-    request = AudioRequest(parse_model(values), file)
+    request = AudioRequest(parse_model(values), file, task=task)
     request.format = str(_choice(values, "response_format", FORMATS) or "json")
     request.stream = _boolean(values, "stream")
+    _refuse(request, values)
+    request.inputs = _inputs(request, values)
+    return request
+
+
+def _refuse(request: AudioRequest, values: dict[str, Any]) -> None:
     if values.get("include"):
         raise UnsupportedError("`include`: this model has no log probabilities", param="include")
     if request.stream and request.format not in ("json", "text"):
         message = f"`response_format` {request.format} cannot be streamed; use json or text"
         raise UnsupportedError(message, param="response_format")
-    inputs = request.inputs
+    if request.stream and request.task == "translate":
+        raise UnsupportedError("`stream`: a translation comes whole; leave it out", param="stream")
+
+
+def _inputs(request: AudioRequest, values: dict[str, Any]) -> dict[str, Any]:
+    inputs: dict[str, Any] = {"task": "translate"} if request.task == "translate" else {}
     for name, limit in (("language", MAX_LANGUAGE_CHARS), ("prompt", None)):
         text = values.get(name)
         if text and limit is not None and len(text) > limit:
@@ -70,7 +87,7 @@ def parse_transcription(parts: list[Part]) -> AudioRequest:
         inputs["timestamps"] = kinds
     if request.format == "verbose_json":
         inputs["detect_language"] = True
-    return request
+    return inputs
 
 
 def _read(parts: list[Part]) -> tuple[dict[str, Any], bytes]:
@@ -123,8 +140,8 @@ def _temperature(text: str | None) -> float:
     return value
 
 
-def _granularities(values: dict[str, Any], form: str) -> str | None:
-    """Returns which times are wanted of the model; words are asked for alone, as Whisper does."""
+def _granularities(values: dict[str, Any], form: str) -> str | list[str] | None:
+    """Returns which times are wanted of the model; a list where there are several kinds."""
     kinds = values.get("timestamp_granularities") or []
     for kind in kinds:
         if kind not in GRANULARITIES:
@@ -133,9 +150,6 @@ def _granularities(values: dict[str, Any], form: str) -> str | None:
     if kinds and form != "verbose_json":
         message = "needs `response_format` verbose_json"
         raise bad_field("timestamp_granularities", message)
-    if set(kinds) == set(GRANULARITIES):
-        raise UnsupportedError(
-            "`timestamp_granularities` asks for segments and words; this model gives one of them",
-            param="timestamp_granularities",
-        )
+    if len(set(kinds)) > 1:
+        return list(GRANULARITIES)
     return kinds[0] if kinds else "segment" if form in TIMED else None
