@@ -221,7 +221,7 @@ async def test_cancelling_a_task_frees_its_place(model: Any) -> None:
         ({"stop": [""]}, "`stop` must be a string or a list"),
         ({"ignore_eos": "yes"}, "`ignore_eos` must be true or false"),
         ({"tempreature": 1}, "`tempreature` is unknown; known are text, max_new_tokens"),
-        ({"text": "word " * 5000}, "this model takes 4096 of prompt and answer together"),
+        ({"text": "word " * 5000}, "maximum context length is 4096 tokens"),
     ],
 )
 async def test_a_wrong_input_is_refused_by_name(
