@@ -200,6 +200,7 @@ def plan_replica(
     *,
     cluster_gpus: float = 0,
     environ: Mapping[str, str] = os.environ,
+    limits: tuple[int, int] | None = None,
 ) -> ReplicaPlan:
     """Returns what the deployment of a model needs.
 
@@ -208,6 +209,7 @@ def plan_replica(
         spec: Its family.
         cluster_gpus: GPUs of the whole cluster, for `gpus: auto`.
         environ: The environment, for `gpus: auto`.
+        limits: What `request_limits` would return, where the class must not be imported for it.
 
     Raises:
         ConfigError: See `resolve_gpus`.
@@ -216,7 +218,7 @@ def plan_replica(
     serving = config.serving
     cfg = config.to_cfg()
     cfg["hardware"]["gpus"] = gpus
-    ongoing, queued = request_limits(cfg, spec, environ=environ)
+    ongoing, queued = limits or request_limits(cfg, spec, environ=environ)
     spans = spec.tensor_parallel and gpus > 1
     autoscaling = _autoscaling(config, ongoing)
     return ReplicaPlan(

@@ -224,6 +224,20 @@ def test_machine_counts_all_replicas(service: Path) -> None:
     assert "note: this machine alone is too small: serve.yaml: all replicas" in alone.stdout
 
 
+def test_room_is_compared_without_importing_a_class(service: Path) -> None:
+    module = "from truthgpt_serve.contract import FamilySpec\n"
+    (service / "heavy_family.py").write_text(
+        f"{module}from truthgpt_serve.registry import MODEL_REGISTRY\n"
+        "MODEL_REGISTRY.register(FamilySpec(name='heavy', class_path='heavy_engine:Model'))\n"
+    )
+    (service / "heavy_engine.py").write_text("raise RuntimeError('imported')\n")
+    text = "model: {family: heavy, import: heavy_family}\nhardware: {cpus: 4096, gpus: 0}\n"
+    (service / "heavy.yaml").write_text(text, encoding="utf-8")
+    result = validate("heavy.yaml")
+    assert result.exit_code == 0, result.output
+    assert "this machine alone is too small: heavy.yaml:2: hardware.cpus: 4096" in result.stdout
+
+
 def test_shipped_files_are_right_and_import_no_engine() -> None:
     files = ["configs/serve.yaml", *sorted(map(str, Path("configs/models").glob("*.yaml")))]
     program = (

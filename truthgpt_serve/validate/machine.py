@@ -21,6 +21,8 @@ from truthgpt_serve.validate.report import CheckedModel, Report
 DOES_NOT_FIT = "this machine alone is too small: "
 """How a note about it begins."""
 _PROBE_TIMEOUT_S = 20
+_NO_LIMITS = (1, 1)
+"""Requests take no room on a machine."""
 _MEMORY_SHARE = 0.7
 """Share of the free memory that Ray hands out; the rest is its object store."""
 
@@ -117,7 +119,8 @@ def _find_shortages(report: Report, machine: Machine, file: str) -> list[Fault]:
         except ConfigError:
             continue  # the check of the model reports it
         try:
-            plan = plan_replica(model.config, spec, cluster_gpus=len(machine.gpus))
+            gpus = len(machine.gpus)
+            plan = plan_replica(model.config, spec, cluster_gpus=gpus, limits=_NO_LIMITS)
         except ConfigError as error:
             faults += error.faults
             continue
