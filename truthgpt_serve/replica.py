@@ -27,7 +27,7 @@ from truthgpt_serve.server.faults import ReplicaGuard
 from truthgpt_serve.server.joining import JoinedStreams
 from truthgpt_serve.server.request_id import ServeRequestId
 from truthgpt_serve.shared_files import SharedFiles
-from truthgpt_serve.start_errors import cause_first
+from truthgpt_serve.start_errors import cause_first, to_cause
 
 
 class ModelReplica:
@@ -77,8 +77,17 @@ class ModelReplica:
         """Takes the model card, which only the router reads."""
 
     async def check_health(self) -> None:
-        """Raises when the engine is dead, so that Serve replaces the replica."""
-        await self._host.check_health()
+        """Raises when the engine is dead, so that Serve replaces the replica.
+
+        Raises:
+            RuntimeError: In the place of any exception. Serve's controller unpickles what is raised
+                here and would import its class's module: vLLM's takes 480 MB there, and stops
+                Serve's control loop for many seconds.
+        """
+        try:
+            await self._host.check_health()
+        except Exception as error:
+            raise RuntimeError(str(to_cause(error))) from None
 
     async def __del__(self) -> None:
         """Frees the engine; Serve awaits this at the end of a graceful shutdown."""

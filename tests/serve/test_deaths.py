@@ -104,6 +104,17 @@ def test_a_request_that_kills_twice_is_refused_and_others_are_served(
     assert "SIGSEGV (signal 11" in page["last_error"]
 
 
+def controllers(cluster: LocalCluster) -> list[psutil.Process]:
+    """Returns the processes of this cluster's Serve controller."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        with contextlib.suppress(psutil.Error):
+            title = " ".join(process.info["cmdline"] or ())
+            if "ServeController" in title and cluster.run_id in process.environ().values():
+                found.append(process)
+    return found
+
+
 def engine_process(cluster: LocalCluster) -> psutil.Process:
     (pid,) = cluster.replica_pids("tiny")
     children = psutil.Process(pid).children(recursive=True)
@@ -156,6 +167,9 @@ def test_a_dead_engine_answers_503_to_all_and_is_replaced_at_once(
         return answer.status_code == 200
 
     wait_for(is_back, "no new engine")
+    (controller,) = controllers(cluster)
+    libraries = Path(f"/proc/{controller.pid}/maps").read_text()
+    assert "libtorch" not in libraries, "the controller has imported the engine"
 
 
 LOADS = {

@@ -1,0 +1,85 @@
+"""What a replica tells Serve's controller; its own process, without Ray."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import serve
+
+from truthgpt_serve.replica import ModelReplica
+from truthgpt_serve.start_errors import StartError
+
+SICK = """
+from truthgpt_serve import register_model
+
+class EngineDeadError(Exception):
+    pass
+
+@register_model("sick-{number}")
+class Sick:
+    def load(self, cfg):
+        if cfg["serving"]["engine"].get("fails"):
+            raise EngineDeadError("no weights")
+
+    def infer(self, inputs):
+        return {{"text": inputs["text"]}}
+
+    def check_health(self):
+        raise EngineDeadError("it is dead")
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    number = abs(hash(request.node.name)) % 10**6
+    (tmp_path / f"sick_{number}.py").write_text(SICK.format(number=number))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    context = types.SimpleNamespace(app_name="x")
+    monkeypatch.setattr(serve, "get_replica_context", lambda: context)
+    # Serve awaits it; a plain interpreter does not.
+    monkeypatch.delattr(ModelReplica, "__del__")
+    return f"{number}"
+
+
+close = ModelReplica.__del__
+
+
+def make_replica(number: str, **engine: Any) -> ModelReplica:
+    return ModelReplica(
+        {
+            "model": {"family": f"sick-{number}", "import": f"sick_{number}"},
+            "hardware": {"gpus": 0},
+            "serving": {"engine": engine},
+        }
+    )
+
+
+async def test_the_controller_need_not_import_what_fails(module: str) -> None:
+    replica = make_replica(module)
+    await replica.__serve_build_asgi_app__()
+    with pytest.raises(RuntimeError) as raised:
+        await replica.check_health()
+    await close(replica)
+    assert type(raised.value) is RuntimeError
+    assert "EngineDeadError: it is dead" in str(raised.value)
+    code = "import pickle, sys, json; pickle.loads(sys.stdin.buffer.read());"
+    code += "print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=pickle.dumps(raised.value), capture_output=True
+    )
+    modules = json.loads(done.stdout)
+    assert not [name for name in modules if name.startswith(("sick", "truthgpt", "vllm"))]
+
+
+async def test_a_failed_load_begins_with_its_cause(module: str) -> None:
+    replica = make_replica(module, fails=True)
+    with pytest.raises(StartError) as raised:
+        await replica.__serve_build_asgi_app__()
+    assert str(raised.value.__cause__) == "EngineDeadError: no weights"
