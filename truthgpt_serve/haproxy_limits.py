@@ -40,7 +40,7 @@ BODY_TIMEOUT_S = 600
 CROWDED_SHARE = 0.75
 """From this share of its connections on, clients are told to close theirs after each answer."""
 
-_RESERVED_FILES = 512
+_OTHER_CONNECTIONS = 64
 _MAXCONN = re.compile(r"^\s*maxconn (\d+)$")
 _BIND = re.compile(r"^(\s*)bind \S+$")
 _LEFT_OUT = re.compile(r"^\s*(option httpchk GET |http-check expect status |option splice-)")
@@ -71,15 +71,21 @@ class Limits:
 def share_out(wanted: int, max_requests: int, num_files: int) -> Limits:
     """Returns the limits of a HAProxy that may open a number of files.
 
+    A connection of a client is one file as long as it carries no request: what is idle, or slow,
+    costs no more. A request takes three more: to a router, from the router, and to a model.
+
     Args:
-        wanted: `maxconn` as Ray writes it.
+        wanted: `maxconn` as Ray writes it: most connections of clients.
         max_requests: Most requests at work on routers.
-        num_files: Most open files; each connection may need a second one towards a server.
+        num_files: Most open files.
     """
-    total = max(256, min(wanted, (num_files - _RESERVED_FILES) // 2))
-    routers = total // 3
-    # The rest is for connections that the routers keep while they are idle.
-    return Limits(total, total - routers - 64, routers, min(max_requests, routers * 3 // 4))
+    requests = max(1, min(max_requests, num_files // 8))
+    routers = (
+        requests + requests // 2
+    )  # the rest is for those that routers keep while they are idle
+    left = num_files - num_files // 32 - requests - 2 * routers
+    clients = max(64, min(wanted, left))
+    return Limits(clients + routers + _OTHER_CONNECTIONS, clients, routers, requests)
 
 
 def read_max_requests() -> int:
@@ -176,8 +182,8 @@ def _limit_total(lines: list[str]) -> Limits:
     for at in range(*section(lines, "global")):
         if found := _MAXCONN.match(lines[at]):
             limits = share_out(int(found[1]), read_max_requests(), num_allowed_files())
-            # Should the limit of open files be lower after all, fewer connections are better than
-            # no HAProxy.
+            # HAProxy counts two files for each connection, and would not start where that is more
+            # than it may open; most of them are idle and take one.
             lines[at : at + 1] = ["    no strict-limits", f"    maxconn {limits.total}"]
             return limits
     raise UnknownConfigurationError("the section `global` has no `maxconn`")

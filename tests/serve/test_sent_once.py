@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from truthgpt_serve.local_cluster import LocalCluster, model_application, router_application
+from truthgpt_serve.processes import read_process
 
 HERE = Path(__file__).parent
 COUNTING: dict[str, Any] = {
@@ -56,6 +57,12 @@ class Counted:
             assert time.monotonic() < deadline
             time.sleep(0.2)
 
+    def wait_for_end(self, pid: int) -> None:
+        deadline = time.monotonic() + RECOVERY_S
+        while read_process(pid) is not None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
     def deploy(self, *more: dict[str, Any]) -> None:
         """Deploys; each change of the applications replaces HAProxy."""
         counting = model_application("counting", COUNTING)
@@ -89,6 +96,8 @@ def test_a_request_that_kills_its_replica_kills_no_other(
         assert refused.status_code in (502, 503)
         assert refused.json()["error"]["code"] in ("upstream_error", "model_unavailable")
         assert counted.num_runs(name) == 1
+        # Until its last moment the port of the dead one takes connections.
+        counted.wait_for_end(int((counted.marks / name).read_text()))
         # The other one goes on, and nobody else notices.
         answers = [counted.ask(client, f"{name}-after-{number}") for number in range(20)]
     assert {answer.status_code for answer in answers} == {200}

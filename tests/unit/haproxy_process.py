@@ -158,4 +158,3 @@ def running(
         for replica in replicas:
             replica.end()
     assert haproxy.PROGRAM not in errors, errors
-    assert "FD limit" not in errors, errors
