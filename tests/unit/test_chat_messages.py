@@ -54,6 +54,13 @@ THINKS = """{%- for message in messages %}{%- if message.reasoning_content %}
 {{- '<think>' + message.reasoning_content + '</think>' }}{%- endif %}
 {{- message.content }}{%- endfor %}"""
 
+ASKS_FOR_NONE = """{%- for message in messages %}
+{%- if message['role'] == 'assistant' and message['content'] is none %}
+{%- for call in message['tool_calls'] %}
+{{- call['function']['name'] + '\\n' + call['function']['arguments'].strip() }}{%- endfor %}
+{%- else %}{{- message['content'] }}{%- endif %}{%- endfor %}"""
+"""Knows a message of calls by a content that is nothing, and handles arguments as a text."""
+
 CALL = {
     "id": "c1",
     "type": "function",
@@ -91,7 +98,7 @@ def test_tool_calls_reach_a_template_as_objects(tokenizer: Any) -> None:
     assert "<tool_response>sunny</tool_response>" in text
 
 
-@pytest.mark.parametrize("template", [WANTS_TEXT, PRINTS])
+@pytest.mark.parametrize("template", [WANTS_TEXT, PRINTS, ASKS_FOR_NONE])
 def test_tool_calls_reach_a_template_as_texts_where_it_wants_texts(
     tokenizer: Any, template: str
 ) -> None:
@@ -162,6 +169,14 @@ def test_the_developer_is_the_system_where_a_template_knows_no_other(tokenizer: 
     messages = [{"role": "developer", "content": "be brief"}, HISTORY[0]]
     assert render(tokenizer, CHATML, messages).startswith("<|im_start|>developer\nbe brief")
     assert render(tokenizer, ROLES_ONLY, messages).startswith("[system]be brief")
+
+
+def test_a_template_that_fails_of_itself_is_not_taken_for_one_that_leaves_out(
+    tokenizer: Any,
+) -> None:
+    broken = "{{- messages[0].content.nothing.there }}"
+    with pytest.raises(RequestError, match="refuses the messages"):
+        render(tokenizer, broken, [{"role": "developer", "content": "a"}])
 
 
 def test_a_refusal_is_what_the_assistant_said(tokenizer: Any) -> None:

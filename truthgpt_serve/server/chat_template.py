@@ -49,14 +49,15 @@ class ChatTemplate:
         """Renders a chat with messages that not every template knows."""
         developer = self._developer(messages)
         missing = ""
-        for arguments in (parse_arguments, dump_arguments):
-            changed = [_with_role(arguments(message), developer) for message in messages]
-            missing = self._find_missing(changed)
-            if not missing:
+        for form in _FORMS:
+            changed = [_with_role(form(message), developer) for message in messages]
+            found = self._find_missing(changed)
+            if not found:
                 return self._call(changed)
+            missing = missing or found
         raise UnsupportedError(
-            f"the chat template of this model leaves out `{missing}`: leave it out of the "
-            "messages, or use a model whose template has it",
+            f"the chat template of this model leaves out `{missing}`, or cannot read it: leave it "
+            "out of the messages, or use a model whose template has it",
             param=missing,
         )
 
@@ -73,16 +74,20 @@ class ChatTemplate:
     def _find_missing(self, messages: list[Message]) -> str:
         """Returns the place of the first thing that the template leaves out, or nothing."""
         marked, marks = _mark(messages)
+        if not marks:
+            return ""
         try:
             text = self._call(marked)
-        except RequestError:
-            return ""  # a template that looks so closely says by itself what it does not take
+        except RequestError as error:
+            if type(error.__cause__).__name__ != _UNDEFINED:
+                return ""  # a template that looks so closely says by itself what it does not take
+            return next(iter(marks.values()))  # it wants another form
         except (TypeError, ValueError, KeyError):
-            return next(iter(marks.values()))  # it wants the arguments in the other form
+            return next(iter(marks.values()))
         for mark, place in marks.items():
             if mark not in text:
                 return place
-        # A form that the template prints as Python would is the wrong one of the two.
+        # A form that the template prints as Python would is the wrong one.
         return next((place for place in marks.values() if _REPR in text), "")
 
     def _call(self, messages: list[Message]) -> str:
@@ -91,13 +96,27 @@ class ChatTemplate:
         try:
             return str(self._apply(messages, tokenize=False, add_generation_prompt=True))
         except Exception as error:
-            if type(error).__name__ not in ("TemplateError", "UndefinedError"):
+            if type(error).__name__ not in ("TemplateError", _UNDEFINED):
                 raise
             raise RequestError(
                 f"the chat template refuses the messages: {error}", param="messages"
             ) from error
 
 
+def _without_content(message: Message) -> Message:
+    """Returns a message of nothing but tool calls as OpenAI writes it, which some ask for."""
+    empty = _CALLS in message and not message["content"]
+    return {**message, "content": None} if empty else message
+
+
+_FORMS: tuple[Callable[[Message], Message], ...] = (
+    parse_arguments,
+    dump_arguments,
+    lambda message: _without_content(parse_arguments(message)),
+    lambda message: _without_content(dump_arguments(message)),
+)
+"""The forms of a message with tool calls that templates ask for; the usual one first."""
+_UNDEFINED = "UndefinedError"
 _RARE = frozenset(("tool", "developer"))
 _REPR = "{'" + MARK
 """How Python, and no JSON, writes the beginning of marked arguments."""
