@@ -25,6 +25,7 @@ from deployments.hf_transformers.loading import (
     read_source,
 )
 from deployments.hf_transformers.pipelines_inputs import Kind, kind_of_task, read_inputs
+from deployments.hf_transformers.stopping import stop_when_cancelled
 from truthgpt_serve.errors import ContextLengthError, RequestError, ServerError, bad_setting
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class PipelineEngine:
         if self.kind.name == "text":
             self._max_tokens = max_input_tokens(self.pipeline.model.config, self.pipeline.tokenizer)
         self._prepare_batches()
+        stop_when_cancelled(self.pipeline.model)
         wanted = str(cfg["model_optim"]["attention"])
         self.attention = choose_attention(wanted, self.pipeline.model, self._trial)
         if cfg["model_optim"]["compile"]:

@@ -10,6 +10,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import onnxruntime
 from deployments.onnx.config import OnnxSettings, settings_of
 from deployments.onnx.probe import probe_model
 from deployments.onnx.signature import Arrays, Tensor, create_tensor
+from truthgpt_serve.cancellation import CallCancelledError, current_call
 from truthgpt_serve.errors import ConfigError, Fault, RequestError, ServerError
 
 logger = logging.getLogger(__name__)
@@ -201,11 +203,17 @@ class Session:
         Raises:
             RequestError: The graph refuses the inputs, such as an index out of range.
             ServerError: Anything else fails in the graph.
+            CallCancelledError: Nobody waits for the outputs any more.
         """
+        call, options = current_call(), onnxruntime.RunOptions()
+        options.log_severity_level = _FATAL_ONLY
         try:
-            outputs = self._session.run(self._names, arrays)
+            with call.on_cancel(partial(setattr, options, "terminate", True)):
+                outputs = self._session.run(self._names, arrays, options)
         except state.InvalidArgument as error:
             raise RequestError(f"the model refuses the inputs: {_detail(error)}") from error
         except Exception as error:  # a class for each of ONNX Runtime's codes
+            if call.cancelled:
+                raise CallCancelledError("every client of this call has left") from error
             raise ServerError(f"the graph failed: {_detail(error)}") from error
         return dict(zip(self._names, outputs, strict=True))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from importlib.resources import files
 from typing import Any
 
+_DOMAIN = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]+\]")
 _SIZE = re.compile(r"\d+(\.\d+)?[kmgt]|\d+[KMGT]?")
 
 
@@ -133,6 +134,11 @@ def _cross_faults(engine: Mapping[Any, Any]) -> list[tuple[str, str]]:
             near = difflib.get_close_matches(str(value), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(known)}"
             faults.append((key, f"the engine has no {key} {value!r}; {hint}"))
+    key = "allowed_media_domains"
+    for domain in engine.get(key) or []:
+        if isinstance(domain, str) and not _DOMAIN.fullmatch(domain):
+            message = f"{domain!r} is not a host name alone, such as 'images.example.com'"
+            faults.append((key, f"{key}: {message}"))
     return faults
 
 

@@ -16,8 +16,9 @@ from deployments.vllm.admission import AdmittedRequests
 from deployments.vllm.bodies import BoundedBodies
 from deployments.vllm.cancellation import CancellableApp
 from deployments.vllm.dead_engine import DeadEngineAnswers
-from deployments.vllm.errors import answer_in_envelope
+from deployments.vllm.errors import ReadableErrors, report_validation
 from deployments.vllm.generic import Dispatcher, GenericRoutes
+from deployments.vllm.routes import ListedRoutes
 from truthgpt_serve.errors import ServerError
 
 T = TypeVar("T")
@@ -73,9 +74,10 @@ class VllmModel:
     async def _start(self) -> Dispatcher:
         if self._engine is None or self._name is None:
             raise ServerError("the model is not loaded: call `load(cfg)` first")
-        app = await self._engine.start()
-        answer_in_envelope(app, self._name)
-        answering = DeadEngineAnswers(app, self._engine.is_dead, self._name)
+        vllm_app = await self._engine.start()
+        paths = [route.path for route in vllm_app.routes]
+        report_validation(vllm_app)
+        answering = DeadEngineAnswers(ReadableErrors(vllm_app), self._engine.is_dead, self._name)
         stoppable = CancellableApp(answering, max_request_s=self._limits["max_request_s"])
         admitted = AdmittedRequests(
             BoundedBodies(stoppable, **self._limits),
@@ -86,7 +88,7 @@ class VllmModel:
         self._routes = GenericRoutes(
             admitted, self._name, self._engine.tasks, self._engine.acceleration
         )
-        return Dispatcher(admitted, self._routes, **self._limits)
+        return Dispatcher(ListedRoutes(admitted, paths, self._name), self._routes, **self._limits)
 
     @property
     def acceleration(self) -> dict[str, Any]:

@@ -47,6 +47,8 @@ from deployments.vllm.hardware import (
     prepare_cpu,
     prepare_environment,
 )
+from deployments.vllm.logs import added_log_settings
+from deployments.vllm.media import use_listed_media
 from deployments.vllm.orphans import bind_children
 from truthgpt_serve.errors import ConfigError, Fault, TruthGPTError, UnavailableError
 from truthgpt_serve.server.request_limits import RequestLimits
@@ -90,6 +92,7 @@ class Engine:
         self.acceleration: dict[str, Any] = {}
         _check_platform(cfg)
         prepare_environment()
+        use_listed_media()
         self.args = parse_arguments(cfg, name)
 
     async def start(self) -> Any:
@@ -192,7 +195,8 @@ def parse_arguments(cfg: Mapping[str, Any], name: str) -> Namespace:
             tokens.extend(_tokens(key, value))
     try:
         args = parser.parse_args(tokens)
-        configure_logging_from_args(args)
+        with added_log_settings():
+            configure_logging_from_args(args)
         if args.tool_parser_plugin:
             ToolParserManager.import_tool_parser(args.tool_parser_plugin)
         if args.reasoning_parser_plugin:

@@ -149,7 +149,7 @@ class GenericRoutes:
         if "embed" not in self._tasks:
             raise UnsupportedError(
                 f"{ROUTE} answers for models that generate or embed; this one can "
-                f"{', '.join(self._tasks)}: use vLLM's own routes, listed in /openapi.json"
+                f"{', '.join(self._tasks)}: use vLLM's own routes, such as /pooling"
             )
         return "/v1/embeddings", {**fields, "model": model, "input": text}
 
@@ -160,7 +160,7 @@ class Dispatcher:
     vLLM's own start-up and shut-down belong to the engine, so lifespan events end here.
 
     Args:
-        app: vLLM's application.
+        app: What of vLLM's application a client reaches.
         routes: The generic route's answers.
         max_request_s: Longest time for one request on the generic route.
         max_body_bytes: Largest body on the generic route.
@@ -181,7 +181,7 @@ class Dispatcher:
             path = scope["path"].removeprefix(scope.get("root_path", ""))
             if path == ROUTE:
                 return await self._answer(self._infer, Connection(scope, receive, send))
-            if path.startswith(f"{MODELS}/"):
+            if path.startswith(f"{MODELS}/") and path != f"{MODELS}/":
                 card = partial(self._card, path.removeprefix(f"{MODELS}/"))
                 return await self._answer(card, Connection(scope, receive, send))
         elif kind == "lifespan":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -20,6 +21,8 @@ from tests.serve.vllm_service import (
 )
 
 STOP_S = 20  # far more than a decode step, and far less than the whole answer takes
+RECOVERY_S = 90
+SETTLE_S = 15
 LONG = MAX_MODEL_LEN - 200
 USER = [{"role": "user", "content": "Tell me a story."}]
 COMPLETION: dict[str, Any] = {"prompt": "Once", "max_tokens": LONG, "ignore_eos": True}
@@ -146,3 +149,108 @@ def test_many_that_leave_at_once_leave_a_free_engine(service: VllmService) -> No
         "/v1/completions", json={"model": "tiny", **COMPLETION, "max_tokens": 2}
     )
     assert answer.status_code == 200
+
+
+HIDDEN = [
+    ("POST", "/scale_elastic_ep"),
+    ("POST", "/is_scaling_elastic_ep"),
+    ("GET", "/load"),
+    ("GET", "/version"),
+    ("GET", "/kv_event_sources"),
+    ("GET", "/ping"),
+    ("POST", "/ping"),
+    ("POST", "/invocations"),
+    ("POST", "/generative_scoring"),
+    ("POST", "/inference/v1/generate"),
+    ("POST", "/v1/chat/completions/render"),
+    ("POST", "/v1/chat/completions/batch"),
+    ("POST", "/v1/systemone"),
+    ("POST", "/sleep"),
+    ("POST", "/v1/load_lora_adapter"),
+    ("GET", "/docs"),
+    ("GET", "/openapi.json"),
+    ("GET", "/redoc"),
+    ("OPTIONS", "/scale_elastic_ep"),
+    ("HEAD", "/version"),
+    ("POST", "/scale_elastic_ep/"),
+    ("POST", "//scale_elastic_ep"),
+    ("POST", "/%73cale_elastic_ep"),
+    ("POST", "/v1/../scale_elastic_ep"),
+    ("POST", "/v1/completions/"),
+    ("POST", "//v1/completions"),
+    ("POST", "/v1//completions"),
+    ("POST", "/V1/completions"),
+    ("GET", "/metrics/"),
+    ("POST", "/v1/realtime"),
+]
+
+
+PAGES = ("/docs", "/openapi.json")  # of the router, not of a model
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [(method, f"/models/tiny{path}") for method, path in HIDDEN]
+    + [(method, path) for method, path in HIDDEN if path not in PAGES],
+)
+def test_routes_that_are_not_listed_do_not_exist(
+    service: VllmService, method: str, path: str
+) -> None:
+    status, body = service.send(method, path, {"model": "tiny", "prompt": "a"})
+    assert status == 404, body
+    if method != "HEAD":
+        error = json.loads(body)["error"]
+        assert (error["type"], error["code"]) == ("invalid_request_error", "not_found")
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "HEAD"])
+def test_a_listed_route_takes_its_own_method_only(service: VllmService, method: str) -> None:
+    status, body = service.send(method, "/models/tiny/v1/completions", {})
+    assert status == 405, body
+
+
+def test_listed_routes_answer(service: VllmService) -> None:
+    for method, path in (("GET", "/health"), ("GET", "/metrics"), ("GET", "/v1/models")):
+        for verb in (method, "HEAD"):
+            status, _ = service.send(verb, f"/models/tiny{path}")
+            assert status == 200, (verb, path)
+    answer = service.http.post("/tokenize", json={"model": "tiny", "prompt": "Hello world"})
+    assert answer.json()["count"] == 4
+    unfit = service.http.post("/v1/embeddings", json={"model": "tiny", "input": "a"})
+    assert (unfit.status_code, unfit.json()["error"]["code"]) == (400, "unsupported")
+
+
+def test_a_websocket_is_refused(service: VllmService) -> None:
+    upgrade = {
+        "upgrade": "websocket",
+        "connection": "upgrade",
+        "sec-websocket-version": "13",
+        "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ==",
+    }
+    status, _ = service.send("GET", "/models/tiny/v1/realtime", headers=upgrade)
+    assert status in (403, 404)
+
+
+def test_serves_log_goes_on_when_the_engine_has_loaded(service: VllmService) -> None:
+    assert "Started HTTP server" in service.serve_log()  # the last that Serve does before requests
+
+
+def test_a_killed_controller_leaves_the_models_as_they_are(service: VllmService) -> None:
+    before = {model: service.cluster.replica_pids(model) for model in ("tiny", "brief")}
+    (controller,) = service.find_processes("ray::ServeController")
+    controller.kill()
+    controller.wait(RECOVERY_S)
+    wait_until(lambda: is_back(service), RECOVERY_S, "a new controller knows the models")
+    time.sleep(SETTLE_S)  # time in which it would replace a replica that it cannot take over
+    assert is_back(service)
+    assert {model: service.cluster.replica_pids(model) for model in before} == before
+    answer = service.http.post(
+        "/v1/completions", json={"model": "tiny", "prompt": "Hi", "max_tokens": 2}
+    )
+    assert answer.status_code == 200
+
+
+def is_back(service: VllmService) -> bool:
+    with suppress(OSError, KeyError):
+        return set(service.cluster.statuses().values()) == {"RUNNING"}
+    return False

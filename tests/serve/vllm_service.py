@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from deployments.vllm.tiny_model import make_tiny_llama
 from truthgpt_serve.local_cluster import LocalCluster, model_application, router_application
+from truthgpt_serve.processes import find_run
 
 RAY_ENV = Path(__file__).resolve().parents[2] / "configs" / "ray.env"
 START_TIMEOUT_S = 300
@@ -48,6 +51,41 @@ class VllmService:
         return self.metric("num_requests_running", model) + self.metric(
             "num_requests_waiting", model
         )
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> tuple[int, bytes]:
+        """Sends a request whose path nothing tidies up; returns status and body."""
+        connection = http.client.HTTPConnection(
+            self.cluster.host.address, self.cluster.port, timeout=REQUEST_TIMEOUT_S
+        )
+        with closing(connection):
+            data = None if body is None else json.dumps(body)
+            kind = {} if body is None else {"content-type": "application/json"}
+            connection.request(method, path, data, {**kind, **(headers or {})})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+    def find_processes(self, title: str) -> list[psutil.Process]:
+        """Returns the service's processes whose title holds a text."""
+        found = []
+        for process in find_run(self.cluster.run_id):
+            with suppress(psutil.Error):
+                candidate = psutil.Process(process.pid)
+                if title in " ".join(candidate.cmdline()):
+                    found.append(candidate)
+        return found
+
+    def serve_log(self, model: str = "tiny") -> str:
+        """Returns what Ray Serve has logged in the replica of a model."""
+        logs = (self.cluster.folder / "ray" / "session_latest" / "logs" / "serve").glob(
+            f"replica_{model}_*.log"
+        )
+        return "".join(path.read_text() for path in logs)
 
     @contextmanager
     def request(self, path: str, body: dict[str, Any]) -> Iterator[socket.socket]:

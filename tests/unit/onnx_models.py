@@ -48,6 +48,27 @@ def save(
     return path
 
 
+def make_endless(path: Path) -> Path:
+    """Writes a loop of 2^40 turns around one operator."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("Sin", ["before"], ["after"]),
+        ],
+        "body",
+        [
+            tensor("turn", TensorProto.INT64, []),
+            tensor("go", TensorProto.BOOL, []),
+            tensor("before", TensorProto.FLOAT, [1]),
+        ],
+        [tensor("go_on", TensorProto.BOOL, []), tensor("after", TensorProto.FLOAT, [1])],
+    )
+    loop = helper.make_node("Loop", ["turns", "start", "x"], ["y"], body=body)
+    x, y = (tensor(name, TensorProto.FLOAT, [1]) for name in "xy")
+    turns, start = numpy.array(2**40, numpy.int64), numpy.array(True)
+    return save(path, [loop], [x], [y], turns=turns, start=start)
+
+
 def make_encoder(path: Path) -> Path:
     """Writes a lookup of ids with a mask: two inputs that share both axes, two outputs."""
     random = numpy.random.default_rng(8)

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
+from truthgpt_serve.cancellation import is_cancelled, raise_if_cancelled
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import UnsupportedError
 
@@ -65,6 +66,44 @@ class Blocking(Base):
         self.release.wait(float(inputs.get("seconds", 10)))
         self.events.append(("leave", inputs["text"]))
         return {"text": "done"}
+
+
+class Patient(Base):
+    """Blocks its thread until its clients have left, which it asks."""
+
+    def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        self.events.append("enter")
+        self._wait()
+        return {"text": "done"}
+
+    def stream(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        yield {"text": "first"}
+        self.events.append("enter")
+        self._wait()
+        yield {"text": "last"}
+
+    def _wait(self) -> None:
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            if is_cancelled():
+                self.events.append("told")
+                return
+            time.sleep(0.002)
+
+
+class PatientBatch(Base):
+    """The same for a batch."""
+
+    def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def infer_batch(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        self.events.append(len(batch))
+        until = time.monotonic() + 30
+        while not self.release.is_set() and time.monotonic() < until:
+            raise_if_cancelled()
+            time.sleep(0.002)
+        return [{"text": "done"} for _ in batch]
 
 
 class BlockingAsync(Base):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 
 import numpy
@@ -22,12 +23,14 @@ from tests.unit.onnx_models import (
     images,
     load,
     make_encoder,
+    make_endless,
     make_node_graph,
     reference,
     save,
     tensor,
 )
 from truthgpt_serve import run_infer
+from truthgpt_serve.cancellation import Call, CallCancelledError
 from truthgpt_serve.errors import ConfigError, RequestError, ServerError
 
 
@@ -244,3 +247,13 @@ def test_only_auto_does_without_the_gpu(vision: Path, caplog: pytest.LogCaptureF
     assert "the GPU is not used" not in caplog.text
     assert choose_provider(configure(vision, hardware={"gpus": 1})) == "cpu"
     assert f"the GPU is not used: {problem}; install onnxruntime-gpu" in caplog.text
+
+
+def test_a_run_that_nobody_waits_for_ends_before_its_end(tmp_path: Path) -> None:
+    model = load(make_endless(tmp_path / "endless.onnx"), engine={"batch_requests": False})
+    call = Call()
+    timer = threading.Timer(0.5, call.cancel)
+    timer.start()
+    with pytest.raises(CallCancelledError):
+        call.run(lambda: model.infer({"x": numpy.ones(1, numpy.float32)}))
+    timer.join()

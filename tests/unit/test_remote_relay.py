@@ -248,6 +248,22 @@ def test_paths_can_be_limited() -> None:
         assert len(other.requests) == 1
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/infer"])
+def test_a_client_that_leaves_before_a_whole_answer_stops_the_generation(path: str) -> None:
+    keys = {"model": {"family": "echo"}, "serving": {"engine": {"token_interval_s": 0.01}}}
+    second = Hosted(load_model_config(keys).to_cfg(), "echo")
+    fields = {"prompt": "a", "max_tokens": 100_000}
+    inputs = {"text": "a", "max_new_tokens": 100_000}
+    body = {"model": "far", **(fields if path == "/v1/completions" else {"inputs": inputs})}
+    with serve_asgi(second, lifespan="on") as url, relay_to(f"{url}/v1") as http:
+        with pytest.raises(httpx.ReadTimeout):
+            http.post(path, json=body, timeout=2)
+        deadline = time.monotonic() + 10
+        while second.host.model.ongoing:
+            assert time.monotonic() < deadline, "the second server still generates"
+            time.sleep(0.01)
+
+
 def test_a_client_that_leaves_stops_the_generation() -> None:
     keys = {"model": {"family": "echo"}, "serving": {"engine": {"token_interval_s": 0.01}}}
     second = Hosted(load_model_config(keys).to_cfg(), "echo")

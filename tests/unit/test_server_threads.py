@@ -22,6 +22,8 @@ from tests.unit.sample_models import (
     Blocking,
     BlockingAsync,
     Flood,
+    Patient,
+    PatientBatch,
     ReturnedTicks,
     Ticks,
     Upper,
@@ -168,6 +170,34 @@ def test_an_asynchronous_infer_is_cancelled_when_the_client_leaves() -> None:
         with pytest.raises(httpx.TimeoutException):
             server.post("x", timeout=0.2)
         assert wait_until(lambda: "closed" in AsyncTicks.last.events) < 0.1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_blocking_code_can_ask_whether_its_client_has_left(stream: bool) -> None:
+    with running(Patient) as server:
+        with pytest.raises(httpx.TimeoutException):
+            server.post("x", timeout=0.5, stream=stream)
+        wait_until(lambda: Patient.last.events[1:] == ["enter", "told"])
+        wait_until(lambda: server.host.ongoing == 0)
+
+
+def test_a_batch_is_told_when_all_of_its_clients_have_left() -> None:
+    serving = {"max_ongoing_requests": 8, "batching": {"max_batch_size": 4}}
+    with running(PatientBatch, **serving) as server, ThreadPoolExecutor(3) as pool:
+        model = PatientBatch.last
+        first = pool.submit(server.post, "first", timeout=2)
+        wait_until(lambda: 1 in model.events)
+        leaves = pool.submit(server.post, "leaves", timeout=3)
+        stays = pool.submit(server.post, "stays", timeout=30)
+        wait_until(lambda: server.host.ongoing == 3)
+        assert isinstance(first.exception(), httpx.TimeoutException)
+        wait_until(lambda: model.events[-1] == 2)  # told, the thread went on to those that wait
+        assert isinstance(leaves.exception(), httpx.TimeoutException)
+        time.sleep(0.3)
+        assert model.events[-1] == 2, "one client is left, so the batch goes on"
+        model.release.set()
+        assert stays.result().status_code == 200
+        wait_until(lambda: server.host.ongoing == 0)
 
 
 def test_a_stop_text_closes_the_generator() -> None:

@@ -16,6 +16,7 @@ import transformers
 
 from deployments.hf_transformers.tiny_speech import SAMPLING_RATE, make_tiny_speech
 from tests.unit.transformers_models import client_of, configuration, loaded
+from truthgpt_serve.cancellation import Call, CallCancelledError
 from truthgpt_serve.errors import RequestError, UnsupportedError
 
 TASK = "automatic-speech-recognition"
@@ -259,3 +260,30 @@ def test_bad_forms_are_refused(speech: Path) -> None:
         answer = httpx.post(url, json={"model": "tiny"})
         assert answer.status_code == 400
         assert "this route takes a form" in answer.json()["error"]["message"]
+
+
+def test_a_call_that_nobody_waits_for_ends_within_a_token(model: Any) -> None:
+    call = Call()
+    steps: list[int] = []
+    decoder = model._engine.pipeline.model.model.decoder
+
+    def count(*_: Any) -> None:
+        steps.append(1)
+        if len(steps) == stop_at:
+            call.cancel()
+
+    stop_at = 0
+    long = recording(1, 90)
+    hook = decoder.register_forward_hook(count)
+    try:
+        model.infer({"audio": long})
+        whole = len(steps)
+        assert whole > 10
+        steps.clear()
+        stop_at = 3
+        with pytest.raises(CallCancelledError):
+            call.run(lambda: model.infer({"audio": long}))
+    finally:
+        hook.remove()
+    assert len(steps) == 3
+    assert model.infer({"audio": recording(1)})["text"]

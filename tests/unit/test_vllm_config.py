@@ -87,6 +87,7 @@ def test_good_arguments_pass() -> None:
         "cudagraph_capture_sizes": [1, 2],
         "allowed_origins": ["*"],
         "middleware": ["my.module.function"],
+        "allowed_media_domains": ["images.example.com", "localhost", "127.0.0.1", "[::1]"],
     }
     assert faults_of(engine) == {}
 
@@ -112,6 +113,9 @@ def test_good_arguments_pass() -> None:
         ("tool_call_parser", "hermess", "did you mean 'hermes'?"),
         ("reasoning_parser", "zzzzzz", "no reasoning_parser 'zzzzzz'"),
         ("enable_auto_tool_choice", True, "needs `tool_call_parser`"),
+        ("allowed_media_domains", ["https://a.org"], "'https://a.org' is not a host name"),
+        ("allowed_media_domains", ["a.org", "*.b.org"], "'*.b.org' is not a host name"),
+        ("allowed_media_domains", ["a.org:80"], "'a.org:80' is not a host name"),
         ("model", "a/b", "set `model.name_or_path`"),
         ("served_model_name", "a", "application's name"),
         ("dtype", "float32", "set `model_optim.dtype`"),

@@ -1,60 +1,147 @@
-"""FastAPI's own errors come in the envelope; those of its routes stay theirs."""
+"""vLLM's errors in words that clients know."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any
+import json
+from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel, Field, model_validator
 
-from deployments.vllm.errors import answer_in_envelope
+from deployments.vllm.errors import ReadableErrors, clean_events, clean_message, report_validation
+
+LONG = "This model's maximum context length is 16 tokens. However, your prompt contains 20"
 
 
-@pytest.fixture
-async def client() -> AsyncIterator[httpx.AsyncClient]:
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("n must be at least 1, got 0.", "n must be at least 1, got 0."),
+        ("must be positive. (parameter=n, value=-1.0)", "must be positive."),
+        (f"{LONG} (parameter=input_tokens, value=20)", LONG),
+        (
+            "max_tokens=50 cannot be greater than max_model_len=16. (parameter=max_tokens)",
+            "This model's maximum context length is 16 tokens. "
+            "max_tokens=50 cannot be greater than max_model_len=16.",
+        ),
+        (
+            "The engine prompt length 20 exceeds the max_model_len 16. Please reduce prompt.",
+            "This model's maximum context length is 16 tokens. "
+            "The engine prompt length 20 exceeds the max_model_len 16. Please reduce prompt.",
+        ),
+        (
+            "Input length (20) exceeds model's maximum context length (16).",
+            "This model's maximum context length is 16 tokens. "
+            "Input length (20) exceeds model's maximum context length (16).",
+        ),
+        (
+            "max_tokens_per_doc (20) must be less than max_model_len (16).",
+            "This model's maximum context length is 16 tokens. "
+            "max_tokens_per_doc (20) must be less than max_model_len (16).",
+        ),
+    ],
+)
+def test_messages(given: str, expected: str) -> None:
+    assert clean_message(given) == expected
+
+
+def test_only_errors_among_events_are_changed() -> None:
+    text = json.dumps({"choices": [{"text": '{"error": "in a text"}', "error": None}]}).encode()
+    error = {"message": "lost (parameter=x)", "type": "InternalServerError", "code": 500}
+    data = b"data: %s\n\ndata: %s\n\ndata: [DONE]\n\n" % (
+        text,
+        json.dumps({"error": {**error, "param": None}}).encode(),
+    )
+    first, second, third, rest = clean_events(data, "/v1/completions").split(b"\n\n")
+    assert (first, third, rest) == (b"data: " + text, b"data: [DONE]", b"")
+    assert json.loads(second.removeprefix(b"data: ")) == {
+        "error": {"message": "lost", "type": "api_error", "param": None, "code": None}
+    }
+
+
+def test_an_error_in_a_stream_of_messages() -> None:
+    error = {"type": "error", "error": {"type": "internal_error", "message": "lost"}}
+    data = b"event: error\ndata: %s\n\n" % json.dumps(error).encode()
+    name, line, *_ = clean_events(data, "/v1/messages").split(b"\n")
+    assert name == b"event: error"
+    error["error"] = {"type": "api_error", "message": "lost"}
+    assert json.loads(line.removeprefix(b"data: ")) == error
+
+
+class Inner(BaseModel):
+    number: int
+
+
+class Body(BaseModel):
+    size: Annotated[int, Field(ge=1)] = 1
+    items: list[Inner | str] = []
+
+    @model_validator(mode="after")
+    def check(self) -> Body:
+        if self.size == 7:
+            raise ValueError("seven is not possible")
+        return self
+
+
+def create_app() -> Any:
     app = FastAPI()
 
-    @app.post("/v1/completions")
-    async def complete() -> None:
-        raise HTTPException(404, "the engine's own")
+    @app.post("/")
+    async def take(body: Body) -> None: ...
 
-    @app.exception_handler(HTTPException)
-    async def answer(request: Request, error: HTTPException) -> Response:
-        return Response(error.detail, error.status_code)
+    @app.get("/large")
+    async def large() -> JSONResponse:
+        return JSONResponse({"error": {"message": "x" * 100_000}}, 400)
 
-    app.middleware_stack = app.build_middleware_stack()  # as vLLM leaves it
-    answer_in_envelope(app, "tiny")
-    transport = httpx.ASGITransport(app, root_path="/models/tiny")
-    async with httpx.AsyncClient(transport=transport, base_url="http://x/models/tiny") as client:
-        yield client
+    @app.get("/small")
+    async def small() -> JSONResponse:
+        return JSONResponse({"error": {"message": "no (parameter=a)", "code": 400}}, 400)
+
+    @app.get("/stream")
+    async def stream() -> StreamingResponse:
+        async def events() -> Any:
+            yield b'data: {"choices": []}\n\n'
+            yield b'data: {"error": {"message": "gone", "code": 503}}\n\n'
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    report_validation(app)
+    return ReadableErrors(app)
 
 
-def envelope(message: str, code: str) -> dict[str, Any]:
-    kind = "invalid_request_error"
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+async def send(method: str, path: str, **options: Any) -> httpx.Response:
+    transport = httpx.ASGITransport(create_app())
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        return await client.request(method, path, **options)
 
 
-async def test_a_path_and_a_method_that_are_not_there(client: httpx.AsyncClient) -> None:
-    answer = await client.post("/v1/nosuch")
-    assert answer.status_code == 404
-    message = "there is no /v1/nosuch here; /docs lists the routes"
-    assert answer.json() == envelope(message, "not_found")
-    answer = await client.post("/v1/images/edits")
+@pytest.mark.parametrize(
+    ("body", "param", "text"),
+    [
+        ({"size": 0}, "size", "`size`: Input should be greater than or equal to 1"),
+        ({"size": 7}, None, "seven is not possible"),
+        ({"items": [{"number": "x"}]}, "items.0.number", "`items.0.number`: Input should be a"),
+        ({"items": [{}] * 30}, "items.0.number", "; and 50 more"),
+    ],
+)
+async def test_wrong_fields_are_named(body: dict[str, Any], param: str | None, text: str) -> None:
+    answer = await send("POST", "/", json=body)
     assert answer.status_code == 400
-    assert answer.json()["error"]["code"] == "unsupported"
-    answer = await client.post("/v1/messages")
-    assert (answer.status_code, answer.json()["type"]) == (400, "error")
-    answer = await client.get("/v1/completions")
-    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
-    assert answer.headers["content-type"] == "application/json"
-    message = "/v1/completions takes POST, not GET"
-    assert answer.json() == envelope(message, "method_not_allowed")
+    error = answer.json()["error"]
+    assert text in error["message"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+    assert len(error["message"]) < 2000
 
 
-async def test_what_a_route_raises_is_answered_by_its_own_handler(
-    client: httpx.AsyncClient,
-) -> None:
-    answer = await client.post("/v1/completions")
-    assert (answer.status_code, answer.text) == (404, "the engine's own")
+async def test_answers_are_whole() -> None:
+    small = await send("GET", "/small")
+    assert small.json() == {"error": {"message": "no", "code": 400}}
+    assert small.headers["content-length"] == str(len(small.content))
+    large = await send("GET", "/large")
+    assert len(large.json()["error"]["message"]) == 100_000
+    stream = (await send("GET", "/stream")).text.split("\n\n")
+    assert stream[0] == 'data: {"choices": []}'
+    assert json.loads(stream[1].removeprefix("data: "))["error"]["code"] == "model_unavailable"

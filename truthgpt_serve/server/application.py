@@ -8,11 +8,10 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from truthgpt_serve.asgi import Message, Receive, Scope, Send, send_error
+from truthgpt_serve.asgi import Receive, Scope, Send
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import (
     ModelNotFoundError,
-    RouteNotFoundError,
     ServerError,
     TruthGPTError,
     UnavailableError,
@@ -28,7 +27,7 @@ from truthgpt_serve.server.embeddings import PATH as EMBEDDINGS_PATH
 from truthgpt_serve.server.embeddings import EmbeddingRoutes
 from truthgpt_serve.server.exchange import Exchange
 from truthgpt_serve.server.host import ModelHost
-from truthgpt_serve.server.http import ClientGoneError, Connection
+from truthgpt_serve.server.http import ClientGoneError, Connection, refuse_websocket
 from truthgpt_serve.server.images import ImageRoutes
 from truthgpt_serve.server.images_requests import ROUTES
 from truthgpt_serve.server.infer_exchange import InferExchange
@@ -111,7 +110,7 @@ class Application:
         elif kind == "lifespan":
             await self._lifespan(receive, send)
         elif kind == "websocket":
-            await _refuse_websocket(scope, receive, send)
+            await refuse_websocket(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         connection = Connection(scope, receive, send)
@@ -264,15 +263,3 @@ class Application:
                 await send({"type": "lifespan.startup.failed", "message": str(error)})
                 return
             await send({"type": "lifespan.startup.complete"})
-
-
-async def _refuse_websocket(scope: Scope, receive: Receive, send: Send) -> None:
-    await receive()
-    if "websocket.http.response" not in (scope.get("extensions") or {}):
-        await send({"type": "websocket.close", "code": 1008, "reason": "no WebSocket here"})
-        return
-
-    async def send_refusal(message: Message) -> None:
-        await send({**message, "type": f"websocket.{message['type']}"})
-
-    await send_error(send_refusal, RouteNotFoundError("this model has no WebSocket routes"))

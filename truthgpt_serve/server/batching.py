@@ -20,6 +20,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
+from truthgpt_serve.cancellation import Call
 from truthgpt_serve.errors import DeadlineError, RegistryError
 from truthgpt_serve.server.batching_metrics import format_metrics
 from truthgpt_serve.server.batching_queue import Entry, RequestQueue, shutting_down
@@ -142,6 +143,7 @@ class Batcher:
             self._leave(entry)
 
     def _leave(self, entry: Entry) -> None:
+        cancel_call = self._cancel_call  # of this batch at the latest, never of the next
         nobody_waits = self._queue.abandon(entry)
         if not entry.future.done():  # the coroutine was closed, not cancelled
             entry.future.cancel()
@@ -149,7 +151,7 @@ class Batcher:
         if entry.future.cancelled() or (entry.future.exception() and not entry.in_time):
             self._statistics.num_left += 1
             if nobody_waits:
-                self._cancel_call()
+                cancel_call()
 
     def _start(self) -> None:
         try:
@@ -194,8 +196,10 @@ class Batcher:
                 arrival.wait(step)
                 arrival.clear()
             else:
+                call = Call()
+                self._cancel_call = call.cancel
                 try:
-                    outputs = contained(partial(self._infer_batch, step))
+                    outputs = call.run(partial(contained, partial(self._infer_batch, step)))
                 except Exception as raised:
                     error = raised
             step = _next(steps, outputs, error)
@@ -248,19 +252,16 @@ def create_batcher(
         max_requests: Requests that may run and wait.
         settings: The configuration's `serving.batching`.
     """
+    own_size: Any = getattr(model, "max_batch_size", DEFAULT_BATCH_SIZE)
     return Batcher(
         workers,
         model.infer_batch,
         label=f"{label}.infer_batch",
         max_requests=max_requests,
-        max_batch_size=int(settings.get("max_batch_size") or _own_batch_size(model)),
+        max_batch_size=int(settings.get("max_batch_size") or own_size),
         batch_wait_timeout_s=float(settings.get("batch_wait_timeout_s", 0.01)),
         batch_key=getattr(model, "batch_key", None),
     )
-
-
-def _own_batch_size(model: Any) -> int:
-    return int(getattr(model, "max_batch_size", DEFAULT_BATCH_SIZE))
 
 
 def join_metrics(function: Any, batcher: Batcher | None) -> str | None:

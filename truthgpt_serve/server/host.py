@@ -180,8 +180,7 @@ class ModelHost:
                 return exchange.answer(outputs)
 
             return await self._run_async(call)
-        work = workers.submit(lambda: self._infer(infer, exchange))
-        result = await asyncio.wrap_future(work)
+        result = await workers.run(lambda: self._infer(infer, exchange))
         if inspect.isawaitable(result):
             return await self._run_async(lambda: _answer(result, exchange))
         return result

@@ -12,8 +12,22 @@ import re
 from types import TracebackType
 
 from truthgpt_serve.api_errors import error_event
-from truthgpt_serve.asgi import UNREAD_TIMEOUT_S, Headers, Receive, Scope, Send, send_error
-from truthgpt_serve.errors import DeadlineError, SlowRequestError, TooLargeError, TruthGPTError
+from truthgpt_serve.asgi import (
+    UNREAD_TIMEOUT_S,
+    Headers,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    send_error,
+)
+from truthgpt_serve.errors import (
+    DeadlineError,
+    RouteNotFoundError,
+    SlowRequestError,
+    TooLargeError,
+    TruthGPTError,
+)
 
 BODY_LIMIT_S = 600.0
 """How long a body may take to arrive where nothing shorter is set."""
@@ -31,6 +45,19 @@ def relative_path(scope: Scope) -> str:
     if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
         return path[len(root) :] or "/"
     return path
+
+
+async def refuse_websocket(scope: Scope, receive: Receive, send: Send) -> None:
+    """Refuses a WebSocket before it is accepted, in words where the server can send them."""
+    await receive()
+    if "websocket.http.response" not in (scope.get("extensions") or {}):
+        await send({"type": "websocket.close", "code": 1008, "reason": "no WebSocket here"})
+        return
+
+    async def send_refusal(message: Message) -> None:
+        await send({**message, "type": f"websocket.{message['type']}"})
+
+    await send_error(send_refusal, RouteNotFoundError("this model has no WebSocket routes"))
 
 
 class Connection:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
+from truthgpt_serve.cancellation import Call
 from truthgpt_serve.errors import ServerError, UnavailableError
 from truthgpt_serve.server.channel import Channel, ReaderGoneError
 from truthgpt_serve.server.exchange import Emit, Exchange
@@ -73,7 +74,9 @@ class Pump:
         if asynchronous:
             work = workers.submit_async(self._run_async)
         else:
-            work = workers.submit(lambda: self._run(workers))
+            call = Call()
+            self._channel.on_close(call.cancel)
+            work = workers.submit(lambda: call.run(lambda: self._run(workers)))
         work.add_done_callback(self._ended)
         return work
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from truthgpt_serve.cancellation import Call
 from truthgpt_serve.errors import OverloadedError
 
 T = TypeVar("T")
@@ -87,6 +88,15 @@ class Workers:
         future = self._pool.submit(contained, function)
         future.add_done_callback(self._leave)
         return future
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """Does the same and returns the result; cancel it to cancel the call."""
+        call = Call()
+        try:
+            return await asyncio.wrap_future(self.submit(lambda: call.run(function)))
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
 
     def submit_async(self, function: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
         """Runs asynchronous code on the separate event loop; errors as in `submit`."""

@@ -1,0 +1,103 @@
+"""Where a model fetches images, videos and sound from that a request names by address.
+
+vLLM's own connector fetches from everywhere, so that a client could read what only the service's
+machine reaches; here nothing is fetched unless the model's YAML names its source.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NoReturn
+
+from urllib3.util import parse_url
+from vllm.exceptions import VLLMValidationError
+from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector, MediaIO
+
+CONNECTOR = "truthgpt"
+"""The connector's name among vLLM's."""
+
+_DOMAINS_KEY = "serving.engine.allowed_media_domains"
+_FOLDER_KEY = "serving.engine.allowed_local_media_path"
+
+
+def use_listed_media() -> None:
+    """Has vLLM fetch media only from sources that the model's YAML names, in this process.
+
+    A redirect leads elsewhere without a check, so none is followed.
+    """
+    os.environ["VLLM_MEDIA_CONNECTOR"] = CONNECTOR
+    os.environ["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] = "0"
+
+
+@MEDIA_CONNECTOR_REGISTRY.register(CONNECTOR)
+class ListedMediaConnector(MediaConnector):
+    """vLLM's connector for media, whose default source is the request alone (`data:`)."""
+
+    def __init__(
+        self, *args: Any, allowed_media_domains: list[str] | None = None, **kwargs: Any
+    ) -> None:
+        domains = [domain.lower() for domain in allowed_media_domains or []]
+        super().__init__(*args, allowed_media_domains=domains, **kwargs)
+
+    def load_from_url(
+        self, url: str, media_io: MediaIO[Any], *, fetch_timeout: int | None = None
+    ) -> Any:
+        """Returns the medium at an address; arguments as in vLLM's.
+
+        Raises:
+            VLLMValidationError: The model's YAML does not name the source.
+        """
+        self._check(url, media_io)
+        return super().load_from_url(url, media_io, fetch_timeout=fetch_timeout)
+
+    async def load_from_url_async(
+        self, url: str, media_io: MediaIO[Any], *, fetch_timeout: int | None = None
+    ) -> Any:
+        """Does the same without blocking."""
+        self._check(url, media_io)
+        return await super().load_from_url_async(url, media_io, fetch_timeout=fetch_timeout)
+
+    def _check(self, url: str, media_io: MediaIO[Any]) -> None:
+        scheme, host = _split(url)
+        if scheme == "data":
+            return
+        if scheme in ("http", "https"):
+            if host in self.allowed_media_domains:
+                return
+            domains = ", ".join(self.allowed_media_domains) or "none"
+            _refuse(
+                media_io,
+                f"this model fetches media only from domains that its YAML names in "
+                f"`{_DOMAINS_KEY}` ({domains}), not from {_shown(host)}; send the content as a "
+                "data: URL",
+            )
+        if scheme != "file":
+            _refuse(media_io, "must be a data:, http: or https: URL")
+        if self.allowed_local_media_path is None:
+            _refuse(
+                media_io,
+                f"this model reads no files (`{_FOLDER_KEY}`); send the content as a data: URL",
+            )
+
+
+def _split(url: str) -> tuple[str, str]:
+    """Returns scheme and host, by the parser whose result vLLM fetches."""
+    if url[:5].lower() == "data:":
+        return "data", ""
+    try:
+        parts = parse_url(url)
+    except ValueError:
+        return "", ""
+    return parts.scheme or "", parts.hostname or ""
+
+
+def _shown(host: str) -> str:
+    return repr(host[:100]) if host else "an address without a host"
+
+
+def _refuse(media_io: MediaIO[Any], message: str) -> NoReturn:
+    kind = type(media_io).__name__
+    field = next(
+        (f"{name.lower()}_url" for name in ("Audio", "Video") if name in kind), "image_url"
+    )
+    raise VLLMValidationError(f"`{field}`: {message}", parameter=field)
