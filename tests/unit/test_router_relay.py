@@ -16,7 +16,9 @@ import pytest
 
 from tests.unit.servers import serve_asgi
 from truthgpt_serve.config import RouterConfig
-from truthgpt_serve.router.app import RouterApp
+from truthgpt_serve.haproxy_limits import CAPACITY_HEADER
+from truthgpt_serve.router.admission import RESERVE
+from truthgpt_serve.router.app import GATHERED_BYTES, RouterApp
 from truthgpt_serve.serve_state import ApplicationState, ServeState
 from truthgpt_serve.unreached import is_unreached
 
@@ -27,10 +29,12 @@ class Proxy:
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
         self.aborted: list[str] = []
+        self.told: bytes | None = None
         self.connections: set[Any] = set()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["path"] == "/-/routes":
+            self.told = dict(scope["headers"]).get(CAPACITY_HEADER.encode())
             await answer(send, 200, b"{}")
             return
         self.connections.add(scope["client"])
@@ -601,3 +605,66 @@ def test_websockets_are_refused(url: str) -> None:
             b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         )
         assert connection.recv(100).startswith(b"HTTP/1.1 403")
+
+
+async def test_a_body_that_is_slow_takes_no_place_at_its_model(
+    client: httpx.AsyncClient, proxy: Proxy
+) -> None:
+    """It is sent on when it is whole."""
+    before = len(proxy.requests)
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"model": "m", "x": "'
+        for _ in range(4):
+            await asyncio.sleep(0.1)
+            assert len(proxy.requests) == before
+            yield b"x" * 1000
+        yield b'"}'
+
+    assert (await client.post("/v1/plain", content=body())).status_code == 200
+    assert proxy.requests[-1]["size"] > 4000
+
+
+async def test_a_large_body_is_sent_on_while_it_arrives(
+    client: httpx.AsyncClient, proxy: Proxy
+) -> None:
+    before = len(proxy.requests)
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"model": "m", "x": "' + b"x" * GATHERED_BYTES
+        async with asyncio.timeout(8):
+            while len(proxy.requests) == before:
+                await asyncio.sleep(0.01)
+        yield b'"}'
+
+    assert (await client.post("/v1/plain", content=body())).status_code == 200
+    assert proxy.requests[-1]["size"] > GATHERED_BYTES
+
+
+async def test_the_proxy_is_told_what_the_models_hold_beside_what_still_arrives(
+    proxy: Proxy,
+) -> None:
+    limits = {"max_ongoing_requests": 3, "max_queued_requests": 4}
+    state = ServeState({"m": application("m", card={"limits": limits})}, None)
+    done = asyncio.Event()
+
+    async def told(number: int) -> None:
+        async with asyncio.timeout(8):
+            while proxy.told != b"%d" % number:
+                await asyncio.sleep(0.02)
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"model": "m", "x": "'
+        await done.wait()
+        yield b'"}'
+
+    with serve_asgi(proxy) as upstream:
+        app = RouterApp(CONFIG, lambda: state, ("127.0.0.1", urlsplit(upstream).port or 0))
+        with serve_asgi(app, lifespan="on") as address:
+            async with httpx.AsyncClient(base_url=address, timeout=10) as client:
+                await told(7 + RESERVE)
+                slow = asyncio.create_task(client.post("/v1/plain", content=body()))
+                await told(7 + RESERVE + CONFIG.num_replicas)
+                done.set()
+                assert (await slow).status_code == 200
+                await told(7 + RESERVE)

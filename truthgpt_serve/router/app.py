@@ -46,6 +46,8 @@ from truthgpt_serve.unreached import HEADER, RETRY_AFTER_S
 
 logger = logging.getLogger(__name__)
 
+GATHERED_BYTES = 256 * 1024
+"""A body is sent on when so much of it is there, or all."""
 _BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
 _TYPE = b"content-type"
 
@@ -78,6 +80,7 @@ class RouterApp:
         self._find_exporter = find_exporter
         self._exporter: ConnectionPool | None = None
         self.catalogue = Catalogue(fetch_state, self._fetch_routes)
+        self._num_arriving = 0
         self._admission = Admission(config.num_replicas)
         models = self.catalogue
         self._relay = Relay(
@@ -95,7 +98,11 @@ class RouterApp:
 
     async def _fetch_routes(self) -> bytes:
         held = capacity(self.catalogue.entries())
-        told = [] if held is None else [(CAPACITY_HEADER.encode(), b"%d" % held)]
+        told = []
+        if held is not None:
+            # What still arrives is in HAProxy's count, and at no model; the others have as much.
+            held += self._num_arriving * self._config.num_replicas
+            told = [(CAPACITY_HEADER.encode(), b"%d" % held)]
         _, routes = await self._pool.fetch(b"/-/routes", told)
         return routes
 
@@ -202,8 +209,22 @@ class RouterApp:
         if scope["method"] not in _BODY_METHODS:  # it asks about the model, which costs little
             await self._relay(scope, send, entry, body)
             return
+        if body.more:
+            await self._gather(body)
         async with self._admission.admit(entry):
             await self._relay(scope, send, entry, body)
+
+    async def _gather(self, body: RequestBody) -> None:
+        """Reads on until a body is whole, or large: slow clients take up no place at a model."""
+        self._num_arriving += 1
+        try:
+            async with self._in_time():
+                while body.more and body.num_bytes < GATHERED_BYTES:
+                    piece = _take(await receive_piece(body.receive), body)
+                    check_size(body.num_bytes, self._config.max_body_bytes)
+                    body.watch(piece)
+        finally:
+            self._num_arriving -= 1
 
     async def _take_unread(self, scope: Scope, receive: Receive) -> RequestBody:
         """Returns the body of a request whose path names the model: only what is there already."""
