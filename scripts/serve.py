@@ -20,6 +20,12 @@ from truthgpt_serve.cluster.run_file import STOP_S, RunFile
 from truthgpt_serve.cluster.supervisor import GRACE_S, Supervisor
 from truthgpt_serve.haproxy import BINARY_VARIABLE, program_path
 from truthgpt_serve.local_cluster import read_environment_file
+from truthgpt_serve.private_files import (
+    find_private_folder,
+    private_environment,
+    write_exports,
+    write_token,
+)
 from truthgpt_serve.processes import (
     Process,
     busy_ports,
@@ -36,11 +42,7 @@ from truthgpt_serve.processes import (
 ROOT = Path(__file__).resolve().parent.parent
 RAY_ENV = ROOT / "configs" / "ray.env"
 RUNNER = ROOT / "scripts" / "serve_run.py"
-PROXY_PORTS = {
-    "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
-    "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
-    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
-}
+PROXY_PORTS = {"RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500}
 """Ports that the proxies take beside the service's own, by the variable that moves them."""
 SHARED_PORT = "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"
 """Where HAProxy sends what has no replica: a second service would listen there without an error and
@@ -53,13 +55,21 @@ def read_address(config: Path) -> tuple[str, int]:
     return options.get("host", "127.0.0.1"), int(options.get("port", 8000))
 
 
-def create_environment(run_id: str) -> dict[str, str]:
-    """Returns the environment for `serve run`; what the user has set wins over configs/ray.env."""
+def create_environment(run_id: str, run_folder: Path) -> dict[str, str]:
+    """Returns the environment for `serve run`; what the user has set wins over configs/ray.env.
+
+    Writes a token for the run, and the file `environment` by which a shell joins it.
+    """
+    private = find_private_folder(run_folder)
+    write_token(private)
     defaults = {
         **read_environment_file(RAY_ENV),
+        **private_environment(private),
         "TRUTHGPT_CONFIG_DIR": str(ROOT / "configs"),
         BINARY_VARIABLE: str(program_path()),
     }
+    set_by_user = {name: os.environ.get(name, value) for name, value in defaults.items()}
+    write_exports(run_folder / "environment", set_by_user)
     return {**defaults, **os.environ, **create_run_environment(run_id)}
 
 
@@ -98,7 +108,7 @@ def start(config: Path, run_file: RunFile) -> int:
     with lock:
         run_file.end_leftovers()
         run_id = create_run_id()
-        environment = create_environment(run_id)
+        environment = create_environment(run_id, run_file.path.parent)
         ports = find_ports(config, environment)
         taken = find_taken(ports)
         for line in taken:

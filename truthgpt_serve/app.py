@@ -73,7 +73,7 @@ def router(args: dict[str, Any]) -> Application:
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
         sys.stderr.write(
             "TruthGPT Serve: Ray's environment is not set, so requests go through Ray's slower "
-            "Python proxy; run `set -a; . configs/ray.env` first, or `make serve`\n"
+            'Python proxy; run `eval "$(truthgpt environment .run)"` first, or `make serve`\n'
         )
     deploy = serve.deployment(name="Router", **plan_router(config).deployment_options())
     return deploy(serve.ingress()(Router)).bind(config.model_dump())

@@ -11,7 +11,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -24,6 +23,12 @@ from typing import Any, Self
 import yaml
 
 from truthgpt_serve.haproxy import BINARY_VARIABLE, program_path
+from truthgpt_serve.private_files import (
+    make_private_folder,
+    private_environment,
+    token_headers,
+    write_token,
+)
 from truthgpt_serve.processes import create_run_environment, create_run_id, end_run
 
 START_TIMEOUT_S = 300.0
@@ -74,7 +79,7 @@ class Host:
             *("--num-cpus", str(self.num_cpus)),
             *([] if self.num_gpus is None else ["--num-gpus", str(self.num_gpus)]),
             *("--object-store-memory", str(200 * 1024 * 1024)),
-            *([] if self.is_alone else ["--node-ip-address", self.address]),
+            *("--node-ip-address", self.address),
             *(["--labels", labels] if labels else []),
         ]
 
@@ -101,24 +106,17 @@ class LocalCluster:
         self.metrics_port = free_port()
         self.host = host or Host()
         self.ray_port = free_port()
-        # Short, because Ray puts UNIX sockets into it and their paths are limited to 107 bytes.
-        self.folder = Path(tempfile.mkdtemp(prefix="tg"))
+        self.folder = make_private_folder()
+        write_token(self.folder)
         self._deployed: list[str] = []
-        haproxy = self.folder / "haproxy"
         self.env = {
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             **(read_environment_file(ray_env) if ray_env is not None else {}),
-            "RAY_AUTH_MODE": "disabled",
+            "RAY_AUTH_MODE": "token",
             "RAY_USAGE_STATS_ENABLED": "0",
             BINARY_VARIABLE: str(program_path()),
-            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
-            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
-            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
-            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
-            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+            **private_environment(self.folder),
             # Where requests go while a model has no replica: shared, it would be another service.
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
             **(env or {}),
@@ -205,7 +203,8 @@ class LocalCluster:
     def details(self) -> dict[str, Any]:
         """Returns Serve's own account of the cluster."""
         address = f"{self.dashboard_url}/api/serve/applications/"
-        with urllib.request.urlopen(address, timeout=30) as answer:
+        request = urllib.request.Request(address, headers=token_headers(self.folder))
+        with urllib.request.urlopen(request, timeout=30) as answer:
             value: dict[str, Any] = json.load(answer)
         return value
 

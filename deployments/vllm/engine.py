@@ -91,7 +91,7 @@ class Engine:
         self.tasks: tuple[str, ...] = ()
         self.acceleration: dict[str, Any] = {}
         _check_platform(cfg)
-        prepare_environment()
+        prepare_environment(cfg)
         use_listed_media()
         self.args = parse_arguments(cfg, name)
 

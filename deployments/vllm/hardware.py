@@ -26,18 +26,29 @@ CPU_KV_CACHE_BYTES = 1 << 30
 variable `VLLM_CPU_KVCACHE_SPACE` (GiB) says otherwise. More holds more and longer requests at the
 same time, and starts later: the engine clears it, which takes about 3 s for a GiB on two cores."""
 
+_LOOPBACK = {
+    "VLLM_HOST_IP": "127.0.0.1",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
+}
 GPU_TURN_TIMEOUT_S = 1800.0
 """Longest wait for the other replicas of a GPU to start: some large models, one after another."""
 _POLL_S = 0.2
 
 
-def prepare_environment() -> None:
+def prepare_environment(cfg: Mapping[str, Any]) -> None:
     """Sets what the engine's processes inherit on every kind of hardware."""
     switch_on()
     # What the engine's own command line does: a forked child of a threaded process can hang.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     # The engine compiles a pattern again that was compiled in time, but behind its own steps.
     os.environ.setdefault("VLLM_REGEX_COMPILATION_TIMEOUT_S", "60")
+    # Engines of one node talk over the loopback address. Ray's executor, for several GPUs, compares
+    # the addresses of nodes.
+    gpus = cfg["hardware"]["gpus"]
+    if gpus == "auto" or gpus <= 1:
+        for name, value in _LOOPBACK.items():
+            os.environ.setdefault(name, value)
     # A server of the user's own data does not report its use to anyone unless told to.
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
@@ -85,7 +96,9 @@ async def gpu_turn(
         yield
         return
     path = turn_file(folder)
-    with path.open("a") as file:
+    # Not through a link: another user may have put one into a folder for all.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    with open(descriptor, "a") as file:
         await _lock(file.fileno(), path, timeout_s)
         yield
 

@@ -22,6 +22,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from truthgpt_serve.torch_store import listen_on_named_address
+
 PLUGIN_NAME = "truthgpt_die_with_parent"
 """The entry point's name."""
 
@@ -37,10 +39,13 @@ def die_with_parent() -> None:
     """Asks the kernel to kill this process when its parent dies; at once if it died already.
 
     Also mends what is wrong in this release of the engine, as the one plug-in that it loads.
+    It closes the engine's meeting place to strangers too.
 
     The signal is sent when the parent's *thread* that started this process ends, so an engine must
     be started from a thread that lives as long as the engine does.
     """
+    if os.environ.get(SWITCH) == "1":
+        listen_on_named_address()
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
         _bind_to(parent.pid)

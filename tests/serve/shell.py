@@ -7,9 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import yaml
 
 from truthgpt_serve.cluster.run_file import RunFile
 from truthgpt_serve.local_cluster import free_port, model_application
+from truthgpt_serve.private_files import LINK
 from truthgpt_serve.processes import (
     busy_ports,
     end_run,
@@ -28,7 +28,7 @@ from truthgpt_serve.processes import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-START_S = 240
+START_S = 300
 STOP_S = 90
 
 
@@ -46,6 +46,7 @@ class Shell:
     folder: Path
     port: int
     environment: dict[str, str]
+    prefix: tuple[str, ...] = ()
 
     @property
     def run_file(self) -> RunFile:
@@ -54,7 +55,8 @@ class Shell:
     def command(self, name: str) -> list[str]:
         config = str(self.folder / "serve.yaml")
         program = str(ROOT / "scripts" / "serve.py")
-        return [sys.executable, program, name, "--config", config, "--run-dir", str(self.folder)]
+        options = ["--config", config, "--run-dir", str(self.folder)]
+        return [*self.prefix, sys.executable, program, name, *options]
 
     def run(self, name: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -110,29 +112,38 @@ class Shell:
 
 
 @contextmanager
-def open_shell(folder: Path, config: dict[str, Any]) -> Iterator[Shell]:
-    """Writes the Serve file with a free port; at the end nothing of its run is left."""
-    # HAProxy's socket lies below it, and the path of a socket may have 97 characters.
-    haproxy = Path(tempfile.mkdtemp(prefix="tg"))
+def open_shell(
+    folder: Path,
+    config: dict[str, Any],
+    *,
+    host: str = "127.0.0.1",
+    prefix: tuple[str, ...] = (),
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Shell]:
+    """Writes the Serve file with a free port; at the end nothing of its run is left.
+
+    Args:
+        folder: For the Serve file and the run.
+        config: The Serve file without `http_options`.
+        host: Where the service shall listen.
+        prefix: Words in front of each command.
+        env: Variables on top of this process's.
+    """
     port = free_port()
-    config["http_options"] = {"host": "127.0.0.1", "port": port}
+    config["http_options"] = {"host": host, "port": port}
     (folder / "serve.yaml").write_text(yaml.safe_dump(config))
     environment = {
         **os.environ,
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
+        **(env or {}),
     }
-    shell = Shell(folder, port, environment)
+    shell = Shell(folder, port, environment, prefix)
     try:
         yield shell
     finally:
         shell.kill()
-        shutil.rmtree(haproxy, ignore_errors=True)
+        if (private := folder / LINK).is_symlink():
+            shutil.rmtree(private.readlink(), ignore_errors=True)
 
 
 def assert_nothing_is_left(shell: Shell, run_id: str) -> None:

@@ -53,8 +53,6 @@ def start_second_node(cluster: LocalCluster) -> str:
     address = (cluster.folder / "ray" / "ray_current_cluster").read_text().strip()
     ports = {
         "RAY_SERVE_WORKER_PROXY_HTTP_PORT": port,
-        "RAY_SERVE_HAPROXY_STATS_PORT": free_port(),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": free_port(),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": free_port(),
     }
     env = {
@@ -68,6 +66,7 @@ def start_second_node(cluster: LocalCluster) -> str:
     }
     command = [
         str(Path(sys.executable).parent / "ray"), "start", "--address", address,
+        "--node-ip-address", cluster.host.address,
         "--num-cpus", "4", "--object-store-memory", str(100 * 2**20),
         "--dashboard-agent-listen-port", str(free_port()),
         "--metrics-export-port", str(free_port()),

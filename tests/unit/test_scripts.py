@@ -38,11 +38,11 @@ def test_address_of_a_serve_file(tmp_path: Path, text: str, address: tuple[str, 
     assert serve.read_address(write_serve_file(tmp_path, text)) == address
 
 
-def test_the_users_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_environment_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", "7")
     monkeypatch.setenv("TRUTHGPT_RUN_ID", "of-another-run")
     monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
-    environment = serve.create_environment("mine")
+    environment = serve.create_environment("mine", tmp_path)
     assert environment["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"] == "7"
     assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
     assert environment["TRUTHGPT_RUN_ID"] == "mine"
@@ -88,8 +88,6 @@ def test_stop_ends_what_still_prepares(tmp_path: Path) -> None:
     environment = {
         **os.environ,
         "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
     }
     with subprocess.Popen(

@@ -54,7 +54,7 @@ def probe_ray_settings(environ: Mapping[str, str] = os.environ) -> Probe:
         name: environ[name] for name in wanted if environ.get(name, "") not in ("", wanted[name])
     }
     missing = [name for name in wanted if name not in environ]
-    fix = f"set -a; . {path}; set +a (`make serve` does it by itself)"
+    fix = 'eval "$(truthgpt environment .run)" (`make serve` does it by itself)'
     if missing:
         detail = f"{len(missing)} of {len(wanted)} settings of {path} are not in this shell"
         return Probe("Ray's settings", False, detail, fix)

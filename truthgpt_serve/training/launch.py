@@ -8,15 +8,19 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import secrets
+import shutil
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from truthgpt_serve.private_files import TOKEN_PATH_VARIABLE, make_private_folder, write_token
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.events import EventWriter
 from truthgpt_serve.training.job import TrainingJob
@@ -36,12 +40,14 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    # Without it a Ray started here writes a token file that later clusters trip over.
-    "RAY_AUTH_MODE": "disabled",
     # Ray's own curves of the run need Prometheus; ours are the tracker's.
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
 
+LOOPBACK = "127.0.0.1"
+_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+"""Where workers of a Ray of our own reach each other."""
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 _NO_API_SERVER = ("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:0")
 """Nowhere. Ray Train asks the API server each second whether its controller lives. A Ray of our own
 has none, yet notes the port where one would be: if that of another Ray listens there, a service's
@@ -89,22 +95,59 @@ def ray_cluster(num_cpus: float) -> Iterator[float]:
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    address = os.environ.get(ADDRESS_VARIABLE) or "local"
+    with _own_ray(num_cpus) if address == "local" else _ray_at(address):
+        import ray
+
+        yield float(ray.cluster_resources().get("GPU", 0))
+
+
+@contextmanager
+def _own_ray(num_cpus: float) -> Iterator[None]:
+    """Starts Ray on the loopback address, with files and a token for this user alone."""
+    folder = make_private_folder()
+    try:
+        token_file = write_token(folder, _process_token())
+        if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
+            os.environ[TOKEN_PATH_VARIABLE] = str(token_file)
+        os.environ.update([_NO_API_SERVER])
+        for name in _INTERFACES:
+            os.environ.setdefault(name, "lo")
+        import ray
+
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, math.ceil(num_cpus)),
+            include_dashboard=False,
+            _node_ip_address=LOOPBACK,
+            _temp_dir=str(folder / "ray"),
+            **_QUIET,
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@cache
+def _process_token() -> str:
+    """Returns the token of the clusters of this process: Ray reads it once in a process."""
+    return secrets.token_hex(32)
+
+
+@contextmanager
+def _ray_at(address: str) -> Iterator[None]:
     import ray
 
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    address = os.environ.get(ADDRESS_VARIABLE) or "local"
-    if address == "local":
-        cpus = max(os.cpu_count() or 1, math.ceil(num_cpus))
-        os.environ.update([_NO_API_SERVER])
-        ray.init(address=address, num_cpus=cpus, include_dashboard=False, **quiet)
-    else:
-        try:
-            ray.init(address=address, **quiet)
-        except ConnectionError as error:
-            fix = f"correct {ADDRESS_VARIABLE}, or unset it"
-            raise TrainingError(f"there is no Ray cluster at {address} ({fix})") from error
     try:
-        yield float(ray.cluster_resources().get("GPU", 0))
+        ray.init(address=address, **_QUIET)
+    except ConnectionError as error:
+        fix = f"correct {ADDRESS_VARIABLE}, or unset it"
+        raise TrainingError(f"there is no Ray cluster at {address} ({fix})") from error
+    try:
+        yield
     finally:
         ray.shutdown()
 
@@ -143,10 +186,13 @@ def _fit(
     try:
         from ray.train.torch import TorchTrainer
 
+        from truthgpt_serve.training.rendezvous import NamedAddressConfig
+
         # By name at run time: to a type checker the module has the classes of Ray's older trainer.
         classes: Any = importlib.import_module("ray.train")
         TorchTrainer(
             work,
+            torch_config=NamedAddressConfig(),
             train_loop_config={"job": job, "loop": loop, "owner": owner, "path": [os.getcwd()]},
             scaling_config=classes.ScalingConfig(
                 num_workers=workers.number,

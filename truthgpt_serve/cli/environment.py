@@ -1,0 +1,54 @@
+"""`truthgpt environment`: the variables with which Ray is started by hand, for `eval`.
+
+Starts nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+import click
+
+from truthgpt_serve.config.paths import config_dir
+from truthgpt_serve.errors import TruthGPTError
+from truthgpt_serve.haproxy import BINARY_VARIABLE, program_path
+from truthgpt_serve.local_cluster import read_environment_file
+from truthgpt_serve.private_files import (
+    TOKEN_FILE,
+    find_private_folder,
+    private_environment,
+    write_token,
+)
+
+
+@click.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--token-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The token of a cluster that this node shall join; by default one is made.",
+)
+def environment(folder: Path, token_file: Path | None) -> None:
+    """Prints the variables with which Ray is started by hand: eval "$(truthgpt environment .run)".
+
+    Those of configs/ray.env, and of a private folder for Ray's files and its token, which FOLDER
+    leads to. What the shell has set already stays as it is.
+    """
+    settings = config_dir() / "ray.env"
+    if not settings.is_file():
+        raise TruthGPTError(f"{settings} does not exist: set TRUTHGPT_CONFIG_DIR to its folder")
+    private = find_private_folder(folder)
+    if token_file is not None:
+        write_token(private, token_file.read_text().strip())
+    elif not (private / TOKEN_FILE).exists():
+        write_token(private)
+    values = {
+        **read_environment_file(settings),
+        **private_environment(private),
+        BINARY_VARIABLE: str(program_path()),
+    }
+    for name, value in sorted(values.items()):
+        if name not in os.environ:
+            click.echo(f"export {name}={shlex.quote(value)}")
