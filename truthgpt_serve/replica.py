@@ -8,15 +8,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from ray import serve
 
 from truthgpt_serve.checks import resolve_family
 from truthgpt_serve.config import load_model_config, load_router_config
+from truthgpt_serve.probes import HEALTH, METRICS
+from truthgpt_serve.ray_servers import answer_aside
+from truthgpt_serve.replica_metrics import ReplicaMetrics
 from truthgpt_serve.router.app import RouterApp
 from truthgpt_serve.serve_state import (
     DEFAULT_PROXY_PORT,
+    fetch_replica_addresses,
     fetch_serve_state,
     proxy_socket,
     worker_proxy_port,
@@ -62,7 +67,12 @@ class ModelReplica:
         app = self._guard.wrap(app, getattr(self._host.model, "fatal_error", None))
         if self._stream_interval_s:
             app = JoinedStreams(app, self._stream_interval_s)
-        return ServeRequestId(app)
+        app = ServeRequestId(app)
+        context = serve.get_replica_context()
+        own = context.replica_tag
+        find_others = partial(_find_others, context.app_name, own)
+        answer_aside(ReplicaMetrics(app, own, find_others), (HEALTH, METRICS))
+        return app
 
     @contextlib.contextmanager
     def _closing_on_error(self) -> Iterator[None]:
@@ -95,6 +105,12 @@ class ModelReplica:
         await self._host.close()
 
 
+async def _find_others(application: str, own: str) -> dict[str, tuple[str, int]]:
+    replicas = await asyncio.to_thread(fetch_replica_addresses, application)
+    replicas.pop(own, None)
+    return replicas
+
+
 class Router:
     """One replica of the router.
 
@@ -110,6 +126,8 @@ class Router:
         state = await asyncio.to_thread(fetch_serve_state)
         port = worker_proxy_port() or self._config.proxy_port or state.proxy_port
         proxy = (state.proxy_host, port or DEFAULT_PROXY_PORT)
-        return RouterApp(
+        app = RouterApp(
             self._config, fetch_serve_state, proxy, files=SharedFiles(), socket=proxy_socket()
         )
+        answer_aside(app, (HEALTH, METRICS, "/ready"))
+        return app

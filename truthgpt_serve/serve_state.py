@@ -28,6 +28,7 @@ CARD_KEY = "card"
 DEFAULT_PROXY_PORT = 8000
 _HAPROXY_FILE = "/tmp/haproxy-serve/haproxy.cfg"
 """Ray's default for the variable below."""
+CALL_TIMEOUT_S = 5.0
 _ALL_ADDRESSES = ("", "*", "0.0.0.0", "::")
 
 _GIVEN_REQUESTS = ("RUNNING", "PENDING_MIGRATION")
@@ -106,6 +107,37 @@ def fetch_serve_state() -> ServeState:
         return parse_details(client.get_serve_details(), _cluster_resources)
     except RayError as error:
         raise RuntimeError(f"Serve's controller does not answer: {error}") from error
+
+
+def fetch_replica_addresses(application: str) -> dict[str, tuple[str, int]]:
+    """Returns host and HTTP port of an application's running replicas by their names.
+
+    Asks the Serve controller; blocks for some 10 ms, so call it off the event loop.
+
+    Raises:
+        RuntimeError: Serve is not running, or Ray's interface moved.
+    """
+    import ray
+    from ray.exceptions import RayError
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        raise RuntimeError("Ray Serve is not running")
+    try:
+        groups = ray.get(
+            client._controller.get_target_groups.remote(application, True), timeout=CALL_TIMEOUT_S
+        )
+    except (RayError, AttributeError) as error:
+        raise RuntimeError(
+            f"Serve's controller does not say where replicas are: {error}"
+        ) from error
+    return {
+        target.name.rpartition("#")[2]: (target.ip, target.port)
+        for group in groups
+        if group.app_name == application and "http" in str(group.protocol).lower()
+        for target in group.targets
+    }
 
 
 def _cluster_resources() -> tuple[Resources, Resources]:

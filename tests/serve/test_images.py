@@ -105,7 +105,8 @@ def png(image: Image.Image) -> tuple[str, bytes, str]:
 
 def engine_counts(service: Service) -> dict[str, float]:
     """Returns the numbers of the model's own metrics by name and label."""
-    answer = service.http.get("/models/painter/metrics").raise_for_status()
+    own = {"replica": "own"}
+    answer = service.http.get("/models/painter/metrics", params=own).raise_for_status()
     assert answer.headers["content-type"].startswith("text/plain")
     found = re.findall(r"^truthgpt_images_(\S+) (\S+)$", answer.text, re.MULTILINE)
     return {name: float(value) for name, value in found}

@@ -1,0 +1,129 @@
+"""Servers of Ray Serve's processes listen on the node's own addresses, by Ray's own functions."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import importlib
+import socket
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from ray.serve.config import HTTPOptions
+
+from truthgpt_serve import ray_servers
+from truthgpt_serve.asgi import Receive, Scope, Send, send_bytes
+from truthgpt_serve.local_cluster import free_port
+
+replica: Any = importlib.import_module("ray.serve._private.replica")
+SECOND = "127.0.0.2"
+"""Stands for the address of a node in its cluster's network."""
+
+
+class Replica:
+    """What is known of Ray's replica: the application is a method of an object with a prefix."""
+
+    _route_prefix = "/models/m"
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send_bytes(send, b"queued", b"text/plain")
+
+
+async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+    await send_bytes(send, b"aside", b"text/plain")
+
+
+@pytest.fixture(autouse=True)
+def _undo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica, "start_asgi_http_server", replica.start_asgi_http_server)
+    monkeypatch.setattr(replica, "add_port_to_grpc_server", replica.add_port_to_grpc_server)
+    monkeypatch.setattr(ray_servers, "_probed", None)
+
+
+async def start(port: int) -> tuple[Any, Any]:
+    options = HTTPOptions(host="0.0.0.0", port=port, middlewares=[])
+    loop = asyncio.get_running_loop()
+    task, server = await replica.start_asgi_http_server(Replica().serve, options, event_loop=loop)
+    while not server.started:
+        await asyncio.sleep(0.01)
+    return task, server
+
+
+def addresses(server: Any) -> list[str]:
+    return [sock.getsockname()[0] for each in server.servers for sock in each.sockets]
+
+
+async def test_a_replica_listens_on_the_nodes_own_addresses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray_servers, "own_addresses", lambda: ["127.0.0.1", SECOND])
+    ray_servers.answer_aside(answer, ("/metrics",))
+    ray_servers.close_replica()  # twice changes nothing
+    port = free_port()
+    task, server = await start(port)
+    assert addresses(server) == ["127.0.0.1", SECOND]
+    async with httpx.AsyncClient() as client:
+        for host in addresses(server):
+            url = f"http://{host}:{port}/models/m"
+            assert (await client.get(f"{url}/metrics")).text == "aside"
+            assert (await client.get(f"{url}/v1/models")).text == "queued"
+    server.should_exit = True
+    await asyncio.wait_for(task, 10)
+    for host in ("127.0.0.1", SECOND):
+        with socket.socket() as probe:
+            assert probe.connect_ex((host, port)) != 0
+
+
+async def test_a_taken_port_is_one_that_ray_tries_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_servers, "own_addresses", lambda: ["127.0.0.1", SECOND])
+    ray_servers.close_replica()
+    with socket.create_server((SECOND, 0)) as taken:
+        with pytest.raises(RuntimeError, match="Failed to bind") as caught:
+            await start(taken.getsockname()[1])
+        assert isinstance(caught.value.__cause__, OSError)
+        assert caught.value.__cause__.errno == errno.EADDRINUSE
+
+
+def test_a_replica_opens_no_port_for_grpc(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Server:
+        def __init__(self) -> None:
+            self.ports: list[str] = []
+
+        def add_insecure_port(self, address: str) -> int:
+            self.ports.append(address)
+            return 7
+
+    monkeypatch.setattr(ray_servers, "own_addresses", lambda: ["127.0.0.1"])
+    ray_servers.close_replica()
+    server = Server()
+    monkeypatch.setenv(ray_servers.GRPC_VARIABLE, "0")
+    assert replica.add_port_to_grpc_server(server, "[::]:0") == 0
+    assert server.ports == []
+    monkeypatch.setenv(ray_servers.GRPC_VARIABLE, "1")
+    assert replica.add_port_to_grpc_server(server, "[::]:0") == 7
+    assert server.ports == ["127.0.0.1:0"]
+
+
+def test_another_ray_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(replica, "start_asgi_http_server")
+    with pytest.raises(RuntimeError, match=r"start_asgi_http_server is gone: adapt"):
+        ray_servers.close_replica()
+
+
+def test_the_proxys_class_is_found_as_ray_sends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray pickles the class by value: what is changed in its module does not reach it."""
+    cloudpickle = importlib.import_module("ray.cloudpickle")
+    proxy = importlib.import_module("ray.serve._private.proxy")
+    monkeypatch.setattr(proxy, "start_asgi_http_server", proxy.start_asgi_http_server)
+    data = cloudpickle.dumps(proxy.ProxyActor.__ray_metadata__.modified_class)
+    worker = importlib.import_module("ray._private.worker").global_worker
+    manager = SimpleNamespace(_loaded_actor_classes={"id": cloudpickle.loads(data)})
+    monkeypatch.setattr(worker, "_function_actor_manager", manager, raising=False)
+    monkeypatch.setattr(worker, "function_actor_manager", manager, raising=False)
+    before = [names["start_asgi_http_server"] for names in ray_servers._proxy_globals()]
+    assert len(before) >= 1
+    assert ray_servers.proxy_callback() == []
+    after = [names["start_asgi_http_server"] for names in ray_servers._proxy_globals()]
+    assert not set(before) & set(after)
