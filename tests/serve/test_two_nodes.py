@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,7 +16,10 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from tests.serve.intrusion import INTRUDER
+from tests.serve.listeners import find_listeners
 from tests.serve.two_nodes import Network, WorkerNode, can_make_networks, nodes_of
 from truthgpt_serve.local_cluster import (
     Host,
@@ -21,6 +27,7 @@ from truthgpt_serve.local_cluster import (
     model_application,
     router_application,
 )
+from truthgpt_serve.replica_metrics import UP
 
 RAY_ENV = Path(__file__).resolve().parents[2] / "configs" / "ray.env"
 HEAD, WORKER = 1, 2
@@ -224,6 +231,47 @@ def test_both_addresses_serve_all_models(nodes: Nodes, model: str) -> None:
         assert answer.json()["choices"][0]["text"].split() == ["one", "two", "one"]
         listed = httpx.get(f"{url}/v1/models", timeout=20).json()["data"]
         assert [entry["id"] for entry in listed] == MODELS
+
+
+def test_a_scrape_at_either_address_has_the_replicas_of_both(nodes: Nodes) -> None:
+    replicas = set(nodes_of(nodes.cluster, "both"))
+    for url in (nodes.cluster.url, nodes.worker.url):
+        page = httpx.get(f"{url}/models/both/metrics", timeout=20)
+        assert page.status_code == 200, page.text
+        found = {each.name: each.samples for each in text_string_to_metric_families(page.text)}
+        ups = {sample.labels["replica"]: sample.value for sample in found[UP]}
+        assert ups == dict.fromkeys(replicas, 1)
+
+
+def test_rays_ports_ask_for_the_token_between_nodes(nodes: Nodes, tmp_path: Path) -> None:
+    """And replicas listen on the node's addresses, not on all."""
+    listeners = find_listeners(nodes.cluster.run_id)
+    replicas = [each for each in listeners if 30000 <= each.port <= 31000]
+    own = {"127.0.0.1", nodes.network.address(HEAD)}
+    assert {each.address for each in replicas} == own
+    trophy = tmp_path / "trophy"
+    orders = {
+        "address": nodes.network.address(HEAD),
+        "ports": sorted({each.port for each in listeners if each.port}),
+        "unpickle": [each.port for each in listeners if "ServeReplica" in each.title],
+        "dashboards": [nodes.cluster.dashboard_port],
+        "sockets": [],
+        "files": [],
+        "command": f"touch {trophy}",
+    }
+    (tmp_path / "orders.json").write_text(json.dumps(orders))
+    reached = json.loads(
+        subprocess.run(
+            [sys.executable, str(INTRUDER), str(tmp_path / "orders.json")],
+            env={"PATH": os.environ["PATH"]},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=True,
+        ).stdout
+    )
+    assert reached["jobs"] == {str(nodes.cluster.dashboard_port): [401, 401]}
+    assert not trophy.exists()
 
 
 def test_a_killed_node_costs_its_own_streams_only(nodes: Nodes) -> None:

@@ -41,7 +41,8 @@ class Network:
 
     def __init__(self, number: int) -> None:
         self._number = number
-        self._id = f"tg{os.getpid() % 100000}"
+        # Names of links have at most 15 characters.
+        self._id = f"tg{os.getpid() % 100000}x{number}"
         self._undo = ExitStack()
 
     @property
