@@ -61,10 +61,9 @@ def create_environment(run_id: str, run_folder: Path) -> dict[str, str]:
     Writes a token for the run, and the file `environment` by which a shell joins it.
     """
     private = find_private_folder(run_folder)
-    write_token(private)
     defaults = {
         **read_environment_file(RAY_ENV),
-        **private_environment(private),
+        **private_environment(private, write_token(run_folder)),
         "TRUTHGPT_CONFIG_DIR": str(ROOT / "configs"),
         BINARY_VARIABLE: str(program_path()),
     }

@@ -107,7 +107,7 @@ class LocalCluster:
         self.host = host or Host()
         self.ray_port = free_port()
         self.folder = make_private_folder()
-        write_token(self.folder)
+        token_file = write_token(self.folder)
         self._deployed: list[str] = []
         self.env = {
             **os.environ,
@@ -116,7 +116,7 @@ class LocalCluster:
             "RAY_AUTH_MODE": "token",
             "RAY_USAGE_STATS_ENABLED": "0",
             BINARY_VARIABLE: str(program_path()),
-            **private_environment(self.folder),
+            **private_environment(self.folder, token_file),
             # Where requests go while a model has no replica: shared, it would be another service.
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
             **(env or {}),

@@ -56,7 +56,10 @@ def _is_private(folder: Path) -> bool:
 
 
 def write_token(folder: Path, token: str = "") -> Path:
-    """Writes the token that Ray's ports ask for, by default a new one; returns its file."""
+    """Writes the token that Ray's ports ask for, by default a new one; returns its file.
+
+    Give a folder that nobody cleans up: each of Ray's processes reads the file when it starts.
+    """
     path = folder / TOKEN_FILE
     path.unlink(missing_ok=True)
     with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
@@ -69,7 +72,7 @@ def token_headers(folder: Path) -> dict[str, str]:
     return {"Authorization": f"Bearer {(folder / TOKEN_FILE).read_text()}"}
 
 
-def private_environment(folder: Path) -> dict[str, str]:
+def private_environment(folder: Path, token_file: Path) -> dict[str, str]:
     """Returns the variables that keep Ray, HAProxy and the engines to a private folder."""
     haproxy, temporary = folder / "haproxy", folder / "tmp"
     temporary.mkdir(mode=0o700, exist_ok=True)
@@ -77,7 +80,7 @@ def private_environment(folder: Path) -> dict[str, str]:
         "RAY_TMPDIR": str(folder),
         # Compiled kernels and sockets of engines: by default under names that others can foresee.
         "TMPDIR": str(temporary),
-        TOKEN_PATH_VARIABLE: str(folder / TOKEN_FILE),
+        TOKEN_PATH_VARIABLE: str(token_file.absolute()),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),

@@ -7,6 +7,7 @@ when the replica is full. Knows no routes but the paths that it is given, and no
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
@@ -20,6 +21,8 @@ MAX_TOGETHER = 16
 METHODS = ("GET", "HEAD")
 METRICS = "/metrics"
 HEALTH = "/health"
+
+_SCRAPE = re.compile(rf"/models/[^/]+{METRICS}/?$")
 
 App = Callable[[Scope, Receive, Send], Awaitable[Any]]
 
@@ -90,10 +93,9 @@ def refuse_metrics(app: App) -> App:
     """
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        path: str = scope.get("path", "")
-        if scope["type"] == "http" and path.startswith("/models/") and path.endswith(METRICS):
+        if scope["type"] == "http" and scope["method"] in METHODS and _SCRAPE.match(scope["path"]):
             error = UnavailableError("the model has no running replica", retry_after_s=5)
-            await send_error(send, error, path=path)
+            await send_error(send, error, path=scope["path"])
         else:
             await app(scope, receive, send)
 

@@ -100,7 +100,8 @@ def test_another_address_reaches_the_service_alone(opened: Scene) -> None:
 
 def test_another_user_of_the_machine_runs_nothing(opened: Scene) -> None:
     private = opened.private
-    files = [private, private / TOKEN_FILE, private / "haproxy", private / "ray", private / "tmp"]
+    token = opened.shell.folder / TOKEN_FILE
+    files = [token, private, private / "haproxy", private / "ray", private / "tmp"]
     reached, ran = opened.intrude(
         *in_namespace(opened.network), files=[str(path) for path in files]
     )
@@ -115,13 +116,13 @@ def test_another_user_of_the_machine_runs_nothing(opened: Scene) -> None:
 
 
 def test_the_token_is_nowhere_but_in_its_file(opened: Scene) -> None:
-    token = (opened.private / TOKEN_FILE).read_bytes()
+    token = (opened.shell.folder / TOKEN_FILE).read_bytes()
     assert len(token) == 64
     commands = [Path(f"/proc/{each.pid}/cmdline") for each in find_run(opened.shell.run_id)]
     files = [path for path in opened.private.rglob("*") if path.is_file()]
     files += [path for path in opened.shell.folder.iterdir() if path.is_file()]
     found = [path for path in (*commands, *files) if token in read(path)]
-    assert found == [opened.private / TOKEN_FILE]
+    assert found == [opened.shell.folder / TOKEN_FILE]
 
 
 def read(path: Path) -> bytes:

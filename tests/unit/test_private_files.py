@@ -46,7 +46,7 @@ def test_nobody_else_enters(run_folder: Path) -> None:
         os.umask(umask)
     assert mode(folder) == 0o700
     assert mode(token) == 0o600
-    assert mode(Path(private_environment(folder)["TMPDIR"])) == 0o700
+    assert mode(Path(private_environment(folder, token)["TMPDIR"])) == 0o700
 
 
 def test_the_next_run_has_the_same_folder_and_another_token(run_folder: Path) -> None:
@@ -112,13 +112,13 @@ def test_the_command_prints_what_ray_needs(run_folder: Path) -> None:
     values = run_environment(run_folder)
     folder = find_private_folder(run_folder)
     assert values["RAY_AUTH_MODE"] == "token"
-    assert values["RAY_AUTH_TOKEN_PATH"] == str(folder / TOKEN_FILE)
+    assert values["RAY_AUTH_TOKEN_PATH"] == str(run_folder / TOKEN_FILE)
     assert values["RAY_TMPDIR"] == str(folder)
     assert values["RAY_SERVE_HAPROXY_BINARY_PATH"].endswith("truthgpt-haproxy")
     assert "RAY_worker_niceness" not in values  # set by the shell already
-    token = (folder / TOKEN_FILE).read_text()
+    token = (run_folder / TOKEN_FILE).read_text()
     run_environment(run_folder)
-    assert (folder / TOKEN_FILE).read_text() == token
+    assert (run_folder / TOKEN_FILE).read_text() == token
 
 
 def test_a_node_takes_the_token_of_its_cluster(run_folder: Path, tmp_path: Path) -> None:

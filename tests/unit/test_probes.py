@@ -97,4 +97,6 @@ async def test_a_scrape_wakes_no_model() -> None:
     status, body = await ask(app, f"{MOUNT}/metrics")
     assert status == 503
     assert "no running replica" in body
-    assert (await ask(app, f"{MOUNT}/v1/completions", "POST"))[0] == 200
+    assert (await ask(app, f"{MOUNT}/metrics/"))[0] == 503
+    for path, method in (("v1/completions", "POST"), ("metrics", "POST"), ("own/metrics", "GET")):
+        assert (await ask(app, f"{MOUNT}/{path}", method))[0] == 200

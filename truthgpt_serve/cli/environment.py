@@ -33,20 +33,20 @@ from truthgpt_serve.private_files import (
 def environment(folder: Path, token_file: Path | None) -> None:
     """Prints the variables with which Ray is started by hand: eval "$(truthgpt environment .run)".
 
-    Those of configs/ray.env, and of a private folder for Ray's files and its token, which FOLDER
-    leads to. What the shell has set already stays as it is.
+    Those of configs/ray.env, of the token in FOLDER, and of a private folder for Ray's files, which
+    FOLDER leads to. What the shell has set already stays as it is.
     """
     settings = config_dir() / "ray.env"
     if not settings.is_file():
         raise TruthGPTError(f"{settings} does not exist: set TRUTHGPT_CONFIG_DIR to its folder")
     private = find_private_folder(folder)
     if token_file is not None:
-        write_token(private, token_file.read_text().strip())
-    elif not (private / TOKEN_FILE).exists():
-        write_token(private)
+        write_token(folder, token_file.read_text().strip())
+    elif not (folder / TOKEN_FILE).exists():
+        write_token(folder)
     values = {
         **read_environment_file(settings),
-        **private_environment(private),
+        **private_environment(private, folder / TOKEN_FILE),
         BINARY_VARIABLE: str(program_path()),
     }
     for name, value in sorted(values.items()):
