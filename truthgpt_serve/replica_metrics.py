@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 OWN_QUERY = b"replica=own"
 """Asks for the metrics of the replica that answers alone, as its application gives them."""
 FETCH_TIMEOUT_S = 3.0
-NO_METRICS = 404
-"""An application without metrics of its own: its replicas are counted all the same."""
+NO_METRICS = (400, 404)
+"""Answers of an application without metrics of its own: its replicas are counted all the same."""
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 UP = "truthgpt_replica_up"
 _UP_HEAD = f"# HELP {UP} Whether the replica answered this scrape.\n# TYPE {UP} gauge"
@@ -60,7 +60,7 @@ class ReplicaMetrics:
         if status in _REDIRECTS:  # an application that is mounted there, as vLLM's exporter is
             mounted = {**scope, "path": f"{path}/"}
             status, headers, body = await _collect(self._app, mounted, receive)
-        if status not in (200, NO_METRICS):
+        if status not in (200, *NO_METRICS):
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": body})
             return

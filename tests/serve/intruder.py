@@ -13,12 +13,14 @@ import os
 import pickle
 import socket
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 TIMEOUT_S = 3
+OPEN_S = 60
 METHODS = ("HandleRequest", "HandleRequestStreaming", "HandleRequestWithRejection")
 
 
@@ -59,6 +61,13 @@ def connects(address: str, port: int) -> bool:
     return True
 
 
+def wait_for(address: str, ports: list[int]) -> None:
+    """Waits for those ports that must be open: HAProxy may be about to be replaced."""
+    deadline = time.monotonic() + OPEN_S
+    while not all(connects(address, port) for port in ports) and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+
 def connects_unix(path: str) -> bool:
     """Returns whether a UNIX socket accepts a connection; `@` begins an abstract one."""
     name = "\0" + path[1:] if path.startswith("@") else path
@@ -96,6 +105,7 @@ def main() -> None:
     """Tries everything that the file of targets names."""
     targets = json.loads(Path(sys.argv[1]).read_text())
     address, command = targets["address"], targets["command"]
+    wait_for(address, targets["open"])
     found: dict[str, Any] = {
         "ports": [port for port in targets["ports"] if connects(address, port)],
         "sockets": [path for path in targets["sockets"] if connects_unix(path)],

@@ -53,6 +53,7 @@ class Scene:
             "dashboards": [each.port for each in listeners if "dashboard" in each.title.lower()],
             "sockets": [each.address for each in listeners if each.kind == "unix"],
             "files": [],
+            "open": [self.shell.port],
             "command": f"touch {trophy}",
             **targets,
         }

@@ -35,6 +35,6 @@ def test_the_intruder_gets_in_where_the_protections_are_off(unprotected: Scene) 
 def test_nothing_listens_beyond_loopback_unless_opened(unprotected: Scene) -> None:
     assert [each for each in unprotected.listeners() if not each.is_local] == []
     address = unprotected.network.address(HOST)
-    reached, ran = unprotected.intrude(address=address, sockets=[])
+    reached, ran = unprotected.intrude(address=address, sockets=[], open=[])
     assert reached["ports"] == []
     assert not ran

@@ -257,6 +257,7 @@ def test_rays_ports_ask_for_the_token_between_nodes(nodes: Nodes, tmp_path: Path
         "dashboards": [nodes.cluster.dashboard_port],
         "sockets": [],
         "files": [],
+        "open": [nodes.cluster.port],
         "command": f"touch {trophy}",
     }
     (tmp_path / "orders.json").write_text(json.dumps(orders))
