@@ -30,11 +30,7 @@ from truthgpt_serve.processes import RUN_ID_VARIABLE, end_run, find_run
 READY = "[serve] ready after"
 AGAIN = "[serve] starting again"
 STOP_TIMEOUT_S = 120.0
-PORTS = (
-    "RAY_SERVE_HAPROXY_STATS_PORT",
-    "RAY_SERVE_HAPROXY_METRICS_PORT",
-    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
-)
+PORTS = ("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",)
 
 
 @dataclass(frozen=True, slots=True)

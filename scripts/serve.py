@@ -21,6 +21,7 @@ from truthgpt_serve.cluster.supervisor import GRACE_S, Supervisor
 from truthgpt_serve.haproxy import BINARY_VARIABLE, program_path
 from truthgpt_serve.local_cluster import read_environment_file
 from truthgpt_serve.private_files import (
+    LOOPBACK_ONLY,
     find_private_folder,
     private_environment,
     write_exports,
@@ -64,6 +65,7 @@ def create_environment(run_id: str, run_folder: Path) -> dict[str, str]:
     defaults = {
         **read_environment_file(RAY_ENV),
         **private_environment(private, write_token(run_folder)),
+        **LOOPBACK_ONLY,
         "TRUTHGPT_CONFIG_DIR": str(ROOT / "configs"),
         BINARY_VARIABLE: str(program_path()),
     }

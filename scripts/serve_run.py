@@ -29,7 +29,6 @@ READ_S = 5.0
 """How long the check's last lines may take: what it started may hold its output open."""
 WRONG_FILE = 2
 """Exit status after a check that failed."""
-LOOPBACK = "127.0.0.1"
 INTERRUPTED = 130
 
 
@@ -117,22 +116,14 @@ def describe_end(status: int) -> str:
     return f"was ended by signal {-status} ({signal.strsignal(-status)})"
 
 
-def start_ray() -> str:
-    """Starts Ray as `serve run` does, but on the loopback address alone; returns its address."""
-    import ray
-
-    ray.init(address="local", namespace="serve", _node_ip_address=LOOPBACK)
-    return str(ray.get_runtime_context().gcs_address)
-
-
 def main() -> None:
     """Serves until it is interrupted."""
     config, url = sys.argv[1:]
     serve = load_checked(config)
     print(f"[serve] starting {config}: {url} (Ctrl-C or `make stop` ends it)", flush=True)
+    sys.argv = [program("serve"), "run", "--address", "local", config]
     lengthen_limits()
     try:
-        sys.argv = [program("serve"), "run", "--address", start_ray(), config]
         serve()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

@@ -24,6 +24,7 @@ import yaml
 
 from truthgpt_serve.haproxy import BINARY_VARIABLE, program_path
 from truthgpt_serve.private_files import (
+    LOOPBACK_ONLY,
     make_private_folder,
     private_environment,
     token_headers,
@@ -79,7 +80,7 @@ class Host:
             *("--num-cpus", str(self.num_cpus)),
             *([] if self.num_gpus is None else ["--num-gpus", str(self.num_gpus)]),
             *("--object-store-memory", str(200 * 1024 * 1024)),
-            *("--node-ip-address", self.address),
+            *([] if self.is_alone else ["--node-ip-address", self.address]),
             *(["--labels", labels] if labels else []),
         ]
 
@@ -117,6 +118,7 @@ class LocalCluster:
             "RAY_USAGE_STATS_ENABLED": "0",
             BINARY_VARIABLE: str(program_path()),
             **private_environment(self.folder, token_file),
+            **(LOOPBACK_ONLY if self.host.is_alone else {}),
             # Where requests go while a model has no replica: shared, it would be another service.
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
             **(env or {}),

@@ -18,6 +18,11 @@ TOKEN_FILE = "token"
 LINK = "private"
 """Name of the link in a run's folder that leads to its private one."""
 TOKEN_PATH_VARIABLE = "RAY_AUTH_TOKEN_PATH"
+LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Ray's own way to say that a cluster is one node, at the loopback address.
+
+As a node's address it takes 127.0.0.1 for the machine's, and then its ports are on every address.
+"""
 LONGEST_PARENT = len("/var/tmp")
 """Ray's UNIX sockets lie some 90 characters below, and their paths are limited to 107."""
 

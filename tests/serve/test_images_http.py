@@ -26,6 +26,7 @@ from truthgpt_serve.local_cluster import (
     model_application,
     router_application,
 )
+from truthgpt_serve.private_files import LOOPBACK_ONLY
 from truthgpt_serve.processes import find_run
 
 HERE = Path(__file__).parent
@@ -57,6 +58,7 @@ def start_second_node(cluster: LocalCluster) -> str:
     }
     env = {
         **cluster.env,
+        **dict.fromkeys(LOOPBACK_ONLY, "1"),  # else it may not join a cluster
         **{name: str(value) for name, value in ports.items()},
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
@@ -66,7 +68,6 @@ def start_second_node(cluster: LocalCluster) -> str:
     }
     command = [
         str(Path(sys.executable).parent / "ray"), "start", "--address", address,
-        "--node-ip-address", cluster.host.address,
         "--num-cpus", "4", "--object-store-memory", str(100 * 2**20),
         "--dashboard-agent-listen-port", str(free_port()),
         "--metrics-export-port", str(free_port()),
@@ -103,7 +104,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images]:
         ]
         cluster.deploy(applications)
         cluster.wait_until_ready(timeout_s=120)
-        wait_until(lambda: all(map(is_ready, (cluster.url, second_url))), 60)
+        wait_until(lambda: all(map(is_ready, (cluster.url, second_url))), 180)
         with (
             openai.OpenAI(
                 base_url=f"{cluster.url}/v1", api_key="k", max_retries=0, timeout=60

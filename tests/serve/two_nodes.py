@@ -85,6 +85,8 @@ class Network:
         _ip("-netns", name, "address", "add", f"{self.address(host)}/24", "dev", "eth0")
         for link in ("eth0", "lo"):
             _ip("-netns", name, "link", "set", link, "up")
+        # As on any machine, where programs find out by it which address is theirs.
+        _ip("-netns", name, "route", "add", "default", "via", self.bridge_address)
 
     def unplug(self, host: int) -> None:
         """Takes a host off the network without a word to those that talk to it."""

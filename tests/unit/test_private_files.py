@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from truthgpt_serve.cli.main import main
 from truthgpt_serve.private_files import (
     LINK,
+    LOOPBACK_ONLY,
     TOKEN_FILE,
     find_private_folder,
     private_environment,
@@ -114,6 +115,7 @@ def test_the_command_prints_what_ray_needs(run_folder: Path) -> None:
     assert values["RAY_AUTH_MODE"] == "token"
     assert values["RAY_AUTH_TOKEN_PATH"] == str(run_folder / TOKEN_FILE)
     assert values["RAY_TMPDIR"] == str(folder)
+    assert LOOPBACK_ONLY.items() <= values.items()
     assert values["RAY_SERVE_HAPROXY_BINARY_PATH"].endswith("truthgpt-haproxy")
     assert "RAY_worker_niceness" not in values  # set by the shell already
     token = (run_folder / TOKEN_FILE).read_text()
@@ -125,3 +127,5 @@ def test_a_node_takes_the_token_of_its_cluster(run_folder: Path, tmp_path: Path)
     (tmp_path / "head").write_text("abc\n")
     values = run_environment(run_folder, "--token-file", str(tmp_path / "head"))
     assert Path(values["RAY_AUTH_TOKEN_PATH"]).read_text() == "abc"
+    assert not LOOPBACK_ONLY.keys() & values.keys()
+    assert not LOOPBACK_ONLY.keys() & run_environment(run_folder, "--cluster").keys()

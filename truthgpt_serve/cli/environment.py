@@ -16,6 +16,7 @@ from truthgpt_serve.errors import TruthGPTError
 from truthgpt_serve.haproxy import BINARY_VARIABLE, program_path
 from truthgpt_serve.local_cluster import read_environment_file
 from truthgpt_serve.private_files import (
+    LOOPBACK_ONLY,
     TOKEN_FILE,
     find_private_folder,
     private_environment,
@@ -30,11 +31,13 @@ from truthgpt_serve.private_files import (
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The token of a cluster that this node shall join; by default one is made.",
 )
-def environment(folder: Path, token_file: Path | None) -> None:
+@click.option("--cluster", is_flag=True, help="For a cluster of several nodes.")
+def environment(folder: Path, token_file: Path | None, cluster: bool) -> None:
     """Prints the variables with which Ray is started by hand: eval "$(truthgpt environment .run)".
 
     Those of configs/ray.env, of the token in FOLDER, and of a private folder for Ray's files, which
-    FOLDER leads to. What the shell has set already stays as it is.
+    FOLDER leads to. Without --cluster Ray's ports are on the loopback address only. What the shell
+    has set already stays as it is.
     """
     settings = config_dir() / "ray.env"
     if not settings.is_file():
@@ -48,6 +51,7 @@ def environment(folder: Path, token_file: Path | None) -> None:
         **read_environment_file(settings),
         **private_environment(private, folder / TOKEN_FILE),
         BINARY_VARIABLE: str(program_path()),
+        **({} if cluster or token_file is not None else LOOPBACK_ONLY),
     }
     for name, value in sorted(values.items()):
         if name not in os.environ:

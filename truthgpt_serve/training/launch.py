@@ -20,7 +20,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from truthgpt_serve.private_files import TOKEN_PATH_VARIABLE, make_private_folder, write_token
+from truthgpt_serve.private_files import (
+    LOOPBACK_ONLY,
+    TOKEN_PATH_VARIABLE,
+    make_private_folder,
+    write_token,
+)
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.events import EventWriter
 from truthgpt_serve.training.job import TrainingJob
@@ -44,9 +49,8 @@ _ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
 
-LOOPBACK = "127.0.0.1"
-_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-"""Where workers of a Ray of our own reach each other."""
+_LOOPBACK = {**LOOPBACK_ONLY, "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+"""Where a Ray of our own and its workers listen."""
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 _NO_API_SERVER = ("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:0")
 """Nowhere. Ray Train asks the API server each second whether its controller lives. A Ray of our own
@@ -111,15 +115,14 @@ def _own_ray(num_cpus: float) -> Iterator[None]:
         if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
             os.environ[TOKEN_PATH_VARIABLE] = str(token_file)
         os.environ.update([_NO_API_SERVER])
-        for name in _INTERFACES:
-            os.environ.setdefault(name, "lo")
+        for name, value in _LOOPBACK.items():
+            os.environ.setdefault(name, value)
         import ray
 
         ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, math.ceil(num_cpus)),
             include_dashboard=False,
-            _node_ip_address=LOOPBACK,
             _temp_dir=str(folder / "ray"),
             **_QUIET,
         )
