@@ -31,7 +31,9 @@ _HAPROXY_FILE = "/tmp/haproxy-serve/haproxy.cfg"
 CALL_TIMEOUT_S = 5.0
 _ALL_ADDRESSES = ("", "*", "0.0.0.0", "::")
 
-_GIVEN_REQUESTS = ("RUNNING", "PENDING_MIGRATION")
+_RECOVERING = "RECOVERING"
+"""State of a replica that a new controller has not heard of yet: it has gone on meanwhile."""
+_GIVEN_REQUESTS = ("RUNNING", "PENDING_MIGRATION", _RECOVERING)
 """States of replicas that Serve's proxies send requests to."""
 
 
@@ -192,7 +194,7 @@ def _application(
     return ApplicationState(
         name=name,
         route_prefix=details.get("route_prefix") or configured.get("route_prefix"),
-        status=str(getattr(details["status"], "value", details["status"])),
+        status=_status(str(getattr(details["status"], "value", details["status"])), states),
         message=details.get("message") or "",
         num_running_replicas=sum(state in _GIVEN_REQUESTS for state in states),
         card=card,
@@ -206,6 +208,15 @@ def _application(
             if state in _GIVEN_REQUESTS
         ),
     )
+
+
+def _status(status: str, states: list[str]) -> str:
+    """Returns the status of an application, without the moment in which a controller is new.
+
+    It calls what it finds running DEPLOYING until each replica has answered it.
+    """
+    settled = _RECOVERING in states and all(state in _GIVEN_REQUESTS for state in states)
+    return "RUNNING" if status == "DEPLOYING" and settled else status
 
 
 def _waits_for(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from ray.serve import context, schema
 from ray.serve._private.client import ServeControllerClient
+from ray.serve._private.common import ReplicaState
 
 from truthgpt_serve.serve_state import CARD_KEY, fetch_serve_state, parse_details
 
@@ -140,3 +141,22 @@ def test_the_cluster_is_asked_only_when_something_waits() -> None:
         raise AssertionError
 
     parse_details({"applications": {"m": app}}, fail)
+
+
+@pytest.mark.parametrize(
+    ("states", "status", "shown", "running"),
+    [
+        (["RECOVERING", "RUNNING"], "DEPLOYING", "RUNNING", 2),
+        (["RECOVERING", "STARTING"], "DEPLOYING", "DEPLOYING", 1),
+        (["RUNNING"], "DEPLOYING", "DEPLOYING", 1),
+        (["RECOVERING"], "DELETING", "DELETING", 1),
+    ],
+)
+def test_a_new_controller_changes_nothing_for_clients(
+    states: list[str], status: str, shown: str, running: int
+) -> None:
+    assert "RECOVERING" in {state.value for state in ReplicaState}, MOVED
+    deployment = {"replicas": [{"state": state, "node_id": "n"} for state in states]}
+    app = {"status": status, "route_prefix": "/models/m", "deployments": {"D": deployment}}
+    found = parse_details({"applications": {"m": app}}).applications["m"]
+    assert (found.status, found.num_running_replicas) == (shown, running)
