@@ -16,6 +16,7 @@ from deployments.vllm.admission import AdmittedRequests
 from deployments.vllm.bodies import BoundedBodies
 from deployments.vllm.cancellation import CancellableApp
 from deployments.vllm.dead_engine import DeadEngineAnswers
+from deployments.vllm.early_errors import EarlyErrors
 from deployments.vllm.errors import ReadableErrors, report_validation
 from deployments.vllm.generic import Dispatcher, GenericRoutes
 from deployments.vllm.routes import ListedRoutes
@@ -77,7 +78,8 @@ class VllmModel:
         vllm_app = await self._engine.start()
         paths = [route.path for route in vllm_app.routes]
         report_validation(vllm_app)
-        answering = DeadEngineAnswers(ReadableErrors(vllm_app), self._engine.is_dead, self._name)
+        readable = ReadableErrors(EarlyErrors(vllm_app))
+        answering = DeadEngineAnswers(readable, self._engine.is_dead, self._name)
         stoppable = CancellableApp(answering, max_request_s=self._limits["max_request_s"])
         admitted = AdmittedRequests(
             BoundedBodies(stoppable, **self._limits),

@@ -154,6 +154,19 @@ def test_a_wrong_grammar_is_a_bad_request_in_every_field(service: VllmService) -
         assert answer.status_code == 400, answer.text
 
 
+@pytest.mark.parametrize("path", [COMPLETION, CHAT])
+def test_what_the_engine_refuses_in_a_stream_is_a_bad_request_too(
+    service: VllmService, path: str
+) -> None:
+    for fields in ({"logit_bias": {"99999999": 1}}, {"stop_token_ids": [99_999_999]}):
+        answer = send(service, path, stream=True, **fields)
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["error"]["message"]
+    answer = send(service, path, stream=True)
+    assert answer.status_code == 200
+    assert answer.text.rstrip().endswith("data: [DONE]")
+
+
 HOSTILE: dict[str, dict[str, Any]] = {
     "5,000 properties": {"json": wide(5000)},
     "1,500 properties": {"json": wide(1500)},
