@@ -91,7 +91,7 @@ class Compiler:
         matcher = xgr.GrammarMatcher(compiled)
         mask = xgr.allocate_token_bitmask(1, self._info.vocab_size)
         if not any([self._walk(matcher, mask, chance) for _ in range(_WALKS)]):
-            raise UnusableError("it allows no text that this model can write")
+            raise UnusableError("no text that this model can write matches it")
 
     def _walk(self, matcher: Any, mask: Any, chance: random.Random) -> bool:
         """Returns whether a walk ended well: at the grammar's end or after all steps."""

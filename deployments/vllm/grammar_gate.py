@@ -200,7 +200,7 @@ class GrammarGate:
             "make it smaller, or less of it optional or repeated",
             "memory": "takes too much memory to compile; make it smaller",
             "crash": f"cannot be compiled ({reason}); make it smaller or nest it less",
-        }.get(outcome, f"is no grammar that can bind an answer: {reason}")
+        }.get(outcome, f"cannot constrain the answer: {reason}")
         return RequestError(f"`{param}` {message}", param=param)
 
     def close(self) -> None:

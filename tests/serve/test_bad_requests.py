@@ -284,9 +284,9 @@ VLLM: dict[str, Bad] = {
     ),
     "too many logprobs": refused(
         chat("tiny", logprobs=True, top_logprobs=100),
-        "Requested sample logprobs of 100, which is greater than max allowed: 20 "
-        "(parameter=logprobs, value=100)",
-        param="logprobs",
+        "`top_logprobs` is 100, but this model takes at most 20 "
+        "(`serving.limits.max_logprobs`)",
+        param="top_logprobs",
     ),
     "logit_bias of no token": refused(
         chat("tiny", logit_bias={"x": 1}),
@@ -317,7 +317,9 @@ VLLM: dict[str, Bad] = {
     ),
     "schema of an unknown type": refused(
         chat("tiny", response_format=schema({"type": "nosuch"})),
-        "Grammar error: Invalid type: nosuch",
+        "`response_format.json_schema.schema` cannot constrain the answer: Unsupported type "
+        '"nosuch"',
+        param="response_format.json_schema.schema",
     ),
     "stream_options without stream": refused(
         chat("tiny", stream_options={"include_usage": True}),
@@ -524,9 +526,10 @@ CLASSES: dict[str, Bad] = {
         chat("echo", stop=[""]), 400, "`stop` must not hold an empty string",
         param="stop",
     ),
-    "five stops": Bad(
-        chat("echo", stop=["a", "b", "c", "d", "e"]), 400,
-        "`stop` may hold at most 4 strings, not 5",
+    "too many stops": Bad(
+        chat("echo", stop=["a"] * 17), 400,
+        "`stop` has 17 entries, but this model takes at most 16 "
+        "(`serving.limits.max_stop_strings`)",
         param="stop",
     ),
     "tools": Bad(
