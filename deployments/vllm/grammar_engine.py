@@ -38,6 +38,9 @@ BACKENDS = ("auto", "xgrammar")
 ENGINE_THREADS = 8
 """Threads of the engine for grammars: many more than slow grammars may hold."""
 
+_COMPILER_THREADS = 8
+"""With how many the engine compiles a grammar."""
+
 STUCK_S = 120.0
 """How long an admitted grammar may keep its request from starting."""
 
@@ -86,7 +89,7 @@ def describe_compiler(client: Any) -> dict[str, Any]:
     return {
         "tokenizer_info": cast(Any, grammar).ctx.tokenizer_info.serialize_json(),
         "any_whitespace": not backend.disable_any_whitespace,
-        "threads": max(1, (os.cpu_count() or 1) // 2),
+        "threads": min(_COMPILER_THREADS, os.cpu_count() or 1),
     }
 
 
