@@ -167,6 +167,28 @@ def test_what_the_engine_refuses_in_a_stream_is_a_bad_request_too(
     assert answer.text.rstrip().endswith("data: [DONE]")
 
 
+LOOP = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_tools_that_bind_the_answer_are_checked_like_schemas(
+    service: VllmService, stream: bool
+) -> None:
+    def call(schema: Any) -> httpx.Response:
+        tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+        return send(service, CHAT, tools=[tool], tool_choice="required", stream=stream)
+
+    assert call({"type": "object", "properties": {"a": {"type": "integer"}}}).status_code == 200
+    answer = call(wide(20_000))
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "tools"
+    assert "serving.limits.max_schema_bytes" in answer.text
+    for schema in (LOOP, {"type": "foo"}):
+        answer = call(schema)
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["error"]["message"]
+
+
 HOSTILE: dict[str, dict[str, Any]] = {
     "5,000 properties": {"json": wide(5000)},
     "1,500 properties": {"json": wide(1500)},

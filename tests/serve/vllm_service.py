@@ -115,6 +115,8 @@ def vllm_service(folder: Path) -> Iterator[VllmService]:
         "max_model_len": MAX_MODEL_LEN,
         "max_num_seqs": 16,
         "kv_cache_memory_bytes": "128M",
+        "enable_auto_tool_choice": True,
+        "tool_call_parser": "hermes",
     }
     serving = {"max_ongoing_requests": MAX_ONGOING, "max_queued_requests": 64, "engine": engine}
     brief = {**serving, "max_request_s": BRIEF_S}
