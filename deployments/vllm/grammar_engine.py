@@ -41,7 +41,7 @@ ENGINE_THREADS = 8
 _COMPILER_THREADS = 8
 """With how many the engine compiles a grammar."""
 
-STUCK_S = 120.0
+STUCK_S = 180.0
 """How long an admitted grammar may keep its request from starting."""
 
 _DEFERRED = "vllm:num_requests_waiting_by_reason"
@@ -126,6 +126,10 @@ class GuardedClient:
         token = _checked.set(verdict.outcome == "ok")
         try:
             queue = await self._add(request_id, prompt, params, *args, **kw)
+        except BaseException:
+            if compiled is not None:
+                compiled.set()  # it did not reach the engine
+            raise
         finally:
             _checked.reset(token)
         if compiled is not None:

@@ -167,6 +167,21 @@ def test_slow_grammars_reach_the_engine_a_few_at_a_time_and_quick_ones_pass_them
     assert found == ["slow0", "slow1", "quick", "slow0", "slow2"]
 
 
+def test_a_request_that_the_engine_refuses_leaves_its_place() -> None:
+    number = 2 * PLACES
+    gate = Gate(*[9.0] * number)
+    guarded: Any = GuardedClient(Client("xgrammar"), gate)  # type: ignore[arg-type]
+    grammar_engine.mend_checks()
+
+    async def main() -> None:
+        for index in range(number):
+            refused = guarded.add_request("id", "x", params(json={**SCHEMA, "title": str(index)}))
+            with pytest.raises(VLLMValidationError):
+                await asyncio.wait_for(refused, 10)
+
+    asyncio.run(main())
+
+
 def test_a_place_is_free_again_when_nothing_comes_of_its_grammar(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
