@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
 import pytest
+from fastapi import FastAPI
+from starlette.responses import StreamingResponse
 
 from deployments.vllm.early_errors import EarlyErrors
 
@@ -90,3 +94,30 @@ def test_an_empty_stream_and_a_whole_answer_pass() -> None:
     plain = [(b"content-type", b"application/json")]
     assert serve(body, headers=plain)[2] == [body, b""]
     assert serve(body, status=400)[0] == 400
+
+
+def test_streams_of_the_framework_that_vllm_uses_pass() -> None:
+    app = FastAPI()
+
+    @app.post("/v1/completions")
+    async def complete(fails: bool) -> StreamingResponse:
+        async def events() -> AsyncIterator[str]:
+            if fails:
+                yield event({"error": BAD}).decode()
+            for index in range(3):
+                yield f"data: {index}\n\n"
+            yield "data: [DONE]\n\n"
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    async def main() -> None:
+        transport = httpx.ASGITransport(EarlyErrors(app))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            answer = await client.post("/v1/completions", params={"fails": False})
+            assert answer.status_code == 200
+            assert answer.text == "data: 0\n\ndata: 1\n\ndata: 2\n\ndata: [DONE]\n\n"
+            answer = await client.post("/v1/completions", params={"fails": True})
+            assert answer.status_code == 400
+            assert answer.json()["error"]["param"] == "logit_bias"
+
+    asyncio.run(main())
