@@ -17,11 +17,11 @@ import pytest
 from deployments.vllm.tiny_model import make_tiny_llama
 from truthgpt_serve.local_cluster import LocalCluster, model_application, router_application
 
-pytestmark = pytest.mark.timeout(500)
+pytestmark = pytest.mark.timeout(900)
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-WAIT_S = 150
+WAIT_S = 420
 CPU = {"gpus": 0, "cpus": 0.1}
 ENGINE = {"enforce_eager": True, "max_model_len": 512, "kv_cache_memory_bytes": "64M"}
 

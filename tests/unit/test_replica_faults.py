@@ -378,6 +378,38 @@ async def test_two_deaths_while_loading_become_the_error(
     guard.close()
 
 
+async def test_a_class_that_cannot_say_whether_it_is_dead_serves(tmp_path: Path) -> None:
+    def find_ended() -> str | None:
+        raise ValueError("no")
+
+    for odd in (find_ended, "an attribute of the same name"):
+        guard = ReplicaGuard("x", CFG, folder=tmp_path)
+        served = Served(echo, History(tmp_path / "other", "v"), lambda: None)
+        served.app = guard.wrap(echo, odd)  # type: ignore[arg-type]
+        assert (await served.post(b"hello"))[2] == b"hello"
+        guard.close()
+
+
+async def test_a_slow_body_is_served_whole(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quarantine_module, "HEAD_LIMIT_S", 0.05)
+    served = Served(echo, history, lambda: None)
+    queue: asyncio.Queue[Any] = asyncio.Queue()
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    queue.put_nowait({"type": "http.request", "body": b"slow ", "more_body": True})
+    scope = {"type": "http", "method": "POST", "path": "/v1/infer", "headers": []}
+    task = asyncio.create_task(served.app(scope, queue.get, send))
+    await asyncio.sleep(0.3)
+    queue.put_nowait({"type": "http.request", "body": b"body", "more_body": False})
+    await task
+    assert sent[1]["body"] == b"slow body"
+
+
 async def test_the_card_says_how_the_last_process_died() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["path"].endswith("/v1/models/x"):

@@ -119,7 +119,8 @@ class ReplicaGuard:
         """
         if self._history is None or self._record is None:
             return app
-        self._find_ended = find_ended or self._find_ended
+        if callable(find_ended):
+            self._find_ended = find_ended
         self._record.note(phase="serving")
         if self.last_death is not None:
             app = CardWithDeath(app, self.last_death)
@@ -134,7 +135,7 @@ class ReplicaGuard:
 
     def _look(self) -> str | None:
         """Returns why the engine is dead; counts the death against the requests in flight."""
-        if self._cause is None and (cause := self._find_ended()) is not None:
+        if self._cause is None and (cause := self._ask()) is not None:
             self._cause = cause
             logger.error("model %r: %s; its process is replaced", self._name, cause)
             if self._history is not None and self._record is not None:
@@ -142,6 +143,15 @@ class ReplicaGuard:
                     self._history.add("serving", cause, self._record.in_flight())
                 self._record.note(counted=True, cause=cause)
         return self._cause
+
+    def _ask(self) -> str | None:
+        try:
+            cause = self._find_ended()
+        except Exception:  # a user's code: what it cannot say must not fail a request
+            logger.exception("`fatal_error` of model %r failed; it is not asked again", self._name)
+            self._find_ended = lambda: None
+            return None
+        return None if cause is None else str(cause)
 
     async def _keep_looking(self) -> None:
         while self._look() is None:
