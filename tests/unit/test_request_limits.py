@@ -70,6 +70,7 @@ TOO_MUCH: list[tuple[str, dict[str, Any], str, str]] = [
     (COMPLETION, {"n": 3, "max_tokens": 100_000, "prompt": ["x"] * 100}, "max_tokens", "max_total"),
     (CHAT, {"n": 32, "max_completion_tokens": 1024}, "max_completion_tokens", "max_total"),
     (CHAT, {"n": 32}, "n", "max_total"),
+    (COMPLETION, {"prompt": ["x"] * 128, "max_tokens": None}, "n", "max_total"),
     ("/inference/v1/generate", {"sampling_params": {"n": 33}}, "sampling_params.n", "max_n"),
 ]
 
@@ -92,6 +93,7 @@ def test_too_much_names_the_field_the_value_and_the_limit(
     [
         (COMPLETION, {"n": 32, "max_tokens": 5}),
         (COMPLETION, {"prompt": ["x"] * 128, "max_tokens": 16}),
+        (COMPLETION, {"prompt": ["x"] * 128, "n": 32}),
         (COMPLETION, {"prompt": list(range(5000))}),
         (EMBEDDING, {"input": list(range(5000))}),
         (EMBEDDING, {"input": ["x"] * 2048}),

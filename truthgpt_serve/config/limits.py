@@ -29,9 +29,9 @@ class LimitsSection(Section):
 
     max_total_tokens: Count = 262144
     """Most tokens that a request for several answers may make in all: prompts times `n` times
-    `max_tokens`. Without `max_tokens`, 8192 are counted for each, or the model's length if that is
-    less. A request for one answer is bounded by the model's length alone. More makes others wait
-    longer."""
+    `max_tokens`. Without `max_tokens`, 8192 are counted for each, 16 on `/v1/completions`, or the
+    model's length if that is less. A request for one answer is bounded by the model's length alone.
+    More makes others wait longer."""
 
     max_messages: Count = 8192
     """Most messages of a conversation, the parts of their contents counted too. More takes more

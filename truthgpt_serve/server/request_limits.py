@@ -26,6 +26,9 @@ MAX_DEPTH = 200
 DEFAULT_TOKENS = 8192
 """Counted for an answer whose length the request does not limit."""
 
+COMPLETION_ROUTE, COMPLETION_TOKENS = "/v1/completions", 16
+"""The route of OpenAI's that has a default of `max_tokens`, and the default."""
+
 _DIGITS_AS_ZEROS = bytes(ord("0") if chr(code).isdigit() else ord(" ") for code in range(128)) + (
     b" " * 128
 )
@@ -84,7 +87,10 @@ class RequestLimits:
                 self._messages(body[name], name)
             else:
                 self._checks[name](body[name], name)
-        self._check_total(body)
+        if path == COMPLETION_ROUTE and "max_tokens" not in body:
+            self._check_total(body, COMPLETION_TOKENS)
+        else:
+            self._check_total(body)
 
     def _refuse(self, key: str, param: str, count: str) -> RequestError:
         limit = self._limits[key]
@@ -154,12 +160,13 @@ class RequestLimits:
             self._checks[name](value[name], f"{param}.{name}")
         self._check_total(value)
 
-    def _check_total(self, body: Body) -> None:
+    def _check_total(self, body: Body, default: int = DEFAULT_TOKENS) -> None:
         answers = max(as_number(body.get(name)) or 1 for name in ("n", "best_of"))
         prompts = _count_prompts(body)
         if answers * prompts <= 1:
             return
-        tokens = self._tokens(body)
+        given_tokens = [number for _, number in _given_tokens(body)]
+        tokens = min(max(given_tokens, default=default), self._max_model_len)
         total = answers * prompts * tokens
         if total > self._limits["max_total_tokens"]:
             param, given = next(iter(_given_tokens(body)), ("n", None))
@@ -171,12 +178,6 @@ class RequestLimits:
                 f"{self._limits['max_total_tokens']} for a request "
                 "(`serving.limits.max_total_tokens`)",
             )
-
-    def _tokens(self, body: Body) -> float:
-        given = [number for _, number in _given_tokens(body)]
-        if given:
-            return min(max(given), self._max_model_len)
-        return min(DEFAULT_TOKENS, self._max_model_len)
 
 
 _TEXTS = (
