@@ -19,6 +19,7 @@ from deployments.vllm.dead_engine import DeadEngineAnswers
 from deployments.vllm.early_errors import EarlyErrors
 from deployments.vllm.errors import ReadableErrors, report_validation
 from deployments.vllm.generic import Dispatcher, GenericRoutes
+from deployments.vllm.request_models import refuse_misread_fields
 from deployments.vllm.routes import ListedRoutes
 from truthgpt_serve.errors import ServerError
 
@@ -78,6 +79,7 @@ class VllmModel:
         vllm_app = await self._engine.start()
         paths = [route.path for route in vllm_app.routes]
         report_validation(vllm_app)
+        refuse_misread_fields(vllm_app)
         readable = ReadableErrors(EarlyErrors(vllm_app))
         answering = DeadEngineAnswers(readable, self._engine.is_dead, self._name)
         stoppable = CancellableApp(answering, max_request_s=self._limits["max_request_s"])

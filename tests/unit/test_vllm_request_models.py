@@ -1,0 +1,54 @@
+"""Fields that vLLM's own request models stumble over, by its models in a FastAPI application."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+fastapi = pytest.importorskip("fastapi")
+pytest.importorskip("vllm")
+
+from deployments.vllm.request_models import refuse_misread_fields  # noqa: E402
+
+
+@pytest.fixture
+def app() -> Any:
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
+    app = fastapi.FastAPI()
+
+    async def chat(request: ChatCompletionRequest) -> dict[str, bool]:
+        if request.user == "raise":
+            raise AttributeError("of the handler's own")
+        return {"ok": True}
+
+    chat.__annotations__["request"] = ChatCompletionRequest  # the text of it names nothing here
+    app.post("/v1/chat/completions")(chat)
+    refuse_misread_fields(app)
+    return app
+
+
+async def post(app: Any, **fields: Any) -> httpx.Response:
+    body = {"model": "x", "messages": [{"role": "user", "content": "Hi"}], **fields}
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        return await client.post("/v1/chat/completions", json=body)
+
+
+@pytest.mark.parametrize("value", [5, "x", [1]])
+async def test_a_field_of_another_type_is_400(app: Any, value: Any) -> None:
+    answer = await post(app, structured_outputs=value)
+    assert 400 <= answer.status_code < 500, answer.text
+
+
+async def test_it_is_openais_error(app: Any) -> None:
+    error = (await post(app, structured_outputs=5)).json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert "another type" in error["message"]
+
+
+async def test_other_errors_pass(app: Any) -> None:
+    assert (await post(app)).json() == {"ok": True}
+    assert (await post(app, user="raise")).status_code == 500
