@@ -29,8 +29,8 @@ DEFAULT_BACKEND = "backend default_backend"
 SOCKET_NAME = "hop.sock"
 MAX_SOCKET_PATH = 90
 """The longest path of a socket: the system allows 107 bytes, and HAProxy adds some of its own."""
-REQUESTS_VARIABLE = "TRUTHGPT_PROXY_MAX_REQUESTS"
-DEFAULT_REQUESTS = 2048
+REQUESTS_VARIABLE, DEFAULT_REQUESTS = "TRUTHGPT_PROXY_MAX_REQUESTS", 2048
+CLIENTS_VARIABLE, DEFAULT_CLIENTS = "TRUTHGPT_PROXY_MAX_CLIENTS", 32768
 CAPACITY_HEADER = "x-truthgpt-capacity"
 """How many requests the models hold, in the routers' request for HAProxy's routes."""
 REFUSED_AFTER_S = 1
@@ -41,7 +41,7 @@ CROWDED_SHARE = 0.75
 """From this share of its connections on, clients are told to close theirs after each answer."""
 
 _OTHER_CONNECTIONS = 64
-_MAXCONN = re.compile(r"^\s*maxconn (\d+)$")
+_MAXCONN = re.compile(r"^\s*maxconn \d+$")
 _BIND = re.compile(r"^(\s*)bind \S+$")
 _LEFT_OUT = re.compile(r"^\s*(option httpchk GET |http-check expect status |option splice-)")
 """Checks over HTTP, and splice(2), which is off and would still have files kept for it."""
@@ -68,14 +68,14 @@ class Limits:
     requests: int
 
 
-def share_out(wanted: int, max_requests: int, num_files: int) -> Limits:
+def share_out(max_clients: int, max_requests: int, num_files: int) -> Limits:
     """Returns the limits of a HAProxy that may open a number of files.
 
     A connection of a client is one file as long as it carries no request: what is idle, or slow,
     costs no more. A request takes three more: to a router, from the router, and to a model.
 
     Args:
-        wanted: `maxconn` as Ray writes it: most connections of clients.
+        max_clients: Most connections of clients.
         max_requests: Most requests at work on routers.
         num_files: Most open files.
     """
@@ -84,14 +84,14 @@ def share_out(wanted: int, max_requests: int, num_files: int) -> Limits:
         requests + requests // 2
     )  # the rest is for those that routers keep while they are idle
     left = num_files - num_files // 32 - requests - 2 * routers
-    clients = max(64, min(wanted, left))
+    clients = max(64, min(max_clients, left))
     return Limits(clients + routers + _OTHER_CONNECTIONS, clients, routers, requests)
 
 
-def read_max_requests() -> int:
-    """Returns the limit of requests at work on routers that the environment sets."""
-    value = os.environ.get(REQUESTS_VARIABLE, "")
-    return int(value) if value.isdigit() and int(value) else DEFAULT_REQUESTS
+def read_setting(variable: str, default: int) -> int:
+    """Returns a limit that the environment sets."""
+    value = os.environ.get(variable, "")
+    return int(value) if value.isdigit() and int(value) else default
 
 
 def num_allowed_files() -> int:
@@ -180,8 +180,12 @@ def _refuse_what_is_too_much(lines: list[str], root: str, most: int) -> None:
 
 def _limit_total(lines: list[str]) -> Limits:
     for at in range(*section(lines, "global")):
-        if found := _MAXCONN.match(lines[at]):
-            limits = share_out(int(found[1]), read_max_requests(), num_allowed_files())
+        if _MAXCONN.match(lines[at]):
+            limits = share_out(
+                read_setting(CLIENTS_VARIABLE, DEFAULT_CLIENTS),
+                read_setting(REQUESTS_VARIABLE, DEFAULT_REQUESTS),
+                num_allowed_files(),
+            )
             # HAProxy counts two files for each connection, and would not start where that is more
             # than it may open; most of them are idle and take one.
             lines[at : at + 1] = ["    no strict-limits", f"    maxconn {limits.total}"]

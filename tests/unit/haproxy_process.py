@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -129,7 +129,10 @@ class Proxy:
 
 @contextlib.contextmanager
 def running(
-    folder: Path, change: Callable[[str], str] = lambda text: text, **env: str
+    folder: Path,
+    change: Callable[[str], str] = lambda text: text,
+    *,
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[Proxy]:
     """Runs the program with the configuration that Ray writes, `change` applied to it."""
     replicas = [Replica(name) for name in ("router", "model", "fallback")]
@@ -140,7 +143,7 @@ def running(
     text = path.read_text().replace(":9101", f":{free_port()}").replace(":8404", f":{free_port()}")
     path.write_text(change(text))
     command = [str(haproxy.program_path()), "-db", "-f", str(path)]
-    process = subprocess.Popen(command, env={**os.environ, **env}, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, env={**os.environ, **(env or {})}, stderr=subprocess.PIPE)
     try:
         deadline = time.monotonic() + LIMIT_S
         while True:

@@ -18,6 +18,7 @@ from tests.unit.haproxy_configuration import ray_configuration
 from tests.unit.haproxy_process import LIMIT_S, Proxy, running
 from truthgpt_serve.haproxy_limits import (
     CAPACITY_HEADER,
+    CLIENTS_VARIABLE,
     HEAD_TIMEOUT_S,
     REQUESTS_VARIABLE,
     SOCKET_NAME,
@@ -40,7 +41,7 @@ def quick(text: str) -> str:
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     folder = tmp_path_factory.mktemp("p")
-    with running(folder, quick, **{REQUESTS_VARIABLE: str(MAX_REQUESTS)}) as proxy:
+    with running(folder, quick, env={REQUESTS_VARIABLE: str(MAX_REQUESTS)}) as proxy:
         yield proxy
 
 
@@ -191,7 +192,7 @@ def test_a_busy_replica_is_not_given_up_and_a_dead_one_is(tmp_path: Path) -> Non
 
 
 def test_crowded_clients_are_told_to_close(tmp_path: Path) -> None:
-    with running(tmp_path, lambda text: text.replace("maxconn 4096", "maxconn 128")) as proxy:
+    with running(tmp_path, env={CLIENTS_VARIABLE: "128"}) as proxy:
         with contextlib.ExitStack() as stack:
             idle = [stack.enter_context(proxy.connect()) for _ in range(20)]
             first = httpx.post(f"{proxy.url}/x", content=b"{}")
@@ -203,7 +204,7 @@ def test_crowded_clients_are_told_to_close(tmp_path: Path) -> None:
 
 def test_idle_clients_do_not_keep_the_routers_from_the_models(tmp_path: Path) -> None:
     with (
-        running(tmp_path, lambda text: text.replace("maxconn 4096", "maxconn 256")) as proxy,
+        running(tmp_path, env={CLIENTS_VARIABLE: "128"}) as proxy,
         contextlib.ExitStack() as stack,
         proxy.over_socket() as client,
     ):
@@ -213,13 +214,13 @@ def test_idle_clients_do_not_keep_the_routers_from_the_models(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("wanted", "num_files", "clients", "requests"),
+    ("most", "num_files", "clients", "requests"),
     [(32768, 20000, 11183, 2048), (32768, 1_048_576, 32768, 2048), (4096, 1024, 480, 128)],
 )
 def test_connections_are_as_many_as_files_allow(
-    wanted: int, num_files: int, clients: int, requests: int
+    most: int, num_files: int, clients: int, requests: int
 ) -> None:
-    limits = share_out(wanted, 2048, num_files)
+    limits = share_out(most, 2048, num_files)
     assert (limits.clients, limits.requests) == (clients, requests)
     assert limits.clients + limits.requests + 2 * limits.routers < num_files
     assert limits.total > limits.clients + limits.routers
@@ -228,12 +229,12 @@ def test_connections_are_as_many_as_files_allow(
 
 def test_haproxy_starts_with_as_many_connections_as_its_files_allow(tmp_path: Path) -> None:
     """It needs files beside those of its connections, and does not start without them."""
-    with running(tmp_path, lambda text: text.replace("maxconn 4096", "maxconn 1000000")) as proxy:
+    with running(tmp_path, env={CLIENTS_VARIABLE: "1000000"}) as proxy:
         with contextlib.ExitStack() as stack:
             for _ in range(600):
                 stack.enter_context(proxy.connect())
         assert httpx.post(f"{proxy.url}/x", content=b"{}", timeout=LIMIT_S).status_code == 200
-        assert "    maxconn 1000000" not in (tmp_path / "haproxy.adapted.cfg").read_text()
+        assert "maxconn 1000000" not in (tmp_path / "haproxy.adapted.cfg").read_text()
 
 
 def test_sections_end_where_the_next_one_begins() -> None:
