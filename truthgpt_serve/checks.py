@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
 from truthgpt_serve.config.faults import faults_of, in_file_order, known_paths, places, unknown_key
 from truthgpt_serve.config.model import ModelConfig
-from truthgpt_serve.config.paths import must_be_local
+from truthgpt_serve.config.paths import expand, must_be_local
 from truthgpt_serve.config.source import Source, parse_dotted
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import ConfigError, Fault, RegistryError
+from truthgpt_serve.model_files import find_problems, has_weights
 from truthgpt_serve.registry import MODEL_REGISTRY, import_user_module
 
 CUSTOM_FAMILY = "custom"
@@ -70,12 +70,15 @@ def _only_family(registered: frozenset[str], config: ModelConfig) -> str:
     return next(iter(registered))
 
 
-def check_model(config: ModelConfig, *, place: str | None = None) -> list[Fault]:
+def check_model(
+    config: ModelConfig, *, place: str | None = None, for_training: bool = False
+) -> list[Fault]:
     """Returns what is wrong with a configuration beyond its schema.
 
     Args:
         config: A configuration that satisfies the schema.
         place: Name of its file or application in the faults; by default where it was read.
+        for_training: Whether it is to be trained, which may begin without weights.
     """
     source = config.source if place is None else replace(config.source, file=place)
     faults = list(_check_adapters(config, source))
@@ -92,6 +95,9 @@ def check_model(config: ModelConfig, *, place: str | None = None) -> list[Fault]
         *chain.from_iterable(engine.values()),
         *_check_by_family(config, spec, source, engine),
     ]
+    place = source.at("model", "name_or_path")
+    if not for_training and not any(fault.place == place for fault in faults):
+        faults += _check_there_are_weights(config, spec, source)
     return in_file_order(faults, source)
 
 
@@ -114,10 +120,27 @@ def _check_weights(config: ModelConfig, spec: FamilySpec, source: Source) -> Ite
             yield Fault(place, f"is required by family {spec.name!r}", fix)
     elif _is_missing(weights):
         yield Fault(place, f"{weights!r} does not exist", "correct the path, or make the model")
+    elif spec.needs_weights and expand(weights).is_dir():
+        problems = find_problems(expand(weights))
+        yield from (Fault(place, message, fix) for message, fix in problems)
+
+
+def _check_there_are_weights(
+    config: ModelConfig, spec: FamilySpec, source: Source
+) -> Iterator[Fault]:
+    folder = expand(config.model.name_or_path or "/dev/null")
+    reads_files = config.serving.engine.get("load_format") in _FORMATS_IN_FILES
+    if spec.needs_weights and reads_files and folder.is_dir() and not has_weights(folder):
+        place = source.at("model", "name_or_path")
+        yield Fault(place, f"{str(folder)!r} has no weights", "put their files into it")
+
+
+_FORMATS_IN_FILES = (None, "auto", "hf", "safetensors", "pt")
+"""Values of an engine's `load_format` that read weights in the model's folder."""
 
 
 def _is_missing(path: str) -> bool:
-    return must_be_local(path) and not Path(path).expanduser().exists()
+    return must_be_local(path) and not expand(path).exists()
 
 
 def _check_lora(config: ModelConfig, spec: FamilySpec, source: Source) -> Iterator[Fault]:

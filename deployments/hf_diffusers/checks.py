@@ -19,6 +19,7 @@ from deployments.hf_diffusers.names import (
 )
 from truthgpt_serve.config.paths import must_be_local, resolve_local
 from truthgpt_serve.config.source import Source
+from truthgpt_serve.model_files import ModelFileError, has_tokenizer, read_header, read_object
 from truthgpt_serve.resources import runs_on_cpu
 
 Faults = list[tuple[str, str, str]]
@@ -31,6 +32,8 @@ def check_config(cfg: Mapping[str, Any]) -> Faults:
         _check_attention,
         _check_quantization,
         _check_files,
+        _check_parts,
+        _check_adapters,
     )
     return [fault for check in checks for fault in check(cfg)]
 
@@ -94,6 +97,67 @@ def _check_files(cfg: Mapping[str, Any]) -> Faults:
         if isinstance(path, str) and must_be_local(path) and not Path(find_local(path)).exists():
             faults.append((f"serving.engine.{key}", f"{path!r} does not exist", "correct the path"))
     return faults
+
+
+def _check_parts(cfg: Mapping[str, Any]) -> Faults:
+    """Checks that the folder of a pipeline has each part that its index names."""
+    folder = Path(str(cfg["model"]["name_or_path"] or "")).expanduser()
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return []
+    place = "model.name_or_path"
+    try:
+        parts = read_object(index)
+    except ModelFileError as error:
+        return [(place, error.message, "fetch it again")]
+    needed = [
+        name
+        for name, kind in parts.items()
+        if isinstance(kind, list) and len(kind) == 2 and isinstance(kind[0], str)
+    ]
+    engine = cfg["serving"]["engine"]
+    spared = {"vae"} if engine.get("vae") else set()
+    if not engine.get("safety_checker", True):
+        spared |= {"safety_checker", "feature_extractor"}
+    if engine.get("gguf_file"):
+        spared |= {"transformer", "unet"}
+    missing = [name for name in needed if name not in spared and not (folder / name).is_dir()]
+    if missing:
+        message = f"{index}: names {', '.join(missing)}, which the folder does not have"
+        return [(place, message, "fetch the missing folders, or correct the index")]
+    return [
+        (place, f"{folder / name}: has no tokenizer", "fetch the files of the tokenizer")
+        for name in needed
+        if name.startswith("tokenizer") and not has_tokenizer(folder / name)
+    ]
+
+
+def _check_adapters(cfg: Mapping[str, Any]) -> Faults:
+    """Checks adapters that are local; those of the hub are checked when they load."""
+    faults: Faults = []
+    for number, adapter in enumerate(cfg["serving"]["adapters"]):
+        place = f"serving.adapters[{number}].path"
+        faults += [(place, *problem) for problem in _check_adapter(Path(adapter["path"]))]
+    return faults
+
+
+def _check_adapter(path: Path) -> list[tuple[str, str]]:
+    path = path.expanduser()
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if path.is_dir() and not files and not any(path.glob("*.bin")):
+        fix = "name the folder or the file of a LoRA adapter in Diffusers' format"
+        return [(f"{path}: has no weights", fix)]
+    for file in files:
+        if file.suffix != ".safetensors" or not file.is_file():
+            continue
+        try:
+            tensors = read_header(file)
+        except ModelFileError as error:
+            return [(error.message, "fetch or save it again")]
+        if not any("lora" in name.lower() for name in tensors):
+            fix = "name an adapter; a whole model is model.name_or_path"
+            return [(f"{file}: has no weights of a LoRA", fix)]
+    return []
 
 
 def find_local(path: str) -> str:

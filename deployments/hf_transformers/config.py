@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import model_validator
 
 from truthgpt_serve.config.base import Count, PositiveNumber, Refusal, Section, refuse
 from truthgpt_serve.contract import FamilySpec
+from truthgpt_serve.model_files import has_tokenizer
 from truthgpt_serve.resources import runs_on_cpu
 
 PipelineTask = Literal[
@@ -130,6 +132,7 @@ def check_config(cfg: Mapping[str, Any]) -> Faults:
         _check_hardware,
         _check_attention,
         _check_quantization,
+        _check_tokenizer,
     )
     return [fault for check in checks for fault in check(cfg)]
 
@@ -181,6 +184,15 @@ def _check_quantization(cfg: Mapping[str, Any]) -> Faults:
         message = f"{name} needs an NVIDIA GPU, and the model runs on CPU"
         return [("model_optim.quantization", message, "write torchao-int8, or null")]
     return []
+
+
+def _check_tokenizer(cfg: Mapping[str, Any]) -> Faults:
+    folder = Path(str(cfg["model"]["name_or_path"] or "no model")).expanduser()
+    reads_text = cfg["task"] in ("text-generation", "embedding")
+    if not reads_text or not (folder / "config.json").is_file() or has_tokenizer(folder):
+        return []
+    fix = "put the tokenizer's files into it"
+    return [("model.name_or_path", f"{str(folder)!r} has no tokenizer", fix)]
 
 
 def _suggest(name: object, known: Iterable[str]) -> str:

@@ -8,13 +8,17 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_validator
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
+from deployments.vllm.adapter_files import find_problems
 from deployments.vllm.arguments import JSON_TYPES, find_faults, load_arguments, open_arguments
+from truthgpt_serve.config.paths import must_be_local
 from truthgpt_serve.contract import FamilySpec
+from truthgpt_serve.model_files import has_tokenizer
 
 GPU_MARGIN = 0.02
 """Part of a whole GPU that a replica with a fraction of it leaves free. The engine's own budget
@@ -157,6 +161,8 @@ def check_config(cfg: Mapping[str, Any]) -> Faults:
         _check_parallel,
         _check_names,
         _check_adapters,
+        _check_adapter_files,
+        _check_tokenizer,
     )
     return [fault for check in checks for fault in check(cfg)]
 
@@ -222,6 +228,34 @@ def _check_adapters(cfg: Mapping[str, Any]) -> Faults:
         for key in ("max_loras", "max_lora_rank", "max_cpu_loras")
         if engine.get(key) is not None
     ]
+
+
+def _check_adapter_files(cfg: Mapping[str, Any]) -> Faults:
+    """Checks adapters that are local folders; those of the hub are checked when they load."""
+    weights = cfg["model"]["name_or_path"]
+    base = Path(weights).expanduser() if weights else None
+    max_rank = cfg["serving"]["engine"].get("max_lora_rank")
+    faults: Faults = []
+    for index, adapter in enumerate(cfg["serving"]["adapters"]):
+        folder = Path(adapter["path"]).expanduser()
+        place = f"serving.adapters[{index}].path"
+        if folder.is_dir():
+            faults += [(place, *found) for found in find_problems(folder, base, max_rank)]
+        elif folder.is_file():
+            faults.append((place, f"{str(folder)!r} is a file", "name the adapter's folder"))
+    return faults
+
+
+def _check_tokenizer(cfg: Mapping[str, Any]) -> Faults:
+    engine, weights = cfg["serving"]["engine"], cfg["model"]["name_or_path"]
+    folder = Path(engine.get("tokenizer") or weights or "no model").expanduser()
+    if engine.get("skip_tokenizer_init") or not must_be_local(str(folder)) or not folder.is_dir():
+        return []
+    if has_tokenizer(folder) or any(folder.glob("*.gguf")):
+        return []
+    place = "serving.engine.tokenizer" if engine.get("tokenizer") else "model.name_or_path"
+    fix = "put the tokenizer's files into it, or set serving.engine.tokenizer"
+    return [(place, f"{str(folder)!r} has no tokenizer", fix)]
 
 
 FAMILY = FamilySpec(

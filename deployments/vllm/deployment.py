@@ -90,7 +90,11 @@ class VllmModel:
             **self._limits,
         )
         self._routes = GenericRoutes(
-            admitted, self._name, self._engine.tasks, self._engine.acceleration
+            admitted,
+            self._name,
+            self._engine.tasks,
+            self._engine.acceleration,
+            self._engine.adapters.failed,
         )
         return Dispatcher(ListedRoutes(admitted, paths, self._name), self._routes, **self._limits)
 

@@ -9,7 +9,7 @@ import json
 import logging
 import types
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,8 @@ from vllm.utils.system_utils import set_ulimit
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from deployments.vllm.acceleration import describe
+from deployments.vllm.adapter_files import largest_rank, read_config
+from deployments.vllm.adapter_loading import Adapters
 from deployments.vllm.arguments import load_arguments
 from deployments.vllm.config import attention_backend, gpu_memory_share, tensor_parallel_size
 from deployments.vllm.engine_errors import ErrorNote
@@ -68,6 +70,7 @@ class Engine:
 
     Attributes:
         args: vLLM's own arguments.
+        adapters: The model's adapters, and which of them failed.
         tasks: What the started engine can do, in vLLM's words (`generate`, `embed`, ...).
         acceleration: What computes in the started engine, for the model's card.
         limits: What a request to the started engine may ask for.
@@ -93,7 +96,8 @@ class Engine:
         _check_platform(cfg)
         prepare_environment(cfg)
         use_listed_media()
-        self.args = parse_arguments(cfg, name)
+        self.adapters = Adapters(cfg)
+        self.args = parse_arguments(cfg, name, self.adapters.usable)
 
     async def start(self) -> Any:
         """Starts the engine on the running event loop; returns vLLM's ASGI application.
@@ -131,6 +135,7 @@ class Engine:
         await init_app_state(client, app.state, args, self.tasks)
         # What vLLM's handlers tell to exit when the engine is dead; here `fatal_error` says it.
         app.state.server = types.SimpleNamespace(should_exit=False)
+        await self.adapters.load(app.state.openai_serving_models)
         # vLLM's own start-up: statistics in the log, and a heap that the collector skips.
         await stack.enter_async_context(app.router.lifespan_context(app))
         self._client = client
@@ -181,14 +186,21 @@ class Engine:
             await stack.aclose()
 
 
-def parse_arguments(cfg: Mapping[str, Any], name: str) -> Namespace:
+def parse_arguments(
+    cfg: Mapping[str, Any], name: str, adapters: Sequence[Mapping[str, Any]] = ()
+) -> Namespace:
     """Returns vLLM's arguments for a model, read by vLLM's own parser.
+
+    Args:
+        cfg: The whole configuration.
+        name: The model name.
+        adapters: Those that will be loaded, each with a local `path`.
 
     Raises:
         ConfigError: vLLM refuses one.
     """
     parser = make_arg_parser(_Parser())
-    values = {**cfg["serving"]["engine"], **_product_arguments(cfg, name)}
+    values = {**cfg["serving"]["engine"], **_product_arguments(cfg, name, adapters)}
     tokens: list[str] = []
     for key, value in values.items():
         if value is not None and value != parser.get_default(key):
@@ -233,7 +245,9 @@ def _tokens(key: str, value: Any) -> Iterator[str]:
         yield from (option, *map(str, value))
 
 
-def _product_arguments(cfg: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _product_arguments(
+    cfg: Mapping[str, Any], name: str, adapters: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """Returns the arguments that other keys of the configuration decide."""
     engine, optim = cfg["serving"]["engine"], cfg["model_optim"]
     values: dict[str, Any] = {
@@ -246,7 +260,7 @@ def _product_arguments(cfg: Mapping[str, Any], name: str) -> dict[str, Any]:
         "attention_backend": attention_backend(cfg),
         "tensor_parallel_size": tensor_parallel_size(cfg),
         "disable_uvicorn_access_log": True,
-        **_adapter_arguments(cfg),
+        **_adapter_arguments(cfg, adapters),
     }
     runner = {"text-generation": "generate", "embedding": "pooling"}.get(cfg["task"])
     if engine.get("runner") is None and runner is not None:
@@ -266,17 +280,14 @@ def _product_arguments(cfg: Mapping[str, Any], name: str) -> dict[str, Any]:
     return values
 
 
-def _adapter_arguments(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    engine, adapters = cfg["serving"]["engine"], cfg["serving"]["adapters"]
+def _adapter_arguments(
+    cfg: Mapping[str, Any], adapters: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    engine = cfg["serving"]["engine"]
     if not adapters:
         return {}
     number = len(adapters)
-    values: dict[str, Any] = {
-        "enable_lora": True,
-        "lora_modules": [
-            json.dumps({"name": adapter["name"], "path": adapter["path"]}) for adapter in adapters
-        ],
-    }
+    values: dict[str, Any] = {"enable_lora": True}
     together = engine.get("max_loras") or min(number, MAX_LORAS_TOGETHER)
     if current_platform.is_cpu():
         # vLLM 0.32 on CPU applies the last place to the rows of a batch that have no adapter, so
@@ -285,27 +296,10 @@ def _adapter_arguments(cfg: Mapping[str, Any]) -> dict[str, Any]:
     values["max_loras"] = together
     values["max_cpu_loras"] = max(number, together, engine.get("max_cpu_loras") or 0)
     if engine.get("max_lora_rank") is None:
-        rank = max(_read_rank(adapter) for adapter in adapters)
+        rank = max(largest_rank(read_config(Path(adapter["path"]))) for adapter in adapters)
         choices = sorted(load_arguments()["max_lora_rank"]["choices"])
         values["max_lora_rank"] = next((c for c in choices if c >= rank), choices[-1])
     return values
-
-
-def _read_rank(adapter: Mapping[str, Any]) -> int:
-    """Returns the largest rank in an adapter's configuration, from a folder or from the hub."""
-    place = f"serving.adapters: {adapter['name']}"
-    path = Path(adapter["path"]).expanduser() / "adapter_config.json"
-    try:
-        if not path.is_file():
-            from huggingface_hub import hf_hub_download
-
-            path = Path(hf_hub_download(adapter["path"], path.name))
-        config = json.loads(path.read_text(encoding="utf-8"))
-        return max([int(config["r"]), *map(int, (config.get("rank_pattern") or {}).values())])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        message = f"cannot read {path.name} of {adapter['path']!r}: {error}"
-        fix = "give the folder or hub name of a LoRA adapter in PEFT's format"
-        raise ConfigError([Fault(place, message, fix)]) from error
 
 
 def _check_platform(cfg: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from functools import partial
 from typing import Any
 
+from deployments.vllm.adapter_files import describe_failed
 from deployments.vllm.local_request import LocalRequest
 from truthgpt_serve.errors import (
     MethodError,
@@ -53,6 +54,7 @@ class GenericRoutes:
         name: The model name.
         tasks: What the engine can do, in vLLM's words.
         acceleration: What computes, for the model's card.
+        failed_adapters: Why each adapter that is not served is not, by name.
     """
 
     def __init__(
@@ -61,11 +63,13 @@ class GenericRoutes:
         name: str,
         tasks: tuple[str, ...],
         acceleration: Mapping[str, Any] | None = None,
+        failed_adapters: Mapping[str, str] | None = None,
     ) -> None:
         self._app = app
         self._name = name
         self._tasks = tasks
         self._acceleration = acceleration or {}
+        self._failed_adapters = failed_adapters or {}
 
     async def infer(
         self, inputs: Mapping[str, Any], *, model: str | None = None, request_id: str | None = None
@@ -123,15 +127,21 @@ class GenericRoutes:
         """Returns vLLM's own entry of a model or adapter, with what computes.
 
         Raises:
+            UnavailableError: It is an adapter that could not be loaded.
             ModelNotFoundError: vLLM has none of this name.
         """
+        if model in self._failed_adapters:
+            raise UnavailableError(describe_failed(model, self._failed_adapters[model]))
         async with LocalRequest(self._app, MODELS, {}, _new_id(), method="GET") as request:
             status, answer = await request.status(), await request.read()
         if status != 200:
             raise _error(status, answer)
         for entry in answer["data"]:
             if entry["id"] == model:
-                return {**entry, "acceleration": self._acceleration}
+                found = {**entry, "acceleration": self._acceleration}
+                if self._failed_adapters and model == self._name:
+                    found["failed_adapters"] = dict(self._failed_adapters)
+                return found
         raise ModelNotFoundError(
             f"the model {model!r} does not exist here; this is {self._name!r}", param="model"
         )

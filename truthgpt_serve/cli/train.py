@@ -40,7 +40,7 @@ def train(
     130 if it was stopped.
     """
     model = load_model_config(config)
-    faults = check_model(model)
+    faults = check_model(model, for_training=True)
     if faults:
         raise ConfigError(faults)
     finished = run_training(
