@@ -297,3 +297,11 @@ class DeadlineError(ServerError):
     status = 504
     type = "timeout_error"
     default_code = "timeout"
+
+
+def failed_adapter(name: str, reason: str) -> UnavailableError:
+    """Returns the error of a request for an adapter that its model could not load."""
+    return UnavailableError(
+        f"the adapter {name!r} could not be loaded, and its model serves without it: {reason}",
+        param="model",
+    )

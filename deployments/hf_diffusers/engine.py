@@ -82,7 +82,8 @@ class ImageEngine:
             settings=settings,
             counter=PromptCounter(loaded.base, settings.max_prompt_tokens, defaults),
             schedulers=Schedulers(loaded.base.scheduler, settings.schedulers),
-            adapters=tuple(loaded.adapters),
+            adapters=tuple(loaded.adapters.names),
+            failed_adapters=loaded.adapters.failed,
             checks_images=getattr(loaded.base, "safety_checker", None) is not None,
         )
         self._loaded = loaded
@@ -90,7 +91,7 @@ class ImageEngine:
         try:
             for role, pipeline in loaded.roles.items():
                 self._engine.add_pipeline(
-                    role, pipeline, mode=mode, adapters=tuple(loaded.adapters.values())
+                    role, pipeline, mode=mode, adapters=tuple(loaded.adapters.names.values())
                 )
             self.acceleration["batching"] = self._engine.mode(next(iter(loaded.roles)))
             self._profile(loaded, facts, settings)
@@ -162,7 +163,8 @@ class ImageEngine:
                 call.arguments,
                 scheduler=call.scheduler,
                 adapters={
-                    self._loaded.adapters[name]: weight for name, weight in call.adapters.items()
+                    self._loaded.adapters.names[name]: weight
+                    for name, weight in call.adapters.items()
                 },
                 num_steps=call.num_steps,
                 partial_images=call.partial_images,

@@ -16,7 +16,7 @@ from typing import Any
 import diffusers
 import torch
 
-from deployments.hf_diffusers.adapters import load_adapters
+from deployments.hf_diffusers.adapters import Adapters, load_adapters
 from deployments.hf_diffusers.checks import find_local
 from deployments.hf_diffusers.config import DiffusersSettings
 from deployments.hf_diffusers.names import SINGLE_FILES
@@ -44,14 +44,14 @@ class Loaded:
         roles: A pipeline for each role that the weights can do; they share all modules.
         device: Where the modules compute.
         dtype: Number format of the denoiser.
-        adapters: The LoRA adapters: by the name that clients use, the name in the modules.
+        adapters: The LoRA adapters.
     """
 
     base: Any
     roles: dict[str, Any]
     device: torch.device
     dtype: torch.dtype
-    adapters: dict[str, str]
+    adapters: Adapters
 
 
 def load_pipelines(cfg: Mapping[str, Any], settings: DiffusersSettings) -> Loaded:
@@ -62,8 +62,8 @@ def load_pipelines(cfg: Mapping[str, Any], settings: DiffusersSettings) -> Loade
         settings: Its `serving.engine`.
 
     Raises:
-        ConfigError: The weights, the ControlNet, the VAE or an adapter cannot be loaded, or the
-            number format does not suit them.
+        ConfigError: The weights, the ControlNet or the VAE cannot be loaded, or the number format
+            does not suit them.
     """
     device = choose_device(cfg["hardware"])
     source = fetch(str(cfg["model"]["name_or_path"]), cfg["model"]["revision"], settings)

@@ -21,7 +21,7 @@ from deployments.hf_diffusers.names import suggest
 from deployments.hf_diffusers.operations import choose_role, place_pictures, read_pictures
 from deployments.hf_diffusers.prompts import PromptCounter
 from deployments.hf_diffusers.schedulers import Schedulers
-from truthgpt_serve.errors import RequestError, UnsupportedError
+from truthgpt_serve.errors import RequestError, UnsupportedError, failed_adapter
 
 MAX_SEED = 2**63 - 1
 MAX_DRAWN_SEED = 2**32
@@ -50,6 +50,7 @@ class Catalog:
         counter: Counts prompts.
         schedulers: Makes schedulers by name.
         adapters: Names of the LoRA adapters.
+        failed_adapters: Why each adapter that could not be loaded could not, by name.
         checks_images: Whether a safety checker judges the finished images.
     """
 
@@ -58,6 +59,7 @@ class Catalog:
     counter: PromptCounter
     schedulers: Schedulers
     adapters: tuple[str, ...] = ()
+    failed_adapters: Mapping[str, str] = field(default_factory=dict)
     checks_images: bool = False
 
 
@@ -114,7 +116,7 @@ def plan_call(inputs: Mapping[str, Any], catalog: Catalog) -> Call:
         seed=seed,
         num_steps=num_steps,
         scheduler=None if scheduler is None else catalog.schedulers.make(scheduler, steps),
-        adapters=_adapters(fields, catalog.adapters),
+        adapters=_adapters(fields, catalog),
         partial_images=_partial_images(fields, catalog),
         input_tokens=tokens,
     )
@@ -213,10 +215,13 @@ def _prompts(
     return tokens
 
 
-def _adapters(fields: Fields, known: tuple[str, ...]) -> dict[str, float]:
+def _adapters(fields: Fields, catalog: Catalog) -> dict[str, float]:
+    known = catalog.adapters
     weights = fields.mapping("adapters")
     for name, weight in weights.items():
         place = f"adapters.{name}"
+        if name in catalog.failed_adapters:
+            raise failed_adapter(name, catalog.failed_adapters[name])
         if name not in known:
             message = f"there is no adapter {name!r} ({suggest(name, known)})"
             raise RequestError(message, param="adapters")

@@ -55,11 +55,6 @@ def largest_rank(config: Mapping[str, Any]) -> int:
     return int(max([config["r"], *(config.get("rank_pattern") or {}).values()]))
 
 
-def describe_failed(name: str, reason: str) -> str:
-    """Returns what a request for an adapter that failed is answered."""
-    return f"the adapter {name!r} could not be loaded, and its model serves without it: {reason}"
-
-
 def find_problems(folder: Path, base: Path | None, max_rank: int | None) -> Iterator[Problem]:
     """Yields why vLLM could not load an adapter.
 

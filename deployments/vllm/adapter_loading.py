@@ -14,7 +14,8 @@ from starlette.exceptions import HTTPException
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
 
-from deployments.vllm.adapter_files import describe_failed, find_problems
+from deployments.vllm.adapter_files import find_problems
+from truthgpt_serve.errors import failed_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,8 @@ class _Refusing:
 
     def __call__(self, name: str) -> bool:
         if name in self._failed:
-            raise HTTPException(503, describe_failed(name, self._failed[name]))
+            error = failed_adapter(name, self._failed[name])
+            raise HTTPException(error.status, error.message)
         return bool(self._original(name))
 
 

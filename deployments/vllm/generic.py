@@ -14,7 +14,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from functools import partial
 from typing import Any
 
-from deployments.vllm.adapter_files import describe_failed
 from deployments.vllm.local_request import LocalRequest
 from truthgpt_serve.errors import (
     MethodError,
@@ -26,6 +25,7 @@ from truthgpt_serve.errors import (
     TruthGPTError,
     UnavailableError,
     UnsupportedError,
+    failed_adapter,
 )
 from truthgpt_serve.protocol import encode_json, parse_object
 from truthgpt_serve.server.http import ClientGoneError, Connection
@@ -131,7 +131,7 @@ class GenericRoutes:
             ModelNotFoundError: vLLM has none of this name.
         """
         if model in self._failed_adapters:
-            raise UnavailableError(describe_failed(model, self._failed_adapters[model]))
+            raise failed_adapter(model, self._failed_adapters[model])
         async with LocalRequest(self._app, MODELS, {}, _new_id(), method="GET") as request:
             status, answer = await request.status(), await request.read()
         if status != 200:

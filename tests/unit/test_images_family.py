@@ -332,10 +332,3 @@ def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
         DiffusersModel().load(make_cfg("org/none"))
     with pytest.raises(ConfigError, match="cannot be loaded as a Diffusers pipeline"):
         DiffusersModel().load(make_cfg(tmp_path))
-
-
-def test_an_adapter_that_does_not_fit_is_named(weights: Path, tmp_path: Path) -> None:
-    save_lora(create_pipeline("flux"), tmp_path, 0)
-    adapters = [{"name": "odd", "path": str(tmp_path)}]
-    with pytest.raises(ConfigError, match=r"serving.adapters\[0\].path: .* has no weights for"):
-        DiffusersModel().load(make_cfg(weights, serving={"adapters": adapters}))

@@ -126,7 +126,8 @@ class ServingSection(Section):
     """Replicas by load; null for a fixed number."""
 
     adapters: list[AdapterSection] = Field(default_factory=list)
-    """LoRA adapters served beside the model, each under its own model name."""
+    """LoRA adapters served beside the model, each under its own model name. Requests for one that
+    cannot be loaded are answered 503 with the reason; the model and the others serve."""
 
     engine: dict[str, Any] = Field(default_factory=dict)
     """Arguments handed to the engine as they are, checked against the engine's own argument
