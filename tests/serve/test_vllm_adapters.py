@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from deployments.vllm.tiny_model import make_tiny_adapter, make_tiny_llama
 from tests.serve.test_vllm_engine import Server, make_config, serve
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 FAILED = {
     "dora": "use_dora is set: vLLM does not serve DoRA",
@@ -48,7 +48,7 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     adapters.append({"name": "odd", "path": str(folder / "odd")})
     adapters.append({"name": "away", "path": "nobody/no-such-adapter"})
     config = make_config(folder, serving={"adapters": adapters})
-    with serve(config, tmp_path_factory.mktemp("log") / "log") as found:
+    with serve(config, tmp_path_factory.mktemp("log") / "log", start_timeout_s=400) as found:
         yield found
 
 

@@ -82,7 +82,9 @@ def environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def serve(config: dict[str, Any], log: Path) -> Iterator[Server]:
+def serve(
+    config: dict[str, Any], log: Path, *, start_timeout_s: float = START_TIMEOUT_S
+) -> Iterator[Server]:
     port = free_port()
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -96,7 +98,7 @@ def serve(config: dict[str, Any], log: Path) -> Iterator[Server]:
     server = Server(process, url, log, client)
     tree: list[psutil.Process] = []
     try:
-        wait_for(lambda: is_up(server), START_TIMEOUT_S, log)
+        wait_for(lambda: is_up(server), start_timeout_s, log)
         tree = descendants(process.pid)
         yield server
     finally:

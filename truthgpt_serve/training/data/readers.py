@@ -103,7 +103,7 @@ def read_parquet(file: Path, text_field: str, bad_rows: BadRows) -> Iterator[Row
                 size = source.metadata.row_group(group).num_rows
                 yield from _row_group(file, source, group, (first, size), bad_rows)
                 first += size
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise TrainingError(f"{shown(file)}: is not readable Parquet: {shown(error)}") from error
 
 
@@ -124,7 +124,7 @@ def _row_group(
                     bad_rows.report(place, f"cannot be decoded: {values}")
                 else:
                     yield Row(values, place, fills_nulls=True)
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, ValueError, OverflowError) as error:
         place = f"{file}: rows {number} to {first + size - 1}"
         bad_rows.report(place, f"cannot be decoded: {error}", count=first + size - number)
 

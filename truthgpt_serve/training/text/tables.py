@@ -18,6 +18,7 @@ from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.text.messages import BadRow
 
 BATCH_ROWS = 1000
+JSON = datasets.Json()
 TOKENS = arrow.schema(
     [("input_ids", arrow.list_(arrow.int32())), ("labels", arrow.list_(arrow.int32()))]
 )
@@ -63,6 +64,7 @@ class TableWriter:
         for name, value in row.items():
             try:
                 found[name] = json.dumps(value, default=_plain)
+                JSON.decode_example(found[name])  # it takes no number beyond 64 bits
             except (TypeError, ValueError, RecursionError) as error:
                 raise BadRow(f"{name!r} cannot be kept: {error}") from error
         return found
@@ -98,7 +100,7 @@ class TableWriter:
 
 def _json_schema(rows: list[dict[str, Any]]) -> arrow.Schema:
     names = dict.fromkeys(name for row in rows for name in row)
-    return datasets.Features({name: datasets.Json() for name in names}).arrow_schema
+    return datasets.Features({name: JSON for name in names}).arrow_schema
 
 
 def _plain(value: Any) -> str:
