@@ -15,6 +15,7 @@ from tests.unit.training_images import EDGE, make_cfg, run, save_pictures, save_
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.images import pictures as pictures_module
 from truthgpt_serve.training.images import sources
+from truthgpt_serve.training.images.facts import read_facts
 from truthgpt_serve.training.images.order import Order, draw_for_evaluation, draw_for_training
 from truthgpt_serve.training.images.pictures import PictureError, load_picture
 from truthgpt_serve.training.images.rows import Pictures, hub_rows, load_pictures
@@ -226,3 +227,22 @@ def test_every_pass_has_every_row_once_whoever_reads_it() -> None:
     passes = [set().union(*alone[start : start + 3]) for start in (0, 3)]
     assert passes == [set(range(12))] * 2
     assert alone[:3] != alone[3:]
+
+
+def test_the_plan_says_which_images_are_left_out_and_which_rows_are_bad(
+    sd: Path, tmp_path: Path
+) -> None:
+    folder = save_pictures(tmp_path / "pictures")
+    (folder / "extra.png").write_bytes((folder / "0.png").read_bytes())
+    (folder / ".thumbs").mkdir()
+    with (folder / "metadata.jsonl").open("a") as stream:
+        stream.write('{"file_name": "gone.png", "text": "a cat"}\n')
+    facts = read_facts(make_cfg(sd, folder, data={"on_bad_row": "skip"}), sd)
+    assert facts.num_examples == 8
+    assert facts.sources[:3] == [
+        "reads    metadata.jsonl",
+        "left out .thumbs (hidden)",
+        "left out extra.png (no usable line of metadata.jsonl names it)",
+    ]
+    assert "skipped  1 bad rows, such as" in facts.sources[3]
+    assert "gone.png" in facts.sources[3]
