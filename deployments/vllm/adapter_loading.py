@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from starlette.exceptions import HTTPException
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
+from vllm.exceptions import GracefulHTTPError
 
 from deployments.vllm.adapter_files import find_problems
 from truthgpt_serve.errors import failed_adapter
@@ -80,7 +81,7 @@ class _Refusing:
     def __call__(self, name: str) -> bool:
         if name in self._failed:
             error = failed_adapter(name, self._failed[name])
-            raise HTTPException(error.status, error.message)
+            raise GracefulHTTPError(error.message, HTTPStatus(error.status))
         return bool(self._original(name))
 
 
