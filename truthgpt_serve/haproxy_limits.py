@@ -142,13 +142,14 @@ def limit(lines: list[str], folder: Path, root: str | None) -> None:
         f"http-after-response set-header connection close if {{ fe_conn gt {crowded} }}",
     )
     if root is not None and f"backend {root}" in lines:
-        _refuse_what_is_too_much(lines, root, limits.requests)
+        _refuse_what_is_too_much(lines, root, limits.requests, crowded)
 
 
-def _refuse_what_is_too_much(lines: list[str], root: str, most: int) -> None:
+def _refuse_what_is_too_much(lines: list[str], root: str, most: int, crowded: int) -> None:
     """Bounds the requests that are in the routers' backend.
 
-    What only reads has a reserve: an overloaded service must still say that it lives.
+    A refusal is held as long as there are connections to spare. What only reads has a reserve: an
+    overloaded service must still say that it lives.
     """
     insert(
         lines,
@@ -156,8 +157,10 @@ def _refuse_what_is_too_much(lines: list[str], root: str, most: int) -> None:
         f"http-request set-var(proc.capacity) req.hdr({CAPACITY_HEADER}),add(0) "
         f"if {{ path /-/routes }} {{ req.hdr({CAPACITY_HEADER}) -m found }}",
     )
-    refusal = (
-        "http-request tarpit status 429 default-errorfiles if !METH_GET !{ path_beg /models/ }"
+    end = "status 429 default-errorfiles if !METH_GET !{ path_beg /models/ }"
+    refusals = (
+        f"http-request return {end} {{ fe_conn gt {crowded} }}",
+        f"http-request tarpit {end}",
     )
     conditions = (
         f"{{ be_conn({root}) ge {most} }}",
@@ -168,7 +171,7 @@ def _refuse_what_is_too_much(lines: list[str], root: str, most: int) -> None:
         CLIENTS,
         f"http-request wait-for-body time {BODY_TIMEOUT_S}s if !METH_GET",
         f"timeout tarpit {REFUSED_AFTER_S}s",
-        *(f"{refusal} {condition}" for condition in conditions),
+        *(f"{refusal} {condition}" for condition in conditions for refusal in refusals),
     )
     reserve = most + most // 8
     insert(

@@ -20,6 +20,7 @@ from truthgpt_serve.haproxy_limits import (
     CAPACITY_HEADER,
     CLIENTS_VARIABLE,
     HEAD_TIMEOUT_S,
+    REFUSED_AFTER_S,
     REQUESTS_VARIABLE,
     SOCKET_NAME,
     UnknownConfigurationError,
@@ -101,6 +102,25 @@ def test_what_the_models_hold_bounds_requests(tmp_path: Path) -> None:
         finally:
             proxy.router.released.set()
         assert {answer.result(LIMIT_S).status_code for answer in held} == {200}
+
+
+def test_refusals_are_held_only_while_there_are_connections_to_spare(tmp_path: Path) -> None:
+    def ask(client: httpx.Client) -> float:
+        began_s = time.monotonic()
+        assert client.post("/x", content=b"{}").status_code == 429
+        return time.monotonic() - began_s
+
+    with (
+        running(tmp_path, env={CLIENTS_VARIABLE: "128"}) as proxy,
+        contextlib.ExitStack() as stack,
+        proxy.over_socket() as routers,
+        proxy.over_port() as client,
+    ):
+        routers.get("/-/routes", headers={CAPACITY_HEADER: "0"})
+        assert ask(client) >= REFUSED_AFTER_S * 0.9
+        for _ in range(110):
+            stack.enter_context(proxy.connect())
+        assert min(ask(client) for _ in range(5)) < REFUSED_AFTER_S * 0.9
 
 
 def test_half_a_head_is_closed_in_time_with_408(proxy: Proxy) -> None:
