@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import Any
 
+import anthropic
+import openai
 import pytest
 
 from tests.serve.vllm_service import (
@@ -229,6 +231,124 @@ def test_a_websocket_is_refused(service: VllmService) -> None:
     }
     status, _ = service.send("GET", "/models/tiny/v1/realtime", headers=upgrade)
     assert status in (403, 404)
+
+
+TOO_LONG = "a b " * MAX_MODEL_LEN
+CONTEXT = f"maximum context length is {MAX_MODEL_LEN} tokens"
+BAD: dict[str, tuple[str, dict[str, Any], str, str | None, str | None]] = {
+    "completion too long": (
+        "/v1/completions",
+        {"prompt": TOO_LONG},
+        CONTEXT,
+        "input_tokens",
+        "context_length_exceeded",
+    ),
+    "stream too long": (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": TOO_LONG}], "stream": True},
+        CONTEXT,
+        "input_tokens",
+        "context_length_exceeded",
+    ),
+    "response too long": (
+        "/v1/responses",
+        {"input": TOO_LONG},
+        CONTEXT,
+        "input_tokens",
+        "context_length_exceeded",
+    ),
+    "too many tokens wanted": (
+        "/v1/completions",
+        {"prompt": "a", "max_tokens": MAX_MODEL_LEN + 1},
+        CONTEXT,
+        "max_tokens",
+        "context_length_exceeded",
+    ),
+    "too many response tokens": (
+        "/v1/responses",
+        {"input": "a", "max_output_tokens": MAX_MODEL_LEN + 1},
+        CONTEXT,
+        "max_output_tokens",
+        "context_length_exceeded",
+    ),
+    "value": ("/v1/completions", {"prompt": "a", "temperature": -1}, "-1", "temperature", None),
+    "type": ("/v1/responses", {"input": "a", "temperature": "x"}, "number", "temperature", None),
+    "nested type": (
+        "/v1/chat/completions",
+        {"messages": USER, "stream_options": {"include_usage": "x"}, "stream": True},
+        "boolean",
+        "stream_options.include_usage",
+        None,
+    ),
+    "message too long": (
+        "/v1/messages",
+        {"messages": [{"role": "user", "content": TOO_LONG}], "max_tokens": 5},
+        CONTEXT,
+        None,
+        None,
+    ),
+    "message stream too long": (
+        "/v1/messages",
+        {"messages": [{"role": "user", "content": TOO_LONG}], "max_tokens": 5, "stream": True},
+        CONTEXT,
+        None,
+        None,
+    ),
+    "message without limit": ("/v1/messages", {"messages": USER}, "max_tokens", None, None),
+    "count without messages": ("/v1/messages/count_tokens", {}, "messages", None, None),
+}
+
+
+@pytest.mark.parametrize("prefix", ["", "/models/tiny"], ids=["router", "model"])
+@pytest.mark.parametrize("kind", BAD)
+def test_errors_have_the_form_of_their_api(service: VllmService, kind: str, prefix: str) -> None:
+    path, body, text, param, code = BAD[kind]
+    answer = service.http.post(prefix + path, json={"model": "tiny", **body})
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert text in error["message"]
+    assert "parameter=" not in error["message"]
+    assert "{" not in error["message"]
+    if path.startswith("/v1/messages"):
+        kind = "invalid_request_error"
+        assert answer.json() == {"type": "error", "error": {"type": kind, **message_of(error)}}
+    else:
+        expected = {"type": "invalid_request_error", "param": param, "code": code}
+        assert error == {**message_of(error), **expected}
+
+
+def message_of(error: dict[str, Any]) -> dict[str, str]:
+    return {"message": error["message"]}
+
+
+def test_clients_read_the_errors(service: VllmService) -> None:
+    with openai.OpenAI(
+        base_url=f"{service.cluster.url}/v1", api_key="none", max_retries=0, timeout=90
+    ) as client:
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.completions.create(model="tiny", prompt=TOO_LONG)
+        assert (caught.value.type, caught.value.code) == (
+            "invalid_request_error",
+            "context_length_exceeded",
+        )
+        with pytest.raises(openai.NotFoundError) as missing:
+            client.completions.create(model="nobody", prompt="a")
+        assert missing.value.code == "model_not_found"
+    with anthropic.Anthropic(
+        base_url=service.cluster.url, api_key="none", max_retries=0, timeout=90
+    ) as messages:
+        ask: Any = messages.messages.create
+        user = [{"role": "user", "content": TOO_LONG}]
+        for stream in (False, True):
+            with pytest.raises(anthropic.BadRequestError) as refused:
+                ask(model="tiny", max_tokens=5, messages=user, stream=stream)
+            body: Any = refused.value.body
+            assert body["error"]["type"] == "invalid_request_error"
+            assert CONTEXT in body["error"]["message"]
+        with pytest.raises(anthropic.NotFoundError) as unknown:
+            ask(model="nobody", max_tokens=5, messages=USER)
+        body = unknown.value.body
+        assert body["error"]["type"] == "not_found_error"
 
 
 def test_serves_log_goes_on_when_the_engine_has_loaded(service: VllmService) -> None:
