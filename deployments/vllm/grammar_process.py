@@ -43,7 +43,12 @@ class CompilingProcess:
                 [sys.executable, "-m", "deployments.vllm.grammar_worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={
+                    **os.environ,
+                    "OMP_NUM_THREADS": "1",
+                    # Ray gives its workers places to import from that no variable names.
+                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                },
             )
         reader, self._writer = await asyncio.open_connection(sock=ours)
         self._started = asyncio.get_running_loop().create_future()
