@@ -18,7 +18,11 @@ MAX_STEP_S = 0.1
 """Longest time that finding the allowed tokens may take: every step of the whole batch waits."""
 
 _WALKS = 4
-_STEPS = 24
+_STEPS = 400
+"""Deep enough for what must come first, such as the head of a tool call, token by token."""
+
+_WALK_S = 0.02
+"""CPU time for one walk."""
 
 
 class UnusableError(Exception):
@@ -39,24 +43,30 @@ class Compiler:
         self._any_whitespace = any_whitespace
         self._threads = threads
 
-    def examine(self, kind: str, text: str) -> None:
+    def examine(self, kind: str, text: str) -> float:
         """Compiles a grammar and follows it for some tokens.
 
         Args:
             kind: `json`, `regex`, `grammar`, `lark` or `structural_tag`.
             text: The grammar.
 
+        Returns:
+            The seconds that it takes to compile, without what others took of the machine meanwhile.
+
         Raises:
             UnusableError: It cannot be compiled, allows nothing, or is too slow.
         """
         compiler = xgr.GrammarCompiler(self._info, max_threads=self._threads, cache_enabled=False)
+        started, used = time.monotonic(), time.process_time()
         try:
             compiled = self._compile(compiler, kind, text)
         except (RuntimeError, ValueError, TypeError, KeyError, RecursionError) as error:
             if "bad_alloc" in str(error):
                 raise MemoryError from error
             raise UnusableError(_reason(error)) from error
+        seconds = min(time.monotonic() - started, time.process_time() - used)
         self._follow(compiled)
+        return seconds
 
     def _compile(self, compiler: Any, kind: str, text: str) -> Any:
         if kind == "json":
@@ -96,7 +106,10 @@ class Compiler:
     def _walk(self, matcher: Any, mask: Any, chance: random.Random) -> bool:
         """Returns whether a walk ended well: at the grammar's end or after all steps."""
         matcher.reset()
+        end = time.thread_time() + _WALK_S
         for _ in range(_STEPS):
+            if time.thread_time() > end:
+                break
             started = time.thread_time()
             masked = matcher.fill_next_token_bitmask(mask)
             taken = time.thread_time() - started

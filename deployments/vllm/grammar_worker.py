@@ -132,10 +132,10 @@ class Worker:
         status = 1
         try:
             _confine()
-            answer = {"outcome": "ok", "reason": ""}
+            answer: dict[str, Any] = {"outcome": "ok", "reason": ""}
             try:
                 if self._compiler is not None:
-                    self._compiler.examine(job.kind, job.text)
+                    answer["seconds"] = self._compiler.examine(job.kind, job.text)
             except UnusableError as error:
                 answer = {"outcome": "invalid", "reason": str(error)}
             except MemoryError:
@@ -155,7 +155,7 @@ class Worker:
         _, status = os.waitpid(job.process, 0)
         if status == 0 and job.answer:
             answer = json.loads(job.answer)
-            self._reply(job, answer["outcome"], answer["reason"])
+            self._reply(job, **answer)
         else:
             self._reply(job, "crash", _describe(status))
 
@@ -174,8 +174,7 @@ class Worker:
         os.close(descriptor)
         del self._running[descriptor]
 
-    def _reply(self, job: Job, outcome: str, reason: str) -> None:
-        seconds = time.monotonic() - job.started if job.started else 0.0
+    def _reply(self, job: Job, outcome: str, reason: str, seconds: float = 0.0) -> None:
         self._send({"number": job.number, "outcome": outcome, "reason": reason, "seconds": seconds})
 
     def _send(self, message: dict[str, Any]) -> None:

@@ -175,7 +175,8 @@ def test_tools_that_bind_the_answer_are_checked_like_schemas(
     service: VllmService, stream: bool
 ) -> None:
     def call(schema: Any) -> httpx.Response:
-        tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+        function = {"name": "f", "parameters": schema, "strict": True}
+        tool = {"type": "function", "function": function}
         return send(service, CHAT, tools=[tool], tool_choice="required", stream=stream)
 
     assert call({"type": "object", "properties": {"a": {"type": "integer"}}}).status_code == 200

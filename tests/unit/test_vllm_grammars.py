@@ -96,13 +96,24 @@ def test_hostile_ones_pass_or_are_refused_in_time() -> None:
 
 
 ENDLESS = "root ::= a\na ::= b\nb ::= a"
+LOOP = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}
+CALL = {
+    "type": "structural_tag",
+    "format": {
+        "type": "tag",
+        "begin": '<tool_call>{"name": "a_function_of_a_long_name", "arguments": ',
+        "content": {"type": "json_schema", "json_schema": LOOP},
+        "end": "}</tool_call>",
+    },
+}
 WRONG = [
+    Grammar("structural_tag", json.dumps(CALL), "tools"),
     Grammar("grammar", ENDLESS, "structured_outputs.grammar"),
     Grammar("grammar", 'root ::= "a" b\nb ::= b', "x"),
     Grammar("grammar", "root ::= nosuch", "x"),
     Grammar("grammar", "root ::= " + "(" * 20_000 + '"a"' + ")" * 20_000, "x"),
     Grammar("grammar", 'start: "a" nosuch', "x"),
-    Grammar("json", json.dumps({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}), "x"),
+    Grammar("json", json.dumps(LOOP), "x"),
     Grammar("json", json.dumps({"type": "foo"}), "x"),
     Grammar("json", json.dumps({"enum": []}), "x"),
     Grammar("json", json.dumps({"$ref": "#/nope"}), "x"),
