@@ -1,0 +1,122 @@
+"""Media that a chat names by address, with a model that hears, on vLLM."""
+
+from __future__ import annotations
+
+import base64
+import io
+import subprocess
+import sys
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.serve.test_vllm_engine import PROGRAMS, Server, environment, make_config, serve
+from tests.unit.servers import serve_asgi
+
+pytestmark = pytest.mark.timeout(800)
+KEYS = {
+    "http": "serving.engine.allowed_media_domains",
+    "file": "serving.engine.allowed_local_media_path",
+}
+
+
+def sound() -> bytes:
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16000)
+        file.writeframes(b"\0\1" * 16000)
+    return buffer.getvalue()
+
+
+class Source:
+    """A server with a sound at `/sound`, and at `/elsewhere` a redirect to another host's."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.paths.append(scope["path"])
+        status, headers, body = 200, [(b"content-type", b"audio/wav")], sound()
+        if scope["path"] == "/elsewhere":
+            port = scope["server"][1]
+            headers, status, body = [(b"location", b"http://127.0.0.1:%d/sound" % port)], 302, b""
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("audio") / "audio"
+    done = subprocess.run(
+        [sys.executable, PROGRAMS / "tiny_audio.py", folder],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=environment(),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+@pytest.fixture(scope="module", params=[None], ids=["none named"])
+def server(
+    weights: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[tuple[Server, bool]]:
+    engine = {"enable_auto_tool_choice": None, "tool_call_parser": None}
+    if request.param:
+        engine["allowed_media_domains"] = request.param
+    config = make_config(weights.parent, engine=engine)
+    config["model"] = {"name_or_path": str(weights)}
+    with serve(config, tmp_path_factory.mktemp("server") / "log") as server:
+        yield server, bool(request.param)
+
+
+def ask(server: Server, url: str, path: str = "/v1/chat/completions") -> httpx.Response:
+    content = [{"type": "audio_url", "audio_url": {"url": url}}, {"type": "text", "text": "Hi"}]
+    body = {"model": "tiny", "messages": [{"role": "user", "content": content}], "max_tokens": 2}
+    return httpx.post(f"{server.url}{path}", json=body, timeout=90)
+
+
+def test_media_come_from_named_sources_only(server: tuple[Server, bool], tmp_path: Path) -> None:
+    engine, named = server
+    file = tmp_path / "sound.wav"
+    file.write_bytes(sound())
+    data = base64.b64encode(sound()).decode()
+    assert ask(engine, f"data:audio/wav;base64,{data}").status_code == 200
+    source = Source()
+    with serve_asgi(source) as url:
+        port = url.rpartition(":")[2]
+        host = f"http://localhost:{port}"
+        answer = ask(engine, f"{host}/sound")
+        assert answer.status_code == (200 if named else 400), answer.text
+        assert source.paths == (["/sound"] if named else [])
+        source.paths.clear()
+        wrong = [
+            (f"http://127.0.0.1:{port}/sound", KEYS["http"]),
+            (f"http://localhost@127.0.0.1:{port}/sound", KEYS["http"]),
+            (f"http://localhost.:{port}/sound", KEYS["http"]),
+            (f"HTTP://[::1]:{port}/sound", KEYS["http"]),
+            (f"file://{file}", KEYS["file"]),
+            (f"FILE://{file}", KEYS["file"]),
+            (f"ftp://localhost:{port}/sound", "must be a data:"),
+            (str(file), "must be a data:"),
+            ("http://[", "must be a data:"),
+        ]
+        for address, message in wrong:
+            for path in ("/v1/chat/completions", "/tokenize"):
+                refused = ask(engine, address, path)
+                assert refused.status_code == 400, (address, refused.text)
+                error = refused.json()["error"]
+                assert message in error["message"], address
+                assert error["param"] == "audio_url"
+        assert source.paths == []
+        followed = ask(engine, f"{host}/elsewhere")
+        assert 400 <= followed.status_code < 600
+        assert source.paths == (["/elsewhere"] if named else [])
