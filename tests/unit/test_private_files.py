@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,3 +130,17 @@ def test_a_node_takes_the_token_of_its_cluster(run_folder: Path, tmp_path: Path)
     assert Path(values["RAY_AUTH_TOKEN_PATH"]).read_text() == "abc"
     assert not LOOPBACK_ONLY.keys() & values.keys()
     assert not LOOPBACK_ONLY.keys() & run_environment(run_folder, "--cluster").keys()
+
+
+def test_ray_takes_the_loopback_address_where_it_is_told_to() -> None:
+    """Also on a machine with other addresses, which Ray takes by itself, whatever it is given."""
+    program = "from ray._private import services; print(services.get_node_ip_address())"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **LOOPBACK_ONLY},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout.strip() == "127.0.0.1"
