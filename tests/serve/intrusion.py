@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ INTRUDER = Path(__file__).with_name("intruder.py")
 HOST = 1
 NOBODY = 65534
 INTRUDER_S = 300
+LISTENING_S = 60
 USUAL_PORTS = [6379, 8265, 8404, 8500, 9101, 10001, 44217, 44227, 52365, *range(30000, 30010)]
 """Those that Ray and HAProxy take where nothing else is said."""
 
@@ -39,7 +41,13 @@ class Scene:
         return (self.shell.folder / LINK).readlink()
 
     def listeners(self) -> list[Listener]:
-        return find_listeners(self.shell.run_id)
+        """Returns all; while HAProxy is being replaced, one look may miss the old and the new."""
+        deadline = time.monotonic() + LISTENING_S
+        while True:
+            found = find_listeners(self.shell.run_id)
+            if any(each.port == self.shell.port for each in found) or time.monotonic() > deadline:
+                return found
+            time.sleep(0.2)
 
     def intrude(self, *words: str, **targets: Any) -> tuple[dict[str, Any], bool]:
         """Runs the intruder; returns what it reached, and whether its command was run."""
