@@ -66,8 +66,10 @@ def report_validation(app: FastAPI) -> None:
     app.middleware_stack = None
 
 
-def _field_error(item: Mapping[str, Any]) -> tuple[str, str]:
-    """Returns the field and the fault of one of pydantic's errors."""
+def _field_error(item: Mapping[str, Any] | str) -> tuple[str, str]:
+    """Returns the field and the fault of one of pydantic's errors, or of vLLM's own, a text."""
+    if not isinstance(item, Mapping):
+        return "", str(item)[:500]
     cause = item.get("ctx", {}).get("error")
     parts = [part for part in item.get("loc", ()) if part != "body"]
     place = ".".join(

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field, model_validator
+from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
 from deployments.vllm.errors import ReadableErrors, clean_events, clean_message, report_validation
 
@@ -92,6 +93,9 @@ def create_app() -> Any:
     @app.post("/")
     async def take(body: Body) -> None: ...
 
+    @app.post("/typed", dependencies=[Depends(validate_json_request)])
+    async def typed(body: Body) -> None: ...
+
     @app.get("/large")
     async def large() -> JSONResponse:
         return JSONResponse({"error": {"message": "x" * 100_000}}, 400)
@@ -134,6 +138,13 @@ async def test_wrong_fields_are_named(body: dict[str, Any], param: str | None, t
     assert text in error["message"]
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
     assert len(error["message"]) < 2000
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "a", ""])
+async def test_a_body_of_another_type_is_refused(content_type: str) -> None:
+    answer = await send("POST", "/typed", content=b"{}", headers={"content-type": content_type})
+    assert answer.status_code == 400
+    assert "'application/json'" in answer.json()["error"]["message"]
 
 
 async def test_answers_are_whole() -> None:
