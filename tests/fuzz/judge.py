@@ -16,8 +16,8 @@ MAX_ANSWER_S = 60.0
 def faults(request: Request, answer: Answer) -> list[str]:
     """Returns what is wrong with an answer, nothing for a good one."""
     found = []
-    if answer.status >= 500 and not _is_backpressure(answer):
-        found.append(f"status {answer.status}")
+    if answer.status >= 500:
+        found.append(f"status {answer.status}: {answer.body[:200]!r}")
     limit_s = MAX_REFUSAL_S if answer.status >= 400 else MAX_ANSWER_S
     if answer.seconds > limit_s:
         found.append(f"took {answer.seconds:.1f} s")
@@ -32,11 +32,6 @@ def faults(request: Request, answer: Answer) -> list[str]:
     return found
 
 
-def _is_backpressure(answer: Answer) -> bool:
-    """Whether the service only asks to come again: the load of the run itself may lead to it."""
-    return answer.status == 503 and bool(answer.retry_after)
-
-
 def _shape_faults(request: Request, answer: Answer) -> list[str]:
     try:
         value: Any = json.loads(answer.body)
@@ -46,14 +41,20 @@ def _shape_faults(request: Request, answer: Answer) -> list[str]:
     if path.startswith("/models/"):
         path = "/" + path.split("/", 3)[-1]
     error = value.get("error") if isinstance(value, dict) else None
-    if path == "/v2" or path.startswith("/v2/"):
+    if isinstance(error, dict) and _is_malformed(error):
+        good = _is_envelope(error)  # for the proxy it has no path: it may have any API's
+    elif path == "/v2" or path.startswith("/v2/"):
         good = isinstance(error, str) and bool(error)
     elif path.startswith("/v1/messages"):
-        # What is no HTTP for the proxy has no path yet.
-        good = (isinstance(error, dict) and value.get("type") == "error") or request.broken
+        good = isinstance(error, dict) and value.get("type") == "error"
     else:
         good = isinstance(error, dict) and _is_envelope(error)
     return [] if good else [f"{answer.status} has another shape: {answer.body[:160]!r}"]
+
+
+def _is_malformed(error: dict[str, Any]) -> bool:
+    """Whether the proxy could not read the request as HTTP."""
+    return error.get("message") == "malformed request"
 
 
 def _is_envelope(error: dict[str, Any]) -> bool:
