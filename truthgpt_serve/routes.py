@@ -76,6 +76,7 @@ ROUTES: tuple[Route, ...] = (
     _get("/v1/models", "All models and adapters"),
     _get("/v1/models/{id}", "One model, its card, and what computes in it"),
     _post("/v1/chat/completions", "Chat; server-sent events with `stream`", _TEXT),
+    _post("/v1/chat/completions/batch", "Several chats at once", _TEXT, documented=False),
     _post("/v1/completions", "Text completion; server-sent events with `stream`", _TEXT),
     _post("/v1/responses", "Responses API, where the model's engine has it", _TEXT),
     Route("/v1/responses/{id}", ("GET",), "A stored response", _TEXT, ("model",), documented=False),

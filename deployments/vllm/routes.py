@@ -17,6 +17,7 @@ from truthgpt_serve.server.http import Connection, refuse_websocket, relative_pa
 LISTED: dict[str, str] = {
     "/v1/models": "GET",
     "/v1/chat/completions": "POST",
+    "/v1/chat/completions/batch": "POST",
     "/v1/completions": "POST",
     "/v1/responses": "POST",
     "/v1/responses/{id}": "GET",

@@ -77,7 +77,6 @@ UNLISTED = {
     "inference that no client of other APIs sends": [
         "/generative_scoring",
         "/invocations",
-        "/v1/chat/completions/batch",
         "/v1/systemone",
     ],
     "paths that mean something else in this service": ["/v2/embed", "/v2/rerank"],
