@@ -140,6 +140,9 @@ def test_ray_knows_each_variable(name: str, value: str) -> None:
     places = [
         package / "serve" / "_private" / "constants.py",
         package / "_common" / "usage" / "usage_constants.py",
+        package / "_private" / "ray_constants.py",
+        package / "_private" / "node.py",
+        package / "dashboard" / "consts.py",
         # Settings of the C++ core are named in its programs, without their prefix.
         package / "core" / "src" / "ray" / "raylet" / "raylet",
         ROOT / "truthgpt_serve" / "haproxy_limits.py",  # ours, which Ray hands on to HAProxy
