@@ -126,7 +126,7 @@ def test_a_classs_own_metrics_stand_beside_them(cls: type, batched: bool) -> Non
 def test_a_class_without_any_has_no_page() -> None:
     with serve_asgi(create_app(spec_of(Upper), CFG, name="m"), lifespan="on") as url:
         answer = httpx.get(f"{url}/metrics", timeout=10)
-    assert answer.status_code == 404
+    assert answer.status_code == 400
     assert "has no metrics of its own" in answer.json()["error"]["message"]
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from truthgpt_serve.errors import RequestError, UnsupportedError
-from truthgpt_serve.server.text_messages import Message, dump_arguments, parse_arguments
+from truthgpt_serve.server.text_messages import ChatMessage, dump_arguments, parse_arguments
 
 MARK = f"Qx{os.urandom(4).hex()}"
 """Begins every mark; new in each process, so that no client can write one."""
@@ -29,7 +29,7 @@ class ChatTemplate:
     def __init__(self, apply: Callable[..., Any] | None) -> None:
         self._apply = apply
 
-    def render(self, messages: list[Message]) -> str:
+    def render(self, messages: list[ChatMessage]) -> str:
         """Returns the prompt of a chat.
 
         Args:
@@ -45,7 +45,7 @@ class ChatTemplate:
             return self._call(messages)
         return self._render_rare(messages)
 
-    def _render_rare(self, messages: list[Message]) -> str:
+    def _render_rare(self, messages: list[ChatMessage]) -> str:
         """Renders a chat with messages that not every template knows."""
         developer = self._developer(messages)
         missing = ""
@@ -61,7 +61,7 @@ class ChatTemplate:
             param=missing,
         )
 
-    def _developer(self, messages: list[Message]) -> str:
+    def _developer(self, messages: list[ChatMessage]) -> str:
         """Returns the role by which the template knows what OpenAI calls the developer."""
         if all(message["role"] != "developer" for message in messages):
             return "developer"
@@ -71,7 +71,7 @@ class ChatTemplate:
         except RequestError:
             return "system"
 
-    def _find_missing(self, messages: list[Message]) -> str:
+    def _find_missing(self, messages: list[ChatMessage]) -> str:
         """Returns the place of the first thing that the template leaves out, or nothing."""
         marked, marks = _mark(messages)
         if not marks:
@@ -90,7 +90,7 @@ class ChatTemplate:
         # A form that the template prints as Python would is the wrong one.
         return next((place for place in marks.values() if _REPR in text), "")
 
-    def _call(self, messages: list[Message]) -> str:
+    def _call(self, messages: list[ChatMessage]) -> str:
         if self._apply is None:
             return _lines(messages)
         try:
@@ -103,13 +103,13 @@ class ChatTemplate:
             ) from error
 
 
-def _without_content(message: Message) -> Message:
+def _without_content(message: ChatMessage) -> ChatMessage:
     """Returns a message of nothing but tool calls as OpenAI writes it, which some ask for."""
     empty = _CALLS in message and not message["content"]
     return {**message, "content": None} if empty else message
 
 
-_FORMS: tuple[Callable[[Message], Message], ...] = (
+_FORMS: tuple[Callable[[ChatMessage], ChatMessage], ...] = (
     parse_arguments,
     dump_arguments,
     lambda message: _without_content(parse_arguments(message)),
@@ -122,7 +122,7 @@ _REPR = "{'" + MARK
 """How Python, and no JSON, writes the beginning of marked arguments."""
 
 
-def _lines(messages: list[Message]) -> str:
+def _lines(messages: list[ChatMessage]) -> str:
     for index, message in enumerate(messages):
         if _CALLS in message:
             place = f"messages[{index}].{_CALLS}"
@@ -134,11 +134,11 @@ def _lines(messages: list[Message]) -> str:
     return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
-def _with_role(message: Message, developer: str) -> Message:
+def _with_role(message: ChatMessage, developer: str) -> ChatMessage:
     return {**message, "role": developer} if message["role"] == "developer" else message
 
 
-def _mark(messages: list[Message]) -> tuple[list[Message], dict[str, str]]:
+def _mark(messages: list[ChatMessage]) -> tuple[list[ChatMessage], dict[str, str]]:
     """Returns the messages with marks in them, and the place of each mark.
 
     Identifiers keep their values: templates may check their form.

@@ -8,7 +8,7 @@ from typing import Any
 
 from truthgpt_serve.errors import ContextLengthError
 from truthgpt_serve.server.chat_template import ChatTemplate
-from truthgpt_serve.server.text_messages import Message
+from truthgpt_serve.server.text_messages import ChatMessage
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class Tokenizer:
         """Whether `render` uses a chat template."""
         return self._template is not None
 
-    def render(self, messages: list[Message]) -> str:
+    def render(self, messages: list[ChatMessage]) -> str:
         """Returns the prompt of a chat; see `ChatTemplate.render`."""
         return self._chat.render(messages)
 

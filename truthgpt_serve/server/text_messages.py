@@ -25,10 +25,10 @@ are about."""
 THOUGHTS = ("reasoning_content", "reasoning")
 """What the model thought before it answered: for templates that know the field, else ignored."""
 MAX_TOOL_CALLS = 128
-Message = dict[str, Any]
+ChatMessage = dict[str, Any]
 
 
-def read_messages(value: Any) -> list[Message]:
+def read_messages(value: Any) -> list[ChatMessage]:
     """Returns the messages as chat templates take them.
 
     The content is one text. Arguments of tool calls are as the client wrote them. The old
@@ -47,13 +47,13 @@ def read_messages(value: Any) -> list[Message]:
     return [_message(item, f"messages[{index}]") for index, item in enumerate(value)]
 
 
-def _message(item: Any, place: str) -> Message:
+def _message(item: Any, place: str) -> ChatMessage:
     if not isinstance(item, dict):
         raise bad_field(place, f"must be an object, not {shown(item)}")
     role = item.get("role")
     if role not in ROLES:
         raise bad_field(f"{place}.role", f"must be one of {', '.join(ROLES)}, not {shown(role)}")
-    message: Message = {"role": "tool" if role == "function" else role}
+    message: ChatMessage = {"role": "tool" if role == "function" else role}
     message["content"] = _content(item, role, place)
     for name in item.keys() - {"role", "content", "refusal"}:
         if item[name] is None:
@@ -68,7 +68,7 @@ def _message(item: Any, place: str) -> Message:
     return message
 
 
-def _content(item: Message, role: str, place: str) -> str:
+def _content(item: ChatMessage, role: str, place: str) -> str:
     content, refusal = item.get("content"), item.get("refusal")
     if refusal is not None:
         _require(refusal, str, f"{place}.refusal", "a string")
@@ -110,22 +110,22 @@ def _part(part: Any, place: str) -> str:
 # -- the other fields: each writes what the template takes into the message
 
 
-def _read_text(value: Any, message: Message, place: str) -> None:
+def _read_text(value: Any, message: ChatMessage, place: str) -> None:
     message[place.rpartition(".")[2]] = _require(value, str, place, "a string")
 
 
-def _read_thoughts(value: Any, message: Message, place: str) -> None:
+def _read_thoughts(value: Any, message: ChatMessage, place: str) -> None:
     _only_assistant(message, place)
     _read_text(value, message, place)
 
 
-def _read_tool_call_id(value: Any, message: Message, place: str) -> None:
+def _read_tool_call_id(value: Any, message: ChatMessage, place: str) -> None:
     if message["role"] != "tool":
         raise bad_field(place, "belongs to messages with the role tool")
     _read_text(value, message, place)
 
 
-def _read_tool_calls(value: Any, message: Message, place: str) -> None:
+def _read_tool_calls(value: Any, message: ChatMessage, place: str) -> None:
     _only_assistant(message, place)
     calls = _require(value, list, place, "a list")
     if len(calls) > MAX_TOOL_CALLS:
@@ -166,17 +166,17 @@ def _function(value: Any, place: str) -> dict[str, Any]:
     return {"name": name, "arguments": _require(arguments, str | dict, f"{place}.arguments", _JSON)}
 
 
-def _read_function_call(value: Any, message: Message, place: str) -> None:
+def _read_function_call(value: Any, message: ChatMessage, place: str) -> None:
     _only_assistant(message, place)
     call = {"type": "function", "function": _function(value, place)}
     message["tool_calls"] = [*message.get("tool_calls", []), call]
 
 
-def _ignore(value: Any, message: Message, place: str) -> None:
+def _ignore(value: Any, message: ChatMessage, place: str) -> None:
     """Leaves a field out that says nothing to a model."""
 
 
-def _only_assistant(message: Message, place: str) -> None:
+def _only_assistant(message: ChatMessage, place: str) -> None:
     if message["role"] != "assistant":
         raise bad_field(place, "belongs to messages with the role assistant")
 
@@ -187,7 +187,7 @@ def _require(value: Any, kind: Any, place: str, wanted: str) -> Any:
     return value
 
 
-def parse_arguments(message: Message) -> Message:
+def parse_arguments(message: ChatMessage) -> ChatMessage:
     """Returns a message whose tool calls have their arguments as objects, as most templates want.
 
     A text that is no JSON object stays a text: it is what the model once wrote.
@@ -195,12 +195,12 @@ def parse_arguments(message: Message) -> Message:
     return _with_arguments(message, _as_object)
 
 
-def dump_arguments(message: Message) -> Message:
+def dump_arguments(message: ChatMessage) -> ChatMessage:
     """Returns a message whose tool calls have their arguments as JSON texts."""
     return _with_arguments(message, _as_text)
 
 
-def _with_arguments(message: Message, change: Callable[[Any], Any]) -> Message:
+def _with_arguments(message: ChatMessage, change: Callable[[Any], Any]) -> ChatMessage:
     if "tool_calls" not in message:
         return message
     calls = []
@@ -229,7 +229,7 @@ def _as_text(arguments: Any) -> str:
 
 
 _JSON = "a JSON text or an object"
-_READERS: dict[str, Callable[[Any, Message, str], None]] = {
+_READERS: dict[str, Callable[[Any, ChatMessage, str], None]] = {
     "name": _read_text,
     "tool_calls": _read_tool_calls,
     "tool_call_id": _read_tool_call_id,

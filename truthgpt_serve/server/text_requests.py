@@ -12,7 +12,7 @@ from typing import Any
 
 from truthgpt_serve.errors import UnsupportedError
 from truthgpt_serve.protocol import bad_field, parse_model, parse_stream, shown
-from truthgpt_serve.server.text_messages import Message, read_messages
+from truthgpt_serve.server.text_messages import ChatMessage, read_messages
 
 
 @dataclass(slots=True)
@@ -31,7 +31,7 @@ class TextRequest:
     """
 
     model: str
-    messages: list[Message] | None = None
+    messages: list[ChatMessage] | None = None
     prompt: str = ""
     stream: bool = False
     include_usage: bool = False

@@ -13,7 +13,7 @@ from truthgpt_serve.training.text.messages import (
     ASSISTANT,
     TOOLS_FIELD,
     BadRow,
-    Message,
+    ChatMessage,
     check_messages,
     check_prompt,
     check_text,
@@ -94,12 +94,12 @@ class TokenExamples:
         return ids, labels
 
     def _render(
-        self, messages: list[Message], num_prompt: int, tools: list[Any] | None, field: str
+        self, messages: list[ChatMessage], num_prompt: int, tools: list[Any] | None, field: str
     ) -> Labelled:
         """Returns the tokens of a chat, of which the first messages are the prompt."""
         bare = self._template.prepare(messages, tools, field)
 
-        def ids(some: Sequence[Message], **more: Any) -> list[int]:
+        def ids(some: Sequence[ChatMessage], **more: Any) -> list[int]:
             return self._template.ids(some, tools, **more)
 
         whole = ids(bare)
@@ -162,7 +162,7 @@ class PairExamples:
         return example
 
     def _chats(
-        self, values: Mapping[str, Any], prompt: list[Message], answers: Mapping[str, str]
+        self, values: Mapping[str, Any], prompt: list[ChatMessage], answers: Mapping[str, str]
     ) -> Example:
         tools = check_tools(values)
         example: Example = {"tools": tools}
@@ -198,7 +198,7 @@ class PromptExamples:
         return {"prompt": prompt, **others}
 
 
-def check_answer(values: Mapping[str, Any], field: str) -> list[Message]:
+def check_answer(values: Mapping[str, Any], field: str) -> list[ChatMessage]:
     """Returns an answer to a chat, a text or messages, as messages.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 
 from truthgpt_serve.training.data.rows import describe, text_of, value_problem
 
-Message = dict[str, Any]
+ChatMessage = dict[str, Any]
 TOOLS_FIELD = "tools"
 """Column with the descriptions of the functions that a chat may call."""
 ASSISTANT = "assistant"
@@ -31,7 +31,7 @@ def check_text(values: Mapping[str, Any], field: str) -> str:
     return text
 
 
-def check_prompt(values: Mapping[str, Any], field: str) -> str | list[Message]:
+def check_prompt(values: Mapping[str, Any], field: str) -> str | list[ChatMessage]:
     """Returns the text or the chat messages of a column.
 
     Raises:
@@ -42,7 +42,7 @@ def check_prompt(values: Mapping[str, Any], field: str) -> str | list[Message]:
     return check_text(values, field)
 
 
-def check_messages(values: Mapping[str, Any], field: str) -> list[Message]:
+def check_messages(values: Mapping[str, Any], field: str) -> list[ChatMessage]:
     """Returns the chat messages of a column.
 
     A `content` that is null beside `tool_calls` becomes an empty text, and `arguments` that are
@@ -61,7 +61,7 @@ def check_messages(values: Mapping[str, Any], field: str) -> list[Message]:
     ]
 
 
-def _check_message(message: Any, place: str) -> Message:
+def _check_message(message: Any, place: str) -> ChatMessage:
     if not isinstance(message, Mapping):
         raise BadRow(f"{place} must be a message (role, content), found {describe(message)}")
     found = {name: value for name, value in message.items() if value is not None}
@@ -96,7 +96,7 @@ def _check_content(content: Any, place: str) -> str | list[Any]:
     return content
 
 
-def _check_weight(message: Message, place: str) -> None:
+def _check_weight(message: ChatMessage, place: str) -> None:
     weight = message.get("weight", 1)
     if isinstance(weight, bool) or weight not in (0, 1):
         raise BadRow(f"{place}.weight must be 0 or 1, found {weight!r}")
@@ -112,7 +112,7 @@ def _check_calls(calls: Any, role: str, place: str) -> list[Any]:
     return [_check_call(call, f"{place}.tool_calls[{n}]") for n, call in enumerate(calls)]
 
 
-def _check_call(call: Any, place: str) -> Message:
+def _check_call(call: Any, place: str) -> ChatMessage:
     if not isinstance(call, Mapping):
         raise BadRow(f"{place} must be an object, found {describe(call)}")
     found = {name: value for name, value in call.items() if value is not None}
@@ -125,7 +125,7 @@ def _check_call(call: Any, place: str) -> Message:
     return {**found, "function": _check_function(found["function"], f"{place}.function")}
 
 
-def _check_function(function: Mapping[str, Any], place: str) -> Message:
+def _check_function(function: Mapping[str, Any], place: str) -> ChatMessage:
     name, problem = text_of(function, "name")
     if problem:
         raise BadRow(f"{place}: {problem}")
@@ -170,6 +170,6 @@ def check_tools(values: Mapping[str, Any]) -> list[Any] | None:
     return tools
 
 
-def is_learned(message: Message) -> bool:
+def is_learned(message: ChatMessage) -> bool:
     """Returns whether a message is to be learnt: `weight: 0` says that it is only read."""
     return bool(message.get("weight", 1))

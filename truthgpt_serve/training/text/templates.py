@@ -12,13 +12,13 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from truthgpt_serve.training.text.messages import BadRow, Message
+from truthgpt_serve.training.text.messages import BadRow, ChatMessage
 
 MAX_FORMS = 10_000
 """Shapes of chats of which it is remembered that the template shows all of them."""
 _PRINTED_PARTS = ("'type': 'text'", '"type": "text"')
 """What a template shows of contents in parts that prints them as Python or JSON does."""
-Change = Callable[[list[Message]], list[Message]]
+Change = Callable[[list[ChatMessage]], list[ChatMessage]]
 _MARK = "zq{}qz"
 """Stands for a text while it is looked for; letters that no template changes."""
 
@@ -31,8 +31,8 @@ class ChatTemplate:
         self._changes: dict[Any, Change] = {}
 
     def prepare(
-        self, messages: Sequence[Message], tools: list[Any] | None, field: str
-    ) -> list[Message]:
+        self, messages: Sequence[ChatMessage], tools: list[Any] | None, field: str
+    ) -> list[ChatMessage]:
         """Returns the messages as the template takes them, without what is not for it.
 
         Contents in parts are joined by line ends where the template knows none, as the serving
@@ -50,7 +50,7 @@ class ChatTemplate:
             self._changes[form] = change
         return self._changes[form](bare)
 
-    def _choose(self, bare: list[Message], tools: list[Any] | None, field: str) -> Change:
+    def _choose(self, bare: list[ChatMessage], tools: list[Any] | None, field: str) -> Change:
         """Returns the first change of messages that makes the template show all of them."""
         problems = []
         for change in (_unchanged, _joined, _with_text_arguments):
@@ -69,7 +69,9 @@ class ChatTemplate:
             )
         raise problems[0]
 
-    def ids(self, messages: Sequence[Message], tools: list[Any] | None, **more: Any) -> list[int]:
+    def ids(
+        self, messages: Sequence[ChatMessage], tools: list[Any] | None, **more: Any
+    ) -> list[int]:
         """Returns the tokens of prepared messages.
 
         Raises:
@@ -78,7 +80,7 @@ class ChatTemplate:
         found: list[int] = self._apply(messages, tools, tokenize=True, return_dict=False, **more)
         return found
 
-    def text(self, messages: Sequence[Message], tools: list[Any] | None, **more: Any) -> str:
+    def text(self, messages: Sequence[ChatMessage], tools: list[Any] | None, **more: Any) -> str:
         """Returns the text of prepared messages.
 
         Raises:
@@ -86,13 +88,13 @@ class ChatTemplate:
         """
         return str(self._apply(messages, tools, tokenize=False, **more))
 
-    def _apply(self, messages: Sequence[Message], tools: list[Any] | None, **more: Any) -> Any:
+    def _apply(self, messages: Sequence[ChatMessage], tools: list[Any] | None, **more: Any) -> Any:
         try:
             return self._tokenizer.apply_chat_template(list(messages), tools=tools, **more)
         except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise BadRow(f"the chat template refuses it: {error}") from error
 
-    def _missing(self, messages: list[Message], tools: list[Any] | None, field: str) -> str:
+    def _missing(self, messages: list[ChatMessage], tools: list[Any] | None, field: str) -> str:
         marks = _Marks()
         try:
             text = self.text(marks.messages(messages), marks.tools(tools))
@@ -125,11 +127,11 @@ class _Marks:
                 return place
         return None
 
-    def messages(self, messages: Sequence[Message]) -> list[Message]:
+    def messages(self, messages: Sequence[ChatMessage]) -> list[ChatMessage]:
         """Returns the messages with marks for contents, functions' names and arguments."""
         return [self._message(message, f"[{n}]") for n, message in enumerate(messages)]
 
-    def _message(self, message: Message, at: str) -> Message:
+    def _message(self, message: ChatMessage, at: str) -> ChatMessage:
         found = dict(message)
         content = message["content"]
         about = f"{at}.content (role {message['role']!r})"
@@ -145,7 +147,7 @@ class _Marks:
             ]
         return found
 
-    def _call(self, call: Message, at: str) -> Message:
+    def _call(self, call: ChatMessage, at: str) -> ChatMessage:
         function = call.get("function", call)
         marked = {**function, "name": self._mark(at), "arguments": {"x": self._mark(at)}}
         if isinstance(function["arguments"], str):
@@ -165,7 +167,7 @@ class _Marks:
         ]
 
 
-def _form(message: Message) -> Any:
+def _form(message: ChatMessage) -> Any:
     """Returns what of a message decides whether a template shows all of it."""
     content = message["content"]
     parts: Any = bool(content.strip()) if isinstance(content, str) else len(content)
@@ -173,11 +175,11 @@ def _form(message: Message) -> Any:
     return message["role"], isinstance(content, list), parts, calls, frozenset(message)
 
 
-def _unchanged(messages: list[Message]) -> list[Message]:
+def _unchanged(messages: list[ChatMessage]) -> list[ChatMessage]:
     return messages
 
 
-def _joined(messages: list[Message]) -> list[Message]:
+def _joined(messages: list[ChatMessage]) -> list[ChatMessage]:
     return [
         {**message, "content": "\n".join(part["text"] for part in message["content"])}
         if isinstance(message["content"], list)
@@ -186,7 +188,7 @@ def _joined(messages: list[Message]) -> list[Message]:
     ]
 
 
-def _with_text_arguments(messages: list[Message]) -> list[Message]:
+def _with_text_arguments(messages: list[ChatMessage]) -> list[ChatMessage]:
     return [
         {**message, "tool_calls": [_with_text(call) for call in message["tool_calls"]]}
         if "tool_calls" in message
@@ -195,7 +197,7 @@ def _with_text_arguments(messages: list[Message]) -> list[Message]:
     ]
 
 
-def _with_text(call: Message) -> Message:
+def _with_text(call: ChatMessage) -> ChatMessage:
     function = call.get("function", call)
     text = json.dumps(function["arguments"], ensure_ascii=False)
     changed = {**function, "arguments": text}
@@ -203,7 +205,7 @@ def _with_text(call: Message) -> Message:
 
 
 def spans(
-    messages: Sequence[Message],
+    messages: Sequence[ChatMessage],
     wanted: Callable[[int], bool],
     ids: Callable[..., list[int]],
     whole: Sequence[int],
