@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv/bin
 CONFIG ?= configs/serve.yaml
-TEST_MINUTES ?= 50
+TEST_MINUTES ?= 75
 PYTEST_ARGS ?=
 
 .PHONY: bench-training help install serve stop status test check format lock bench-router bench-batching clean
