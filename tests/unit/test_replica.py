@@ -41,8 +41,10 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
     number = abs(hash(request.node.name)) % 10**6
     (tmp_path / f"sick_{number}.py").write_text(SICK.format(number=number))
     monkeypatch.syspath_prepend(str(tmp_path))
-    context = types.SimpleNamespace(app_name="x")
+    context = types.SimpleNamespace(app_name="x", replica_tag="x#one")
     monkeypatch.setattr(serve, "get_replica_context", lambda: context)
+    # It changes where Ray's servers of this process listen, and no replica's is started here.
+    monkeypatch.setattr("truthgpt_serve.replica.answer_aside", lambda app, paths: None)
     return f"{number}"
 
 

@@ -326,7 +326,10 @@ class Full(Upper):
         await asyncio.sleep(float(len(self.events) > 1))
 
     def create_asgi_app(self) -> Any:
-        return "the application"
+        return self.answer
+
+    async def answer(self, scope: Any, receive: Any, send: Any) -> None:
+        self.events.append("asked")
 
     async def close(self) -> None:
         self.events.append("closed")
@@ -340,7 +343,9 @@ async def test_every_optional_method_is_used() -> None:
     Full.last.events.append("slow")
     with pytest.raises(DeadlineError, match=r"Full.check_health did not return within 0.1 s"):
         await host.check_health()
-    assert await host.create_asgi_app() == "the application"
+    application = await host.create_asgi_app()
+    await application({"type": "lifespan"}, None, None)
+    assert Full.last.events[-1] == "asked"
     await host.close()
     assert Full.last.events[-1] == "closed"
     await host.close()
