@@ -77,6 +77,8 @@ _ANTHROPIC = {
 _WITH_RETRY_AFTER = (429, 503)
 _ERROR_FILE = re.compile(r"^\s*errorfile \d+ ")
 _NOT_FOUND = re.compile(r"^\s*http-request return status 404 ")
+_NO_PATH = "http-request return status 404 default-errorfiles if !{ path_beg / }"
+"""For `*`, which no backend takes: it would be answered as if a model were away."""
 _PREFIX = "^(/models/[^/]+)?"
 _MESSAGE = "%[var(txn.message)]"
 
@@ -127,7 +129,7 @@ def answer(lines: list[str], folder: Path) -> None:
     for at in range(start, end):
         if _NOT_FOUND.match(lines[at]):
             lines[at] = "    http-request return status 503 default-errorfiles"
-    insert(lines, CLIENTS, *_envelope_rules())
+    insert(lines, CLIENTS, _NO_PATH, *_envelope_rules())
 
 
 def _envelope_rules() -> list[str]:

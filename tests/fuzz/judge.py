@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import unquote
 
 from tests.fuzz.client import Answer
 from tests.fuzz.requests import Request
@@ -37,7 +38,7 @@ def _shape_faults(request: Request, answer: Answer) -> list[str]:
         value: Any = json.loads(answer.body)
     except (ValueError, RecursionError):
         return [f"{answer.status} is not JSON: {answer.body[:80]!r}"]
-    path = request.path
+    path = unquote(request.path)
     if path.startswith("/models/"):
         path = "/" + path.split("/", 3)[-1]
     error = value.get("error") if isinstance(value, dict) else None

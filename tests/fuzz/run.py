@@ -59,6 +59,7 @@ class Fuzz:
         self._models = models
         self._slowest_s = 0.0
         self._quiet_s = 0.0
+        self._newest = 0
 
     async def run(self, num_requests: int, num_clients: int, structured: str | None) -> None:
         """Sends the requests, and structured ones of `structured` beside them."""
@@ -70,13 +71,10 @@ class Fuzz:
         if probe is not None:
             probe.cancel()
             await asyncio.gather(probe, return_exceptions=True)
-            if self._slowest_s > self._quiet_s + MAX_SLOWED_S:
-                self.findings.append(
-                    f"a structured request took {self._slowest_s:.1f} s, alone {self._quiet_s:.1f}"
-                )
 
     async def _client(self, indices: Iterable[int]) -> None:
         for index in indices:
+            self._newest = index
             request = generate(self._seed, index, self._models)
             answer = await send(self.host, self.port, request, MAX_ANSWER_S + 5)
             self.statuses.setdefault(request.route, Counter())[answer.status] += 1
@@ -88,11 +86,17 @@ class Fuzz:
 
     async def _probe(self, model: str) -> None:
         while True:
+            first = self._newest
             answer = await self._ask(model)
             self._slowest_s = max(self._slowest_s, answer.seconds)
+            if answer.seconds > self._quiet_s + MAX_SLOWED_S:
+                self.findings.append(
+                    f"a structured request beside #{first} to #{self._newest}: took "
+                    f"{answer.seconds:.1f} s, alone {self._quiet_s:.1f}"
+                )
             if answer.status != 200:
                 self.findings.append(
-                    f"a structured request beside: {answer.status} {answer.body[:200]!r}"
+                    f"a structured request beside #{first}: {answer.status} {answer.body[:200]!r}"
                 )
             await asyncio.sleep(PROBE_PAUSE_S)
 

@@ -28,6 +28,8 @@ MALFORMED = {
     "two lengths": b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
     "a negative length": b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
     "an unknown encoding": b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: odd\r\n\r\n",
+    "a target without a path": b"POST * HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n"
+    b"connection: close\r\n\r\n",
     "a zero byte": b"GET /\0 HTTP/1.1\r\nhost: x\r\n\r\n",
 }
 
