@@ -66,7 +66,12 @@ def prepare_cpu(
     if "VLLM_CPU_OMP_THREADS_BIND" not in environ:
         environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         environ["OMP_NUM_THREADS"] = str(max(1, int(cfg["hardware"]["cpus"])))
-    given = cfg["serving"]["engine"].get("kv_cache_memory_bytes")
+    engine = cfg["serving"]["engine"]
+    if engine.get("enforce_eager"):
+        # That bars the model from being compiled, and not a function here and there: the first
+        # request for log probabilities would wait for a C++ compiler, and all others with it.
+        environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+    given = engine.get("kv_cache_memory_bytes")
     if given is not None:
         # The engine lets this variable win over the argument; the model's own file should.
         environ.pop("VLLM_CPU_KVCACHE_SPACE", None)

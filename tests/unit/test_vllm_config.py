@@ -263,6 +263,13 @@ def test_cpu_settings_from_outside_are_kept() -> None:
     assert binds_threads(environ)
 
 
+@pytest.mark.parametrize(("eager", "expected"), [(True, "1"), (False, None)])
+def test_an_eager_engine_compiles_nothing_for_a_request(eager: bool, expected: str | None) -> None:
+    environ: dict[str, str] = {}
+    prepare_cpu(make_cfg(serving={"engine": {"enforce_eager": eager}}), environ)
+    assert environ.get("TORCH_COMPILE_DISABLE") == expected
+
+
 def test_kv_cache_of_the_model_wins_over_the_environment() -> None:
     environ = {"VLLM_CPU_KVCACHE_SPACE": "2"}
     engine = {"kv_cache_memory_bytes": "64M"}
