@@ -88,7 +88,8 @@ def test_accumulation_equals_a_larger_batch(sd: Path, pictures: Path, tmp_path: 
     assert split.losses == pytest.approx(whole.losses, rel=TOLERANCE)
     assert len(whole.losses) == 8
     results = [read_weights(tmp_path / name / "model/unet") for name in ("whole", "split")]
-    assert distance(*results) < 1e-4
+    # Each processor sums in another order, and Adam divides by roots of tiny moments.
+    assert distance(*results) < 3e-4
 
 
 def test_two_workers_equal_one_with_twice_the_accumulation(
