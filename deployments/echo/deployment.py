@@ -11,6 +11,7 @@ from deployments.echo.config import EchoSettings
 from deployments.echo.engine import EchoFailure, Schedule, WhitespaceTokenizer, echo_tokens
 from truthgpt_serve.errors import RequestError
 
+MAX_TOKENS = 1_000_000
 YIELD_EVERY = 16
 """Tokens without a pause after which other requests get their turn."""
 
@@ -45,7 +46,8 @@ class EchoModel:
                 parts.append(item["text"])
                 reason = item.get("finish_reason", reason)
         text = "".join(parts)
-        ends = [at for stop in inputs.get("stop") or [] if (at := text.find(stop)) >= 0]
+        stops = self._read(inputs)[1]
+        ends = [at for stop in stops if (at := text.find(stop)) >= 0]
         return {"text": text[: min(ends, default=len(text))], "finish_reason": reason}
 
     async def stream(self, inputs: dict[str, Any]) -> AsyncGenerator[dict[str, str], None]:
@@ -56,14 +58,10 @@ class EchoModel:
 
         Raises:
             EchoFailure: `fail_after` tokens were made.
-            RequestError: `text` is no string.
+            RequestError: An input has another type.
         """
-        text = inputs.get("text", "")
-        if not isinstance(text, str):
-            raise RequestError("`inputs.text` must be a string", param="inputs.text")
-        stops: list[str] = inputs.get("stop") or []
+        text, stops, num_tokens = self._read(inputs)
         longest = max(map(len, stops), default=0)
-        num_tokens = inputs.get("max_new_tokens") or self.default_max_new_tokens
         schedule = Schedule(self._settings)
         fail_after = self._settings.fail_after
         tail = ""
@@ -86,3 +84,19 @@ class EchoModel:
             yield {"text": "", "finish_reason": "length"}
         finally:
             self.ongoing -= 1
+
+    def _read(self, inputs: dict[str, Any]) -> tuple[str, list[str], int]:
+        """Returns the text, what ends it, and its length in tokens."""
+        text, stops = inputs.get("text", ""), inputs.get("stop") or []
+        num_tokens = inputs.get("max_new_tokens") or self.default_max_new_tokens
+        stops = [stops] if isinstance(stops, str) else stops
+        if not isinstance(text, str):
+            raise RequestError("`inputs.text` must be a string", param="inputs.text")
+        if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+            raise RequestError("`inputs.stop` must be a list of strings", param="inputs.stop")
+        if type(num_tokens) is not int or not 1 <= num_tokens <= MAX_TOKENS:
+            raise RequestError(
+                f"`inputs.max_new_tokens` must be a whole number from 1 to {MAX_TOKENS}",
+                param="inputs.max_new_tokens",
+            )
+        return text, stops, num_tokens

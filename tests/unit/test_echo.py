@@ -12,6 +12,7 @@ from deployments.echo.config import FAMILY, EchoSettings
 from deployments.echo.deployment import EchoModel
 from deployments.echo.engine import EchoFailure, WhitespaceTokenizer, echo_tokens
 from truthgpt_serve import MODEL_REGISTRY
+from truthgpt_serve.errors import RequestError
 
 
 def echo(**engine: Any) -> EchoModel:
@@ -50,6 +51,20 @@ async def test_infer_and_stream_agree() -> None:
 async def test_a_stop_text_ends_it() -> None:
     outputs = await echo().infer({"text": "a b c", "stop": ["zz", "c a"]})
     assert outputs == {"text": " a b ", "finish_reason": "stop"}
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        *({"max_new_tokens": value} for value in (0.5, "4", True, -1, [1], 10**30)),
+        *({"stop": value} for value in (5, [None], {"a": 1}, [["a"]])),
+        {"text": None},
+    ],
+)
+async def test_inputs_of_another_type_are_refused(inputs: dict[str, Any]) -> None:
+    with pytest.raises(RequestError) as raised:
+        await echo(num_tokens=1).infer({"text": "a", **inputs})
+    assert raised.value.param == f"inputs.{next(iter(inputs))}"
 
 
 async def test_64_tokens_of_5_ms_take_320_ms() -> None:

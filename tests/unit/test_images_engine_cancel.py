@@ -186,7 +186,13 @@ def test_a_thousand_random_cancellations_leave_nothing_behind() -> None:
         jobs.clear()
         gc.collect()
         # By type: `isinstance` asks objects for `__class__`, and some in torch warn when asked.
-        alive = [item for item in gc.get_objects() if issubclass(type(item), greenlet.greenlet)]
+        # Those of gevent belong to a client library that another test used.
+        alive = [
+            item
+            for item in gc.get_objects()
+            if issubclass(type(item), greenlet.greenlet)
+            and not type(item).__module__.startswith("gevent")
+        ]
         assert [item for item in alive if not item.dead and item.parent is not None] == []
         assert [item for item in latents if item() is not None] == []
         inputs = create_inputs(1)

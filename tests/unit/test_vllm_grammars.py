@@ -153,7 +153,7 @@ def test_a_slow_one_fails_alone() -> None:
         await refusal(one, schema(wide(6000)))
         assert time.monotonic() - started < 0.5, "it is remembered"
 
-    run(check, max_grammar_s=6.0)
+    run(check, max_grammar_s=1.5)
 
 
 def test_where_many_are_slow_the_others_still_get_their_turn() -> None:
@@ -167,7 +167,8 @@ def test_where_many_are_slow_the_others_still_get_their_turn() -> None:
         await one.check(schema(ordinary(1)))
         assert time.monotonic() - started < 10
         for result in await asyncio.gather(*slow, return_exceptions=True):
-            assert isinstance(result, (OverloadedError, RequestError))
+            done = isinstance(result, grammar_gate.Verdict) and result.outcome == "ok"
+            assert done or isinstance(result, (OverloadedError, RequestError)), result
 
     run(check, max_grammar_s=15.0)
 
@@ -193,7 +194,7 @@ def test_a_large_one_is_refused_unseen(grammar: Grammar, key: str) -> None:
 
 def test_a_compiling_process_that_dies_is_replaced() -> None:
     async def check(one: GrammarGate) -> None:
-        (process,) = psutil.Process().children()
+        process = compiling_process()
         slow = asyncio.create_task(one.check(schema(wide(6000))))
         await asyncio.sleep(0.5)
         children = process.children()
@@ -230,7 +231,8 @@ def test_nothing_outlives_the_gate() -> None:
     async def check(one: GrammarGate) -> None:
         slow = asyncio.create_task(one.check(schema(wide(6000))))
         await asyncio.sleep(0.5)
-        found.extend(psutil.Process().children(recursive=True))
+        process = compiling_process()
+        found.extend([process, *process.children(recursive=True)])
         one.close()
         with pytest.raises(TruthGPTError):
             await slow
@@ -238,6 +240,13 @@ def test_nothing_outlives_the_gate() -> None:
     run(check, max_grammar_s=60.0)
     assert len(found) == 2
     assert not psutil.wait_procs(found, 10)[1]
+
+
+def compiling_process() -> psutil.Process:
+    """Returns this process's one child that compiles grammars."""
+    children = psutil.Process().children()
+    (process,) = [one for one in children if "grammar_worker" in " ".join(one.cmdline())]
+    return process
 
 
 def hold_a_gate() -> None:
