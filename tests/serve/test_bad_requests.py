@@ -46,10 +46,9 @@ def refused(body: Any, message: str, **others: Any) -> Bad:
     return Bad(body, 400, message, **others)
 
 
-def invalid(body: Any, field: str, kind: str, message: str, value: str, **others: Any) -> Bad:
+def invalid(body: Any, field: str, message: str, **others: Any) -> Bad:
     """What vLLM's schema does not have."""
-    fault = {"type": kind, "loc": f"body.{field}", "msg": message, "input": value}
-    text = f"1 validation error:\n  {fault}"
+    text = f"`{field}`: {message}"
     return Bad(body, 400, text, param=field, **others)
 
 
@@ -224,15 +223,15 @@ ROUTER: dict[str, Bad] = {
 VLLM: dict[str, Bad] = {
     "temperature below 0": refused(
         chat("tiny", temperature=-1),
-        "temperature must be non-negative, got -1.0. (parameter=temperature, value=-1.0)",
+        "temperature must be non-negative, got -1.0.",
         param="temperature",
     ),
     "temperature is text": invalid(
-        chat("tiny", temperature="hot"), "temperature", "float_parsing",
-        "Input should be a valid number, unable to parse string as a number", "hot",
+        chat("tiny", temperature="hot"), "temperature",
+        "Input should be a valid number, unable to parse string as a number",
     ),
     "top_p above 1": refused(
-        chat("tiny", top_p=2), "top_p must be in (0, 1], got 2.0. (parameter=top_p, value=2.0)",
+        chat("tiny", top_p=2), "top_p must be in (0, 1], got 2.0.",
         param="top_p",
     ),
     "top_k below -1": refused(
@@ -241,33 +240,31 @@ VLLM: dict[str, Bad] = {
     "min_p above 1": refused(chat("tiny", min_p=2), "min_p must be in [0, 1], got 2.0."),
     "n is 0": refused(chat("tiny", n=0), "n must be at least 1, got 0."),
     "n is text": invalid(
-        chat("tiny", n="a"), "n", "int_parsing",
-        "Input should be a valid integer, unable to parse string as an integer", "a",
+        chat("tiny", n="a"), "n",
+        "Input should be a valid integer, unable to parse string as an integer",
     ),
     "max_tokens is 0": refused(
         chat("tiny", max_tokens=0),
-        "max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)",
+        "max_tokens must be at least 1, got 0.",
         param="max_tokens",
     ),
     "max_tokens is text": invalid(
-        chat("tiny", max_tokens="many"), "max_tokens", "int_parsing",
-        "Input should be a valid integer, unable to parse string as an integer", "many",
+        chat("tiny", max_tokens="many"), "max_tokens",
+        "Input should be a valid integer, unable to parse string as an integer",
     ),
     "max_tokens above the context": refused(
         chat("tiny", max_tokens=100_000),
-        "max_tokens=100000 cannot be greater than max_model_len=512. Please request fewer "
-        "output tokens. (parameter=max_tokens, value=100000)",
+        "This model's maximum context length is 512 tokens. max_tokens=100000 cannot be "
+        "greater than max_model_len=512. Please request fewer output tokens.",
         param="max_tokens",
     ),
     "seed is text": invalid(
-        chat("tiny", seed="x"), "seed", "int_parsing",
-        "Input should be a valid integer, unable to parse string as an integer", "x",
+        chat("tiny", seed="x"), "seed",
+        "Input should be a valid integer, unable to parse string as an integer",
     ),
     "stop is a number": Bad(
         chat("tiny", stop=7), 400,
-        "2 validation errors:\n  {'type': 'string_type', 'loc': 'body.stop', 'msg': 'Input "
-        "should be a valid string', 'input': '7'}\n  {'type': 'list_type', 'loc': "
-        "'body.stop', 'msg': 'Input should be a valid list', 'input': '7'}",
+        "`stop`: Input should be a valid string; `stop`: Input should be a valid list",
         param="stop",
     ),
     "presence_penalty too large": refused(
@@ -279,7 +276,7 @@ VLLM: dict[str, Bad] = {
     ),
     "top_logprobs without logprobs": refused(
         chat("tiny", top_logprobs=2),
-        "when using `top_logprobs`, `logprobs` must be set to true. (parameter=top_logprobs)",
+        "when using `top_logprobs`, `logprobs` must be set to true.",
         param="top_logprobs",
     ),
     "too many logprobs": refused(
@@ -290,14 +287,13 @@ VLLM: dict[str, Bad] = {
     ),
     "logit_bias of no token": refused(
         chat("tiny", logit_bias={"x": 1}),
-        "logit_bias contains key(s) that cannot be converted to integer token IDs: ['x'] "
-        "(parameter=logit_bias, value=['x'])",
+        "logit_bias contains key(s) that cannot be converted to integer token IDs: ['x']",
         param="logit_bias",
     ),
     "logit_bias of an unknown token": refused(
         chat("tiny", logit_bias={"99999": 1}),
         "token_id(s) [99999] in logit_bias contain out-of-vocab token ids. Vocabulary "
-        "size: 1536 (parameter=logit_bias, value=[99999])",
+        "size: 1536",
         param="logit_bias",
     ),
     "min_tokens above max_tokens": refused(
@@ -306,13 +302,12 @@ VLLM: dict[str, Bad] = {
     ),
     "tool_choice without tools": refused(
         chat("tiny", tool_choice="required"),
-        "When using `tool_choice`, `tools` must be set. (parameter=tool_choice)",
+        "When using `tool_choice`, `tools` must be set.",
         param="tool_choice",
     ),
     "unknown tool chosen": refused(
         chat("tiny", tools=[tool("f")], tool_choice=tool("g")),
-        "The tool specified in `tool_choice` does not match any of the specified `tools` "
-        "(parameter=tool_choice)",
+        "The tool specified in `tool_choice` does not match any of the specified `tools`",
         param="tool_choice",
     ),
     "schema of an unknown type": refused(
@@ -323,20 +318,20 @@ VLLM: dict[str, Bad] = {
     ),
     "stream_options without stream": refused(
         chat("tiny", stream_options={"include_usage": True}),
-        "Stream options can only be defined when `stream=True`. (parameter=stream_options)",
+        "Stream options can only be defined when `stream=True`.",
         param="stream_options",
     ),
     "stream is text": invalid(
-        chat("tiny", stream="perhaps"), "stream", "bool_parsing",
-        "Input should be a valid boolean, unable to interpret input", "perhaps",
+        chat("tiny", stream="perhaps"), "stream",
+        "Input should be a valid boolean, unable to interpret input",
     ),
     "stream with a bad field": refused(
         chat("tiny", stream=True, temperature=-1),
-        "temperature must be non-negative, got -1.0. (parameter=temperature, value=-1.0)",
+        "temperature must be non-negative, got -1.0.",
         param="temperature",
     ),
     "no messages": invalid(
-        {"model": "tiny"}, "messages", "missing", "Field required", "<dict of 1 items>",
+        {"model": "tiny"}, "messages", "Field required",
     ),
     "messages are empty": refused(
         {"model": "tiny", "messages": []},
@@ -344,7 +339,7 @@ VLLM: dict[str, Bad] = {
     ),
     "messages are text": invalid(
         {"model": "tiny", "messages": "Hi"},
-        "messages", "list_type", "Input should be a valid list", "Hi",
+        "messages", "Input should be a valid list",
     ),
     "image for a language model": refused(
         {"model": "tiny", "messages": [IMAGE]}, "tiny is not a multimodal model",
@@ -353,26 +348,24 @@ VLLM: dict[str, Bad] = {
         {"model": "tiny", "messages": [{"role": "user", "content": LONG}]},
         "This model's maximum context length is 512 tokens. However, your prompt contains "
         "18050 characters (more than 8192 characters, which is the upper bound for 512 "
-        "input tokens). Please reduce the length of the input prompt. "
-        "(parameter=input_text, value=18050)",
+        "input tokens). Please reduce the length of the input prompt.",
         param="input_text",
     ),
     "no prompt": refused(
         {"model": "tiny"},
-        "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)",
+        "Either prompt or prompt_embeds must be provided and non-empty.",
         param="prompt", path=TEXT,
     ),
     "prompt is empty": refused(
         {"model": "tiny", "prompt": ""},
-        "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)",
+        "Either prompt or prompt_embeds must be provided and non-empty.",
         param="prompt", path=TEXT,
     ),
     "prompt too long": refused(
         {"model": "tiny", "prompt": LONG},
         "This model's maximum context length is 512 tokens. However, your prompt contains "
         "18000 characters (more than 8192 characters, which is the upper bound for 512 "
-        "input tokens). Please reduce the length of the input prompt. "
-        "(parameter=input_text, value=18000)",
+        "input tokens). Please reduce the length of the input prompt.",
         param="input_text", path=TEXT,
     ),
     "unknown token in the prompt": refused(
@@ -381,33 +374,31 @@ VLLM: dict[str, Bad] = {
     ),
     "not sent as JSON": Bad(
         b'{"model": "tiny", "prompt": "Hi"}', 400,
-        "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed",
+        "Unsupported Media Type: Only 'application/json' is allowed",
         path=TEXT, headers={"content-type": "text/plain"},
     ),
     "form for a language model": Bad(
         form("model", "tiny"), 400,
-        "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed",
+        "Unsupported Media Type: Only 'application/json' is allowed",
         headers=FORM,
     ),
     "responses without input": invalid(
-        {"model": "tiny"}, "input", "missing", "Field required", "<dict of 2 items>",
+        {"model": "tiny"}, "input", "Field required",
         path="/v1/responses",
     ),
     "messages without max_tokens": invalid(
         {"model": "tiny", "messages": USER},
-        "max_tokens", "missing", "Field required", "<dict of 2 items>",
+        "max_tokens", "Field required",
         path="/v1/messages",
     ),
     "tokenize without text": Bad(
         {"model": "tiny"}, 400,
-        "2 validation errors:\n  {'type': 'missing', 'loc': 'body.prompt', 'msg': 'Field "
-        "required', 'input': '<dict of 1 items>'}\n  {'type': 'missing', 'loc': "
-        "'body.messages', 'msg': 'Field required', 'input': '<dict of 1 items>'}",
+        "`prompt`: Field required; `messages`: Field required",
         param="prompt", path="/tokenize",
     ),
     "adapter with a bad field": refused(
         chat("tiny-adapter", temperature=-1),
-        "temperature must be non-negative, got -1.0. (parameter=temperature, value=-1.0)",
+        "temperature must be non-negative, got -1.0.",
         param="temperature",
     ),
     "no such route": Bad(
@@ -451,12 +442,12 @@ VLLM: dict[str, Bad] = {
     ),
     "infer with a bad field": Bad(
         {"model": "tiny", "inputs": {"text": "a", "temperature": -1}}, 400,
-        "temperature must be non-negative, got -1.0. (parameter=temperature, value=-1.0)",
+        "temperature must be non-negative, got -1.0.",
         param="temperature", path=INFER,
     ),
     "infer stream with a bad field": Bad(
         {"model": "tiny", "inputs": {"text": "a", "temperature": -1}, "stream": True}, 400,
-        "temperature must be non-negative, got -1.0. (parameter=temperature, value=-1.0)",
+        "temperature must be non-negative, got -1.0.",
         param="temperature", path=INFER,
     ),
     "chat with an embedding model": Bad(
@@ -473,8 +464,7 @@ VLLM: dict[str, Bad] = {
         {"model": "embedder", "input": LONG},
         "This model's maximum context length is 512 tokens. However, your prompt contains "
         "18000 characters (more than 8192 characters, which is the upper bound for 512 "
-        "input tokens). Please reduce the length of the input prompt. "
-        "(parameter=input_text, value=18000)",
+        "input tokens). Please reduce the length of the input prompt.",
         param="input_text", path="/v1/embeddings",
     ),
     "embedding in other dimensions": refused(
@@ -702,12 +692,13 @@ def check(service: Service, bad: Bad) -> None:
         assert answer.json() == {"error": {**fields, "param": bad.param, "code": bad.code}}
 
 
-def test_a_body_above_the_limit_is_refused_before_it_is_sent(service: Service) -> None:
+def test_a_body_above_the_limit_is_refused_before_it_is_whole(service: Service) -> None:
     parts = urlsplit(service.cluster.url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
     connection.putrequest("POST", CHAT)
     connection.putheader("content-length", str(100 * 2**20))
     connection.endheaders()
+    connection.send(bytes(2**15))  # the proxy passes a request on when its buffer is full
     answer = connection.getresponse()
     assert answer.status == 413
     assert b"larger than 67108864 bytes, the limit that the router's" in answer.read()
