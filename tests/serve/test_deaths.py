@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import threading
 import time
@@ -104,29 +105,26 @@ def test_a_request_that_kills_twice_is_refused_and_others_are_served(
     assert "SIGSEGV (signal 11" in page["last_error"]
 
 
-def controllers(cluster: LocalCluster) -> list[psutil.Process]:
-    """Returns the processes of this cluster's Serve controller."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        with contextlib.suppress(psutil.Error):
-            title = " ".join(process.info["cmdline"] or ())
-            if "ServeController" in title and cluster.run_id in process.environ().values():
-                found.append(process)
-    return found
+def controller_pid(cluster: LocalCluster) -> int:
+    """Returns the process id of this cluster's Serve controller, which names its log after it."""
+    log: str = cluster.details()["controller_info"]["log_file_path"]
+    return int(re.findall(r"controller_(\d+)\.log", log)[0])
 
 
-def engine_process(cluster: LocalCluster) -> psutil.Process:
-    (pid,) = cluster.replica_pids("tiny")
+def engine_process(pid: int) -> psutil.Process:
+    """Returns the engine's process of the replica `pid`."""
     children = psutil.Process(pid).children(recursive=True)
-    (core,) = [child for child in children if "EngineCore" in " ".join(child.cmdline())]
-    return core
+    found = [child for child in children if "EngineCore" in " ".join(child.cmdline())]
+    assert len(found) == 1, [child.cmdline() for child in children]
+    return found[0]
 
 
 def test_a_dead_engine_answers_503_to_all_and_is_replaced_at_once(
     cluster: LocalCluster, client: httpx.Client
 ) -> None:
-    core = engine_process(cluster)
+    wait_for(lambda: len(cluster.replica_pids("tiny")) == 1, "no replica")
     (before,) = cluster.replica_pids("tiny")
+    core = engine_process(before)
     answers: list[tuple[str, httpx.Response]] = []
 
     def send(path: str, body: dict[str, Any]) -> None:
@@ -167,9 +165,20 @@ def test_a_dead_engine_answers_503_to_all_and_is_replaced_at_once(
         return answer.status_code == 200
 
     wait_for(is_back, "no new engine")
-    (controller,) = controllers(cluster)
-    libraries = Path(f"/proc/{controller.pid}/maps").read_text()
+    libraries = Path(f"/proc/{controller_pid(cluster)}/maps").read_text()
     assert "libtorch" not in libraries, "the controller has imported the engine"
+
+
+def failed_page(client: httpx.Client, name: str) -> dict[str, Any]:
+    """Returns a model's page once it says that the model failed, a second late at most."""
+    page: dict[str, Any] = {}
+
+    def has_failed() -> bool:
+        page.update(client.get(f"/v1/models/{name}").json())
+        return bool(page["status"] == "DEPLOY_FAILED")
+
+    wait_for(has_failed, f"{name} has not failed")
+    return page
 
 
 LOADS = {
@@ -208,8 +217,7 @@ def test_the_cause_of_a_failed_start_comes_first(
 
     wait_for(all_failed, "not all have failed")
     for how, cause in causes.items():
-        found = client.get(f"/v1/models/{names[how]}").json()
-        assert found["status"] == "DEPLOY_FAILED"
+        found = failed_page(client, names[how])
         assert cause in found["last_error"], (how, found)
         application = cluster.details()["applications"][names[how]]
         messages = [value["message"] for value in application["deployments"].values()]
