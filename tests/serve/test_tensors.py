@@ -25,6 +25,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from deployments.onnx.tiny_model import make_tiny_vision
 from tests.unit.onnx_models import make_encoder
 from truthgpt_serve.local_cluster import LocalCluster, model_application, router_application
+from truthgpt_serve.router.app import GATHERED_BYTES
 
 HERE = Path(__file__).parent
 RAY_ENV = HERE.parents[1] / "configs" / "ray.env"
@@ -194,17 +195,18 @@ def test_errors_are_the_protocols(service: Tensors, way: str) -> None:
 
 
 def test_a_body_is_relayed_before_it_is_whole(service: Tensors) -> None:
-    """The model refuses what it does not take while the client still sends."""
+    """The model refuses what it does not take while the client still sends, once it has a part."""
     parts = urlsplit(service.cluster.url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
     connection.putrequest("POST", "/v2/models/vision/versions/9/infer")
     connection.putheader("content-length", str(2**20))
     connection.endheaders()
-    connection.send(bytes(2**16))
+    connection.send(bytes(GATHERED_BYTES + 1))
     answer = connection.getresponse()
-    assert answer.status == 400
-    assert json.loads(answer.read())["error"]
+    assert answer.status == 404
+    error = json.loads(answer.read())["error"]
     connection.close()
+    assert "the model 'vision' has version 1 only" in error
 
 
 def test_large_tensors(service: Tensors, way: str) -> None:

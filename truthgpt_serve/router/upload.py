@@ -13,8 +13,10 @@ from truthgpt_serve.router.upstream import UpstreamConnection
 
 logger = logging.getLogger(__name__)
 
-STALL_S = 30.0
-"""The longest pause between two pieces of a body."""
+STALL_S = 25.0
+"""The longest pause between two pieces of a body; HAProxy's, `timeout client`, is 30 s: it answers
+in other words, and knows neither the limit nor the form of the API's errors.
+"""
 
 
 @dataclass(slots=True)
@@ -53,7 +55,7 @@ async def receive_piece(receive: Receive) -> Message:
     """Returns the next ASGI message.
 
     Raises:
-        SlowRequestError: Nothing more of the body came for 30 s.
+        SlowRequestError: Nothing more of the body came for 25 s.
     """
     try:
         async with asyncio.timeout(STALL_S):
