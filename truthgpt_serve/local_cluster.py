@@ -5,8 +5,10 @@ Runs the same programs as an operator does (`ray start`, `serve deploy`). Knows 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -42,12 +44,22 @@ NUM_READY_ANSWERS = 4
 """Times in a row that the router must say it is ready: each replica of it learns by itself."""
 
 
+PORTS = range(20000, 30000)
+"""Below those that the system gives to outgoing connections, and Serve to replicas; above Ray's."""
+
+
 def free_port() -> int:
-    """Returns a port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Returns a port that is free now, and that nobody takes by chance before it is bound.
+
+    Raises:
+        OSError: Every one of many that were tried is in use.
+    """
+    for port in random.SystemRandom().sample(PORTS, 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"no free port from {PORTS.start} to {PORTS.stop - 1}")
 
 
 @dataclass(frozen=True, slots=True)
