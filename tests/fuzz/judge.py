@@ -12,6 +12,18 @@ from tests.fuzz.requests import Request
 MAX_REFUSAL_S = 5.0
 MAX_ANSWER_S = 60.0
 """Some changed requests are good ones, which a busy machine may take a while for."""
+_PYTHON = (
+    b"' object is not ",
+    b"' object has no attribute",
+    b"' object cannot be",
+    b"NoneType",
+    b"unhashable type",
+    b"unexpected keyword argument",
+    b"Traceback (most recent",
+    b" indices must be ",
+    b"not supported between instances",
+)
+"""What Python says of a program's error: of a request it says nothing to a client."""
 
 
 def faults(request: Request, answer: Answer) -> list[str]:
@@ -38,6 +50,8 @@ def _shape_faults(request: Request, answer: Answer) -> list[str]:
         value: Any = json.loads(answer.body)
     except (ValueError, RecursionError):
         return [f"{answer.status} is not JSON: {answer.body[:80]!r}"]
+    if any(words in answer.body for words in _PYTHON):
+        return [f"{answer.status} has Python's own words: {answer.body[:200]!r}"]
     path = unquote(request.path)
     if path.startswith("/models/"):
         path = "/" + path.split("/", 3)[-1]

@@ -13,7 +13,7 @@ from typing import Any
 
 from truthgpt_serve.config.limits import LimitsSection
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.protocol import bad_field, shown
+from truthgpt_serve.protocol import bad_field, kind_of, shown
 
 Body = Mapping[str, Any]
 
@@ -126,6 +126,8 @@ class RequestLimits:
 
     def _messages(self, value: Any, param: str) -> None:
         if not isinstance(value, list):
+            if param == "messages" and value is not None:  # engines would answer in Python's words
+                raise bad_field(param, f"is {kind_of(value)}, not a list of messages")
             return
         if value and isinstance(value[0], list):
             if len(value) > self._limits["max_prompts"]:
