@@ -6,11 +6,17 @@ machine reaches; here nothing is fetched unless the model's YAML names its sourc
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from aiohttp import ClientError, ClientResponseError
+from requests import RequestException
 from urllib3.util import parse_url
-from vllm.exceptions import VLLMValidationError
+from vllm.exceptions import VLLMUnprocessableEntityError, VLLMValidationError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector, MediaIO
 
 CONNECTOR = "truthgpt"
@@ -18,6 +24,8 @@ CONNECTOR = "truthgpt"
 
 _DOMAINS_KEY = "serving.engine.allowed_media_domains"
 _FOLDER_KEY = "serving.engine.allowed_local_media_path"
+_OBJECT = re.compile(r" <[^>]* object at 0x[0-9a-f]+>")
+logger = logging.getLogger(__name__)
 
 
 def use_listed_media() -> None:
@@ -45,17 +53,20 @@ class ListedMediaConnector(MediaConnector):
         """Returns the medium at an address; arguments as in vLLM's.
 
         Raises:
-            VLLMValidationError: The model's YAML does not name the source.
+            VLLMValidationError: The model's YAML does not name the source, or what
+                comes from it cannot be read.
         """
         self._check(url, media_io)
-        return super().load_from_url(url, media_io, fetch_timeout=fetch_timeout)
+        with _reading(url, media_io):
+            return super().load_from_url(url, media_io, fetch_timeout=fetch_timeout)
 
     async def load_from_url_async(
         self, url: str, media_io: MediaIO[Any], *, fetch_timeout: int | None = None
     ) -> Any:
         """Does the same without blocking."""
         self._check(url, media_io)
-        return await super().load_from_url_async(url, media_io, fetch_timeout=fetch_timeout)
+        with _reading(url, media_io):
+            return await super().load_from_url_async(url, media_io, fetch_timeout=fetch_timeout)
 
     def _check(self, url: str, media_io: MediaIO[Any]) -> None:
         scheme, host = _split(url)
@@ -78,6 +89,36 @@ class ListedMediaConnector(MediaConnector):
                 media_io,
                 f"this model reads no files (`{_FOLDER_KEY}`); send the content as a data: URL",
             )
+
+
+@contextmanager
+def _reading(url: str, media_io: MediaIO[Any]) -> Iterator[None]:
+    """Has whatever a source answers, or a medium holds, be an error of the request that names it.
+
+    Of most that its readers raise vLLM makes 500 or 501, and it names an image whatever it was.
+    """
+    try:
+        yield
+    except VLLMValidationError as error:
+        if not isinstance(error, VLLMUnprocessableEntityError):
+            raise
+        _refuse(media_io, str(error))
+    except Exception as error:
+        logger.warning("a medium could not be read: %r", error)
+        _refuse(media_io, _cause(url, error))
+
+
+def _cause(url: str, error: Exception) -> str:
+    scheme, host = _split(url)
+    if scheme == "file":  # what is in other folders is nobody's business
+        return f"the folder that `{_FOLDER_KEY}` names has no such file that can be read"
+    if isinstance(error, (OSError, ClientError, RequestException)):
+        reason = f"it answered {error.status}" if isinstance(error, ClientResponseError) else ""
+        reason = reason or str(error)[:200] or type(error).__name__
+        return f"nothing could be fetched from {_shown(host)}: {reason}"
+    known = isinstance(error, (ValueError, NotImplementedError))
+    reason = _OBJECT.sub("", str(error))[:200] if known else "it is not of a known format"
+    return f"the content cannot be read: {reason}"
 
 
 def _split(url: str) -> tuple[str, str]:

@@ -337,9 +337,9 @@ VLLM: dict[str, Bad] = {
         {"model": "tiny", "messages": []},
         "Cannot apply chat template to an empty conversation. Provide at least one message.",
     ),
-    "messages are text": invalid(
-        {"model": "tiny", "messages": "Hi"},
-        "messages", "Input should be a valid list",
+    "messages are text": Bad(
+        {"model": "tiny", "messages": "Hi"}, 400, "`messages` must be a list, not 'Hi'",
+        param="messages",
     ),
     "image for a language model": refused(
         {"model": "tiny", "messages": [IMAGE]}, "tiny is not a multimodal model",

@@ -75,10 +75,10 @@ TOO_MUCH: list[tuple[str, dict[str, Any], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("value", "kind"), [(3, "a number"), ("x", "a string"), ({}, "an object")])
+@pytest.mark.parametrize(("value", "kind"), [(3, "3"), ("x", "'x'"), ({}, "an object")])
 def test_messages_that_are_no_list_are_refused_in_words(value: Any, kind: str) -> None:
     for path in (CHAT, "/v1/messages", "/tokenize"):
-        with pytest.raises(RequestError, match=f"`messages` is {kind}, not a list of messages"):
+        with pytest.raises(RequestError, match=f"`messages` must be a list, not {kind}"):
             check({"messages": value}, path)
 
 

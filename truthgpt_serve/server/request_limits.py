@@ -13,7 +13,7 @@ from typing import Any
 
 from truthgpt_serve.config.limits import LimitsSection
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.protocol import bad_field, kind_of, shown
+from truthgpt_serve.protocol import bad_field, shown
 
 Body = Mapping[str, Any]
 
@@ -127,7 +127,7 @@ class RequestLimits:
     def _messages(self, value: Any, param: str) -> None:
         if not isinstance(value, list):
             if param == "messages" and value is not None:  # engines would answer in Python's words
-                raise bad_field(param, f"is {kind_of(value)}, not a list of messages")
+                raise bad_field(param, f"must be a list, not {shown(value)}")
             return
         if value and isinstance(value[0], list):
             if len(value) > self._limits["max_prompts"]:
