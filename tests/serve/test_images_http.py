@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ import pytest
 from PIL import Image, ImageChops
 
 from truthgpt_serve.local_cluster import (
+    RAY,
+    START_TIMEOUT_S,
     LocalCluster,
     free_port,
     model_application,
@@ -67,12 +68,19 @@ def start_second_node(cluster: LocalCluster) -> str:
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
     }
     command = [
-        str(Path(sys.executable).parent / "ray"), "start", "--address", address,
+        *RAY, "start", "--address", address,
         "--num-cpus", "4", "--object-store-memory", str(100 * 2**20),
         "--dashboard-agent-listen-port", str(free_port()),
         "--metrics-export-port", str(free_port()),
     ]  # fmt: skip
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=START_TIMEOUT_S,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return f"http://127.0.0.1:{port}"
 

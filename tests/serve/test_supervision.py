@@ -27,6 +27,7 @@ from truthgpt_serve.processes import find_run, read_arguments
 
 READY = "[serve] ready after"
 ANSWER_S = 30.0
+BODY = {"model": "echo", "prompt": "a", "max_tokens": 2}
 pytestmark = pytest.mark.timeout(900)
 
 
@@ -63,12 +64,13 @@ def test_parts_that_are_replaced_alone(shell: Shell) -> None:
     assert found is not None
     with httpx.Client(timeout=ANSWER_S) as client:
 
-        def assert_ready() -> None:
-            assert client.get(f"{url}/ready").status_code == 200
+        def assert_served() -> None:
+            answer = client.post(f"{url}/v1/completions", json=BODY)
+            assert answer.status_code == 200, answer.text
 
         pid = kill(shell, "Ray's dashboard")
         died = f"[serve] Ray's dashboard (process {pid}) died: it is started again"
-        wait_for(shell, died, "[serve] Ray's dashboard is back after", meanwhile=assert_ready)
+        wait_for(shell, died, "[serve] Ray's dashboard is back after", meanwhile=assert_served)
         deadline = time.monotonic() + START_S
         address, token = f"{found.group(1)}/api/serve/applications/", token_headers(shell.folder)
         while not answers(client, address, token):
@@ -78,7 +80,7 @@ def test_parts_that_are_replaced_alone(shell: Shell) -> None:
         pid = kill(shell, "Ray Serve's controller")
         died = f"[serve] Ray Serve's controller (process {pid}) died: Ray Serve replaces it"
         back = "[serve] Ray Serve's controller is back after"
-        wait_for(shell, died, back, meanwhile=assert_ready)
+        wait_for(shell, died, back, meanwhile=assert_served)
 
         for name in ("Ray Serve's fallback proxy", "Ray Serve's proxy manager"):
             pid = kill(shell, name)
@@ -101,7 +103,6 @@ def test_what_takes_the_service_along_starts_it_again(shell: Shell) -> None:
     service = shell.start()
     run_id = shell.run_id
     url = f"http://127.0.0.1:{shell.port}/v1/completions"
-    body = {"model": "echo", "prompt": "a", "max_tokens": 2}
     statuses = set()
 
     with httpx.Client(timeout=ANSWER_S) as client:
@@ -109,7 +110,7 @@ def test_what_takes_the_service_along_starts_it_again(shell: Shell) -> None:
         def ask() -> None:
             """Is answered, told to come back, or refused: it never hangs."""
             try:
-                answer = client.post(url, json=body)
+                answer = client.post(url, json=BODY)
             except httpx.TimeoutException:
                 raise
             except httpx.TransportError:
@@ -129,7 +130,7 @@ def test_what_takes_the_service_along_starts_it_again(shell: Shell) -> None:
                 assert service.poll() is None, shell.log.read_text()
                 ask()
                 time.sleep(0.2)
-            assert client.post(url, json=body).status_code == 200
+            assert client.post(url, json=BODY).status_code == 200
     assert 0 in statuses
     assert statuses <= {0, 200, 404, 502, 503}
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from truthgpt_serve.local_cluster import Host, LocalCluster
+from truthgpt_serve.local_cluster import RAY, Host, LocalCluster
 from truthgpt_serve.processes import create_run_environment, create_run_id, end_run, find_run
 
 COMMAND_S = 60.0
@@ -145,7 +145,7 @@ class WorkerNode:
         }
         env = {**self._cluster.env, **own, **create_run_environment(self._run_id)}
         address = f"{self._cluster.host.address}:{self._cluster.ray_port}"
-        command = [*self._host.prefix, "ray", "start", "--address", address]
+        command = [*self._host.prefix, *RAY, "start", "--address", address]
         done = subprocess.run(
             [*command, *self._host.ray_arguments()],
             env=env,
