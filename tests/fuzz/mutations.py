@@ -86,9 +86,16 @@ def _repeat_key(rng: random.Random, request: Request) -> None:
     request.body = b"{" + again + b"," + encode(request.body)[1:]
 
 
+def _pad(rng: random.Random, request: Request) -> None:
+    """Makes a body too long to come in one piece, with the other fields in front or behind."""
+    padding = {"padding": rng.choice(["x", "\\", "9"]) * rng.choice([20_000, 70_000, 400_000])}
+    in_front = rng.random() < 0.5
+    request.body = {**padding, **request.body} if in_front else {**request.body, **padding}
+
+
 _FIELD_CHANGES: list[Callable[[random.Random, Request], None]] = [
     *[_replace_value] * 6, *[_replace_field] * 6, *[_remove_value] * 2, _add_field,
-    _rename_model, _repeat_key,
+    _rename_model, _repeat_key, _pad,
 ]  # fmt: skip
 
 

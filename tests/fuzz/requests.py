@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import zlib
 from collections.abc import Callable
@@ -277,6 +278,7 @@ def build(rng: random.Random, models: list[str]) -> Request:
     """Returns a well-formed request for a route and a model that may not go together."""
     model = UNKNOWN_MODEL if rng.random() < 0.04 else rng.choice(models)
     request = rng.choice(_BUILDERS)(rng, model)
+    request.body = copy.deepcopy(request.body)  # its parts are others' too, and are changed
     if rng.random() < 0.15 and request.path.startswith(("/v1/", "/v2/", "/tokenize")):
         request.path = f"/models/{model}{request.path}"
     return request

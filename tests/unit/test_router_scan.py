@@ -67,6 +67,43 @@ def test_json_model_is_found_in_any_pieces(body: bytes) -> None:
         assert scan(JsonModelScanner(), body, sizes)[0] == "m"
 
 
+ODD = {
+    "an integer of 5,000 digits": b"9" * 5000,
+    "a number of 5,000 digits": b"-0." + b"9" * 5000,
+    "a huge exponent": b"1e" + b"9" * 40,
+    "another": b"-1.5E-" + b"9" * 5000,
+    "not a number": b"NaN",
+    "bytes that are no UTF-8": b'"\xc0\xff"',
+    "half a surrogate pair": rb'"\ud800"',
+    "a wrong escape": rb'"\uzzzz\x"',
+    "a control character": b'"\0"',
+    "deep lists": b"[" * 900 + b"]" * 900,
+    "endless lists": b"[" * 100_000,
+    "deep objects": b'{"":' * 900 + b"1" + b"}" * 900,
+    "nothing": b"",
+    "a second value": b"1 2",
+}
+
+
+@pytest.mark.parametrize("value", ODD.values(), ids=ODD.keys())
+@pytest.mark.parametrize("form", [b'{"a": %b, "model": "m"}', b'{"model": "m", "a": %b}'])
+def test_odd_values_end_no_process_and_are_left_to_whoever_reads_the_whole(
+    form: bytes, value: bytes
+) -> None:
+    body = form % value
+    try:
+        expected = model_of_json(body)
+    except RequestError as error:
+        expected = f"{type(error).__name__}: {error.message}"
+    for size in (1, 7, 100, 4096, 1 << 20):
+        try:
+            found = read_all(JsonModelScanner(), body, size)
+        except RequestError as error:
+            found = f"{type(error).__name__}: {error.message}"
+        # A name in front of what is wrong is found before that is there.
+        assert found in (expected, "m") if form.startswith(b'{"model"') else found == expected
+
+
 TWICE = {
     "at once": b'{"model": "m", "model": "n"}',
     "the same": b'{"model": "m", "model": "m"}',
