@@ -7,6 +7,7 @@ from typing import Any
 from deployments.vllm.bodies import replay
 from deployments.vllm.grammar_fields import find_grammars
 from deployments.vllm.grammar_gate import GrammarGate
+from deployments.vllm.request_models import check_kinds
 from truthgpt_serve.asgi import Receive, Scope, Send
 from truthgpt_serve.errors import TruthGPTError
 from truthgpt_serve.protocol import parse_object
@@ -60,6 +61,7 @@ class AdmittedRequests:
     async def _check(self, path: str, raw: bytes) -> None:
         body = parse_object(raw)
         self._limits.check(path, raw, body)
+        check_kinds(path, body)
         if self._grammars is not None:
             for grammar in find_grammars(body):
                 await self._grammars.check(grammar)

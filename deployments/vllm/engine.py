@@ -52,6 +52,7 @@ from deployments.vllm.hardware import (
 from deployments.vllm.logs import added_log_settings
 from deployments.vllm.media import use_listed_media
 from deployments.vllm.orphans import bind_children
+from deployments.vllm.rejected_tokens import mend_answers
 from truthgpt_serve.errors import ConfigError, Fault, TruthGPTError, UnavailableError
 from truthgpt_serve.server.request_limits import RequestLimits
 
@@ -151,6 +152,7 @@ class Engine:
 
     def _guard_grammars(self, client: EngineClient, stack: AsyncExitStack) -> None:
         limits = self._cfg["serving"]["limits"]
+        mend_answers()
         if not compiles_beforehand(client):
             self.grammars = GrammarGate(limits, None, as_compiled)
             return

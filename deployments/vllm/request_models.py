@@ -7,16 +7,43 @@ an `AttributeError`, which vLLM answers with 500.
 from __future__ import annotations
 
 import traceback
+from collections.abc import Mapping
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 
 from truthgpt_serve.api_errors import error_body
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.protocol import encode_json
+from truthgpt_serve.protocol import bad_field, encode_json, shown
 from truthgpt_serve.server.http import relative_path
+
+FIELD_KINDS: dict[str, type] = {
+    "messages": list,
+    "tools": list,
+    "structured_outputs": dict,
+    "response_format": dict,
+    "stream_options": dict,
+    "chat_template_kwargs": dict,
+}
+"""JSON types of the fields into which the request models look before their types are checked."""
+_CHAT_ROUTES = ("/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens")
 
 _KINDS = (AttributeError, TypeError, KeyError, IndexError, OverflowError)
 _MODELS = ("/vllm/entrypoints/", "protocol.py")
+
+
+def check_kinds(path: str, body: Mapping[str, Any]) -> None:
+    """Checks the types of such fields.
+
+    Raises:
+        RequestError: One has another type; null is left to the request model where it may be there.
+    """
+    for name in FIELD_KINDS.keys() & body.keys():
+        value, kind = body[name], FIELD_KINDS[name]
+        is_needed = name == "messages" and path in _CHAT_ROUTES
+        if not isinstance(value, kind) and (value is not None or is_needed):
+            noun = "a list" if kind is list else "an object"
+            raise bad_field(name, f"must be {noun}, not {shown(value)}")
 
 
 def refuse_misread_fields(app: FastAPI) -> None:
@@ -31,7 +58,8 @@ def refuse_misread_fields(app: FastAPI) -> None:
             raise raised
         path = relative_path(request.scope)
         error = RequestError(
-            f"a field of the request has a value of another type than {path} takes: {raised}"
+            f"a field of the request has a value of another type than {path} takes: compare it "
+            "with the API's reference"
         )
         body = encode_json(error_body(error, path))
         return Response(body, error.status, media_type="application/json")

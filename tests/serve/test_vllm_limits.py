@@ -77,6 +77,31 @@ def test_too_much_is_refused(
     assert f"serving.limits.{key}" in error["message"]
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"allowed_token_ids": [5, 6, 7]}, {"min_tokens": 30}, {"bad_words": ["yes", "no"]}],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_constraints_that_leave_no_token_are_the_request_s_fault(
+    service: VllmService, fields: dict[str, Any]
+) -> None:
+    fields = {**fields, "structured_outputs": {"choice": ["yes", "no"]}, "max_tokens": 40}
+    for path in (COMPLETION, CHAT):
+        answer = send(service, path, **fields)
+        if answer.status_code != 200:  # some leave one after all
+            assert answer.status_code == 400, answer.text
+            assert answer.json()["error"]["param"] == "structured_outputs"
+        streamed = send(service, path, **fields, stream=True).text
+        assert "server_error" not in streamed
+        assert answer.status_code == 200 or "leave no token to choose" in streamed
+    refused = send(service, COMPLETION, **{**fields, "allowed_token_ids": [5]})
+    assert "leave no token to choose" in refused.text
+    inputs = {"text": "x", **fields, "allowed_token_ids": [5]}
+    answer = service.http.post("/v1/infer", json={"model": "tiny", "inputs": inputs})
+    assert answer.status_code == 400, answer.text
+    assert send(service, COMPLETION, max_tokens=2).status_code == 200
+
+
 def test_other_forms_of_a_request_are_refused_too(service: VllmService) -> None:
     answer = send(service, MESSAGES, stop_sequences=[str(i) for i in range(99)])
     assert answer.status_code == 400

@@ -75,13 +75,6 @@ TOO_MUCH: list[tuple[str, dict[str, Any], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("value", "kind"), [(3, "3"), ("x", "'x'"), ({}, "an object")])
-def test_messages_that_are_no_list_are_refused_in_words(value: Any, kind: str) -> None:
-    for path in (CHAT, "/v1/messages", "/tokenize"):
-        with pytest.raises(RequestError, match=f"`messages` must be a list, not {kind}"):
-            check({"messages": value}, path)
-
-
 @pytest.mark.parametrize(("path", "body", "param", "key"), TOO_MUCH)
 def test_too_much_names_the_field_the_value_and_the_limit(
     path: str, body: dict[str, Any], param: str, key: str

@@ -10,7 +10,12 @@ import pytest
 fastapi = pytest.importorskip("fastapi")
 pytest.importorskip("vllm")
 
-from deployments.vllm.request_models import refuse_misread_fields  # noqa: E402
+from deployments.vllm.request_models import (  # noqa: E402
+    FIELD_KINDS,
+    check_kinds,
+    refuse_misread_fields,
+)
+from truthgpt_serve.errors import RequestError  # noqa: E402
 
 
 @pytest.fixture
@@ -47,8 +52,28 @@ async def test_it_is_openais_error(app: Any) -> None:
     error = (await post(app, structured_outputs=5)).json()["error"]
     assert error["type"] == "invalid_request_error"
     assert "another type" in error["message"]
+    assert "object has no" not in error["message"]
 
 
 async def test_other_errors_pass(app: Any) -> None:
     assert (await post(app)).json() == {"ok": True}
     assert (await post(app, user="raise")).status_code == 500
+
+
+@pytest.mark.parametrize("name", FIELD_KINDS)
+@pytest.mark.parametrize("value", [3, "x", True, 1.5, [], {}])
+def test_the_field_is_named(name: str, value: Any) -> None:
+    body = {"model": "x", name: value}
+    if isinstance(value, FIELD_KINDS[name]):
+        check_kinds("/v1/chat/completions", body)
+        return
+    with pytest.raises(RequestError, match=f"`{name}` must be an? (list|object), not ") as caught:
+        check_kinds("/v1/completions", body)
+    assert caught.value.param == name
+
+
+def test_null_is_no_value_but_for_messages_of_a_chat() -> None:
+    for name in FIELD_KINDS:
+        check_kinds("/tokenize", {name: None})
+    with pytest.raises(RequestError, match="`messages` must be a list, not null"):
+        check_kinds("/v1/messages", {"messages": None})

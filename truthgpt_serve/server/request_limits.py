@@ -126,8 +126,6 @@ class RequestLimits:
 
     def _messages(self, value: Any, param: str) -> None:
         if not isinstance(value, list):
-            if param == "messages" and value is not None:  # engines would answer in Python's words
-                raise bad_field(param, f"must be a list, not {shown(value)}")
             return
         if value and isinstance(value[0], list):
             if len(value) > self._limits["max_prompts"]:
