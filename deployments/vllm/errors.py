@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 
+from deployments.vllm.pydantic_text import in_plain_words
 from truthgpt_serve.api_errors import error_event
 from truthgpt_serve.asgi import Message, Receive, Scope, Send
 from truthgpt_serve.errors import PassedError, ServerError
@@ -35,7 +36,7 @@ def clean_message(message: str) -> str:
 
     LiteLLM and LangChain know a request that is too long by "maximum context length is N tokens".
     """
-    message = _SUFFIX.sub("", message)
+    message = in_plain_words(_SUFFIX.sub("", message))[0]
     found = _LENGTH.search(message)
     if found and _CONTEXT not in message:
         return f"This model's {_CONTEXT} {found[1]} tokens. {message}"
@@ -141,7 +142,10 @@ def _clean_body(body: bytes) -> bytes:
     value, error = _error_in(body)
     if error is None:
         return body
-    return encode_json({**value, "error": {**error, "message": clean_message(error["message"])}})
+    clean = {"message": clean_message(error["message"])}
+    if error.get("param", "") is None and (field := in_plain_words(error["message"])[1]):
+        clean["param"] = field
+    return encode_json({**value, "error": {**error, **clean}})
 
 
 def clean_events(data: bytes, path: str) -> bytes:

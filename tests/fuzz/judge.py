@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 from urllib.parse import unquote
 
@@ -60,7 +61,7 @@ def _shape_faults(request: Request, answer: Answer) -> list[str]:
         good = _is_envelope(error)  # for the proxy it has no path: it may have any API's
     elif path == "/v2" or path.startswith("/v2/"):
         good = isinstance(error, str) and bool(error)
-    elif path.startswith("/v1/messages"):
+    elif re.match(r"/v1/messages($|[/?#])", path):
         good = isinstance(error, dict) and value.get("type") == "error"
     else:
         good = isinstance(error, dict) and _is_envelope(error)
@@ -69,7 +70,7 @@ def _shape_faults(request: Request, answer: Answer) -> list[str]:
 
 def _is_malformed(error: dict[str, Any]) -> bool:
     """Whether the proxy could not read the request as HTTP."""
-    return error.get("message") == "malformed request"
+    return error.get("message") in ("malformed request", "Invalid HTTP request received.")
 
 
 def _is_envelope(error: dict[str, Any]) -> bool:
