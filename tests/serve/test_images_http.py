@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ import pytest
 from PIL import Image, ImageChops
 
 from truthgpt_serve.local_cluster import (
-    RAY,
     START_TIMEOUT_S,
     LocalCluster,
     free_port,
@@ -48,11 +48,20 @@ class Images:
     modules: Path
 
 
+# To Ray 127.0.0.1 is the machine's other address, where this cluster does not listen.
+JOIN = """
+import ray._private.services
+ray._private.services.resolve_ip_for_localhost = lambda host: host
+from truthgpt_serve.cluster import ray_limits
+ray_limits.main()
+"""
+
+
 def start_second_node(cluster: LocalCluster) -> str:
     """Has another node join the cluster, as on another machine; returns its proxy's address."""
     folder, port = cluster.folder / "second", free_port()
     folder.mkdir()
-    address = (cluster.folder / "ray" / "ray_current_cluster").read_text().strip()
+    address = f"127.0.0.1:{cluster.ray_port}"
     ports = {
         "RAY_SERVE_WORKER_PROXY_HTTP_PORT": port,
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": free_port(),
@@ -68,7 +77,8 @@ def start_second_node(cluster: LocalCluster) -> str:
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
     }
     command = [
-        *RAY, "start", "--address", address,
+        sys.executable, "-P", "-c", JOIN, "start",
+        "--address", address, "--node-ip-address", "127.0.0.1",
         "--num-cpus", "4", "--object-store-memory", str(100 * 2**20),
         "--dashboard-agent-listen-port", str(free_port()),
         "--metrics-export-port", str(free_port()),
