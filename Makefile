@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv/bin
 CONFIG ?= configs/serve.yaml
 TEST_MINUTES ?= 75
-TEST_WORKERS ?= 2
+TEST_WORKERS ?= 0
 PYTEST_ARGS ?=
 
 .PHONY: bench-training help install serve stop status test check format lock bench-router bench-batching clean
@@ -27,7 +27,7 @@ status: ## List the processes that `make serve` started
 	@$(VENV)/python scripts/serve.py status
 
 test: install ## Run the tests: first those without Ray, then those with a real service
-	@echo "[test] at most $(TEST_MINUTES) minutes, $(TEST_WORKERS) files at a time"
+	@echo "[test] at most $(TEST_MINUTES) minutes"
 	@HF_HUB_OFFLINE=1 timeout --foreground --kill-after=30 $(TEST_MINUTES)m \
 		$(VENV)/python -m pytest tests/unit tests/serve -n $(TEST_WORKERS) --dist loadfile \
 		--no-loadscope-reorder $(PYTEST_ARGS)

@@ -18,8 +18,9 @@ from truthgpt_serve.processes import Process
 MAX_SLOWED_S = 5.0
 PROBE_PAUSE_S = 0.5
 MAX_SHOWN = 40
-_LASTING = ("ServeReplica", "EngineCore", "haproxy", "ProxyActor", "ServeController")
-"""Words in the commands of processes that no request may end."""
+_LASTING = ("ServeReplica", "EngineCore", "HAProxyManager", "ProxyActor", "ServeController")
+"""Words in the commands of processes that no request may end. HAProxy itself is replaced whenever
+its configuration changes; if it died, requests would have no answer."""
 
 
 async def models_of(url: str) -> list[str]:

@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from deployments.vllm.tiny_model import make_tiny_adapter, make_tiny_llama
+from truthgpt_serve.processes import RUN_ID_VARIABLE
 
 PROGRAMS = Path(__file__).parent / "programs"
 PROMPTS = ["Hello world", "The quick brown fox", "Once upon a time there was a", "12 + 30 ="]
@@ -467,6 +468,8 @@ def left_behind(before: set[int]) -> list[psutil.Process]:
     for pid in set(psutil.pids()) - before:
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(pid)
+            if RUN_ID_VARIABLE in process.environ():  # of a cluster that another test has
+                continue
             if any(word in " ".join(process.cmdline()) for word in ("VLLM", "multiprocessing")):
                 found.append(process)
     return alive(found, within_s=5)

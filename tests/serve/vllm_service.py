@@ -41,10 +41,20 @@ class VllmService:
 
     def metric(self, name: str, model: str = "tiny") -> float:
         """Returns the sum of one of the engine's own metrics."""
-        text = self.http.get(f"/models/{model}/metrics", follow_redirects=True).text
+        text = self._metrics(model)
         lines = [line for line in text.splitlines() if line.startswith(f"vllm:{name}{{")]
         assert lines, f"no metric {name}:\n{text[:2000]}"
         return sum(float(line.split()[-1]) for line in lines)
+
+    def _metrics(self, model: str) -> str:
+        """Returns the page; just after a start HAProxy may still be without the replica."""
+        answer = httpx.Response(503)
+        for _ in range(20):
+            answer = self.http.get(f"/models/{model}/metrics", follow_redirects=True)
+            if answer.status_code != 503:
+                break
+            time.sleep(0.5)
+        return answer.text
 
     def num_running(self, model: str = "tiny") -> float:
         """Returns how many sequences the engine has, those that wait in it included."""

@@ -136,7 +136,8 @@ async def test_clients_that_come_back_share_a_batch_again() -> None:
         await batcher.run(Plain({}))
         await asyncio.gather(*(client(number) for number in range(8)))
     settled = sizes[4:-4]
-    assert sum(settled) / len(settled) > 5.5, sizes
+    # All eight on a quiet machine; about four, those that came during the call before, without it.
+    assert sum(settled) / len(settled) > 4.8, sizes
 
 
 async def test_only_equal_keys_share_a_batch_and_each_key_has_its_turn() -> None:
