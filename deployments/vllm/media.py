@@ -99,10 +99,8 @@ def _reading(url: str, media_io: MediaIO[Any]) -> Iterator[None]:
     """
     try:
         yield
-    except VLLMValidationError as error:
-        if not isinstance(error, VLLMUnprocessableEntityError):
-            raise
-        _refuse(media_io, str(error))
+    except VLLMValidationError:
+        raise
     except Exception as error:
         logger.warning("a medium could not be read: %r", error)
         _refuse(media_io, _cause(url, error))
@@ -116,6 +114,8 @@ def _cause(url: str, error: Exception) -> str:
         reason = f"it answered {error.status}" if isinstance(error, ClientResponseError) else ""
         reason = reason or str(error)[:200] or type(error).__name__
         return f"nothing could be fetched from {_shown(host)}: {reason}"
+    if isinstance(error, VLLMUnprocessableEntityError):
+        return str(error.args[0])  # without its notes, which call every medium an image
     known = isinstance(error, (ValueError, NotImplementedError))
     reason = _OBJECT.sub("", str(error))[:200] if known else "it is not of a known format"
     return f"the content cannot be read: {reason}"

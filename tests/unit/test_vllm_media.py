@@ -111,7 +111,11 @@ def test_what_a_source_answers_is_an_error_of_the_request(
     app, port = source
     with pytest.raises(VLLMValidationError) as caught:
         load(f"http://localhost:{port}{path}", ["localhost"], waits=waits)
-    assert "`image_url`" in str(caught.value)
+    message = str(caught.value)
+    assert "`image_url`" in message
+    told = {"/missing": "HTTP 404", "/broken": "it answered 500"}.get(path, "cannot be read")
+    assert told in message or (waits and "fetch" in message), message
+    assert "value=" not in message
     assert app.paths == [path]
 
 
