@@ -79,23 +79,30 @@ class Quarantine:
         if strikes >= MAX_DEATHS:
             await send_error(send, _quarantined(), path=relative_path(scope))
             return
-        async with self._turn(strikes):
-            slot = None if fingerprint is None else self._record.begin(fingerprint)
-            try:
-                await self._app(scope, head.receive, send)
-            finally:
-                # Before the slot is free: what ended now may have ended by this request.
-                ended = self._ended()
-                self._record.end(slot)
-        if strikes and fingerprint is not None and ended is None:
+        if not strikes:
+            await self._serve_recorded(fingerprint, scope, head.receive, send)
+            return
+        async with self._turn():
+            ended = await self._serve_recorded(fingerprint, scope, head.receive, send)
+        if fingerprint is not None and ended is None:
             await asyncio.to_thread(self._history.forgive, fingerprint)
 
+    async def _serve_recorded(
+        self, fingerprint: bytes | None, scope: Scope, receive: Receive, send: Send
+    ) -> str | None:
+        """Returns why the process is about to be replaced now, or None."""
+        slot = None if fingerprint is None else self._record.begin(fingerprint)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            # Before the slot is free: what ended now may have ended by this request.
+            ended = self._ended()
+            self._record.end(slot)
+        return ended
+
     @contextlib.asynccontextmanager
-    async def _turn(self, strikes: int) -> AsyncIterator[None]:
+    async def _turn(self) -> AsyncIterator[None]:
         """Has suspects start one after the other."""
-        if not strikes:
-            yield
-            return
         await self._trial.acquire()
         held = True
 
@@ -160,11 +167,9 @@ class _Head:
         """Returns what the same request has again; None for one that was too slow or left."""
         if not self._complete:
             return None
-        length = dict(scope["headers"]).get(b"content-length", b"")
-        digest = hashlib.blake2b(digest_size=FINGERPRINT_BYTES)
-        for part in (scope["method"].encode(), scope["path"].encode(), length):
-            digest.update(part + b"\0")
-        digest.update(self._body[:HEAD_BYTES])
+        length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+        request = f"{scope['method']}\0{scope['path']}\0".encode() + length + b"\0"
+        digest = hashlib.blake2b(request + self._body[:HEAD_BYTES], digest_size=FINGERPRINT_BYTES)
         return digest.digest()
 
     async def receive(self) -> Message:
