@@ -14,7 +14,6 @@ from urllib.parse import quote, unquote
 
 from deployments.remote.config import RemoteSettings
 from deployments.remote.engine import Answer, Remote
-from deployments.remote.events import WholeEvents
 from deployments.remote.headers import RequestHeaders, header
 from deployments.remote.monitor import REFUSALS, Monitor
 from deployments.remote.names import AnswerNames, find_model
@@ -23,6 +22,7 @@ from truthgpt_serve.asgi import UNREAD_TIMEOUT_S, Send
 from truthgpt_serve.errors import ModelNotFoundError, TruthGPTError, UpstreamError
 from truthgpt_serve.open_inference import MODELS_PREFIX
 from truthgpt_serve.server.http import Connection
+from truthgpt_serve.sse import WholeEvents
 
 logger = logging.getLogger(__name__)
 

@@ -25,8 +25,9 @@ from truthgpt_serve.errors import (
 )
 from truthgpt_serve.router.model_entry import ModelEntry
 from truthgpt_serve.router.pool import ConnectionPool
-from truthgpt_serve.router.relay import MAX_HELD_BYTES, BrokenAnswerError, Relay, whole_events
+from truthgpt_serve.router.relay import BrokenAnswerError, Relay
 from truthgpt_serve.router.upload import ClientLeftError, RequestBody
+from truthgpt_serve.sse import MAX_HELD_BYTES, whole_events
 
 ENTRY = ModelEntry("m", "m", b"/models/m", True, None, 0, {})
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.remote.events import MAX_HELD_BYTES, WholeEvents, read_data
 from deployments.remote.names import AnswerNames, find_model
 from truthgpt_serve.errors import RequestError
+from truthgpt_serve.sse import MAX_HELD_BYTES, WholeEvents, read_data
 
 JSON = b"application/json"
 

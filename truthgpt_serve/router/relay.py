@@ -24,6 +24,7 @@ from truthgpt_serve.router.pool import ConnectionPool
 from truthgpt_serve.router.translate import translate_error
 from truthgpt_serve.router.upload import RequestBody, upload
 from truthgpt_serve.router.upstream import UpstreamConnection
+from truthgpt_serve.sse import EVENT_ENDS, whole_events
 from truthgpt_serve.unreached import RETRY_AFTER_S, is_unreached
 
 logger = logging.getLogger(__name__)
@@ -47,9 +48,6 @@ _ATTEMPTS = ((False, 0.0), (True, 0.0), (True, 0.1), (True, 0.3), (True, 0.8))
 Only an answer with the mark says so. A connection that ends without an answer does not: the proxy
 closes it in silence when a replica died of the request.
 """
-_EVENT_ENDS = (b"\n\n", b"\n\r\n")
-MAX_HELD_BYTES = 65536
-"""The longest beginning of an event that is held until its end is there."""
 
 
 class Relay:
@@ -268,7 +266,7 @@ class Relay:
                     data, held = whole_events(held + data) if more else (held + data, b"")
                     if more and not data:
                         continue
-                ends_event = data.endswith(_EVENT_ENDS)
+                ends_event = data.endswith(EVENT_ENDS)
                 await send({"type": "http.response.body", "body": data, "more_body": more})
         except TruthGPTError as error:
             if events_path is None or not ends_event:  # another event cannot begin within one
@@ -298,18 +296,6 @@ def _retrieve(task: asyncio.Task[None]) -> None:
     """Has asyncio not report the failure of an upload whose answer was already there."""
     if not task.cancelled():
         task.exception()
-
-
-def whole_events(data: bytes) -> tuple[bytes, bytes]:
-    """Splits what arrived of an event stream behind its last whole event.
-
-    The rest is held back: after a cut in the middle, half an event would become one that clients
-    cannot read. What is too long for an event, or ends its lines otherwise, passes as it is.
-    """
-    end = max(data.rfind(mark) + len(mark) if mark in data else 0 for mark in _EVENT_ENDS)
-    if not end and (len(data) > MAX_HELD_BYTES or data.endswith(b"\r\r")):
-        end = len(data)
-    return data[:end], data[end:]
 
 
 class BrokenAnswerError(UpstreamError):

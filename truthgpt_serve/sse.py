@@ -1,12 +1,27 @@
-"""Splits server-sent events that arrive in any pieces; knows nothing of what they say."""
+"""Splits server-sent events that arrive in any pieces, and reads their data.
+
+The format: https://html.spec.whatwg.org/multipage/server-sent-events.html
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+EVENT_ENDS = (b"\n\n", b"\n\r\n")
 MAX_HELD_BYTES = 65536
 """The longest beginning of an event that is held until its end is there."""
-_ENDS = (b"\n\n", b"\n\r\n")
+
+
+def whole_events(data: bytes, max_held_bytes: int = MAX_HELD_BYTES) -> tuple[bytes, bytes]:
+    """Splits what arrived of an event stream behind its last whole event.
+
+    The rest is held back: after a cut in the middle, half an event would become one that clients
+    cannot read. What is too long for an event, or ends its lines otherwise, passes as it is.
+    """
+    end = max(data.rfind(mark) + len(mark) if mark in data else 0 for mark in EVENT_ENDS)
+    if not end and (len(data) > max_held_bytes or data.endswith(b"\r\r")):
+        end = len(data)
+    return data[:end], data[end:]
 
 
 class WholeEvents:
@@ -14,22 +29,22 @@ class WholeEvents:
 
     What is too long for that passes as it comes, as images do.
 
+    Args:
+        max_held_bytes: The longest beginning of an event that is held.
+
     Attributes:
         between: Whether all that was returned ends with an event, so that another may follow.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_held_bytes: int = MAX_HELD_BYTES) -> None:
         self.between = True
+        self._max_held_bytes = max_held_bytes
         self._held = b""
 
     def feed(self, data: bytes) -> bytes:
         """Returns the events that are whole now."""
-        data = self._held + data
-        end = max(data.rfind(mark) + len(mark) if mark in data else 0 for mark in _ENDS)
-        if not end and len(data) > MAX_HELD_BYTES:
-            end = len(data)
-        self._held = data[end:]
-        return self._note(data[:end])
+        whole, self._held = whole_events(self._held + data, self._max_held_bytes)
+        return self._note(whole)
 
     def finish(self) -> bytes:
         """Returns the rest, after the last piece."""
@@ -38,7 +53,7 @@ class WholeEvents:
 
     def _note(self, data: bytes) -> bytes:
         if data:
-            self.between = data.endswith(_ENDS)
+            self.between = data.endswith(EVENT_ENDS)
         return data
 
 
