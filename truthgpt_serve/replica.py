@@ -15,6 +15,7 @@ from ray import serve
 
 from truthgpt_serve.checks import resolve_family
 from truthgpt_serve.config import load_model_config, load_router_config
+from truthgpt_serve.http.heads import EditedHeads, without_request_id
 from truthgpt_serve.probes import HEALTH, METRICS
 from truthgpt_serve.ray_servers import answer_aside
 from truthgpt_serve.replica_metrics import ReplicaMetrics
@@ -30,8 +31,8 @@ from truthgpt_serve.server import ModelHost
 from truthgpt_serve.server.collecting import collecting_seldom
 from truthgpt_serve.server.faults import ReplicaGuard
 from truthgpt_serve.server.joining import JoinedStreams
-from truthgpt_serve.server.request_id import ServeRequestId
 from truthgpt_serve.shared_files import SharedFiles
+from truthgpt_serve.sse import with_stream_headers
 from truthgpt_serve.start_errors import cause_first, to_cause
 
 
@@ -67,7 +68,7 @@ class ModelReplica:
         app = self._guard.wrap(app, getattr(self._host.model, "fatal_error", None))
         if self._stream_interval_s:
             app = JoinedStreams(app, self._stream_interval_s)
-        app = ServeRequestId(app)
+        app = EditedHeads(app, without_request_id, with_stream_headers)
         context = serve.get_replica_context()
         own = context.replica_tag
         find_others = partial(_find_others, context.app_name, own)

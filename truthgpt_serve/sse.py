@@ -1,4 +1,4 @@
-"""Splits server-sent events that arrive in any pieces, and reads their data.
+"""Splits server-sent events that arrive in any pieces, and reads their data; a stream's headers.
 
 The format: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
@@ -10,6 +10,24 @@ from collections.abc import Iterator
 EVENT_ENDS = (b"\n\n", b"\n\r\n")
 MAX_HELD_BYTES = 65536
 """The longest beginning of an event that is held until its end is there."""
+
+CONTENT_TYPE = b"text/event-stream"
+STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+"""What every event stream has: caches keep none of it, and proxies like nginx hold nothing back."""
+
+
+def with_stream_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Returns an answer's headers, names in lower case; those of an event stream are completed.
+
+    A stricter `cache-control` stays.
+    """
+    values = dict(headers)
+    if not values.get(b"content-type", b"").lower().startswith(CONTENT_TYPE):
+        return headers
+    strict = any(word in values.get(b"cache-control", b"") for word in (b"no-cache", b"no-store"))
+    added = STREAM_HEADERS[1:] if strict else STREAM_HEADERS
+    replaced = {name for name, _ in added}
+    return [*(header for header in headers if header[0] not in replaced), *added]
 
 
 def whole_events(data: bytes, max_held_bytes: int = MAX_HELD_BYTES) -> tuple[bytes, bytes]:

@@ -45,6 +45,8 @@ def wait_until(condition: Callable[[], object], limit_s: float = 10) -> None:
 def events_of(answer: httpx.Response) -> list[Any]:
     """Returns the JSON of a stream's events, which must end with `[DONE]`."""
     assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.headers.get_list("cache-control") == ["no-cache"]
+    assert answer.headers.get_list("x-accel-buffering") == ["no"]
     *events, last = [event.removeprefix("data: ") for event in answer.text.split("\n\n") if event]
     assert last == "[DONE]"
     return [json.loads(event) for event in events]

@@ -286,6 +286,8 @@ async def test_names_are_percent_encoded(client: httpx.AsyncClient, proxy: Proxy
 async def test_streams_come_piece_by_piece(client: httpx.AsyncClient) -> None:
     arrivals = []
     async with client.stream("POST", "/v1/stream", json={"model": "m"}) as response:
+        assert response.headers.get_list("cache-control") == ["no-cache"]
+        assert response.headers.get_list("x-accel-buffering") == ["no"]
         async for line in response.aiter_lines():
             if line:
                 arrivals.append((line, time.monotonic()))

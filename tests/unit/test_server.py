@@ -152,6 +152,8 @@ def test_a_plain_class_serves_text_without_a_tokenizer_or_stream() -> None:
         }
         streamed = client.post("/v1/chat/completions", json=body | {"stream": True})
         assert streamed.headers["content-type"].startswith("text/event-stream")
+        assert streamed.headers["cache-control"] == "no-cache"
+        assert streamed.headers["x-accel-buffering"] == "no"
         chunks = events(streamed)
         assert [len(chunks), chunks[-1]] == [4, "[DONE]"]
         assert chunks[1]["choices"][0]["delta"] == {"content": "SYSTEM: BE.\nUSER: HELLO YOU"}

@@ -24,7 +24,7 @@ from truthgpt_serve.router.pool import ConnectionPool
 from truthgpt_serve.router.translate import translate_error
 from truthgpt_serve.router.upload import RequestBody, upload
 from truthgpt_serve.router.upstream import UpstreamConnection
-from truthgpt_serve.sse import EVENT_ENDS, whole_events
+from truthgpt_serve.sse import EVENT_ENDS, whole_events, with_stream_headers
 from truthgpt_serve.unreached import RETRY_AFTER_S, is_unreached
 
 logger = logging.getLogger(__name__)
@@ -227,7 +227,9 @@ class Relay:
         send: Send,
         entry: ModelEntry,
     ) -> None:
-        kept = [header for header in headers if header[0] not in _NOT_SENT_DOWN]
+        kept = with_stream_headers(
+            [header for header in headers if header[0] not in _NOT_SENT_DOWN]
+        )
         content_type = next((value for name, value in kept if name == b"content-type"), b"")
         data, more = b"", True
         if may_be_foreign(status, content_type) and not _is_encoded(kept):

@@ -28,6 +28,7 @@ from truthgpt_serve.errors import (
     TooLargeError,
     TruthGPTError,
 )
+from truthgpt_serve.sse import STREAM_HEADERS
 
 BODY_LIMIT_S = 600.0
 """How long a body may take to arrive where nothing shorter is set."""
@@ -172,7 +173,7 @@ class Connection:
             200,
             [
                 (b"content-type", b"text/event-stream; charset=utf-8"),
-                (b"cache-control", b"no-cache"),
+                *STREAM_HEADERS,
                 (b"x-request-id", self.request_id.encode("latin-1")),
             ],
         )

@@ -1,0 +1,1 @@
+"""What browsers and other HTTP clients need of every application, around the application itself."""
