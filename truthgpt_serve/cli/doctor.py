@@ -6,11 +6,14 @@ Knows no probe: `truthgpt_serve.doctor` has them.
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
 from truthgpt_serve.cli.main import EXIT_FAULT
-from truthgpt_serve.doctor import Group, diagnose
+
+if TYPE_CHECKING:
+    from truthgpt_serve.doctor import Group
 
 _MAX_NAME = 44
 
@@ -28,6 +31,8 @@ def doctor(ctx: click.Context, files: tuple[str, ...], as_json: bool, only_files
     May take some minutes: engines start and compilers run. Exits with 0 when everything that the
     files need works, without files when the service itself can run; else with 2 and the faults.
     """
+    from truthgpt_serve.doctor import diagnose
+
     if only_files and not files:
         raise click.UsageError("--only-files needs a file")
     diagnosis = diagnose(files, families=not only_files)

@@ -11,17 +11,7 @@ from pathlib import Path
 
 import click
 
-from truthgpt_serve.config.paths import config_dir
 from truthgpt_serve.errors import TruthGPTError
-from truthgpt_serve.haproxy import BINARY_VARIABLE, program_path
-from truthgpt_serve.local_cluster import read_environment_file
-from truthgpt_serve.private_files import (
-    LOOPBACK_ONLY,
-    TOKEN_FILE,
-    find_private_folder,
-    private_environment,
-    write_token,
-)
 
 
 @click.command()
@@ -39,6 +29,17 @@ def environment(folder: Path, token_file: Path | None, cluster: bool) -> None:
     FOLDER leads to. Without --cluster Ray's ports are on the loopback address only. What the shell
     has set already stays as it is.
     """
+    from truthgpt_serve.config.paths import config_dir
+    from truthgpt_serve.haproxy import BINARY_VARIABLE, program_path
+    from truthgpt_serve.local_cluster import read_environment_file
+    from truthgpt_serve.private_files import (
+        LOOPBACK_ONLY,
+        TOKEN_FILE,
+        find_private_folder,
+        private_environment,
+        write_token,
+    )
+
     settings = config_dir() / "ray.env"
     if not settings.is_file():
         raise TruthGPTError(f"{settings} does not exist: set TRUTHGPT_CONFIG_DIR to its folder")

@@ -15,11 +15,7 @@ from typing import Any, TextIO
 
 import click
 
-from truthgpt_serve.cli._infer_inputs import IMAGES, check_given, decode, read_inputs
-from truthgpt_serve.config import load_model_config
 from truthgpt_serve.errors import TruthGPTError
-from truthgpt_serve.runner import run_infer, run_stream
-from truthgpt_serve.server.values import encode_value
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -59,6 +55,10 @@ def infer(
 
     Only the answer goes to standard output; what libraries have to say goes to standard error.
     """
+    from truthgpt_serve.cli._infer_inputs import check_given, decode, read_inputs
+    from truthgpt_serve.config import load_model_config
+    from truthgpt_serve.runner import run_infer
+
     if stream and out is not None:
         raise click.UsageError("--stream prints; leave --out out")
     inputs = {} if inputs_file is None else read_inputs(inputs_file)
@@ -119,6 +119,10 @@ def _named_failure() -> Iterator[None]:
 
 
 def _print_stream(config: str, inputs: dict[str, Any], answers: TextIO) -> None:
+    from truthgpt_serve.cli._infer_inputs import decode
+    from truthgpt_serve.runner import run_stream
+    from truthgpt_serve.server.values import encode_value
+
     for item in run_stream(config, inputs, prepare=decode):
         if isinstance(item, dict) and isinstance(item.get("text"), str):
             click.echo(item["text"], file=answers, nl=False)
@@ -129,6 +133,9 @@ def _print_stream(config: str, inputs: dict[str, Any], answers: TextIO) -> None:
 
 
 def _write(outputs: Any, out: Path | None) -> None:
+    from truthgpt_serve.cli._infer_inputs import IMAGES
+    from truthgpt_serve.server.values import encode_value
+
     if out is None:
         click.echo(encode_value(outputs, "infer"))
         return

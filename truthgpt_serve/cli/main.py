@@ -1,6 +1,7 @@
 """The command group: finds commands by their module, and turns errors into messages and exit codes.
 
 Knows no command by name: the module `cli/<name>.py` with a click command called `<name>` is one.
+`--help` imports them all, so each imports what it needs when it runs.
 """
 
 from __future__ import annotations
@@ -13,8 +14,20 @@ import click
 
 from truthgpt_serve.errors import TruthGPTError
 
+EXIT_FAILED = 1
+"""The service refused, failed or does not answer, or a program failed."""
 EXIT_FAULT = 2
+"""The command was used wrongly, or a file has faults."""
+EXIT_INTERRUPTED = 130
+"""Ctrl-C."""
 _PACKAGE = "truthgpt_serve.cli"
+_EPILOG = """\
+Commands that talk to the service find it by TRUTHGPT_URL, else they take the one that `make serve`
+runs here, else http://127.0.0.1:8000. They send TRUTHGPT_API_KEY, if it is set, as the API key.
+
+Exit codes: 0 is success; 1, the service does not answer, refused or failed; 2, the command was used
+wrongly or a file has faults. More: docs/cli.md.
+"""
 
 
 class LazyGroup(click.Group):
@@ -33,6 +46,19 @@ class LazyGroup(click.Group):
         command = getattr(importlib.import_module(f"{_PACKAGE}.{cmd_name}"), cmd_name)
         return command if isinstance(command, click.Command) else None
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Returns the command that is called; an unknown one is a usage error with the nearest."""
+        name = args[0] if args else ""
+        if name and not name.startswith("-") and name not in self.list_commands(ctx):
+            import difflib
+
+            near = difflib.get_close_matches(name, self.list_commands(ctx), n=1)
+            hint = f": did you mean {near[0]}?" if near else ""
+            ctx.fail(f"there is no command {name!r}{hint}")
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; an error of this package becomes its message and exit code 2."""
         try:
@@ -42,6 +68,11 @@ class LazyGroup(click.Group):
             ctx.exit(EXIT_FAULT)
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=_EPILOG,
+)
+@click.version_option(package_name="truthgpt-serve", prog_name="truthgpt")
 def main() -> None:
     """Serves, runs and trains models: TruthGPT Serve."""

@@ -9,16 +9,19 @@ import json
 
 import click
 
-from truthgpt_serve.validate.reference import SCHEMAS, markdown
+KINDS = ("model", "router", "serve")
+"""The keys of `truthgpt_serve.validate.reference.SCHEMAS`, which `--help` need not import."""
 
 
 @click.command()
-@click.argument("what", type=click.Choice(list(SCHEMAS)), default="model")
+@click.argument("what", type=click.Choice(KINDS), default="model")
 @click.option(
     "--markdown", "as_markdown", is_flag=True, help="Print docs/configuration.md instead."
 )
 def schema(what: str, as_markdown: bool) -> None:
     """Prints the JSON Schema of a model's file, of the router's arguments or of a Serve file."""
+    from truthgpt_serve.validate.reference import SCHEMAS, markdown
+
     if as_markdown:
         click.echo(markdown(), nl=False)
     else:

@@ -9,11 +9,7 @@ from pathlib import Path
 
 import click
 
-from truthgpt_serve.checks import check_model
-from truthgpt_serve.config import load_model_config
 from truthgpt_serve.errors import ConfigError
-from truthgpt_serve.training.run import run_training
-from truthgpt_serve.training.stopping import EXIT_STOPPED
 
 
 @click.command()
@@ -39,6 +35,11 @@ def train(
     Ctrl-C saves a checkpoint and stops; --resume then goes on as if nothing had been. Exits with
     130 if it was stopped.
     """
+    from truthgpt_serve.checks import check_model
+    from truthgpt_serve.config import load_model_config
+    from truthgpt_serve.training.run import run_training
+    from truthgpt_serve.training.stopping import EXIT_STOPPED
+
     model = load_model_config(config)
     faults = check_model(model, for_training=True)
     if faults:

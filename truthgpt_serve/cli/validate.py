@@ -8,8 +8,6 @@ from __future__ import annotations
 import click
 
 from truthgpt_serve.cli.main import EXIT_FAULT
-from truthgpt_serve.cluster.progress import telling_progress
-from truthgpt_serve.validate import validate_file
 
 
 @click.command()
@@ -33,6 +31,9 @@ def validate(
 
     Starts nothing. Exits with 0 if every FILE is right, else with 2 after a list of all faults.
     """
+    from truthgpt_serve.cluster.progress import telling_progress
+    from truthgpt_serve.validate import validate_file
+
     num_faults = 0
     for file in files:
         with telling_progress(progress, click.echo):

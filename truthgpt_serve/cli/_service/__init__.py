@@ -1,0 +1,1 @@
+"""How the commands talk to the service: its address, requests, event streams, errors."""
