@@ -17,9 +17,12 @@ import time
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+from scripts.pip_progress import Progress, find_cause, run_pip
+
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
+LOG = VENV / "install.log"
 CONSTRAINTS = ROOT / "constraints-cpu.txt"
 OLDEST = (3, 11)
 NEWEST = (3, 13)
@@ -35,12 +38,20 @@ def say(text: str) -> None:
     print(f"[install] {text}", flush=True)
 
 
-def is_usable(python: str) -> bool:
-    """Tells whether this interpreter runs and has a version that the packages are built for."""
+def is_usable(python: str, *, check: bool = False) -> bool:
+    """Tells whether this interpreter runs and has a version that the packages are built for.
+
+    Raises:
+        subprocess.TimeoutExpired: It did not say so in time, if `check` is set.
+    """
     code = f"import sys, venv; sys.exit(not {OLDEST} <= sys.version_info[:2] <= {NEWEST})"
     try:
         return subprocess.run([python, "-c", code], capture_output=True, timeout=30).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
+    except OSError:
+        return False
+    except subprocess.TimeoutExpired:
+        if check:
+            raise
         return False
 
 
@@ -82,19 +93,26 @@ def stamp_for(extras: str) -> Path:
 def pip(*arguments: str, check: bool = True) -> bool:
     """Runs pip in the environment; returns whether it succeeded."""
     command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", *arguments]
-    done = subprocess.run(command, check=False, capture_output=not check, cwd=ROOT)
-    if check and done.returncode != 0:
-        sys.exit(
-            f"[install] failed: pip {' '.join(arguments)}\n"
-            "[install] the lines above say why; `make install` goes on from here"
-        )
-    return done.returncode == 0
+    (site,) = VENV.glob("lib/python3*/site-packages")
+    pins = sum(line[:1].isalnum() for line in CONSTRAINTS.read_text().splitlines())
+    progress = Progress(site, pins if "-c" in arguments else 0)
+    status = run_pip(command, ROOT, progress, LOG)
+    if status == 0 or not check:
+        return status == 0
+    say(f"failed: pip {' '.join(arguments)}")
+    for line in find_cause(progress.lines):
+        print(f"    {line[:300]}")
+    say(f"all that pip said: {LOG}")
+    sys.exit("[install] `make install` goes on from here")
 
 
 def make_environment() -> None:
-    """Creates .venv unless a working one is there."""
-    if is_usable(str(PYTHON)):
-        return
+    """Creates .venv unless a working one is there, and keeps one that only answers slowly."""
+    try:
+        if is_usable(str(PYTHON), check=True):
+            return
+    except subprocess.TimeoutExpired:
+        sys.exit(f"[install] {PYTHON} did not start within 30 s: try again on a less busy machine")
     python = find_python()
     say(f"making .venv with {python}")
     done = subprocess.run([python, "-m", "venv", "--clear", str(VENV)], check=False)
@@ -153,8 +171,8 @@ def is_complete(extras: str) -> bool:
 
 def has_all(extras: str) -> bool:
     """Asks .venv's own Python whether it has all packages."""
-    command = [str(PYTHON), __file__, "--is-complete", extras]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    command = [str(PYTHON), "-m", "scripts.install", "--is-complete", extras]
+    return subprocess.run(command, capture_output=True, check=False, cwd=ROOT).returncode == 0
 
 
 def cpu_index() -> list[str]:
@@ -172,18 +190,20 @@ def install(accelerator: str, extras: str) -> None:
     """Installs the engine, the project and what it needs."""
     if has_all(extras):
         say("all packages are there: installing only the project itself")
-        pip("install", "--quiet", "--no-build-isolation", "--no-deps", "-e", str(ROOT))
+        pip("install", "--no-build-isolation", "--no-deps", "-e", str(ROOT))
         return
-    say(f"installing for {accelerator}: truthgpt-serve[{extras}] (this takes some minutes)")
+    size = "about 3 GB" if accelerator == "cpu" else "several GB"
+    say(f"installing for {accelerator}: truthgpt-serve[{extras}]")
+    say(f"{size} and some minutes, once; all that pip says: {LOG}")
     limits = []
     options = []
     if accelerator == "cpu":
         limits = ["-c", str(CONSTRAINTS)]
         options = cpu_index()
     # The project is built in this environment, so that nothing is downloaded for it again.
-    pip("install", "--quiet", *limits, "setuptools>=77")
+    pip("install", *limits, "setuptools>=77")
     target = f"{ROOT}[{extras}]"
-    pip("install", "--quiet", "--no-build-isolation", *limits, *options, "-e", target)
+    pip("install", "--no-build-isolation", *limits, *options, "-e", target)
     shutil.rmtree(VENV / "wheels", ignore_errors=True)
     if accelerator == "cpu":
         remove_broken_companions()
@@ -200,11 +220,11 @@ def remove_broken_companions() -> None:
         probe = subprocess.run([str(PYTHON), "-c", code], capture_output=True, check=False)
         if probe.returncode != 0:
             say(f"removing {name}: it is a CUDA build and cannot be imported beside a CPU torch")
-            pip("uninstall", "--quiet", "--yes", name)
+            pip("uninstall", "--yes", name)
 
 
 def main() -> None:
-    """Command line: `python3 scripts/install.py [--extras dev,images,...]`."""
+    """Command line: `python3 -m scripts.install [--extras dev,images,...]`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--extras",
@@ -224,6 +244,7 @@ def main() -> None:
         if PYTHON.exists() and stamp_for(extras).exists():
             return
         make_environment()
+        LOG.unlink(missing_ok=True)
         install(accelerator, extras)
         for old in VENV.glob(".truthgpt-*"):
             old.unlink()

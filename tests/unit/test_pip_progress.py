@@ -1,0 +1,60 @@
+"""The line that tells how far an installation is, from what pip prints."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.pip_progress import Progress, find_cause, run_pip
+
+FETCHING = """\
+Obtaining file:///home/me/serve
+  Preparing editable metadata (pyproject.toml): finished with status 'done'
+Collecting torch==2.13.0+cpu
+  Using cached torch-2.13.0%2Bcpu-cp311-cp311-manylinux_2_28_x86_64.whl (180.5 MB)
+Collecting ray[serve]==2.60.0
+  Obtaining dependency information for ray from https://index/ray.whl.metadata
+  Downloading ray-2.60.0-cp311-cp311-manylinux2014_x86_64.whl.metadata (21 kB)
+  Downloading ray-2.60.0-cp311-cp311-manylinux2014_x86_64.whl (70.1 MB)
+"""
+
+
+def feed(progress: Progress, text: str) -> None:
+    for line in text.splitlines(keepends=True):
+        progress.take(line)
+
+
+def test_fetching_and_installing(tmp_path: Path) -> None:
+    (tmp_path / "pip-1.dist-info").mkdir()
+    progress = Progress(tmp_path, expected=200)
+    feed(progress, FETCHING)
+    start = "fetching package 2 of about 200, 251 MB, now ray (70.1 MB), 0:0"
+    assert progress.describe().startswith(start)
+    feed(progress, "Installing collected packages: torch, ray, click\n")
+    (tmp_path / "torch-2.13.0.dist-info").mkdir()
+    assert progress.describe().startswith("installing package 1 of 3, 0:0")
+
+
+def test_more_packages_than_expected(tmp_path: Path) -> None:
+    progress = Progress(tmp_path, expected=1)
+    feed(progress, FETCHING)
+    assert "of about" not in progress.describe()
+
+
+def test_the_cause_of_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program = (
+        "import sys\n"
+        "for n in range(40): print('Collecting', n)\n"
+        "print('ERROR: No matching distribution found for nothing==1')\n"
+        "print('[notice] a new release')\n"
+        "sys.exit(1)\n"
+    )
+    progress, log = Progress(tmp_path), tmp_path / "log"
+    assert run_pip([sys.executable, "-c", program], tmp_path, progress, log) == 1
+    cause = find_cause(progress.lines)
+    assert "ERROR: No matching distribution found for nothing==1" in cause
+    assert len(cause) <= 3
+    assert log.read_text().count("\n") == 42
+    assert "\r" not in capsys.readouterr().out
