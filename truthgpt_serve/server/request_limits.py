@@ -209,7 +209,9 @@ def check_shape(raw: bytes | bytearray, body: Body) -> None:
         for name, value in body.items():
             for leaf in _leaves(value):
                 if isinstance(leaf, int) and leaf not in _INTEGERS:
-                    raise bad_field(name, "holds an integer of more than 64 bits")
+                    # The words in brackets are pydantic's, as vLLM's own server answers.
+                    rule = "less_than_equal 2^64 - 1" if leaf > 0 else "greater_than_equal -2^63"
+                    raise bad_field(name, f"holds an integer of more than 64 bits ({rule})")
     if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
         for name, value in body.items():
             if _is_deep(value, MAX_DEPTH):
