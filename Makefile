@@ -1,4 +1,5 @@
-# `make` lists what there is. CONFIG=... serves another file, PYTEST_ARGS=... narrows the tests.
+# `make` lists what there is. CONFIG=... serves another file, PYTEST_ARGS=... narrows the tests,
+# VERBOSE=1 shows all that a service prints.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -8,6 +9,7 @@ CONFIG ?= configs/serve.yaml
 TEST_MINUTES ?= 75
 TEST_WORKERS ?= 0
 PYTEST_ARGS ?=
+VERBOSE ?=
 
 .PHONY: bench-training help install serve stop status test check format lock bench-router bench-batching clean
 
@@ -15,10 +17,10 @@ help: ## List these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 install: ## Make .venv and install for this machine (CPU or NVIDIA); quick when it is done already
-	@$(PYTHON) scripts/install.py
+	@$(PYTHON) -m scripts.install
 
-serve: install ## Serve configs/serve.yaml at http://127.0.0.1:8000 until Ctrl-C
-	@$(VENV)/python scripts/serve.py start --config $(CONFIG)
+serve: install ## Serve configs/serve.yaml at http://127.0.0.1:8000 until Ctrl-C; VERBOSE=1 shows all
+	@$(VENV)/python scripts/serve.py start --config $(CONFIG) $(if $(VERBOSE),--verbose)
 
 stop: ## End all that `make serve` started, from any shell
 	@if [ -x $(VENV)/python ]; then $(VENV)/python scripts/serve.py stop; else echo "nothing is installed"; fi

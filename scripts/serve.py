@@ -17,6 +17,8 @@ import yaml
 
 from truthgpt_serve.cluster.console import say
 from truthgpt_serve.cluster.run_file import STOP_S, RunFile
+from truthgpt_serve.cluster.screen import Screen
+from truthgpt_serve.cluster.service_log import ServiceLog
 from truthgpt_serve.cluster.supervisor import GRACE_S, Supervisor
 from truthgpt_serve.haproxy import BINARY_VARIABLE, program_path
 from truthgpt_serve.local_cluster import read_environment_file
@@ -96,7 +98,18 @@ def client_address(config: Path) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def start(config: Path, run_file: RunFile) -> int:
+def read_model_names(config: Path) -> list[str]:
+    """Returns the models' names, as far as the file can be read: the check says what is wrong."""
+    try:
+        data = yaml.safe_load(config.read_text())
+        applications = data["applications"]
+        names = [one["name"] for one in applications if not one["import_path"].endswith(":router")]
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        return []
+    return [str(name) for name in names]
+
+
+def start(config: Path, run_file: RunFile, *, verbose: bool) -> int:
     """Serves in the foreground."""
     lock = run_file.lock()
     if lock is None:
@@ -120,9 +133,11 @@ def start(config: Path, run_file: RunFile) -> int:
         address = client_address(config)
         # -P: what lies beside the program is not for the models to import.
         command = [sys.executable, "-P", str(RUNNER), str(config), address]
+        log = ServiceLog(run_file.path.parent)
+        screen = Screen(log, address, read_model_names(config), verbose=verbose)
         try:
             return Supervisor(
-                command, environment, run_id, address, lambda: find_taken(ports)
+                command, environment, run_id, address, lambda: find_taken(ports), screen
             ).run()
         finally:
             run_file.remove()
@@ -172,15 +187,16 @@ def status(run_file: RunFile) -> int:
 
 
 def main() -> int:
-    """Command line: `serve.py start|stop|status [--config FILE] [--run-dir FOLDER]`."""
+    """Command line: `serve.py start|stop|status [--config FILE] [--run-dir FOLDER] [--verbose]`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("command", choices=("start", "stop", "status"))
     parser.add_argument("--config", type=Path, default=Path("configs/serve.yaml"))
     parser.add_argument("--run-dir", type=Path, default=ROOT / ".run")
+    parser.add_argument("--verbose", action="store_true", help="show all output of the service")
     options = parser.parse_args()
     folder = RunFile(options.run_dir)
     if options.command == "start":
-        return start(options.config, folder)
+        return start(options.config, folder, verbose=options.verbose)
     return {"stop": stop, "status": status}[options.command](folder)
 
 

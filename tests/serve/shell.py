@@ -102,7 +102,13 @@ class Shell:
 
     @property
     def log(self) -> Path:
-        return self.folder / "serve.log"
+        """What the terminal shows."""
+        return self.folder / "screen.log"
+
+    @property
+    def output(self) -> Path:
+        """What Ray and the engines print."""
+        return self.folder / "service.log"
 
     @property
     def run_id(self) -> str:

@@ -63,4 +63,6 @@ def test_a_start_that_fails_is_tried_again(shell: Shell) -> None:
     assert service.wait(STOP_S) == 0, shell.log.read_text()
     assert "[serve] the start failed: `serve run` ended with status 1" in log
     assert "[serve] starting again in 1 s; 3 tries left" in log
+    strange = [line for line in log.splitlines() if not line.startswith(("[serve] ", "  ", "Try:"))]
+    assert strange == []
     assert_nothing_is_left(shell, run_id)

@@ -60,7 +60,7 @@ def test_parts_that_are_replaced_alone(shell: Shell) -> None:
     service = shell.start()
     run_id = shell.run_id
     url = f"http://127.0.0.1:{shell.port}"
-    found = re.search(r"View the dashboard at .*?(http://[\d.:]+)", shell.log.read_text())
+    found = re.search(r"View the dashboard at .*?(http://[\d.:]+)", shell.output.read_text())
     assert found is not None
     with httpx.Client(timeout=ANSWER_S) as client:
 
@@ -148,7 +148,7 @@ def test_a_stop_during_a_new_try_ends_it(shell: Shell) -> None:
     kill(shell, "Ray's raylet")
     wait_for(shell, "starting again in 1 s")
     deadline = time.monotonic() + START_S
-    while shell.log.read_text().count("Running config file") < 2:
+    while shell.output.read_text().count("Running config file") < 2:
         assert time.monotonic() < deadline, shell.log.read_text()
         time.sleep(0.05)
     stopped: subprocess.CompletedProcess[str] = shell.run("stop")

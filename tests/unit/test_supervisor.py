@@ -14,6 +14,8 @@ import pytest
 
 from truthgpt_serve.cluster import parts, retries, supervisor
 from truthgpt_serve.cluster.parts import Part, Remedy, Watch
+from truthgpt_serve.cluster.screen import Screen
+from truthgpt_serve.cluster.service_log import ServiceLog
 from truthgpt_serve.cluster.supervisor import Supervisor
 from truthgpt_serve.local_cluster import free_port
 from truthgpt_serve.processes import create_run_environment, create_run_id, find_run
@@ -29,11 +31,12 @@ def handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def create(program: str, *, run_id: str, busy: list[str] | None = None) -> Supervisor:
+def create(program: str, folder: Path, *, run_id: str, busy: list[str] | None = None) -> Supervisor:
     environment = {**os.environ, **create_run_environment(run_id)}
     address = f"http://127.0.0.1:{free_port()}"
     command = [sys.executable, "-c", program]
-    return Supervisor(command, environment, run_id, address, lambda: busy or [])
+    screen = Screen(ServiceLog(folder), address, ["m"])
+    return Supervisor(command, environment, run_id, address, lambda: busy or [], screen)
 
 
 def test_it_gives_up(
@@ -48,7 +51,7 @@ subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], start_n
 sys.exit(0)
 """
     run_id = create_run_id()
-    assert create(program, run_id=run_id).run() == 1
+    assert create(program, tmp_path, run_id=run_id).run() == 1
     assert starts.read_text() == "x" * (retries.MAX_FAILURES + 1)
     assert find_run(run_id) == []
     lines = capsys.readouterr().out.splitlines()
@@ -56,20 +59,39 @@ sys.exit(0)
     assert lines[-1].startswith("[serve] giving up after 4 failures")
 
 
-def test_a_wrong_file_is_not_tried_again(capsys: pytest.CaptureFixture[str]) -> None:
-    assert create("import sys; sys.exit(2)", run_id=create_run_id()).run() == 2
-    assert "again" not in capsys.readouterr().out
+def test_a_wrong_file_is_not_tried_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = "import sys; print('noise'); print('fault: x.yaml:3: y'); sys.exit(2)"
+    assert create(program, tmp_path, run_id=create_run_id()).run() == 2
+    assert capsys.readouterr().out == "fault: x.yaml:3: y\n[serve] stopped\n"
+
+
+def test_a_failed_start_shows_the_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(retries, "MAX_FAILURES", 0)
+    program = "print('noise\\n' * 500); raise OSError(28, 'No space left on device')"
+    assert create(program, tmp_path, run_id=create_run_id()).run() == 1
+    out = capsys.readouterr().out
+    assert "    OSError: [Errno 28] No space left on device\n[serve] the disk is full" in out
+    assert out.count("noise") < 12
+    assert f"all output: {tmp_path / 'service.log'}" in out
 
 
 @pytest.mark.parametrize("busy", [[], ["port 1 is taken"]])
 def test_an_interrupt_before_the_next_try(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], busy: list[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    busy: list[str],
 ) -> None:
     monkeypatch.setattr(retries, "DELAYS_S", (0.0 if busy else 300.0,) * 3)
     timer = threading.Timer(2, os.kill, (os.getpid(), signal.SIGTERM))
     timer.start()
     started_s = time.monotonic()
-    assert create("import sys; sys.exit(1)", run_id=create_run_id(), busy=busy).run() == 0
+    created = create("import sys; sys.exit(1)", tmp_path, run_id=create_run_id(), busy=busy)
+    assert created.run() == 0
     assert time.monotonic() - started_s < LIMIT_S
     assert capsys.readouterr().out.endswith("[serve] stopped\n")
 

@@ -1,11 +1,18 @@
-"""The lines that `make serve` writes itself, between those of Ray."""
+"""The lines that `make serve` writes itself."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 
+PREFIX = "[serve] "
+
 
 def say(text: str) -> None:
     """Prints one line at once, also into a pipe."""
+    write(f"{PREFIX}{text}")
+
+
+def write(text: str) -> None:
+    """Prints text as it is."""
     with suppress(OSError):  # nobody reads it any more; what runs must be ended all the same
-        print(f"[serve] {text}", flush=True)
+        print(text, flush=True)

@@ -1,7 +1,4 @@
-"""Serves in the foreground: starts `serve run`, watches what it consists of, and starts it again.
-
-Knows how processes are started, found and ended, and nothing of what the Serve file names.
-"""
+"""Serves in the foreground: starts `serve run`, watches its processes, and starts it again."""
 
 from __future__ import annotations
 
@@ -13,9 +10,11 @@ from types import FrameType
 
 from truthgpt_serve.cluster.console import say
 from truthgpt_serve.cluster.parts import Watch
-from truthgpt_serve.cluster.readiness import ask_ready, describe_load
+from truthgpt_serve.cluster.readiness import PERIOD_S as ASK_PERIOD_S
+from truthgpt_serve.cluster.readiness import ReadinessPoll, describe_load
 from truthgpt_serve.cluster.retries import Retries
 from truthgpt_serve.cluster.run_file import STOP_S
+from truthgpt_serve.cluster.screen import Screen
 from truthgpt_serve.processes import end_run, find_run, read_process, send_signal
 
 GRACE_S = 15.0
@@ -26,8 +25,6 @@ WRONG_FILE = 2
 PERIOD_S = 0.2
 READY_PERIOD_S = 0.5
 """How often the processes are looked at: while the service starts, and when it is ready."""
-REPORT_PERIOD_S = 30.0
-"""How often a start that takes long says what it waits for."""
 
 
 class Supervisor:
@@ -39,6 +36,7 @@ class Supervisor:
         run_id: The run.
         address: Where the service answers.
         busy: Returns what stands in the way of a start, such as a port that is taken.
+        screen: Shows what happens; the service's output goes to its log.
     """
 
     def __init__(
@@ -48,12 +46,14 @@ class Supervisor:
         run_id: str,
         address: str,
         busy: Callable[[], Sequence[str]],
+        screen: Screen,
     ) -> None:
         self._command = command
         self._environment = environment
         self._run_id = run_id
         self._address = address
         self._busy = busy
+        self._screen = screen
         self._interrupts = 0
         self._retries = Retries()
 
@@ -76,7 +76,16 @@ class Supervisor:
         """Starts and follows the service once; returns the exit status, or None to try again."""
         # A session of its own: the terminal's Ctrl-C comes to this process only, which passes it
         # on to the one that must see it first.
-        child = subprocess.Popen(self._command, env=self._environment, start_new_session=True)
+        fresh = self._retries.num_failures == 0
+        with self._screen.log.open_for_writing(fresh=fresh) as output:
+            child = subprocess.Popen(
+                self._command,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         status: int | None = 1
         in_order = False
         try:
@@ -88,25 +97,19 @@ class Supervisor:
 
     def _follow(self, child: subprocess.Popen[bytes]) -> int | None:
         watch = Watch(self._run_id)
-        started_s = time.monotonic()
-        report_s = started_s + REPORT_PERIOD_S
-        ready = False
-        while not self._interrupts:
-            if (status := child.poll()) is not None:
-                return self._note_exit(status, was_ready=ready)
-            if self._note_events(watch, was_ready=ready):
-                return None
-            if not ready:
-                ready, waits_for = ask_ready(self._address)
-                now_s = time.monotonic()
-                if ready:
+        up = False
+        with self._screen.start(), ReadinessPoll(self._address).running() as poll:
+            while not self._interrupts:
+                self._screen.pass_on()
+                if (status := child.poll()) is not None:
+                    return self._note_exit(status, was_ready=up)
+                if self._note_events(watch, was_ready=up):
+                    return None
+                if self._screen.show(poll.latest) and not up:
+                    up = True
                     watch.settle()
-                    say(f"ready after {now_s - started_s:.1f} s: {self._address}")
-                elif now_s >= report_s:
-                    report_s = now_s + REPORT_PERIOD_S
-                    waited = f"{now_s - started_s:.0f} s"
-                    say(f"not ready after {waited}, waits for {waits_for}{describe_load()}")
-            time.sleep(READY_PERIOD_S if ready else PERIOD_S)
+                    poll.period_s = ASK_PERIOD_S
+                time.sleep(READY_PERIOD_S if up else PERIOD_S)
         return 0
 
     def _note_exit(self, status: int, *, was_ready: bool) -> int | None:
@@ -127,6 +130,7 @@ class Supervisor:
 
     def _fail(self, text: str, *, was_ready: bool) -> None:
         say(f"{text}{describe_load()}")
+        self._screen.show_cause()
         self._retries.count(time.monotonic(), was_ready=was_ready)
 
     def _wait_for_next_try(self) -> bool:
@@ -136,7 +140,8 @@ class Supervisor:
             return False
         delay_s = self._retries.delay_s
         if delay_s is None:
-            say(f"giving up after {self._retries.num_failures} failures; Ray's logs: /tmp/ray")
+            failures = self._retries.num_failures
+            say(f"giving up after {failures} failures; all output: {self._screen.log.path}")
             return False
         say(f"starting again in {delay_s:g} s; {self._retries.left} tries left")
         deadline = time.monotonic() + delay_s

@@ -124,6 +124,8 @@ def _state_object(state: ApplicationState) -> dict[str, Any]:
     }
     if state.waits_for:
         value["message"] = state.waits_for
+    if state.last_error:
+        value["last_error"] = state.last_error
     return value
 
 

@@ -1,0 +1,169 @@
+"""What `make serve` shows while a service starts and later, from answers of a real HTTP server."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from truthgpt_serve.cluster import service_log
+from truthgpt_serve.cluster.advice import find_advice, find_cause
+from truthgpt_serve.cluster.next_steps import suggest_commands
+from truthgpt_serve.cluster.readiness import ModelStatus, Readiness
+from truthgpt_serve.cluster.screen import Screen
+from truthgpt_serve.cluster.service_log import ServiceLog
+
+NOWHERE = "http://127.0.0.1:9"
+LOADING, RUNNING = ModelStatus("DEPLOYING"), ModelStatus("RUNNING")
+FAILED = ModelStatus("DEPLOY_FAILED", "RuntimeError: \x1b[31mno\nweights")
+
+
+def answer(**models: ModelStatus) -> Readiness:
+    ready = all(model.status == "RUNNING" for model in models.values())
+    return Readiness(answered=True, ready=ready, models=models)
+
+
+@pytest.fixture
+def create(tmp_path: Path) -> Callable[..., Screen]:
+    def create_screen(*, terminal: bool = False, verbose: bool = False) -> Screen:
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+        log = ServiceLog(tmp_path)
+        return Screen(log, NOWHERE, ["a", "b"], verbose=verbose, console=console)
+
+    return create_screen
+
+
+def write(screen: Screen, text: str) -> None:
+    with screen.log.open_for_writing(fresh=False) as file:
+        file.write(text.encode())
+
+
+def test_changes_are_told_once(
+    create: Callable[..., Screen], capsys: pytest.CaptureFixture[str]
+) -> None:
+    screen = create()
+    with screen.start():
+        assert not screen.show(Readiness())
+        for _ in range(3):
+            assert not screen.show(answer(a=RUNNING, b=LOADING))
+        assert screen.show(answer(a=RUNNING, b=RUNNING))
+        assert screen.show(Readiness())  # not one missed answer is a change
+        assert screen.show(answer(a=RUNNING, b=FAILED))
+        assert screen.show(answer(a=RUNNING, b=FAILED))
+        assert screen.show(answer(a=RUNNING))
+    lines = capsys.readouterr().out.splitlines()
+    told = [line for line in lines if line.startswith("[serve] ")]
+    assert told[:2] == ["[serve] a: running (0 s)", "[serve] b: loading (0 s)"]
+    assert told[2].startswith("[serve] ready after 0.")
+    assert told[3].startswith(f"[serve] log: {screen.log.path}; ")
+    assert told[4:] == ["[serve] b: failed: RuntimeError: no weights", "[serve] b: removed"]
+    assert "Try:" in lines
+
+
+def test_a_failed_model_does_not_keep_the_others_waiting(
+    create: Callable[..., Screen], capsys: pytest.CaptureFixture[str]
+) -> None:
+    screen = create()
+    with screen.start():
+        assert screen.show(answer(a=RUNNING, b=FAILED))
+        assert screen.show(answer(a=RUNNING, b=RUNNING))
+    out = capsys.readouterr().out
+    assert f"s, without b: {NOWHERE}\n" in out
+    assert "[serve] b: failed: RuntimeError: no weights; `" in out
+    assert "why b` says more" in out
+    assert out.endswith("[serve] b: running\n")
+
+
+def test_a_service_without_its_controller_is_not_up(create: Callable[..., Screen]) -> None:
+    screen = create()
+    lost = Readiness(True, False, {"a": RUNNING}, "Ray Serve's controller has not answered")
+    with screen.start():
+        assert not screen.show(lost)
+    assert lost.describe_waiting() == "Ray Serve's controller has not answered"
+
+
+def test_the_table_of_a_terminal(create: Callable[..., Screen]) -> None:
+    screen = create(terminal=True)
+    with screen.start():
+        assert not screen.show(Readiness())
+        assert _render(screen).count("waits for Ray") == 2
+        assert not screen.show(answer(a=RUNNING, b=ModelStatus("DEPLOYING", "waits for 3 GPUs")))
+        text = _render(screen)
+    assert "running" in text
+    assert "waits for 3 GPUs" in text
+
+
+def _render(screen: Screen) -> str:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(screen)
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue()
+
+
+NOISE = "(raylet) Failed to load torchao\n(ServeReplica:x) libtcmalloc is not found\n"
+
+
+def test_only_what_is_meant_for_the_user_is_shown(
+    create: Callable[..., Screen], capsys: pytest.CaptureFixture[str]
+) -> None:
+    screen = create()
+    write(screen, f"{NOISE}[serve] checking: \x1b[2Jslow\nfault: x.yaml:2: y\n1 fault\nhalf")
+    screen.pass_on()
+    assert capsys.readouterr().out == "[serve] checking: slow\nfault: x.yaml:2: y\n1 fault\n"
+    verbose = create(verbose=True)
+    verbose.pass_on()
+    write(screen, " a line\n")
+    verbose.pass_on()
+    out = capsys.readouterr().out
+    assert out.startswith(NOISE)
+    assert out.endswith("half a line\n")
+
+
+def test_the_cause_and_the_fix(
+    create: Callable[..., Screen], capsys: pytest.CaptureFixture[str]
+) -> None:
+    screen = create()
+    frames = "".join(f"  File x.py, line {n}\n" for n in range(30))
+    write(screen, f"Traceback:\n{frames}OSError: [Errno 28] No space left on device\n\nbye\n")
+    screen.show_cause()
+    out = capsys.readouterr().out
+    assert "    OSError: [Errno 28] No space left on device\n    bye\n" in out
+    assert out.count("\n") <= 14
+    assert out.endswith("[serve] the disk is full: free some space; `df -h` shows\n")
+
+
+def test_no_cause() -> None:
+    assert find_cause([]) == []
+    assert find_cause(["all", "is well"]) == ["all", "is well"]
+    assert find_advice(["all is well"]) is None
+
+
+def test_a_long_log_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_log, "MAX_BYTES", 1000)
+    log = ServiceLog(tmp_path)
+    with log.open_for_writing(fresh=True) as file:
+        for number in range(100):
+            file.write(b"%060d\n" % number)
+            log.read_new()
+            assert log.read_new() == []
+        sizes = log.path.stat().st_size, log.path.with_name("service.log.1").stat().st_size
+        assert sizes[0] <= 1100
+        assert 1000 < sizes[1] <= 1100
+        file.write(b"last\n")
+    assert log.read_new() == ["last"]
+    assert log.path.stat().st_mode & 0o777 == 0o600
+    with log.open_for_writing(fresh=True):
+        assert log.tail() == []
+
+
+def test_commands_fit_the_models() -> None:
+    commands = suggest_commands(NOWHERE, {"t": "text-generation", "i": "image-generation"})
+    assert [command.split()[1] for command in commands] == ["chat", "image", "models"]
+    commands = suggest_commands(NOWHERE, {"a b'c": "text-generation"})
+    assert len(commands) == 3
+    assert commands[0].endswith("""chat 'a b'"'"'c'""")
+    assert len(suggest_commands(NOWHERE, {})) == 2

@@ -1,0 +1,48 @@
+"""Finds in a log the lines that say why something failed, and what the user can do about it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+MAX_LINES = 12
+LOOKED_AT = 400
+"""Lines from the end."""
+
+_ERROR = re.compile(r"\b(\w*(Error|Exception)\b: |FATAL\b|fatal error|[Cc]annot |No space left)")
+_AFTER = 3
+_ADVICE = (
+    (r"No space left on device|OutOfDiskError", "the disk is full: free some space; `df -h` shows"),
+    (r"Address already in use|EADDRINUSE", "another program has taken a port: end it"),
+    (r"Too many open files|EMFILE", "too many open files: raise the limit with `ulimit -n 65536`"),
+    (
+        r"pthread_create failed|can't start new thread|Resource temporarily unavailable",
+        "no more processes or threads may start: raise the limit with `ulimit -u`",
+    ),
+    (
+        r"Cannot allocate memory|MemoryError|OutOfMemoryError|OOM",
+        "there is too little memory: leave out a model, or end other programs",
+    ),
+    (
+        r"timed out during startup|failed to start within|Timed out waiting for",
+        "Ray took too long to start: end what keeps this machine busy, and try again",
+    ),
+    (r"Read-only file system", "a folder cannot be written: see the path above"),
+)
+
+
+def find_cause(lines: Sequence[str]) -> list[str]:
+    """Returns the lines around the last error, or the last lines when none looks like one."""
+    lines = [line for line in lines[-LOOKED_AT:] if not line.startswith("[serve] ")]
+    last = next((at for at in reversed(range(len(lines))) if _ERROR.search(lines[at])), None)
+    end = len(lines) if last is None else min(len(lines), last + 1 + _AFTER)
+    return lines[max(0, end - MAX_LINES) : end]
+
+
+def find_advice(lines: Sequence[str]) -> str | None:
+    """Returns what helps against the last known failure in a log, or None."""
+    for line in reversed(lines[-LOOKED_AT:]):
+        for pattern, advice in _ADVICE:
+            if re.search(pattern, line):
+                return advice
+    return None
