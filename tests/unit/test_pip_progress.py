@@ -10,7 +10,7 @@ import pytest
 from scripts.pip_progress import Progress, find_cause, run_pip
 
 FETCHING = """\
-Obtaining file:///home/me/serve
+Obtaining file:///serve
   Preparing editable metadata (pyproject.toml): finished with status 'done'
 Collecting torch==2.13.0+cpu
   Using cached torch-2.13.0%2Bcpu-cp311-cp311-manylinux_2_28_x86_64.whl (180.5 MB)
