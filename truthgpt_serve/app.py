@@ -14,7 +14,7 @@ from ray import serve
 from ray.serve import Application
 
 from truthgpt_serve.checks import check_model, resolve_family
-from truthgpt_serve.config import load_model_args, load_router_config
+from truthgpt_serve.config import load_model_args, load_model_cors, load_router_config
 from truthgpt_serve.errors import ConfigError
 from truthgpt_serve.replica import ModelReplica, Router
 from truthgpt_serve.resources import plan_replica, plan_router
@@ -29,13 +29,14 @@ def model(args: dict[str, Any]) -> Application:
     """Builds a model's application.
 
     Args:
-        args: `{"config": path}` of a model's YAML file, or the file's keys themselves.
+        args: `{"config": path}` of a model's YAML file, or the file's keys themselves; and `cors`.
 
     Raises:
         ConfigError: The configuration has faults; the message lists them all.
     """
     try:
         config = load_model_args(args, place="args")
+        cors = load_model_cors(args, place="args")
         if faults := check_model(config):
             raise ConfigError(faults)
     except Exception as error:
@@ -57,7 +58,7 @@ def model(args: dict[str, Any]) -> Application:
     deploy = serve.deployment(
         name="ModelReplica", user_config={CARD_KEY: card}, **plan.deployment_options()
     )
-    return deploy(serve.ingress()(ModelReplica)).bind(plan.cfg)
+    return deploy(serve.ingress()(ModelReplica)).bind(plan.cfg, cors.allow_origins)
 
 
 def router(args: dict[str, Any]) -> Application:

@@ -22,6 +22,20 @@ UNREAD_TIMEOUT_S = 5.0
 """How long the error that ends a stream waits for a client that does not read."""
 
 
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """Returns a request's first header of this name, in lower case, or None."""
+    return next((value for key, value in scope["headers"] if key == name), None)
+
+
+def relative_path(scope: Scope) -> str:
+    """Returns the path below the mount point, whether or not the server left that in the path."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
+        return path[len(root) :] or "/"
+    return path
+
+
 async def send_bytes(
     send: Send,
     body: bytes,

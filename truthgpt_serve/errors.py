@@ -8,6 +8,7 @@ Knows nothing of HTTP servers, Ray or families: a server turns `to_envelope()` i
     ├── RequestError             400  the client's request cannot be served as it is
     │   ├── UnsupportedError     400  a field or a route that this model does not have
     │   ├── ContextLengthError   400  a text has more tokens than the model takes
+    │   ├── OriginError          403
     │   ├── ModelNotFoundError   404
     │   ├── RouteNotFoundError   404
     │   ├── MissingFileError     404
@@ -157,6 +158,13 @@ class ContextLengthError(RequestError):
             f"{num_tokens} tokens. {advice}",
             param=param,
         )
+
+
+class OriginError(RequestError):
+    """A browser asks for a page whose origin the configuration does not list."""
+
+    status = 403
+    default_code = "origin_not_allowed"
 
 
 class ModelNotFoundError(RequestError):

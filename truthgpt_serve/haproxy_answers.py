@@ -18,7 +18,7 @@ from truthgpt_serve.haproxy_limits import (
     insert,
     section,
 )
-from truthgpt_serve.unreached import proxy_page
+from truthgpt_serve.unreached import READABLE, proxy_page
 
 _REQUEST, _SERVER = "invalid_request_error", "server_error"
 _PAGES = {
@@ -97,6 +97,7 @@ def _page(status: int, reason: str, message: str, kind: str, code: str | None) -
         "content-type: application/json",
         f"content-length: {len(body)}",
         "cache-control: no-cache",
+        *(f"{name}: {value}" for name, value in READABLE),
         *(["retry-after: 1"] if status in _WITH_RETRY_AFTER else []),
     ]
     return "\r\n".join([*lines, "", body]).encode()
@@ -158,9 +159,10 @@ def _envelope_rules_of(status: int) -> list[str]:
         " { var(txn.api) -m str v2 }": {"error": _MESSAGE},
         "": {"error": openai},
     }
+    readable = "".join(f" hdr {name} {value}" for name, value in READABLE)
     later = {" { var(txn.retry) -m found }": " hdr retry-after %[var(txn.retry)]", "": ""}
     return [
-        f"http-response return status {status} content-type application/json{header} "
+        f"http-response return status {status} content-type application/json{readable}{header} "
         f"lf-string '{json.dumps(form)}' if {{ status {status} }}{api}{retry}"
         for api, form in forms.items()
         for retry, header in later.items()

@@ -149,7 +149,8 @@ def _refuse_what_is_too_much(lines: list[str], root: str, most: int, crowded: in
     """Bounds the requests that are in the routers' backend.
 
     A refusal is held as long as there are connections to spare. What only reads has a reserve: an
-    overloaded service must still say that it lives.
+    overloaded service must still say that it lives. So has what a browser asks beforehand: a page
+    could not read the refusal of that.
     """
     insert(
         lines,
@@ -157,7 +158,7 @@ def _refuse_what_is_too_much(lines: list[str], root: str, most: int, crowded: in
         f"http-request set-var(proc.capacity) req.hdr({CAPACITY_HEADER}),add(0) "
         f"if {{ path /-/routes }} {{ req.hdr({CAPACITY_HEADER}) -m found }}",
     )
-    end = "status 429 default-errorfiles if !METH_GET !{ path_beg /models/ }"
+    end = "status 429 default-errorfiles if !METH_GET !METH_OPTIONS !{ path_beg /models/ }"
     refusals = (
         f"http-request return {end} {{ fe_conn gt {crowded} }}",
         f"http-request tarpit {end}",

@@ -1,4 +1,4 @@
-"""Answers health checks and scrapes of metrics beside the queue of requests.
+"""Answers health checks, scrapes of metrics and preflights beside the queue of requests.
 
 An application's server hands every request to Ray, which counts it and lets it wait or refuses it
 when the replica is full. Knows no routes but the paths that it is given, and nothing of Ray.
@@ -13,6 +13,7 @@ from typing import Any
 
 from truthgpt_serve.asgi import Message, Receive, Scope, Send, send_error
 from truthgpt_serve.errors import OverloadedError, UnavailableError
+from truthgpt_serve.http.cors import is_preflight
 
 TIMEOUT_S = 10.0
 """How long an answer may take: Prometheus' own limit."""
@@ -60,6 +61,8 @@ class Probes:
                 self._ongoing -= 1
 
     def _is_probe(self, scope: Scope) -> bool:
+        if is_preflight(scope):
+            return True
         if scope["type"] != "http" or scope["method"] not in METHODS:
             return False
         mount = scope.get("root_path", "") + self._mount

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from ray import serve
 
 from truthgpt_serve.checks import resolve_family
 from truthgpt_serve.config import load_model_config, load_router_config
+from truthgpt_serve.http.cors import Cors
 from truthgpt_serve.http.heads import EditedHeads, without_request_id
 from truthgpt_serve.probes import HEALTH, METRICS
 from truthgpt_serve.ray_servers import answer_aside
@@ -41,11 +42,13 @@ class ModelReplica:
 
     Args:
         cfg: The model's whole configuration as a nested dict.
+        allow_origins: Origins whose pages may use the model's own address from a browser.
     """
 
-    def __init__(self, cfg: dict[str, Any]) -> None:
+    def __init__(self, cfg: dict[str, Any], allow_origins: Sequence[str] = ()) -> None:
         config = load_model_config(cfg)
         self._name = serve.get_replica_context().app_name
+        self._allow_origins = allow_origins
         self._stream_interval_s = config.serving.stream_interval_s
         cfg = config.to_cfg()
         # Before the import of a user's module, which may end the process.
@@ -72,8 +75,9 @@ class ModelReplica:
         context = serve.get_replica_context()
         own = context.replica_tag
         find_others = partial(_find_others, context.app_name, own)
-        answer_aside(ReplicaMetrics(app, own, find_others), (HEALTH, METRICS))
-        return app
+        aside = Cors(ReplicaMetrics(app, own, find_others), self._allow_origins)
+        answer_aside(aside, (HEALTH, METRICS))
+        return Cors(app, self._allow_origins)
 
     @contextlib.contextmanager
     def _closing_on_error(self) -> Iterator[None]:
@@ -122,13 +126,14 @@ class Router:
     def __init__(self, config: dict[str, Any]) -> None:
         self._config = load_router_config(config)
 
-    async def __serve_build_asgi_app__(self) -> RouterApp:
+    async def __serve_build_asgi_app__(self) -> Cors:
         """Finds this node's proxy; the application starts with Serve's lifespan event."""
         state = await asyncio.to_thread(fetch_serve_state)
         port = worker_proxy_port() or self._config.proxy_port or state.proxy_port
         proxy = (state.proxy_host, port or DEFAULT_PROXY_PORT)
-        app = RouterApp(
+        router = RouterApp(
             self._config, fetch_serve_state, proxy, files=SharedFiles(), socket=proxy_socket()
         )
+        app = Cors(router, self._config.cors.allow_origins)
         answer_aside(app, (HEALTH, METRICS, "/ready"))
         return app

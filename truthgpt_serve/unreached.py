@@ -13,6 +13,14 @@ from collections.abc import Iterable
 
 HEADER = (b"x-truthgpt-unreached", b"1")
 RETRY_AFTER_S = 1
+READABLE = (
+    ("access-control-allow-origin", "*"),
+    ("access-control-expose-headers", "retry-after"),
+)
+"""Headers of answers that the proxy gives itself, which knows no `cors`: pages of every origin may
+read them, and no model's answer is among them. Without them a page could not tell 503 from a
+network that is gone.
+"""
 
 
 def is_unreached(headers: Iterable[tuple[bytes, bytes]]) -> bool:
@@ -35,6 +43,7 @@ def proxy_page() -> bytes:
         b"content-type: application/json",
         b"content-length: %d" % len(body),
         b"cache-control: no-cache",
+        *(f"{name}: {value}".encode() for name, value in READABLE),
         b"retry-after: %d" % RETRY_AFTER_S,
         b": ".join(HEADER),
     ]

@@ -9,9 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from truthgpt_serve.api_errors import error_event
-from truthgpt_serve.asgi import Message, Receive, Scope, Send, send_error
+from truthgpt_serve.asgi import Message, Receive, Scope, Send, relative_path, send_error
 from truthgpt_serve.errors import UnavailableError
-from truthgpt_serve.server.http import relative_path
 
 
 class DeadEngineAnswers:

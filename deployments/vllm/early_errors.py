@@ -9,9 +9,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from truthgpt_serve.asgi import Message, Receive, Scope, Send, send_error
+from truthgpt_serve.asgi import Message, Receive, Scope, Send, relative_path, send_error
 from truthgpt_serve.errors import PassedError
-from truthgpt_serve.server.http import relative_path
 
 _EVENTS = b"text/event-stream"
 _BAD_REQUEST, _FAILED = 400, 500

@@ -17,10 +17,9 @@ from fastapi.exceptions import RequestValidationError
 
 from deployments.vllm.pydantic_text import in_plain_words
 from truthgpt_serve.api_errors import error_event
-from truthgpt_serve.asgi import Message, Receive, Scope, Send
+from truthgpt_serve.asgi import Message, Receive, Scope, Send, relative_path
 from truthgpt_serve.errors import PassedError, ServerError
 from truthgpt_serve.protocol import encode_json
-from truthgpt_serve.server.http import relative_path
 
 MAX_ERROR_BYTES = 65536
 _MAX_REPORTED = 10

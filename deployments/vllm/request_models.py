@@ -13,9 +13,9 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 
 from truthgpt_serve.api_errors import error_body
+from truthgpt_serve.asgi import relative_path
 from truthgpt_serve.errors import RequestError
 from truthgpt_serve.protocol import bad_field, encode_json, shown
-from truthgpt_serve.server.http import relative_path
 
 FIELD_KINDS: dict[str, type] = {
     "messages": list,

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from truthgpt_serve.asgi import Receive, Scope, Send
+from truthgpt_serve.asgi import Receive, Scope, Send, relative_path
 from truthgpt_serve.routes import find_routes, refuse
-from truthgpt_serve.server.http import Connection, refuse_websocket, relative_path
+from truthgpt_serve.server.http import Connection, refuse_websocket
 
 LISTED: dict[str, str] = {
     "/v1/models": "GET",

@@ -88,6 +88,8 @@ def test_plain_text_becomes_the_form_of_the_api(proxy: Proxy, status: int) -> No
             form = error_body(PassedError(status, TEXT), f"{api}/")
             assert (other.status_code, other.json()) == (status, form)
     assert plain.headers["content-type"] == "application/json"
+    assert plain.headers["access-control-allow-origin"] == "*"
+    assert plain.headers["access-control-expose-headers"] == "retry-after"
     assert plain.headers.get("retry-after") == ("7" if status == 429 else None)
 
 
@@ -108,6 +110,7 @@ def test_pages_are_whole_and_in_the_envelope() -> None:
         head, _, body = page.partition(b"\r\n\r\n")
         lines = head.split(b"\r\n")
         assert lines[0].startswith(b"HTTP/1.1 %d " % status)
+        assert b"access-control-allow-origin: *" in lines
         assert b"content-length: %d" % len(body) in lines
         assert is_envelope(json.loads(body))
         if status in (429, 503):

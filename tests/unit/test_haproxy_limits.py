@@ -95,7 +95,10 @@ def test_what_the_models_hold_bounds_requests(tmp_path: Path) -> None:
             client.get("/-/routes", headers={CAPACITY_HEADER: "1"})
             assert client.post("/x", content=b"{}").status_code == 200
             routers.get("/-/routes", headers={CAPACITY_HEADER: "2"})
-            assert client.post("/x", content=b"{}").status_code == 429
+            refused = client.post("/x", content=b"{}")
+            assert refused.status_code == 429
+            assert refused.headers["access-control-allow-origin"] == "*"  # a page sees the status
+            assert client.options("/x").status_code == 501  # the router's: this one has none
             assert client.get("/health").status_code == 200
             routers.get("/-/routes", headers={CAPACITY_HEADER: "3"})
             assert client.post("/x", content=b"{}").status_code == 200

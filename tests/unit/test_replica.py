@@ -10,6 +10,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from ray import serve
 
@@ -84,3 +85,28 @@ async def test_a_failed_load_begins_with_its_cause(module: str) -> None:
     with pytest.raises(StartError) as raised:
         await replica.__serve_build_asgi_app__()
     assert str(raised.value.__cause__) == "EngineDeadError: no weights"
+
+
+async def test_its_answers_have_what_clients_need(module: str) -> None:
+    page = "https://chat.example.com"
+    cfg = {
+        "model": {"family": f"sick-{module}", "import": f"sick_{module}"},
+        "hardware": {"gpus": 0},
+    }
+    replica = Replica(cfg, [page])
+    app = await replica.__serve_build_asgi_app__()
+    body = {"model": "x", "prompt": "a", "stream": True}
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        answer = await client.post("/v1/completions", json=body, headers={"origin": page})
+        preflight = await client.options(
+            "/v1/completions", headers={"origin": page, "access-control-request-method": "POST"}
+        )
+    await ModelReplica.__del__(replica)
+    assert answer.status_code == 200
+    assert answer.text.endswith("data: [DONE]\n\n")
+    assert answer.headers["x-accel-buffering"] == "no"
+    assert answer.headers["cache-control"] == "no-cache"
+    assert answer.headers["access-control-allow-origin"] == page
+    assert "x-request-id" not in answer.headers
+    assert preflight.status_code == 204

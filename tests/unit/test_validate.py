@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from tests.unit.configs import make_service
 from truthgpt_serve import MODEL_REGISTRY
 from truthgpt_serve.cli import main
+from truthgpt_serve.validate import validate_file
 
 ROOT = Path(__file__).parents[2]
 BAD = sorted((Path(__file__).parent / "bad_yaml").glob("*.yaml"))
@@ -257,3 +258,23 @@ def test_shipped_files_are_right_and_import_no_engine() -> None:
     assert [line for line in lines if line.startswith("fault:") and not made.search(line)] == []
     assert "imported" not in answer.stderr
     assert answer.returncode in (0, 2)
+
+
+def test_cors_beside_a_models_file(tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text("model: {family: echo}\n")
+    text = (
+        "applications:\n"
+        "- name: m\n"
+        "  route_prefix: /models/m\n"
+        "  import_path: truthgpt_serve.app:model\n"
+        "  args:\n"
+        f"    config: {tmp_path}/m.yaml\n"
+        "    cors: {allow_origins: [https://a.example]}\n"
+    )
+    (tmp_path / "serve.yaml").write_text(text)
+    report = validate_file(tmp_path / "serve.yaml")
+    assert not report.faults
+    (tmp_path / "serve.yaml").write_text(text.replace("a.example", "A.example"))
+    [fault] = validate_file(tmp_path / "serve.yaml").faults
+    assert fault.place.endswith("serve.yaml:7: applications[0].args.cors.allow_origins[0]")
+    assert fault.fix == "write https://a.example"

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from truthgpt_serve.config.base import Section, show_value
+from truthgpt_serve.config.cors import CorsSection
 from truthgpt_serve.config.faults import faults_of, in_file_order, places
 from truthgpt_serve.config.model import ModelConfig
 from truthgpt_serve.config.paths import find_config, resolve_local
@@ -21,6 +22,9 @@ from truthgpt_serve.config.source import KeyPath, Source, read_yaml
 from truthgpt_serve.errors import ConfigError, Fault
 
 SectionT = TypeVar("SectionT", bound=Section)
+
+SERVICE_KEYS = ("cors",)
+"""Keys of a model's `args` that say how its address is served, not what the model is."""
 
 
 def read_file(path: Path, *, numbers: bool = True, shown: str | None = None) -> tuple[Any, Source]:
@@ -138,7 +142,8 @@ def load_model_args(args: Mapping[str, Any], *, place: str) -> ModelConfig:
     """Returns the configuration that a Serve application's `args` give.
 
     Args:
-        args: Either `{"config": path}` or the configuration's own keys.
+        args: Either `{"config": path}` or the configuration's own keys; `SERVICE_KEYS` may be
+            among them.
         place: Name of the application, for faults.
 
     Raises:
@@ -147,26 +152,49 @@ def load_model_args(args: Mapping[str, Any], *, place: str) -> ModelConfig:
     faults = check_model_args(args, Source(place))
     if faults:
         raise ConfigError(faults)
-    if "config" in args:
-        return load_model_config(args["config"], place=place)
-    return load_model_config(args, place=place)
+    keys = without_service_keys(args)
+    return load_model_config(keys.get("config", keys), place=place)
+
+
+def load_model_cors(args: Mapping[str, Any], *, place: str) -> CorsSection:
+    """Returns which web pages may use a model's own address, by its application's `args`.
+
+    Raises:
+        ConfigError: With every fault.
+    """
+    cors, faults = parse_cors(args, Source(place))
+    if cors is None or faults:
+        raise ConfigError(faults)
+    return cors
+
+
+def parse_cors(args: Mapping[str, Any], source: Source) -> tuple[CorsSection | None, list[Fault]]:
+    """Checks the `cors` of a model's `args`; see `parse`."""
+    cors, faults, _ = parse(CorsSection, args.get("cors", {}), source.under("cors"))
+    return cors, faults
+
+
+def without_service_keys(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a model's `args` without the keys that are not its configuration's."""
+    return {key: value for key, value in args.items() if key not in SERVICE_KEYS}
 
 
 def check_model_args(args: Any, source: Source) -> list[Fault]:
     """Returns the faults in how `args` name a configuration, not those inside it."""
     if not isinstance(args, Mapping):
         return [Fault(source.at(), f"must be a mapping, found {show_value(args)}")]
-    if not args:
+    keys = without_service_keys(args)
+    if not keys:
         fix = "write config: models/<name>.yaml, or the model's keys"
         return [Fault(source.at(), "names no configuration", fix)]
-    if "config" not in args:
+    if "config" not in keys:
         return []
-    path = args["config"]
+    path = keys["config"]
     faults = []
     if not isinstance(path, str) or not path:
         message = f"must be the path of a YAML file, found {show_value(path)}"
         faults.append(Fault(source.at("config"), message))
-    others = [str(key) for key in args if key != "config"]
+    others = [str(key) for key in keys if key != "config"]
     if others:
         message = f"is given together with {', '.join(others)}"
         fix = "put the keys into the file, or write them all here"

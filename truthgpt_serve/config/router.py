@@ -16,6 +16,7 @@ from truthgpt_serve.config.base import (
     PositiveNumber,
     Section,
 )
+from truthgpt_serve.config.cors import CorsSection
 
 
 class RouterConfig(Section):
@@ -59,3 +60,6 @@ class RouterConfig(Section):
     cpus: NonNegativeNumber = 0
     """CPU cores that Ray reserves per router replica. It bounds nothing. With more than 0 the
     router waits behind the models where these take all that there is; nothing answers meanwhile."""
+
+    cors: CorsSection = Field(default_factory=CorsSection)
+    """Which web pages may use the service from a browser."""

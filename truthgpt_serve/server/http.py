@@ -19,6 +19,8 @@ from truthgpt_serve.asgi import (
     Receive,
     Scope,
     Send,
+    header,
+    relative_path,
     send_error,
 )
 from truthgpt_serve.errors import (
@@ -37,15 +39,6 @@ _SANE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 class ClientGoneError(Exception):
     """The client closed the connection; there is nobody to answer."""
-
-
-def relative_path(scope: Scope) -> str:
-    """Returns the path below the mount point, whether or not the server left that in the path."""
-    path: str = scope["path"]
-    root: str = scope.get("root_path", "")
-    if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
-        return path[len(root) :] or "/"
-    return path
 
 
 async def refuse_websocket(scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,7 +86,7 @@ class Connection:
 
     def header(self, name: bytes) -> bytes:
         """Returns a header of the request by its name in lower case, or nothing."""
-        return next((value for key, value in self.scope["headers"] if key == name), b"")
+        return header(self.scope, name) or b""
 
     async def read(self, max_bytes: int, limit_s: float = BODY_LIMIT_S) -> bytes:
         """Returns the whole body.

@@ -16,9 +16,15 @@ from pydantic_core import PydanticUndefined
 
 from truthgpt_serve.config import ModelConfig, RouterConfig
 from truthgpt_serve.config.faults import models_in
+from truthgpt_serve.config.load import SERVICE_KEYS
 from truthgpt_serve.validate.applications import MODEL_IMPORT, ROUTER_IMPORT
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+_MODEL_ARGS = (
+    "Either `config: models/<name>.yaml` or the keys of one model's file. Beside them the router's "
+    "section {keys}, for what comes to `/models/<name>` without the router."
+)
 
 
 def model_schema() -> dict[str, Any]:
@@ -47,13 +53,15 @@ def serve_schema() -> dict[str, Any]:
         ours = model.model_json_schema(ref_template=reference)
         definitions.update(ours.pop("$defs", {}))
         definitions[model.__name__] = ours
+    shared = {"cors": RouterConfig.model_json_schema(ref_template=reference)["properties"]["cors"]}
     by_file = {
         "type": "object",
-        "properties": {"config": {"type": "string", "description": "A model's file."}},
+        "properties": {"config": {"type": "string", "description": "A model's file."}, **shared},
         "required": ["config"],
         "additionalProperties": False,
     }
-    inline = {"$ref": "#/$defs/ModelConfig"}
+    inline = {**definitions["ModelConfig"]}
+    inline["properties"] = {**inline["properties"], **shared}
     definitions["ServeApplicationSchema"]["allOf"] = [
         _arguments(MODEL_IMPORT, {"anyOf": [by_file, inline]}),
         _arguments(ROUTER_IMPORT, {"$ref": "#/$defs/RouterConfig"}),
@@ -88,6 +96,8 @@ def markdown() -> str:
     parts += _tables(ModelConfig, "")
     parts.append("# The router's `args` in the Serve file\n\n")
     parts += _tables(RouterConfig, "")
+    keys = ", ".join(f"`{key}`" for key in SERVICE_KEYS)
+    parts.append(f"# A model's `args` in the Serve file\n\n{_MODEL_ARGS.format(keys=keys)}\n")
     return "".join(parts).rstrip() + "\n"
 
 

@@ -13,7 +13,14 @@ from typing import Any
 from truthgpt_serve.checks import check_model, resolve_family
 from truthgpt_serve.config import ModelConfig, RouterConfig, Source
 from truthgpt_serve.config.faults import in_file_order
-from truthgpt_serve.config.load import check_model_args, parse_model, parse_router, read_file
+from truthgpt_serve.config.load import (
+    check_model_args,
+    parse_cors,
+    parse_model,
+    parse_router,
+    read_file,
+    without_service_keys,
+)
 from truthgpt_serve.config.paths import find_config
 from truthgpt_serve.errors import ConfigError, Fault, RegistryError
 from truthgpt_serve.registry import import_user_module
@@ -181,9 +188,10 @@ class _ServiceCheck:
         if not isinstance(args, dict):
             return  # Ray's schema says so
         faults = check_model_args(args, at)
-        report.add(faults)
+        report.add([*faults, *parse_cors(args, at)[1]])
         if faults:
             return
+        args = without_service_keys(args)
         name = str(application.get("name", ""))
         environment = application.get("runtime_env") or {}
         remote = isinstance(environment, dict) and bool(

@@ -14,11 +14,10 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from truthgpt_serve.asgi import Message, Receive, Scope, Send, send_error
+from truthgpt_serve.asgi import Message, Receive, Scope, Send, relative_path, send_error
 from truthgpt_serve.errors import QuarantinedError, UnavailableError
 from truthgpt_serve.server.faults.history import STRIKE_S, History
 from truthgpt_serve.server.faults.record import FINGERPRINT_BYTES, Record
-from truthgpt_serve.server.http import relative_path
 
 logger = logging.getLogger(__name__)
 
