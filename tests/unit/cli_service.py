@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +27,8 @@ class Request:
     path: str
     headers: dict[str, str]
     body: Any
+    left: threading.Event = field(default_factory=threading.Event)
+    """Set when the client left before the answer's end."""
 
 
 @dataclass
@@ -35,6 +39,8 @@ class Answer:
     status: int = 200
     content_type: str = JSON
     pieces: Iterable[bytes] = ()
+    pause_s: float = 0.0
+    """Between two pieces."""
 
     def parts(self) -> Iterator[bytes]:
         """Yields the body."""
@@ -82,8 +88,14 @@ def serve(answers: Answers) -> Iterator[Service]:
         kind = [(b"content-type", answer.content_type.encode())]
         start = {"type": "http.response.start", "status": answer.status, "headers": kind}
         await send(start)
+        leaves = asyncio.ensure_future(receive())
         for part in answer.parts():
+            if leaves.done():
+                request.left.set()
+                return
             await send({"type": "http.response.body", "body": part, "more_body": True})
+            await asyncio.sleep(answer.pause_s)
+        leaves.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     with serve_asgi(app) as url:
@@ -112,14 +124,24 @@ def run_cli(
     *arguments: str, stdin: str = "", env: dict[str, str] | None = None, cwd: Any = None
 ) -> subprocess.CompletedProcess[str]:
     """Runs the command as a user does, in a process of its own."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("TRUTHGPT_")}
     return subprocess.run(
         [sys.executable, "-m", "truthgpt_serve.cli", *arguments],
         input=stdin,
         capture_output=True,
         text=True,
         timeout=60,
-        env={**kept, **(env or {})},
+        env=environment(env),
         cwd=cwd,
         check=False,
     )
+
+
+def environment(more: dict[str, str] | None = None) -> dict[str, str]:
+    """Returns the environment of a command: that of the tests, without what users set."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("TRUTHGPT_")}
+    return {**kept, **(more or {})}
+
+
+def delta(text: str, **choice: Any) -> Any:
+    """Returns an event of a streamed chat."""
+    return {"choices": [{"index": 0, "delta": {"content": text}, **choice}]}

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import click
-
 from truthgpt_serve.cli._service.address import Address, find_address, read_key
 from truthgpt_serve.cli._service.events import EventTooLargeError, split_events
 from truthgpt_serve.cli._service.failures import ServiceFault, describe_refusal, no_answer
@@ -75,22 +73,25 @@ class ServiceClient:
 
         Args:
             path: Below the service's address.
-            accept: Statuses whose answers count beside 200.
+            accept: Statuses that count beside 200, unless the answer is an error's envelope.
 
         Raises:
             ServiceFault: No answer, or another one.
         """
-        body = self.read(path, accept=accept)
-        try:
-            return json.loads(body)
-        except ValueError as error:
-            raise self._foreign(f"{path} is not JSON") from error
-
-    def read(self, path: str, *, accept: tuple[int, ...] = ()) -> bytes:
-        """Returns the body at a path; as `get`."""
         with self._send("GET", path, None, self._timeout) as answer:
             body = _read(answer)
             if answer.status_code != 200 and answer.status_code not in accept:
+                raise self._refusal(answer, body)
+            value = self._parse(path, body)
+            if answer.status_code != 200 and isinstance(value, dict) and value.get("error"):
+                raise self._refusal(answer, body)
+            return value
+
+    def read(self, path: str) -> bytes:
+        """Returns the body at a path. Raises ServiceFault, as `get`."""
+        with self._send("GET", path, None, self._timeout) as answer:
+            body = _read(answer)
+            if answer.status_code != 200:
                 raise self._refusal(answer, body)
             return body
 
@@ -100,6 +101,9 @@ class ServiceClient:
             body = _read(answer)
             if answer.status_code != 200:
                 raise self._refusal(answer, body, request.get("model"))
+            return self._parse(path, body)
+
+    def _parse(self, path: str, body: bytes) -> Any:
         try:
             return json.loads(body)
         except ValueError as error:
@@ -165,12 +169,25 @@ class ServiceClient:
 
     # -- models
 
+    def entries(self) -> list[dict[str, Any]]:
+        """Returns the entries of `/v1/models`, as any server with the OpenAI API gives them.
+
+        Raises:
+            ServiceFault: The service does not answer, or lists no models.
+        """
+        answer = self.get("/v1/models")
+        data = answer.get("data") if isinstance(answer, dict) else None
+        if not isinstance(data, list):
+            raise self._foreign("/v1/models does not list models")
+        return [
+            entry for entry in data if isinstance(entry, dict) and isinstance(entry.get("id"), str)
+        ]
+
     def names(self) -> list[str]:
         """Returns the names of all models and adapters; empty where they are not known."""
         try:
-            found = self.get("/v1/models")["data"]
-            return [str(entry["id"]) for entry in found]
-        except (click.ClickException, KeyError, TypeError):
+            return [entry["id"] for entry in self.entries()]
+        except ServiceFault:
             return []
 
 

@@ -1,0 +1,1 @@
+"""The parts of `truthgpt chat`: the conversation, its commands, and the terminal."""

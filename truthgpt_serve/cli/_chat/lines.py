@@ -1,0 +1,68 @@
+"""The terminal of a conversation: reads what the user types, shows what the model says."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+
+import click
+
+PROMPT = "> "
+CONTINUED = "... "
+QUOTES = '"""'
+_CONTROLS = dict.fromkeys([*range(0x20), 0x7F, *range(0x80, 0xA0)])
+"""Characters that a terminal obeys; a model must not write them there."""
+for _kept in "\n\t":
+    del _CONTROLS[ord(_kept)]
+
+
+def read_text(say: Callable[[str], None]) -> str | None:
+    """Returns what the user types next, several lines in triple quotes; None at the end (Ctrl-D).
+
+    Ctrl-C gives up what is being typed.
+    """
+    with contextlib.suppress(ImportError):  # not in every Python: then without editing
+        import readline  # noqa: F401  `input` uses it: arrows, history
+    try:
+        line = input(PROMPT)
+        if not line.startswith(QUOTES):
+            return line
+        lines = [line.removeprefix(QUOTES)]
+        while not lines[-1].endswith(QUOTES) or (len(lines) == 1 and not lines[0]):
+            lines.append(input(CONTINUED))
+        return "\n".join(lines).removesuffix(QUOTES).strip("\n")
+    except EOFError:
+        say("")
+        return None
+    except KeyboardInterrupt:
+        say("\nleave with Ctrl-D or /exit")
+        return ""
+    except UnicodeDecodeError:
+        say("this is not text in UTF-8")
+        return ""
+
+
+class Printer:
+    """Shows one answer piece by piece; on a terminal what the model thinks too, but paler."""
+
+    def __init__(self) -> None:
+        self._on_terminal = sys.stdout.isatty()
+        self._open = False
+
+    def show(self, text: str, reasoning: str) -> None:
+        """Shows a piece at once."""
+        if reasoning and self._on_terminal:
+            self._write(click.style(reasoning.translate(_CONTROLS), dim=True))
+        if text:
+            self._write(text.translate(_CONTROLS) if self._on_terminal else text)
+
+    def _write(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        self._open = not text.endswith("\n")
+
+    def end(self) -> None:
+        """Ends the last line."""
+        if self._open:
+            self._write("\n")
