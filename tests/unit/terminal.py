@@ -52,6 +52,15 @@ class Terminal:
         start, self._from = self._from, at + len(text)
         return self.seen[start : self._from]
 
+    def interrupt(self, text: str) -> None:
+        """Types Ctrl-C until a text is seen: Python may miss one that comes between two waits."""
+        deadline = time.monotonic() + LIMIT_S
+        while self.seen.find(text, self._from) < 0:
+            assert time.monotonic() < deadline, f"{text!r} is not in {self.seen[-2000:]!r}"
+            self.type("\x03")
+            self._read(1.0)
+        self.wait_for(text)
+
     def _read(self, limit_s: float) -> bool:
         if not select.select([self._master], [], [], limit_s)[0]:
             return False

@@ -193,8 +193,9 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(tmp_path: Path) -> None:
         assert [message["role"] for message in messages] == ["user", "assistant", "user"]
         assert messages[1]["content"].startswith("word0 word1 word2 ")
         shown.wait_for("> ")
-        shown.type("half a question\x03")
-        shown.wait_for("leave with Ctrl-D or /exit")
+        shown.type("half a question")
+        shown.wait_for("half a question")
+        shown.interrupt("leave with Ctrl-D or /exit")
         shown.wait_for("> ")
         shown.type("\x04")
         assert shown.end() == 0
