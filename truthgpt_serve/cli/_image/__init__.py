@@ -1,0 +1,1 @@
+"""The parts of `truthgpt image`: the request, the files, and how a terminal shows an image."""
