@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.unit.bench_server import KEY, BenchServer, serve_asgi
+from truthgpt_serve.bench.report import build_report
+from truthgpt_serve.bench.result import OWN, read_results
+from truthgpt_serve.bench.target import BenchError
+from truthgpt_serve.cli import main
+
+FEW = ("--concurrency", "2", "--requests", "4", "--output-len", "3", "--warmup", "0")
+VOID = {"area", "br", "col", "hr", "img", "input", "link", "meta"}
+QUIET = {"circle", "line", "rect", "ellipse", "path"}
+
+
+def run(*arguments: str, env: dict[str, str] | None = None) -> Result:
+    return CliRunner().invoke(main, ["bench", *arguments], env=env)
+
+
+class Page(HTMLParser):
+    """Checks that a page is well formed, and keeps what tests ask for."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.ids: list[str] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(text)
+        self.close()
+        assert self.open == [], "elements that nothing ends"
+        assert len(self.ids) == len(set(self.ids)), "ids that are there twice"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tags.append((tag, found))
+        if found.get("id"):
+            self.ids.append(str(found["id"]))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in QUIET | VOID
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip() and self.open:
+            self.texts.append((self.open[-1], data))
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [found for name, found in self.tags if name == tag]
+
+
+def check_report(text: str) -> Page:
+    """Checks what every report must be: self-contained and accessible."""
+    page = Page(text)
+    assert page.tags[0] == ("html", {"lang": "en"})
+    names = {name for name, _ in page.tags}
+    assert not names & {"script", "img", "link", "iframe", "object"}
+    assert not any("src" in found or "href" in found for _, found in page.tags)
+    assert "url(" not in text
+    assert "@import" not in text
+    charts = [found for found in page.all("svg") if found.get("role") == "img"]
+    for chart in charts:
+        labels = str(chart["aria-labelledby"]).split()
+        assert len(labels) == 2
+        assert set(labels) <= set(page.ids)
+    assert len(page.all("caption")) == len(page.all("table")) >= 1
+    assert all(found.get("tabindex") == "0" for found in page.all("div") if "role" in found)
+    assert "prefers-color-scheme:dark" in text
+    assert "width=device-width" in text
+    return page
+
+
+def test_a_sweep_is_printed_written_and_drawn(tmp_path: Path) -> None:
+    output, html = tmp_path / "results.json", tmp_path / "report.html"
+    with serve_asgi(BenchServer()) as url:
+        done = run(
+            "--url", url, "--concurrency", "1,2", "--requests", "6", "--output-len", "3",
+            "--slo", "ttft=60000,e2e=60000", "-o", str(output), "--html", str(html), "--json",
+            "--save-detailed", "--label", "ours",
+        )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    printed = json.loads(done.stdout)
+    results = read_results(output)
+    assert printed["results"] == results
+    assert [result["max_concurrency"] for result in results] == [1, 2]
+    for result in results:
+        assert (result["completed"], result["failed"], result["model_id"]) == (6, 0, "words")
+        assert result["total_output_tokens"] == 18
+        assert result["request_goodput"] == pytest.approx(result["request_throughput"])
+        assert len(result["ttfts"]) == 6
+        assert [len(itls) for itls in result["itls"]] == [2] * 6
+        assert result["generated_texts"][0] == "w w w "
+        assert result["request_rate"] == "inf"
+        assert result[OWN]["token_counts"] == "usage"
+    page = check_report(html.read_text())
+    titles = [text for tag, text in page.texts if tag == "figcaption"]
+    assert {"Time to first token", "End-to-end latency", "Output tokens per second"} <= set(titles)
+    assert ("th", "2 at once") in page.texts
+
+
+def test_the_table_of_one_measurement_and_of_a_comparison() -> None:
+    with serve_asgi(BenchServer()) as url:
+        done = run("--url", url, *FEW)
+        assert done.exit_code == 0, done.output
+        for word in ("TTFT", "TPOT", "ITL", "E2E", "median", "p99", "output tokens/s"):
+            assert word in done.stdout
+        done = run("--url", url, "--against", f"{url}/v1", "--pairs", "2", *FEW)
+    assert done.exit_code == 0, done.output
+    assert "--url / --against" in done.stdout
+    assert "TTFT median, ms" in done.stdout
+
+
+def test_rates_and_other_endpoints() -> None:
+    with serve_asgi(BenchServer()) as url:
+        done = run("--url", url, "--rate", "200", "--requests", "10", "--json",
+                   "--endpoint", "completions", "--unit", "tokens", "--input-len", "9")  # fmt: skip
+        assert done.exit_code == 0, done.output
+        (result,) = json.loads(done.stdout)["results"]
+        assert (result["request_rate"], result["completed"]) == (200, 10)
+        assert result["duration"] > 0.04
+        for endpoint in ("embeddings", "images"):
+            done = run("--url", url, "--endpoint", endpoint, "--json", *FEW)
+            assert done.exit_code == 0, done.output
+            (result,) = json.loads(done.stdout)["results"]
+            assert (result["completed"], result["mean_ttft_ms"]) == (4, 0)
+            assert result["mean_e2el_ms"] > 0
+
+
+def test_a_server_without_usage_is_said() -> None:
+    with serve_asgi(BenchServer()) as url:
+        done = run("--url", url, "--model", "no-usage", *FEW)
+    assert done.exit_code == 0, done.output
+    assert "does not report usage" in done.stdout
+
+
+def test_failed_requests_make_the_exit_code(tmp_path: Path) -> None:
+    html = tmp_path / "r.html"
+    for allowed, code in (("0", 1), ("99", 1), ("100", 0)):
+        with serve_asgi(BenchServer()) as url:
+            done = run("--url", url, "--model", "flaky", *FEW, "--allow-failed", allowed,
+                       "--html", str(html), env={"TRUTHGPT_API_KEY": KEY})  # fmt: skip
+        assert done.exit_code == code, done.output
+        assert "4 x http 429" in done.stdout
+        assert KEY not in done.output + html.read_text()
+        assert "http 429" in html.read_text()
+
+
+def test_a_server_that_is_not_there_or_refuses_is_one_line() -> None:
+    done = run("--url", "http://127.0.0.1:9")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert "127.0.0.1:9" in done.stderr
+    with serve_asgi(BenchServer()) as url:
+        done = run("--url", url, "--model", "busy", env={"TRUTHGPT_API_KEY": KEY})
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert "http 429" in done.stderr
+    assert KEY not in done.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--concurrency", "x"),
+        ("--concurrency", "0"),
+        ("--concurrency", "5000"),
+        ("--concurrency", "1,2", "--rate", "3"),
+        ("--rate", "inf"),
+        ("--slo", "ttft"),
+        ("--slo", "itl=3"),
+        ("--slo", "ttft=-1"),
+        ("--percentiles", "101"),
+        ("--extra-body", "[1]"),
+        ("--prompt", "a", "--dataset", __file__),
+        ("--html", "/no/such/folder/r.html"),
+        ("--api-key-env", "NO_SUCH_VARIABLE"),
+        ("--url", "ftp://a"),
+        ("report", "/no/such/file"),
+        ("report", __file__),
+    ],
+    ids=" ".join,
+)
+def test_wrong_use_is_exit_code_2_before_anything_is_sent(arguments: tuple[str, ...]) -> None:
+    given = arguments if "--url" in arguments else ("--url", "http://127.0.0.1:9", *arguments)
+    done = run(*given)
+    assert done.exit_code == 2, done.output
+    assert done.stdout == ""
+
+
+def test_ctrl_c_reports_what_was_measured(tmp_path: Path) -> None:
+    output = tmp_path / "results.json"
+    server = BenchServer(delay_s=0.01)
+    with serve_asgi(server) as url:
+        command = [sys.executable, "-c", "from truthgpt_serve.cli import main; main()", "bench",
+                   "--url", url, "--concurrency", "2,4", "--duration", "100", "--json",
+                   "-o", str(output)]  # fmt: skip
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            deadline = time.monotonic() + 60
+            while len(server.bodies) < 8:
+                assert time.monotonic() < deadline, "nothing was sent"
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            printed, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
+            process.wait()
+    assert process.returncode == 130, errors
+    results = json.loads(printed)["results"]
+    assert results == read_results(output)
+    assert len(results) == 1, "the second load is not begun"
+    assert results[0][OWN]["num_interrupted"] >= 1
+    assert b"Traceback" not in errors
+
+
+# -- results of other programs
+
+
+def test_reports_escape_what_files_say() -> None:
+    evil = "<script>alert(1)</script>\"'&"
+    result: dict[str, Any] = {
+        "model_id": evil, "label": evil, "backend": evil, "date": evil, "request_throughput": 1.0,
+        "request_rate": evil, "max_concurrency": None, "completed": 1, "failed": 0,
+        OWN: {"load": evil, "url": evil, "errors": {evil: {"count": 1, "examples": {evil: 1}}}},
+    }  # fmt: skip
+    check_report(build_report(evil, [(evil, [result])]))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"a": 1}', "[1]", "[" * 5000, "null"])
+def test_files_that_are_no_results_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(BenchError, match=r"x\.json"):
+        read_results(path)

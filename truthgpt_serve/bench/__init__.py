@@ -1,0 +1,1 @@
+"""Measures any server with OpenAI's API under load: `truthgpt bench`."""
