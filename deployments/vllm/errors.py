@@ -28,6 +28,8 @@ _LENGTH = re.compile(r"(?:max_model_len\D{0,4}|maximum (?:model |context )?lengt
 _SUFFIX = re.compile(r" \(parameter=[^()]*\)$")
 _PLACE = re.compile(r"[a-z_][A-Za-z0-9_]*")
 _KINDS = frozenset(("str", "int", "float", "bool", "bytes", "list", "tuple", "dict", "none"))
+_BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
+"""Names of pydantic's that clients of vLLM's own server look for in messages."""
 
 
 def clean_message(message: str) -> str:
@@ -78,6 +80,8 @@ def _field_error(item: Mapping[str, Any] | str) -> tuple[str, str]:
         if isinstance(part, int) or (_PLACE.fullmatch(str(part)) and part not in _KINDS)
     )
     text = clean_message(str(cause)) if cause is not None else str(item.get("msg"))
+    if item.get("type") in _BOUNDS:
+        text += f" ({item['type']})"
     return str(getattr(cause, "parameter", None) or place), text[:500]
 
 

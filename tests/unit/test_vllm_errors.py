@@ -125,7 +125,11 @@ async def send(method: str, path: str, **options: Any) -> httpx.Response:
 @pytest.mark.parametrize(
     ("body", "param", "text"),
     [
-        ({"size": 0}, "size", "`size`: Input should be greater than or equal to 1"),
+        (
+            {"size": 0},
+            "size",
+            "`size`: Input should be greater than or equal to 1 (greater_than_equal)",
+        ),
         ({"size": 7}, None, "seven is not possible"),
         ({"items": [{"number": "x"}]}, "items.0.number", "`items.0.number`: Input should be a"),
         ({"items": [{}] * 30}, "items.0.number", "; and 50 more"),
