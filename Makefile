@@ -11,7 +11,7 @@ TEST_WORKERS ?= 0
 PYTEST_ARGS ?=
 VERBOSE ?=
 
-.PHONY: bench-training help install serve stop status test check format lock bench-router bench-batching clean
+.PHONY: bench-training help install serve stop status test check format lock docs bench-router bench-batching clean
 
 help: ## List these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -46,6 +46,10 @@ format: install ## Format the code and fix what can be fixed by a program
 
 lock: ## Write constraints-cpu.txt from what .venv holds now (`install` would undo an upgrade)
 	@$(VENV)/python scripts/lock.py
+
+docs: install ## Build the documentation as a site into site/
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/mkdocs build --quiet
+	@echo "[docs] site/index.html"
 
 bench-router: install ## Compare with vLLM's own server; writes benchmarks/results/ (needs wrk)
 	@command -v wrk >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install -y -qq wrk; } \

@@ -1,0 +1,79 @@
+"""The documentation as a site: it builds without a warning, and loads nothing from other hosts."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ("truthgpt_serve", "deployments", "scripts")
+OF_OTHERS = (
+    "401",
+    "gated repo",
+    "CUDA out of memory",
+    "No available memory for the cache blocks",
+    "Too many open files",
+    "No space left on device",
+    "nvidia-smi",
+)
+"""Symptoms in the words of pip, the engines, the hub and the operating system."""
+_VALUES = re.compile(
+    r"…|'x'|\bN\b|NAME|[\d.]+|torch==|\+cpu|configs/\S+|pip install|: |\[install\]"
+)
+"""What stands in a message for values, and what joins its parts."""
+_LOADS = re.compile(r"<(?:script|img|iframe|source)[^>]*\ssrc=\"([^\"]+)\"")
+_STYLES = re.compile(r"<link[^>]*rel=\"(?:stylesheet|preconnect|icon)\"[^>]*>")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_every_page_is_there(site: Path) -> None:
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    made = {str(path.relative_to(site)) for path in site.rglob("*.html")}
+    assert {page.removesuffix(".md") + ".html" for page in pages} <= made
+    assert {"kubernetes.html", "python.html"} <= made
+    assert "register_model" in (site / "python.html").read_text()
+
+
+def test_nothing_comes_from_other_hosts(site: Path) -> None:
+    found = []
+    for page in site.rglob("*.html"):
+        text = page.read_text()
+        loaded = [*_LOADS.findall(text), *_STYLES.findall(text)]
+        found += [(page.name, one) for one in loaded if re.search(r"(?:https?:)?//", one)]
+    assert found == []
+
+
+def test_symptoms_are_in_the_words_of_the_code() -> None:
+    """Each message in the first column of the tables is one that the code has."""
+    code = "\n".join(path.read_text() for name in SOURCES for path in (ROOT / name).rglob("*.py"))
+    code = re.sub(r"\"\s*\n?\s*f?\"", "", code)  # texts that are split over lines
+    rows = re.findall(r"^\| ([^|]+) \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.M)
+    messages = [text for row in rows for text in re.findall(r"`+([^`]{3,})`+", row)]
+    assert len(messages) > 20
+    parts = [part for text in messages for part in _VALUES.split(text)]
+    missing = [
+        part.strip()
+        for part in parts
+        if len(part.strip()) > 4 and part.strip() not in code and part.strip() not in OF_OTHERS
+    ]
+    assert missing == []
