@@ -22,7 +22,7 @@ READY = "ends the service"
 COMMANDS = (
     ".venv/bin/truthgpt models",
     '.venv/bin/truthgpt chat story --prompt "Tell me a story about a fox."',
-    '.venv/bin/truthgpt image shapes "a big red star in the top left" --seed 1 --output star.png',
+    '.venv/bin/truthgpt image shapes "a big red star in the top left" --seed 1 --out star.png',
     "curl -sS http://127.0.0.1:8000/v1/embeddings -H 'content-type: application/json' "
     """-d '{"model": "shapes", "input": "a star"}'""",
     '.venv/bin/truthgpt chat stori --prompt "hello"',
