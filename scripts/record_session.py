@@ -10,7 +10,6 @@ import argparse
 import os
 import re
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,7 +20,7 @@ COMMAND_S = 120
 READY = "ends the service"
 COMMANDS = (
     ".venv/bin/truthgpt models",
-    '.venv/bin/truthgpt chat story --prompt "Tell me a story about a fox."',
+    '.venv/bin/truthgpt chat story --prompt "Tell me a story about Mia and a red boat."',
     '.venv/bin/truthgpt image shapes "a big red star in the top left" --seed 1 --out star.png',
     "curl -sS http://127.0.0.1:8000/v1/embeddings -H 'content-type: application/json' "
     """-d '{"model": "shapes", "input": "a star"}'""",
@@ -31,9 +30,9 @@ COMMANDS = (
 HEAD = """\
 # A session
 
-What a terminal shows from the first command on, recorded by `python -m scripts.record_session` on two cores
-without a GPU, where the packages were installed already. The last two requests are wrong on purpose: an image
-model has no embeddings, and no model is called `stori`.
+What a terminal shows from the first command on, recorded by `python -m scripts.record_session` on
+two cores without a GPU, where the packages were installed already. Two requests are wrong on
+purpose: an image model has no embeddings, and no model is called `stori`.
 
 """
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
@@ -89,4 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -6,9 +6,11 @@ import base64
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -40,9 +42,20 @@ def blocks_of(page: str, language: str) -> list[str]:
     return found
 
 
-REQUESTS = blocks_of("README.md", "bash")
+PAGES = ("README.md", "docs/index.md", "docs/es/index.md")
+REQUESTS = [text for page in PAGES for text in blocks_of(page, "bash")]
 PROGRAMS = blocks_of("README.md", "python")
+GUIDES = [text for page in PAGES[1:] for text in blocks_of(page, "python")]
 COMMANDS = blocks_of("README.md", "sh")
+TALKS = sorted(
+    {
+        line
+        for page in PAGES
+        for text in blocks_of(page, "sh")
+        for line in text.splitlines()
+        if "truthgpt chat" in line or "truthgpt image" in line
+    }
+)
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +86,61 @@ def run(command: list[str], *, folder: Path = ROOT) -> str:
 
 
 def test_the_pages_have_what_is_run_here() -> None:
-    assert [len(REQUESTS), len(PROGRAMS), len(COMMANDS)] == [4, 1, 3]
-    assert COMMANDS[:2] == ["make serve\n", "make test\n"]
-    assert all(text.count(PORT) == 1 for text in REQUESTS + PROGRAMS)
-    for text in COMMANDS[:2]:
-        run(["make", "--dry-run", text.split()[1]])
+    found = [len(REQUESTS), len(PROGRAMS), len(GUIDES), len(COMMANDS), len(TALKS)]
+    assert found == [6, 1, 2, 3, 2]
+    assert COMMANDS[:2] == ["make serve\n", ".venv/bin/truthgpt chat story\n"]
+    assert all(text.count(PORT) == 1 for text in REQUESTS + PROGRAMS + GUIDES)
+    run(["make", "--dry-run", "serve"])
+
+
+def test_the_end_of_the_start_names_models_and_commands(
+    shell: Shell, service: subprocess.Popen[bytes]
+) -> None:
+    deadline = time.monotonic() + COMMAND_S
+    while "ends the service" not in (text := shell.log.read_text()):
+        assert time.monotonic() < deadline, text
+        time.sleep(0.1)
+    strange = [
+        line for line in text.splitlines() if not line.startswith(("[serve] ", "  ", "Try:"))
+    ]
+    assert strange == []
+    for name in ("story", "shapes", "echo"):
+        assert re.search(rf"^  {name} .* running after \d+ s$", text, re.MULTILINE)
+    suggested = re.findall(r"^  (\S*truthgpt) (\w+)", text.partition("Try:")[2], re.MULTILINE)
+    assert [name for _, name in suggested] == ["chat", "image", "models"]
+    for program, name in suggested:
+        run([program, name, "--help"])
+
+
+@pytest.mark.parametrize("line", TALKS)
+def test_commands_that_talk(
+    shell: Shell, service: subprocess.Popen[bytes], tmp_path: Path, line: str
+) -> None:
+    program, *arguments = shlex.split(line)
+    assert program == ".venv/bin/truthgpt"
+    done = subprocess.run(
+        [str(BIN / "truthgpt"), *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "TRUTHGPT_URL": f"http://127.0.0.1:{shell.port}"},
+        input="Tell me a story about a fox.",
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    if arguments[0] == "image":
+        Image.open(tmp_path / done.stdout.strip()).verify()
+    else:
+        assert len(done.stdout) > 40
+
+
+@pytest.mark.parametrize("number", range(len(GUIDES)))
+def test_programs_of_the_guides(
+    shell: Shell, service: subprocess.Popen[bytes], number: int
+) -> None:
+    text = GUIDES[number].replace(PORT, f"127.0.0.1:{shell.port}")
+    assert len(run([sys.executable, "-c", text])) > 40
 
 
 @pytest.mark.parametrize("number", range(len(REQUESTS)))

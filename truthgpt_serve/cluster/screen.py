@@ -75,6 +75,9 @@ class Screen:
         self._verbose = verbose
         self._console = console or Console()
         self._states: dict[str, ModelStatus] = {}
+        self._seen: dict[str, ModelStatus] = {}
+        self._told: set[tuple[str, ModelStatus]] = set()
+        self._last: Readiness | None = None
         self._live: Live | None = None
         self._up = False
         self._started_s = self._report_s = 0.0
@@ -91,7 +94,8 @@ class Screen:
         self._up = False
         self._started_s = time.monotonic()
         self._report_s = self._started_s + REPORT_PERIOD_S
-        self._running_s, self._states = {}, {}
+        self._running_s, self._states, self._seen = {}, {}, {}
+        self._told.clear()
         if self._console.is_terminal and not self._verbose:
             self._live = Live(self, console=self._console, transient=True)
             self._live.start()
@@ -120,25 +124,23 @@ class Screen:
                 self._running_s.setdefault(name, now_s - self._started_s)
         if self._up:
             self._show_changes(now)
-        elif now.settled:
+            return True
+        if now.answered:
+            self._states = dict(now.models)
+        if now.settled:
             self._stop_table()
             self._up = True
             self._show_up(now, now_s - self._started_s)
-        else:
-            if self._live is None:
-                self._show_progress(now, now_s)
-            if now.answered:
-                self._states = dict(now.models)
-            return False
-        if now.answered:
-            self._states = dict(now.models)
-        return True
+        elif self._live is None:
+            self._show_progress(now, now_s)
+        return self._up
 
     def _show_progress(self, now: Readiness, now_s: float) -> None:
         seconds = now_s - self._started_s
         for name, model in now.models.items():
-            before = self._states.get(name)
-            if before is None or before != model:
+            # Once each: the routers take turns in answering, and one may know less than another.
+            if (name, model) not in self._told:
+                self._told.add((name, model))
                 say(f"{name}: {_describe(model)} ({seconds:.0f} s)")
                 self._report_s = now_s + REPORT_PERIOD_S
         if now_s >= self._report_s:
@@ -161,14 +163,21 @@ class Screen:
         say(f"log: {self._log.path}; Ctrl-C or `make stop` ends the service")
 
     def _show_changes(self, now: Readiness) -> None:
-        if not now.answered:
+        """Tells what two answers in a row say: one router may know less than another."""
+        if not now.answered or now is self._last:
             return
-        for name, model in now.models.items():
-            before = self._states.get(name)
-            if before is None or before.status != model.status:
+        self._last = now
+        seen, self._seen = self._seen, dict(now.models)
+        for name in self._states.keys() | now.models.keys():
+            before, model = self._states.get(name), now.models.get(name)
+            if _status(model) == _status(before) or _status(model) != _status(seen.get(name)):
+                continue
+            if model is None:
+                say(f"{name}: removed")
+                del self._states[name]
+            else:
                 say(f"{name}: {_describe(model)}")
-        for name in self._states.keys() - now.models.keys():
-            say(f"{name}: removed")
+                self._states[name] = model
 
     def show_cause(self) -> None:
         """Shows the end of the log where something failed, and what may help."""
@@ -204,6 +213,10 @@ class Screen:
             message = _one_line(model.message) if model else ""
             table.add_row(name, Text(word, _STYLES.get(status, "yellow")), f"{taken:.0f}", message)
         return table
+
+
+def _status(model: ModelStatus | None) -> str | None:
+    return None if model is None else model.status
 
 
 def _describe(model: ModelStatus) -> str:
