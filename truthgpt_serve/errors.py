@@ -16,6 +16,7 @@ Knows nothing of HTTP servers, Ray or families: a server turns `to_envelope()` i
     │   ├── SlowRequestError     408
     │   ├── ExpiredFileError     410
     │   ├── TooLargeError        413
+    │   ├── CodingError          415
     │   └── QuarantinedError     422  the model's process died twice while it served this request
     ├── OverloadedError          429  every queue is full
     ├── PassedError              its own: an application's error, put into the envelope
@@ -42,6 +43,7 @@ class TruthGPTError(Exception):
         retry_after_s: Seconds for the `Retry-After` header, or None.
         default_retry_after_s: The same where an error does not say it.
         allow: HTTP methods for the `Allow` header.
+        accepted_codings: Content codings for the `Accept-Encoding` header.
     """
 
     status: int = 500
@@ -49,6 +51,7 @@ class TruthGPTError(Exception):
     default_code: str | None = None
     default_retry_after_s: int | None = None
     allow: tuple[str, ...] = ()
+    accepted_codings: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -223,6 +226,22 @@ class TooLargeError(RequestError):
 
     status = 413
     default_code = "request_too_large"
+
+
+class CodingError(RequestError):
+    """The body is compressed in a way that is not supported.
+
+    Args:
+        message: What a client sees.
+        accepted: The content codings that are.
+    """
+
+    status = 415
+    default_code = "unsupported_content_encoding"
+
+    def __init__(self, message: str, *, accepted: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.accepted_codings = accepted
 
 
 class QuarantinedError(RequestError):

@@ -30,6 +30,7 @@ from truthgpt_serve.serve_state import (
 )
 from truthgpt_serve.server import ModelHost
 from truthgpt_serve.server.collecting import collecting_seldom
+from truthgpt_serve.server.encoded_bodies import EncodedBodies
 from truthgpt_serve.server.faults import ReplicaGuard
 from truthgpt_serve.server.joining import JoinedStreams
 from truthgpt_serve.shared_files import SharedFiles
@@ -71,6 +72,11 @@ class ModelReplica:
         app = self._guard.wrap(app, getattr(self._host.model, "fatal_error", None))
         if self._stream_interval_s:
             app = JoinedStreams(app, self._stream_interval_s)
+        app = EncodedBodies(
+            app,
+            max_body_bytes=self._host.max_body_bytes,
+            max_request_s=self._host.max_request_s,
+        )
         app = EditedHeads(app, without_request_id, with_stream_headers)
         context = serve.get_replica_context()
         own = context.replica_tag

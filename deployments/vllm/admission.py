@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from deployments.vllm.bodies import replay
 from deployments.vllm.grammar_fields import find_grammars
 from deployments.vllm.grammar_gate import GrammarGate
 from deployments.vllm.request_models import check_kinds
 from truthgpt_serve.asgi import Receive, Scope, Send
 from truthgpt_serve.errors import TruthGPTError
+from truthgpt_serve.http.compression import replay
 from truthgpt_serve.protocol import parse_object
 from truthgpt_serve.server.http import ClientGoneError, Connection
 from truthgpt_serve.server.request_limits import RequestLimits

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from truthgpt_serve.asgi import Message, Receive, Scope, Send
+from truthgpt_serve.asgi import Receive, Scope, Send
 from truthgpt_serve.errors import TruthGPTError
+from truthgpt_serve.http.compression import replay
 from truthgpt_serve.server.http import ClientGoneError, Connection
 
 
@@ -49,13 +50,3 @@ class BoundedBodies:
             elif name == b"transfer-encoding":
                 return False
         return small
-
-
-def replay(body: bytes, receive: Receive) -> Receive:
-    """Returns a `receive` that gives a body which was read, and then what comes after it."""
-    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def receive_again() -> Message:
-        return waiting.pop() if waiting else await receive()
-
-    return receive_again

@@ -25,7 +25,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from deployments.onnx.tiny_model import make_tiny_vision
 from tests.unit.onnx_models import make_encoder
 from truthgpt_serve.local_cluster import LocalCluster, model_application, router_application
-from truthgpt_serve.router.app import GATHERED_BYTES
+from truthgpt_serve.router.request_body import GATHERED_BYTES
 
 HERE = Path(__file__).parent
 RAY_ENV = HERE.parents[1] / "configs" / "ray.env"

@@ -11,14 +11,11 @@ import ml_dtypes
 import numpy
 import pytest
 
-from truthgpt_serve.errors import RequestError, TooLargeError
+from truthgpt_serve.errors import RequestError
 from truthgpt_serve.server.oip_answers import encode_answer
 from truthgpt_serve.server.oip_compression import (
-    FREE_BYTES,
     accepted_coding,
     compress,
-    content_coding,
-    decompress,
 )
 from truthgpt_serve.server.oip_datatypes import (
     DATATYPES,
@@ -173,11 +170,6 @@ def test_what_a_client_accepts(header: bytes, coding: str) -> None:
     assert accepted_coding(header) == coding
 
 
-def test_content_codings() -> None:
-    assert content_coding(b" GZip ") == content_coding(b"x-gzip") == "gzip"
-    assert content_coding(b"identity") == content_coding(b"") == ""
-
-
 @pytest.mark.parametrize(
     ("coding", "unpack"), [("gzip", gzip.decompress), ("deflate", zlib.decompress)]
 )
@@ -185,16 +177,6 @@ def test_compressed_and_back(coding: str, unpack: Any) -> None:
     body = b"[1.0, 2.0]" * 10_000
     packed = compress(body, coding)
     assert packed is not None
-    assert unpack(packed) == decompress(packed, coding, MIB) == body
+    assert unpack(packed) == body
     assert len(packed) < len(body) / 10
     assert compress(numpy.random.default_rng(1).bytes(100_000), coding) is None
-
-
-def test_a_bomb_is_refused_at_the_bound() -> None:
-    zeros = gzip.compress(bytes(FREE_BYTES))
-    assert len(decompress(zeros, "gzip", 2**30)) == FREE_BYTES
-    with pytest.raises(TooLargeError, match=f"larger than {FREE_BYTES} bytes without"):
-        decompress(gzip.compress(bytes(FREE_BYTES + 1)), "gzip", 2**30)
-    with pytest.raises(TooLargeError, match="larger than 1000 bytes without"):
-        decompress(gzip.compress(bytes(1001)), "gzip", 1000)
-    assert len(decompress(gzip.compress(bytes(1000)), "gzip", 1000)) == 1000

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-from truthgpt_serve.asgi import Message, Receive, Scope, Send, send_error
+from truthgpt_serve.asgi import Receive, Scope, Send, send_error
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.errors import (
     MethodError,
     ModelNotFoundError,
     RequestError,
     ServerError,
-    SlowRequestError,
     TruthGPTError,
     UnavailableError,
     UpstreamError,
@@ -32,24 +30,15 @@ from truthgpt_serve.router.open_inference import model_of
 from truthgpt_serve.router.pages import Pages
 from truthgpt_serve.router.pool import ConnectionPool
 from truthgpt_serve.router.relay import BrokenAnswerError, Relay
-from truthgpt_serve.router.scan import ModelScanner, model_of_json, scanner_for
-from truthgpt_serve.router.upload import (
-    STALL_S,
-    ClientLeftError,
-    RequestBody,
-    check_size,
-    receive_piece,
-)
+from truthgpt_serve.router.request_body import BodyReader, is_encoded
+from truthgpt_serve.router.upload import ClientLeftError, RequestBody
 from truthgpt_serve.routes import find_error
 from truthgpt_serve.serve_state import ServeState, metrics_address
 from truthgpt_serve.unreached import HEADER, RETRY_AFTER_S
 
 logger = logging.getLogger(__name__)
 
-GATHERED_BYTES = 256 * 1024
-"""A body is sent on when so much of it is there, or all."""
 _BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
-_TYPE = b"content-type"
 
 
 class RouterApp:
@@ -80,7 +69,7 @@ class RouterApp:
         self._find_exporter = find_exporter
         self._exporter: ConnectionPool | None = None
         self.catalogue = Catalogue(fetch_state, self._fetch_routes)
-        self._num_arriving = 0
+        self._bodies = BodyReader(config)
         self._admission = Admission(config.num_replicas)
         models = self.catalogue
         self._relay = Relay(
@@ -101,7 +90,7 @@ class RouterApp:
         told = []
         if held is not None:
             # What still arrives is in HAProxy's count, and at no model; the others have as much.
-            held += self._num_arriving * self._config.num_replicas
+            held += self._bodies.num_arriving * self._config.num_replicas
             told = [(CAPACITY_HEADER.encode(), b"%d" % held)]
         _, routes = await self._pool.fetch(b"/-/routes", told)
         return routes
@@ -150,6 +139,9 @@ class RouterApp:
                 await page(send)
             elif scope["path"].startswith(MODELS_PREFIX):
                 await self._send_unreached(scope["path"], send)
+            elif is_encoded(scope):
+                async with self._bodies.decoded(scope, receive) as (plain, receive_plain):
+                    await self._route(plain, receive_plain, send)
             else:
                 await self._route(scope, receive, send)
         except BrokenAnswerError as error:
@@ -190,12 +182,12 @@ class RouterApp:
         if isinstance(missing, MethodError):
             raise missing
         if (model := model_of(scope["method"], path)) is not None:
-            await self._forward(scope, send, model, await self._take_unread(scope, receive))
+            await self._forward(scope, send, model, await self._bodies.take_unread(scope, receive))
             return
         if missing is not None and scope["method"] not in _BODY_METHODS:
             raise missing
         try:
-            model, body = await self._read_model(scope, receive)
+            model, body = await self._bodies.read_model(scope, receive)
         except RequestError as error:
             # A path that is not in the list may be one of an application of a user's own, but
             # only a model can say so.
@@ -210,81 +202,6 @@ class RouterApp:
             await self._relay(scope, send, entry, body)
             return
         if body.more:
-            await self._gather(body)
+            await self._bodies.gather(body)
         async with self._admission.admit(entry):
             await self._relay(scope, send, entry, body)
-
-    async def _gather(self, body: RequestBody) -> None:
-        """Reads on until a body is whole, or large: slow clients take up no place at a model."""
-        self._num_arriving += 1
-        try:
-            async with self._in_time():
-                while body.more and body.num_bytes < GATHERED_BYTES:
-                    piece = _take(await receive_piece(body.receive), body)
-                    check_size(body.num_bytes, self._config.max_body_bytes)
-                    body.watch(piece)
-        finally:
-            self._num_arriving -= 1
-
-    async def _take_unread(self, scope: Scope, receive: Receive) -> RequestBody:
-        """Returns the body of a request whose path names the model: only what is there already."""
-        self._check_length(scope)
-        body = RequestBody([], 0, True, receive)
-        _take(await self._first_piece(receive), body)
-        check_size(body.num_bytes, self._config.max_body_bytes)
-        return body
-
-    def _check_length(self, scope: Scope) -> None:
-        for name, value in scope["headers"]:
-            if name == b"content-length" and value.isdigit():
-                check_size(int(value), self._config.max_body_bytes)
-
-    async def _read_model(self, scope: Scope, receive: Receive) -> tuple[str, RequestBody]:
-        content_type = next((value for key, value in scope["headers"] if key == _TYPE), b"")
-        limit = self._config.max_body_bytes
-        self._check_length(scope)
-        body = RequestBody([], 0, True, receive)
-        piece = _take(await self._first_piece(receive), body)
-        if not body.more and content_type[:10].lower() != b"multipart/":
-            check_size(body.num_bytes, limit)
-            return model_of_json(piece), body
-        async with self._in_time():
-            return await _scan(scanner_for(content_type), piece, body, limit), body
-
-    async def _first_piece(self, receive: Receive) -> Message:
-        if self._config.request_timeout_s > STALL_S:
-            return await receive_piece(receive)
-        async with self._in_time():
-            return await receive()
-
-    @asynccontextmanager
-    async def _in_time(self) -> AsyncIterator[None]:
-        limit_s = self._config.request_timeout_s
-        try:
-            async with asyncio.timeout(limit_s):
-                yield
-        except TimeoutError:
-            message = f"the request body did not arrive within {limit_s:g} s"
-            raise SlowRequestError(message) from None
-
-
-async def _scan(scanner: ModelScanner, piece: bytes, body: RequestBody, limit: int) -> str:
-    while True:
-        check_size(body.num_bytes, limit)
-        model = scanner.feed(piece)
-        if model is not None:
-            body.watch = scanner.watch(body.pieces)
-            return model
-        if not body.more:
-            return scanner.finish(body.pieces)
-        piece = _take(await receive_piece(body.receive), body)
-
-
-def _take(message: Message, body: RequestBody) -> bytes:
-    if message["type"] == "http.disconnect":
-        raise ClientLeftError
-    piece: bytes = message.get("body", b"")
-    body.pieces.append(piece)
-    body.num_bytes += len(piece)
-    body.more = message.get("more_body", False)
-    return piece

@@ -64,6 +64,26 @@ async def receive_piece(receive: Receive) -> Message:
         raise SlowRequestError(f"nothing of the request body came for {STALL_S:g} s") from None
 
 
+def take(message: Message, body: RequestBody) -> bytes:
+    """Adds the next piece to what has been read, and returns it. Raises ClientLeftError."""
+    if message["type"] == "http.disconnect":
+        raise ClientLeftError
+    piece: bytes = message.get("body", b"")
+    body.pieces.append(piece)
+    body.num_bytes += len(piece)
+    body.more = message.get("more_body", False)
+    return piece
+
+
+async def read_whole(receive: Receive, max_body_bytes: int) -> bytes:
+    """Returns a whole body. Raises TooLargeError, SlowRequestError and ClientLeftError."""
+    body = RequestBody([], 0, True, receive)
+    while body.more:
+        take(await receive_piece(receive), body)
+        check_size(body.num_bytes, max_body_bytes)
+    return b"".join(body.pieces)
+
+
 async def upload(
     connection: UpstreamConnection, head: bytes, body: RequestBody, max_body_bytes: int
 ) -> None:

@@ -25,6 +25,7 @@ from truthgpt_serve.server.audio import PATH as TRANSCRIPTIONS_PATH
 from truthgpt_serve.server.audio import TRANSLATIONS_PATH, AudioRoutes
 from truthgpt_serve.server.embeddings import PATH as EMBEDDINGS_PATH
 from truthgpt_serve.server.embeddings import EmbeddingRoutes
+from truthgpt_serve.server.encoded_bodies import EncodedBodies
 from truthgpt_serve.server.exchange import Exchange
 from truthgpt_serve.server.host import ModelHost
 from truthgpt_serve.server.http import ClientGoneError, Connection, refuse_websocket
@@ -46,7 +47,7 @@ Handler = Callable[[Connection], Awaitable[None]]
 
 def create_app(
     spec: FamilySpec, cfg: dict[str, Any], *, name: str, max_body_bytes: int | None = None
-) -> Application:
+) -> EncodedBodies:
     """Returns an ASGI application that serves one model by itself, without Ray.
 
     The model is loaded when the server starts the application and closed when it stops it.
@@ -58,7 +59,11 @@ def create_app(
         max_body_bytes: The largest request body; by default what the configuration says.
     """
     host = ModelHost(spec, cfg, name=name)
-    return Application(host, max_body_bytes=max_body_bytes, owns_host=True)
+    return EncodedBodies(
+        Application(host, max_body_bytes=max_body_bytes, owns_host=True),
+        max_body_bytes=max_body_bytes or host.max_body_bytes,
+        max_request_s=host.max_request_s,
+    )
 
 
 class Application:
@@ -100,7 +105,7 @@ class Application:
         if self._task == "tensor":
             from truthgpt_serve.server.oip import OipRoutes  # needs numpy, as such a class does
 
-            self._routes |= OipRoutes(host, self._read, self._max_body_bytes).routes()
+            self._routes |= OipRoutes(host, self._read).routes()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one ASGI connection."""

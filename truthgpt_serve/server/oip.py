@@ -16,12 +16,7 @@ from truthgpt_serve.protocol import encode_json
 from truthgpt_serve.server.host import ModelHost
 from truthgpt_serve.server.http import Connection
 from truthgpt_serve.server.oip_answers import MODEL_VERSION, Arrays, check_outputs, encode_answer
-from truthgpt_serve.server.oip_compression import (
-    accepted_coding,
-    compress,
-    content_coding,
-    decompress,
-)
+from truthgpt_serve.server.oip_compression import accepted_coding, compress
 from truthgpt_serve.server.oip_exchange import OipExchange
 from truthgpt_serve.server.oip_requests import InferRequest, header_length, parse_request
 
@@ -47,13 +42,11 @@ class OipRoutes:
     Args:
         host: The model; started before the first request.
         read: Reads a request's body, up to the limit.
-        max_body_bytes: That limit, which holds without compression too.
     """
 
-    def __init__(self, host: ModelHost, read: Read, max_body_bytes: int) -> None:
+    def __init__(self, host: ModelHost, read: Read) -> None:
         self._host = host
         self._read = read
-        self._max_body_bytes = max_body_bytes
         self._card: dict[str, Any] | None = None
 
     def routes(self) -> dict[str, dict[str, Handler]]:
@@ -133,15 +126,13 @@ class OipRoutes:
             await connection.reply(content, content_type, headers=headers)
 
     async def _parse(self, connection: Connection, body: bytes) -> InferRequest:
-        coding = content_coding(connection.header(b"content-encoding"))
         header = connection.header(HEADER_LENGTH)
         parameters = tuple(getattr(self._host.model, "request_parameters", ()))
 
         def parse() -> InferRequest:
-            data = decompress(body, coding, self._max_body_bytes) if coding else body
-            return parse_request(data, header_length(header, len(data)), parameters)
+            return parse_request(body, header_length(header, len(body)), parameters)
 
-        aside = bool(coding) or len(body) > INLINE_BYTES
+        aside = len(body) > INLINE_BYTES
         if not aside and len(body) > INLINE_ELEMENTS:
             aside = not header or b'"BYTES"' in body[: header_length(header, len(body))]
         return await _run(parse, aside=aside)

@@ -1,0 +1,145 @@
+"""Reads request bodies: as far as the model's name, until they are whole, or decompressed.
+
+Knows limits and time; `scan` knows where a body names its model, `upload` how it is sent on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from truthgpt_serve.asgi import Message, Receive, Scope, header
+from truthgpt_serve.config import RouterConfig
+from truthgpt_serve.errors import SlowRequestError
+from truthgpt_serve.http.compression import Grown, content_coding, decompress, plain_request
+from truthgpt_serve.router.scan import ModelScanner, model_of_json, scanner_for
+from truthgpt_serve.router.upload import (
+    STALL_S,
+    RequestBody,
+    check_size,
+    read_whole,
+    receive_piece,
+    take,
+)
+
+GATHERED_BYTES = 256 * 1024
+"""A body is sent on when so much of it is there, or all."""
+_TYPE, _ENCODING = b"content-type", b"content-encoding"
+
+
+def is_encoded(scope: Scope) -> bool:
+    """Returns whether a request's body may be compressed."""
+    return header(scope, _ENCODING) is not None
+
+
+class BodyReader:
+    """Reads the bodies of one router's requests.
+
+    Args:
+        config: Limits and timeouts.
+
+    Attributes:
+        num_arriving: Requests whose body is being read before a model has it.
+    """
+
+    def __init__(self, config: RouterConfig) -> None:
+        self._max_bytes = config.max_body_bytes
+        self._limit_s = config.request_timeout_s
+        self._grown = Grown()
+        self.num_arriving = 0
+
+    @asynccontextmanager
+    async def decoded(self, scope: Scope, receive: Receive) -> AsyncIterator[tuple[Scope, Receive]]:
+        """Yields a request as if its body had come without compression.
+
+        What it has grown by is counted while the block runs.
+
+        Raises:
+            CodingError: It is compressed otherwise than is supported.
+            RequestError: It is damaged, or too large with or without compression.
+            OverloadedError: All such bodies together are too large.
+            ClientLeftError: The client left.
+        """
+        coding = content_coding(header(scope, _ENCODING))
+        if not coding:
+            yield scope, receive
+            return
+        self._check_length(scope)
+        async with self._arriving():
+            packed = await read_whole(receive, self._max_bytes)
+        with self._grown.body() as add:
+            body = await decompress(packed, coding, self._max_bytes, add)
+            yield plain_request(scope, receive, body)
+
+    async def gather(self, body: RequestBody) -> None:
+        """Reads on until a body is whole, or large: slow clients take up no place at a model."""
+        async with self._arriving():
+            while body.more and body.num_bytes < GATHERED_BYTES:
+                piece = take(await receive_piece(body.receive), body)
+                check_size(body.num_bytes, self._max_bytes)
+                body.watch(piece)
+
+    async def take_unread(self, scope: Scope, receive: Receive) -> RequestBody:
+        """Returns the body of a request whose path names the model: only what is there already."""
+        self._check_length(scope)
+        body = RequestBody([], 0, True, receive)
+        take(await self._first_piece(receive), body)
+        check_size(body.num_bytes, self._max_bytes)
+        return body
+
+    async def read_model(self, scope: Scope, receive: Receive) -> tuple[str, RequestBody]:
+        """Returns the model that a body names, and what was read of it.
+
+        Raises:
+            RequestError: The body is malformed or names none.
+        """
+        content_type = header(scope, _TYPE) or b""
+        self._check_length(scope)
+        body = RequestBody([], 0, True, receive)
+        piece = take(await self._first_piece(receive), body)
+        if not body.more and content_type[:10].lower() != b"multipart/":
+            check_size(body.num_bytes, self._max_bytes)
+            return model_of_json(piece), body
+        async with self._in_time():
+            return await self._scan(scanner_for(content_type), piece, body), body
+
+    async def _scan(self, scanner: ModelScanner, piece: bytes, body: RequestBody) -> str:
+        while True:
+            check_size(body.num_bytes, self._max_bytes)
+            model = scanner.feed(piece)
+            if model is not None:
+                body.watch = scanner.watch(body.pieces)
+                return model
+            if not body.more:
+                return scanner.finish(body.pieces)
+            piece = take(await receive_piece(body.receive), body)
+
+    def _check_length(self, scope: Scope) -> None:
+        for name, value in scope["headers"]:
+            if name == b"content-length" and value.isdigit():
+                check_size(int(value), self._max_bytes)
+
+    async def _first_piece(self, receive: Receive) -> Message:
+        if self._limit_s > STALL_S:
+            return await receive_piece(receive)
+        async with self._in_time():
+            return await receive()
+
+    @asynccontextmanager
+    async def _arriving(self) -> AsyncIterator[None]:
+        self.num_arriving += 1
+        try:
+            async with self._in_time():
+                yield
+        finally:
+            self.num_arriving -= 1
+
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._limit_s):
+                yield
+        except TimeoutError:
+            message = f"the request body did not arrive within {self._limit_s:g} s"
+            raise SlowRequestError(message) from None

@@ -1,0 +1,49 @@
+"""Decompresses the bodies of requests before an application sees them; knows no routes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from truthgpt_serve.asgi import Receive, Scope, Send, header
+from truthgpt_serve.errors import TruthGPTError
+from truthgpt_serve.http.compression import Grown, content_coding, decompress, plain_request
+from truthgpt_serve.server.http import ClientGoneError, Connection
+
+_ENCODING = b"content-encoding"
+
+
+class EncodedBodies:
+    """An application that gets every body without compression.
+
+    Args:
+        app: The application.
+        max_body_bytes: Largest body, compressed or not; a larger one is answered 413.
+        max_request_s: How long a compressed body may take to arrive.
+    """
+
+    def __init__(self, app: Any, *, max_body_bytes: int, max_request_s: float) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+        self._max_request_s = max_request_s
+        self._grown = Grown()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one ASGI connection."""
+        if scope["type"] != "http" or header(scope, _ENCODING) is None:
+            await self._app(scope, receive, send)
+            return
+        connection = Connection(scope, receive, send)
+        with self._grown.body() as add:
+            try:
+                body = await self._read(connection, add)
+            except ClientGoneError:
+                return
+            except TruthGPTError as error:
+                await connection.fail(error)
+                return
+            await self._app(*plain_request(scope, receive, body), send)
+
+    async def _read(self, connection: Connection, add: Any) -> bytes:
+        coding = content_coding(connection.header(_ENCODING))
+        body = await connection.read(self._max_body_bytes, self._max_request_s)
+        return await decompress(body, coding, self._max_body_bytes, add) if coding else body
