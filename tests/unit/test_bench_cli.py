@@ -125,6 +125,17 @@ def test_the_table_of_one_measurement_and_of_a_comparison() -> None:
     assert "TTFT median, ms" in done.stdout
 
 
+@pytest.mark.parametrize(("host", "key"), [("127.0.0.1", f"Bearer {KEY}"), ("localhost", "")])
+def test_the_key_goes_to_another_address_of_the_same_host_only(host: str, key: str) -> None:
+    ours, theirs = BenchServer(), BenchServer()
+    with serve_asgi(ours) as url, serve_asgi(theirs) as other:
+        done = run("--url", url, "--against", other.replace("127.0.0.1", host), "--pairs", "1",
+                   *FEW, env={"TRUTHGPT_API_KEY": KEY})  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert set(ours.keys) == {f"Bearer {KEY}"}
+    assert set(theirs.keys) == {key}
+
+
 def test_rates_and_other_endpoints() -> None:
     with serve_asgi(BenchServer()) as url:
         done = run("--url", url, "--rate", "200", "--requests", "10", "--json",
@@ -139,6 +150,19 @@ def test_rates_and_other_endpoints() -> None:
             (result,) = json.loads(done.stdout)["results"]
             assert (result["completed"], result["mean_ttft_ms"]) == (4, 0)
             assert result["mean_e2el_ms"] > 0
+
+
+def test_a_trace_is_sent_at_its_times(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    rows = [{"timestamp": at, "input_length": 3, "output_length": 2} for at in (0, 400, 800)]
+    trace.write_text("\n".join(json.dumps(row) for row in rows))
+    with serve_asgi(BenchServer()) as url:
+        done = run("--url", url, "--trace", str(trace), "--trace-speed", "2", "--json")
+    assert done.exit_code == 0, done.output
+    (result,) = json.loads(done.stdout)["results"]
+    assert (result["completed"], result["total_output_tokens"]) == (3, 6)
+    assert 0.4 <= result["duration"] < 20
+    assert (result["num_prompts"], result[OWN]["load"]) == (3, "trace")
 
 
 def test_a_server_without_usage_is_said() -> None:
@@ -176,6 +200,7 @@ def test_a_server_that_is_not_there_or_refuses_is_one_line() -> None:
     [
         ("--concurrency", "x"),
         ("--concurrency", "0"),
+        ("--concurrency", "1.5"),
         ("--concurrency", "5000"),
         ("--concurrency", "1,2", "--rate", "3"),
         ("--rate", "inf"),
@@ -237,6 +262,28 @@ def test_reports_escape_what_files_say() -> None:
         OWN: {"load": evil, "url": evil, "errors": {evil: {"count": 1, "examples": {evil: 1}}}},
     }  # fmt: skip
     check_report(build_report(evil, [(evil, [result])]))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"request_rate": 1.0, "output_throughput": float("nan"), "mean_ttft_ms": float("inf")},
+        {OWN: {"quantiles_ms": {"ttft": ["x", "y"]}}},
+        {OWN: {"course": [1], "errors": 3}},
+        {"ttfts": [None, None]},
+    ],
+)
+def test_figures_of_another_form_are_refused_in_one_line(
+    tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    path = tmp_path / "x.json"
+    results = [{"request_throughput": at, "max_concurrency": at} | fields for at in (1, 2)]
+    path.write_text("\n".join(json.dumps(result) for result in results))
+    done = run("report", str(path), "-o", str(tmp_path / "r.html"))
+    assert done.exit_code in (0, 2), done.output
+    assert done.exit_code == 0 or "x: the figures are of another form" in done.stderr
+    if done.exit_code == 0:
+        check_report((tmp_path / "r.html").read_text())
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"a": 1}', "[1]", "[" * 5000, "null"])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from truthgpt_serve.bench.outcome import Request
-from truthgpt_serve.bench.prompts import MAX_ROWS, RandomPrompts, read_rows
+from truthgpt_serve.bench.prompts import MAX_ROWS, RandomPrompts, last_text, read_rows
 from truthgpt_serve.bench.target import BenchError
 
 MOONCAKE_BLOCK = 512
@@ -46,7 +46,9 @@ def _gaps(rate: float, burstiness: float, rng: random.Random) -> Iterator[float]
             yield rng.gammavariate(burstiness, 1 / (rate * burstiness))
 
 
-def read_trace(path: Path, prompts: RandomPrompts, *, speed: float, seed: str) -> list[Request]:
+def read_trace(
+    path: Path, prompts: RandomPrompts, *, speed: float, seed: str, chat: bool = True
+) -> list[Request]:
     """Reads a trace: JSON Lines, or CSV as Azure's LLM inference traces.
 
     A row has a time: `offset` (seconds), `timestamp` (milliseconds, as Mooncake writes it),
@@ -60,6 +62,7 @@ def read_trace(path: Path, prompts: RandomPrompts, *, speed: float, seed: str) -
         prompts: Makes prompts for rows with lengths.
         speed: By how much the time runs faster than in the trace.
         seed: Decides the words.
+        chat: Whether requests may carry messages.
 
     Raises:
         BenchError: The file cannot be read, or a row has no time or no length.
@@ -67,7 +70,7 @@ def read_trace(path: Path, prompts: RandomPrompts, *, speed: float, seed: str) -
     rng = random.Random(f"trace {seed}")
     found: list[Request] = []
     for place, row in _csv_rows(path) if path.suffix.lower() == ".csv" else read_rows(path):
-        found.append(_row_request(row, place, prompts, rng))
+        found.append(_row_request(row, place, prompts, rng, chat))
         if len(found) == MAX_ROWS:
             break
     if not found:
@@ -90,11 +93,12 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _row_request(
-    row: dict[str, Any], place: str, prompts: RandomPrompts, rng: random.Random
+    row: dict[str, Any], place: str, prompts: RandomPrompts, rng: random.Random, chat: bool
 ) -> Request:
     offset_s = _offset(row, place)
     output_len = _whole(row, _OUTPUT, place)
     prompt = row.get("messages") or row.get("prompt")
+    prompt = prompt if chat else last_text(prompt)
     if isinstance(prompt, str | list) and prompt:
         return Request(prompt, len(str(prompt).split()), output_len, offset_s)
     input_len = _whole(row, _INPUT, place)

@@ -24,7 +24,7 @@ PATHS: Final = {
 STREAMED = frozenset({"chat", "completions"})
 CONNECT_TIMEOUT_S = 30.0
 MAX_ANSWER_BYTES = 256 << 20
-MAX_EVENT_BYTES = 16 << 20
+MAX_EVENT_BYTES = 4 << 20
 MAX_ERROR_BYTES = 65536
 
 

@@ -159,8 +159,8 @@ def _request_of(row: dict[str, Any], place: str, output_len: int | None, chat: b
         prompt = row["messages"]
     elif isinstance(row.get("conversations"), list):
         prompt, answer = _share_gpt(row["conversations"])
-    if isinstance(prompt, list) and not chat:
-        prompt = _last_text(prompt)
+    if not chat:
+        prompt = last_text(prompt)
     if not prompt or not isinstance(prompt, str | list):
         raise BenchError(f"{place}: needs a `prompt`, `messages` or `conversations`")
     if output_len is None:
@@ -183,6 +183,9 @@ def _share_gpt(turns: list[Any]) -> tuple[Any, Any]:
     return None, None
 
 
-def _last_text(messages: list[Any]) -> Any:
-    last = messages[-1] if messages else None
+def last_text(prompt: Any) -> Any:
+    """Returns the text of a chat's last message, for endpoints that take no messages."""
+    if not isinstance(prompt, list):
+        return prompt
+    last = prompt[-1] if prompt else None
     return last.get("content") if isinstance(last, dict) else None

@@ -39,10 +39,16 @@ def write_report(path: Path, title: str, files: Sequence[tuple[str, Sequence[Res
         files: Each file's name and results.
 
     Raises:
-        BenchError: It cannot be written.
+        BenchError: It cannot be written, or a result has figures of another form.
     """
     try:
-        path.write_text(build_report(title, files), encoding="utf-8")
+        text = build_report(title, files)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        names = ", ".join(name for name, _ in files)
+        reason = f"{type(error).__name__}: {error}"
+        raise BenchError(f"{names}: the figures are of another form ({reason})") from error
+    try:
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise BenchError(f"{path} cannot be written: {error}") from error
 
@@ -91,7 +97,7 @@ def _summary(groups: Sequence[Group]) -> str:
     rows, header = [], ["", *_present_columns(groups), *_time_columns(groups)]
     for group in groups:
         rows += [[group.name, *_cells(result, header[1:])] for result in group.results]
-    names = [""] + [figure_name(key) for key in header[1:]]
+    names = ["result"] + [figure_name(key) for key in header[1:]]
     if len(groups) == 1:
         names, rows = names[1:], [row[1:] for row in rows]
     return f"<p>{shared}</p>" + table("Results", names, rows)

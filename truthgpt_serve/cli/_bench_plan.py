@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -43,7 +44,7 @@ def numbers(option: str, text: str | None) -> list[float]:
         raise click.BadParameter(
             f"{text!r} is no list of numbers above 0, such as 1,4,16", param_hint=option
         )
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _percents(text: str) -> list[float]:
@@ -83,27 +84,28 @@ def read_fields(options: Mapping[str, Any]) -> dict[str, Any]:
             )
     if options["ignore_eos"]:
         fields["ignore_eos"] = True
-    if options["endpoint"] == "images":
-        fields = {"response_format": "b64_json"} | fields
     return dict(fields)
 
 
 def read_targets(options: Mapping[str, Any]) -> list[Target]:
     """Returns the address to measure, and the one to compare it with.
 
+    Another host does not get the key of the first one.
+
     Raises:
         BenchError: An address is not valid.
         click.UsageError: A variable that shall hold a key is not set.
     """
-    verify = not options["insecure"]
-    sides = [(options["url"], options["model"], options["api_key_env"])]
+    verify, url = not options["insecure"], normalize_url(options["url"])
+    found = [Target(url, options["model"] or "", _key(options["api_key_env"]), verify)]
     if options["against"] is not None:
-        key_env = options["against_api_key_env"] or options["api_key_env"]
-        sides.append((options["against"], options["against_model"] or options["model"], key_env))
-    return [
-        Target(normalize_url(url), model or "", _key(variable), verify)
-        for url, model, variable in sides
-    ]
+        other = normalize_url(options["against"])
+        key = found[0].key if urlsplit(other).hostname == urlsplit(url).hostname else None
+        if options["against_api_key_env"] is not None:
+            key = _key(options["against_api_key_env"])
+        model = options["against_model"] or options["model"] or ""
+        found.append(Target(other, model, key, verify))
+    return found
 
 
 def _key(variable: str) -> str | None:
@@ -121,10 +123,13 @@ def read_loads(options: Mapping[str, Any]) -> list[Load]:
     Raises:
         click.UsageError: The options do not go together.
     """
-    clients = [int(number) for number in numbers("--concurrency", options["concurrency"])]
+    given = numbers("--concurrency", options["concurrency"])
+    clients = [int(number) for number in given]
     rates = numbers("--rate", options["rate"])
-    if any(not 1 <= number <= MAX_CONCURRENCY for number in clients):
-        raise click.BadParameter(f"must be from 1 to {MAX_CONCURRENCY}", param_hint="--concurrency")
+    if clients != given or any(not 1 <= number <= MAX_CONCURRENCY for number in clients):
+        raise click.BadParameter(
+            f"must be whole numbers from 1 to {MAX_CONCURRENCY}", param_hint="--concurrency"
+        )
     if (rates or options["trace"]) and len(clients) > 1:
         raise click.UsageError("with --rate or --trace, --concurrency is one number: the most")
     if rates and options["trace"]:
@@ -190,8 +195,13 @@ async def with_requests(plan: Plan, options: Mapping[str, Any], target: Target) 
     if options["unit"] == "tokens":
         prompts = await _token_prompts(target, plan.endpoint)
     if options["trace"] is not None:
-        speed, seed = options["trace_speed"], str(plan.seed)
-        trace = read_trace(options["trace"], prompts, speed=speed, seed=seed)
+        trace = read_trace(
+            options["trace"],
+            prompts,
+            speed=options["trace_speed"],
+            seed=str(plan.seed),
+            chat=plan.endpoint == "chat",
+        )
         return replace(plan, trace=trace)
     return replace(plan, make_requests=_make_requests(options, prompts))
 

@@ -68,7 +68,8 @@ _OPTIONS = (
     click.option("--against", metavar="URL",
                  help="Compare with this address, measured in turns with --url."),
     click.option("--against-model", help="The model there, if it has another name."),
-    click.option("--against-api-key-env", metavar="NAME", help="Variable of the key there."),
+    click.option("--against-api-key-env", metavar="NAME",
+                 help="Variable of the key there; by default --url's key, on the same host only."),
     click.option("--pairs", type=click.IntRange(min=1), default=3, show_default=True,
                  help="Measurements of each address and load."),
     # -- what comes of it
@@ -125,6 +126,8 @@ def bench(ctx: click.Context, /, **options: Any) -> None:
         code = _measure(options, console)
     except TargetError as error:
         raise click.ClickException(error.message) from error
+    except KeyboardInterrupt:  # before there was anything to report, or for the second time
+        code = EXIT_INTERRUPTED
     ctx.exit(code)
 
 
@@ -168,6 +171,7 @@ def _measure(options: dict[str, Any], console: Console) -> int:
 async def _run(options: dict[str, Any], console: Console) -> tuple[list[dict[str, Any]], bool]:
     """Returns the results, and whether Ctrl-C ended it."""
     import asyncio
+    import resource
     import signal
 
     from truthgpt_serve.bench.session import Session, find_model
@@ -179,6 +183,8 @@ async def _run(options: dict[str, Any], console: Console) -> tuple[list[dict[str
         for target in read_targets(options)
     ]
     plan = await with_requests(plan, options, targets[0])
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)  # each request has a connection
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def end_early() -> None:
