@@ -27,7 +27,6 @@ from truthgpt_serve.router.model_entry import ModelEntry
 from truthgpt_serve.router.pool import ConnectionPool
 from truthgpt_serve.router.relay import BrokenAnswerError, Relay
 from truthgpt_serve.router.upload import ClientLeftError, RequestBody
-from truthgpt_serve.sse import MAX_HELD_BYTES, whole_events
 
 ENTRY = ModelEntry("m", "m", b"/models/m", True, None, 0, {})
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
@@ -313,19 +312,3 @@ async def test_half_an_event_is_not_passed_on() -> None:
     assert events[:2] == [b'data: {"a": 1}', b"data: 2"]
     assert events[2].startswith(b'data: {"error":')
     assert events[3:] == [b""]
-
-
-@pytest.mark.parametrize(
-    ("data", "whole"),
-    [
-        (b"a\n\nb", b"a\n\n"),
-        (b"a\r\n\r\nb\r\n", b"a\r\n\r\n"),
-        (b"a\n\nb\n\n", b"a\n\nb\n\n"),
-        (b"\n\nb", b"\n\n"),
-        (b"a\n", b""),
-        (b"a\r\r", b"a\r\r"),
-        (b"a" * (MAX_HELD_BYTES + 1), b"a" * (MAX_HELD_BYTES + 1)),
-    ],
-)
-def test_event_ends_are_found(data: bytes, whole: bytes) -> None:
-    assert whole_events(data) == (whole, data[len(whole) :])

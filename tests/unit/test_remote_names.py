@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from deployments.remote.names import AnswerNames, find_model
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.sse import MAX_HELD_BYTES, WholeEvents, read_data
 
 JSON = b"application/json"
 
@@ -167,27 +166,3 @@ def test_only_what_may_become_the_name_waits() -> None:
     assert names.piece(b'1, "mod', more=True) == b"1, "
     assert names.piece(b"e", more=True) == b""
     assert names.piece(b'"', more=False) == b'"mode"'
-
-
-def test_events_are_whole() -> None:
-    events = WholeEvents()
-    assert events.feed(b"data: a\n") == b""
-    assert events.feed(b"\ndata: b\n\nda") == b"data: a\n\ndata: b\n\n"
-    assert events.between
-    assert events.feed(b"ta: c\r\n\r\n") == b"data: c\r\n\r\n"
-    assert events.feed(b"data: ") == b""
-    assert (events.finish(), events.between) == (b"data: ", False)
-
-
-def test_an_event_that_is_too_long_to_wait_passes_in_pieces() -> None:
-    events = WholeEvents()
-    piece = b"data: " + b"x" * MAX_HELD_BYTES
-    assert events.feed(piece) == piece
-    assert not events.between
-    assert events.feed(b"x\n\n") == b"x\n\n"
-    assert events.between
-
-
-def test_the_data_of_events() -> None:
-    stream = b": hello\n\nevent: a\ndata: 1\n\ndata:2\r\ndata: 3\r\n\r\ndata: [DONE]\n\n"
-    assert list(read_data(stream)) == [b"1", b"2\n3", b"[DONE]"]

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+
+from truthgpt_serve.sse import MAX_HELD_BYTES, WholeEvents, read_data, whole_events
+
+
+@pytest.mark.parametrize(
+    ("data", "whole"),
+    [
+        (b"a\n\nb", b"a\n\n"),
+        (b"a\r\n\r\nb\r\n", b"a\r\n\r\n"),
+        (b"a\n\nb\n\n", b"a\n\nb\n\n"),
+        (b"\n\nb", b"\n\n"),
+        (b"a\n", b""),
+        (b"a\r\r", b"a\r\r"),
+        (b"a" * (MAX_HELD_BYTES + 1), b"a" * (MAX_HELD_BYTES + 1)),
+    ],
+)
+def test_event_ends_are_found(data: bytes, whole: bytes) -> None:
+    assert whole_events(data) == (whole, data[len(whole) :])
+
+
+def test_events_are_whole() -> None:
+    events = WholeEvents()
+    assert events.feed(b"data: a\n") == b""
+    assert events.feed(b"\ndata: b\n\nda") == b"data: a\n\ndata: b\n\n"
+    assert events.between
+    assert events.feed(b"ta: c\r\n\r\n") == b"data: c\r\n\r\n"
+    assert events.feed(b"data: ") == b""
+    assert (events.finish(), events.between) == (b"data: ", False)
+
+
+def test_an_event_that_is_too_long_to_wait_passes_in_pieces() -> None:
+    events = WholeEvents()
+    piece = b"data: " + b"x" * MAX_HELD_BYTES
+    assert events.feed(piece) == piece
+    assert not events.between
+    assert events.feed(b"x\n\n") == b"x\n\n"
+    assert events.between
+
+
+def test_the_data_of_events() -> None:
+    stream = b": hello\n\nevent: a\ndata: 1\n\ndata:2\r\ndata: 3\r\n\r\ndata: [DONE]\n\n"
+    assert list(read_data(stream)) == [b"1", b"2\n3", b"[DONE]"]
