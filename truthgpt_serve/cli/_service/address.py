@@ -67,7 +67,7 @@ def find_address(environ: Mapping[str, str] = os.environ) -> Address:
 
 def find_local() -> Address | None:
     """Returns the address of what `make serve` runs on this machine, or None."""
-    for folder in dict.fromkeys((Path(RUN_FOLDER), _root() / RUN_FOLDER)):
+    for folder in dict.fromkeys((Path(RUN_FOLDER), root() / RUN_FOLDER)):
         state = RunFile(folder).read()
         if state is None:
             continue
@@ -82,7 +82,8 @@ def find_local() -> Address | None:
     return None
 
 
-def _root() -> Path:
+def root() -> Path:
+    """Returns the folder of the checkout that this package is in."""
     return Path(__file__).resolve().parents[3]
 
 

@@ -1,14 +1,14 @@
-"""Splits a stream of server-sent events: https://html.spec.whatwg.org/multipage/server-sent-events.
-
-By lines as the protocol has them, which are not those of `str.splitlines`: a text may have U+2028.
-"""
+"""The events of a stream, each as soon as it is whole, however large an image makes it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from truthgpt_serve.sse import EVENT_ENDS, read_data, whole_events
+
 MAX_EVENT_BYTES = 256 << 20
 """Far above an image in base64; what has no end in it is no stream of events."""
+_OVERLAP = max(map(len, EVENT_ENDS)) - 1
 
 
 class EventTooLargeError(ValueError):
@@ -16,7 +16,7 @@ class EventTooLargeError(ValueError):
 
 
 def split_events(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Yields the data of each event as soon as it is complete.
+    """Yields the data of each event.
 
     Args:
         pieces: The body, as it comes.
@@ -24,25 +24,16 @@ def split_events(pieces: Iterable[bytes]) -> Iterator[bytes]:
     Raises:
         EventTooLargeError: An event has no end.
     """
-    data: list[bytes] = []
-    for line in _lines(pieces):
-        if not line:
-            if data:
-                yield b"\n".join(data)
-            data = []
-        elif line.startswith(b"data:"):
-            data.append(line[5:].removeprefix(b" "))
-
-
-def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    rest: list[bytes] = []
+    held: list[bytes] = []
     size = 0
+    last = b""
     for piece in pieces:
-        first, *others = piece.split(b"\n")
-        rest.append(first)
-        size += len(first)
+        held.append(piece)
+        size += len(piece)
         if size > MAX_EVENT_BYTES:
             raise EventTooLargeError(f"an event has more than {MAX_EVENT_BYTES} bytes")
-        for other in others:
-            yield b"".join(rest).removesuffix(b"\r")
-            rest, size = [other], len(other)
+        near, last = last + piece, (last + piece)[-_OVERLAP:]
+        if any(mark in near for mark in EVENT_ENDS):  # only then are the pieces put together
+            whole, rest = whole_events(b"".join(held), MAX_EVENT_BYTES)
+            yield from read_data(whole)
+            held, size = [rest], len(rest)

@@ -1,0 +1,1 @@
+"""The parts of `truthgpt why`: what is found out, and how it is told."""

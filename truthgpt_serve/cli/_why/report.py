@@ -1,0 +1,185 @@
+"""Finds out why a model does not run: from the service, else from the files of this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from truthgpt_serve.cli._service.address import Address
+from truthgpt_serve.cli._service.client import ServiceClient, model_path
+from truthgpt_serve.cli._service.failures import ServiceFault, unknown_model
+from truthgpt_serve.cli._service.session import Session, find_session, service_log, tail
+from truthgpt_serve.cli._service.traces import find_traceback
+
+LOOKED_AT_LINES = 5000
+LAST_LINES = 8
+MAX_DEATHS = 3
+RUNNING = "RUNNING"
+
+
+@dataclass(slots=True)
+class Report:
+    """What was found out about a model.
+
+    Attributes:
+        model: Its name.
+        state: Ray Serve's status of its application, or None where it is not known.
+        num_replicas: Replicas that run, or None.
+        cause: Why it does not run, or why its last process died, or None.
+        waits_for: What replicas without a node wait for, or None.
+        seconds: Since it was deployed, or None.
+        deaths: Why its last processes died, the latest last.
+        traceback: Of its code, or the stack of a crash.
+        last_lines: What its process printed last, while it is starting.
+        faults: Of the files that describe it.
+        advice: What the user can do.
+        looked_at: Addresses and files.
+    """
+
+    model: str
+    state: str | None = None
+    num_replicas: int | None = None
+    cause: str | None = None
+    waits_for: str | None = None
+    seconds: float | None = None
+    deaths: list[str] = field(default_factory=list)
+    traceback: list[str] = field(default_factory=list)
+    last_lines: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    advice: list[str] = field(default_factory=list)
+    looked_at: list[str] = field(default_factory=list)
+
+    @property
+    def runs(self) -> bool:
+        """Whether it answers requests: also one that has scaled to zero does."""
+        return self.state == RUNNING
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns it for programs."""
+        return {"runs": self.runs, **asdict(self)}
+
+
+def find_out(model: str, address: Address) -> Report:
+    """Returns all that can be found out.
+
+    Args:
+        model: The model's name.
+        address: Where the service is.
+
+    Raises:
+        ServiceFault: There is no such model, or the service refuses to say.
+    """
+    report = Report(model)
+    try:
+        with ServiceClient(address) as client:
+            _ask(report, client)
+    except ServiceFault as fault:
+        if fault.status is not None and fault.status != 503:
+            raise
+        report.cause = fault.message
+    session = find_session(address)
+    if session is not None and not (report.runs and report.num_replicas):
+        _look(report, session)
+    if report.state is None and address.is_loopback:
+        _look_at_service(report, session)
+    _advise(report)
+    return report
+
+
+def _ask(report: Report, client: ServiceClient) -> None:
+    path = model_path(report.model)
+    report.looked_at.append(f"{client.address.shown}{path}")
+    try:
+        found = client.get(path)
+    except ServiceFault as fault:
+        if fault.status == 404:
+            message = unknown_model(report.model, client.names())
+            raise ServiceFault(message, status=404, code=fault.code) from fault
+        raise
+    if not isinstance(found, dict):
+        message = f"{path} is no object: is that the address of the service?"
+        raise ServiceFault(message, status=200)
+    if "status" not in found:
+        message = f"the service at {client.address.shown} does not tell models' states"
+        raise ServiceFault(message, status=200)
+    report.state = found.get("status")
+    report.cause = found.get("last_error")
+    report.waits_for = found.get("waits_for")
+    if isinstance(created := found.get("created"), int):
+        report.seconds = max(0.0, time.time() - created)
+    ready = client.get("/ready", accept=(503,))
+    own = (ready.get("models") or {}).get(found.get("parent") or report.model) or {}
+    report.num_replicas = own.get("num_running_replicas")
+
+
+def _look(report: Report, session: Session) -> None:
+    """Adds what the files of Ray on this machine say."""
+    report.looked_at.append(f"{session.folder}/logs")
+    try:
+        replicas = session.replicas(report.model)
+        report.deaths = list(dict.fromkeys(session.deaths(report.model)))[-MAX_DEATHS:]
+        outputs = [
+            (path, tail(path, LOOKED_AT_LINES)[0])
+            for replica in reversed(replicas[-3:])  # the last one may have been ended by another's
+            for path in replica.files
+        ]
+        outputs += [(path, tail(path, LOOKED_AT_LINES)[0]) for path in session.builds(report.model)]
+    except OSError as error:
+        report.advice.append(f"the files cannot be read: {error}")
+        return
+    for path, lines in outputs:
+        if not report.traceback and (found := find_traceback(lines)):
+            report.traceback = found
+            report.looked_at.append(str(path))
+    if replicas and replicas[-1].lives and report.state == "DEPLOYING":
+        report.last_lines = _last_lines(replicas[-1].files)
+
+
+def _last_lines(files: Sequence[Path]) -> list[str]:
+    newest = max(files, key=lambda path: path.stat().st_mtime)
+    return tail(newest, LAST_LINES)[0]
+
+
+def _look_at_service(report: Report, session: Session | None) -> None:
+    """Adds why the whole service does not run: its log, and the faults of the Serve file."""
+    from truthgpt_serve.cluster.advice import find_advice, find_cause
+
+    log = service_log(session.run_folder if session is not None else None)
+    if log is not None:
+        report.looked_at.append(str(log))
+        lines = tail(log, LOOKED_AT_LINES)[0]
+        report.last_lines = find_cause(lines)
+        if advice := find_advice(lines):
+            report.advice.append(advice)
+    _check_files(report)
+
+
+def _check_files(report: Report) -> None:
+    from truthgpt_serve.config.paths import config_dir
+    from truthgpt_serve.validate import validate_file
+
+    file = config_dir() / "serve.yaml"
+    if not file.is_file():
+        return
+    report.looked_at.append(str(file))
+    report.faults = [str(fault) for fault in validate_file(str(file)).faults]
+
+
+def _advise(report: Report) -> None:
+    name = report.model
+    if report.faults:
+        report.advice.append("correct the faults; `truthgpt validate` lists them again")
+    elif report.state == "DEPLOY_FAILED":
+        report.advice.append(
+            "correct the cause and deploy again: `serve deploy configs/serve.yaml`, or start "
+            "`make serve` anew"
+        )
+    elif report.waits_for:
+        report.advice.append(
+            "give it less (`hardware`), end another model, or add a machine to the cluster"
+        )
+    elif report.state == "DEPLOYING":
+        report.advice.append(f"it is loading: `truthgpt logs {name} --follow` shows what it does")

@@ -1,0 +1,104 @@
+"""`truthgpt logs`: what the processes of a model print on this machine."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from truthgpt_serve.cli._service.session import Follower, Replica, Session
+
+PERIOD_S = 0.3
+LOOK_PERIOD_S = 2.0
+"""How often new processes of the model are looked for."""
+
+
+@click.command()
+@click.argument("model")
+@click.option("--follow", "-f", is_flag=True, help="Go on with what is added, until Ctrl-C.")
+@click.option(
+    "--lines", "-n", type=click.IntRange(0, 100_000), default=100, show_default=True,
+    help="How many of the last lines of each file.",
+)  # fmt: skip
+@click.option("--all", "all_processes", is_flag=True, help="Also of processes that have ended.")
+def logs(model: str, follow: bool, lines: int, all_processes: bool) -> None:
+    """Prints what the processes of MODEL have printed: its own code, libraries, its engine.
+
+    Reads Ray's files on this machine, of the processes that live, else of the one that wrote last.
+    A service on another machine has its files there.
+    """
+    from truthgpt_serve.cli._service.address import find_address
+    from truthgpt_serve.cli._service.session import find_session
+
+    address = find_address()
+    session = find_session(address)
+    if session is None:
+        where = "on another machine" if not address.is_loopback else "with no files of Ray here"
+        raise click.ClickException(
+            f"the service is {where}: read `truthgpt why {model}`, or run this where it runs"
+        )
+    printer = _Printer()
+    try:
+        found = _chosen(session.replicas(model), all_processes)
+        paths = [path for replica in found for path in replica.files] or session.builds(model)[-1:]
+        if not paths and not follow:
+            raise click.ClickException(
+                f"no process of {model!r} has printed anything; looked at {session.folder}/logs; "
+                f"`truthgpt why {model}` says what it waits for"
+            )
+        followers = {path: printer.show_tail(path, lines) for path in paths}
+        if follow:
+            _follow(session, model, followers, printer)
+    except PermissionError as error:
+        raise click.ClickException(f"the files are another user's: {error}") from error
+    except KeyboardInterrupt:
+        return
+
+
+def _chosen(replicas: list[Replica], all_processes: bool) -> list[Replica]:
+    living = [replica for replica in replicas if replica.lives]
+    return replicas if all_processes else living or replicas[-1:]
+
+
+def _follow(
+    session: Session, model: str, followers: dict[Path, Follower], printer: _Printer
+) -> None:
+    from truthgpt_serve.cli._service.session import Follower
+
+    looked_s = time.monotonic()
+    while True:
+        time.sleep(PERIOD_S)
+        if time.monotonic() - looked_s >= LOOK_PERIOD_S:
+            looked_s = time.monotonic()
+            for replica in session.replicas(model):
+                for path in replica.files if replica.lives else ():
+                    followers.setdefault(path, Follower(path))
+        for path, follower in followers.items():
+            for line in follower.read():
+                printer.show(path, line)
+
+
+class _Printer:
+    """Prints lines, and the file before them wherever it is another one."""
+
+    def __init__(self) -> None:
+        self._last: Path | None = None
+
+    def show_tail(self, path: Path, num_lines: int) -> Follower:
+        """Prints the end of a file; returns what reads on from there."""
+        from truthgpt_serve.cli._service.session import Follower, tail
+
+        found, position = tail(path, num_lines)
+        for line in found:
+            self.show(path, line)
+        return Follower(path, position)
+
+    def show(self, path: Path, line: str) -> None:
+        """Prints one line."""
+        if path != self._last:
+            click.secho(f"==> {path} <==", dim=True, err=True)
+            self._last = path
+        click.echo(line)
