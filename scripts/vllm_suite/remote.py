@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -82,13 +83,18 @@ def product_config(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def _plain(engine: Mapping[str, Any]) -> dict[str, Any]:
     """Returns arguments as YAML can hold them."""
-    from dataclasses import asdict, is_dataclass
-
     return {
-        name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        name: _given_fields(value)
         for name, value in engine.items()
         if load_arguments()[name]["kind"]
     }
+
+
+def _given_fields(value: Any) -> Any:
+    """Returns what one of vLLM's configurations was made from, other values as they are."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    return {one.name: _given_fields(getattr(value, one.name)) for one in fields(value) if one.init}
 
 
 @contextmanager
