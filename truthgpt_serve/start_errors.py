@@ -71,8 +71,13 @@ def _describe(error: BaseException) -> str:
 
 def _one_line(text: str) -> str:
     line = "; ".join(part.strip() for part in text.splitlines() if part.strip())
-    line = _SECRETS.sub("***", line)
+    line = hide_secrets(line)
     return line if len(line) <= MAX_CAUSE else f"{line[: MAX_CAUSE - 1]}…"
+
+
+def hide_secrets(text: str) -> str:
+    """Returns a text with stars for what looks like a key, a token or a password in it."""
+    return _SECRETS.sub("***", text)
 
 
 def read_cause(message: str) -> str | None:

@@ -133,11 +133,14 @@ def test_the_cause_and_the_fix(
 ) -> None:
     screen = create()
     frames = "".join(f"  File x.py, line {n}\n" for n in range(30))
+    frames += "token=hf_abcdefghijklmnop\n"
     write(screen, f"Traceback:\n{frames}OSError: [Errno 28] No space left on device\n\nbye\n")
     screen.show_cause()
     out = capsys.readouterr().out
     assert "    OSError: [Errno 28] No space left on device\n    bye\n" in out
     assert out.count("\n") <= 14
+    assert "hf_abc" not in out
+    assert "***" in out
     assert out.endswith("[serve] the disk is full: free some space; `df -h` shows\n")
 
 

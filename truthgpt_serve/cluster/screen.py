@@ -27,6 +27,7 @@ from truthgpt_serve.cluster.readiness import (
     describe_load,
 )
 from truthgpt_serve.cluster.service_log import ServiceLog
+from truthgpt_serve.start_errors import hide_secrets
 
 REPORT_PERIOD_S = 30.0
 """How often a start that takes long says what it waits for, where there is no table."""
@@ -114,7 +115,7 @@ class Screen:
         """Shows what is new in the log and meant for the user; with `verbose`, all of it."""
         for line in self._log.read_new():
             if self._verbose or line.startswith(PREFIX) or _CHECK.match(line):
-                write(line if self._verbose else _CONTROL.sub("", line))
+                write(line if self._verbose else _clean(line))
 
     def show(self, now: Readiness) -> bool:
         """Shows what changed; returns whether every model runs or has failed."""
@@ -188,7 +189,7 @@ class Screen:
         if cause := find_cause(lines):
             say(f"the last lines of {self._log.path} on it:")
             for line in cause:
-                write(f"    {_CONTROL.sub('', line)[:300]}")
+                write(f"    {_clean(line)[:300]}")
         else:
             say(f"its output: {self._log.path}")
         if advice := find_advice(lines):
@@ -225,4 +226,8 @@ def _describe(model: ModelStatus) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(_CONTROL.sub("", text).split())[:400]
+    return " ".join(_clean(text).split())[:400]
+
+
+def _clean(text: str) -> str:
+    return hide_secrets(_CONTROL.sub("", text))
