@@ -14,6 +14,7 @@ import socket
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
+from truthgpt_serve.http.old_clients import OldClientsProtocol
 from truthgpt_serve.probes import Probes, refuse_metrics
 
 LOOPBACK = "127.0.0.1"
@@ -122,7 +123,7 @@ def _fallback_port() -> int:
 
 
 async def _start(original: Start, app: Any, http_options: Any, **options: Any) -> tuple[Any, Any]:
-    """Starts a server as Ray does, on each of the node's own addresses."""
+    """Starts a server as Ray does, on each of the node's own addresses, and for old clients."""
     first, *others = own_addresses()
     listeners: list[socket.socket] = []
     try:
@@ -137,6 +138,7 @@ async def _start(original: Start, app: Any, http_options: Any, **options: Any) -
             raise RuntimeError(f"Failed to bind to port {http_options.port}.") from error
         raise
     _listen_too(server, listeners)
+    server.config.http = OldClientsProtocol
     return task, server
 
 

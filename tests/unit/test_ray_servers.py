@@ -76,6 +76,25 @@ async def test_a_replica_listens_on_the_nodes_own_addresses(
             assert probe.connect_ex((host, port)) != 0
 
 
+async def test_a_replica_sends_no_chunks_to_old_clients() -> None:
+    async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"one", "more_body": True})
+        await send({"type": "http.response.body", "body": b"two"})
+
+    ray_servers.answer_aside(stream, ("/health",))
+    port = free_port()
+    task, server = await start(port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /models/m/health HTTP/1.0\r\n\r\n")
+    answer = await asyncio.wait_for(reader.read(), 20)
+    writer.close()
+    server.should_exit = True
+    await asyncio.wait_for(task, 10)
+    assert b"chunked" not in answer
+    assert answer.endswith(b"\r\n\r\nonetwo")
+
+
 async def test_a_taken_port_is_one_that_ray_tries_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_servers, "own_addresses", lambda: ["127.0.0.1", SECOND])
     ray_servers.close_replica()
