@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,54 @@ def test_symptoms_are_in_the_words_of_the_code() -> None:
         if len(part.strip()) > 4 and part.strip() not in code and part.strip() not in OF_OTHERS
     ]
     assert missing == []
+
+
+def blocks_of(page: str, language: str) -> list[str]:
+    text = (ROOT / "docs" / page).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def run_truthgpt(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    program = "from truthgpt_serve.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_the_family_of_the_page_is_found_and_runs(tmp_path: Path) -> None:
+    config, model = blocks_of("adding-a-family.md", "python")
+    (tmp_path / "shouting").mkdir()
+    (tmp_path / "shouting" / "config.py").write_text(config)
+    (tmp_path / "shouting" / "model.py").write_text(model)
+    package = tomllib.loads(blocks_of("adding-a-family.md", "toml")[0])
+    (name, entries), *others = package["project"]["entry-points"].items()
+    assert others == []
+    lines = [f"[{name}]", *(f"{key} = {value}" for key, value in entries.items())]
+    installed = tmp_path / "shouting-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: shouting\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text("\n".join(lines))
+    file = tmp_path / "x.yaml"
+    file.write_text("model: {family: shouting}\nserving: {engine: {marks: 3}}\n")
+    assert "HELLO!!!" in run_truthgpt(tmp_path, "infer", "x.yaml", "--text", "hello").stdout
+    file.write_text("model: {family: shouting}\nserving: {engine: {mark: 3}}\n")
+    wrong = run_truthgpt(tmp_path, "validate", "x.yaml")
+    assert wrong.returncode == 2
+    assert "serving.engine.mark" in wrong.stderr
+    assert "marks" in wrong.stderr
+
+
+def test_the_program_of_the_python_page() -> None:
+    (program,) = blocks_of("python.md", "python")
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "hello" in done.stdout
