@@ -22,20 +22,20 @@ _MAX_NAME = 44
 @click.argument("files", nargs=-1, metavar="[CONFIG or SERVE FILE]...")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @click.option(
-    "--only-files", is_flag=True, help="Try only what the files ask for: quicker than everything."
+    "--all", "everything", is_flag=True, help="With files: also all that each family offers."
 )
 @click.pass_context
-def doctor(ctx: click.Context, files: tuple[str, ...], as_json: bool, only_files: bool) -> None:
-    """Tries what works on this machine, each thing by a real call, and what each file asks for.
+def doctor(ctx: click.Context, files: tuple[str, ...], as_json: bool, everything: bool) -> None:
+    """Tries what works on this machine, each thing by a real call.
 
-    May take some minutes: engines start and compilers run. Exits with 0 when everything that the
-    files need works, without files when the service itself can run; else with 2 and the faults.
+    With files it tries the basics and what each file asks for, which takes seconds; without, or
+    with --all, all that each family offers: engines start and compilers run for some minutes. Exits
+    with 0 when everything that the files need works, without files when the service itself can run;
+    else with 2 and the faults.
     """
     from truthgpt_serve.doctor import diagnose
 
-    if only_files and not files:
-        raise click.UsageError("--only-files needs a file")
-    diagnosis = diagnose(files, families=not only_files)
+    diagnosis = diagnose(files, families=everything or not files, tell=_tell)
     if as_json:
         click.echo(json.dumps(diagnosis.to_json(), indent=2, ensure_ascii=False))
     else:
@@ -55,3 +55,7 @@ def _print(group: Group) -> None:
         fix = f" -- {probe.fix}" if probe.fix and not probe.works else ""
         click.echo(f"  {mark:<4}{probe.name:<{width}}  {probe.detail}{fix}".rstrip())
     click.echo()
+
+
+def _tell(line: str) -> None:
+    click.secho(line, dim=True, err=True)

@@ -6,7 +6,8 @@ Knows no family and no output format.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -67,23 +68,34 @@ class Diagnosis:
         }
 
 
+Tell = Callable[[str], None]
+"""Is told what is being tried, and how long that took."""
+
+
 def diagnose(
-    files: Sequence[str] = (), *, families: bool = True, time_limit_s: float = TIME_LIMIT_S
+    files: Sequence[str] = (),
+    *,
+    families: bool | None = None,
+    time_limit_s: float = TIME_LIMIT_S,
+    tell: Tell = lambda line: None,
 ) -> Diagnosis:
-    """Tries everything on this machine, and what the files ask for.
+    """Tries what works on this machine, or what the files ask for.
 
     Args:
         files: Serve files and models' files.
-        families: Try what each family offers, beyond what the files ask for.
+        families: Try all that each family offers; by default only without files.
         time_limit_s: Longest time for one family, and for each model of a file.
+        tell: Is told how far it is.
     """
+    tell("trying Python, hardware, packages, HAProxy, the model hub")
     base = Group("base", (probe_python(), probe_base()), needed=True)
     hardware = tuple(probe_hardware())
     num_gpus = sum(probe.works and probe.name.startswith("GPU ") for probe in hardware)
     needs = [read_needs(file, num_gpus) for file in files]
     ports = [each.port for each in needs if each.port is not None]
     service = tuple(probe_service(ports[0] if ports else DEFAULT_PORT))
-    offered, asked = _try_families(needs, families=families, time_limit_s=time_limit_s)
+    families = not files if families is None else families
+    offered, asked = _try_families(needs, families=families, time_limit_s=time_limit_s, tell=tell)
     return Diagnosis(
         (
             base,
@@ -97,7 +109,7 @@ def diagnose(
 
 
 def _try_families(
-    needs: Iterable[FileNeeds], *, families: bool, time_limit_s: float
+    needs: Iterable[FileNeeds], *, families: bool, time_limit_s: float, tell: Tell
 ) -> tuple[list[Group], dict[str, list[Probe]]]:
     """Returns what each family offers, and the probes of each model by its title."""
     models = [model for each in needs for model in each.models if model.spec.doctor_path]
@@ -110,7 +122,11 @@ def _try_families(
         def work(name: str) -> list[list[Probe]]:
             wanted: list[Target] = [None] if families else []
             wanted += [model.cfg for model in _of(name, models)]
-            return examine(name, wanted, time_limit_s=time_limit_s)
+            started_s = time.monotonic()
+            tell(f"trying the family {name}: {_what(families, _of(name, models))}")
+            found = examine(name, wanted, time_limit_s=time_limit_s)
+            tell(f"tried the family {name} in {time.monotonic() - started_s:.0f} s")
+            return found
 
         for name, found in zip(names, threads.map(work, names), strict=True):
             if families:
@@ -118,6 +134,11 @@ def _try_families(
             for model, probes in zip(_of(name, models), found, strict=True):
                 asked[model.title] = probes
     return offered, asked
+
+
+def _what(families: bool, models: Sequence[Need]) -> str:
+    parts = ["all that it offers (some minutes)"] if families else []
+    return " and ".join([*parts, *(model.title for model in models)])
 
 
 def _of(family: str, models: Iterable[Need]) -> list[Need]:

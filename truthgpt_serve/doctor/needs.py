@@ -59,7 +59,7 @@ def read_needs(file: str, num_gpus: int) -> FileNeeds:
         file: A Serve file or a model's, looked up like any configuration.
         num_gpus: GPUs of this machine.
     """
-    report = validate_file(file, machine=True)
+    report = validate_file(file, machine=True, classes=False)  # their own process imports them
     probes = [Probe(fault.place, False, fault.message, fault.fix) for fault in report.faults]
     probes += [Probe(line, True) for line in report.checked]
     models = []

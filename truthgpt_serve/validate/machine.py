@@ -86,16 +86,17 @@ def _gpu_names(environ: Mapping[str, str]) -> tuple[str, ...]:
     return names[: len([part for part in visible.split(",") if part.strip()])]
 
 
-def check_machine(report: Report, file: str) -> None:
+def check_machine(report: Report, file: str, *, classes: bool = True) -> None:
     """Adds to `report` what the models ask for and this machine does not have.
 
     Args:
         report: With the models and routers that could be read.
         file: Name of the file that was checked, for faults of the service as a whole.
+        classes: Whether to import the classes of families that can be examined in another process.
     """
     machine = probe_machine()
     for model in report.models:
-        report.add(_check_class(model))
+        report.add(_check_class(model, examined=classes))
     report.add(_find_shortages(report, machine, file))
     names = ", ".join(machine.gpus) or "none"
     report.notes.append(f"this machine: {machine.cpus} CPU cores, GPUs: {names}")
@@ -147,9 +148,11 @@ def _check_replica(model: CheckedModel, gpus: float, machine: Machine) -> Iterat
         yield Fault(place.at("hardware", "accelerator_type"), message)
 
 
-def _check_class(model: CheckedModel) -> list[Fault]:
+def _check_class(model: CheckedModel, *, examined: bool) -> list[Fault]:
     try:
-        resolve_family(model.config).load_class()
+        spec = resolve_family(model.config)
+        if spec.doctor_path is None or examined:
+            spec.load_class()
     except ConfigError:
         return []  # the check of the model reports it
     except Exception as error:  # a family's import may fail in any way

@@ -47,12 +47,14 @@ DEFAULT_PORT = 8000
 """Ray Serve's own default for `http_options.port`."""
 
 
-def validate_file(path: str | Path, *, machine: bool = False) -> Report:
+def validate_file(path: str | Path, *, machine: bool = False, classes: bool = True) -> Report:
     """Checks a Serve file or a model's file.
 
     Args:
         path: The file, looked up like any configuration.
         machine: Also import each family's class, and compare what is asked for with this machine.
+        classes: With `machine`, whether to import the classes of families that can be examined in
+            a process of their own (`FamilySpec.doctor_path`).
 
     Returns:
         Every fault at once; nothing is raised for a bad file.
@@ -69,7 +71,7 @@ def validate_file(path: str | Path, *, machine: bool = False) -> Report:
     except ConfigError as error:
         report.add(error.faults)
     if machine:
-        check_machine(report, str(path))
+        check_machine(report, str(path), classes=classes)
     elif not report.faults:
         note_shortages(report, str(path))
     return report
