@@ -36,7 +36,6 @@ class Route:
         summary: One line for `/docs`.
         models: Which models can have it, for messages; empty for what every model has.
         places: `service` for the one address, `model` for `/models/<name>`.
-        documented: Whether `/docs` lists it.
     """
 
     path: str
@@ -44,7 +43,6 @@ class Route:
     summary: str
     models: str = ""
     places: tuple[str, ...] = ("service", "model")
-    documented: bool = True
 
     @cached_property
     def parts(self) -> tuple[str, ...]:
@@ -68,35 +66,34 @@ def _get(path: str, summary: str, models: str = "", *, place: str = "") -> Route
     return Route(path, ("GET",), summary, models, (place,) if place else ("service", "model"))
 
 
-def _post(path: str, summary: str, models: str, *, documented: bool = True) -> Route:
-    return Route(path, ("POST",), summary, models, documented=documented)
+def _post(path: str, summary: str, models: str) -> Route:
+    return Route(path, ("POST",), summary, models)
 
 
 ROUTES: tuple[Route, ...] = (
     _get("/v1/models", "All models and adapters"),
     _get("/v1/models/{id}", "One model, its card, and what computes in it"),
     _post("/v1/chat/completions", "Chat; server-sent events with `stream`", _TEXT),
-    _post("/v1/chat/completions/batch", "Several chats at once", _TEXT, documented=False),
+    _post("/v1/chat/completions/batch", "Several chats at once", _TEXT),
     _post("/v1/completions", "Text completion; server-sent events with `stream`", _TEXT),
     _post("/v1/responses", "Responses API, where the model's engine has it", _TEXT),
-    Route("/v1/responses/{id}", ("GET",), "A stored response", _TEXT, ("model",), documented=False),
+    Route("/v1/responses/{id}", ("GET",), "A stored response", _TEXT, ("model",)),
     Route(
         "/v1/responses/{id}/cancel",
         ("POST",),
         "Ends a response in the background",
         _TEXT,
         ("model",),
-        documented=False,
     ),
     _post("/v1/messages", "Anthropic Messages API, where the model's engine has it", _TEXT),
     _post("/v1/messages/count_tokens", "Tokens of a request for `/v1/messages`", _TEXT),
     _post("/v1/embeddings", "Embeddings, where the model's engine has them", _POOLING),
     _post("/v1/rerank", "Documents by their relevance, where the engine has it", _POOLING),
-    _post("/rerank", "The same as `/v1/rerank`", _POOLING, documented=False),
+    _post("/rerank", "The same as `/v1/rerank`", _POOLING),
     _post("/v1/score", "How well texts fit together, where the engine has it", _POOLING),
-    _post("/score", "The same as `/v1/score`", _POOLING, documented=False),
-    _post("/pooling", "What an engine's pooling layer gives", _POOLING, documented=False),
-    _post("/classify", "Classes of texts, where the engine has it", _POOLING, documented=False),
+    _post("/score", "The same as `/v1/score`", _POOLING),
+    _post("/pooling", "What an engine's pooling layer gives", _POOLING),
+    _post("/classify", "Classes of texts, where the engine has it", _POOLING),
     _post("/tokenize", "Tokens of a text, where the model's engine has it", "models on vLLM"),
     _post("/detokenize", "The text of tokens, where the model's engine has it", "models on vLLM"),
     _post("/v1/audio/transcriptions", "Speech to text, whole or with times", _SPEECH),
@@ -114,22 +111,15 @@ ROUTES: tuple[Route, ...] = (
     _get("/v2/models/{id}", "A tensor model's inputs and outputs", _TENSORS),
     _get("/v2/models/{id}/ready", "Whether a model answers", _TENSORS),
     _post("/v2/models/{id}/infer", "Tensors to tensors, as JSON or as bytes", _TENSORS),
-    *(
-        Route(
-            f"/v2/models/{{id}}/versions/{{version}}{end}",
-            (method,),
-            "",
-            _TENSORS,
-            documented=False,
-        )
-        for end, method in (("", "GET"), ("/ready", "GET"), ("/infer", "POST"))
-    ),
+    _get("/v2/models/{id}/versions/{version}", "The same as without the version", _TENSORS),
+    _get("/v2/models/{id}/versions/{version}/ready", "The same as without the version", _TENSORS),
+    _post("/v2/models/{id}/versions/{version}/infer", "The same as without the version", _TENSORS),
     _get("/health", "Whether the router lives"),
     _get("/ready", "Whether every model is running", place="service"),
     _get("/metrics", "Prometheus metrics of this node"),
-    _get("/openapi.json", "This table as OpenAPI", place="service"),
-    _get("/docs", "This table as a page", place="service"),
-    Route("/", ("GET",), "Leads to `/docs`", places=("service",), documented=False),
+    _get("/openapi.json", "All of this as OpenAPI 3.1", place="service"),
+    _get("/docs", "All of this as a page", place="service"),
+    Route("/", ("GET",), "Leads to `/docs`", places=("service",)),
 )
 
 

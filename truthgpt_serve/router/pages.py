@@ -5,6 +5,7 @@ Reads the catalogue; relays nothing.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -16,12 +17,17 @@ from truthgpt_serve.router.acceleration import Accelerations
 from truthgpt_serve.router.catalogue import Catalogue
 from truthgpt_serve.router.model_entry import ModelEntry
 from truthgpt_serve.router.open_inference import OpenInferencePages
-from truthgpt_serve.router.openapi import DOCS_HTML, openapi_document
+from truthgpt_serve.router.openapi import docs_html, openapi_json
 from truthgpt_serve.serve_state import ApplicationState
 
 Page = Callable[[Send], Awaitable[None]]
 
 _MODELS = "/v1/models"
+_PAGE_POLICY = (
+    b"content-security-policy",
+    b"default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'",
+)
+"""The page's own styles, and nothing else: no script and no other host."""
 
 
 class Pages:
@@ -144,11 +150,13 @@ def _model_object(entry: ModelEntry) -> dict[str, Any]:
 
 
 async def _openapi(send: Send) -> None:
-    await send_json(send, openapi_document())
+    document = await asyncio.to_thread(openapi_json)  # the first time it is read from its files
+    await send_bytes(send, document, b"application/json")
 
 
 async def _docs(send: Send) -> None:
-    await send_bytes(send, DOCS_HTML, b"text/html; charset=utf-8")
+    page = await asyncio.to_thread(docs_html)
+    await send_bytes(send, page, b"text/html; charset=utf-8", headers=[_PAGE_POLICY])
 
 
 async def _home(send: Send) -> None:
