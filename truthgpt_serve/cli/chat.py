@@ -35,7 +35,9 @@ def chat(
     stats: bool,
     **options: Any,
 ) -> None:
-    """Talks with MODEL, a text model of the service; the only one if there is one.
+    """Talks with a text model of the service.
+
+    Without MODEL with the only one, or the one that you choose.
 
     On a terminal it goes on until Ctrl-D; /help lists its commands, and Ctrl-C stops an answer.
     In a pipe the whole input is one question: echo hi | truthgpt chat story

@@ -52,7 +52,9 @@ def image(
     as_json: bool,
     **fields: Any,
 ) -> None:
-    """Draws PROMPT with MODEL, an image model of the service; the only one if there is one.
+    """Draws images with a model of the service.
+
+    Without MODEL with the only one, or the one that you choose.
 
     Saves each image in a new file and prints its name. A terminal that can shows the image, too.
     """

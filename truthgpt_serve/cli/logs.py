@@ -25,7 +25,9 @@ LOOK_PERIOD_S = 2.0
 )  # fmt: skip
 @click.option("--all", "all_processes", is_flag=True, help="Also of processes that have ended.")
 def logs(model: str, follow: bool, lines: int, all_processes: bool) -> None:
-    """Prints what the processes of MODEL have printed: its own code, libraries, its engine.
+    """Prints what the processes of a model print.
+
+    That is what its own code, libraries and its engine print.
 
     Reads Ray's files on this machine, of the processes that live, else of the one that wrote last.
     A service on another machine has its files there.

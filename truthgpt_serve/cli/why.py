@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @click.pass_context
 def why(ctx: click.Context, model: str, as_json: bool) -> None:
-    """Says why MODEL does not run: its state, the last error, the traceback, what it waits for.
+    """Says why a model does not run.
+
+    Its state, the last error, the traceback of its code, what it waits for.
 
     Asks the service, then looks at the files of this machine, and says where it looked. Exits with
     0 if the model runs, else with 1.

@@ -1,0 +1,121 @@
+"""Adds a model to a Serve file as text, so that its comments stay, before the router."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from truthgpt_serve.validate.applications import MODEL_IMPORT, ROUTER_IMPORT, import_target
+
+
+class InsertError(Exception):
+    """The file has a form into which nothing can be inserted; the message says what to do."""
+
+
+def entry_of(name: str, config: str) -> dict[str, Any]:
+    """Returns a model's application as a Serve file has it."""
+    return {
+        "name": name,
+        "route_prefix": f"/models/{name}",
+        "import_path": MODEL_IMPORT,
+        "args": {"config": config},
+    }
+
+
+def entry_text(name: str, config: str, indent: str = "  ") -> list[str]:
+    """Returns the lines of a model's application, each with its line break."""
+    lines = yaml.safe_dump([entry_of(name, config)], sort_keys=False, width=10_000).splitlines()
+    return [f"{indent}{line}\n" for line in lines]
+
+
+def add_model(text: str, name: str, config: str) -> str:
+    """Returns the text of a Serve file with one more model, before the router or at the end.
+
+    Args:
+        text: The file.
+        name: The model's name.
+        config: Its file, from the configurations' folder.
+
+    Raises:
+        InsertError: The file cannot be read, has the name already, or lists its applications in one
+            line.
+    """
+    before, applications = _read(text)
+    if any(one.get("name") == name for one in before["applications"]):
+        raise InsertError(f"it has an application {name!r} already: choose another name")
+    lines = text.splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines[-1] += "\n"
+    at = _find_place(lines, applications, before["applications"])
+    column = applications.value[0].start_mark.column
+    indent = " " * lines[applications.value[0].start_mark.line].index("-", 0, column)
+    lines[at:at] = entry_text(name, config, indent)
+    result = "".join(lines)
+    _check(result, before, entry_of(name, config))
+    return result
+
+
+def _read(text: str) -> tuple[dict[str, Any], yaml.SequenceNode]:
+    try:
+        data = yaml.safe_load(text)
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise InsertError(f"it is not YAML: {' '.join(str(error).split())}") from error
+    found = _value_of(node, "applications")
+    applications = data.get("applications") if isinstance(data, dict) else None
+    if not isinstance(found, yaml.SequenceNode) or not isinstance(applications, list):
+        raise InsertError("it has no list `applications`")
+    if found.flow_style or not applications or not all(isinstance(a, dict) for a in applications):
+        raise InsertError("its `applications` are not listed one below the other")
+    return data, found
+
+
+def _value_of(node: yaml.Node | None, key: str) -> yaml.Node | None:
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    return next((value for name, value in node.value if name.value == key), None)
+
+
+def _find_place(
+    lines: list[str], node: yaml.SequenceNode, applications: list[dict[str, Any]]
+) -> int:
+    """Returns the line before which the entry goes: comments above the router stay with it."""
+    for item, application in zip(node.value, applications, strict=True):
+        if import_target(application.get("import_path")) == ROUTER_IMPORT:
+            at = int(item.start_mark.line)
+            while at and lines[at - 1].lstrip().startswith("#"):
+                at -= 1
+            return at
+    at = max(_ends(node.value[-1])) + 1
+    while not lines[at - 1].strip():  # a block of text has the empty lines behind it
+        at -= 1
+    return at
+
+
+def _ends(node: yaml.Node) -> Iterator[int]:
+    """Yields the lines on which the values in a node end."""
+    if isinstance(node, yaml.MappingNode) and not node.flow_style:
+        for key, value in node.value:
+            yield from _ends(key)
+            yield from _ends(value)
+    elif isinstance(node, yaml.SequenceNode) and not node.flow_style:
+        for value in node.value:
+            yield from _ends(value)
+    else:
+        # A block of text ends at the beginning of the line behind it.
+        end = node.end_mark
+        yield end.line - 1 if end.column == 0 and end.line > node.start_mark.line else end.line
+
+
+def _check(text: str, before: dict[str, Any], entry: dict[str, Any]) -> None:
+    """Raises InsertError if the file now says anything but what it said, with the entry."""
+    try:
+        after = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InsertError("the entry cannot be inserted as text") from error
+    rest = [one for one in after["applications"] if one != entry]
+    same = {**after, "applications": rest} == before
+    if not same or len(after["applications"]) != len(rest) + 1:
+        raise InsertError("the entry cannot be inserted as text")
