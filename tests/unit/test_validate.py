@@ -5,6 +5,7 @@ A file in `bad_yaml/` ends with the faults that it must give, one `# fault:` lin
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -278,3 +279,20 @@ def test_cors_beside_a_models_file(tmp_path: Path) -> None:
     [fault] = validate_file(tmp_path / "serve.yaml").faults
     assert fault.place.endswith("serve.yaml:7: applications[0].args.cors.allow_origins[0]")
     assert fault.fix == "write https://a.example"
+
+
+def test_programs_get_json(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text("model: {family: echo}\n")
+    bad.write_text("model: {family: ecko}\n")
+    result = CliRunner().invoke(main, ["validate", "--json", str(good)])
+    assert (result.exit_code, json.loads(result.stdout)["right"]) == (0, True)
+    result = CliRunner().invoke(main, ["validate", "--json", str(good), str(bad)])
+    assert result.exit_code == 2
+    found = json.loads(result.stdout)
+    assert found["right"] is False
+    first, second = found["files"]
+    assert (first["file"], first["faults"]) == (str(good), [])
+    [fault] = second["faults"]
+    assert fault["place"].endswith("bad.yaml:1: model.family")
+    assert "did you mean 'echo'" in f"{fault['message']} {fault['fix']}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from truthgpt_serve.cli._service.completion import complete_models
 from truthgpt_serve.cli.main import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ TASK = "text-generation"
 
 
 @click.command()
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=complete_models)
 @click.option("--prompt", "-p", help="Ask this, print the answer and stop; - is standard input.")
 @click.option("--system", "-s", help="The system prompt.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Longest answer, in tokens.")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from truthgpt_serve.cli._image.show import WAYS, find_way, render
+from truthgpt_serve.cli._service.completion import complete_models
 from truthgpt_serve.cli.main import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ MAX_SEED = 2**53 - 1
 
 
 @click.command()
-@click.argument("words", nargs=-1, required=True, metavar="[MODEL] PROMPT")
+@click.argument(
+    "words", nargs=-1, required=True, metavar="[MODEL] PROMPT", shell_complete=complete_models
+)
 @click.option(
     "--out",
     "-o",

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from truthgpt_serve.cli._service.completion import complete_models
+
 if TYPE_CHECKING:
     from truthgpt_serve.cli._service.session import Follower, Replica, Session
 
@@ -17,7 +19,7 @@ LOOK_PERIOD_S = 2.0
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", shell_complete=complete_models)
 @click.option("--follow", "-f", is_flag=True, help="Go on with what is added, until Ctrl-C.")
 @click.option(
     "--lines", "-n", type=click.IntRange(0, 100_000), default=100, show_default=True,

@@ -5,9 +5,16 @@ Knows no rule: `truthgpt_serve.validate` has them.
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
 import click
 
 from truthgpt_serve.cli.main import EXIT_FAULT
+
+if TYPE_CHECKING:
+    from truthgpt_serve.validate import Report
 
 
 @click.command()
@@ -23,9 +30,10 @@ from truthgpt_serve.cli.main import EXIT_FAULT
     metavar="SECONDS",
     help="Say every so many seconds which module is being imported.",
 )
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @click.pass_context
 def validate(
-    ctx: click.Context, files: tuple[str, ...], machine: bool, progress: float | None
+    ctx: click.Context, files: tuple[str, ...], machine: bool, progress: float | None, as_json: bool
 ) -> None:
     """Checks Serve files with all their models, or single models' files.
 
@@ -34,17 +42,36 @@ def validate(
     from truthgpt_serve.cluster.progress import telling_progress
     from truthgpt_serve.validate import validate_file
 
-    num_faults = 0
-    for file in files:
-        with telling_progress(progress, click.echo):
-            report = validate_file(file, machine=machine)
-        num_faults += len(report.faults)
-        for line in report.checked:
-            click.echo(f"ok: {line}")
-        for line in report.notes:
-            click.echo(f"note: {line}")
-        for fault in report.faults:
-            click.echo(f"fault: {fault}", err=True)
-    if num_faults:
+    reports: dict[str, Report] = {}
+    for file in dict.fromkeys(files):
+        with telling_progress(progress, lambda line: click.echo(line, err=as_json)):
+            reports[file] = validate_file(file, machine=machine)
+        if not as_json:
+            _print(reports[file])
+    num_faults = sum(len(report.faults) for report in reports.values())
+    if as_json:
+        files_found = [_to_json(file, report) for file, report in reports.items()]
+        value = {"right": not num_faults, "files": files_found}
+        click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    elif num_faults:
         click.echo(f"{num_faults} fault{'s' if num_faults > 1 else ''}", err=True)
+    if num_faults:
         ctx.exit(EXIT_FAULT)
+
+
+def _print(report: Report) -> None:
+    for line in report.checked:
+        click.echo(f"ok: {line}")
+    for line in report.notes:
+        click.echo(f"note: {line}")
+    for fault in report.faults:
+        click.echo(f"fault: {fault}", err=True)
+
+
+def _to_json(file: str, report: Report) -> dict[str, object]:
+    return {
+        "file": file,
+        "checked": report.checked,
+        "notes": report.notes,
+        "faults": [asdict(fault) for fault in report.faults],
+    }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from truthgpt_serve.cli._service.completion import complete_models
 from truthgpt_serve.cli.main import EXIT_FAILED
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", shell_complete=complete_models)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @click.pass_context
 def why(ctx: click.Context, model: str, as_json: bool) -> None:
