@@ -47,6 +47,7 @@ def model(args: dict[str, Any]) -> Application:
         "task": config.task,
         "family": spec.name,
         "run_name": config.run_name,
+        "aliases": config.serving.aliases,
         "adapters": [adapter.name for adapter in config.serving.adapters],
         "limits": {
             "max_ongoing_requests": plan.max_ongoing_requests,

@@ -81,7 +81,7 @@ def check_model(
         for_training: Whether it is to be trained, which may begin without weights.
     """
     source = config.source if place is None else replace(config.source, file=place)
-    faults = list(_check_adapters(config, source))
+    faults = [*_check_adapters(config, source), *_check_aliases(config, source)]
     try:
         spec = resolve_family(config)
     except ConfigError as error:
@@ -176,6 +176,18 @@ def _check_adapters(config: ModelConfig, source: Source) -> Iterator[Fault]:
         if _is_missing(adapter.path):
             place = source.at("serving", "adapters", index, "path")
             yield Fault(place, f"{adapter.path!r} does not exist", "correct the path")
+
+
+def _check_aliases(config: ModelConfig, source: Source) -> Iterator[Fault]:
+    taken = {
+        adapter.name: f"serving.adapters[{index}]"
+        for index, adapter in enumerate(config.serving.adapters)
+    }
+    for index, alias in enumerate(config.serving.aliases):
+        here = f"serving.aliases[{index}]"
+        if (first := taken.setdefault(alias, here)) != here:
+            message = f"{alias!r} is also the name of {first}"
+            yield Fault(source.at("serving", "aliases", index), message, "keep one of them")
 
 
 def _check_engine(config: ModelConfig, spec: FamilySpec, source: Source) -> dict[str, list[Fault]]:

@@ -7,11 +7,13 @@ https://github.com/triton-inference-server/server/tree/main/docs/protocol.
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import version
 from typing import Any
 
 PREFIX = "/v2"
 MODELS_PREFIX = f"{PREFIX}/models/"
+_REST = re.compile(r"(/versions/[^/]*)?(/ready|/infer)?$")
 EXTENSIONS = ("binary_tensor_data", "parameters")
 
 
@@ -20,9 +22,16 @@ def is_open_inference(path: str) -> bool:
     return path == PREFIX or path.startswith(f"{PREFIX}/")
 
 
+def split_model_path(path: str) -> tuple[str, str]:
+    """Splits a path below `MODELS_PREFIX` behind the model's name, which may have slashes."""
+    rest = path.removeprefix(MODELS_PREFIX)
+    found = _REST.search(rest)
+    return (rest[: found.start()], found[0]) if found else (rest, "")
+
+
 def model_of_path(path: str) -> str:
     """Returns the model name of a path below `MODELS_PREFIX`."""
-    return path.removeprefix(MODELS_PREFIX).partition("/")[0]
+    return split_model_path(path)[0]
 
 
 def error_body(message: str) -> dict[str, Any]:

@@ -67,6 +67,17 @@ def parse_model(body: Mapping[str, Any]) -> str:
     return model
 
 
+def model_names(name: str, cfg: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the names that clients may send for a model: its own, then its aliases.
+
+    Args:
+        name: The model name.
+        cfg: The configuration as a nested dict.
+    """
+    serving = cfg.get("serving") or {}
+    return (name, *(serving.get("aliases") or ()))
+
+
 def parse_stream(body: Mapping[str, Any]) -> bool:
     """Returns the request's `stream`; raises RequestError when it is no boolean."""
     stream = body.get("stream")

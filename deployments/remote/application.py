@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
 from urllib.parse import quote, unquote
@@ -40,7 +41,7 @@ class RemoteApplication:
     """Serves one remote model.
 
     Args:
-        name: The model name that clients send.
+        names: The model names that clients send: its own, then its aliases.
         relay: Relays requests.
         generic: Answers the contract's inputs.
         monitor: Knows how the remote server is.
@@ -50,14 +51,14 @@ class RemoteApplication:
 
     def __init__(
         self,
-        name: str,
+        names: Sequence[str],
         relay: Relay,
         generic: Generic,
         monitor: Monitor,
         limits: Limits,
         paths: list[str] | None,
     ) -> None:
-        self._name = name
+        self._name, self._names = names[0], names
         self._relay = relay
         self._generic = generic
         self._monitor = monitor
@@ -114,20 +115,23 @@ class RemoteApplication:
         await connection.reply(encode_json(value))
 
     def _card(self, wanted: str) -> dict[str, Any]:
-        card = {
-            "id": self._name,
+        if wanted:
+            self._check_name(wanted)
+            return self._entry(wanted)
+        return {"object": "list", "data": [self._entry(name) for name in self._names]}
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        entry = {
+            "id": name,
             "object": "model",
             "created": self._created,
             "owned_by": "truthgpt-serve",
             "remote": self._monitor.describe(),
         }
-        if wanted:
-            self._check_name(wanted)
-            return card
-        return {"object": "list", "data": [card]}
+        return entry if name == self._name else {**entry, "alias_of": self._name}
 
     def _check_name(self, model: str) -> None:
-        if model != self._name:
+        if model not in self._names:
             raise ModelNotFoundError(
                 f"the model {model!r} does not exist here; this is {self._name!r}", param="model"
             )
@@ -137,6 +141,7 @@ class RemoteApplication:
         body = parse_object(await connection.read(limits.max_body_bytes, limits.max_request_s))
         exchange = InferExchange(body, "RemoteModel")
         self._check_name(exchange.model)
+        exchange.name_model(self._name)
         given, request_id = connection.scope["headers"], connection.request_id
         async with connection.guard(limits.max_request_s) as guard:
             if not exchange.stream:

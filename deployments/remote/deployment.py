@@ -28,6 +28,7 @@ from deployments.remote.relay import Limits, Relay
 from truthgpt_serve.config.faults import faults_of
 from truthgpt_serve.config.source import Source, parse_dotted
 from truthgpt_serve.errors import ConfigError, DeadlineError, Fault, ServerError
+from truthgpt_serve.protocol import model_names
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,8 @@ class RemoteModel:
         identity = (name, addresses.base, settings.model or "")
         headers = RequestHeaders(settings.headers, self._key_header(), identity)
         monitor = Monitor(remote, headers, settings, name)
-        relay = Relay(remote, headers, monitor, settings, name, self._limits)
+        names = model_names(name, self._cfg)
+        relay = Relay(remote, headers, monitor, settings, names, self._limits)
         generic = Generic(remote, headers, monitor, relay, settings, self._cfg["task"])
         return _Parts(remote, headers, monitor, relay, generic)
 
@@ -115,7 +117,7 @@ class RemoteModel:
         if self._settings.health_path is not None:
             self._watch = asyncio.create_task(parts.monitor.run(), name="remote health")
         return RemoteApplication(
-            str(self._name),
+            model_names(str(self._name), self._cfg),
             parts.relay,
             parts.generic,
             parts.monitor,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote
@@ -20,7 +21,7 @@ from deployments.remote.names import AnswerNames, find_model
 from truthgpt_serve.api_errors import error_event
 from truthgpt_serve.asgi import UNREAD_TIMEOUT_S, Send
 from truthgpt_serve.errors import ModelNotFoundError, TruthGPTError, UpstreamError
-from truthgpt_serve.open_inference import MODELS_PREFIX
+from truthgpt_serve.open_inference import MODELS_PREFIX, split_model_path
 from truthgpt_serve.server.http import Connection
 from truthgpt_serve.sse import WholeEvents
 
@@ -51,7 +52,7 @@ class Relay:
         headers: Makes the headers of requests.
         monitor: Knows whether the server answers, and the model's name there.
         settings: For messages about the key.
-        name: The model name that clients send.
+        names: The model names that clients send: its own, then its aliases.
         limits: What one request may take.
     """
 
@@ -61,14 +62,14 @@ class Relay:
         headers: RequestHeaders,
         monitor: Monitor,
         settings: RemoteSettings,
-        name: str,
+        names: Sequence[str],
         limits: Limits,
     ) -> None:
         self._remote = remote
         self._headers = headers
         self._monitor = monitor
         self._settings = settings
-        self._name = name
+        self._names = names
         self._limits = limits
 
     async def __call__(self, connection: Connection, send: Send, path: str) -> None:
@@ -94,7 +95,7 @@ class Relay:
                 if named.name is not None:
                     theirs = await self._their_name(named.name)
                     body = body if theirs == named.name else named.renamed(theirs)
-                    reply.rename(theirs, named.name)
+                    reply.rename(theirs, self._names[0])
                 answer = await self.send(connection, path, body, renames=reply.renames)
                 try:
                     self.refuse(answer)
@@ -109,9 +110,10 @@ class Relay:
             await reply.break_off(error, connection.path)
 
     async def _their_name(self, model: str) -> str:
-        if model != self._name:
+        if model not in self._names:
             raise ModelNotFoundError(
-                f"the model {model!r} does not exist here; this is {self._name!r}", param="model"
+                f"the model {model!r} does not exist here; this is {self._names[0]!r}",
+                param="model",
             )
         return await self._monitor.find_model()
 
@@ -119,9 +121,9 @@ class Relay:
         """Returns a path of the Open Inference Protocol, which names the model, as they name it."""
         if not path.startswith(MODELS_PREFIX):
             return path
-        name, slash, rest = path.removeprefix(MODELS_PREFIX).partition("/")
+        name, rest = split_model_path(path)
         theirs = await self._their_name(unquote(name))
-        return f"{MODELS_PREFIX}{quote(theirs, safe='')}{slash}{rest}"
+        return f"{MODELS_PREFIX}{quote(theirs, safe='')}{rest}"
 
     async def send(
         self, connection: Connection, path: str, body: bytes, *, renames: bool

@@ -45,7 +45,7 @@ _ELSEWHERE: dict[str, str] = {
     "revision": "set `model.revision`",
     "root_path": "it follows the application's name, /models/<name>",
     "seed": "set the top-level `seed`",
-    "served_model_name": "it is the application's name in the Serve file",
+    "served_model_name": "it is the application's name in the Serve file, and `serving.aliases`",
     "uds": "set `http_options` of the Serve file",
     "worker_cls": "the engine chooses its workers by the hardware",
 }

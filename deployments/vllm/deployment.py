@@ -22,6 +22,7 @@ from deployments.vllm.generic import Dispatcher, GenericRoutes
 from deployments.vllm.request_models import refuse_misread_fields
 from deployments.vllm.routes import ListedRoutes
 from truthgpt_serve.errors import ServerError
+from truthgpt_serve.protocol import model_names
 
 T = TypeVar("T")
 
@@ -37,6 +38,7 @@ class VllmModel:
 
     def __init__(self) -> None:
         self._name: str | None = None
+        self._names: tuple[str, ...] = ()
         self._engine: Any = None
         self._limits: dict[str, Any] = {}
         self._routes: GenericRoutes | None = None
@@ -57,6 +59,7 @@ class VllmModel:
         from deployments.vllm.engine import Engine
 
         self._name = self._name or str(cfg["run_name"])
+        self._names = model_names(self._name, cfg)
         self._limits = {key: cfg["serving"][key] for key in ("max_request_s", "max_body_bytes")}
         self._engine = Engine(cfg, self._name)
 
@@ -96,7 +99,9 @@ class VllmModel:
             self._engine.acceleration,
             self._engine.adapters.failed,
         )
-        return Dispatcher(ListedRoutes(admitted, paths, self._name), self._routes, **self._limits)
+        return Dispatcher(
+            ListedRoutes(admitted, paths, self._name), self._routes, self._names, **self._limits
+        )
 
     @property
     def acceleration(self) -> dict[str, Any]:

@@ -54,6 +54,7 @@ from deployments.vllm.media import use_listed_media
 from deployments.vllm.orphans import bind_children
 from deployments.vllm.rejected_tokens import mend_answers
 from truthgpt_serve.errors import ConfigError, Fault, TruthGPTError, UnavailableError
+from truthgpt_serve.protocol import model_names
 from truthgpt_serve.server.request_limits import RequestLimits
 
 logger = logging.getLogger(__name__)
@@ -255,7 +256,7 @@ def _product_arguments(
     values: dict[str, Any] = {
         "model": cfg["model"]["name_or_path"],
         "revision": cfg["model"]["revision"],
-        "served_model_name": [name],
+        "served_model_name": list(model_names(name, cfg)),
         "seed": cfg["seed"],
         "dtype": optim["dtype"],
         "quantization": optim["quantization"],

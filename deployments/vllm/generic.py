@@ -10,7 +10,7 @@ import contextlib
 import json
 import logging
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -172,16 +172,24 @@ class Dispatcher:
     Args:
         app: What of vLLM's application a client reaches.
         routes: The generic route's answers.
+        names: The model's names that clients send: its own, then its aliases.
         max_request_s: Longest time for one request on the generic route.
         max_body_bytes: Largest body on the generic route.
     """
 
     def __init__(
-        self, app: Any, routes: GenericRoutes, *, max_request_s: float, max_body_bytes: int
+        self,
+        app: Any,
+        routes: GenericRoutes,
+        names: Sequence[str],
+        *,
+        max_request_s: float,
+        max_body_bytes: int,
     ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._routes = routes
+        self._names = names
         self._max_request_s = max_request_s
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -206,6 +214,8 @@ class Dispatcher:
         _check_method(connection, ROUTE, ("POST",))
         body = parse_object(await connection.read(self._max_body_bytes, self._max_request_s))
         exchange = InferExchange(body, "VllmModel")
+        if exchange.model in self._names:
+            exchange.name_model(self._names[0])
         async with connection.guard(self._max_request_s) as guard:
             if exchange.stream:
                 await self._send_events(connection, exchange)

@@ -24,6 +24,8 @@ RAY_ENV = HERE.parents[1] / "configs" / "ray.env"
 START_TIMEOUT_S = 200
 REQUEST_TIMEOUT_S = 60
 MAX_MODEL_LEN = 512
+ALIASES = {"org/Tiny-1B:latest": "tiny", "gpt-4o-mini": "echo"}
+"""Other names of models."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def applications_of(weights: Path, adapter: Path, archive: Path) -> list[dict[st
                 "hardware": {"cpus": 1, "gpus": 0},
                 "model_optim": {"dtype": "float32"},
                 "serving": {
+                    "aliases": ["org/Tiny-1B:latest"],
                     "adapters": [{"name": "tiny-adapter", "path": str(adapter)}],
                     "engine": {
                         **engine,
@@ -134,7 +137,14 @@ def applications_of(weights: Path, adapter: Path, archive: Path) -> list[dict[st
                 "serving": {"engine": engine},
             },
         ),
-        model_application("echo", {"model": {"family": "echo"}, "hardware": small}),
+        model_application(
+            "echo",
+            {
+                "model": {"family": "echo"},
+                "hardware": small,
+                "serving": {"aliases": ["gpt-4o-mini"]},
+            },
+        ),
         model_application(
             "slow",
             {

@@ -6,17 +6,48 @@ import gzip
 import json
 import socket
 from typing import Any
+from urllib.parse import quote
 
 import httpx
+import openai
 import pytest
 from backports import zstd
 
-from tests.serve.conftest import Service
+from tests.serve.conftest import ALIASES, Service
 
 LIMIT_S = 60
 PAGE = "http://localhost:5173"
 ASKED = {"origin": PAGE, "access-control-request-method": "POST"}
 MODELS = ("tiny", "echo")
+
+
+def openai_of(service: Service, url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=LIMIT_S)
+
+
+@pytest.mark.parametrize("direct", [False, True], ids=["router", "direct"])
+@pytest.mark.parametrize(("alias", "name"), ALIASES.items())
+def test_other_names(service: Service, alias: str, name: str, direct: bool) -> None:
+    base = f"{service.cluster.url}/models/{name}" if direct else service.cluster.url
+    messages: Any = [{"role": "user", "content": "one two three"}]
+    with openai_of(service, f"{base}/v1") as client:
+        answer = client.chat.completions.create(model=alias, messages=messages, max_tokens=3)
+        assert answer.model == name
+        chunks = client.chat.completions.create(
+            model=alias, messages=messages, max_tokens=3, stream=True
+        )
+        assert {chunk.model for chunk in chunks} == {name}
+        text = client.completions.create(model=alias, prompt="a", max_tokens=2)
+        assert (text.model, bool(text.choices[0].text)) == (name, True)
+        assert client.models.retrieve(alias).id == alias
+        assert {alias, name} <= {model.id for model in client.models.list()}
+        with pytest.raises(openai.NotFoundError):
+            client.models.retrieve(f"{alias}/more")
+    with httpx.Client(base_url=base, timeout=LIMIT_S) as http:
+        for path in (alias, quote(alias, safe="")):
+            assert http.get(f"/v1/models/{path}").json()["id"] == alias
+        body = {"model": alias, "inputs": {"text": "a b", "max_new_tokens": 2}}
+        assert http.post("/v1/infer", json=body).json()["model"] == name
 
 
 def chat(model: str, **more: Any) -> bytes:

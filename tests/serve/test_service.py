@@ -17,7 +17,7 @@ import httpx
 import openai
 import pytest
 
-from tests.serve.conftest import MAX_MODEL_LEN, Service
+from tests.serve.conftest import ALIASES, MAX_MODEL_LEN, Service
 from truthgpt_serve.config.limits import LimitsSection
 from truthgpt_serve.local_cluster import model_application
 from truthgpt_serve.serve_state import parse_details
@@ -31,7 +31,8 @@ FOLLOW_S = 8
 model that is removed answers for 5 s: then a router that had not noticed would answer 503."""
 LANGUAGE_MODELS = ["tiny", "tiny-adapter"]
 ALL_MODELS = [
-    "backwards", "echo", "embedder", "shouting", "slow", "spelling", "tiny", "tiny-adapter",
+    "backwards", "echo", "embedder", "gpt-4o-mini", "org/Tiny-1B:latest", "shouting", "slow",
+    "spelling", "tiny", "tiny-adapter",
 ]  # fmt: skip
 
 
@@ -358,6 +359,8 @@ def test_models_are_listed_with_their_adapters(service: Service) -> None:
     assert list(listed) == ALL_MODELS
     parents = {name: getattr(model, "parent", None) for name, model in listed.items()}
     assert parents == {**dict.fromkeys(ALL_MODELS), "tiny-adapter": "tiny"}
+    others = {name: getattr(model, "alias_of", None) for name, model in listed.items()}
+    assert {name: of for name, of in others.items() if of} == ALIASES
     for model in listed.values():
         assert model.object == "model"
         assert model.owned_by == "truthgpt-serve"
@@ -370,6 +373,7 @@ def test_a_model_has_a_card(service: Service) -> None:
         "task": "text-generation",
         "family": "vllm",
         "run_name": "demo",
+        "aliases": ["org/Tiny-1B:latest"],
         "adapters": ["tiny-adapter"],
         "limits": {
             "max_ongoing_requests": 16,
@@ -391,7 +395,7 @@ def test_pages(service: Service) -> None:
     ready = service.http.get("/ready")
     assert (ready.status_code, ready.json()["status"]) == (200, "ready")
     models = ready.json()["models"]
-    assert sorted(models) == [name for name in ALL_MODELS if name != "tiny-adapter"]
+    assert sorted(models) == [name for name in ALL_MODELS if name not in ("tiny-adapter", *ALIASES)]
     for model in models.values():
         assert model == {"status": "RUNNING", "num_running_replicas": 1}
     paths = service.http.get("/openapi.json").json()["paths"]

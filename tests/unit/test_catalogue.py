@@ -129,6 +129,45 @@ def test_an_adapter_gives_way_to_a_model_of_its_name() -> None:
     assert (adapter.application, adapter.parent) == ("a", "a")
 
 
+def test_aliases_are_names_of_their_model() -> None:
+    catalogue = Catalogue(ServeState, no_routes)
+    card = {"aliases": ["org/m:8b", "gpt-4o-mini"], "adapters": ["a"]}
+    catalogue.update(state(application("m", card=card)))
+    assert [found.name for found in catalogue.entries()] == ["a", "gpt-4o-mini", "m", "org/m:8b"]
+    alias = entry(catalogue, "org/m:8b")
+    assert (alias.application, alias.alias_of, alias.prefix) == ("m", "m", b"/models/m")
+    assert [found.name for found in catalogue.entries() if found.is_model] == ["m"]
+
+
+def test_a_name_that_two_claim_goes_to_one_and_the_log_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    catalogue = Catalogue(ServeState, no_routes)
+    applications = [
+        application("b", card={"aliases": ["x", "c", "y"], "adapters": ["l"]}),
+        application("c", card={"adapters": ["y"]}),
+        application("a", card={"aliases": ["x", "l", "a"]}),
+    ]
+    for order in (applications, applications[::-1]):
+        caplog.clear()
+        catalogue.update(state(*order))
+        winners = {"x": "a", "c": "c", "y": "c", "l": "b", "a": "a"}
+        assert {name: entry(catalogue, name).application for name in winners} == winners
+        said = [record.getMessage() for record in caplog.records]
+        if order is applications:
+            assert len(said) == 4
+            assert any("'x': requests go to 'a', not to 'b'" in line for line in said)
+        else:
+            assert said == []  # once is enough
+    catalogue.update(state(applications[0]))
+    caplog.clear()
+    catalogue.update(state(*applications))
+    assert len(caplog.records) == 4
+    leaving = replace(applications[2], status="DELETING")
+    catalogue.update(state(applications[0], leaving))
+    assert entry(catalogue, "x").application == "b"
+
+
 def test_an_application_that_comes_again_must_run_again() -> None:
     catalogue = Catalogue(ServeState, no_routes)
     asleep = application("m", num_running_replicas=0)

@@ -10,12 +10,14 @@ import struct
 import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 import pytest
 
 from tests.unit.oip_service import MAX_BODY_BYTES, PLAIN, Service, serving
+from tests.unit.servers import serve_asgi
+from truthgpt_serve.server import create_app
 
 INFER = "/v2/models/mirror/infer"
 SCALER = "/v2/models/scaler/infer"
@@ -560,3 +562,17 @@ def test_other_routes_keep_openais_envelope(service: Service) -> None:
     assert answer.json()["error"]["type"] == "invalid_request_error"
     answer = httpx.get(f"{service.proxy}/models/mirror/nosuch")
     assert answer.json()["error"]["code"] == "not_found"
+
+
+@pytest.mark.parametrize("alias", ["org/mirror:1", "mine"])
+def test_another_name_of_a_model(alias: str) -> None:
+    cfg = {"task": "tensor", "serving": {"aliases": [alias]}}
+    app = create_app(PLAIN["mirror"][0], cfg, name="mirror")
+    with serve_asgi(app, lifespan="on") as url:
+        for name in (alias, quote(alias, safe=""), "mirror"):
+            path = f"{url}/v2/models/{name}"
+            assert httpx.get(path).json()["name"] == "mirror"
+            assert httpx.get(f"{path}/versions/1/ready").json()["name"] == "mirror"
+            assert httpx.post(f"{path}/infer", json=x()).json()["model_name"] == "mirror"
+        lost = httpx.get(f"{url}/v2/models/{alias}/more")
+        assert lost.status_code == 404

@@ -117,6 +117,22 @@ def test_names_that_are_not_its_own_are_refused(client: openai.OpenAI) -> None:
     assert card.remote == {"status": "up"}
 
 
+def test_other_names_are_the_same_model() -> None:
+    alias = "gpt-4o-mini"
+    with relayed(model="there", serving={"aliases": [alias]}) as (client, other):
+        for name in (alias, "far"):
+            answer = client.post("/v1/chat/completions", json={"model": name, "messages": WORDS})
+            assert answer.json()["model"] == "far"
+            assert other.last.json()["model"] == "there"
+            assert client.get(f"/v1/models/{name}").json()["id"] == name
+        events = client.post("/v1/chat/completions", json={"model": alias, "stream": True}).text
+        assert '"model": "there"' not in events
+        assert '"model":"far"' in events.replace(": ", ":")
+        client.get(f"/v2/models/{alias}/versions/1")
+        assert other.last.path.endswith("/v2/models/there/versions/1")
+        assert [card["alias_of"] for card in client.get("/v1/models").json()["data"][1:]] == ["far"]
+
+
 def test_the_generic_route_and_the_command(second: str, tmp_path: Path) -> None:
     expected = {"text": " one two one", "finish_reason": "length"}
     usage = {"prompt_tokens": 2, "completion_tokens": 3}

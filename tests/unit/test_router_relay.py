@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from itertools import pairwise
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 import pytest
@@ -162,7 +162,14 @@ class Cluster:
 
     def __init__(self) -> None:
         self.applications = [
-            application("m", card={"adapters": ["m-lora"], "task": "text-generation"}),
+            application(
+                "m",
+                card={
+                    "adapters": ["m-lora"],
+                    "aliases": ["org/M-1B:8b", "gpt-4o-mini"],
+                    "task": "text-generation",
+                },
+            ),
             application("other"),
             application("starting", status="DEPLOYING", num_running_replicas=0),
             application("failed", status="DEPLOY_FAILED", num_running_replicas=0),
@@ -279,6 +286,27 @@ async def test_adapters_go_to_their_model(client: httpx.AsyncClient, proxy: Prox
     assert proxy.requests[-1]["path"] == "/models/m/v1/plain"
 
 
+@pytest.mark.parametrize("alias", ["org/M-1B:8b", "gpt-4o-mini"])
+async def test_aliases_go_to_their_model(
+    client: httpx.AsyncClient, proxy: Proxy, alias: str
+) -> None:
+    content = json.dumps({"model": alias}).encode()
+    assert (await client.post("/v1/plain", content=content)).status_code == 200
+    assert proxy.requests[-1]["path"] == "/models/m/v1/plain"
+    assert proxy.requests[-1]["body"] == content
+    for path in (alias, quote(alias, safe="")):
+        card = (await client.get(f"/v1/models/{path}")).json()
+        assert (card["id"], card["alias_of"]) == (alias, "m")
+        await client.get(f"/v2/models/{path}/versions/1")
+        assert proxy.requests[-1]["path"] == f"/models/m/v2/models/{alias}/versions/1"
+        ready = await client.get(f"/v2/models/{path}/ready")
+        assert ready.json() == {"name": alias, "ready": True}
+    listed = (await client.get("/v1/models")).json()["data"]
+    assert {"m", "m-lora", alias} <= {model["id"] for model in listed}
+    lost = await client.post(f"/models/{alias.partition('/')[0]}/v1/plain", content=content)
+    assert lost.status_code == 404
+
+
 async def test_names_are_percent_encoded(client: httpx.AsyncClient, proxy: Proxy) -> None:
     assert (await client.post("/v1/plain", json={"model": "spaced name"})).status_code == 200
     assert proxy.requests[-1]["path"] == "/models/spaced name/v1/plain"
@@ -348,7 +376,7 @@ async def test_an_early_answer_ends_an_upload(client: httpx.AsyncClient) -> None
     assert (response.status_code, response.json()["error"]["message"]) == (422, "early")
 
 
-NAMES = "asleep, failed, m, m-lora, other, spaced name, starting"
+NAMES = "asleep, failed, gpt-4o-mini, m, m-lora, org/M-1B:8b, other, spaced name, starting"
 ERRORS: dict[str, tuple[str, str, int, str | None, str]] = {
     "unknown model": (
         "nosuch", "plain", 404, "model_not_found",

@@ -120,6 +120,29 @@ def test_models(echo: openai.OpenAI) -> None:
     assert caught.value.code == "model_not_found"
 
 
+def test_other_names_of_a_model() -> None:
+    alias = "org/Echo-1B:latest"
+    app = create_app(FAMILY, {"serving": {"aliases": [alias]}}, name="echo")
+    with serve_asgi(app, lifespan="on") as url, openai_client(url) as client:
+        for name in (alias, "echo"):
+            answer = client.chat.completions.create(model=name, messages=HI, max_tokens=2)
+            assert answer.model == "echo"
+            stream = client.completions.create(model=name, prompt="a", max_tokens=2, stream=True)
+            assert {chunk.model for chunk in stream} == {"echo"}
+            assert client.models.retrieve(name).id == name
+        listed: Any = client.models.list().data
+        assert [(card.id, getattr(card, "alias_of", None)) for card in listed] == [
+            ("echo", None),
+            (alias, "echo"),
+        ]
+        with pytest.raises(openai.NotFoundError):
+            client.models.retrieve("org")
+        body = {"model": alias, "inputs": {"text": "a"}}
+        assert httpx.post(f"{url}/v1/infer", json=body).json()["model"] == "echo"
+        events = httpx.post(f"{url}/v1/infer", json={**body, "stream": True}).text
+        assert events.startswith('data: {"model":"echo"')
+
+
 def test_concurrent_streams_share_the_event_loop(echo: openai.OpenAI) -> None:
     async def run() -> float:
         async with httpx.AsyncClient(base_url=str(echo.base_url)) as client:

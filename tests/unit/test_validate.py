@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -18,6 +19,8 @@ from click.testing import CliRunner, Result
 from tests.unit.configs import make_service
 from truthgpt_serve import MODEL_REGISTRY
 from truthgpt_serve.cli import main
+from truthgpt_serve.config import load_model_config
+from truthgpt_serve.errors import ConfigError
 from truthgpt_serve.validate import validate_file
 
 ROOT = Path(__file__).parents[2]
@@ -296,3 +299,55 @@ def test_programs_get_json(tmp_path: Path) -> None:
     [fault] = second["faults"]
     assert fault["place"].endswith("bad.yaml:1: model.family")
     assert "did you mean 'echo'" in f"{fault['message']} {fault['fix']}"
+
+
+def test_other_names_are_unique_in_the_whole_service(tmp_path: Path) -> None:
+    def application(name: str, *aliases: str) -> str:
+        return (
+            f"- name: {name}\n"
+            f"  route_prefix: /models/{name}\n"
+            "  import_path: truthgpt_serve.app:model\n"
+            f"  args: {{model: {{family: echo}}, serving: {{aliases: [{', '.join(aliases)}]}}}}\n"
+        )
+
+    path = tmp_path / "serve.yaml"
+    text = application("a", "org/m:8b", "gpt-4o-mini") + application("b", '"other@1"')
+    path.write_text(f"applications:\n{text}")
+    assert not validate_file(path).faults
+    text = application("a", "b", "x/y", "a") + application("b", "x/y", "z", "z")
+    path.write_text(f"applications:\n{text}")
+    found = {fault.place.partition(": ")[2]: fault.message for fault in validate_file(path).faults}
+    assert set(found) == {
+        "applications[0].args.serving.aliases[0]",
+        "applications[0].args.serving.aliases[2]",
+        "applications[1].args.serving.aliases[0]",
+        "applications[1].args.serving.aliases[2]",
+    }
+    assert "already a model name at" in found["applications[0].args.serving.aliases[2]"]
+    assert "(application a)" in found["applications[1].args.serving.aliases[0]"]
+    assert "serving.aliases[1]" in found["applications[1].args.serving.aliases[2]"]
+
+
+@pytest.mark.parametrize(
+    "alias",
+    [
+        "",
+        "/m",
+        "m/",
+        "a//b",
+        "../m",
+        "a/../b",
+        "a b",
+        "a\n",
+        "a?b",
+        "a#b",
+        "a%2Fb",
+        "é",
+        "x" * 257,
+        5,
+    ],
+)
+def test_what_is_no_other_name(alias: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_model_config({"model": {"family": "echo"}, "serving": {"aliases": ["ok", alias]}})
+    assert caught.value.faults[0].place == "configuration: serving.aliases[1]"

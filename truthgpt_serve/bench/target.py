@@ -130,10 +130,10 @@ class Target:
 def choose_models(entries: Sequence[dict[str, Any]], endpoint: str) -> list[str]:
     """Returns the names of models that may answer an endpoint, the likeliest first.
 
-    A service that says each model's `task` is believed; adapters come after their models.
+    A service that says each model's `task` is believed; adapters and aliases come after models.
     """
     wanted = {"embeddings": "embedding", "images": "image-generation"}
     task = wanted.get(endpoint, "text-generation")
     fitting = [entry for entry in entries if entry.get("task") in (None, task)]
-    fitting.sort(key=lambda entry: entry.get("parent") is not None)
+    fitting.sort(key=lambda entry: bool(entry.get("parent") or entry.get("alias_of")))
     return [str(entry["id"]) for entry in fitting]

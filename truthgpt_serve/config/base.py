@@ -17,10 +17,14 @@ SCIENTIFIC = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+")
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """What a model or adapter name may look like: it becomes a path segment and a metric label."""
+ALIAS_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:@+-]*(/[A-Za-z0-9][A-Za-z0-9._:@+-]*)*$"
+"""What another name of a model may look like: as hubs and other servers write them."""
 MODULE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$"
 FUNCTION_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$"
 PATTERN_WORDS = {
     NAME_PATTERN: "letters, digits, dots, dashes and underscores, first a letter or digit",
+    ALIAS_PATTERN: "letters, digits and `._:@+-` in parts with single slashes between them, each "
+    "of which begins with a letter or digit",
     MODULE_PATTERN: "a Python module, such as my_package.models",
     FUNCTION_PATTERN: "a Python module and a function in it, such as my_package.rewards:length",
 }
@@ -94,3 +98,4 @@ Count = Annotated[int, Field(ge=1)]
 NonNegativeCount = Annotated[int, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=128)]
+Alias = Annotated[str, Field(pattern=ALIAS_PATTERN, max_length=256)]

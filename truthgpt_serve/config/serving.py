@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from truthgpt_serve.config.base import (
     MAX_BODY_BYTES,
+    Alias,
     Count,
     Name,
     NonNegativeCount,
@@ -124,6 +125,10 @@ class ServingSection(Section):
 
     autoscaling: AutoscalingSection | None = None
     """Replicas by load; null for a fixed number."""
+
+    aliases: Annotated[list[Alias], Field(max_length=64)] = Field(default_factory=list)
+    """Further names that clients may send as `model`, such as `Qwen/Qwen3-0.6B` or `gpt-4o-mini`.
+    Unique in the whole service. Answers name the model itself."""
 
     adapters: list[AdapterSection] = Field(default_factory=list)
     """LoRA adapters served beside the model, each under its own model name. Requests for one that

@@ -35,9 +35,9 @@ def capacity(entries: Iterable[ModelEntry]) -> int | None:
     """Returns how many requests the routers may have at the same time; None where it is not known.
 
     Args:
-        entries: All models and adapters.
+        entries: All models, adapters and aliases.
     """
-    held = [_limits(entry) for entry in entries if entry.parent is None]
+    held = [_limits(entry) for entry in entries if entry.is_model]
     known = [sum(limits) for limits in held if limits is not None]
     return sum(known) + RESERVE if len(known) == len(held) else None
 

@@ -165,9 +165,10 @@ class RouterApp:
         error: TruthGPTError
         try:
             entry = await self.catalogue.resolve(name)
-            if entry.parent is not None:
+            if not entry.is_model:
+                kind = "an adapter" if entry.alias_of is None else "an alias"
                 raise ModelNotFoundError(
-                    f"{name!r} is an adapter: its address is {MODELS_PREFIX}{entry.parent}",
+                    f"{name!r} is {kind}: its address is {MODELS_PREFIX}{entry.application}",
                     param="model",
                 )
             message = f"The model {name!r} is being mounted; try again in a few seconds"

@@ -11,13 +11,13 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from itertools import chain
 
 from truthgpt_serve.errors import ModelNotFoundError, UnavailableError
 from truthgpt_serve.router.model_entry import (
     DELETING,
+    Clash,
     ModelEntry,
-    adapter_entries,
+    entries_by_name,
     model_entry,
 )
 from truthgpt_serve.serve_state import ApplicationState, ServeState
@@ -60,6 +60,7 @@ class Catalogue:
         self._entries: dict[str, ModelEntry] = {}
         self._states: dict[str, ApplicationState] = {}
         self._ran: set[str] = set()
+        self._clashes: frozenset[Clash] = frozenset()
         self._routes = b""
         self._refreshed_at_s = float("-inf")
         self._refreshing: asyncio.Task[None] | None = None
@@ -69,7 +70,7 @@ class Catalogue:
     # -- reading
 
     def find(self, name: str) -> ModelEntry | None:
-        """Returns the model or adapter of this name, or None."""
+        """Returns the model, adapter or alias of this name, or None."""
         entry = self._entries.get(name)
         return None if entry is None or entry.deleted else entry
 
@@ -83,7 +84,7 @@ class Catalogue:
         return self.find(name)
 
     def entries(self) -> list[ModelEntry]:
-        """Returns all models and adapters, by name."""
+        """Returns all models, adapters and aliases, by name."""
         entries = (entry for entry in self._entries.values() if not entry.deleted)
         return sorted(entries, key=lambda entry: entry.name)
 
@@ -257,17 +258,22 @@ class Catalogue:
             and (name in self._ran or app.num_running_replicas or app.status == "RUNNING")
         }
         models = [model_entry(app, has_run=name in self._ran) for name, app in states.items()]
-        models.sort(key=lambda model: model.deleted)
-        entries: dict[str, ModelEntry] = {}
-        # `validate` refuses an adapter with another's name; should one be deployed, it gives way,
-        # and so does what is being removed to its successor.
-        for entry in (*models, *chain.from_iterable(map(adapter_entries, models))):
-            other = entries.setdefault(entry.name, entry)
-            if other.deleted and not entry.deleted:
-                entries[entry.name] = entry
+        entries, clashes = entries_by_name(models)
+        self._log_clashes(clashes)
         self._log_waiting(states)
         self._entries, self._states = entries, states
         self._refreshed_at_s = time.monotonic()
+
+    def _log_clashes(self, clashes: frozenset[Clash]) -> None:
+        for name, winner, loser in sorted(clashes - self._clashes):
+            logger.warning(
+                "two applications claim the model name %r: requests go to %r, not to %r; give "
+                "`serving.aliases` or `serving.adapters` of one of them another name",
+                name,
+                winner,
+                loser,
+            )
+        self._clashes = clashes
 
     def _log_waiting(self, states: dict[str, ApplicationState]) -> None:
         for name, state in states.items():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from truthgpt_serve.serve_state import ApplicationState
@@ -17,7 +18,7 @@ class ModelEntry:
     """One name that clients may send as `model`.
 
     Attributes:
-        name: The model name or adapter name.
+        name: The model name, an adapter's or an alias.
         application: The application that serves it.
         prefix: Where that application is mounted, percent-encoded, such as `b"/models/echo"`.
         running: Whether a replica was running when last asked.
@@ -26,6 +27,7 @@ class ModelEntry:
         created: When it was deployed, seconds since the epoch.
         card: What the application says of itself.
         parent: The model whose adapter this is, or None.
+        alias_of: The model of which this is another name, or None.
         deleted: Whether it is being removed: it finishes its requests, and takes no more.
         settled: Whether all its replicas are of its last deployment.
         num_replicas: Replicas that ran when last asked.
@@ -41,12 +43,32 @@ class ModelEntry:
     created: int
     card: dict[str, Any]
     parent: str | None = None
+    alias_of: str | None = None
     draining: bool = False
     deleted: bool = False
     settled: bool = False
     num_replicas: int = 0
     waits_for: str | None = None
     replicas: frozenset[str] = frozenset()
+
+    @property
+    def is_model(self) -> bool:
+        """Whether this is a model's own name."""
+        return self.parent is None and self.alias_of is None
+
+
+class Clash(NamedTuple):
+    """A model name that two applications claim.
+
+    Attributes:
+        name: The name.
+        winner: The application that gets its requests.
+        loser: The other one.
+    """
+
+    name: str
+    winner: str
+    loser: str
 
 
 def model_entry(application: ApplicationState, *, has_run: bool) -> ModelEntry:
@@ -77,6 +99,33 @@ def adapter_entries(model: ModelEntry) -> list[ModelEntry]:
     """Returns the entries of a model's adapters."""
     names = model.card.get("adapters") or []
     return [replace(model, name=name, parent=model.name) for name in names]
+
+
+def alias_entries(model: ModelEntry) -> list[ModelEntry]:
+    """Returns the entries of a model's other names."""
+    names = model.card.get("aliases") or []
+    return [replace(model, name=name, alias_of=model.name) for name in names]
+
+
+def entries_by_name(models: list[ModelEntry]) -> tuple[dict[str, ModelEntry], frozenset[Clash]]:
+    """Returns what each name stands for, and which names two applications claim.
+
+    `validate` refuses a name that is given twice. Should it be deployed, models come before
+    adapters, these before aliases, and applications in the order of their names; what is being
+    removed gives way to its successor.
+    """
+    models = sorted(models, key=lambda model: (model.deleted, model.name))
+    adapters = chain.from_iterable(map(adapter_entries, models))
+    aliases = chain.from_iterable(map(alias_entries, models))
+    entries: dict[str, ModelEntry] = {}
+    clashes = set()
+    for entry in (*models, *adapters, *aliases):
+        other = entries.setdefault(entry.name, entry)
+        if other.deleted and not entry.deleted:
+            entries[entry.name] = entry
+        elif not entry.deleted and other.application != entry.application:
+            clashes.add(Clash(entry.name, other.application, entry.application))
+    return entries, frozenset(clashes)
 
 
 def _why_unavailable(application: ApplicationState, *, has_run: bool) -> str | None:

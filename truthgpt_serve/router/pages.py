@@ -144,6 +144,8 @@ def _model_object(entry: ModelEntry) -> dict[str, Any]:
     }
     if entry.parent is not None:
         value["parent"] = entry.parent
+    if entry.alias_of is not None:
+        value["alias_of"] = entry.alias_of
     if entry.waits_for is not None:
         value["waits_for"] = entry.waits_for
     return value

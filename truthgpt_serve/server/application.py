@@ -18,8 +18,9 @@ from truthgpt_serve.errors import (
     UnsupportedError,
 )
 from truthgpt_serve.file_store import FILES_PATH
-from truthgpt_serve.open_inference import is_open_inference
-from truthgpt_serve.protocol import encode_json, parse_object
+from truthgpt_serve.open_inference import MODELS_PREFIX as OPEN_MODELS_PREFIX
+from truthgpt_serve.open_inference import is_open_inference, split_model_path
+from truthgpt_serve.protocol import encode_json, model_names, parse_object
 from truthgpt_serve.routes import refuse
 from truthgpt_serve.server.audio import PATH as TRANSCRIPTIONS_PATH
 from truthgpt_serve.server.audio import TRANSLATIONS_PATH, AudioRoutes
@@ -83,6 +84,7 @@ class Application:
         self._owns_host = owns_host
         self._created = int(time.time())
         self._tokenizer: Tokenizer | None = None
+        self._names = model_names(host.name, host.cfg)
         self._task = str(host.cfg.get("task") or "text-generation")
         self._limits = RequestLimits((host.cfg.get("serving") or {}).get("limits") or {})
         self._images = ImageRoutes(host, host.files, self._max_body_bytes, self._check_name)
@@ -140,6 +142,7 @@ class Application:
             )
 
     def _find(self, method: str, path: str) -> Handler:
+        path = self._by_own_name(path)
         methods = self._routes.get(path)
         if methods is None and path.startswith(MODELS_PATH + "/"):
             methods = {"GET": lambda connection: self._model(connection, path)}
@@ -149,6 +152,14 @@ class Application:
         if handler is None:
             raise self._refuse(method, path)
         return handler
+
+    def _by_own_name(self, path: str) -> str:
+        """Returns a path of the Open Inference Protocol with the model's own name for an alias."""
+        if path.startswith(OPEN_MODELS_PREFIX):
+            name, rest = split_model_path(path)
+            if name in self._names:
+                return f"{OPEN_MODELS_PREFIX}{self._host.name}{rest}"
+        return path
 
     def _refuse(self, method: str, path: str) -> TruthGPTError:
         error = refuse(method, path, self._host.name)
@@ -164,6 +175,7 @@ class Application:
         body = parse_object(await self._read(connection))
         exchange = InferExchange(body, self._host.label)
         self._check_name(exchange.model)
+        exchange.name_model(self._host.name)
         await self._run(connection, exchange, stream=exchange.stream)
 
     async def _chat(self, connection: Connection) -> None:
@@ -183,6 +195,7 @@ class Application:
         self._limits.check(connection.path, body, fields)
         request = parse(fields)
         self._check_name(request.model)
+        request.model = self._host.name
         if self._tokenizer is None:
             self._tokenizer = Tokenizer(getattr(self._host.model, "tokenizer", None))
         default = getattr(self._host.model, "default_max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
@@ -208,29 +221,33 @@ class Application:
             await connection.end_events()
 
     def _check_name(self, model: str) -> None:
-        if model != self._host.name:
+        if model not in self._names:
             raise ModelNotFoundError(
                 f"the model {model!r} does not exist here; this is {self._host.name!r}",
                 param="model",
             )
 
-    def _card(self) -> dict[str, Any]:
-        card = {
-            "id": self._host.name,
+    def _card(self, name: str) -> dict[str, Any]:
+        card: dict[str, Any] = {
+            "id": name,
             "object": "model",
             "created": self._created,
             "owned_by": "truthgpt-serve",
         }
+        if name != self._host.name:
+            card["alias_of"] = self._host.name
         if acceleration := getattr(self._host.model, "acceleration", None):
             card["acceleration"] = acceleration
         return card
 
     async def _models(self, connection: Connection) -> None:
-        await connection.reply(encode_json({"object": "list", "data": [self._card()]}))
+        data = [self._card(name) for name in self._names]
+        await connection.reply(encode_json({"object": "list", "data": data}))
 
     async def _model(self, connection: Connection, path: str) -> None:
-        self._check_name(path.removeprefix(MODELS_PATH + "/"))
-        await connection.reply(encode_json(self._card()))
+        name = path.removeprefix(MODELS_PATH + "/")
+        self._check_name(name)
+        await connection.reply(encode_json(self._card(name)))
 
     async def _health(self, connection: Connection) -> None:
         try:

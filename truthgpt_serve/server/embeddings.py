@@ -114,7 +114,7 @@ class EmbeddingRoutes:
             b'{"object":"embedding","index":%d,"embedding":%b}' % (index, vector.json)
             for index, vector in enumerate(vectors)
         )
-        end: dict[str, Any] = {"model": request.model}
+        end: dict[str, Any] = {"model": self._host.name}
         num_tokens = self._count(request, vectors)
         if num_tokens is not None:
             end["usage"] = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}

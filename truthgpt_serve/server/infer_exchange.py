@@ -18,7 +18,7 @@ class InferExchange:
         label: The class's name, for messages.
 
     Attributes:
-        model: The model name of the request.
+        model: The model name of the request, and of the answer.
         stream: Whether the answer comes as server-sent events.
 
     Raises:
@@ -27,7 +27,7 @@ class InferExchange:
 
     def __init__(self, body: Mapping[str, Any], label: str) -> None:
         self.done = False
-        self.model = parse_model(body)
+        self.name_model(parse_model(body))
         self.stream = parse_stream(body)
         inputs = body.get("inputs")
         if inputs is None:
@@ -36,7 +36,11 @@ class InferExchange:
             raise bad_field("inputs", f"must be an object, not {kind_of(inputs)}")
         self._inputs = inputs
         self._label = label
-        self._head = b'{"model":' + encode_json(self.model) + b',"outputs":'
+
+    def name_model(self, name: str) -> None:
+        """Sets the model name of the answer."""
+        self.model = name
+        self._head = b'{"model":' + encode_json(name) + b',"outputs":'
 
     def prepare(self) -> dict[str, Any]:
         """Returns the inputs, arrays and images decoded.

@@ -154,7 +154,7 @@ class _ServiceCheck:
         for index, application in enumerate(applications if isinstance(applications, list) else []):
             if isinstance(application, dict):
                 self._check_application(application, self._source.under("applications", index))
-        self._check_adapter_names()
+        self._check_further_names()
         self._report.add(check_host(self._data.get("http_options"), self._source))
 
     def _check_application(self, application: dict[str, Any], source: Source) -> None:
@@ -247,17 +247,27 @@ class _ServiceCheck:
         message = f"{config.proxy_port} is not http_options.port, which is {port}"
         return [Fault(args.at("proxy_port"), message, f"write proxy_port: {port}")]
 
-    def _check_adapter_names(self) -> None:
-        """Adapters share one namespace with the models, whatever the order of the file."""
+    def _check_further_names(self) -> None:
+        """Adapters and aliases share one namespace with the models, in whatever order they come."""
         taken = {name: ("", place) for name, place in self._names.items()}
-        for model in self._report.models:
-            owner = str(model.name)
-            for index, adapter in enumerate(model.config.serving.adapters):
-                here = model.place.at("serving", "adapters", index, "name")
-                other, first = taken.setdefault(adapter.name, (owner, here))
-                if other == owner:
-                    continue  # itself, or a duplicate that the check of the model reports
-                message = f"{adapter.name!r} is already a model name at {first}"
-                message += f" (application {other})" if other else ""
-                fix = "clients choose by it: give the adapter a name of its own"
-                self._report.add([Fault(here, message, fix)])
+        for kind in ("adapter", "alias"):
+            for model in self._report.models:
+                for name, here in _further_names(model, kind):
+                    other, first = taken.setdefault(name, (str(model.name), here))
+                    if other == str(model.name):
+                        continue  # itself, or what the check of the model reports
+                    message = f"{name!r} is already a model name at {first}"
+                    message += f" (application {other})" if other else ""
+                    fix = f"clients choose by it: give the {kind} a name of its own"
+                    self._report.add([Fault(here, message, fix)])
+
+
+def _further_names(model: CheckedModel, kind: str) -> list[tuple[str, str]]:
+    """Returns a model's adapters or aliases, and where each is given."""
+    serving, place = model.config.serving, model.place.under("serving")
+    if kind == "alias":
+        return [(name, place.at("aliases", at)) for at, name in enumerate(serving.aliases)]
+    return [
+        (adapter.name, place.at("adapters", at, "name"))
+        for at, adapter in enumerate(serving.adapters)
+    ]

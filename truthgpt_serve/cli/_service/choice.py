@@ -19,8 +19,11 @@ def choose_model(client: ServiceClient, task: str, *, ask: bool = False) -> str:
         click.UsageError: There is none, or several and nobody to ask.
         ServiceFault: The service does not answer.
     """
+    further = ("parent", "alias_of")  # adapters, and other names of the same models
     entries = [
-        entry["id"] for entry in client.entries() if not isinstance(entry.get("parent"), str)
+        entry["id"]
+        for entry in client.entries()
+        if not any(isinstance(entry.get(key), str) for key in further)
     ]
     names = entries if len(entries) == 1 else [n for n in entries if _does(client, n, task)]
     if len(names) == 1:

@@ -111,7 +111,8 @@ def _ask(report: Report, client: ServiceClient) -> None:
     if isinstance(created := found.get("created"), int):
         report.seconds = max(0.0, time.time() - created)
     ready = client.get("/ready", accept=(503,))
-    own = (ready.get("models") or {}).get(found.get("parent") or report.model) or {}
+    name = found.get("parent") or found.get("alias_of") or report.model
+    own = (ready.get("models") or {}).get(name) or {}
     report.num_replicas = own.get("num_running_replicas")
 
 
