@@ -178,8 +178,7 @@ def test_the_output_of_the_last_process_is_printed(folder: Path) -> None:
     out = write_log(
         folder, 102, ERROR.partition("INFO")[0] + "\x1b[1mfrom the engine\x1b[0m\n", "out"
     )
-    url = f"http://127.0.0.1:{free_port()}"
-    done = run_cli("logs", "bad", env={"TRUTHGPT_URL": url}, cwd=folder)
+    done = run_cli("logs", "bad", cwd=folder)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].endswith("Started initializing replica.")
@@ -189,7 +188,7 @@ def test_the_output_of_the_last_process_is_printed(folder: Path) -> None:
     assert done.stderr.splitlines() == [
         f"==> {path.relative_to(folder)} <==" for path in (new, out)
     ]
-    few = run_cli("logs", "bad", "-n", "1", "--all", env={"TRUTHGPT_URL": url}, cwd=folder)
+    few = run_cli("logs", "bad", "-n", "1", "--all", cwd=folder)
     assert len(few.stdout.splitlines()) == 3
 
 
@@ -202,7 +201,7 @@ def test_lines_are_followed_until_ctrl_c(folder: Path) -> None:
         "print('titled', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-m", "truthgpt_serve.cli", "logs", "bad", "-f", "-n", "1"]
-    env = environment({"TRUTHGPT_URL": f"http://127.0.0.1:{free_port()}"})
+    env = environment()
     with (
         on_terminal(*command, env=env, cwd=folder) as shown,
         subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as later,
@@ -224,13 +223,19 @@ def test_lines_are_followed_until_ctrl_c(folder: Path) -> None:
 
 
 def test_no_files_are_told_with_what_helps(folder: Path, tmp_path: Path) -> None:
-    url = f"http://127.0.0.1:{free_port()}"
-    done = run_cli("logs", "nosuch", env={"TRUTHGPT_URL": url}, cwd=folder)
+    done = run_cli("logs", "nosuch", cwd=folder)
     assert done.returncode == 1
     assert "no process of 'nosuch' has printed anything; looked at .run/private" in done.stderr
     done = run_cli("logs", "bad", env={"TRUTHGPT_URL": "https://models.example"}, cwd=folder)
     assert done.returncode == 1
     assert "the service is on another machine" in done.stderr
+    # What runs there is not what ran here.
+    url = f"http://127.0.0.1:{free_port()}"
+    write_log(folder, 102, ERROR)
+    done = run_cli("logs", "bad", env={"TRUTHGPT_URL": url}, cwd=folder)
+    assert done.returncode == 1
+    by_hand = {"TRUTHGPT_URL": url, "RAY_TMPDIR": str(folder / ".run" / "private")}
+    assert "FileNotFoundError" in run_cli("logs", "bad", env=by_hand, cwd=folder).stdout
 
 
 def test_of_a_large_file_only_the_end_is_read(tmp_path: Path) -> None:

@@ -34,15 +34,15 @@ def logs(model: str, follow: bool, lines: int, all_processes: bool) -> None:
     Reads Ray's files on this machine, of the processes that live, else of the one that wrote last.
     A service on another machine has its files there.
     """
-    from truthgpt_serve.cli._service.address import find_address
+    from truthgpt_serve.cli._service.address import URL_VARIABLE, find_address
     from truthgpt_serve.cli._service.session import find_session
 
     address = find_address()
-    session = find_session(address)
+    session = find_session(address, earlier=address.source != URL_VARIABLE)
     if session is None:
-        where = "on another machine" if not address.is_loopback else "with no files of Ray here"
+        where = "on another machine" if not address.is_loopback else "one whose files are not known"
         raise click.ClickException(
-            f"the service is {where}: read `truthgpt why {model}`, or run this where it runs"
+            f"the service is {where}: run this where it was started, or see `truthgpt why {model}`"
         )
     printer = _Printer()
     try:

@@ -84,19 +84,25 @@ class Session:
             return []
 
 
-def find_session(address: Address, environ: Mapping[str, str] = os.environ) -> Session | None:
-    """Returns the run of Ray on this machine that the service belongs to, or did; None elsewhere.
+def find_session(
+    address: Address, *, earlier: bool, environ: Mapping[str, str] = os.environ
+) -> Session | None:
+    """Returns the run of Ray on this machine that the service belongs to; None elsewhere.
 
     Args:
         address: Where the service is.
+        earlier: Whether the last run of `make serve` counts too, although it does not run now.
         environ: The environment, which names Ray's folder where it was started by hand.
     """
     if not address.is_loopback:
         return None
-    known = [address.run_folder] if address.run_folder else [Path(RUN_FOLDER), root() / RUN_FOLDER]
-    by_hand = environ.get("RAY_TMPDIR")
-    candidates: list[tuple[Path, Path | None]] = [(each / LINK, each) for each in known]
-    candidates += [(Path(by_hand), None)] if by_hand else []
+    candidates: list[tuple[Path, Path | None]] = []
+    if address.run_folder is not None:
+        candidates.append((address.run_folder / LINK, address.run_folder))
+    elif by_hand := environ.get("RAY_TMPDIR"):
+        candidates.append((Path(by_hand), None))
+    if earlier:
+        candidates += [(each / LINK, each) for each in (Path(RUN_FOLDER), root() / RUN_FOLDER)]
     for base, run_folder in candidates:
         folder = base / "ray" / "session_latest"
         if _is_folder(folder):

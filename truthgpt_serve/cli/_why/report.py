@@ -80,7 +80,7 @@ def find_out(model: str, address: Address) -> Report:
         if fault.status is not None and fault.status != 503:
             raise
         report.cause = fault.message
-    session = find_session(address)
+    session = find_session(address, earlier=report.state is None)
     if session is not None and not (report.runs and report.num_replicas):
         _look(report, session)
     if report.state is None and address.is_loopback:
