@@ -129,8 +129,8 @@ def start(config: Path, run_file: RunFile, *, verbose: bool) -> int:
             say(line)
         if taken:
             return 1
-        run_file.write(run_id, list(ports.values()))
         address = client_address(config)
+        run_file.write(run_id, list(ports.values()), address)
         # -P: what lies beside the program is not for the models to import.
         command = [sys.executable, "-P", str(RUNNER), str(config), address]
         log = ServiceLog(run_file.path.parent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,21 @@ def test_nothing_to_ask_is_wrong_use() -> None:
     assert done.returncode == 2
     assert "there is nothing to ask" in done.stderr
     assert service.requests == []
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_what_is_no_text_is_wrong_use(locale: str) -> None:
+    with serve(SERVICE) as service:
+        done = subprocess.run(
+            [*COMMAND, "story"],
+            input=b"caf\xe9",
+            capture_output=True,
+            timeout=60,
+            env=environment(service.env(LC_ALL=locale)),
+        )
+    assert done.returncode == 2
+    assert b"is not text in UTF-8" in done.stderr
+    assert b"Traceback" not in done.stderr
 
 
 def test_the_only_model_for_texts_is_taken() -> None:

@@ -136,6 +136,16 @@ def test_a_model_that_runs_exits_with_0(folder: Path, replicas: int, text: str) 
     assert text in done.stdout
 
 
+def test_another_name_leads_to_its_model(folder: Path) -> None:
+    write_log(folder, 101, ERROR)
+    card = answers("DEPLOY_FAILED", alias_of="bad")["/v1/models/bad"]
+    with serve({**answers("DEPLOY_FAILED"), "/v1/models/org/Bad": card}) as service:
+        write_run(folder, service.url)
+        done = run_cli("why", "org/Bad", cwd=folder)
+    assert done.stdout.startswith("org/Bad (served by bad) failed to start")
+    assert "FileNotFoundError" in done.stdout
+
+
 def test_a_model_that_does_not_exist(folder: Path) -> None:
     missing = Answer(envelope("no such model", "model_not_found", "model"), 404)
     with serve({**answers("RUNNING"), "/v1/models/stroy": missing}) as service:

@@ -39,7 +39,8 @@ def why(ctx: click.Context, model: str, as_json: bool) -> None:
 
 
 def _tell(report: Report) -> None:
-    click.echo(f"{report.model} {_state(report)}")
+    served_by = f" (served by {report.application})" if report.application else ""
+    click.echo(f"{report.model}{served_by} {_state(report)}")
     for title, text in (("cause", report.cause), ("waits for", report.waits_for)):
         if text:
             click.echo(f"{title}: {text}")

@@ -44,14 +44,21 @@ class RunFile:
             return None
         return state
 
-    def write(self, run_id: str, ports: list[int]) -> None:
-        """Says that this process serves."""
+    def write(self, run_id: str, ports: list[int], address: str) -> None:
+        """Says that this process serves.
+
+        Args:
+            run_id: The run.
+            ports: Those that it takes, the service's own first.
+            address: Where clients on this machine reach the service.
+        """
         me = read_process(os.getpid())
         state = {
             "run_id": run_id,
             "pid": os.getpid(),
             "started": me.started if me else 0,
             "ports": ports,
+            "address": address,
         }
         work = self.path.with_suffix(".new")
         work.write_text(json.dumps(state))

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import click
+
 from truthgpt_serve.cli._service.address import Address, find_address, read_key
 from truthgpt_serve.cli._service.events import EventTooLargeError, split_events
 from truthgpt_serve.cli._service.failures import ServiceFault, describe_refusal, no_answer
@@ -149,6 +151,8 @@ class ServiceClient:
                 yield answer
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
             raise no_answer(self.address, error) from error
+        except UnicodeEncodeError as error:
+            raise click.UsageError(f"what is to be sent is not text in UTF-8: {error}") from error
         except (EventTooLargeError, AnswerTooLargeError) as error:
             raise self._foreign(str(error)) from error
 

@@ -50,7 +50,7 @@ def no_answer(address: Address, error: httpx.HTTPError | Exception) -> ServiceFa
     if isinstance(error, httpx.ConnectTimeout):
         return ServiceFault(f"{at} cannot be reached in time: check the address, or {elsewhere}")
     if isinstance(error, httpx.ConnectError):
-        if not address.is_loopback:
+        if not address.is_loopback or address.url.startswith("https:"):
             return ServiceFault(f"{at} cannot be reached ({error}): check {URL_VARIABLE}")
         return ServiceFault(
             f"no service runs at {at}: start it with `make serve`, or {elsewhere} to one elsewhere"

@@ -26,6 +26,7 @@ class Report:
 
     Attributes:
         model: Its name.
+        application: The model that serves it, where that is an adapter or another name of one.
         state: Ray Serve's status of its application, or None where it is not known.
         num_replicas: Replicas that run, or None.
         cause: Why it does not run, or why its last process died, or None.
@@ -40,6 +41,7 @@ class Report:
     """
 
     model: str
+    application: str | None = None
     state: str | None = None
     num_replicas: int | None = None
     cause: str | None = None
@@ -119,15 +121,16 @@ def _ask(report: Report, client: ServiceClient) -> None:
 def _look(report: Report, session: Session) -> None:
     """Adds what the files of Ray on this machine say."""
     report.looked_at.append(f"{session.folder}/logs")
+    name = report.application or report.model
     try:
-        replicas = session.replicas(report.model)
-        report.deaths = list(dict.fromkeys(session.deaths(report.model)))[-MAX_DEATHS:]
+        replicas = session.replicas(name)
+        report.deaths = list(dict.fromkeys(session.deaths(name)))[-MAX_DEATHS:]
         outputs = [
             (path, tail(path, LOOKED_AT_LINES)[0])
             for replica in reversed(replicas[-3:])  # the last one may have been ended by another's
             for path in replica.files
         ]
-        outputs += [(path, tail(path, LOOKED_AT_LINES)[0]) for path in session.builds(report.model)]
+        outputs += [(path, tail(path, LOOKED_AT_LINES)[0]) for path in session.builds(name)]
     except OSError as error:
         report.advice.append(f"the files cannot be read: {error}")
         return
@@ -170,7 +173,7 @@ def _check_files(report: Report) -> None:
 
 
 def _advise(report: Report) -> None:
-    name = report.model
+    name = report.application or report.model
     if report.faults:
         report.advice.append("correct the faults; `truthgpt validate` lists them again")
     elif report.state == "DEPLOY_FAILED":
