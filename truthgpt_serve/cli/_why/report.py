@@ -113,8 +113,8 @@ def _ask(report: Report, client: ServiceClient) -> None:
     if isinstance(created := found.get("created"), int):
         report.seconds = max(0.0, time.time() - created)
     ready = client.get("/ready", accept=(503,))
-    name = found.get("parent") or found.get("alias_of") or report.model
-    own = (ready.get("models") or {}).get(name) or {}
+    report.application = found.get("parent") or found.get("alias_of")
+    own = (ready.get("models") or {}).get(report.application or report.model) or {}
     report.num_replicas = own.get("num_running_replicas")
 
 
