@@ -60,6 +60,8 @@ class Proxy:
         extra = [(b"x-engine", b"yes"), (b"x-request-id", b"theirs"), (b"server", b"theirs")]
         await answer(send, 200, b'{"ok": true}', extra)
 
+    completions = edits = cancel = plain
+
     async def teapot(self, receive: Any, send: Any) -> None:
         await answer(send, 418, b'{"error": {"message": "short and stout"}}')
 
@@ -284,6 +286,31 @@ async def test_an_engines_own_status_and_message_pass(client: httpx.AsyncClient)
 async def test_adapters_go_to_their_model(client: httpx.AsyncClient, proxy: Proxy) -> None:
     await client.post("/v1/plain", json={"model": "m-lora"})
     assert proxy.requests[-1]["path"] == "/models/m/v1/plain"
+
+
+@pytest.mark.parametrize("length", [0, 40_000])
+async def test_the_only_model_need_not_be_named(proxy: Proxy, length: int) -> None:
+    one, other = application("m", card={"adapters": ["m-lora"]}), application("other")
+    leaving = application("leaving", status="DELETING")
+    states = [{"m": one, "leaving": leaving}, {"m": one, "other": other}]
+    body = {"prompt": "x" * length, "nested": {"model": "other"}}
+    with serve_asgi(proxy) as upstream:
+        address = ("127.0.0.1", urlsplit(upstream).port or 0)
+        for state, status in zip(states, (200, 400), strict=True):
+            app = RouterApp(CONFIG, lambda state=state: ServeState(state, None), address)  # type: ignore[misc]
+            with serve_asgi(CancelOnDisconnect(app), lifespan="on") as url:
+                async with httpx.AsyncClient(base_url=url, timeout=10) as client:
+                    await client.get("/v1/models")
+                    answer = await client.post("/v1/completions", json=body)
+                    assert answer.status_code == status, answer.text
+                    if status == 200:
+                        assert proxy.requests[-1]["path"] == "/models/m/v1/completions"
+                    for method, rest in (("GET", "plain"), ("POST", "plain/cancel")):
+                        sent = await client.request(method, f"/v1/responses/{rest}")
+                        assert sent.status_code == (200 if status == 200 else 404), sent.text
+                    form = {"prompt": (None, "x" * length)}
+                    sent = await client.post("/v1/images/edits", files=form)
+                    assert sent.status_code == status, sent.text
 
 
 @pytest.mark.parametrize("alias", ["org/M-1B:8b", "gpt-4o-mini"])

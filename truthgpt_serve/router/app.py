@@ -185,10 +185,14 @@ class RouterApp:
         if (model := model_of(scope["method"], path)) is not None:
             await self._forward(scope, send, model, await self._bodies.take_unread(scope, receive))
             return
+        only = self.catalogue.only_model()
+        if only and missing and find_error(scope["method"], path, "model") is None:
+            await self._forward(scope, send, only, await self._bodies.take_unread(scope, receive))
+            return
         if missing is not None and scope["method"] not in _BODY_METHODS:
             raise missing
         try:
-            model, body = await self._bodies.read_model(scope, receive)
+            model, body = await self._bodies.read_model(scope, receive, only)
         except RequestError as error:
             # A path that is not in the list may be one of an application of a user's own, but
             # only a model can say so.

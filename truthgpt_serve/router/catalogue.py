@@ -58,6 +58,7 @@ class Catalogue:
         self._fetch_state = fetch_state
         self._fetch_routes = fetch_routes
         self._entries: dict[str, ModelEntry] = {}
+        self._only: str | None = None
         self._states: dict[str, ApplicationState] = {}
         self._ran: set[str] = set()
         self._clashes: frozenset[Clash] = frozenset()
@@ -92,6 +93,10 @@ class Catalogue:
         """Returns the model applications as last seen, by name."""
         states = (state for state in self._states.values() if state.status != DELETING)
         return sorted(states, key=lambda state: state.name)
+
+    def only_model(self) -> str | None:
+        """Returns the model's name where there is one only, else None."""
+        return self._only
 
     @property
     def loaded(self) -> bool:
@@ -262,6 +267,8 @@ class Catalogue:
         self._log_clashes(clashes)
         self._log_waiting(states)
         self._entries, self._states = entries, states
+        names = [entry.name for entry in entries.values() if entry.is_model and not entry.deleted]
+        self._only = names[0] if len(names) == 1 else None
         self._refreshed_at_s = time.monotonic()
 
     def _log_clashes(self, clashes: frozenset[Clash]) -> None:

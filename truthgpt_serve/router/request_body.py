@@ -13,7 +13,7 @@ from truthgpt_serve.asgi import Message, Receive, Scope, header
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.errors import SlowRequestError
 from truthgpt_serve.http.compression import Grown, content_coding, decompress, plain_request
-from truthgpt_serve.router.scan import ModelScanner, model_of_json, scanner_for
+from truthgpt_serve.router.scan import MissingModelError, ModelScanner, model_of_json, scanner_for
 from truthgpt_serve.router.upload import (
     STALL_S,
     RequestBody,
@@ -88,8 +88,15 @@ class BodyReader:
         check_size(body.num_bytes, self._max_bytes)
         return body
 
-    async def read_model(self, scope: Scope, receive: Receive) -> tuple[str, RequestBody]:
+    async def read_model(
+        self, scope: Scope, receive: Receive, only_model: str | None
+    ) -> tuple[str, RequestBody]:
         """Returns the model that a body names, and what was read of it.
+
+        Args:
+            scope: The request's.
+            receive: The request's.
+            only_model: What a body without `model` means, where there is but one model.
 
         Raises:
             RequestError: The body is malformed or names none.
@@ -98,11 +105,16 @@ class BodyReader:
         self._check_length(scope)
         body = RequestBody([], 0, True, receive)
         piece = take(await self._first_piece(receive), body)
-        if not body.more and content_type[:10].lower() != b"multipart/":
-            check_size(body.num_bytes, self._max_bytes)
-            return model_of_json(piece), body
-        async with self._in_time():
-            return await self._scan(scanner_for(content_type), piece, body), body
+        try:
+            if not body.more and content_type[:10].lower() != b"multipart/":
+                check_size(body.num_bytes, self._max_bytes)
+                return model_of_json(piece), body
+            async with self._in_time():
+                return await self._scan(scanner_for(content_type), piece, body), body
+        except MissingModelError:
+            if only_model is None:
+                raise
+            return only_model, body
 
     async def _scan(self, scanner: ModelScanner, piece: bytes, body: RequestBody) -> str:
         while True:

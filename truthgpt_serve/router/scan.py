@@ -29,6 +29,13 @@ _MISSING = (
 )
 
 
+class MissingModelError(RequestError):
+    """A body without `model`."""
+
+    def __init__(self) -> None:
+        super().__init__(_MISSING, param="model")
+
+
 class ModelScanner(Protocol):
     """Reads a body piece by piece until the model name is known."""
 
@@ -84,7 +91,7 @@ def model_of_json(body: bytes) -> str:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _not_json(str(error)) from None
     if isinstance(model, msgspec.UnsetType):
-        raise RequestError(_MISSING, param="model")
+        raise MissingModelError
     if may_repeat(body):
         RepeatedModel().feed(body)
     return _checked(model)
@@ -234,7 +241,7 @@ class FormModelScanner:
     def finish(self, body: list[bytes]) -> str:
         """See `ModelScanner.finish`."""
         if self._model is None:
-            raise RequestError(_MISSING, param="model")
+            raise MissingModelError
         return self._model
 
     def watch(self, body: list[bytes]) -> Callable[[bytes], object]:
