@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 
 from truthgpt_serve.cluster.console import say
+from truthgpt_serve.cluster.leftovers import tidy
 from truthgpt_serve.cluster.run_file import STOP_S, RunFile
 from truthgpt_serve.cluster.screen import Screen
 from truthgpt_serve.cluster.service_log import ServiceLog
@@ -64,6 +65,7 @@ def create_environment(run_id: str, run_folder: Path) -> dict[str, str]:
     Writes a token for the run, and the file `environment` by which a shell joins it.
     """
     private = find_private_folder(run_folder)
+    tidy(private)
     defaults = {
         **read_environment_file(RAY_ENV),
         **private_environment(private, write_token(run_folder)),

@@ -103,6 +103,13 @@ def _has_marker(pid: int, marker: bytes) -> bool:
         return False
 
 
+def is_set_anywhere(name: str, value: str) -> bool:
+    """Returns whether another live process was started with this variable."""
+    marker = f"{name}={value}".encode()
+    own = os.getpid()
+    return any(process.pid != own and _has_marker(process.pid, marker) for process in _processes())
+
+
 def find_run(run_id: str, known: Iterable[Process] = ()) -> list[Process]:
     """Returns the live processes of a run, without the calling one.
 
