@@ -14,6 +14,8 @@ from typing import Any
 PREFIX = "/v2"
 MODELS_PREFIX = f"{PREFIX}/models/"
 _REST = re.compile(r"(/versions/[^/]*)?(/ready|/infer)?$")
+MODEL_VERSION = "1"
+"""An application serves one version of a model: a new one replaces it."""
 EXTENSIONS = ("binary_tensor_data", "parameters")
 
 

@@ -508,6 +508,22 @@ def test_another_version_does_not_exist(service: Service) -> None:
     answer = httpx.post(f"{service.router}/v2/models/mirror/versions/2/infer", json=x())
     assert answer.status_code == 404
     assert answer.json() == {"error": "the model 'mirror' has version 1 only"}
+    answer = httpx.get(f"{service.router}/v2/models/mirror/versions/2/ready")
+    assert answer.status_code == 404
+    assert answer.json() == {"error": "the model 'mirror' has version 1 only"}
+
+
+@pytest.mark.parametrize("path", ["other/ready", "versions/1/other/ready", "versions/ready"])
+def test_readiness_has_no_other_paths(service: Service, path: str) -> None:
+    answer = httpx.get(f"{service.router}/v2/models/mirror/{path}")
+    assert answer.status_code == 404
+    assert answer.json().keys() == {"error"}
+
+
+def test_a_model_may_be_called_ready(service: Service) -> None:
+    answer = httpx.get(f"{service.router}/v2/models/ready")  # its metadata, not some readiness
+    assert answer.status_code == 404
+    assert answer.json() == {"error": f"The model 'ready' does not exist. Models that do: {NAMES}"}
 
 
 def test_a_model_of_texts_cannot_take_tensors(service: Service) -> None:

@@ -16,15 +16,16 @@ from truthgpt_serve.errors import (
     UnavailableError,
 )
 from truthgpt_serve.open_inference import (
+    MODEL_VERSION,
     MODELS_PREFIX,
     PREFIX,
     is_open_inference,
     model_of_path,
     server_metadata,
+    split_model_path,
 )
 from truthgpt_serve.router.catalogue import RETRY_AFTER_S, Catalogue
 
-READY = "/ready"
 METHODS = ("GET", "POST")
 Page = Callable[[Send], Awaitable[None]]
 
@@ -63,8 +64,13 @@ class OpenInferencePages:
 
     def find(self, path: str) -> Page | None:
         """Returns the page at `path`, or None."""
-        if path.startswith(MODELS_PREFIX) and path.endswith(READY):
-            return partial(self._model_ready, model_of_path(path))
+        if path.startswith(MODELS_PREFIX):
+            name, rest = split_model_path(path)
+            match rest.split("/"):
+                case ["", "ready"]:
+                    return partial(self._model_ready, name, MODEL_VERSION)
+                case ["", "versions", version, "ready"]:
+                    return partial(self._model_ready, name, version)
         return self._pages.get(path)
 
     async def _ready(self, send: Send) -> None:
@@ -78,11 +84,13 @@ class OpenInferencePages:
             )
         await send_json(send, {"ready": True})
 
-    async def _model_ready(self, name: str, send: Send) -> None:
+    async def _model_ready(self, name: str, version: str, send: Send) -> None:
         """Says whether a request would be answered, at once or when the model has woken."""
         entry = await self._catalogue.look_up(name)
         if entry is None:
             raise ModelNotFoundError(f"The model {name!r} does not exist", param="model")
+        if version != MODEL_VERSION:
+            raise ModelNotFoundError(f"the model {name!r} has version {MODEL_VERSION} only")
         if entry.error is not None:
             raise UnavailableError(entry.error, retry_after_s=RETRY_AFTER_S)
         await send_json(send, {"name": name, "ready": True})

@@ -11,11 +11,16 @@ from typing import Any, TypeVar
 
 from truthgpt_serve.asgi import Headers
 from truthgpt_serve.errors import ServerError, UnavailableError
-from truthgpt_serve.open_inference import MODELS_PREFIX, PREFIX, server_metadata
+from truthgpt_serve.open_inference import (
+    MODEL_VERSION,
+    MODELS_PREFIX,
+    PREFIX,
+    server_metadata,
+)
 from truthgpt_serve.protocol import encode_json
 from truthgpt_serve.server.host import ModelHost
 from truthgpt_serve.server.http import Connection
-from truthgpt_serve.server.oip_answers import MODEL_VERSION, Arrays, check_outputs, encode_answer
+from truthgpt_serve.server.oip_answers import Arrays, check_outputs, encode_answer
 from truthgpt_serve.server.oip_compression import accepted_coding, compress
 from truthgpt_serve.server.oip_exchange import OipExchange
 from truthgpt_serve.server.oip_requests import InferRequest, header_length, parse_request

@@ -12,12 +12,11 @@ from typing import Any
 import numpy
 
 from truthgpt_serve.errors import RequestError, ServerError
+from truthgpt_serve.open_inference import MODEL_VERSION
 from truthgpt_serve.protocol import encode_json
 from truthgpt_serve.server.oip_datatypes import NAMES, datatype_of, write_binary, write_json
 from truthgpt_serve.server.oip_requests import InferRequest
 
-MODEL_VERSION = "1"
-"""An application serves one version of a model: a new one replaces it."""
 Arrays = dict[str, numpy.ndarray[Any, numpy.dtype[Any]]]
 
 
