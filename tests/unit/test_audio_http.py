@@ -199,6 +199,22 @@ def test_streams_with_and_without_a_method_for_them() -> None:
             assert events[-1].text == "".join(deltas)
 
 
+def test_a_part_with_the_type_of_a_medium_is_a_file_without_a_name() -> None:
+    with serving(Listener) as client:
+        for kind in ("audio/wav", "application/octet-stream"):
+            answer = httpx.post(
+                f"{client.base_url}audio/transcriptions",
+                data={"model": "sample"},
+                files={"file": (None, wave_file(tone()), kind)},
+            )
+            assert answer.json()["text"] == "float32 8000"
+        answer = httpx.post(
+            f"{client.base_url}audio/transcriptions",
+            files={"model": (None, "sample"), "file": (None, wave_file(tone()), "text/plain")},
+        )
+        assert answer.json()["error"]["message"] == "`file` must be a file, not text"
+
+
 def test_a_class_that_breaks_the_contract_is_named() -> None:
     with serving(Mute) as client:
         files = {"file": ("a.wav", wave_file(tone()))}

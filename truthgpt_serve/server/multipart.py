@@ -12,6 +12,8 @@ from truthgpt_serve.protocol import bad_field
 
 FORM_TYPE = b"multipart/form-data"
 MAX_PARTS = 256
+_FILE_TYPES = (b"image/", b"audio/", b"video/", b"application/octet-stream")
+"""Types of parts that are files without a file name, too."""
 MAX_TEXT_BYTES = 1024 * 1024
 """Longest value of a field that is no file."""
 
@@ -23,7 +25,7 @@ class Part:
     Attributes:
         name: The field's name.
         data: Its bytes.
-        is_file: Whether it was sent as a file: with a file name, or with an image's type.
+        is_file: Whether it was sent as a file: with a file name, or with the type of a medium.
     """
 
     name: str
@@ -132,7 +134,7 @@ class _Collector:
         if kind != b"form-data" or not name:
             raise RequestError(f"part {len(self.parts) + 1} of the multipart form has no name")
         content_type = self._headers.get(b"content-type", b"").lower()
-        is_file = b"filename" in options or content_type.startswith(b"image/")
+        is_file = b"filename" in options or content_type.startswith(_FILE_TYPES)
         data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         self.parts.append(Part(name, data, is_file))
 
