@@ -14,6 +14,8 @@ from truthgpt_serve.errors import RequestError
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
+_MAX_EXACT = 2**53
+"""Up to this, every whole number is a float of its own."""
 
 
 def encode_json(value: Any) -> bytes:
@@ -84,6 +86,13 @@ def parse_stream(body: Mapping[str, Any]) -> bool:
     if stream is not None and not isinstance(stream, bool):
         raise bad_field("stream", f"must be true or false, not {shown(stream)}")
     return bool(stream)
+
+
+def as_whole(value: Any) -> int | None:
+    """Returns a whole number, which JSON may write as `2.0` too, or None for anything else."""
+    if isinstance(value, float) and value.is_integer() and abs(value) <= _MAX_EXACT:
+        return int(value)
+    return value if type(value) is int else None
 
 
 def bad_field(param: str, message: str) -> RequestError:

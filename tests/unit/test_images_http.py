@@ -134,6 +134,14 @@ def test_null_and_auto_mean_nothing(studio: openai.OpenAI) -> None:
     }
 
 
+def test_a_whole_number_may_be_written_with_a_point(studio: openai.OpenAI) -> None:
+    answer = studio.images.generate(
+        model="painter", prompt=PROMPT, extra_body={"n": 2.0, "seed": 11.0}
+    )
+    assert answer.data is not None
+    assert [item.to_dict()["seed"] for item in answer.data] == [11, 12]
+
+
 def test_image_i_of_n_has_seed_plus_i(studio: openai.OpenAI) -> None:
     answer = studio.images.generate(model="painter", prompt=PROMPT, n=4, extra_body={"seed": 11})
     assert answer.data is not None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.protocol import bad_field, kind_of, parse_model, shown
+from truthgpt_serve.protocol import as_whole, bad_field, kind_of, parse_model, shown
 
 FORMATS = ("float", "base64")
 
@@ -72,16 +72,16 @@ def _inputs(value: Any) -> list[dict[str, Any]]:
         raise bad_field("input", f"must be a string or a list, not {kind_of(value)}")
     if not value:
         raise bad_field("input", "must hold at least one text")
-    if _is_token_ids(value):
-        return [{"token_ids": value}]
+    if (ids := _token_ids(value)) is not None:
+        return [{"token_ids": ids}]
     return [_item(item, f"input[{index}]") for index, item in enumerate(value)]
 
 
 def _item(item: Any, place: str) -> dict[str, Any]:
     if isinstance(item, str):
         return _text(item, place)
-    if isinstance(item, list) and item and _is_token_ids(item):
-        return {"token_ids": item}
+    if isinstance(item, list) and item and (ids := _token_ids(item)) is not None:
+        return {"token_ids": ids}
     raise bad_field(
         place, f"must be a string or a list of token ids that is not empty, not {kind_of(item)}"
     )
@@ -93,18 +93,20 @@ def _text(text: str, place: str) -> dict[str, Any]:
     return {"text": text}
 
 
-def _is_token_ids(value: list[Any]) -> bool:
-    if not all(type(item) is int for item in value):
-        return False
-    if any(item < 0 for item in value):
+def _token_ids(value: list[Any]) -> list[int] | None:
+    ids = [whole for item in value if (whole := as_whole(item)) is not None]
+    if len(ids) < len(value):
+        return None
+    if any(item < 0 for item in ids):
         raise RequestError("`input` holds a negative token id", param="input")
-    return True
+    return ids
 
 
 def _whole(body: Mapping[str, Any], name: str, *, low: int) -> int | None:
     value = body.get(name)
     if value is None:
         return None
-    if type(value) is not int or value < low:
+    whole = as_whole(value)
+    if whole is None or whole < low:
         raise bad_field(name, f"must be a whole number of at least {low}, not {shown(value)}")
-    return value
+    return whole

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.protocol import bad_field, shown
+from truthgpt_serve.protocol import as_whole, bad_field, shown
 
 _WHOLE = re.compile(r"[-+]?\d{1,30}")
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
@@ -44,12 +44,12 @@ class Whole:
 
     def check(self, name: str, value: Any) -> int:
         """See `Kind.check`."""
-        right = isinstance(value, int) and not isinstance(value, bool)
-        if not right or not self.low <= value <= self.high:
+        whole = as_whole(value)
+        if whole is None or not self.low <= whole <= self.high:
             raise bad_field(
                 name, f"must be a whole number from {self.low} to {self.high}, not {shown(value)}"
             )
-        return int(value)
+        return whole
 
     def from_text(self, text: str) -> Any:
         """See `Kind.from_text`."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from truthgpt_serve.errors import UnsupportedError
-from truthgpt_serve.protocol import bad_field, parse_model, parse_stream, shown
+from truthgpt_serve.protocol import as_whole, bad_field, parse_model, parse_stream, shown
 from truthgpt_serve.server.text_messages import ChatMessage, read_messages
 
 
@@ -133,8 +133,10 @@ def _number(
     value = body.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-        raise bad_field(name, f"must be {wanted}, not {shown(value)}")
+    if whole:
+        value = as_whole(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise bad_field(name, f"must be {wanted}, not {shown(body[name])}")
     if not test(value):
         raise bad_field(name, f"must be {wanted}, not {value}")
     return value
@@ -203,7 +205,7 @@ def _refuse(
     for name, (harmless, reason) in refused.items():
         value = body.get(name)
         if value is not None and not harmless(value):
-            if name == "n" and (not isinstance(value, int) or value < 1 or value is True):
+            if name == "n" and (as_whole(value) or 0) < 1:
                 raise bad_field(name, f"must be a whole number of at least 1, not {shown(value)}")
             raise UnsupportedError(
                 f"`{name}` is {shown(value)}, but this model {reason}; leave the field out",
