@@ -132,7 +132,7 @@ async def _answer(send: Any, status: int, body: bytes, extra: Any = ()) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def _state(name: str) -> ApplicationState:
+def _state(name: str, card: dict[str, Any]) -> ApplicationState:
     running = name != "starting"
     return ApplicationState(
         name=name,
@@ -140,7 +140,7 @@ def _state(name: str) -> ApplicationState:
         status="RUNNING" if running else "DEPLOYING",
         message="",
         num_running_replicas=int(running),
-        card={},
+        card=card,
         deployed_at_s=0.0,
     )
 
@@ -169,8 +169,12 @@ def serving(
     specs: Specs, *, max_body_bytes: int = MAX_BODY_BYTES, starting: bool = False
 ) -> Iterator[Service]:
     """Serves the models, and with `starting` one more that never comes up."""
-    names = [*specs, *(["starting"] if starting else [])]
-    state = ServeState({name: _state(name) for name in names})
+    cards = {
+        name: {"task": cfg.get("task", ""), "family": spec.name}
+        for name, (spec, cfg) in specs.items()
+    }
+    cards |= {"starting": {}} if starting else {}
+    state = ServeState({name: _state(name, card) for name, card in cards.items()})
     config = RouterConfig(max_body_bytes=2 * max_body_bytes)
     mounted = Mounted(specs, max_body_bytes)
     with serve_asgi(mounted, lifespan="on") as proxy:

@@ -1,8 +1,13 @@
 """Joins the YAML files of this folder to one OpenAPI 3.1 document.
 
-A file has `paths` and `components` as OpenAPI writes them. Summaries come from
-`truthgpt_serve.routes`, and errors from here: an operation's `errors` are the statuses that it may
-have beside its own `responses`; those of an operation with POST are the same everywhere.
+A file has `paths` and `components` as OpenAPI writes them, and in short forms:
+
+- Summaries come from `truthgpt_serve.routes`.
+- `errors` of an operation are the statuses that it may have beside its own `responses`; those of an
+  operation with POST are the same everywhere.
+- `events` of a stream is the schema of their data; `done` says that it ends with `[DONE]`.
+- The schema `{or_null: Other}` is `Other` with null as a value of each field that is not required,
+  which JSON has and a form has not.
 """
 
 from __future__ import annotations
@@ -42,6 +47,7 @@ ERRORS = {
 POST_ERRORS = (400, 404, 408, 413, 422, 429, 500, 502, 503, 504)
 _RETRIED = (OverloadedError.status, UnavailableError.status)
 _SCHEMAS = ("Error", "MessagesError", "InferenceError")
+_STREAM = "text/event-stream"
 _REQUEST_ID = {"X-Request-Id": {"$ref": "#/components/headers/RequestId"}}
 
 
@@ -60,9 +66,13 @@ def openapi_json() -> bytes:
 def _document() -> dict[str, Any]:
     head, paths, components = _read_files()
     head["info"]["version"] = version("truthgpt-serve")
-    components["responses"] |= {
+    components["responses"] = {
         f"{schema}{status}": _error(status, schema) for schema in _SCHEMAS for status in ERRORS
     }
+    schemas = components["schemas"]
+    for name, schema in schemas.items():
+        if "or_null" in schema:
+            schemas[name] = _or_null(schemas[schema["or_null"]])
     for route in SERVED:
         for method in route.methods:
             _complete(paths[route.path][method.lower()], method, route.path, route.summary)
@@ -93,6 +103,21 @@ def _add(into: dict[str, Any], items: dict[str, Any], file: str) -> None:
     into |= items
 
 
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    properties = {
+        name: field if name in schema.get("required", ()) else _widened(field)
+        for name, field in schema["properties"].items()
+    }
+    return {**schema, "properties": properties}
+
+
+def _widened(field: dict[str, Any]) -> dict[str, Any]:
+    if "anyOf" in field:
+        return {**field, "anyOf": [*field["anyOf"], {"type": "null"}]}
+    enum = {"enum": [*field["enum"], None]} if "enum" in field else {}
+    return {**field, "type": [field["type"], "null"], **enum}
+
+
 def _error(status: int, schema: str) -> dict[str, Any]:
     headers = dict(_REQUEST_ID)
     if status in _RETRIED:
@@ -106,14 +131,29 @@ def _complete(operation: dict[str, Any], method: str, path: str, summary: str) -
     operation["summary"] = summary
     schema = _SCHEMAS[2 if is_open_inference(path) else 1 if is_anthropic(path) else 0]
     responses = {
-        status: _with_request_id(response) for status, response in operation["responses"].items()
+        status: _answer(response, schema) for status, response in operation["responses"].items()
     }
     for status in operation.pop("errors", POST_ERRORS if method == "POST" else ()):
         responses[str(status)] = {"$ref": f"#/components/responses/{schema}{status}"}
     operation["responses"] = dict(sorted(responses.items()))
 
 
-def _with_request_id(response: dict[str, Any]) -> dict[str, Any]:
-    if "$ref" in response:
-        return response
-    return {**response, "headers": {**_REQUEST_ID, **response.get("headers", {})}}
+def _answer(response: dict[str, Any], error: str) -> dict[str, Any]:
+    answer = {**response, "headers": {**_REQUEST_ID, **response.get("headers", {})}}
+    stream = response.get("content", {}).get(_STREAM)
+    if stream is not None:
+        schema = _events(stream["events"], error, done=stream.get("done", False))
+        answer["content"] = {**response["content"], _STREAM: {"schema": schema}}
+    return answer
+
+
+def _events(data: dict[str, Any], error: str, *, done: bool) -> dict[str, Any]:
+    """Returns the schema of one event of a stream, which OpenAPI 3.1 leaves to conventions.
+
+    An event is an object of its fields, `data` as a text; so OpenAPI 3.2 has it under `itemSchema`.
+    """
+    payload = {"anyOf": [data, {"$ref": f"#/components/schemas/{error}"}]}
+    text = {"type": "string", "contentMediaType": "application/json", "contentSchema": payload}
+    event = {"type": "object", "required": ["data"], "properties": {"data": text}}
+    ends = [{"$ref": "#/components/schemas/Done"}] if done else []
+    return {"description": "Each event of the stream.", "anyOf": [*ends, event]}

@@ -1,0 +1,1 @@
+"""Schemathesis against a running service: `python -m tests.openapi_run --help`."""
