@@ -14,8 +14,9 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped] # it
 
 from truthgpt_serve.config.images import ImagesSection
 from truthgpt_serve.config.limits import LimitsSection
-from truthgpt_serve.errors import RequestError
+from truthgpt_serve.errors import MethodError, OriginError, RequestError, TruthGPTError
 from truthgpt_serve.router.openapi import docs_html, openapi_document
+from truthgpt_serve.router.openapi.document import ERRORS
 from truthgpt_serve.routes import ROUTES
 from truthgpt_serve.server.audio_requests import FORMATS, GRANULARITIES, MAX_LANGUAGE_CHARS
 from truthgpt_serve.server.images_requests import ROUTES as IMAGE_ROUTES
@@ -125,6 +126,18 @@ def test_what_is_to_be_tried_again_says_when() -> None:
             headers = _resolved(operation["responses"][status])["headers"]
             assert "Retry-After" in headers, path
     assert DOCUMENT["components"]["headers"]["RetryAfter"]["required"]
+
+
+def test_each_status_of_the_services_errors_is_described() -> None:
+    kinds, waiting = set(), [TruthGPTError]
+    while waiting:
+        kinds.add(kind := waiting.pop())
+        waiting += kind.__subclasses__()
+    statuses = {kind.status for kind in kinds if kind.__module__ == TruthGPTError.__module__}
+    # Those that a request of a described method to the service's own address never gets.
+    assert statuses - ERRORS.keys() == {OriginError.status, MethodError.status}
+    described = {int(status) for _, _, one in operations() for status in one["responses"]}
+    assert ERRORS.keys() <= described
 
 
 def test_each_example_fits_its_schema() -> None:

@@ -35,6 +35,7 @@ ERRORS = {
     408: "The request body did not arrive in time.",
     410: "The file's time is over.",
     413: "The body, or an image in it, is too large.",
+    415: "The body is compressed in a way that is not supported.",
     422: "The model's process died twice while it served this request.",
     429: "The model's queue is full.",
     500: "The model's code failed; its log has the cause under the answer's `x-request-id`.",
@@ -44,7 +45,7 @@ ERRORS = {
 }
 """What each status means, whatever the route."""
 
-POST_ERRORS = (400, 404, 408, 413, 422, 429, 500, 502, 503, 504)
+POST_ERRORS = (400, 404, 408, 413, 415, 422, 429, 500, 502, 503, 504)
 _RETRIED = (OverloadedError.status, UnavailableError.status)
 _SCHEMAS = ("Error", "MessagesError", "InferenceError")
 _STREAM = "text/event-stream"
