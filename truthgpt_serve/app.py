@@ -14,7 +14,7 @@ from ray import serve
 from ray.serve import Application
 
 from truthgpt_serve.checks import check_model, resolve_family
-from truthgpt_serve.config import load_model_args, load_model_cors, load_router_config
+from truthgpt_serve.config import load_model_args, load_model_cors, load_router_args
 from truthgpt_serve.errors import ConfigError
 from truthgpt_serve.replica import ModelReplica, Router
 from truthgpt_serve.resources import plan_replica, plan_router
@@ -71,7 +71,7 @@ def router(args: dict[str, Any]) -> Application:
     Raises:
         ConfigError: The configuration has faults; the message lists them all.
     """
-    config = load_router_config(args, place="router: args")
+    config = load_router_args(args, place="router: args")
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
         sys.stderr.write(
             "TruthGPT Serve: Ray's environment is not set, so requests go through Ray's slower "

@@ -75,7 +75,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with zipfile.ZipFile(archive, "w") as packed:
         packed.write(HERE / "user_echo.py", "user/user_echo.py")
 
-    with LocalCluster(RAY_ENV, env={"PYTHONPATH": str(modules)}) as cluster:
+    env = {"PYTHONPATH": str(modules), "NAME_OF_THE_RUN": "loud"}
+    with LocalCluster(RAY_ENV, env=env) as cluster:
         applications = [
             *applications_of(weights, adapter, archive),
             router_application(cluster.port),
@@ -159,7 +160,12 @@ def applications_of(weights: Path, adapter: Path, archive: Path) -> list[dict[st
         ),
         model_application(
             "shouting",
-            {"seed": 2, "model": {"family": "shouting", **own}, "hardware": small},
+            {
+                "run_name": "${NAME_OF_THE_RUN}",
+                "seed": "${NOT_SET:-2}",
+                "model": {"family": "shouting", **own},
+                "hardware": small,
+            },
         ),
         model_application("spelling", {"model": {"family": "spelling", **own}, "hardware": small}),
         backwards,

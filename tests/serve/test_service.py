@@ -386,6 +386,7 @@ def test_a_model_has_a_card(service: Service) -> None:
     assert (adapter.id, getattr(adapter, "parent", None)) == ("tiny-adapter", "tiny")
     own = service.http.get("/v1/models/shouting").json()["card"]
     assert (own["family"], own["limits"]["max_ongoing_requests"]) == ("shouting", 1)
+    assert own["run_name"] == "loud"  # by a variable of the environment
     with pytest.raises(openai.NotFoundError):
         service.openai.models.retrieve("nosuch")
 

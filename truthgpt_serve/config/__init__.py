@@ -9,6 +9,7 @@ from truthgpt_serve.config.load import (
     load_model_args,
     load_model_config,
     load_model_cors,
+    load_router_args,
     load_router_config,
 )
 from truthgpt_serve.config.model import ModelConfig
@@ -22,5 +23,6 @@ __all__ = [
     "load_model_args",
     "load_model_config",
     "load_model_cors",
+    "load_router_args",
     "load_router_config",
 ]

@@ -6,11 +6,15 @@ Knows no section, no file and no family.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import types
+import typing
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
+
+from truthgpt_serve.config.variables import Expanded, read_scalar
 
 SCIENTIFIC = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+")
 """A number such as `5e-5`, which YAML 1.1 (so also Ray's own loader) reads as text."""
@@ -31,7 +35,7 @@ PATTERN_WORDS = {
 
 
 def show_value(value: Any) -> str:
-    """Returns a value as a message shows it: short, and in YAML's words."""
+    """Returns a value as a message shows it: short, in YAML's words, and variables by name."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -40,6 +44,8 @@ def show_value(value: Any) -> str:
         return "a mapping"
     if isinstance(value, list):
         return "a list"
+    if isinstance(value, Expanded):
+        value = value.written
     text = repr(value) if isinstance(value, (str, int, float)) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -59,6 +65,37 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_variables(cls, data: Any) -> Any:
+        """Reads a variable that is a whole value as the number that its key wants."""
+        if not isinstance(data, dict) or not any(isinstance(v, Expanded) for v in data.values()):
+            return data
+        wanted = {field.alias or key: field.annotation for key, field in cls.model_fields.items()}
+        return {key: _as_wanted(value, wanted.get(key)) for key, value in data.items()}
+
+
+def _as_wanted(value: Any, annotation: Any) -> Any:
+    if not isinstance(value, Expanded) or not value.is_whole:
+        return value
+    kinds = set(_scalars_in(annotation))
+    read = read_scalar(value)
+    if str in kinds or not any(isinstance(read, kind) for kind in kinds):
+        return value
+    return read
+
+
+def _scalars_in(annotation: Any) -> Iterator[type]:
+    if annotation in (str, bool, int):
+        yield annotation
+    elif annotation is float:
+        yield from (float, int)
+    elif typing.get_origin(annotation) is Annotated:
+        yield from _scalars_in(typing.get_args(annotation)[0])
+    elif isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        for part in typing.get_args(annotation):
+            yield from _scalars_in(part)
 
 
 class Refusal(NamedTuple):

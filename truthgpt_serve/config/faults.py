@@ -217,12 +217,23 @@ def _faults(
             for refusal in context["refusals"]
             if not _rests_on(removed, path, refusal)
         ]
+    if kind == "string_type" and (fault := _misread(detail, path, source)) is not None:
+        return [fault]
     words = _WORDS.get(kind)
     if words is None:
         message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
         return [Fault(source.at(*path), message)]
     message, fix = words(context, detail["input"])
     return [Fault(source.at(*path), message, fix)]
+
+
+def _misread(detail: ErrorDetails, path: KeyPath, source: Source) -> Fault | None:
+    """Returns the fault of a word that YAML reads as something else than a text."""
+    value, written = detail["input"], source.written_at(*path)
+    if written is None or value is None or written == str(value):
+        return None
+    message = f"must be text, and YAML reads {written} as {show_value(value)}"
+    return Fault(source.at(*path), message, f"write '{written}'")
 
 
 def _rests_on(removed: tuple[KeyPath, ...], section: KeyPath, refusal: Refusal) -> bool:

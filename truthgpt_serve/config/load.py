@@ -19,10 +19,12 @@ from truthgpt_serve.config.model import ModelConfig
 from truthgpt_serve.config.paths import find_config, resolve_local
 from truthgpt_serve.config.router import RouterConfig
 from truthgpt_serve.config.source import KeyPath, Source, read_yaml
+from truthgpt_serve.config.variables import Expanded, VariableError, expand, read_scalar
 from truthgpt_serve.errors import ConfigError, Fault
 
 SectionT = TypeVar("SectionT", bound=Section)
 
+_ENGINE = ("serving", "engine")
 SERVICE_KEYS = ("cors",)
 """Keys of a model's `args` that say how its address is served, not what the model is."""
 
@@ -46,8 +48,9 @@ def read_file(path: Path, *, numbers: bool = True, shown: str | None = None) -> 
     except UnicodeDecodeError as error:
         fault = Fault(file, "is not valid YAML: not UTF-8 text", "save it as UTF-8")
         raise ConfigError([fault]) from error
-    data, lines = read_yaml(text, file, numbers=numbers)
-    return data, Source(file, (), lines, path.absolute().parent)
+    data, lines, written = read_yaml(text, file, numbers=numbers)
+    folder = path.absolute().parent
+    return data, Source(file, (), lines, folder, written, has_variables=True)
 
 
 def parse(
@@ -65,6 +68,8 @@ def parse(
         return None, [Fault(source.at(), message)], [()]
     faults: list[Fault] = []
     removed: list[KeyPath] = []
+    if source.has_variables:
+        data = _expand_values(data, source, (), faults, removed)
     # A section with a faulty value is not cross-checked: its sound part gets another round. Only
     # our own cross-checks are left for later rounds, so three are enough.
     for _ in range(3):
@@ -75,6 +80,33 @@ def parse(
             faults += faults_of(error, model, source, removed)
             removed += places(error)
     return None, in_file_order(faults, source), removed
+
+
+def _expand_values(
+    data: Any, source: Source, path: KeyPath, faults: list[Fault], removed: list[KeyPath]
+) -> Any:
+    """Returns a nested value with its variables, and notes those that cannot be read."""
+    if isinstance(data, dict):
+        return {
+            key: _expand_values(value, source, (*path, key), faults, removed)
+            for key, value in data.items()
+        }
+    if isinstance(data, list):
+        return [
+            _expand_values(value, source, (*path, index), faults, removed)
+            for index, value in enumerate(data)
+        ]
+    if not isinstance(data, str):
+        return data
+    try:
+        value = expand(data)
+    except VariableError as error:
+        faults.append(Fault(source.at(*path), error.message, error.fix))
+        removed.append(path)
+        return data
+    if path[:2] == _ENGINE and isinstance(value, Expanded) and value.is_whole:
+        return read_scalar(value)  # an engine's types are not known here
+    return value
 
 
 def _without(data: Mapping[Any, Any], paths: list[KeyPath]) -> Any:
@@ -149,11 +181,30 @@ def load_model_args(args: Mapping[str, Any], *, place: str) -> ModelConfig:
     Raises:
         ConfigError: Both or neither are given, or see `load_model_config`.
     """
-    faults = check_model_args(args, Source(place))
+    source = Source(place, has_variables=True)
+    faults = check_model_args(args, source)
     if faults:
         raise ConfigError(faults)
     keys = without_service_keys(args)
-    return load_model_config(keys.get("config", keys), place=place)
+    if "config" in keys:
+        return load_model_config(config_path(keys["config"], source), place=place)
+    config, faults = parse_model(keys, source)
+    if config is None or faults:
+        raise ConfigError(faults)
+    return config
+
+
+def config_path(text: str, source: Source) -> str:
+    """Returns the path of a model's file that its application's `args` give, with its variables.
+
+    Raises:
+        ConfigError: A variable is not set.
+    """
+    try:
+        return expand(text)
+    except VariableError as error:
+        fault = Fault(source.at("config"), error.message, error.fix)
+        raise ConfigError([fault]) from error
 
 
 def load_model_cors(args: Mapping[str, Any], *, place: str) -> CorsSection:
@@ -162,7 +213,7 @@ def load_model_cors(args: Mapping[str, Any], *, place: str) -> CorsSection:
     Raises:
         ConfigError: With every fault.
     """
-    cors, faults = parse_cors(args, Source(place))
+    cors, faults = parse_cors(args, Source(place, has_variables=True))
     if cors is None or faults:
         raise ConfigError(faults)
     return cors
@@ -208,13 +259,26 @@ def parse_router(data: Any, source: Source) -> tuple[RouterConfig | None, list[F
     return config, faults
 
 
-def load_router_config(args: Mapping[str, Any], *, place: str | None = None) -> RouterConfig:
-    """Returns the router's configuration from its application's `args`.
+def load_router_args(args: Mapping[str, Any], *, place: str) -> RouterConfig:
+    """Returns the router's configuration from its application's `args`, with their variables.
 
     Raises:
         ConfigError: With every fault.
     """
-    config, faults = parse_router(args, Source(place or "router"))
+    return _load_router(args, Source(place, has_variables=True))
+
+
+def load_router_config(config: Mapping[str, Any]) -> RouterConfig:
+    """Returns the router's configuration from its keys as they are.
+
+    Raises:
+        ConfigError: With every fault.
+    """
+    return _load_router(config, Source("router"))
+
+
+def _load_router(keys: Mapping[str, Any], source: Source) -> RouterConfig:
+    config, faults = parse_router(keys, source)
     if config is None or faults:
         raise ConfigError(faults)
     return config

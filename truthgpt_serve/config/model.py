@@ -15,6 +15,7 @@ from truthgpt_serve.config.sections import HardwareSection, ModelOptimSection, M
 from truthgpt_serve.config.serving import ServingSection
 from truthgpt_serve.config.source import Source
 from truthgpt_serve.config.training import TrainingSection
+from truthgpt_serve.config.variables import without_marks
 from truthgpt_serve.contract import Task
 
 DEFAULT_FAMILIES: dict[str, str] = {
@@ -78,4 +79,5 @@ class ModelConfig(Section):
 
     def to_cfg(self) -> dict[str, Any]:
         """Returns the plain nested dict that a family's `load` gets, every section present."""
-        return self.model_dump(mode="python", by_alias=True)
+        cfg: dict[str, Any] = without_marks(self.model_dump(mode="python", by_alias=True))
+        return cfg

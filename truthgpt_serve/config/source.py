@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -49,12 +49,16 @@ class Source:
         prefix: Path inside that file at which the configuration begins.
         lines: Line of each path of the whole file; empty where there is no file.
         directory: Folder of the file, or None.
+        written: How each value that YAML takes for no text stands in the file, by its path.
+        has_variables: Whether texts in it may name variables of the environment.
     """
 
     file: str = "configuration"
     prefix: KeyPath = ()
     lines: Mapping[KeyPath, int] = field(default_factory=dict)
     directory: Path | None = None
+    written: Mapping[KeyPath, str] = field(default_factory=dict)
+    has_variables: bool = False
 
     def at(self, *path: Key) -> str:
         """Returns the place of `path` as `file:line: dotted.path`."""
@@ -68,7 +72,11 @@ class Source:
 
     def under(self, *path: Key) -> Source:
         """Returns the source of the part at `path`."""
-        return Source(self.file, (*self.prefix, *path), self.lines, self.directory)
+        return replace(self, prefix=(*self.prefix, *path))
+
+    def written_at(self, *path: Key) -> str | None:
+        """Returns how a value stands in the file, or None for a text or where there is no file."""
+        return self.written.get((*self.prefix, *path))
 
 
 class _Loader(yaml.SafeLoader):
@@ -84,7 +92,21 @@ _NumberLoader.add_implicit_resolver(
 )
 
 
-def read_yaml(text: str, file: str, *, numbers: bool = True) -> tuple[Any, dict[KeyPath, int]]:
+class Document(NamedTuple):
+    """What a YAML document holds.
+
+    Attributes:
+        value: Its value.
+        lines: The line (from 1) of each path in it.
+        written: How each value that YAML takes for no text is written, by its path.
+    """
+
+    value: Any
+    lines: dict[KeyPath, int]
+    written: dict[KeyPath, str]
+
+
+def read_yaml(text: str, file: str, *, numbers: bool = True) -> Document:
     """Reads one YAML document.
 
     Args:
@@ -92,11 +114,9 @@ def read_yaml(text: str, file: str, *, numbers: bool = True) -> tuple[Any, dict[
         file: Its name, for faults.
         numbers: Read `5e-5` as a number; Ray's own loader, so a Serve file, does not.
 
-    Returns:
-        The value, and the line (from 1) of each path in it.
-
     Raises:
-        ConfigError: Not YAML, several documents, a key given twice, or too large.
+        ConfigError: Not YAML, several documents, a key given twice, a number that YAML 1.1 reads
+            as another one, or too large.
     """
     if len(text) > MAX_FILE_BYTES:
         raise _fault(file, f"is larger than {MAX_FILE_BYTES} characters", "split it")
@@ -105,12 +125,12 @@ def read_yaml(text: str, file: str, *, numbers: bool = True) -> tuple[Any, dict[
         loader = (_NumberLoader if numbers else _Loader)(text)
         node = loader.get_single_node()
         if node is None:
-            return None, {}
+            return Document(None, {}, {})
         walk = _Walk(file)
         walk.visit(node, (), ())
         if walk.faults:
             raise ConfigError(walk.faults)
-        return loader.construct_document(node), walk.lines
+        return Document(loader.construct_document(node), walk.lines, walk.written)
     except yaml.YAMLError as error:
         raise _syntax_fault(error, file) from error
     except RecursionError as error:
@@ -143,12 +163,19 @@ def _syntax_fault(error: yaml.YAMLError, file: str) -> ConfigError:
     return _fault(place, f"is not valid YAML: {problem}{column}", "check indentation and quotes")
 
 
+_MISREAD = re.compile(r"[-+]?0[0-7_]+|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
+"""Numbers that people do not mean so: in base 8, and in base 60 with colons."""
+_TEXT_TAG = "tag:yaml.org,2002:str"
+_NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
 class _Walk:
-    """Collects the line of each path and the keys that are given twice."""
+    """Collects the line of each path, keys that are given twice and numbers that are misread."""
 
     def __init__(self, file: str) -> None:
         self.file = file
         self.lines: dict[KeyPath, int] = {}
+        self.written: dict[KeyPath, str] = {}
         self.faults: list[Fault] = []
         self._count = 0
 
@@ -158,11 +185,29 @@ class _Walk:
             line = node.start_mark.line + 1
             raise _fault(f"{self.file}:{line}", "an alias repeats itself", "write the values out")
         self.lines.setdefault(path, node.start_mark.line + 1)
-        if isinstance(node, yaml.MappingNode):
+        if isinstance(node, yaml.ScalarNode):
+            self._visit_scalar(node, path)
+        elif isinstance(node, yaml.MappingNode):
             self._visit_mapping(node, path, (*above, id(node)))
         elif isinstance(node, yaml.SequenceNode):
             for index, item in enumerate(node.value):
                 self.visit(item, (*path, index), (*above, id(node)))
+
+    def _visit_scalar(self, node: yaml.ScalarNode, path: KeyPath) -> None:
+        if node.tag == _TEXT_TAG:
+            return
+        text = str(node.value)
+        self.written[path] = text
+        if node.style is not None or node.tag not in _NUMBER_TAGS or not _MISREAD.fullmatch(text):
+            return
+        value = yaml.safe_load(text)
+        plain = text.replace("_", "")
+        if plain.lstrip("+-").isdigit() and int(plain) == value:
+            return
+        place = f"{self.file}:{node.start_mark.line + 1}: {dotted(path)}"
+        message = f"{text} is the number {value} in YAML 1.1"
+        fix = f"write '{text}' if it is a text, or {value} if it is that number"
+        self.faults.append(Fault(place, message, fix))
 
     def _visit_mapping(self, node: yaml.MappingNode, path: KeyPath, above: tuple[int, ...]) -> None:
         seen: dict[str, int] = {}

@@ -15,6 +15,7 @@ from truthgpt_serve.config import ModelConfig, RouterConfig, Source
 from truthgpt_serve.config.faults import in_file_order
 from truthgpt_serve.config.load import (
     check_model_args,
+    config_path,
     parse_cors,
     parse_model,
     parse_router,
@@ -201,7 +202,7 @@ class _ServiceCheck:
         )
         if "config" in args:
             try:
-                path = find_config(args["config"], at.at("config"))
+                path = find_config(config_path(args["config"], at), at.at("config"))
                 args, at = read_file(path)
             except ConfigError as error:
                 report.add(error.faults)
