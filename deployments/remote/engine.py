@@ -18,6 +18,7 @@ from yarl import URL
 
 from deployments.remote.address import Addresses
 from deployments.remote.config import RemoteSettings
+from deployments.remote.decoding import DecodedBody, find_coding, without_coding
 from deployments.remote.headers import headers_down
 from truthgpt_serve.asgi import Headers
 from truthgpt_serve.errors import (
@@ -49,6 +50,10 @@ class Answer:
     Attributes:
         status: The status code.
         headers: Those that a client may get, names in lower case.
+        is_decoded: Whether it came compressed; what is read of it is not.
+
+    Raises:
+        UpstreamError: It is compressed in a way that cannot be read.
     """
 
     def __init__(self, response: aiohttp.ClientResponse, remote: Remote) -> None:
@@ -56,6 +61,13 @@ class Answer:
         self._remote = remote
         self.status = response.status
         self.headers: Headers = headers_down(response.raw_headers)
+        coding = find_coding(self.headers, remote.label)
+        self.is_decoded = bool(coding)
+        if coding:
+            self.headers = without_coding(self.headers)
+            self._read = DecodedBody(coding, self._read_raw, remote.label).read
+        else:
+            self._read = self._read_raw
 
     async def read(self) -> tuple[bytes, bool]:
         """Returns the bytes that have arrived, at least one, and whether more follow.
@@ -65,6 +77,9 @@ class Answer:
         Raises:
             TruthGPTError: The answer broke off, or the next piece did not come in time.
         """
+        return await self._read()
+
+    async def _read_raw(self) -> tuple[bytes, bool]:
         content = self._response.content
         try:
             data = await content.readany()
@@ -197,7 +212,11 @@ class Remote:
             raise self.translate(error) from error
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise self.translate(error) from error
-        return Answer(response, self)
+        try:
+            return Answer(response, self)
+        except BaseException:
+            response.close()
+            raise
 
     def translate(self, error: Exception) -> TruthGPTError:
         """Returns the error for a client; the address, which is nobody's business, is logged."""

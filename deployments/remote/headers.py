@@ -93,15 +93,12 @@ class RequestHeaders:
         self._replaced = _NOT_SENT_UP | {name.lower() for name, _ in self._static}
         self._mark = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
 
-    def build(
-        self, given: Headers, request_id: str, *, accept_encoding: str = "identity"
-    ) -> list[tuple[str, str]]:
+    def build(self, given: Headers, request_id: str) -> list[tuple[str, str]]:
         """Returns the headers, without those that the HTTP client writes.
 
         Args:
             given: The client's, names in lower case.
             request_id: Sent as `x-request-id`.
-            accept_encoding: What the answer may be compressed with.
 
         Raises:
             LoopError: The request has been here before, or has passed too many of our kind.
@@ -116,7 +113,7 @@ class RequestHeaders:
         return [
             *lines,
             *self._static,
-            ("accept-encoding", accept_encoding),
+            ("accept-encoding", "identity"),
             ("x-request-id", request_id),
             (MARK.decode(), self._marks(given)),
         ]

@@ -96,7 +96,7 @@ class Relay:
                     theirs = await self._their_name(named.name)
                     body = body if theirs == named.name else named.renamed(theirs)
                     reply.rename(theirs, self._names[0])
-                answer = await self.send(connection, path, body, renames=reply.renames)
+                answer = await self.send(connection, path, body)
                 try:
                     self.refuse(answer)
                     await reply.pass_on(answer)
@@ -125,17 +125,10 @@ class Relay:
         theirs = await self._their_name(unquote(name))
         return f"{MODELS_PREFIX}{quote(theirs, safe='')}{rest}"
 
-    async def send(
-        self, connection: Connection, path: str, body: bytes, *, renames: bool
-    ) -> Answer:
+    async def send(self, connection: Connection, path: str, body: bytes) -> Answer:
         """Sends a request with its body as it now is; returns the answer, to be closed."""
         scope = connection.scope
-        encoding = b"identity" if renames else connection.header(b"accept-encoding")
-        headers = self._headers.build(
-            scope["headers"],
-            connection.request_id,
-            accept_encoding=encoding.decode("latin-1") or "identity",
-        )
+        headers = self._headers.build(scope["headers"], connection.request_id)
         query = scope.get("query_string", b"").decode("latin-1")
         url = self._remote.addresses.of(path, query)
         return await self.exchange(scope["method"], url, headers, body)
@@ -177,7 +170,6 @@ class _Reply:
 
     Attributes:
         started: Whether the status and the headers are sent.
-        renames: Whether the model's name in it is changed.
     """
 
     def __init__(self, send: Send, request_id: str) -> None:
@@ -187,10 +179,6 @@ class _Reply:
         self._events: WholeEvents | None = None
         self.started = False
 
-    @property
-    def renames(self) -> bool:
-        return self._names is not None
-
     def rename(self, theirs: str, ours: str) -> None:
         self._names = AnswerNames(theirs, ours) if theirs != ours else None
 
@@ -198,9 +186,7 @@ class _Reply:
         """Sends the answer as it comes."""
         headers = answer.headers
         content_type = header(headers, b"content-type")
-        if header(headers, b"content-encoding") not in (b"", b"identity"):
-            self._names = None  # nothing in it can be read
-        elif content_type.startswith(b"text/event-stream"):
+        if content_type.startswith(b"text/event-stream"):
             self._events = WholeEvents()
         elif not content_type.startswith(b"application/json"):
             self._names = None
@@ -210,8 +196,8 @@ class _Reply:
         data = self._change(data, more=more)
         if self._names is not None:
             headers = [line for line in headers if line[0] != b"content-length"]
-            if not more:
-                headers.append((b"content-length", b"%d" % len(data)))
+        if not more and (self._names is not None or (answer.is_decoded and data)):
+            headers = [*headers, (b"content-length", b"%d" % len(data))]
         self.started = True
         await self._send(
             {
