@@ -115,7 +115,8 @@ def test_pages_may_read_every_answer(service: Service, prefix: str, model: str) 
     path = f"{prefix.format(model)}/v1/chat/completions"
     for body, status in ((chat(model), 200), (chat(model, stream=True), 200), (b"{", 400)):
         for origin, allowed in ((PAGE, [PAGE]), ("https://evil.example", [])):
-            answer = service.http.post(path, content=body, headers={"origin": origin})
+            headers = {"origin": origin, "content-type": "application/json"}
+            answer = service.http.post(path, content=body, headers=headers)
             assert answer.status_code == status
             assert answer.headers.get_list("access-control-allow-origin") == allowed
             assert "access-control-allow-credentials" not in answer.headers
