@@ -651,3 +651,35 @@ def test_models_come_and_go_while_the_others_answer(service: Service) -> None:
     assert set(statuses_until(404, FOLLOW_S)) <= {200, 404}
     wait_until(lambda: not is_listed(), 15)  # Serve drains its replica for 5 s first
     assert service.cluster.replica_pids("tiny") == pids
+
+
+# -- truthgpt bench
+
+
+def bench(service: Service, *options: str) -> tuple[int, Any]:
+    """Returns the exit code and the first result of `truthgpt bench --json`."""
+    command = [sys.executable, "-c", "from truthgpt_serve.cli import main; main()", "bench"]
+    command += ["--url", service.cluster.url, "--json", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)["results"][0]
+
+
+@pytest.mark.parametrize("model", ["echo", "tiny"])
+def test_bench_measures_a_model_through_the_router(service: Service, model: str) -> None:
+    options = ("--concurrency", "3", "--requests", "9", "--input-len", "4", "--output-len", "7")
+    code, result = bench(service, "--model", model, "--ignore-eos", *options)
+    assert (code, result["completed"], result["failed"]) == (0, 9, 0)
+    assert result["total_output_tokens"] == 9 * 7
+    assert result["truthgpt_bench"]["token_counts"] == "usage"
+    assert 0 < result["mean_ttft_ms"] < result["mean_e2el_ms"]
+
+
+def test_bench_counts_what_an_overloaded_model_refuses(service: Service) -> None:
+    options = ("--concurrency", "8", "--requests", "16", "--output-len", "8", "--warmup", "0")
+    code, result = bench(service, "--model", "slow", *options)
+    errors = result["truthgpt_bench"]["errors"]
+    assert code == 1
+    assert result["completed"] >= 2
+    assert list(errors) == ["http 429"]
+    assert result["completed"] + errors["http 429"]["count"] == 16
