@@ -103,6 +103,39 @@ def test_a_model_whose_load_raises(folder: Path) -> None:
     assert any("worker-0602daa9-01000000-101.err" in place for place in found["looked_at"])
 
 
+def test_a_traceback_in_serves_own_log(folder: Path) -> None:
+    write_log(folder, 101, ERROR.partition("INFO")[0])
+    text = "INFO" + ERROR.partition("INFO")[2]
+    (logs_of(folder) / "serve" / "replica_bad_ModelReplica_650pj2cj.log").write_text(text)
+    (logs_of(folder) / "serve" / "replica_bad_2_ModelReplica_x.log").write_text("of another\n")
+    with serve(answers("DEPLOY_FAILED", last_error="FileNotFoundError: weights.bin")) as service:
+        write_run(folder, service.url)
+        done = run_cli("why", "bad", cwd=folder)
+        logs = run_cli("logs", "bad", cwd=folder)
+    assert '\n  Traceback (most recent call last):\n    File "mine.py", line 9' in done.stdout
+    assert "FileNotFoundError: weights.bin" in logs.stdout
+    assert "of another" not in logs.stdout
+
+
+def test_a_service_that_is_starting_is_no_fault_of_files(folder: Path) -> None:
+    (folder / ".run" / "service.log").write_text("OSError: No space left on device\n")
+    missing = Answer(envelope("no replica takes requests", "model_unavailable"), 503)
+    with serve({"/v1/models/bad": missing}) as service:
+        write_run(folder, service.url)
+        done = run_cli("why", "bad", cwd=folder)
+    assert "cause: the service is starting: no replica takes requests" in done.stdout
+    assert "No space" not in done.stdout
+
+
+def test_a_service_that_was_stopped_had_no_error(folder: Path) -> None:
+    text = "ValueError: of a request\n2026 INFO -- Got KeyboardInterrupt, shutting down...\nbye\n"
+    (folder / ".run" / "service.log").write_text(text)
+    url = f"http://127.0.0.1:{free_port()}"
+    done = run_cli("why", "bad", env={"TRUTHGPT_URL": url}, cwd=folder)
+    assert "; the last run was stopped" in done.stdout
+    assert "ValueError" not in done.stdout
+
+
 def test_a_model_whose_process_crashes(folder: Path) -> None:
     write_log(folder, 101, f"{ERROR.partition('INFO')[0]}{CRASH}")
     deaths = logs_of(folder).parent / "truthgpt-deaths" / "bad" / "history.json"

@@ -11,7 +11,7 @@ import click
 from truthgpt_serve.cli._service.completion import complete_models
 
 if TYPE_CHECKING:
-    from truthgpt_serve.cli._service.session import Follower, Replica, Session
+    from truthgpt_serve.cli._service.session import Follower, Session
 
 PERIOD_S = 0.3
 LOOK_PERIOD_S = 2.0
@@ -46,8 +46,7 @@ def logs(model: str, follow: bool, lines: int, all_processes: bool) -> None:
         )
     printer = _Printer()
     try:
-        found = _chosen(session.replicas(model), all_processes)
-        paths = [path for replica in found for path in replica.files] or session.builds(model)[-1:]
+        paths = _chosen(session, model, all_processes) or session.builds(model)[-1:]
         if not paths and not follow:
             raise click.ClickException(
                 f"no process of {model!r} has printed anything; looked at {session.folder}/logs; "
@@ -62,9 +61,13 @@ def logs(model: str, follow: bool, lines: int, all_processes: bool) -> None:
         return
 
 
-def _chosen(replicas: list[Replica], all_processes: bool) -> list[Replica]:
+def _chosen(session: Session, model: str, all_processes: bool) -> list[Path]:
+    """Returns the files to read: Ray Serve's logs of the replicas, and what processes printed."""
+    replicas, logs = session.replicas(model), session.serve_logs(model)
     living = [replica for replica in replicas if replica.lives]
-    return replicas if all_processes else living or replicas[-1:]
+    if not all_processes:
+        replicas, logs = living or replicas[-1:], logs[-max(1, len(living)) :]
+    return [*logs, *(path for replica in replicas for path in replica.files)]
 
 
 def _follow(
@@ -77,9 +80,8 @@ def _follow(
         time.sleep(PERIOD_S)
         if time.monotonic() - looked_s >= LOOK_PERIOD_S:
             looked_s = time.monotonic()
-            for replica in session.replicas(model):
-                for path in replica.files if replica.lives else ():
-                    followers.setdefault(path, Follower(path))
+            for path in _chosen(session, model, all_processes=False):
+                followers.setdefault(path, Follower(path))
         for path, follower in followers.items():
             for line in follower.read():
                 printer.show(path, line)

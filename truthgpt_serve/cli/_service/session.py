@@ -67,11 +67,17 @@ class Session:
         found = [_replica(model, pid, paths) for pid, paths in files.items()]
         return sorted(found, key=lambda replica: replica.written_s)
 
+    def serve_logs(self, model: str) -> list[Path]:
+        """Returns what Ray Serve logged in the model's replicas, the latest last: `print` too."""
+        return self._find_logs(rf"replica_{re.escape(model)}_ModelReplica_\w+\.log")
+
     def builds(self, model: str) -> list[Path]:
         """Returns the logs of building the model's application, the latest last."""
-        pattern = re.compile(rf"controller_build_{re.escape(model)}_\d+\.log")
+        return self._find_logs(rf"controller_build_{re.escape(model)}_\d+\.log")
+
+    def _find_logs(self, name: str) -> list[Path]:
         folder = self.folder / "logs" / "serve"
-        found = [path for path in folder.glob("*.log") if pattern.fullmatch(path.name)]
+        found = [path for path in folder.glob("*.log") if re.fullmatch(name, path.name)]
         return sorted(found, key=lambda path: path.stat().st_mtime)
 
     def deaths(self, model: str) -> list[str]:

@@ -16,7 +16,12 @@ from truthgpt_serve.cli._service.traces import find_traceback
 
 LOOKED_AT_LINES = 5000
 LAST_LINES = 8
+MAX_PROCESSES = 3
+"""How many of a model's last processes are looked at."""
 MAX_DEATHS = 3
+LAST_LINES_OF_SERVICE = 200
+STOPPED = "Got KeyboardInterrupt, shutting down"
+"""What `serve run` says when it is stopped in order."""
 RUNNING = "RUNNING"
 
 
@@ -38,6 +43,7 @@ class Report:
         faults: Of the files that describe it.
         advice: What the user can do.
         looked_at: Addresses and files.
+        starting: Whether the whole service is starting.
     """
 
     model: str
@@ -53,6 +59,7 @@ class Report:
     faults: list[str] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
     looked_at: list[str] = field(default_factory=list)
+    starting: bool = False
 
     @property
     def runs(self) -> bool:
@@ -81,11 +88,13 @@ def find_out(model: str, address: Address) -> Report:
     except ServiceFault as fault:
         if fault.status is not None and fault.status != 503:
             raise
-        report.cause = fault.message
+        starting = "the service is starting: " if fault.status == 503 else ""
+        report.cause = f"{starting}{fault.message}"
+        report.starting = bool(starting)
     session = find_session(address, earlier=report.state is None)
     if session is not None and not (report.runs and report.num_replicas):
         _look(report, session)
-    if report.state is None and address.is_loopback:
+    if report.state is None and not report.starting and address.is_loopback:
         _look_at_service(report, session)
     _advise(report)
     return report
@@ -125,12 +134,11 @@ def _look(report: Report, session: Session) -> None:
     try:
         replicas = session.replicas(name)
         report.deaths = list(dict.fromkeys(session.deaths(name)))[-MAX_DEATHS:]
-        outputs = [
-            (path, tail(path, LOOKED_AT_LINES)[0])
-            for replica in reversed(replicas[-3:])  # the last one may have been ended by another's
-            for path in replica.files
-        ]
-        outputs += [(path, tail(path, LOOKED_AT_LINES)[0]) for path in session.builds(name)]
+        # The newest first; the last process may have been ended by what an earlier one did.
+        files = [*reversed(session.serve_logs(name)[-MAX_PROCESSES:])]
+        files += [path for replica in reversed(replicas[-MAX_PROCESSES:]) for path in replica.files]
+        files += session.builds(name)
+        outputs = [(path, tail(path, LOOKED_AT_LINES)[0]) for path in files]
     except OSError as error:
         report.advice.append(f"the files cannot be read: {error}")
         return
@@ -138,7 +146,7 @@ def _look(report: Report, session: Session) -> None:
         if not report.traceback and (found := find_traceback(lines)):
             report.traceback = found
             report.looked_at.append(str(path))
-    if replicas and replicas[-1].lives and report.state == "DEPLOYING":
+    if replicas and replicas[-1].lives and (report.starting or report.state == "DEPLOYING"):
         report.last_lines = _last_lines(replicas[-1].files)
 
 
@@ -155,9 +163,12 @@ def _look_at_service(report: Report, session: Session | None) -> None:
     if log is not None:
         report.looked_at.append(str(log))
         lines = tail(log, LOOKED_AT_LINES)[0]
-        report.last_lines = find_cause(lines)
-        if advice := find_advice(lines):
-            report.advice.append(advice)
+        if any(STOPPED in line for line in lines[-LAST_LINES_OF_SERVICE:]):
+            report.cause = f"{report.cause}; the last run was stopped"
+        else:
+            report.last_lines = find_cause(lines)
+            if advice := find_advice(report.last_lines):
+                report.advice.append(advice)
     _check_files(report)
 
 
