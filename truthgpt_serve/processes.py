@@ -77,6 +77,19 @@ def find_children(pid: int) -> list[Process]:
     return [process for process in _processes() if process.parent == pid]
 
 
+def descendants(pid: int) -> list[int]:
+    """Returns the ids of the live processes that a process started, and of those that they did."""
+    children: dict[int, list[int]] = {}
+    for process in _processes():
+        children.setdefault(process.parent, []).append(process.pid)
+    found: list[int] = []
+    left = [pid]
+    while left:
+        left = [child for parent in left for child in children.get(parent, ())]
+        found += left
+    return found
+
+
 def read_arguments(pid: int) -> list[str]:
     """Returns the arguments or the title of a process; empty when it is gone."""
     try:

@@ -8,9 +8,11 @@ that calls it. The one file that changes Ray Serve. Knows no models.
 
 from __future__ import annotations
 
+import builtins
 import importlib
 import os
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
@@ -25,8 +27,9 @@ _START_HTTP, _ADD_GRPC_PORT = "start_asgi_http_server", "add_port_to_grpc_server
 _FALLBACK_PORT = "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"
 
 Start = Callable[..., Awaitable[tuple[Any, Any]]]
+Wrap = Callable[[Any], Any]
 
-_probed: tuple[Any, Collection[str]] | None = None
+_probed: tuple[Any, Collection[str], Wrap] | None = None
 
 
 def own_addresses() -> list[str]:
@@ -40,13 +43,18 @@ def own_addresses() -> list[str]:
     return [LOOPBACK] if address in (LOOPBACK, "localhost", "::1") else [LOOPBACK, address]
 
 
-def answer_aside(app: Any, paths: Collection[str]) -> None:
+def answer_aside(app: Any, paths: Collection[str], wrap: Wrap = lambda app: app) -> None:
     """Lets this replica's server give these paths to an application past the queue of requests.
 
     Call it in the replica before its server starts.
+
+    Args:
+        app: Answers these paths.
+        paths: The paths.
+        wrap: Goes around the application that has the queue.
     """
     global _probed
-    _probed = (app, paths)
+    _probed = (app, paths, wrap)
     close_replica()
 
 
@@ -69,7 +77,8 @@ def _with_probes(app: Any) -> Any:
     if _probed is None:
         return app
     prefix = getattr(getattr(app, "__self__", None), "_route_prefix", None) or ""
-    return Probes(app, _probed[0], prefix.rstrip("/"), _probed[1])
+    probed, paths, wrap = _probed
+    return Probes(wrap(app), probed, prefix.rstrip("/"), paths)
 
 
 def _add_grpc_port(server: Any, address: str) -> int:
@@ -80,6 +89,25 @@ def _add_grpc_port(server: Any, address: str) -> int:
         return 0
     own = own_addresses()[-1]
     return int(add_port_to_grpc_server(server, f"[{own}]:0" if ":" in own else f"{own}:0"))
+
+
+def mend_print() -> None:
+    """Has `print` write its arguments to files as they are, in a replica of Ray Serve.
+
+    Ray's own `print` of replicas writes them to any file but the standard ones as one tuple, and so
+    does every traceback that is formatted with it: those in the logs cannot be read.
+    """
+    module = importlib.import_module("ray.serve._private.logging_utils")
+    redirected = builtins.print
+    if redirected is not getattr(module, "redirected_print", None):
+        return
+    plain = module.buildin_print
+
+    def write(*objects: Any, file: Any = None, **options: Any) -> None:
+        target = redirected if file in (None, sys.stdout, sys.stderr) else plain
+        target(*objects, file=file, **options)
+
+    builtins.print = write
 
 
 def proxy_callback() -> list[Any]:

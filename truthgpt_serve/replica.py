@@ -18,7 +18,8 @@ from truthgpt_serve.config import load_model_config, load_router_config
 from truthgpt_serve.http.cors import Cors
 from truthgpt_serve.http.heads import EditedHeads, without_request_id
 from truthgpt_serve.probes import HEALTH, METRICS
-from truthgpt_serve.ray_servers import answer_aside
+from truthgpt_serve.ray_servers import answer_aside, mend_print
+from truthgpt_serve.replica_load import ReplicaLoad
 from truthgpt_serve.replica_metrics import ReplicaMetrics
 from truthgpt_serve.router.app import RouterApp
 from truthgpt_serve.serve_state import (
@@ -47,6 +48,7 @@ class ModelReplica:
     """
 
     def __init__(self, cfg: dict[str, Any], allow_origins: Sequence[str] = ()) -> None:
+        mend_print()
         config = load_model_config(cfg)
         self._name = serve.get_replica_context().app_name
         self._allow_origins = allow_origins
@@ -80,10 +82,12 @@ class ModelReplica:
         app = EditedHeads(app, without_request_id, with_stream_headers)
         context = serve.get_replica_context()
         own = context.replica_tag
+        load = ReplicaLoad()
         find_others = partial(_find_others, context.app_name, own)
-        aside = Cors(ReplicaMetrics(app, own, find_others), self._allow_origins)
-        answer_aside(aside, (HEALTH, METRICS))
-        return Cors(app, self._allow_origins)
+        metrics = ReplicaMetrics(app, own, find_others, load)
+        aside = Cors(metrics, self._allow_origins)
+        answer_aside(aside, (HEALTH, METRICS), load.arriving)
+        return load.working(Cors(app, self._allow_origins))
 
     @contextlib.contextmanager
     def _closing_on_error(self) -> Iterator[None]:
@@ -130,6 +134,7 @@ class Router:
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
+        mend_print()
         self._config = load_router_config(config)
 
     async def __serve_build_asgi_app__(self) -> Cors:

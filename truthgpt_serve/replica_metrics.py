@@ -15,6 +15,7 @@ from typing import Any
 from truthgpt_serve.asgi import Headers, Message, Receive, Scope, Send, send_bytes
 from truthgpt_serve.errors import TruthGPTError, UpstreamError
 from truthgpt_serve.probes import METRICS
+from truthgpt_serve.replica_load import ReplicaLoad
 from truthgpt_serve.router.pool import ConnectionPool
 
 logger = logging.getLogger(__name__)
@@ -43,12 +44,16 @@ class ReplicaMetrics:
         app: This replica's own.
         replica: The name of this replica, for the label.
         find_others: Returns host and port of the others by their names.
+        load: What it has to do now.
     """
 
-    def __init__(self, app: Any, replica: str, find_others: FindOthers) -> None:
+    def __init__(
+        self, app: Any, replica: str, find_others: FindOthers, load: ReplicaLoad | None = None
+    ) -> None:
         self._app = app
         self._replica = replica
         self._find_others = find_others
+        self._load = load
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one ASGI connection."""
@@ -65,6 +70,8 @@ class ReplicaMetrics:
             await send({"type": "http.response.body", "body": body})
             return
         text = body.decode() if status == 200 else ""
+        if self._load is not None:
+            text = f"{text.rstrip()}\n{await asyncio.to_thread(self._load.page)}".lstrip()
         if scope.get("query_string", b"") != OWN_QUERY:
             text = merge({self._replica: text, **await self._others(path.encode())})
         await send_bytes(send, text.encode(), CONTENT_TYPE)

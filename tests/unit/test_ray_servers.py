@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import errno
 import importlib
+import io
+import logging
 import socket
+import traceback
 from types import SimpleNamespace
 from typing import Any
 
@@ -146,3 +150,36 @@ def test_the_proxys_class_is_found_as_ray_sends_it(monkeypatch: pytest.MonkeyPat
     assert ray_servers.proxy_callback() == []
     after = [names["start_asgi_http_server"] for names in ray_servers._proxy_globals()]
     assert not set(before) & set(after)
+
+
+def test_tracebacks_are_written_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.serve._private import logging_utils
+
+    monkeypatch.setattr(builtins, "print", logging_utils.redirected_print)
+    ray_servers.mend_print()
+    mended = builtins.print
+    ray_servers.mend_print()
+    assert builtins.print is mended
+    file = io.StringIO()
+    print("one", 2, sep="-", end="!\n", file=file)
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        traceback.print_exc(file=file)
+    lines = file.getvalue().splitlines()
+    assert lines[:2] == ["one-2!", "Traceback (most recent call last):"]
+    assert lines[-1] == "ValueError: broken"
+
+
+def test_prints_still_go_to_serves_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from ray.serve._private import logging_utils
+
+    monkeypatch.setattr(builtins, "print", logging_utils.redirected_print)
+    ray_servers.mend_print()
+    logger = logging.getLogger("ray.serve")
+    monkeypatch.setattr(logger, "propagate", True)
+    with caplog.at_level(logging.INFO, "ray.serve"):
+        print("said", "by a model")
+    assert "said by a model" in caplog.text
