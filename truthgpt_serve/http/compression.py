@@ -36,7 +36,7 @@ FREE_BYTES = 64 * 2**20
 """Up to this, a body may become what it will: a client can as well send so much."""
 MAX_GROWTH = 4
 """How many times larger a body beyond that may become."""
-MAX_GROWN_BYTES = 512 * 2**20
+MAX_GROWN_BYTES = 256 * 2**20
 """How much longer all bodies of one process together may be than they came. Else many small
 requests, which cost their clients nothing, would fill the memory."""
 NUM_THREADS = 2
@@ -197,27 +197,30 @@ async def decompress(
     pieces = decoder.pieces(data)
     body = bytearray()
 
-    def read(max_pieces: int | None = None) -> bool:
-        """Reads on; returns whether there may be more."""
-        while max_pieces is None or max_pieces:
-            piece = next(pieces, None)
-            if piece is None:
-                decoder.finish()
-                return False
-            body.extend(piece)
-            if len(body) > max_bytes:
-                raise _too_large(max_bytes, len(data))
-            if len(body) > PIECE_BYTES:
-                add(len(piece))
-            max_pieces = None if max_pieces is None else max_pieces - 1
+    def read() -> bool:
+        """Reads a piece; returns whether there may be more."""
+        piece = next(pieces, None)
+        if piece is None:
+            decoder.finish()
+            return False
+        body.extend(piece)
+        if len(body) > max_bytes:
+            raise _too_large(max_bytes, len(data))
+        if len(body) > PIECE_BYTES:
+            add(len(piece))
         return True
 
+    def read_all() -> bytes:
+        while read():
+            pass
+        return bytes(body)
+
     try:
-        if len(data) > PIECE_BYTES or read(max_pieces=1):
-            await asyncio.get_running_loop().run_in_executor(_threads(), read)
+        if len(data) > PIECE_BYTES or (read() and len(body) == PIECE_BYTES):
+            return await asyncio.get_running_loop().run_in_executor(_threads(), read_all)
+        return read_all()
     except CorruptError as error:
         raise RequestError(f"the body {error}") from None
-    return bytes(body)
 
 
 def _too_large(max_bytes: int, num_packed: int) -> TooLargeError:

@@ -33,17 +33,27 @@ class EncodedBodies:
             await self._app(scope, receive, send)
             return
         connection = Connection(scope, receive, send)
+        try:
+            coding = content_coding(connection.header(_ENCODING))
+        except TruthGPTError as error:
+            await connection.fail(error)
+            return
+        if coding:
+            await self._decode(connection, coding, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _decode(
+        self, connection: Connection, coding: str, receive: Receive, send: Send
+    ) -> None:
+        limit = self._max_body_bytes
         with self._grown.body() as add:
             try:
-                body = await self._read(connection, add)
+                packed = await connection.read(limit, self._max_request_s)
+                body = await decompress(packed, coding, limit, add)
             except ClientGoneError:
                 return
             except TruthGPTError as error:
                 await connection.fail(error)
                 return
-            await self._app(*plain_request(scope, receive, body), send)
-
-    async def _read(self, connection: Connection, add: Any) -> bytes:
-        coding = content_coding(connection.header(_ENCODING))
-        body = await connection.read(self._max_body_bytes, self._max_request_s)
-        return await decompress(body, coding, self._max_body_bytes, add) if coding else body
+            await self._app(*plain_request(connection.scope, receive, body), send)
