@@ -56,7 +56,9 @@ def answers(tokens: list[int]) -> dict[str, Any]:
         "/v1/models": models,
         "/ready": Answer({"status": "not ready", "models": states}, 503),
         "/v1/models/story": card("story", "vllm"),
-        "/v1/models/bad": card("bad", "mine", last_error="FileNotFoundError: no weights"),
+        "/v1/models/bad": card(
+            "bad", "mine", last_error="FileNotFoundError:\n no weights\x1b]0;x\x07"
+        ),
         "/v1/models/waiting": card("waiting", "echo", waits_for=waits),
         "/models/story/metrics": lambda _: Answer(
             PAGE.format(tokens=tokens.pop(0)).encode(), content_type="text/plain"
@@ -85,7 +87,7 @@ def test_each_model_has_what_is_known_of_it() -> None:
     assert (bad.state, bad.ongoing, bad.memory_bytes, bad.rate) == (
         "DEPLOY_FAILED", None, None, None,
     )  # fmt: skip
-    assert bad.last_error == "FileNotFoundError: no weights"
+    assert bad.last_error == "FileNotFoundError: no weights]0;x"  # nothing that a terminal obeys
     assert waiting.waits_for == "1 replica waits for resources: each needs 40 CPU"
 
 

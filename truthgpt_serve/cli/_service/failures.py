@@ -41,6 +41,11 @@ def one_line(text: str) -> str:
     return line if len(line) <= MAX_MESSAGE else f"{line[: MAX_MESSAGE - 1]}…"
 
 
+def text_of(value: Any) -> str | None:
+    """Returns a text of the service in one line; None for anything else, and for nothing."""
+    return one_line(value) or None if isinstance(value, str) else None
+
+
 def no_answer(address: Address, error: httpx.HTTPError | Exception) -> ServiceFault:
     """Returns the fault for a service that cannot be reached, or that left in the middle."""
     import httpx

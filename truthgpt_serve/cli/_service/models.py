@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from truthgpt_serve.cli._service.client import ServiceClient, model_path
-from truthgpt_serve.cli._service.failures import ServiceFault
+from truthgpt_serve.cli._service.failures import ServiceFault, text_of
 from truthgpt_serve.cli._service.scrape import Samples
 
 MAX_AT_ONCE = 8
@@ -144,17 +144,17 @@ class ModelReader:
         memory = samples.total(_MEMORY) if samples else None
         return replace(
             known,
-            state=state.get("status"),
-            task=own.get("task"),
-            family=own.get("family"),
+            state=text_of(state.get("status")),
+            task=text_of(own.get("task")),
+            family=text_of(own.get("family")),
             num_replicas=replicas,
             ongoing=ongoing,
             queued=queued,
             rate=rate,
             rate_unit=unit,
             memory_bytes=None if memory is None else int(memory),
-            waits_for=card.get("waits_for") or state.get("message"),
-            last_error=card.get("last_error"),
+            waits_for=text_of(card.get("waits_for") or state.get("message")),
+            last_error=text_of(card.get("last_error") or state.get("last_error")),
         )
 
     def _samples(self, name: str) -> Samples | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from truthgpt_serve.cli._service.address import Address
 from truthgpt_serve.cli._service.client import ServiceClient, model_path
-from truthgpt_serve.cli._service.failures import ServiceFault, unknown_model
+from truthgpt_serve.cli._service.failures import ServiceFault, one_line, text_of, unknown_model
 from truthgpt_serve.cli._service.session import Session, find_session, service_log, tail
 from truthgpt_serve.cli._service.traces import find_traceback
 
@@ -116,13 +116,13 @@ def _ask(report: Report, client: ServiceClient) -> None:
     if "status" not in found:
         message = f"the service at {client.address.shown} does not tell models' states"
         raise ServiceFault(message, status=200)
-    report.state = found.get("status")
-    report.cause = found.get("last_error")
-    report.waits_for = found.get("waits_for")
+    report.state = text_of(found.get("status"))
+    report.cause = text_of(found.get("last_error"))
+    report.waits_for = text_of(found.get("waits_for"))
     if isinstance(created := found.get("created"), int):
         report.seconds = max(0.0, time.time() - created)
     ready = client.get("/ready", accept=(503,))
-    report.application = found.get("parent") or found.get("alias_of")
+    report.application = text_of(found.get("parent") or found.get("alias_of"))
     own = (ready.get("models") or {}).get(report.application or report.model) or {}
     report.num_replicas = own.get("num_running_replicas")
 
@@ -133,7 +133,7 @@ def _look(report: Report, session: Session) -> None:
     name = report.application or report.model
     try:
         replicas = session.replicas(name)
-        report.deaths = list(dict.fromkeys(session.deaths(name)))[-MAX_DEATHS:]
+        report.deaths = list(dict.fromkeys(map(one_line, session.deaths(name))))[-MAX_DEATHS:]
         # The newest first; the last process may have been ended by what an earlier one did.
         files = [*reversed(session.serve_logs(name)[-MAX_PROCESSES:])]
         files += [path for replica in reversed(replicas[-MAX_PROCESSES:]) for path in replica.files]
