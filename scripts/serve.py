@@ -100,15 +100,18 @@ def client_address(config: Path) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def read_model_names(config: Path) -> list[str]:
-    """Returns the models' names, as far as the file can be read: the check says what is wrong."""
+def read_names(config: Path) -> tuple[list[str], bool]:
+    """Returns the models' names, and whether there is a playground.
+
+    As far as the file can be read: the check says what is wrong.
+    """
     try:
-        data = yaml.safe_load(config.read_text())
-        applications = data["applications"]
-        names = [one["name"] for one in applications if not one["import_path"].endswith(":router")]
+        applications = yaml.safe_load(config.read_text())["applications"]
+        kinds = {str(one["name"]): one["import_path"].rpartition(":")[2] for one in applications}
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
-        return []
-    return [str(name) for name in names]
+        return [], False
+    names = [name for name, kind in kinds.items() if kind not in ("router", "playground")]
+    return names, "playground" in kinds.values()
 
 
 def start(config: Path, run_file: RunFile, *, verbose: bool) -> int:
@@ -136,7 +139,8 @@ def start(config: Path, run_file: RunFile, *, verbose: bool) -> int:
         # -P: what lies beside the program is not for the models to import.
         command = [sys.executable, "-P", str(RUNNER), str(config), address]
         log = ServiceLog(run_file.path.parent)
-        screen = Screen(log, address, read_model_names(config), verbose=verbose)
+        names, playground = read_names(config)
+        screen = Screen(log, address, names, playground=playground, verbose=verbose)
         try:
             return Supervisor(
                 command, environment, run_id, address, lambda: find_taken(ports), screen

@@ -1,10 +1,11 @@
-"""The builders that a Serve file names: `truthgpt_serve.app:model`, `truthgpt_serve.app:router`.
+"""The builders that a Serve file names: `truthgpt_serve.app:model`, `:router`, `:playground`.
 
 They turn `args` into Serve applications; they start nothing and import no engine.
 """
 
 # No `from __future__ import annotations`: Ray looks at the builders' annotations at run time.
 
+import importlib.util
 import os
 import sys
 from typing import Any
@@ -15,9 +16,11 @@ from ray.serve import Application
 
 from truthgpt_serve.checks import check_model, resolve_family
 from truthgpt_serve.config import load_model_args, load_model_cors, load_router_args
-from truthgpt_serve.errors import ConfigError
+from truthgpt_serve.config.load import load_playground_args
+from truthgpt_serve.errors import ConfigError, Fault
+from truthgpt_serve.playground.application import Playground
 from truthgpt_serve.replica import ModelReplica, Router
-from truthgpt_serve.resources import plan_replica, plan_router
+from truthgpt_serve.resources import plan_playground, plan_replica, plan_router
 from truthgpt_serve.serve_state import CARD_KEY
 from truthgpt_serve.start_errors import to_cause
 
@@ -79,6 +82,26 @@ def router(args: dict[str, Any]) -> Application:
         )
     deploy = serve.deployment(name="Router", **plan_router(config).deployment_options())
     return deploy(serve.ingress()(Router)).bind(config.model_dump())
+
+
+def playground(args: dict[str, Any]) -> Application:
+    """Builds the application of the playground, the pages at `/ui`.
+
+    Args:
+        args: The keys of `PlaygroundConfig`.
+
+    Raises:
+        ConfigError: The configuration has faults, or Gradio is not installed.
+    """
+    place = "ui: args"
+    config = load_playground_args(args, place=place)
+    if importlib.util.find_spec("gradio") is None:
+        fix = "pip install 'truthgpt-serve[ui]', or remove the application from the Serve file"
+        raise ConfigError(
+            [Fault(place, "the playground needs Gradio, which is not installed", fix)]
+        )
+    deploy = serve.deployment(name="Playground", **plan_playground(config).deployment_options())
+    return deploy(serve.ingress()(Playground)).bind(config.model_dump())
 
 
 def _cluster_gpus() -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from truthgpt_serve.config.model import ModelConfig
+from truthgpt_serve.config.playground import PlaygroundConfig
 from truthgpt_serve.config.router import RouterConfig
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import ConfigError, Fault, bad_setting
@@ -287,4 +288,16 @@ def plan_router(config: RouterConfig) -> ReplicaPlan:
         graceful_shutdown_timeout_s=config.request_timeout_s + SHUTDOWN_MARGIN_S,
         health_check_period_s=1,
         health_check_timeout_s=10,
+    )
+
+
+def plan_playground(config: PlaygroundConfig) -> ReplicaPlan:
+    """Returns what the playground's deployment needs: one replica, which keeps the open pages."""
+    return ReplicaPlan(
+        ray_actor_options={"num_cpus": config.cpus, "num_gpus": 0},
+        max_ongoing_requests=config.max_ongoing_requests,
+        max_queued_requests=config.max_queued_requests,
+        graceful_shutdown_timeout_s=2,  # open pages never end their event streams
+        health_check_period_s=10,
+        health_check_timeout_s=30,
     )

@@ -119,7 +119,12 @@ ROUTES: tuple[Route, ...] = (
     _get("/metrics", "Prometheus metrics of this node"),
     _get("/openapi.json", "All of this as OpenAPI 3.1", place="service"),
     _get("/docs", "All of this as a page", place="service"),
-    Route("/", ("GET",), "Leads to `/docs`", places=("service",)),
+    Route(
+        "/",
+        ("GET",),
+        "Leads to the playground at `/ui` where it runs, else to `/docs`",
+        places=("service",),
+    ),
 )
 
 

@@ -30,7 +30,7 @@ async def get(catalogue: Catalogue, path: str) -> tuple[int, dict[bytes, bytes],
     assert page is not None
     await page(send)
     headers = dict(sent[0]["headers"])
-    return sent[0]["status"], headers, json.loads(sent[1]["body"])
+    return sent[0]["status"], headers, json.loads(sent[1]["body"] or b"null")
 
 
 async def test_a_state_that_is_too_old_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,6 +47,20 @@ async def test_a_state_that_is_too_old_is_not_ready(monkeypatch: pytest.MonkeyPa
     assert answer["status"] == "not ready"
     assert answer["message"].startswith("Ray Serve's controller has not answered for 6")
     catalogue.update(state(application("m")))
+    assert (await get(catalogue, "/ready"))[0] == 200
+
+
+@pytest.mark.parametrize(("replicas", "target"), [(1, b"/ui/"), (0, b"/docs"), (None, b"/docs")])
+async def test_the_root_leads_to_the_playground_where_it_runs(
+    replicas: int | None, target: bytes
+) -> None:
+    ui = application("ui", route_prefix="/ui", num_running_replicas=replicas or 0, card=None)
+    applications = [application("m"), *([] if replicas is None else [ui])]
+    catalogue = Catalogue(lambda: state(*applications), no_routes)
+    status, headers, _ = await get(catalogue, "/")
+    assert (status, headers[b"location"]) == (307, target)
+    assert [one.name for one in catalogue.states()] == ["m"]  # not a model
+    assert [one.name for one in catalogue.entries()] == ["m"]
     assert (await get(catalogue, "/ready"))[0] == 200
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from truthgpt_serve.cluster import service_log
 from truthgpt_serve.cluster.advice import find_advice, find_cause
-from truthgpt_serve.cluster.next_steps import suggest_commands
+from truthgpt_serve.cluster.next_steps import describe_service, suggest_commands
 from truthgpt_serve.cluster.readiness import ModelStatus, Readiness
 from truthgpt_serve.cluster.screen import Screen
 from truthgpt_serve.cluster.service_log import ServiceLog
@@ -65,6 +65,12 @@ def test_changes_are_told_once(
     assert told[4].startswith(f"[serve] log: {screen.log.path}; ")
     assert told[5:] == ["[serve] b: failed: RuntimeError: no weights", "[serve] b: removed"]
     assert "Try:" in lines
+
+
+def test_the_playgrounds_address_is_told_where_there_is_one() -> None:
+    line = f"playground: {NOWHERE}/ui"
+    assert line in describe_service(NOWHERE, {}, playground=True)
+    assert line not in describe_service(NOWHERE, {})
 
 
 def test_a_failed_model_does_not_keep_the_others_waiting(

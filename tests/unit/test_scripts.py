@@ -25,6 +25,20 @@ def write_serve_file(folder: Path, text: str) -> Path:
     return path
 
 
+def test_names_in_a_serve_file(tmp_path: Path) -> None:
+    kinds = {"story": "model", "mine": "model", "ui": "playground", "router": "router"}
+    lines = [
+        f"- {{name: {name}, import_path: 'truthgpt_serve.app:{kind}'}}"
+        for name, kind in kinds.items()
+    ]
+    path = write_serve_file(tmp_path, "\n".join(["applications:", *lines]))
+    assert serve.read_names(path) == (["story", "mine"], True)
+    path = write_serve_file(tmp_path, "\n".join(["applications:", *lines[:2]]))
+    assert serve.read_names(path) == (["story", "mine"], False)
+    for text in ("applications: 3", "[", "applications: [{name: x}]"):
+        assert serve.read_names(write_serve_file(tmp_path, text)) == ([], False)
+
+
 @pytest.mark.parametrize(
     ("text", "address"),
     [

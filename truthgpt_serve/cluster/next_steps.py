@@ -32,12 +32,15 @@ def program_name() -> str:
     return near if len(near) < len(str(program)) else str(program)
 
 
-def describe_service(address: str, seconds: Mapping[str, float]) -> list[str]:
+def describe_service(
+    address: str, seconds: Mapping[str, float], *, playground: bool = False
+) -> list[str]:
     """Returns lines for a terminal.
 
     Args:
         address: Where the service answers.
         seconds: How long each model that runs took to start.
+        playground: Whether the service has the pages at `/ui`.
     """
     cards = {name: _fetch_card(address, name) for name in list(seconds)[:MAX_MODELS]}
     width = max((len(name) for name in cards), default=0)
@@ -48,6 +51,8 @@ def describe_service(address: str, seconds: Mapping[str, float]) -> list[str]:
     ]
     if len(seconds) > len(cards):
         lines.append(f"  and {len(seconds) - len(cards)} more")
+    if playground:
+        lines.append(f"playground: {address}/ui")
     commands = suggest_commands(address, {name: card.get("task") for name, card in cards.items()})
     return [*lines, "Try:", *(f"  {command}" for command in commands)]
 

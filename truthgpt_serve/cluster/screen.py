@@ -57,6 +57,7 @@ class Screen:
         log: Where the service's output is.
         address: Where the service answers.
         names: The models that are expected.
+        playground: Whether the service has the pages at `/ui`.
         verbose: Whether to show all output.
         console: Where the table appears; by default standard output.
     """
@@ -67,12 +68,14 @@ class Screen:
         address: str,
         names: Sequence[str],
         *,
+        playground: bool = False,
         verbose: bool = False,
         console: Console | None = None,
     ) -> None:
         self._log = log
         self._address = address
         self._names = names
+        self._playground = playground
         self._verbose = verbose
         self._console = console or Console()
         self._states: dict[str, ModelStatus] = {}
@@ -157,7 +160,7 @@ class Screen:
             say(f"ready after {seconds:.1f} s: {self._address}")
         order = [*self._names, *sorted(self._running_s)]
         seconds_of = {name: self._running_s[name] for name in order if name in self._running_s}
-        for line in describe_service(self._address, seconds_of):
+        for line in describe_service(self._address, seconds_of, playground=self._playground):
             write(line)
         for name, model in failed.items():
             say(f"{name}: {_describe(model)}; `{program_name()} why {shlex.quote(name)}` says more")

@@ -17,6 +17,7 @@ from truthgpt_serve.config.cors import CorsSection
 from truthgpt_serve.config.faults import faults_of, in_file_order, places
 from truthgpt_serve.config.model import ModelConfig
 from truthgpt_serve.config.paths import find_config, resolve_local
+from truthgpt_serve.config.playground import PlaygroundConfig
 from truthgpt_serve.config.router import RouterConfig
 from truthgpt_serve.config.source import KeyPath, Source, read_yaml
 from truthgpt_serve.config.variables import Expanded, VariableError, expand, read_scalar
@@ -279,6 +280,24 @@ def load_router_config(config: Mapping[str, Any]) -> RouterConfig:
 
 def _load_router(keys: Mapping[str, Any], source: Source) -> RouterConfig:
     config, faults = parse_router(keys, source)
+    if config is None or faults:
+        raise ConfigError(faults)
+    return config
+
+
+def parse_playground(data: Any, source: Source) -> tuple[PlaygroundConfig | None, list[Fault]]:
+    """Checks the playground's arguments; see `parse`."""
+    config, faults, _ = parse(PlaygroundConfig, data, source)
+    return config, faults
+
+
+def load_playground_args(args: Mapping[str, Any], *, place: str) -> PlaygroundConfig:
+    """Returns the playground's configuration from its application's `args`, with their variables.
+
+    Raises:
+        ConfigError: With every fault.
+    """
+    config, faults = parse_playground(args, Source(place, has_variables=True))
     if config is None or faults:
         raise ConfigError(faults)
     return config

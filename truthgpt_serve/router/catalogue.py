@@ -25,6 +25,7 @@ from truthgpt_serve.serve_state import ApplicationState, ServeState
 logger = logging.getLogger(__name__)
 
 MODELS_PREFIX = "/models/"
+PLAYGROUND_PREFIX = "/ui"
 ROUTES_PERIOD_S = 1.0
 """How often the proxy's route table is read."""
 STATE_PERIOD_S = 10.0
@@ -62,6 +63,7 @@ class Catalogue:
         self._states: dict[str, ApplicationState] = {}
         self._ran: set[str] = set()
         self._clashes: frozenset[Clash] = frozenset()
+        self._has_playground = False
         self._routes = b""
         self._refreshed_at_s = float("-inf")
         self._refreshing: asyncio.Task[None] | None = None
@@ -97,6 +99,12 @@ class Catalogue:
     def only_model(self) -> str | None:
         """Returns the model's name where there is one only, else None."""
         return self._only
+
+    async def find_playground(self) -> bool:
+        """Returns whether a replica of the playground runs, by news not older than a second."""
+        with contextlib.suppress(Exception):  # then by what was last known
+            await self.refresh(max_age_s=MIN_REFRESH_PERIOD_S)
+        return self._has_playground
 
     @property
     def loaded(self) -> bool:
@@ -265,6 +273,10 @@ class Catalogue:
         models = [model_entry(app, has_run=name in self._ran) for name, app in states.items()]
         entries, clashes = entries_by_name(models)
         self._log_clashes(clashes)
+        self._has_playground = any(
+            app.route_prefix == PLAYGROUND_PREFIX and app.num_running_replicas
+            for app in state.applications.values()
+        )
         self._log_waiting(states)
         self._entries, self._states = entries, states
         names = [entry.name for entry in entries.values() if entry.is_model and not entry.deleted]

@@ -59,7 +59,7 @@ class Pages:
             _MODELS: self._models,
             "/openapi.json": _openapi,
             "/docs": _docs,
-            "/": _home,
+            "/": self._home,
         }
 
     def find(self, method: str, path: str) -> Page | None:
@@ -78,6 +78,12 @@ class Pages:
         if method not in ("GET", "HEAD"):
             raise MethodError(f"{path} takes GET, not {method}", allow=("GET", "HEAD"))
         return page
+
+    async def _home(self, send: Send) -> None:
+        location = b"/ui/" if await self._catalogue.find_playground() else b"/docs"
+        headers = [(b"location", location), (b"content-length", b"0")]
+        await send({"type": "http.response.start", "status": 307, "headers": headers})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _health(self, send: Send) -> None:
         await send_json(send, {"status": "ok"})
@@ -159,9 +165,3 @@ async def _openapi(send: Send) -> None:
 async def _docs(send: Send) -> None:
     page = await asyncio.to_thread(docs_html)
     await send_bytes(send, page, b"text/html; charset=utf-8", headers=[_PAGE_POLICY])
-
-
-async def _home(send: Send) -> None:
-    headers = [(b"location", b"/docs"), (b"content-length", b"0")]
-    await send({"type": "http.response.start", "status": 307, "headers": headers})
-    await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -12,8 +12,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from truthgpt_serve.config.base import NAME_PATTERN, PATTERN_WORDS
+from truthgpt_serve.config.base import NAME_PATTERN, PATTERN_WORDS, show_value
 from truthgpt_serve.config.model import ModelConfig
+from truthgpt_serve.config.playground import PlaygroundConfig
 from truthgpt_serve.config.router import RouterConfig
 from truthgpt_serve.config.source import Source, dotted
 from truthgpt_serve.errors import Fault
@@ -21,8 +22,11 @@ from truthgpt_serve.errors import Fault
 APP_MODULE = "truthgpt_serve.app"
 MODEL_IMPORT = f"{APP_MODULE}:model"
 ROUTER_IMPORT = f"{APP_MODULE}:router"
+PLAYGROUND_IMPORT = f"{APP_MODULE}:playground"
 MODEL_DEPLOYMENT = "ModelReplica"
 ROUTER_DEPLOYMENT = "Router"
+PLAYGROUND_DEPLOYMENT = "Playground"
+PLAYGROUND_ROUTE = "/ui"
 RESERVED_NAMES = frozenset({"models", "v1", "v2", "ui"})
 """First segments of the router's own paths."""
 
@@ -54,6 +58,17 @@ _ROUTER_SETTINGS: dict[tuple[str, ...], tuple[tuple[str, ...], ...]] = {
     ("ray_actor_options", "num_cpus"): (("cpus",),),
 }
 
+_PLAYGROUND_SETTINGS: dict[tuple[str, ...], tuple[tuple[str, ...], ...]] = {
+    ("max_ongoing_requests",): (("max_ongoing_requests",),),
+    ("max_queued_requests",): (("max_queued_requests",),),
+    ("ray_actor_options", "num_cpus"): (("cpus",),),
+}
+_DEPLOYMENTS: dict[type[BaseModel], tuple[str, dict[tuple[str, ...], Any]]] = {
+    ModelConfig: (MODEL_DEPLOYMENT, _MODEL_SETTINGS),
+    RouterConfig: (ROUTER_DEPLOYMENT, _ROUTER_SETTINGS),
+    PlaygroundConfig: (PLAYGROUND_DEPLOYMENT, _PLAYGROUND_SETTINGS),
+}
+
 
 def import_target(import_path: Any) -> str | None:
     """Returns an import path as `module:attribute`; Ray allows a dot for the colon."""
@@ -68,7 +83,7 @@ def import_target(import_path: Any) -> str | None:
 def check_import_path(target: str | None, source: Source) -> list[Fault]:
     """Returns the fault of naming a builder that this package does not have."""
     module = (target or "").partition(":")[0]
-    ours = (MODEL_IMPORT, ROUTER_IMPORT)
+    ours = (MODEL_IMPORT, ROUTER_IMPORT, PLAYGROUND_IMPORT)
     if target is None or target in ours or module != APP_MODULE:
         return []
     near = difflib.get_close_matches(target, ours, n=1)
@@ -107,17 +122,33 @@ def check_router_place(application: dict[str, Any], source: Source) -> list[Faul
     return [Fault(source.at("route_prefix"), f"{route!r} is not the router's route", "write /")]
 
 
+def check_playground_place(application: dict[str, Any], source: Source) -> Iterator[Fault]:
+    """Yields the faults of a playground elsewhere than at `/ui`, or with several replicas."""
+    route = application.get("route_prefix", "/")
+    if route != PLAYGROUND_ROUTE:
+        message = f"{route!r} is not the playground's route"
+        yield Fault(source.at("route_prefix"), message, f"write {PLAYGROUND_ROUTE}")
+    deployments = application.get("deployments")
+    for index, deployment in enumerate(deployments if isinstance(deployments, list) else []):
+        for key in ("num_replicas", "autoscaling_config"):
+            value = deployment.get(key) if isinstance(deployment, dict) else None
+            if value not in (None, 1):
+                place = source.at("deployments", index, key)
+                why = "the playground has one replica, which keeps what open pages have"
+                yield Fault(place, f"is {show_value(value)}, and {why}", "remove it")
+
+
 def check_overrides(
-    application: dict[str, Any], source: Source, config: ModelConfig | RouterConfig
+    application: dict[str, Any],
+    source: Source,
+    config: ModelConfig | RouterConfig | PlaygroundConfig,
 ) -> Iterator[Fault]:
     """Yields what stands under Serve's `deployments:` and must not.
 
     That is a deployment that does not exist, `user_config`, and settings that the configuration
     gives too.
     """
-    is_model = isinstance(config, ModelConfig)
-    expected = MODEL_DEPLOYMENT if is_model else ROUTER_DEPLOYMENT
-    settings = _MODEL_SETTINGS if is_model else _ROUTER_SETTINGS
+    expected, settings = _DEPLOYMENTS[type(config)]
     where = config.source if isinstance(config, ModelConfig) else source.under("args")
     deployments = application.get("deployments", [])
     for index, deployment in enumerate(deployments if isinstance(deployments, list) else []):

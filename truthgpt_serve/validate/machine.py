@@ -14,7 +14,7 @@ from pathlib import Path
 
 from truthgpt_serve.checks import resolve_family
 from truthgpt_serve.errors import ConfigError, Fault
-from truthgpt_serve.resources import plan_replica, plan_router
+from truthgpt_serve.resources import plan_playground, plan_replica, plan_router
 from truthgpt_serve.validate.capacity import demand_of, find_shortages
 from truthgpt_serve.validate.report import CheckedModel, Report
 
@@ -113,6 +113,10 @@ def _find_shortages(report: Report, machine: Machine, file: str) -> list[Fault]:
     demands = [
         demand_of(plan_router(router.config), "router", router.place.at(), router.deployment)
         for router in report.routers
+    ]
+    demands += [
+        demand_of(plan_playground(one.config), "playground", one.place.at(), one.deployment)
+        for one in report.playgrounds
     ]
     for model in report.models:
         try:

@@ -17,7 +17,8 @@ from pydantic_core import PydanticUndefined
 from truthgpt_serve.config import ModelConfig, RouterConfig
 from truthgpt_serve.config.faults import models_in
 from truthgpt_serve.config.load import SERVICE_KEYS
-from truthgpt_serve.validate.applications import MODEL_IMPORT, ROUTER_IMPORT
+from truthgpt_serve.config.playground import PlaygroundConfig
+from truthgpt_serve.validate.applications import MODEL_IMPORT, PLAYGROUND_IMPORT, ROUTER_IMPORT
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -49,7 +50,7 @@ def serve_schema() -> dict[str, Any]:
         if "properties" in part:
             # Ray ignores an unknown key; `truthgpt validate` refuses it, so an editor should.
             part["additionalProperties"] = False
-    for model in (ModelConfig, RouterConfig):
+    for model in (ModelConfig, RouterConfig, PlaygroundConfig):
         ours = model.model_json_schema(ref_template=reference)
         definitions.update(ours.pop("$defs", {}))
         definitions[model.__name__] = ours
@@ -65,6 +66,7 @@ def serve_schema() -> dict[str, Any]:
     definitions["ServeApplicationSchema"]["allOf"] = [
         _arguments(MODEL_IMPORT, {"anyOf": [by_file, inline]}),
         _arguments(ROUTER_IMPORT, {"$ref": "#/$defs/RouterConfig"}),
+        _arguments(PLAYGROUND_IMPORT, {"$ref": "#/$defs/PlaygroundConfig"}),
     ]
     return schema
 
@@ -108,6 +110,8 @@ def markdown() -> str:
     parts += _tables(ModelConfig, "")
     parts.append("# The router's `args` in the Serve file\n\n")
     parts += _tables(RouterConfig, "")
+    parts.append("# The playground's `args` in the Serve file\n\n")
+    parts += _tables(PlaygroundConfig, "")
     keys = ", ".join(f"`{key}`" for key in SERVICE_KEYS)
     parts.append(f"# A model's `args` in the Serve file\n\n{_MODEL_ARGS.format(keys=keys)}\n")
     return "".join(parts).rstrip() + "\n"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from truthgpt_serve.config import ModelConfig, RouterConfig, Source
+from truthgpt_serve.config.playground import PlaygroundConfig
 from truthgpt_serve.errors import Fault
 
 
@@ -45,6 +46,21 @@ class CheckedRouter:
     deployment: Mapping[str, Any] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class CheckedPlayground:
+    """The playground whose configuration could be read.
+
+    Attributes:
+        config: Its configuration.
+        place: Where it stands.
+        deployment: Its entry under `deployments:` in the Serve file, or None.
+    """
+
+    config: PlaygroundConfig
+    place: Source
+    deployment: Mapping[str, Any] | None = None
+
+
 @dataclass(slots=True)
 class Report:
     """What was checked, what is wrong, and what could not be checked here.
@@ -55,6 +71,7 @@ class Report:
         faults: Every mistake, in the order of the files.
         models: The models that could be read.
         routers: The routers that could be read.
+        playgrounds: The playgrounds that could be read.
     """
 
     checked: list[str] = field(default_factory=list)
@@ -62,6 +79,7 @@ class Report:
     faults: list[Fault] = field(default_factory=list)
     models: list[CheckedModel] = field(default_factory=list)
     routers: list[CheckedRouter] = field(default_factory=list)
+    playgrounds: list[CheckedPlayground] = field(default_factory=list)
 
     def add(self, faults: Iterable[Fault]) -> None:
         """Adds the faults that are not there yet: two applications may share a file."""

@@ -18,6 +18,7 @@ from truthgpt_serve.config.load import (
     config_path,
     parse_cors,
     parse_model,
+    parse_playground,
     parse_router,
     read_file,
     without_service_keys,
@@ -28,18 +29,26 @@ from truthgpt_serve.registry import import_user_module
 from truthgpt_serve.validate.applications import (
     MODEL_DEPLOYMENT,
     MODEL_IMPORT,
+    PLAYGROUND_DEPLOYMENT,
+    PLAYGROUND_IMPORT,
     ROUTER_DEPLOYMENT,
     ROUTER_IMPORT,
     check_import_path,
     check_model_name,
     check_overrides,
+    check_playground_place,
     check_router_place,
     find_deployment,
     import_target,
 )
 from truthgpt_serve.validate.machine import check_machine, note_shortages
 from truthgpt_serve.validate.ray_settings import check_host, check_request_time
-from truthgpt_serve.validate.report import CheckedModel, CheckedRouter, Report
+from truthgpt_serve.validate.report import (
+    CheckedModel,
+    CheckedPlayground,
+    CheckedRouter,
+    Report,
+)
 
 _SERVE_KEYS = ("applications", "http_options", "proxy_location", "grpc_options", "logging_config")
 _CODE_KEYS = frozenset({"working_dir", "py_modules"})
@@ -166,6 +175,8 @@ class _ServiceCheck:
             self._check_model_application(application, source)
         elif target == ROUTER_IMPORT:
             self._check_router(application, source)
+        elif target == PLAYGROUND_IMPORT:
+            self._check_playground(application, source)
         elif target is not None:
             name = application.get("name", "default")
             self._report.checked.append(f"{source.file}: {name}: {target} (Ray's schema only)")
@@ -239,6 +250,19 @@ class _ServiceCheck:
         report.routers.append(CheckedRouter(config, args, deployment))
         if not faults:
             report.checked.append(f"{source.file}: {application.get('name')}: the router")
+
+    def _check_playground(self, application: dict[str, Any], source: Source) -> None:
+        report, args = self._report, source.under("args")
+        data = application.get("args", {})
+        config, faults = parse_playground(data, args) if isinstance(data, dict) else (None, [])
+        faults += check_playground_place(application, source)
+        if config is not None:
+            faults += check_overrides(application, source, config)
+            deployment = find_deployment(application, PLAYGROUND_DEPLOYMENT)
+            report.playgrounds.append(CheckedPlayground(config, args, deployment))
+        report.add(in_file_order(faults, source))
+        if not faults:
+            report.checked.append(f"{source.file}: {application.get('name')}: the playground")
 
     def _check_port(self, config: RouterConfig, args: Source) -> list[Fault]:
         options = self._data.get("http_options")

@@ -1,0 +1,66 @@
+"""The Serve deployment class of the playground."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from truthgpt_serve.config.playground import PlaygroundConfig
+from truthgpt_serve.serve_state import DEFAULT_PROXY_PORT, fetch_serve_state, worker_proxy_port
+
+ENVIRONMENT = {
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "GRADIO_RUN_HISTORY": "False",
+    "GRADIO_MCP_SERVER": "False",
+    "GRADIO_SSR_MODE": "False",
+    "HF_HUB_OFFLINE": "1",
+}
+"""What Gradio reads at import: it tells nobody, and asks nobody."""
+
+
+class Playground:
+    """The replica of the playground; there is one, which keeps what open pages have.
+
+    Args:
+        config: Its configuration as a nested dict.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._config = PlaygroundConfig.model_validate(config)
+        self._files = Path(tempfile.mkdtemp(prefix="truthgpt-playground-"))
+        os.environ |= {**ENVIRONMENT, "GRADIO_TEMP_DIR": str(self._files)}
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        """Builds the pages in a thread, so that health checks are answered meanwhile."""
+        address = self._config.base_url
+        if address is None:
+            address = await asyncio.to_thread(_find_service)
+        from truthgpt_serve.playground.client import ServiceClient
+        from truthgpt_serve.playground.running import Running
+
+        self._client = ServiceClient(address, timeout_s=self._config.request_timeout_s)
+        self._running = Running()
+        return await asyncio.to_thread(self._build)
+
+    def _build(self) -> Any:
+        from truthgpt_serve.playground.build import create_app
+
+        return create_app(self._config, self._client, self._running, self._files)
+
+    async def __del__(self) -> None:
+        """Ends running requests and removes recordings; Serve awaits this at the end."""
+        if hasattr(self, "_client"):
+            self._running.stop_all()
+            await self._client.close()
+        shutil.rmtree(self._files, ignore_errors=True)
+
+
+def _find_service() -> str:
+    """Returns the address of this node's proxy."""
+    state = fetch_serve_state()
+    host = f"[{state.proxy_host}]" if ":" in state.proxy_host else state.proxy_host
+    return f"http://{host}:{worker_proxy_port() or state.proxy_port or DEFAULT_PROXY_PORT}"

@@ -1,0 +1,72 @@
+"""The requests that run for open pages, so that a button or a closed page ends them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
+
+INTERVAL_S = 0.05
+"""The least time between two updates of a page: what comes meanwhile is shown together."""
+
+Work = Callable[[Callable[[], None]], Awaitable[None]]
+"""Does a request, and calls its argument whenever there is something to show."""
+
+
+class Running:
+    """At most one request for each open page and kind of request."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def stop(self, session: str, kind: str) -> bool:
+        """Ends a request; returns whether there was one."""
+        task = self._tasks.pop((session, kind), None)
+        return task is not None and task.cancel()
+
+    def stop_all(self, session: str | None = None) -> None:
+        """Ends the requests of one page, or of all."""
+        for key in [key for key in self._tasks if session in (key[0], None)]:
+            self.stop(*key)
+
+    async def follow(self, session: str, kind: str, work: Work) -> AsyncGenerator[None, None]:
+        """Yields whenever there is something to show, and once more at the end.
+
+        Closing this ends the work, as `stop` does, which is no error.
+
+        Args:
+            session: The page.
+            kind: What it is; an earlier one of this kind ends.
+            work: The request.
+
+        Raises:
+            Exception: Whatever the work raises.
+        """
+        changed = asyncio.Event()
+        self.stop(session, kind)
+        task = asyncio.ensure_future(_as_coroutine(work, changed))
+        task.add_done_callback(lambda _: changed.set())
+        self._tasks[session, kind] = task
+        try:
+            while not task.done():
+                await changed.wait()
+                changed.clear()
+                if not task.done():
+                    yield
+                    await asyncio.sleep(INTERVAL_S)
+            with suppress(asyncio.CancelledError):
+                await task
+            yield
+        finally:
+            if self._tasks.get((session, kind)) is task:
+                del self._tasks[session, kind]
+            task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+async def _as_coroutine(work: Work, changed: asyncio.Event) -> None:
+    await work(changed.set)

@@ -1,0 +1,18 @@
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest?.(".tg-copy");
+  if (!button) return;
+  const code = button.parentElement.querySelector("code");
+  try {
+    await navigator.clipboard.writeText(code.textContent);
+    button.textContent = "Copied";
+  } catch {
+    getSelection().selectAllChildren(code);
+    button.textContent = "Selected";
+  }
+  setTimeout(() => { button.textContent = "Copy"; }, 2000);
+});
+
+// The keyboard of a phone shows digits for a number.
+document.addEventListener("focusin", (event) => {
+  if (event.target.closest?.(".tg-number")) event.target.inputMode = "decimal";
+});
