@@ -16,6 +16,8 @@ from truthgpt_serve.errors import ServerError, TruthGPTError
 logger = logging.getLogger(__name__)
 
 MAX_CAUSE = 500
+ENDED = "the model's process ended while it started; the next one says why"
+"""The cause of a start whose process left none."""
 
 
 class Cause(Exception):
@@ -91,7 +93,7 @@ def read_cause(message: str) -> str | None:
     if mark:
         return _one_line(rest.partition("\n")[0])
     if any(word in text for word in _ACTOR_DIED):
-        return "the model's process ended while it started; the next one says why"
+        return ENDED
     if errors := _LAST_ERROR.findall(text):
         return _one_line(errors[-1])
     return _one_line(text) if re.search(r"fail|unhealthy|error", text, re.IGNORECASE) else None

@@ -18,6 +18,7 @@ from truthgpt_serve.cli._service.session import Follower, tail
 from truthgpt_serve.cli._service.traces import find_traceback
 from truthgpt_serve.local_cluster import free_port
 from truthgpt_serve.processes import read_process
+from truthgpt_serve.start_errors import ENDED
 
 ERROR = """\
 :job_id:01000000
@@ -142,13 +143,22 @@ def test_a_model_whose_process_crashes(folder: Path) -> None:
     deaths.parent.mkdir(parents=True)
     cause = "it was ended by SIGSEGV (signal 11, a segmentation fault), in load"
     deaths.write_text(json.dumps({"deaths": [{"at": 1.0, "cause": cause}] * 2}))
-    with serve(answers("DEPLOY_FAILED", last_error="the model's process ended")) as service:
+    with serve(answers("DEPLOY_FAILED", last_error=ENDED)) as service:
         write_run(folder, service.url)
         done = run_cli("why", "bad", cwd=folder)
+    assert f"cause: the model's process ended while it started: {cause}\n" in done.stdout
     assert done.stdout.count(f"a process died: {cause}") == 1
     assert "Fatal Python error: Segmentation fault" in done.stdout
     assert 'File "mine.py", line 7 in load' in done.stdout
     assert "Extension modules" not in done.stdout
+
+
+def test_known_failures_come_with_what_helps(folder: Path) -> None:
+    write_log(folder, 101, ERROR.replace("FileNotFoundError: weights.bin", "MemoryError: 9 GiB"))
+    with serve(answers("DEPLOY_FAILED", last_error="MemoryError: 9 GiB")) as service:
+        write_run(folder, service.url)
+        done = run_cli("why", "bad", cwd=folder)
+    assert "what to do: there is too little memory" in done.stdout
 
 
 def test_a_model_that_waits_for_resources(folder: Path) -> None:

@@ -13,6 +13,7 @@ from truthgpt_serve.cli._service.client import ServiceClient, model_path
 from truthgpt_serve.cli._service.failures import ServiceFault, one_line, text_of, unknown_model
 from truthgpt_serve.cli._service.session import Session, find_session, service_log, tail
 from truthgpt_serve.cli._service.traces import find_traceback
+from truthgpt_serve.start_errors import ENDED
 
 LOOKED_AT_LINES = 5000
 LAST_LINES = 8
@@ -142,6 +143,8 @@ def _look(report: Report, session: Session) -> None:
     except OSError as error:
         report.advice.append(f"the files cannot be read: {error}")
         return
+    if report.deaths and report.cause == ENDED:
+        report.cause = f"the model's process ended while it started: {report.deaths[-1]}"
     for path, lines in outputs:
         if not report.traceback and (found := find_traceback(lines)):
             report.traceback = found
@@ -184,7 +187,11 @@ def _check_files(report: Report) -> None:
 
 
 def _advise(report: Report) -> None:
+    from truthgpt_serve.cluster.advice import find_advice
+
     name = report.application or report.model
+    if not report.runs and (advice := find_advice([*report.traceback, report.cause or ""])):
+        report.advice.append(advice)
     if report.faults:
         report.advice.append("correct the faults; `truthgpt validate` lists them again")
     elif report.state == "DEPLOY_FAILED":
