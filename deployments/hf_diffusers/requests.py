@@ -103,7 +103,7 @@ def plan_call(inputs: Mapping[str, Any], catalog: Catalog) -> Call:
     facts = catalog.facts[choose_role(pictures, catalog.facts)]
     arguments: dict[str, Any] = dict(facts.fixed)
     steps = _steps(fields, catalog.settings, facts)
-    num_steps = _strength(fields, facts, steps, arguments)
+    num_steps = _strength(fields, facts, steps, catalog.settings.max_steps, arguments)
     _guidance(fields, facts, catalog.settings, arguments)
     tokens = _prompts(fields, facts, catalog, arguments)
     place_pictures(fields, pictures, facts, catalog.settings, arguments)
@@ -147,7 +147,9 @@ def _steps(fields: Fields, settings: DiffusersSettings, facts: PipelineFacts) ->
     return default if steps is None else steps
 
 
-def _strength(fields: Fields, facts: PipelineFacts, steps: int, arguments: dict[str, Any]) -> int:
+def _strength(
+    fields: Fields, facts: PipelineFacts, steps: int, max_steps: int, arguments: dict[str, Any]
+) -> int:
     """Returns the steps that run: with a strength below 1 the first ones are left out."""
     strength = fields.number("strength", 0, 1, above=True)
     if not facts.starts_from_image:
@@ -160,9 +162,10 @@ def _strength(fields: Fields, facts: PipelineFacts, steps: int, arguments: dict[
     effective = float(facts.defaults["strength"] if strength is None else strength)
     num_steps = min(int(steps * effective), steps)
     if num_steps < 1:
+        least = 1 / effective  # infinite for the smallest numbers
+        enough = f"at least {math.ceil(least)} steps, or " if least <= max_steps else ""
         message = (
-            f"`strength` {effective:g} of {steps} steps leaves none: use at least "
-            f"{math.ceil(1 / effective)} steps, or more strength"
+            f"`strength` {effective:g} of {steps} steps leaves none: use {enough}more strength"
         )
         raise RequestError(message, param="strength")
     return num_steps

@@ -142,6 +142,8 @@ def test_quality_is_steps_and_steps_win(catalog: Catalog) -> None:
         ({"image": picture(), "mask": picture(32, 32)}, "mask", "is 32x32 and `image` 64x48"),
         ({"image": picture(), "strength": 0}, "strength", "more than 0 and at most 1"),
         ({"image": picture(), "strength": 0.1, "steps": 5}, "strength", "at least 10 steps"),
+        ({"image": picture(), "strength": 1e-9}, "strength", "leaves none: use more strength"),
+        ({"image": picture(), "strength": 5e-324}, "strength", "leaves none: use more strength"),
         ({"control_image": picture()}, "control_image", "has no ControlNet"),
         ({"control_scale": 1}, "control_scale", "needs a `control_image`"),
         ({"partial_images": 4}, "partial_images", "at most 3"),
