@@ -7,7 +7,7 @@ an `AttributeError`, which vLLM answers with 500.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -26,17 +26,28 @@ FIELD_KINDS: dict[str, type] = {
     "chat_template_kwargs": dict,
 }
 """JSON types of the fields into which the request models look before their types are checked."""
+PART_KINDS: dict[str, tuple[type, ...]] = {
+    "image_url": (dict, str),
+    "video_url": (dict, str),
+    "audio_url": (dict, str),
+    "input_audio": (dict,),
+}
+"""The same for the parts of a message's content, which the request models leave unread where the
+message is a tool's. The members of such an object are texts."""
+_PART_MEMBERS = ("url", "data", "format")
 _CHAT_ROUTES = ("/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens")
 
 _KINDS = (AttributeError, TypeError, KeyError, IndexError, OverflowError)
-_MODELS = ("/vllm/entrypoints/", "protocol.py")
+_READERS = (("/vllm/entrypoints/", "protocol.py"), ("/vllm/renderers/", "chat_utils.py"))
+"""Folders and files of vLLM's request models, and of its reading of messages."""
 
 
 def check_kinds(path: str, body: Mapping[str, Any]) -> None:
     """Checks the types of such fields.
 
     Raises:
-        RequestError: One has another type; null is left to the request model where it may be there.
+        RequestError: One, or a part of a message, has another type; null is left to the request
+            model where it may be there.
     """
     for name in FIELD_KINDS.keys() & body.keys():
         value, kind = body[name], FIELD_KINDS[name]
@@ -44,6 +55,32 @@ def check_kinds(path: str, body: Mapping[str, Any]) -> None:
         if not isinstance(value, kind) and (value is not None or is_needed):
             noun = "a list" if kind is list else "an object"
             raise bad_field(name, f"must be {noun}, not {shown(value)}")
+    for place, part in _parts(body.get("messages"), "messages"):
+        for name in PART_KINDS.keys() & part.keys():
+            _check_part(part[name], f"{place}.{name}", PART_KINDS[name])
+
+
+def _parts(value: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the parts of the contents of messages, of several conversations too."""
+    for index, message in enumerate(value if isinstance(value, list) else ()):
+        if isinstance(message, list):
+            yield from _parts(message, f"{place}[{index}]")
+        content = message.get("content") if isinstance(message, dict) else None
+        for at, part in enumerate(content if isinstance(content, list) else ()):
+            if isinstance(part, dict):
+                yield f"{place}[{index}].content[{at}]", part
+
+
+def _check_part(value: Any, place: str, kinds: tuple[type, ...]) -> None:
+    if value is None:
+        return  # what its `uuid` names is there already
+    if not isinstance(value, kinds):
+        nouns = "an object or a string" if str in kinds else "an object"
+        raise bad_field(place, f"must be {nouns}, not {shown(value)}")
+    members: Mapping[str, Any] = value if isinstance(value, dict) else {}
+    for name in _PART_MEMBERS:
+        if not isinstance(members.get(name), str | None):
+            raise bad_field(f"{place}.{name}", f"must be a string, not {shown(members[name])}")
 
 
 def refuse_misread_fields(app: FastAPI) -> None:
@@ -70,9 +107,7 @@ def refuse_misread_fields(app: FastAPI) -> None:
 
 
 def _is_of_request_models(error: BaseException) -> bool:
-    """Whether an exception came up in the code of a request model, and in nothing that it calls."""
+    """Whether an exception came up in code that reads requests, and in nothing that it calls."""
     frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
-        return False
-    folder, file = _MODELS
-    return folder in frames[-1].filename and frames[-1].filename.endswith(file)
+    name = frames[-1].filename if frames else ""
+    return any(folder in name and name.endswith(file) for folder, file in _READERS)

@@ -72,6 +72,51 @@ def test_the_field_is_named(name: str, value: Any) -> None:
     assert caught.value.param == name
 
 
+PARTS = [
+    ({"type": "input_audio", "input_audio": "AAA"}, "input_audio", "an object, not 'AAA'"),
+    ({"type": "input_audio", "input_audio": [None]}, "input_audio", "an object, not a list"),
+    ({"type": "image_url", "image_url": 5}, "image_url", "an object or a string, not 5"),
+    ({"type": "video_url", "video_url": {"url": []}}, "video_url.url", "a string, not a list"),
+    ({"type": "input_audio", "input_audio": {"data": 5}}, "input_audio.data", "a string, not 5"),
+    ({"type": "audio_url", "audio_url": True}, "audio_url", "an object or a string, not true"),
+]
+
+
+@pytest.mark.parametrize(("part", "name", "message"), PARTS)
+def test_a_part_of_a_message_is_named(part: Any, name: str, message: str) -> None:
+    conversation = [{"role": "tool", "content": ["x", {"type": "text", "text": "x"}, part]}]
+    for messages, place in ((conversation, "messages[0]"), ([[], conversation], "messages[1][0]")):
+        with pytest.raises(RequestError) as caught:
+            check_kinds("/tokenize", {"messages": messages})
+        assert caught.value.param == f"{place}.content[2].{name}"
+        assert caught.value.message.endswith(f" must be {message}")
+
+
+def test_parts_that_may_be_there() -> None:
+    good = [
+        {"type": "image_url", "image_url": {"url": "data:,"}},
+        {"type": "image_url", "image_url": "data:,", "uuid": "1"},
+        {"type": "image_url", "image_url": None, "uuid": "1"},
+        {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}},
+        {"type": "text", "text": 5},
+    ]
+    for messages in ([{"role": "user", "content": good}], [None, 5, {"content": 5}], None):
+        check_kinds("/tokenize", {"messages": messages})
+
+
+async def test_what_reading_messages_stumbles_over_is_400(app: Any) -> None:
+    from vllm.renderers.chat_utils import AsyncMultiModalContentParser
+
+    async def stumble() -> None:
+        AsyncMultiModalContentParser.parse_input_audio(None, "AAA")
+
+    app.post("/stumble")(stumble)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        answer = await client.post("/stumble")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, None)
+
+
 def test_null_is_no_value_but_for_messages_of_a_chat() -> None:
     for name in FIELD_KINDS:
         check_kinds("/tokenize", {name: None})
