@@ -1,7 +1,7 @@
 """Which models a service has, and its document with what would otherwise never be generated.
 
 A generated name of a model would be refused before any other field is read, and so would generated
-bytes instead of a file. Answers are short, because they take the time.
+bytes instead of a file, and tools of most models. Answers are short, because they take the time.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ ENGINE = "vllm"
 TIMEOUT_S = 60
 MAX_TOKENS = 8
 _TOKENS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+_TOOLS = ("tools", "tool_choice")
 _FILES = {"file": "recording", "mask": "mask"}
 """Formats, of `hooks.py`, of fields with files. Schemathesis has images of its own."""
 _SCHEMA = re.compile(r'"#/components/schemas/(\w+)"')
@@ -94,6 +95,8 @@ def _narrow_fields(schemas: Json) -> None:
     for schema in schemas.values():
         for part in (schema, *schema.get("allOf", ())):
             fields = part.get("properties", {})
+            for name in _TOOLS:
+                fields.pop(name, None)
             for name in fields.keys() & _TOKENS:
                 fields[name] = {"type": "integer", "minimum": 1, "maximum": MAX_TOKENS}
                 part["required"] = sorted({*part.get("required", ()), name})

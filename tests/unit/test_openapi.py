@@ -180,7 +180,7 @@ def test_the_bounds_of_images_are_those_that_are_checked() -> None:
     limits = ImagesSection()
     fields = properties("ImageRequest")
     assert fields["n"]["maximum"] == limits.max_images
-    assert properties("ImageFields")["prompt"]["maxLength"] == limits.max_prompt_chars
+    assert SCHEMAS["ImagePrompt"]["maxLength"] == limits.max_prompt_chars
     assert properties("ImageEditForm")["image"]["maxItems"] == limits.max_input_images
     parser = ImageParser(limits, None)
     body = {"model": "m", "prompt": "p", "output_format": "jpeg", "stream": True}
@@ -206,9 +206,10 @@ def test_other_bounds_are_those_that_are_checked() -> None:
     assert chat["messages"]["maxItems"] == limits.max_messages
     assert chat["tools"]["maxItems"] == limits.max_tools
     assert chat["top_logprobs"]["maximum"] == limits.max_logprobs
-    message = properties("ChatMessage")
-    assert set(message["role"]["enum"]) == set(ROLES)
-    assert message["tool_calls"]["maxItems"] == MAX_TOOL_CALLS
+    assistant = properties("AssistantMessage")
+    roles = [properties(kind)["role"]["enum"] for kind in ("GivenMessage", "ToolMessage")]
+    assert {*roles[0], *roles[1], assistant["role"]["const"]} == set(ROLES)
+    assert assistant["tool_calls"]["maxItems"] == MAX_TOOL_CALLS
     audio = DOCUMENT["paths"]["/v1/audio/transcriptions"]["post"]["requestBody"]["content"]
     fields = audio["multipart/form-data"]["schema"]["allOf"][1]["properties"]
     assert set(properties("AudioForm")["response_format"]["enum"]) == set(FORMATS)

@@ -125,9 +125,12 @@ def _flattened(document: Json, schema: Json) -> tuple[set[str], dict[str, Json]]
     """Returns the required names and the properties of a schema and of all that it is made of."""
     found = _resolved(document, schema)
     required, properties = set(found.get("required", ())), dict(found.get("properties", {}))
-    for part in found.get("allOf", ()):
-        more, others = _flattened(document, part)
-        required |= more
+    parts = [_flattened(document, part) for part in found.get("allOf", ())]
+    choices = [_flattened(document, part) for part in found.get("anyOf", ())]
+    required = required.union(*(more for more, _ in parts))
+    if choices:
+        required |= set.intersection(*(more for more, _ in choices))
+    for _, others in (*parts, *choices):
         properties |= {key: field for key, field in others.items() if key not in properties}
     return required, properties
 
