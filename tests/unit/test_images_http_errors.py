@@ -988,14 +988,15 @@ def test_without_pillow_the_error_names_the_extra() -> None:
 import asyncio, json, sys
 sys.modules["PIL"] = None
 from truthgpt_serve.contract import FamilySpec
-from truthgpt_serve.server import create_app
+from truthgpt_serve.server import Application, ModelHost
 
 class Model:
     def load(self, cfg): pass
     def infer(self, inputs): raise AssertionError("asked without need")
 
 spec = FamilySpec(name="x", class_path="x:Model", model_class=Model)
-app = create_app(spec, {"task": "image-generation"}, name="m")
+host = ModelHost(spec, {"task": "image-generation"}, name="m")
+app = Application(host)
 sent = []
 
 async def main():
@@ -1004,10 +1005,10 @@ async def main():
     async def receive():
         return messages.pop() if messages else await asyncio.sleep(60)
     async def send(message): sent.append(message)
-    await app._host.start()
+    await host.start()
     scope = {"type": "http", "method": "POST", "path": "/v1/images/generations", "headers": []}
     await app(scope, receive, send)
-    await app._host.close()
+    await host.close()
 
 asyncio.run(main())
 print(sent[0]["status"], json.loads(sent[1]["body"])["error"]["message"])
