@@ -5,7 +5,6 @@ They turn `args` into Serve applications; they start nothing and import no engin
 
 # No `from __future__ import annotations`: Ray looks at the builders' annotations at run time.
 
-import importlib.util
 import os
 import sys
 from typing import Any
@@ -17,7 +16,7 @@ from ray.serve import Application
 from truthgpt_serve.checks import check_model, resolve_family
 from truthgpt_serve.config import load_model_args, load_model_cors, load_router_args
 from truthgpt_serve.config.load import load_playground_args
-from truthgpt_serve.errors import ConfigError, Fault
+from truthgpt_serve.errors import ConfigError
 from truthgpt_serve.playground.application import Playground
 from truthgpt_serve.replica import ModelReplica, Router
 from truthgpt_serve.resources import plan_playground, plan_replica, plan_router
@@ -91,15 +90,9 @@ def playground(args: dict[str, Any]) -> Application:
         args: The keys of `PlaygroundConfig`.
 
     Raises:
-        ConfigError: The configuration has faults, or Gradio is not installed.
+        ConfigError: The configuration has faults; the message lists them all.
     """
-    place = "ui: args"
-    config = load_playground_args(args, place=place)
-    if importlib.util.find_spec("gradio") is None:
-        fix = "pip install 'truthgpt-serve[ui]', or remove the application from the Serve file"
-        raise ConfigError(
-            [Fault(place, "the playground needs Gradio, which is not installed", fix)]
-        )
+    config = load_playground_args(args, place="ui: args")
     deploy = serve.deployment(name="Playground", **plan_playground(config).deployment_options())
     return deploy(serve.ingress()(Playground)).bind(config.model_dump())
 

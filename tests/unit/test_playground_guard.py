@@ -156,6 +156,17 @@ def test_an_upload_may_be_named(http: httpx.Client, files: Path) -> None:
     assert answer.status_code == 200, answer.text
 
 
+def test_uploads_fit_on_the_disk(http: httpx.Client, files: Path) -> None:
+    sparse = files / "recordings-of-others"
+    with sparse.open("wb") as file:
+        file.truncate(21 * MOST_UPLOAD)
+    try:
+        answer = http.post("/ui/gradio_api/upload", files={"files": ("a.wav", b"RIFF")})
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+    finally:
+        sparse.unlink()
+
+
 def test_a_key_is_never_printed(http: httpx.Client, pages: Pages) -> None:
     chat = next(at for at, number in handlers(http).items() if number == 9)
     wrong: list[Any] = [[KEY], [KEY] * 20, {"key": KEY}]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import base64
+import sys
 from typing import Any
 
 import pytest
 
+from truthgpt_serve.errors import ConfigError
 from truthgpt_serve.playground import fields
+from truthgpt_serve.playground.application import require_gradio
+from truthgpt_serve.playground.chat_request import MAX_CONVERSATION, build_body
 from truthgpt_serve.playground.client import ServiceFault
 from truthgpt_serve.playground.code import Sent
 from truthgpt_serve.playground.drawing import Drawing, Drawings
@@ -58,8 +62,6 @@ def test_images_grow_by_their_events() -> None:
     drawings.add({"type": "image_generation.progress", "index": 1, "queue_position": 4})
     assert "place 5" in drawings.images[1].to_html()
     drawings.add({"type": "image_generation.progress", "index": 1, "step": 3, "num_steps": 9})
-    assert drawings.take_changed() == {1}
-    assert drawings.take_changed() == set()
     assert 'max="9" value="3"' in drawings.images[1].to_html()
     event = {"type": "image_generation.partial_image", "b64_json": PIXEL, "index": 1}
     drawings.add(event)
@@ -70,6 +72,9 @@ def test_images_grow_by_their_events() -> None:
     assert 'download="image-2.png"' in html
     assert "<script" not in html
     assert not drawings.images[0].done
+    assert [slot is None for slot in drawings.slots()] == [False, False, True, True]
+    drawings.remove_empty()
+    assert drawings.slots() == [html, None, None, None]
 
 
 @pytest.mark.parametrize(
@@ -93,3 +98,29 @@ def test_errors_and_code_are_escaped() -> None:
     sent = Sent("http://127.0.0.1:1/v1/embeddings", {"model": HOSTILE, "input": ["a"]})
     assert "<script" not in code_of(sent)
     assert code_of(sent).count("<pre ") == 3
+
+
+def test_without_gradio_the_start_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(ConfigError, match=r"needs Gradio.*truthgpt-serve\[ui\]"):
+        require_gradio()
+
+
+def test_a_conversation_is_bounded() -> None:
+    options = [""] * 5
+    said = {"role": "user", "content": "x" * MAX_CONVERSATION}
+    assert build_body("m", [said], options)["messages"] == [said]
+    with pytest.raises(ServiceFault, match="start a new one"):
+        build_body("m", [said, said], options)
+
+
+def test_what_is_empty_is_not_sent() -> None:
+    said = {"role": "user", "content": "hi"}
+    body = build_body("m", [said], ["be kind", "0.5", "", " ", "7"])
+    assert body["messages"] == [{"role": "system", "content": "be kind"}, said]
+    assert {name for name in body if name not in ("model", "messages")} == {
+        "temperature",
+        "seed",
+        "stream",
+        "stream_options",
+    }

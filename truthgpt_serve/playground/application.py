@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from truthgpt_serve.config.playground import PlaygroundConfig
+from truthgpt_serve.errors import ConfigError, Fault
 from truthgpt_serve.serve_state import DEFAULT_PROXY_PORT, fetch_serve_state, worker_proxy_port
+from truthgpt_serve.start_errors import to_cause
 
 ENVIRONMENT = {
     "GRADIO_ANALYTICS_ENABLED": "False",
@@ -31,11 +34,11 @@ class Playground:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._config = PlaygroundConfig.model_validate(config)
-        self._files = Path(tempfile.mkdtemp(prefix="truthgpt-playground-"))
-        os.environ |= {**ENVIRONMENT, "GRADIO_TEMP_DIR": str(self._files)}
+        self._files: Path | None = None
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Builds the pages in a thread, so that health checks are answered meanwhile."""
+        require_gradio()
         address = self._config.base_url
         if address is None:
             address = await asyncio.to_thread(_find_service)
@@ -47,6 +50,8 @@ class Playground:
         return await asyncio.to_thread(self._build)
 
     def _build(self) -> Any:
+        self._files = Path(tempfile.mkdtemp(prefix="truthgpt-playground-"))
+        os.environ |= {**ENVIRONMENT, "GRADIO_TEMP_DIR": str(self._files)}
         from truthgpt_serve.playground.build import create_app
 
         return create_app(self._config, self._client, self._running, self._files)
@@ -56,7 +61,21 @@ class Playground:
         if hasattr(self, "_client"):
             self._running.stop_all()
             await self._client.close()
-        shutil.rmtree(self._files, ignore_errors=True)
+        if self._files is not None:
+            shutil.rmtree(self._files, ignore_errors=True)
+
+
+def require_gradio() -> None:
+    """Raises ConfigError where Gradio is missing.
+
+    Not for the builder: it may run on a node that only manages the cluster.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        fix = "pip install 'truthgpt-serve[ui]', or remove the application from the Serve file"
+        error = ConfigError(
+            [Fault("ui", "the playground needs Gradio, which is not installed", fix)]
+        )
+        raise error from to_cause(error)
 
 
 def _find_service() -> str:

@@ -23,8 +23,8 @@ from truthgpt_serve.playground.running import Running
 
 MOUNT = "/ui"
 TITLE = "TruthGPT Serve playground"
-MAX_SESSIONS = 1000
-"""Open pages whose conversations are kept; then the oldest is forgotten."""
+MAX_SESSIONS = 200
+"""Open pages whose conversations are kept; then the one that was used longest ago is forgotten."""
 CACHE_PERIOD_S, CACHE_AGE_S = 600, 3600
 """How often recordings are looked through, and how long each is kept."""
 TASKS = (

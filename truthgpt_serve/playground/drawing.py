@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -72,17 +72,15 @@ class Drawing:
         )
 
 
-@dataclass(slots=True)
 class Drawings:
     """All images of one request.
 
-    Attributes:
+    Args:
         images: In order.
-        changed: Numbers of those that changed since they were shown.
     """
 
-    images: list[Drawing]
-    changed: set[int] = field(default_factory=set)
+    def __init__(self, images: list[Drawing]) -> None:
+        self.images = images
 
     def add(self, event: dict[str, Any]) -> None:
         """Takes over an event of the stream.
@@ -106,12 +104,15 @@ class Drawings:
                 raise ServiceFault("The service sent an image in an unknown format")
             image.done = kind == "completed"
             image.seed = event["seed"] if isinstance(event.get("seed"), int) else image.seed
-        self.changed.add(number)
 
-    def take_changed(self) -> set[int]:
-        """Returns which changed since the last call."""
-        changed, self.changed = self.changed, set()
-        return changed
+    def remove_empty(self) -> None:
+        """Leaves out the images of which nothing came."""
+        self.images = [image for image in self.images if image.data]
+
+    def slots(self) -> list[str | None]:
+        """Returns the HTML of each image, and None for each place that is left."""
+        left = MAX_IMAGES - len(self.images)
+        return [*(image.to_html() for image in self.images), *[None] * left]
 
 
 def _count(value: Any) -> int | None:

@@ -7,9 +7,10 @@ elsewhere, whatever a model's text names.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,14 +29,24 @@ from truthgpt_serve.asgi import (
 from truthgpt_serve.errors import (
     MethodError,
     OriginError,
+    OverloadedError,
     RequestError,
     RouteNotFoundError,
     TooLargeError,
     TruthGPTError,
 )
+from truthgpt_serve.playground.bodies import (
+    cut_body,
+    file_paths,
+    read_body,
+    replay_body,
+    size_of,
+)
 from truthgpt_serve.sse import with_stream_headers
 
 MAX_JSON_BYTES = 2 << 20
+MAX_UPLOADS = 20
+"""Recordings of the largest size that fit on the disk together; each is kept for an hour."""
 FORM_BYTES = 65536
 """What a form has around its file."""
 _API = "/gradio_api/"
@@ -148,10 +159,12 @@ class Guard:
         if not length.isdigit() or int(length) > most:
             raise TooLargeError(f"the request has more than {most} bytes")
         if upload:
-            return _cut(receive, most)
-        body = await _read(receive, most)
+            if await asyncio.to_thread(size_of, self._files) > MAX_UPLOADS * self._max_upload_bytes:
+                raise OverloadedError("too many recordings are kept here: try again in an hour")
+            return cut_body(receive, most)
+        body = await read_body(receive, most)
         self._check_values(body, path)
-        return _replay(body, receive)
+        return replay_body(body, receive)
 
     def _check_values(self, body: bytes, path: str) -> None:
         try:
@@ -165,7 +178,7 @@ class Guard:
             expected = self._num_inputs.get(number) if type(number) is int else None
             if expected is None or not isinstance(data, list) or len(data) != expected:
                 raise RequestError("the request is of no handler of this page: load it again")
-        for file in _paths(value):
+        for file in file_paths(value):
             if not isinstance(file, str) or not file.startswith(self._files) or ".." in file:
                 raise RequestError("the request names a file that was not uploaded")
 
@@ -213,58 +226,6 @@ def _check_origin(scope: Scope) -> None:
     hosts = {header(scope, b"host"), header(scope, b"x-forwarded-host")}
     if urlsplit(origin.decode("latin-1")).netloc.encode("latin-1") not in hosts:
         raise OriginError("the playground is used by its own page only")
-
-
-def _paths(value: Any) -> Iterator[Any]:
-    """Yields where JSON names a file, as Gradio has it: under the key `path`, or `url`."""
-    stack = [value]
-    while stack:
-        here = stack.pop()
-        if isinstance(here, dict):
-            if "path" in here:
-                yield here["path"]
-            stack += here.values()
-        elif isinstance(here, list):
-            stack += here
-
-
-async def _read(receive: Receive, most: int) -> bytes:
-    pieces: list[bytes] = []
-    size, more = 0, True
-    while more:
-        message = await receive()
-        if message["type"] != "http.request":
-            break
-        pieces.append(message.get("body", b""))
-        size += len(pieces[-1])
-        if size > most:
-            raise TooLargeError(f"the request has more than {most} bytes")
-        more = message.get("more_body", False)
-    return b"".join(pieces)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    left = [body]
-
-    async def replay() -> Message:
-        if left:
-            return {"type": "http.request", "body": left.pop(), "more_body": False}
-        return await receive()
-
-    return replay
-
-
-def _cut(receive: Receive, most: int) -> Receive:
-    """Returns `receive`, which acts as if the client had left when a body is too large."""
-    size = 0
-
-    async def cut() -> Message:
-        nonlocal size
-        message = await receive()
-        size += len(message.get("body", b""))
-        return message if size <= most else {"type": "http.disconnect"}
-
-    return cut
 
 
 def _edited(send: Send, path: str) -> Send:

@@ -144,28 +144,20 @@ async def _draw(
                 drawings.add(event)
                 changed()
 
-    shown = {at: gr.update(value="", visible=False) for at in range(MAX_IMAGES)}
-    shown |= {at: _shown(image) for at, image in enumerate(drawings.images)}
-    yield _update(fragments.status("Making images"), code, running=True, slots=shown)
+    # Every update has all images: browsers skip some, and what did not change is not sent again.
+    yield _update(fragments.status("Making images"), code, running=True, drawings=drawings)
     report = ""
     try:
         async with aclosing(tools.running.follow(session_of(request), KIND, work)) as updates:
             async for _ in updates:
-                changed = {at: _shown(drawings.images[at]) for at in drawings.take_changed()}
-                yield _update(slots=changed)
+                yield _update(drawings=drawings)
         done = sum(image.done for image in drawings.images)
         seconds = time.monotonic() - started_s
         report = fragments.status(f"{done} of {body['n']} images in {seconds:.1f} s.")
     except ServiceFault as error:
         report = fragments.fault(str(error))
-    unfinished = {
-        at: gr.update(visible=False) for at, image in enumerate(drawings.images) if not image.data
-    }
-    yield _update(report, running=False, slots=unfinished)
-
-
-def _shown(image: Drawing) -> Any:
-    return gr.update(value=image.to_html(), visible=True)
+    drawings.remove_empty()
+    yield _update(report, running=False, drawings=drawings)
 
 
 def _update(
@@ -173,7 +165,7 @@ def _update(
     code: str | None = None,
     *,
     running: bool | None = None,
-    slots: dict[int, Any] | None = None,
+    drawings: Drawings | None = None,
 ) -> tuple[Any, ...]:
     """Returns the outputs of one step; what is None stays as it is."""
     same = gr.skip()
@@ -182,5 +174,9 @@ def _update(
         same if code is None else code,
         same if running is None else gr.update(interactive=not running),
         same if running is None else gr.update(interactive=running),
-        *((slots or {}).get(at, same) for at in range(MAX_IMAGES)),
+        *([same] * MAX_IMAGES if drawings is None else map(_slot, drawings.slots())),
     )
+
+
+def _slot(html: str | None) -> Any:
+    return gr.update(value=html or "", visible=html is not None)

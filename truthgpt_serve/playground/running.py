@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 
 INTERVAL_S = 0.05
-"""The least time between two updates of a page: what comes meanwhile is shown together."""
+"""The least time between two updates of a page: what comes meanwhile is shown together. Browsers
+leave out an update that another one follows within a frame."""
 
 Work = Callable[[Callable[[], None]], Awaitable[None]]
 """Does a request, and calls its argument whenever there is something to show."""
@@ -52,11 +53,11 @@ class Running:
         self._tasks[session, kind] = task
         try:
             while not task.done():
+                await asyncio.sleep(INTERVAL_S)
                 await changed.wait()
                 changed.clear()
                 if not task.done():
                     yield
-                    await asyncio.sleep(INTERVAL_S)
             with suppress(asyncio.CancelledError):
                 await task
             yield

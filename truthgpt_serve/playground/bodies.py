@@ -1,0 +1,74 @@
+"""Reads, bounds and looks into the bodies of requests for the playground."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from truthgpt_serve.asgi import Message, Receive
+from truthgpt_serve.errors import TooLargeError
+
+
+async def read_body(receive: Receive, most: int) -> bytes:
+    """Returns a whole body. Raises TooLargeError for one of more than `most` bytes."""
+    pieces: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] != "http.request":
+            break
+        pieces.append(message.get("body", b""))
+        size += len(pieces[-1])
+        if size > most:
+            raise TooLargeError(f"the request has more than {most} bytes")
+        more = message.get("more_body", False)
+    return b"".join(pieces)
+
+
+def replay_body(body: bytes, receive: Receive) -> Receive:
+    """Returns `receive` that brings a body which was read already."""
+    left = [body]
+
+    async def replay() -> Message:
+        if left:
+            return {"type": "http.request", "body": left.pop(), "more_body": False}
+        return await receive()
+
+    return replay
+
+
+def cut_body(receive: Receive, most: int) -> Receive:
+    """Returns `receive`, which acts as if the client had left when a body is too large."""
+    size = 0
+
+    async def cut() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        return message if size <= most else {"type": "http.disconnect"}
+
+    return cut
+
+
+def file_paths(value: Any) -> Iterator[Any]:
+    """Yields where JSON names a file, as Gradio has it: under the key `path`."""
+    stack = [value]
+    while stack:
+        here = stack.pop()
+        if isinstance(here, dict):
+            if "path" in here:
+                yield here["path"]
+            stack += here.values()
+        elif isinstance(here, list):
+            stack += here
+
+
+def size_of(folder: str) -> int:
+    """Returns the bytes of all files below a folder."""
+    sizes = 0
+    for path in Path(folder).rglob("*"):
+        with suppress(OSError):  # it may just have been removed
+            sizes += path.stat().st_size
+    return sizes
