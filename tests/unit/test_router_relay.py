@@ -21,6 +21,7 @@ from truthgpt_serve.router.admission import RESERVE
 from truthgpt_serve.router.app import RouterApp
 from truthgpt_serve.router.request_body import GATHERED_BYTES
 from truthgpt_serve.serve_state import ApplicationState, ServeState
+from truthgpt_serve.server.multipart import form_boundary, parse_form
 from truthgpt_serve.unreached import is_unreached
 
 
@@ -305,12 +306,33 @@ async def test_the_only_model_need_not_be_named(proxy: Proxy, length: int) -> No
                     assert answer.status_code == status, answer.text
                     if status == 200:
                         assert proxy.requests[-1]["path"] == "/models/m/v1/completions"
+                        assert json.loads(proxy.requests[-1]["body"]) == {"model": "m", **body}
                     for method, rest in (("GET", "plain"), ("POST", "plain/cancel")):
                         sent = await client.request(method, f"/v1/responses/{rest}")
                         assert sent.status_code == (200 if status == 200 else 404), sent.text
                     form = {"prompt": (None, "x" * length)}
                     sent = await client.post("/v1/images/edits", files=form)
                     assert sent.status_code == status, sent.text
+                    if status == 200:
+                        request = proxy.requests[-1]
+                        kind = request["headers"][b"content-type"]
+                        parts = parse_form(form_boundary(kind), request["body"])
+                        fields = {part.name: bytes(part.data) for part in parts}
+                        assert fields == {"model": b"m", "prompt": b"x" * length}
+
+
+@pytest.mark.parametrize("content", [b"{}", b" {\n" + b" " * 100 + b"}", b'{"a": {}}'])
+async def test_the_only_model_is_written_into_any_object(proxy: Proxy, content: bytes) -> None:
+    state = {"m": application("m")}
+    with serve_asgi(proxy) as upstream:
+        address = ("127.0.0.1", urlsplit(upstream).port or 0)
+        app = RouterApp(CONFIG, lambda: ServeState(state, None), address)
+        with serve_asgi(CancelOnDisconnect(app), lifespan="on") as url:
+            async with httpx.AsyncClient(base_url=url, timeout=10) as client:
+                await client.get("/v1/models")
+                await client.post("/v1/completions", content=content)
+    sent = json.loads(proxy.requests[-1]["body"])
+    assert sent == {"model": "m", **json.loads(content)}
 
 
 @pytest.mark.parametrize("alias", ["org/M-1B:8b", "gpt-4o-mini"])

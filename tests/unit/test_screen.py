@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from tests.unit.servers import serve_asgi
 from truthgpt_serve.cluster import service_log
 from truthgpt_serve.cluster.advice import find_advice, find_cause
 from truthgpt_serve.cluster.next_steps import describe_service, suggest_commands
-from truthgpt_serve.cluster.readiness import ModelStatus, Readiness
+from truthgpt_serve.cluster.readiness import ModelStatus, Readiness, ask_ready
 from truthgpt_serve.cluster.screen import Screen
 from truthgpt_serve.cluster.service_log import ServiceLog
 
@@ -105,6 +108,32 @@ def test_the_table_of_a_terminal(create: Callable[..., Screen]) -> None:
         text = _render(screen)
     assert "running" in text
     assert "waits for 3 GPUs" in text
+
+
+def test_brackets_of_a_message_are_no_markup(create: Callable[..., Screen]) -> None:
+    screen = create(terminal=True)
+    message = "cannot load [/data/weights] Optional[int]"
+    with screen.start():
+        assert not screen.show(answer(a=ModelStatus("DEPLOY_FAILED", message), b=LOADING))
+        assert message in _render(screen)
+        time.sleep(0.3)  # the thread that draws has drawn it
+
+
+def test_no_proxy_is_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, NOWHERE)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+    async def serve(scope: Any, receive: Any, send: Any) -> None:
+        body = b'{"status": "ready", "models": {"a": {"status": "RUNNING"}}}'
+        start = {"type": "http.response.start", "status": 200, "headers": []}
+        await send(start)
+        await send({"type": "http.response.body", "body": body})
+
+    with serve_asgi(serve) as url:
+        assert ask_ready(url) == answer(a=RUNNING)
+        assert describe_service(url, {"a": 1.0})[0].startswith("  a ")
 
 
 def _render(screen: Screen) -> str:

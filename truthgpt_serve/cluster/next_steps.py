@@ -7,12 +7,13 @@ import os
 import shlex
 import shutil
 import sys
-import urllib.request
 from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+from truthgpt_serve.cluster.readiness import open_local
 
 TIMEOUT_S = 3.0
 MAX_ANSWER_BYTES = 1 << 20
@@ -79,7 +80,7 @@ def suggest_commands(address: str, tasks: Mapping[str, Any]) -> list[str]:
 def _fetch_card(address: str, name: str) -> dict[str, Any]:
     url = f"{address}/v1/models/{quote(name)}"
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
+        with open_local(url, TIMEOUT_S) as answer:
             value = json.loads(answer.read(MAX_ANSWER_BYTES))
     except (ValueError, OSError, HTTPException):
         return {}

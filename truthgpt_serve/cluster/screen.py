@@ -215,7 +215,9 @@ class Screen:
             status = model.status if model else ""
             word = word_for(status) if model else "waits for Ray"
             message = _one_line(model.message) if model else ""
-            table.add_row(name, Text(word, _STYLES.get(status, "yellow")), f"{taken:.0f}", message)
+            state = Text(word, _STYLES.get(status, "yellow"))
+            # As `Text`: brackets in a name or a message are no markup.
+            table.add_row(Text(_one_line(name)), state, f"{taken:.0f}", Text(message))
         return table
 
 

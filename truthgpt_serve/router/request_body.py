@@ -14,6 +14,7 @@ from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.errors import SlowRequestError
 from truthgpt_serve.http.compression import Grown, content_coding, decompress, plain_request
 from truthgpt_serve.router.scan import MissingModelError, ModelScanner, model_of_json, scanner_for
+from truthgpt_serve.router.unnamed import add_model
 from truthgpt_serve.router.upload import (
     STALL_S,
     RequestBody,
@@ -114,6 +115,7 @@ class BodyReader:
         except MissingModelError:
             if only_model is None:
                 raise
+            add_model(body, content_type, only_model)
             return only_model, body
 
     async def _scan(self, scanner: ModelScanner, piece: bytes, body: RequestBody) -> str:
