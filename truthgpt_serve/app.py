@@ -61,7 +61,9 @@ def model(args: dict[str, Any]) -> Application:
     deploy = serve.deployment(
         name="ModelReplica", user_config={CARD_KEY: card}, **plan.deployment_options()
     )
-    return deploy(serve.ingress()(ModelReplica)).bind(plan.cfg, cors.allow_origins)
+    return deploy(serve.ingress()(ModelReplica)).bind(
+        plan.cfg, cors.allow_origins, config.source.hidden.written
+    )
 
 
 def router(args: dict[str, Any]) -> Application:

@@ -85,7 +85,8 @@ def check_model(
     try:
         spec = resolve_family(config)
     except ConfigError as error:
-        return [*_renamed(error.faults, config.source, source), *faults]
+        faults = [*_renamed(error.faults, config.source, source), *faults]
+        return source.hidden.hide_faults(faults)
     engine = _check_engine(config, spec, source)
     faults += [
         *_check_task(config, spec, source),
@@ -98,7 +99,7 @@ def check_model(
     place = source.at("model", "name_or_path")
     if not for_training and not any(fault.place == place for fault in faults):
         faults += _check_there_are_weights(config, spec, source)
-    return in_file_order(faults, source)
+    return source.hidden.hide_faults(in_file_order(faults, source))
 
 
 def _renamed(faults: list[Fault], old: Source, new: Source) -> list[Fault]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from ray import serve
 
 from truthgpt_serve.checks import resolve_family
 from truthgpt_serve.config import load_model_config, load_router_config
+from truthgpt_serve.config.hiding import HiddenValues
 from truthgpt_serve.http.cors import Cors
 from truthgpt_serve.http.heads import EditedHeads, without_request_id
 from truthgpt_serve.probes import HEALTH, METRICS
@@ -45,24 +46,31 @@ class ModelReplica:
     Args:
         cfg: The model's whole configuration as a nested dict.
         allow_origins: Origins whose pages may use the model's own address from a browser.
+        hidden: Values of variables, which causes of failures do not show, and how to name them.
     """
 
-    def __init__(self, cfg: dict[str, Any], allow_origins: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        cfg: dict[str, Any],
+        allow_origins: Sequence[str] = (),
+        hidden: Mapping[str, str] | None = None,
+    ) -> None:
         mend_print()
         config = load_model_config(cfg)
         self._name = serve.get_replica_context().app_name
         self._allow_origins = allow_origins
+        self._hide = HiddenValues(dict(hidden or {})).hide
         self._stream_interval_s = config.serving.stream_interval_s
         cfg = config.to_cfg()
         # Before the import of a user's module, which may end the process.
         self._guard = ReplicaGuard(self._name, cfg)
-        with self._closing_on_error(), cause_first(self._name):
+        with self._closing_on_error(), cause_first(self._name, self._hide):
             spec = resolve_family(config)
             self._host = ModelHost(spec, cfg, name=self._name, files=SharedFiles())
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Loads the model; Serve calls this once, before the replica takes requests."""
-        with self._closing_on_error(), cause_first(self._name):
+        with self._closing_on_error(), cause_first(self._name, self._hide):
             try:
                 await self._guard.prepare()
                 with collecting_seldom():
@@ -112,7 +120,7 @@ class ModelReplica:
         try:
             await self._host.check_health()
         except Exception as error:
-            raise RuntimeError(str(to_cause(error))) from None
+            raise RuntimeError(str(to_cause(error, self._hide))) from None
 
     async def __del__(self) -> None:
         """Frees the engine; Serve awaits this at the end of a graceful shutdown."""

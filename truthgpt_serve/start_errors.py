@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from truthgpt_serve.errors import ServerError, TruthGPTError
 
@@ -42,8 +42,12 @@ _ACTOR_DIED = ("ActorDiedError", "The actor died", "ActorUnavailableError", "Wor
 
 
 @contextlib.contextmanager
-def cause_first(name: str) -> Iterator[None]:
+def cause_first(name: str, hide: Callable[[str], str] = str) -> Iterator[None]:
     """Has what the block raises begin with its cause.
+
+    Args:
+        name: The model.
+        hide: Takes out of the cause what must not be shown.
 
     Raises:
         StartError: In the place of any exception.
@@ -52,17 +56,17 @@ def cause_first(name: str) -> Iterator[None]:
         yield
     except Exception as error:
         logger.exception("model %r does not start", name)
-        raise StartError(f"the model {name!r} did not start: see above") from to_cause(error)
+        raise StartError(f"the model {name!r} did not start: see above") from to_cause(error, hide)
 
 
-def to_cause(error: BaseException) -> Cause:
-    """Returns an exception's cause in one line."""
+def to_cause(error: BaseException, hide: Callable[[str], str] = str) -> Cause:
+    """Returns an exception's cause in one line, after `hide` took out what must not be shown."""
     first = error
     # A thread's error is wrapped for the event loop; `SystemExit` would end the process.
     while isinstance(first.__cause__, SystemExit | KeyboardInterrupt):
         first = first.__cause__
     text = first.message if isinstance(first, TruthGPTError) else _describe(first)
-    return Cause(_one_line(text))
+    return Cause(_one_line(hide(text)))
 
 
 def _describe(error: BaseException) -> str:

@@ -17,8 +17,10 @@ from truthgpt_serve.config import (
     load_router_args,
     load_router_config,
 )
+from truthgpt_serve.config.hiding import HiddenValues
 from truthgpt_serve.config.variables import Expanded, VariableError, expand
 from truthgpt_serve.errors import ConfigError
+from truthgpt_serve.start_errors import StartError, cause_first
 from truthgpt_serve.validate import validate_file
 
 SECRET = "sk-4711-do-not-show"
@@ -173,6 +175,77 @@ def test_nor_do_faults_of_a_familys_own_keys(tmp_path: Path, engine: str) -> Non
     found = [str(fault) for fault in validate_file(path).faults]
     assert found
     assert SECRET not in "".join(found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model: {family: '${SECRET}'}",
+        "model: {family: vllm, name_or_path: './${SECRET}'}",
+        "model: {family: remote, name_or_path: '${SECRET}'}",
+        "model: {family: remote, name_or_path: 'http://h/../${SECRET}'}",
+        "model: {family: remote, name_or_path: 'http://h/${SECRET}/completions'}",
+        "model: {family: custom, import: '${SECRET}'}",
+        "model: {family: remote, name_or_path: 'http://h'}\n"
+        "serving: {engine: {paths: ['${SECRET}']}}",
+        "task: image-generation\nmodel: {name_or_path: x}\n"
+        "model_optim: {quantization: '${SECRET}', attention: '${SECRET}'}",
+        "task: image-generation\nmodel: {name_or_path: x}\n"
+        "serving: {engine: {schedulers: ['${SECRET}'], vae: '/${SECRET}'}}",
+        "model: {name_or_path: x}\nmodel_optim: {quantization: '${SECRET}'}",
+        "model: {name_or_path: x}\nserving: {engine: {enforce_eager: '${SECRET}', "
+        "max_model_len: '${SECRET}', max_num_seqs: 'x${SECRET}'}}",
+        "model: {family: echo}\nserving: {aliases: ['${SECRET}', '${SECRET}']}",
+        "model: {name_or_path: x}\nserving: {adapters: [{name: a, path: './${SECRET}'}]}",
+    ],
+)
+@pytest.mark.parametrize("value", [SECRET, "4711991", f"{SECRET}{'/x' * 40}", "A 'quoted' one"])
+def test_nor_do_checks_of_families(
+    tmp_path: Path, text: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", value)
+    found = "\n".join(str(fault) for fault in validate_file(write(tmp_path, text)).faults)
+    assert "${SECRET}" in found
+    assert value[:12].lower() not in found.lower()
+    assert repr(value)[1:13] not in found
+
+
+def test_short_values_are_hidden_alone_and_not_within_other_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPUS", "4")
+    monkeypatch.setenv("WAY", "mode")
+    text = "model: {family: remote, name_or_path: '${WAY}'}\nhardware: {gpus: '${GPUS}'}\n"
+    address, gpus = validate_file(write(tmp_path, text)).faults
+    assert address.message == "must be an http or https URL, found '${WAY}'"
+    assert gpus.message == "${GPUS} would be reserved for nothing: the remote server computes"
+    hidden = HiddenValues()
+    hidden.add(expand("${GPUS}"))
+    hidden.add(expand("${WAY}"))
+    assert hidden.hide("model 42 at 0.4 or 4.5, mode 4, ${GPUS}") == (
+        "model 42 at 0.4 or 4.5, ${WAY} ${GPUS}, ${GPUS}"
+    )
+
+
+def test_names_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / SECRET
+    folder.mkdir()
+    monkeypatch.setenv("SECRET", str(folder))
+    write(folder, "model: {family: echo}\nseed: -1\n")
+    for name, shown in (("m.yaml", "${SECRET}/m.yaml:2: seed"), ("no.yaml", "${SECRET}/no.yaml")):
+        with pytest.raises(ConfigError) as caught:
+            load_model_args({"config": f"${{SECRET}}/{name}"}, place="args")
+        assert shown in str(caught.value)
+        assert SECRET not in str(caught.value)
+
+
+def test_causes_of_failed_starts(tmp_path: Path) -> None:
+    text = "model: {family: echo, name_or_path: '${SECRET}/m'}\n"
+    written = read(tmp_path, text).source.hidden.written
+    hide = HiddenValues(json.loads(json.dumps(written))).hide
+    with pytest.raises(StartError) as caught, cause_first("m", hide):
+        raise OSError(f"{SECRET}/m is not a local folder")
+    assert str(caught.value.__cause__) == "OSError: ${SECRET}/m is not a local folder"
 
 
 def test_marked_texts_can_be_copied() -> None:

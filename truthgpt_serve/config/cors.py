@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field
 
 from truthgpt_serve.config.base import Refusal, Section, refuse, show_value
+from truthgpt_serve.config.variables import Expanded
 
 ANY_ORIGIN = "*"
 LOCAL_ORIGINS = (
@@ -35,7 +36,7 @@ def _fault(origin: str) -> tuple[str, str] | None:
         return message, "serve the page over HTTP, or write '*'"
     found = _ORIGIN.fullmatch(origin)
     if found is None:
-        near = _nearest(origin)
+        near = None if isinstance(origin, Expanded) else _nearest(origin)
         return f"{show_value(origin)} is not an origin", f"write {near}" if near else _FORM
     port = found["port"]
     if port is not None and port == _DEFAULT_PORTS.get(found["scheme"]):

@@ -5,27 +5,23 @@ Knows no registry: `truthgpt_serve.checks` looks at what a family makes of a con
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import ValidationError
-
-from truthgpt_serve.config.base import Section, show_value
+from truthgpt_serve.config.base import show_value
 from truthgpt_serve.config.cors import CorsSection
-from truthgpt_serve.config.faults import faults_of, in_file_order, places
+from truthgpt_serve.config.hiding import HiddenValues
 from truthgpt_serve.config.model import ModelConfig
+from truthgpt_serve.config.parse import parse
 from truthgpt_serve.config.paths import find_config, resolve_local
 from truthgpt_serve.config.playground import PlaygroundConfig
 from truthgpt_serve.config.router import RouterConfig
-from truthgpt_serve.config.source import KeyPath, Source, read_yaml
-from truthgpt_serve.config.variables import Expanded, VariableError, expand, read_scalar
+from truthgpt_serve.config.source import Source, read_yaml
+from truthgpt_serve.config.variables import VariableError, expand
 from truthgpt_serve.errors import ConfigError, Fault
 
-SectionT = TypeVar("SectionT", bound=Section)
-
-_ENGINE = ("serving", "engine")
 SERVICE_KEYS = ("cors",)
 """Keys of a model's `args` that say how its address is served, not what the model is."""
 
@@ -54,73 +50,25 @@ def read_file(path: Path, *, numbers: bool = True, shown: str | None = None) -> 
     return data, Source(file, (), lines, folder, written, has_variables=True)
 
 
-def parse(
-    model: type[SectionT], data: Any, source: Source
-) -> tuple[SectionT | None, list[Fault], list[KeyPath]]:
-    """Checks `data` against `model`.
+def read_named_file(path: str | Path, place: str | None = None) -> tuple[Any, Source]:
+    """Finds and reads a YAML file; a name with variables in it is shown as it was written.
 
-    Returns:
-        What is left of the configuration when the faulty keys take their defaults (None if nothing
-        is), the faults, and the path of each.
+    Args:
+        path: The file, as `find_config` takes it.
+        place: Where it is named, for faults.
+
+    Raises:
+        ConfigError: There is no such file, or it cannot be read as YAML.
     """
-    if not isinstance(data, Mapping):
-        found = "it is empty" if data is None else f"found {show_value(data)}"
-        message = f"must be a mapping of keys to values, {found}"
-        return None, [Fault(source.at(), message)], [()]
-    faults: list[Fault] = []
-    removed: list[KeyPath] = []
-    if source.has_variables:
-        data = _expand_values(data, source, (), faults, removed)
-    # A section with a faulty value is not cross-checked: its sound part gets another round. Only
-    # our own cross-checks are left for later rounds, so three are enough.
-    for _ in range(3):
-        try:
-            config = model.model_validate(_without(data, removed))
-            return config, in_file_order(faults, source), removed
-        except ValidationError as error:
-            faults += faults_of(error, model, source, removed)
-            removed += places(error)
-    return None, in_file_order(faults, source), removed
-
-
-def _expand_values(
-    data: Any, source: Source, path: KeyPath, faults: list[Fault], removed: list[KeyPath]
-) -> Any:
-    """Returns a nested value with its variables, and notes those that cannot be read."""
-    if isinstance(data, dict):
-        return {
-            key: _expand_values(value, source, (*path, key), faults, removed)
-            for key, value in data.items()
-        }
-    if isinstance(data, list):
-        return [
-            _expand_values(value, source, (*path, index), faults, removed)
-            for index, value in enumerate(data)
-        ]
-    if not isinstance(data, str):
-        return data
+    hidden = HiddenValues()
+    hidden.add(str(path) if isinstance(path, Path) else path)
     try:
-        value = expand(data)
-    except VariableError as error:
-        faults.append(Fault(source.at(*path), error.message, error.fix))
-        removed.append(path)
-        return data
-    if path[:2] == _ENGINE and isinstance(value, Expanded) and value.is_whole:
-        return read_scalar(value)  # an engine's types are not known here
-    return value
-
-
-def _without(data: Mapping[Any, Any], paths: list[KeyPath]) -> Any:
-    """Returns a copy without the values at `paths`; a faulty list goes as a whole."""
-    rest = copy.deepcopy(dict(data))
-    for path in paths:
-        names = path[: next((i for i, key in enumerate(path) if isinstance(key, int)), len(path))]
-        here: Any = rest
-        for key in names[:-1]:
-            here = here.get(key) if isinstance(here, dict) else None
-        if names and isinstance(here, dict):
-            here.pop(names[-1], None)
-    return rest
+        file = find_config(path, place)
+    except ConfigError as error:
+        faults = [replace(fault, place=hidden.hide(fault.place)) for fault in error.faults]
+        raise ConfigError(hidden.hide_faults(faults)) from None
+    data, source = read_file(file, shown=hidden.hide(str(file)))
+    return data, replace(source, hidden=hidden)
 
 
 def parse_model(data: Any, source: Source) -> tuple[ModelConfig | None, list[Fault]]:
@@ -163,8 +111,7 @@ def load_model_config(
     if isinstance(source, Mapping):
         config, faults = parse_model(source, Source(place or "configuration"))
     else:
-        path = find_config(source, place)
-        data, where = read_file(path, shown=str(path))
+        data, where = read_named_file(source, place)
         config, faults = parse_model(data, where)
     if config is None or faults:
         raise ConfigError(faults)

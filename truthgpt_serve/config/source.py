@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from truthgpt_serve.config.base import SCIENTIFIC
+from truthgpt_serve.config.hiding import HiddenValues
 from truthgpt_serve.errors import ConfigError, Fault
 
 Key = str | int
@@ -51,6 +52,7 @@ class Source:
         directory: Folder of the file, or None.
         written: How each value that YAML takes for no text stands in the file, by its path.
         has_variables: Whether texts in it may name variables of the environment.
+        hidden: What these held, so that messages do not show it.
     """
 
     file: str = "configuration"
@@ -59,6 +61,7 @@ class Source:
     directory: Path | None = None
     written: Mapping[KeyPath, str] = field(default_factory=dict)
     has_variables: bool = False
+    hidden: HiddenValues = field(default_factory=HiddenValues)
 
     def at(self, *path: Key) -> str:
         """Returns the place of `path` as `file:line: dotted.path`."""

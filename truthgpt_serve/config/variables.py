@@ -25,10 +25,12 @@ class Expanded(str):
     Attributes:
         written: The text as it was written.
         is_whole: Whether it was one variable and nothing else.
+        values: What the environment put in, with the reference to each.
     """
 
     written: str
     is_whole: bool
+    values: dict[str, str]
 
 
 class VariableError(ValueError):
@@ -55,6 +57,7 @@ def expand(text: str, environment: Mapping[str, str] = os.environ) -> str:
     """
     if "${" not in text:
         return text
+    values: dict[str, str] = {}
 
     def value(found: re.Match[str]) -> str:
         name, default = found["name"], found["default"]
@@ -62,15 +65,17 @@ def expand(text: str, environment: Mapping[str, str] = os.environ) -> str:
             return "${"
         if name is None:
             raise VariableError(f"{_shown(text)} has a ${{ that begins no variable", FORM)
-        if default is not None:
-            return environment.get(name) or default
+        if default is not None and not environment.get(name):
+            return default
         if name not in environment:
             fix = f"set it where the service starts, or write ${{{name}:-default}}"
             raise VariableError(f"the environment variable {name} is not set", fix)
+        values.setdefault(environment[name], f"${{{name}}}")
         return environment[name]
 
     expanded = Expanded(_REFERENCE.sub(value, text))
     expanded.written = text
+    expanded.values = {value: shown for value, shown in values.items() if value}
     whole = _REFERENCE.fullmatch(text)
     expanded.is_whole = whole is not None and whole["name"] is not None
     return expanded

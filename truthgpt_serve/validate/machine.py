@@ -96,7 +96,7 @@ def check_machine(report: Report, file: str, *, classes: bool = True) -> None:
     """
     machine = probe_machine()
     for model in report.models:
-        report.add(_check_class(model, examined=classes))
+        report.add(_check_class(model, examined=classes), model.place)
     report.add(_find_shortages(report, machine, file))
     names = ", ".join(machine.gpus) or "none"
     report.notes.append(f"this machine: {machine.cpus} CPU cores, GPUs: {names}")
@@ -129,7 +129,7 @@ def _find_shortages(report: Report, machine: Machine, file: str) -> list[Fault]:
         except ConfigError as error:
             faults += error.faults
             continue
-        own = list(_check_replica(model, plan.gpus, machine))
+        own = model.place.hidden.hide_faults(_check_replica(model, plan.gpus, machine))
         faults += own
         demand = demand_of(plan, model.name or "it", model.place.at("hardware"), model.deployment)
         if not own:

@@ -81,8 +81,13 @@ class Report:
     routers: list[CheckedRouter] = field(default_factory=list)
     playgrounds: list[CheckedPlayground] = field(default_factory=list)
 
-    def add(self, faults: Iterable[Fault]) -> None:
-        """Adds the faults that are not there yet: two applications may share a file."""
-        for fault in faults:
+    def add(self, faults: Iterable[Fault], source: Source | None = None) -> None:
+        """Adds the faults that are not there yet: two applications may share a file.
+
+        Args:
+            faults: What is wrong.
+            source: Where the values stand that the messages may show.
+        """
+        for fault in faults if source is None else source.hidden.hide_faults(faults):
             if fault not in self.faults:
                 self.faults.append(fault)

@@ -21,6 +21,7 @@ from truthgpt_serve.config.load import (
     parse_playground,
     parse_router,
     read_file,
+    read_named_file,
     without_service_keys,
 )
 from truthgpt_serve.config.paths import find_config
@@ -115,14 +116,14 @@ def _check_model_data(
     faults += check_request_time(config.serving.max_request_s, source, "serving", "max_request_s")
     if remote_code and not _is_importable(config.model.import_):
         module = config.model.import_
-        report.notes.append(
-            f"{source.at('model', 'import')}: {module!r} comes with the application's runtime_env: "
-            "its family is not checked here"
+        note = (
+            f"{module!r} comes with the application's runtime_env: its family is not checked here"
         )
-        report.add(faults)
+        report.notes.append(f"{source.at('model', 'import')}: {source.hidden.hide(note)}")
+        report.add(faults, source)
         return config
     found = [*faults, *check_model(config)]
-    report.add(in_file_order(found, source))
+    report.add(in_file_order(found, source), source)
     if not found:
         family = resolve_family(config).name
         what = f"{config.task} by {family}"
@@ -213,8 +214,7 @@ class _ServiceCheck:
         )
         if "config" in args:
             try:
-                path = find_config(config_path(args["config"], at), at.at("config"))
-                args, at = read_file(path)
+                args, at = read_named_file(config_path(args["config"], at), at.at("config"))
             except ConfigError as error:
                 report.add(error.faults)
                 return
@@ -245,7 +245,7 @@ class _ServiceCheck:
         faults += self._check_port(config, args)
         faults += check_request_time(config.request_timeout_s, args, "request_timeout_s")
         faults += check_overrides(application, source, config)
-        report.add(in_file_order(faults, source))
+        report.add(in_file_order(faults, source), source)
         deployment = find_deployment(application, ROUTER_DEPLOYMENT)
         report.routers.append(CheckedRouter(config, args, deployment))
         if not faults:
@@ -260,7 +260,7 @@ class _ServiceCheck:
             faults += check_overrides(application, source, config)
             deployment = find_deployment(application, PLAYGROUND_DEPLOYMENT)
             report.playgrounds.append(CheckedPlayground(config, args, deployment))
-        report.add(in_file_order(faults, source))
+        report.add(in_file_order(faults, source), source)
         if not faults:
             report.checked.append(f"{source.file}: {application.get('name')}: the playground")
 
@@ -284,7 +284,7 @@ class _ServiceCheck:
                     message = f"{name!r} is already a model name at {first}"
                     message += f" (application {other})" if other else ""
                     fix = f"clients choose by it: give the {kind} a name of its own"
-                    self._report.add([Fault(here, message, fix)])
+                    self._report.add([Fault(here, message, fix)], model.place)
 
 
 def _further_names(model: CheckedModel, kind: str) -> list[tuple[str, str]]:
