@@ -82,12 +82,13 @@ def narrowed(document: Json, models: Iterable[Model]) -> Json:
     document = copy.deepcopy(document)
     _narrow_fields(document["components"]["schemas"])
     for path, methods in document["paths"].items():
-        fits = next(fits for pattern, fits in GROUPS if re.fullmatch(pattern, path))
+        group = next(at for at, (paths, _) in enumerate(GROUPS) if re.fullmatch(paths, path))
+        fits = GROUPS[group][1]
         names = [model.name for model in models if fits(model)] or [model.name for model in models]
         for operation in methods.values():
             _narrow_path(document, operation, names)
             if "requestBody" in operation:
-                _narrow_body(document, operation["requestBody"], names)
+                _narrow_body(document, operation["requestBody"], names, f"_{group}")
     return document
 
 
@@ -113,9 +114,8 @@ def _narrow_path(document: Json, operation: Json, names: list[str]) -> None:
         operation["parameters"] = [parameter, *others]
 
 
-def _narrow_body(document: Json, body: Json, names: list[str]) -> None:
+def _narrow_body(document: Json, body: Json, names: list[str], suffix: str) -> None:
     """Gives a body schemas of its own, in which `model` is one of the names."""
-    suffix = "_".join(["", *map(re.compile(r"\W").sub, ["_"] * len(names), names)])
     schemas = document["components"]["schemas"]
     for content in body["content"].values():
         for name in _reached(schemas, content["schema"]):

@@ -33,8 +33,15 @@ continue-on-failure = true
 warnings = false
 [generation]
 database = "none"
-[checks.negative_data_rejection]
-expected-statuses = [400, 404, 405, 413]
+[checks]
+enabled = false
+{checks}
+negative_data_rejection.expected-statuses = [400, 404, 405, 413]
+[[operations]]
+# In a form a number is a text like any other, and a header without a value is as good as none.
+include-path-regex = '^/v1/audio/|^/v1/images/(edits|variations)$|^/v2/.*/infer$'
+[operations.checks.negative_data_rejection]
+enabled = false
 """
 
 
@@ -92,15 +99,15 @@ def run(
         document = httpx.get(f"{url}/openapi.json", timeout=TIMEOUT_S).raise_for_status().json()
     source, report = folder / "openapi.json", folder / "report.ndjson"
     source.write_text(json.dumps(narrowed(document, models or fetch_models(url))))
-    (folder / "schemathesis.toml").write_text(CONFIGURATION)
+    checks = "\n".join(f"{check}.enabled = true" for check in (*CHECKS, *more_checks))
+    (folder / "schemathesis.toml").write_text(CONFIGURATION.replace("{checks}", checks))
     done = subprocess.run(
         [
             *(sys.executable, "-m", "schemathesis.cli"),
             *("--config-file", str(folder / "schemathesis.toml"), "run", str(source)),
             *("--url", url, "--include-path-regex", f"^(?:{paths})$", "--no-color"),
             *("--seed", str(seed), "--max-examples", str(max_examples)),
-            *("--phases", ",".join(phases), "--checks", ",".join([*CHECKS, *more_checks])),
-            *("--request-timeout", str(TIMEOUT_S)),
+            *("--phases", ",".join(phases), "--request-timeout", str(TIMEOUT_S)),
             *("--report", "ndjson", "--report-ndjson-path", str(report)),
         ],
         env={

@@ -61,6 +61,22 @@ def test_a_fault_of_the_service_is_found(url: str, tmp_path: Path) -> None:
     assert "uptime" in outcome.text
 
 
+def test_what_should_be_refused_is_found(url: str, tmp_path: Path) -> None:
+    document = openapi_document()
+    document["components"]["schemas"]["EmbeddingRequest"]["properties"]["user"] = {"type": "string"}
+    outcome = run(
+        url,
+        tmp_path,
+        seed=SEED,
+        max_examples=1,
+        paths="/v1/embeddings",
+        more_checks=["negative_data_rejection"],
+        document=document,
+    )
+    assert not outcome.passed
+    assert "Schema-violating request accepted" in outcome.text
+
+
 def test_models_are_asked_what_they_can_do() -> None:
     models = [Model("story", "text-generation", "vllm"), Model("echo", "text-generation", "echo")]
     document = narrowed(openapi_document(), models)
