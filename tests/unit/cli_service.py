@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -13,7 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from click.testing import CliRunner
+
 from tests.unit.servers import serve_asgi
+from truthgpt_serve.cli import main
 
 JSON = "application/json"
 EVENTS = "text/event-stream; charset=utf-8"
@@ -123,13 +127,25 @@ def events(*values: Any, done: bool = True) -> list[bytes]:
 def run_cli(
     *arguments: str, stdin: str = "", env: dict[str, str] | None = None, cwd: Any = None
 ) -> subprocess.CompletedProcess[str]:
+    """Runs the command in this process, without a terminal: a start of Python takes its time."""
+    unset = dict.fromkeys(name for name in os.environ if name.startswith("TRUTHGPT_"))
+    with contextlib.chdir(cwd or "."):
+        result = CliRunner(catch_exceptions=False).invoke(
+            main, arguments, input=stdin, env={**unset, **(env or {})}, prog_name="truthgpt"
+        )
+    return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
+
+
+def run_program(
+    *arguments: str, stdin: str = "", env: dict[str, str] | None = None, cwd: Any = None
+) -> subprocess.CompletedProcess[str]:
     """Runs the command as a user does, in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "truthgpt_serve.cli", *arguments],
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         env=environment(env),
         cwd=cwd,
         check=False,

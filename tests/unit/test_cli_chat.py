@@ -20,6 +20,7 @@ from tests.unit.cli_service import (
     events,
     model_list,
     run_cli,
+    run_program,
     serve,
 )
 from tests.unit.terminal import Terminal, on_terminal
@@ -52,7 +53,7 @@ SERVICE: dict[str, Any] = {
 
 def test_a_pipe_is_one_question() -> None:
     with serve(SERVICE) as service:
-        done = run_cli("chat", "story", stdin="hi\nthere\n", env=service.env())
+        done = run_program("chat", "story", stdin="hi\nthere\n", env=service.env())
     assert (done.returncode, done.stdout) == (0, "story got 1: hi\nthere\n"), done.stderr
     assert done.stderr == ""
 
