@@ -39,7 +39,7 @@ def find_private_folder(run_folder: Path) -> Path:
     A link leads to it, because paths of sockets must be short. A link to what is not this user's
     alone is not followed: a folder below `/tmp` whose name is known can be another user's.
     """
-    run_folder.mkdir(parents=True, exist_ok=True)
+    run_folder.mkdir(0o755, parents=True, exist_ok=True)
     link = run_folder / LINK
     if link.is_symlink():
         folder = link.readlink()

@@ -12,12 +12,14 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner
 
 from tests.unit.servers import serve_asgi
 from truthgpt_serve.cli import main
+from truthgpt_serve.processes import read_process
 
 JSON = "application/json"
 EVENTS = "text/event-stream; charset=utf-8"
@@ -122,6 +124,18 @@ def events(*values: Any, done: bool = True) -> list[bytes]:
     """Returns a stream of events, each in a piece of its own."""
     pieces = [f"data: {json.dumps(value)}\n\n".encode() for value in values]
     return [*pieces, b"data: [DONE]\n\n"] if done else pieces
+
+
+def write_run(folder: Path, **more: Any) -> Path:
+    """Says in a folder like `.run`, and there in `serve.json`, that this process is the service."""
+    me = read_process(os.getpid())
+    assert me is not None
+    folder.mkdir(0o755, exist_ok=True)
+    state = {"run_id": "x", "pid": me.pid, "started": me.started, "ports": [8123], **more}
+    path = folder / "serve.json"
+    path.write_text(json.dumps(state))
+    path.chmod(0o644)
+    return path
 
 
 def run_cli(

@@ -12,12 +12,19 @@ from typing import Any
 
 import pytest
 
-from tests.unit.cli_service import Answer, envelope, environment, model_list, run_cli, serve
+from tests.unit.cli_service import (
+    Answer,
+    envelope,
+    environment,
+    model_list,
+    run_cli,
+    serve,
+    write_run,
+)
 from tests.unit.terminal import on_terminal
 from truthgpt_serve.cli._service.session import Follower, tail
 from truthgpt_serve.cli._service.traces import find_traceback
 from truthgpt_serve.local_cluster import free_port
-from truthgpt_serve.processes import read_process
 from truthgpt_serve.start_errors import ENDED
 
 ERROR = """\
@@ -51,17 +58,11 @@ ENGINE = """\
 def folder(tmp_path: Path) -> Path:
     """A working directory with the files of a service that this process runs."""
     run = tmp_path / ".run"
+    run.mkdir(0o755)
     logs = run / "private" / "ray" / "session_latest" / "logs"
     logs.mkdir(parents=True)
     (logs / "serve").mkdir()
     return tmp_path
-
-
-def write_run(folder: Path, url: str) -> None:
-    me = read_process(os.getpid())
-    assert me is not None
-    state = {"run_id": "x", "pid": me.pid, "started": me.started, "ports": [1], "address": url}
-    (folder / ".run" / "serve.json").write_text(json.dumps(state))
 
 
 def logs_of(folder: Path) -> Path:
@@ -88,7 +89,7 @@ def test_a_model_whose_load_raises(folder: Path) -> None:
     write_log(folder, 101, ERROR)
     failed = answers("DEPLOY_FAILED", last_error="FileNotFoundError: weights.bin")
     with serve(failed) as service:
-        write_run(folder, service.url)
+        write_run(folder / ".run", address=service.url)
         done = run_cli("why", "bad", cwd=folder)
         program = run_cli("why", "bad", "--json", cwd=folder)
     assert done.returncode == 1
@@ -110,7 +111,7 @@ def test_a_traceback_in_serves_own_log(folder: Path) -> None:
     (logs_of(folder) / "serve" / "replica_bad_ModelReplica_650pj2cj.log").write_text(text)
     (logs_of(folder) / "serve" / "replica_bad_2_ModelReplica_x.log").write_text("of another\n")
     with serve(answers("DEPLOY_FAILED", last_error="FileNotFoundError: weights.bin")) as service:
-        write_run(folder, service.url)
+        write_run(folder / ".run", address=service.url)
         done = run_cli("why", "bad", cwd=folder)
         logs = run_cli("logs", "bad", cwd=folder)
     assert '\n  Traceback (most recent call last):\n    File "mine.py", line 9' in done.stdout
@@ -122,7 +123,7 @@ def test_a_service_that_is_starting_is_no_fault_of_files(folder: Path) -> None:
     (folder / ".run" / "service.log").write_text("OSError: No space left on device\n")
     missing = Answer(envelope("no replica takes requests", "model_unavailable"), 503)
     with serve({"/v1/models/bad": missing}) as service:
-        write_run(folder, service.url)
+        write_run(folder / ".run", address=service.url)
         done = run_cli("why", "bad", cwd=folder)
     assert "cause: the service is starting: no replica takes requests" in done.stdout
     assert "No space" not in done.stdout
@@ -144,7 +145,7 @@ def test_a_model_whose_process_crashes(folder: Path) -> None:
     cause = "it was ended by SIGSEGV (signal 11, a segmentation fault), in load"
     deaths.write_text(json.dumps({"deaths": [{"at": 1.0, "cause": cause}] * 2}))
     with serve(answers("DEPLOY_FAILED", last_error=ENDED)) as service:
-        write_run(folder, service.url)
+        write_run(folder / ".run", address=service.url)
         done = run_cli("why", "bad", cwd=folder)
     assert f"cause: the model's process ended while it started: {cause}\n" in done.stdout
     assert done.stdout.count(f"a process died: {cause}") == 1
@@ -156,7 +157,7 @@ def test_a_model_whose_process_crashes(folder: Path) -> None:
 def test_known_failures_come_with_what_helps(folder: Path) -> None:
     write_log(folder, 101, ERROR.replace("FileNotFoundError: weights.bin", "MemoryError: 9 GiB"))
     with serve(answers("DEPLOY_FAILED", last_error="MemoryError: 9 GiB")) as service:
-        write_run(folder, service.url)
+        write_run(folder / ".run", address=service.url)
         done = run_cli("why", "bad", cwd=folder)
     assert "what to do: there is too little memory" in done.stdout
 
@@ -164,7 +165,7 @@ def test_known_failures_come_with_what_helps(folder: Path) -> None:
 def test_a_model_that_waits_for_resources(folder: Path) -> None:
     waits = "1 replica waits for resources: each needs 40 CPU (the cluster has 2, 0.4 free)"
     with serve(answers("DEPLOYING", waits_for=waits)) as service:
-        write_run(folder, service.url)
+        write_run(folder / ".run", address=service.url)
         done = run_cli("why", "bad", cwd=folder)
     assert done.returncode == 1
     assert f"waits for: {waits}" in done.stdout
@@ -183,7 +184,7 @@ def test_another_name_leads_to_its_model(folder: Path) -> None:
     write_log(folder, 101, ERROR)
     card = answers("DEPLOY_FAILED", alias_of="bad")["/v1/models/bad"]
     with serve({**answers("DEPLOY_FAILED"), "/v1/models/org/Bad": card}) as service:
-        write_run(folder, service.url)
+        write_run(folder / ".run", address=service.url)
         done = run_cli("why", "org/Bad", cwd=folder)
     assert done.stdout.startswith("org/Bad (served by bad) failed to start")
     assert "FileNotFoundError" in done.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -13,6 +14,7 @@ from truthgpt_serve.processes import end_run, read_process
 
 STOP_S = 45.0
 """How long ending all processes of a run may take."""
+_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 class RunFile:
@@ -27,7 +29,7 @@ class RunFile:
 
     def lock(self) -> TextIO | None:
         """Takes the lock that the running service holds; None when it is held."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(0o755, parents=True, exist_ok=True)
         lock = open(self.path.with_suffix(".lock"), "w")  # noqa: SIM115  the caller closes it
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -43,6 +45,30 @@ class RunFile:
         except (OSError, ValueError):
             return None
         return state
+
+    def read_running(self) -> dict[str, Any] | None:
+        """Returns what a running service of this user, or of root, wrote, else None.
+
+        Whoever writes the file says where API keys are sent: so it counts only in a folder, and
+        as a file, that nobody else can write, and for a process of the file's owner.
+
+        Raises:
+            KeyError, TypeError, ValueError: The file is not a service's.
+        """
+        try:
+            with open(self.path) as file:
+                found = [os.fstat(file.fileno()), self.path.parent.stat()]
+                state: dict[str, Any] = json.load(file)
+            process = read_process(int(state["pid"]))
+            owner = os.stat(f"/proc/{int(state['pid'])}").st_uid
+        except OSError:
+            return None
+        is_ours = all(
+            one.st_uid in (0, os.geteuid()) and not one.st_mode & _WRITABLE_BY_OTHERS
+            for one in found
+        )
+        is_same = process is not None and process.started == state["started"]
+        return state if is_ours and is_same and owner == found[0].st_uid else None
 
     def write(self, run_id: str, ports: list[int], address: str) -> None:
         """Says that this process serves.
@@ -62,6 +88,7 @@ class RunFile:
         }
         work = self.path.with_suffix(".new")
         work.write_text(json.dumps(state))
+        work.chmod(0o644)  # whatever the umask: see `read_running`
         work.replace(self.path)
 
     def remove(self) -> None:

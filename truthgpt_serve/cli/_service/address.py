@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ from urllib.parse import SplitResult, urlsplit
 import click
 
 from truthgpt_serve.cluster.run_file import RunFile
-from truthgpt_serve.processes import read_process
 
 URL_VARIABLE = "TRUTHGPT_URL"
 KEY_VARIABLE = "TRUTHGPT_API_KEY"
@@ -68,18 +68,29 @@ def find_address(environ: Mapping[str, str] = os.environ) -> Address:
 def find_local() -> Address | None:
     """Returns the address of what `make serve` runs on this machine, or None."""
     for folder in dict.fromkeys((Path(RUN_FOLDER), root() / RUN_FOLDER)):
-        state = RunFile(folder).read()
-        if state is None:
-            continue
         try:
-            process = read_process(int(state["pid"]))
-            if process is None or process.started != state["started"]:
+            state = RunFile(folder).read_running()
+            if state is None:
                 continue
             url = state.get("address") or f"http://127.0.0.1:{int(state['ports'][0])}"
-            return Address(_check(str(url)), f"{folder / 'serve.json'}", folder)
-        except (KeyError, IndexError, TypeError, ValueError, click.UsageError):
+            address = Address(_check(str(url)), f"{folder / 'serve.json'}", folder)
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError, click.UsageError):
             continue  # not a file of ours
+        if address.is_loopback or _is_own(urlsplit(address.url).hostname or ""):
+            return address
     return None
+
+
+def _is_own(host: str) -> bool:
+    """Returns whether a host name or address is one of this machine's."""
+    try:
+        found = {entry[0::4] for entry in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)}
+        for family, where in found:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.bind(where)
+    except (OSError, UnicodeError):
+        return False
+    return bool(found)
 
 
 def root() -> Path:
