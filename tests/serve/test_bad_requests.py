@@ -21,7 +21,10 @@ IMAGE = {
     "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/x.png"}}],
 }
 LONG = "hello " * 3000
-NAMES = "backwards, echo, embedder, shouting, slow, spelling, tiny, tiny-adapter"
+NAMES = (
+    "backwards, echo, embedder, gpt-4o-mini, org/Tiny-1B:latest, shouting, slow, spelling, tiny, "
+    "tiny-adapter"
+)
 REQUEST_ID = "bad-7"
 
 
@@ -102,7 +105,7 @@ ROUTER: dict[str, Bad] = {
     ),
     "compressed": Bad(
         b"\x1f\x8b\x08", 400,
-        "the request body is not valid JSON: JSON is malformed: invalid character (byte 0)",
+        "the body is not valid gzip, its content-encoding: it is cut off",
         headers={"content-encoding": "gzip"},
     ),
     "no model": Bad(
@@ -425,7 +428,8 @@ VLLM: dict[str, Bad] = {
         code="not_found", method="GET", path="/models/tiny/v1/nosuch",
     ),
     "another model on its own route": Bad(
-        chat("echo"), 404, "The model `echo` does not exist. Valid aliases: tiny.",
+        chat("echo"), 404,
+        "The model `echo` does not exist. Valid aliases: tiny, org/Tiny-1B:latest.",
         code="model_not_found", param="model", path="/models/tiny/v1/chat/completions",
     ),
     "infer without inputs": Bad(
