@@ -1,12 +1,13 @@
-"""Classes that make images in steps, and embeddings, for the tests of the playground."""
+"""Classes that make images in steps, embeddings and transcriptions, for the playground's tests."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: FastAPI looks at those of a function in a function.
 
 import asyncio
 from collections.abc import AsyncIterator
 from string import ascii_lowercase
-from typing import Any
+from typing import Annotated, Any
 
+from fastapi import FastAPI, Form, UploadFile
 from PIL import Image
 
 from truthgpt_serve import register_model
@@ -53,3 +54,24 @@ class Letters:
     def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Returns the embedding."""
         return {"embedding": [float(inputs["text"].count(one)) for one in ascii_lowercase]}
+
+
+@register_model("byte-counts")
+class Listener:
+    """Transcribes a recording as how long it is, in which language."""
+
+    def load(self, cfg: dict[str, Any]) -> None:
+        """Needs nothing."""
+
+    def infer(self, inputs: dict[str, Any]) -> Any:
+        """Does nothing."""
+
+    def create_asgi_app(self) -> Any:
+        """Returns the application that takes recordings."""
+        app = FastAPI()
+
+        @app.post("/v1/audio/transcriptions")
+        async def transcribe(file: UploadFile, language: Annotated[str, Form()]) -> Any:
+            return {"text": f"{len(await file.read())} bytes in {language} <b>"}
+
+        return app

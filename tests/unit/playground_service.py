@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from deployments.echo.deployment import EchoModel
-from tests.serve.user_playground_models import Letters, Painter
+from tests.serve.user_playground_models import Letters, Listener, Painter
 from tests.unit.sample_models import spec_of
 from tests.unit.servers import serve_asgi
 from truthgpt_serve.asgi import Receive, Scope, Send, send_json
@@ -40,6 +40,7 @@ MODELS: dict[str, tuple[type, dict[str, Any]]] = {
     ),
     "painter": (Painter, {"task": "image-generation"}),
     "letters": (Letters, {"task": "embedding"}),
+    "listener": (Listener, {"task": "custom"}),
 }
 
 
@@ -155,6 +156,7 @@ def serve_pages(files: Path, output: Path) -> Iterator[Pages]:
         output: File for what the process prints.
     """
     ready = output.with_suffix(".ready")
+    ready.unlink(missing_ok=True)
     command = [sys.executable, "-m", __spec__.name, str(files), str(ready)]
     with output.open("wb") as log:
         process = subprocess.Popen(

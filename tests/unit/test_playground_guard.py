@@ -156,6 +156,15 @@ def test_an_upload_may_be_named(http: httpx.Client, files: Path) -> None:
     assert answer.status_code == 200, answer.text
 
 
+def test_a_recording_is_transcribed(http: httpx.Client) -> None:
+    (path,) = http.post("/ui/gradio_api/upload", files={"files": ("a.wav", b"RIFF")}).json()
+    recording = {"path": path, "orig_name": "a.wav", "meta": {"_type": "gradio.FileData"}}
+    assert join(http, [recording, None, "listener", "en", ""]).status_code == 200
+    said = read_events(http, "abc")
+    assert "4 bytes in en &lt;b&gt;" in said
+    assert "curl -sS" in said
+
+
 def test_uploads_fit_on_the_disk(http: httpx.Client, files: Path) -> None:
     sparse = files / "recordings-of-others"
     with sparse.open("wb") as file:

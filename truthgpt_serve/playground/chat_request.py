@@ -63,7 +63,7 @@ class Answer:
             (self.num_pieces, "pieces") if self.num_tokens is None else (self.num_tokens, "tokens")
         )
         rate = number / max(seconds, 1e-3)
-        cut = " It stopped at the most tokens." if self.reason == "length" else ""
+        cut = " It ended at the limit of tokens." if self.reason == "length" else ""
         return (
             f"{number} {word} in {seconds:.1f} s ({rate:.0f}/s), "
             f"the first after {self.first_s * 1000:.0f} ms.{cut}"

@@ -60,7 +60,7 @@ _HASHED = re.compile(r"/assets/.+-[\w-]{8}\.\w+")
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
-    "media-src 'self' data: blob:; connect-src 'self'; worker-src 'self' blob:; "
+    "media-src 'self' data: blob:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
     "object-src 'none'; form-action 'self'; frame-ancestors 'self'; base-uri 'self'"
 )
 _ADDED: Headers = [
