@@ -11,6 +11,7 @@ import threading
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import httpx
@@ -20,19 +21,24 @@ from backports import zstd
 from tests.unit.sample_models import Upper, spec_of
 from tests.unit.servers import serve_asgi
 from tests.unit.test_router_relay import CancelOnDisconnect, Cluster, Proxy
+from truthgpt_serve.asgi import Message
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.errors import CodingError, OverloadedError, RequestError, TooLargeError
 from truthgpt_serve.http.compression import (
     CODINGS,
     FREE_BYTES,
+    MAX_GROWTH,
     PIECE_BYTES,
+    REPLAYED_BYTES,
     Decoder,
     Grown,
+    Replay,
     content_coding,
     decompress,
 )
+from truthgpt_serve.router import request_body
 from truthgpt_serve.router.app import RouterApp
-from truthgpt_serve.server import create_app
+from truthgpt_serve.server import create_app, encoded_bodies
 
 MIB = 2**20
 MAX_BODY_BYTES = 4 * MIB
@@ -53,8 +59,8 @@ def bomb(num_bytes: int) -> bytes:
 
 
 async def whole(data: bytes, coding: str, max_bytes: int = 2**30) -> bytes:
-    with Grown().body() as add:
-        return await decompress(data, coding, max_bytes, add)
+    with Grown().body() as growth:
+        return b"".join(await decompress(data, coding, max_bytes, growth.reach))
 
 
 # -- one body
@@ -62,9 +68,12 @@ async def whole(data: bytes, coding: str, max_bytes: int = 2**30) -> bytes:
 
 @pytest.mark.parametrize("coding", CODINGS)
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("kind", ["zeros", "noise"])
+@pytest.mark.parametrize("kind", ["sparse", "noise"])
 async def test_a_body_is_what_was_compressed(coding: str, size: int, kind: str) -> None:
-    body = bytes(size) if kind == "zeros" else random.Random(size).randbytes(size)
+    rng = random.Random(size)
+    body = rng.randbytes(size)
+    if kind == "sparse":  # every tenth byte is noise
+        body = b"".join(b"%c---------" % byte for byte in body[: size // 10 + 1])[:size]
     packed = PACK[coding](body)
     assert await whole(packed, coding) == body
     assert await whole(packed, coding, max(1, size)) == body
@@ -157,34 +166,97 @@ async def test_a_bomb_costs_neither_memory_nor_the_loops_time() -> None:
 async def test_growth_is_bounded_beyond_what_is_free() -> None:
     assert len(await whole(gzip.compress(bytes(FREE_BYTES), 1), "gzip")) == FREE_BYTES
     with pytest.raises(TooLargeError, match=f"larger than {FREE_BYTES} bytes without"):
-        await whole(bomb(FREE_BYTES + MIB), "deflate")
+        await whole(gzip.compress(bytes(FREE_BYTES + 1)), "gzip")
+    noise = random.Random(3).randbytes(FREE_BYTES)
+    for growth in (MAX_GROWTH - 1, MAX_GROWTH + 1):
+        packer = zlib.compressobj(9)  # what is not noise takes up almost nothing
+        packed = packer.compress(noise + bytes((growth - 1) * len(noise))) + packer.flush()
+        if growth > MAX_GROWTH:
+            with pytest.raises(TooLargeError, match=f"{len(packed)} bytes may become"):
+                await whole(packed, "deflate")
+        else:
+            assert len(await whole(packed, "deflate")) == growth * len(noise)
 
 
 async def test_all_bodies_together_are_bounded() -> None:
-    grown = Grown(2 * MIB)
+    grown = Grown(MIB)
     packed = gzip.compress(bytes(MIB))
-    with grown.body() as add:
-        await decompress(packed, "gzip", 2**30, add)
+    with grown.body() as growth:
+        await decompress(packed, "gzip", 2**30, growth.reach)
         with grown.body() as second:
             with pytest.raises(OverloadedError, match="without compression"):
-                await decompress(gzip.compress(bytes(2 * MIB)), "gzip", 2**30, second)
+                await decompress(packed, "gzip", 2**30, second.reach)
             small = b"x" * PIECE_BYTES
-            assert await decompress(gzip.compress(small), "gzip", 2**30, second) == small
-    with grown.body() as add:
-        assert len(await decompress(gzip.compress(bytes(2 * MIB)), "gzip", 2**30, add)) == 2 * MIB
+            pieces = await decompress(gzip.compress(small), "gzip", 2**30, second.reach)
+            assert b"".join(pieces) == small
+        growth.release()
+        with grown.body() as second:
+            assert len(await decompress(packed, "gzip", 2**30, second.reach)) == 4
     with pytest.raises(OverloadedError):
-        add(1)  # a thread whose request has ended goes on no further
-    with grown.body() as add:
-        add(2 * MIB)
+        growth.reach(1)  # a thread whose request has ended goes on no further
+    with grown.body() as growth:
+        growth.reach(MIB)
+
+
+async def test_only_what_a_body_grows_by_is_counted() -> None:
+    noise = random.Random(3).randbytes(3 * MIB)
+    packed = gzip.compress(noise + bytes(MIB - len(noise) // 1000))
+    with Grown(MIB).body() as growth:
+        assert len(await decompress(packed, "gzip", 2**30, growth.reach)) > 12
+
+
+async def test_a_body_that_is_alone_too_much_need_not_be_tried_again() -> None:
+    packed = gzip.compress(bytes(MIB))
+    with (
+        Grown(MIB // 2).body() as growth,
+        pytest.raises(TooLargeError, match="over 524288 bytes longer"),
+    ):
+        await decompress(packed, "gzip", 2**30, growth.reach)
+
+
+async def test_a_body_comes_as_from_a_connection_and_lets_others_run() -> None:
+    body = random.Random(2).randbytes(3 * PIECE_BYTES + 1)
+    pieces = [body[:PIECE_BYTES], body[PIECE_BYTES : PIECE_BYTES + 5], body[PIECE_BYTES + 5 :]]
+    released = []
+    turns = 0
+
+    async def after() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    other = asyncio.create_task(turn())
+    receive = Replay(pieces, after, lambda: released.append(True))
+    found = []
+    more = True
+    while more:
+        message = await receive()
+        found.append(message["body"])
+        more = message["more_body"]
+    assert b"".join(found) == body
+    assert max(map(len, found)) == REPLAYED_BYTES
+    assert turns >= len(found) - 2
+    assert not released
+    assert await receive() == {"type": "http.disconnect"}
+    assert released
+    other.cancel()
+    empty = Replay([], after)
+    assert await empty() == {"type": "http.request", "body": b"", "more_body": False}
+    assert await empty() == {"type": "http.disconnect"}
 
 
 async def test_large_bodies_leave_the_loop() -> None:
     threads = set()
 
-    def add(num_bytes: int) -> None:
+    def reach(num_bytes: int) -> None:
         threads.add(threading.current_thread().name)
 
-    await decompress(gzip.compress(bytes(3 * MIB)), "gzip", 2**30, add)
+    noise = random.Random(1).randbytes(3 * MIB)
+    await decompress(gzip.compress(noise), "gzip", 2**30, reach)
     assert len(threads) == 1
     assert next(iter(threads)).startswith("decompress")
 
@@ -241,7 +313,8 @@ def post(url: str, content: Any, coding: str, **headers: str) -> httpx.Response:
 def test_a_model_gets_what_the_client_meant(
     router: str, proxy: Proxy, coding: str, size: int
 ) -> None:
-    body = json.dumps({"x": "a" * size, "model": "m"}).encode()
+    words = random.Random(size).randbytes(size // 2).hex()
+    body = json.dumps({"x": words, "model": "m"}).encode()
     answer = post(f"{router}/v1/plain", PACK[coding](body), coding)
     assert answer.status_code == 200
     seen = proxy.requests[-1]
@@ -287,9 +360,10 @@ def test_what_is_refused(place: str, router: str, model: str, proxy: Proxy) -> N
     plain = post(url, body, "gzip")
     assert plain.status_code == 400
     assert "is not valid gzip" in plain.json()["error"]["message"]
-    large = post(url, bomb(64 * MIB), "deflate")
-    assert large.status_code == 413
-    assert f"larger than {MAX_BODY_BYTES} bytes without" in large.json()["error"]["message"]
+    for content, limit in ((bomb(32 * MIB), FREE_BYTES), (bomb(512 * MIB), MAX_BODY_BYTES)):
+        large = post(url, content, "deflate")
+        assert large.status_code == 413
+        assert f"larger than {limit} bytes without" in large.json()["error"]["message"]
     packed = post(url, random.Random(1).randbytes(MAX_BODY_BYTES + 1), "gzip")
     assert packed.status_code == 413
     assert len(proxy.requests) == before
@@ -316,3 +390,57 @@ async def test_a_client_that_leaves_or_stops(router: str, proxy: Proxy) -> None:
         writer.close()
         await writer.wait_closed()
     assert len(proxy.requests) == before
+
+
+GROWING = gzip.compress(json.dumps({"model": "m", "x": "a" * (900 * 1024)}).encode())
+
+
+def test_a_body_that_was_sent_on_counts_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_body, "Grown", partial(Grown, MIB))
+    with serve_asgi(Proxy()) as upstream:
+        address = ("127.0.0.1", httpx.URL(upstream).port or 0)
+        app = RouterApp(RouterConfig(request_timeout_s=60), Cluster().fetch, address)
+        with (
+            serve_asgi(CancelOnDisconnect(app), lifespan="on") as url,
+            httpx.Client(base_url=url, headers={"content-encoding": "gzip"}) as client,
+            client.stream("POST", "/v1/endless", content=GROWING, timeout=30) as answer,
+        ):
+            assert answer.status_code == 200
+            next(answer.iter_raw())
+            assert client.post("/v1/plain", content=GROWING, timeout=30).status_code == 200
+
+
+async def test_a_body_that_was_parsed_counts_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoded_bodies, "Grown", partial(Grown, MIB))
+    parsed = asyncio.Event()
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["more_body"]:
+            pass
+        asyncio.get_running_loop().call_later(0.05, parsed.set)
+        await receive()
+
+    app = encoded_bodies.EncodedBodies(application, max_body_bytes=2 * MIB, max_request_s=9)
+    scope = {"type": "http", "path": "/", "headers": [(b"content-encoding", b"gzip")]}
+    sent: list[Message] = []
+
+    async def call() -> None:
+        messages = [{"type": "http.request", "body": GROWING}]
+
+        async def receive() -> Message:
+            return messages.pop() if messages else await asyncio.Future()
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        await app(scope, receive, send)
+
+    for _ in range(3):
+        task = asyncio.create_task(call())
+        async with asyncio.timeout(30):
+            await parsed.wait()
+        parsed.clear()
+        assert not task.done()
+    assert not sent
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,14 +33,17 @@ _ZSTD_WINDOW_LOG = 23
 """8 MiB, the most that RFC 9659 lets a client ask for: a window is memory, whatever comes of it."""
 PIECE_BYTES = 256 * 1024
 """What is decompressed at a time. A body that is no larger takes less time than a thread would."""
-FREE_BYTES = 64 * 2**20
-"""Up to this, a body may become what it will: a client can as well send so much."""
-MAX_GROWTH = 4
-"""How many times larger a body beyond that may become."""
+FREE_BYTES = 2**20
+"""Up to this, a body may become what it will."""
+MAX_GROWTH = 16
+"""How many times larger a body beyond that may become: more than text does, and little enough that
+filling a service takes its clients about as long as it would without compression."""
 MAX_GROWN_BYTES = 256 * 2**20
 """How much longer all bodies of one process together may be than they came. Else many small
 requests, which cost their clients nothing, would fill the memory."""
 NUM_THREADS = 2
+REPLAYED_BYTES = 64 * 1024
+"""What of a decompressed body is given on at a time, as when it comes from a connection."""
 
 
 class CorruptError(ValueError):
@@ -147,37 +151,66 @@ class Grown:
         self._lock = threading.Lock()
 
     @contextmanager
-    def body(self) -> Iterator[Callable[[int], None]]:
-        """Counts one body while the block runs; yields what adds bytes to it.
-
-        That raises OverloadedError where all are too much.
-        """
-        taken, left = 0, False
-
-        def add(num_bytes: int) -> None:
-            nonlocal taken
-            with self._lock:
-                # A thread goes on after its request was cancelled: this ends it.
-                if left or self._num_bytes + num_bytes > self._max_bytes:
-                    raise OverloadedError(
-                        "too many compressed bodies are being worked on; try again, or send this "
-                        "one without compression"
-                    )
-                self._num_bytes += num_bytes
-                taken += num_bytes
-
+    def body(self) -> Iterator[Growth]:
+        """Counts one body while the block runs, or until it is released."""
+        growth = Growth(self)
         try:
-            yield add
+            yield growth
         finally:
-            with self._lock:
-                self._num_bytes -= taken
-                left = True
+            growth.release()
+
+    def _take(self, num_bytes: int, of_body: int) -> None:
+        if of_body > self._max_bytes:
+            raise TooLargeError(
+                f"the body becomes over {self._max_bytes} bytes longer without its compression: "
+                "send it without compression"
+            )
+        if self._num_bytes + num_bytes > self._max_bytes:
+            raise OverloadedError(
+                "too many compressed bodies are being worked on; try again, or send this one "
+                "without compression"
+            )
+        self._num_bytes += num_bytes
+
+
+class Growth:
+    """How much longer one body is than it came; threads may call it.
+
+    Args:
+        all_bodies: Those of the process.
+    """
+
+    def __init__(self, all_bodies: Grown) -> None:
+        self._all = all_bodies
+        self._taken = 0
+        self._released = False
+
+    def reach(self, num_bytes: int) -> None:
+        """Counts so many bytes in all for this body.
+
+        Raises:
+            TooLargeError: They are more than all bodies together may have.
+            OverloadedError: They are with those of other bodies, or this one was released.
+        """
+        with self._all._lock:
+            if self._released:  # a thread goes on after its request was cancelled: this ends it
+                raise OverloadedError("the request has ended")
+            if num_bytes > self._taken:
+                self._all._take(num_bytes - self._taken, num_bytes)
+                self._taken = num_bytes
+
+    def release(self) -> None:
+        """Counts nothing any more: the body was sent on or parsed, or its request has ended."""
+        with self._all._lock:
+            self._all._num_bytes -= self._taken
+            self._taken = 0
+            self._released = True
 
 
 async def decompress(
-    data: bytes, coding: str, max_body_bytes: int, add: Callable[[int], None]
-) -> bytes:
-    """Returns the whole body, whose compressed form is `data`.
+    data: bytes, coding: str, max_body_bytes: int, reach: Callable[[int], None]
+) -> list[bytes]:
+    """Returns the pieces of the whole body, whose compressed form is `data`.
 
     What is longer than `PIECE_BYTES` is decompressed in a thread.
 
@@ -185,7 +218,7 @@ async def decompress(
         data: All of it.
         coding: One of `CODINGS`.
         max_body_bytes: The longest body.
-        add: Counts what the body grows by; see `Grown.body`.
+        reach: Counts what the body has grown by; see `Growth.reach`.
 
     Raises:
         TooLargeError: It would be longer than that, or far longer than `data`.
@@ -195,28 +228,31 @@ async def decompress(
     max_bytes = min(max_body_bytes, max(FREE_BYTES, MAX_GROWTH * len(data)))
     decoder = Decoder(coding)
     pieces = decoder.pieces(data)
-    body = bytearray()
+    body: list[bytes] = []
+    num_bytes = 0
 
     def read() -> bool:
         """Reads a piece; returns whether there may be more."""
+        nonlocal num_bytes
         piece = next(pieces, None)
         if piece is None:
             decoder.finish()
             return False
-        body.extend(piece)
-        if len(body) > max_bytes:
+        body.append(piece)
+        num_bytes += len(piece)
+        if num_bytes > max_bytes:
             raise _too_large(max_bytes, len(data))
-        if len(body) > PIECE_BYTES:
-            add(len(piece))
+        if num_bytes > PIECE_BYTES:
+            reach(num_bytes - len(data))
         return True
 
-    def read_all() -> bytes:
+    def read_all() -> list[bytes]:
         while read():
             pass
-        return bytes(body)
+        return body
 
     try:
-        if len(data) > PIECE_BYTES or (read() and len(body) == PIECE_BYTES):
+        if len(data) > PIECE_BYTES or (read() and num_bytes == PIECE_BYTES):
             return await asyncio.get_running_loop().run_in_executor(_threads(), read_all)
         return read_all()
     except CorruptError as error:
@@ -236,22 +272,64 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="decompress")
 
 
-def plain_request(scope: Scope, receive: Receive, body: bytes) -> tuple[Scope, Receive]:
+def plain_request(
+    scope: Scope, receive: Receive, body: list[bytes], release: Callable[[], None]
+) -> tuple[Scope, Receive]:
     """Returns a request with its body decompressed, as if it had come so.
 
     Args:
         scope: The request.
         receive: Its `receive`, of which the body has been read.
-        body: The body without compression.
+        body: The pieces of the body without compression; taken out as they are read.
+        release: See `Replay`.
     """
     replaced = (b"content-encoding", b"content-length", b"transfer-encoding")
     headers = [line for line in scope["headers"] if line[0] not in replaced]
-    headers.append((b"content-length", b"%d" % len(body)))
-    return {**scope, "headers": headers}, replay(body, receive)
+    headers.append((b"content-length", b"%d" % sum(map(len, body))))
+    return {**scope, "headers": headers}, Replay(body, receive, release)
+
+
+class Replay:
+    """A `receive` that gives a body in pieces, as a connection does, and then what comes after it.
+
+    Args:
+        body: The pieces that were read; each is let go when it has been given.
+        receive: What to ask then.
+        release: Called when the body has been worked on: at the first message after it.
+    """
+
+    def __init__(
+        self, body: list[bytes], receive: Receive, release: Callable[[], None] = lambda: None
+    ) -> None:
+        self._waiting = deque(memoryview(piece) for piece in body)
+        body.clear()
+        self._receive = receive
+        self.release = release
+        self._begun = self._ended = False
+
+    async def __call__(self) -> Message:
+        """Returns the next message; other tasks run before every one but the first."""
+        if self._ended:
+            self.release()
+            return await self._receive()
+        if self._begun:
+            await asyncio.sleep(0)
+        self._begun = True
+        piece = bytes(self._next())
+        self._ended = not self._waiting
+        return {"type": "http.request", "body": piece, "more_body": not self._ended}
+
+    def _next(self) -> bytes | memoryview:
+        if not self._waiting:
+            return b""
+        first = self._waiting.popleft()
+        if len(first) > REPLAYED_BYTES:
+            self._waiting.appendleft(first[REPLAYED_BYTES:])
+        return first[:REPLAYED_BYTES]
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
-    """Returns a `receive` that gives a body which was read, and then what comes after it."""
+    """Returns a `receive` that gives a body which was read at once, and then what comes after."""
     waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive_again() -> Message:

@@ -185,6 +185,7 @@ class Relay:
                 self._pool.release(connection)
                 raise
             if not is_unreached(headers):
+                body.sent()
                 return connection, None
             self._pool.release(connection)
             self._pool.close()  # the others lead to the same proxy

@@ -12,7 +12,13 @@ from contextlib import asynccontextmanager
 from truthgpt_serve.asgi import Message, Receive, Scope, header
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.errors import SlowRequestError
-from truthgpt_serve.http.compression import Grown, content_coding, decompress, plain_request
+from truthgpt_serve.http.compression import (
+    Grown,
+    Growth,
+    content_coding,
+    decompress,
+    plain_request,
+)
 from truthgpt_serve.router.scan import MissingModelError, ModelScanner, model_of_json, scanner_for
 from truthgpt_serve.router.unnamed import add_model
 from truthgpt_serve.router.upload import (
@@ -54,7 +60,7 @@ class BodyReader:
     async def decoded(self, scope: Scope, receive: Receive) -> AsyncIterator[tuple[Scope, Receive]]:
         """Yields a request as if its body had come without compression.
 
-        What it has grown by is counted while the block runs.
+        What it has grown by is counted until it has been sent on, or the block ends.
 
         Raises:
             CodingError: It is compressed otherwise than is supported.
@@ -67,11 +73,14 @@ class BodyReader:
             yield scope, receive
             return
         self._check_length(scope)
+        with self._grown.body() as growth:
+            body = await self._decompress(receive, coding, growth)
+            yield plain_request(scope, receive, body, growth.release)
+
+    async def _decompress(self, receive: Receive, coding: str, growth: Growth) -> list[bytes]:
         async with self._arriving():
             packed = await read_whole(receive, self._max_bytes)
-        with self._grown.body() as add:
-            body = await decompress(packed, coding, self._max_bytes, add)
-            yield plain_request(scope, receive, body)
+        return await decompress(packed, coding, self._max_bytes, growth.reach)
 
     async def gather(self, body: RequestBody) -> None:
         """Reads on until a body is whole, or large: slow clients take up no place at a model."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from truthgpt_serve.asgi import Message, Receive
 from truthgpt_serve.errors import SlowRequestError, TooLargeError, TruthGPTError, UpstreamError
+from truthgpt_serve.http.compression import Replay
 from truthgpt_serve.router.upstream import UpstreamConnection
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,12 @@ class RequestBody:
     more: bool
     receive: Receive
     watch: Callable[[bytes], object] = lambda piece: None
+
+    def sent(self) -> None:
+        """Lets go of what was read: it has been sent on, and need not be again."""
+        self.pieces = []
+        if isinstance(self.receive, Replay):
+            self.receive.release()
 
 
 class ClientLeftError(Exception):
@@ -107,6 +114,7 @@ async def upload(
         connection.fail(UpstreamError("the client left"))
         raise
     connection.uploading = False
+    body.sent()
 
 
 async def _send(

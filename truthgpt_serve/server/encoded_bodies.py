@@ -6,7 +6,13 @@ from typing import Any
 
 from truthgpt_serve.asgi import Receive, Scope, Send, header
 from truthgpt_serve.errors import TruthGPTError
-from truthgpt_serve.http.compression import Grown, content_coding, decompress, plain_request
+from truthgpt_serve.http.compression import (
+    Grown,
+    Growth,
+    content_coding,
+    decompress,
+    plain_request,
+)
 from truthgpt_serve.server.http import ClientGoneError, Connection
 
 _ENCODING = b"content-encoding"
@@ -46,14 +52,16 @@ class EncodedBodies:
     async def _decode(
         self, connection: Connection, coding: str, receive: Receive, send: Send
     ) -> None:
-        limit = self._max_body_bytes
-        with self._grown.body() as add:
+        with self._grown.body() as growth:
             try:
-                packed = await connection.read(limit, self._max_request_s)
-                body = await decompress(packed, coding, limit, add)
+                body = await self._read(connection, coding, growth)
             except ClientGoneError:
                 return
             except TruthGPTError as error:
                 await connection.fail(error)
                 return
-            await self._app(*plain_request(connection.scope, receive, body), send)
+            await self._app(*plain_request(connection.scope, receive, body, growth.release), send)
+
+    async def _read(self, connection: Connection, coding: str, growth: Growth) -> list[bytes]:
+        packed = await connection.read(self._max_body_bytes, self._max_request_s)
+        return await decompress(packed, coding, self._max_body_bytes, growth.reach)
