@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -148,16 +149,17 @@ class Pages:
 
 
 @contextmanager
-def serve_pages(files: Path, output: Path) -> Iterator[Pages]:
+def serve_pages(files: Path, output: Path, **config: Any) -> Iterator[Pages]:
     """Serves models, and a playground for them, in a process of their own: Gradio stays there.
 
     Args:
         files: Folder of uploads.
         output: File for what the process prints.
+        config: Limits of the playground.
     """
     ready = output.with_suffix(".ready")
     ready.unlink(missing_ok=True)
-    command = [sys.executable, "-m", __spec__.name, str(files), str(ready)]
+    command = [sys.executable, "-m", __spec__.name, str(files), str(ready), json.dumps(config)]
     with output.open("wb") as log:
         process = subprocess.Popen(
             command,
@@ -188,10 +190,11 @@ def main() -> None:
     """Serves until standard input ends."""
     from truthgpt_serve.playground.build import create_app
 
-    files, ready = map(Path, sys.argv[1:])
+    files, ready = map(Path, sys.argv[1:3])
+    config = PlaygroundConfig.model_validate(json.loads(sys.argv[3]))
     with serve_models() as (service, _):
         client = ServiceClient(service)
-        app = create_app(PlaygroundConfig(base_url=service), client, Running(), files)
+        app = create_app(config, client, Running(), files)
 
         async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
             await app({**scope, "root_path": "/ui"}, receive, send)

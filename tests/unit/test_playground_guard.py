@@ -5,9 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import socket
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -17,7 +22,7 @@ from tests.unit.playground_service import Pages, serve_pages
 if importlib.util.find_spec("gradio") is None:
     pytest.skip("the extra `ui` is not installed", allow_module_level=True)
 KEY = "sk-secret-1"
-MOST_UPLOAD = 25 * 1024 * 1024
+MOST_UPLOAD = 256 * 1024
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +32,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pages(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pages]:
-    with serve_pages(files, tmp_path_factory.mktemp("playground") / "output.log") as pages:
+    output = tmp_path_factory.mktemp("playground") / "output.log"
+    with serve_pages(files, output, max_upload_bytes=MOST_UPLOAD) as pages:
         yield pages
 
 
@@ -146,7 +152,81 @@ def test_bodies_are_bounded(http: httpx.Client, files: Path) -> None:
     assert deep.status_code == 400
     many = {"files": ("a.wav", b"0" * (MOST_UPLOAD + 100_000))}
     assert http.post("/ui/gradio_api/upload", files=many).status_code == 413
-    assert sum(path.stat().st_size for path in files.rglob("*") if path.is_file()) < MOST_UPLOAD
+    over = {"files": ("a.wav", b"0" * (MOST_UPLOAD + 1))}
+    assert http.post("/ui/gradio_api/upload", files=over).status_code == 413
+    assert files_below(files) == []
+
+
+def files_below(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+PART = b'--x\r\ncontent-disposition: form-data; name="%s"; filename="a.wav"\r\n\r\n'
+FORM = {"content-type": "multipart/form-data; boundary=x"}
+
+
+def test_nothing_stays_of_an_upload_that_breaks_off(pages: Pages, files: Path) -> None:
+    address = urlsplit(pages.url)
+    head = "POST /ui/gradio_api/upload HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n"
+    head += f"content-type: {FORM['content-type']}\r\n\r\n"
+    for _ in range(9):  # one more than may arrive at the same time
+        with socket.create_connection((address.hostname, address.port or 0), 10) as connection:
+            connection.sendall(head.encode() + PART % b"files" + b"0" * 50_000)
+            connection.shutdown(socket.SHUT_WR)
+            connection.recv(65536)  # until the server has noticed
+    assert files_below(files) == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        PART % b"other" + b"0" * 50_000 + b"\r\n--x--\r\n",
+        PART % b"files" + b"0" * 50_000,
+        PART % b"files" + b"0\r\n" + PART % b"files" + b"0\r\n--x--\r\n",
+        b'--x\r\ncontent-disposition: form-data; name="files"\r\n\r\n0\r\n--x--\r\n',
+        b"",
+        b"0" * 50_000,
+    ],
+)
+def test_nothing_stays_of_a_form_without_one_file(
+    http: httpx.Client, files: Path, body: bytes
+) -> None:
+    answer = http.post("/ui/gradio_api/upload", content=body, headers=FORM)
+    assert answer.status_code == 400, answer.text
+    assert files_below(files) == []
+
+
+def test_uploads_are_bounded_in_number(http: httpx.Client, files: Path, pages: Pages) -> None:
+    def slow() -> Iterator[bytes]:
+        yield PART % b"files"
+        arrived.release()
+        over.wait(20)
+        yield b"0\r\n--x--\r\n"
+
+    def send() -> int:
+        with httpx.Client(base_url=pages.url, timeout=30) as one:
+            path = "/ui/gradio_api/upload?upload_id=slow"
+            return one.post(path, content=slow(), headers=FORM).status_code
+
+    arrived, over = threading.Semaphore(0), threading.Event()
+    with ThreadPoolExecutor(8) as pool:
+        sent = [pool.submit(send) for _ in range(8)]
+        try:
+            assert all(arrived.acquire(timeout=20) for _ in sent)
+            deadline = time.monotonic() + 20
+            while (answer := upload(http, b"1")).status_code == 200:
+                assert time.monotonic() < deadline
+            assert answer.status_code == 429
+            assert answer.headers["retry-after"]
+        finally:
+            over.set()
+        assert [one.result(30) for one in sent] == [200] * 8
+    progress = http.get("/ui/gradio_api/upload_progress", params={"upload_id": "slow"})
+    assert progress.text == 'data: {"msg": "done"}\n\n'
+
+
+def upload(http: httpx.Client, data: bytes) -> httpx.Response:
+    return http.post("/ui/gradio_api/upload", files={"files": ("a.wav", data)})
 
 
 def test_an_upload_may_be_named(http: httpx.Client, files: Path) -> None:
@@ -218,3 +298,11 @@ def test_the_configuration_tells_nothing(http: httpx.Client) -> None:
     assert config["analytics_enabled"] is False
     text = json.dumps(config)
     assert str(Path(__file__).resolve().parents[2]) not in text
+
+
+# At the end: the folder is full then.
+def test_uploads_are_bounded_in_sum(http: httpx.Client, files: Path) -> None:
+    answers = [upload(http, bytes([at]) * MOST_UPLOAD).status_code for at in range(20)]
+    assert answers[0] == 200
+    assert answers[-1] == 429
+    assert sum(path.stat().st_size for path in files_below(files)) <= 16 * MOST_UPLOAD

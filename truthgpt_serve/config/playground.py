@@ -52,7 +52,7 @@ class PlaygroundConfig(Section):
     """Users who wait, on all pages together; beyond it a page says that it is busy."""
 
     max_upload_bytes: Annotated[int, Field(ge=1024, le=MAX_BODY_BYTES)] = 25 * 1024 * 1024
-    """Largest recording in bytes. More takes more room on the disk of the playground's node."""
+    """Largest recording in bytes. All together take up to 16 times as much of the node's disk."""
 
     request_timeout_s: PositiveNumber = 600
     """Seconds for one request to the service."""

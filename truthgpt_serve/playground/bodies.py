@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from truthgpt_serve.asgi import Message, Receive
@@ -39,19 +37,6 @@ def replay_body(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-def cut_body(receive: Receive, most: int) -> Receive:
-    """Returns `receive`, which acts as if the client had left when a body is too large."""
-    size = 0
-
-    async def cut() -> Message:
-        nonlocal size
-        message = await receive()
-        size += len(message.get("body", b""))
-        return message if size <= most else {"type": "http.disconnect"}
-
-    return cut
-
-
 def file_paths(value: Any) -> Iterator[Any]:
     """Yields where JSON names a file, as Gradio has it: under the key `path`."""
     stack = [value]
@@ -63,12 +48,3 @@ def file_paths(value: Any) -> Iterator[Any]:
             stack += here.values()
         elif isinstance(here, list):
             stack += here
-
-
-def size_of(folder: str) -> int:
-    """Returns the bytes of all files below a folder."""
-    sizes = 0
-    for path in Path(folder).rglob("*"):
-        with suppress(OSError):  # it may just have been removed
-            sizes += path.stat().st_size
-    return sizes

@@ -20,13 +20,12 @@ from truthgpt_serve.playground.images import add_images
 from truthgpt_serve.playground.models import add_models
 from truthgpt_serve.playground.page import QUICK, Tools, choose, session_of
 from truthgpt_serve.playground.running import Running
+from truthgpt_serve.playground.uploads import Uploads
 
 MOUNT = "/ui"
 TITLE = "TruthGPT Serve playground"
 MAX_SESSIONS = 200
 """Open pages whose conversations are kept; then the one that was used longest ago is forgotten."""
-CACHE_PERIOD_S, CACHE_AGE_S = 600, 3600
-"""How often recordings are looked through, and how long each is kept."""
 TASKS = (
     ("text-generation",),
     ("image-generation",),
@@ -52,9 +51,7 @@ def build_pages(config: PlaygroundConfig, client: ServiceClient, running: Runnin
         client: The service.
         running: Where running requests are noted.
     """
-    with gr.Blocks(
-        title=TITLE, analytics_enabled=False, delete_cache=(CACHE_PERIOD_S, CACHE_AGE_S)
-    ) as pages:
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as pages:
         gr.HTML(f"<h1>{TITLE}</h1>", elem_id="tg-title")
         with gr.Accordion("API key", open=False, elem_id="tg-key"):
             key = gr.Textbox(
@@ -161,7 +158,13 @@ def create_app(
         allowed_paths=[],
     )
     num_inputs = {number: len(handler.inputs) for number, handler in pages.fns.items()}
-    return Guard(app, MOUNT, config.max_upload_bytes, files, num_inputs, head=read_head())
+
+    def forget(paths: set[str]) -> None:
+        for noted in pages.temp_file_sets:
+            noted -= paths
+
+    uploads = Uploads(files, config.max_upload_bytes, forget)
+    return Guard(app, MOUNT, uploads, num_inputs, head=read_head())
 
 
 def read_head() -> str:

@@ -11,7 +11,6 @@ import asyncio
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,27 +28,18 @@ from truthgpt_serve.asgi import (
 from truthgpt_serve.errors import (
     MethodError,
     OriginError,
-    OverloadedError,
     RequestError,
     RouteNotFoundError,
     TooLargeError,
     TruthGPTError,
 )
-from truthgpt_serve.playground.bodies import (
-    cut_body,
-    file_paths,
-    read_body,
-    replay_body,
-    size_of,
-)
+from truthgpt_serve.playground.bodies import file_paths, read_body, replay_body
+from truthgpt_serve.playground.uploads import Uploads
 from truthgpt_serve.sse import with_stream_headers
 
 MAX_JSON_BYTES = 2 << 20
-MAX_UPLOADS = 20
-"""Recordings of the largest size that fit on the disk together; each is kept for an hour."""
-FORM_BYTES = 65536
-"""What a form has around its file."""
 _API = "/gradio_api/"
+_UPLOAD = f"{_API}upload"
 _READ = re.compile(
     r"/|/(static|assets)/[\w./@-]+|/theme\.css|/config"
     r"|/gradio_api/(queue/data|upload_progress|startup-events|app_id|heartbeat/\w+|file=/.+)"
@@ -79,8 +69,7 @@ class Guard:
     Args:
         app: The application, which has Gradio below `mount`.
         mount: Where the pages are.
-        max_upload_bytes: The largest file.
-        files: Folder of uploads: a request may name no other file, and no address.
+        uploads: The uploads: a request may name no other file, and no address.
         num_inputs: How many values each of the page's handlers takes. Gradio prints them all where
             the number is wrong, and one of them is the API key.
         head: HTML for the head of the page.
@@ -90,8 +79,7 @@ class Guard:
         self,
         app: Any,
         mount: str,
-        max_upload_bytes: int,
-        files: Path,
+        uploads: Uploads,
         num_inputs: Mapping[int, int],
         *,
         head: str = "",
@@ -100,13 +88,16 @@ class Guard:
         self._head = head
         self._app = app
         self._mount = mount
-        self._max_upload_bytes = max_upload_bytes
-        self._files = f"{files.resolve()}/"
+        self._uploads = uploads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request, or runs the lifespan of the application."""
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
+            watching = asyncio.ensure_future(self._uploads.watch())
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                watching.cancel()
             return
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1000})
@@ -117,8 +108,15 @@ class Guard:
         path = relative_path(scope)
         inner = {**scope, "root_path": "", "path": f"{self._mount}{path}"}
         inner["raw_path"] = inner["path"].encode()
+        sent = _edited(send, path)
         try:
             self._check(scope, path)
+            if path.startswith(_UPLOAD):
+                if scope["method"] == "POST":
+                    await self._uploads.receive(scope, receive, sent)
+                else:
+                    await self._uploads.tell(scope, sent)
+                return
             receive = await self._bounded(scope, path, receive)
         except TruthGPTError as error:
             await send_error(send, error)
@@ -126,7 +124,7 @@ class Guard:
         if path == "/":
             await self._send_page(inner, receive, send)
         else:
-            await self._app(inner, receive, _edited(send, path))
+            await self._app(inner, receive, sent)
 
     # -- what comes in
 
@@ -153,16 +151,10 @@ class Guard:
         """
         if scope["method"] != "POST":
             return receive
-        upload = path.startswith(f"{_API}upload")
-        most = self._max_upload_bytes + FORM_BYTES if upload else MAX_JSON_BYTES
         length = header(scope, b"content-length") or b"0"
-        if not length.isdigit() or int(length) > most:
-            raise TooLargeError(f"the request has more than {most} bytes")
-        if upload:
-            if await asyncio.to_thread(size_of, self._files) > MAX_UPLOADS * self._max_upload_bytes:
-                raise OverloadedError("too many recordings are kept here: try again in an hour")
-            return cut_body(receive, most)
-        body = await read_body(receive, most)
+        if not length.isdigit() or int(length) > MAX_JSON_BYTES:
+            raise TooLargeError(f"the request has more than {MAX_JSON_BYTES} bytes")
+        body = await read_body(receive, MAX_JSON_BYTES)
         self._check_values(body, path)
         return replay_body(body, receive)
 
@@ -179,7 +171,7 @@ class Guard:
             if expected is None or not isinstance(data, list) or len(data) != expected:
                 raise RequestError("the request is of no handler of this page: load it again")
         for file in file_paths(value):
-            if not isinstance(file, str) or not file.startswith(self._files) or ".." in file:
+            if not self._uploads.has(file):
                 raise RequestError("the request names a file that was not uploaded")
 
     # -- what goes out
