@@ -270,7 +270,7 @@ def test_what_the_service_says_is_shown() -> None:
         serve({"/full": busy, "/starting": starting}) as service,
         ServiceClient(Address(service.url, "")) as client,
     ):
-        assert fault(client, "/full").message == "the queue is full [31m"
+        assert fault(client, "/full").message == "the queue is full"
         assert "`truthgpt why a`" in fault(client, "/starting", model="a").message
 
 

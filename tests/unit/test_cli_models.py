@@ -87,7 +87,7 @@ def test_each_model_has_what_is_known_of_it() -> None:
     assert (bad.state, bad.ongoing, bad.memory_bytes, bad.rate) == (
         "DEPLOY_FAILED", None, None, None,
     )  # fmt: skip
-    assert bad.last_error == "FileNotFoundError: no weights]0;x"  # nothing that a terminal obeys
+    assert bad.last_error == "FileNotFoundError: no weights"  # nothing that a terminal obeys
     assert waiting.waits_for == "1 replica waits for resources: each needs 40 CPU"
 
 

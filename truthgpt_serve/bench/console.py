@@ -17,6 +17,7 @@ from truthgpt_serve.bench.load import Load
 from truthgpt_serve.bench.result import OWN, TIMES, figure_name
 from truthgpt_serve.bench.session import Plan, load_name
 from truthgpt_serve.bench.target import Target
+from truthgpt_serve.terminal import clean
 
 BUSY_SHARE = 0.8
 """Above this share of a core the client itself may be what is measured."""
@@ -79,13 +80,13 @@ class Console:
             return
         first = results[0]
         place = f"{first['model_id']} at {first[OWN]['url']}, {first['backend']}"
-        self._out.print(escape(place), soft_wrap=True)
+        self._out.print(escape(clean(place)), soft_wrap=True)
         if ratios:
             self._out.print(ratio_table(ratios))
         else:
             self._out.print(single_table(first) if len(results) == 1 else sweep_table(results))
         for line in notes(results):
-            self._out.print(escape(line), soft_wrap=True)
+            self._out.print(escape(clean(line)), soft_wrap=True)
 
 
 def _table(title: str, names: Sequence[str], num_left: int = 1) -> Table:

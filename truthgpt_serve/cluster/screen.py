@@ -28,6 +28,7 @@ from truthgpt_serve.cluster.readiness import (
 )
 from truthgpt_serve.cluster.service_log import ServiceLog
 from truthgpt_serve.start_errors import hide_secrets
+from truthgpt_serve.terminal import clean
 
 REPORT_PERIOD_S = 30.0
 """How often a start that takes long says what it waits for, where there is no table."""
@@ -40,7 +41,6 @@ _WORDS = {
     "DELETING": "being removed",
 }
 _STYLES = {RUNNING: "green", FAILED: "red", "UNHEALTHY": "red"}
-_CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
 _CHECK = re.compile(r"(fault|note): |\d+ faults?$")
 """Lines of the check of the Serve file."""
 
@@ -235,4 +235,4 @@ def _one_line(text: str) -> str:
 
 
 def _clean(text: str) -> str:
-    return hide_secrets(_CONTROL.sub("", text))
+    return hide_secrets(clean(text))

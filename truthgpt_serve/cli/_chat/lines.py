@@ -8,13 +8,11 @@ from collections.abc import Callable
 
 import click
 
+from truthgpt_serve.terminal import clean
+
 PROMPT = "> "
 CONTINUED = "... "
 QUOTES = '"""'
-_CONTROLS = dict.fromkeys([*range(0x20), 0x7F, *range(0x80, 0xA0)])
-"""Characters that a terminal obeys; a model must not write them there."""
-for _kept in "\n\t":
-    del _CONTROLS[ord(_kept)]
 
 
 def read_text(say: Callable[[str], None]) -> str | None:
@@ -53,9 +51,9 @@ class Printer:
     def show(self, text: str, reasoning: str) -> None:
         """Shows a piece at once."""
         if reasoning and self._on_terminal:
-            self._write(click.style(reasoning.translate(_CONTROLS), dim=True))
+            self._write(click.style(clean(reasoning), dim=True))
         if text:
-            self._write(text.translate(_CONTROLS) if self._on_terminal else text)
+            self._write(clean(text) if self._on_terminal else text)
 
     def _write(self, text: str) -> None:
         sys.stdout.write(text)

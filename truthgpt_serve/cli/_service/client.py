@@ -13,6 +13,7 @@ import click
 from truthgpt_serve.cli._service.address import Address, find_address, read_key
 from truthgpt_serve.cli._service.events import EventTooLargeError, split_events
 from truthgpt_serve.cli._service.failures import ServiceFault, describe_refusal, no_answer
+from truthgpt_serve.terminal import clean
 
 if TYPE_CHECKING:
     import httpx
@@ -184,7 +185,11 @@ class ServiceClient:
         if not isinstance(data, list):
             raise self._foreign("/v1/models does not list models")
         return [
-            entry for entry in data if isinstance(entry, dict) and isinstance(entry.get("id"), str)
+            entry
+            for entry in data
+            if isinstance(entry, dict)
+            and isinstance(name := entry.get("id"), str)
+            and clean(name) == name  # or it is no name, and a terminal would obey it
         ]
 
     def names(self) -> list[str]:

@@ -8,6 +8,7 @@ import time
 import click
 
 from truthgpt_serve.cli._service.address import find_address, read_key
+from truthgpt_serve.terminal import clean
 
 TIMEOUT_S = 0.3
 MAX_BYTES = 1 << 20
@@ -41,4 +42,5 @@ def _fetch_names() -> list[str]:
             data += piece
             if len(data) > MAX_BYTES or time.monotonic() > deadline:
                 return []
-    return [str(entry["id"]) for entry in json.loads(data)["data"]]
+    names = [str(entry["id"]) for entry in json.loads(data)["data"]]
+    return [name for name in names if clean(name) == name]

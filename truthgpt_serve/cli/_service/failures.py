@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from truthgpt_serve.cli._service.address import KEY_VARIABLE, URL_VARIABLE, Address
+from truthgpt_serve.terminal import clean
 
 if TYPE_CHECKING:
     import httpx
@@ -36,8 +37,7 @@ class ServiceFault(click.ClickException):
 
 def one_line(text: str) -> str:
     """Returns a text in one line, without control characters that a terminal would obey."""
-    line = " ".join(text.split())
-    line = "".join(letter for letter in line if letter.isprintable())
+    line = " ".join(clean(" ".join(text.split())).split())
     return line if len(line) <= MAX_MESSAGE else f"{line[: MAX_MESSAGE - 1]}…"
 
 

@@ -14,12 +14,12 @@ from truthgpt_serve.cli._service.address import RUN_FOLDER, Address, root
 from truthgpt_serve.cluster.service_log import NAME as SERVICE_LOG
 from truthgpt_serve.private_files import LINK
 from truthgpt_serve.processes import read_arguments
+from truthgpt_serve.terminal import clean
 
 HEAD_BYTES = 1024
 """Ray writes whose output a file has at its beginning."""
 MAX_TAIL_BYTES = 4 << 20
 _PID = re.compile(r"-(\d+)\.(?:out|err)$")
-_CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
 _RAYS_OWN = (":job_id:", ":actor_name:", ":task_name:")
 
 
@@ -143,11 +143,11 @@ def _head(path: Path) -> bytes:
         return b""
 
 
-def clean(line: str) -> str | None:
+def clean_line(line: str) -> str | None:
     """Returns a line as a terminal may show it; None for Ray's own marks."""
     if line.startswith(_RAYS_OWN):
         return None
-    return _CONTROL.sub("", line).rstrip()
+    return clean(line).rstrip()
 
 
 def tail(path: Path, num_lines: int) -> tuple[list[str], int]:
@@ -164,7 +164,7 @@ def tail(path: Path, num_lines: int) -> tuple[list[str], int]:
         data = file.read(end - start)
     if start:
         data = data.partition(b"\n")[2]
-    lines = filter(None, map(clean, data.decode(errors="replace").splitlines()))
+    lines = filter(None, map(clean_line, data.decode(errors="replace").splitlines()))
     return list(lines)[-num_lines:] if num_lines else [], end
 
 
@@ -195,5 +195,5 @@ class Follower:
         *lines, rest = (self._rest + data).split(b"\n")
         self._rest = rest[-MAX_TAIL_BYTES:]
         for line in lines:
-            if shown := clean(line.decode(errors="replace")):
+            if shown := clean_line(line.decode(errors="replace")):
                 yield shown
