@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -41,6 +42,7 @@ class Ratio:
         low: The lowest ratio of a pair.
         high: The highest.
         num_pairs: Pairs that have the figure.
+        num_measured: Pairs of which both sides were measured.
     """
 
     load: str
@@ -51,10 +53,19 @@ class Ratio:
     low: float
     high: float
     num_pairs: int
+    num_measured: int
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the fields by name."""
-        return asdict(self)
+        """Returns the fields by name, and None for a ratio to 0, which JSON does not have."""
+        fields = asdict(self)
+        return {key: None if value == math.inf else value for key, value in fields.items()}
+
+    @property
+    def pairs(self) -> str:
+        """The pairs that count, in words."""
+        if self.num_pairs == self.num_measured:
+            return str(self.num_pairs)
+        return f"{self.num_pairs} of {self.num_measured}"
 
 
 def ordered_sides(pair: int, num_sides: int) -> list[int]:
@@ -85,14 +96,17 @@ def compare(results: Iterable[Mapping[str, Any]]) -> list[Ratio]:
 def _ratio(
     load: str, figure: str, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
 ) -> Ratio | None:
+    both = [(ours.get(figure), theirs.get(figure)) for ours, theirs in pairs]
+    # A rate of 0 is of a side that failed; a time of 0 was not measured.
+    needed = any if figure in HIGHER_IS_BETTER else all
     values = [
-        (float(ours[figure]), float(theirs[figure]))
-        for ours, theirs in pairs
-        if ours.get(figure) and theirs.get(figure)  # neither missing nor 0
+        (float(ours), float(theirs))
+        for ours, theirs in both
+        if ours is not None and theirs is not None and needed((ours, theirs))
     ]
     if not values:
         return None
-    ratios = [ours / theirs for ours, theirs in values]
+    ratios = [ours / theirs if theirs else math.inf for ours, theirs in values]
     return Ratio(
         load,
         figure,
@@ -102,4 +116,5 @@ def _ratio(
         min(ratios),
         max(ratios),
         len(values),
+        len(pairs),
     )

@@ -141,12 +141,12 @@ def sweep_table(results: Sequence[Mapping[str, Any]]) -> Table:
 def ratio_table(ratios: Sequence[Ratio]) -> Table:
     """Returns a comparison as a table."""
     title = "--url / --against, medians of the pairs"
-    names = ["load", "figure", "--url", "--against", "ratio", "lowest", "highest"]
+    names = ["load", "figure", "--url", "--against", "ratio", "lowest", "highest", "pairs"]
     table = _table(title, names, 2)
     for ratio in ratios:
         shares = (f"{share:.3f}" for share in (ratio.ratio, ratio.low, ratio.high))
         values = (_number(ratio.value), _number(ratio.against))
-        table.add_row(escape(ratio.load), figure_name(ratio.figure), *values, *shares)
+        table.add_row(escape(ratio.load), figure_name(ratio.figure), *values, *shares, ratio.pairs)
     return table
 
 

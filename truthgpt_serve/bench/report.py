@@ -136,7 +136,7 @@ def number(value: Any) -> str:
 def _comparison(ratios: Sequence[Ratio]) -> str:
     rows = [
         [ratio.load, figure_name(ratio.figure), number(ratio.value), number(ratio.against),
-         f"{ratio.ratio:.3f}", f"{ratio.low:.3f}", f"{ratio.high:.3f}", str(ratio.num_pairs)]
+         f"{ratio.ratio:.3f}", f"{ratio.low:.3f}", f"{ratio.high:.3f}", ratio.pairs]
         for ratio in ratios
     ]  # fmt: skip
     names = ["load", "figure", "--url", "--against", "ratio", "lowest", "highest", "pairs"]
