@@ -225,6 +225,74 @@ def test_wrong_use_is_exit_code_2_before_anything_is_sent(arguments: tuple[str, 
     assert done.stdout == ""
 
 
+def folder_of(path: Path) -> list[str]:
+    return sorted(each.name for each in path.parent.iterdir())
+
+
+def test_an_older_file_stays_until_there_is_another(tmp_path: Path) -> None:
+    output = tmp_path / "results.json"
+    output.write_text("older")
+    output.chmod(0o640)
+    link = tmp_path / "link.json"
+    link.symlink_to(output)
+    server = BenchServer()
+    during: list[list[str]] = []
+
+    async def observed(scope: Any, receive: Any, send: Any) -> None:
+        during.append([output.read_text(), *folder_of(output)])
+        await server(scope, receive, send)
+
+    with serve_asgi(observed) as url:
+        done = run("--url", url, *FEW, "-o", str(link))
+    assert done.exit_code == 0, done.output
+    assert during
+    assert all(text == "older" for text, *_ in during)
+    assert all(len(names) == 3 for _, *names in during), "opened before anything is sent"
+    assert folder_of(output) == ["link.json", "results.json"]
+    assert link.is_symlink()
+    assert output.stat().st_mode & 0o777 == 0o640
+    assert len(read_results(output)) == 1
+    # Nothing that could be written: no server.
+    before = output.read_text()
+    assert run("--url", "http://127.0.0.1:9", "-o", str(output)).exit_code != 0
+    assert output.read_text() == before
+    assert folder_of(output) == ["link.json", "results.json"]
+
+
+@pytest.mark.parametrize("option", ["-o", "--html"])
+def test_a_full_disk_does_not_lose_what_was_measured(tmp_path: Path, option: str) -> None:
+    other = tmp_path / "other"
+    others = ["--html" if option == "-o" else "-o", str(other)]
+    with serve_asgi(BenchServer()) as url:
+        done = run("--url", url, *FEW, "--json", option, "/dev/full", *others)
+    assert done.exit_code == 1
+    assert "/dev/full cannot be written: No space left on device" in done.stderr
+    assert json.loads(done.stdout)["results"][0]["completed"] == 4
+    assert other.read_text(), "the other file is written all the same"
+    assert folder_of(other) == ["other"]
+
+
+def test_a_folder_that_takes_no_files_is_found_before_anything_is_sent(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    places = [str(tmp_path), str(tmp_path / "file" / "x"), "/proc/x"]
+    for place in places:
+        server = BenchServer()
+        with serve_asgi(server) as url:
+            done = run("--url", url, *FEW, "-o", place)
+        assert done.exit_code == 2, place
+        assert server.bodies == []
+    same = str(tmp_path / "same")
+    assert run("--url", "http://127.0.0.1:9", "-o", same, "--html", same).exit_code == 2
+
+
+def test_results_go_into_a_pipe_too() -> None:
+    with serve_asgi(BenchServer()) as url:
+        done = run("--url", url, *FEW, "-o", "/dev/null", "--html", "/dev/null2/x")
+        assert done.exit_code == 2
+        assert run("--url", url, *FEW, "-o", "/dev/null").exit_code == 0
+    assert Path("/dev/null").is_char_device()
+
+
 def test_ctrl_c_reports_what_was_measured(tmp_path: Path) -> None:
     output = tmp_path / "results.json"
     server = BenchServer(delay_s=0.01)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from truthgpt_serve.bench.compare import Ratio, compare
@@ -30,27 +29,22 @@ _COLUMNS = (
 )
 
 
-def write_report(path: Path, title: str, files: Sequence[tuple[str, Sequence[Result]]]) -> None:
-    """Writes the report of the results of one or more files.
+def make_report(title: str, files: Sequence[tuple[str, Sequence[Result]]]) -> str:
+    """Returns the report of the results of one or more files as HTML.
 
     Args:
-        path: The HTML file.
         title: Its heading.
         files: Each file's name and results.
 
     Raises:
-        BenchError: It cannot be written, or a result has figures of another form.
+        BenchError: A result has figures of another form.
     """
     try:
-        text = build_report(title, files)
+        return build_report(title, files)
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         names = ", ".join(name for name, _ in files)
         reason = f"{type(error).__name__}: {error}"
         raise BenchError(f"{names}: the figures are of another form ({reason})") from error
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise BenchError(f"{path} cannot be written: {error}") from error
 
 
 def build_report(title: str, files: Sequence[tuple[str, Sequence[Result]]]) -> str:

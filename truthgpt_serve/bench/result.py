@@ -151,17 +151,9 @@ def figure_name(key: str) -> str:
     return f"{_NAMES.get(name, name)} {word}, ms"
 
 
-def write_results(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Writes one object a line.
-
-    Raises:
-        BenchError: The file cannot be written.
-    """
-    text = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise BenchError(f"{path} cannot be written: {error}") from error
+def encode_results(results: Sequence[Mapping[str, Any]]) -> str:
+    """Returns one JSON object a line."""
+    return "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ What it imports to measure is imported when it does, so that `--help` is quick.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from truthgpt_serve.bench.console import Console
+    from truthgpt_serve.bench.files import ResultFile
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -137,10 +141,13 @@ def bench(ctx: click.Context, /, **options: Any) -> None:
 @click.option("--title", default="Benchmark report", show_default=True)
 def report(files: tuple[Path, ...], output: Path, title: str) -> None:
     """Draws results of `truthgpt bench` or `vllm bench serve` into one HTML file."""
-    from truthgpt_serve.bench.report import write_report
+    from truthgpt_serve.bench.files import result_file
+    from truthgpt_serve.bench.report import make_report
     from truthgpt_serve.bench.result import read_results
 
-    write_report(output, title, [(file.stem, read_results(file)) for file in files])
+    page = make_report(title, [(file.stem, read_results(file)) for file in files])
+    with result_file(output) as report_file:
+        report_file.write(page)
     click.echo(f"wrote {output}", err=True)
 
 
@@ -148,24 +155,62 @@ def _measure(options: dict[str, Any], console: Console) -> int:
     """Measures, shows and writes the results; returns the exit code."""
     import asyncio
 
-    from truthgpt_serve.bench.compare import compare
-    from truthgpt_serve.bench.report import write_report
-    from truthgpt_serve.bench.result import write_results
+    if options["output"] is not None and options["output"] == options["html"]:
+        raise click.BadParameter("-o has the same file", param_hint="--html")
+    with contextlib.ExitStack() as stack:
+        files = {name: _open(options[name], f"--{name}", stack) for name in ("output", "html")}
+        results, interrupted = asyncio.run(_run(options, console))
+        try:
+            _show(results, options, console)
+        finally:  # also where nobody reads what is printed
+            if results:
+                _write(results, options["label"] or "", files)
+    return EXIT_INTERRUPTED if interrupted else _exit_code(results, options["allow_failed"])
 
-    for name in ("output", "html"):
-        _check_writable(options[name], f"--{name}")
-    results, interrupted = asyncio.run(_run(options, console))
+
+def _open(path: Path | None, option: str, stack: contextlib.ExitStack) -> ResultFile | None:
+    """Finds out before minutes of measuring whether a result can be written."""
+    from truthgpt_serve.bench.files import result_file
+    from truthgpt_serve.bench.target import BenchError
+
+    if path is None:
+        return None
+    try:
+        return stack.enter_context(result_file(path))
+    except BenchError as error:
+        raise click.BadParameter(error.message, param_hint=option) from error
+
+
+def _show(results: list[dict[str, Any]], options: dict[str, Any], console: Console) -> None:
+    from truthgpt_serve.bench.compare import compare
+
     ratios = compare(results)
-    if options["output"] is not None and results:
-        write_results(options["output"], results)
-    if options["html"] is not None and results:
-        write_report(options["html"], "Benchmark report", [(options["label"] or "", results)])
     if options["as_json"]:
         found = {"results": results, "comparison": [ratio.to_json() for ratio in ratios]}
         click.echo(json.dumps(found, ensure_ascii=False))
     else:
         console.show(results, ratios)
-    return EXIT_INTERRUPTED if interrupted else _exit_code(results, options["allow_failed"])
+
+
+def _write(results: list[dict[str, Any]], label: str, files: dict[str, ResultFile | None]) -> None:
+    """Writes each file; one that cannot be written does not keep the others from it."""
+    from truthgpt_serve.bench.report import make_report
+    from truthgpt_serve.bench.result import encode_results
+    from truthgpt_serve.bench.target import BenchError
+
+    failures = []
+    texts: dict[str, Callable[[], str]] = {
+        "output": lambda: encode_results(results),
+        "html": lambda: make_report("Benchmark report", [(label, results)]),
+    }
+    for name, text in texts.items():
+        try:
+            if (file := files[name]) is not None:
+                file.write(text())
+        except BenchError as error:
+            failures.append(error.message)
+    if failures:
+        raise click.ClickException("; ".join(failures))
 
 
 async def _run(options: dict[str, Any], console: Console) -> tuple[list[dict[str, Any]], bool]:
@@ -200,12 +245,6 @@ async def _run(options: dict[str, Any], console: Console) -> tuple[list[dict[str
     finally:
         loop.remove_signal_handler(signal.SIGINT)
     return results, stop.is_set()
-
-
-def _check_writable(path: Path | None, option: str) -> None:
-    """Finds out before minutes of measuring that the result could not be written."""
-    if path is not None and not path.parent.is_dir():
-        raise click.BadParameter(f"the folder {path.parent} does not exist", param_hint=option)
 
 
 def _exit_code(results: list[dict[str, Any]], allowed_percent: float) -> int:
