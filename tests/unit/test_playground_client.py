@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 import pytest
 
 from tests.unit.cli_service import Answer, envelope, events, serve
 from tests.unit.playground_service import Models, serve_models
 from tests.unit.sample_models import wait_until
+from tests.unit.servers import serve_asgi
+from truthgpt_serve.asgi import Receive, Scope, Send, header, send_json
 from truthgpt_serve.playground.client import ServiceClient, ServiceFault
 from truthgpt_serve.playground.running import Running
 
@@ -151,3 +154,67 @@ async def test_a_slow_service_is_not_waited_for(service: tuple[str, Models]) -> 
         async for _ in client.stream(CHAT, "", chat("slow", "a", 600)):
             pass
     await client.close()
+
+
+class Counted:
+    """A service with many models that counts what it is asked."""
+
+    def __init__(self, number: int) -> None:
+        self.names = [f"m{at}" for at in range(number)]
+        self.asked: Counter[str] = Counter()
+        self.keys: set[bytes | None] = set()
+        self.running = self.most = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path, key = scope["path"], header(scope, b"authorization")
+        self.asked[path] += 1
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await asyncio.sleep(0.01)
+        self.running -= 1
+        name = path.removeprefix("/v1/models").strip("/")
+        if not name:
+            entries = [{"id": one, "object": "model"} for one in self.names]
+            await send_json(send, {"object": "list", "data": entries})
+        elif key == b"Bearer none":
+            await send_json(send, {"error": {"message": "no"}}, status=403)
+        else:
+            await send_json(send, {"id": name, "card": {"task": "embedding"}})
+
+
+async def test_pages_share_the_list_of_models() -> None:
+    service = Counted(60)
+    with serve_asgi(service) as url:
+        client = ServiceClient(url)
+        try:
+            lists = await asyncio.gather(*(client.models("") for _ in range(30)))
+            assert all(len(one) == 60 for one in lists)
+            assert set(service.asked.values()) == {1}
+            with suppress(TimeoutError):  # one who leaves does not end it for the others
+                await asyncio.wait_for(client.models("other"), 0.001)
+            assert len(await client.models("other")) == 60
+            assert service.asked["/v1/models"] == 2
+
+            keys = [client.models(f"key-{at}") for at in range(60)]
+            found = await asyncio.gather(*keys)
+            assert all(model["card"]["task"] == "embedding" for one in found for model in one)
+            assert max(service.asked[f"/v1/models/{name}"] for name in service.names[1:]) <= 10
+            assert service.most <= 12
+
+            refused = await client.models("none")
+            assert [one for one in refused if "card" in one] == []
+        finally:
+            await client.close()
+
+
+async def test_lists_of_models_are_bounded() -> None:
+    with serve_asgi(Counted(1)) as url:
+        client = ServiceClient(url)
+        try:
+            keys = [client.models(f"key-{at}") for at in range(100)]
+            found = await asyncio.gather(*keys, return_exceptions=True)
+            busy = [one for one in found if isinstance(one, ServiceFault) and "busy" in str(one)]
+            assert len(busy) == 36
+            assert len(await client.models("later")) == 1
+        finally:
+            await client.close()

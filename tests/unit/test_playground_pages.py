@@ -11,7 +11,7 @@ import pytest
 from truthgpt_serve.errors import ConfigError
 from truthgpt_serve.playground import fields
 from truthgpt_serve.playground.application import require_gradio
-from truthgpt_serve.playground.chat_request import MAX_CONVERSATION, build_body
+from truthgpt_serve.playground.chat_request import MAX_CONVERSATION, MAX_MESSAGES, build_body
 from truthgpt_serve.playground.client import ServiceFault
 from truthgpt_serve.playground.code import Sent
 from truthgpt_serve.playground.drawing import Drawing, Drawings
@@ -112,6 +112,15 @@ def test_a_conversation_is_bounded() -> None:
     assert build_body("m", [said], options)["messages"] == [said]
     with pytest.raises(ServiceFault, match="start a new one"):
         build_body("m", [said, said], options)
+    short = {"role": "user", "content": "x"}
+    with pytest.raises(ServiceFault, match="messages: start a new one"):
+        build_body("m", [short] * (MAX_MESSAGES + 1), options)
+
+
+def test_code_that_is_too_long_is_not_made() -> None:
+    sent = Sent("http://127.0.0.1:1/v1/embeddings", {"model": "m", "input": ["x" * 110_000]})
+    assert "too many to be shown" in code_of(sent)
+    assert len(code_of(sent)) < 200
 
 
 def test_what_is_empty_is_not_sent() -> None:

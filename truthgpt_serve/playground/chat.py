@@ -50,7 +50,7 @@ def add_chat(tools: Tools) -> Any:
         clear = gr.Button("New conversation")
     report = gr.HTML()
     with gr.Accordion("Parameters", open=False):
-        system = gr.Textbox(label="System prompt", lines=2, max_lines=8)
+        system = gr.Textbox(label="System prompt", lines=2, max_lines=8, max_length=fields.MAX_TEXT)
         with gr.Row():
             temperature = number_field("Temperature")
             top_p = number_field("Top p")

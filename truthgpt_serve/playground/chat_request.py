@@ -13,6 +13,8 @@ MAX_ANSWER = 500_000
 """Letters of one answer that are shown; more end the request."""
 MAX_CONVERSATION = 500_000
 """Letters of one conversation, which is kept here and sent with each message."""
+MAX_MESSAGES = 400
+"""Messages of one conversation: each update of the page goes through all of them."""
 
 Message = dict[str, Any]
 
@@ -84,6 +86,10 @@ def build_body(model: Any, history: list[Message], options: list[Any]) -> dict[s
     if sum(len(one["content"]) for one in history) > MAX_CONVERSATION:
         raise ServiceFault(
             f"The conversation has more than {MAX_CONVERSATION} letters: start a new one"
+        )
+    if len(history) > MAX_MESSAGES:
+        raise ServiceFault(
+            f"The conversation has more than {MAX_MESSAGES} messages: start a new one"
         )
     system, temperature, max_tokens, top_p, seed = options
     prompt = fields.text(system, "The system prompt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
+from truthgpt_serve.playground.kept import Kept
 from truthgpt_serve.sse import read_data, whole_events
 
 CONNECT_TIMEOUT_S = 5.0
@@ -22,7 +24,11 @@ MAX_EVENT_BYTES = 32 << 20
 MAX_MODELS = 200
 """Models that the pages list."""
 MAX_MESSAGE = 2000
-_CARDS_AT_ONCE = 8
+LIST_KEEP_S, CARD_KEEP_S = 2.0, 5.0
+"""How long the models that a key shows, and what is told of each, are used again."""
+MAX_LISTS = 64
+"""Lists that are being made or wait for it, each for another key."""
+_LISTS_AT_ONCE, _CARDS_AT_ONCE = 4, 8
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -49,6 +55,10 @@ class ServiceClient:
             trust_env=not local,
             verify=base_url.startswith("https:"),
         )
+        self._lists: Kept[list[dict[str, Any]]] = Kept(LIST_KEEP_S, 4 * MAX_LISTS)
+        self._cards: Kept[dict[str, Any]] = Kept(CARD_KEEP_S, 4 * MAX_MODELS)
+        self._list_slots = asyncio.Semaphore(_LISTS_AT_ONCE)
+        self._card_slots = asyncio.Semaphore(_CARDS_AT_ONCE)
 
     async def close(self) -> None:
         """Closes its connections."""
@@ -57,24 +67,49 @@ class ServiceClient:
     # -- models
 
     async def models(self, key: str) -> list[dict[str, Any]]:
-        """Returns each model of `/v1/models` with its `task`, as far as that can be learned."""
-        value = await self.get("/v1/models", key)
-        entries = value.get("data") if isinstance(value, dict) else None
-        if not isinstance(entries, list):
-            raise self._foreign("/v1/models is no list of models")
-        named = [one for one in entries if isinstance(one, dict) and isinstance(one.get("id"), str)]
-        slots = asyncio.Semaphore(_CARDS_AT_ONCE)
+        """Returns each model of `/v1/models` with its `task`, as far as that can be learned.
 
-        async def describe(entry: dict[str, Any]) -> dict[str, Any]:
-            async with slots:
-                try:
-                    found = await self.get(f"/v1/models/{quote(entry['id'], safe='')}", key)
-                except ServiceFault:
-                    return entry
+        Each list takes many requests, so that pages with the same key share it.
+
+        Raises:
+            ServiceFault: As `get`, or too many other lists are being made.
+        """
+        name = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
+        if self._lists.num_finding >= MAX_LISTS and self._lists.look(name) is None:
+            raise ServiceFault("The playground is busy: try again in a moment")
+        return await self._lists.get(name, lambda: self._find_models(key))
+
+    async def _find_models(self, key: str) -> list[dict[str, Any]]:
+        async with self._list_slots:
+            value = await self.get("/v1/models", key)
+            entries = value.get("data") if isinstance(value, dict) else None
+            if not isinstance(entries, list):
+                raise self._foreign("/v1/models is no list of models")
+            named = [
+                one for one in entries if isinstance(one, dict) and isinstance(one.get("id"), str)
+            ]
+            if not named:
+                return []
+            # A key that may read one model's card may use those that were read with other keys.
+            first = await self._describe(named[0], key, shared=False)
+            shared = "card" in first
+            rest = [self._describe(one, key, shared=shared) for one in named[1:MAX_MODELS]]
+            return [first, *await asyncio.gather(*rest)]
+
+    async def _describe(self, entry: dict[str, Any], key: str, *, shared: bool) -> dict[str, Any]:
+        async def find() -> dict[str, Any]:
+            async with self._card_slots:
+                found = await self.get(f"/v1/models/{quote(entry['id'], safe='')}", key)
             card = found.get("card") if isinstance(found, dict) else None
-            return {**entry, **found, "card": card if isinstance(card, dict) else {}}
+            if not isinstance(card, dict):
+                return {}
+            return {**found, "card": card}
 
-        return list(await asyncio.gather(*map(describe, named[:MAX_MODELS])))
+        try:
+            found = await (self._cards.get(entry["id"], find) if shared else find())
+        except ServiceFault:
+            return entry
+        return {**entry, **found}
 
     async def readiness(self, key: str) -> dict[str, Any]:
         """Returns what `/ready` says; it answers 503 as long as a model is not running."""

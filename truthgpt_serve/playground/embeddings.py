@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -98,7 +99,8 @@ def add_embeddings(tools: Tools) -> Any:
             return
         seconds = time.monotonic() - started_s
         what = f"{len(lines)} vectors of {len(vectors[0])} numbers in {seconds:.2f} s."
-        yield fragments.status(what), to_table(lines, cosines(vectors)), same
+        matrix = await asyncio.to_thread(cosines, vectors)
+        yield fragments.status(what), to_table(lines, matrix), same
 
     compare.click(run, [text, tools.key, model], [report, table, code], **tools.limits(KIND))
     return model

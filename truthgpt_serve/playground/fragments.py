@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from html import escape
 
 from truthgpt_serve.playground.code import KEY_VARIABLE, Sent, to_curl, to_javascript, to_python
@@ -18,7 +19,10 @@ def fault(text: str) -> str:
 
 
 def code_of(sent: Sent) -> str:
-    """Returns the three programs that repeat a request."""
+    """Returns the three programs that repeat a request, unless they are too long to be shown."""
+    length = len(json.dumps(sent.body, ensure_ascii=False))
+    if length > MAX_CODE:
+        return f"<p>The request has {length} letters: too many to be shown as code.</p>"
     note = (
         f"<p>The key is read from the environment variable <code>{KEY_VARIABLE}</code>.</p>"
         if sent.has_key
@@ -28,6 +32,8 @@ def code_of(sent: Sent) -> str:
     return note + "".join(_program(name, text) for name, text in programs.items())
 
 
+MAX_CODE = 100_000
+"""Letters of a request that is shown as code."""
 NO_CODE = "<p>Send a request first: its code appears here.</p>"
 
 
