@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import time
 
 import pytest
 
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.router.repeats import RepeatedModel
+from truthgpt_serve.http.model_key import ModelKey
+from truthgpt_serve.router import scan as scan_module
 from truthgpt_serve.router.scan import (
     FormModelScanner,
     JsonModelScanner,
@@ -169,7 +171,7 @@ def test_second_models_are_found_in_random_bodies() -> None:
         pairs = json.loads(body, object_pairs_hook=list)
         repeats = sum(name == "model" for name, _ in pairs) > 1
         seen.add(repeats)
-        watch = RepeatedModel()
+        watch = ModelKey()
         position = 0
         raised = False
         while position < len(body) and not raised:
@@ -181,6 +183,54 @@ def test_second_models_are_found_in_random_bodies() -> None:
             position += size
         assert raised == repeats, body
     assert seen == {True, False}
+
+
+@pytest.fixture
+def undecoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has every body treated as one that is too large to decode."""
+    monkeypatch.setattr(scan_module, "MAX_SCANNED_BYTES", 5)
+    monkeypatch.setattr(scan_module, "MAX_DECODED_BYTES", -1)
+
+
+@pytest.mark.usefixtures("undecoded")
+def test_the_name_in_a_body_that_is_too_large_to_decode() -> None:
+    def find(body: bytes, size: int) -> str:
+        return read_all(JsonModelScanner(), body, size)
+
+    name = '"\u043c \\ \U0001f600" model' * 9
+    written = b'{"a": [{"model": 1}, "model"], "model" : %b\n}' % json.dumps(name).encode()
+    for size in (1, 2, 7, 64, 10_000):
+        for body in BODIES.values():
+            assert find(body, size) == "m"
+        assert find(written, size) == name
+        for value in (b'"x', b"1", b"null", b'{"model": "x"}', b'"%b"' % (b"x" * 600), b'""'):
+            with pytest.raises(RequestError) as caught:
+                find(b'{"a": 1, "model": %b}' % value, size)
+            assert caught.value.param == "model"
+        for body in (*TWICE.values(), b'{"a": 1, "model": "\xff"}', b'{"a": 1, "b": {"model": 1}}'):
+            with pytest.raises(RequestError):
+                find(body, size)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 7])
+def test_keys_in_inner_objects_take_little_more_than_other_text(depth: int) -> None:
+    """Looked at one by one, they would keep a router from all else for minutes."""
+
+    def spent(inner: bytes) -> float:
+        key = ModelKey()
+        unit = b"[" * depth + inner + b"]" * depth + b","
+        began = time.thread_time()
+        key.feed(b'{"a": [' + unit * (2**20 // len(unit)))
+        return time.thread_time() - began
+
+    keys = min(spent(b'{"model":1}') for _ in range(3))
+    assert keys < 12 * min(spent(b'{"madel":1}') for _ in range(3))
+
+
+def test_what_only_looks_like_a_key_to_the_fast_search_ends_it() -> None:
+    """Else every slice would be read token by token."""
+    with pytest.raises(RequestError, match="a stray character"):
+        ModelKey().feed(b'{"a": 1, \1, "b": {"model": 2}')
 
 
 def test_nothing_after_the_model_is_needed() -> None:
@@ -270,6 +320,12 @@ def test_a_second_model_in_a_form_is_refused() -> None:
 def test_form_is_read_no_further_than_the_model() -> None:
     body = form(('name="model"', b"m"), ('name="image"; filename="a"', b"x" * 100_000))
     assert scan(scanner_for(FORM_TYPE), body, [64] * 2000)[1] < 256
+
+
+def test_a_form_of_very_many_parts_is_refused() -> None:
+    body = form(*[('name="a"', b"")] * 4097)
+    with pytest.raises(RequestError, match="more than 4096 parts"):
+        scan(scanner_for(FORM_TYPE), body, [])
 
 
 def test_a_file_called_model_is_not_the_model() -> None:

@@ -1,7 +1,6 @@
 """Finds the top-level `model` of a request body, reading no further than it must.
 
-Knows the two body types that name a model, JSON and multipart forms, and nothing of what else they
-hold.
+Knows the two body types that name a model, JSON and multipart forms, and nothing else of them.
 """
 
 from __future__ import annotations
@@ -15,25 +14,26 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.router.repeats import RepeatedModel, may_repeat, refuse_second
+from truthgpt_serve.http.model_key import ModelKey, may_repeat, refuse_second
 
 MAX_MODEL_NAME_BYTES = 512
 """Longest `model` value that is read; longer ones are refused."""
 MAX_SCANNED_BYTES = 256 * 1024
-"""Bytes of a JSON body that are looked at as they come. Decoding what is longer once, at its end,
-takes a tenth of the time, and clients that write `model` early write it here."""
-
-_MISSING = (
-    "the request has no `model`: add the top-level field `model`, one of the names at "
-    "GET /v1/models"
-)
+"""Bytes of a JSON body that are parsed as they come: clients that write `model` early write it
+here."""
+MAX_DECODED_BYTES = 8 * 2**20
+"""Longest JSON body that is decoded whole where `model` comes late. Of a longer one, which would
+keep others waiting, only the name is read: the model finds what else is wrong."""
+MAX_PARTS = 4096
+"""Most parts of a form: many times what a model takes."""
 
 
 class MissingModelError(RequestError):
     """A body without `model`."""
 
     def __init__(self) -> None:
-        super().__init__(_MISSING, param="model")
+        message = "the request has no `model`: add the top-level field `model`, one of the names at"
+        super().__init__(f"{message} GET /v1/models", param="model")
 
 
 class ModelScanner(Protocol):
@@ -76,6 +76,14 @@ def model_of_json(body: bytes) -> str:
     Raises:
         RequestError: Not JSON, not an object, or no single `model` that is a non-empty string.
     """
+    model = _decode_model(body)
+    if may_repeat(body):
+        ModelKey().feed(body)
+    return model
+
+
+def _decode_model(body: bytes) -> str:
+    """Does the same, but takes the last of several."""
     try:
         model = _HEAD_DECODER.decode(body).model
     except msgspec.ValidationError as error:
@@ -92,8 +100,6 @@ def model_of_json(body: bytes) -> str:
         raise _not_json(str(error)) from None
     if isinstance(model, msgspec.UnsetType):
         raise MissingModelError
-    if may_repeat(body):
-        RepeatedModel().feed(body)
     return _checked(model)
 
 
@@ -116,36 +122,37 @@ def _checked(model: str) -> str:
 
 
 class JsonModelScanner:
-    """Reads a JSON body that arrives in pieces, as far as `MAX_SCANNED_BYTES`.
+    """Reads a JSON body that arrives in pieces.
 
-    What has come is parsed again whenever it has doubled: together that costs as much as reading it
-    twice, however small the pieces are. A body in which the parser finds a fault is left to
-    `finish`, which says what is wrong with it.
+    Up to `MAX_SCANNED_BYTES` it is parsed again whenever it has doubled, which costs as much as
+    reading it twice. Behind that only the key is looked for. A body in which the parser finds a
+    fault is left to `finish`, which says what is wrong with it.
     """
 
     def __init__(self) -> None:
         self._head = bytearray()
         self._next_parse = 1
         self._ended = False
+        self._key = ModelKey()
 
     def feed(self, piece: bytes) -> str | None:
         """See `ModelScanner.feed`."""
         if self._ended:
+            self._key.feed(piece)
             return None
         self._head += piece
-        if len(self._head) < self._next_parse:
+        if len(self._head) < min(self._next_parse, MAX_SCANNED_BYTES):
             return None
         self._next_parse = 2 * len(self._head)
         model = self._find()
-        if len(self._head) > MAX_SCANNED_BYTES:
+        if model is None and len(self._head) >= MAX_SCANNED_BYTES:
             self._end()
         return model
 
     def _find(self) -> str | None:
+        head = bytes(self._head[:MAX_SCANNED_BYTES])
         try:
-            value = jiter.from_json(
-                bytes(self._head), allow_inf_nan=False, cache_mode="none", partial_mode=True
-            )
+            value = jiter.from_json(head, allow_inf_nan=False, cache_mode="none", partial_mode=True)
         except ValueError:
             if self._head.strip():
                 self._end()
@@ -161,18 +168,29 @@ class JsonModelScanner:
 
     def _end(self) -> None:
         self._ended = True
+        self._key.feed(bytes(self._head))
         self._head.clear()
 
     def finish(self, body: list[bytes]) -> str:
         """See `ModelScanner.finish`."""
-        return model_of_json(b"".join(body))
+        if sum(map(len, body)) <= MAX_DECODED_BYTES:
+            return _decode_model(b"".join(body)) if self._ended else model_of_json(b"".join(body))
+        if self._key.value_at is None:
+            raise MissingModelError
+        value = self._key.value(body)
+        if value is None:
+            raise RequestError(
+                f"`model` must be a string of at most {MAX_MODEL_NAME_BYTES} characters",
+                param="model",
+            )
+        return _checked(value[0])
 
     def watch(self, body: list[bytes]) -> Callable[[bytes], object]:
         """See `ModelScanner.watch`."""
-        repeated = RepeatedModel()
+        key = ModelKey()
         for piece in body:
-            repeated.feed(piece)
-        return repeated.feed
+            key.feed(piece)
+        return key.feed
 
 
 class FormModelScanner:
@@ -180,6 +198,7 @@ class FormModelScanner:
 
     def __init__(self, boundary: bytes) -> None:
         self._model: str | None = None
+        self._num_parts = 0
         self._header_name = b""
         self._header_value = b""
         self._in_model = False
@@ -197,6 +216,9 @@ class FormModelScanner:
         )
 
     def _on_part_begin(self) -> None:
+        self._num_parts += 1
+        if self._num_parts > MAX_PARTS:
+            raise RequestError(f"the multipart form has more than {MAX_PARTS} parts")
         self._in_model = False
         self._value.clear()
         self._header_name = self._header_value = b""
@@ -222,13 +244,14 @@ class FormModelScanner:
                 )
 
     def _on_part_end(self) -> None:
-        if self._in_model:
-            if self._model is not None:
-                raise refuse_second()
-            try:
-                self._model = _checked(self._value.decode())
-            except UnicodeDecodeError:
-                raise RequestError("`model` is not valid UTF-8", param="model") from None
+        if not self._in_model:
+            return
+        if self._model is not None:
+            raise refuse_second()
+        try:
+            self._model = _checked(self._value.decode())
+        except UnicodeDecodeError:
+            raise RequestError("`model` is not valid UTF-8", param="model") from None
 
     def feed(self, piece: bytes) -> str | None:
         """See `ModelScanner.feed`."""
