@@ -17,7 +17,7 @@ from deployments.hf_diffusers.names import (
     SINGLE_FILES,
     suggest,
 )
-from truthgpt_serve.config.paths import must_be_local, resolve_local
+from truthgpt_serve.config.paths import expand, must_be_local, resolve_local
 from truthgpt_serve.config.source import Source
 from truthgpt_serve.model_files import ModelFileError, has_tokenizer, read_header, read_object
 from truthgpt_serve.resources import runs_on_cpu
@@ -101,7 +101,7 @@ def _check_files(cfg: Mapping[str, Any]) -> Faults:
 
 def _check_parts(cfg: Mapping[str, Any]) -> Faults:
     """Checks that the folder of a pipeline has each part that its index names."""
-    folder = Path(str(cfg["model"]["name_or_path"] or "")).expanduser()
+    folder = expand(str(cfg["model"]["name_or_path"] or ""))
     index = folder / "model_index.json"
     if not index.is_file():
         return []
@@ -142,7 +142,7 @@ def _check_adapters(cfg: Mapping[str, Any]) -> Faults:
 
 
 def _check_adapter(path: Path) -> list[tuple[str, str]]:
-    path = path.expanduser()
+    path = expand(path)
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if path.is_dir() and not files and not any(path.glob("*.bin")):
         fix = "name the folder or the file of a LoRA adapter in Diffusers' format"

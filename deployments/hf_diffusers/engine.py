@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -41,6 +40,7 @@ from deployments.hf_diffusers.stepping import (
     Statistics,
     StepEngine,
 )
+from truthgpt_serve.config.paths import expand
 from truthgpt_serve.errors import (
     OverloadedError,
     RequestError,
@@ -258,6 +258,6 @@ def _options(cfg: Mapping[str, Any], settings: DiffusersSettings) -> EngineOptio
         max_rows=settings.max_rows,
         max_ongoing=ongoing,
         max_queued=MAX_IMAGES * ongoing,
-        row_caps_file=None if file is None else Path(file).expanduser(),
+        row_caps_file=None if file is None else expand(file),
         batch_buckets=batch_buckets(settings, compiled=bool(cfg["model_optim"]["compile"])),
     )

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import model_validator
 
 from truthgpt_serve.config.base import Count, PositiveNumber, Refusal, Section, refuse
+from truthgpt_serve.config.paths import expand
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.model_files import has_tokenizer
 from truthgpt_serve.resources import runs_on_cpu
@@ -187,7 +187,7 @@ def _check_quantization(cfg: Mapping[str, Any]) -> Faults:
 
 
 def _check_tokenizer(cfg: Mapping[str, Any]) -> Faults:
-    folder = Path(str(cfg["model"]["name_or_path"] or "no model")).expanduser()
+    folder = expand(str(cfg["model"]["name_or_path"] or "no model"))
     reads_text = cfg["task"] in ("text-generation", "embedding")
     if not reads_text or not (folder / "config.json").is_file() or has_tokenizer(folder):
         return []

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from truthgpt_serve.config.paths import must_be_local
+from truthgpt_serve.config.paths import expand, must_be_local
 from truthgpt_serve.contract import FamilySpec
 
 DEFAULT_FILE = "model.onnx"
@@ -63,7 +63,7 @@ def find_file(cfg: Mapping[str, Any]) -> Path | tuple[str, str, str]:
     name = (cfg.get("model") or {}).get("name_or_path")
     if not name:
         return place, "is required", "write the path of an .onnx file, or of its folder"
-    path = Path(name).expanduser()
+    path = expand(name)
     wanted = settings_of(cfg).file
     if path.is_dir():
         return _find_in(path, wanted)
@@ -111,7 +111,7 @@ def check_config(cfg: Mapping[str, Any]) -> Faults:
 
 def _check_file(cfg: Mapping[str, Any]) -> Faults:
     name = (cfg.get("model") or {}).get("name_or_path")
-    if not name or (must_be_local(name) and not Path(name).expanduser().exists()):
+    if not name or (must_be_local(name) and not expand(name).exists()):
         return []  # the general check says so
     found = find_file(cfg)
     return [found] if isinstance(found, tuple) else []

@@ -16,6 +16,7 @@ from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
 from vllm.exceptions import GracefulHTTPError
 
 from deployments.vllm.adapter_files import find_problems
+from truthgpt_serve.config.paths import expand
 from truthgpt_serve.errors import failed_adapter
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class Adapters:
         self.usable: list[dict[str, Any]] = []
         self.failed: dict[str, str] = {}
         weights = cfg["model"]["name_or_path"]
-        base = Path(weights).expanduser() if weights else None
+        base = expand(weights) if weights else None
         max_rank = cfg["serving"]["engine"].get("max_lora_rank")
         for adapter in cfg["serving"]["adapters"]:
             try:
@@ -87,7 +88,7 @@ class _Refusing:
 
 def _fetch(path: str) -> Path:
     """Returns an adapter's local folder, after downloading one of the hub."""
-    folder = Path(path).expanduser()
+    folder = expand(path)
     if folder.exists():
         return folder
     from huggingface_hub import snapshot_download

@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_validator
@@ -16,7 +15,7 @@ from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
 from deployments.vllm.adapter_files import find_problems
 from deployments.vllm.arguments import JSON_TYPES, find_faults, load_arguments, open_arguments
-from truthgpt_serve.config.paths import must_be_local
+from truthgpt_serve.config.paths import expand, must_be_local
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.model_files import has_tokenizer
 
@@ -233,11 +232,11 @@ def _check_adapters(cfg: Mapping[str, Any]) -> Faults:
 def _check_adapter_files(cfg: Mapping[str, Any]) -> Faults:
     """Checks adapters that are local folders; those of the hub are checked when they load."""
     weights = cfg["model"]["name_or_path"]
-    base = Path(weights).expanduser() if weights else None
+    base = expand(weights) if weights else None
     max_rank = cfg["serving"]["engine"].get("max_lora_rank")
     faults: Faults = []
     for index, adapter in enumerate(cfg["serving"]["adapters"]):
-        folder = Path(adapter["path"]).expanduser()
+        folder = expand(adapter["path"])
         place = f"serving.adapters[{index}].path"
         if folder.is_dir():
             faults += [(place, *found) for found in find_problems(folder, base, max_rank)]
@@ -248,7 +247,7 @@ def _check_adapter_files(cfg: Mapping[str, Any]) -> Faults:
 
 def _check_tokenizer(cfg: Mapping[str, Any]) -> Faults:
     engine, weights = cfg["serving"]["engine"], cfg["model"]["name_or_path"]
-    folder = Path(engine.get("tokenizer") or weights or "no model").expanduser()
+    folder = expand(engine.get("tokenizer") or weights or "no model")
     if engine.get("skip_tokenizer_init") or not must_be_local(str(folder)) or not folder.is_dir():
         return []
     if has_tokenizer(folder) or any(folder.glob("*.gguf")):

@@ -182,6 +182,7 @@ def test_a_conversation_is_saved_but_over_nothing(terminal: Terminal, tmp_path: 
     ask(terminal, "/save talk.json", "talk.json is there already: name another file")
     ask(terminal, "/save talk.md", "saved talk.md")
     ask(terminal, "/save no/such/folder.json", "cannot be written")
+    ask(terminal, "/save ~no-such-user-here/x", "~no-such-user-here/x cannot be written")
     ask(terminal, "/exit", "\n")
     assert terminal.end() == 0
     saved = json.loads((tmp_path / "talk.json").read_text())

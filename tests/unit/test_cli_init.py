@@ -111,6 +111,7 @@ def test_what_is_no_model_is_told_with_what_helps(tmp_path: Path) -> None:
         (adapter, "does not name its model"),
         (gguf, "no config.json"),
         ("./no/such/folder", "is no folder or file here"),
+        ("~no-such-user-here/x", "is no folder or file here"),
     ):
         with pytest.raises(GuessError, match=text):
             guess(source, "m", OFFLINE)

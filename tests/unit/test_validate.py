@@ -264,6 +264,26 @@ def test_shipped_files_are_right_and_import_no_engine() -> None:
     assert answer.returncode in (0, 2)
 
 
+@pytest.mark.parametrize(
+    ("task", "family"),
+    [
+        ("text-generation", "vllm"),
+        ("text-generation", "hf-transformers"),
+        ("image-generation", "hf-diffusers"),
+        ("tensor", "onnxruntime"),
+    ],
+)
+def test_a_path_of_a_user_who_does_not_exist_is_a_fault(
+    task: str, family: str, tmp_path: Path
+) -> None:
+    gone = "~no-such-user-here/m"
+    path = tmp_path / "m.yaml"
+    adapters = "" if task == "tensor" else f"serving: {{adapters: [{{name: a, path: {gone}}}]}}\n"
+    path.write_text(f"task: {task}\nmodel: {{family: {family}, name_or_path: {gone}}}\n{adapters}")
+    found = [str(fault) for fault in validate_file(path).faults]
+    assert any("model.name_or_path" in fault and gone in fault for fault in found), found
+
+
 def test_cors_beside_a_models_file(tmp_path: Path) -> None:
     (tmp_path / "m.yaml").write_text("model: {family: echo}\n")
     text = (

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from truthgpt_serve.config.paths import expand
 from truthgpt_serve.errors import RequestError
 from truthgpt_serve.server.audio import DEFAULT_MAX_S, DEFAULT_RATE
 from truthgpt_serve.server.audio_decode import decode_audio
@@ -90,7 +91,7 @@ def _decode(model: Any, value: Any, place: str) -> Any:
 
 def _read_file(model: Any, value: dict[str, Any], place: str) -> Any:
     """Returns what the file holds, by its ending; a value with another ending stays as it is."""
-    path = Path(value["path"]).expanduser()
+    path = expand(value["path"])
     ending = path.suffix.lower()
     if ending not in (*IMAGES, *RECORDINGS, *ARRAYS):
         return value

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from truthgpt_serve.checks import resolve_family
 from truthgpt_serve.config.load import read_file
-from truthgpt_serve.config.paths import find_config, must_be_local
+from truthgpt_serve.config.paths import expand, find_config, must_be_local
 from truthgpt_serve.contract import FamilySpec, Probe
 from truthgpt_serve.doctor.service import DEFAULT_PORT, cache_folder, is_offline
 from truthgpt_serve.errors import ConfigError
@@ -99,7 +98,7 @@ def probe_weights(need: Need, hub: Probe) -> Probe | None:
     name = need.cfg["model"]["name_or_path"]
     if not need.spec.needs_weights or not name:
         return None
-    if Path(name).expanduser().exists():
+    if expand(name).exists():
         return Probe("weights", True, f"{name} is here")
     if must_be_local(name):
         return Probe("weights", False, f"{name} does not exist", "correct model.name_or_path")

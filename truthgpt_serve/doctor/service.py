@@ -16,7 +16,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from truthgpt_serve.config.paths import config_dir
+from truthgpt_serve.config.paths import config_dir, expand
 from truthgpt_serve.contract import Probe
 from truthgpt_serve.haproxy import BINARY_VARIABLE, program_path
 from truthgpt_serve.local_cluster import read_environment_file
@@ -94,9 +94,9 @@ def probe_hub(environ: Mapping[str, str] = os.environ) -> Probe:
 def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
     """Returns where downloaded models are kept, by the hub's own variables."""
     if given := environ.get("HF_HUB_CACHE"):
-        return Path(given).expanduser()
+        return expand(given)
     home = environ.get("HF_HOME") or f"{environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
-    return Path(home).expanduser() / "hub"
+    return expand(home) / "hub"
 
 
 def probe_disk(environ: Mapping[str, str] = os.environ) -> Probe:

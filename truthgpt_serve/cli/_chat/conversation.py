@@ -127,6 +127,7 @@ class Conversation:
         Raises:
             FileExistsError: The file is there already.
             OSError: It cannot be written.
+            UnicodeEncodeError: A message has half a character.
         """
         if path.suffix.lower() in (".md", ".txt"):
             parts = [f"**{each['role']}**\n\n{each['content']}\n" for each in self.whole()]
@@ -134,5 +135,6 @@ class Conversation:
         else:
             value = {"model": self.model, "messages": self.whole()}
             text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+        data = text.encode()  # before there is a file
+        with path.open("xb") as file:
+            file.write(data)

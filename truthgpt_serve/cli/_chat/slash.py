@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from truthgpt_serve.cli._chat.conversation import Conversation
 from truthgpt_serve.cli._service.client import ServiceClient
@@ -79,7 +78,9 @@ class Slash:
         self._say("forgotten")
 
     def _save(self, name: str) -> None:
-        path = Path(name or time.strftime("chat-%Y%m%d-%H%M%S.json")).expanduser()
+        from truthgpt_serve.config.paths import expand  # takes 0.1 s
+
+        path = expand(name or time.strftime("chat-%Y%m%d-%H%M%S.json"))
         try:
             self._conversation.save(path)
         except FileExistsError:

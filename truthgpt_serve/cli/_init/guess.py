@@ -84,11 +84,11 @@ def guess(source: str, name: str, environ: Mapping[str, str] = os.environ) -> Gu
         engine = {"model": name}
         why = "it is the address of another server"
         return Guess(source, "text-generation", "remote", engine, why=why)
-    path = Path(source).expanduser()
+    from truthgpt_serve.config.paths import expand, must_be_local
+
+    path = expand(source)
     if path.exists():
         return _of_files(path, _local_name(path), name)
-    from truthgpt_serve.config.paths import must_be_local
-
     if must_be_local(source) or not _HUB_NAME.fullmatch(source):
         raise GuessError(f"{source} is no folder or file here, and no name of a model in the hub")
     return _of_hub(source, name, environ)
@@ -132,6 +132,8 @@ def _of_files(path: Path, shown: str, name: str) -> Guess:
 
 
 def _of_adapter(adapter: Mapping[str, Any], shown: str, name: str) -> Guess:
+    from truthgpt_serve.config.paths import expand
+
     base = adapter.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise GuessError(
@@ -139,7 +141,7 @@ def _of_adapter(adapter: Mapping[str, Any], shown: str, name: str) -> Guess:
             "write the adapter under serving.adapters"
         )
     return Guess(
-        _local_name(Path(base)) if Path(base).expanduser().exists() else base,
+        _local_name(expand(base)) if expand(base).exists() else base,
         "text-generation",
         "vllm",
         adapters=((f"{name}-adapter", shown),),
