@@ -6,6 +6,7 @@ multipart forms, and nothing of what else they hold.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from itertools import chain
 
@@ -14,17 +15,26 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from truthgpt_serve.errors import RequestError
+from truthgpt_serve.http.model_key import (
+    MAX_VALUE_BYTES,
+    SLICE_BYTES,
+    ModelKey,
+    refuse_second,
+)
 from truthgpt_serve.protocol import bad_field, encode_json
 from truthgpt_serve.server.multipart import FORM_TYPE, form_boundary
 
 Span = tuple[int, int]
 
-_REST_OF_STRING = rb'[^"\\]*+(?:\\.[^"\\]*+)*+'
-_KEY = rb'"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"'
+MAX_DECODED_BYTES = 8 * 2**20
+"""Longest body that is decoded to see that it is JSON: that keeps the loop waiting even from a
+thread. Of a longer one, all outside strings is looked at, which decides where strings end."""
+MAX_PARTS = 4096
+"""Most parts of a form."""
+
 _MEMBER = b'"model"'
-_find_keys = re.compile(rb"%b\s*:\s*" % _KEY).finditer
-_match_string = re.compile(rb'"%b"' % _REST_OF_STRING, re.DOTALL).match
-_remove_strings = re.compile(rb'"%b"' % _REST_OF_STRING, re.DOTALL).sub
+_match_object = re.compile(rb"\s*+\{").match
+_match_null = re.compile(rb"\s*+:\s*+null").match
 
 
 class _Head(msgspec.Struct):
@@ -68,6 +78,13 @@ class NamedInForm(NamedModel):
         return self.replaced(name.encode())
 
 
+async def find_model_aside(body: bytes, content_type: bytes) -> NamedInJson | NamedInForm:
+    """Does as `find_model`; a large body does not keep the event loop waiting."""
+    if len(body) <= SLICE_BYTES:
+        return find_model(body, content_type)
+    return await asyncio.to_thread(find_model, body, content_type)
+
+
 def find_model(body: bytes, content_type: bytes) -> NamedInJson | NamedInForm:
     """Returns the model that a request's body names.
 
@@ -83,8 +100,26 @@ def find_model(body: bytes, content_type: bytes) -> NamedInJson | NamedInForm:
 
 
 def _find_in_json(body: bytes) -> NamedInJson:
+    if len(body) <= MAX_DECODED_BYTES:
+        _check_json(body)
+    elif _match_object(body) is None:
+        raise RequestError("the body must be a JSON object")
+    key = ModelKey()
+    key.feed(body)
+    if key.is_odd or not key.is_whole:
+        raise RequestError("the body is not valid JSON")
+    if key.value_at is None or _match_null(body, key.value_at):
+        return NamedInJson(body)
+    value = key.value((body,))
+    if value is None:
+        raise bad_field("model", f"must be a string of at most {MAX_VALUE_BYTES} bytes")
+    name, *span = value
+    return NamedInJson(body, name, (span[0], span[1])) if name else NamedInJson(body)
+
+
+def _check_json(body: bytes) -> None:
     try:
-        name = _decode_head(body).model
+        _decode_head(body)
     except msgspec.ValidationError as error:
         if "$.model" in str(error):
             raise bad_field("model", "must be a string") from None
@@ -93,36 +128,6 @@ def _find_in_json(body: bytes) -> NamedInJson:
         raise RequestError("the body is not valid JSON: it is nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RequestError(f"the body is not valid JSON: {error}") from None
-    spans = _top_level_values(body)
-    if len(spans) > 1:
-        raise _second()
-    return NamedInJson(body, name, spans[0]) if spans and name else NamedInJson(body)
-
-
-def _top_level_values(body: bytes) -> list[Span]:
-    """Returns where the values of a valid object's keys `model` are.
-
-    Only what looks like the key is looked at one by one. What lies between is counted through
-    at the speed of C.
-    """
-    spans, depth, seen = [], 0, 0
-    for key in _find_keys(body):
-        if key.start() < seen:
-            continue
-        outside, unclosed, _ = _remove_strings(b"", body[seen : key.start()]).partition(b'"')
-        depth += outside.count(b"{") + outside.count(b"[")
-        depth -= outside.count(b"}") + outside.count(b"]")
-        # In a string that is open here, the key's last quote, `\"model"`, is the one that ends it.
-        seen = key.end()
-        if depth == 1 and not unclosed:
-            value = _match_string(body, seen)
-            seen = value.end() if value is not None else seen
-            spans.append((key.end(), seen))
-    return spans
-
-
-def _second() -> RequestError:
-    return RequestError("`model` is given twice: send it once", param="model")
 
 
 class _FormFields:
@@ -131,11 +136,15 @@ class _FormFields:
     def __init__(self) -> None:
         self.spans: list[list[Span]] = []
         self.ended = False
+        self._num_parts = 0
         self._in_model = False
         self._name = b""
         self._value = b""
 
     def on_part_begin(self) -> None:
+        self._num_parts += 1
+        if self._num_parts > MAX_PARTS:
+            raise RequestError(f"the multipart form has more than {MAX_PARTS} parts")
         self._in_model = False
         self._name = self._value = b""
 
@@ -172,7 +181,7 @@ def _find_in_form(body: bytes, boundary: bytes) -> NamedInForm:
     if not fields.ended:
         raise RequestError("the multipart form ends before its last boundary")
     if len(fields.spans) > 1:
-        raise _second()
+        raise refuse_second()
     ends = list(chain.from_iterable(chain.from_iterable(fields.spans)))
     if not ends:
         return NamedInForm(body)

@@ -17,7 +17,7 @@ from deployments.remote.config import RemoteSettings
 from deployments.remote.engine import Answer, Remote
 from deployments.remote.headers import RequestHeaders, header
 from deployments.remote.monitor import REFUSALS, Monitor
-from deployments.remote.names import AnswerNames, find_model
+from deployments.remote.names import AnswerNames, find_model_aside
 from truthgpt_serve.api_errors import error_event
 from truthgpt_serve.asgi import UNREAD_TIMEOUT_S, Send
 from truthgpt_serve.errors import ModelNotFoundError, TruthGPTError, UpstreamError
@@ -87,7 +87,7 @@ class Relay:
         self._monitor.refuse_if_down()
         limits = self._limits
         body = await connection.read(limits.max_body_bytes, limits.max_request_s)
-        named = find_model(body, connection.header(b"content-type"))
+        named = await find_model_aside(body, connection.header(b"content-type"))
         reply = _Reply(send, connection.request_id)
         try:
             async with connection.guard(limits.max_request_s) as guard:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from typing import Any
 
 import httpx
@@ -10,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.remote.names import AnswerNames, find_model
+from deployments.remote import names
+from deployments.remote.names import AnswerNames, find_model, find_model_aside
 from truthgpt_serve.errors import RequestError
 
 JSON = b"application/json"
@@ -37,11 +40,15 @@ JSON = b"application/json"
         (b"", None, None),
     ],
 )
-def test_the_name_in_json(body: bytes, name: str | None, expected: bytes | None) -> None:
-    found = find_model(body, JSON)
-    assert found.name == name
-    if expected is not None:
-        assert found.renamed("there") == expected
+def test_the_name_in_json(
+    body: bytes, name: str | None, expected: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in (names.MAX_DECODED_BYTES, -1):
+        monkeypatch.setattr(names, "MAX_DECODED_BYTES", limit)
+        found = find_model(body, JSON)
+        assert found.name == name
+        if expected is not None:
+            assert found.renamed("there") == expected
 
 
 def test_a_name_that_json_has_to_escape() -> None:
@@ -69,6 +76,69 @@ def test_a_body_that_another_reader_could_take_otherwise_is_refused(
     with pytest.raises(RequestError) as caught:
         find_model(body, JSON)
     assert caught.value.message.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"model":"a","model":"b"}', "`model` is given twice: send it once"),
+        (b'{"model":1}', "`model` must be a string of at most 8192 bytes"),
+        (b'{"model":"%b"}' % (b"a" * 9000), "`model` must be a string of at most 8192 bytes"),
+        (b'["model"]', "the body must be a JSON object"),
+        (b'{"model":"a"', "the body is not valid JSON"),
+        (b'{"model":"a", "b": "x}', "the body is not valid JSON"),
+        (b'{"model":"a","x":NaN}', "the body is not valid JSON"),
+        (b'{/*"*/"model":"a"/*"*/}', "the body is not valid JSON"),
+        (b'{\'\\"\':1,"model":"a"}', "the body is not valid JSON"),
+        (b'{"model":"\xff"}', "the request body is not valid JSON: "),
+    ],
+)
+def test_a_body_that_is_too_large_to_decode_is_refused_too(
+    body: bytes, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names, "MAX_DECODED_BYTES", -1)
+    with pytest.raises(RequestError) as caught:
+        find_model(body, JSON)
+    assert caught.value.message.startswith(message)
+
+
+@pytest.mark.parametrize("kind", ["object", "form"])
+async def test_a_large_body_lets_other_requests_go_on(kind: str) -> None:
+    if kind == "object":
+        content_type = JSON
+        body = b'{"a": [%b1], "model": "far"}' % (b'{"model":1},' * 700_000)
+    else:
+        body, content_type = form([("x", (None, "y"))] * 4000 + [("model", (None, "far"))])
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    other = asyncio.create_task(turn())
+    found = await find_model_aside(body, content_type)
+    other.cancel()
+    assert found.name == "far"
+    assert turns > 3
+
+
+def test_a_form_of_very_many_parts_is_refused() -> None:
+    body, content_type = form([("x", (None, "y"))] * 4097)
+    with pytest.raises(RequestError, match="more than 4096 parts"):
+        find_model(body, content_type)
+
+
+def test_inner_keys_take_little_more_than_other_text() -> None:
+    def spent(key: bytes) -> float:
+        body = b'{"a": [%b1], "model": "far"}' % (b'{"%b":1},' % key * 80_000)
+        began = time.thread_time()
+        assert find_model(body, JSON).name == "far"
+        return time.thread_time() - began
+
+    usual = min(spent(b"madel") for _ in range(3))
+    assert min(spent(b"model") for _ in range(3)) < 8 * usual
 
 
 TEXTS = st.one_of(st.text(), st.sampled_from(['"model"', '\\"model', '"model": "far"', "model"]))
