@@ -18,9 +18,11 @@ from truthgpt_serve.cli import main
 from truthgpt_serve.cli._init.guess import GuessError, guess
 from truthgpt_serve.cli._init.model_file import NewModel, render
 from truthgpt_serve.cli._init.serve_file import InsertError, add_model
+from truthgpt_serve.cli._init.write import Plan
 from truthgpt_serve.cli.init import TASKS
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.contract import TASKS as ALL_TASKS
+from truthgpt_serve.errors import ConfigError
 from truthgpt_serve.local_cluster import free_port
 from truthgpt_serve.registry import MODEL_REGISTRY
 from truthgpt_serve.validate import validate_file
@@ -290,6 +292,43 @@ def test_a_fault_leaves_everything_as_it_was(
     assert done.exit_code == code, done.stderr
     assert text in done.stderr
     assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize("last", ["\r\n", ""])
+def test_line_breaks_stay_as_they_are(folder: Path, last: str) -> None:
+    path = folder / "configs" / "serve.yaml"
+    before = path.read_text().rstrip("\n").replace("\n", "\r\n") + last
+    path.write_bytes(before.encode())
+    done = init("x", "--from", "org/x")
+    assert done.exit_code == 0, done.stderr
+    after = path.read_bytes().decode()
+    num_new = 5 + (not last)  # the last line gets its end
+    assert after.count("\n") == after.count("\r\n") == before.count("\n") + num_new
+    entry = after.partition("- name: x\r\n")[2].partition("  - name")[0]
+    assert "    route_prefix: /models/x\r\n" in entry
+    assert not validate_file("configs/serve.yaml").faults
+
+
+def test_what_an_editor_saves_meanwhile_is_not_lost(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check of the new Serve file takes a second, and then finds a fault."""
+    path = folder / "configs" / "serve.yaml"
+    plan = Plan(Path("configs"), "x", Path("configs/serve.yaml"))
+    saved: list[str] = []
+
+    def validate(file: str) -> Any:
+        if Path(file) == Path("configs/serve.yaml") and "name: x" in path.read_text():
+            saved.append(path.read_text().replace("models/x.yaml", "models/mine.yaml"))
+            path.write_text(saved[-1])
+        return validate_file(file)
+
+    monkeypatch.setattr("truthgpt_serve.cli._init.write.validate_file", validate)
+    with pytest.raises(ConfigError, match=r"models/mine\.yaml"):
+        plan.carry_out(NewModel("x", "text-generation", "vllm", "org/x"))
+    assert len(saved) == 1
+    assert path.read_text() == saved[0]
+    assert not (folder / "configs" / "models" / "x.yaml").exists()
 
 
 def test_a_serve_file_of_another_form_is_left_with_what_to_add(folder: Path) -> None:

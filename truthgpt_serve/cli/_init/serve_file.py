@@ -24,17 +24,17 @@ def entry_of(name: str, config: str) -> dict[str, Any]:
     }
 
 
-def entry_text(name: str, config: str, indent: str = "  ") -> list[str]:
+def entry_text(name: str, config: str, indent: str = "  ", end: str = "\n") -> list[str]:
     """Returns the lines of a model's application, each with its line break."""
     lines = yaml.safe_dump([entry_of(name, config)], sort_keys=False, width=10_000).splitlines()
-    return [f"{indent}{line}\n" for line in lines]
+    return [f"{indent}{line}{end}" for line in lines]
 
 
 def add_model(text: str, name: str, config: str) -> str:
     """Returns the text of a Serve file with one more model, before the router or at the end.
 
     Args:
-        text: The file.
+        text: The file, with its line breaks as they are.
         name: The model's name.
         config: Its file, from the configurations' folder.
 
@@ -46,12 +46,13 @@ def add_model(text: str, name: str, config: str) -> str:
     if any(one.get("name") == name for one in before["applications"]):
         raise InsertError(f"it has an application {name!r} already: choose another name")
     lines = text.splitlines(keepends=True)
+    end = "\r\n" if lines and lines[0].endswith("\r\n") else "\n"
     if lines and not lines[-1].endswith("\n"):
-        lines[-1] += "\n"
+        lines[-1] += end
     at = _find_place(lines, applications, before["applications"])
     column = applications.value[0].start_mark.column
     indent = " " * lines[applications.value[0].start_mark.line].index("-", 0, column)
-    lines[at:at] = entry_text(name, config, indent)
+    lines[at:at] = entry_text(name, config, indent, end)
     result = "".join(lines)
     _check(result, before, entry_of(name, config))
     return result

@@ -85,7 +85,14 @@ class Plan:
         try:
             self._check({fault for fault in _faults(serve) if not _is_known(fault, known)})
         except BaseException:
-            replace(serve, self._before)
+            if _read(serve) == self._after:
+                replace(serve, self._before)
+            else:
+                click.echo(
+                    f"note: {serve} was changed meanwhile, and stays as it is: if {self._name} is "
+                    "in it, take that out",
+                    err=True,
+                )
             raise
 
     def _check(self, faults: set[Fault]) -> None:
@@ -123,7 +130,8 @@ def _is_known(fault: Fault, known: set[Fault]) -> bool:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8", newline="") as file:  # line breaks as they are
+            return file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise click.UsageError(f"{path} cannot be read: {error}; --no-serve leaves it alone") from (
             error
@@ -137,7 +145,7 @@ def replace(path: Path, text: str) -> None:
     number, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     work = Path(name)
     try:
-        with os.fdopen(number, "w", encoding="utf-8") as file:
+        with os.fdopen(number, "w", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
