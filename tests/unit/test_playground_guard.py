@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -109,12 +110,17 @@ def handlers(http: httpx.Client) -> dict[int, int]:
 
 
 def join(
-    http: httpx.Client, data: list[Any], *, handler: int | None = None, **headers: str
+    http: httpx.Client,
+    data: list[Any],
+    *,
+    handler: int | None = None,
+    session: str = "abc",
+    **headers: str,
 ) -> httpx.Response:
     if handler is None:  # the page of speech, the first that takes as many
         handler = next(at for at, number in handlers(http).items() if number == 5)
         data = [*data, *[None] * 5][:5]
-    body = {"data": data, "fn_index": handler, "session_hash": "abc", "event_data": None}
+    body = {"data": data, "fn_index": handler, "session_hash": session, "event_data": None}
     return http.post("/ui/gradio_api/queue/join", json=body, headers=headers)
 
 
@@ -209,11 +215,10 @@ def test_uploads_are_bounded_in_number(http: httpx.Client, pages: Pages) -> None
             return one.post(path, content=slow(), headers=FORM).status_code
 
     over, names = threading.Event(), [f"slow-{at}" for at in range(8)]
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(16) as pool:
         sent = [pool.submit(send, name) for name in names]
         try:
-            for name in names:
-                wait_for_arrival(http, name)
+            list(pool.map(partial(wait_for_arrival, http), names))
             answer = upload(http, b"1")
             assert answer.status_code == 429
             assert answer.headers["retry-after"]
@@ -232,6 +237,34 @@ def wait_for_arrival(http: httpx.Client, name: str) -> None:
 
 def upload(http: httpx.Client, data: bytes) -> httpx.Response:
     return http.post("/ui/gradio_api/upload", files={"files": ("a.wav", data)})
+
+
+def test_what_gradio_would_keep_is_bounded(http: httpx.Client) -> None:
+    for name in ("x" * 65, "", "a b", 3, ["a"]):
+        body = {"data": [], "fn_index": 0, "session_hash": name}
+        answer = http.post("/ui/gradio_api/queue/join", json=body)
+        assert answer.status_code == 400
+        assert "session_hash" in answer.text
+    wide: list[Any] = ["x" * 600_000, [[]] * 100_000, {"a": ["y" * 250_000] * 2}]
+    for value in wide:
+        assert join(http, [None, value]).status_code == 413
+
+
+def test_a_page_that_reads_nothing_may_ask_for_no_more(http: httpx.Client) -> None:
+    chat = next(at for at, number in handlers(http).items() if number == 9)
+    data = ["hi", None, "", "echo", *[""] * 5]
+    deadline = time.monotonic() + 60
+    numbers = {"ok": 0}
+    while True:
+        answer = join(http, data, handler=chat, session="deaf")
+        if answer.status_code == 429:
+            break
+        numbers["ok"] += answer.status_code == 200  # else its queue is full for the moment
+        assert numbers["ok"] <= 64
+        assert time.monotonic() < deadline
+    assert join(http, data, handler=chat, session="other").status_code in (200, 503)
+    read_events(http, "deaf")
+    read_events(http, "other")
 
 
 def test_an_upload_may_be_named(http: httpx.Client, files: Path) -> None:

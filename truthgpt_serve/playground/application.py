@@ -20,6 +20,7 @@ ENVIRONMENT = {
     "GRADIO_RUN_HISTORY": "False",
     "GRADIO_MCP_SERVER": "False",
     "GRADIO_SSR_MODE": "False",
+    "GRADIO_ANALYTICS_MAX_EVENTS": "1",
     "HF_HUB_OFFLINE": "1",
 }
 """What Gradio reads at import: it tells nobody, and asks nobody."""

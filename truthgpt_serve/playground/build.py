@@ -20,6 +20,7 @@ from truthgpt_serve.playground.images import add_images
 from truthgpt_serve.playground.models import add_models
 from truthgpt_serve.playground.page import QUICK, Tools, choose, session_of
 from truthgpt_serve.playground.running import Running
+from truthgpt_serve.playground.sessions import Sessions
 from truthgpt_serve.playground.uploads import Uploads
 
 MOUNT = "/ui"
@@ -85,7 +86,6 @@ def build_pages(config: PlaygroundConfig, client: ServiceClient, running: Runnin
             running.stop_all(session_of(request))
 
         pages.unload(leave)
-    pages.state_session_capacity = MAX_SESSIONS
     pages.queue(max_size=config.max_waiting, api_open=False, default_concurrency_limit=16)
     return pages
 
@@ -164,7 +164,9 @@ def create_app(
             noted -= paths
 
     uploads = Uploads(files, config.max_upload_bytes, forget)
-    return Guard(app, MOUNT, uploads, num_inputs, head=read_head())
+    sessions = Sessions(pages.app, pages, MAX_SESSIONS, running.stop_all)
+    running.num_unread = sessions.num_unread
+    return Guard(app, MOUNT, uploads, num_inputs, sessions.is_full, head=read_head())
 
 
 def read_head() -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,16 +28,22 @@ from truthgpt_serve.asgi import (
 from truthgpt_serve.errors import (
     MethodError,
     OriginError,
+    OverloadedError,
     RequestError,
     RouteNotFoundError,
     TooLargeError,
     TruthGPTError,
 )
-from truthgpt_serve.playground.bodies import file_paths, read_body, replay_body
+from truthgpt_serve.playground.bodies import file_paths, letters_of, read_body, replay_body
 from truthgpt_serve.playground.uploads import Uploads
 from truthgpt_serve.sse import with_stream_headers
 
 MAX_JSON_BYTES = 2 << 20
+MAX_LETTERS = 500_000
+"""Letters of one request, which may wait for its turn."""
+VALUE_LETTERS = 16
+"""As how many letters each of its values counts, for the memory that it takes."""
+_ID = re.compile(r"[\w-]{1,64}")
 _API = "/gradio_api/"
 _UPLOAD = f"{_API}upload"
 _READ = re.compile(
@@ -72,6 +78,7 @@ class Guard:
         uploads: The uploads: a request may name no other file, and no address.
         num_inputs: How many values each of the page's handlers takes. Gradio prints them all where
             the number is wrong, and one of them is the API key.
+        is_full: Whether a page has so much unread that it may send nothing.
         head: HTML for the head of the page.
     """
 
@@ -81,10 +88,12 @@ class Guard:
         mount: str,
         uploads: Uploads,
         num_inputs: Mapping[int, int],
+        is_full: Callable[[str], bool],
         *,
         head: str = "",
     ) -> None:
         self._num_inputs = num_inputs
+        self._is_full = is_full
         self._head = head
         self._app = app
         self._mount = mount
@@ -165,11 +174,16 @@ class Guard:
             raise RequestError("the request is not JSON") from error
         if not isinstance(value, dict):
             raise RequestError("the request is no JSON object")
+        if letters_of(value, VALUE_LETTERS) > MAX_LETTERS:
+            raise TooLargeError(f"the request has more than {MAX_LETTERS} letters")
+        _check_ids(value)
         if path.startswith((f"{_API}queue/join", f"{_API}run/")):
             number, data = value.get("fn_index"), value.get("data")
             expected = self._num_inputs.get(number) if type(number) is int else None
             if expected is None or not isinstance(data, list) or len(data) != expected:
                 raise RequestError("the request is of no handler of this page: load it again")
+            if self._is_full(value.get("session_hash") or ""):
+                raise OverloadedError("the page has not read what it asked for: load it again")
         for file in file_paths(value):
             if not self._uploads.has(file):
                 raise RequestError("the request names a file that was not uploaded")
@@ -208,6 +222,14 @@ async def _send_on(scope: Scope, send: Send) -> None:
     query = scope.get("query_string") or b""
     headers = [(b"location", location + (b"?" + query if query else b""))]
     await send_bytes(send, b"", b"text/plain", status=307, headers=headers)
+
+
+def _check_ids(value: dict[str, Any]) -> None:
+    """Refuses what Gradio would keep as the name of a page or of its request."""
+    for name in ("session_hash", "event_id"):
+        given = value.get(name)
+        if given is not None and not (isinstance(given, str) and _ID.fullmatch(given)):
+            raise RequestError(f"`{name}` is not of this page: load it again")
 
 
 def _check_origin(scope: Scope) -> None:

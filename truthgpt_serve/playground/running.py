@@ -9,15 +9,22 @@ from contextlib import suppress
 INTERVAL_S = 0.05
 """The least time between two updates of a page: what comes meanwhile is shown together. Browsers
 leave out an update that another one follows within a frame."""
+MAX_UNREAD, READ_S = 4 << 20, 30.0
+"""Letters that a page may have unread when it is sent more, and how long that is waited for."""
 
 Work = Callable[[Callable[[], None]], Awaitable[None]]
 """Does a request, and calls its argument whenever there is something to show."""
 
 
 class Running:
-    """At most one request for each open page and kind of request."""
+    """At most one request for each open page and kind of request.
+
+    Attributes:
+        num_unread: Returns how many letters a page has not read.
+    """
 
     def __init__(self) -> None:
+        self.num_unread: Callable[[str], int] = lambda _: 0
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     def __len__(self) -> int:
@@ -56,6 +63,8 @@ class Running:
                 await asyncio.sleep(INTERVAL_S)
                 await changed.wait()
                 changed.clear()
+                if not await self._is_read(session):
+                    task.cancel()
                 if not task.done():
                     yield
             with suppress(asyncio.CancelledError):
@@ -67,6 +76,14 @@ class Running:
             task.cancel()
             with suppress(asyncio.CancelledError, Exception):
                 await task
+
+    async def _is_read(self, session: str) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(READ_S):
+                while self.num_unread(session) > MAX_UNREAD:
+                    await asyncio.sleep(INTERVAL_S)
+            return True
+        return False
 
 
 async def _as_coroutine(work: Work, changed: asyncio.Event) -> None:
