@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.unit.bench_server import KEY, BenchServer, serve_asgi
+from tests.unit.cli_service import write_run
 from truthgpt_serve.bench.report import build_report
 from truthgpt_serve.bench.result import OWN, read_results
 from truthgpt_serve.bench.target import BenchError
@@ -223,6 +224,25 @@ def test_wrong_use_is_exit_code_2_before_anything_is_sent(arguments: tuple[str, 
     done = run(*given)
     assert done.exit_code == 2, done.output
     assert done.stdout == ""
+
+
+def test_the_service_of_this_machine_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TRUTHGPT_URL", raising=False)
+    server = BenchServer()
+    with serve_asgi(server) as url:
+        write_run(tmp_path / ".run", address=url)
+        done = run(*FEW, "--json", "--model", "words")
+        assert done.exit_code == 0, done.output
+        assert len(server.bodies) == 4
+        assert json.loads(done.stdout)["results"][0][OWN]["url"] == url
+        # Named by the user, another address counts.
+        done = run(*FEW, env={"TRUTHGPT_URL": "http://127.0.0.1:9"})
+        assert done.exit_code == 1
+        assert len(server.bodies) == 4
+    assert "make serve runs here" in " ".join(run("--help").output.split())
 
 
 def folder_of(path: Path) -> list[str]:

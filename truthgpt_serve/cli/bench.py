@@ -20,12 +20,19 @@ if TYPE_CHECKING:
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
-DEFAULT_URL = "http://127.0.0.1:8000"
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _OLD_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
+
+def _find_url() -> str:
+    from truthgpt_serve.cli._service.address import find_address
+
+    return find_address().url
+
+
 _OPTIONS = (
-    click.option("--url", envvar="TRUTHGPT_URL", default=DEFAULT_URL, show_default=True,
+    click.option("--url", envvar="TRUTHGPT_URL", default=_find_url,
+                 show_default="what make serve runs here, else http://127.0.0.1:8000",
                  help="Address of the server; also from TRUTHGPT_URL."),
     click.option("--model", help="By default the first that answers, as /v1/models lists them."),
     click.option("--api-key-env", default="TRUTHGPT_API_KEY", show_default=True, metavar="NAME",
