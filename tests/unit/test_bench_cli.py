@@ -236,12 +236,13 @@ def test_the_service_of_this_machine_is_measured(
         write_run(tmp_path / ".run", address=url)
         done = run(*FEW, "--json", "--model", "words")
         assert done.exit_code == 0, done.output
-        assert len(server.bodies) == 4
+        num_sent = len(server.bodies)
+        assert num_sent >= 4
         assert json.loads(done.stdout)["results"][0][OWN]["url"] == url
         # Named by the user, another address counts.
         done = run(*FEW, env={"TRUTHGPT_URL": "http://127.0.0.1:9"})
         assert done.exit_code == 1
-        assert len(server.bodies) == 4
+        assert len(server.bodies) == num_sent
     assert "make serve runs here" in " ".join(run("--help").output.split())
 
 
