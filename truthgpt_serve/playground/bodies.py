@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from truthgpt_serve.asgi import Message, Receive
@@ -50,13 +50,19 @@ def file_paths(value: Any) -> Iterator[Any]:
             stack += here
 
 
-def letters_of(value: Any, each: int = 1) -> int:
-    """Returns the letters of all texts in a value as JSON has it, and `each` for each value."""
+def size_of(value: Any, each: int, measure: Callable[[str], int] = len) -> int:
+    """Returns the size of a value as JSON has it.
+
+    Args:
+        value: The value.
+        each: What each value in it counts.
+        measure: What a text counts beside that.
+    """
     number, stack = 0, [value]
     while stack:
         here = stack.pop()
         if isinstance(here, str):
-            number += len(here)
+            number += measure(here)
         elif isinstance(here, dict):
             stack += here.keys()
             stack += here.values()

@@ -34,7 +34,7 @@ from truthgpt_serve.errors import (
     TooLargeError,
     TruthGPTError,
 )
-from truthgpt_serve.playground.bodies import file_paths, letters_of, read_body, replay_body
+from truthgpt_serve.playground.bodies import file_paths, read_body, replay_body, size_of
 from truthgpt_serve.playground.uploads import Uploads
 from truthgpt_serve.sse import with_stream_headers
 
@@ -174,7 +174,7 @@ class Guard:
             raise RequestError("the request is not JSON") from error
         if not isinstance(value, dict):
             raise RequestError("the request is no JSON object")
-        if letters_of(value, VALUE_LETTERS) > MAX_LETTERS:
+        if size_of(value, VALUE_LETTERS) > MAX_LETTERS:
             raise TooLargeError(f"the request has more than {MAX_LETTERS} letters")
         _check_ids(value)
         if path.startswith((f"{_API}queue/join", f"{_API}run/")):

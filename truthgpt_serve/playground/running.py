@@ -10,7 +10,7 @@ INTERVAL_S = 0.05
 """The least time between two updates of a page: what comes meanwhile is shown together. Browsers
 leave out an update that another one follows within a frame."""
 MAX_UNREAD, READ_S = 4 << 20, 30.0
-"""Letters that a page may have unread when it is sent more, and how long that is waited for."""
+"""Bytes that a page may have unread when it is sent more, and how long that is waited for."""
 
 Work = Callable[[Callable[[], None]], Awaitable[None]]
 """Does a request, and calls its argument whenever there is something to show."""
@@ -20,7 +20,7 @@ class Running:
     """At most one request for each open page and kind of request.
 
     Attributes:
-        num_unread: Returns how many letters a page has not read.
+        num_unread: Returns how many bytes a page has not read.
     """
 
     def __init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +12,12 @@ import gradio as gr
 from gradio.state_holder import SessionState, StateHolder
 from gradio.utils import LRUCache
 
-from truthgpt_serve.playground.bodies import letters_of
+from truthgpt_serve.playground.bodies import size_of
 
 MAX_HELD, MAX_HELD_TOTAL = 32 << 20, 256 << 20
-"""Letters of messages that a page, or all pages, have not read; more are thrown away."""
+"""Bytes of messages that a page, or all pages, have not read; more are thrown away."""
+MESSAGE_BYTES, VALUE_BYTES = 1024, 64
+"""What a message, and each value in it, takes beside its texts."""
 MAX_MESSAGES = 2000
 """Messages that a page has not read."""
 MAX_EVENTS = 64
@@ -44,7 +47,7 @@ class Sessions:
         self._queue.pending_event_ids_session = LRUCache(MAX_PAGES)
 
     def num_unread(self, session: str) -> int:
-        """Returns the letters of the messages that a page has not read."""
+        """Returns the bytes of the messages that a page has not read."""
         messages = self._messages.get(session)
         return messages.held if messages is not None else 0
 
@@ -61,10 +64,29 @@ class Sessions:
 
 
 class _State(SessionState):  # type: ignore[misc]
-    """Without the values that Gradio keeps for links to a filled page, which there are none of."""
+    """Without what Gradio keeps for links to a filled page, of which there are none."""
+
+    def __init__(self, pages: gr.Blocks) -> None:
+        super().__init__(_NoBlocks(pages.default_config))
+        self.config_values: dict[int, Any] = {}
+
+    def _update_config(self, key: int) -> None:
+        pass
 
     def _update_value_in_config(self, key: int, value: Any) -> None:
         pass
+
+
+class _NoBlocks:
+    """Pages whose components are not described anew for each browser.
+
+    Args:
+        default_config: All components.
+    """
+
+    def __init__(self, default_config: Any) -> None:
+        self.default_config = default_config
+        self.blocks: dict[int, Any] = {}
 
 
 class _States(StateHolder):  # type: ignore[misc]
@@ -90,7 +112,8 @@ class _Messages(asyncio.Queue[Any]):
         self._queue: deque[tuple[int, Any]] = deque()
 
     def _put(self, item: Any) -> None:
-        size = letters_of(getattr(item, "output", None))
+        output = getattr(item, "output", None)
+        size = MESSAGE_BYTES + size_of(output, VALUE_BYTES, sys.getsizeof)
         self._queue.append((size, item))
         self.held += size
         if self._overflow():
@@ -112,11 +135,11 @@ class _AllMessages(LRUCache[str, Any]):  # type: ignore[misc]
 
     def __setitem__(self, key: str, value: Any) -> None:
         def overflow() -> bool:
-            full = messages.held > MAX_HELD or messages.qsize() > MAX_MESSAGES
-            if full or sum(one.held for one in self.values()) > MAX_HELD_TOTAL:
+            if messages.held > MAX_HELD or messages.qsize() > MAX_MESSAGES:
                 self._drop(key)
-                return True
-            return False
+            elif sum(one.held for one in self.values()) > MAX_HELD_TOTAL:
+                self._drop(max(self, key=lambda name: self[name].held))
+            return self.get(key) is not messages
 
         messages = _Messages(overflow)
         while key not in self and len(self) >= MAX_PAGES:
