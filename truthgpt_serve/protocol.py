@@ -5,17 +5,29 @@ Knows nothing of models, servers or Ray.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from truthgpt_serve.errors import RequestError
+from truthgpt_serve.errors import RequestError, TooLargeError
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 _MAX_EXACT = 2**53
 """Up to this, every whole number is a float of its own."""
+MAX_CONTAINERS = 300_000
+"""Most lists and objects of a JSON body. More would take a second to read, in which no other
+request goes on, and 20 times the memory of the body."""
+MAX_VALUES = 1_000_000
+"""Most values of a JSON body."""
+
+_REST_OF_STRING = rb'[^"\\]*+(?:\\.[^"\\]*+)*+'
+_match_some = re.compile(
+    rb'[^"]{0,4096}+(?:"%b"[^"]{0,4096}+){0,4096}+' % _REST_OF_STRING, re.DOTALL
+).match
+_remove_strings = re.compile(rb'"%b"' % _REST_OF_STRING, re.DOTALL).sub
 
 
 def encode_json(value: Any) -> bytes:
@@ -41,9 +53,12 @@ def parse_object(body: bytes | bytearray) -> dict[str, Any]:
 
     Raises:
         RequestError: The body is empty, is not JSON, or is another kind of value.
+        TooLargeError: It has more than `MAX_CONTAINERS` or `MAX_VALUES`.
     """
     if not body:
         raise RequestError("the request has no body; send a JSON object")
+    if len(body) > MAX_CONTAINERS:
+        _check_num_values(body)
     try:
         value = _decode(body)
     except RecursionError:
@@ -53,6 +68,33 @@ def parse_object(body: bytes | bytearray) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RequestError(f"the body must be a JSON object, not {kind_of(value)}")
     return value
+
+
+def _check_num_values(body: bytes | bytearray) -> None:
+    num_containers, num_commas = _count(body)
+    if num_containers <= MAX_CONTAINERS and num_containers + num_commas <= MAX_VALUES:
+        return  # with those in strings, too
+    num_containers = num_commas = start = 0
+    while (some := _match_some(body, start)) is not None and some.end() > start:
+        start = some.end()
+        containers, commas = _count(_remove_strings(b"", some[0]))
+        num_containers += containers
+        num_commas += commas
+        if num_containers > MAX_CONTAINERS:
+            raise _too_many(MAX_CONTAINERS, "lists and objects")
+        if num_containers + num_commas > MAX_VALUES:
+            raise _too_many(MAX_VALUES, "values")
+
+
+def _count(data: bytes | bytearray) -> tuple[int, int]:
+    return data.count(b"[") + data.count(b"{"), data.count(b",")
+
+
+def _too_many(limit: int, what: str) -> TooLargeError:
+    return TooLargeError(
+        f"the body has more than {limit} {what}, the most that a JSON request may have: send less "
+        "at a time, or large arrays as binary tensors"
+    )
 
 
 def parse_model(body: Mapping[str, Any]) -> str:
