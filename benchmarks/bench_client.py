@@ -11,6 +11,8 @@ import asyncio
 import json
 import multiprocessing
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import repeat
 from multiprocessing.connection import Connection
 from typing import Any
@@ -38,7 +40,11 @@ def _delta(text: str, reason: str | None = None) -> list[dict[str, Any]]:
 
 
 async def _answer(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, num_chunks: int, interval_s: float
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    num_chunks: int,
+    interval_s: float,
+    first_s: float,
 ) -> None:
     """Answers the requests of one connection: each with chunks at equal distances."""
     loop = asyncio.get_running_loop()
@@ -48,16 +54,19 @@ async def _answer(
     try:
         while True:
             head = await reader.readuntil(b"\r\n\r\n")
-            length = next(
+            lengths = [
                 int(line.split(b":")[1])
                 for line in head.lower().split(b"\r\n")
                 if line.startswith(b"content-length:")
-            )
-            await reader.readexactly(length)
+            ]
+            if not lengths:  # no request to answer, such as vLLM's for metrics
+                writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
+                continue
+            await reader.readexactly(lengths[0])
             writer.write(_HEAD)
-            start_s = loop.time()
+            start_s = loop.time() + first_s
             for at in range(num_chunks):
-                if interval_s:
+                if interval_s or first_s:
                     await asyncio.sleep(max(0.0, start_s + at * interval_s - loop.time()))
                 writer.write(chunk)
                 await writer.drain()
@@ -68,18 +77,43 @@ async def _answer(
         writer.close()
 
 
-async def _serve(pipe: Connection, num_chunks: int, interval_s: float) -> None:
+async def _serve(pipe: Connection, num_chunks: int, interval_s: float, first_s: float) -> None:
     server = await asyncio.start_server(
-        lambda reader, writer: _answer(reader, writer, num_chunks, interval_s), "127.0.0.1", 0
+        lambda reader, writer: _answer(reader, writer, num_chunks, interval_s, first_s),
+        "127.0.0.1",
+        0,
     )
     async with server:
         pipe.send(server.sockets[0].getsockname()[1])
         await asyncio.to_thread(pipe.recv)
 
 
-def serve(pipe: Connection, num_chunks: int, interval_s: float) -> None:
+def serve(pipe: Connection, num_chunks: int, interval_s: float, first_s: float) -> None:
     """Serves until something comes over the pipe."""
-    asyncio.run(_serve(pipe, num_chunks, interval_s))
+    asyncio.run(_serve(pipe, num_chunks, interval_s, first_s))
+
+
+@contextmanager
+def paced_server(num_chunks: int, interval_s: float, first_s: float = 0.0) -> Iterator[str]:
+    """Runs a server in a process of its own; yields its address.
+
+    Args:
+        num_chunks: Chunks of each answer.
+        interval_s: The time between two.
+        first_s: The time before the first.
+    """
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=serve, args=(there, num_chunks, interval_s, first_s))
+    process.start()
+    try:
+        if not here.poll(60):
+            sys.exit("the server did not start")
+        yield f"http://127.0.0.1:{here.recv()}"
+    finally:
+        here.send(None)
+        process.join(10)
+        process.kill()
 
 
 async def measure(url: str, num_clients: int, duration_s: float) -> dict[str, Any]:
@@ -103,21 +137,10 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=128, help="chunks of one answer")
     parser.add_argument("--seconds", type=float, default=10.0)
     options = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
     for rate in [float(item) for item in options.rates.split(",")]:
-        here, there = context.Pipe()
         interval_s = options.clients / rate
-        process = context.Process(target=serve, args=(there, options.chunks, interval_s))
-        process.start()
-        try:
-            if not here.poll(60):
-                sys.exit("the server did not start")
-            url = f"http://127.0.0.1:{here.recv()}"
+        with paced_server(options.chunks, interval_s) as url:
             result = asyncio.run(measure(url, options.clients, options.seconds))
-        finally:
-            here.send(None)
-            process.join(10)
-            process.kill()
         extra = extras(result)
         line = {
             "chunks_per_s_asked": rate,

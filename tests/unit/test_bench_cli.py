@@ -20,6 +20,7 @@ from truthgpt_serve.bench.target import BenchError
 from truthgpt_serve.cli import main
 
 FEW = ("--concurrency", "2", "--requests", "4", "--output-len", "3", "--warmup", "0")
+VLLM = Path(__file__).parent / "bench_files" / "vllm.json"
 VOID = {"area", "br", "col", "hr", "img", "input", "link", "meta"}
 QUIET = {"circle", "line", "rect", "ellipse", "path"}
 
@@ -341,6 +342,21 @@ def test_ctrl_c_reports_what_was_measured(tmp_path: Path) -> None:
 
 
 # -- results of other programs
+
+
+def test_results_have_every_key_of_vllms_and_reports_draw_both(tmp_path: Path) -> None:
+    ours, html = tmp_path / "ours.json", tmp_path / "r.html"
+    with serve_asgi(BenchServer()) as url:
+        done = run("--url", url, *FEW, "--save-detailed", "--slo", "e2e=1", "-o", str(ours))
+    assert done.exit_code == 0, done.output
+    (theirs,) = read_results(VLLM)
+    assert theirs.keys() <= read_results(ours)[0].keys()
+    done = run("report", str(ours), str(VLLM), "-o", str(html))
+    assert done.exit_code == 0, done.output
+    page = check_report(html.read_text())
+    texts = [text for _, text in page.texts]
+    assert any(text.startswith("vllm stream") for text in texts)
+    assert f"{theirs['median_ttft_ms']:.3g}" in texts
 
 
 def test_reports_escape_what_files_say() -> None:

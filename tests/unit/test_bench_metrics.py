@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import json
 import random
+from array import array
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +14,10 @@ from truthgpt_serve.bench import metrics
 from truthgpt_serve.bench.client import StreamMeter
 from truthgpt_serve.bench.metrics import Recorder, Series, percentile
 from truthgpt_serve.bench.outcome import Outcome
+from truthgpt_serve.bench.result import read_results
+
+VLLM = Path(__file__).parent / "bench_files" / "vllm.json"
+"""What `vllm bench serve --save-detailed` wrote of a server that streams at a fixed pace."""
 
 
 class Clock:
@@ -74,6 +81,31 @@ def test_a_stream_that_is_not_whole_is_a_failure_of_its_kind(
     pieces: list[bytes], kind: str
 ) -> None:
     assert take(pieces, [10.1, 10.2]).error == kind
+
+
+def outcomes_of(path: Path) -> list[Outcome]:
+    """Returns the requests of a detailed result."""
+    result = json.loads(path.read_text())
+    found = []
+    for at, start_s in enumerate(result["start_times"]):
+        itls_s = array("d", result["itls"][at])
+        outcome = Outcome(start_s=start_s, ttft_s=result["ttfts"][at], itls_s=itls_s)
+        outcome.latency_s = result["latencies"][at]
+        outcome.input_tokens = result["input_lens"][at]
+        outcome.output_tokens, outcome.has_usage = result["output_lens"][at], True
+        found.append(outcome)
+    return found
+
+
+def test_figures_equal_those_that_vllm_reckons_of_the_same_requests() -> None:
+    theirs = read_results(VLLM)[0]
+    recorder = Recorder({"ttft": 3, "tpot": 4, "e2el": 60})
+    for outcome in outcomes_of(VLLM):
+        recorder.add(outcome)
+    ours = recorder.figures(theirs["duration"], [90, 99])
+    assert 0 < recorder.good < recorder.completed, "the limits must tell requests apart"
+    compared = {key: theirs[key] for key in ours}
+    assert ours == pytest.approx(compared, rel=1e-9)
 
 
 def test_percentiles_are_interpolated() -> None:

@@ -220,6 +220,7 @@ def _make_requests(options: Mapping[str, Any], prompts: RandomPrompts) -> MakeRe
         rows = read_dataset(options["dataset"], output_len, chat=options["endpoint"] == "chat")
         return lambda lengths_seed, text_seed: cycle_requests(rows, lengths_seed)
     default = 128 if options["endpoint"] in STREAMED else None
+    input_len = options["input_len"] or (6 if options["endpoint"] == "images" else 64)
     if options["prompt"] is not None:
         return lambda lengths_seed, text_seed: fixed_requests(
             options["prompt"], output_len or default
@@ -228,7 +229,7 @@ def _make_requests(options: Mapping[str, Any], prompts: RandomPrompts) -> MakeRe
     def make(lengths_seed: str, text_seed: str) -> Iterator[Request]:
         return random_requests(
             prompts,
-            input_len=options["input_len"],
+            input_len=input_len,
             output_len=output_len or default,
             range_ratio=options["range_ratio"],
             lengths_seed=lengths_seed,

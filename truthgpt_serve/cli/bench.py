@@ -60,8 +60,8 @@ _OPTIONS = (
     click.option("--warmup", type=click.IntRange(min=0), default=1, show_default=True,
                  help="Requests before each measurement that do not count."),
     # -- prompts
-    click.option("--input-len", type=click.IntRange(1, 1_000_000), default=64, show_default=True,
-                 help="Length of random prompts."),
+    click.option("--input-len", type=click.IntRange(1, 1_000_000),
+                 help="Length of random prompts; by default 64, and 6 of images."),
     click.option("--output-len", type=click.IntRange(min=1),
                  help="Most tokens of an answer; by default the dataset's, else 128."),
     click.option("--range-ratio", type=click.FloatRange(0, 1, max_open=True), default=0.0,
