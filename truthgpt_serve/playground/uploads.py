@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import parse_qs
@@ -149,7 +150,7 @@ class Uploads:
         now, removed, seen, sizes = time.monotonic(), set(), {}, []
         for path in sorted(self._folder.rglob("*"), reverse=True):  # a folder after its files
             if path.is_dir() and not path.is_symlink():
-                if not any(path.iterdir()):
+                with suppress(OSError):  # it has files
                     path.rmdir()
                 continue
             since = self._seen.get(path, now)  # not its times: each use of the file renews them
