@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 LIMIT_S = 30.0
+INTERRUPT_S = 5.0
+"""Between two Ctrl-C."""
 
 
 class Terminal:
@@ -58,7 +60,9 @@ class Terminal:
         while self.seen.find(text, self._from) < 0:
             assert time.monotonic() < deadline, f"{text!r} is not in {self.seen[-2000:]!r}"
             self.type("\x03")
-            self._read(1.0)
+            again_s = time.monotonic() + INTERRUPT_S
+            while time.monotonic() < again_s and self.seen.find(text, self._from) < 0:
+                self._read(0.1)
         self.wait_for(text)
 
     def _read(self, limit_s: float) -> bool:

@@ -203,7 +203,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(tmp_path: Path) -> None:
         on_terminal(*COMMAND, "story", env=environment(service.env()), cwd=tmp_path) as shown,
     ):
         ask(shown, "tell me all", "word3")
-        shown.type("\x03")
+        shown.type("\x03\x03")  # twice, as people do
         shown.wait_for("stopped")
         assert service.requests[0].left.wait(30)  # the model's work has ended
         ask(shown, "and now", "the end")

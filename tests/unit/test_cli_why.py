@@ -144,6 +144,9 @@ def test_a_model_whose_process_crashes(folder: Path) -> None:
     deaths.parent.mkdir(parents=True)
     cause = "it was ended by SIGSEGV (signal 11, a segmentation fault), in load"
     deaths.write_text(json.dumps({"deaths": [{"at": 1.0, "cause": cause}] * 2}))
+    # The third start only says that two have died.
+    refused = "INFO" + ERROR.partition("INFO")[2]
+    (logs_of(folder) / "serve" / "replica_bad_ModelReplica_650pj2cj.log").write_text(refused)
     with serve(answers("DEPLOY_FAILED", last_error=ENDED)) as service:
         write_run(folder / ".run", address=service.url)
         done = run_cli("why", "bad", cwd=folder)

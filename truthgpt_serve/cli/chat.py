@@ -102,6 +102,8 @@ def _talk(client: ServiceClient, conversation: Conversation, *, stats: bool) -> 
             )
         except ServiceFault as fault:
             click.secho(fault.message, fg="red", err=True)
+        except KeyboardInterrupt:
+            say("stopped")  # a second Ctrl-C, before the first was done with
 
 
 def _answer(

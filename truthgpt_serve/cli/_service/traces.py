@@ -32,6 +32,11 @@ def find_traceback(lines: Sequence[str]) -> list[str]:
     return []
 
 
+def is_crash(trace: Sequence[str]) -> bool:
+    """Returns whether what `find_traceback` found is the stack of a crash."""
+    return bool(trace) and trace[0].startswith(_FATAL)
+
+
 def _traceback(lines: Sequence[str]) -> list[str]:
     """Returns a traceback: its frames are indented, and its end is not."""
     for at in range(1, len(lines)):

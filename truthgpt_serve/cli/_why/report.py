@@ -12,7 +12,7 @@ from truthgpt_serve.cli._service.address import Address
 from truthgpt_serve.cli._service.client import ServiceClient, model_path
 from truthgpt_serve.cli._service.failures import ServiceFault, one_line, text_of, unknown_model
 from truthgpt_serve.cli._service.session import Session, find_session, service_log, tail
-from truthgpt_serve.cli._service.traces import find_traceback
+from truthgpt_serve.cli._service.traces import find_traceback, is_crash
 from truthgpt_serve.start_errors import ENDED
 
 LOOKED_AT_LINES = 5000
@@ -145,10 +145,12 @@ def _look(report: Report, session: Session) -> None:
         return
     if report.deaths and report.cause == ENDED:
         report.cause = f"the model's process ended while it started: {report.deaths[-1]}"
-    for path, lines in outputs:
-        if not report.traceback and (found := find_traceback(lines)):
-            report.traceback = found
-            report.looked_at.append(str(path))
+    found = [(path, trace) for path, lines in outputs if (trace := find_traceback(lines))]
+    if report.deaths:  # a start after two deaths raises only that
+        found.sort(key=lambda each: not is_crash(each[1]))
+    if found:
+        path, report.traceback = found[0]
+        report.looked_at.append(str(path))
     if replicas and replicas[-1].lives and (report.starting or report.state == "DEPLOYING"):
         report.last_lines = _last_lines(replicas[-1].files)
 
