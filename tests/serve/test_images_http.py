@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import shutil
 import signal
@@ -20,6 +21,8 @@ import openai
 import pytest
 from PIL import Image, ImageChops
 
+from tests.unit.cli_service import environment, run_program
+from tests.unit.terminal import on_terminal
 from truthgpt_serve.local_cluster import (
     START_TIMEOUT_S,
     LocalCluster,
@@ -211,6 +214,22 @@ def test_a_stream(images: Images) -> None:
         assert (kinds.count("partial_image"), kinds.count("completed")) == (2, 1)
         assert [event["step"] for event in own if "step" in event] == [1, 2, 3, 4, 5, 6]
         assert kinds[-1] == "completed"
+
+
+def test_the_command_line_draws(images: Images, tmp_path: Path) -> None:
+    command = ["image", "studio", PROMPT, "--n", "2", "--steps", "5", "--out", "x.png", "--json"]
+    done = run_program(*command, env={"TRUTHGPT_URL": images.cluster.url}, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    files = {entry["file"] for entry in json.loads(done.stdout)["images"]}
+    assert files == {"x-0.png", "x-1.png"}
+    for file in files:
+        Image.open(tmp_path / file).load()
+    env = environment({"TRUTHGPT_URL": images.cluster.url})
+    program = [sys.executable, "-m", "truthgpt_serve.cli"]
+    with on_terminal(*program, "image", "studio", "slow", env=env, cwd=tmp_path) as shown:
+        shown.wait_for("step")
+        shown.type("\x03")
+        assert shown.end() == 130
 
 
 def test_a_client_that_leaves_ends_the_stream(images: Images) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import openai
 import pytest
 
 from tests.serve.conftest import ALIASES, MAX_MODEL_LEN, Service
+from tests.unit.cli_service import run_program
 from truthgpt_serve.config.limits import LimitsSection
 from truthgpt_serve.local_cluster import model_application
 from truthgpt_serve.serve_state import parse_details
@@ -683,3 +686,45 @@ def test_bench_counts_what_an_overloaded_model_refuses(service: Service) -> None
     assert result["completed"] >= 2
     assert list(errors) == ["http 429"]
     assert result["completed"] + errors["http 429"]["count"] == 16
+
+
+# -- the command line
+
+
+def models_of(service: Service) -> dict[str, dict[str, Any]]:
+    done = run_program("models", "--json", env={"TRUTHGPT_URL": service.cluster.url})
+    assert done.returncode == 0, done.stderr
+    return {model["name"]: model for model in json.loads(done.stdout)["models"]}
+
+
+def test_the_command_line_shows_models_and_their_load(service: Service) -> None:
+    found = models_of(service)
+    assert sorted(found) == sorted(set(ALL_MODELS) - {"tiny-adapter", *ALIASES})
+    assert (found["tiny"]["family"], found["tiny"]["adapters"]) == ("vllm", ["tiny-adapter"])
+    assert found["tiny"]["aliases"] == ["org/Tiny-1B:latest"]
+    assert {model["state"] for model in found.values()} == {"RUNNING"}
+    assert {model["num_replicas"] for model in found.values()} == {1}
+    # The engine is a process of its own, and counts.
+    assert found["tiny"]["memory_bytes"] > 1.5 * found["echo"]["memory_bytes"] > 50e6
+    assert found["tiny"]["rate_unit"] == "tokens"
+
+
+def test_the_command_line_shows_who_waits(service: Service) -> None:
+    body = json.dumps({"model": "slow", "messages": USER, "max_tokens": 600, "stream": True})
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: {service.cluster.host.address}\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    address = (service.cluster.host.address, service.cluster.port)
+
+    def load() -> tuple[int, int]:
+        slow = models_of(service)["slow"]
+        return slow["ongoing"], slow["queued"]
+
+    wait_until(lambda: load() == (0, 0), 30)
+    with ExitStack() as stack:
+        for _ in range(2):  # one that is answered, and one that waits
+            client = stack.enter_context(socket.create_connection(address, timeout=30))
+            client.sendall((head + body).encode())
+        wait_until(lambda: load() == (1, 1), 30)
+    wait_until(lambda: load() == (0, 0), 30)

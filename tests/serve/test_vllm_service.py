@@ -21,6 +21,7 @@ from tests.serve.vllm_service import (
     vllm_service,
     wait_until,
 )
+from tests.unit.cli_service import run_program
 
 STOP_S = 20  # far more than a decode step, and far less than the whole answer takes
 RECOVERY_S = 90
@@ -349,6 +350,22 @@ def test_clients_read_the_errors(service: VllmService) -> None:
             ask(model="nobody", max_tokens=5, messages=USER)
         body = unknown.value.body
         assert body["error"]["type"] == "not_found_error"
+
+
+def test_the_command_line_talks_with_a_model(service: VllmService) -> None:
+    env = {"TRUTHGPT_URL": service.cluster.url}
+    fixed = {"temperature": 0, "max_tokens": 12}
+    whole = service.http.post(
+        "/v1/chat/completions", json={"model": "tiny", "messages": USER, **fixed}
+    ).json()
+    options = ["--temperature", "0", "--max-tokens", "12", "--stats"]
+    done = run_program("chat", "tiny", *options, stdin=USER[0]["content"], env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.removesuffix("\n") == whole["choices"][0]["message"]["content"]
+    assert "12 tokens" in done.stderr
+    done = run_program("chat", "tinny", stdin="hi", env=env)
+    assert done.returncode == 1
+    assert "did you mean tiny?" in done.stderr
 
 
 def test_serves_log_goes_on_when_the_engine_has_loaded(service: VllmService) -> None:
