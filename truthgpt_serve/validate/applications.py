@@ -87,7 +87,7 @@ def check_import_path(target: str | None, source: Source) -> list[Fault]:
     if target is None or target in ours or module != APP_MODULE:
         return []
     near = difflib.get_close_matches(target, ours, n=1)
-    fix = f"did you mean {near[0]}?" if near else f"write {MODEL_IMPORT} or {ROUTER_IMPORT}"
+    fix = f"did you mean {near[0]}?" if near else f"write {' or '.join(ours)}"
     return [Fault(source.at("import_path"), f"{target!r} does not exist", fix)]
 
 
