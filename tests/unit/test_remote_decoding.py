@@ -113,8 +113,8 @@ def test_errors_and_the_generic_route() -> None:
         ("br", b"{}"),
         ("gzip, gzip", b"{}"),
         ("gzip", b"{}"),
-        ("gzip", gzip.compress(b"{}")[:-3]),
-        ("gzip", gzip.compress(b"{}") + b"{}"),
+        ("gzip", gzip.compress(b"{}", mtime=0)[:-3]),
+        ("gzip", gzip.compress(b"{}", mtime=0) + b"{}"),
         ("zstd", zstd.compress(b"{}")[:-1]),
     ],
 )
