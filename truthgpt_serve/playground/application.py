@@ -15,6 +15,8 @@ from truthgpt_serve.errors import ConfigError, Fault
 from truthgpt_serve.serve_state import DEFAULT_PROXY_PORT, fetch_serve_state, worker_proxy_port
 from truthgpt_serve.start_errors import to_cause
 
+NICENESS = 10
+"""Added to that of Serve's replicas: where the machine is busy the models come first."""
 ENVIRONMENT = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "GRADIO_RUN_HISTORY": "False",
@@ -34,6 +36,7 @@ class Playground:
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
+        os.nice(NICENESS)  # the imports below would otherwise delay the models that start
         self._config = PlaygroundConfig.model_validate(config)
         self._files: Path | None = None
 
