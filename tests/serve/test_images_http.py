@@ -21,6 +21,8 @@ import openai
 import pytest
 from PIL import Image, ImageChops
 
+from tests.openapi_run.plan import fetch_models
+from tests.openapi_run.run import run
 from tests.unit.cli_service import environment, run_program
 from tests.unit.terminal import on_terminal
 from truthgpt_serve.local_cluster import (
@@ -36,6 +38,7 @@ from truthgpt_serve.processes import find_run
 HERE = Path(__file__).parent
 RAY_ENV = HERE.parents[1] / "configs" / "ray.env"
 PROMPT = "a red square"
+SEED = 7
 EXPIRY_S = 20.0
 
 
@@ -336,6 +339,32 @@ def test_models_of_other_tasks_have_no_image_routes(images: Images) -> None:
         )
     answer = images.http.post("/v1/completions", json={"model": "studio", "prompt": PROMPT})
     assert answer.status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (r"/v1/images/.*|/v1/files/.*", ["studio"]),
+        (r"/v1/((chat/)?completions|infer)|/(docs|health|metrics|openapi.json|ready)?", ["echo"]),
+    ],
+)
+def test_answers_are_as_documented(
+    images: Images, tmp_path: Path, paths: str, names: list[str]
+) -> None:
+    models = [model for model in fetch_models(images.cluster.url) if model.name in names]
+    outcome = run(
+        images.cluster.url,
+        tmp_path,
+        seed=SEED,
+        max_examples=20,
+        paths=paths,
+        more_checks=["negative_data_rejection"],
+        models=models,
+        timeout_s=300,
+    )
+    assert outcome.passed, outcome.text
+    unanswered = {label for label, found in outcome.statuses.items() if not found[200]}
+    assert unanswered <= {"GET /v1/files/images/{id}", "GET /"}, outcome.table()
 
 
 def test_the_pages_list_the_routes(images: Images) -> None:

@@ -48,6 +48,7 @@ class Studio:
 
     def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
         image = inputs.get("image")
+        image = image[0] if isinstance(image, list) else image
         if image is not None and "mask" in inputs:
             image = image.copy()
             image.paste((255, 0, 0), mask=inputs["mask"])
