@@ -533,7 +533,7 @@ def test_a_failing_class_is_500_and_its_log_says_why(service: Service) -> None:
     wait_until(lambda: "LookupError: the secret reason" in service.read_logs())
     lines = service.read_logs().splitlines()
     at = next(number for number, line in enumerate(lines) if "request failing-9" in line)
-    traceback = "\n".join(lines[at : at + 30])
+    traceback = "\n".join(lines[at : at + 100])
     assert "Traceback (most recent call last)" in traceback
     assert "shouting_models.py" in traceback
     answer = service.http.post("/v1/infer", json={"model": "shouting", "inputs": {"text": "hey"}})
