@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import psutil
 import pytest
 
 from deployments.vllm.tiny_model import make_tiny_llama
+from tests.unit.cli_service import run_program
 from truthgpt_serve.local_cluster import LocalCluster, model_application, router_application
 
 pytestmark = pytest.mark.timeout(900)
@@ -191,9 +193,9 @@ LOADS = {
 }
 
 
-def test_the_cause_of_a_failed_start_comes_first(
-    cluster: LocalCluster, client: httpx.Client, folder: Path
-) -> None:
+@pytest.fixture(scope="module")
+def failed(cluster: LocalCluster, folder: Path) -> dict[str, str]:
+    """Models that do not start, by what is wrong with them; one waits for CPUs."""
     (folder / "broken_module.py").write_text("import no_such_library_of_mine\n")
     apps = {how: dying(f"load-{how.replace('.', '-')}", how) for how in LOADS}
     apps["import"] = model_application(
@@ -207,8 +209,10 @@ def test_the_cause_of_a_failed_start_comes_first(
             "serving": {"engine": {**ENGINE, "max_model_len": 4096, "kv_cache_memory_bytes": "2M"}},
         },
     )
-    causes = {**LOADS, "import": "no_such_library_of_mine", "engine": "KV cache"}
-    cluster.deploy(entries(cluster, folder, *apps.values()))
+    waiting = model_application(
+        "waiting", {"model": {"family": "echo"}, "hardware": {"gpus": 0, "cpus": 4000}}
+    )
+    cluster.deploy(entries(cluster, folder, *apps.values(), waiting))
     names = {how: str(app["name"]) for how, app in apps.items()}
 
     def all_failed() -> bool:
@@ -216,11 +220,60 @@ def test_the_cause_of_a_failed_start_comes_first(
         return all(statuses.get(name) == "DEPLOY_FAILED" for name in names.values())
 
     wait_for(all_failed, "not all have failed")
+    return names
+
+
+def test_the_cause_of_a_failed_start_comes_first(
+    cluster: LocalCluster, client: httpx.Client, failed: dict[str, str]
+) -> None:
+    causes = {**LOADS, "import": "no_such_library_of_mine", "engine": "KV cache"}
     for how, cause in causes.items():
-        found = failed_page(client, names[how])
+        found = failed_page(client, failed[how])
         assert cause in found["last_error"], (how, found)
-        application = cluster.details()["applications"][names[how]]
+        application = cluster.details()["applications"][failed[how]]
         messages = [value["message"] for value in application["deployments"].values()]
         message = messages[0] if messages else application["message"]
         assert cause in message.partition("start_errors.Cause: ")[2].partition("\n")[0], message
     assert infer(client, "hello").status_code == 200
+
+
+def truthgpt(cluster: LocalCluster, *arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {"TRUTHGPT_URL": cluster.url, "RAY_TMPDIR": str(cluster.folder)}
+    return run_program(*arguments, env=env, cwd=cluster.folder)
+
+
+def test_the_command_line_says_why_a_model_does_not_run(
+    cluster: LocalCluster, failed: dict[str, str]
+) -> None:
+    done = truthgpt(cluster, "why", failed["raise"])
+    assert done.returncode == 1
+    assert "cause: ValueError: the weights are of another kind" in done.stdout
+    frames = "\n  Traceback (most recent call last):\n    File "
+    assert frames in done.stdout, done.stdout
+    assert "dying_models.py" in done.stdout
+    assert "in load\n" in done.stdout
+    assert "\n  ValueError: the weights are of another kind\n" in done.stdout
+    done = truthgpt(cluster, "why", failed["segfault"])
+    assert "SIGSEGV (signal 11" in done.stdout, done.stdout
+    assert "Fatal Python error: Segmentation fault" in done.stdout
+    done = truthgpt(cluster, "why", failed["import"])
+    assert "no_such_library_of_mine" in done.stdout, done.stdout
+    done = truthgpt(cluster, "why", failed["engine"])
+    assert "KV cache" in done.stdout, done.stdout
+    done = truthgpt(cluster, "why", "waiting")
+    assert "waits for: 1 replica waits for resources: each needs 4000 CPU" in done.stdout
+    done = truthgpt(cluster, "why", "fine")
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "fine runs: 1 replica")
+
+
+def test_the_command_line_shows_what_a_model_printed(
+    cluster: LocalCluster, failed: dict[str, str]
+) -> None:
+    done = truthgpt(cluster, "logs", failed["raise"])
+    assert done.returncode == 0, done.stderr
+    assert "ValueError: the weights are of another kind" in done.stdout
+    assert "('Traceback" not in done.stdout  # Ray's own `print` would write it as one tuple
+    done = truthgpt(cluster, "logs", "tiny", "-n", "100000")
+    assert "EngineCore" in done.stdout  # the engine's own process too
+    done = truthgpt(cluster, "logs", "waiting")
+    assert "Importing application 'waiting'" in done.stdout  # more it has not done
