@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from truthgpt_serve.haproxy_limits import (
 )
 
 SHORT_S = 2
+TRIES = 10
 MAX_REQUESTS = 4
 
 
@@ -148,18 +150,34 @@ def test_a_body_that_stops_is_closed_and_one_that_moves_is_not(
     head = f"POST {path} HTTP/1.1\r\nhost: x\r\n{framing}\r\n\r\n".encode()
     body = b"c\r\naaaaaaaaaaaa\r\n0\r\n\r\n" if "chunked" in framing else b"aaaaaaaaaaaa"
     replica = proxy.router if path == "/x" else proxy.model
-    replica.paths.clear()
-    with proxy.connect() as stopped, proxy.connect() as slow:
-        stopped.sendall(head + body[:4])
-        slow.sendall(head)
-        # In pieces with something of the body in each: what frames a chunk does not count.
-        for piece in re.findall(rb"c\r\na|a\r\n.*|a", body, re.DOTALL):
-            time.sleep(SHORT_S / 4)
-            assert not replica.paths
-            slow.sendall(piece)
-        assert b" 200 OK" in slow.recv(65536)
-        assert replica.paths == [path]
-        assert stopped.recv(65536).startswith(b"HTTP/1.1 408 ")
+    # On a busy machine this test itself may pause for too long: then it begins again.
+    for _ in range(TRIES):
+        replica.paths.clear()
+        with proxy.connect() as stopped, proxy.connect() as slow:
+            stopped.sendall(head + body[:4])
+            slow.sendall(head)
+            if send_slowly(slow, body, lambda: not replica.paths) > SHORT_S / 2:
+                continue
+            assert b" 200 OK" in slow.recv(65536)
+            assert replica.paths == [path]
+            assert stopped.recv(65536).startswith(b"HTTP/1.1 408 ")
+            return
+    pytest.skip("the machine is too busy to send a body in short pieces")
+
+
+def send_slowly(client: socket.socket, body: bytes, check: Callable[[], bool]) -> float:
+    """Sends a body with pauses; returns the longest one in seconds."""
+    longest_s, sent_s = 0.0, time.monotonic()
+    # In pieces with something of the body in each: what frames a chunk does not count.
+    for piece in re.findall(rb"c\r\na|a\r\n.*|a", body, re.DOTALL):
+        time.sleep(SHORT_S / 4)
+        assert check()
+        longest_s = max(longest_s, time.monotonic() - sent_s)
+        if longest_s > SHORT_S / 2:
+            break
+        client.sendall(piece)
+        sent_s = time.monotonic()
+    return longest_s
 
 
 def test_half_bodies_take_no_requests_places(proxy: Proxy) -> None:
