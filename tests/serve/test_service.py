@@ -710,7 +710,7 @@ def test_the_command_line_shows_models_and_their_load(service: Service) -> None:
 
 
 def test_the_command_line_shows_who_waits(service: Service) -> None:
-    body = json.dumps({"model": "slow", "messages": USER, "max_tokens": 600, "stream": True})
+    body = json.dumps({"model": "slow", "messages": USER, "max_tokens": 2000, "stream": True})
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nhost: {service.cluster.host.address}\r\n"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
