@@ -101,11 +101,14 @@ def test_the_end_of_the_start_names_models_and_commands(
         assert time.monotonic() < deadline, text
         time.sleep(0.1)
     strange = [
-        line for line in text.splitlines() if not line.startswith(("[serve] ", "  ", "Try:"))
+        line
+        for line in text.splitlines()
+        if not line.startswith(("[serve] ", "  ", "Try:", "playground: "))
     ]
     assert strange == []
     for name in ("story", "shapes", "echo"):
         assert re.search(rf"^  {name} .* running after \d+ s$", text, re.MULTILINE)
+    assert f"playground: http://127.0.0.1:{shell.port}/ui" in text
     suggested = re.findall(r"^  (\S*truthgpt) (\w+)", text.partition("Try:")[2], re.MULTILINE)
     assert [name for _, name in suggested] == ["chat", "image", "models"]
     for program, name in suggested:

@@ -152,7 +152,7 @@ def test_every_model_is_right_with_what_a_pod_has(
 ) -> None:
     report = validate_file(mounted(tmp_path, overlay, monkeypatch))
     assert report.faults == []
-    assert len(report.checked) == 4
+    assert len(report.checked) == 5
 
 
 @pytest.mark.parametrize(

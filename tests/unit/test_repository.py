@@ -122,6 +122,7 @@ def test_serve_file_has_one_address_on_this_machine() -> None:
     assert serve["http_options"]["host"] == "127.0.0.1"
     applications = {entry["name"]: entry for entry in serve["applications"]}
     assert applications.pop("router")["route_prefix"] == "/"
+    assert applications.pop("ui")["route_prefix"] == "/ui"
     for name, entry in applications.items():
         assert entry["route_prefix"] == f"/models/{name}"
         assert (ROOT / "configs" / entry["args"]["config"]).is_file()
