@@ -49,6 +49,11 @@ class Replica(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
+    def refuse(self) -> None:
+        """Takes no connection from now on, and keeps the port: a test beside this one would take it."""
+        self.shutdown()
+        self.socket.shutdown(socket.SHUT_RDWR)
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
