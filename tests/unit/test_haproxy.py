@@ -153,6 +153,17 @@ def test_a_replica_that_broke_off_had_the_request(tmp_path: Path) -> None:
     assert not is_unreached(answer.headers.raw)
 
 
+def test_only_a_read_is_sent_again(tmp_path: Path) -> None:
+    """On a kept connection, where HAProxy says nothing if a replica closes before it answers."""
+    with running(tmp_path) as proxy, proxy.over_port() as http:
+        assert http.get("/").status_code == 200
+        assert http.get("/once/read").status_code == 200
+        with pytest.raises(httpx.RemoteProtocolError):
+            http.post("/once/write", content=b"{}")
+        assert proxy.router.paths == ["/", "/once/read", "/once/read", "/once/write"]
+        assert http.get("/break").status_code in {502, 503}
+
+
 def test_an_unknown_file_is_used_as_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
