@@ -40,9 +40,9 @@ from benchmarks.batching_sides import (
 )
 from benchmarks.load import Measurement, idle_cpu, measure
 from benchmarks.sides import ROOT, Side
-from truthgpt_serve.server.batching import Batcher
-from truthgpt_serve.server.exchange import Plain
-from truthgpt_serve.server.workers import Workers
+from truthgpt_serve.server.batching.batcher import Batcher
+from truthgpt_serve.server.execution.codec import Plain
+from truthgpt_serve.server.execution.workers import Workers
 
 RESULTS = ROOT / "benchmarks" / "results" / "batching.json"
 SEED = 42

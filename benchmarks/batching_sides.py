@@ -17,13 +17,13 @@ from typing import Any
 
 from benchmarks.batching_classes import FOLDER_VARIABLE
 from benchmarks.sides import ROOT, START_TIMEOUT_S, Side, run_process
-from truthgpt_serve.local_cluster import (
+from truthgpt_serve.cluster.local import (
     LocalCluster,
     free_port,
     model_application,
     router_application,
 )
-from truthgpt_serve.processes import find_run
+from truthgpt_serve.cluster.processes import find_run
 
 LITSERVE = "litserve==0.2.19"
 LITSERVE_ENVIRONMENT = ROOT / ".bench" / "litserve"

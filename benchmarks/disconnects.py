@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from benchmarks.load import measure
 from benchmarks.sides import ROOT
-from truthgpt_serve.local_cluster import LocalCluster, model_application, router_application
+from truthgpt_serve.cluster.local import LocalCluster, model_application, router_application
 
 STREAM = {"model": "echo", "prompt": "one two three", "max_tokens": 64, "stream": True}
 QUICK = {"model": "quick", "prompt": "one two three", "max_tokens": 8}

@@ -14,7 +14,7 @@ import urllib.request
 from pathlib import Path
 
 from benchmarks.sides import ROOT
-from truthgpt_serve.local_cluster import LocalCluster, model_application, router_application
+from truthgpt_serve.cluster.local import LocalCluster, model_application, router_application
 
 NUM_BYTES = 20_000_000
 

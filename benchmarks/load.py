@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from truthgpt_serve.processes import find_run
+from truthgpt_serve.cluster.processes import find_run
 
 _SCRIPT = """
 wrk.method = "POST"

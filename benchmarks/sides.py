@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from deployments.vllm.tiny_model import make_tiny_llama
-from truthgpt_serve.local_cluster import (
+from truthgpt_serve.cluster.local import (
     LocalCluster,
     free_port,
     model_application,
     router_application,
 )
-from truthgpt_serve.processes import create_run_environment, create_run_id, end_run
+from truthgpt_serve.cluster.processes import create_run_environment, create_run_id, end_run
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / ".models" / "tiny-llama"

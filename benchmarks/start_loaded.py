@@ -24,8 +24,8 @@ from pathlib import Path
 import yaml
 
 from benchmarks.sides import ROOT
-from truthgpt_serve.local_cluster import free_port
-from truthgpt_serve.processes import RUN_ID_VARIABLE, end_run, find_run
+from truthgpt_serve.cluster.local import free_port
+from truthgpt_serve.cluster.processes import RUN_ID_VARIABLE, end_run, find_run
 
 READY = "[serve] ready after"
 AGAIN = "[serve] starting again"

@@ -15,22 +15,16 @@ from pathlib import Path
 
 import yaml
 
-from truthgpt_serve.cluster.console import say
-from truthgpt_serve.cluster.leftovers import tidy
-from truthgpt_serve.cluster.run_file import STOP_S, RunFile
-from truthgpt_serve.cluster.screen import Screen
-from truthgpt_serve.cluster.service_log import ServiceLog
-from truthgpt_serve.cluster.supervisor import GRACE_S, Supervisor
-from truthgpt_serve.haproxy import BINARY_VARIABLE, program_path
-from truthgpt_serve.local_cluster import read_environment_file
-from truthgpt_serve.private_files import (
+from truthgpt_serve.cluster.haproxy.program import BINARY_VARIABLE, program_path
+from truthgpt_serve.cluster.local import read_environment_file
+from truthgpt_serve.cluster.private_files import (
     LOOPBACK_ONLY,
     find_private_folder,
     private_environment,
     write_exports,
     write_token,
 )
-from truthgpt_serve.processes import (
+from truthgpt_serve.cluster.processes import (
     Process,
     busy_ports,
     create_run_environment,
@@ -42,6 +36,12 @@ from truthgpt_serve.processes import (
     send_signal,
     wait_for_ports,
 )
+from truthgpt_serve.cluster.service.console import say
+from truthgpt_serve.cluster.service.leftovers import tidy
+from truthgpt_serve.cluster.service.run_file import STOP_S, RunFile
+from truthgpt_serve.cluster.service.screen import Screen
+from truthgpt_serve.cluster.service.service_log import ServiceLog
+from truthgpt_serve.cluster.service.supervisor import GRACE_S, Supervisor
 
 ROOT = Path(__file__).resolve().parent.parent
 RAY_ENV = ROOT / "configs" / "ray.env"

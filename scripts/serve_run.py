@@ -18,8 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from truthgpt_serve.cluster.progress import MARK
-from truthgpt_serve.cluster.ray_limits import lengthen_limits
+from truthgpt_serve.cluster.service.progress import MARK
+from truthgpt_serve.cluster.service.ray_limits import lengthen_limits
 
 PROGRESS_S = 10.0
 """How often a check that takes long says what it waits for."""

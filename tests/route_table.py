@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from truthgpt_serve.routes import ROUTES, Route
+from truthgpt_serve.http.routes import ROUTES, Route
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 NOWHERE = ("/v1/nosuch", "/v1/chat", "/v1/files", "/v1/embeddings/x", "/v2/nosuch", "/v3", "/x")

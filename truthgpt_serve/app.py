@@ -14,14 +14,14 @@ from ray import serve
 from ray.serve import Application
 
 from truthgpt_serve.checks import check_model, resolve_family
+from truthgpt_serve.cluster.start_errors import to_cause
+from truthgpt_serve.cluster.state import CARD_KEY
 from truthgpt_serve.config import load_model_args, load_model_cors, load_router_args
 from truthgpt_serve.config.load import load_playground_args
 from truthgpt_serve.errors import ConfigError
+from truthgpt_serve.hardware import plan_playground, plan_replica, plan_router
 from truthgpt_serve.playground.application import Playground
 from truthgpt_serve.replica import ModelReplica, Router
-from truthgpt_serve.resources import plan_playground, plan_replica, plan_router
-from truthgpt_serve.serve_state import CARD_KEY
-from truthgpt_serve.start_errors import to_cause
 
 LIMITED_TASKS = ("text-generation", "embedding", "custom")
 """Tasks for which `serving.limits` has a meaning."""

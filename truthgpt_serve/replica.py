@@ -14,30 +14,30 @@ from typing import Any
 from ray import serve
 
 from truthgpt_serve.checks import resolve_family
-from truthgpt_serve.config import load_model_config, load_router_config
-from truthgpt_serve.config.hiding import HiddenValues
-from truthgpt_serve.http.cors import Cors
-from truthgpt_serve.http.heads import EditedHeads, without_request_id
-from truthgpt_serve.probes import HEALTH, METRICS
-from truthgpt_serve.ray_servers import answer_aside, mend_print
-from truthgpt_serve.replica_load import ReplicaLoad
-from truthgpt_serve.replica_metrics import ReplicaMetrics
-from truthgpt_serve.router.app import RouterApp
-from truthgpt_serve.serve_state import (
+from truthgpt_serve.cluster.ray_servers import answer_aside, mend_print
+from truthgpt_serve.cluster.shared_files import SharedFiles
+from truthgpt_serve.cluster.start_errors import cause_first, to_cause
+from truthgpt_serve.cluster.state import (
     DEFAULT_PROXY_PORT,
     fetch_replica_addresses,
     fetch_serve_state,
     proxy_socket,
     worker_proxy_port,
 )
+from truthgpt_serve.config import load_model_config, load_router_config
+from truthgpt_serve.config.hiding import HiddenValues
+from truthgpt_serve.http.coalescing import JoinedStreams
+from truthgpt_serve.http.cors import Cors
+from truthgpt_serve.http.headers import EditedHeads, without_request_id
+from truthgpt_serve.http.probes import HEALTH, METRICS
+from truthgpt_serve.http.sse import with_stream_headers
+from truthgpt_serve.replica_load import ReplicaLoad
+from truthgpt_serve.replica_metrics import ReplicaMetrics
+from truthgpt_serve.router.app import RouterApp
 from truthgpt_serve.server import ModelHost
-from truthgpt_serve.server.collecting import collecting_seldom
 from truthgpt_serve.server.encoded_bodies import EncodedBodies
+from truthgpt_serve.server.execution.garbage import collecting_seldom
 from truthgpt_serve.server.faults import ReplicaGuard
-from truthgpt_serve.server.joining import JoinedStreams
-from truthgpt_serve.shared_files import SharedFiles
-from truthgpt_serve.sse import with_stream_headers
-from truthgpt_serve.start_errors import cause_first, to_cause
 
 
 class ModelReplica:

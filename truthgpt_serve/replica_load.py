@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from truthgpt_serve.asgi import Receive, Scope, Send
-from truthgpt_serve.processes import descendants
+from truthgpt_serve.cluster.processes import descendants
+from truthgpt_serve.http.asgi import Receive, Scope, Send
 
 REQUESTS = "truthgpt_replica_requests"
 REQUESTS_TOTAL = "truthgpt_replica_requests_total"

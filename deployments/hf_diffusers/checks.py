@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from deployments.hf_diffusers.names import (
+from deployments.hf_diffusers.choices import (
     ATTENTION,
     GPU_ATTENTION,
     GPU_QUANTIZATION,
@@ -19,8 +19,8 @@ from deployments.hf_diffusers.names import (
 )
 from truthgpt_serve.config.paths import expand, must_be_local, resolve_local
 from truthgpt_serve.config.source import Source
+from truthgpt_serve.hardware import runs_on_cpu
 from truthgpt_serve.model_files import ModelFileError, has_tokenizer, read_header, read_object
-from truthgpt_serve.resources import runs_on_cpu
 
 Faults = list[tuple[str, str, str]]
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from deployments.hf_diffusers.checks import check_config
-from deployments.hf_diffusers.names import SCHEDULERS, scheduler_class, suggest
+from deployments.hf_diffusers.choices import SCHEDULERS, scheduler_class, suggest
 from truthgpt_serve.config.base import (
     Count,
     NonNegativeNumber,

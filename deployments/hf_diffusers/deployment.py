@@ -13,7 +13,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeVar
 
-from deployments.hf_diffusers.feed import Feed
+from deployments.hf_diffusers.job_events import Feed
 from truthgpt_serve.errors import OverloadedError, ServerError, UnavailableError
 
 T = TypeVar("T")

@@ -15,11 +15,17 @@ from typing import Any
 
 import torch
 
-from deployments.hf_diffusers.attention import RECIPES, RefusedError, Shape, probe, refusal
+from deployments.hf_diffusers.choices import ATTENTION, QUANTIZATION
 from deployments.hf_diffusers.deployment import DiffusersModel
-from deployments.hf_diffusers.loading import DTYPES, choose_device
-from deployments.hf_diffusers.names import ATTENTION, QUANTIZATION
-from deployments.hf_diffusers.quantization import check_quantization
+from deployments.hf_diffusers.pipelines.attention import (
+    RECIPES,
+    RefusedError,
+    Shape,
+    probe,
+    refusal,
+)
+from deployments.hf_diffusers.pipelines.loading import DTYPES, choose_device
+from deployments.hf_diffusers.pipelines.quantization import check_quantization
 from deployments.hf_diffusers.tiny_models import create_pipeline
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.contract import Probe

@@ -12,21 +12,21 @@ from typing import Any
 
 from PIL import Image
 
-from deployments.hf_diffusers.acceleration import accelerate, batch_buckets
 from deployments.hf_diffusers.config import DiffusersSettings, default_ongoing_requests
-from deployments.hf_diffusers.facts import (
+from deployments.hf_diffusers.inputs.image_inputs import check_size, default_size
+from deployments.hf_diffusers.inputs.images import to_image
+from deployments.hf_diffusers.inputs.prompts import PromptCounter
+from deployments.hf_diffusers.inputs.requests import Call, Catalog, plan_call
+from deployments.hf_diffusers.metrics import format_metrics
+from deployments.hf_diffusers.pipelines.acceleration import accelerate, batch_buckets
+from deployments.hf_diffusers.pipelines.info import (
     IMAGE_TO_IMAGE,
     TEXT_TO_IMAGE,
     PipelineFacts,
     read_facts,
 )
-from deployments.hf_diffusers.loading import Loaded, load_pipelines
-from deployments.hf_diffusers.metrics import format_metrics
-from deployments.hf_diffusers.operations import check_size, default_size
-from deployments.hf_diffusers.pictures import to_image
-from deployments.hf_diffusers.prompts import PromptCounter
-from deployments.hf_diffusers.requests import Call, Catalog, plan_call
-from deployments.hf_diffusers.schedulers import Schedulers
+from deployments.hf_diffusers.pipelines.loading import Loaded, load_pipelines
+from deployments.hf_diffusers.pipelines.schedulers import Schedulers
 from deployments.hf_diffusers.stepping import (
     DoesNotFitError,
     EngineClosedError,

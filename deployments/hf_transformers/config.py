@@ -14,8 +14,8 @@ from pydantic import model_validator
 from truthgpt_serve.config.base import Count, PositiveNumber, Refusal, Section, refuse
 from truthgpt_serve.config.paths import expand
 from truthgpt_serve.contract import FamilySpec
+from truthgpt_serve.hardware import runs_on_cpu
 from truthgpt_serve.model_files import has_tokenizer
-from truthgpt_serve.resources import runs_on_cpu
 
 PipelineTask = Literal[
     "audio-classification",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from deployments.hf_transformers.embedding import EmbeddingEngine
-from deployments.hf_transformers.generation import TextEngine
-from deployments.hf_transformers.pipelines import PipelineEngine
-from deployments.hf_transformers.speech import SpeechEngine
+from deployments.hf_transformers.embedding.model import EmbeddingEngine
+from deployments.hf_transformers.generation.model import TextEngine
+from deployments.hf_transformers.pipelines.model import PipelineEngine
+from deployments.hf_transformers.pipelines.speech import SpeechEngine
 
 __all__ = ["EmbeddingEngine", "PipelineEngine", "SpeechEngine", "TextEngine"]

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from deployments.hf_transformers.config import GPU_QUANTIZATION, QUANTIZATION
-from truthgpt_serve import resources
+from truthgpt_serve import hardware as resources
 from truthgpt_serve.errors import bad_setting
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -17,7 +17,6 @@ from deployments.remote.address import has_dot_segments
 from deployments.remote.generic import Generic
 from deployments.remote.monitor import Monitor
 from deployments.remote.relay import Limits, Relay
-from truthgpt_serve.asgi import Receive, Scope, Send
 from truthgpt_serve.errors import (
     MethodError,
     ModelNotFoundError,
@@ -25,10 +24,11 @@ from truthgpt_serve.errors import (
     ServerError,
     TruthGPTError,
 )
+from truthgpt_serve.http.asgi import Receive, Scope, Send
+from truthgpt_serve.http.connection import ClientGoneError, Connection
+from truthgpt_serve.http.routes import refuse
 from truthgpt_serve.protocol import encode_json, parse_object
-from truthgpt_serve.routes import refuse
-from truthgpt_serve.server.http import ClientGoneError, Connection
-from truthgpt_serve.server.infer_exchange import InferExchange
+from truthgpt_serve.server.infer.codec import InferExchange
 
 logger = logging.getLogger(__name__)
 

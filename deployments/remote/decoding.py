@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 
-from truthgpt_serve.asgi import Headers
 from truthgpt_serve.errors import CodingError, UpstreamError
+from truthgpt_serve.http.asgi import Headers
 from truthgpt_serve.http.compression import CorruptError, Decoder, content_coding
 
 Read = Callable[[], Awaitable[tuple[bytes, bool]]]

@@ -20,7 +20,6 @@ from deployments.remote.address import Addresses
 from deployments.remote.config import RemoteSettings
 from deployments.remote.decoding import DecodedBody, find_coding, without_coding
 from deployments.remote.headers import headers_down
-from truthgpt_serve.asgi import Headers
 from truthgpt_serve.errors import (
     ConfigError,
     DeadlineError,
@@ -29,6 +28,7 @@ from truthgpt_serve.errors import (
     TruthGPTError,
     UpstreamError,
 )
+from truthgpt_serve.http.asgi import Headers
 
 logger = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from deployments.remote.engine import Answer, Remote
 from deployments.remote.headers import RequestHeaders
 from deployments.remote.monitor import Monitor
 from deployments.remote.relay import Relay
-from truthgpt_serve.asgi import Headers
 from truthgpt_serve.errors import PassedError, UnsupportedError, UpstreamError
+from truthgpt_serve.http.asgi import Headers
+from truthgpt_serve.http.sse import WholeEvents, read_data
 from truthgpt_serve.protocol import bad_field, encode_json
-from truthgpt_serve.sse import WholeEvents, read_data
 
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
 _MAX_MESSAGE = 2000

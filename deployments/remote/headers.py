@@ -6,9 +6,9 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 
-from truthgpt_serve.asgi import Headers
 from truthgpt_serve.errors import ServerError
-from truthgpt_serve.unreached import HEADER as UNREACHED
+from truthgpt_serve.http.asgi import Headers
+from truthgpt_serve.http.retriable import HEADER as UNREACHED
 
 MARK = b"x-truthgpt-remote"
 """Names the applications of this family that a request has passed, so that none gets it twice."""

@@ -21,8 +21,8 @@ from truthgpt_serve.http.model_key import (
     ModelKey,
     refuse_second,
 )
+from truthgpt_serve.http.multipart import FORM_TYPE, form_boundary
 from truthgpt_serve.protocol import bad_field, encode_json
-from truthgpt_serve.server.multipart import FORM_TYPE, form_boundary
 
 Span = tuple[int, int]
 

@@ -18,12 +18,12 @@ from deployments.remote.engine import Answer, Remote
 from deployments.remote.headers import RequestHeaders, header
 from deployments.remote.monitor import REFUSALS, Monitor
 from deployments.remote.names import AnswerNames, find_model_aside
-from truthgpt_serve.api_errors import error_event
-from truthgpt_serve.asgi import UNREAD_TIMEOUT_S, Send
 from truthgpt_serve.errors import ModelNotFoundError, TruthGPTError, UpstreamError
-from truthgpt_serve.open_inference import MODELS_PREFIX, split_model_path
-from truthgpt_serve.server.http import Connection
-from truthgpt_serve.sse import WholeEvents
+from truthgpt_serve.http.asgi import UNREAD_TIMEOUT_S, Send
+from truthgpt_serve.http.connection import Connection
+from truthgpt_serve.http.envelope import error_event
+from truthgpt_serve.http.open_inference import MODELS_PREFIX, split_model_path
+from truthgpt_serve.http.sse import WholeEvents
 
 logger = logging.getLogger(__name__)
 

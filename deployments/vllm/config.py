@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_validator
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
-from deployments.vllm.adapter_files import find_problems
+from deployments.vllm.adapters.files import find_problems
 from deployments.vllm.arguments import JSON_TYPES, find_faults, load_arguments, open_arguments
 from truthgpt_serve.config.paths import expand, must_be_local
 from truthgpt_serve.contract import FamilySpec

@@ -12,15 +12,15 @@ import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any, TypeVar
 
-from deployments.vllm.admission import AdmittedRequests
-from deployments.vllm.bodies import BoundedBodies
-from deployments.vllm.cancellation import CancellableApp
-from deployments.vllm.dead_engine import DeadEngineAnswers
-from deployments.vllm.early_errors import EarlyErrors
-from deployments.vllm.errors import ReadableErrors, report_validation
-from deployments.vllm.generic import Dispatcher, GenericRoutes
-from deployments.vllm.request_models import refuse_misread_fields
-from deployments.vllm.routes import ListedRoutes
+from deployments.vllm.application.admission import AdmittedRequests
+from deployments.vllm.application.body_limits import BoundedBodies
+from deployments.vllm.application.cancellation import CancellableApp
+from deployments.vllm.application.dead_engine import DeadEngineAnswers
+from deployments.vllm.application.early_errors import EarlyErrors
+from deployments.vllm.application.errors import ReadableErrors, report_validation
+from deployments.vllm.application.generic import Dispatcher, GenericRoutes
+from deployments.vllm.application.request_models import refuse_misread_fields
+from deployments.vllm.application.routes import ListedRoutes
 from truthgpt_serve.errors import ServerError
 from truthgpt_serve.protocol import model_names
 

@@ -30,19 +30,19 @@ from vllm.utils.system_utils import set_ulimit
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from deployments.vllm.acceleration import describe
-from deployments.vllm.adapter_files import largest_rank, read_config
-from deployments.vllm.adapter_loading import Adapters
+from deployments.vllm.adapters.files import largest_rank, read_config
+from deployments.vllm.adapters.loading import Adapters
 from deployments.vllm.arguments import load_arguments
 from deployments.vllm.config import attention_backend, gpu_memory_share, tensor_parallel_size
 from deployments.vllm.engine_errors import ErrorNote
-from deployments.vllm.grammar_engine import (
+from deployments.vllm.grammar.engine_hooks import (
     GuardedClient,
     as_compiled,
     compiles_beforehand,
     describe_compiler,
     mend_checks,
 )
-from deployments.vllm.grammar_gate import GrammarGate
+from deployments.vllm.grammar.gate import GrammarGate
 from deployments.vllm.hardware import (
     binds_threads,
     gpu_turn,
@@ -52,7 +52,7 @@ from deployments.vllm.hardware import (
 from deployments.vllm.logs import added_log_settings
 from deployments.vllm.media import use_listed_media
 from deployments.vllm.orphans import bind_children
-from deployments.vllm.rejected_tokens import mend_answers
+from deployments.vllm.patches.rejected_tokens import mend_answers
 from truthgpt_serve.errors import ConfigError, Fault, TruthGPTError, UnavailableError
 from truthgpt_serve.protocol import model_names
 from truthgpt_serve.server.request_limits import RequestLimits

@@ -22,7 +22,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from truthgpt_serve.torch_store import listen_on_named_address
+from truthgpt_serve.cluster.torch_store import listen_on_named_address
 
 PLUGIN_NAME = "truthgpt_die_with_parent"
 """The entry point's name."""
@@ -51,7 +51,7 @@ def die_with_parent() -> None:
         _bind_to(parent.pid)
     if os.environ.get(SWITCH) == "1":
         from deployments.vllm.engine_errors import note_errors
-        from deployments.vllm.mends import mend_workers
+        from deployments.vllm.patches.engine_process import mend_workers
 
         note_errors()
         mend_workers()

@@ -20,7 +20,7 @@ import pytest
 
 from benchmarks.sides import run_process
 from deployments.vllm.arguments import load_arguments, open_arguments
-from truthgpt_serve.local_cluster import (
+from truthgpt_serve.cluster.local import (
     LocalCluster,
     free_port,
     model_application,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.fuzz.client import bytes_of, send
 from tests.fuzz.run import Fuzz, generate, models_of
-from truthgpt_serve.processes import find_run
+from truthgpt_serve.cluster.processes import find_run
 
 
 def _run_id(folder: Path) -> str | None:

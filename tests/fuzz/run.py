@@ -13,7 +13,7 @@ from tests.fuzz.client import Answer, send
 from tests.fuzz.judge import MAX_ANSWER_S, faults
 from tests.fuzz.mutations import mutate
 from tests.fuzz.requests import Request, build
-from truthgpt_serve.processes import Process
+from truthgpt_serve.cluster.processes import Process
 
 MAX_SLOWED_S = 5.0
 PROBE_PAUSE_S = 0.5

@@ -17,7 +17,7 @@ import openai
 import pytest
 
 from deployments.vllm.tiny_model import make_tiny_adapter, make_tiny_llama
-from truthgpt_serve.local_cluster import LocalCluster, model_application, router_application
+from truthgpt_serve.cluster.local import LocalCluster, model_application, router_application
 
 HERE = Path(__file__).parent
 RAY_ENV = HERE.parents[1] / "configs" / "ray.env"

@@ -17,7 +17,7 @@ from typing import Any
 from tests.serve.listeners import Listener, find_listeners
 from tests.serve.shell import STOP_S, Shell, open_shell
 from tests.serve.two_nodes import Network
-from truthgpt_serve.private_files import LINK
+from truthgpt_serve.cluster.private_files import LINK
 
 INTRUDER = Path(__file__).with_name("intruder.py")
 HOST = 1

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from truthgpt_serve.processes import Process, find_run
+from truthgpt_serve.cluster.processes import Process, find_run
 
 LISTEN, UNCONNECTED, UNIX_LISTEN = "0A", "07", "00010000"
 LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")

@@ -16,16 +16,16 @@ from typing import Any
 
 import yaml
 
-from truthgpt_serve.cluster.run_file import RunFile
-from truthgpt_serve.local_cluster import free_port, model_application
-from truthgpt_serve.private_files import LINK
-from truthgpt_serve.processes import (
+from truthgpt_serve.cluster.local import free_port, model_application
+from truthgpt_serve.cluster.private_files import LINK
+from truthgpt_serve.cluster.processes import (
     busy_ports,
     end_run,
     find_run,
     read_process,
     send_signal,
 )
+from truthgpt_serve.cluster.service.run_file import RunFile
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 300

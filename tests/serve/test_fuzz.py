@@ -6,7 +6,7 @@ import pytest
 
 from tests.fuzz.run import Fuzz, models_of
 from tests.serve.conftest import Service
-from truthgpt_serve.processes import find_run
+from truthgpt_serve.cluster.processes import find_run
 
 NUM_REQUESTS = 200
 SEED = 11

@@ -25,15 +25,15 @@ from tests.openapi_run.plan import fetch_models
 from tests.openapi_run.run import run
 from tests.unit.cli_service import environment, run_program
 from tests.unit.terminal import on_terminal
-from truthgpt_serve.local_cluster import (
+from truthgpt_serve.cluster.local import (
     START_TIMEOUT_S,
     LocalCluster,
     free_port,
     model_application,
     router_application,
 )
-from truthgpt_serve.private_files import LOOPBACK_ONLY
-from truthgpt_serve.processes import find_run
+from truthgpt_serve.cluster.private_files import LOOPBACK_ONLY
+from truthgpt_serve.cluster.processes import find_run
 
 HERE = Path(__file__).parent
 RAY_ENV = HERE.parents[1] / "configs" / "ray.env"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.serve.shell import STOP_S, Shell, assert_nothing_is_left, echo_config, open_shell
-from truthgpt_serve.processes import find_run
+from truthgpt_serve.cluster.processes import find_run
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from deployments.vllm.tiny_model import make_tiny_llama
 from tests.serve.intrusion import HOST, Scene, in_namespace, scene
 from tests.serve.shell import ROOT, echo_config
 from tests.serve.two_nodes import can_make_networks
-from truthgpt_serve.local_cluster import model_application
-from truthgpt_serve.private_files import TOKEN_FILE
-from truthgpt_serve.processes import find_run
+from truthgpt_serve.cluster.local import model_application
+from truthgpt_serve.cluster.private_files import TOKEN_FILE
+from truthgpt_serve.cluster.processes import find_run
 
 PORTS_PAGE = ROOT / "docs" / "ports.md"
 PURPOSES = {

@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from truthgpt_serve.local_cluster import LocalCluster, model_application, router_application
-from truthgpt_serve.processes import find_run
+from truthgpt_serve.cluster.local import LocalCluster, model_application, router_application
+from truthgpt_serve.cluster.processes import find_run
 
 RAY_ENV = Path(__file__).resolve().parents[2] / "configs" / "ray.env"
 ECHO = {"model": {"family": "echo"}, "hardware": {"gpus": 0, "cpus": 0.1}}

@@ -20,13 +20,13 @@ import pytest
 from benchmarks.sides import ENGINE_ENV, ROOT, run_process
 from deployments.vllm.tiny_model import make_tiny_llama
 from tests.unit.remote_servers import OtherServer, Request, chat_event, send_start, serve_at
-from truthgpt_serve.asgi import Send
-from truthgpt_serve.local_cluster import (
+from truthgpt_serve.cluster.local import (
     LocalCluster,
     free_port,
     model_application,
     router_application,
 )
+from truthgpt_serve.http.asgi import Send
 
 KEY_VARIABLE, WRONG_KEY_VARIABLE = "FAR_TEST_KEY", "FAR_WRONG_KEY"
 KEY, WRONG_KEY = "sk-secret-far-4711", "sk-wrong-far-4711"

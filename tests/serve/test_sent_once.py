@@ -16,8 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
-from truthgpt_serve.local_cluster import LocalCluster, model_application, router_application
-from truthgpt_serve.processes import read_process
+from truthgpt_serve.cluster.local import LocalCluster, model_application, router_application
+from truthgpt_serve.cluster.processes import read_process
 
 HERE = Path(__file__).parent
 COUNTING: dict[str, Any] = {

@@ -21,9 +21,9 @@ import pytest
 
 from tests.serve.conftest import ALIASES, MAX_MODEL_LEN, Service
 from tests.unit.cli_service import run_program
+from truthgpt_serve.cluster.local import model_application
+from truthgpt_serve.cluster.state import parse_details
 from truthgpt_serve.config.limits import LimitsSection
-from truthgpt_serve.local_cluster import model_application
-from truthgpt_serve.serve_state import parse_details
 
 PROGRAMS = Path(__file__).parent / "programs"
 PROMPTS = ["Hello world", "The quick brown fox", "Once upon a time there was a", "12 + 30 ="]

@@ -24,7 +24,7 @@ import pathlib, sys
 tried = pathlib.Path({tried!r})
 if "serve_run.py" in " ".join(sys.orig_argv) and not tried.exists():
     tried.touch()
-    import truthgpt_serve.cluster.ray_limits as limits
+    import truthgpt_serve.cluster.service.ray_limits as limits
     def fail():
         raise RuntimeError("no Ray today")
     limits.lengthen_limits = fail

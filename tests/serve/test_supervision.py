@@ -21,9 +21,9 @@ from tests.serve.shell import (
     echo_config,
     open_shell,
 )
-from truthgpt_serve.cluster.parts import PARTS
-from truthgpt_serve.private_files import token_headers
-from truthgpt_serve.processes import find_run, read_arguments
+from truthgpt_serve.cluster.private_files import token_headers
+from truthgpt_serve.cluster.processes import find_run, read_arguments
+from truthgpt_serve.cluster.service.parts import PARTS
 
 READY = "[serve] ready after"
 ANSWER_S = 30.0

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.serve.intrusion import INTRUDER
 from tests.serve.listeners import find_listeners
 from tests.serve.two_nodes import Network, WorkerNode, can_make_networks, nodes_of
-from truthgpt_serve.local_cluster import (
+from truthgpt_serve.cluster.local import (
     Host,
     LocalCluster,
     model_application,
@@ -38,7 +38,7 @@ TOKEN_INTERVAL_S = 0.2
 RECOVERY_S = 5.0
 """New requests succeed again after so long."""
 SILENCE_S = 11.0
-"""So long HAProxy waits for a sign of life on a connection: see truthgpt_serve/haproxy.py."""
+"""How long HAProxy waits for a sign of life: see truthgpt_serve/cluster/haproxy/program.py."""
 PLACED_S = 150.0
 
 pytestmark = pytest.mark.skipif(

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from deployments.vllm.tiny_model import make_tiny_adapter, make_tiny_llama
-from truthgpt_serve.processes import RUN_ID_VARIABLE
+from truthgpt_serve.cluster.processes import RUN_ID_VARIABLE
 
 PROGRAMS = Path(__file__).parent / "programs"
 PROMPTS = ["Hello world", "The quick brown fox", "Once upon a time there was a", "12 + 30 ="]

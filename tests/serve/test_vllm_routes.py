@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from deployments.vllm.routes import LISTED, as_listed
+from deployments.vllm.application.routes import LISTED, as_listed
 from deployments.vllm.tiny_model import make_tiny_llama
-from truthgpt_serve.routes import find_routes
+from truthgpt_serve.http.routes import find_routes
 
 PROGRAM = Path(__file__).parent / "programs" / "vllm_routes.py"
 
@@ -107,7 +107,7 @@ def test_every_route_is_listed_or_known(routes: dict[str, list[str]]) -> None:
     unlisted = [path for paths in UNLISTED.values() for path in paths]
     assert not set(unlisted) & set(LISTED)
     new = set(routes) - set(LISTED) - set(unlisted)
-    assert not new, f"decide whether clients reach these, in deployments/vllm/routes.py: {new}"
+    assert not new, f"decide in deployments/vllm/application/routes.py who reaches {new}"
     gone = set(unlisted) - set(routes)
     assert not gone, f"this vLLM has them no more: {gone}"
 

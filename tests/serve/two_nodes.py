@@ -14,8 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from truthgpt_serve.local_cluster import RAY, Host, LocalCluster
-from truthgpt_serve.processes import create_run_environment, create_run_id, end_run, find_run
+from truthgpt_serve.cluster.local import RAY, Host, LocalCluster
+from truthgpt_serve.cluster.processes import (
+    create_run_environment,
+    create_run_id,
+    end_run,
+    find_run,
+)
 
 COMMAND_S = 60.0
 

@@ -16,8 +16,8 @@ import httpx
 import psutil
 
 from deployments.vllm.tiny_model import make_tiny_llama
-from truthgpt_serve.local_cluster import LocalCluster, model_application, router_application
-from truthgpt_serve.processes import find_run
+from truthgpt_serve.cluster.local import LocalCluster, model_application, router_application
+from truthgpt_serve.cluster.processes import find_run
 
 RAY_ENV = Path(__file__).resolve().parents[2] / "configs" / "ray.env"
 START_TIMEOUT_S = 300

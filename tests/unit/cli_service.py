@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from tests.unit.servers import serve_asgi
 from truthgpt_serve.cli import main
-from truthgpt_serve.processes import read_process
+from truthgpt_serve.cluster.processes import read_process
 
 JSON = "application/json"
 EVENTS = "text/event-stream; charset=utf-8"

@@ -18,9 +18,9 @@ from typing import Any
 import httpx
 
 from tests.unit.haproxy_configuration import ray_configuration
-from truthgpt_serve import haproxy
-from truthgpt_serve.haproxy_limits import SOCKET_NAME
-from truthgpt_serve.local_cluster import free_port
+from truthgpt_serve.cluster.haproxy import program as haproxy
+from truthgpt_serve.cluster.haproxy.limits import SOCKET_NAME
+from truthgpt_serve.cluster.local import free_port
 
 LIMIT_S = 20
 

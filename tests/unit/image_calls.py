@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from deployments.hf_diffusers.stepping.digests import Digests
-from deployments.hf_diffusers.stepping.schemas import CallSchema, find_schema
+from deployments.hf_diffusers.stepping.calls.schemas import CallSchema, find_schema
+from deployments.hf_diffusers.stepping.calls.tensor_hash import Digests
 from deployments.hf_diffusers.tiny_models.text_encoders import WIDTH
 
 Call = Mapping[str, Any]

@@ -14,11 +14,11 @@ import numpy
 
 from tests.unit.sample_models import spec_of
 from tests.unit.servers import serve_asgi
+from truthgpt_serve.cluster.state import ApplicationState, ServeState
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import UnsupportedError
 from truthgpt_serve.router.app import RouterApp
-from truthgpt_serve.serve_state import ApplicationState, ServeState
 from truthgpt_serve.server import create_app
 
 MAX_BODY_BYTES = 4 * 2**20

@@ -19,14 +19,14 @@ from deployments.echo.deployment import EchoModel
 from tests.serve.user_playground_models import Letters, Listener, Painter
 from tests.unit.sample_models import spec_of
 from tests.unit.servers import serve_asgi
-from truthgpt_serve.asgi import Receive, Scope, Send, send_json
+from truthgpt_serve.cluster.state import ApplicationState, ServeState
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.config.playground import PlaygroundConfig
+from truthgpt_serve.http.asgi import Receive, Scope, Send, send_json
 from truthgpt_serve.playground.application import ENVIRONMENT
 from truthgpt_serve.playground.client import ServiceClient
 from truthgpt_serve.playground.running import Running
 from truthgpt_serve.router.app import RouterApp
-from truthgpt_serve.serve_state import ApplicationState, ServeState
 from truthgpt_serve.server import ModelHost
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,8 +19,8 @@ import httpx
 import uvicorn
 
 from tests.unit.servers import serve_asgi
-from truthgpt_serve.asgi import Receive, Scope, Send, send_bytes, send_json
 from truthgpt_serve.config import load_model_config
+from truthgpt_serve.http.asgi import Receive, Scope, Send, send_bytes, send_json
 from truthgpt_serve.registry import MODEL_REGISTRY
 from truthgpt_serve.server import ModelHost
 

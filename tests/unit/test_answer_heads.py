@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from tests.unit.servers import serve_asgi
-from truthgpt_serve.http.heads import EditedHeads, without_request_id
-from truthgpt_serve.sse import with_stream_headers
+from truthgpt_serve.http.headers import EditedHeads, without_request_id
+from truthgpt_serve.http.sse import with_stream_headers
 
 
 def answer_with(*headers: tuple[bytes, bytes], body: bytes = b"data: x\n\n") -> Any:

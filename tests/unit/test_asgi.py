@@ -9,9 +9,9 @@ from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from truthgpt_serve.asgi import UNREAD_TIMEOUT_S, send_error
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import MethodError, TruthGPTError, UnavailableError
+from truthgpt_serve.http.asgi import UNREAD_TIMEOUT_S, send_error
 from truthgpt_serve.server import Application, ModelHost
 
 PACKAGE = Path(__file__).resolve().parents[2] / "truthgpt_serve"

@@ -20,7 +20,7 @@ from tests.unit.sample_models import Base, spec_of
 from tests.unit.servers import serve_asgi
 from truthgpt_serve.errors import RequestError, TooLargeError, TruthGPTError, UnsupportedError
 from truthgpt_serve.server import create_app
-from truthgpt_serve.server.audio_decode import decode_audio
+from truthgpt_serve.server.audio.decode import decode_audio
 
 
 def tone(seconds: float = 1.0, rate: int = 16000) -> Any:

@@ -20,9 +20,9 @@ from truthgpt_serve.errors import (
     ServerError,
     UnavailableError,
 )
-from truthgpt_serve.server.batching import Batcher
-from truthgpt_serve.server.exchange import Plain
-from truthgpt_serve.server.workers import Workers
+from truthgpt_serve.server.batching.batcher import Batcher
+from truthgpt_serve.server.execution.codec import Plain
+from truthgpt_serve.server.execution.workers import Workers
 
 
 class Model:

@@ -13,7 +13,7 @@ import pytest
 from tests.unit.sample_models import Base, Upper, spec_of, wait_until
 from tests.unit.servers import serve_asgi
 from truthgpt_serve.server import create_app
-from truthgpt_serve.server.batching_statistics import SIZE_BOUNDS, BatchStatistics, Histogram
+from truthgpt_serve.server.batching.statistics import SIZE_BOUNDS, BatchStatistics, Histogram
 
 CFG = {"task": "custom", "serving": {"max_ongoing_requests": 16, "batching": {"max_batch_size": 8}}}
 SAMPLE = re.compile(r'([a-z_]+)(?:\{([a-z]+)="([^"]*)"\})? (\S+)')

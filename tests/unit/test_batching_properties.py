@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from truthgpt_serve.errors import DeadlineError, OverloadedError, RequestError, UnavailableError
-from truthgpt_serve.server.batching import Batcher
-from truthgpt_serve.server.exchange import Plain
-from truthgpt_serve.server.workers import Workers
+from truthgpt_serve.server.batching.batcher import Batcher
+from truthgpt_serve.server.execution.codec import Plain
+from truthgpt_serve.server.execution.workers import Workers
 
 MILLISECOND = 0.001
 LIMIT_S = 20

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from truthgpt_serve.server.batching_wait import BatchWait, CallCost
+from truthgpt_serve.server.batching.wait_policy import BatchWait, CallCost
 
 
 @pytest.mark.parametrize(("fixed_s", "each_s"), [(0.01, 0.001), (0.0, 0.002), (0.05, 0.0)])

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from truthgpt_serve.cluster.state import ApplicationState, ServeState, parse_details
 from truthgpt_serve.errors import ModelNotFoundError, UnavailableError
-from truthgpt_serve.router import catalogue as module
-from truthgpt_serve.router.catalogue import Catalogue
+from truthgpt_serve.router import discovery as module
+from truthgpt_serve.router.discovery import Catalogue
 from truthgpt_serve.router.model_entry import ModelEntry
-from truthgpt_serve.serve_state import ApplicationState, ServeState, parse_details
 
 
 def application(name: str, **changes: Any) -> ApplicationState:

@@ -19,8 +19,8 @@ from tests.unit.sample_models import Base, spec_of
 from tests.unit.servers import serve_asgi
 from truthgpt_serve.errors import RequestError, TruthGPTError, UnsupportedError
 from truthgpt_serve.server import create_app
-from truthgpt_serve.server.chat_template import ChatTemplate
-from truthgpt_serve.server.text_messages import IGNORED, read_messages
+from truthgpt_serve.server.text.chat_template import ChatTemplate
+from truthgpt_serve.server.text.messages import IGNORED, read_messages
 
 CHATML = """{%- for message in messages %}
 {{- '<|im_start|>' + message.role + '\\n' }}

@@ -26,9 +26,9 @@ from truthgpt_serve.cli._service.client import ServiceClient
 from truthgpt_serve.cli._service.events import split_events
 from truthgpt_serve.cli._service.failures import ServiceFault
 from truthgpt_serve.cli.schema import KINDS
-from truthgpt_serve.cluster.run_file import RunFile
-from truthgpt_serve.local_cluster import free_port
-from truthgpt_serve.processes import read_process
+from truthgpt_serve.cluster.local import free_port
+from truthgpt_serve.cluster.processes import read_process
+from truthgpt_serve.cluster.service.run_file import RunFile
 from truthgpt_serve.validate.reference import SCHEMAS
 
 KEY = "sk-secret-of-a-test"

@@ -20,10 +20,10 @@ from truthgpt_serve.cli._init.model_file import NewModel, render
 from truthgpt_serve.cli._init.serve_file import InsertError, add_model
 from truthgpt_serve.cli._init.write import Plan
 from truthgpt_serve.cli.init import TASKS
+from truthgpt_serve.cluster.local import free_port
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.contract import TASKS as ALL_TASKS
 from truthgpt_serve.errors import ConfigError
-from truthgpt_serve.local_cluster import free_port
 from truthgpt_serve.registry import MODEL_REGISTRY
 from truthgpt_serve.validate import validate_file
 

@@ -24,8 +24,8 @@ from tests.unit.cli_service import (
 from tests.unit.terminal import on_terminal
 from truthgpt_serve.cli._service.session import Follower, tail
 from truthgpt_serve.cli._service.traces import find_traceback
-from truthgpt_serve.local_cluster import free_port
-from truthgpt_serve.start_errors import ENDED
+from truthgpt_serve.cluster.local import free_port
+from truthgpt_serve.cluster.start_errors import ENDED
 
 ERROR = """\
 :job_id:01000000

@@ -21,9 +21,9 @@ from backports import zstd
 from tests.unit.sample_models import Upper, spec_of
 from tests.unit.servers import serve_asgi
 from tests.unit.test_router_relay import CancelOnDisconnect, Cluster, Proxy
-from truthgpt_serve.asgi import Message
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.errors import CodingError, OverloadedError, RequestError, TooLargeError
+from truthgpt_serve.http.asgi import Message
 from truthgpt_serve.http.compression import (
     CODINGS,
     FREE_BYTES,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from truthgpt_serve.cluster.start_errors import StartError, cause_first
 from truthgpt_serve.config import (
     ModelConfig,
     load_model_args,
@@ -20,7 +21,6 @@ from truthgpt_serve.config import (
 from truthgpt_serve.config.hiding import HiddenValues
 from truthgpt_serve.config.variables import Expanded, VariableError, expand
 from truthgpt_serve.errors import ConfigError
-from truthgpt_serve.start_errors import StartError, cause_first
 from truthgpt_serve.validate import validate_file
 
 SECRET = "sk-4711-do-not-show"

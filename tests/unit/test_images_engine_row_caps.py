@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from deployments.hf_diffusers.stepping import EngineOptions, RowCap, StepEngine
-from deployments.hf_diffusers.stepping.row_caps import (
+from deployments.hf_diffusers.stepping.scheduling.row_caps import (
     RowCapTable,
     config_digest,
     load_row_caps,

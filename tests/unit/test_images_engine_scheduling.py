@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from deployments.hf_diffusers.stepping.costs import CostKey, CostModel
 from deployments.hf_diffusers.stepping.job import Job
-from deployments.hf_diffusers.stepping.selection import Admission, CallChooser
-from deployments.hf_diffusers.stepping.task import Call, Task
+from deployments.hf_diffusers.stepping.scheduling.cost_model import CostKey, CostModel
+from deployments.hf_diffusers.stepping.scheduling.selection import Admission, CallChooser
+from deployments.hf_diffusers.stepping.scheduling.task import Call, Task
 from deployments.hf_diffusers.tiny_models import create_pipeline
 from tests.unit.images_engine import WAIT_S, create_inputs, engine_of
 

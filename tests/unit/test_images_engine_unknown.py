@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from deployments.hf_diffusers.stepping.self_check import is_telling, largest_difference
+from deployments.hf_diffusers.stepping.calls.self_check import is_telling, largest_difference
 from tests.unit.images_engine import (
     TOLERANCE,
     create_inputs,

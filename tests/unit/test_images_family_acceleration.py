@@ -16,8 +16,10 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from deployments.hf_diffusers.acceleration import batch_buckets, compile_blocks
-from deployments.hf_diffusers.attention import (
+from deployments.hf_diffusers.config import DiffusersSettings
+from deployments.hf_diffusers.deployment import DiffusersModel
+from deployments.hf_diffusers.pipelines.acceleration import batch_buckets, compile_blocks
+from deployments.hf_diffusers.pipelines.attention import (
     XFORMERS_RECIPE,
     RefusedError,
     Shape,
@@ -27,10 +29,8 @@ from deployments.hf_diffusers.attention import (
     probe,
     read_shape,
 )
-from deployments.hf_diffusers.config import DiffusersSettings
-from deployments.hf_diffusers.deployment import DiffusersModel
-from deployments.hf_diffusers.loading import check_vae, choose_device, choose_dtype
-from deployments.hf_diffusers.quantization import check_quantization
+from deployments.hf_diffusers.pipelines.loading import check_vae, choose_device, choose_dtype
+from deployments.hf_diffusers.pipelines.quantization import check_quantization
 from deployments.hf_diffusers.tiny_models import create_pipeline
 from tests.unit.image_models import make_cfg, open_model, save_model
 from truthgpt_serve.errors import ConfigError
@@ -289,7 +289,7 @@ async def test_compiled_blocks_give_the_same_image(sdxl: Path) -> None:
 def test_a_compiler_that_does_not_work_is_named(tmp_path: Path) -> None:
     program = (
         "import torch\n"
-        "from deployments.hf_diffusers.acceleration import compile_blocks\n"
+        "from deployments.hf_diffusers.pipelines.acceleration import compile_blocks\n"
         "compile_blocks(torch.nn.Linear(2, 2))\n"
     )
     broken = {"CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}

@@ -7,8 +7,8 @@ from typing import Any
 import diffusers
 import pytest
 
+from deployments.hf_diffusers.choices import SCHEDULERS, scheduler_class, suggest
 from deployments.hf_diffusers.config import FAMILY, DiffusersSettings, default_ongoing_requests
-from deployments.hf_diffusers.names import SCHEDULERS, scheduler_class, suggest
 from tests.unit.image_models import make_cfg
 from truthgpt_serve.checks import check_model
 from truthgpt_serve.config import load_model_config

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from deployments.hf_diffusers.config import DiffusersSettings
-from deployments.hf_diffusers.facts import read_facts
-from deployments.hf_diffusers.pictures import fit, to_image, to_mask, to_tensor
-from deployments.hf_diffusers.prompts import PromptCounter
-from deployments.hf_diffusers.requests import Call, Catalog, plan_call
-from deployments.hf_diffusers.role_pipelines import make_roles
-from deployments.hf_diffusers.schedulers import Schedulers
+from deployments.hf_diffusers.inputs.images import fit, to_image, to_mask, to_tensor
+from deployments.hf_diffusers.inputs.prompts import PromptCounter
+from deployments.hf_diffusers.inputs.requests import Call, Catalog, plan_call
+from deployments.hf_diffusers.pipelines.info import read_facts
+from deployments.hf_diffusers.pipelines.roles import make_roles
+from deployments.hf_diffusers.pipelines.schedulers import Schedulers
 from deployments.hf_diffusers.tiny_models import create_pipeline
 from truthgpt_serve.errors import ConfigError, RequestError
 

@@ -16,19 +16,19 @@ import pytest
 from tests.unit.image_classes import Plain
 from tests.unit.servers import serve_asgi
 from tests.unit.test_images_http import PROMPT, image_server, image_spec, opened
+from truthgpt_serve.cluster.state import ApplicationState, ServeState
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.errors import ExpiredFileError, MissingFileError, ServerError
-from truthgpt_serve.file_store import (
+from truthgpt_serve.http.file_store import (
     FileShelf,
     LocalFileStore,
     StoredFile,
     create_file_id,
     fetch_file,
 )
+from truthgpt_serve.http.public_url import public_url
 from truthgpt_serve.router.app import RouterApp
-from truthgpt_serve.serve_state import ApplicationState, ServeState
 from truthgpt_serve.server import Application, ModelHost, create_app
-from truthgpt_serve.server.origin import public_url
 
 ID = re.compile(r"/v1/files/images/[0-9a-f]{48}-\d+\.(png|jpeg|webp)")
 

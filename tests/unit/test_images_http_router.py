@@ -19,10 +19,10 @@ from tests.unit.image_classes import Studio
 from tests.unit.image_files import encode, mask_png, png
 from tests.unit.servers import serve_asgi
 from tests.unit.test_images_http import PROMPT, image_spec, opened
+from truthgpt_serve.cluster.state import ApplicationState, ServeState
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.router.app import RouterApp
 from truthgpt_serve.router.openapi import docs_html, openapi_document
-from truthgpt_serve.serve_state import ApplicationState, ServeState
 from truthgpt_serve.server import create_app
 
 LIMIT_S = 10

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from deployments.hf_diffusers.stepping.digests import Digests
-from deployments.hf_diffusers.stepping.roles import UnbatchableError
-from deployments.hf_diffusers.stepping.schemas import find_schema, guess_schema
+from deployments.hf_diffusers.stepping.calls.argument_roles import UnbatchableError
+from deployments.hf_diffusers.stepping.calls.schemas import find_schema, guess_schema
+from deployments.hf_diffusers.stepping.calls.tensor_hash import Digests
 from deployments.hf_diffusers.tiny_models import denoisers, text_encoders
 from deployments.hf_diffusers.tiny_models.text_encoders import WIDTH
 from tests.unit.image_calls import (

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from deployments.hf_diffusers.stepping.digests import Digests
-from deployments.hf_diffusers.stepping.roles import (
+from deployments.hf_diffusers.stepping.calls.argument_roles import (
     Entries,
     Exactly,
     Items,
@@ -20,6 +19,7 @@ from deployments.hf_diffusers.stepping.roles import (
     Value,
     freeze,
 )
+from deployments.hf_diffusers.stepping.calls.tensor_hash import Digests
 
 
 def test_digests_are_computed_once_for_an_unchanged_tensor() -> None:

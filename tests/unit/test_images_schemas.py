@@ -8,10 +8,10 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from deployments.hf_diffusers.stepping.digests import Digests
-from deployments.hf_diffusers.stepping.roles import UnbatchableError
-from deployments.hf_diffusers.stepping.schema_table import SPECS
-from deployments.hf_diffusers.stepping.schemas import CallSchema, find_schema, guess_schema
+from deployments.hf_diffusers.stepping.calls.argument_roles import UnbatchableError
+from deployments.hf_diffusers.stepping.calls.schema_table import SPECS
+from deployments.hf_diffusers.stepping.calls.schemas import CallSchema, find_schema, guess_schema
+from deployments.hf_diffusers.stepping.calls.tensor_hash import Digests
 from deployments.hf_diffusers.tiny_models import create_pipeline, denoisers
 from deployments.hf_diffusers.tiny_models.text_encoders import WIDTH
 from tests.unit.image_calls import flux2_call, noise, schema_of, steps, unet_call, z_image_call

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from truthgpt_serve.server.joining import MAX_HELD_BYTES, NUM_AT_ONCE, JoinedStreams
+from truthgpt_serve.http.coalescing import MAX_HELD_BYTES, NUM_AT_ONCE, JoinedStreams
 
 INTERVAL_S = 0.02
 Message = MutableMapping[str, Any]

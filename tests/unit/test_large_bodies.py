@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from truthgpt_serve.asgi import Message
 from truthgpt_serve.config import RouterConfig
+from truthgpt_serve.http.asgi import Message
 from truthgpt_serve.router.request_body import BodyReader
 
 MIB = 2**20

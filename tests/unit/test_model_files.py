@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from deployments.vllm.adapter_files import find_problems
+from deployments.vllm.adapters.files import find_problems
 from deployments.vllm.tiny_model import make_tiny_adapter, make_tiny_llama
 from truthgpt_serve import model_files
 from truthgpt_serve.checks import check_model

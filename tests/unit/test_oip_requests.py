@@ -12,12 +12,12 @@ import numpy
 import pytest
 
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.server.oip_answers import encode_answer
-from truthgpt_serve.server.oip_compression import (
+from truthgpt_serve.server.tensors.codec import OipExchange
+from truthgpt_serve.server.tensors.compression import (
     accepted_coding,
     compress,
 )
-from truthgpt_serve.server.oip_datatypes import (
+from truthgpt_serve.server.tensors.datatypes import (
     DATATYPES,
     numpy_dtype,
     read_binary,
@@ -25,8 +25,8 @@ from truthgpt_serve.server.oip_datatypes import (
     write_binary,
     write_json,
 )
-from truthgpt_serve.server.oip_exchange import OipExchange
-from truthgpt_serve.server.oip_requests import header_length, parse_request
+from truthgpt_serve.server.tensors.request import header_length, parse_request
+from truthgpt_serve.server.tensors.response import encode_answer
 
 MIB = 2**20
 

@@ -27,7 +27,7 @@ from tests.unit.onnx_models import (
     tensor,
 )
 from truthgpt_serve.errors import ConfigError, RequestError
-from truthgpt_serve.server.host import ModelHost
+from truthgpt_serve.server.instance import ModelHost
 
 
 @pytest.fixture(scope="module")

@@ -15,16 +15,16 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped] # it
 from truthgpt_serve.config.images import ImagesSection
 from truthgpt_serve.config.limits import LimitsSection
 from truthgpt_serve.errors import MethodError, OriginError, RequestError, TruthGPTError
+from truthgpt_serve.http.multipart import Part
+from truthgpt_serve.http.routes import ROUTES
 from truthgpt_serve.router.openapi import docs_html, openapi_document
 from truthgpt_serve.router.openapi.document import ERRORS
-from truthgpt_serve.routes import ROUTES
-from truthgpt_serve.server.audio_requests import FORMATS, GRANULARITIES, MAX_LANGUAGE_CHARS
-from truthgpt_serve.server.images_requests import ROUTES as IMAGE_ROUTES
-from truthgpt_serve.server.images_requests import ImageParser
-from truthgpt_serve.server.multipart import Part
-from truthgpt_serve.server.oip_datatypes import DATATYPES, MAX_RANK
-from truthgpt_serve.server.oip_requests import MAX_ID_CHARS
-from truthgpt_serve.server.text_messages import MAX_TOOL_CALLS, ROLES
+from truthgpt_serve.server.audio.request import FORMATS, GRANULARITIES, MAX_LANGUAGE_CHARS
+from truthgpt_serve.server.images.request import ROUTES as IMAGE_ROUTES
+from truthgpt_serve.server.images.request import ImageParser
+from truthgpt_serve.server.tensors.datatypes import DATATYPES, MAX_RANK
+from truthgpt_serve.server.tensors.request import MAX_ID_CHARS
+from truthgpt_serve.server.text.messages import MAX_TOOL_CALLS, ROLES
 
 DOCUMENT = openapi_document()
 SCHEMAS = DOCUMENT["components"]["schemas"]

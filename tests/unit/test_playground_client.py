@@ -14,7 +14,7 @@ from tests.unit.cli_service import Answer, envelope, events, serve
 from tests.unit.playground_service import Models, serve_models
 from tests.unit.sample_models import wait_until
 from tests.unit.servers import serve_asgi
-from truthgpt_serve.asgi import Receive, Scope, Send, header, send_json
+from truthgpt_serve.http.asgi import Receive, Scope, Send, header, send_json
 from truthgpt_serve.playground.client import ServiceClient, ServiceFault
 from truthgpt_serve.playground.running import Running
 

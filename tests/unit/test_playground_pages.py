@@ -11,12 +11,12 @@ import pytest
 from truthgpt_serve.errors import ConfigError
 from truthgpt_serve.playground import fields
 from truthgpt_serve.playground.application import require_gradio
-from truthgpt_serve.playground.chat_request import MAX_CONVERSATION, MAX_MESSAGES, build_body
 from truthgpt_serve.playground.client import ServiceFault
 from truthgpt_serve.playground.code import Sent
-from truthgpt_serve.playground.drawing import Drawing, Drawings
 from truthgpt_serve.playground.fragments import code_of, fault
-from truthgpt_serve.playground.similarity import cosines, split_lines, to_table
+from truthgpt_serve.playground.pages.chat_request import MAX_CONVERSATION, MAX_MESSAGES, build_body
+from truthgpt_serve.playground.pages.drawing import Drawing, Drawings
+from truthgpt_serve.playground.pages.similarity import cosines, split_lines, to_table
 
 HOSTILE = "<script>alert(1)</script>\"'"
 PIXEL = base64.b64encode(b"image").decode()

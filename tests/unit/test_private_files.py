@@ -15,8 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from truthgpt_serve.cli.main import main
-from truthgpt_serve.cluster.leftovers import tidy
-from truthgpt_serve.private_files import (
+from truthgpt_serve.cluster.private_files import (
     LINK,
     LOOPBACK_ONLY,
     TOKEN_FILE,
@@ -25,6 +24,7 @@ from truthgpt_serve.private_files import (
     write_exports,
     write_token,
 )
+from truthgpt_serve.cluster.service.leftovers import tidy
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from truthgpt_serve import probes
-from truthgpt_serve.asgi import Message, Receive, Scope, Send, send_bytes
-from truthgpt_serve.probes import Probes, refuse_metrics
+from truthgpt_serve.http import probes
+from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, send_bytes
+from truthgpt_serve.http.probes import Probes, refuse_metrics
 
 MOUNT = "/models/m"
 PATHS = ("/health", "/metrics")

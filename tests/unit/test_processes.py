@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from truthgpt_serve.local_cluster import free_port
-from truthgpt_serve.processes import (
+from truthgpt_serve.cluster.local import free_port
+from truthgpt_serve.cluster.processes import (
     busy_ports,
     create_run_environment,
     create_run_id,

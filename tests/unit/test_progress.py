@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from truthgpt_serve.cluster.progress import telling_progress
-from truthgpt_serve.local_cluster import free_port
+from truthgpt_serve.cluster.local import free_port
+from truthgpt_serve.cluster.service.progress import telling_progress
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNNER = ROOT / "scripts" / "serve_run.py"
@@ -27,7 +27,7 @@ def test_lines_name_the_innermost_import(tmp_path: Path) -> None:
     gate.write_text("import builtins\nbuiltins.heard_of_the_test.wait(60)\n")
     program = f"""
 import builtins, sys, threading
-from truthgpt_serve.cluster.progress import telling_progress
+from truthgpt_serve.cluster.service.progress import telling_progress
 builtins.heard_of_the_test = threading.Event()
 def write(line):
     print(line)

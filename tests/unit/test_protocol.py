@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from truthgpt_serve.protocol import as_whole
-from truthgpt_serve.server.embeddings_requests import parse_embedding
-from truthgpt_serve.server.text_requests import parse_completion
+from truthgpt_serve.server.embeddings.request import parse_embedding
+from truthgpt_serve.server.text.request import parse_completion
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from truthgpt_serve.cluster import ray_limits
-from truthgpt_serve.cluster.ray_limits import RayMovedError
+from truthgpt_serve.cluster.service import ray_limits
+from truthgpt_serve.cluster.service.ray_limits import RayMovedError
 
 PARAMS = """
-from truthgpt_serve.cluster.ray_limits import AGENT_PORTS, START_LIMIT_S, lengthen_limits
+from truthgpt_serve.cluster.service.ray_limits import AGENT_PORTS, START_LIMIT_S, lengthen_limits
 lengthen_limits()
 import inspect
 import ray._private.node, ray._private.parameter, ray._private.worker, ray.scripts.scripts

@@ -17,9 +17,9 @@ import httpx
 import pytest
 from ray.serve.config import HTTPOptions
 
-from truthgpt_serve import ray_servers
-from truthgpt_serve.asgi import Receive, Scope, Send, send_bytes
-from truthgpt_serve.local_cluster import free_port
+from truthgpt_serve.cluster import ray_servers
+from truthgpt_serve.cluster.local import free_port
+from truthgpt_serve.http.asgi import Receive, Scope, Send, send_bytes
 
 replica: Any = importlib.import_module("ray.serve._private.replica")
 SECOND = "127.0.0.2"

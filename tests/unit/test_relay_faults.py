@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import uvloop
 
-from truthgpt_serve.asgi import UNREAD_TIMEOUT_S
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.errors import (
     ModelNotFoundError,
@@ -23,6 +22,7 @@ from truthgpt_serve.errors import (
     UnavailableError,
     UpstreamError,
 )
+from truthgpt_serve.http.asgi import UNREAD_TIMEOUT_S
 from truthgpt_serve.router.model_entry import ModelEntry
 from truthgpt_serve.router.pool import ConnectionPool
 from truthgpt_serve.router.relay import BrokenAnswerError, Relay

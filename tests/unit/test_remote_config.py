@@ -16,7 +16,7 @@ from tests.unit.remote_servers import KEY, KEY_VARIABLE, remote_cfg
 from truthgpt_serve import MODEL_REGISTRY, build_model
 from truthgpt_serve.cli import main
 from truthgpt_serve.errors import ConfigError
-from truthgpt_serve.resources import request_limits
+from truthgpt_serve.hardware import request_limits
 
 ROOT = Path(__file__).parents[2]
 URL = "https://host.test/v1"

@@ -15,7 +15,7 @@ import pytest
 from backports import zstd
 
 from tests.unit.remote_servers import OtherServer, Request, chat_event, relayed, send_start
-from truthgpt_serve.asgi import Send, send_bytes
+from truthgpt_serve.http.asgi import Send, send_bytes
 from truthgpt_serve.http.compression import PIECE_BYTES
 
 PACK: dict[str, Callable[[bytes], bytes]] = {

@@ -25,8 +25,8 @@ from tests.unit.remote_servers import (
     send_start,
     serve_at,
 )
-from truthgpt_serve.asgi import Send, send_bytes
-from truthgpt_serve.local_cluster import free_port
+from truthgpt_serve.cluster.local import free_port
+from truthgpt_serve.http.asgi import Send, send_bytes
 
 BODY = {"model": "far", "messages": []}
 LABEL = "The remote server of the model 'far'"

@@ -27,9 +27,9 @@ from tests.unit.remote_servers import (
 )
 from tests.unit.servers import serve_asgi
 from truthgpt_serve import run_infer
-from truthgpt_serve.asgi import Send
+from truthgpt_serve.cluster.local import free_port
 from truthgpt_serve.config import load_model_config
-from truthgpt_serve.local_cluster import free_port
+from truthgpt_serve.http.asgi import Send
 from truthgpt_serve.runner import run_stream
 
 ROOT = Path(__file__).parents[2]

@@ -14,8 +14,8 @@ import httpx
 import pytest
 from ray import serve
 
+from truthgpt_serve.cluster.start_errors import StartError
 from truthgpt_serve.replica import ModelReplica
-from truthgpt_serve.start_errors import StartError
 
 SICK = """
 from truthgpt_serve import register_model

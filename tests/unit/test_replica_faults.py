@@ -16,8 +16,8 @@ from typing import Any, ClassVar, NoReturn
 
 import pytest
 
-from truthgpt_serve.asgi import send_json
 from truthgpt_serve.errors import ServerError
+from truthgpt_serve.http.asgi import send_json
 from truthgpt_serve.server.faults import ReplicaGuard
 from truthgpt_serve.server.faults import guard as guard_module
 from truthgpt_serve.server.faults import history as history_module

@@ -13,7 +13,7 @@ from truthgpt_serve.checks import check_model
 from truthgpt_serve.config import load_model_config, load_router_config
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import ConfigError
-from truthgpt_serve.resources import (
+from truthgpt_serve.hardware import (
     ReplicaPlan,
     plan_replica,
     plan_router,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from truthgpt_serve.cluster.retries import MAX_FAILURES, WINDOW_S, Retries
+from truthgpt_serve.cluster.service.retries import MAX_FAILURES, WINDOW_S, Retries
 
 
 def test_starts_that_fail_are_few_however_long_they_take() -> None:

@@ -14,10 +14,10 @@ import pytest
 
 from tests.unit.servers import serve_asgi
 from tests.unit.test_catalogue import application
+from truthgpt_serve.cluster.state import ServeState
 from truthgpt_serve.config import RouterConfig
-from truthgpt_serve.router import acceleration
+from truthgpt_serve.router import backend_info as acceleration
 from truthgpt_serve.router.app import RouterApp
-from truthgpt_serve.serve_state import ServeState
 
 GPU = {"device": "cuda", "attention": "flash_attention_2"}
 

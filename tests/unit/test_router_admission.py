@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from truthgpt_serve.cluster.state import ApplicationState
 from truthgpt_serve.errors import OverloadedError
 from truthgpt_serve.router import admission as module
 from truthgpt_serve.router.admission import RESERVE, Admission, capacity
 from truthgpt_serve.router.model_entry import ModelEntry, adapter_entries, model_entry
-from truthgpt_serve.serve_state import ApplicationState
 
 LIMITS = {"max_ongoing_requests": 2, "max_queued_requests": 4}
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from tests.unit.test_catalogue import application, no_routes, state
-from truthgpt_serve.asgi import Message
-from truthgpt_serve.router.acceleration import Accelerations
-from truthgpt_serve.router.catalogue import MAX_AGE_S, Catalogue
-from truthgpt_serve.router.pages import Pages
+from truthgpt_serve.http.asgi import Message
+from truthgpt_serve.router.backend_info import Accelerations
+from truthgpt_serve.router.discovery import MAX_AGE_S, Catalogue
+from truthgpt_serve.router.routes import Pages
 
 WAITS_FOR = "1 replica waits for resources: each needs 4 CPU (the cluster has 2, 2 free)"
 

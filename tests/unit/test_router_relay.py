@@ -15,14 +15,14 @@ import httpx
 import pytest
 
 from tests.unit.servers import serve_asgi
+from truthgpt_serve.cluster.haproxy.limits import CAPACITY_HEADER
+from truthgpt_serve.cluster.state import ApplicationState, ServeState
 from truthgpt_serve.config import RouterConfig
-from truthgpt_serve.haproxy_limits import CAPACITY_HEADER
+from truthgpt_serve.http.multipart import form_boundary, parse_form
+from truthgpt_serve.http.retriable import is_unreached
 from truthgpt_serve.router.admission import RESERVE
 from truthgpt_serve.router.app import RouterApp
 from truthgpt_serve.router.request_body import GATHERED_BYTES
-from truthgpt_serve.serve_state import ApplicationState, ServeState
-from truthgpt_serve.server.multipart import form_boundary, parse_form
-from truthgpt_serve.unreached import is_unreached
 
 
 class Proxy:

@@ -10,7 +10,7 @@ from truthgpt_serve.errors import (
     RouteNotFoundError,
     UnsupportedError,
 )
-from truthgpt_serve.routes import ROUTES, Route, find_error, find_routes, refuse
+from truthgpt_serve.http.routes import ROUTES, Route, find_error, find_routes, refuse
 
 
 def test_no_two_routes_take_the_same_method_at_the_same_path() -> None:

@@ -12,12 +12,12 @@ import pytest
 from rich.console import Console
 
 from tests.unit.servers import serve_asgi
-from truthgpt_serve.cluster import service_log
-from truthgpt_serve.cluster.advice import find_advice, find_cause
-from truthgpt_serve.cluster.next_steps import describe_service, suggest_commands
-from truthgpt_serve.cluster.readiness import ModelStatus, Readiness, ask_ready
-from truthgpt_serve.cluster.screen import Screen
-from truthgpt_serve.cluster.service_log import ServiceLog
+from truthgpt_serve.cluster.service import service_log
+from truthgpt_serve.cluster.service.advice import find_advice, find_cause
+from truthgpt_serve.cluster.service.next_steps import describe_service, suggest_commands
+from truthgpt_serve.cluster.service.readiness import ModelStatus, Readiness, ask_ready
+from truthgpt_serve.cluster.service.screen import Screen
+from truthgpt_serve.cluster.service.service_log import ServiceLog
 
 NOWHERE = "http://127.0.0.1:9"
 LOADING, RUNNING = ModelStatus("DEPLOYING"), ModelStatus("RUNNING")

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from scripts import install, serve
-from truthgpt_serve.cluster.run_file import RunFile
-from truthgpt_serve.local_cluster import free_port
-from truthgpt_serve.processes import find_run
+from truthgpt_serve.cluster.local import free_port
+from truthgpt_serve.cluster.processes import find_run
+from truthgpt_serve.cluster.service.run_file import RunFile
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,9 +10,9 @@ from ray.serve import context, schema
 from ray.serve._private.client import ServeControllerClient
 from ray.serve._private.common import ReplicaState
 
-from truthgpt_serve.serve_state import CARD_KEY, fetch_serve_state, parse_details
+from truthgpt_serve.cluster.state import CARD_KEY, fetch_serve_state, parse_details
 
-MOVED = "Ray's interface moved: adapt truthgpt_serve/serve_state.py"
+MOVED = "Ray's interface moved: adapt truthgpt_serve/cluster/state.py"
 
 
 def test_the_function_that_finds_serve_is_where_it_was() -> None:

@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 
-from truthgpt_serve.server.collecting import ALLOCATIONS, collecting_seldom
+from truthgpt_serve.server.execution.garbage import ALLOCATIONS, collecting_seldom
 
 
 class Node:

@@ -37,9 +37,9 @@ from truthgpt_serve.errors import (
     RegistryError,
     ServerError,
 )
-from truthgpt_serve.resources import request_limits
+from truthgpt_serve.hardware import request_limits
 from truthgpt_serve.server import Application, ModelHost
-from truthgpt_serve.server.exchange import Plain
+from truthgpt_serve.server.execution.codec import Plain
 
 
 class Running:

@@ -11,13 +11,13 @@ import httpx
 import pytest
 
 from tests.unit.servers import serve_asgi
+from truthgpt_serve.cluster.state import ServeState
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import RequestError
 from truthgpt_serve.router import request_body, upload
 from truthgpt_serve.router.app import RouterApp
-from truthgpt_serve.router.scan import JsonModelScanner, model_of_json
-from truthgpt_serve.serve_state import ServeState
+from truthgpt_serve.router.model_field import JsonModelScanner, model_of_json
 from truthgpt_serve.server import create_app
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from truthgpt_serve.sse import MAX_HELD_BYTES, WholeEvents, read_data, whole_events
+from truthgpt_serve.http.sse import MAX_HELD_BYTES, WholeEvents, read_data, whole_events
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,15 @@ import traceback
 
 import pytest
 
+from truthgpt_serve.cluster.start_errors import (
+    MAX_CAUSE,
+    StartError,
+    cause_first,
+    read_cause,
+    to_cause,
+)
+from truthgpt_serve.cluster.state import parse_details
 from truthgpt_serve.errors import ConfigError, Fault
-from truthgpt_serve.serve_state import parse_details
-from truthgpt_serve.start_errors import MAX_CAUSE, StartError, cause_first, read_cause, to_cause
 
 RAY_HEAD = (
     "The deployment failed to start 3 times in a row. See controller logs for details. Error:\n"
@@ -39,7 +45,9 @@ def message_of(error: BaseException) -> str:
 )
 def test_the_cause_is_the_first_line_and_is_found_again(error: Exception, cause: str) -> None:
     message = message_of(error)
-    assert message.removeprefix(RAY_HEAD).startswith("truthgpt_serve.start_errors.Cause: " + cause)
+    assert message.removeprefix(RAY_HEAD).startswith(
+        "truthgpt_serve.cluster.start_errors.Cause: " + cause
+    )
     found = read_cause(message)
     assert found is not None
     assert found.startswith(cause)

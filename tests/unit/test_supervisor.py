@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from truthgpt_serve.cluster import parts, retries, supervisor
-from truthgpt_serve.cluster.parts import Part, Remedy, Watch
-from truthgpt_serve.cluster.screen import Screen
-from truthgpt_serve.cluster.service_log import ServiceLog
-from truthgpt_serve.cluster.supervisor import Supervisor
-from truthgpt_serve.local_cluster import free_port
-from truthgpt_serve.processes import create_run_environment, create_run_id, find_run
+from truthgpt_serve.cluster.local import free_port
+from truthgpt_serve.cluster.processes import create_run_environment, create_run_id, find_run
+from truthgpt_serve.cluster.service import parts, retries, supervisor
+from truthgpt_serve.cluster.service.parts import Part, Remedy, Watch
+from truthgpt_serve.cluster.service.screen import Screen
+from truthgpt_serve.cluster.service.service_log import ServiceLog
+from truthgpt_serve.cluster.service.supervisor import Supervisor
 
 LIMIT_S = 60
 

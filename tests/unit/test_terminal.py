@@ -6,7 +6,7 @@ import pytest
 
 from truthgpt_serve.cli._service.failures import one_line
 from truthgpt_serve.cli._service.session import clean_line
-from truthgpt_serve.cluster.screen import _clean
+from truthgpt_serve.cluster.service.screen import _clean
 from truthgpt_serve.terminal import clean
 
 CASES = [

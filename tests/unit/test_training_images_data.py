@@ -16,10 +16,14 @@ from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.images import pictures as pictures_module
 from truthgpt_serve.training.images import sources
 from truthgpt_serve.training.images.facts import read_facts
-from truthgpt_serve.training.images.order import Order, draw_for_evaluation, draw_for_training
 from truthgpt_serve.training.images.pictures import PictureError, load_picture
 from truthgpt_serve.training.images.rows import Pictures, hub_rows, load_pictures
 from truthgpt_serve.training.images.samples import Samples
+from truthgpt_serve.training.images.sampling_order import (
+    Order,
+    draw_for_evaluation,
+    draw_for_training,
+)
 
 SHAPE = (4, 2, 2)
 

@@ -10,9 +10,9 @@ import pytest
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.events import EventReader, EventWriter, forget_after, read_events
+from truthgpt_serve.training.guards import MARGIN_BYTES, check_loss, check_space
 from truthgpt_serve.training.job import TrainingJob
 from truthgpt_serve.training.monitor import RunMonitor
-from truthgpt_serve.training.record import check_same, create_record
 from truthgpt_serve.training.run_folder import (
     begin_checkpoint,
     checkpoints,
@@ -26,7 +26,7 @@ from truthgpt_serve.training.run_folder import (
     working,
     write_json,
 )
-from truthgpt_serve.training.watch import MARGIN_BYTES, check_loss, check_space
+from truthgpt_serve.training.run_record import check_same, create_record
 
 
 def add_checkpoint(folder: Path, step: int, content: str = "x") -> Path:

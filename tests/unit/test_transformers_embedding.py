@@ -20,7 +20,7 @@ from deployments.hf_transformers.tiny_models import make_tiny_encoder
 from deployments.vllm.tiny_model import make_tiny_llama
 from tests.unit.transformers_models import client_of, configuration, loaded
 from truthgpt_serve.errors import ConfigError, RequestError
-from truthgpt_serve.server.host import ModelHost
+from truthgpt_serve.server.instance import ModelHost
 
 TEXTS = [
     "the cat",

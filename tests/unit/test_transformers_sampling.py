@@ -10,8 +10,8 @@ import pytest
 import torch
 import transformers
 
-from deployments.hf_transformers.generation_job import Detokenizer, TextCall, TextJob
-from deployments.hf_transformers.generation_sampling import Row, Sampling, choose_tokens
+from deployments.hf_transformers.generation.job import Detokenizer, TextCall, TextJob
+from deployments.hf_transformers.generation.sampling import Row, Sampling, choose_tokens
 from deployments.vllm.tiny_model import make_tiny_llama
 
 SIZE = 40

@@ -8,8 +8,8 @@ import pytest
 
 from tests.unit.test_relay_faults import OK, Handler, bench, pieces
 from truthgpt_serve.errors import ModelNotFoundError, UnavailableError
+from truthgpt_serve.http.retriable import proxy_page
 from truthgpt_serve.router.upload import RequestBody
-from truthgpt_serve.unreached import proxy_page
 
 
 def answering(answers: list[bytes]) -> Handler:

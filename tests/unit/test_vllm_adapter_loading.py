@@ -14,8 +14,8 @@ from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
 
-from deployments.vllm.adapter_loading import Adapters
-from deployments.vllm.errors import ReadableErrors
+from deployments.vllm.adapters.loading import Adapters
+from deployments.vllm.application.errors import ReadableErrors
 from deployments.vllm.tiny_model import make_tiny_adapter, make_tiny_llama
 
 

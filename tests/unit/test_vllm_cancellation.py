@@ -11,9 +11,9 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
-from deployments.vllm.cancellation import CancellableApp
-from deployments.vllm.local_request import LocalRequest
-from truthgpt_serve.asgi import Message, Scope
+from deployments.vllm.application.cancellation import CancellableApp
+from deployments.vllm.application.local_request import LocalRequest
+from truthgpt_serve.http.asgi import Message, Scope
 
 WAIT_S = 10.0
 MAX_REQUEST_S = 60.0

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from deployments.vllm.application.generic import GenericRoutes
+from deployments.vllm.application.local_request import LocalRequest
 from deployments.vllm.arguments import load_arguments, open_arguments, set_elsewhere
 from deployments.vllm.config import (
     FAMILY,
@@ -21,7 +23,6 @@ from deployments.vllm.config import (
     gpu_memory_share,
     tensor_parallel_size,
 )
-from deployments.vllm.generic import GenericRoutes
 from deployments.vllm.hardware import (
     CPU_KV_CACHE_BYTES,
     binds_threads,
@@ -29,7 +30,6 @@ from deployments.vllm.hardware import (
     prepare_cpu,
     turn_file,
 )
-from deployments.vllm.local_request import LocalRequest
 from deployments.vllm.tiny_model import make_tiny_adapter, make_tiny_llama
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.errors import RequestError, UnavailableError

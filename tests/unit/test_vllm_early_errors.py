@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.responses import StreamingResponse
 
-from deployments.vllm.early_errors import EarlyErrors
+from deployments.vllm.application.early_errors import EarlyErrors
 
 HEAD = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-request-id", b"abc")]
 BAD = {"message": "no such token", "type": "BadRequestError", "param": "logit_bias", "code": 400}

@@ -12,7 +12,12 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field, model_validator
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
-from deployments.vllm.errors import ReadableErrors, clean_events, clean_message, report_validation
+from deployments.vllm.application.errors import (
+    ReadableErrors,
+    clean_events,
+    clean_message,
+    report_validation,
+)
 
 LONG = "This model's maximum context length is 16 tokens. However, your prompt contains 20"
 

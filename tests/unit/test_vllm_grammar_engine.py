@@ -16,12 +16,13 @@ from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.structured_output import StructuredOutputManager
 
-from deployments.vllm import grammar_engine, grammar_lane
-from deployments.vllm.grammar_engine import GuardedClient, as_compiled, grammar_of
-from deployments.vllm.grammar_fields import Grammar
-from deployments.vllm.grammar_gate import Verdict
-from deployments.vllm.grammar_lane import PLACES, SlowLane
-from deployments.vllm.grammar_threads import GrammarThreads
+from deployments.vllm.grammar import engine_hooks as grammar_engine
+from deployments.vllm.grammar import lane as grammar_lane
+from deployments.vllm.grammar.engine_hooks import GuardedClient, as_compiled, grammar_of
+from deployments.vllm.grammar.fields import Grammar
+from deployments.vllm.grammar.gate import Verdict
+from deployments.vllm.grammar.lane import PLACES, SlowLane
+from deployments.vllm.grammar.threads import GrammarThreads
 from truthgpt_serve.errors import OverloadedError, RequestError, ServerError
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "number", "multipleOf": 2}}}

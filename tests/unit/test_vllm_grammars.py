@@ -17,10 +17,10 @@ import psutil
 import pytest
 import xgrammar as xgr
 
-from deployments.vllm import grammar_gate
-from deployments.vllm.frames import FrameReader, frame
-from deployments.vllm.grammar_fields import Grammar, find_grammars
-from deployments.vllm.grammar_gate import GrammarGate
+from deployments.vllm.grammar import gate as grammar_gate
+from deployments.vllm.grammar.fields import Grammar, find_grammars
+from deployments.vllm.grammar.frames import FrameReader, frame
+from deployments.vllm.grammar.gate import GrammarGate
 from tests.unit.grammar_schemas import hostile, ordinary, wide
 from truthgpt_serve.config.limits import LimitsSection
 from truthgpt_serve.errors import OverloadedError, RequestError, TruthGPTError, UnavailableError

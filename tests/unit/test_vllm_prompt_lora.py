@@ -13,8 +13,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
-from deployments.vllm import discarded_rows, prompt_lora  # noqa: E402
-from deployments.vllm.patching import replace_method  # noqa: E402
+from deployments.vllm.patches import discarded_rows, prompt_lora  # noqa: E402
+from deployments.vllm.patches.methods import replace_method  # noqa: E402
 
 PARAMETERS = ("hidden_states", "num_scheduled_tokens")
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pydantic
 import pytest
 
-from deployments.vllm.pydantic_text import in_plain_words
+from deployments.vllm.application.pydantic_text import in_plain_words
 
 
 class Text(pydantic.BaseModel):

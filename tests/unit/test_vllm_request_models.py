@@ -10,7 +10,7 @@ import pytest
 fastapi = pytest.importorskip("fastapi")
 pytest.importorskip("vllm")
 
-from deployments.vllm.request_models import (  # noqa: E402
+from deployments.vllm.application.request_models import (  # noqa: E402
     FIELD_KINDS,
     check_kinds,
     refuse_misread_fields,

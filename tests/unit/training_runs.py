@@ -13,10 +13,10 @@ from typing import Any
 
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.training.events import read_events
+from truthgpt_serve.training.guards import free_bytes
 from truthgpt_serve.training.job import TrainingJob
 from truthgpt_serve.training.loops import find_loop, load_loop
 from truthgpt_serve.training.monitor import RunMonitor
-from truthgpt_serve.training.watch import free_bytes
 
 NAMES = ("Ada", "Ben", "Cleo", "Dan")
 THINGS = ("river", "clock", "garden", "letter", "lantern")

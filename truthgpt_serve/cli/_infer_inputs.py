@@ -15,9 +15,9 @@ import click
 
 from truthgpt_serve.config.paths import expand
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.server.audio import DEFAULT_MAX_S, DEFAULT_RATE
-from truthgpt_serve.server.audio_decode import decode_audio
-from truthgpt_serve.server.values import ARRAY_KEYS, IMAGE_KEYS, decode_value
+from truthgpt_serve.server.audio.decode import decode_audio
+from truthgpt_serve.server.audio.routes import DEFAULT_MAX_S, DEFAULT_RATE
+from truthgpt_serve.server.infer.values import ARRAY_KEYS, IMAGE_KEYS, decode_value
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 RECORDINGS = (".wav", ".flac", ".ogg", ".mp3")

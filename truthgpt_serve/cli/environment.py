@@ -29,16 +29,16 @@ def environment(folder: Path, token_file: Path | None, cluster: bool) -> None:
     FOLDER leads to. Without --cluster Ray's ports are on the loopback address only. What the shell
     has set already stays as it is.
     """
-    from truthgpt_serve.config.paths import config_dir
-    from truthgpt_serve.haproxy import BINARY_VARIABLE, program_path
-    from truthgpt_serve.local_cluster import read_environment_file
-    from truthgpt_serve.private_files import (
+    from truthgpt_serve.cluster.haproxy.program import BINARY_VARIABLE, program_path
+    from truthgpt_serve.cluster.local import read_environment_file
+    from truthgpt_serve.cluster.private_files import (
         LOOPBACK_ONLY,
         TOKEN_FILE,
         find_private_folder,
         private_environment,
         write_token,
     )
+    from truthgpt_serve.config.paths import config_dir
 
     settings = config_dir() / "ray.env"
     if not settings.is_file():

@@ -121,7 +121,7 @@ def _named_failure() -> Iterator[None]:
 def _print_stream(config: str, inputs: dict[str, Any], answers: TextIO) -> None:
     from truthgpt_serve.cli._infer_inputs import decode
     from truthgpt_serve.runner import run_stream
-    from truthgpt_serve.server.values import encode_value
+    from truthgpt_serve.server.infer.values import encode_value
 
     for item in run_stream(config, inputs, prepare=decode):
         if isinstance(item, dict) and isinstance(item.get("text"), str):
@@ -134,7 +134,7 @@ def _print_stream(config: str, inputs: dict[str, Any], answers: TextIO) -> None:
 
 def _write(outputs: Any, out: Path | None) -> None:
     from truthgpt_serve.cli._infer_inputs import IMAGES
-    from truthgpt_serve.server.values import encode_value
+    from truthgpt_serve.server.infer.values import encode_value
 
     if out is None:
         click.echo(encode_value(outputs, "infer"))

@@ -39,7 +39,7 @@ def validate(
 
     Starts nothing. Exits with 0 if every FILE is right, else with 2 after a list of all faults.
     """
-    from truthgpt_serve.cluster.progress import telling_progress
+    from truthgpt_serve.cluster.service.progress import telling_progress
     from truthgpt_serve.validate import validate_file
 
     reports: dict[str, Report] = {}

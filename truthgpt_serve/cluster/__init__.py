@@ -1,1 +1,1 @@
-"""Starts and supervises the service on one machine: what `make serve` and `make stop` run."""
+"""All that knows Ray's cluster, HAProxy and processes."""

@@ -16,10 +16,10 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from truthgpt_serve.cluster.haproxy.program import BINARY_VARIABLE, program_path
+from truthgpt_serve.cluster.local import read_environment_file
 from truthgpt_serve.config.paths import config_dir, expand
 from truthgpt_serve.contract import Probe
-from truthgpt_serve.haproxy import BINARY_VARIABLE, program_path
-from truthgpt_serve.local_cluster import read_environment_file
 
 TIMEOUT_S = 10.0
 HUB_TIMEOUT_S = 5.0

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from truthgpt_serve.asgi import (
+from truthgpt_serve.errors import OriginError
+from truthgpt_serve.http.asgi import (
     Headers,
     Message,
     Receive,
@@ -19,8 +20,7 @@ from truthgpt_serve.asgi import (
     relative_path,
     send_error,
 )
-from truthgpt_serve.errors import OriginError
-from truthgpt_serve.http.heads import lower_case
+from truthgpt_serve.http.headers import lower_case
 
 ANY = "*"
 METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"

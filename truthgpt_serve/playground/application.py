@@ -10,10 +10,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from truthgpt_serve.cluster.start_errors import to_cause
+from truthgpt_serve.cluster.state import DEFAULT_PROXY_PORT, fetch_serve_state, worker_proxy_port
 from truthgpt_serve.config.playground import PlaygroundConfig
 from truthgpt_serve.errors import ConfigError, Fault
-from truthgpt_serve.serve_state import DEFAULT_PROXY_PORT, fetch_serve_state, worker_proxy_port
-from truthgpt_serve.start_errors import to_cause
 
 NICENESS = 10
 """Added to that of Serve's replicas: where the machine is busy the models come first."""

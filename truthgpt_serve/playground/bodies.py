@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from truthgpt_serve.asgi import Message, Receive
 from truthgpt_serve.errors import TooLargeError
+from truthgpt_serve.http.asgi import Message, Receive
 
 
 async def read_body(receive: Receive, most: int) -> bytes:

@@ -11,14 +11,14 @@ from fastapi import FastAPI
 
 from truthgpt_serve.config.playground import PlaygroundConfig
 from truthgpt_serve.playground import fields, fragments
-from truthgpt_serve.playground.audio import add_audio
-from truthgpt_serve.playground.chat import add_chat
 from truthgpt_serve.playground.client import ServiceClient, ServiceFault
-from truthgpt_serve.playground.embeddings import add_embeddings
 from truthgpt_serve.playground.guard import Guard
-from truthgpt_serve.playground.images import add_images
-from truthgpt_serve.playground.models import add_models
 from truthgpt_serve.playground.page import QUICK, Tools, choose, session_of
+from truthgpt_serve.playground.pages.audio import add_audio
+from truthgpt_serve.playground.pages.chat import add_chat
+from truthgpt_serve.playground.pages.embeddings import add_embeddings
+from truthgpt_serve.playground.pages.images import add_images
+from truthgpt_serve.playground.pages.models import add_models
 from truthgpt_serve.playground.running import Running
 from truthgpt_serve.playground.sessions import Sessions
 from truthgpt_serve.playground.uploads import Uploads

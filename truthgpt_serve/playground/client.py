@@ -12,8 +12,8 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
+from truthgpt_serve.http.sse import read_data, whole_events
 from truthgpt_serve.playground.kept import Kept
-from truthgpt_serve.sse import read_data, whole_events
 
 CONNECT_TIMEOUT_S = 5.0
 LIST_TIMEOUT_S = 10.0

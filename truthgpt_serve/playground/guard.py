@@ -14,7 +14,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from truthgpt_serve.asgi import (
+from truthgpt_serve.errors import (
+    MethodError,
+    OriginError,
+    OverloadedError,
+    RequestError,
+    RouteNotFoundError,
+    TooLargeError,
+    TruthGPTError,
+)
+from truthgpt_serve.http.asgi import (
     Headers,
     Message,
     Receive,
@@ -25,18 +34,9 @@ from truthgpt_serve.asgi import (
     send_bytes,
     send_error,
 )
-from truthgpt_serve.errors import (
-    MethodError,
-    OriginError,
-    OverloadedError,
-    RequestError,
-    RouteNotFoundError,
-    TooLargeError,
-    TruthGPTError,
-)
+from truthgpt_serve.http.sse import with_stream_headers
 from truthgpt_serve.playground.bodies import file_paths, read_body, replay_body, size_of
 from truthgpt_serve.playground.uploads import Uploads
-from truthgpt_serve.sse import with_stream_headers
 
 MAX_JSON_BYTES = 2 << 20
 MAX_LETTERS = 500_000

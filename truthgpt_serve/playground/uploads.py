@@ -21,8 +21,8 @@ from gradio.processing_utils import hash_file
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from truthgpt_serve.asgi import Receive, Scope, Send, header, send_bytes, send_json
 from truthgpt_serve.errors import OverloadedError, RequestError, SlowRequestError, TooLargeError
+from truthgpt_serve.http.asgi import Receive, Scope, Send, header, send_bytes, send_json
 
 FORM_BYTES = 65536
 """What a form has around its file."""

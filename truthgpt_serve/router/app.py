@@ -10,7 +10,8 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from truthgpt_serve.asgi import Receive, Scope, Send, send_error
+from truthgpt_serve.cluster.haproxy.limits import CAPACITY_HEADER
+from truthgpt_serve.cluster.state import ServeState, metrics_address
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.errors import (
     MethodError,
@@ -21,20 +22,19 @@ from truthgpt_serve.errors import (
     UnavailableError,
     UpstreamError,
 )
-from truthgpt_serve.file_store import FileStore
-from truthgpt_serve.haproxy_limits import CAPACITY_HEADER
-from truthgpt_serve.router.acceleration import Accelerations
+from truthgpt_serve.http.asgi import Receive, Scope, Send, send_error
+from truthgpt_serve.http.file_store import FileStore
+from truthgpt_serve.http.retriable import HEADER, RETRY_AFTER_S
+from truthgpt_serve.http.routes import find_error
 from truthgpt_serve.router.admission import Admission, capacity
-from truthgpt_serve.router.catalogue import MODELS_PREFIX, Catalogue
+from truthgpt_serve.router.backend_info import Accelerations
+from truthgpt_serve.router.discovery import MODELS_PREFIX, Catalogue
 from truthgpt_serve.router.open_inference import model_of
-from truthgpt_serve.router.pages import Pages
 from truthgpt_serve.router.pool import ConnectionPool
 from truthgpt_serve.router.relay import BrokenAnswerError, Relay
 from truthgpt_serve.router.request_body import BodyReader, is_encoded
+from truthgpt_serve.router.routes import Pages
 from truthgpt_serve.router.upload import ClientLeftError, RequestBody
-from truthgpt_serve.routes import find_error
-from truthgpt_serve.serve_state import ServeState, metrics_address
-from truthgpt_serve.unreached import HEADER, RETRY_AFTER_S
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from truthgpt_serve.asgi import UNREAD_TIMEOUT_S
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.errors import DeadlineError, TruthGPTError, UnavailableError
+from truthgpt_serve.http.asgi import UNREAD_TIMEOUT_S
 from truthgpt_serve.router.upstream import UpstreamConnection
 
 HOLD_RECHECK_S = 2.0

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from truthgpt_serve.serve_state import ApplicationState
+from truthgpt_serve.cluster.state import ApplicationState
 
 DELETING = "DELETING"
 """Serve's status of an application that goes away once its requests are finished."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from truthgpt_serve.asgi import Send, send_json
 from truthgpt_serve.errors import (
     MethodError,
     ModelNotFoundError,
     RouteNotFoundError,
     UnavailableError,
 )
-from truthgpt_serve.open_inference import (
+from truthgpt_serve.http.asgi import Send, send_json
+from truthgpt_serve.http.open_inference import (
     MODEL_VERSION,
     MODELS_PREFIX,
     PREFIX,
@@ -24,7 +24,7 @@ from truthgpt_serve.open_inference import (
     server_metadata,
     split_model_path,
 )
-from truthgpt_serve.router.catalogue import RETRY_AFTER_S, Catalogue
+from truthgpt_serve.router.discovery import RETRY_AFTER_S, Catalogue
 
 METHODS = ("GET", "POST")
 Page = Callable[[Send], Awaitable[None]]

@@ -10,8 +10,8 @@ from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
-from truthgpt_serve.asgi import Headers
 from truthgpt_serve.errors import DeadlineError, UnavailableError
+from truthgpt_serve.http.asgi import Headers
 from truthgpt_serve.router.upstream import UpstreamConnection
 
 MAX_IDLE_CONNECTIONS = 256

@@ -9,23 +9,23 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from truthgpt_serve.api_errors import error_event
-from truthgpt_serve.asgi import UNREAD_TIMEOUT_S, Headers, Scope, Send, send_error
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.errors import (
     TruthGPTError,
     UnavailableError,
     UpstreamError,
 )
-from truthgpt_serve.foreign_errors import MAX_ERROR_BYTES, may_be_foreign
+from truthgpt_serve.http.asgi import UNREAD_TIMEOUT_S, Headers, Scope, Send, send_error
+from truthgpt_serve.http.envelope import error_event
+from truthgpt_serve.http.foreign_errors import MAX_ERROR_BYTES, may_be_foreign
+from truthgpt_serve.http.retriable import RETRY_AFTER_S, is_unreached
+from truthgpt_serve.http.sse import EVENT_ENDS, whole_events, with_stream_headers
 from truthgpt_serve.router.deadline import Deadline
 from truthgpt_serve.router.model_entry import ModelEntry
 from truthgpt_serve.router.pool import ConnectionPool
 from truthgpt_serve.router.translate import translate_error
 from truthgpt_serve.router.upload import RequestBody, upload
 from truthgpt_serve.router.upstream import UpstreamConnection
-from truthgpt_serve.sse import EVENT_ENDS, whole_events, with_stream_headers
-from truthgpt_serve.unreached import RETRY_AFTER_S, is_unreached
 
 logger = logging.getLogger(__name__)
 

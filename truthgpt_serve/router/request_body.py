@@ -9,9 +9,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from truthgpt_serve.asgi import Message, Receive, Scope, header
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.errors import SlowRequestError
+from truthgpt_serve.http.asgi import Message, Receive, Scope, header
 from truthgpt_serve.http.compression import (
     Grown,
     Growth,
@@ -19,7 +19,12 @@ from truthgpt_serve.http.compression import (
     decompress,
     plain_request,
 )
-from truthgpt_serve.router.scan import MissingModelError, ModelScanner, model_of_json, scanner_for
+from truthgpt_serve.router.model_field import (
+    MissingModelError,
+    ModelScanner,
+    model_of_json,
+    scanner_for,
+)
 from truthgpt_serve.router.unnamed import add_model
 from truthgpt_serve.router.upload import (
     STALL_S,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from truthgpt_serve.errors import TruthGPTError, UnavailableError, UpstreamError
-from truthgpt_serve.foreign_errors import read_error
+from truthgpt_serve.http.foreign_errors import read_error
 
 _PROXY_ERROR_PAGE = b"Internal Server Error"
 """Body of the page by which Serve's proxy replaces its own 502, 503 and 504 (status 500)."""

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from truthgpt_serve.asgi import Message, Receive
 from truthgpt_serve.errors import SlowRequestError, TooLargeError, TruthGPTError, UpstreamError
+from truthgpt_serve.http.asgi import Message, Receive
 from truthgpt_serve.http.compression import Replay
 from truthgpt_serve.router.upstream import UpstreamConnection
 

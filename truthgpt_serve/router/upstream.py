@@ -13,8 +13,8 @@ from typing import cast
 
 import httptools
 
-from truthgpt_serve.asgi import Headers
 from truthgpt_serve.errors import TruthGPTError, UpstreamError
+from truthgpt_serve.http.asgi import Headers
 
 MAX_BUFFERED_BYTES = 256 * 1024
 """Response bytes held for a slow client before the upstream socket is no longer read."""

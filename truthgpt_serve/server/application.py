@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from truthgpt_serve.asgi import Receive, Scope, Send
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import (
     ModelNotFoundError,
@@ -17,26 +16,27 @@ from truthgpt_serve.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from truthgpt_serve.file_store import FILES_PATH
-from truthgpt_serve.open_inference import MODELS_PREFIX as OPEN_MODELS_PREFIX
-from truthgpt_serve.open_inference import is_open_inference, split_model_path
+from truthgpt_serve.http.asgi import Receive, Scope, Send
+from truthgpt_serve.http.connection import ClientGoneError, Connection, refuse_websocket
+from truthgpt_serve.http.file_store import FILES_PATH
+from truthgpt_serve.http.open_inference import MODELS_PREFIX as OPEN_MODELS_PREFIX
+from truthgpt_serve.http.open_inference import is_open_inference, split_model_path
+from truthgpt_serve.http.routes import refuse
 from truthgpt_serve.protocol import encode_json, model_names, parse_object
-from truthgpt_serve.routes import refuse
-from truthgpt_serve.server.audio import PATH as TRANSCRIPTIONS_PATH
-from truthgpt_serve.server.audio import TRANSLATIONS_PATH, AudioRoutes
-from truthgpt_serve.server.embeddings import PATH as EMBEDDINGS_PATH
-from truthgpt_serve.server.embeddings import EmbeddingRoutes
+from truthgpt_serve.server.audio.routes import PATH as TRANSCRIPTIONS_PATH
+from truthgpt_serve.server.audio.routes import TRANSLATIONS_PATH, AudioRoutes
+from truthgpt_serve.server.embeddings.routes import PATH as EMBEDDINGS_PATH
+from truthgpt_serve.server.embeddings.routes import EmbeddingRoutes
 from truthgpt_serve.server.encoded_bodies import EncodedBodies
-from truthgpt_serve.server.exchange import Exchange
-from truthgpt_serve.server.host import ModelHost
-from truthgpt_serve.server.http import ClientGoneError, Connection, refuse_websocket
-from truthgpt_serve.server.images import ImageRoutes
-from truthgpt_serve.server.images_requests import ROUTES
-from truthgpt_serve.server.infer_exchange import InferExchange
+from truthgpt_serve.server.execution.codec import Exchange
+from truthgpt_serve.server.images.request import ROUTES
+from truthgpt_serve.server.images.routes import ImageRoutes
+from truthgpt_serve.server.infer.codec import InferExchange
+from truthgpt_serve.server.instance import ModelHost
 from truthgpt_serve.server.request_limits import RequestLimits
-from truthgpt_serve.server.text import Tokenizer
-from truthgpt_serve.server.text_exchange import DEFAULT_MAX_NEW_TOKENS, TextExchange
-from truthgpt_serve.server.text_requests import parse_chat, parse_completion
+from truthgpt_serve.server.text.codec import DEFAULT_MAX_NEW_TOKENS, TextExchange
+from truthgpt_serve.server.text.request import parse_chat, parse_completion
+from truthgpt_serve.server.text.routes import Tokenizer
 
 logger = logging.getLogger(__name__)
 access = logger.getChild("access")
@@ -105,7 +105,9 @@ class Application:
             "/metrics": {"GET": self._metrics},
         }
         if self._task == "tensor":
-            from truthgpt_serve.server.oip import OipRoutes  # needs numpy, as such a class does
+            from truthgpt_serve.server.tensors.routes import (
+                OipRoutes,  # needs numpy, as such a class does
+            )
 
             self._routes |= OipRoutes(host, self._read).routes()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from truthgpt_serve.asgi import Receive, Scope, Send, header
 from truthgpt_serve.errors import TruthGPTError
+from truthgpt_serve.http.asgi import Receive, Scope, Send, header
 from truthgpt_serve.http.compression import (
     Grown,
     Growth,
@@ -13,7 +13,7 @@ from truthgpt_serve.http.compression import (
     decompress,
     plain_request,
 )
-from truthgpt_serve.server.http import ClientGoneError, Connection
+from truthgpt_serve.http.connection import ClientGoneError, Connection
 
 _ENCODING = b"content-encoding"
 

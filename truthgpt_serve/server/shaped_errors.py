@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from truthgpt_serve.asgi import Headers, Message, Receive, Scope, Send, relative_path, send_error
 from truthgpt_serve.errors import OverloadedError, UnavailableError
-from truthgpt_serve.foreign_errors import MAX_ERROR_BYTES, may_be_foreign, read_error
+from truthgpt_serve.http.asgi import (
+    Headers,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    relative_path,
+    send_error,
+)
+from truthgpt_serve.http.foreign_errors import MAX_ERROR_BYTES, may_be_foreign, read_error
 
 _RETRY_AFTER = {
     kind.status: b"%d" % (kind.default_retry_after_s or 1)

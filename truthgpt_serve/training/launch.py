@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from truthgpt_serve.private_files import (
+from truthgpt_serve.cluster.private_files import (
     LOOPBACK_ONLY,
     TOKEN_PATH_VARIABLE,
     make_private_folder,

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.events import EventWriter
+from truthgpt_serve.training.guards import check_loss, check_space, free_bytes
 from truthgpt_serve.training.job import TrainingJob
 from truthgpt_serve.training.run_folder import STOP, is_owner
 from truthgpt_serve.training.trackers import NoTracker, Tracker, create_tracker
-from truthgpt_serve.training.watch import check_loss, check_space, free_bytes
 
 
 class RunMonitor:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.train.torch import TorchConfig
 
-from truthgpt_serve.torch_store import listen_on_named_address
+from truthgpt_serve.cluster.torch_store import listen_on_named_address
 
 _BACKEND: Any = TorchConfig().backend_cls
 

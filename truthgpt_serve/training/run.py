@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from truthgpt_serve.config import ModelConfig
-from truthgpt_serve.resources import resolve_gpus
+from truthgpt_serve.hardware import resolve_gpus
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.events import EventReader, forget_after
 from truthgpt_serve.training.job import TrainingJob
@@ -19,19 +19,19 @@ from truthgpt_serve.training.launch import Workers, ray_cluster, run_workers
 from truthgpt_serve.training.loops import find_loop, load_loop
 from truthgpt_serve.training.plan import Facts, Plan, count_steps
 from truthgpt_serve.training.progress import Progress
-from truthgpt_serve.training.record import (
-    check_same,
-    create_record,
-    is_finished,
-    read_record,
-    write_record,
-)
 from truthgpt_serve.training.run_folder import (
     MODEL,
     latest_checkpoint,
     locked,
     remove_leftovers,
     step_of,
+)
+from truthgpt_serve.training.run_record import (
+    check_same,
+    create_record,
+    is_finished,
+    read_record,
+    write_record,
 )
 from truthgpt_serve.training.serving import serving_lines
 from truthgpt_serve.training.stopping import stopping_by_signal

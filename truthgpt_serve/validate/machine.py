@@ -14,7 +14,7 @@ from pathlib import Path
 
 from truthgpt_serve.checks import resolve_family
 from truthgpt_serve.errors import ConfigError, Fault
-from truthgpt_serve.resources import plan_playground, plan_replica, plan_router
+from truthgpt_serve.hardware import plan_playground, plan_replica, plan_router
 from truthgpt_serve.validate.capacity import demand_of, find_shortages
 from truthgpt_serve.validate.report import CheckedModel, Report
 

@@ -9,12 +9,12 @@ import math
 import os
 from collections.abc import Mapping
 
+from truthgpt_serve.cluster.local import read_environment_file
 from truthgpt_serve.config import Source
 from truthgpt_serve.config.base import show_value
 from truthgpt_serve.config.paths import config_dir
 from truthgpt_serve.errors import Fault
-from truthgpt_serve.local_cluster import read_environment_file
-from truthgpt_serve.resources import SHUTDOWN_MARGIN_S
+from truthgpt_serve.hardware import SHUTDOWN_MARGIN_S
 
 RAY_ENV = "ray.env"
 """File in the configurations' folder that sets Ray's environment."""

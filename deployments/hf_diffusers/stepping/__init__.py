@@ -22,7 +22,7 @@ from deployments.hf_diffusers.stepping.errors import (
 )
 from deployments.hf_diffusers.stepping.job import Event, Job, JobState, PartialImage, Progress
 from deployments.hf_diffusers.stepping.options import EngineOptions
-from deployments.hf_diffusers.stepping.row_caps import RowCap, RowCaps
+from deployments.hf_diffusers.stepping.scheduling.row_caps import RowCap, RowCaps
 from deployments.hf_diffusers.stepping.statistics import Statistics
 
 __all__ = [

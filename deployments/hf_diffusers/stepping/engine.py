@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from typing import Any
 
-from deployments.hf_diffusers.stepping.costs import CostModel
 from deployments.hf_diffusers.stepping.errors import (
     EngineClosedError,
     EngineFailedError,
@@ -19,13 +18,14 @@ from deployments.hf_diffusers.stepping.errors import (
     UnknownPipelineError,
 )
 from deployments.hf_diffusers.stepping.job import Event, Job
-from deployments.hf_diffusers.stepping.loop import Loop, conclude
 from deployments.hf_diffusers.stepping.options import EngineOptions
-from deployments.hf_diffusers.stepping.pipelines import Mode, PipelineEntry, Registry
+from deployments.hf_diffusers.stepping.pipelines.added import Mode, PipelineEntry, Registry
 from deployments.hf_diffusers.stepping.requests import create_task
-from deployments.hf_diffusers.stepping.row_caps import Probe, RowCaps, RowCapTable
+from deployments.hf_diffusers.stepping.scheduling.cost_model import CostModel
+from deployments.hf_diffusers.stepping.scheduling.loop import Loop, conclude
+from deployments.hf_diffusers.stepping.scheduling.row_caps import Probe, RowCaps, RowCapTable
+from deployments.hf_diffusers.stepping.scheduling.task_queue import TaskQueue
 from deployments.hf_diffusers.stepping.statistics import Counters, Statistics
-from deployments.hf_diffusers.stepping.task_queue import TaskQueue
 
 DEFAULT_PROFILE_INPUTS: Mapping[str, Any] = {"prompt": "a photograph", "num_inference_steps": 2}
 

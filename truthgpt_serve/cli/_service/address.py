@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import click
 
-from truthgpt_serve.cluster.run_file import RunFile
+from truthgpt_serve.cluster.service.run_file import RunFile
 
 URL_VARIABLE = "TRUTHGPT_URL"
 KEY_VARIABLE = "TRUTHGPT_API_KEY"

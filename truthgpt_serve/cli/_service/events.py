@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from truthgpt_serve.sse import EVENT_ENDS, read_data, whole_events
+from truthgpt_serve.http.sse import EVENT_ENDS, read_data, whole_events
 
 MAX_EVENT_BYTES = 256 << 20
 """Far above an image in base64; what has no end in it is no stream of events."""

@@ -11,9 +11,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from truthgpt_serve.cli._service.address import RUN_FOLDER, Address, root
-from truthgpt_serve.cluster.service_log import NAME as SERVICE_LOG
-from truthgpt_serve.private_files import LINK
-from truthgpt_serve.processes import read_arguments
+from truthgpt_serve.cluster.private_files import LINK
+from truthgpt_serve.cluster.processes import read_arguments
+from truthgpt_serve.cluster.service.service_log import NAME as SERVICE_LOG
 from truthgpt_serve.terminal import clean
 
 HEAD_BYTES = 1024

@@ -13,7 +13,7 @@ from truthgpt_serve.cli._service.client import ServiceClient, model_path
 from truthgpt_serve.cli._service.failures import ServiceFault, one_line, text_of, unknown_model
 from truthgpt_serve.cli._service.session import Session, find_session, service_log, tail
 from truthgpt_serve.cli._service.traces import find_traceback, is_crash
-from truthgpt_serve.start_errors import ENDED
+from truthgpt_serve.cluster.start_errors import ENDED
 
 LOOKED_AT_LINES = 5000
 LAST_LINES = 8
@@ -162,7 +162,7 @@ def _last_lines(files: Sequence[Path]) -> list[str]:
 
 def _look_at_service(report: Report, session: Session | None) -> None:
     """Adds why the whole service does not run: its log, and the faults of the Serve file."""
-    from truthgpt_serve.cluster.advice import find_advice, find_cause
+    from truthgpt_serve.cluster.service.advice import find_advice, find_cause
 
     log = service_log(session.run_folder if session is not None else None)
     if log is not None:
@@ -189,7 +189,7 @@ def _check_files(report: Report) -> None:
 
 
 def _advise(report: Report) -> None:
-    from truthgpt_serve.cluster.advice import find_advice
+    from truthgpt_serve.cluster.service.advice import find_advice
 
     name = report.application or report.model
     if not report.runs and (advice := find_advice([*report.traceback, report.cause or ""])):

@@ -2,7 +2,7 @@
 
 A file has `paths` and `components` as OpenAPI writes them, and in short forms:
 
-- Summaries come from `truthgpt_serve.routes`.
+- Summaries come from `truthgpt_serve.http.routes`.
 - `errors` of an operation are the statuses that it may have beside its own `responses`; those of an
   operation with POST are the same everywhere.
 - `events` of a stream is the schema of their data; `done` says that it ends with `[DONE]`.
@@ -20,11 +20,11 @@ from typing import Any
 
 import yaml
 
-from truthgpt_serve.api_errors import is_anthropic
 from truthgpt_serve.errors import OverloadedError, UnavailableError
-from truthgpt_serve.open_inference import is_open_inference
+from truthgpt_serve.http.envelope import is_anthropic
+from truthgpt_serve.http.open_inference import is_open_inference
+from truthgpt_serve.http.routes import ROUTES
 from truthgpt_serve.protocol import encode_json
-from truthgpt_serve.routes import ROUTES
 
 SERVED = tuple(route for route in ROUTES if "service" in route.places)
 """The routes that the document describes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from truthgpt_serve.asgi import Message, Receive, Scope, Send, send_json
+from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, send_json
 
 KEY = "last_error"
 _PATH = "/v1/models/"

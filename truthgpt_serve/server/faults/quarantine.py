@@ -14,8 +14,8 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from truthgpt_serve.asgi import Message, Receive, Scope, Send, relative_path, send_error
 from truthgpt_serve.errors import QuarantinedError, UnavailableError
+from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, relative_path, send_error
 from truthgpt_serve.server.faults.history import STRIKE_S, History
 from truthgpt_serve.server.faults.record import FINGERPRINT_BYTES, Record
 

@@ -18,6 +18,7 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.guards import what_is_left
 from truthgpt_serve.training.job import Monitor, TrainingJob
 from truthgpt_serve.training.plan import ADAM_BYTES, Steps
 from truthgpt_serve.training.run_folder import (
@@ -28,7 +29,6 @@ from truthgpt_serve.training.run_folder import (
     prune_checkpoints,
     replace_folder,
 )
-from truthgpt_serve.training.watch import what_is_left
 
 EVAL_LOSS = "eval_loss"
 _NOT_NUMBERS = frozenset({"loss", "learning_rate", "epoch", "num_tokens", "step"})

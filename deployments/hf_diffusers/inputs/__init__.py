@@ -1,0 +1,1 @@
+"""What a request's inputs become: the arguments of a stock pipeline's call."""

@@ -1,0 +1,223 @@
+"""The pictures of a request: which role they ask for, and how they become a pipeline's arguments.
+
+Knows sizes and masks; nothing of prompts, steps or guidance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from deployments.hf_diffusers.choices import suggest
+from deployments.hf_diffusers.config import DiffusersSettings, parse_size
+from deployments.hf_diffusers.inputs.fields import Fields
+from deployments.hf_diffusers.inputs.images import (
+    fit,
+    has_holes,
+    to_mask,
+    to_mask_tensor,
+    to_tensor,
+    upright,
+)
+from deployments.hf_diffusers.pipelines.info import (
+    CONTROL,
+    IMAGE_TO_IMAGE,
+    INPAINTING,
+    TEXT_TO_IMAGE,
+    PipelineFacts,
+)
+from truthgpt_serve.errors import RequestError, UnsupportedError
+
+OPERATIONS = ("generation", "edit", "variation")
+MAX_CONTROL_SCALE = 2.0
+LEAST_EDGE = 64
+Facts = Mapping[str, PipelineFacts]
+
+
+@dataclass(slots=True)
+class Pictures:
+    """The pictures of a request, upright.
+
+    Attributes:
+        images: What is edited; empty for text to image.
+        mask: White where to paint, or None.
+        control: What a ControlNet follows, or None.
+    """
+
+    images: list[Image.Image]
+    mask: Image.Image | None = None
+    control: Image.Image | None = None
+
+
+def read_pictures(fields: Fields, facts: Facts) -> Pictures:
+    """Returns the pictures of a request.
+
+    With a ControlNet the last image of an edit is what it follows. Without a mask, the transparent
+    parts of an edited image are painted anew.
+
+    Raises:
+        RequestError: They contradict each other, the operation or the model.
+    """
+    images, mask = fields.images("image"), fields.images("mask")
+    control = fields.images("control_image")
+    operation = fields.text("operation") or ("edit" if images else "generation")
+    if operation not in OPERATIONS:
+        fix = suggest(operation, OPERATIONS)
+        raise RequestError(f"`operation` is {operation!r}: {fix}", param="operation")
+    if operation != "generation" and not images:
+        raise RequestError(f"`image` is required for an {operation}", param="image")
+    if operation == "generation" and images:
+        message = "`image` belongs to an edit or a variation, not to a generation"
+        raise RequestError(message, param="image")
+    if len(mask) > 1 or len(control) > 1:
+        name = "mask" if len(mask) > 1 else "control_image"
+        raise RequestError(f"`{name}` must be one image", param=name)
+    if mask and not images:
+        raise RequestError("`mask` needs the `image` that it belongs to", param="mask")
+    has_control = any(role.startswith(CONTROL) for role in facts)
+    if has_control and operation == "edit" and not control and images:
+        control = [images.pop()]  # the last image of an edit is what the ControlNet follows
+    if control and not has_control:
+        message = "this model has no ControlNet"
+        raise UnsupportedError(message, param="control_image")
+    upright_images = [upright(image) for image in images]
+    painted = upright(mask[0]) if mask else None
+    if painted is None and operation == "edit" and len(images) == 1:
+        can_paint = any(role.endswith(INPAINTING) for role in facts)
+        painted = images[0] if can_paint and has_holes(images[0]) else None
+    pictures = Pictures(upright_images, control=upright(control[0]) if control else None)
+    if painted is not None:
+        pictures.mask = _check_mask(painted, upright_images)
+    return pictures
+
+
+def _check_mask(mask: Image.Image, images: list[Image.Image]) -> Image.Image:
+    if not images:
+        message = "`mask` needs an `image` beside the one that the ControlNet follows"
+        raise RequestError(message, param="mask")
+    if mask.size != images[0].size:
+        sizes = ["{}x{}".format(*image.size) for image in (mask, images[0])]
+        message = f"`mask` is {sizes[0]} and `image` {sizes[1]}: they must be of one size"
+        raise RequestError(message, param="mask")
+    return to_mask(mask)
+
+
+def choose_role(pictures: Pictures, facts: Facts) -> str:
+    """Returns the role that the pictures ask for.
+
+    Raises:
+        UnsupportedError: The model does not have it, or takes fewer images.
+    """
+    role = TEXT_TO_IMAGE
+    if pictures.images:
+        role = INPAINTING if pictures.mask is not None else IMAGE_TO_IMAGE
+    if pictures.control is not None:
+        role = CONTROL + role
+    if role not in facts:
+        known = ", ".join(facts)
+        param = "mask" if pictures.mask else "image" if pictures.images else "prompt"
+        raise UnsupportedError(f"this model cannot do {role}; it can do {known}", param=param)
+    if len(pictures.images) > 1 and not facts[role].several_images:
+        message = f"`image` holds {len(pictures.images)} images, and this model takes one"
+        raise UnsupportedError(message, param="image")
+    return role
+
+
+def place_pictures(
+    fields: Fields,
+    pictures: Pictures,
+    facts: PipelineFacts,
+    settings: DiffusersSettings,
+    arguments: dict[str, Any],
+) -> None:
+    """Adds size, pictures and mask to the arguments of the call.
+
+    An edit without a size takes that of its image, made to fit; a given size stretches the image.
+
+    Raises:
+        RequestError: The size is not possible.
+    """
+    width, height = (fields.integer(name, 1, None) for name in ("width", "height"))
+    first = pictures.images[0] if pictures.images else pictures.control
+    looks = bool(pictures.images) and not facts.starts_from_image
+    if width is None and height is None and looks:
+        # The pipeline looks at the pictures and chooses a size by itself.
+        arguments["image"] = _to_rgb(pictures.images, facts)
+        return
+    if width is None and height is None and first is not None:
+        width, height = fit(
+            *first.size,
+            multiple=facts.size_multiple,
+            max_pixels=settings.max_pixels,
+            max_edge=settings.max_edge,
+            min_edge=least_edge(facts, settings),
+        )
+    fallback = default_size(facts, settings)
+    width = fallback[0] if width is None else width
+    height = fallback[1] if height is None else height
+    check_size(width, height, facts, settings)
+    if facts.takes("width") and facts.takes("height"):
+        arguments["width"], arguments["height"] = width, height
+    if looks:
+        arguments["image"] = _to_rgb(pictures.images, facts)
+    elif pictures.images:
+        arguments["image"] = to_tensor(pictures.images[0], width, height)
+    if pictures.mask is not None:
+        arguments["mask_image"] = to_mask_tensor(pictures.mask, width, height)
+    if pictures.control is not None:
+        key = "control_image" if facts.takes("control_image") else "image"
+        arguments[key] = to_tensor(pictures.control, width, height)
+    scale = fields.number("control_scale", 0, MAX_CONTROL_SCALE)
+    if scale is not None:
+        if not facts.role.startswith(CONTROL):
+            raise UnsupportedError("`control_scale` needs a `control_image`", param="control_scale")
+        arguments["controlnet_conditioning_scale"] = scale
+
+
+def default_size(facts: PipelineFacts, settings: DiffusersSettings) -> tuple[int, int]:
+    """Returns width and height of an image whose request names none."""
+    return (
+        parse_size(settings.default_size) if settings.default_size else (facts.width, facts.height)
+    )
+
+
+def _to_rgb(images: list[Image.Image], facts: PipelineFacts) -> Any:
+    converted = [image.convert("RGB") for image in images]
+    return converted if facts.several_images else converted[0]
+
+
+def least_edge(facts: PipelineFacts, settings: DiffusersSettings) -> int:
+    """Returns the least width and height in pixels."""
+    return settings.min_edge or min(LEAST_EDGE, facts.width, facts.height)
+
+
+def check_size(width: int, height: int, facts: PipelineFacts, settings: DiffusersSettings) -> None:
+    """Refuses a size that the VAE or the settings do not allow.
+
+    Raises:
+        RequestError: The message names the number, the limit and the nearest size that would do.
+    """
+    step, low, high = facts.size_multiple, least_edge(facts, settings), settings.max_edge
+    problem = ""
+    for name, edge in (("width", width), ("height", height)):
+        if edge % step:
+            problem = f"{name} {edge} is not a multiple of {step}, which this model needs"
+        if edge < low:
+            problem = f"{name} {edge} is less than the least, {low}"
+        if edge > high:
+            problem = f"{name} {edge} is more than the largest, {high}"
+    if not problem and width * height > settings.max_pixels:
+        problem = f"it has {width * height} pixels, more than the largest, {settings.max_pixels}"
+    if problem:
+        near = fit(
+            *(round(edge / step) * step or step for edge in (width, height)),
+            multiple=step,
+            max_pixels=settings.max_pixels,
+            max_edge=high,
+            min_edge=low,
+        )
+        message = f"`size` {width}x{height} is not possible: {problem}"
+        raise RequestError(f"{message}; the nearest is {near[0]}x{near[1]}", param="size")

@@ -1,0 +1,248 @@
+"""A request's inputs become the arguments of a stock pipeline's call, or an error that says why.
+
+Knows the pipelines' facts and the limits of the settings; runs nothing and knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from deployments.hf_diffusers.choices import suggest
+from deployments.hf_diffusers.config import DiffusersSettings
+from deployments.hf_diffusers.inputs.fields import Fields
+from deployments.hf_diffusers.inputs.image_inputs import choose_role, place_pictures, read_pictures
+from deployments.hf_diffusers.inputs.prompts import PromptCounter
+from deployments.hf_diffusers.pipelines.info import TEXT_TO_IMAGE, PipelineFacts
+from deployments.hf_diffusers.pipelines.schedulers import Schedulers
+from truthgpt_serve.errors import RequestError, UnsupportedError, failed_adapter
+
+MAX_SEED = 2**63 - 1
+MAX_DRAWN_SEED = 2**32
+MAX_ADAPTER_WEIGHT = 4.0
+MAX_PARTIAL_IMAGES = 3
+QUALITY_FACTORS = {
+    "auto": 1.0,
+    "low": 0.5,
+    "medium": 1.0,
+    "standard": 1.0,
+    "high": 1.5,
+    "hd": 1.5,
+    "xhigh": 2.0,
+    "max": 2.0,
+}
+"""Steps of each of OpenAI's qualities in terms of the default, unless the settings list them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """What the loaded model offers to requests.
+
+    Attributes:
+        facts: By role.
+        settings: Limits and defaults.
+        counter: Counts prompts.
+        schedulers: Makes schedulers by name.
+        adapters: Names of the LoRA adapters.
+        failed_adapters: Why each adapter that could not be loaded could not, by name.
+        checks_images: Whether a safety checker judges the finished images.
+    """
+
+    facts: Mapping[str, PipelineFacts]
+    settings: DiffusersSettings
+    counter: PromptCounter
+    schedulers: Schedulers
+    adapters: tuple[str, ...] = ()
+    failed_adapters: Mapping[str, str] = field(default_factory=dict)
+    checks_images: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One image to be made.
+
+    Attributes:
+        role: The pipeline.
+        arguments: Keyword arguments of its call.
+        seed: Seed of the image, given or drawn.
+        num_steps: Denoising steps that will run.
+        scheduler: Another scheduler than the pipeline's, or None.
+        adapters: Weight of each LoRA adapter.
+        partial_images: Pictures wanted of the unfinished image.
+        input_tokens: Tokens of the prompts, or None if the pipeline has no tokenizer.
+    """
+
+    role: str
+    arguments: dict[str, Any]
+    seed: int
+    num_steps: int
+    scheduler: Any = None
+    adapters: dict[str, float] = field(default_factory=dict)
+    partial_images: int = 0
+    input_tokens: int | None = None
+
+
+def plan_call(inputs: Mapping[str, Any], catalog: Catalog) -> Call:
+    """Checks a request's inputs and returns the call for them; takes pictures' time.
+
+    Args:
+        inputs: See docs/images.md; a value of None counts as not given.
+        catalog: What the model offers.
+
+    Raises:
+        RequestError: An input is wrong; the message names it, the limit and what would do.
+    """
+    fields = Fields(inputs)
+    pictures = read_pictures(fields, catalog.facts)
+    facts = catalog.facts[choose_role(pictures, catalog.facts)]
+    arguments: dict[str, Any] = dict(facts.fixed)
+    steps = _steps(fields, catalog.settings, facts)
+    num_steps = _strength(fields, facts, steps, catalog.settings.max_steps, arguments)
+    _guidance(fields, facts, catalog.settings, arguments)
+    tokens = _prompts(fields, facts, catalog, arguments)
+    place_pictures(fields, pictures, facts, catalog.settings, arguments)
+    seed = fields.integer("seed", 0, MAX_SEED)
+    seed = secrets.randbelow(MAX_DRAWN_SEED) if seed is None else seed
+    scheduler = fields.text("scheduler")
+    call = Call(
+        role=facts.role,
+        arguments=arguments,
+        seed=seed,
+        num_steps=num_steps,
+        scheduler=None if scheduler is None else catalog.schedulers.make(scheduler, steps),
+        adapters=_adapters(fields, catalog),
+        partial_images=_partial_images(fields, catalog),
+        input_tokens=tokens,
+    )
+    fields.refuse_rest()
+    if facts.takes("num_inference_steps"):
+        arguments["num_inference_steps"] = steps
+    arguments["generator"] = functools.partial(make_generator, seed)
+    arguments["output_type"] = "pt"
+    return call
+
+
+def make_generator(seed: int) -> torch.Generator:
+    """Returns an image's random generator: on the CPU, so that every device draws the same."""
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def _steps(fields: Fields, settings: DiffusersSettings, facts: PipelineFacts) -> int:
+    quality, steps = fields.text("quality"), fields.integer("steps", 1, settings.max_steps)
+    default = settings.default_steps or facts.defaults.get("num_inference_steps") or 50
+    default = min(int(default), settings.max_steps)
+    if quality is not None:
+        scaled = {name: math.ceil(default * factor) for name, factor in QUALITY_FACTORS.items()}
+        known = {**scaled, **settings.quality_steps}
+        if quality not in known:
+            message = f"there is no quality {quality!r} ({suggest(quality, known)})"
+            raise RequestError(message, param="quality")
+        default = min(known[quality], settings.max_steps)
+    return default if steps is None else steps
+
+
+def _strength(
+    fields: Fields, facts: PipelineFacts, steps: int, max_steps: int, arguments: dict[str, Any]
+) -> int:
+    """Returns the steps that run: with a strength below 1 the first ones are left out."""
+    strength = fields.number("strength", 0, 1, above=True)
+    if not facts.starts_from_image:
+        if strength is not None:
+            message = f"`strength` has no effect for {facts.role} with this model"
+            raise UnsupportedError(message, param="strength")
+        return steps
+    if strength is not None:
+        arguments["strength"] = strength
+    effective = float(facts.defaults["strength"] if strength is None else strength)
+    num_steps = min(int(steps * effective), steps)
+    if num_steps < 1:
+        least = 1 / effective  # infinite for the smallest numbers
+        enough = f"at least {math.ceil(least)} steps, or " if least <= max_steps else ""
+        message = (
+            f"`strength` {effective:g} of {steps} steps leaves none: use {enough}more strength"
+        )
+        raise RequestError(message, param="strength")
+    return num_steps
+
+
+def _guidance(
+    fields: Fields, facts: PipelineFacts, settings: DiffusersSettings, arguments: dict[str, Any]
+) -> None:
+    guidance = fields.number("guidance_scale", 0, settings.max_guidance_scale)
+    negative = fields.text("negative_prompt")
+    if guidance is not None and facts.guidance is None:
+        message = "`guidance_scale` has no effect with this model: its guidance is distilled"
+        raise UnsupportedError(message, param="guidance_scale")
+    if guidance is None:
+        guidance = settings.default_guidance_scale
+    if facts.guidance is not None and guidance is not None:
+        arguments[facts.guidance] = guidance
+        if facts.negative_needed and guidance > 1 and negative is None:
+            arguments["negative_prompt"] = " "  # without one these pipelines do not guide at all
+    if negative is None:
+        return
+    if facts.no_negative:
+        message = f"`negative_prompt` has no effect with this model: {facts.no_negative}"
+        raise UnsupportedError(message, param="negative_prompt")
+    used = facts.defaults.get(facts.guidance or "") if guidance is None else guidance
+    if isinstance(used, (int, float)) and used <= 1:
+        message = f"`negative_prompt` has no effect at guidance_scale {used:g}: raise it above 1"
+        raise RequestError(message, param="negative_prompt")
+    arguments["negative_prompt"] = negative
+
+
+def _prompts(
+    fields: Fields, facts: PipelineFacts, catalog: Catalog, arguments: dict[str, Any]
+) -> int | None:
+    """Adds the prompt; returns the tokens of it and of the negative prompt."""
+    prompt = fields.text("prompt", empty=True)
+    if prompt is None:
+        if TEXT_TO_IMAGE in facts.role:
+            raise RequestError("`prompt` is required", param="prompt")
+        prompt = ""
+    tokens = catalog.counter.check(prompt, "prompt")
+    negative = arguments.get("negative_prompt")
+    if tokens is not None and negative:
+        tokens += catalog.counter.check(negative, "negative_prompt") or 0
+    if facts.takes("prompt"):
+        arguments["prompt"] = prompt
+    limit = catalog.settings.max_prompt_tokens
+    if limit is not None and facts.takes("max_sequence_length"):
+        arguments["max_sequence_length"] = limit
+    return tokens
+
+
+def _adapters(fields: Fields, catalog: Catalog) -> dict[str, float]:
+    known = catalog.adapters
+    weights = fields.mapping("adapters")
+    for name, weight in weights.items():
+        place = f"adapters.{name}"
+        if name in catalog.failed_adapters:
+            raise failed_adapter(name, catalog.failed_adapters[name])
+        if name not in known:
+            message = f"there is no adapter {name!r} ({suggest(name, known)})"
+            raise RequestError(message, param="adapters")
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+            raise RequestError(f"`{place}` must be a number", param=place)
+        if not abs(weight) <= MAX_ADAPTER_WEIGHT:
+            message = f"`{place}` is {weight:g}: it must be between -4 and 4"
+            raise RequestError(message, param=place)
+    return {name: float(weight) for name, weight in weights.items() if weight}
+
+
+def _partial_images(fields: Fields, catalog: Catalog) -> int:
+    number = fields.integer("partial_images", 0, MAX_PARTIAL_IMAGES) or 0
+    message = ""
+    if not catalog.settings.previews:
+        message = "this model gives no partial images"
+    elif catalog.checks_images:  # else a client would see what is then refused
+        message = "this model gives no partial images: its safety checker judges finished ones"
+    if number and message:
+        raise UnsupportedError(message, param="partial_images")
+    return number

@@ -1,0 +1,1 @@
+"""Loads stock Diffusers pipelines and prepares them: weights, kernels, adapters, schedulers."""

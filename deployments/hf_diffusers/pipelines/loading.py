@@ -1,0 +1,235 @@
+"""Loads weights into stock Diffusers pipelines: one for each role, all on the same modules.
+
+Knows nothing of requests, batching or acceleration. Code that a checkpoint brings is never run.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+from deployments.hf_diffusers.checks import find_local
+from deployments.hf_diffusers.choices import SINGLE_FILES
+from deployments.hf_diffusers.config import DiffusersSettings
+from deployments.hf_diffusers.pipelines.adapters import Adapters, load_adapters
+from deployments.hf_diffusers.pipelines.quantization import (
+    denoiser_name,
+    gguf_denoiser,
+    quantization_config,
+    read_index,
+)
+from deployments.hf_diffusers.pipelines.roles import make_roles
+from truthgpt_serve import hardware as resources
+from truthgpt_serve.errors import bad_setting
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+MAX_HEADER_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The pipelines of one set of weights.
+
+    Attributes:
+        base: The pipeline as the checkpoint names it.
+        roles: A pipeline for each role that the weights can do; they share all modules.
+        device: Where the modules compute.
+        dtype: Number format of the denoiser.
+        adapters: The LoRA adapters.
+    """
+
+    base: Any
+    roles: dict[str, Any]
+    device: torch.device
+    dtype: torch.dtype
+    adapters: Adapters
+
+
+def load_pipelines(cfg: Mapping[str, Any], settings: DiffusersSettings) -> Loaded:
+    """Loads the weights and makes a pipeline of them for each role.
+
+    Args:
+        cfg: The whole configuration.
+        settings: Its `serving.engine`.
+
+    Raises:
+        ConfigError: The weights, the ControlNet or the VAE cannot be loaded, or the number format
+            does not suit them.
+    """
+    device = choose_device(cfg["hardware"])
+    source = fetch(str(cfg["model"]["name_or_path"]), cfg["model"]["revision"], settings)
+    dtype = choose_dtype(str(cfg["model_optim"]["dtype"]), checkpoint_dtype(source), device)
+    parts = _load_parts(settings, source, dtype)
+    name = cfg["model_optim"]["quantization"]
+    if name is not None and name != "gguf":
+        parts["quantization_config"] = quantization_config(name, denoiser_name(source), dtype)
+    base = _load_base(settings, source, {**parts, "dtype": dtype})
+    base.set_progress_bar_config(disable=True)
+    check_vae(base, dtype, str(cfg["model_optim"]["dtype"]))
+    if settings.offload == "none":
+        base.to(device)
+    controlnet = _load_controlnet(settings, base, dtype, device)
+    adapters = load_adapters(base, cfg["serving"]["adapters"])
+    return Loaded(base, make_roles(base, controlnet), device, dtype, adapters)
+
+
+def fetch(name_or_path: str, revision: str | None, settings: DiffusersSettings) -> str:
+    """Returns the local folder or file of the weights, after downloading a hub model.
+
+    Raises:
+        ConfigError: There is no such model, or the hub cannot be reached and it is not cached.
+    """
+    if Path(name_or_path).exists():
+        return name_or_path
+    try:
+        return str(
+            diffusers.DiffusionPipeline.download(
+                name_or_path,
+                revision=revision,
+                variant=settings.variant,
+                trust_remote_code=False,
+            )
+        )
+    except (OSError, ValueError) as error:
+        at = f" at revision {revision!r}" if revision else ""
+        message = f"{name_or_path!r}{at} is no local path and cannot be downloaded: {error}"
+        raise bad_setting("model.name_or_path", message) from error
+
+
+def choose_device(hardware: Mapping[str, Any]) -> torch.device:
+    """Returns the device of one replica; see `resources.choose_device`."""
+    library = f"torch {torch.__version__}"
+    has_gpu = torch.cuda.is_available()
+    return torch.device(resources.choose_device(hardware, has_gpu=has_gpu, library=library))
+
+
+def choose_dtype(wanted: str, stored: str, device: torch.device) -> torch.dtype:
+    """Returns the number format of the modules.
+
+    `auto` takes the checkpoint's where the device computes in it: float16 becomes float32 on a CPU,
+    and bfloat16 becomes float16 on a GPU that does not have it.
+    """
+    name = stored if wanted == "auto" else wanted
+    if wanted == "auto" and device.type == "cpu" and name == "float16":
+        name = "float32"
+    if wanted == "auto" and device.type == "cuda" and name == "bfloat16":
+        name = name if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    return DTYPES[name]
+
+
+def checkpoint_dtype(source: str) -> str:
+    """Returns the number format of most of the denoiser's weights.
+
+    A checkpoint that is not in safetensors' format counts as float32.
+    """
+    folder = Path(source)
+    files = [folder] if folder.is_file() else []
+    if folder.is_dir():
+        files = [
+            file
+            for name in ("unet", "transformer")
+            for file in sorted((folder / name).glob("*.safetensors"))
+        ]
+    counts: Counter[str] = Counter()
+    for file in files[:1]:
+        counts = _count_dtypes(file)
+    known = {
+        SAFETENSORS_DTYPES[name]: n for name, n in counts.items() if name in SAFETENSORS_DTYPES
+    }
+    return max(known, key=lambda name: known[name], default="float32")
+
+
+def _count_dtypes(file: Path) -> Counter[str]:
+    """Counts the tensors of each type in the header of a safetensors file."""
+    counts: Counter[str] = Counter()
+    if file.suffix != ".safetensors":
+        return counts
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(min(length, MAX_HEADER_BYTES)))
+    counts.update(entry["dtype"] for name, entry in header.items() if name != "__metadata__")
+    return counts
+
+
+def _load_parts(settings: DiffusersSettings, source: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Returns the components that are loaded apart from the checkpoint."""
+    parts: dict[str, Any] = {}
+    if settings.vae is not None:
+        try:
+            parts["vae"] = diffusers.AutoModel.from_pretrained(
+                find_local(settings.vae), dtype=dtype, trust_remote_code=False
+            )
+        except (OSError, ValueError) as error:
+            message = f"{settings.vae!r} cannot be loaded: {error}"
+            raise bad_setting("serving.engine.vae", message) from error
+    if settings.gguf_file is not None:
+        parts[denoiser_name(source)] = gguf_denoiser(find_local(settings.gguf_file), source, dtype)
+    if not settings.safety_checker and "safety_checker" in read_index(source):
+        parts |= {"safety_checker": None, "requires_safety_checker": False}
+    return parts
+
+
+def _load_base(settings: DiffusersSettings, source: str, options: dict[str, Any]) -> Any:
+    try:
+        if source.endswith(SINGLE_FILES):
+            return _pipeline_class(settings).from_single_file(source, **options)
+        cls = (
+            diffusers.DiffusionPipeline if settings.pipeline is None else _pipeline_class(settings)
+        )
+        return cls.from_pretrained(
+            source, variant=settings.variant, trust_remote_code=False, **options
+        )
+    except (OSError, ValueError, ImportError, RuntimeError, TypeError) as error:
+        message = f"{source!r} cannot be loaded as a Diffusers pipeline: {error}"
+        raise bad_setting("model.name_or_path", message) from error
+
+
+def _pipeline_class(settings: DiffusersSettings) -> Any:
+    cls = getattr(diffusers, settings.pipeline or "", None)
+    if not isinstance(cls, type) or not issubclass(cls, diffusers.DiffusionPipeline):
+        message = f"diffusers {diffusers.__version__} has no pipeline {settings.pipeline!r}"
+        raise bad_setting("serving.engine.pipeline", message)
+    return cls
+
+
+def check_vae(pipeline: Any, dtype: torch.dtype, wanted: str) -> None:
+    """Refuses float16 with a VAE that overflows in it.
+
+    Such a pipeline changes the VAE to float32 and back for each image: images that share it are
+    then decoded wrongly.
+
+    Raises:
+        ConfigError: The VAE asks for `force_upcast`.
+    """
+    vae = getattr(pipeline, "vae", None)
+    if dtype is not torch.float16 or vae is None or not vae.config.get("force_upcast"):
+        return
+    message = (
+        f"{wanted}: this VAE overflows in float16 (its `force_upcast`), so images come out wrong"
+    )
+    fix = "write bfloat16 or float32, or name a VAE that is safe in serving.engine.vae"
+    raise bad_setting("model_optim.dtype", message, fix)
+
+
+def _load_controlnet(
+    settings: DiffusersSettings, base: Any, dtype: torch.dtype, device: torch.device
+) -> Any:
+    if settings.controlnet is None:
+        return None
+    try:
+        controlnet = diffusers.AutoModel.from_pretrained(
+            find_local(settings.controlnet), dtype=dtype, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        message = f"{settings.controlnet!r} cannot be loaded: {error}"
+        raise bad_setting("serving.engine.controlnet", message) from error
+    return controlnet.to(device) if settings.offload == "none" else controlnet

@@ -1,0 +1,110 @@
+"""Quantizes weights while loading: bitsandbytes, torchao and GGUF, refused where they cannot run.
+
+Knows names and packages, nothing of pipelines' requests.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+from deployments.hf_diffusers.choices import GPU_QUANTIZATION, QUANTIZATION
+from truthgpt_serve.errors import ConfigError, Fault
+
+PLACE = "model_optim.quantization"
+
+
+def check_quantization(name: str) -> None:
+    """Proves that this machine can run a quantization: its package imports, its GPU is there.
+
+    Raises:
+        ConfigError: Something is missing; the message names it.
+    """
+    for package in QUANTIZATION[name]:
+        try:
+            importlib.import_module(package)
+        except (ImportError, OSError, RuntimeError) as error:
+            message = f"{name} needs the package {package}, which does not import here: {error}"
+            raise _refuse(message, f"pip install {package}") from error
+    if name in GPU_QUANTIZATION and not torch.cuda.is_available():
+        message = f"{name} needs an NVIDIA GPU, and torch {torch.__version__} sees none"
+        raise _refuse(message, "write torchao-int8, or null")
+
+
+def _refuse(message: str, fix: str) -> ConfigError:
+    return ConfigError([Fault(PLACE, message, fix)])
+
+
+def quantization_config(name: str, component: str, dtype: torch.dtype) -> Any:
+    """Returns diffusers' configuration that quantizes the denoiser as it is loaded.
+
+    Text encoders and the VAE keep their format: they run once an image.
+
+    Args:
+        name: A key of `names.QUANTIZATION` but `gguf`.
+        component: The denoiser's name in the pipeline, `unet` or `transformer`.
+        dtype: The number format of the computation.
+
+    Raises:
+        ConfigError: See `check_quantization`.
+    """
+    check_quantization(name)
+    make = _bitsandbytes if name.startswith("bitsandbytes") else _torchao
+    return diffusers.PipelineQuantizationConfig(quant_mapping={component: make(name, dtype)})
+
+
+def _bitsandbytes(name: str, dtype: torch.dtype) -> Any:
+    if name == "bitsandbytes-8bit":
+        return diffusers.BitsAndBytesConfig(load_in_8bit=True)
+    return diffusers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+    )
+
+
+def _torchao(name: str, _dtype: torch.dtype) -> Any:
+    quantization = importlib.import_module("torchao.quantization")
+    kinds = {
+        "torchao-int8": "Int8WeightOnlyConfig",
+        "torchao-int4": "Int4WeightOnlyConfig",
+        "torchao-float8": "Float8WeightOnlyConfig",
+    }
+    return diffusers.TorchAoConfig(getattr(quantization, kinds[name])())
+
+
+def read_index(source: str) -> dict[str, Any]:
+    """Returns the components that a checkpoint's folder lists; none for a single file."""
+    if not Path(source).is_dir():
+        return {}
+    index: dict[str, Any] = diffusers.DiffusionPipeline.load_config(source)
+    return index
+
+
+def denoiser_name(source: str) -> str:
+    """Returns the denoiser's component name in this checkpoint."""
+    return "transformer" if "transformer" in read_index(source) else "unet"
+
+
+def gguf_denoiser(file: str, source: str, dtype: torch.dtype) -> Any:
+    """Loads a denoiser's weights from a GGUF file; its shape comes from the checkpoint `source`.
+
+    Raises:
+        ConfigError: The package is missing, or the file does not fit.
+    """
+    check_quantization("gguf")
+    component = denoiser_name(source)
+    cls = getattr(diffusers, str(read_index(source)[component][1]))
+    try:
+        return cls.from_single_file(
+            file,
+            quantization_config=diffusers.GGUFQuantizationConfig(compute_dtype=dtype),
+            config=source,
+            subfolder=component,
+            dtype=dtype,
+        )
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        fault = Fault("serving.engine.gguf_file", f"{file!r} cannot be loaded: {error}")
+        raise ConfigError([fault]) from error

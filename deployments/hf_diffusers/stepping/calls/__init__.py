@@ -1,0 +1,1 @@
+"""The calls of batchable modules: which may share a forward, and how they are joined and split."""

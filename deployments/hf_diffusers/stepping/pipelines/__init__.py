@@ -1,0 +1,1 @@
+"""Runs stock pipelines one job each, with proxies in place of their modules."""

@@ -1,0 +1,1 @@
+"""Decides which calls run next, runs them, and measures what they cost."""

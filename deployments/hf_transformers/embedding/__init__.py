@@ -1,0 +1,1 @@
+"""Embeddings by a transformers or sentence-transformers model."""

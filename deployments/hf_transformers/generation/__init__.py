@@ -1,0 +1,1 @@
+"""Text generation by a transformers model, with continuous batching."""

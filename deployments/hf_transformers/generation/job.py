@@ -1,0 +1,162 @@
+"""One text on its way: its tokens become text, and what ends it is found; knows no model.
+
+The pieces are made in the engine's thread and taken on the event loop that asked for the text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from deployments.hf_transformers.generation.sampling import Row, Sampling
+from truthgpt_serve.server.text.routes import TextFilter
+
+CONTEXT_TOKENS = 6
+"""Tokens of the prompt before the answer: some decoders leave out a space at the beginning."""
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+Decode = Callable[[list[int]], str]
+
+
+@dataclass(frozen=True, slots=True)
+class TextCall:
+    """What a request asks for, checked.
+
+    Attributes:
+        prompt: Token ids of the prompt.
+        max_new_tokens: Most tokens of the answer.
+        sampling: How the tokens are chosen.
+        stops: Texts that end the answer.
+        end_ids: Tokens that end it.
+    """
+
+    prompt: list[int]
+    max_new_tokens: int
+    sampling: Sampling
+    stops: tuple[str, ...] = ()
+    end_ids: frozenset[int] = frozenset()
+
+
+class Detokenizer:
+    """Turns tokens into text as they come; the pieces joined are the text of them all.
+
+    A token can be a part of a character: it is held back until the character is whole.
+    """
+
+    def __init__(self, decode: Decode, prompt: Sequence[int]) -> None:
+        self._decode = decode
+        self._tokens = list(prompt[-CONTEXT_TOKENS:])
+        self._read = len(self._tokens)
+        self._first = 0
+
+    def push(self, token: int) -> str:
+        """Takes a token; returns the text that is certain by now."""
+        self._tokens.append(token)
+        return self._new(hold=True)
+
+    def flush(self) -> str:
+        """Returns what was held back, at the end of the text."""
+        return self._new(hold=False)
+
+    def _new(self, *, hold: bool) -> str:
+        known = self._decode(self._tokens[self._first : self._read])
+        text = self._decode(self._tokens[self._first :])
+        if hold and (len(text) <= len(known) or text.endswith(REPLACEMENT)):
+            return ""
+        self._first = self._read
+        self._read = len(self._tokens)
+        return text[len(known) :]
+
+
+class TextJob:
+    """A text that is being made.
+
+    Attributes:
+        call: What was asked for.
+        row: Its row in the sampler.
+        name: Unique in the process.
+        num_tokens: Tokens that were taken.
+        finished: Nothing follows: it ended, failed or was cancelled.
+        reason: `stop` or `length`, once it ended.
+        loop: The event loop that takes the pieces; None for a trial of the engine's own.
+    """
+
+    def __init__(
+        self,
+        call: TextCall,
+        name: str,
+        decode: Decode,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self.call = call
+        self.name = name
+        self.row = Row(call.sampling, call.prompt, call.end_ids)
+        self.num_tokens = 0
+        self.finished = False
+        self.reason: str | None = None
+        self.loop = loop
+        self._detokenizer = Detokenizer(decode, call.prompt)
+        self._filter = TextFilter("", list(call.stops))
+        self._lock = threading.Lock()
+        self._pieces: list[str] = []
+        self._error: BaseException | None = None
+        self._news = asyncio.Event()
+
+    def ends_with(self, token: int, num_tokens: int) -> str | None:
+        """Returns why the text ends with its token number `num_tokens`, or None."""
+        if token in self.call.end_ids:
+            return "stop"
+        return "length" if num_tokens >= self.call.max_new_tokens else None
+
+    def take(self, token: int) -> None:
+        """Takes the next token, in the engine's thread."""
+        if self.finished:
+            return
+        self.num_tokens += 1
+        self.reason = self.ends_with(token, self.num_tokens)
+        text = "" if token in self.call.end_ids else self._detokenizer.push(token)
+        if self.reason is not None:
+            text += self._detokenizer.flush()
+        text = self._filter.push(text)
+        if self._filter.stopped:
+            self.reason = "stop"
+        elif self.reason is not None:
+            text += self._filter.flush()
+            self.reason = "stop" if self._filter.stopped else self.reason
+        with self._lock:
+            if text:
+                self._pieces.append(text)
+            self.finished = self.reason is not None
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the text with an error; without effect on one that has ended."""
+        with self._lock:
+            if not self.finished:
+                self.finished = True
+                self._error = error
+
+    def wake(self) -> None:
+        """Says on the event loop that there is something to take."""
+        self._news.set()
+
+    async def next(self) -> str | None:
+        """Waits for the next piece of the text; None at its end.
+
+        Raises:
+            BaseException: The error given to `fail`.
+        """
+        while True:
+            with self._lock:
+                text = "".join(self._pieces)
+                self._pieces.clear()
+                if not text and self.finished:
+                    if self._error is not None:
+                        raise self._error
+                    return None
+                if not text:
+                    self._news.clear()
+            if text:
+                return text
+            await self._news.wait()

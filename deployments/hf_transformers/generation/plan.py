@@ -1,0 +1,177 @@
+"""What a language model takes: its limits, its defaults, and the size of its cache.
+
+Knows a loaded model and the settings, nothing of requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from deployments.hf_transformers.config import TransformersSettings, default_ongoing_requests
+from deployments.hf_transformers.generation.padded import PaddedPlan
+from deployments.hf_transformers.generation.paged import PagedPlan
+from deployments.hf_transformers.generation.sampling import Sampling
+
+CPU_CACHE_BYTES = 1 << 30
+GPU_CACHE_SHARE = 0.8
+"""Part of what the weights leave of the GPU's share; the rest is for the forward pass."""
+CPU_BATCH_TOKENS = 512
+GPU_BATCH_TOKENS = 8192
+PAGE_TOKENS = 32
+FLASH_PAGE_TOKENS = 256
+"""Flash attention's kernels read pages of a multiple of 256 tokens."""
+NO_LIMIT = 1 << 20
+"""Tokenizers without a length say a number above this."""
+UNKNOWN_MODEL_LEN = 2048
+
+PLAIN_ONLY = (
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "sequence_bias",
+    "guidance_scale",
+    "exponential_decay_length_penalty",
+    "encoder_repetition_penalty",
+)
+"""Fields of a model's generation configuration that only `model.generate` applies."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextFacts:
+    """What a language model says of itself.
+
+    Attributes:
+        end_ids: Tokens that end an answer.
+        pad_id: Token that fills up shorter rows.
+        sampling: How its authors want tokens to be chosen; greedy unless they say otherwise.
+        sampled: The same for a request that asks for sampling without saying how.
+        max_model_len: Tokens of prompt and answer together.
+        encodes: Whether the prompt goes into an encoder, apart from the answer.
+        pages: Whether a paged cache is worth a trial.
+    """
+
+    end_ids: frozenset[int]
+    pad_id: int
+    sampling: Sampling
+    sampled: Sampling
+    max_model_len: int
+    encodes: bool
+    pages: bool
+
+
+def read_facts(model: Any, tokenizer: Any, settings: TransformersSettings) -> TextFacts:
+    """Reads the model's generation configuration, and takes out of it what is done here instead."""
+    own = model.generation_config
+    end = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id
+    ends = frozenset(end if isinstance(end, list) else [] if end is None else [end])
+    pad = own.pad_token_id if own.pad_token_id is not None else tokenizer.pad_token_id
+    sampled = Sampling(
+        temperature=own.temperature or 1.0,
+        top_k=own.top_k or 0 if own.do_sample else 0,
+        top_p=own.top_p or 1.0,
+        min_p=own.min_p or 0.0,
+        repetition_penalty=own.repetition_penalty or 1.0,
+        min_tokens=own.min_new_tokens or 0,
+    )
+    greedy = Sampling(repetition_penalty=sampled.repetition_penalty, min_tokens=sampled.min_tokens)
+    encodes = bool(model.config.is_encoder_decoder)
+    facts = TextFacts(
+        end_ids=ends,
+        pad_id=int(pad if pad is not None else min(ends, default=0)),
+        sampling=sampled if own.do_sample else greedy,
+        sampled=sampled,
+        max_model_len=settings.max_model_len or _own_length(model, tokenizer),
+        encodes=encodes,
+        pages=not encodes and all(getattr(own, name, None) in (None, []) for name in PLAIN_ONLY),
+    )
+    kept = {name: getattr(own, name, None) for name in (*PLAIN_ONLY, "decoder_start_token_id")}
+    model.generation_config = GenerationConfig(
+        bos_token_id=own.bos_token_id, pad_token_id=facts.pad_id, do_sample=False, **kept
+    )
+    return facts
+
+
+def _own_length(model: Any, tokenizer: Any) -> int:
+    config = model.config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    length = getattr(tokenizer, "model_max_length", None)
+    return int(length) if isinstance(length, int) and length < NO_LIMIT else UNKNOWN_MODEL_LEN
+
+
+def plan_rows(cfg: Mapping[str, Any], settings: TransformersSettings) -> tuple[int, int]:
+    """Returns how many sequences share a forward pass, and how many more requests may wait."""
+    serving = cfg["serving"]
+    ongoing = int(serving["max_ongoing_requests"] or default_ongoing_requests(cfg))
+    rows = settings.max_rows or ongoing
+    queued = serving["max_queued_requests"]
+    waiting = ongoing + (2 * ongoing if queued is None else int(queued)) - rows
+    return rows, max(waiting, rows)
+
+
+def plan_pages(
+    cfg: Mapping[str, Any], settings: TransformersSettings, model: Any, max_model_len: int
+) -> PagedPlan:
+    """Returns the size of a paged cache.
+
+    On attention that needs a mask, the mask has an entry for each token of a batch and of the
+    cache: it comes out of the same memory.
+    """
+    flash = str(model.config._attn_implementation).startswith("flash")
+    page = FLASH_PAGE_TOKENS if flash else PAGE_TOKENS
+    on_gpu = model.device.type == "cuda"
+    batch_tokens = settings.max_batch_tokens or (GPU_BATCH_TOKENS if on_gpu else CPU_BATCH_TOKENS)
+    rows, waiting = plan_rows(cfg, settings)
+    per_token = cache_token_bytes(model) + (0 if flash else batch_tokens * model.dtype.itemsize)
+    wanted = rows * (-(-max_model_len // page) + 1)
+    limit = settings.kv_cache_bytes or (_gpu_bytes(cfg, model) if on_gpu else CPU_CACHE_BYTES)
+    return PagedPlan(
+        page_tokens=page,
+        num_pages=max(1, min(wanted, limit // (per_token * page))),
+        max_batch_tokens=batch_tokens,
+        max_rows=rows,
+        max_waiting=waiting,
+        prefix_cache=settings.prefix_cache,
+    )
+
+
+def cache_token_bytes(model: Any) -> int:
+    """Returns how many bytes the keys and values of one token take in all layers."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
+
+
+def _gpu_bytes(cfg: Mapping[str, Any], model: Any) -> int:
+    free, total = torch.cuda.mem_get_info(model.device)
+    gpus = cfg["hardware"]["gpus"]
+    share = gpus if isinstance(gpus, float) and 0 < gpus < 1 else 1.0
+    left = min(free, int(share * total) - torch.cuda.memory_reserved(model.device))
+    return max(0, int(GPU_CACHE_SHARE * left))
+
+
+def plan_padding(
+    cfg: Mapping[str, Any], settings: TransformersSettings, facts: TextFacts, *, mixed: bool
+) -> PaddedPlan:
+    """Returns how padded batches are made."""
+    rows, waiting = plan_rows(cfg, settings)
+    return PaddedPlan(
+        max_rows=rows,
+        max_waiting=waiting,
+        wait_s=float(cfg["serving"]["batching"]["batch_wait_timeout_s"]),
+        pad_id=facts.pad_id,
+        use_cache=settings.use_cache,
+        mixed_lengths=mixed,
+    )

@@ -1,0 +1,1 @@
+"""Tasks that transformers' own pipelines run: classification, speech recognition and others."""

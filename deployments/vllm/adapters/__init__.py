@@ -1,0 +1,1 @@
+"""LoRA adapters: checks of their files, and loading into a started engine."""

@@ -1,0 +1,1 @@
+"""What stands around vLLM's own OpenAI application, between a client and the engine."""

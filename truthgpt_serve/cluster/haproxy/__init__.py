@@ -1,0 +1,1 @@
+"""Ray Serve's HAProxy, started with an adapted configuration."""

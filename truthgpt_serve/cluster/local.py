@@ -1,0 +1,298 @@
+"""A Ray cluster of its own on this machine, with its own ports, for tests and benchmarks.
+
+Runs the same programs as an operator does (`ray start`, `serve deploy`). Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+
+from truthgpt_serve.cluster.haproxy.program import BINARY_VARIABLE, program_path
+from truthgpt_serve.cluster.private_files import (
+    LOOPBACK_ONLY,
+    make_private_folder,
+    private_environment,
+    token_headers,
+    write_token,
+)
+from truthgpt_serve.cluster.processes import create_run_environment, create_run_id, end_run
+
+START_TIMEOUT_S = 300.0
+RAY = (sys.executable, "-P", "-m", "truthgpt_serve.cluster.service.ray_limits")
+"""Ray's command line, with longer limits for its start."""
+STOP_TIMEOUT_S = 30.0
+SLOW_PROXIES = "roxies not available after"
+"""What `serve deploy` says after a minute in which the proxies did not start."""
+NUM_READY_ANSWERS = 4
+"""Times in a row that the router must say it is ready: each replica of it learns by itself."""
+
+
+PORTS = range(20000, 30000)
+"""Below those that the system gives to outgoing connections, and Serve to replicas; above Ray's."""
+
+
+def free_port() -> int:
+    """Returns a port that is free now, and that nobody takes by chance before it is bound.
+
+    Raises:
+        OSError: Every one of many that were tried is in use.
+    """
+    for port in random.SystemRandom().sample(PORTS, 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"no free port from {PORTS.start} to {PORTS.stop - 1}")
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Where a node runs: this machine, or a network namespace on it.
+
+    Attributes:
+        address: Its own address, under which the others reach it.
+        prefix: Words in front of each command that shall run there.
+        labels: Ray's labels of the node.
+        num_cpus: Logical cores that Ray may hand out there.
+        num_gpus: Logical GPUs that Ray may hand out there, real or not; None counts the real ones.
+    """
+
+    address: str = "127.0.0.1"
+    prefix: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    num_cpus: int = 8
+    num_gpus: int | None = None
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nothing outside this machine's loopback reaches it."""
+        return self.address == "127.0.0.1"
+
+    def ray_arguments(self) -> list[str]:
+        """Returns the arguments of `ray start` that every node takes."""
+        labels = ",".join(f"{key}={value}" for key, value in self.labels.items())
+        return [
+            *("--num-cpus", str(self.num_cpus)),
+            *([] if self.num_gpus is None else ["--num-gpus", str(self.num_gpus)]),
+            *("--object-store-memory", str(200 * 1024 * 1024)),
+            *([] if self.is_alone else ["--node-ip-address", self.address]),
+            *(["--labels", labels] if labels else []),
+        ]
+
+
+class LocalCluster:
+    """One head node; use it as a context manager, which ends every process it started.
+
+    Args:
+        ray_env: `configs/ray.env`, or None for Ray's defaults (its Python proxy).
+        env: Variables on top.
+        host: Where the head node runs.
+    """
+
+    def __init__(
+        self,
+        ray_env: Path | None,
+        *,
+        env: Mapping[str, str] | None = None,
+        host: Host | None = None,
+    ) -> None:
+        self.run_id = create_run_id()
+        self.port = free_port()
+        self.dashboard_port = free_port()
+        self.metrics_port = free_port()
+        self.host = host or Host()
+        self.ray_port = free_port()
+        self.folder = make_private_folder()
+        token_file = write_token(self.folder)
+        self._deployed: list[str] = []
+        self.env = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            **(read_environment_file(ray_env) if ray_env is not None else {}),
+            "RAY_AUTH_MODE": "token",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            BINARY_VARIABLE: str(program_path()),
+            **private_environment(self.folder, token_file),
+            **(LOOPBACK_ONLY if self.host.is_alone else {}),
+            # Where requests go while a model has no replica: shared, it would be another service.
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+            **(env or {}),
+            **create_run_environment(self.run_id),
+        }
+
+    @property
+    def url(self) -> str:
+        """The service's address."""
+        return f"http://{self.host.address}:{self.port}"
+
+    @property
+    def dashboard_url(self) -> str:
+        """Where `serve deploy -a` and `serve status -a` look."""
+        return f"http://{self.host.address}:{self.dashboard_port}"
+
+    @property
+    def _listen_address(self) -> str:
+        return "127.0.0.1" if self.host.is_alone else "0.0.0.0"  # each node has its own
+
+    def __enter__(self) -> Self:
+        """Starts Ray."""
+        try:
+            self._run(
+                *self.host.prefix, *RAY, "start", "--head", "--port", str(self.ray_port),
+                "--temp-dir", str(self.folder / "ray"), "--dashboard-host", self.host.address,
+                "--dashboard-port", str(self.dashboard_port),
+                "--dashboard-agent-listen-port", str(free_port()),
+                "--ray-client-server-port", str(free_port()),
+                "--metrics-export-port", str(self.metrics_port), *self.host.ray_arguments(),
+            )  # fmt: skip
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Ends everything."""
+        self.close()
+
+    def close(self) -> None:
+        """Ends every process of the cluster and removes its folder."""
+        end_run(self.run_id, timeout_s=STOP_TIMEOUT_S)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _run(self, *command: str) -> str:
+        done = subprocess.run(
+            command,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=START_TIMEOUT_S,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
+        return done.stdout
+
+    def deploy(self, applications: list[dict[str, Any]], **top: Any) -> None:
+        """Makes these the cluster's applications; returns before they are running."""
+        config = {
+            "proxy_location": "EveryNode",
+            "http_options": {"host": self._listen_address, "port": self.port},
+            "logging_config": {"enable_access_log": False},
+            "applications": applications,
+            **top,
+        }
+        self._deployed = [application["name"] for application in applications]
+        path = self.folder / "serve.yaml"
+        path.write_text(yaml.safe_dump(config))
+        command = (*self.host.prefix, "serve", "deploy", "-a", self.dashboard_url, str(path))
+        try:
+            self._run(*command)
+        except RuntimeError as error:
+            if SLOW_PROXIES not in str(error):
+                raise
+            self._run(*command)  # the proxies go on starting meanwhile
+
+    def details(self) -> dict[str, Any]:
+        """Returns Serve's own account of the cluster."""
+        address = f"{self.dashboard_url}/api/serve/applications/"
+        request = urllib.request.Request(address, headers=token_headers(self.folder))
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            value: dict[str, Any] = json.load(answer)
+        return value
+
+    def statuses(self) -> dict[str, str]:
+        """Returns the status of each application."""
+        return {
+            name: value["status"] for name, value in self.details().get("applications", {}).items()
+        }
+
+    def wait_until_ready(self, *, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Waits until all that was deployed last is RUNNING and the router says so too.
+
+        Raises:
+            TimeoutError: It is not after `timeout_s`; the message holds Serve's own account.
+        """
+        deadline = time.monotonic() + timeout_s
+        statuses: dict[str, str] = {}
+        while time.monotonic() < deadline:
+            statuses = self.statuses()
+            running = all(statuses.get(name) == "RUNNING" for name in self._deployed)
+            if running and all(self._is_ready() for _ in range(NUM_READY_ANSWERS)):
+                return
+            if "DEPLOY_FAILED" in statuses.values():
+                break
+            time.sleep(0.2)
+        messages = {
+            name: value.get("message") for name, value in self.details()["applications"].items()
+        }
+        raise TimeoutError(f"not ready after {timeout_s:g} s: {statuses} {messages}")
+
+    def _is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/ready", timeout=5):
+                return True
+        except (OSError, urllib.error.URLError):
+            return False
+
+    def replica_pids(self, application: str) -> list[int]:
+        """Returns the process ids of an application's running replicas."""
+        deployments = self.details()["applications"][application]["deployments"].values()
+        return [
+            replica["pid"]
+            for deployment in deployments
+            for replica in deployment["replicas"]
+            if replica["state"] == "RUNNING"
+        ]
+
+
+def read_environment_file(path: Path) -> dict[str, str]:
+    """Reads lines of NAME=VALUE; blank lines and comments are left out."""
+    values = {}
+    for line in path.read_text().splitlines():
+        text = line.strip()
+        if text and not text.startswith("#"):
+            name, _, value = text.partition("=")
+            values[name.strip()] = value.strip()
+    return values
+
+
+def model_application(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the Serve file's entry of a model with these configuration keys."""
+    return {
+        "name": name,
+        "route_prefix": f"/models/{name}",
+        "import_path": "truthgpt_serve.app:model",
+        "args": dict(config),
+    }
+
+
+def router_application(port: int, **config: Any) -> dict[str, Any]:
+    """Returns the Serve file's entry of the router, for a proxy on this port."""
+    return {
+        "name": "router",
+        "route_prefix": "/",
+        "import_path": "truthgpt_serve.app:router",
+        "args": {"proxy_port": port, **config},
+    }

@@ -1,0 +1,92 @@
+"""ASGI's types, and the whole answers that every application of ours sends: bytes, JSON, errors.
+
+Knows no routes, no models and no server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from truthgpt_serve.errors import TruthGPTError
+from truthgpt_serve.http.envelope import error_body
+from truthgpt_serve.protocol import encode_json
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+UNREAD_TIMEOUT_S = 5.0
+"""How long the error that ends a stream waits for a client that does not read."""
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """Returns a request's first header of this name, in lower case, or None."""
+    return next((value for key, value in scope["headers"] if key == name), None)
+
+
+def relative_path(scope: Scope) -> str:
+    """Returns the path below the mount point, whether or not the server left that in the path."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
+        return path[len(root) :] or "/"
+    return path
+
+
+async def send_bytes(
+    send: Send,
+    body: bytes,
+    content_type: bytes,
+    *,
+    status: int = 200,
+    headers: Headers | None = None,
+) -> None:
+    """Sends a whole answer of any type."""
+    lines = [
+        (b"content-type", content_type),
+        (b"content-length", b"%d" % len(body)),
+        *(headers or []),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": lines})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def send_json(
+    send: Send, value: Any, *, status: int = 200, headers: Headers | None = None
+) -> None:
+    """Sends a whole JSON answer."""
+    await send_bytes(send, encode_json(value), b"application/json", status=status, headers=headers)
+
+
+async def send_error(
+    send: Send, error: TruthGPTError, *, headers: Headers | None = None, path: str = ""
+) -> None:
+    """Sends an error in the form of the request's API.
+
+    Args:
+        send: ASGI `send`; nothing must have been sent yet.
+        error: The error.
+        headers: Further headers, lower case; one that the error brings too is taken from here.
+        path: The request's path below the application, which decides the form.
+    """
+    lines = list(headers or [])
+    given = {name for name, _ in lines}
+    lines += [header for header in _error_headers(error) if header[0] not in given]
+    await send_json(send, error_body(error, path), status=error.status, headers=lines)
+
+
+def _error_headers(error: TruthGPTError) -> Headers:
+    lines = []
+    retry_after_s = error.retry_after_s
+    if retry_after_s is None:
+        retry_after_s = error.default_retry_after_s
+    if retry_after_s is not None:
+        lines.append((b"retry-after", b"%d" % retry_after_s))
+    if error.allow:
+        lines.append((b"allow", ", ".join(error.allow).encode()))
+    if error.accepted_codings:
+        lines.append((b"accept-encoding", ", ".join(error.accepted_codings).encode()))
+    return lines

@@ -1,0 +1,116 @@
+"""Reads errors in any form, so that they can be answered in the form of the request's API.
+
+Engines, remote servers, applications that a user wrote and Ray Serve answer with envelopes that
+miss a field or have a number for a code, with FastAPI's `{"detail": ...}`, with plain text or with
+a page.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from truthgpt_serve.errors import MethodError, PassedError, TruthGPTError, UnsupportedError
+from truthgpt_serve.http.envelope import has_shape, is_type_word
+from truthgpt_serve.http.routes import find_routes, refuse
+
+MAX_ERROR_BYTES = 65536
+"""A longer answer is no error message: it passes as it is."""
+_MAX_MESSAGE = 2000
+_NOT_HERE = ("not found", "404 page not found", "file not found", "invalid url")
+"""What servers say, in lower case, of a path that they do not have."""
+_UNSAID = "the model answered with status"
+_NOT_IMPLEMENTED = 501
+_CONTEXT = "maximum context length"
+
+
+def may_be_foreign(status: int, content_type: bytes) -> bool:
+    """Returns whether an answer may be an error in a foreign form: its body must be read."""
+    if status < 400:
+        return False
+    kind = content_type.partition(b";")[0].strip().lower()
+    is_json = kind == b"application/json" or kind.endswith(b"+json")
+    return is_json or not kind.startswith((b"application/", b"text/event-stream"))
+
+
+def read_error(
+    status: int, body: bytes, *, method: str, path: str, model: str
+) -> TruthGPTError | None:
+    """Returns the error that an answer means, or None when it has its API's form already.
+
+    Args:
+        status: The answer's status, 400 or above.
+        body: Its whole body.
+        method: The request's method.
+        path: Its path, relative to the application.
+        model: The model name, for messages.
+    """
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        value = None
+    fields = _fields(value, status, body)
+    if _is_no_route(status, fields):
+        if status == 404 or find_routes(path, "model"):
+            return refuse(method, path, model)
+        return MethodError(f"the model {model!r} has no {method} {path[:200]}")
+    if status == _NOT_IMPLEMENTED:
+        return UnsupportedError(fields["message"])
+    if has_shape(value, path):
+        return None
+    return _passed(status, fields)
+
+
+def _fields(value: Any, status: int, body: bytes) -> dict[str, Any]:
+    """Returns what an answer says, with `message` at least."""
+    inner = value.get("error", value) if isinstance(value, Mapping) else None
+    if isinstance(inner, str) and inner:
+        return {"message": inner}
+    if isinstance(inner, Mapping):
+        if isinstance(message := inner.get("message"), str):
+            return {**inner, "message": message}
+        detail = inner.get("detail")
+        if isinstance(detail, str):
+            return {"message": detail}
+        if isinstance(detail, list) and detail and all(isinstance(x, Mapping) for x in detail):
+            places = [_place(item) for item in detail]
+            parts = [f"{at}: {item.get('msg')}" for at, item in zip(places, detail, strict=True)]
+            return {"message": "; ".join(parts), "param": places[0]}
+    text = body.decode(errors="replace").strip()
+    return {"message": text or (f"{_UNSAID} {status}")}
+
+
+def _place(item: Mapping[str, Any]) -> str:
+    """Returns the field of one of pydantic's errors, such as `messages.0.role`."""
+    place = item.get("loc")
+    parts = list(place) if isinstance(place, list) else []
+    return ".".join(str(part) for part in parts[parts[:1] == ["body"] :]) or "body"
+
+
+def _is_no_route(status: int, fields: Mapping[str, Any]) -> bool:
+    message: str = fields["message"].lower().strip(" .")
+    if status == 405:
+        return message == "method not allowed"
+    if status != 404:
+        return False
+    unsaid = ("invalid url (", _UNSAID)
+    return message in _NOT_HERE or message.startswith(unsaid)
+
+
+def _passed(status: int, fields: Mapping[str, Any]) -> PassedError:
+    message, param, code = fields["message"], fields.get("param"), fields.get("code")
+    if not isinstance(code, str) or code.isdigit():
+        code = None
+        if _CONTEXT in message:
+            code = "context_length_exceeded"
+        elif status == 404 and param == "model":
+            code = "model_not_found"
+    given = fields.get("type")
+    return PassedError(
+        status,
+        message[:_MAX_MESSAGE],
+        param=param.removeprefix("body.") if isinstance(param, str) else None,
+        code=code,
+        type=given if is_type_word(given) else None,
+    )

@@ -1,0 +1,47 @@
+"""Changes the heads of an application's answers; bodies pass untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from truthgpt_serve.http.asgi import Headers, Message, Receive, Scope, Send
+
+Edit = Callable[[Headers], Headers]
+"""Takes an answer's headers, names in lower case, and returns those that go out."""
+
+
+class EditedHeads:
+    """An ASGI application whose answers have other headers.
+
+    Args:
+        app: The application.
+        edits: Change the headers, one after the other.
+    """
+
+    def __init__(self, app: Any, *edits: Edit) -> None:
+        self._app = app
+        self._edits = edits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one ASGI connection."""
+
+        async def send_edited(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = lower_case(message)
+                for edit in self._edits:
+                    headers = edit(headers)
+                message = {**message, "headers": headers}
+            await send(message)
+
+        await self._app(scope, receive, send_edited if scope["type"] == "http" else send)
+
+
+def lower_case(start: Message) -> Headers:
+    """Returns the headers of an answer's start with their names in lower case."""
+    return [(bytes(name).lower(), bytes(value)) for name, value in start.get("headers", ())]
+
+
+def without_request_id(headers: Headers) -> Headers:
+    """Leaves `x-request-id` to Ray Serve, which adds the request's own to every answer."""
+    return [header for header in headers if header[0] != b"x-request-id"]

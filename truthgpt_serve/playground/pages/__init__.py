@@ -1,0 +1,1 @@
+"""The pages of the playground, one module each, and what they compute."""

@@ -1,0 +1,309 @@
+"""Which models exist, where they are mounted and whether they can answer now.
+
+Follows the applications by polling Serve's proxy, which is cheap, and asks the controller only
+when something changed or a request needs to know. Knows nothing of HTTP requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from truthgpt_serve.cluster.state import ApplicationState, ServeState
+from truthgpt_serve.errors import ModelNotFoundError, UnavailableError
+from truthgpt_serve.router.model_entry import (
+    DELETING,
+    Clash,
+    ModelEntry,
+    entries_by_name,
+    model_entry,
+)
+
+logger = logging.getLogger(__name__)
+
+MODELS_PREFIX = "/models/"
+PLAYGROUND_PREFIX = "/ui"
+ROUTES_PERIOD_S = 1.0
+"""How often the proxy's route table is read."""
+STATE_PERIOD_S = 10.0
+"""How often the controller is asked when nothing seems to change."""
+UNSETTLED_PERIOD_S = 2.0
+"""How often it is asked while an application is not RUNNING with a replica."""
+MIN_REFRESH_PERIOD_S = 1.0
+"""Requests for unknown models ask the controller at most this often."""
+FETCH_TIMEOUT_S = 10.0
+MAX_AGE_S = 60.0
+"""State older than this says nothing any more. A controller that dies is back within half of it,
+also on a busy machine, and is asked every 10 s."""
+CONFIRM_TIMEOUT_S = 1.0
+"""How long a request that was not reached waits for news, each time that it is sent again."""
+RETRY_AFTER_S = 5
+
+
+class Catalogue:
+    """The models of this Serve instance, kept current by a background task.
+
+    Args:
+        fetch_state: Asks the controller; runs in a thread.
+        fetch_routes: Returns the proxy's route table as bytes, only to see whether it changed.
+    """
+
+    def __init__(
+        self,
+        fetch_state: Callable[[], ServeState],
+        fetch_routes: Callable[[], Awaitable[bytes]],
+    ) -> None:
+        self._fetch_state = fetch_state
+        self._fetch_routes = fetch_routes
+        self._entries: dict[str, ModelEntry] = {}
+        self._only: str | None = None
+        self._states: dict[str, ApplicationState] = {}
+        self._ran: set[str] = set()
+        self._clashes: frozenset[Clash] = frozenset()
+        self._has_playground = False
+        self._routes = b""
+        self._refreshed_at_s = float("-inf")
+        self._refreshing: asyncio.Task[None] | None = None
+        self._asked: tuple[float, asyncio.Future[ServeState]] | None = None
+        self._follower: asyncio.Task[None] | None = None
+
+    # -- reading
+
+    def find(self, name: str) -> ModelEntry | None:
+        """Returns the model, adapter or alias of this name, or None."""
+        entry = self._entries.get(name)
+        return None if entry is None or entry.deleted else entry
+
+    async def look_up(self, name: str) -> ModelEntry | None:
+        """Returns what `find` does, by news not older than a second if the model was not ready."""
+        entry = self.find(name)
+        if entry is not None and entry.running:
+            return entry
+        with contextlib.suppress(Exception):  # then by what was last known
+            await self.refresh(max_age_s=MIN_REFRESH_PERIOD_S)
+        return self.find(name)
+
+    def entries(self) -> list[ModelEntry]:
+        """Returns all models, adapters and aliases, by name."""
+        entries = (entry for entry in self._entries.values() if not entry.deleted)
+        return sorted(entries, key=lambda entry: entry.name)
+
+    def states(self) -> list[ApplicationState]:
+        """Returns the model applications as last seen, by name."""
+        states = (state for state in self._states.values() if state.status != DELETING)
+        return sorted(states, key=lambda state: state.name)
+
+    def only_model(self) -> str | None:
+        """Returns the model's name where there is one only, else None."""
+        return self._only
+
+    async def find_playground(self) -> bool:
+        """Returns whether a replica of the playground runs, by news not older than a second."""
+        with contextlib.suppress(Exception):  # then by what was last known
+            await self.refresh(max_age_s=MIN_REFRESH_PERIOD_S)
+        return self._has_playground
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the controller has answered once."""
+        return self._refreshed_at_s > float("-inf")
+
+    @property
+    def lost_s(self) -> float | None:
+        """Seconds since the controller answered last, where that is too long; else None."""
+        age_s = time.monotonic() - self._refreshed_at_s
+        return age_s if self.loaded and age_s > MAX_AGE_S else None
+
+    def is_running(self, name: str) -> bool:
+        """Whether a replica of this model was running when last asked."""
+        entry = self._entries.get(name)
+        return entry is not None and entry.running
+
+    def is_draining(self, name: str) -> bool:
+        """Whether a replica of this model only finished its requests when last asked."""
+        entry = self._entries.get(name)
+        return entry is not None and entry.draining
+
+    async def resolve(self, name: str) -> ModelEntry:
+        """Returns the entry of a model that a request may be relayed to.
+
+        One that was not ready is refused only by what Serve said after the request came: somebody
+        else may have seen already that it is.
+
+        Raises:
+            ModelNotFoundError: No model has this name; the message lists those that exist.
+            UnavailableError: The model has never run, or failed.
+        """
+        arrived_s = time.monotonic()
+        entry = self.find(name)
+        if entry is not None and entry.running:
+            return entry
+        try:
+            await self.refresh(max_age_s=MIN_REFRESH_PERIOD_S)
+            entry = self.find(name)
+            if entry is not None and entry.error is not None:
+                await self._refresh_since(arrived_s)
+        except Exception as error:  # of many kinds; what was last known is better than none of it
+            logger.warning("Serve's controller does not answer: %r", error)
+            if not self.loaded:
+                raise UnavailableError(
+                    "the service is starting", retry_after_s=RETRY_AFTER_S
+                ) from error
+        entry = self._get(name)
+        if entry.error is not None:
+            raise UnavailableError(entry.error, retry_after_s=RETRY_AFTER_S)
+        return entry
+
+    async def confirm(self, name: str) -> None:
+        """Asks whether a model that a request did not reach is still there.
+
+        Raises:
+            ModelNotFoundError: It is not, by news not older than a second.
+            UnavailableError: There has been no news for so long that nothing is known.
+        """
+        with contextlib.suppress(Exception):  # then by what was last known
+            async with asyncio.timeout(CONFIRM_TIMEOUT_S):
+                await self.refresh(max_age_s=MIN_REFRESH_PERIOD_S)
+        self._get(name)
+        if self.lost_s is not None:
+            message = f"Ray Serve has not answered for {self.lost_s:.0f} s; the service may restart"
+            raise UnavailableError(message, retry_after_s=RETRY_AFTER_S)
+
+    def _get(self, name: str) -> ModelEntry:
+        entry = self.find(name)
+        if entry is None:
+            known = ", ".join(entry.name for entry in self.entries()) or "none yet"
+            raise ModelNotFoundError(
+                f"The model {name!r} does not exist. Models that do: {known}", param="model"
+            )
+        return entry
+
+    # -- following
+
+    async def start(self) -> None:
+        """Starts to follow the applications; `stop` ends it."""
+        self._follower = asyncio.create_task(self._follow(), name="catalogue")
+
+    async def stop(self) -> None:
+        """Stops following."""
+        tasks = [task for task in (self._follower, self._refreshing) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._follower = self._refreshing = None
+
+    async def _follow(self) -> None:
+        failing = False
+        while True:
+            try:
+                async with asyncio.timeout(FETCH_TIMEOUT_S):
+                    routes = await self._fetch_routes()
+                changed, self._routes = routes != self._routes, routes
+                await self.refresh(max_age_s=0.0 if changed else self._period_s())
+                failing = False
+            except Exception as error:  # whatever it was: the next round may work again
+                if not failing:
+                    logger.warning("cannot follow the applications for now: %r", error)
+                failing = True
+                with contextlib.suppress(Exception):
+                    await self.refresh(max_age_s=UNSETTLED_PERIOD_S)
+            await asyncio.sleep(ROUTES_PERIOD_S)
+
+    def _period_s(self) -> float:
+        settled = all(
+            state.status == "RUNNING" and state.num_running_replicas
+            for state in self._states.values()
+        )
+        return STATE_PERIOD_S if settled else UNSETTLED_PERIOD_S
+
+    async def refresh(self, *, max_age_s: float) -> None:
+        """Asks the controller, unless it answered within `max_age_s`; callers share one call.
+
+        Raises:
+            TimeoutError: The controller did not answer within 10 s.
+            Exception: Whatever else went wrong with it.
+        """
+        if time.monotonic() - self._refreshed_at_s < max_age_s:
+            return
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.create_task(self._refresh(), name="catalogue refresh")
+        await asyncio.shield(
+            self._refreshing
+        )  # a client that leaves must not end it for the others
+
+    async def _refresh_since(self, moment_s: float) -> None:
+        """Asks the controller unless it answered after `moment_s`, and not sooner than allowed."""
+        while self._refreshed_at_s < moment_s:  # a call under way had begun before
+            age_s = time.monotonic() - self._refreshed_at_s
+            await asyncio.sleep(max(0.0, MIN_REFRESH_PERIOD_S - age_s))
+            await self.refresh(max_age_s=MIN_REFRESH_PERIOD_S)
+
+    async def _refresh(self) -> None:
+        # One call at a time: a controller that is gone would hold a thread for each of them.
+        if self._asked is None:
+            call = asyncio.get_running_loop().run_in_executor(None, self._fetch_state)
+            call.add_done_callback(_retrieve)
+            self._asked = time.monotonic(), call
+        asked_at_s, call = self._asked
+        try:
+            async with asyncio.timeout(FETCH_TIMEOUT_S):
+                state = await asyncio.shield(call)
+        finally:
+            if call.done():
+                self._asked = None
+        self.update(state)
+        self._refreshed_at_s = asked_at_s
+
+    def update(self, state: ServeState) -> None:
+        """Takes over what the controller said."""
+        states = {
+            name: application
+            for name, application in state.applications.items()
+            if (application.route_prefix or "").startswith(MODELS_PREFIX)
+        }
+        self._ran = {
+            name
+            for name, app in states.items()
+            if app.status != DELETING
+            and (name in self._ran or app.num_running_replicas or app.status == "RUNNING")
+        }
+        models = [model_entry(app, has_run=name in self._ran) for name, app in states.items()]
+        entries, clashes = entries_by_name(models)
+        self._log_clashes(clashes)
+        self._has_playground = any(
+            app.route_prefix == PLAYGROUND_PREFIX and app.num_running_replicas
+            for app in state.applications.values()
+        )
+        self._log_waiting(states)
+        self._entries, self._states = entries, states
+        names = [entry.name for entry in entries.values() if entry.is_model and not entry.deleted]
+        self._only = names[0] if len(names) == 1 else None
+        self._refreshed_at_s = time.monotonic()
+
+    def _log_clashes(self, clashes: frozenset[Clash]) -> None:
+        for name, winner, loser in sorted(clashes - self._clashes):
+            logger.warning(
+                "two applications claim the model name %r: requests go to %r, not to %r; give "
+                "`serving.aliases` or `serving.adapters` of one of them another name",
+                name,
+                winner,
+                loser,
+            )
+        self._clashes = clashes
+
+    def _log_waiting(self, states: dict[str, ApplicationState]) -> None:
+        for name, state in states.items():
+            before = self._states.get(name)
+            if state.waits_for and (before is None or not before.waits_for):
+                logger.warning("model %r: %s", name, state.waits_for)
+            elif before is not None and before.waits_for and not state.waits_for:
+                logger.info("model %r waits no more", name)
+
+
+def _retrieve(call: asyncio.Future[ServeState]) -> None:
+    """Has asyncio not report the failure of a call that nobody waits for any more."""
+    if not call.cancelled():
+        call.exception()

@@ -1,0 +1,167 @@
+"""The routes that the router answers itself: models, files, health, readiness, documentation.
+
+Reads the catalogue; relays nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+from truthgpt_serve.cluster.state import ApplicationState
+from truthgpt_serve.errors import MethodError, MissingFileError, ModelNotFoundError
+from truthgpt_serve.http.asgi import Send, send_bytes, send_json
+from truthgpt_serve.http.file_store import FILES_PATH, FileStore, fetch_file
+from truthgpt_serve.router.backend_info import Accelerations
+from truthgpt_serve.router.discovery import Catalogue
+from truthgpt_serve.router.model_entry import ModelEntry
+from truthgpt_serve.router.open_inference import OpenInferencePages
+from truthgpt_serve.router.openapi import docs_html, openapi_json
+
+Page = Callable[[Send], Awaitable[None]]
+
+_MODELS = "/v1/models"
+_PAGE_POLICY = (
+    b"content-security-policy",
+    b"default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'",
+)
+"""The page's own styles, and nothing else: no script and no other host."""
+
+
+class Pages:
+    """Finds the page for a path.
+
+    Args:
+        catalogue: The models.
+        accelerations: What computes in the models.
+        fetch_metrics: Returns the metrics of this node.
+        files: Where models put results that clients fetch by address, or None.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        accelerations: Accelerations,
+        fetch_metrics: Callable[[], Awaitable[bytes]],
+        files: FileStore | None = None,
+    ) -> None:
+        self._catalogue = catalogue
+        self._accelerations = accelerations
+        self._fetch_metrics = fetch_metrics
+        self._files = files
+        self._open_inference = OpenInferencePages(catalogue)
+        self._pages: dict[str, Page] = {
+            "/health": self._health,
+            "/ready": self._ready,
+            "/metrics": self._metrics,
+            _MODELS: self._models,
+            "/openapi.json": _openapi,
+            "/docs": _docs,
+            "/": self._home,
+        }
+
+    def find(self, method: str, path: str) -> Page | None:
+        """Returns the page at `path`, or None when the request is for a model.
+
+        Raises:
+            MethodError: The page exists, but only for GET and HEAD.
+        """
+        page = self._pages.get(path) or self._open_inference.find(path)
+        if page is None and path.startswith(f"{_MODELS}/"):
+            page = partial(self._model, path.removeprefix(f"{_MODELS}/"))
+        if page is None and path.startswith(FILES_PATH):
+            page = partial(self._file, path.removeprefix(FILES_PATH))
+        if page is None:
+            return None
+        if method not in ("GET", "HEAD"):
+            raise MethodError(f"{path} takes GET, not {method}", allow=("GET", "HEAD"))
+        return page
+
+    async def _home(self, send: Send) -> None:
+        location = b"/ui/" if await self._catalogue.find_playground() else b"/docs"
+        headers = [(b"location", location), (b"content-length", b"0")]
+        await send({"type": "http.response.start", "status": 307, "headers": headers})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _health(self, send: Send) -> None:
+        await send_json(send, {"status": "ok"})
+
+    async def _ready(self, send: Send) -> None:
+        states, lost_s = self._catalogue.states(), self._catalogue.lost_s
+        ready = self._catalogue.loaded and all(state.status == "RUNNING" for state in states)
+        ready = ready and lost_s is None
+        value: dict[str, Any] = {
+            "status": "ready" if ready else "not ready",
+            "models": {state.name: _state_object(state) for state in states},
+        }
+        if lost_s is not None:
+            value["message"] = f"Ray Serve's controller has not answered for {lost_s:.0f} s"
+        headers = [] if ready else [(b"retry-after", b"2")]
+        await send_json(send, value, status=200 if ready else 503, headers=headers)
+
+    async def _metrics(self, send: Send) -> None:
+        await send_bytes(
+            send, await self._fetch_metrics(), b"text/plain; version=0.0.4; charset=utf-8"
+        )
+
+    async def _models(self, send: Send) -> None:
+        data = [_model_object(entry) for entry in self._catalogue.entries()]
+        await send_json(send, {"object": "list", "data": data})
+
+    async def _model(self, name: str, send: Send) -> None:
+        entry = await self._catalogue.look_up(name)
+        if entry is None:
+            raise ModelNotFoundError(f"The model {name!r} does not exist", param="model")
+        acceleration, last_death = await self._accelerations.find(name)
+        value = {**_model_object(entry), "card": entry.card, "acceleration": acceleration}
+        states = {state.name: state for state in self._catalogue.states()}
+        if (state := states.get(entry.application)) is not None:
+            value["status"] = state.status
+            value["last_error"] = state.last_error or (last_death if entry.running else None)
+        await send_json(send, value)
+
+    async def _file(self, file_id: str, send: Send) -> None:
+        if self._files is None:
+            raise MissingFileError(f"there is no file {file_id[:80]!r}")
+        file = await fetch_file(self._files, file_id)
+        await send_bytes(send, file.data, file.content_type.encode(), headers=file.headers())
+
+
+def _state_object(state: ApplicationState) -> dict[str, Any]:
+    value: dict[str, Any] = {
+        "status": state.status,
+        "num_running_replicas": state.num_running_replicas,
+    }
+    if state.waits_for:
+        value["message"] = state.waits_for
+    if state.last_error:
+        value["last_error"] = state.last_error
+    return value
+
+
+def _model_object(entry: ModelEntry) -> dict[str, Any]:
+    value = {
+        "id": entry.name,
+        "object": "model",
+        "created": entry.created,
+        "owned_by": "truthgpt-serve",
+    }
+    if entry.parent is not None:
+        value["parent"] = entry.parent
+    if entry.alias_of is not None:
+        value["alias_of"] = entry.alias_of
+    if entry.waits_for is not None:
+        value["waits_for"] = entry.waits_for
+    return value
+
+
+async def _openapi(send: Send) -> None:
+    document = await asyncio.to_thread(openapi_json)  # the first time it is read from its files
+    await send_bytes(send, document, b"application/json")
+
+
+async def _docs(send: Send) -> None:
+    page = await asyncio.to_thread(docs_html)
+    await send_bytes(send, page, b"text/html; charset=utf-8", headers=[_PAGE_POLICY])

@@ -1,0 +1,1 @@
+"""The routes for transcriptions and translations."""

@@ -1,0 +1,90 @@
+"""OpenAI's speech routes for any class that says it can: `transcription`, `translation`.
+
+Knows how requests, recordings and answers follow each other; fields, files and bytes are `audio_*`.
+The class gets `audio`, a float32 numpy array `[samples]`, and `sampling_rate`; optionally
+`language`, `prompt`, `temperature`, `timestamps` (`segment`, `word` or a list of both),
+`detect_language` and `task` (`translate`). It gives `text`, and where it was asked `segments` and
+`words` with `start` and `end` in seconds; what else its segments have passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+from truthgpt_serve.errors import UnsupportedError
+from truthgpt_serve.http.connection import Connection
+from truthgpt_serve.http.multipart import form_boundary, parse_form
+from truthgpt_serve.server.audio.codec import AudioExchange
+from truthgpt_serve.server.audio.decode import decode_audio
+from truthgpt_serve.server.audio.request import AudioRequest, parse_audio
+from truthgpt_serve.server.images.files import Codec
+from truthgpt_serve.server.instance import ModelHost
+
+PATH = "/v1/audio/transcriptions"
+TRANSLATIONS_PATH = "/v1/audio/translations"
+DEFAULT_RATE = 16000
+"""Samples a second for a class without `sampling_rate`."""
+DEFAULT_MAX_S = 1800.0
+"""Longest recording in seconds for a class without `max_audio_s`."""
+Read = Callable[[Connection], Awaitable[bytes]]
+
+
+class AudioRoutes:
+    """Answers transcription requests with the model of a host.
+
+    Args:
+        host: The model; started before the first request.
+        read: Reads a request's body.
+        check_name: Raises ModelNotFoundError for a model name that is not the host's.
+    """
+
+    def __init__(self, host: ModelHost, read: Read, check_name: Callable[[str], None]) -> None:
+        self._host = host
+        self._read = read
+        self._check_name = check_name
+        self._codec = Codec()
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._codec.close()
+
+    async def transcribe(self, connection: Connection) -> None:
+        """Answers `POST /v1/audio/transcriptions`."""
+        await self._answer(connection, "transcribe", "transcription")
+
+    async def translate(self, connection: Connection) -> None:
+        """Answers `POST /v1/audio/translations`."""
+        await self._answer(connection, "translate", "translation")
+
+    async def _answer(self, connection: Connection, task: str, operation: str) -> None:
+        body = await self._read(connection)
+        host = self._host
+        if operation not in getattr(host.model, "operations", ()):
+            raise UnsupportedError(
+                f"the model {host.name!r} does not {task} recordings", param="model"
+            )
+        boundary = form_boundary(connection.header(b"content-type"))
+        parts = await self._codec.run(lambda: parse_form(boundary, body))
+        request = parse_audio(parts, task)
+        self._check_name(request.model)
+        async with connection.guard(host.max_request_s) as guard:
+            exchange = await self._exchange(request)
+            if request.stream:
+                await host.stream(exchange, connection.emit)
+                guard.release()
+                await connection.end_events()
+                return
+            answer, content_type = await host.run(exchange)
+            guard.release()
+            await connection.reply(answer, content_type)
+
+    async def _exchange(self, request: AudioRequest) -> AudioExchange:
+        model = self._host.model
+        rate = int(getattr(model, "sampling_rate", DEFAULT_RATE))
+        max_s = float(getattr(model, "max_audio_s", DEFAULT_MAX_S))
+        samples: Any = await self._codec.run(partial(decode_audio, request.file, rate, max_s))
+        request.file = b""  # the samples are what is needed from here on
+        inputs = {"audio": samples, "sampling_rate": rate, **request.inputs}
+        return AudioExchange(request, inputs, len(samples) / rate, self._host.label)

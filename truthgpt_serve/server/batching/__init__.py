@@ -1,0 +1,1 @@
+"""Dynamic batching: calls that wait together run as one."""

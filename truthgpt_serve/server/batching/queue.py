@@ -1,0 +1,241 @@
+"""The requests that wait for a batch: bounded, in order, in turn by key; runs no code of theirs."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Hashable
+from enum import Enum
+from typing import Any
+
+from truthgpt_serve.errors import OverloadedError, UnavailableError
+from truthgpt_serve.server.execution.codec import Exchange
+
+
+class State(Enum):
+    """Where a request is."""
+
+    WAITS = "waits"
+    RUNS = "runs"
+    LEFT = "left"
+
+
+class Entry:
+    """One request that waits for a batch or runs in one.
+
+    Attributes:
+        exchange: Its own steps.
+        future: What its caller waits for.
+        since_s: When it came, by the monotonic clock.
+        expires_s: When nobody wants its answer any more, by the same clock.
+        inputs: What the model gets, once prepared.
+        state: Changed by its queue only.
+        line: The requests among which it waits; None on its way from one line to the next.
+    """
+
+    __slots__ = ("exchange", "expires_s", "future", "inputs", "line", "since_s", "state")
+
+    def __init__(
+        self, exchange: Exchange, future: asyncio.Future[Any], limit_s: float | None
+    ) -> None:
+        self.exchange = exchange
+        self.future = future
+        self.since_s = time.monotonic()
+        self.expires_s = float("inf") if limit_s is None else self.since_s + limit_s
+        self.inputs: Any = None
+        self.state = State.WAITS
+        self.line: Line | None = None
+
+    @property
+    def in_time(self) -> bool:
+        """Whether its time is not over."""
+        return time.monotonic() < self.expires_s
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the caller still waits."""
+        return not self.future.done() and self.in_time
+
+
+Line = OrderedDict[Entry, None]
+"""Requests in their order; any of them leaves it at the cost of one look-up."""
+
+
+class RequestQueue:
+    """Takes requests from event loops and hands them, batch by batch, to one runner in any thread.
+
+    The runner sorts the arrivals into one line for each key and takes a batch from each line in
+    turn, so a request is overtaken by at most one batch of each other key for every batch of its
+    own that stands before it.
+
+    Args:
+        label: `Class.infer_batch`, for messages.
+        max_requests: Requests that may wait and run.
+    """
+
+    def __init__(self, label: str, max_requests: int) -> None:
+        self._label = label
+        self._max_requests = max_requests
+        self._lock = threading.Lock()
+        self._arrived: Line = OrderedDict()
+        self._lines: OrderedDict[Hashable, Line] = OrderedDict()
+        self._entries: set[Entry] = set()
+        self._num_running = 0
+        self._num_waiting = 0
+        self._has_runner = False
+        self._closed = False
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for a batch."""
+        return self._num_waiting
+
+    @property
+    def ongoing(self) -> int:
+        """Requests that wait or run, those that run for a caller who left included."""
+        return self._num_waiting + self._num_running
+
+    def add(self, entry: Entry) -> bool:
+        """Lets a request wait; returns whether a runner must be started.
+
+        Raises:
+            OverloadedError: As many requests wait and run as may.
+            UnavailableError: The queue is closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise shutting_down()
+            if self.ongoing >= self._max_requests:
+                raise OverloadedError(
+                    f"{self._label}: {self.ongoing} requests run or wait; try again later",
+                    retry_after_s=1,
+                )
+            self._entries.add(entry)
+            entry.line = self._arrived
+            self._arrived[entry] = None
+            self._num_waiting += 1
+            idle = not self._has_runner
+            self._has_runner = True
+            return idle
+
+    def abandon(self, entry: Entry) -> bool:
+        """Forgets a request whose caller has an answer or left.
+
+        Returns:
+            Whether its batch runs and none of that batch's callers waits any more.
+        """
+        with self._lock:
+            self._entries.discard(entry)
+            if entry.state is State.WAITS:
+                self._remove(entry)
+                return False
+            return entry.state is State.RUNS and not any(
+                other.state is State.RUNS for other in self._entries
+            )
+
+    def release_runner(self) -> bool:
+        """Lets the runner end if nothing waits; returns whether it may."""
+        with self._lock:
+            if self._num_waiting:
+                return False
+            self._lines.clear()
+            self._has_runner = False
+            return True
+
+    def pop_arrivals(self, max_entries: int | None) -> list[Entry]:
+        """Takes requests that are not sorted yet, oldest first; None takes all."""
+        with self._lock:
+            size = len(self._arrived)
+            num_taken = size if max_entries is None else min(size, max_entries)
+            taken = [self._arrived.popitem(last=False)[0] for _ in range(num_taken)]
+            for entry in taken:
+                entry.line = None
+            return taken
+
+    def sort(self, entry: Entry, key: Hashable) -> None:
+        """Puts a request at the end of its key's line, unless its caller has left.
+
+        Raises:
+            TypeError: The key has no hash.
+        """
+        with self._lock:
+            line = self._lines.setdefault(key, OrderedDict())
+            if entry.state is State.WAITS:
+                entry.line = line
+                line[entry] = None
+
+    def first_line_size(self) -> int:
+        """Returns the number of requests in the line whose turn it is."""
+        with self._lock:
+            return len(next(iter(self._lines.values()), ()))
+
+    def take(self, max_entries: int) -> list[Entry]:
+        """Takes a batch from the line whose turn it is and puts that line last."""
+        with self._lock:
+            while self._lines:
+                key, line = self._lines.popitem(last=False)
+                batch = self._take(line, max_entries)
+                if line:
+                    self._lines[key] = line
+                if batch:
+                    return batch
+            return []
+
+    def _take(self, line: Line, max_entries: int) -> list[Entry]:
+        batch: list[Entry] = []
+        while line and len(batch) < max_entries:
+            entry, _ = line.popitem(last=False)
+            entry.line = None
+            self._num_waiting -= 1
+            if entry.wanted:
+                entry.state = State.RUNS
+                self._num_running += 1
+                batch.append(entry)
+            else:
+                entry.state = State.LEFT
+        return batch
+
+    def finish(self, entries: list[Entry]) -> None:
+        """Gives the places of requests free: they have run, or failed before they could."""
+        with self._lock:
+            for entry in entries:
+                if entry.state is State.RUNS:
+                    self._num_running -= 1
+                    entry.state = State.LEFT
+                elif entry.state is State.WAITS:
+                    self._remove(entry)
+
+    def _remove(self, entry: Entry) -> None:
+        entry.state = State.LEFT
+        self._num_waiting -= 1
+        if entry.line is not None:
+            del entry.line[entry]
+            entry.line = None
+
+    def close(self) -> list[Entry]:
+        """Takes nothing more, forgets what waits and returns it."""
+        with self._lock:
+            self._closed = True
+            waiting = [entry for entry in self._entries if entry.state is State.WAITS]
+            for entry in waiting:
+                self._remove(entry)
+            return waiting
+
+    def reset(self) -> list[Entry]:
+        """Forgets everything, because the runner has died; returns all whose callers wait."""
+        with self._lock:
+            entries = list(self._entries)
+            for entry in entries:
+                entry.state, entry.line = State.LEFT, None
+            self._arrived.clear()
+            self._lines.clear()
+            self._num_waiting = self._num_running = 0
+            self._has_runner = False
+            return entries
+
+
+def shutting_down() -> UnavailableError:
+    """Returns the error of a request that comes too late, ready to raise."""
+    return UnavailableError("the model is shutting down")

@@ -1,0 +1,135 @@
+"""OpenAI's embedding route for any class whose task is embedding.
+
+Knows how requests, texts and answers follow each other; fields and vectors are `embeddings_*`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+from truthgpt_serve.errors import UnsupportedError
+from truthgpt_serve.http.connection import Connection
+from truthgpt_serve.protocol import encode_json, parse_object
+from truthgpt_serve.server.embeddings.codec import EmbeddingExchange, Vector
+from truthgpt_serve.server.embeddings.request import EmbeddingRequest, parse_embedding
+from truthgpt_serve.server.execution.gather import gather
+from truthgpt_serve.server.instance import ModelHost
+from truthgpt_serve.server.request_limits import RequestLimits
+from truthgpt_serve.server.text.routes import Tokenizer
+
+PATH = "/v1/embeddings"
+Read = Callable[[Connection], Awaitable[bytes]]
+
+
+class EmbeddingRoutes:
+    """Answers embedding requests with the model of a host: each text is a call of its own.
+
+    So texts of one request and of others share the batches of a class with `infer_batch`.
+
+    Args:
+        host: The model; started before the first request.
+        read: Reads a request's body.
+        check_name: Raises ModelNotFoundError for a model name that is not the host's.
+        limits: What a request may ask for.
+    """
+
+    def __init__(
+        self,
+        host: ModelHost,
+        read: Read,
+        check_name: Callable[[str], None],
+        limits: RequestLimits,
+    ) -> None:
+        self._host = host
+        self._limits = limits
+        self._read = read
+        self._check_name = check_name
+        self._tokenizer: Tokenizer | None = None
+        self._places: asyncio.Semaphore | None = None
+
+    async def create(self, connection: Connection) -> None:
+        """Answers `POST /v1/embeddings`."""
+        body = await self._read(connection)
+        host = self._host
+        task = str(host.cfg.get("task") or "text-generation")
+        if task != "embedding":
+            raise UnsupportedError(
+                f"the model {host.name!r} has task {task}, which has no embedding route",
+                param="model",
+            )
+        fields = parse_object(body)
+        self._limits.check(PATH, body, fields)
+        request = parse_embedding(fields)
+        self._check_name(request.model)
+        if request.has_token_ids and not getattr(host.model, "accepts_token_ids", False):
+            raise UnsupportedError(
+                f"the model {host.name!r} takes texts, not token ids", param="input"
+            )
+        exchanges = [
+            EmbeddingExchange(
+                inputs, host.label, base64_wanted=request.base64, check=self._find_check()
+            )
+            for inputs in request.inputs
+        ]
+        async with connection.guard(host.max_request_s) as guard:
+            vectors = await gather(
+                [self._vector(exchange, index) for index, exchange in enumerate(exchanges)]
+            )
+            guard.release()
+            await connection.reply(self._encode(request, vectors))
+
+    def _find_check(self) -> Callable[[str], object] | None:
+        limit = getattr(self._host.model, "max_model_len", None)
+        if limit is None:
+            return None
+        return partial(self._known_tokenizer().check, limit=limit, special=True, param="input")
+
+    def _known_tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer(getattr(self._host.model, "tokenizer", None))
+        return self._tokenizer
+
+    async def _vector(self, exchange: EmbeddingExchange, index: int) -> Vector:
+        """Awaits one text's vector.
+
+        A request's first text competes with other requests; further ones wait here until one of the
+        places that requests have is free, so that many texts are no overload.
+        """
+        if index == 0:
+            return await self._run(exchange)
+        if self._places is None:
+            self._places = asyncio.Semaphore(self._host.max_ongoing)
+        async with self._places:
+            return await self._run(exchange)
+
+    async def _run(self, exchange: EmbeddingExchange) -> Vector:
+        vector: Vector = await self._host.run(exchange)
+        return vector
+
+    def _encode(self, request: EmbeddingRequest, vectors: list[Vector]) -> bytes:
+        data = b",".join(
+            b'{"object":"embedding","index":%d,"embedding":%b}' % (index, vector.json)
+            for index, vector in enumerate(vectors)
+        )
+        end: dict[str, Any] = {"model": self._host.name}
+        num_tokens = self._count(request, vectors)
+        if num_tokens is not None:
+            end["usage"] = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+        return b'{"object":"list","data":[%b],%b' % (data, encode_json(end)[1:])
+
+    def _count(self, request: EmbeddingRequest, vectors: list[Vector]) -> int | None:
+        """Returns the tokens of all texts, or None when nobody can count them."""
+        total = 0
+        for inputs, vector in zip(request.inputs, vectors, strict=True):
+            count = vector.num_tokens
+            if count is None and "token_ids" in inputs:
+                count = len(inputs["token_ids"])
+            if count is None:
+                count = self._known_tokenizer().count(inputs["text"], special=True)
+            if count is None:
+                return None
+            total += count
+        return total

@@ -1,0 +1,1 @@
+"""The routes for images: generations, edits and variations."""

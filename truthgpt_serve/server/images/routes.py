@@ -1,0 +1,284 @@
+"""OpenAI's image routes for any class whose task is image-generation.
+
+Knows how requests, images and answers follow each other; fields, files and bytes are `images_*`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, TypeVar
+
+from truthgpt_serve.config.images import ImagesSection
+from truthgpt_serve.errors import TooLargeError, UnsupportedError
+from truthgpt_serve.http.connection import Connection
+from truthgpt_serve.http.file_store import FILES_PATH, FileStore, fetch_file
+from truthgpt_serve.http.multipart import FORM_TYPE, form_boundary, parse_form
+from truthgpt_serve.http.public_url import public_url
+from truthgpt_serve.protocol import parse_object
+from truthgpt_serve.server.execution.gather import gather
+from truthgpt_serve.server.images.codec import ImageExchange, ImageResult, PartialImage, Progress
+from truthgpt_serve.server.images.files import (
+    Codec,
+    EncodedImage,
+    decode_image,
+    decode_mask,
+    encode_image,
+    load_pil,
+)
+from truthgpt_serve.server.images.request import MAX_SEED, ImageParser, ImageRequest, Operation
+from truthgpt_serve.server.images.response import (
+    Image,
+    encode_completed,
+    encode_partial,
+    encode_progress,
+    encode_response,
+)
+from truthgpt_serve.server.instance import ModelHost
+
+T = TypeVar("T")
+
+DEFAULT_STEPS = 30
+"""`steps` when neither the request nor the class (`default_steps`) says one."""
+MAX_TOTAL = 4
+"""All images of one request may have this many times the pixels of one."""
+
+
+class ImageRoutes:
+    """Answers image requests with the model of a host.
+
+    Args:
+        host: The model; started before the first request.
+        files: Where `url` results lie.
+        max_body_bytes: The largest request body that the application takes.
+        check_name: Raises ModelNotFoundError for a model name that is not the host's.
+    """
+
+    def __init__(
+        self,
+        host: ModelHost,
+        files: FileStore,
+        max_body_bytes: int,
+        check_name: Callable[[str], None],
+    ) -> None:
+        self._host = host
+        self._files = files
+        self._check_name = check_name
+        serving = host.cfg.get("serving") or {}
+        self._limits = ImagesSection.model_validate(serving.get("images") or {})
+        self._max_body_bytes = max_body_bytes
+        self._adapters = [adapter["name"] for adapter in serving.get("adapters") or []]
+        known = self._adapters if host.spec.takes_adapters else None
+        self._parser = ImageParser(self._limits, known)
+        self._codec = Codec()
+        self._has_pil = False
+        self._places: asyncio.Semaphore | None = None
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._codec.close()
+
+    async def generate(self, connection: Connection) -> None:
+        """Answers `POST /v1/images/generations`."""
+        body = await self._read(connection)
+        self._check_operation("generation")
+        if connection.header(b"content-type").lower().startswith(FORM_TYPE):
+            raise UnsupportedError(
+                "this route takes JSON, not a form; /v1/images/edits takes a form with images"
+            )
+        await self._answer(connection, self._parser.parse_json(parse_object(body)))
+
+    async def edit(self, connection: Connection) -> None:
+        """Answers `POST /v1/images/edits`."""
+        await self._form(connection, "edit")
+
+    async def vary(self, connection: Connection) -> None:
+        """Answers `POST /v1/images/variations`."""
+        await self._form(connection, "variation")
+
+    async def file(self, connection: Connection, file_id: str) -> None:
+        """Answers `GET /v1/files/images/{id}`."""
+        file = await fetch_file(self._files, file_id)
+        await connection.reply(file.data, file.content_type, headers=file.headers())
+
+    async def _read(self, connection: Connection) -> bytes:
+        limit = min(self._max_body_bytes, self._limits.max_upload_bytes)
+        try:
+            return await connection.read(limit, self._host.max_request_s)
+        except TooLargeError:
+            if limit == self._max_body_bytes:
+                raise
+            raise TooLargeError(
+                f"the body is larger than {limit} bytes, the most that an image request may have "
+                "(`serving.images.max_upload_bytes`)"
+            ) from None
+
+    async def _form(self, connection: Connection, operation: Operation) -> None:
+        body = await self._read(connection)
+        self._check_operation(operation)
+        boundary = form_boundary(connection.header(b"content-type"))
+        parts = await self._codec.run(lambda: parse_form(boundary, body))
+        await self._answer(connection, self._parser.parse_form(operation, parts))
+
+    def _check_operation(self, operation: Operation) -> None:
+        host = self._host
+        task = str(host.cfg.get("task") or "text-generation")
+        if task != "image-generation":
+            raise UnsupportedError(
+                f"the model {host.name!r} has task {task}, which has no image routes",
+                param="model",
+            )
+        operations = getattr(host.model, "operations", ("generation",))
+        if operation not in operations:
+            raise UnsupportedError(
+                f"the model {host.name!r} cannot do image {operation}s; it can do "
+                f"{', '.join(f'image {name}s' for name in operations)}",
+                param="model",
+            )
+
+    def _check_model(self, request: ImageRequest) -> None:
+        if request.model in self._adapters:
+            # An adapter is a model name of its own; others of the request come on top.
+            weights = {request.model: 1.0, **request.inputs.get("adapters", {})}
+            request.inputs["adapters"] = weights
+        else:
+            self._check_name(request.model)
+
+    # -- one request
+
+    async def _answer(self, connection: Connection, request: ImageRequest) -> None:
+        self._check_model(request)
+        async with connection.guard(self._host.max_request_s) as guard:
+            await self._decode(request)
+            exchanges = self._exchanges(request)
+            if request.stream:
+                await self._stream(connection, request, exchanges)
+                guard.release()
+                await connection.end_events()
+                return
+            images = await gather(
+                [self._image(request, exchange, i) for i, exchange in enumerate(exchanges)]
+            )
+            urls = await self._store(connection, request, images) if request.url else []
+            body = await self._codec.run(lambda: encode_response(request, images, urls))
+            guard.release()
+            await connection.reply(body)
+
+    async def _decode(self, request: ImageRequest) -> None:
+        """Puts the uploaded images into the inputs."""
+        uploads, limit = request.images, self._limits.max_pixels
+        if not self._has_pil:  # its absence is found before the model works
+            await self._codec.run(load_pil)
+            self._has_pil = True
+        if not uploads:
+            return
+        images: list[Any] = []
+        num_pixels = 0
+        for index, data in enumerate(uploads):
+            place = "image" if len(uploads) == 1 else f"image[{index}]"
+            image = await self._codec.run(partial(decode_image, data, place, limit))
+            num_pixels += image.width * image.height
+            if num_pixels > MAX_TOTAL * limit:
+                raise TooLargeError(
+                    f"the first {index + 1} images have {num_pixels} pixels together, more than "
+                    f"the {MAX_TOTAL * limit} that one request may have",
+                    param="image",
+                    code="image_too_large",
+                )
+            images.append(image)
+        request.inputs["image"] = images[0] if len(images) == 1 else images
+        if request.mask is not None:
+            request.inputs["mask"] = await self._codec.run(
+                partial(decode_mask, request.mask, "mask", limit, images[0].size)
+            )
+        request.images, request.mask = [], None
+
+    def _exchanges(self, request: ImageRequest) -> list[ImageExchange]:
+        """Returns the exchange of each image: the same inputs, but for the seed."""
+        model, inputs = self._host.model, request.inputs
+        steps = getattr(model, "default_steps", DEFAULT_STEPS)
+        if steps is not None:
+            inputs.setdefault("steps", steps)
+        seed = request.seed
+        if seed is None and getattr(model, "accepts_seed", False):
+            seed = secrets.randbelow(MAX_SEED - request.n)
+        return [
+            ImageExchange(
+                inputs if seed is None else {**inputs, "seed": seed + index},
+                self._host.label,
+                partial_images=request.partial_images,
+                progress=request.progress,
+                shared=request.n > 1,
+            )
+            for index in range(request.n)
+        ]
+
+    async def _in_place(self, index: int, call: Callable[[], Awaitable[T]]) -> T:
+        """Awaits a call of the model.
+
+        A request's first image competes with other requests; further ones wait here until one of
+        the places that requests have is free, so that many images are no overload.
+        """
+        if index == 0:
+            return await call()
+        if self._places is None:
+            self._places = asyncio.Semaphore(self._host.max_ongoing)
+        async with self._places:
+            return await call()
+
+    async def _image(self, request: ImageRequest, exchange: ImageExchange, index: int) -> Image:
+        result = await self._in_place(index, lambda: self._host.run(exchange))
+        return Image(await self._encode(request, result.image, "infer"), result)
+
+    async def _encode(self, request: ImageRequest, image: Any, method: str) -> EncodedImage:
+        label = f"{self._host.label}.{method}"
+        return await self._codec.run(lambda: encode_image(image, request.output, label))
+
+    async def _store(
+        self, connection: Connection, request: ImageRequest, images: list[Image]
+    ) -> list[str]:
+        """Returns the addresses of the images, which are stored only now that all are there."""
+        ids = [
+            await self._files.put(
+                image.file.data,
+                request.output.content_type,
+                group=self._host.name,
+                expiry_s=self._limits.url_expiry_s,
+                max_bytes=self._limits.max_stored_bytes,
+            )
+            for image in images
+        ]
+        return [public_url(connection.scope, FILES_PATH + file_id) for file_id in ids]
+
+    # -- streams
+
+    async def _stream(
+        self, connection: Connection, request: ImageRequest, exchanges: list[ImageExchange]
+    ) -> None:
+        writing = asyncio.Lock()  # images of one request share the connection
+
+        async def emit(index: int, piece: Progress | PartialImage | ImageResult) -> None:
+            event = await self._event(request, piece, index)
+            async with writing:
+                await connection.emit(event)
+
+        await gather(
+            [
+                self._in_place(index, partial(self._host.stream, exchange, partial(emit, index)))
+                for index, exchange in enumerate(exchanges)
+            ]
+        )
+
+    async def _event(
+        self, request: ImageRequest, piece: Progress | PartialImage | ImageResult, index: int
+    ) -> bytes:
+        if isinstance(piece, Progress):
+            return encode_progress(request, piece, index)
+        method = "stream" if self._host.streams else "infer"
+        file = await self._encode(request, piece.image, method)
+        if isinstance(piece, PartialImage):
+            return await self._codec.run(lambda: encode_partial(request, file, piece, index))
+        image = Image(file, piece)
+        return await self._codec.run(lambda: encode_completed(request, image, index))

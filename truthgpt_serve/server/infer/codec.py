@@ -1,0 +1,67 @@
+"""A `/v1/infer` request's steps around `infer` and `stream`; knows no threads and no sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from truthgpt_serve.errors import RequestError
+from truthgpt_serve.protocol import bad_field, encode_json, kind_of, parse_model, parse_stream
+from truthgpt_serve.server.infer.values import decode_value, encode_value
+
+
+class InferExchange:
+    """Decodes the inputs, and encodes the outputs or each item of a stream.
+
+    Args:
+        body: The request, `{"model", "inputs", "stream"?}`.
+        label: The class's name, for messages.
+
+    Attributes:
+        model: The model name of the request, and of the answer.
+        stream: Whether the answer comes as server-sent events.
+
+    Raises:
+        RequestError: A field is missing or wrong.
+    """
+
+    def __init__(self, body: Mapping[str, Any], label: str) -> None:
+        self.done = False
+        self.name_model(parse_model(body))
+        self.stream = parse_stream(body)
+        inputs = body.get("inputs")
+        if inputs is None:
+            raise RequestError("`inputs` is required", param="inputs")
+        if not isinstance(inputs, dict):
+            raise bad_field("inputs", f"must be an object, not {kind_of(inputs)}")
+        self._inputs = inputs
+        self._label = label
+
+    def name_model(self, name: str) -> None:
+        """Sets the model name of the answer."""
+        self.model = name
+        self._head = b'{"model":' + encode_json(name) + b',"outputs":'
+
+    def prepare(self) -> dict[str, Any]:
+        """Returns the inputs, arrays and images decoded.
+
+        Raises:
+            RequestError: An array or image is damaged, or the inputs are nested too deeply.
+        """
+        inputs = self._inputs
+        try:
+            return {key: decode_value(value, f"inputs.{key}") for key, value in inputs.items()}
+        except RecursionError:
+            raise bad_field("inputs", "is nested too deeply") from None
+
+    def answer(self, outputs: Any) -> bytes:
+        """Returns the body of the whole answer."""
+        return self._head + encode_value(outputs, f"{self._label}.infer") + b"}"
+
+    def piece(self, item: Any) -> bytes:
+        """Returns the event for one item of `stream`."""
+        return b"data: " + self._head + encode_value(item, f"{self._label}.stream") + b"}\n\n"
+
+    def finish(self) -> bytes:
+        """Returns the last event."""
+        return b"data: [DONE]\n\n"

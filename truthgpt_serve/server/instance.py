@@ -1,0 +1,298 @@
+"""Runs a model's methods so that none can block the replica's event loop; knows nothing of HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from truthgpt_serve.config.base import MAX_BODY_BYTES
+from truthgpt_serve.contract import FamilySpec, Model
+from truthgpt_serve.errors import DeadlineError, RegistryError, ServerError
+from truthgpt_serve.hardware import request_limits
+from truthgpt_serve.http.file_store import FileStore, LocalFileStore
+from truthgpt_serve.server.batching.batcher import Batcher, create_batcher, join_metrics
+from truthgpt_serve.server.class_checks import check_class
+from truthgpt_serve.server.execution.channel import Channel
+from truthgpt_serve.server.execution.codec import Emit, Exchange, OnePiece, Plain
+from truthgpt_serve.server.execution.streaming import Pump, direct_stream
+from truthgpt_serve.server.execution.workers import Workers, contained_async
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+CLOSE_TIMEOUT_S = 30.0
+DEFAULT_REQUEST_S = 600.0
+DEFAULT_HEALTH_S = 10.0
+
+
+class ModelHost:
+    """Creates, loads, calls and closes one instance of a family's class.
+
+    Blocking methods run in worker threads, asynchronous ones on an event loop of their own unless
+    the family says that they never block (`FamilySpec.on_event_loop`). A class with only `infer`
+    has one worker, so `load` and every `infer` run in the same thread, one at a time.
+
+    Attributes:
+        model: The instance; None before `start`.
+        name: The model name that clients send.
+        spec: The family.
+        cfg: The configuration as a nested dict.
+        files: Where results that are asked for as addresses lie; by default in this process.
+        max_ongoing: Calls of the model that may run at once; known after `start`.
+    """
+
+    def __init__(
+        self, spec: FamilySpec, cfg: dict[str, Any], *, name: str, files: FileStore | None = None
+    ) -> None:
+        self.spec = spec
+        self.cfg = cfg
+        self.name = name
+        self.files = LocalFileStore() if files is None else files
+        self.max_ongoing = 1
+        self.model: Any = None
+        self._cls: type[Model] | None = None
+        self._workers: Workers | None = None
+        self._batcher: Batcher | None = None
+        self._direct_ongoing = 0
+
+    @property
+    def label(self) -> str:
+        """The class's name, for messages."""
+        return self.spec.class_path if self._cls is None else self._cls.__qualname__
+
+    @property
+    def ongoing(self) -> int:
+        """Calls of the model that wait or run, those whose client has left included."""
+        batched = self._batcher.ongoing if self._batcher else 0
+        return self._direct_ongoing + batched + (self._workers.ongoing if self._workers else 0)
+
+    def metrics(self) -> str | None:
+        """Returns the metrics of the class and of its batches, or None where there are neither."""
+        return join_metrics(getattr(self.model, "metrics", None), self._batcher)
+
+    @property
+    def streams(self) -> bool:
+        """Whether the class has a `stream` method."""
+        return callable(getattr(self.model, "stream", None))
+
+    async def start(self) -> None:
+        """Imports the class, makes the instance and loads it, all off the event loop.
+
+        Loading has no time limit: large weights take as long as they take.
+
+        Raises:
+            RegistryError: The class cannot be made or breaks the contract.
+        """
+        self._cls = await asyncio.to_thread(self.spec.load_class, str(self.cfg.get("task")))
+        check_class(self._cls)
+        limit, waiting = request_limits(self.cfg, self.spec)
+        self.max_ongoing = limit
+        batches = callable(getattr(self._cls, "infer_batch", None))
+        threads = 1 if batches and not callable(getattr(self._cls, "stream", None)) else limit
+        self._workers = Workers(threads, limit + waiting - threads, self.name)
+        try:
+            await asyncio.wrap_future(self._workers.submit(self._create))
+            await self._call("load", self.cfg)
+        except BaseException:
+            workers, self._workers = self._workers, None
+            workers.close(CLOSE_TIMEOUT_S)
+            raise
+        if batches:
+            batching = (self.cfg.get("serving") or {}).get("batching") or {}
+            self._batcher = create_batcher(
+                self._workers, self.model, self.label, limit + waiting, batching
+            )
+
+    def _create(self) -> None:
+        cls = self._cls or self.spec.load_class()
+        try:
+            self.model = cls()
+        except TypeError as error:
+            raise RegistryError(
+                f"{self.label}() failed: {error}; the class is made without arguments, "
+                "so set-up belongs in `load(cfg)`"
+            ) from error
+        if callable(set_name := getattr(self.model, "set_name", None)):
+            set_name(self.name)
+
+    @property
+    def max_request_s(self) -> float:
+        """The longest time that one request may take, in seconds."""
+        return float((self.cfg.get("serving") or {}).get("max_request_s") or DEFAULT_REQUEST_S)
+
+    @property
+    def max_body_bytes(self) -> int:
+        """The largest request body."""
+        return int((self.cfg.get("serving") or {}).get("max_body_bytes") or MAX_BODY_BYTES)
+
+    @property
+    def workers(self) -> Workers:
+        """The threads of the started model.
+
+        Raises:
+            ServerError: The model is not started.
+        """
+        if self._workers is None:
+            raise ServerError(f"model {self.name!r} is not started: await `start()` first")
+        return self._workers
+
+    async def _call(self, method: str, *args: Any) -> Any:
+        """Calls a method, sync or async, in its place and returns the result."""
+        function = getattr(self.model, method)
+        if not inspect.iscoroutinefunction(function):
+            result = await asyncio.wrap_future(self.workers.submit(lambda: function(*args)))
+            if not inspect.isawaitable(result):
+                return result
+            return await self._run_async(lambda: _await(result))
+        return await self._run_async(lambda: function(*args))
+
+    async def _run_async(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        if self.spec.on_event_loop:
+            self._direct_ongoing += 1
+            try:
+                return await contained_async(function)
+            finally:
+                self._direct_ongoing -= 1
+        return await asyncio.wrap_future(self.workers.submit_async(function))
+
+    async def infer(self, inputs: dict[str, Any]) -> Any:
+        """Answers one request with what the class's `infer` returns."""
+        return await self.run(Plain(inputs))
+
+    async def run(self, exchange: Exchange) -> Any:
+        """Calls `infer` with the exchange's inputs; returns the exchange's answer.
+
+        Raises:
+            OverloadedError: As many calls wait as may.
+            Exception: Whatever the class raised.
+        """
+        workers = self.workers
+        if self._batcher is not None:
+            return await self._batcher.run(exchange)
+        infer = self.model.infer
+        if inspect.iscoroutinefunction(infer):
+
+            async def call() -> Any:
+                outputs = await infer(exchange.prepare())
+                return exchange.answer(outputs)
+
+            return await self._run_async(call)
+        result = await workers.run(lambda: self._infer(infer, exchange))
+        if inspect.isawaitable(result):
+            return await self._run_async(lambda: _answer(result, exchange))
+        return result
+
+    def _infer(self, infer: Callable[[Any], Any], exchange: Exchange) -> Any:
+        outputs = infer(exchange.prepare())
+        if inspect.isawaitable(outputs):
+            return outputs
+        if inspect.isgenerator(outputs) or inspect.isasyncgen(outputs):
+            raise ServerError(
+                f"{self.label}.infer returned a {type(outputs).__name__}; "
+                "name the method that yields `stream`, and return the whole output from `infer`"
+            )
+        return exchange.answer(outputs)
+
+    async def stream(self, exchange: Exchange, emit: Emit) -> None:
+        """Awaits `emit` with each of the exchange's pieces and with its end; cancel it to stop.
+
+        It pushes, because a chain of asynchronous generators costs more for each piece than all
+        else here. A class without `stream` gives everything in one piece.
+
+        Raises:
+            OverloadedError: As many calls wait as may.
+            Exception: Whatever the class raised.
+        """
+        if not self.streams:
+            await emit(await self.run(OnePiece(exchange)))
+            return
+        method = self.model.stream
+        if self.spec.on_event_loop and inspect.isasyncgenfunction(method):
+            self._direct_ongoing += 1
+            try:
+                await direct_stream(method, exchange, emit)
+            finally:
+                self._direct_ongoing -= 1
+            return
+        channel = Channel()
+        pump = Pump(method, exchange, channel, f"{self.label}.stream", self.max_request_s)
+        work = pump.start(self.workers)
+        try:
+            while items := await channel.get():
+                for item in items:
+                    await emit(item)
+        finally:
+            channel.close()
+            work.cancel()
+
+    async def check_health(self) -> None:
+        """Raises what the class's `check_health` raises; returns when it has none.
+
+        It runs beside a busy `infer`, in another thread.
+
+        Raises:
+            DeadlineError: It took longer than `serving.health_check_timeout_s`.
+        """
+        serving = self.cfg.get("serving") or {}
+        limit_s = float(serving.get("health_check_timeout_s") or DEFAULT_HEALTH_S)
+        function = getattr(self.model, "check_health", None)
+        if not callable(function):
+            return
+        if not inspect.iscoroutinefunction(function):
+            work = asyncio.wrap_future(self.workers.submit_aside(function))
+        elif self.spec.on_event_loop:
+            work = asyncio.ensure_future(function())
+        else:
+            work = asyncio.wrap_future(self.workers.loop_thread.submit(function()))
+        try:
+            await asyncio.wait_for(work, limit_s)
+        except TimeoutError:
+            raise DeadlineError(
+                f"{self.label}.check_health did not return within {limit_s:g} s"
+            ) from None
+
+    async def create_asgi_app(self) -> Any:
+        """Returns the class's own application if it makes one, else the generic one.
+
+        An asynchronous `create_asgi_app` runs on the calling event loop, where the application
+        will run; a blocking one in a worker thread.
+        """
+        from truthgpt_serve.server.application import Application
+        from truthgpt_serve.server.shaped_errors import ShapedErrors
+
+        function = getattr(self.model, "create_asgi_app", None)
+        if not callable(function):
+            return Application(self)
+        if inspect.iscoroutinefunction(function):
+            app = await function()
+        else:
+            app = await asyncio.wrap_future(self.workers.submit(function))
+            app = await app if inspect.isawaitable(app) else app
+        return ShapedErrors(app, self.name)
+
+    async def close(self) -> None:
+        """Closes the model and its threads, waiting at most 30 s for what runs; never raises."""
+        if self._workers is None:
+            return
+        if self._batcher is not None:
+            await self._batcher.close(CLOSE_TIMEOUT_S)
+        if callable(getattr(self.model, "close", None)):
+            try:
+                await asyncio.wait_for(self._call("close"), CLOSE_TIMEOUT_S)
+            except TimeoutError:
+                logger.warning("%s.close took over %g s", self.label, CLOSE_TIMEOUT_S)
+            except Exception:
+                logger.exception("%s.close failed", self.label)
+        workers, self._workers = self._workers, None
+        await asyncio.to_thread(workers.close, CLOSE_TIMEOUT_S)
+
+
+async def _await(awaitable: Awaitable[T]) -> T:
+    return await awaitable
+
+
+async def _answer(awaitable: Awaitable[Any], exchange: Exchange) -> Any:
+    return exchange.answer(await awaitable)

@@ -1,0 +1,57 @@
+"""An inference request's steps around `infer`; knows no threads and no sockets."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy
+
+from truthgpt_serve.server.tensors.request import InferRequest
+from truthgpt_serve.server.tensors.response import Arrays, check_outputs, to_arrays
+
+
+class OipExchange:
+    """Hands the tensors to the class, and takes its outputs as arrays.
+
+    Args:
+        request: The request, read.
+        label: The class's name, for messages.
+    """
+
+    def __init__(self, request: InferRequest, label: str) -> None:
+        self.done = False
+        self._request = request
+        self._label = label
+
+    def prepare(self) -> dict[str, Any]:
+        """Returns each input by its name, the class's own.
+
+        A copy each time, in the machine's form and at an address that suits it: a class may write
+        into its inputs, and gets them again after a batch that failed.
+        """
+        return {name: _copy(value) for name, value in self._request.inputs.items()}
+
+    def answer(self, outputs: Any) -> Arrays:
+        """Returns the outputs by their names.
+
+        Raises:
+            ServerError: The class returned something else.
+            RequestError: The request asks for an output that is not among them.
+        """
+        arrays = to_arrays(outputs, f"{self._label}.infer")
+        check_outputs(self._request, list(arrays))
+        return arrays
+
+    def piece(self, item: Any) -> Arrays:
+        """Returns the same for an item of a stream; the protocol has no streams over HTTP."""
+        return self.answer(item)
+
+    def finish(self) -> None:
+        """Returns None: nothing follows the last item."""
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, numpy.ndarray):
+        return numpy.array(value, dtype=value.dtype.newbyteorder("="), order="C")
+    return copy.deepcopy(value)

@@ -1,0 +1,1 @@
+"""The routes for text: completions and chat."""

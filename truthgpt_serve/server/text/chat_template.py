@@ -1,0 +1,179 @@
+"""Renders chats by a class's chat template, and sees that nothing said is lost in it.
+
+Templates differ in what they know: many leave tool calls, or the role `tool` or `developer`, out
+without a word, and some want the arguments of a call as an object, others as a text. So a chat with
+such messages is rendered once more with marks in their place, and each mark must come out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from truthgpt_serve.errors import RequestError, UnsupportedError
+from truthgpt_serve.server.text.messages import ChatMessage, dump_arguments, parse_arguments
+
+MARK = f"Qx{os.urandom(4).hex()}"
+"""Begins every mark; new in each process, so that no client can write one."""
+_CALLS = "tool_calls"
+
+
+class ChatTemplate:
+    """One class's chat template.
+
+    Args:
+        apply: The tokenizer's `apply_chat_template`, or None for `role: content` lines.
+    """
+
+    def __init__(self, apply: Callable[..., Any] | None) -> None:
+        self._apply = apply
+
+    def render(self, messages: list[ChatMessage]) -> str:
+        """Returns the prompt of a chat.
+
+        Args:
+            messages: The messages, as `read_messages` returns them.
+
+        Raises:
+            UnsupportedError: The template leaves out what a message says.
+            RequestError: The template refuses the messages.
+        """
+        if self._apply is None:
+            return _lines(messages)
+        if not any(_CALLS in message or message["role"] in _RARE for message in messages):
+            return self._call(messages)
+        return self._render_rare(messages)
+
+    def _render_rare(self, messages: list[ChatMessage]) -> str:
+        """Renders a chat with messages that not every template knows."""
+        developer = self._developer(messages)
+        missing = ""
+        for form in _FORMS:
+            changed = [_with_role(form(message), developer) for message in messages]
+            found = self._find_missing(changed)
+            if not found:
+                return self._call(changed)
+            missing = missing or found
+        raise UnsupportedError(
+            f"the chat template of this model leaves out `{missing}`, or cannot read it: leave it "
+            "out of the messages, or use a model whose template has it",
+            param=missing,
+        )
+
+    def _developer(self, messages: list[ChatMessage]) -> str:
+        """Returns the role by which the template knows what OpenAI calls the developer."""
+        if all(message["role"] != "developer" for message in messages):
+            return "developer"
+        probe = [{"role": "developer", "content": MARK}, {"role": "user", "content": "x"}]
+        try:
+            return "developer" if MARK in self._call(probe) else "system"
+        except RequestError:
+            return "system"
+
+    def _find_missing(self, messages: list[ChatMessage]) -> str:
+        """Returns the place of the first thing that the template leaves out, or nothing."""
+        marked, marks = _mark(messages)
+        if not marks:
+            return ""
+        try:
+            text = self._call(marked)
+        except RequestError as error:
+            if type(error.__cause__).__name__ != _UNDEFINED:
+                return ""  # a template that looks so closely says by itself what it does not take
+            return next(iter(marks.values()))  # it wants another form
+        except (TypeError, ValueError, KeyError):
+            return next(iter(marks.values()))
+        for mark, place in marks.items():
+            if mark not in text:
+                return place
+        # A form that the template prints as Python would is the wrong one.
+        return next((place for place in marks.values() if _REPR in text), "")
+
+    def _call(self, messages: list[ChatMessage]) -> str:
+        if self._apply is None:
+            return _lines(messages)
+        try:
+            return str(self._apply(messages, tokenize=False, add_generation_prompt=True))
+        except Exception as error:
+            if type(error).__name__ not in ("TemplateError", _UNDEFINED):
+                raise
+            raise RequestError(
+                f"the chat template refuses the messages: {error}", param="messages"
+            ) from error
+
+
+def _without_content(message: ChatMessage) -> ChatMessage:
+    """Returns a message of nothing but tool calls as OpenAI writes it, which some ask for."""
+    empty = _CALLS in message and not message["content"]
+    return {**message, "content": None} if empty else message
+
+
+_FORMS: tuple[Callable[[ChatMessage], ChatMessage], ...] = (
+    parse_arguments,
+    dump_arguments,
+    lambda message: _without_content(parse_arguments(message)),
+    lambda message: _without_content(dump_arguments(message)),
+)
+"""The forms of a message with tool calls that templates ask for; the usual one first."""
+_UNDEFINED = "UndefinedError"
+_RARE = frozenset(("tool", "developer"))
+_REPR = "{'" + MARK
+"""How Python, and no JSON, writes the beginning of marked arguments."""
+
+
+def _lines(messages: list[ChatMessage]) -> str:
+    for index, message in enumerate(messages):
+        if _CALLS in message:
+            place = f"messages[{index}].{_CALLS}"
+            raise UnsupportedError(
+                f"`{place}`: this model has no chat template, and a chat in plain lines has no "
+                "place for tool calls; leave them out",
+                param=place,
+            )
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+
+def _with_role(message: ChatMessage, developer: str) -> ChatMessage:
+    return {**message, "role": developer} if message["role"] == "developer" else message
+
+
+def _mark(messages: list[ChatMessage]) -> tuple[list[ChatMessage], dict[str, str]]:
+    """Returns the messages with marks in them, and the place of each mark.
+
+    Identifiers keep their values: templates may check their form.
+    """
+    marks: dict[str, str] = {}
+
+    def mark(place: str) -> str:
+        text = f"{MARK}z{len(marks)}Q"
+        marks[text] = place
+        return text
+
+    marked = []
+    for index, message in enumerate(messages):
+        place = f"messages[{index}]"
+        if message["role"] == "tool" and message["content"]:
+            message = {**message, "content": mark(f"{place}.content")}
+        if _CALLS in message:
+            calls = [
+                _marked_call(call, mark, f"{place}.{_CALLS}[{number}].function")
+                for number, call in enumerate(message[_CALLS])
+            ]
+            message = {**message, _CALLS: calls}
+            if message["content"]:
+                message["content"] = mark(f"{place}.content")
+        marked.append(message)
+    return marked, marks
+
+
+def _marked_call(call: dict[str, Any], mark: Callable[[str], str], place: str) -> dict[str, Any]:
+    name = mark(f"{place}.name")
+    arguments: Any = call["function"]["arguments"]
+    if isinstance(arguments, dict):
+        arguments = {mark(f"{place}.arguments"): mark(f"{place}.arguments")}
+    elif arguments.startswith("{"):
+        arguments = f'{{"{mark(f"{place}.arguments")}": 1}}'
+    elif arguments:
+        arguments = mark(f"{place}.arguments")
+    return {**call, "function": {"name": name, "arguments": arguments}}

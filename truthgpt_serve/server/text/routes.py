@@ -1,0 +1,158 @@
+"""Cuts a model's text: the repeated prompt in front, a stop string behind; knows no protocol."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import Any
+
+from truthgpt_serve.errors import ContextLengthError
+from truthgpt_serve.server.text.chat_template import ChatTemplate
+from truthgpt_serve.server.text.messages import ChatMessage
+
+logger = logging.getLogger(__name__)
+
+
+class TextFilter:
+    """Takes the deltas of one answer and gives what the client may see.
+
+    If the text begins with the exact prompt, the prompt is removed. The first stop string ends the
+    text before it. What may still turn out to be either is held back.
+
+    Attributes:
+        stopped: A stop string was found: nothing follows.
+    """
+
+    def __init__(self, prompt: str, stops: list[str]) -> None:
+        self.stopped = False
+        self._prompt = prompt
+        self._stops = stops
+        self._held_prompt = ""
+        self._held = ""
+        self._hold = max(map(len, stops), default=1) - 1
+
+    @property
+    def transparent(self) -> bool:
+        """Whether every further delta passes as it is."""
+        return not self._prompt and not self._stops
+
+    def push(self, delta: str) -> str:
+        """Takes a delta; returns the text that is certain by now."""
+        if self._prompt:
+            delta = self._past_prompt(delta)
+        return self._before_stop(delta) if self._stops else delta
+
+    def flush(self) -> str:
+        """Returns what was held back, at the end of the text."""
+        held, self._held_prompt = self._held_prompt, ""
+        self._prompt = ""
+        if not self._stops:
+            return held
+        text = self._before_stop(held)
+        text, self._held = text + self._held, ""
+        return text
+
+    def _past_prompt(self, delta: str) -> str:
+        text = self._held_prompt + delta
+        if text.startswith(self._prompt):
+            text = text[len(self._prompt) :]
+        elif self._prompt.startswith(text):
+            self._held_prompt = text
+            return ""
+        self._held_prompt = self._prompt = ""
+        return text
+
+    def _before_stop(self, delta: str) -> str:
+        if self.stopped:
+            return ""
+        text = self._held + delta
+        cut = min((at for stop in self._stops if (at := text.find(stop)) >= 0), default=-1)
+        if cut >= 0:
+            self.stopped = True
+            self._held = ""
+            return text[:cut]
+        keep = self._open_end(text)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def _open_end(self, text: str) -> int:
+        """Returns how many of the last characters may be the beginning of a stop string."""
+        for size in range(min(self._hold, len(text)), 0, -1):
+            if any(stop.startswith(text[-size:]) for stop in self._stops):
+                return size
+        return 0
+
+
+class Tokenizer:
+    """What is asked of a class's `tokenizer` attribute, each part of which may be missing."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        encode = getattr(tokenizer, "encode", None)
+        self._encode = encode if callable(encode) else None
+        template = getattr(tokenizer, "apply_chat_template", None)
+        has_one = getattr(tokenizer, "chat_template", "") is not None
+        self._template = template if callable(template) and has_one else None
+        self._chat = ChatTemplate(self._template)
+        self._special = self._encode is not None and _takes(encode, "add_special_tokens")
+        self._warned = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether it can count tokens."""
+        return self._encode is not None
+
+    @property
+    def has_template(self) -> bool:
+        """Whether `render` uses a chat template."""
+        return self._template is not None
+
+    def render(self, messages: list[ChatMessage]) -> str:
+        """Returns the prompt of a chat; see `ChatTemplate.render`."""
+        return self._chat.render(messages)
+
+    def check(self, text: str, limit: int, *, special: bool, param: str, answer: int = 0) -> int:
+        """Returns how many tokens of a limit are left behind a text.
+
+        Args:
+            text: The text.
+            limit: The most tokens that the model takes.
+            special: As for `count`.
+            param: The request's field, for the error.
+            answer: Tokens that the answer needs at least.
+
+        Raises:
+            ContextLengthError: There are too few; never where nobody can count.
+        """
+        num_tokens = self.count(text, special=special)
+        if num_tokens is None:
+            return limit
+        if num_tokens + answer > limit:
+            raise ContextLengthError(limit, num_tokens + answer, param=param)
+        return limit - num_tokens
+
+    def count(self, text: str, *, special: bool = False) -> int | None:
+        """Returns the number of tokens, or None when the tokenizer fails or is missing.
+
+        Args:
+            text: The text to count.
+            special: Whether the tokens that the tokenizer adds in front of a prompt count.
+        """
+        if self._encode is None:
+            return None
+        try:
+            if self._special:
+                return len(self._encode(text, add_special_tokens=special))
+            return len(self._encode(text))
+        except Exception:
+            if not self._warned:
+                logger.exception("the tokenizer cannot count tokens: answers carry no usage")
+            self._warned = True
+            return None
+
+
+def _takes(function: Any, parameter: str) -> bool:
+    try:
+        return parameter in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
