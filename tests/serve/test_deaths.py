@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from deployments.vllm.tiny_model import make_tiny_llama
-from tests.unit.cli_service import run_program
+from tests.support.cli_service import run_program
 from truthgpt_serve.cluster.local import LocalCluster, model_application, router_application
 
 pytestmark = pytest.mark.timeout(900)

@@ -25,7 +25,7 @@ import yaml
 from PIL import Image
 
 from deployments.hf_diffusers.tiny_models import create_pipeline, create_variant, save_lora
-from tests.unit.image_stock import assert_same, noise, stock_image
+from tests.support.image_stock import assert_same, noise, stock_image
 from truthgpt_serve.cluster.local import LocalCluster, model_application, router_application
 
 RAY_ENV = Path(__file__).parents[2] / "configs" / "ray.env"

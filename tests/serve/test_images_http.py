@@ -23,8 +23,8 @@ from PIL import Image, ImageChops
 
 from tests.openapi_run.plan import fetch_models
 from tests.openapi_run.run import run
-from tests.unit.cli_service import environment, run_program
-from tests.unit.terminal import on_terminal
+from tests.support.cli_service import environment, run_program
+from tests.support.terminal import on_terminal
 from truthgpt_serve.cluster.local import (
     START_TIMEOUT_S,
     LocalCluster,

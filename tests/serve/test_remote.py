@@ -19,7 +19,7 @@ import pytest
 
 from benchmarks.sides import ENGINE_ENV, ROOT, run_process
 from deployments.vllm.tiny_model import make_tiny_llama
-from tests.unit.remote_servers import OtherServer, Request, chat_event, send_start, serve_at
+from tests.support.remote_servers import OtherServer, Request, chat_event, send_start, serve_at
 from truthgpt_serve.cluster.local import (
     LocalCluster,
     free_port,

@@ -20,7 +20,7 @@ import openai
 import pytest
 
 from tests.serve.conftest import ALIASES, MAX_MODEL_LEN, Service
-from tests.unit.cli_service import run_program
+from tests.support.cli_service import run_program
 from truthgpt_serve.cluster.local import model_application
 from truthgpt_serve.cluster.state import parse_details
 from truthgpt_serve.config.limits import LimitsSection

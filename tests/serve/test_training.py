@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 from deployments.vllm.tiny_model import make_tiny_llama
 from tests.serve.shell import STOP_S, echo_config, open_shell
 from tests.serve.test_vllm_engine import make_config, serve
-from tests.unit.training_runs import losses, sections_of, sentences, write_rows
+from tests.support.training_runs import losses, sections_of, sentences, write_rows
 from truthgpt_serve.cluster.processes import create_run_environment, create_run_id, end_run
 from truthgpt_serve.training.events import read_events
 from truthgpt_serve.training.run_folder import checkpoints

@@ -14,7 +14,7 @@ import yaml
 from deployments.vllm.tiny_model import make_tiny_llama
 from tests.serve.listeners import Listener, find_listeners
 from tests.serve.two_nodes import Network, can_make_networks
-from tests.unit.training_runs import sections_of, sentences, write_rows
+from tests.support.training_runs import sections_of, sentences, write_rows
 from truthgpt_serve.cluster.processes import create_run_environment, create_run_id, end_run
 
 TRUTHGPT = str(Path(sys.executable).parent / "truthgpt")

@@ -13,7 +13,7 @@ import jsonschema  # type: ignore[import-untyped]  # Ray brings it, without its 
 import pytest
 
 from tests.serve.vllm_service import VllmService, vllm_service, wait_until
-from tests.unit.grammar_schemas import doubling, hostile, ordinary, wide
+from tests.support.grammar_schemas import doubling, hostile, ordinary, wide
 
 pytestmark = pytest.mark.timeout(540)
 

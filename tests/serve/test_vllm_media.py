@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.serve.test_vllm_engine import PROGRAMS, Server, environment, make_config, serve
-from tests.unit.servers import serve_asgi
+from tests.support.servers import serve_asgi
 
 pytestmark = pytest.mark.timeout(800)
 KEYS = {

@@ -21,7 +21,7 @@ from tests.serve.vllm_service import (
     vllm_service,
     wait_until,
 )
-from tests.unit.cli_service import run_program
+from tests.support.cli_service import run_program
 
 STOP_S = 20  # far more than a decode step, and far less than the whole answer takes
 RECOVERY_S = 90

@@ -12,7 +12,7 @@ import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.unit.servers import serve_asgi
+from tests.support.servers import serve_asgi
 from truthgpt_serve.http.asgi import send_json
 from truthgpt_serve.replica_load import ReplicaLoad, resident_bytes
 from truthgpt_serve.replica_metrics import ReplicaMetrics

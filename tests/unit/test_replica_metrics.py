@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from tests.unit.servers import serve_asgi
+from tests.support.servers import serve_asgi
 from truthgpt_serve.cluster.local import free_port
 from truthgpt_serve.http.asgi import Receive, Scope, Send, send_bytes
 from truthgpt_serve.replica_metrics import UP, Address, ReplicaMetrics, label, merge

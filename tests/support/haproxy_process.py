@@ -1,0 +1,170 @@
+"""A running HAProxy with the adapted configuration of Ray Serve, and servers behind it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.support.haproxy_configuration import ray_configuration
+from truthgpt_serve.cluster.haproxy import program as haproxy
+from truthgpt_serve.cluster.haproxy.limits import SOCKET_NAME
+from truthgpt_serve.cluster.local import free_port
+
+LIMIT_S = 20
+
+
+class Replica(ThreadingHTTPServer):
+    """A server whose answers the test decides."""
+
+    daemon_threads = True
+    request_queue_size = 2048
+
+    def __init__(self, name: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.name = name
+        self.paths: list[str] = []
+        self.released = threading.Event()
+        self.cut = threading.Event()
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing: clients that leave are what is tested."""
+
+    def end(self) -> None:
+        if self.fileno() < 0:
+            return
+        self.released.set()
+        self.shutdown()
+        self.server_close()
+
+    def refuse(self) -> None:
+        """Takes no connection from now on, and keeps the port, which another test would take."""
+        self.shutdown()
+        self.socket.shutdown(socket.SHUT_RDWR)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Replica
+
+    def do_GET(self) -> None:
+        self.server.paths.append(self.path)
+        self._read_body()
+        if "/wait" in self.path:
+            self.server.released.wait(LIMIT_S)
+        if "/flood" in self.path:
+            self._flood()
+            return
+        if "/break" in self.path or (
+            "/once" in self.path and self.server.paths.count(self.path) == 1
+        ):
+            self.close_connection = True
+            return
+        status, kind, body = 200, "application/json", json.dumps({"by": self.server.name}).encode()
+        if "/text/" in self.path:
+            kind, status = "text/plain", int(self.path.rpartition("/")[2])
+            body = b'It is "full"\n\xc3\xa9 \\ \x01'
+        self.send_response(status)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(body)))
+        if status == 429:
+            self.send_header("retry-after", "7")
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET
+
+    def _read_body(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length") or 0))
+        if "transfer-encoding" in self.headers:
+            while size := int(self.rfile.readline(), 16):
+                self.rfile.read(size + 2)
+            self.rfile.readline()
+
+    def _flood(self) -> None:
+        """Sends without end; tells when that does not go on."""
+        self.close_connection = True
+        self.send_response(200)
+        self.end_headers()
+        try:
+            while True:
+                self.wfile.write(b"x" * 65536)
+        except OSError:
+            self.server.cut.set()
+
+    def log_message(self, *arguments: Any) -> None:
+        """Writes nothing."""
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A running HAProxy, its folder, and the servers behind it."""
+
+    port: int
+    pid: int
+    folder: Path
+    router: Replica
+    model: Replica
+    fallback: Replica
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), LIMIT_S)
+
+    def over_port(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=LIMIT_S)
+
+    def over_socket(self) -> httpx.Client:
+        transport = httpx.HTTPTransport(uds=str(self.folder / SOCKET_NAME))
+        return httpx.Client(transport=transport, base_url="http://x", timeout=LIMIT_S)
+
+
+@contextlib.contextmanager
+def running(
+    folder: Path,
+    change: Callable[[str], str] = lambda text: text,
+    *,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Proxy]:
+    """Runs the program with the configuration that Ray writes, `change` applied to it."""
+    replicas = [Replica(name) for name in ("router", "model", "fallback")]
+    router, model, fallback = replicas
+    port = free_port()
+    applications = {"/models/m": model.server_port, "/": router.server_port}
+    path = ray_configuration(folder, port, applications, fallback=fallback.server_port)
+    text = path.read_text().replace(":9101", f":{free_port()}").replace(":8404", f":{free_port()}")
+    path.write_text(change(text))
+    command = [str(haproxy.program_path()), "-db", "-f", str(path)]
+    process = subprocess.Popen(command, env={**os.environ, **(env or {})}, stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + LIMIT_S
+        while True:
+            assert process.poll() is None
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline, "HAProxy does not start"
+                time.sleep(0.05)
+        yield Proxy(port, process.pid, folder, router, model, fallback)
+    finally:
+        process.kill()
+        errors = process.communicate(timeout=LIMIT_S)[1].decode()
+        for replica in replicas:
+            replica.end()
+    assert haproxy.PROGRAM not in errors, errors

@@ -1,0 +1,82 @@
+"""HAProxy is replaced as Ray replaces it, and no request of clients or routers is lost."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.haproxy_process import LIMIT_S, Proxy, running
+from truthgpt_serve.cluster.haproxy import program as haproxy
+
+NUM_RELOADS = 3
+
+
+def replace(proxy: Proxy, old: int) -> subprocess.Popen[bytes]:
+    """Starts the successor, which takes the listening sockets over."""
+    command = [str(haproxy.program_path()), "-db", "-f", str(proxy.folder / "haproxy.cfg")]
+    sockets = ["-sf", str(old), "-x", str(proxy.folder / "admin.sock")]
+    return subprocess.Popen([*command, *sockets], stderr=subprocess.DEVNULL)
+
+
+def load(client: Callable[[], httpx.Client], path: str, stop: threading.Event) -> list[str]:
+    """Sends requests, half of them on new connections; returns what failed."""
+    failed = []
+    with client() as kept:
+        while not stop.is_set():
+            try:
+                answers = [kept.post(path, content=b"{}")]
+                with client() as fresh:
+                    answers.append(fresh.post(path, content=b"{}"))
+            except httpx.HTTPError as error:
+                failed.append(repr(error))
+            else:
+                failed += [answer.text for answer in answers if answer.status_code != 200]
+            stop.wait(0.01)
+    return failed
+
+
+@pytest.mark.parametrize("way", ["clients", "routers"])
+def test_nothing_is_lost_while_haproxy_is_replaced(tmp_path: Path, way: str) -> None:
+    with running(tmp_path) as proxy, ThreadPoolExecutor(4) as clients:
+        client = proxy.over_socket if way == "routers" else proxy.over_port
+        stop = threading.Event()
+        runs = [clients.submit(load, client, "/models/m/x", stop) for _ in range(4)]
+        old, successors = proxy.pid, []
+        try:
+            for _ in range(NUM_RELOADS):
+                time.sleep(0.5)
+                successors.append(replace(proxy, old))
+                old = successors[-1].pid
+                deadline = time.monotonic() + LIMIT_S
+                while f"{old}" not in who_answers(proxy):
+                    assert time.monotonic() < deadline, "the successor does not take over"
+                    time.sleep(0.05)
+            time.sleep(0.5)
+        finally:
+            stop.set()
+            failed = [failure for run in runs for failure in run.result(LIMIT_S)]
+            for successor in successors:
+                successor.kill()
+                successor.wait(LIMIT_S)
+        assert not failed
+
+
+def who_answers(proxy: Proxy) -> str:
+    """Returns what the admin socket says of its process."""
+    try:
+        with socket.socket(socket.AF_UNIX) as admin:
+            admin.settimeout(LIMIT_S)
+            admin.connect(str(proxy.folder / "admin.sock"))
+            admin.sendall(b"show info\n")
+            said = b"".join(iter(lambda: admin.recv(65536), b"")).decode()
+    except OSError:
+        return ""
+    return next((line for line in said.splitlines() if line.startswith("Pid:")), "")

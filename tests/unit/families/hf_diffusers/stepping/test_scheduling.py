@@ -1,0 +1,208 @@
+"""Which calls run next and which jobs begin: order, fairness both ways, turns of exclusive jobs."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from deployments.hf_diffusers.stepping.job import Job
+from deployments.hf_diffusers.stepping.scheduling.cost_model import CostKey, CostModel
+from deployments.hf_diffusers.stepping.scheduling.selection import Admission, CallChooser
+from deployments.hf_diffusers.stepping.scheduling.task import Call, Task
+from deployments.hf_diffusers.tiny_models import create_pipeline
+from tests.support.images_engine import WAIT_S, create_inputs, engine_of
+
+
+def _task(
+    *, steps: int = 10, cost: float = 0.1, at: float = 0.0, deadline: float = math.inf
+) -> Task:
+    pipeline: Any = SimpleNamespace(name="p")
+    return Task(
+        job=Job("p", steps),
+        entry=pipeline,
+        inputs={},
+        scheduler=None,
+        adapters=(),
+        submitted_at=at,
+        deadline=deadline,
+        num_steps=steps,
+        num_images=1,
+        cost_key=CostKey("p", None),
+        step_cost=cost,
+        partial_images=0,
+        on_event=None,
+        exclusive=False,
+    )
+
+
+def _call(task: Task, key: str = "unet", *, rows: int = 1, is_light: bool = False) -> Call:
+    module: Any = SimpleNamespace(adapters=None)
+    return Call(
+        task=task,
+        module=module,
+        method="__call__",
+        args=(),
+        kwargs={},
+        bound={},
+        schema=None,
+        key=key,
+        num_rows=rows,
+        shape="",
+        adapters=(),
+        device=torch.device("cpu"),
+        is_light=is_light,
+    )
+
+
+def _chooser(cap: int, **options: float) -> CallChooser:
+    given = {"aging": 1.0, "oldest_share": 0.1, **options}
+    return CallChooser(max_rows=lambda _: cap, **given)
+
+
+def _choose(calls: list[Call], now: float = 0.0, cap: int = 8) -> list[Call]:
+    return _chooser(cap).choose(calls, now)
+
+
+def test_text_encoding_goes_before_denoising() -> None:
+    urgent = _call(_task(deadline=1.0))
+    light = _call(_task(steps=50), "text_encoder", is_light=True)
+    assert _choose([urgent, light]) == [light]
+
+
+def test_the_earliest_deadline_goes_first_and_a_missed_one_counts_no_more() -> None:
+    late, soon = _call(_task(deadline=9.0), "a"), _call(_task(deadline=5.0), "b")
+    short = _call(_task(steps=1), "c")
+    assert _choose([late, short, soon], now=1.0) == [soon]
+    assert _choose([late, short, soon], now=6.0) == [late]
+    assert _choose([late, short, soon], now=10.0) == [short]
+
+
+def test_among_jobs_of_one_age_the_least_remaining_work_goes_first() -> None:
+    few, many = _call(_task(steps=5), "a"), _call(_task(steps=50), "b")
+    cheap = _call(_task(steps=20, cost=0.001), "c")
+    assert _choose([many, few]) == [few]
+    assert _choose([many, few, cheap]) == [cheap]
+    many.task.step = 49
+    assert _choose([many, few]) == [many]
+
+
+def test_a_batch_takes_what_fits_under_the_cap_and_no_other_key() -> None:
+    calls = [_call(_task(steps=steps), rows=2) for steps in (9, 1, 5, 7)]
+    other = _call(_task(steps=2), "other")
+    assert _choose([*calls, other], cap=6) == [calls[1], calls[2], calls[3]]
+    assert _choose([*calls, other], cap=2) == [calls[1]]
+    assert _choose([*calls, other], cap=1) == [calls[1]]  # larger than the cap: alone
+
+
+def _simulate(
+    arrivals: list[tuple[float, str, int, float]], until: float, **options: float
+) -> dict[str, list[tuple[float, float]]]:
+    """Runs jobs (arrival, kind, steps, seconds a step) one step at a time, each kind its own key.
+
+    Returns:
+        Submission and end of each job that ended, by kind.
+    """
+    now = 0.0
+    waiting = sorted(arrivals)
+    calls: list[Call] = []
+    ended: dict[str, list[tuple[float, float]]] = {}
+    chooser = _chooser(1, **options)
+    while now < until and (waiting or calls):
+        while waiting and waiting[0][0] <= now:
+            at, kind, steps, cost = waiting.pop(0)
+            calls.append(_call(_task(steps=steps, cost=cost, at=at), kind))
+        if not calls:
+            now = waiting[0][0]
+            continue
+        chosen = chooser.choose(calls, now)[0]
+        now += chosen.task.step_cost
+        chosen.task.step += 1
+        if chosen.task.step == chosen.task.num_steps:
+            calls.remove(chosen)
+            ended.setdefault(str(chosen.key), []).append((chosen.task.submitted_at, now))
+    return ended
+
+
+def test_small_images_do_not_starve_a_large_one() -> None:
+    # Small images alone ask for 105 % of the device, for ever; the large one needs 20 s by itself.
+    small = [(0.95 * index, "small", 10, 0.1) for index in range(600)]
+    ended = _simulate([(0.0, "large", 20, 1.0), *small], until=500.0)
+    assert len(ended["large"]) == 1
+    assert ended["large"][0][1] <= 20 / 0.1 + 1
+    arrivals = [(0.0, "large", 20, 1.0), *small]
+    assert "large" not in _simulate(arrivals, 500.0, aging=0.0, oldest_share=0.0)
+
+
+def test_the_share_of_a_large_image_slows_small_ones_by_no_more() -> None:
+    small = [(1.25 * index, "small", 10, 0.1) for index in range(400)]  # 80 % of the device
+    ended = _simulate([(0.0, "large", 100, 1.0), *small], until=500.0)
+    waits = sorted(end - at for at, end in ended["small"])
+    assert len(waits) >= 398
+    assert waits[len(waits) // 2] < 3.0  # 1 s alone
+    assert waits[-1] < 6.0
+
+
+def test_large_images_do_not_starve_small_ones() -> None:
+    large = [(15.0 * index, "large", 20, 1.0) for index in range(40)]  # 133 % of the device
+    small = [(20.0 + 10.0 * index, "small", 10, 0.1) for index in range(50)]
+    ended = _simulate([*large, *small], until=600.0)
+    waits = sorted(end - at for at, end in ended["small"])
+    assert len(waits) == 50
+    assert waits[-1] < 20  # first come, first served lets them wait for the backlog of large ones
+    assert ended["large"]
+
+
+def test_exclusive_and_batched_jobs_take_turns() -> None:
+    admission = Admission(max_ongoing=2)
+    tasks = [_task() for _ in range(6)]
+    alone = [tasks[0], tasks[1]]
+    for task in alone:
+        task.exclusive = True
+    batched = tasks[2:]
+    assert admission.choose([*alone, *batched], num_ongoing=1) == []  # waits for the one to end
+    assert admission.choose([*alone, *batched], num_ongoing=0) == [alone[0]]
+    assert admission.choose([alone[1], *batched], num_ongoing=0) == batched[:2]
+    assert admission.choose([alone[1], *batched[2:]], num_ongoing=2) == []
+    assert admission.choose([alone[1], *batched[2:]], num_ongoing=0) == [alone[1]]
+    assert admission.choose([batched[2]], num_ongoing=0) == [batched[2]]
+
+
+def test_exclusive_jobs_run_at_once_when_no_batched_one_waits() -> None:
+    admission = Admission(max_ongoing=2)
+    first, second = _task(), _task()
+    first.exclusive = second.exclusive = True
+    assert admission.choose([first, second], num_ongoing=0) == [first]
+    assert admission.choose([second], num_ongoing=0) == [second]
+
+
+def test_costs_are_learnt_and_guessed_by_area() -> None:
+    costs = CostModel(max_entries=2)
+    small, large = CostKey("p", (512, 512)), CostKey("p", (1024, 1024))
+    assert costs.estimate(large) == pytest.approx(4 * costs.estimate(small))
+    costs.observe(small, 0.05)
+    assert costs.estimate(small) == 0.05
+    assert costs.estimate(large) == pytest.approx(0.2)
+    costs.observe(small, 0.15)
+    assert 0.05 < costs.estimate(small) < 0.15
+    for side in (8, 16, 24):
+        costs.observe(CostKey("q", (side, side)), 1.0)
+    assert costs.estimate(small) == pytest.approx(costs.estimate(large) / 4)  # forgotten
+
+
+def test_a_deadline_overtakes_in_the_queue() -> None:
+    order: list[str] = []
+    with engine_of(create_pipeline("sd"), max_ongoing=1) as engine:
+        first = engine.submit("p", create_inputs(0, steps=30))
+        while first.progress.step < 1:
+            pass
+        slow = engine.submit("p", create_inputs(1, steps=20), deadline_s=100.0)
+        quick = engine.submit("p", create_inputs(2, steps=2))
+        slow.add_done_callback(lambda _: order.append("slow"))
+        quick.add_done_callback(lambda _: order.append("quick"))
+        for job in (first, slow, quick):
+            job.result(WAIT_S)
+    assert order == ["slow", "quick"]

@@ -1,0 +1,144 @@
+"""How the family `remote` follows its server: down, back again, and never itself."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from deployments.remote.deployment import RemoteModel
+from deployments.remote.headers import MARK, MAX_MARKS
+from tests.support.remote_servers import (
+    Hosted,
+    OtherServer,
+    relay_to,
+    relayed,
+    remote_cfg,
+    serve_at,
+)
+from truthgpt_serve.cluster.local import free_port
+
+QUICK: dict[str, Any] = {"health_period_s": 0.05, "down_after_s": 0.2, "model": "there"}
+BODY = {"model": "far", "messages": []}
+
+
+def ask(http: httpx.Client, **headers: str) -> httpx.Response:
+    return http.post("/v1/chat/completions", json=BODY, headers=headers)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def status(http: httpx.Client) -> str:
+    found: str = http.get("/v1/models").json()["data"][0]["remote"]["status"]
+    return found
+
+
+def warnings(caplog: pytest.LogCaptureFixture, text: str) -> int:
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    return sum(text in line for line in lines)
+
+
+def test_a_server_that_comes_later_is_used(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    port = free_port()
+    with relay_to(f"http://127.0.0.1:{port}/v1", **QUICK) as http:
+        started = [record for record in caplog.records if "is relayed to" in record.message]
+        assert [record.levelname for record in started] == ["WARNING"]
+        wait_until(lambda: status(http) == "down")
+        answer = ask(http)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        error = answer.json()["error"]
+        assert (error["type"], error["code"]) == ("service_unavailable", "model_unavailable")
+        assert error["message"].startswith("The remote server of the model 'far' is down: cannot ")
+        assert http.post("/v1/infer", json={"model": "far", "inputs": {}}).status_code == 400
+        infer = http.post("/v1/infer", json={"model": "far", "inputs": {"text": "x"}})
+        assert infer.status_code == 503
+        health = http.get("/health")
+        assert (health.status_code, health.headers["retry-after"]) == (503, "1")
+        assert http.get("/v1/models/far").json()["remote"]["reason"].startswith("cannot be reached")
+        with serve_at(OtherServer(), port):
+            wait_until(lambda: http.get("/health").status_code == 200)
+            assert ask(http).json()["model"] == "far"
+            assert http.get("/health").json() == {"status": "ok", "remote": {"status": "up"}}
+        wait_until(lambda: warnings(caplog, " is down: ") == 2)
+        assert status(http) == "down"
+    assert warnings(caplog, " answers again") == 1
+
+
+@pytest.mark.parametrize(("answered", "expected"), [(401, "up"), (404, "up"), (503, "down")])
+def test_what_counts_as_an_answer(answered: int, expected: str) -> None:
+    with relayed(**QUICK) as (http, other):
+        other.health_status = answered
+        wait_until(lambda: status(http) == expected)
+        num_requests = len(other.requests)
+        assert ask(http).status_code == (200 if expected == "up" else 503)
+        assert len(other.requests) == num_requests + (expected == "up")
+
+
+def test_without_questions_every_request_is_tried() -> None:
+    url = f"http://127.0.0.1:{free_port()}/v1"
+    with relay_to(url, **{**QUICK, "health_path": None, "down_after_s": 0.01}) as http:
+        for _ in range(3):
+            assert ask(http).status_code == 502
+            time.sleep(0.02)
+        assert status(http) == "failing"
+
+
+async def test_a_replica_stays_while_its_server_is_down() -> None:
+    model = RemoteModel()
+    model.set_name("far")
+    await model.load(remote_cfg(f"http://127.0.0.1:{free_port()}/v1", down_after_s=0.001))
+    await model.create_asgi_app()
+    await model.check_health()
+    await model.close()
+    await model.close()
+
+
+def test_a_request_that_comes_back_ends() -> None:
+    port = free_port()
+    for way in ("/v1", "/v1/"):
+        app = Hosted(remote_cfg(f"http://127.0.0.1:{port}{way}"), "far")
+        with serve_at(app, port), httpx.Client(base_url=f"http://127.0.0.1:{port}") as http:
+            answer = ask(http)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (508, "loop_detected")
+            assert "leads to this very service" in answer.json()["error"]["message"]
+            infer = http.post("/v1/infer", json={"model": "far", "inputs": {"text": "x"}})
+            assert infer.status_code == 508
+
+
+def test_a_loop_over_two_applications_ends() -> None:
+    ports = free_port(), free_port()
+    apps = [
+        Hosted(remote_cfg(f"http://127.0.0.1:{port}/v1", model=model), name)
+        for port, model, name in zip(ports, ("b", "a"), ("a", "b"), strict=True)
+    ]
+    with (
+        serve_at(apps[0], ports[1]),
+        serve_at(apps[1], ports[0]),
+        httpx.Client(base_url=f"http://127.0.0.1:{ports[1]}") as http,
+    ):
+        assert http.post("/v1/completions", json={"model": "a"}).status_code == 508
+
+
+def test_a_chain_is_no_loop() -> None:
+    with (
+        relayed() as (first, other),
+        relay_to(f"{str(first.base_url).rstrip('/')}/v1", name="farther") as http,
+    ):
+        answer = http.post("/v1/chat/completions", json={**BODY, "model": "farther"})
+        assert answer.json()["model"] == "farther"
+        assert other.last.json()["model"] == "there"
+        assert other.last.header(MARK.decode())[0].count(",") == 1
+        many = ",".join(f"{number:016x}" for number in range(MAX_MARKS))
+        refused = ask(first, **{MARK.decode(): many})
+        assert refused.status_code == 508
+        assert f"relayed {MAX_MARKS} times" in refused.json()["error"]["message"]

@@ -1,0 +1,183 @@
+"""Media that a request names by address, through the connector and from real servers."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from vllm.connections import HTTPConnection
+from vllm.exceptions import VLLMValidationError
+from vllm.multimodal.media import AudioMediaIO, ImageMediaIO, MediaIO, VideoMediaIO
+
+from deployments.vllm.media import ListedMediaConnector, use_listed_media
+from tests.support.servers import serve_asgi
+
+
+def picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6), (250, 10, 10)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+ANSWERS: dict[str, tuple[int, list[tuple[bytes, bytes]], bytes]] = {
+    "/picture": (200, [(b"content-type", b"image/png")], picture()),
+    "/missing": (404, [], b"no"),
+    "/broken": (500, [], b"no"),
+    "/empty": (200, [], b""),
+    "/text": (200, [], b"no picture"),
+    "/elsewhere": (302, [(b"location", b"/picture")], b""),
+}
+
+
+class Source:
+    """A server of the answers above."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.paths.append(scope["path"])
+        status, headers, body = ANSWERS[scope["path"]]
+        length = (b"content-length", b"%d" % len(body))
+        await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+        await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture
+def source(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Source, str]]:
+    for name in ("VLLM_MEDIA_CONNECTOR", "VLLM_MEDIA_URL_ALLOW_REDIRECTS"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("VLLM_MEDIA_FETCH_MAX_RETRIES", "1")
+    use_listed_media()
+    app = Source()
+    with serve_asgi(app) as url:
+        yield app, url.rpartition(":")[2]
+
+
+def load(address: str, domains: list[str] | None, *, waits: bool, **kwargs: Any) -> Any:
+    own = HTTPConnection()  # vLLM's belongs to one event loop
+    connector = ListedMediaConnector(connection=own, allowed_media_domains=domains, **kwargs)
+    if waits:
+        return connector.load_from_url(address, ImageMediaIO())
+
+    async def main() -> Any:
+        try:
+            return await connector.load_from_url_async(address, ImageMediaIO())
+        finally:
+            await (await own.get_async_client()).close()
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_named_domain_is_fetched_from(source: tuple[Source, str], waits: bool) -> None:
+    app, port = source
+    found = load(f"http://localhost:{port}/picture", ["LOCALHOST"], waits=waits)
+    assert found.media.getpixel((3, 3)) == (250, 10, 10)
+    assert app.paths == ["/picture"]
+
+
+@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://127.0.0.1:{port}/picture",
+        "http://localhost@127.0.0.1:{port}/picture",
+        "http://127.0.0.1:{port}/picture?@localhost",
+        "http://localhost.:{port}/picture",
+        "http://[::1]:{port}/picture",
+    ],
+)
+def test_nothing_else_is_asked(source: tuple[Source, str], address: str, waits: bool) -> None:
+    app, port = source
+    with pytest.raises(VLLMValidationError, match="allowed_media_domains"):
+        load(address.format(port=port), ["localhost"], waits=waits)
+    with pytest.raises(VLLMValidationError, match="allowed_media_domains"):
+        load(address.format(port=port), None, waits=waits)
+    assert app.paths == []
+
+
+@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize("path", ["/missing", "/broken", "/empty", "/text", "/elsewhere"])
+def test_what_a_source_answers_is_an_error_of_the_request(
+    source: tuple[Source, str], path: str, waits: bool
+) -> None:
+    app, port = source
+    with pytest.raises(VLLMValidationError) as caught:
+        load(f"http://localhost:{port}{path}", ["localhost"], waits=waits)
+    message = str(caught.value)
+    assert "`image_url`" in message
+    told = {"/missing": "HTTP 404", "/broken": "it answered 500"}.get(path, "cannot be read")
+    assert told in message or (waits and "fetch" in message), message
+    assert "value=" not in message
+    assert app.paths == [path]
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_source_that_is_away_is_an_error_of_the_request(
+    source: tuple[Source, str], waits: bool
+) -> None:
+    with pytest.raises(VLLMValidationError, match="nothing could be fetched from 'localhost'"):
+        load("http://localhost:9/picture", ["localhost"], waits=waits)
+
+
+READERS: dict[str, MediaIO[Any]] = {
+    "image": ImageMediaIO(),
+    "audio": AudioMediaIO(),
+    "video": VideoMediaIO(ImageMediaIO(), num_frames=4),
+}
+BROKEN = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(30)).decode()
+
+
+@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize(
+    "address",
+    [
+        "data:",
+        "data:,",
+        "data:x/x,abc",
+        "data:x/x;base64,",
+        "data:x/x;base64,AAAA",
+        "data:x/x;base64,***",
+        "data:video/jpeg;base64,AAAA",
+        f"data:x/x;base64,{BROKEN}",
+        "{url}/missing",
+        "{url}/text",
+    ],
+)
+def test_what_cannot_be_read_is_an_error_of_the_request(
+    source: tuple[Source, str], kind: str, address: str
+) -> None:
+    connector = ListedMediaConnector(allowed_media_domains=["localhost"])
+    url = f"http://localhost:{source[1]}"
+    with pytest.raises(VLLMValidationError) as caught:
+        connector.load_from_url(address.format(url=url), READERS[kind])
+    message = str(caught.value)
+    assert f"`{kind}_url`" in message
+    assert "object at" not in message
+    assert "metadata" not in message  # of Python's packages
+
+
+def test_files_come_from_the_named_folder_only(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "media", tmp_path / "outside.png"
+    inside.mkdir()
+    for path in (inside / "a.png", outside):
+        path.write_bytes(picture())
+    (inside / "link.png").symlink_to(outside)
+    folder = {"allowed_local_media_path": str(inside)}
+    assert load(f"file://{inside}/a.png", None, waits=True, **folder).media.size == (8, 6)
+    for address in (outside, inside / "link.png", inside / ".." / "outside.png", inside / "none"):
+        with pytest.raises(VLLMValidationError, match="no such file") as caught:
+            load(f"file://{address}", None, waits=True, **folder)
+        assert str(tmp_path) not in str(caught.value)
+
+
+def test_data_needs_no_source() -> None:
+    data = base64.b64encode(picture()).decode()
+    assert load(f"data:image/png;base64,{data}", None, waits=False).media.size == (8, 6)

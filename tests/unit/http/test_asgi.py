@@ -1,0 +1,104 @@
+"""The whole answers that every application sends, and where their types and senders are defined."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from truthgpt_serve.contract import FamilySpec
+from truthgpt_serve.errors import MethodError, TruthGPTError, UnavailableError
+from truthgpt_serve.http.asgi import UNREAD_TIMEOUT_S, send_error
+from truthgpt_serve.server import Application, ModelHost
+
+PACKAGE = Path(__file__).resolve().parents[3] / "truthgpt_serve"
+Message = MutableMapping[str, Any]
+
+
+class Client:
+    """Takes what is sent; with `reads` false nothing behind the first message."""
+
+    def __init__(self, *, reads: bool = True) -> None:
+        self.messages: list[Message] = []
+        self._reads = reads
+
+    async def send(self, message: Message) -> None:
+        if self.messages and not self._reads:
+            await asyncio.Event().wait()
+        self.messages.append(message)
+
+
+async def answer_of(error: TruthGPTError, **options: Any) -> tuple[int, dict[bytes, bytes], Any]:
+    client = Client()
+    await send_error(client.send, error, **options)
+    start, body = client.messages
+    assert (start["type"], body["type"]) == ("http.response.start", "http.response.body")
+    headers = dict(start["headers"])
+    assert len(headers) == len(start["headers"])
+    assert headers[b"content-length"] == b"%d" % len(body["body"])
+    return start["status"], headers, json.loads(body["body"])
+
+
+async def test_an_error_brings_its_headers() -> None:
+    status, headers, body = await answer_of(MethodError("no", allow=("GET", "HEAD")))
+    assert (status, headers[b"allow"]) == (405, b"GET, HEAD")
+    assert headers[b"content-type"] == b"application/json"
+    assert body["error"]["code"] == "method_not_allowed"
+    status, headers, _ = await answer_of(UnavailableError("wait", retry_after_s=7))
+    assert (status, headers[b"retry-after"]) == (503, b"7")
+    assert b"allow" not in headers
+
+
+async def test_a_given_header_wins_over_the_errors_own() -> None:
+    given = [(b"retry-after", b"1"), (b"x-request-id", b"a")]
+    error = UnavailableError("wait", retry_after_s=7)
+    _, headers, _ = await answer_of(error, headers=given)
+    assert (headers[b"retry-after"], headers[b"x-request-id"]) == (b"1", b"a")
+
+
+def test_the_types_are_defined_once() -> None:
+    # `Message` is a word of chats, too.
+    pattern = re.compile(r"^(?:Scope|Receive|Send) = |def send_(?:error|json)\b", re.M)
+    places = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if pattern.search(path.read_text(encoding="utf-8"))
+    }
+    assert places == {"asgi.py"}
+
+
+class Endless:
+    def load(self, cfg: dict[str, Any]) -> None:
+        pass
+
+    def infer(self, inputs: dict[str, Any]) -> Any:
+        return inputs
+
+    def stream(self, inputs: dict[str, Any]) -> Iterator[Any]:
+        while True:
+            yield "piece"
+
+
+async def test_a_client_that_never_reads_its_stream_does_not_keep_the_request() -> None:
+    spec = FamilySpec(name="m", class_path="tests:Endless", model_class=Endless)
+    host = ModelHost(spec, {"task": "custom", "serving": {"max_request_s": 1}}, name="m")
+    await host.start()
+    body = json.dumps({"model": "m", "inputs": {}, "stream": True}).encode()
+    requests: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Message:
+        if not requests:
+            await asyncio.Event().wait()
+        return requests.pop()
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/infer", "headers": []}
+    client = Client(reads=False)
+    try:
+        async with asyncio.timeout(1 + UNREAD_TIMEOUT_S + 2):
+            await Application(host)(scope, receive, client.send)
+    finally:
+        await host.close()
+    assert [message["type"] for message in client.messages] == ["http.response.start"]

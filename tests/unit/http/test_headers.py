@@ -1,0 +1,60 @@
+"""What a replica changes in the heads of answers, whoever gives them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.servers import serve_asgi
+from truthgpt_serve.http.headers import EditedHeads, without_request_id
+from truthgpt_serve.http.sse import with_stream_headers
+
+
+def answer_with(*headers: tuple[bytes, bytes], body: bytes = b"data: x\n\n") -> Any:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    return EditedHeads(app, without_request_id, with_stream_headers)
+
+
+def headers_of(app: Any) -> httpx.Headers:
+    with serve_asgi(app) as url:
+        answer = httpx.get(url)
+    assert answer.content == b"data: x\n\n"
+    return answer.headers
+
+
+@pytest.mark.parametrize("name", [b"x-request-id", b"X-Request-Id"])
+def test_the_applications_own_request_id_goes(name: bytes) -> None:
+    headers = headers_of(answer_with((b"content-type", b"text/plain"), (name, b"abc")))
+    assert headers["content-type"] == "text/plain"
+    assert not {"x-request-id", "cache-control", "x-accel-buffering"} & set(headers)
+
+
+async def test_other_connections_pass_untouched() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert (scope, receive, send) == ({"type": "lifespan"}, 1, 2)
+
+    other: Any = EditedHeads(app, without_request_id)
+    await other({"type": "lifespan"}, 1, 2)
+
+
+@pytest.mark.parametrize("kind", [b"text/event-stream", b"Text/Event-Stream; charset=utf-8"])
+@pytest.mark.parametrize(
+    ("given", "cache"),
+    [
+        ((), "no-cache"),
+        (((b"Cache-Control", b"max-age=60"), (b"X-Accel-Buffering", b"yes")), "no-cache"),
+        (((b"cache-control", b"private, no-store"),), "private, no-store"),
+    ],
+)
+def test_event_streams_are_neither_kept_nor_held_back(
+    kind: bytes, given: tuple[tuple[bytes, bytes], ...], cache: str
+) -> None:
+    headers = headers_of(answer_with((b"Content-Type", kind), *given))
+    assert headers.get_list("cache-control") == [cache]
+    assert headers.get_list("x-accel-buffering") == ["no"]

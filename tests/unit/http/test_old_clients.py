@@ -1,0 +1,75 @@
+"""HTTP/1.0: no chunks, the end of the connection is the end of the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.remote_servers import serve_at
+from truthgpt_serve.http.old_clients import OldClientsProtocol
+
+LIMIT_S = 20
+PIECES = [b"data: 1\n\n", b"", b"data: 2\n\n"]
+
+
+async def sample(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] != "http":
+        raise NotImplementedError
+    path = scope["path"]
+    headers = [(b"content-type", b"text/event-stream")]
+    if path == "/length":
+        headers.append((b"content-length", b"%d" % sum(map(len, PIECES))))
+    if path == "/chunked":
+        headers.append((b"Transfer-Encoding", b"chunked"))
+    status = 204 if path == "/empty" else 200
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    for piece in [] if path == "/empty" else PIECES:
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await asyncio.sleep(0)
+    if path == "/broken":
+        raise ConnectionError
+    last = b"data: 3\n\n" if path == "/tail" else b""
+    await send({"type": "http.response.body", "body": last})
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with serve_at(sample, http=OldClientsProtocol) as port:
+        yield port
+
+
+def ask(port: int, request: bytes) -> tuple[bytes, bytes]:
+    """Returns head and body of an answer that ends with the connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as client:
+        client.sendall(request)
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return head.lower(), body
+
+
+@pytest.mark.parametrize("path", [b"/", b"/chunked", b"/length", b"/tail", b"/broken"])
+@pytest.mark.parametrize("more", [b"", b"host: x\r\n", b"connection: keep-alive\r\n"])
+def test_an_answer_to_http_1_0_has_no_chunks(port: int, path: bytes, more: bytes) -> None:
+    head, body = ask(port, b"GET %b HTTP/1.0\r\n%b\r\n" % (path, more))
+    assert head.startswith(b"http/1.1 200")
+    assert b"transfer-encoding" not in head
+    assert b"connection: close" in head
+    assert (b"content-length" in head) == (path == b"/length")
+    assert body == b"".join(PIECES) + (b"data: 3\n\n" if path == b"/tail" else b"")
+
+
+@pytest.mark.parametrize("request_line", [b"HEAD / HTTP/1.0", b"GET /empty HTTP/1.0"])
+def test_answers_without_a_body(port: int, request_line: bytes) -> None:
+    head, body = ask(port, request_line + b"\r\n\r\n")
+    assert b"transfer-encoding" not in head
+    assert body == b""
+
+
+def test_http_1_1_keeps_its_chunks(port: int) -> None:
+    head, body = ask(port, b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    assert b"transfer-encoding: chunked" in head
+    assert body == b"9\r\ndata: 1\n\n\r\n9\r\ndata: 2\n\n\r\n0\r\n\r\n"

@@ -1,0 +1,102 @@
+"""k8s/Dockerfile is linted, not built: there is no Docker where the tests run."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+
+import pytest
+
+from tests.support.k8s_dockerfile import (
+    ENGINES,
+    dockerfile_faults,
+    installed_in,
+    read_stages,
+)
+from tests.support.k8s_manifests import K8S, ROOT, build, environment, groups, one, ray_container
+
+TARGETS = ("head", "cpu", "cuda")
+TEXT = (K8S / "Dockerfile").read_text(encoding="utf-8")
+
+
+def test_the_dockerfile_has_no_faults() -> None:
+    assert dockerfile_faults(TEXT, ROOT, TARGETS) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("python:3.11.14-slim-bookworm", "python:3-slim", "not pinned"),
+        ("python:3.11.14-slim-bookworm", "python", "not pinned"),
+        ("AS cuda", "AS gpu", "no stage cuda"),
+        ("USER 1000:1000", "", "runs as root"),
+        ("USER 1000:1000", "USER root", "runs as root"),
+        ("USER 1000:1000", "USER 0:0", "runs as 0:0"),
+        (" procps wget", " procps", "wget is missing"),
+        ("ca-certificates grep", "ca-certificates", "grep is missing"),
+        ("recommends bash", "recommends", "bash is missing"),
+        ("COPY deployments", "COPY deploiments", "deploiments does not exist"),
+        ("COPY constraints-cpu.txt", "COPY constraints.txt", "constraints.txt does not exist"),
+        ("--from=build-cuda", "--from=build-gpu", "no stage build-gpu"),
+        ("-c constraints-cpu.txt .", ".", "pip without constraints"),
+        ("-c /opt/truthgpt/shared.txt", "", "pip without constraints"),
+        ("    && rm -rf /var/lib/apt/lists/* \\\n", "", "apt's lists"),
+        ('CMD ["bash"]', "CMD bash", "CMD is not a list"),
+        ("WORKDIR /src", "WORKDIRS /src", "no instruction"),
+    ],
+)
+def test_mistakes_are_found(old: str, new: str, expected: str) -> None:
+    assert old in TEXT
+    assert expected in "\n".join(dockerfile_faults(TEXT.replace(old, new), ROOT, TARGETS))
+
+
+def test_the_head_has_no_engine_and_the_others_have() -> None:
+    stages = read_stages(TEXT)
+    assert [word for word in ENGINES if word in installed_in("head", stages)] == []
+    assert "[cpu," in installed_in("cpu", stages)
+    assert "[gpu," in installed_in("cuda", stages)
+
+
+def test_extras_exist_and_the_python_is_supported() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    extras = {name for text in re.findall(r'"\.\[([a-z,]+)\]"', TEXT) for name in text.split(",")}
+    assert {"cpu", "gpu", "images"} <= extras <= set(project["optional-dependencies"])
+    python = re.findall(r"python:(\d+\.\d+)", TEXT)
+    assert f"Programming Language :: Python :: {python[0]}" in project["classifiers"]
+    images = {group["image"] for group in map(ray_container, ray_groups())}
+    assert {image.rpartition(":")[2] for image in images} == {project["version"]}
+
+
+def ray_groups() -> list[dict[str, object]]:
+    return [group for _, group in groups(one(build("overlays/nvidia"), "RayService"))]
+
+
+def test_manifests_and_images_agree_on_folders() -> None:
+    manifests = build("overlays/nvidia")
+    stages = read_stages(TEXT)
+    variables = environment(manifests, ray_container(ray_groups()[0]))
+    assert variables["TRUTHGPT_CONFIG_DIR"] == "/opt/truthgpt/configs"
+    assert variables["RAY_SERVE_HAPROXY_BINARY_PATH"] == "/opt/truthgpt/venv/bin/truthgpt-haproxy"
+    for target in TARGETS:
+        copies = "\n".join(stages[target].all("COPY"))
+        assert " /opt/truthgpt/venv /opt/truthgpt/venv" in copies
+        # A model's ./models/<name> is looked up beside the configurations' folder.
+        assert "models /opt/truthgpt/models" in stages[target].all("COPY")
+        assert set(stages[target].all("USER")) == {"1000:1000"}
+    for group in ray_groups():
+        context = group["template"]["spec"]["securityContext"]  # type: ignore[index] # parsed YAML
+        assert (context["runAsUser"], context["runAsGroup"]) == (1000, 1000)
+
+
+def test_the_context_is_what_is_copied() -> None:
+    ignored = (K8S / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+    kept = {line.removeprefix("!") for line in ignored if line.startswith("!")}
+    copied = {
+        word
+        for stage in read_stages(TEXT).values()
+        for copy in stage.all("COPY")
+        if "--from" not in copy
+        for word in copy.split()[:-1]
+    }
+    assert copied == kept

@@ -1,0 +1,423 @@
+"""Blocking code, cancellation, order and limits: what users' classes get without asking."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from deployments.echo.config import FAMILY
+from tests.support.sample_models import (
+    AsyncTicks,
+    Base,
+    Blocking,
+    BlockingAsync,
+    Flood,
+    Patient,
+    PatientBatch,
+    ReturnedTicks,
+    Ticks,
+    Upper,
+    spec_of,
+    wait_until,
+)
+from tests.support.servers import serve_asgi
+from truthgpt_serve.errors import (
+    DeadlineError,
+    OverloadedError,
+    RegistryError,
+    ServerError,
+)
+from truthgpt_serve.hardware import request_limits
+from truthgpt_serve.server import Application, ModelHost
+from truthgpt_serve.server.execution.codec import Plain
+
+
+class Running:
+    """A served model: its address, its host, and the application in between."""
+
+    def __init__(self, cls: type, cfg: dict[str, Any] | None = None) -> None:
+        self.host = ModelHost(spec_of(cls), cfg or {}, name="sample")
+        self.app = Application(self.host, owns_host=True)
+        self.url = ""
+
+    @contextmanager
+    def served(self) -> Iterator[Running]:
+        with serve_asgi(self.app, lifespan="on") as url:
+            self.url = url
+            yield self
+
+    def post(self, text: str, *, timeout: float = 10, **fields: Any) -> httpx.Response:
+        body = {"model": "sample", "prompt": text, **fields}
+        return httpx.post(f"{self.url}/v1/completions", json=body, timeout=timeout)
+
+    def health_s(self, client: httpx.Client) -> float:
+        start = time.monotonic()
+        assert client.get(f"{self.url}/health").status_code == 200
+        return time.monotonic() - start
+
+
+def running(cls: type, **serving: Any) -> Any:
+    return Running(cls, {"serving": serving}).served()
+
+
+@pytest.mark.parametrize("cls", [Blocking, BlockingAsync, Ticks])
+def test_blocking_code_does_not_delay_health(cls: type[Base]) -> None:
+    # One client for all: making one takes longer than the answer.
+    with running(cls) as server, ThreadPoolExecutor(1) as pool, httpx.Client() as client:
+        post = pool.submit(server.post, "x", stream=cls is Ticks, max_tokens=10)
+        wait_until(lambda: server.host.ongoing)
+        assert max(server.health_s(client) for _ in range(5)) < 0.3
+        assert not post.done()
+        cls.last.release.set()
+        assert post.result().status_code == 200
+
+
+def test_a_class_with_only_infer_lives_in_one_thread_and_takes_one_request_at_a_time() -> None:
+    with running(Blocking) as server, ThreadPoolExecutor(3) as pool:
+        model = Blocking.last
+        posts = [pool.submit(server.post, "a")]
+        wait_until(lambda: len(model.events) == 2)
+        posts += [pool.submit(server.post, text) for text in "bc"]
+        wait_until(lambda: server.host.ongoing == 3)
+        assert len(model.events) == 2, "the others wait"
+        model.release.set()
+        assert [post.result().status_code for post in posts] == [200, 200, 200]
+    events = [event for event in model.events if event[0] != "load"]
+    assert [event[0] for event in events] == ["enter", "leave"] * 3
+    threads = {event[-1] for event in model.events if event[0] in ("load", "enter")}
+    assert len(threads) == 1
+    assert threading.main_thread().ident not in threads
+
+
+def test_a_cancelled_request_keeps_its_place_and_a_queued_one_never_runs() -> None:
+    with running(Blocking) as server, ThreadPoolExecutor(3) as pool:
+        model = Blocking.last
+        first = pool.submit(server.post, "first", timeout=0.3)
+        wait_until(lambda: "enter" in str(model.events))
+        second = pool.submit(server.post, "second", timeout=0.2)
+        third = pool.submit(server.post, "third")
+        for left in (first, second):
+            assert isinstance(left.exception(), httpx.TimeoutException)
+        time.sleep(0.1)
+        assert len(model.events) == 2, "the first still runs, so nobody else may"
+        model.release.set()
+        assert third.result().status_code == 200
+        entered = [event[1] for event in model.events if event[0] == "enter"]
+        assert entered == ["first", "third"]
+        wait_until(lambda: server.host.ongoing == 0)
+
+
+def test_an_asynchronous_class_takes_one_request_at_a_time_too() -> None:
+    with running(BlockingAsync) as server, ThreadPoolExecutor(2) as pool:
+        posts = [pool.submit(server.post, text) for text in "ab"]
+        assert [post.result().status_code for post in posts] == [200, 200]
+        assert [event[0] for event in BlockingAsync.last.events] == ["enter", "leave"] * 2
+
+
+def test_a_queued_asynchronous_request_that_is_cancelled_never_runs() -> None:
+    with running(BlockingAsync) as server, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(server.post, "first")
+        wait_until(lambda: BlockingAsync.last.events)
+        second = pool.submit(server.post, "second", timeout=0.2)
+        assert isinstance(second.exception(), httpx.TimeoutException)
+        assert first.result().status_code == 200
+        wait_until(lambda: server.host.ongoing == 0)
+        assert [event[1] for event in BlockingAsync.last.events] == ["first", "first"]
+
+
+def test_too_many_waiting_requests_get_429() -> None:
+    serving = {"max_ongoing_requests": 1, "max_queued_requests": 1}
+    with running(Blocking, **serving) as server, ThreadPoolExecutor(2) as pool:
+        posts = [pool.submit(server.post, "a") for _ in range(2)]
+        wait_until(lambda: server.host.ongoing == 2)
+        answer = server.post("b")
+        assert answer.status_code == 429
+        assert answer.headers["retry-after"] == "1"
+        assert answer.json()["error"]["code"] == "overloaded"
+        Blocking.last.release.set()
+        assert [post.result().status_code for post in posts] == [200, 200]
+        assert server.post("c").status_code == 200
+
+
+@pytest.mark.parametrize("cls", [Ticks, AsyncTicks, ReturnedTicks])
+def test_a_stream_arrives_piece_by_piece_and_stops_when_the_client_leaves(
+    cls: type[Ticks],
+) -> None:
+    with running(cls) as server:
+        body = {"model": "sample", "prompt": "x", "stream": True}
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as answer:
+            times = [time.monotonic() for _, _ in zip(range(6), answer.iter_raw(), strict=False)]
+        gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+        assert all(0.03 < gap < 0.2 for gap in gaps)
+        # A generator that blocks can stop no sooner than at its next item, 50 ms away.
+        took = wait_until(lambda: "closed" in cls.last.events)
+        assert took < (0.15 if cls is Ticks else 0.05)
+        wait_until(lambda: server.host.ongoing == 0)
+
+
+def test_an_asynchronous_infer_is_cancelled_when_the_client_leaves() -> None:
+    with running(AsyncTicks) as server:
+        with pytest.raises(httpx.TimeoutException):
+            server.post("x", timeout=0.2)
+        assert wait_until(lambda: "closed" in AsyncTicks.last.events) < 0.1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_blocking_code_can_ask_whether_its_client_has_left(stream: bool) -> None:
+    with running(Patient) as server:
+        with pytest.raises(httpx.TimeoutException):
+            server.post("x", timeout=0.5, stream=stream)
+        wait_until(lambda: Patient.last.events[1:] == ["enter", "told"])
+        wait_until(lambda: server.host.ongoing == 0)
+
+
+def test_a_batch_is_told_when_all_of_its_clients_have_left() -> None:
+    serving = {"max_ongoing_requests": 8, "batching": {"max_batch_size": 4}}
+    with running(PatientBatch, **serving) as server, ThreadPoolExecutor(3) as pool:
+        model = PatientBatch.last
+        first = pool.submit(server.post, "first", timeout=2)
+        wait_until(lambda: 1 in model.events)
+        leaves = pool.submit(server.post, "leaves", timeout=3)
+        stays = pool.submit(server.post, "stays", timeout=30)
+        wait_until(lambda: server.host.ongoing == 3)
+        assert isinstance(first.exception(), httpx.TimeoutException)
+        wait_until(lambda: model.events[-1] == 2)  # told, the thread went on to those that wait
+        assert isinstance(leaves.exception(), httpx.TimeoutException)
+        time.sleep(0.3)
+        assert model.events[-1] == 2, "one client is left, so the batch goes on"
+        model.release.set()
+        assert stays.result().status_code == 200
+        wait_until(lambda: server.host.ongoing == 0)
+
+
+def test_a_stop_text_closes_the_generator() -> None:
+    with running(Ticks) as server:
+        answer = server.post("x", stream=True, stop="3")
+        assert answer.text.endswith("data: [DONE]\n\n")
+        assert Ticks.last.events[-2:] == [2, "closed"]
+
+
+async def test_a_slow_reader_holds_the_writer_back() -> None:
+    host = ModelHost(spec_of(Flood), {}, name="sample")
+    await host.start()
+    taken = 0
+    slow = asyncio.Event()
+
+    async def emit(piece: Any) -> None:
+        nonlocal taken
+        taken += 1
+        if taken == 10:
+            await slow.wait()
+        if taken == 2000:
+            await asyncio.sleep(60)
+
+    task = asyncio.create_task(host.stream(Plain({}), emit))
+    await asyncio.sleep(0.2)
+    assert 10 <= Flood.last.made <= 200
+    slow.set()
+    await asyncio.sleep(0.5)
+    assert taken == 2000
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    made = Flood.last.made
+    await asyncio.sleep(0.1)
+    assert Flood.last.made <= min(made + 1, 2200)
+    assert host.ongoing == 0
+    await host.close()
+
+
+def test_a_request_has_a_time_limit() -> None:
+    with running(AsyncTicks, max_request_s=0.3) as server:
+        answer = server.post("x")
+        assert answer.status_code == 504
+        error = answer.json()["error"]
+        assert error["message"] == "the model did not finish within 0.3 s, its time limit"
+        streamed = server.post("x", stream=True)
+        assert streamed.status_code == 200
+        assert '"timeout_error"' in streamed.text.split("\n\n")[-2]
+        assert "[DONE]" not in streamed.text
+        wait_until(lambda: server.host.ongoing == 0)
+
+
+def test_clients_that_leave_at_once_leave_nothing_behind() -> None:
+    cfg = {"serving": {"engine": {"token_interval_s": 0.005, "num_tokens": 64}}}
+    host = ModelHost(FAMILY, cfg, name="echo")
+    with serve_asgi(Application(host, owns_host=True), lifespan="on") as url:
+
+        async def one(client: httpx.AsyncClient, number: int) -> bool:
+            body = {"model": "echo", "prompt": "a b", "stream": True}
+            limit_s = 0.001 * (number % 150) if number % 2 else 10
+            try:
+                async with asyncio.timeout(limit_s):
+                    answer = await client.post(f"{url}/v1/completions", json=body)
+                    return answer.text.endswith("data: [DONE]\n\n")
+            except (TimeoutError, httpx.HTTPError):
+                return False
+
+        async def many() -> list[bool]:
+            limits = httpx.Limits(max_connections=40)
+            async with httpx.AsyncClient(limits=limits, timeout=30) as client:
+                return await asyncio.gather(*(one(client, number) for number in range(200)))
+
+        done = asyncio.run(many())
+        assert sum(done) == 100
+        wait_until(lambda: host.ongoing == 0)
+        assert host.model.ongoing == 0
+        gc.collect()
+
+
+class Constructed(Upper):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+
+
+class Generating(Upper):
+    def infer(self, inputs: dict[str, Any]) -> Any:
+        yield {"text": "a"}
+
+
+class Broken(Upper):
+    def load(self, cfg: dict[str, Any]) -> None:
+        raise OSError("no weights at /nowhere")
+
+
+@pytest.mark.parametrize(
+    ("cls", "error", "message"),
+    [
+        (Constructed, RegistryError, "Constructed() failed: "),
+        (Generating, RegistryError, "Generating.infer is a generator; name the method"),
+        (Broken, OSError, "no weights at /nowhere"),
+    ],
+)
+async def test_a_class_that_does_not_start(cls: type, error: type, message: str) -> None:
+    host = ModelHost(spec_of(cls), {}, name="sample")
+    with pytest.raises(error) as caught:
+        await host.start()
+    assert message in str(caught.value)
+    await host.close()
+    with pytest.raises(ServerError, match="is not started"):
+        await host.infer({})
+
+
+class Full(Upper):
+    """Has every optional method."""
+
+    name = ""
+
+    def set_name(self, name: str) -> None:
+        self.name = name
+
+    async def load(self, cfg: dict[str, Any]) -> None:  # type: ignore[override]  # the contract allows async too
+        await asyncio.sleep(0)
+        self.events.append(self.name)
+
+    async def check_health(self) -> None:
+        await asyncio.sleep(float(len(self.events) > 1))
+
+    def create_asgi_app(self) -> Any:
+        return self.answer
+
+    async def answer(self, scope: Any, receive: Any, send: Any) -> None:
+        self.events.append("asked")
+
+    async def close(self) -> None:
+        self.events.append("closed")
+
+
+async def test_every_optional_method_is_used() -> None:
+    host = ModelHost(spec_of(Full), {"serving": {"health_check_timeout_s": 0.1}}, name="sample")
+    await host.start()
+    assert Full.last.events == ["sample"], "the name is known before loading"
+    await host.check_health()
+    Full.last.events.append("slow")
+    with pytest.raises(DeadlineError, match=r"Full.check_health did not return within 0.1 s"):
+        await host.check_health()
+    application = await host.create_asgi_app()
+    await application({"type": "lifespan"}, None, None)
+    assert Full.last.events[-1] == "asked"
+    await host.close()
+    assert Full.last.events[-1] == "closed"
+    await host.close()
+
+
+async def test_the_limits_follow_the_class_unless_the_configuration_says() -> None:
+    assert request_limits({}, spec_of(Upper)) == (1, 2)
+    assert request_limits({}, spec_of(Ticks)) == (64, 128)
+    cfg = {"serving": {"max_ongoing_requests": 5, "max_queued_requests": None}}
+    assert request_limits(cfg, spec_of(Ticks)) == (5, 10)
+
+
+class Batching(Base):
+    def infer(self, inputs: dict[str, Any]) -> Any:
+        return self.infer_batch([inputs])[0]
+
+    def infer_batch(self, batch: list[dict[str, Any]]) -> list[Any]:
+        self.events.append([inputs["text"] for inputs in batch])
+        self.release.wait(1)
+        if any(inputs["text"] == "bad" for inputs in batch):
+            raise ValueError("bad inputs")
+        if any(inputs["text"] == "short" for inputs in batch):
+            return []
+        return [{"text": inputs["text"].upper()} for inputs in batch]
+
+
+class AsyncBatching(Batching):
+    async def infer_batch(self, batch: list[dict[str, Any]]) -> list[Any]:  # type: ignore[override]  # the contract allows async too
+        await asyncio.sleep(0.01)
+        self.release.set()
+        return super().infer_batch(batch)
+
+
+async def test_requests_are_batched() -> None:
+    cfg = {"serving": {"batching": {"max_batch_size": 3, "batch_wait_timeout_s": 0.05}}}
+    host = ModelHost(spec_of(Batching), cfg, name="sample")
+    await host.start()
+    model = Batching.last
+    tasks = [asyncio.create_task(host.infer({"text": text})) for text in "abcde"]
+    await asyncio.sleep(0.02)
+    assert model.events[1:] == [["a", "b", "c"]], "a full batch does not wait"
+    tasks[3].cancel()
+    model.release.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [answers[i] for i in (0, 1, 2, 4)] == [{"text": text} for text in "ABCE"]
+    assert model.events[2:] == [["e"]], "a cancelled request is in no batch"
+    assert host.ongoing == 0
+    await host.close()
+
+
+@pytest.mark.parametrize("cls", [Batching, AsyncBatching])
+async def test_a_bad_request_in_a_batch_fails_alone(cls: type[Batching]) -> None:
+    host = ModelHost(spec_of(cls), {}, name="sample")
+    await host.start()
+    cls.last.release.set()
+    texts = ["a", "bad", "b", "short"]
+    tasks = [host.infer({"text": text}) for text in texts]
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert (answers[0], answers[2]) == ({"text": "A"}, {"text": "B"})
+    assert str(answers[1]) == "bad inputs"
+    assert "returned 0 outputs for 1 inputs; it returns one for each" in str(answers[3])
+    await host.close()
+
+
+async def test_a_batching_class_has_a_bounded_queue() -> None:
+    serving = {"max_ongoing_requests": 2, "max_queued_requests": 1}
+    host = ModelHost(spec_of(Batching), {"serving": serving}, name="sample")
+    await host.start()
+    tasks = [asyncio.create_task(host.infer({"text": "a"})) for _ in range(3)]
+    await asyncio.sleep(0.05)
+    with pytest.raises(OverloadedError):
+        await host.infer({"text": "b"})
+    Batching.last.release.set()
+    assert len(await asyncio.gather(*tasks)) == 3
+    await host.close()

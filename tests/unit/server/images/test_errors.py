@@ -1,0 +1,1024 @@
+"""Malformed image requests: each has an exact status, message and parameter, in the envelope."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from tests.support.image_classes import Odd, OddStream, Plain, Studio
+from tests.support.image_files import animated, bomb, encode, mask_png, png
+from tests.support.servers import serve_asgi
+from tests.unit.server.images.test_routes import image_server, image_spec
+from truthgpt_serve.server import create_app
+
+MAKE, EDIT, VARY = "/v1/images/generations", "/v1/images/edits", "/v1/images/variations"
+MAX_BODY_BYTES = 200_000
+LIMITS = {"max_images": 4, "max_pixels": 4096, "max_prompt_chars": 100, "max_input_images": 3}
+QUALITIES = "low, medium, high, xhigh, max, auto, standard, hd"
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[httpx.Client]:
+    cfg = {"task": "image-generation", "serving": {"images": LIMITS}}
+    app = create_app(image_spec(Studio), cfg, name="painter", max_body_bytes=MAX_BODY_BYTES)
+    with serve_asgi(app, lifespan="on") as url, httpx.Client(base_url=url) as client:
+        yield client
+
+
+def made(**fields: Any) -> dict[str, Any]:
+    return {"model": "painter", "prompt": "x", **fields}
+
+
+def refusal(
+    answer: httpx.Response, status: int, param: str | None, message: str, code: str | None = None
+) -> None:
+    error = answer.json()["error"]
+    assert error["message"] == message
+    assert (answer.status_code, error["param"], error["code"]) == (status, param, code)
+    assert error["type"] == "invalid_request_error"
+    assert answer.headers["x-request-id"]
+
+
+UNKNOWN, BIG = "unknown_parameter", "image_too_large"
+# body, status, param, message, code
+BAD_JSON: list[tuple[Any, int, str | None, str, str | None]] = [
+    (b"", 400, None, "the request has no body; send a JSON object", None),
+    (b"{", 400, None, "the body is not valid JSON: Input data was truncated", None),
+    ([], 400, None, "the body must be a JSON object, not a list", None),
+    (
+        b" " * (MAX_BODY_BYTES + 1),
+        413,
+        None,
+        "the body is larger than 200000 bytes, the most this model takes "
+        "(`serving.max_body_bytes`)",
+        "request_too_large",
+    ),
+    ({"prompt": "x"}, 400, "model", "`model` is required; GET /v1/models lists the names", None),
+    (made(model=3), 400, "model", "`model` must be a non-empty string, not 3", None),
+    (
+        made(model="x"),
+        404,
+        "model",
+        "the model 'x' does not exist here; this is 'painter'",
+        "model_not_found",
+    ),
+    ({"model": "painter"}, 400, "prompt", "`prompt` is required", None),
+    (made(prompt=None), 400, "prompt", "`prompt` is required", None),
+    (made(prompt=["x"]), 400, "prompt", "`prompt` must be a string, not a list", None),
+    (made(prompt=""), 400, "prompt", "`prompt` must not be empty", None),
+    (
+        made(prompt="x" * 101),
+        400,
+        "prompt",
+        "`prompt` has 101 characters; at most 100 are allowed",
+        None,
+    ),
+    (
+        made(negative_prompt="x" * 101),
+        400,
+        "negative_prompt",
+        "`negative_prompt` has 101 characters; at most 100 are allowed",
+        None,
+    ),
+    (made(n=0), 400, "n", "`n` must be a whole number from 1 to 4, not 0", None),
+    (made(n=5), 400, "n", "`n` must be a whole number from 1 to 4, not 5", None),
+    (made(n="2"), 400, "n", "`n` must be a whole number from 1 to 4, not '2'", None),
+    (made(n=1.5), 400, "n", "`n` must be a whole number from 1 to 4, not 1.5", None),
+    (made(n=True), 400, "n", "`n` must be a whole number from 1 to 4, not true", None),
+    *[
+        (
+            made(size=size),
+            400,
+            "size",
+            "`size` must be WIDTHxHEIGHT in pixels, such as 1024x1024, or auto, not " + shown,
+            None,
+        )
+        for size, shown in (
+            ("big", "'big'"),
+            ("64", "'64'"),
+            ("0x64", "'0x64'"),
+            ("-8x8", "'-8x8'"),
+            ("64X64", "'64X64'"),
+            ("64x64x3", "'64x64x3'"),
+            (64, "64"),
+            ([64, 64], "a list"),
+        )
+    ],
+    (
+        made(size="65x64"),
+        400,
+        "size",
+        "`size` is 65x64, 4160 pixels; this model makes at most 4096",
+        None,
+    ),
+    (
+        made(size="999999x999999"),
+        400,
+        "size",
+        "`size` is 999999x999999, 999998000001 pixels; this model makes at most 4096",
+        None,
+    ),
+    (
+        made(response_format="hex"),
+        400,
+        "response_format",
+        "`response_format` must be one of b64_json, url, not 'hex'",
+        None,
+    ),
+    (
+        made(output_format="gif"),
+        400,
+        "output_format",
+        "`output_format` must be one of png, jpeg, webp, not 'gif'",
+        None,
+    ),
+    (
+        made(output_format=["png"]),
+        400,
+        "output_format",
+        "`output_format` must be one of png, jpeg, webp, not a list",
+        None,
+    ),
+    (
+        made(output_compression=101, output_format="webp"),
+        400,
+        "output_compression",
+        "`output_compression` must be a whole number from 0 to 100, not 101",
+        None,
+    ),
+    (
+        made(output_compression=50),
+        400,
+        "output_compression",
+        "`output_compression` is 50, but png has no compression that loses anything; "
+        "set `output_format` to jpeg or webp",
+        None,
+    ),
+    (
+        made(quality="best"),
+        400,
+        "quality",
+        f"`quality` must be one of {QUALITIES}, not 'best'",
+        None,
+    ),
+    (
+        made(background="blue"),
+        400,
+        "background",
+        "`background` must be one of auto, opaque, transparent, not 'blue'",
+        None,
+    ),
+    (
+        made(background="transparent"),
+        400,
+        "background",
+        "`background` is 'transparent', but this model makes opaque images; leave the field out",
+        "unsupported",
+    ),
+    (
+        made(moderation="none"),
+        400,
+        "moderation",
+        "`moderation` must be one of auto, low, not 'none'",
+        None,
+    ),
+    (made(style="loud"), 400, "style", "`style` must be one of vivid, natural, not 'loud'", None),
+    (made(user=7), 400, "user", "`user` must be a string, not 7", None),
+    (made(stream="yes"), 400, "stream", "`stream` must be true or false, not 'yes'", None),
+    (
+        made(partial_images=2),
+        400,
+        "partial_images",
+        "`partial_images` is only allowed when `stream` is true",
+        None,
+    ),
+    (
+        made(partial_images=4, stream=True),
+        400,
+        "partial_images",
+        "`partial_images` must be a whole number from 0 to 3, not 4",
+        None,
+    ),
+    (
+        made(progress=True),
+        400,
+        "progress",
+        "`progress` is only allowed when `stream` is true",
+        None,
+    ),
+    (
+        made(stream=True, response_format="url"),
+        400,
+        "response_format",
+        "`response_format` is 'url', but a stream brings the images as base64",
+        None,
+    ),
+    (made(steps=0), 400, "steps", "`steps` must be a whole number from 1 to 1000, not 0", None),
+    (
+        made(steps=10**9),
+        400,
+        "steps",
+        "`steps` must be a whole number from 1 to 1000, not 1000000000",
+        None,
+    ),
+    (
+        made(guidance_scale="high"),
+        400,
+        "guidance_scale",
+        "`guidance_scale` must be a number from 0 to 100, not 'high'",
+        None,
+    ),
+    (
+        made(guidance_scale=-1),
+        400,
+        "guidance_scale",
+        "`guidance_scale` must be a number from 0 to 100, not -1",
+        None,
+    ),
+    (
+        made(seed=-1),
+        400,
+        "seed",
+        "`seed` must be a whole number from 0 to 9007199254740991, not -1",
+        None,
+    ),
+    (
+        made(seed=2**53),
+        400,
+        "seed",
+        "`seed` must be a whole number from 0 to 9007199254740991, not 9007199254740992",
+        None,
+    ),
+    (
+        made(seed=2**53 - 1, n=2),
+        400,
+        "seed",
+        "`seed` is 9007199254740991: with 2 images the last one's seed would be above "
+        "9007199254740991",
+        None,
+    ),
+    (made(scheduler=""), 400, "scheduler", "`scheduler` must not be empty", None),
+    (made(scheduler="unknown"), 400, "scheduler", "there is no scheduler 'unknown'", None),
+    (
+        made(adapters="ink"),
+        400,
+        "adapters",
+        "`adapters` must be an object {name: weight} or a list of names, not 'ink'",
+        None,
+    ),
+    (
+        made(adapters=["ink", 3]),
+        400,
+        "adapters[1]",
+        "`adapters[1]` must be a string, not 3",
+        None,
+    ),
+    (
+        made(adapters={"ink": "much"}),
+        400,
+        "adapters.ink",
+        "`adapters.ink` must be a number from -100 to 100, not 'much'",
+        None,
+    ),
+    (
+        made(adapters={"": 1}),
+        400,
+        "adapters",
+        "`adapters` has a name of 0 characters, not 1 to 128",
+        None,
+    ),
+    (
+        made(adapters={str(number): 1 for number in range(33)}),
+        400,
+        "adapters",
+        "`adapters` names 33 adapters; at most 32 are allowed",
+        None,
+    ),
+    (
+        made(stepps=3),
+        400,
+        "stepps",
+        "`stepps` is no field of /v1/images/generations; did you mean `steps`?",
+        UNKNOWN,
+    ),
+    (
+        made(num_inference_steps=3),
+        400,
+        "num_inference_steps",
+        "`num_inference_steps` is no field of /v1/images/generations; did you mean `steps`?",
+        UNKNOWN,
+    ),
+    (
+        made(width=512),
+        400,
+        "width",
+        "`width` is no field of /v1/images/generations; did you mean `size`?",
+        UNKNOWN,
+    ),
+    (
+        made(image="data:image/png;base64,"),
+        400,
+        "image",
+        "`image` is no field of /v1/images/generations; it makes images from text alone, "
+        "/v1/images/edits changes an image",
+        UNKNOWN,
+    ),
+    (
+        made(strength=0.5),
+        400,
+        "strength",
+        "`strength` is no field of /v1/images/generations; it makes images from text alone, "
+        "/v1/images/edits changes an image",
+        UNKNOWN,
+    ),
+    (
+        made(svg={"model": "x"}),
+        400,
+        "svg",
+        "`svg` is an object, but this model makes no SVG; leave the field out",
+        "unsupported",
+    ),
+    (
+        made(frame_count=4),
+        400,
+        "frame_count",
+        "`frame_count` is 4, but this model makes no animations; leave the field out",
+        "unsupported",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param", "message", "code"), BAD_JSON, ids=range(len(BAD_JSON))
+)
+def test_a_bad_json_request_says_what_is_wrong(
+    client: httpx.Client, body: Any, status: int, param: str | None, message: str, code: str | None
+) -> None:
+    Studio.last.inputs.clear()
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    refusal(client.post(MAKE, content=content), status, param, message, code)
+    if param != "scheduler":
+        assert Studio.last.inputs == [], "the model was asked all the same"
+
+
+def test_an_unknown_field_without_a_near_one_lists_all(client: httpx.Client) -> None:
+    answer = client.post(MAKE, json=made(zzz=1))
+    fields = (
+        "n, size, response_format, output_format, output_compression, quality, background, "
+        "moderation, user, safety_identifier, prompt, negative_prompt, steps, guidance_scale, "
+        "seed, scheduler, adapters, stream, partial_images, progress, style, model"
+    )
+    message = f"`zzz` is no field of {MAKE}; its fields: {fields}"
+    refusal(answer, 400, "zzz", message, UNKNOWN)
+
+
+def no_number(name: str) -> str:
+    return f'{{"model": "painter", "prompt": "x", "{name}": NaN}}'
+
+
+def test_nan_is_no_json(client: httpx.Client) -> None:
+    answer = client.post(MAKE, content=no_number("guidance_scale"))
+    assert answer.status_code == 400
+    assert "not valid JSON" in answer.json()["error"]["message"]
+
+
+UNREADABLE = "`image` is not a PNG, JPEG or WebP image that can be read"
+FORM = {"model": "painter", "prompt": "x"}
+File = tuple[str, bytes] | tuple[str, bytes, str]
+# route, fields, files, status, param, message, code
+BAD_FORMS: list[
+    tuple[str, dict[str, Any], list[tuple[str, Any]], int, str | None, str, str | None]
+] = [
+    (EDIT, FORM, [], 400, "image", "`image` is required: send a PNG, JPEG or WebP file", None),
+    (
+        EDIT,
+        {**FORM, "image": "x"},
+        [("mask", ("m", mask_png()))],
+        400,
+        "image",
+        "`image` must be a file, not text",
+        None,
+    ),
+    (
+        EDIT,
+        {"model": "painter"},
+        [("image", ("i", png()))],
+        400,
+        "prompt",
+        "`prompt` is required",
+        None,
+    ),
+    (
+        EDIT,
+        {"prompt": "x"},
+        [("image", ("i", png()))],
+        400,
+        "model",
+        "`model` is required; GET /v1/models lists the names",
+        None,
+    ),
+    (EDIT, FORM, [("image", ("i", b""))], 400, "image", "`image` is an empty file", None),
+    (EDIT, FORM, [("image", ("i", b"hello"))], 400, "image", UNREADABLE, None),
+    (EDIT, FORM, [("image", ("i", b"\x89PNG\r\n\x1a\n"))], 400, "image", UNREADABLE, None),
+    (
+        EDIT,
+        FORM,
+        [("image", ("i", encode(Image.new("RGB", (8, 8)), "GIF")))],
+        400,
+        "image",
+        UNREADABLE,
+        None,
+    ),
+    (
+        EDIT,
+        FORM,
+        [("image", ("i", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n"))],
+        400,
+        "image",
+        UNREADABLE,
+        None,
+    ),
+    (
+        EDIT,
+        FORM,
+        [("image", ("i", encode(Image.new("RGB", (8, 8)), "BMP")))],
+        400,
+        "image",
+        UNREADABLE,
+        None,
+    ),
+    (
+        EDIT,
+        FORM,
+        [("image", ("i", animated("PNG")))],
+        400,
+        "image",
+        "`image` is animated (3 frames): send a still image",
+        None,
+    ),
+    (
+        EDIT,
+        FORM,
+        [("image", ("i", animated("WEBP")))],
+        400,
+        "image",
+        "`image` is animated (3 frames): send a still image",
+        None,
+    ),
+    (
+        EDIT,
+        FORM,
+        [("image", ("i", png(65, 64)))],
+        413,
+        "image",
+        "`image` has 65x64 pixels, 4160 in all, more than the 4096 that this model takes",
+        BIG,
+    ),
+    (
+        EDIT,
+        FORM,
+        [("image", ("i", bomb(9000, 9000)))],
+        413,
+        "image",
+        "`image` has 9000x9000 pixels, 81000000 in all, more than the 4096 that this model takes",
+        BIG,
+    ),
+    (
+        EDIT,
+        FORM,
+        [("image", ("i", bomb(12_000, 12_000)))],
+        413,
+        "image",
+        "`image` has far more pixels than the 4096 that this model takes",
+        BIG,
+    ),
+    (
+        EDIT,
+        FORM,
+        [("image", ("i", bomb(2**31 - 1, 2**31 - 1)))],
+        413,
+        "image",
+        "`image` has far more pixels than the 4096 that this model takes",
+        BIG,
+    ),
+    (
+        EDIT,
+        FORM,
+        [("image[]", (str(i), png(8, 8))) for i in range(4)],
+        413,
+        "image",
+        "`image` holds 4 images; at most 3 are allowed",
+        "too_many_images",
+    ),
+    (
+        EDIT,
+        FORM,
+        [("image[]", ("a", png())), ("image[]", ("b", b"no"))],
+        400,
+        "image[1]",
+        "`image[1]` is not a PNG, JPEG or WebP image that can be read",
+        None,
+    ),
+    (
+        EDIT,
+        FORM,
+        [("image", ("i", png())), ("mask", ("m", mask_png(30, 40)))],
+        400,
+        "mask",
+        "`mask` is 30x40 pixels, but the image is 40x30: they must have the same size",
+        None,
+    ),
+    (
+        EDIT,
+        FORM,
+        [("image", ("i", png())), ("mask", ("m", png()))],
+        400,
+        "mask",
+        "`mask` has no transparency: what is transparent in the mask is painted anew, so send a "
+        "PNG or WebP with an alpha channel",
+        None,
+    ),
+    (
+        EDIT,
+        FORM,
+        [("image", ("i", png())), ("mask", ("m", mask_png(transparent=False)))],
+        400,
+        "mask",
+        "`mask` has no transparent pixel, so nothing would be painted anew",
+        None,
+    ),
+    (
+        EDIT,
+        FORM,
+        [("image", ("i", png())), ("mask", ("m", b"x"))],
+        400,
+        "mask",
+        "`mask` is not a PNG, JPEG or WebP image that can be read",
+        None,
+    ),
+    (
+        EDIT,
+        FORM,
+        [("image", ("i", png())), ("mask", ("m", mask_png())), ("mask", ("n", mask_png()))],
+        400,
+        "mask",
+        "`mask` is given more than once",
+        None,
+    ),
+    (
+        EDIT,
+        FORM,
+        [("image", ("i", png())), ("markup", ("m", mask_png()))],
+        400,
+        "markup",
+        "`markup` is a file, but this model takes no markup; paint on the image itself; leave the "
+        "field out",
+        "unsupported",
+    ),
+    (
+        EDIT,
+        FORM,
+        [("image", ("i", png())), ("photo", ("m", png()))],
+        400,
+        "photo",
+        "`photo` is no file that /v1/images/edits takes",
+        None,
+    ),
+    (
+        EDIT,
+        {**FORM, "n": "two"},
+        [("image", ("i", png()))],
+        400,
+        "n",
+        "`n` must be a whole number from 1 to 4, not 'two'",
+        None,
+    ),
+    (
+        EDIT,
+        {**FORM, "strength": "0"},
+        [("image", ("i", png()))],
+        400,
+        "strength",
+        "`strength` must be a number above 0 and at most 1, not 0.0",
+        None,
+    ),
+    (
+        EDIT,
+        {**FORM, "strength": "nan"},
+        [("image", ("i", png()))],
+        400,
+        "strength",
+        "`strength` must be a number above 0 and at most 1, not 'nan'",
+        None,
+    ),
+    (
+        EDIT,
+        {**FORM, "guidance_scale": "1e999"},
+        [("image", ("i", png()))],
+        400,
+        "guidance_scale",
+        "`guidance_scale` must be a number from 0 to 100, not inf",
+        None,
+    ),
+    (
+        EDIT,
+        {**FORM, "stream": "maybe"},
+        [("image", ("i", png()))],
+        400,
+        "stream",
+        "`stream` must be true or false, not 'maybe'",
+        None,
+    ),
+    (
+        EDIT,
+        {**FORM, "prompt": ["x", "y"]},
+        [("image", ("i", png()))],
+        400,
+        "prompt",
+        "`prompt` is given more than once",
+        None,
+    ),
+    (
+        EDIT,
+        {**FORM, "adapters[ink]": "much"},
+        [("image", ("i", png()))],
+        400,
+        "adapters.ink",
+        "`adapters.ink` must be a number from -100 to 100, not 'much'",
+        None,
+    ),
+    (
+        EDIT,
+        {**FORM, "adapters": '{"ink": '},
+        [("image", ("i", png()))],
+        400,
+        "adapters",
+        "`adapters` must be an object {name: weight} or a list of names, not '{\"ink\": '",
+        None,
+    ),
+    (
+        EDIT,
+        {**FORM, "adapters": "ink", "adapters[oil]": "1"},
+        [("image", ("i", png()))],
+        400,
+        "adapters",
+        "`adapters` is given more than once",
+        None,
+    ),
+    (
+        EDIT,
+        {**FORM, "strenth": "1"},
+        [("image", ("i", png()))],
+        400,
+        "strenth",
+        "`strenth` is no field of /v1/images/edits; did you mean `strength`?",
+        UNKNOWN,
+    ),
+    (
+        EDIT,
+        {**FORM, "input_fidelity": "high"},
+        [("image", ("i", png()))],
+        400,
+        "input_fidelity",
+        "`input_fidelity` is 'high', but this model has no fidelity setting; lower `strength` to "
+        "change less; leave the field out",
+        "unsupported",
+    ),
+    (
+        VARY,
+        {"model": "painter"},
+        [("image", ("a", png())), ("image", ("b", png()))],
+        413,
+        "image",
+        "`image` holds 2 images; at most 1 is allowed",
+        "too_many_images",
+    ),
+    (
+        VARY,
+        {"model": "painter"},
+        [("image", ("a", png())), ("mask", ("b", mask_png()))],
+        400,
+        "mask",
+        "`mask` is no file that /v1/images/variations takes",
+        None,
+    ),
+    (
+        VARY,
+        {"model": "painter", "stream": "true"},
+        [("image", ("a", png()))],
+        400,
+        "stream",
+        "`stream` is no field of /v1/images/variations; its fields: n, size, response_format, "
+        "output_format, output_compression, quality, background, moderation, user, "
+        "safety_identifier, prompt, negative_prompt, steps, guidance_scale, seed, scheduler, "
+        "adapters, strength, model, image",
+        UNKNOWN,
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("route", "fields", "files", "status", "param", "message", "code"),
+    BAD_FORMS,
+    ids=range(len(BAD_FORMS)),
+)
+def test_a_bad_form_says_what_is_wrong(
+    client: httpx.Client,
+    route: str,
+    fields: dict[str, Any],
+    files: list[tuple[str, Any]],
+    status: int,
+    param: str | None,
+    message: str,
+    code: str | None,
+) -> None:
+    Studio.last.inputs.clear()
+    # A form without files would be sent in another encoding.
+    parts = files or [("model", (None, fields["model"])), ("prompt", (None, fields["prompt"]))]
+    answer = client.post(route, data=fields if files else None, files=parts)
+    refusal(answer, status, param, message, code)
+    assert Studio.last.inputs == [], "the model was asked all the same"
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9, 0.98])
+def test_a_file_that_is_cut_off_is_refused(client: httpx.Client, form: str, share: float) -> None:
+    whole = encode(Image.effect_noise((60, 60), 90).convert("RGB"), form)
+    data = whole[: int(len(whole) * share)]
+    answer = client.post(EDIT, data=FORM, files={"image": ("i", data)})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "image")
+    assert error["message"].startswith(("`image` is damaged or cut off: ", UNREADABLE))
+
+
+def test_many_large_images_are_refused_together(client: httpx.Client) -> None:
+    with image_server(Studio, {"images": {**LIMITS, "max_input_images": 9}}) as own:
+        answer = httpx.post(
+            f"{own.base_url}images/edits",
+            data=FORM,
+            files=[("image[]", (str(index), png(64, 60))) for index in range(9)],
+        )
+    message = (
+        "the first 5 images have 19200 pixels together, more than the 16384 that one request may "
+        "have"
+    )
+    refusal(answer, 413, "image", message, BIG)
+
+
+def test_image_requests_have_a_size_limit_of_their_own() -> None:
+    with image_server(Studio, {"images": {"max_upload_bytes": 5000}}) as own:
+        answer = httpx.post(
+            f"{own.base_url}images/edits", data=FORM, files={"image": ("i", bytes(5000))}
+        )
+    message = (
+        "the body is larger than 5000 bytes, the most that an image request may have "
+        "(`serving.images.max_upload_bytes`)"
+    )
+    refusal(answer, 413, None, message, "request_too_large")
+
+
+HEAD = {"content-type": "multipart/form-data; boundary=xyz"}
+PART = b'--xyz\r\nContent-Disposition: form-data; name="model"\r\n\r\npainter\r\n'
+# headers, body, message
+BAD_BODIES: list[tuple[dict[str, str], bytes, str]] = [
+    (
+        {"content-type": "multipart/form-data"},
+        PART,
+        "the multipart form has no boundary: send `Content-Type: multipart/form-data; "
+        "boundary=...`",
+    ),
+    (
+        {"content-type": "application/json"},
+        b"{}",
+        "this route takes a form: send `Content-Type: multipart/form-data`, not application/json",
+    ),
+    (
+        {},
+        b"{}",
+        "this route takes a form: send `Content-Type: multipart/form-data`, not nothing",
+    ),
+    (
+        {"content-type": "multipart/form-data; boundary=" + "x" * 300},
+        PART,
+        "the request body is not a valid multipart form: Boundary length 300 exceeds maximum of "
+        "256",
+    ),
+    (HEAD, b"", "the request has no body; send a multipart form"),
+    (HEAD, PART, "the multipart form ends before its last boundary"),
+    (HEAD, PART + b"--xyz", "the multipart form ends before its last boundary"),
+    (
+        HEAD,
+        b"--xyz\r\nContent-Disposition: form-data\r\n\r\nx\r\n--xyz--\r\n",
+        "part 1 of the multipart form has no name",
+    ),
+    (
+        HEAD,
+        b"--xyz\r\nX: y\r\n\r\nx\r\n--xyz--\r\n",
+        "part 1 of the multipart form has no name",
+    ),
+    (HEAD, PART * 257 + b"--xyz--\r\n", "the multipart form has more than 256 parts"),
+    (
+        HEAD,
+        b'--xyz\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n\xff\r\n--xyz--\r\n',
+        "`prompt` is not valid UTF-8",
+    ),
+]
+
+
+@pytest.mark.parametrize(("headers", "body", "message"), BAD_BODIES, ids=range(len(BAD_BODIES)))
+def test_a_bad_body_says_what_is_wrong(
+    client: httpx.Client, headers: dict[str, str], body: bytes, message: str
+) -> None:
+    answer = client.post(EDIT, content=body, headers=headers)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["message"]) == (400, message)
+
+
+def test_a_body_of_another_boundary_is_refused(client: httpx.Client) -> None:
+    answer = client.post(EDIT, content=b"hello", headers=HEAD)
+    assert answer.status_code == 400
+    assert "is not a valid multipart form" in answer.json()["error"]["message"]
+
+
+def test_a_form_does_not_make_images_from_text(client: httpx.Client) -> None:
+    answer = client.post(MAKE, data=FORM, files={"image": ("i", png())})
+    message = "this route takes JSON, not a form; /v1/images/edits takes a form with images"
+    refusal(answer, 400, None, message, "unsupported")
+
+
+@pytest.mark.parametrize("route", [MAKE, EDIT, VARY])
+def test_other_methods_are_refused(client: httpx.Client, route: str) -> None:
+    answer = client.get(route)
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize("route", [EDIT, VARY])
+def test_a_class_that_does_not_say_that_it_edits_is_not_asked_to(route: str) -> None:
+    what = {EDIT: "edits", VARY: "variations"}[route]
+    with image_server(Plain) as own:
+        answer = httpx.post(
+            str(own.base_url).removesuffix("/v1/") + route, data=FORM, files={"image": ("i", png())}
+        )
+    message = f"the model 'painter' cannot do image {what}; it can do image generations"
+    refusal(answer, 400, "model", message, "unsupported")
+
+
+@pytest.mark.parametrize("route", [MAKE, EDIT, VARY])
+def test_a_model_of_another_task_has_no_image_routes(route: str) -> None:
+    app = create_app(image_spec(Plain), {"task": "text-generation"}, name="painter")
+    with serve_asgi(app, lifespan="on") as url:
+        answer = httpx.post(url + route, json=FORM)
+    message = "the model 'painter' has task text-generation, which has no image routes"
+    refusal(answer, 400, "model", message, "unsupported")
+
+
+def test_an_image_model_has_no_text_routes(client: httpx.Client) -> None:
+    answer = client.post("/v1/completions", json=FORM)
+    message = "the model 'painter' has task image-generation, which has no text routes"
+    refusal(answer, 400, "model", message, "unsupported")
+
+
+# -- classes that break the contract
+
+WANTED = "an image-generation model returns {'image': PIL image}"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("none", f"Odd.infer returned NoneType; {WANTED}"),
+        ("text", f"Odd.infer returned a dict with 'text': x; {WANTED}"),
+        ("bytes", f"Odd.infer returned a dict whose 'image' is bytes; {WANTED}"),
+        ("bare", f"Odd.infer returned Image; {WANTED}"),
+        (
+            "usage",
+            "Odd.infer returned a dict with 'input_tokens': -1; an image-generation model returns "
+            "whole numbers as `usage`: input_tokens and output_tokens",
+        ),
+        (
+            "seed",
+            "Odd.infer returned str; an image-generation model returns a whole number as `seed`",
+        ),
+    ],
+)
+def test_a_result_that_is_no_image_names_the_class(prompt: str, message: str) -> None:
+    with image_server(Odd) as own:
+        answer = httpx.post(f"{own.base_url}images/generations", json=made(prompt=prompt))
+    assert answer.json()["error"] == {
+        "message": message, "type": "server_error", "param": None, "code": None,
+    }  # fmt: skip
+    assert answer.status_code == 500
+
+
+def test_an_image_that_cannot_be_written_names_the_class() -> None:
+    with image_server(Odd) as own:
+        answer = httpx.post(f"{own.base_url}images/generations", json=made(prompt="empty"))
+    assert answer.status_code == 500
+    message = answer.json()["error"]["message"]
+    assert message.startswith("Odd.infer made an image that cannot be written as png: ")
+
+
+def test_other_errors_stay_in_the_log() -> None:
+    with image_server(Odd) as own:
+        answer = httpx.post(f"{own.base_url}images/generations", json=made(prompt="error"))
+    assert answer.status_code == 500
+    assert "secret-key" not in answer.text
+    assert answer.headers["x-request-id"] in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (
+            "nothing",
+            "OddStream.stream ended without an image; its last item is {'image': ...}",
+        ),
+        (
+            "number",
+            "OddStream.stream yielded int; an image-generation model yields {'image': PIL image}",
+        ),
+        (
+            "unknown",
+            "OddStream.stream yielded a dict with 'colour': 1; an image-generation model yields "
+            "{'image': PIL image}",
+        ),
+        (
+            "step",
+            "OddStream.stream yielded a dict with 'step': 1; an image-generation model yields "
+            "{'step': i, 'num_steps': n} or {'queue_position': k}",
+        ),
+        (
+            "negative",
+            "OddStream.stream yielded a dict with 'queue_position': -1; an image-generation model "
+            "yields {'step': i, 'num_steps': n} or {'queue_position': k}",
+        ),
+        (
+            "partial",
+            "OddStream.stream yielded a dict whose 'partial_image' is str; an image-generation "
+            "model yields {'partial_image': PIL image, 'index': whole number}",
+        ),
+    ],
+)
+@pytest.mark.parametrize("partial_images", [0, 1])
+def test_a_stream_that_breaks_the_contract_ends_with_an_error(
+    prompt: str, message: str, partial_images: int
+) -> None:
+    body = made(prompt=prompt, stream=True, partial_images=partial_images)
+    with image_server(OddStream) as own:
+        answer = httpx.post(f"{own.base_url}images/generations", json=body)
+    if partial_images:  # one was sent before
+        assert answer.status_code == 200
+        *_, last = answer.text.strip().split("\n\n")
+        error = json.loads(last.removeprefix("data: "))["error"]
+    else:
+        assert answer.status_code == 500
+        error = answer.json()["error"]
+    assert (error["message"], error["type"]) == (message, "server_error")
+
+
+def test_without_pillow_the_error_names_the_extra() -> None:
+    program = """
+import asyncio, json, sys
+sys.modules["PIL"] = None
+from truthgpt_serve.contract import FamilySpec
+from truthgpt_serve.server import Application, ModelHost
+
+class Model:
+    def load(self, cfg): pass
+    def infer(self, inputs): raise AssertionError("asked without need")
+
+spec = FamilySpec(name="x", class_path="x:Model", model_class=Model)
+host = ModelHost(spec, {"task": "image-generation"}, name="m")
+app = Application(host)
+sent = []
+
+async def main():
+    body = json.dumps({"model": "m", "prompt": "x"}).encode()
+    messages = [{"type": "http.request", "body": body}]
+    async def receive():
+        return messages.pop() if messages else await asyncio.sleep(60)
+    async def send(message): sent.append(message)
+    await host.start()
+    scope = {"type": "http", "method": "POST", "path": "/v1/images/generations", "headers": []}
+    await app(scope, receive, send)
+    await host.close()
+
+asyncio.run(main())
+print(sent[0]["status"], json.loads(sent[1]["body"])["error"]["message"])
+print([name for name in ("torch", "diffusers", "ray", "PIL.Image") if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.splitlines() == [
+        "500 image requests need Pillow, which is not installed here: "
+        "pip install 'truthgpt-serve[images]'",
+        "[]",
+    ], done.stderr

@@ -1,0 +1,375 @@
+"""Malformed requests: each has an exact status, message and parameter, in OpenAI's envelope."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import ValidationError
+
+from deployments.echo.config import FAMILY
+from tests.support.servers import serve_asgi
+from truthgpt_serve.config import RouterConfig, load_model_config
+from truthgpt_serve.config.base import MAX_BODY_BYTES
+from truthgpt_serve.server import create_app
+
+CHAT, TEXT, INFER = "/v1/chat/completions", "/v1/completions", "/v1/infer"
+HI = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[httpx.Client]:
+    app = create_app(FAMILY, {"serving": {}}, name="echo", max_body_bytes=20_000)
+    with serve_asgi(app, lifespan="on") as url, httpx.Client(base_url=url) as client:
+        yield client
+
+
+def test_what_a_router_can_admit_is_not_refused_by_default() -> None:
+    most = RouterConfig(max_body_bytes=MAX_BODY_BYTES)
+    cfg = load_model_config({"model": {"family": "echo"}}).to_cfg()
+    assert cfg["serving"]["max_body_bytes"] >= most.max_body_bytes
+    with pytest.raises(ValidationError):
+        RouterConfig(max_body_bytes=MAX_BODY_BYTES + 1)
+    body = b'{"model": "echo", "prompt": "a b", "user": "%b"}' % (b"x" * 70_000_000)
+    answers = []
+    for limit in (MAX_BODY_BYTES, 69_000_000):
+        cfg["serving"]["max_body_bytes"] = limit
+        app = create_app(FAMILY, cfg, name="echo")
+        with serve_asgi(app, lifespan="on") as url:
+            answers.append(httpx.post(url + TEXT, content=body, timeout=30))
+    assert answers[0].status_code == 200
+    assert answers[1].status_code == 413
+    assert "69000000 bytes" in answers[1].json()["error"]["message"]
+
+
+def chat(**fields: Any) -> dict[str, Any]:
+    return {"model": "echo", "messages": HI, **fields}
+
+
+def text(**fields: Any) -> dict[str, Any]:
+    return {"model": "echo", "prompt": "hi", **fields}
+
+
+def message(**fields: Any) -> dict[str, Any]:
+    return {"model": "echo", "messages": [{"role": "user", "content": "hi", **fields}]}
+
+
+ROLES = "assistant, developer, function, system, tool, user"
+BAD: list[tuple[str, Any, int, str | None, str]] = [
+    (CHAT, b"", 400, None, "the request has no body; send a JSON object"),
+    (CHAT, b"{", 400, None, "the body is not valid JSON: Input data was truncated"),
+    (
+        CHAT,
+        b"model=echo",
+        400,
+        None,
+        "the body is not valid JSON: JSON is malformed: invalid character (byte 0)",
+    ),
+    (
+        CHAT,
+        b'{"model":"\xff"}',
+        400,
+        None,
+        "the body is not valid JSON: 'utf-8' codec can't decode byte 0xff in position 0: "
+        "invalid start byte",
+    ),
+    (CHAT, b"[" * 9000, 400, None, "the body is not valid JSON: it is nested too deeply"),
+    (CHAT, [], 400, None, "the body must be a JSON object, not a list"),
+    (CHAT, "hi", 400, None, "the body must be a JSON object, not a string"),
+    (CHAT, 7, 400, None, "the body must be a JSON object, not a number"),
+    (CHAT, None, 400, None, "the body must be a JSON object, not null"),
+    (
+        CHAT,
+        b" " * 20_001,
+        413,
+        None,
+        "the body is larger than 20000 bytes, the most this model takes (`serving.max_body_bytes`)",
+    ),
+    (CHAT, {"messages": HI}, 400, "model", "`model` is required; GET /v1/models lists the names"),
+    (CHAT, chat(model=3), 400, "model", "`model` must be a non-empty string, not 3"),
+    (CHAT, chat(model=""), 400, "model", "`model` must be a non-empty string, not ''"),
+    (CHAT, chat(model="x"), 404, "model", "the model 'x' does not exist here; this is 'echo'"),
+    (CHAT, {"model": "echo"}, 400, "messages", "`messages` is required"),
+    (CHAT, chat(messages="hi"), 400, "messages", "`messages` must be a list, not 'hi'"),
+    (CHAT, chat(messages={}), 400, "messages", "`messages` must be a list, not an object"),
+    (CHAT, chat(messages=[]), 400, "messages", "`messages` must hold at least one message"),
+    (CHAT, chat(messages=["hi"]), 400, "messages[0]", "`messages[0]` must be an object, not 'hi'"),
+    (
+        CHAT,
+        message(role="robot"),
+        400,
+        "messages[0].role",
+        f"`messages[0].role` must be one of {ROLES}, not 'robot'",
+    ),
+    (
+        CHAT,
+        message(role=None),
+        400,
+        "messages[0].role",
+        f"`messages[0].role` must be one of {ROLES}, not null",
+    ),
+    (
+        CHAT,
+        message(role=["user"]),
+        400,
+        "messages[0].role",
+        f"`messages[0].role` must be one of {ROLES}, not a list",
+    ),
+    (
+        CHAT,
+        message(content=None),
+        400,
+        "messages[0].content",
+        "`messages[0].content` must be a string or a list of parts, not null",
+    ),
+    (
+        CHAT,
+        message(content=["hi"]),
+        400,
+        "messages[0].content[0]",
+        "`messages[0].content[0]` must be an object, not 'hi'",
+    ),
+    (
+        CHAT,
+        message(content=[{"type": "image_url", "image_url": {"url": "data:"}}]),
+        400,
+        "messages[0].content[0].type",
+        "`messages[0].content[0].type` is 'image_url': this model takes text parts only",
+    ),
+    (
+        CHAT,
+        message(content=[{"type": "text"}]),
+        400,
+        "messages[0].content[0].text",
+        "`messages[0].content[0].text` must be a string, not null",
+    ),
+    (CHAT, chat(stream="yes"), 400, "stream", "`stream` must be true or false, not 'yes'"),
+    (CHAT, chat(stream=1), 400, "stream", "`stream` must be true or false, not 1"),
+    (
+        CHAT,
+        chat(stream_options={}),
+        400,
+        "stream_options",
+        "`stream_options` is only allowed when `stream` is true",
+    ),
+    (
+        CHAT,
+        chat(stream=True, stream_options=[]),
+        400,
+        "stream_options",
+        "`stream_options` must be an object, not a list",
+    ),
+    (
+        CHAT,
+        chat(stream=True, stream_options={"include_usage": "y"}),
+        400,
+        "stream_options.include_usage",
+        "`stream_options.include_usage` must be true or false, not 'y'",
+    ),
+    (
+        CHAT,
+        chat(max_tokens=0),
+        400,
+        "max_tokens",
+        "`max_tokens` must be a whole number of at least 1, not 0",
+    ),
+    (
+        CHAT,
+        chat(max_tokens=True),
+        400,
+        "max_tokens",
+        "`max_tokens` must be a whole number of at least 1, not true",
+    ),
+    (
+        CHAT,
+        chat(max_completion_tokens=1.5),
+        400,
+        "max_completion_tokens",
+        "`max_completion_tokens` must be a whole number of at least 1, not 1.5",
+    ),
+    (
+        CHAT,
+        chat(temperature=2.1),
+        400,
+        "temperature",
+        "`temperature` must be a number from 0 to 2, not 2.1",
+    ),
+    (
+        CHAT,
+        chat(temperature="hot"),
+        400,
+        "temperature",
+        "`temperature` must be a number from 0 to 2, not 'hot'",
+    ),
+    (CHAT, chat(top_p=0), 400, "top_p", "`top_p` must be a number above 0 and at most 1, not 0"),
+    (CHAT, chat(top_k=-2), 400, "top_k", "`top_k` must be a whole number of at least -1, not -2"),
+    (CHAT, chat(min_p=2), 400, "min_p", "`min_p` must be a number from 0 to 1, not 2"),
+    (CHAT, chat(seed=0.5), 400, "seed", "`seed` must be a whole number of 64 bits, not 0.5"),
+    (
+        CHAT,
+        chat(presence_penalty=3),
+        400,
+        "presence_penalty",
+        "`presence_penalty` must be a number from -2 to 2, not 3",
+    ),
+    (
+        CHAT,
+        chat(repetition_penalty=0),
+        400,
+        "repetition_penalty",
+        "`repetition_penalty` must be a number above 0 and at most 10, not 0",
+    ),
+    (
+        CHAT,
+        chat(ignore_eos="no"),
+        400,
+        "ignore_eos",
+        "`ignore_eos` must be true or false, not 'no'",
+    ),
+    (
+        CHAT,
+        chat(stop=list("abcdefghijklmnopq")),
+        400,
+        "stop",
+        "`stop` has 17 entries, but this model takes at most 16 "
+        "(`serving.limits.max_stop_strings`)",
+    ),
+    (
+        CHAT,
+        chat(stop=[1]),
+        400,
+        "stop",
+        "`stop` must be a string or a list of strings, not a list",
+    ),
+    (CHAT, chat(stop=""), 400, "stop", "`stop` must not hold an empty string"),
+    (CHAT, chat(n=0), 400, "n", "`n` must be a whole number of at least 1, not 0"),
+    (
+        CHAT,
+        chat(n=2),
+        400,
+        "n",
+        "`n` is 2, but this model gives one answer for each request; leave the field out",
+    ),
+    (
+        CHAT,
+        chat(tools=[{}]),
+        400,
+        "tools",
+        "`tools` is a list, but this model has no tool calls; leave the field out",
+    ),
+    (
+        CHAT,
+        chat(logprobs=True),
+        400,
+        "logprobs",
+        "`logprobs` is true, but this model has no log probabilities; leave the field out",
+    ),
+    (
+        CHAT,
+        chat(response_format={"type": "json_object"}),
+        400,
+        "response_format",
+        "`response_format` is an object, but this model answers in plain text only; "
+        "leave the field out",
+    ),
+    (TEXT, {"model": "echo"}, 400, "prompt", "`prompt` is required"),
+    (TEXT, text(prompt=3), 400, "prompt", "`prompt` must be a string, not 3"),
+    (TEXT, text(prompt=[]), 400, "prompt", "`prompt` must be a string, not a list"),
+    (
+        TEXT,
+        text(prompt=[1, 2]),
+        400,
+        "prompt",
+        "`prompt` must be one string: this model takes neither several prompts nor token ids",
+    ),
+    (
+        TEXT,
+        text(best_of=3),
+        400,
+        "best_of",
+        "`best_of` is 3, but this model gives one answer for each request; leave the field out",
+    ),
+    (
+        TEXT,
+        text(echo=True),
+        400,
+        "echo",
+        "`echo` is true, but this model does not repeat the prompt; leave the field out",
+    ),
+    (INFER, {"model": "echo"}, 400, "inputs", "`inputs` is required"),
+    (INFER, {"inputs": {}}, 400, "model", "`model` is required; GET /v1/models lists the names"),
+    (
+        INFER,
+        {"model": "echo", "inputs": "hi"},
+        400,
+        "inputs",
+        "`inputs` must be an object, not a string",
+    ),
+    (
+        INFER,
+        {"model": "echo", "inputs": {}, "stream": 0},
+        400,
+        "stream",
+        "`stream` must be true or false, not 0",
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "status", "param", "expected"), BAD)
+def test_a_bad_request(
+    client: httpx.Client, path: str, body: Any, status: int, param: str | None, expected: str
+) -> None:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    answer = client.post(path, content=content, headers={"x-request-id": "bad-1"})
+    error = answer.json()["error"]
+    assert (error["message"], answer.status_code, error["param"]) == (expected, status, param)
+    assert error["type"] == "invalid_request_error"
+    assert set(error) == {"message", "type", "param", "code"}
+    assert answer.headers["x-request-id"] == "bad-1"
+    assert answer.headers["content-type"] == "application/json"
+
+
+def test_every_kind_of_mistake_is_in_the_table() -> None:
+    assert len(BAD) >= 50
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code", "expected"),
+    [
+        ("GET", "/v1/nosuch", 404, "not_found", "there is no /v1/nosuch here; /docs lists "),
+        ("POST", "/", 404, "not_found", "there is no / here; /docs lists "),
+        ("GET", CHAT, 405, "method_not_allowed", f"{CHAT} takes POST, not GET"),
+        ("DELETE", "/v1/models/echo", 405, "method_not_allowed", "takes GET, not DELETE"),
+        ("GET", "/v1/models/x", 404, "model_not_found", "the model 'x' does not exist here; "),
+        ("PUT", "/health", 405, "method_not_allowed", "/health takes GET, not PUT"),
+    ],
+)
+def test_a_wrong_route(
+    client: httpx.Client, method: str, path: str, status: int, code: str, expected: str
+) -> None:
+    answer = client.request(method, path)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (status, code)
+    assert expected in error["message"]
+    assert answer.headers["x-request-id"]
+    allow = ("POST" if path == CHAT else "GET, HEAD") if status == 405 else None
+    assert answer.headers.get("allow") == allow
+
+
+def test_a_body_without_a_length_is_limited_too(client: httpx.Client) -> None:
+    def body() -> Iterator[bytes]:
+        for _ in range(30):
+            yield b" " * 1000
+
+    answer = client.post(CHAT, content=body())
+    assert answer.status_code == 413
+    assert answer.json()["error"]["code"] == "request_too_large"
+
+
+@pytest.mark.parametrize("request_id", ["", "x" * 129, "a b", "caf\u00e9"])
+def test_a_request_id_that_is_not_sane_is_replaced(client: httpx.Client, request_id: str) -> None:
+    answer = client.get("/health", headers={b"x-request-id": request_id.encode()})
+    assert len(answer.headers["x-request-id"]) == 32
