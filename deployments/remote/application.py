@@ -26,8 +26,8 @@ from truthgpt_serve.errors import (
 )
 from truthgpt_serve.http.asgi import Receive, Scope, Send
 from truthgpt_serve.http.connection import ClientGoneError, Connection
+from truthgpt_serve.http.json_body import encode_json, parse_object
 from truthgpt_serve.http.routes import refuse
-from truthgpt_serve.protocol import encode_json, parse_object
 from truthgpt_serve.server.infer.codec import InferExchange
 
 logger = logging.getLogger(__name__)

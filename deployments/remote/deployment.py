@@ -28,7 +28,7 @@ from deployments.remote.relay import Limits, Relay
 from truthgpt_serve.config.faults import faults_of
 from truthgpt_serve.config.source import Source, parse_dotted
 from truthgpt_serve.errors import ConfigError, DeadlineError, Fault, ServerError
-from truthgpt_serve.protocol import model_names
+from truthgpt_serve.http.json_body import model_names
 
 logger = logging.getLogger(__name__)
 

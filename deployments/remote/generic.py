@@ -20,8 +20,8 @@ from deployments.remote.monitor import Monitor
 from deployments.remote.relay import Relay
 from truthgpt_serve.errors import PassedError, UnsupportedError, UpstreamError
 from truthgpt_serve.http.asgi import Headers
+from truthgpt_serve.http.json_body import bad_field, encode_json
 from truthgpt_serve.http.sse import WholeEvents, read_data
-from truthgpt_serve.protocol import bad_field, encode_json
 
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
 _MAX_MESSAGE = 2000

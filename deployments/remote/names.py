@@ -15,6 +15,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from truthgpt_serve.errors import RequestError
+from truthgpt_serve.http.json_body import bad_field, encode_json
 from truthgpt_serve.http.model_key import (
     MAX_VALUE_BYTES,
     SLICE_BYTES,
@@ -22,7 +23,6 @@ from truthgpt_serve.http.model_key import (
     refuse_second,
 )
 from truthgpt_serve.http.multipart import FORM_TYPE, form_boundary
-from truthgpt_serve.protocol import bad_field, encode_json
 
 Span = tuple[int, int]
 

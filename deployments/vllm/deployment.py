@@ -22,7 +22,7 @@ from deployments.vllm.application.generic import Dispatcher, GenericRoutes
 from deployments.vllm.application.request_models import refuse_misread_fields
 from deployments.vllm.application.routes import ListedRoutes
 from truthgpt_serve.errors import ServerError
-from truthgpt_serve.protocol import model_names
+from truthgpt_serve.http.json_body import model_names
 
 T = TypeVar("T")
 

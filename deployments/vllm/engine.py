@@ -54,7 +54,7 @@ from deployments.vllm.media import use_listed_media
 from deployments.vllm.orphans import bind_children
 from deployments.vllm.patches.rejected_tokens import mend_answers
 from truthgpt_serve.errors import ConfigError, Fault, TruthGPTError, UnavailableError
-from truthgpt_serve.protocol import model_names
+from truthgpt_serve.http.json_body import model_names
 from truthgpt_serve.server.request_limits import RequestLimits
 
 logger = logging.getLogger(__name__)

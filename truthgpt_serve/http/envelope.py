@@ -13,7 +13,7 @@ from typing import Any
 
 from truthgpt_serve.errors import TruthGPTError
 from truthgpt_serve.http import open_inference
-from truthgpt_serve.protocol import encode_json
+from truthgpt_serve.http.json_body import encode_json
 
 MESSAGES = "/v1/messages"
 _TYPE_WORD = re.compile(r"[a-z][a-z0-9_]*")

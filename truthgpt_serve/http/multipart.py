@@ -8,7 +8,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.protocol import bad_field
+from truthgpt_serve.http.json_body import bad_field
 
 FORM_TYPE = b"multipart/form-data"
 MAX_PARTS = 256

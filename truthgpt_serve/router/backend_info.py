@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from truthgpt_serve.errors import TruthGPTError
-from truthgpt_serve.protocol import parse_object
+from truthgpt_serve.http.json_body import parse_object
 from truthgpt_serve.router.discovery import Catalogue
 from truthgpt_serve.router.model_entry import ModelEntry
 

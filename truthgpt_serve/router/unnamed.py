@@ -6,7 +6,7 @@ import re
 
 from python_multipart.multipart import parse_options_header
 
-from truthgpt_serve.protocol import encode_json
+from truthgpt_serve.http.json_body import encode_json
 from truthgpt_serve.router.upload import RequestBody
 
 _EMPTY = re.compile(rb"[ \t\r\n]*\}")

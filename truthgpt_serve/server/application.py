@@ -19,10 +19,10 @@ from truthgpt_serve.errors import (
 from truthgpt_serve.http.asgi import Receive, Scope, Send
 from truthgpt_serve.http.connection import ClientGoneError, Connection, refuse_websocket
 from truthgpt_serve.http.file_store import FILES_PATH
+from truthgpt_serve.http.json_body import encode_json, model_names, parse_object
 from truthgpt_serve.http.open_inference import MODELS_PREFIX as OPEN_MODELS_PREFIX
 from truthgpt_serve.http.open_inference import is_open_inference, split_model_path
 from truthgpt_serve.http.routes import refuse
-from truthgpt_serve.protocol import encode_json, model_names, parse_object
 from truthgpt_serve.server.audio.routes import PATH as TRANSCRIPTIONS_PATH
 from truthgpt_serve.server.audio.routes import TRANSLATIONS_PATH, AudioRoutes
 from truthgpt_serve.server.embeddings.routes import PATH as EMBEDDINGS_PATH

@@ -13,7 +13,7 @@ from typing import Any
 
 from truthgpt_serve.config.limits import LimitsSection
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.protocol import bad_field, shown
+from truthgpt_serve.http.json_body import bad_field, shown
 
 Body = Mapping[str, Any]
 

@@ -11,7 +11,7 @@ from truthgpt_serve.errors import TruthGPTError
 from truthgpt_serve.http.asgi import Receive, Scope, Send
 from truthgpt_serve.http.compression import replay
 from truthgpt_serve.http.connection import ClientGoneError, Connection
-from truthgpt_serve.protocol import parse_object
+from truthgpt_serve.http.json_body import parse_object
 from truthgpt_serve.server.request_limits import RequestLimits
 
 

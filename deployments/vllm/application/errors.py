@@ -19,7 +19,7 @@ from deployments.vllm.application.pydantic_text import in_plain_words
 from truthgpt_serve.errors import PassedError, ServerError
 from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, relative_path
 from truthgpt_serve.http.envelope import error_event
-from truthgpt_serve.protocol import encode_json
+from truthgpt_serve.http.json_body import encode_json
 
 MAX_ERROR_BYTES = 65536
 _MAX_REPORTED = 10

@@ -28,7 +28,7 @@ from truthgpt_serve.errors import (
     failed_adapter,
 )
 from truthgpt_serve.http.connection import ClientGoneError, Connection
-from truthgpt_serve.protocol import encode_json, parse_object
+from truthgpt_serve.http.json_body import encode_json, parse_object
 from truthgpt_serve.server.infer.codec import InferExchange
 
 logger = logging.getLogger(__name__)

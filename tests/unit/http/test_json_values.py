@@ -8,7 +8,7 @@ import time
 import pytest
 
 from truthgpt_serve.errors import TooLargeError
-from truthgpt_serve.protocol import MAX_CONTAINERS, MAX_VALUES, parse_object
+from truthgpt_serve.http.json_body import MAX_CONTAINERS, MAX_VALUES, parse_object
 
 CONTAINERS = f"more than {MAX_CONTAINERS} lists and objects"
 VALUES = f"more than {MAX_VALUES} values"

@@ -10,7 +10,7 @@ import pytest
 
 from truthgpt_serve.config.limits import LimitsSection
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.protocol import parse_object
+from truthgpt_serve.http.json_body import parse_object
 from truthgpt_serve.server.request_limits import RequestLimits
 
 CHAT, COMPLETION, EMBEDDING = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"

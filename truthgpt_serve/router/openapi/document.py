@@ -22,9 +22,9 @@ import yaml
 
 from truthgpt_serve.errors import OverloadedError, UnavailableError
 from truthgpt_serve.http.envelope import is_anthropic
+from truthgpt_serve.http.json_body import encode_json
 from truthgpt_serve.http.open_inference import is_open_inference
 from truthgpt_serve.http.routes import ROUTES
-from truthgpt_serve.protocol import encode_json
 
 SERVED = tuple(route for route in ROUTES if "service" in route.places)
 """The routes that the document describes."""

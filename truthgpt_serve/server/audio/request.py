@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from truthgpt_serve.errors import UnsupportedError
+from truthgpt_serve.http.json_body import bad_field, parse_model, shown
 from truthgpt_serve.http.multipart import Part
-from truthgpt_serve.protocol import bad_field, parse_model, shown
 
 FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 TIMED = ("srt", "verbose_json", "vtt")

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-from truthgpt_serve.protocol import encode_json
+from truthgpt_serve.http.json_body import encode_json
 
 TEXT_TYPE = "text/plain; charset=utf-8"
 TYPES = {"text": TEXT_TYPE, "srt": TEXT_TYPE, "vtt": "text/vtt; charset=utf-8"}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from truthgpt_serve.errors import ServerError, UnsupportedError
-from truthgpt_serve.protocol import encode_json
+from truthgpt_serve.http.json_body import encode_json
 
 
 @dataclass(frozen=True, slots=True)

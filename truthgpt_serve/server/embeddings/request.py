@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.protocol import as_whole, bad_field, kind_of, parse_model, shown
+from truthgpt_serve.http.json_body import as_whole, bad_field, kind_of, parse_model, shown
 
 FORMATS = ("float", "base64")
 

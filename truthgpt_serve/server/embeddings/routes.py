@@ -12,7 +12,7 @@ from typing import Any
 
 from truthgpt_serve.errors import UnsupportedError
 from truthgpt_serve.http.connection import Connection
-from truthgpt_serve.protocol import encode_json, parse_object
+from truthgpt_serve.http.json_body import encode_json, parse_object
 from truthgpt_serve.server.embeddings.codec import EmbeddingExchange, Vector
 from truthgpt_serve.server.embeddings.request import EmbeddingRequest, parse_embedding
 from truthgpt_serve.server.execution.gather import gather

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.protocol import as_whole, bad_field, shown
+from truthgpt_serve.http.json_body import as_whole, bad_field, shown
 
 _WHOLE = re.compile(r"[-+]?\d{1,30}")
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from truthgpt_serve.http.json_body import bad_field
 from truthgpt_serve.http.multipart import Part
-from truthgpt_serve.protocol import bad_field
 from truthgpt_serve.server.images.fields import Adapters, Kind
 
 FILES = ("image", "mask")

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from truthgpt_serve.errors import RequestError, UnsupportedError
-from truthgpt_serve.protocol import shown
+from truthgpt_serve.http.json_body import shown
 
 _WORDS = {
     "background": ("transparent", "makes opaque images"),

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from truthgpt_serve.config.images import ImagesSection
 from truthgpt_serve.errors import TooLargeError
+from truthgpt_serve.http.json_body import bad_field, parse_model
 from truthgpt_serve.http.multipart import Part
-from truthgpt_serve.protocol import bad_field, parse_model
 from truthgpt_serve.server.images.fields import (
     Adapters,
     Choice,

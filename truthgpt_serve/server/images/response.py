@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from truthgpt_serve.protocol import encode_json
+from truthgpt_serve.http.json_body import encode_json
 from truthgpt_serve.server.images.codec import ImageResult, PartialImage, Progress
 from truthgpt_serve.server.images.files import EncodedImage
 from truthgpt_serve.server.images.request import ImageRequest, Operation

@@ -15,9 +15,9 @@ from truthgpt_serve.config.images import ImagesSection
 from truthgpt_serve.errors import TooLargeError, UnsupportedError
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.file_store import FILES_PATH, FileStore, fetch_file
+from truthgpt_serve.http.json_body import parse_object
 from truthgpt_serve.http.multipart import FORM_TYPE, form_boundary, parse_form
 from truthgpt_serve.http.public_url import public_url
-from truthgpt_serve.protocol import parse_object
 from truthgpt_serve.server.execution.gather import gather
 from truthgpt_serve.server.images.codec import ImageExchange, ImageResult, PartialImage, Progress
 from truthgpt_serve.server.images.files import (

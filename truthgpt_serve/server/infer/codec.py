@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.protocol import bad_field, encode_json, kind_of, parse_model, parse_stream
+from truthgpt_serve.http.json_body import bad_field, encode_json, kind_of, parse_model, parse_stream
 from truthgpt_serve.server.infer.values import decode_value, encode_value
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from truthgpt_serve.errors import RequestError, ServerError
-from truthgpt_serve.protocol import encode_json
+from truthgpt_serve.http.json_body import encode_json
 
 IMAGE_KEYS = frozenset({"b64_json", "format"})
 MAX_DEPTH = 200

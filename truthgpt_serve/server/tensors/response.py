@@ -12,8 +12,8 @@ from typing import Any
 import numpy
 
 from truthgpt_serve.errors import RequestError, ServerError
+from truthgpt_serve.http.json_body import encode_json
 from truthgpt_serve.http.open_inference import MODEL_VERSION
-from truthgpt_serve.protocol import encode_json
 from truthgpt_serve.server.tensors.datatypes import NAMES, datatype_of, write_binary, write_json
 from truthgpt_serve.server.tensors.request import InferRequest
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from truthgpt_serve.errors import ServerError
-from truthgpt_serve.protocol import encode_json
+from truthgpt_serve.http.json_body import encode_json
 from truthgpt_serve.server.text.request import TextRequest
 from truthgpt_serve.server.text.response import AnswerFormat, Usage
 from truthgpt_serve.server.text.routes import TextFilter, Tokenizer

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from truthgpt_serve.errors import UnsupportedError
-from truthgpt_serve.protocol import bad_field, kind_of, shown
+from truthgpt_serve.http.json_body import bad_field, kind_of, shown
 
 ROLES = ("assistant", "developer", "function", "system", "tool", "user")
 IGNORED = {

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from truthgpt_serve.errors import UnsupportedError
-from truthgpt_serve.protocol import as_whole, bad_field, parse_model, parse_stream, shown
+from truthgpt_serve.http.json_body import as_whole, bad_field, parse_model, parse_stream, shown
 from truthgpt_serve.server.text.messages import ChatMessage, read_messages
 
 

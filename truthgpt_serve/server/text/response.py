@@ -10,7 +10,7 @@ import os
 import time
 from typing import Any
 
-from truthgpt_serve.protocol import encode_json
+from truthgpt_serve.http.json_body import encode_json
 
 Usage = dict[str, int]
 

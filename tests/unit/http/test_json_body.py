@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from truthgpt_serve.protocol import as_whole
+from truthgpt_serve.http.json_body import as_whole
 from truthgpt_serve.server.embeddings.request import parse_embedding
 from truthgpt_serve.server.text.request import parse_completion
 
