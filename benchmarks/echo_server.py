@@ -9,7 +9,7 @@ import uvicorn
 
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.registry import MODEL_REGISTRY
-from truthgpt_serve.server import ModelHost
+from truthgpt_serve.server import ModelInstance, create_asgi_app
 
 
 async def main(port: int) -> None:
@@ -19,9 +19,9 @@ async def main(port: int) -> None:
         "serving": {"max_ongoing_requests": 256, "engine": {"token_interval_s": 0.005}},
     }
     config = load_model_config(keys)
-    host = ModelHost(MODEL_REGISTRY.find("echo"), config.to_cfg(), name="echo")
+    host = ModelInstance(MODEL_REGISTRY.find("echo"), config.to_cfg(), name="echo")
     await host.start()
-    app = await host.create_asgi_app()
+    app = await create_asgi_app(host)
     server = uvicorn.Server(
         uvicorn.Config(app, host="127.0.0.1", port=port, access_log=False, log_level="warning")
     )

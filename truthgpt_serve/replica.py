@@ -34,7 +34,7 @@ from truthgpt_serve.http.sse import with_stream_headers
 from truthgpt_serve.replica_load import ReplicaLoad
 from truthgpt_serve.replica_metrics import ReplicaMetrics
 from truthgpt_serve.router.app import RouterApp
-from truthgpt_serve.server import ModelHost
+from truthgpt_serve.server import ModelInstance, create_asgi_app
 from truthgpt_serve.server.encoded_bodies import EncodedBodies
 from truthgpt_serve.server.execution.garbage import collecting_seldom
 from truthgpt_serve.server.faults import ReplicaGuard
@@ -66,7 +66,7 @@ class ModelReplica:
         self._guard = ReplicaGuard(self._name, cfg)
         with self._closing_on_error(), cause_first(self._name, self._hide):
             spec = resolve_family(config)
-            self._host = ModelHost(spec, cfg, name=self._name, files=SharedFiles())
+            self._host = ModelInstance(spec, cfg, name=self._name, files=SharedFiles())
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Loads the model; Serve calls this once, before the replica takes requests."""
@@ -75,7 +75,7 @@ class ModelReplica:
                 await self._guard.prepare()
                 with collecting_seldom():
                     await self._host.start()
-                    app = await self._host.create_asgi_app()
+                    app = await create_asgi_app(self._host)
             except BaseException:
                 await self._host.close()
                 raise

@@ -27,7 +27,7 @@ from truthgpt_serve.playground.application import ENVIRONMENT
 from truthgpt_serve.playground.client import ServiceClient
 from truthgpt_serve.playground.running import Running
 from truthgpt_serve.router.app import RouterApp
-from truthgpt_serve.server import ModelHost
+from truthgpt_serve.server import ModelInstance, create_asgi_app
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 60
@@ -50,7 +50,7 @@ class Models:
 
     def __init__(self) -> None:
         self.hosts = {
-            name: ModelHost(spec_of(cls), cfg, name=name) for name, (cls, cfg) in MODELS.items()
+            name: ModelInstance(spec_of(cls), cfg, name=name) for name, (cls, cfg) in MODELS.items()
         }
         self._apps: dict[str, Any] = {}
 
@@ -69,7 +69,7 @@ class Models:
         await receive()
         for name, host in self.hosts.items():
             await host.start()
-            self._apps[name] = await host.create_asgi_app()
+            self._apps[name] = await create_asgi_app(host)
         await send({"type": "lifespan.startup.complete"})
         await receive()
         for host in self.hosts.values():

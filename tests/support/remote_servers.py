@@ -22,7 +22,7 @@ from tests.support.servers import serve_asgi
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.http.asgi import Receive, Scope, Send, send_bytes, send_json
 from truthgpt_serve.registry import MODEL_REGISTRY
-from truthgpt_serve.server import ModelHost
+from truthgpt_serve.server import ModelInstance, create_asgi_app
 
 KEY_VARIABLE = "REMOTE_TEST_KEY"
 KEY = "sk-secret-4711-do-not-show"
@@ -154,7 +154,7 @@ class Hosted:
     """
 
     def __init__(self, cfg: dict[str, Any], name: str) -> None:
-        self.host = ModelHost(MODEL_REGISTRY.find(cfg["model"]["family"]), cfg, name=name)
+        self.host = ModelInstance(MODEL_REGISTRY.find(cfg["model"]["family"]), cfg, name=name)
         self._app: Any = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -164,7 +164,7 @@ class Hosted:
             return
         await receive()
         await self.host.start()
-        self._app = await self.host.create_asgi_app()
+        self._app = await create_asgi_app(self.host)
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await self.host.close()

@@ -155,7 +155,11 @@ def test_ray_knows_each_variable(name: str, value: str) -> None:
         package / "dashboard" / "consts.py",
         # Settings of the C++ core are named in its programs, without their prefix.
         package / "core" / "src" / "ray" / "raylet" / "raylet",
-        ROOT / "truthgpt_serve" / "haproxy_limits.py",  # ours, which Ray hands on to HAProxy
+        ROOT
+        / "truthgpt_serve"
+        / "cluster"
+        / "haproxy"
+        / "limits.py",  # ours, which Ray hands on to HAProxy
     ]
     assert value != ""
     assert any(short in place.read_bytes() for place in places), f"Ray does not read {name}"

@@ -32,8 +32,9 @@ from truthgpt_serve.server.execution.codec import Exchange
 from truthgpt_serve.server.images.request import ROUTES
 from truthgpt_serve.server.images.routes import ImageRoutes
 from truthgpt_serve.server.infer.codec import InferExchange
-from truthgpt_serve.server.instance import ModelHost
+from truthgpt_serve.server.instance import ModelInstance
 from truthgpt_serve.server.request_limits import RequestLimits
+from truthgpt_serve.server.shaped_errors import ShapedErrors
 from truthgpt_serve.server.text.codec import DEFAULT_MAX_NEW_TOKENS, TextExchange
 from truthgpt_serve.server.text.request import parse_chat, parse_completion
 from truthgpt_serve.server.text.routes import Tokenizer
@@ -59,12 +60,18 @@ def create_app(
         name: The model name that clients send.
         max_body_bytes: The largest request body; by default what the configuration says.
     """
-    host = ModelHost(spec, cfg, name=name)
+    host = ModelInstance(spec, cfg, name=name)
     return EncodedBodies(
         Application(host, max_body_bytes=max_body_bytes, owns_host=True),
         max_body_bytes=max_body_bytes or host.max_body_bytes,
         max_request_s=host.max_request_s,
     )
+
+
+async def create_asgi_app(host: ModelInstance) -> Any:
+    """Returns the application of a started model: the class's own if it makes one, else ours."""
+    app = await host.own_asgi_app()
+    return Application(host) if app is None else ShapedErrors(app, host.name)
 
 
 class Application:
@@ -77,7 +84,7 @@ class Application:
     """
 
     def __init__(
-        self, host: ModelHost, *, max_body_bytes: int | None = None, owns_host: bool = False
+        self, host: ModelInstance, *, max_body_bytes: int | None = None, owns_host: bool = False
     ) -> None:
         self._host = host
         self._max_body_bytes = max_body_bytes or host.max_body_bytes

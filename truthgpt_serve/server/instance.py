@@ -28,7 +28,7 @@ DEFAULT_REQUEST_S = 600.0
 DEFAULT_HEALTH_S = 10.0
 
 
-class ModelHost:
+class ModelInstance:
     """Creates, loads, calls and closes one instance of a family's class.
 
     Blocking methods run in worker threads, asynchronous ones on an event loop of their own unless
@@ -254,24 +254,19 @@ class ModelHost:
                 f"{self.label}.check_health did not return within {limit_s:g} s"
             ) from None
 
-    async def create_asgi_app(self) -> Any:
-        """Returns the class's own application if it makes one, else the generic one.
+    async def own_asgi_app(self) -> Any:
+        """Returns the class's own application, or None if it makes none.
 
         An asynchronous `create_asgi_app` runs on the calling event loop, where the application
         will run; a blocking one in a worker thread.
         """
-        from truthgpt_serve.server.application import Application
-        from truthgpt_serve.server.shaped_errors import ShapedErrors
-
         function = getattr(self.model, "create_asgi_app", None)
         if not callable(function):
-            return Application(self)
+            return None
         if inspect.iscoroutinefunction(function):
-            app = await function()
-        else:
-            app = await asyncio.wrap_future(self.workers.submit(function))
-            app = await app if inspect.isawaitable(app) else app
-        return ShapedErrors(app, self.name)
+            return await function()
+        app = await asyncio.wrap_future(self.workers.submit(function))
+        return await app if inspect.isawaitable(app) else app
 
     async def close(self) -> None:
         """Closes the model and its threads, waiting at most 30 s for what runs; never raises."""

@@ -9,8 +9,8 @@ StepEngineError
 ├── DoesNotFitError          one request alone does not fit into the device's memory
 └── NotFiniteError           the image has NaN or infinite values
 BaseException
-├── JobCancelled             raised inside a cancelled pipeline, so that `except Exception` lets it
-pass └── NeedsExclusive           raised inside a pipeline that changes a shared module
+├── JobCancelled             raised inside a cancelled pipeline; `except Exception` lets it pass
+└── NeedsExclusive           raised inside a pipeline that changes a shared module
 """
 
 from __future__ import annotations

@@ -10,9 +10,10 @@ from typing import Any
 
 from deployments.hf_diffusers.stepping.errors import UnknownAdapterError
 from deployments.hf_diffusers.stepping.job import Event, Job
+from deployments.hf_diffusers.stepping.pipelines.adapters import Adapters
 from deployments.hf_diffusers.stepping.pipelines.added import PipelineEntry
 from deployments.hf_diffusers.stepping.scheduling.cost_model import CostKey, CostModel
-from deployments.hf_diffusers.stepping.scheduling.task import Adapters, Task
+from deployments.hf_diffusers.stepping.scheduling.task import Task
 
 DEFAULT_NUM_STEPS = 50
 CALLBACKS = ("callback_on_step_end", "callback")

@@ -35,7 +35,7 @@ from truthgpt_serve.errors import (
 from truthgpt_serve.http.asgi import Receive, Scope, Send
 from truthgpt_serve.http.foreign_errors import read_error
 from truthgpt_serve.router.app import RouterApp
-from truthgpt_serve.server import ModelHost
+from truthgpt_serve.server import ModelInstance, create_asgi_app
 
 MESSAGES = "/v1/messages"
 CHAT = "/v1/chat/completions"
@@ -94,7 +94,7 @@ class Mounted:
     def __init__(self) -> None:
         classes = {"own": Own, "plain": Plain}
         self._hosts = {
-            name: ModelHost(spec_of(cls), {"task": "text-generation"}, name=name)
+            name: ModelInstance(spec_of(cls), {"task": "text-generation"}, name=name)
             for name, cls in classes.items()
         }
         self._apps: dict[str, Any] = {}
@@ -113,7 +113,7 @@ class Mounted:
         await receive()
         for name, host in self._hosts.items():
             await host.start()
-            self._apps[name] = await host.create_asgi_app()
+            self._apps[name] = await create_asgi_app(host)
         await send({"type": "lifespan.startup.complete"})
         await receive()
         for host in self._hosts.values():

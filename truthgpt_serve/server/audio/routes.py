@@ -20,7 +20,7 @@ from truthgpt_serve.server.audio.codec import AudioExchange
 from truthgpt_serve.server.audio.decode import decode_audio
 from truthgpt_serve.server.audio.request import AudioRequest, parse_audio
 from truthgpt_serve.server.images.files import Codec
-from truthgpt_serve.server.instance import ModelHost
+from truthgpt_serve.server.instance import ModelInstance
 
 PATH = "/v1/audio/transcriptions"
 TRANSLATIONS_PATH = "/v1/audio/translations"
@@ -40,7 +40,7 @@ class AudioRoutes:
         check_name: Raises ModelNotFoundError for a model name that is not the host's.
     """
 
-    def __init__(self, host: ModelHost, read: Read, check_name: Callable[[str], None]) -> None:
+    def __init__(self, host: ModelInstance, read: Read, check_name: Callable[[str], None]) -> None:
         self._host = host
         self._read = read
         self._check_name = check_name

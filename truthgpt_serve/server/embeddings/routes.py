@@ -16,7 +16,7 @@ from truthgpt_serve.http.json_body import encode_json, parse_object
 from truthgpt_serve.server.embeddings.codec import EmbeddingExchange, Vector
 from truthgpt_serve.server.embeddings.request import EmbeddingRequest, parse_embedding
 from truthgpt_serve.server.execution.gather import gather
-from truthgpt_serve.server.instance import ModelHost
+from truthgpt_serve.server.instance import ModelInstance
 from truthgpt_serve.server.request_limits import RequestLimits
 from truthgpt_serve.server.text.routes import Tokenizer
 
@@ -38,7 +38,7 @@ class EmbeddingRoutes:
 
     def __init__(
         self,
-        host: ModelHost,
+        host: ModelInstance,
         read: Read,
         check_name: Callable[[str], None],
         limits: RequestLimits,

@@ -36,7 +36,7 @@ from truthgpt_serve.server.images.response import (
     encode_progress,
     encode_response,
 )
-from truthgpt_serve.server.instance import ModelHost
+from truthgpt_serve.server.instance import ModelInstance
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ class ImageRoutes:
 
     def __init__(
         self,
-        host: ModelHost,
+        host: ModelInstance,
         files: FileStore,
         max_body_bytes: int,
         check_name: Callable[[str], None],

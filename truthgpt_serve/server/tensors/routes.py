@@ -19,7 +19,7 @@ from truthgpt_serve.http.open_inference import (
     PREFIX,
     server_metadata,
 )
-from truthgpt_serve.server.instance import ModelHost
+from truthgpt_serve.server.instance import ModelInstance
 from truthgpt_serve.server.tensors.codec import OipExchange
 from truthgpt_serve.server.tensors.compression import accepted_coding, compress
 from truthgpt_serve.server.tensors.request import InferRequest, header_length, parse_request
@@ -49,7 +49,7 @@ class OipRoutes:
         read: Reads a request's body, up to the limit.
     """
 
-    def __init__(self, host: ModelHost, read: Read) -> None:
+    def __init__(self, host: ModelInstance, read: Read) -> None:
         self._host = host
         self._read = read
         self._card: dict[str, Any] | None = None

@@ -17,9 +17,10 @@ from typing import Any
 
 from torch import nn
 
-from deployments.hf_diffusers.stepping.scheduling.task import Adapters
-
 logger = logging.getLogger(__name__)
+
+Adapters = tuple[tuple[str, float], ...]
+"""Names and weights, in the order asked for: some kinds of adapters do not commute."""
 
 HOOKABLE_LAYERS = ("Linear", "Conv", "Torchao")
 """How the names of those PEFT layers begin that compute `base(x) + lora_B(lora_A(x)) * scaling`."""

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from deployments.hf_diffusers.stepping.errors import NeedsExclusive
-from deployments.hf_diffusers.stepping.scheduling.task import JobGreenlet
 
 MUTATORS = (
     "set_attn_processor",
@@ -35,6 +34,13 @@ CASTS = ("to", "half", "float", "double", "bfloat16", "cuda", "cpu", "type")
 
 Park = Callable[[Any, str, tuple[Any, ...], dict[str, Any]], Any]
 """Takes the job's task, the method's name and its arguments; returns or raises the outcome."""
+
+
+class JobGreenlet(greenlet.greenlet):
+    """The greenlet in which one job's pipeline runs; how a proxy finds its job."""
+
+    task: Any
+    """What `park` is told; proxies do not look into it."""
 
 
 def create_proxy(module: nn.Module, methods: tuple[str, ...], park: Park) -> nn.Module:

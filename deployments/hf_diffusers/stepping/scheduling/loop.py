@@ -24,14 +24,14 @@ from deployments.hf_diffusers.stepping.errors import (
 from deployments.hf_diffusers.stepping.job import JobState, Progress
 from deployments.hf_diffusers.stepping.options import EngineOptions
 from deployments.hf_diffusers.stepping.pipelines.added import ModuleEntry
-from deployments.hf_diffusers.stepping.pipelines.proxies import Park
+from deployments.hf_diffusers.stepping.pipelines.proxies import JobGreenlet, Park
 from deployments.hf_diffusers.stepping.pipelines.run_pipeline import run_batched, run_exclusively
 from deployments.hf_diffusers.stepping.pipelines.step_progress import follow_num_steps, send
 from deployments.hf_diffusers.stepping.scheduling.cost_model import CostModel
 from deployments.hf_diffusers.stepping.scheduling.executor import Executor
 from deployments.hf_diffusers.stepping.scheduling.row_caps import RowCapTable
 from deployments.hf_diffusers.stepping.scheduling.selection import CallChooser
-from deployments.hf_diffusers.stepping.scheduling.task import Call, JobGreenlet, Outcome, Task
+from deployments.hf_diffusers.stepping.scheduling.task import Call, Outcome, Task
 from deployments.hf_diffusers.stepping.scheduling.task_queue import TaskQueue
 from deployments.hf_diffusers.stepping.statistics import Counters
 

@@ -5,28 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import greenlet
 import torch
 
+from deployments.hf_diffusers.stepping.calls.schemas import CallSchema
 from deployments.hf_diffusers.stepping.calls.tensor_hash import Digests
 from deployments.hf_diffusers.stepping.job import Event, Job
+from deployments.hf_diffusers.stepping.pipelines.adapters import Adapters
+from deployments.hf_diffusers.stepping.pipelines.added import ModuleEntry, PipelineEntry
+from deployments.hf_diffusers.stepping.pipelines.proxies import JobGreenlet
 from deployments.hf_diffusers.stepping.scheduling.cost_model import CostKey
-
-if TYPE_CHECKING:
-    from deployments.hf_diffusers.stepping.calls.schemas import CallSchema
-    from deployments.hf_diffusers.stepping.pipelines.added import ModuleEntry, PipelineEntry
-    from deployments.hf_diffusers.stepping.scheduling.row_caps import Probe
-
-Adapters = tuple[tuple[str, float], ...]
-"""Names and weights, in the order asked for: some kinds of adapters do not commute."""
-
-
-class JobGreenlet(greenlet.greenlet):
-    """The greenlet in which one job's pipeline runs; how a proxy finds its job."""
-
-    task: Task
+from deployments.hf_diffusers.stepping.scheduling.row_caps import Probe
 
 
 @dataclass(eq=False, slots=True)

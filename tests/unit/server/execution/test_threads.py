@@ -38,7 +38,7 @@ from truthgpt_serve.errors import (
     ServerError,
 )
 from truthgpt_serve.hardware import request_limits
-from truthgpt_serve.server import Application, ModelHost
+from truthgpt_serve.server import Application, ModelInstance, create_asgi_app
 from truthgpt_serve.server.execution.codec import Plain
 
 
@@ -46,7 +46,7 @@ class Running:
     """A served model: its address, its host, and the application in between."""
 
     def __init__(self, cls: type, cfg: dict[str, Any] | None = None) -> None:
-        self.host = ModelHost(spec_of(cls), cfg or {}, name="sample")
+        self.host = ModelInstance(spec_of(cls), cfg or {}, name="sample")
         self.app = Application(self.host, owns_host=True)
         self.url = ""
 
@@ -208,7 +208,7 @@ def test_a_stop_text_closes_the_generator() -> None:
 
 
 async def test_a_slow_reader_holds_the_writer_back() -> None:
-    host = ModelHost(spec_of(Flood), {}, name="sample")
+    host = ModelInstance(spec_of(Flood), {}, name="sample")
     await host.start()
     taken = 0
     slow = asyncio.Event()
@@ -252,7 +252,7 @@ def test_a_request_has_a_time_limit() -> None:
 
 def test_clients_that_leave_at_once_leave_nothing_behind() -> None:
     cfg = {"serving": {"engine": {"token_interval_s": 0.005, "num_tokens": 64}}}
-    host = ModelHost(FAMILY, cfg, name="echo")
+    host = ModelInstance(FAMILY, cfg, name="echo")
     with serve_asgi(Application(host, owns_host=True), lifespan="on") as url:
 
         async def one(client: httpx.AsyncClient, number: int) -> bool:
@@ -301,7 +301,7 @@ class Broken(Upper):
     ],
 )
 async def test_a_class_that_does_not_start(cls: type, error: type, message: str) -> None:
-    host = ModelHost(spec_of(cls), {}, name="sample")
+    host = ModelInstance(spec_of(cls), {}, name="sample")
     with pytest.raises(error) as caught:
         await host.start()
     assert message in str(caught.value)
@@ -336,14 +336,14 @@ class Full(Upper):
 
 
 async def test_every_optional_method_is_used() -> None:
-    host = ModelHost(spec_of(Full), {"serving": {"health_check_timeout_s": 0.1}}, name="sample")
+    host = ModelInstance(spec_of(Full), {"serving": {"health_check_timeout_s": 0.1}}, name="sample")
     await host.start()
     assert Full.last.events == ["sample"], "the name is known before loading"
     await host.check_health()
     Full.last.events.append("slow")
     with pytest.raises(DeadlineError, match=r"Full.check_health did not return within 0.1 s"):
         await host.check_health()
-    application = await host.create_asgi_app()
+    application = await create_asgi_app(host)
     await application({"type": "lifespan"}, None, None)
     assert Full.last.events[-1] == "asked"
     await host.close()
@@ -381,7 +381,7 @@ class AsyncBatching(Batching):
 
 async def test_requests_are_batched() -> None:
     cfg = {"serving": {"batching": {"max_batch_size": 3, "batch_wait_timeout_s": 0.05}}}
-    host = ModelHost(spec_of(Batching), cfg, name="sample")
+    host = ModelInstance(spec_of(Batching), cfg, name="sample")
     await host.start()
     model = Batching.last
     tasks = [asyncio.create_task(host.infer({"text": text})) for text in "abcde"]
@@ -398,7 +398,7 @@ async def test_requests_are_batched() -> None:
 
 @pytest.mark.parametrize("cls", [Batching, AsyncBatching])
 async def test_a_bad_request_in_a_batch_fails_alone(cls: type[Batching]) -> None:
-    host = ModelHost(spec_of(cls), {}, name="sample")
+    host = ModelInstance(spec_of(cls), {}, name="sample")
     await host.start()
     cls.last.release.set()
     texts = ["a", "bad", "b", "short"]
@@ -412,7 +412,7 @@ async def test_a_bad_request_in_a_batch_fails_alone(cls: type[Batching]) -> None
 
 async def test_a_batching_class_has_a_bounded_queue() -> None:
     serving = {"max_ongoing_requests": 2, "max_queued_requests": 1}
-    host = ModelHost(spec_of(Batching), {"serving": serving}, name="sample")
+    host = ModelInstance(spec_of(Batching), {"serving": serving}, name="sample")
     await host.start()
     tasks = [asyncio.create_task(host.infer({"text": "a"})) for _ in range(3)]
     await asyncio.sleep(0.05)

@@ -988,14 +988,14 @@ def test_without_pillow_the_error_names_the_extra() -> None:
 import asyncio, json, sys
 sys.modules["PIL"] = None
 from truthgpt_serve.contract import FamilySpec
-from truthgpt_serve.server import Application, ModelHost
+from truthgpt_serve.server import Application, ModelInstance
 
 class Model:
     def load(self, cfg): pass
     def infer(self, inputs): raise AssertionError("asked without need")
 
 spec = FamilySpec(name="x", class_path="x:Model", model_class=Model)
-host = ModelHost(spec, {"task": "image-generation"}, name="m")
+host = ModelInstance(spec, {"task": "image-generation"}, name="m")
 app = Application(host)
 sent = []
 

@@ -28,7 +28,7 @@ from truthgpt_serve.http.file_store import (
 )
 from truthgpt_serve.http.public_url import public_url
 from truthgpt_serve.router.app import RouterApp
-from truthgpt_serve.server import Application, ModelHost, create_app
+from truthgpt_serve.server import Application, ModelInstance, create_app
 
 ID = re.compile(r"/v1/files/images/[0-9a-f]{48}-\d+\.(png|jpeg|webp)")
 
@@ -244,7 +244,7 @@ class Mounted:
 def routed(store: LocalFileStore) -> Iterator[tuple[str, str, Mounted]]:
     """Yields the addresses of a router and of the model behind it; both use `store`."""
     cfg = {"task": "image-generation"}
-    host = ModelHost(image_spec(Plain), cfg, name="painter", files=store)
+    host = ModelInstance(image_spec(Plain), cfg, name="painter", files=store)
     mounted = Mounted(Application(host, owns_host=True))
     state = ServeState(
         {
