@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
-from truthgpt_serve.cluster.processes import descendants
+import psutil
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
 from truthgpt_serve.http.asgi import Receive, Scope, Send
+from truthgpt_serve.prometheus import labelled, write_page
 
 REQUESTS = "truthgpt_replica_requests"
-REQUESTS_TOTAL = "truthgpt_replica_requests_total"
 MEMORY = "truthgpt_replica_memory_bytes"
-_PAGE = """\
-# HELP {requests} Requests that this replica has now.
-# TYPE {requests} gauge
-{requests}{{state="ongoing"}} {ongoing}
-{requests}{{state="queued"}} {queued}
-# HELP {total} Requests that it has ended, however they ended.
-# TYPE {total} counter
-{total} {ended}
-# HELP {memory} Resident memory of its process and those that it started; not that of GPUs.
-# TYPE {memory} gauge
-{memory} {bytes}
-"""
+MEMORY_TEXT = "Resident memory of its process and those that it started; not that of GPUs."
 
 App = Callable[[Scope, Receive, Send], Awaitable[Any]]
 
@@ -70,26 +61,26 @@ class ReplicaLoad:
 
     def page(self) -> str:
         """Returns the metrics, in Prometheus' text format; reads `/proc` for some 10 ms."""
-        return _PAGE.format(
-            requests=REQUESTS,
-            total=REQUESTS_TOTAL,
-            memory=MEMORY,
-            ongoing=self._ongoing,
-            # Requests that reach the model in another way, such as a handle, do not arrive here.
-            queued=max(0, self._present - self._ongoing),
-            ended=self._ended,
-            bytes=resident_bytes(os.getpid()),
+        # Requests that reach the model in another way, such as a handle, do not arrive here.
+        queued = max(0, self._present - self._ongoing)
+        now = {"ongoing": self._ongoing, "queued": queued}
+        text = "Requests that this replica has now."
+        ended = "Requests that it has ended, however they ended."
+        return write_page(
+            [
+                labelled(GaugeMetricFamily, REQUESTS, text, "state", now),
+                CounterMetricFamily(REQUESTS, ended, self._ended),
+                GaugeMetricFamily(MEMORY, MEMORY_TEXT, resident_bytes(os.getpid())),
+            ]
         )
 
 
 def resident_bytes(pid: int) -> int:
     """Returns the resident memory of a process and its descendants; shared pages count for each."""
-    pages = sum(_resident_pages(each) for each in [pid, *descendants(pid)])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _resident_pages(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
+    found = 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        for each in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+                found += each.memory_info().rss
+    return found

@@ -1,13 +1,14 @@
-"""The engine's counts as Prometheus' text format; knows no HTTP.
-
-Format: https://prometheus.io/docs/instrumenting/exposition_formats/, version 0.0.4.
-"""
+"""The engine's counts as metrics for Prometheus."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
 
 from deployments.hf_diffusers.stepping import Statistics
+from truthgpt_serve.prometheus import labelled, write_page
 
 PREFIX = "truthgpt_images_"
 OUTCOMES = ("completed", "failed", "cancelled", "refused")
@@ -27,28 +28,19 @@ BY_MODULE = {
 
 
 def format_metrics(statistics: Statistics) -> str:
-    """Returns the text of all counts since the engine started."""
-    return "".join(f"{line}\n" for line in _lines(statistics))
+    """Returns the page of all counts since the engine started."""
+    return write_page(_metrics(statistics))
 
 
-def _lines(statistics: Statistics) -> Iterator[str]:
+def _metrics(statistics: Statistics) -> Iterator[Metric]:
+    name = f"{PREFIX}jobs"
+    text = "Images that wait or are being made."
     now = {state: getattr(statistics, state) for state in STATES}
-    yield from _family("jobs", "gauge", "Images that wait or are being made.", "state", now)
+    yield labelled(GaugeMetricFamily, name, text, "state", now)
     ended = {outcome: getattr(statistics, outcome) for outcome in OUTCOMES}
-    yield from _family("jobs_total", "counter", "Images by their end.", "outcome", ended)
+    yield labelled(CounterMetricFamily, name, "Images by their end.", "outcome", ended)
     for name, text in BY_MODULE.items():
         values = getattr(statistics, name)
-        yield from _family(f"{name}_total", "counter", text, "module", values)
+        yield labelled(CounterMetricFamily, PREFIX + name, text, "module", values)
     for name, text in EVENTS.items():
-        yield f"# HELP {PREFIX}{name}_total {text}"
-        yield f"# TYPE {PREFIX}{name}_total counter"
-        yield f"{PREFIX}{name}_total {getattr(statistics, name)}"
-
-
-def _family(
-    name: str, kind: str, text: str, label: str, values: Mapping[str, float]
-) -> Iterator[str]:
-    yield f"# HELP {PREFIX}{name} {text}"
-    yield f"# TYPE {PREFIX}{name} {kind}"
-    for key, value in values.items():
-        yield f'{PREFIX}{name}{{{label}="{key}"}} {value}'
+        yield CounterMetricFamily(PREFIX + name, text, getattr(statistics, name))

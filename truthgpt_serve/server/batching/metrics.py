@@ -1,13 +1,15 @@
-"""A batcher's counts as Prometheus' text format; knows no HTTP.
-
-Format: https://prometheus.io/docs/instrumenting/exposition_formats/, version 0.0.4.
-"""
+"""A batcher's counts as metrics for Prometheus."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate
 
-from truthgpt_serve.server.batching.statistics import BatchStatistics, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from truthgpt_serve.prometheus import labelled, write_page
+from truthgpt_serve.server.batching.statistics import BatchStatistics
 
 PREFIX = "truthgpt_batch_"
 OUTCOMES = ("answered", "failed", "left", "refused")
@@ -24,42 +26,26 @@ HISTOGRAMS = {
 
 
 def format_metrics(statistics: BatchStatistics, *, num_queued: int, num_ongoing: int) -> str:
-    """Returns the text of all counts since the start.
+    """Returns the page of all counts since the start.
 
     Args:
         statistics: A copy of the counts.
         num_queued: Requests that wait for a batch now.
         num_ongoing: Requests in the batch that runs now.
     """
-    states = {"queued": num_queued, "ongoing": num_ongoing}
-    return "".join(f"{line}\n" for line in _lines(statistics, states))
+    return write_page(_metrics(statistics, {"queued": num_queued, "ongoing": num_ongoing}))
 
 
-def _lines(statistics: BatchStatistics, states: dict[str, int]) -> Iterator[str]:
-    yield from _head("requests", "gauge", "Requests that wait for a batch or are in one.")
-    for state, number in states.items():
-        yield f'{PREFIX}requests{{state="{state}"}} {number}'
-    yield from _head("requests_total", "counter", "Requests by their end.")
-    for outcome in OUTCOMES:
-        number = getattr(statistics, f"num_{outcome}")
-        yield f'{PREFIX}requests_total{{outcome="{outcome}"}} {number}'
+def _metrics(statistics: BatchStatistics, states: dict[str, float]) -> Iterator[Metric]:
+    name = f"{PREFIX}requests"
+    text = "Requests that wait for a batch or are in one."
+    yield labelled(GaugeMetricFamily, name, text, "state", states)
+    ended = {outcome: getattr(statistics, f"num_{outcome}") for outcome in OUTCOMES}
+    yield labelled(CounterMetricFamily, name, "Requests by their end.", "outcome", ended)
     for name, (attribute, text) in COUNTERS.items():
-        yield from _head(f"{name}_total", "counter", text)
-        yield f"{PREFIX}{name}_total {getattr(statistics, attribute)}"
+        yield CounterMetricFamily(PREFIX + name, text, getattr(statistics, attribute))
     for name, (attribute, text) in HISTOGRAMS.items():
-        yield from _head(name, "histogram", text)
-        yield from _histogram(name, getattr(statistics, attribute))
-
-
-def _head(name: str, kind: str, text: str) -> Iterator[str]:
-    yield f"# HELP {PREFIX}{name} {text}"
-    yield f"# TYPE {PREFIX}{name} {kind}"
-
-
-def _histogram(name: str, histogram: Histogram) -> Iterator[str]:
-    number = 0
-    for bound, count in zip((*histogram.bounds, "+Inf"), histogram.counts, strict=True):
-        number += count
-        yield f'{PREFIX}{name}_bucket{{le="{bound}"}} {number}'
-    yield f"{PREFIX}{name}_sum {histogram.total}"
-    yield f"{PREFIX}{name}_count {number}"
+        found = getattr(statistics, attribute)
+        bounds = [*map(str, found.bounds), "+Inf"]
+        buckets = list(zip(bounds, accumulate(found.counts), strict=True))
+        yield HistogramMetricFamily(PREFIX + name, text, buckets, found.total)
