@@ -6,7 +6,7 @@ Knows no family, no engine, no Ray and no HTTP.
 from __future__ import annotations
 
 import importlib
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
 
@@ -64,13 +64,6 @@ class Model(Protocol):
 
     def infer(self, inputs: dict[str, Any]) -> Any:
         """Answers one request."""
-
-
-class StreamingModel(Protocol):
-    """The optional streaming method of a model."""
-
-    def stream(self, inputs: dict[str, Any]) -> Iterator[Any] | AsyncIterator[Any]:
-        """Yields `{"text": delta}` (text) or any JSON value (other tasks)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,10 +87,6 @@ class StepEngine:
             self._check_open()
             self._registry.add(name, pipeline, mode, adapters)
 
-    def supports_partial_images(self, pipeline: str) -> bool:
-        """Whether jobs of a pipeline can send partial images: its family is known."""
-        return self._find(pipeline).preview is not None
-
     def mode(self, pipeline: str) -> Mode:
         """Returns how a pipeline's jobs run."""
         return self._find(pipeline).mode

@@ -45,10 +45,19 @@ class Statistics:
     exclusive_runs: int
     """Jobs that ran alone on their real pipeline."""
 
-    @property
-    def mean_rows(self) -> Mapping[str, float]:
-        """Mean rows of a forward, by module."""
-        return {name: self.rows[name] / count for name, count in self.forwards.items() if count}
+
+_SINGLE = (
+    "submitted",
+    "completed",
+    "failed",
+    "cancelled",
+    "refused",
+    "solo_fallbacks",
+    "unbatchable_calls",
+    "self_checks_failed",
+    "out_of_memory_splits",
+    "exclusive_runs",
+)
 
 
 class Counters:
@@ -56,7 +65,7 @@ class Counters:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._single: Counter[str] = Counter()
+        self._single = dict.fromkeys(_SINGLE, 0)
         self._forwards: Counter[str] = Counter()
         self._calls: Counter[str] = Counter()
         self._rows: Counter[str] = Counter()
@@ -82,7 +91,6 @@ class Counters:
     def snapshot(self, *, queued: int, ongoing: int) -> Statistics:
         """Returns the numbers of now."""
         with self._lock:
-            single = self._single
             return Statistics(
                 forwards=dict(self._forwards),
                 calls=dict(self._calls),
@@ -90,14 +98,5 @@ class Counters:
                 forward_seconds=dict(self._seconds),
                 queued=queued,
                 ongoing=ongoing,
-                submitted=single["submitted"],
-                completed=single["completed"],
-                failed=single["failed"],
-                cancelled=single["cancelled"],
-                refused=single["refused"],
-                solo_fallbacks=single["solo_fallbacks"],
-                unbatchable_calls=single["unbatchable_calls"],
-                self_checks_failed=single["self_checks_failed"],
-                out_of_memory_splits=single["out_of_memory_splits"],
-                exclusive_runs=single["exclusive_runs"],
+                **self._single,
             )

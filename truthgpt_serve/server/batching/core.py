@@ -125,7 +125,7 @@ class BatchSteps:
             waiting = self._queue.num_waiting
             self._wait.called(len(group), now_s - called_s, num_waiting=waiting, now_s=now_s)
             self._finish(outcomes)
-        self._statistics.count_run(time.monotonic() - began_s)
+        self._statistics.runs.add(time.monotonic() - began_s)
 
     def _count_failure(self, num_called: int, num_in_batch: int) -> None:
         if num_called > 1:

@@ -67,8 +67,6 @@ class BatchStatistics:
     """Counts since the start.
 
     Attributes:
-        num_batches: Batches, those of which nothing was left when they were to start not counted.
-        num_requests: Requests in them.
         num_calls: Calls of `infer_batch`; more than batches when failed ones were split.
         num_split_calls: Those with several requests that raised, and were repeated in halves.
         num_answered: Requests that got an answer.
@@ -76,16 +74,12 @@ class BatchStatistics:
         num_isolated: Those of them that were found by splitting a call.
         num_left: Requests whose caller left, or whose time was over, before their answer.
         num_refused: Requests for which there was no place.
-        wait_s: Seconds that the requests of batches waited, together.
-        max_wait_s: The longest of these waits, in seconds.
-        run_s: Seconds that the batches took, together.
-        sizes: Batches by their number of requests.
+        sizes: Batches by their number of requests, those of which nothing was left when they were
+            to start not counted.
         waits: Requests by the seconds that they waited.
         runs: Batches by the seconds that they took.
     """
 
-    num_batches: int = 0
-    num_requests: int = 0
     num_calls: int = 0
     num_split_calls: int = 0
     num_answered: int = 0
@@ -93,37 +87,15 @@ class BatchStatistics:
     num_isolated: int = 0
     num_left: int = 0
     num_refused: int = 0
-    wait_s: float = 0.0
-    max_wait_s: float = 0.0
-    run_s: float = 0.0
     sizes: Histogram = field(default_factory=_sizes)
     waits: Histogram = field(default_factory=_seconds)
     runs: Histogram = field(default_factory=_seconds)
 
-    @property
-    def mean_batch_size(self) -> float:
-        """Requests in a batch; 0 before the first."""
-        return self.num_requests / max(1, self.num_batches)
-
-    @property
-    def mean_wait_s(self) -> float:
-        """Seconds that a request waited for its batch; 0 before the first."""
-        return self.wait_s / max(1, self.num_requests)
-
     def count_batch(self, waits_s: list[float]) -> None:
         """Counts a batch that starts; `waits_s` has the wait of each of its requests."""
-        self.num_batches += 1
-        self.num_requests += len(waits_s)
-        self.wait_s += sum(waits_s)
-        self.max_wait_s = max(self.max_wait_s, *waits_s)
         self.sizes.add(len(waits_s))
         for wait_s in waits_s:
             self.waits.add(wait_s)
-
-    def count_run(self, seconds: float) -> None:
-        """Counts a batch that has ended."""
-        self.run_s += seconds
-        self.runs.add(seconds)
 
     def copy(self) -> BatchStatistics:
         """Returns one that does not change any more."""

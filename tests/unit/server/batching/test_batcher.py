@@ -197,7 +197,7 @@ async def test_only_the_guilty_request_of_a_batch_fails_and_halves_find_it() -> 
             [6, 7],
         ]
         counted = batcher.statistics()
-        assert (counted.num_batches, counted.num_calls) == (1, 7)
+        assert (sum(counted.sizes.counts), counted.num_calls) == (1, 7)
         assert (counted.num_answered, counted.num_failed) == (7, 1)
 
 
@@ -495,12 +495,8 @@ async def test_batches_have_a_thread_beside_streams() -> None:
 async def test_what_is_counted() -> None:
     model = Model(call_s=0.01)
     async with batching(model.infer_batch, max_batch_size=4) as batcher:
-        assert batcher.statistics().mean_batch_size == 0
-        assert batcher.statistics().mean_wait_s == 0
         await asyncio.gather(*(ask(batcher, number) for number in range(6)))
         counted = batcher.statistics()
-        assert (counted.num_batches, counted.num_requests, counted.num_calls) == (2, 6, 2)
-        assert counted.mean_batch_size == 3
-        assert 0.01 <= counted.max_wait_s <= counted.wait_s <= 0.5
-        assert 0.02 <= counted.run_s <= 0.5
-        assert counted.mean_wait_s == counted.wait_s / 6
+        assert (sum(counted.sizes.counts), counted.sizes.total, counted.num_calls) == (2, 6, 2)
+        assert 0.01 <= counted.waits.total <= 0.5
+        assert 0.02 <= counted.runs.total <= 0.5

@@ -142,6 +142,6 @@ def test_a_copy_does_not_change_any_more() -> None:
     counted = BatchStatistics()
     kept = counted.copy()
     counted.count_batch([0.1, 0.2])
-    counted.count_run(0.5)
+    counted.runs.add(0.5)
     assert kept == BatchStatistics()
     assert counted.copy() == counted

@@ -226,7 +226,7 @@ def test_nothing_is_lost_doubled_or_mixed_up(one_key: bool, load: Load) -> None:
     counted = batcher.statistics()
     assert batcher.ongoing == 0
     assert counted.num_calls == len(model.calls) or load.is_async  # one may be cut off there
-    assert counted.num_requests <= counted.num_batches * load.max_batch_size
+    assert counted.sizes.total <= sum(counted.sizes.counts) * load.max_batch_size
     assert counted.num_refused <= sum(
         isinstance(outcome, OverloadedError | UnavailableError) for outcome in outcomes
     )
