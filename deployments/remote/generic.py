@@ -21,7 +21,7 @@ from deployments.remote.relay import Relay
 from truthgpt_serve.errors import PassedError, UnsupportedError, UpstreamError
 from truthgpt_serve.http.asgi import Headers
 from truthgpt_serve.http.json_body import bad_field, encode_json
-from truthgpt_serve.http.sse import WholeEvents, read_data
+from truthgpt_serve.http.sse import EventReader
 
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
 _MAX_MESSAGE = 2000
@@ -90,10 +90,10 @@ class Generic:
             return
         path, payload = self._request(inputs)
         async with self._send(path, {**payload, "stream": True}, given, request_id) as answer:
-            events, more, ended = WholeEvents(), True, False
+            events, more, ended = EventReader(MAX_ANSWER_BYTES), True, False
             while more:
                 data, more = await answer.read()
-                for event in read_data(events.feed(data)):
+                for event in events.feed(data):
                     for item in self._items(event):
                         ended = ended or "finish_reason" in item
                         yield item

@@ -23,7 +23,7 @@ from truthgpt_serve.http.asgi import UNREAD_TIMEOUT_S, Send
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.envelope import error_event
 from truthgpt_serve.http.open_inference import MODELS_PREFIX, split_model_path
-from truthgpt_serve.http.sse import WholeEvents
+from truthgpt_serve.http.sse import WholeEvents, is_event_stream
 
 logger = logging.getLogger(__name__)
 
@@ -185,10 +185,9 @@ class _Reply:
     async def pass_on(self, answer: Answer) -> None:
         """Sends the answer as it comes."""
         headers = answer.headers
-        content_type = header(headers, b"content-type")
-        if content_type.startswith(b"text/event-stream"):
+        if is_event_stream(headers):
             self._events = WholeEvents()
-        elif not content_type.startswith(b"application/json"):
+        elif not header(headers, b"content-type").startswith(b"application/json"):
             self._names = None
         # An answer that is all there keeps its length, and is one write.
         is_stream = self._events is not None

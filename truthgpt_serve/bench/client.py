@@ -13,7 +13,7 @@ import msgspec
 from truthgpt_serve.bench.outcome import Outcome, Request
 from truthgpt_serve.bench.target import Target
 from truthgpt_serve.http.json_body import encode_json
-from truthgpt_serve.http.sse import WholeEvents, read_data
+from truthgpt_serve.http.sse import EventReader, EventTooLargeError
 
 PATHS: Final = {
     "chat": "/v1/chat/completions",
@@ -76,7 +76,7 @@ class StreamMeter:
     ) -> None:
         self._outcome = outcome
         self._clock = clock
-        self._events = WholeEvents(MAX_EVENT_BYTES)
+        self._events = EventReader(MAX_EVENT_BYTES)
         self._last_s: float | None = None
         self._ended = False
         self._num_texts = 0
@@ -84,12 +84,15 @@ class StreamMeter:
 
     def feed(self, data: bytes) -> None:
         """Takes what has arrived."""
-        for event in read_data(self._events.feed(data)):
-            self._take(event)
+        try:
+            for event in self._events.feed(data):
+                self._take(event)
+        except EventTooLargeError as error:
+            self._outcome.fail("invalid event", str(error))
 
     def finish(self) -> None:
         """Ends the outcome: it is a failure unless the stream was whole and had an event."""
-        for event in read_data(self._events.finish()):
+        for event in self._events.finish():
             self._take(event)
         outcome = self._outcome
         if not outcome.has_usage:

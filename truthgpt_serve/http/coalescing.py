@@ -11,6 +11,7 @@ import asyncio
 from typing import Any
 
 from truthgpt_serve.http.asgi import Message, Receive, Scope, Send
+from truthgpt_serve.http.sse import is_event_stream
 
 NUM_AT_ONCE = 3
 """So many first pieces are never held: among them are the role and the first token of a chat."""
@@ -61,10 +62,7 @@ class _Joiner:
         """Sends a message now, or holds its bytes until the next write."""
         if not self._joins:
             if message["type"] == "http.response.start":
-                self._joins = any(
-                    name == b"content-type" and value.startswith(b"text/event-stream")
-                    for name, value in message.get("headers", ())
-                )
+                self._joins = is_event_stream(message.get("headers", ()))
             await self._send(message)
         elif not message.get("more_body", False):
             await self._finish(message)

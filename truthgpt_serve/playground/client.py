@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from truthgpt_serve.http.sse import read_data, whole_events
+from truthgpt_serve.http.sse import EventReader, EventTooLargeError
 from truthgpt_serve.playground.kept import Kept
 
 CONNECT_TIMEOUT_S = 5.0
@@ -197,14 +197,14 @@ class ServiceClient:
             ) from error
 
     async def _events(self, answer: httpx.Response) -> AsyncIterator[bytes]:
-        held = b""
-        async for piece in answer.aiter_raw():
-            whole, held = whole_events(held + piece, MAX_EVENT_BYTES)
-            if len(held) > MAX_EVENT_BYTES:
-                raise self._foreign(f"an event has more than {MAX_EVENT_BYTES} bytes")
-            for data in read_data(whole):
-                yield data
-        for data in read_data(held):
+        reader = EventReader(MAX_EVENT_BYTES)
+        try:
+            async for piece in answer.aiter_raw():
+                for data in reader.feed(piece):
+                    yield data
+        except EventTooLargeError as error:
+            raise self._foreign(str(error)) from error
+        for data in reader.finish():
             yield data
 
     async def _read(self, answer: httpx.Response) -> bytes:

@@ -19,7 +19,7 @@ from truthgpt_serve.http.asgi import UNREAD_TIMEOUT_S, Headers, Scope, Send, sen
 from truthgpt_serve.http.envelope import error_event
 from truthgpt_serve.http.foreign_errors import MAX_ERROR_BYTES, may_be_foreign
 from truthgpt_serve.http.retriable import RETRY_AFTER_S, is_unreached
-from truthgpt_serve.http.sse import EVENT_ENDS, whole_events, with_stream_headers
+from truthgpt_serve.http.sse import CONTENT_TYPE, WholeEvents, with_stream_headers
 from truthgpt_serve.router.deadline import Deadline
 from truthgpt_serve.router.model_entry import ModelEntry
 from truthgpt_serve.router.pool import ConnectionPool
@@ -248,34 +248,31 @@ class Relay:
         if data or not more:
             await send({"type": "http.response.body", "body": data, "more_body": more})
         if more:
-            events = content_type.startswith(b"text/event-stream")
-            path = scope["path"] if events else None
-            await self._pass_on(connection, send, entry, events_path=path)
+            events = WholeEvents() if content_type.startswith(CONTENT_TYPE) else None
+            await self._pass_on(connection, send, entry, events, scope["path"])
 
     async def _pass_on(
         self,
         connection: UpstreamConnection,
         send: Send,
         entry: ModelEntry,
-        *,
-        events_path: str | None,
+        events: WholeEvents | None,
+        path: str,
     ) -> None:
-        events = events_path is not None
-        held, more, ends_event = b"", True, True
+        more = True
         try:
             while more:
                 data, more = await connection.read()
-                if events and (held or not data.endswith(b"\n\n")):
-                    data, held = whole_events(held + data) if more else (held + data, b"")
+                if events is not None:
+                    data = events.feed(data) if more else events.feed(data) + events.finish()
                     if more and not data:
                         continue
-                ends_event = data.endswith(EVENT_ENDS)
                 await send({"type": "http.response.body", "body": data, "more_body": more})
         except TruthGPTError as error:
-            if events_path is None or not ends_event:  # another event cannot begin within one
+            if events is None or not events.between:  # another event cannot begin within one
                 raise BrokenAnswerError(error.message) from error
             logger.warning("the stream of model %r broke off: %s", entry.name, error)
-            event = error_event(error, events_path)
+            event = error_event(error, path)
             await send({"type": "http.response.body", "body": event, "more_body": False})
 
     def _error_in(

@@ -13,6 +13,7 @@ from typing import Any
 from truthgpt_serve.errors import DeadlineError
 from truthgpt_serve.http.asgi import Message, Receive, Scope, Send
 from truthgpt_serve.http.connection import Connection
+from truthgpt_serve.http.sse import is_event_stream
 
 logger = logging.getLogger(__name__)
 
@@ -118,10 +119,7 @@ class _Request:
             return
         if message["type"] == "http.response.start":
             self._started = True
-            self._streams_events = any(
-                name.lower() == b"content-type" and value.startswith(b"text/event-stream")
-                for name, value in message.get("headers", ())
-            )
+            self._streams_events = is_event_stream(message.get("headers", ()))
         await self._given_send(message)
 
     async def _fail(self, error: DeadlineError) -> None:

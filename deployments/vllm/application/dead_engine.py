@@ -11,6 +11,7 @@ from typing import Any
 from truthgpt_serve.errors import UnavailableError
 from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, relative_path, send_error
 from truthgpt_serve.http.envelope import error_event
+from truthgpt_serve.http.sse import is_event_stream
 
 
 class DeadEngineAnswers:
@@ -78,10 +79,7 @@ class _Answer:
                 await send_error(self._send, self._error(), path=self._path)
                 return
             self.started = True
-            self._is_stream = any(
-                name.lower() == b"content-type" and value.startswith(b"text/event-stream")
-                for name, value in message.get("headers", ())
-            )
+            self._is_stream = is_event_stream(message.get("headers", ()))
         elif self._is_stream and self._is_dead() and b'"error"' in message.get("body", b""):
             self._ended = True
             await self._send(

@@ -11,8 +11,8 @@ from typing import Any
 
 from truthgpt_serve.errors import PassedError
 from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, relative_path, send_error
+from truthgpt_serve.http.sse import is_event_stream, read_data
 
-_EVENTS = b"text/event-stream"
 _BAD_REQUEST, _FAILED = 400, 500
 
 
@@ -73,20 +73,15 @@ class _Answer:
 
 
 def _is_stream(message: Message) -> bool:
-    return message["status"] == 200 and any(
-        name.lower() == b"content-type" and value.startswith(_EVENTS)
-        for name, value in message["headers"]
-    )
+    return message["status"] == 200 and is_event_stream(message["headers"])
 
 
 def read_error(event: bytes) -> PassedError | None:
     """Returns the error that an event of OpenAI's or Anthropic's API tells of, or None."""
     if b'"error"' not in event:
         return None
-    start = event.find(b"data: ")
-    data, _, _ = event[start + len(b"data: ") :].partition(b"\n")
     try:
-        value = json.loads(data)
+        value = json.loads(next(read_data(event), b""))
     except ValueError:
         return None
     error = value.get("error") if isinstance(value, Mapping) else None

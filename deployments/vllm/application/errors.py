@@ -20,6 +20,7 @@ from truthgpt_serve.errors import PassedError, ServerError
 from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, relative_path
 from truthgpt_serve.http.envelope import error_event
 from truthgpt_serve.http.json_body import encode_json
+from truthgpt_serve.http.sse import is_event_stream, read_data
 
 MAX_ERROR_BYTES = 65536
 _MAX_REPORTED = 10
@@ -116,8 +117,9 @@ class _Answer:
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            kind = dict(message.get("headers", ())).get(b"content-type", b"")
-            self._streams = kind.startswith(b"text/event-stream")
+            headers = message.get("headers", ())
+            kind = dict(headers).get(b"content-type", b"")
+            self._streams = is_event_stream(headers)
             if message["status"] >= 400 and kind.startswith(b"application/json"):
                 self._start = message
                 return
@@ -163,8 +165,7 @@ def clean_events(data: bytes, path: str) -> bytes:
 
 
 def _clean_event(event: bytes, path: str) -> bytes:
-    line = next((row for row in event.split(b"\n") if row.startswith(b"data: ")), b"")
-    _, error = _error_in(line.removeprefix(b"data: "))
+    _, error = _error_in(next(read_data(event), b""))
     if error is None:
         return event
     code, param = error.get("code"), error.get("param")

@@ -29,6 +29,7 @@ from truthgpt_serve.errors import (
 )
 from truthgpt_serve.http.connection import ClientGoneError, Connection
 from truthgpt_serve.http.json_body import encode_json, parse_object
+from truthgpt_serve.http.sse import EventReader
 from truthgpt_serve.server.infer.codec import InferExchange
 
 logger = logging.getLogger(__name__)
@@ -278,15 +279,12 @@ def _status_of(event: Mapping[str, Any]) -> int:
 
 async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
     """Yields the JSON of server-sent events until `[DONE]`."""
-    waiting = b""
+    reader = EventReader()
     async for chunk in chunks:
-        *events, waiting = (waiting + chunk).split(b"\n\n")
-        for event in events:
-            data = event.removeprefix(b"data: ")
+        for data in reader.feed(chunk):
             if data == b"[DONE]":
                 return
-            if data is not event and data:
-                yield json.loads(data)
+            yield json.loads(data)
 
 
 async def _lifespan(receive: Any, send: Any) -> None:

@@ -23,7 +23,6 @@ from tests.support.cli_service import (
 )
 from truthgpt_serve.cli._service.address import Address, find_address, read_key
 from truthgpt_serve.cli._service.client import ServiceClient
-from truthgpt_serve.cli._service.events import split_events
 from truthgpt_serve.cli._service.failures import ServiceFault
 from truthgpt_serve.cli.schema import KINDS
 from truthgpt_serve.cluster.local import free_port
@@ -314,15 +313,3 @@ def test_a_stream_that_is_none_is_told() -> None:
         client.stream("/v1/x", {}),
     ):
         pass
-
-
-def test_an_event_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("truthgpt_serve.cli._service.events.MAX_EVENT_BYTES", 1000)
-    endless = (b"x" * 100 for _ in range(1000))
-    with pytest.raises(ValueError, match="more than 1000 bytes"):
-        list(split_events(endless))
-
-
-def test_lines_of_one_event_are_joined() -> None:
-    pieces = [b"id: 1\ndata: a\nda", b"ta:b\n\n", b"data: c\n"]
-    assert list(split_events(pieces)) == [b"a\nb"]

@@ -2,7 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from truthgpt_serve.http.sse import MAX_HELD_BYTES, WholeEvents, read_data, whole_events
+from truthgpt_serve.http.sse import (
+    MAX_HELD_BYTES,
+    EventReader,
+    EventTooLargeError,
+    WholeEvents,
+    read_data,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,7 +24,11 @@ from truthgpt_serve.http.sse import MAX_HELD_BYTES, WholeEvents, read_data, whol
     ],
 )
 def test_event_ends_are_found(data: bytes, whole: bytes) -> None:
-    assert whole_events(data) == (whole, data[len(whole) :])
+    assert WholeEvents().feed(data) == whole
+    events = WholeEvents()
+    pieces = [events.feed(data[at : at + 1]) for at in range(len(data))]
+    assert b"".join(pieces) == whole
+    assert events.finish() == data[len(whole) :]
 
 
 def test_events_are_whole() -> None:
@@ -43,3 +53,18 @@ def test_an_event_that_is_too_long_to_wait_passes_in_pieces() -> None:
 def test_the_data_of_events() -> None:
     stream = b": hello\n\nevent: a\ndata: 1\n\ndata:2\r\ndata: 3\r\n\r\ndata: [DONE]\n\n"
     assert list(read_data(stream)) == [b"1", b"2\n3", b"[DONE]"]
+
+
+def test_data_is_read_from_pieces() -> None:
+    reader = EventReader()
+    pieces = [b"id: 1\ndata: a\nda", b"ta:b\n\n", b"data: c\n"]
+    assert [list(reader.feed(piece)) for piece in pieces] == [[], [b"a\nb"], []]
+    assert list(reader.finish()) == [b"c"]
+
+
+def test_an_event_without_an_end_is_given_up() -> None:
+    reader = EventReader(max_event_bytes=1000)
+    for _ in range(10):
+        assert not list(reader.feed(b"x" * 100))
+    with pytest.raises(EventTooLargeError, match="more than 1000 bytes"):
+        reader.feed(b"x")

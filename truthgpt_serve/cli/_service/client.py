@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import click
 
 from truthgpt_serve.cli._service.address import Address, find_address, read_key
-from truthgpt_serve.cli._service.events import EventTooLargeError, split_events
 from truthgpt_serve.cli._service.failures import ServiceFault, describe_refusal, no_answer
+from truthgpt_serve.http.sse import EventReader, EventTooLargeError
 from truthgpt_serve.terminal import clean
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ class ServiceClient:
             yield self._events(answer)
 
     def _events(self, answer: httpx.Response) -> Iterator[dict[str, Any]]:
-        for data in split_events(answer.iter_raw()):
+        reader = EventReader()
+        for data in chain.from_iterable(map(reader.feed, answer.iter_raw())):
             if data == b"[DONE]":
                 return
             try:
