@@ -7,13 +7,14 @@ whole cluster.
 from __future__ import annotations
 
 import asyncio
-import heapq
 import re
 import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
+
+from cachetools import Cache, TLRUCache
 
 from truthgpt_serve.errors import ExpiredFileError, MissingFileError, ServerError
 
@@ -121,51 +122,40 @@ class FileShelf:
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._groups: dict[str, dict[str, StoredFile]] = {}
-        self._group_of: dict[str, str] = {}
-        self._sizes: dict[str, int] = {}
-        self._expiries: list[tuple[float, str]] = []
+        self._groups: dict[str, TLRUCache[str, StoredFile]] = {}
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all files."""
-        return sum(self._sizes.values())
+        return int(sum(files.currsize for files in self._groups.values()))
 
     def put(self, file_id: str, file: StoredFile, *, group: str, max_bytes: int) -> None:
         """Keeps a file; the oldest ones of its group make room for it."""
         self.purge()
-        self._remove(file_id)
-        files = self._groups.setdefault(group, {})
+        files = self._groups.get(group)
+        if files is None or files.maxsize != max_bytes:
+            kept = () if files is None else list(files.items())
+            files = TLRUCache(max_bytes, _expiry, self._clock, lambda file: len(file.data))
+            files.update(kept)
+            self._groups[group] = files
         files[file_id] = file
-        self._group_of[file_id] = group
-        self._sizes[group] = self._sizes.get(group, 0) + len(file.data)
-        heapq.heappush(self._expiries, (file.expires_at_s, file_id))
-        while self._sizes[group] > max_bytes and len(files) > 1:
-            self._remove(next(iter(files)))
 
     def get(self, file_id: str) -> StoredFile | None:
         """Returns a file that has not expired, or None."""
-        self.purge()
-        group = self._group_of.get(file_id)
-        return None if group is None else self._groups[group][file_id]
+        for files in self._groups.values():
+            if file_id in files:
+                # The cache's own `get` would make the file the newest.
+                return Cache.__getitem__(files, file_id)
+        return None
 
     def purge(self) -> None:
         """Drops what has expired."""
-        now_s = self._clock()
-        while self._expiries and self._expiries[0][0] <= now_s:
-            expires_at_s, file_id = heapq.heappop(self._expiries)
-            group = self._group_of.get(file_id)
-            if group and self._groups[group][file_id].expires_at_s == expires_at_s:
-                self._remove(file_id)
+        for files in self._groups.values():
+            files.expire()
 
-    def _remove(self, file_id: str) -> None:
-        group = self._group_of.pop(file_id, None)
-        if group is None:
-            return
-        files = self._groups[group]
-        self._sizes[group] -= len(files.pop(file_id).data)
-        if not files:
-            del self._groups[group], self._sizes[group]
+
+def _expiry(_file_id: str, file: StoredFile, _now_s: float) -> float:
+    return file.expires_at_s
 
 
 class LocalFileStore:

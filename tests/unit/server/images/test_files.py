@@ -52,6 +52,24 @@ def test_the_oldest_files_of_a_group_make_room() -> None:
     assert shelf.num_bytes == 190
 
 
+def test_a_file_that_was_fetched_is_not_newer_for_it() -> None:
+    shelf = FileShelf(clock=lambda: 0.0)
+    for name in "ab":
+        shelf.put(name, file_of(40), group="one", max_bytes=100)
+    assert shelf.get("a") is not None
+    shelf.put("c", file_of(40), group="one", max_bytes=100)
+    assert [shelf.get(name) is not None for name in "abc"] == [False, True, True]
+
+
+@pytest.mark.parametrize(("max_bytes", "left"), [(200, "abc"), (90, "bc"), (50, "c")])
+def test_the_room_of_a_group_may_change(max_bytes: int, left: str) -> None:
+    shelf = FileShelf(clock=lambda: 0.0)
+    for name in "ab":
+        shelf.put(name, file_of(40), group="one", max_bytes=100)
+    shelf.put("c", file_of(40), group="one", max_bytes=max_bytes)
+    assert "".join(name for name in "abc" if shelf.get(name)) == left
+
+
 def test_the_same_id_twice_is_one_file() -> None:
     shelf = FileShelf(clock=lambda: 0.0)
     for num_bytes in (10, 20):
