@@ -10,10 +10,12 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 RUN_ID_VARIABLE = "TRUTHGPT_RUN_ID"
 """Set it before Ray starts: Ray, its workers, HAProxy and the engines hand it down."""
@@ -48,7 +50,12 @@ def create_run_id() -> str:
 
 
 def read_process(pid: int) -> Process | None:
-    """Returns the process, or None when it is gone or a zombie that holds no files any more."""
+    """Returns the process, or None when it is gone or a zombie that holds no files any more.
+
+    Read here and not by psutil, for two reasons. psutil calls a process a zombie, and shows no more
+    of it, while threads of it still hold its ports. And its time of a start changes with the
+    system's clock, so that one written to a file would later not be the same.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -64,63 +71,30 @@ def read_process(pid: int) -> Process | None:
     return Process(pid, int(fields[1]), int(fields[19]), title or name)
 
 
-def _processes() -> Iterator[Process]:
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            process = read_process(int(entry))
-            if process is not None:
-                yield process
-
-
-def find_children(pid: int) -> list[Process]:
-    """Returns the live children of a process."""
-    return [process for process in _processes() if process.parent == pid]
-
-
-def descendants(pid: int) -> list[int]:
-    """Returns the ids of the live processes that a process started, and of those that they did."""
-    children: dict[int, list[int]] = {}
-    for process in _processes():
-        children.setdefault(process.parent, []).append(process.pid)
-    found: list[int] = []
-    left = [pid]
-    while left:
-        left = [child for parent in left for child in children.get(parent, ())]
-        found += left
-    return found
+def _processes() -> list[Process]:
+    return [process for process in map(read_process, psutil.pids()) if process is not None]
 
 
 def read_arguments(pid: int) -> list[str]:
     """Returns the arguments or the title of a process; empty when it is gone."""
     try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
+        return psutil.Process(pid).cmdline()
+    except psutil.Error:
         return []
-    return [part.decode(errors="replace") for part in command.rstrip(b"\0").split(b"\0")]
 
 
 def read_environment(pid: int) -> dict[str, str]:
-    """Returns the environment that a process was started with; empty when it is gone."""
+    """Returns what a process was started with; empty when it is gone or another user's."""
     try:
-        data = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
+        return psutil.Process(pid).environ()
+    except psutil.Error:
         return {}
-    pairs = (part.decode(errors="surrogateescape").partition("=") for part in data.split(b"\0"))
-    return {name: value for name, mark, value in pairs if mark}
-
-
-def _has_marker(pid: int, marker: bytes) -> bool:
-    try:
-        return marker in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:  # gone meanwhile, or another user's
-        return False
 
 
 def is_set_anywhere(name: str, value: str) -> bool:
     """Returns whether another live process was started with this variable."""
-    marker = f"{name}={value}".encode()
     own = os.getpid()
-    return any(process.pid != own and _has_marker(process.pid, marker) for process in _processes())
+    return any(pid != own and read_environment(pid).get(name) == value for pid in psutil.pids())
 
 
 def find_run(run_id: str, known: Iterable[Process] = ()) -> list[Process]:
@@ -129,13 +103,13 @@ def find_run(run_id: str, known: Iterable[Process] = ()) -> list[Process]:
     `known` were found before: a dying process gives up its memory, and the marker in it, before
     its files, so that its ports are open while nothing shows whose it was.
     """
-    marker = f"{RUN_ID_VARIABLE}={run_id}".encode()
-    processes = list(_processes())
+    processes = _processes()
     same = {(process.pid, process.started) for process in known}
-    found = {
+    found = {process.pid for process in processes if (process.pid, process.started) in same}
+    found |= {
         process.pid
         for process in processes
-        if (process.pid, process.started) in same or _has_marker(process.pid, marker)
+        if read_environment(process.pid).get(RUN_ID_VARIABLE) == run_id
     }
     size = -1
     while size != len(found):

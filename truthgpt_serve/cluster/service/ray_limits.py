@@ -12,15 +12,16 @@ with these limits: `python -m truthgpt_serve.cluster.service.ray_limits start --
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 import time
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import psutil
+
 from truthgpt_serve.cluster.local import free_port
-from truthgpt_serve.cluster.processes import find_children
+from truthgpt_serve.cluster.processes import read_arguments
 
 START_LIMIT_S = 600.0
 """How long each of these steps may take; what fails earlier says so earlier."""
@@ -122,7 +123,8 @@ def _patiently(get_node: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _has_raylet() -> bool:
-    return any("/raylet/raylet " in child.command for child in find_children(os.getpid()))
+    found = [read_arguments(child.pid) for child in psutil.Process().children()]
+    return any(argument.endswith("/raylet/raylet") for each in found for argument in each[:3])
 
 
 def main() -> None:
