@@ -128,7 +128,7 @@ def _decide_gpus(
         return 1 if device == "cuda" else 0
     wanted = environ.get(ACCELERATOR_VARIABLE, "")
     if wanted not in ("", "cpu", "gpu"):
-        message = f"must be cpu or gpu, found {wanted!r}"
+        message = f"must be cpu or gpu, not {wanted!r}"
         fix = "unset it to decide by the cluster's resources"
         raise ConfigError([Fault(f"environment variable {ACCELERATOR_VARIABLE}", message, fix)])
     if wanted:

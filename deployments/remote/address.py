@@ -32,7 +32,7 @@ def find_url_fault(url: str | None) -> Fault | None:
     if parts.query or parts.fragment or url.endswith(("?", "#")):
         return "has a query or a fragment: routes are appended to a base URL", _KEY_FIX
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        return f"must be an http or https URL, found {url[:60]!r}", _EXAMPLE
+        return f"must be an http or https URL, not {url[:60]!r}", _EXAMPLE
     if port_is_wrong or not url.isascii() or any(not "!" <= letter <= "~" for letter in url):
         return f"is not a URL that can be asked: {url[:60]!r}", _EXAMPLE
     return _find_path_fault(parts.path)

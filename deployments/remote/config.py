@@ -64,7 +64,7 @@ def _check_key_header(value: str) -> str:
 
 def _check_path(value: str) -> str:
     if not value.startswith("/") or re.search(r"[^!-~]|[?#]", value) or has_dot_segments(value):
-        raise _refused(f"must be a path that begins with a slash, found {value[:60]!r}")
+        raise _refused(f"must be a path that begins with a slash, not {value[:60]!r}")
     return value
 
 

@@ -96,7 +96,7 @@ def _fault(key: Any, value: Any) -> str | None:
         return None
     expected, accepts = _KINDS[row["kind"]]
     if not accepts(value):
-        return f"engine argument {key!r} must be {expected}, found {value!r}"
+        return f"engine argument {key!r} must be {expected}, not {value!r}"
     return _bad_choice(row, value)
 
 
@@ -116,7 +116,7 @@ def _bad_choice(row: Mapping[str, Any], value: Any) -> str | None:
     for item in value if isinstance(value, list) else [value]:
         if item not in choices:
             listed = ", ".join(str(choice) for choice in choices)
-            return f"engine argument {row['name']!r} must be one of {listed}, found {item!r}"
+            return f"engine argument {row['name']!r} must be one of {listed}, not {item!r}"
     return None
 
 

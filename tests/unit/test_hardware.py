@@ -86,7 +86,7 @@ def test_variable_has_two_values() -> None:
     with pytest.raises(ConfigError) as caught:
         resolve_gpus(load_model_config({}), cluster_gpus=0, environ={"TRUTHGPT_ACCELERATOR": "tpu"})
     assert str(caught.value) == (
-        "environment variable TRUTHGPT_ACCELERATOR: must be cpu or gpu, found 'tpu' "
+        "environment variable TRUTHGPT_ACCELERATOR: must be cpu or gpu, not 'tpu' "
         "(unset it to decide by the cluster's resources)"
     )
 
@@ -192,7 +192,7 @@ def test_replicas_on_one_node_are_limited() -> None:
     [
         ({"label_selector": {"-zone": "a"}}, r"label_selector\.-zone: '-zone' is not usable here"),
         ({"label_selector": {"zone": "in(a"}}, r"label_selector\.zone: 'in\(a' is not usable here"),
-        ({"label_selector": {"zone": 5}}, r"label_selector\.zone: must be text, found 5"),
+        ({"label_selector": {"zone": 5}}, r"label_selector\.zone: must be a string, not 5"),
         ({"span_nodes": True}, r"span_nodes: has no effect with gpus: auto"),
         ({"span_nodes": True, "gpus": 1}, r"span_nodes: has no effect with gpus: 1"),
     ],

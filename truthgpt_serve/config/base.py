@@ -6,15 +6,15 @@ Knows no section, no file and no family.
 from __future__ import annotations
 
 import re
-import types
-import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from truthgpt_serve.config.variables import Expanded, read_scalar
+from truthgpt_serve.request_model import kinds_in
+from truthgpt_serve.wording import shown
 
 SCIENTIFIC = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+")
 """A number such as `5e-5`, which YAML 1.1 (so also Ray's own loader) reads as text."""
@@ -36,18 +36,9 @@ PATTERN_WORDS = {
 
 def show_value(value: Any) -> str:
     """Returns a value as a message shows it: short, in YAML's words, and variables by name."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return str(value).lower()
     if isinstance(value, Mapping):
         return "a mapping"
-    if isinstance(value, list):
-        return "a list"
-    if isinstance(value, Expanded):
-        value = value.written
-    text = repr(value) if isinstance(value, (str, int, float)) else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shown(value.written if isinstance(value, Expanded) else value)
 
 
 MAX_BODY_BYTES = 2**30
@@ -79,23 +70,13 @@ class Section(BaseModel):
 def _as_wanted(value: Any, annotation: Any) -> Any:
     if not isinstance(value, Expanded) or not value.is_whole:
         return value
-    kinds = set(_scalars_in(annotation))
+    kinds = set(kinds_in(annotation))
+    if float in kinds:
+        kinds.add(int)
     read = read_scalar(value)
     if str in kinds or not any(isinstance(read, kind) for kind in kinds):
         return value
     return read
-
-
-def _scalars_in(annotation: Any) -> Iterator[type]:
-    if annotation in (str, bool, int):
-        yield annotation
-    elif annotation is float:
-        yield from (float, int)
-    elif typing.get_origin(annotation) is Annotated:
-        yield from _scalars_in(typing.get_args(annotation)[0])
-    elif isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
-        for part in typing.get_args(annotation):
-            yield from _scalars_in(part)
 
 
 class Refusal(NamedTuple):

@@ -5,10 +5,9 @@ Knows no particular configuration: it works for any pydantic model, an engine's 
 
 from __future__ import annotations
 
-import difflib
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -17,6 +16,7 @@ from pydantic_core import ErrorDetails
 from truthgpt_serve.config.base import PATTERN_WORDS, Refusal, show_value
 from truthgpt_serve.config.source import Key, KeyPath, Source, parse_dotted
 from truthgpt_serve.errors import Fault
+from truthgpt_serve.wording import choices_of, nearest, unknown_field, words_of
 
 NamePath = tuple[str, ...]
 
@@ -64,9 +64,9 @@ def nearest_key(path: KeyPath, known: Iterable[NamePath]) -> str | None:
     if wanted in elsewhere:
         return _show(elsewhere[wanted])
     for names, cutoff in ((here, 0.65), (elsewhere, 0.8)):
-        found = difflib.get_close_matches(wanted, list(names), n=1, cutoff=cutoff)
+        found = nearest(wanted, names, cutoff)
         if found:
-            return _show(names[found[0]])
+            return _show(names[found])
     return None
 
 
@@ -92,79 +92,25 @@ def unknown_key(path: KeyPath, known: list[NamePath], source: Source, shown: str
     else:
         section = list(_names(path)[:-1])
         fix = "valid keys here: " + ", ".join(p[-1] for p in known if list(p[:-1]) == section)
-    return Fault(source.at(*path), f"unknown key {str(path[-1])!r}", fix)
+    return Fault(source.at(*path), unknown_field(path[-1]), fix)
 
 
-Words = Callable[[dict[str, Any], Any], tuple[str, str]]
-
-
-def _plain(message: str, fix: str = "") -> Words:
-    def words(_context: dict[str, Any], value: Any) -> tuple[str, str]:
-        return f"{message}, found {show_value(value)}", fix
-
-    return words
-
-
-def _bound(message: str, key: str) -> Words:
-    def words(context: dict[str, Any], value: Any) -> tuple[str, str]:
-        return f"{message} {context[key]:.12g}, found {show_value(value)}", ""
-
-    return words
-
-
-def _choice(context: dict[str, Any], value: Any) -> tuple[str, str]:
-    expected = str(context["expected"])
-    valid = [choice.strip("'") for choice in expected.replace(" or ", ", ").split(", ")]
-    near = difflib.get_close_matches(str(value), valid, n=1)
-    problem = f"must be one of {', '.join(valid)}, found {show_value(value)}"
-    return problem, f"did you mean {near[0]}?" if near else ""
-
-
-def _missing(_context: dict[str, Any], _value: Any) -> tuple[str, str]:
-    return "is required", ""
-
-
-def _mapping(_context: dict[str, Any], value: Any) -> tuple[str, str]:
-    if value is None:
-        return "is empty", "give it keys, or remove it for the defaults"
-    return f"must be a mapping of keys to values, found {show_value(value)}", ""
-
-
-def _pattern(context: dict[str, Any], value: Any) -> tuple[str, str]:
-    pattern = str(context["pattern"])
-    return f"{show_value(value)} is not usable here", PATTERN_WORDS.get(pattern, f"match {pattern}")
-
-
-_WHOLE = _plain("must be a whole number")
-_NUMBER = _plain("must be a number")
-_BOOLEAN = _plain("must be true or false")
-_TEXT = _plain("must be text", "put it in quotes")
-_WORDS: dict[str, Words] = {
-    "missing": _missing,
-    "int_type": _WHOLE,
-    "int_parsing": _WHOLE,
-    "int_from_float": _WHOLE,
-    "float_type": _NUMBER,
-    "float_parsing": _NUMBER,
-    "finite_number": _plain("must be a finite number"),
-    "bool_type": _BOOLEAN,
-    "bool_parsing": _BOOLEAN,
-    "string_type": _TEXT,
-    "list_type": _plain("must be a list"),
-    "string_too_short": _plain("must not be empty"),
-    "string_too_long": _bound("must not be longer than", "max_length"),
-    "greater_than_equal": _bound("must be at least", "ge"),
-    "greater_than": _bound("must be more than", "gt"),
-    "less_than_equal": _bound("must be at most", "le"),
-    "less_than": _bound("must be less than", "lt"),
-    "multiple_of": _bound("must be a multiple of", "multiple_of"),
-    "literal_error": _choice,
-    "enum": _choice,
-    "model_type": _mapping,
-    "model_attributes_type": _mapping,
-    "dict_type": _mapping,
-    "string_pattern_mismatch": _pattern,
-}
+def _words(detail: ErrorDetails) -> tuple[str, str]:
+    """Returns what is wrong with a value, and a fix or an empty string."""
+    kind, value = detail["type"], detail["input"]
+    if kind == "string_pattern_mismatch":
+        pattern = str(detail["ctx"]["pattern"])
+        message = f"{show_value(value)} is not usable here"
+        return message, PATTERN_WORDS.get(pattern, f"match {pattern}")
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        if value is None:
+            return "is empty", "give it keys, or remove it for the defaults"
+        return f"must be a mapping of keys to values, not {show_value(value)}", ""
+    fix = "put it in quotes" if kind == "string_type" else ""
+    if kind in ("literal_error", "enum"):
+        near = nearest(value, choices_of(detail))
+        fix = f"did you mean {near}?" if near else ""
+    return words_of(detail, show_value), fix
 
 
 def faults_of(
@@ -219,12 +165,7 @@ def _faults(
         ]
     if kind == "string_type" and (fault := _misread(detail, path, source)) is not None:
         return [fault]
-    words = _WORDS.get(kind)
-    if words is None:
-        message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-        return [Fault(source.at(*path), message)]
-    message, fix = words(context, detail["input"])
-    return [Fault(source.at(*path), message, fix)]
+    return [Fault(source.at(*path), *_words(detail))]
 
 
 def _misread(detail: ErrorDetails, path: KeyPath, source: Source) -> Fault | None:
@@ -232,7 +173,7 @@ def _misread(detail: ErrorDetails, path: KeyPath, source: Source) -> Fault | Non
     value, written = detail["input"], source.written_at(*path)
     if written is None or value is None or written == str(value):
         return None
-    message = f"must be text, and YAML reads {written} as {show_value(value)}"
+    message = f"must be a string, and YAML reads {written} as {show_value(value)}"
     return Fault(source.at(*path), message, f"write '{written}'")
 
 

@@ -181,7 +181,7 @@ def without_service_keys(args: Mapping[str, Any]) -> dict[str, Any]:
 def check_model_args(args: Any, source: Source) -> list[Fault]:
     """Returns the faults in how `args` name a configuration, not those inside it."""
     if not isinstance(args, Mapping):
-        return [Fault(source.at(), f"must be a mapping, found {show_value(args)}")]
+        return [Fault(source.at(), f"must be a mapping, not {show_value(args)}")]
     keys = without_service_keys(args)
     if not keys:
         fix = "write config: models/<name>.yaml, or the model's keys"
@@ -191,7 +191,7 @@ def check_model_args(args: Any, source: Source) -> list[Fault]:
     path = keys["config"]
     faults = []
     if not isinstance(path, str) or not path:
-        message = f"must be the path of a YAML file, found {show_value(path)}"
+        message = f"must be the path of a YAML file, not {show_value(path)}"
         faults.append(Fault(source.at("config"), message))
     others = [str(key) for key in keys if key != "config"]
     if others:

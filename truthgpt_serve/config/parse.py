@@ -29,7 +29,7 @@ def parse(
         is), the faults, and the path of each.
     """
     if not isinstance(data, Mapping):
-        found = "it is empty" if data is None else f"found {show_value(data)}"
+        found = "it is empty" if data is None else f"not {show_value(data)}"
         message = f"must be a mapping of keys to values, {found}"
         return None, [Fault(source.at(), message)], [()]
     faults: list[Fault] = []

@@ -112,13 +112,13 @@ def _read_gpus(value: Any) -> Any:
     if value == "auto":
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        problem = f"must be auto, a fraction below 1 or a whole number, found {show_value(value)}"
+        problem = f"must be auto, a fraction below 1 or a whole number, not {show_value(value)}"
         raise refuse([Refusal("", problem, "write 0.25, 1 or auto")])
     if value < 0:
-        problem = f"must be at least 0, found {value!r}"
+        problem = f"must be at least 0, not {value!r}"
         raise refuse([Refusal("", problem, "write 0 for a replica on CPU")])
     if not math.isfinite(value):
-        problem = f"must be a finite number, found {value!r}"
+        problem = f"must be a finite number, not {value!r}"
         raise refuse([Refusal("", problem, "write 0.25, 1 or auto")])
     if value == int(value):
         return int(value)

@@ -44,7 +44,7 @@ def check_serve_schema(data: Mapping[str, Any], source: Source) -> list[Fault]:
     if applications is None:
         return [*faults, Fault(source.at("applications"), "is required", "list the applications")]
     if not isinstance(applications, list):
-        message = f"must be a list, found {show_value(applications)}"
+        message = f"must be a list, not {show_value(applications)}"
         return [*faults, Fault(source.at("applications"), message)]
     for index, application in enumerate(applications):
         faults += _check_application(application, source.under("applications", index))
@@ -53,7 +53,7 @@ def check_serve_schema(data: Mapping[str, Any], source: Source) -> list[Fault]:
 
 def _check_application(application: Any, source: Source) -> Iterator[Fault]:
     if not isinstance(application, dict):
-        yield Fault(source.at(), f"must be a mapping, found {show_value(application)}")
+        yield Fault(source.at(), f"must be a mapping, not {show_value(application)}")
         return
     for key in ("host", "port"):
         if key in application:
@@ -63,7 +63,7 @@ def _check_application(application: Any, source: Source) -> Iterator[Fault]:
     yield from _validate(ServeApplicationSchema, rest, source)
     deployments = application.get("deployments", [])
     if not isinstance(deployments, list):
-        message = f"must be a list, found {show_value(deployments)}"
+        message = f"must be a list, not {show_value(deployments)}"
         yield Fault(source.at("deployments"), message)
         return
     for index, deployment in enumerate(deployments):
@@ -71,7 +71,7 @@ def _check_application(application: Any, source: Source) -> Iterator[Fault]:
         if isinstance(deployment, dict):
             yield from _check_deployment(deployment, at)
         else:
-            yield Fault(at.at(), f"must be a mapping, found {show_value(deployment)}")
+            yield Fault(at.at(), f"must be a mapping, not {show_value(deployment)}")
 
 
 def _check_deployment(deployment: dict[str, Any], source: Source) -> Iterator[Fault]:

@@ -86,12 +86,12 @@ def _check_values(config: Mapping[str, Any]) -> Iterator[Problem]:
         if config.get(name) is None:
             yield f"{name} is missing", _LORA
     if not _is_count(config.get("r", 1)):
-        yield f"r must be a positive integer, found {config['r']!r}", _LORA
+        yield f"r must be a positive integer, not {config['r']!r}", _LORA
     if not isinstance(config.get("lora_alpha", 1), (int, float)):
-        yield f"lora_alpha must be a number, found {config['lora_alpha']!r}", _LORA
+        yield f"lora_alpha must be a number, not {config['lora_alpha']!r}", _LORA
     ranks = config.get("rank_pattern") or {}
     if not isinstance(ranks, Mapping) or not all(map(_is_count, ranks.values())):
-        yield f"rank_pattern must have positive integers, found {ranks!r}", _LORA
+        yield f"rank_pattern must have positive integers, not {ranks!r}", _LORA
 
 
 def _is_count(value: Any) -> bool:

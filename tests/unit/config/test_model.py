@@ -121,10 +121,10 @@ def test_every_fault_is_raised_at_once() -> None:
             place="application demo",
         )
     assert [str(fault) for fault in caught.value.faults] == [
-        "application demo: seed: must be at least 0, found -1",
+        "application demo: seed: must be at least 0, not -1",
         "application demo: serving.autoscaling.min_replicas: 2 is more than max_replicas, which "
         "is 1 (lower it, or raise max_replicas)",
-        "application demo: serving.num_replica: unknown key 'num_replica' "
+        "application demo: serving.num_replica: unknown field `num_replica` "
         "(did you mean serving.num_replicas?)",
     ]
 
@@ -178,7 +178,7 @@ def test_router_defaults() -> None:
     assert config.max_body_bytes == 64 * 1024 * 1024
     assert (config.request_timeout_s, config.hold_timeout_s) == (600, 60)
     assert config.num_replicas == 2
-    with pytest.raises(ConfigError, match=r"router: hold_timeout: unknown key 'hold_timeout' "):
+    with pytest.raises(ConfigError, match=r"router: hold_timeout: unknown field `hold_timeout` "):
         load_router_config({"hold_timeout": 5})
 
 

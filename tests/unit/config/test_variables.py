@@ -147,7 +147,7 @@ def test_what_is_not_set_is_named_with_its_place(tmp_path: Path) -> None:
         "the service starts, or write ${NOT_SET:-default})",
         "m.yaml:7: serving.aliases[1]: the environment variable ALSO_NOT is not set (set it where "
         "the service starts, or write ${ALSO_NOT:-default})",
-        "m.yaml:8: training.epochs: must be at least 1, found 0",
+        "m.yaml:8: training.epochs: must be at least 1, not 0",
     ]
 
 
@@ -217,7 +217,7 @@ def test_short_values_are_hidden_alone_and_not_within_other_words(
     monkeypatch.setenv("WAY", "mode")
     text = "model: {family: remote, name_or_path: '${WAY}'}\nhardware: {gpus: '${GPUS}'}\n"
     address, gpus = validate_file(write(tmp_path, text)).faults
-    assert address.message == "must be an http or https URL, found '${WAY}'"
+    assert address.message == "must be an http or https URL, not '${WAY}'"
     assert gpus.message == "${GPUS} would be reserved for nothing: the remote server computes"
     hidden = HiddenValues()
     hidden.add(expand("${GPUS}"))
@@ -326,7 +326,7 @@ def test_numbers_that_are_meant_so(tmp_path: Path, text: str) -> None:
 )
 def test_words_where_a_text_is_expected(tmp_path: Path, word: str, shown: str) -> None:
     assert faults(tmp_path, f"run_name: {word}\nmodel: {{family: echo}}\n") == [
-        f"m.yaml:1: run_name: must be text, and YAML reads {word} as {shown} (write '{word}')"
+        f"m.yaml:1: run_name: must be a string, and YAML reads {word} as {shown} (write '{word}')"
     ]
 
 

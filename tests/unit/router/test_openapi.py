@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from html.parser import HTMLParser
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import schemathesis
@@ -19,7 +19,7 @@ from truthgpt_serve.http.multipart import Part
 from truthgpt_serve.http.routes import ROUTES
 from truthgpt_serve.router.openapi import docs_html, openapi_document
 from truthgpt_serve.router.openapi.document import ERRORS
-from truthgpt_serve.server.audio.request import FORMATS, GRANULARITIES, MAX_LANGUAGE_CHARS
+from truthgpt_serve.server.audio.request import MAX_LANGUAGE_CHARS, Format, Granularity
 from truthgpt_serve.server.images.request import ROUTES as IMAGE_ROUTES
 from truthgpt_serve.server.images.request import ImageParser
 from truthgpt_serve.server.tensors.datatypes import DATATYPES, MAX_RANK
@@ -212,8 +212,8 @@ def test_other_bounds_are_those_that_are_checked() -> None:
     assert assistant["tool_calls"]["maxItems"] == MAX_TOOL_CALLS
     audio = DOCUMENT["paths"]["/v1/audio/transcriptions"]["post"]["requestBody"]["content"]
     fields = audio["multipart/form-data"]["schema"]["allOf"][1]["properties"]
-    assert set(properties("AudioForm")["response_format"]["enum"]) == set(FORMATS)
-    assert set(fields["timestamp_granularities[]"]["items"]["enum"]) == set(GRANULARITIES)
+    assert set(properties("AudioForm")["response_format"]["enum"]) == set(get_args(Format))
+    assert set(fields["timestamp_granularities[]"]["items"]["enum"]) == set(get_args(Granularity))
     assert fields["language"]["maxLength"] == MAX_LANGUAGE_CHARS
     assert set(SCHEMAS["Datatype"]["enum"]) == set(DATATYPES)
     assert SCHEMAS["Shape"]["maxItems"] == MAX_RANK

@@ -66,7 +66,7 @@ class AudioExchange:
             # These two are known here; what only the class knows is left out if it does not say it.
             segment.setdefault("temperature", temperature)
             segment.setdefault("compression_ratio", compression_ratio(segment["text"]))
-        return encode_transcription(self._request.format, found, task=self._request.task)
+        return encode_transcription(self._request.response_format, found, task=self._request.task)
 
     def piece(self, item: Any) -> bytes | None:
         """Returns the event of one item of `stream`."""

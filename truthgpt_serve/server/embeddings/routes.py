@@ -13,8 +13,9 @@ from typing import Any
 from truthgpt_serve.errors import UnsupportedError
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.json_body import encode_json, parse_object
+from truthgpt_serve.request_model import read_request
 from truthgpt_serve.server.embeddings.codec import EmbeddingExchange, Vector
-from truthgpt_serve.server.embeddings.request import EmbeddingRequest, parse_embedding
+from truthgpt_serve.server.embeddings.request import EmbeddingRequest
 from truthgpt_serve.server.execution.gather import gather
 from truthgpt_serve.server.instance import ModelInstance
 from truthgpt_serve.server.request_limits import RequestLimits
@@ -62,7 +63,7 @@ class EmbeddingRoutes:
             )
         fields = parse_object(body)
         self._limits.check(PATH, body, fields)
-        request = parse_embedding(fields)
+        request = read_request(EmbeddingRequest, fields)
         self._check_name(request.model)
         if request.has_token_ids and not getattr(host.model, "accepts_token_ids", False):
             raise UnsupportedError(
@@ -70,7 +71,10 @@ class EmbeddingRoutes:
             )
         exchanges = [
             EmbeddingExchange(
-                inputs, host.label, base64_wanted=request.base64, check=self._find_check()
+                inputs,
+                host.label,
+                base64_wanted=request.encoding_format == "base64",
+                check=self._find_check(),
             )
             for inputs in request.inputs
         ]

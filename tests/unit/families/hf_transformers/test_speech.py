@@ -243,14 +243,14 @@ def test_bad_forms_are_refused(speech: Path) -> None:
         assert post({"model": "other"})[0] == 404
         for fields, part in (
             ({"response_format": "xml"}, "`response_format` must be one of json, text, srt"),
-            ({"temperature": "2"}, "`temperature` must be a number from 0 to 1"),
-            ({"temperature": "warm"}, "`temperature` must be a number from 0 to 1"),
+            ({"temperature": "2"}, "`temperature` must be at most 1, not 2.0"),
+            ({"temperature": "warm"}, "`temperature` must be a number, not 'warm'"),
             ({"stream": "maybe"}, "`stream` must be true or false"),
             ({"stream": "true", "response_format": "srt"}, "cannot be streamed"),
             ({"timestamp_granularities[]": "word"}, "needs `response_format` verbose_json"),
             (
                 {"timestamp_granularities[]": "syllable", "response_format": "verbose_json"},
-                "must be of segment and word",
+                "`timestamp_granularities` must be a list of segment or word",
             ),
             ({"include[]": "logprobs"}, "has no log probabilities"),
         ):

@@ -132,15 +132,15 @@ def test_what_the_file_decides_is_no_choice(folder: Path, key: str, value: Any, 
     [
         (
             {"providers": ["CPU"]},
-            "m: serving.engine.providers: unknown key 'providers' of family 'onnxruntime' "
+            "m: serving.engine.providers: unknown field `providers` of family 'onnxruntime' "
             "(did you mean serving.engine.provider_options?)",
         ),
         (
             {"graph_optimization": "fast"},
             "m: serving.engine.graph_optimization: must be one of none, basic, extended, layout, "
-            "all, found 'fast'",
+            "all, not 'fast'",
         ),
-        ({"max_batch_rows": 0}, "m: serving.engine.max_batch_rows: must be at least 1, found 0"),
+        ({"max_batch_rows": 0}, "m: serving.engine.max_batch_rows: must be at least 1, not 0"),
     ],
 )
 def test_engine_arguments_are_checked(folder: Path, engine: Any, fault: str) -> None:

@@ -83,9 +83,9 @@ def test_every_setting_is_explained() -> None:
     ("url", "message"),
     [
         (None, f"is required by family 'remote': the base URL of the other server ({EXAMPLE})"),
-        ("ftp://host/v1", f"must be an http or https URL, found 'ftp://host/v1' ({EXAMPLE})"),
-        ("host:8000/v1", f"must be an http or https URL, found 'host:8000/v1' ({EXAMPLE})"),
-        ("https:///v1", f"must be an http or https URL, found 'https:///v1' ({EXAMPLE})"),
+        ("ftp://host/v1", f"must be an http or https URL, not 'ftp://host/v1' ({EXAMPLE})"),
+        ("host:8000/v1", f"must be an http or https URL, not 'host:8000/v1' ({EXAMPLE})"),
+        ("https:///v1", f"must be an http or https URL, not 'https:///v1' ({EXAMPLE})"),
         ("http://host:99999/v1", f"is not a URL: Port out of range 0-65535 ({EXAMPLE})"),
         ("http://host/a b", f"is not a URL that can be asked: 'http://host/a b' ({EXAMPLE})"),
         (f"https://me:{KEY}@host/v1", f"holds a user name or a password ({TAKE_OUT})"),
@@ -141,26 +141,26 @@ def test_a_key_in_the_place_of_its_variable_is_not_shown(value: Any, tmp_path: P
         ),
         (
             {"api_key": KEY},
-            "api_key: unknown key 'api_key' of family 'remote' "
+            "api_key: unknown field `api_key` of family 'remote' "
             "(did you mean serving.engine.api_key_env?)",
         ),
-        ({"model": ""}, "model: must not be empty, found ''"),
+        ({"model": ""}, "model: must not be empty"),
         (
             {"health_path": "models"},
-            "health_path: must be a path that begins with a slash, found 'models'",
+            "health_path: must be a path that begins with a slash, not 'models'",
         ),
         (
             {"paths": ["/v1/../admin"]},
-            "paths[0]: must be a path that begins with a slash, found '/v1/../admin'",
+            "paths[0]: must be a path that begins with a slash, not '/v1/../admin'",
         ),
-        ({"connect_timeout_s": 0}, "connect_timeout_s: must be more than 0, found 0"),
-        ({"max_connections": 1.5}, "max_connections: must be a whole number, found 1.5"),
-        ({"verify_tls": "no way"}, "verify_tls: must be true or false, found 'no way'"),
+        ({"connect_timeout_s": 0}, "connect_timeout_s: must be more than 0, not 0"),
+        ({"max_connections": 1.5}, "max_connections: must be a whole number, not 1.5"),
+        ({"verify_tls": "no way"}, "verify_tls: must be true or false, not 'no way'"),
         (
             {"ca_file": "ca.pem", "verify_tls": False},
             "ca_file: has no effect with verify_tls: false (remove one of them)",
         ),
-        ({"infer_with": "chats"}, "infer_with: must be one of chat, completion, found 'chats'"
+        ({"infer_with": "chats"}, "infer_with: must be one of chat, completion, not 'chats'"
                                   " (did you mean chat?)"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -1,0 +1,118 @@
+"""One wording for each kind of fault that pydantic finds, in files as in requests."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from pydantic_core import ErrorDetails
+
+MAX_SHOWN_CHARS = 40
+_MAX_SHOWN_BITS = 128
+Show = Callable[[Any], str]
+Words = Callable[[dict[str, Any], Any, Show], str]
+
+
+def shown(value: Any) -> str:
+    """Shows a value in a message, without repeating a long one."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return "an object"
+    if isinstance(value, list | tuple):
+        return "a list"
+    if isinstance(value, str):
+        return f"{value[:MAX_SHOWN_CHARS]!r}" + ("…" if len(value) > MAX_SHOWN_CHARS else "")
+    if isinstance(value, int) and value.bit_length() > _MAX_SHOWN_BITS:
+        return "a larger number"
+    return str(value)[:MAX_SHOWN_CHARS]
+
+
+def nearest(value: Any, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Returns the known name that `value` probably means, or None."""
+    text = str(value)[: 2 * MAX_SHOWN_CHARS]
+    return next(iter(difflib.get_close_matches(text, list(known), n=1, cutoff=cutoff)), None)
+
+
+def unknown_field(name: Any) -> str:
+    """Words a name that is none of the fields of a section or a request."""
+    return f"unknown field `{str(name)[: 2 * MAX_SHOWN_CHARS]}`"
+
+
+def words_of(detail: ErrorDetails, show: Show = shown) -> str:
+    """Returns what is wrong at the place of one of pydantic's errors.
+
+    Args:
+        detail: One of `ValidationError.errors()`.
+        show: Shows the value that was found.
+    """
+    words = _WORDS.get(detail["type"])
+    if words is None:
+        return detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return words(detail.get("ctx", {}), detail["input"], show)
+
+
+def choices_of(detail: ErrorDetails) -> list[str]:
+    """Returns the words that a `literal_error` or `enum` error allows."""
+    expected = str(detail["ctx"]["expected"])
+    return [choice.strip("'") for choice in expected.replace(" or ", ", ").split(", ")]
+
+
+def must_be(wanted: str) -> Words:
+    """Returns the wording `must be <wanted>, not <value>`."""
+    return lambda _context, value, show: f"must be {wanted}, not {show(value)}"
+
+
+def _bound(wanted: str, key: str) -> Words:
+    def words(context: dict[str, Any], value: Any, show: Show) -> str:
+        bound = context[key]
+        text = f"{bound:.12g}" if isinstance(bound, float) else str(bound)
+        return f"must be {wanted} {text}, not {show(value)}"
+
+    return words
+
+
+def _choice(context: dict[str, Any], value: Any, show: Show) -> str:
+    words = str(context["expected"]).replace("'", "").replace(" or ", ", ")
+    return f"must be one of {words}, not {show(value)}"
+
+
+def too_long(limit: int, number: int, what: str) -> str:
+    """Words a text or a list of more than `limit` characters or items."""
+    return f"must have at most {limit} {what}, not {number}"
+
+
+def _unsupported(context: dict[str, Any], value: Any, show: Show) -> str:
+    return f"is {show(value)}, but this model {context['reason']}; leave the field out"
+
+
+_WORDS: dict[str, Words] = {
+    "missing": lambda *_: "is required",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), must_be("a whole number")),
+    **dict.fromkeys(("float_type", "float_parsing"), must_be("a number")),
+    **dict.fromkeys(("bool_type", "bool_parsing"), must_be("true or false")),
+    "finite_number": must_be("a finite number"),
+    "string_type": must_be("a string"),
+    "string_unicode": lambda *_: "is not valid Unicode",
+    "list_type": must_be("a list"),
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), must_be("an object")),
+    **dict.fromkeys(("string_too_short", "too_short"), lambda *_: "must not be empty"),
+    "string_too_long": lambda context, value, _: too_long(
+        context["max_length"], len(value), "characters"
+    ),
+    "too_long": lambda context, value, _: too_long(context["max_length"], len(value), "items"),
+    "greater_than_equal": _bound("at least", "ge"),
+    "greater_than": _bound("more than", "gt"),
+    "less_than_equal": _bound("at most", "le"),
+    "less_than": _bound("less than", "lt"),
+    "multiple_of": _bound("a multiple of", "multiple_of"),
+    "literal_error": _choice,
+    "enum": _choice,
+    "wanted": lambda context, value, show: must_be(context["wanted"])(context, value, show),
+    "unsupported": _unsupported,
+    "none_required": lambda *_: "is not a field that this model takes; leave it out",
+}
+"""By pydantic's type of the error; `wanted` and `unsupported` are this package's own."""
