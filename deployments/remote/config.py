@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_v
 from pydantic_core import PydanticCustomError
 
 from deployments.remote.address import find_url_fault, has_dot_segments
-from deployments.remote.headers import HOP_BY_HOP, WRITTEN_HERE, find_header_fault
+from deployments.remote.headers import WRITTEN_HERE, find_header_fault
 from truthgpt_serve.config.base import Count, PositiveNumber, Refusal, Section, Text, refuse
 from truthgpt_serve.contract import FamilySpec
 
@@ -57,7 +57,7 @@ def _check_headers(value: Any) -> Any:
 
 
 def _check_key_header(value: str) -> str:
-    if not _TOKEN.fullmatch(value) or value.lower() in HOP_BY_HOP | WRITTEN_HERE:
+    if not _TOKEN.fullmatch(value) or value.lower().encode() in WRITTEN_HERE:
         raise _refused(f"{value[:60]!r} is not a header that can carry a key (write authorization)")
     return value.lower()
 

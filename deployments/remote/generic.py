@@ -18,13 +18,13 @@ from deployments.remote.engine import Answer, Remote
 from deployments.remote.headers import RequestHeaders
 from deployments.remote.monitor import Monitor
 from deployments.remote.relay import Relay
-from truthgpt_serve.errors import PassedError, UnsupportedError, UpstreamError
+from truthgpt_serve.errors import UnsupportedError, UpstreamError
 from truthgpt_serve.http.asgi import Headers
+from truthgpt_serve.http.foreign_errors import read_passed_error
 from truthgpt_serve.http.json_body import bad_field, encode_json
 from truthgpt_serve.http.sse import EventReader
 
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
-_MAX_MESSAGE = 2000
 _USAGE = ("prompt_tokens", "completion_tokens")
 
 
@@ -141,7 +141,7 @@ class Generic:
         try:
             self._relay.refuse(answer)
             if answer.status >= 400:
-                raise _passed(answer.status, await answer.read_all(MAX_ANSWER_BYTES))
+                raise read_passed_error(answer.status, await answer.read_all(MAX_ANSWER_BYTES))
             yield answer
         finally:
             answer.close()
@@ -168,7 +168,7 @@ class Generic:
         try:
             value = json.loads(event)
             if "error" in value:
-                raise _passed(502, event)
+                raise read_passed_error(502, event)
             return [self._item(choice) for choice in value["choices"]]
         except (LookupError, TypeError, ValueError) as error:
             raise self._unreadable(error) from error
@@ -201,14 +201,3 @@ def _read_image(entry: Any) -> Any:
     image = Image.open(io.BytesIO(base64.b64decode(entry["b64_json"])))
     image.load()
     return image
-
-
-def _passed(status: int, body: bytes) -> PassedError:
-    """Returns the remote server's own error, in whatever form it came."""
-    try:
-        error = json.loads(body)["error"]
-        message, param = str(error["message"]), error.get("param")
-    except (LookupError, TypeError, ValueError, AttributeError):
-        message, param = body.decode(errors="replace").strip(), None
-    message = message[:_MAX_MESSAGE] or f"the remote server answered with status {status}"
-    return PassedError(status, message, param=param if isinstance(param, str) else None)

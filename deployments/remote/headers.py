@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from truthgpt_serve.errors import ServerError
 from truthgpt_serve.http.asgi import Headers
+from truthgpt_serve.http.headers import HOP_BY_HOP, end_to_end
 from truthgpt_serve.http.retriable import HEADER as UNREACHED
 
 MARK = b"x-truthgpt-remote"
@@ -15,43 +16,22 @@ MARK = b"x-truthgpt-remote"
 MAX_MARKS = 8
 """Most applications of this family that a request may pass one after the other."""
 
-HOP_BY_HOP = frozenset(
-    [
-        "connection",
-        "keep-alive",
-        "proxy-connection",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    ]
-)
-"""RFC 9110, 7.6.1: they belong to one connection."""
-CREDENTIALS = frozenset(
-    [
-        "authorization",
-        "proxy-authorization",
-        "cookie",
-        "x-api-key",
-        "api-key",
-        "openai-organization",
-        "openai-project",
-    ]
-)
+_ACCOUNT = frozenset((b"openai-organization", b"openai-project"))
+CREDENTIALS = _ACCOUNT.union(b"authorization proxy-authorization cookie x-api-key api-key".split())
 """What a client says about itself to this service, and the remote server must not hear."""
-WRITTEN_HERE = frozenset(["host", "content-length", "expect", "accept-encoding", "x-request-id"])
-"""Headers of the request that this hop writes itself."""
+WRITTEN_HERE = HOP_BY_HOP.union(
+    (b"host", b"content-length", b"expect", b"accept-encoding", b"x-request-id", MARK)
+)
+"""Headers of the request that this hop or its HTTP client writes itself."""
 
-_FORWARDED = ("x-forwarded-", "x-real-ip", "forwarded")
-_NOT_SENT_UP = HOP_BY_HOP | CREDENTIALS | WRITTEN_HERE | {"x-request-disconnect-disabled"}
+_FORWARDED = (b"x-forwarded-", b"x-real-ip", b"forwarded")
+_NOT_SENT_UP = WRITTEN_HERE | CREDENTIALS | {b"x-request-disconnect-disabled"}
 # `date` and `server` are our own server's. A cookie or a rule for the remote host is not for ours.
 # That a request reached nothing there does not say so of the model here.
-_NOT_SENT_DOWN = HOP_BY_HOP | {
-    *("date", "server", "x-request-id", "set-cookie", "alt-svc", "strict-transport-security"),
-    UNREACHED[0].decode(),
-}
+_NOT_SENT_DOWN = HOP_BY_HOP.union(
+    b"date server x-request-id set-cookie alt-svc strict-transport-security".split(),
+    (UNREACHED[0],),
+)
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(r"[\x20-\x7e\t]*")
 
@@ -65,12 +45,12 @@ class LoopError(ServerError):
 
 def find_header_fault(name: str, value: str) -> str | None:
     """Returns why a header of the configuration cannot be sent, or None; never shows its value."""
-    low = name.lower()
     if not _NAME.fullmatch(name):
         return "is not the name of a header"
-    if low in CREDENTIALS - {"openai-organization", "openai-project"}:
+    low = name.lower().encode()
+    if low in CREDENTIALS - _ACCOUNT:
         return "carries a credential, which belongs into an environment variable"
-    if low in HOP_BY_HOP or low in WRITTEN_HERE or low == MARK.decode():
+    if low in WRITTEN_HERE:
         return "is written by the relay itself"
     if not _VALUE.fullmatch(value):
         return "has a value that no header can have"
@@ -90,7 +70,7 @@ class RequestHeaders:
         self, static: Mapping[str, str], key: tuple[str, str] | None, identity: Iterable[str]
     ) -> None:
         self._static = [*static.items(), *([key] if key is not None else [])]
-        self._replaced = _NOT_SENT_UP | {name.lower() for name, _ in self._static}
+        self._replaced = _NOT_SENT_UP | {name.lower().encode() for name, _ in self._static}
         self._mark = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
 
     def build(self, given: Headers, request_id: str) -> list[tuple[str, str]]:
@@ -103,12 +83,10 @@ class RequestHeaders:
         Raises:
             LoopError: The request has been here before, or has passed too many of our kind.
         """
-        listed = b",".join(value for name, value in given if name == b"connection")
-        replaced = self._replaced | {name.strip() for name in listed.decode("latin-1").split(",")}
         lines = [
-            (name, value.decode(errors="replace"))
-            for name, value in ((raw.decode("latin-1"), value) for raw, value in given)
-            if name not in replaced and not name.startswith(_FORWARDED) and name != MARK.decode()
+            (name.decode("latin-1"), value.decode(errors="replace"))
+            for name, value in end_to_end(given, self._replaced)
+            if not name.startswith(_FORWARDED)
         ]
         return [
             *lines,
@@ -138,12 +116,4 @@ class RequestHeaders:
 
 def headers_down(given: Iterable[tuple[bytes, bytes]]) -> Headers:
     """Returns the headers of the remote's answer that the client gets, names in lower case."""
-    lines = [(name.lower(), value) for name, value in given]
-    listed = b",".join(value for name, value in lines if name == b"connection").lower()
-    dropped = _NOT_SENT_DOWN | {name.strip() for name in listed.decode("latin-1").split(",")}
-    return [line for line in lines if line[0].decode("latin-1") not in dropped]
-
-
-def header(lines: Headers, name: bytes) -> bytes:
-    """Returns a header's value by its name in lower case, or nothing."""
-    return next((value for key, value in lines if key == name), b"")
+    return end_to_end([(name.lower(), value) for name, value in given], _NOT_SENT_DOWN)

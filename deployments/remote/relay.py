@@ -15,11 +15,11 @@ from urllib.parse import quote, unquote
 
 from deployments.remote.config import RemoteSettings
 from deployments.remote.engine import Answer, Remote
-from deployments.remote.headers import RequestHeaders, header
+from deployments.remote.headers import RequestHeaders
 from deployments.remote.monitor import REFUSALS, Monitor
 from deployments.remote.names import AnswerNames, find_model_aside
 from truthgpt_serve.errors import ModelNotFoundError, TruthGPTError, UpstreamError
-from truthgpt_serve.http.asgi import UNREAD_TIMEOUT_S, Send
+from truthgpt_serve.http.asgi import UNREAD_TIMEOUT_S, Send, header
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.envelope import error_event
 from truthgpt_serve.http.open_inference import MODELS_PREFIX, split_model_path
@@ -187,7 +187,7 @@ class _Reply:
         headers = answer.headers
         if is_event_stream(headers):
             self._events = WholeEvents()
-        elif not header(headers, b"content-type").startswith(b"application/json"):
+        elif not (header(headers, b"content-type") or b"").startswith(b"application/json"):
             self._names = None
         # An answer that is all there keeps its length, and is one write.
         is_stream = self._events is not None

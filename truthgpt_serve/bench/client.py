@@ -12,6 +12,7 @@ import msgspec
 
 from truthgpt_serve.bench.outcome import Outcome, Request
 from truthgpt_serve.bench.target import Target
+from truthgpt_serve.http.foreign_errors import decode, find_fields
 from truthgpt_serve.http.json_body import encode_json
 from truthgpt_serve.http.sse import EventReader, EventTooLargeError
 
@@ -263,14 +264,8 @@ class Client:
 
 def _message(error: Any) -> str:
     """Returns the message of an error in any shape: a body, a decoded object or a text."""
-    if isinstance(error, bytes):
-        try:
-            error = msgspec.json.decode(error)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return str(error, "utf-8", "replace").strip()
-    while isinstance(error, Mapping):
-        found = next((error[key] for key in ("error", "message", "detail") if key in error), None)
-        if found is None:
-            break
-        error = found
-    return str(error) if isinstance(error, str) else str(encode_json(error), "utf-8")
+    fields = find_fields(decode(error) if isinstance(error, bytes) else {"error": error})
+    if fields is not None:
+        return str(fields["message"])
+    body = error if isinstance(error, bytes) else encode_json(error)
+    return str(body, "utf-8", "replace").strip()

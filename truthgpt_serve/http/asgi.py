@@ -5,7 +5,7 @@ Knows no routes, no models and no server.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from truthgpt_serve.errors import TruthGPTError
@@ -22,9 +22,9 @@ UNREAD_TIMEOUT_S = 5.0
 """How long the error that ends a stream waits for a client that does not read."""
 
 
-def header(scope: Scope, name: bytes) -> bytes | None:
-    """Returns a request's first header of this name, in lower case, or None."""
-    return next((value for key, value in scope["headers"] if key == name), None)
+def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
+    """Returns the first header of this name, in lower case, or None."""
+    return next((value for key, value in headers if key == name), None)
 
 
 def relative_path(scope: Scope) -> str:

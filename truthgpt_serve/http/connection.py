@@ -86,7 +86,7 @@ class Connection:
 
     def header(self, name: bytes) -> bytes:
         """Returns a header of the request by its name in lower case, or nothing."""
-        return header(self.scope, name) or b""
+        return header(self.scope["headers"], name) or b""
 
     async def read(self, max_bytes: int, limit_s: float = BODY_LIMIT_S) -> bytes:
         """Returns the whole body.

@@ -57,7 +57,10 @@ def is_preflight(scope: Scope) -> bool:
     """Returns whether a browser only asks whether it may send a request."""
     if scope["type"] != "http" or scope["method"] != "OPTIONS":
         return False
-    return header(scope, b"origin") is not None and header(scope, _METHOD) is not None
+    return (
+        header(scope["headers"], b"origin") is not None
+        and header(scope["headers"], _METHOD) is not None
+    )
 
 
 class Cors:
@@ -79,7 +82,7 @@ class Cors:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        origin = header(scope, b"origin")
+        origin = header(scope["headers"], b"origin")
         if is_preflight(scope):
             await self._answer_preflight(scope, origin or b"", send)
         elif origin is None and (self._origins.any or scope["method"] not in ("GET", "HEAD")):
@@ -122,7 +125,7 @@ class Cors:
             (b"access-control-max-age", b"%d" % MAX_AGE_S),
             vary,
         ]
-        asked = (header(scope, _HEADERS) or b"").strip()
+        asked = (header(scope["headers"], _HEADERS) or b"").strip()
         if _NAMES.fullmatch(asked):
             headers.append((b"access-control-allow-headers", asked))
         await send({"type": "http.response.start", "status": 204, "headers": headers})

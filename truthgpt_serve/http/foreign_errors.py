@@ -11,13 +11,23 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from truthgpt_serve.errors import MethodError, PassedError, TruthGPTError, UnsupportedError
+from truthgpt_serve.errors import (
+    MethodError,
+    PassedError,
+    TruthGPTError,
+    UnavailableError,
+    UnsupportedError,
+    UpstreamError,
+)
+from truthgpt_serve.http.asgi import Headers, header
 from truthgpt_serve.http.envelope import has_shape, is_type_word
 from truthgpt_serve.http.routes import find_routes, refuse
 
 MAX_ERROR_BYTES = 65536
 """A longer answer is no error message: it passes as it is."""
 _MAX_MESSAGE = 2000
+_PROXY_ERROR_PAGE = b"Internal Server Error"
+"""Body of the page by which Serve's proxy replaces its own 502, 503 and 504 (status 500)."""
 _NOT_HERE = ("not found", "404 page not found", "file not found", "invalid url")
 """What servers say, in lower case, of a path that they do not have."""
 _UNSAID = "the model answered with status"
@@ -25,11 +35,11 @@ _NOT_IMPLEMENTED = 501
 _CONTEXT = "maximum context length"
 
 
-def may_be_foreign(status: int, content_type: bytes) -> bool:
+def may_be_foreign(status: int, headers: Headers) -> bool:
     """Returns whether an answer may be an error in a foreign form: its body must be read."""
-    if status < 400:
+    if status < 400 or header(headers, b"content-encoding") is not None:
         return False
-    kind = content_type.partition(b";")[0].strip().lower()
+    kind = (header(headers, b"content-type") or b"").partition(b";")[0].strip().lower()
     is_json = kind == b"application/json" or kind.endswith(b"+json")
     return is_json or not kind.startswith((b"application/", b"text/event-stream"))
 
@@ -46,10 +56,7 @@ def read_error(
         path: Its path, relative to the application.
         model: The model name, for messages.
     """
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        value = None
+    value = decode(body)
     fields = _fields(value, status, body)
     if _is_no_route(status, fields):
         if status == 404 or find_routes(path, "model"):
@@ -62,8 +69,47 @@ def read_error(
     return _passed(status, fields)
 
 
+def read_proxied_error(
+    status: int, body: bytes, *, method: str, path: str, model: str, running: bool
+) -> TruthGPTError | None:
+    """Does the same for an answer that came through Serve's proxy.
+
+    Args:
+        status: As for `read_error`, like the next four.
+        body: See there.
+        method: See there.
+        path: See there.
+        model: See there.
+        running: Whether the model has a running replica.
+    """
+    if status == 500 and body == _PROXY_ERROR_PAGE:
+        if running:
+            return UpstreamError(f"A replica of the model {model!r} failed before it answered")
+        return UnavailableError(f"The model {model!r} has no running replica", retry_after_s=5)
+    return read_error(status, body, method=method, path=path, model=model)
+
+
+def read_passed_error(status: int, body: bytes) -> PassedError:
+    """Returns the error of another server as it means it, in whatever form it came."""
+    return _passed(status, _fields(decode(body), status, body))
+
+
+def decode(body: bytes) -> Any:
+    """Returns a body's JSON, or None where it is none."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
 def _fields(value: Any, status: int, body: bytes) -> dict[str, Any]:
     """Returns what an answer says, with `message` at least."""
+    text = body.decode(errors="replace").strip()
+    return find_fields(value) or {"message": text or f"{_UNSAID} {status}"}
+
+
+def find_fields(value: Any) -> dict[str, Any] | None:
+    """Returns what a decoded error says, with `message` at least; None where it has no message."""
     inner = value.get("error", value) if isinstance(value, Mapping) else None
     if isinstance(inner, str) and inner:
         return {"message": inner}
@@ -77,8 +123,13 @@ def _fields(value: Any, status: int, body: bytes) -> dict[str, Any]:
             places = [_place(item) for item in detail]
             parts = [f"{at}: {item.get('msg')}" for at, item in zip(places, detail, strict=True)]
             return {"message": "; ".join(parts), "param": places[0]}
-    text = body.decode(errors="replace").strip()
-    return {"message": text or (f"{_UNSAID} {status}")}
+    return None
+
+
+def find_message(body: bytes) -> str | None:
+    """Returns the message of an error's body in any form of JSON; None where it has none."""
+    fields = find_fields(decode(body))
+    return fields["message"] if fields else None
 
 
 def _place(item: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Changes the heads of an application's answers; bodies pass untouched."""
+"""Says which headers pass a hop, and changes the heads of an application's answers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from truthgpt_serve.http.asgi import Headers, Message, Receive, Scope, Send
+
+HOP_BY_HOP = frozenset(
+    b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer "
+    b"transfer-encoding upgrade".split()
+)
+"""RFC 9110, 7.6.1: they belong to one connection."""
 
 Edit = Callable[[Headers], Headers]
 """Takes an answer's headers, names in lower case, and returns those that go out."""
@@ -35,6 +41,19 @@ class EditedHeads:
             await send(message)
 
         await self._app(scope, receive, send_edited if scope["type"] == "http" else send)
+
+
+def end_to_end(headers: Headers, dropped: frozenset[bytes] = HOP_BY_HOP) -> Headers:
+    """Returns the headers that pass this hop: not those `dropped`, nor what `connection` names.
+
+    Args:
+        headers: Of a request or an answer, names in lower case.
+        dropped: Names in lower case; `HOP_BY_HOP` and what else this hop leaves out.
+    """
+    for name, value in headers:
+        if name == b"connection" and (value := value.lower()) not in (b"close", b"keep-alive"):
+            dropped = dropped.union(word.strip() for word in value.split(b","))
+    return [header for header in headers if header[0] not in dropped]
 
 
 def lower_case(start: Message) -> Headers:

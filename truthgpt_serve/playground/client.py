@@ -12,6 +12,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
+from truthgpt_serve.http.foreign_errors import find_message
 from truthgpt_serve.http.sse import EventReader, EventTooLargeError
 from truthgpt_serve.playground.kept import Kept
 
@@ -167,7 +168,7 @@ class ServiceClient:
                 if not isinstance(event, dict):
                     raise self._foreign("an event is no object")
                 if event.get("error"):
-                    raise ServiceFault(_message(event) or "The request failed")
+                    raise ServiceFault(_message(data) or "The request failed")
                 yield event
 
     @asynccontextmanager
@@ -240,10 +241,7 @@ def check_key(key: str) -> str:
 
 def _refusal(answer: httpx.Response, body: bytes, *, has_key: bool) -> ServiceFault:
     status = answer.status_code
-    try:
-        message = _message(json.loads(body))
-    except (ValueError, RecursionError):
-        message = None
+    message = _message(body)
     if message is None:
         return ServiceFault(f"The service answered with status {status} and no message")
     if status in (401, 403):
@@ -253,9 +251,6 @@ def _refusal(answer: httpx.Response, body: bytes, *, has_key: bool) -> ServiceFa
     return ServiceFault(message)
 
 
-def _message(value: Any) -> str | None:
-    """Returns the message of OpenAI's envelope, or of what other servers send in its place."""
-    error = value.get("error", value.get("detail")) if isinstance(value, dict) else None
-    if isinstance(error, dict):
-        error = error.get("message")
-    return " ".join(error.split())[:MAX_MESSAGE] if isinstance(error, str) and error else None
+def _message(body: bytes) -> str | None:
+    message = find_message(body)
+    return " ".join(message.split())[:MAX_MESSAGE] if message else None

@@ -160,7 +160,7 @@ class Guard:
         """
         if scope["method"] != "POST":
             return receive
-        length = header(scope, b"content-length") or b"0"
+        length = header(scope["headers"], b"content-length") or b"0"
         if not length.isdigit() or int(length) > MAX_JSON_BYTES:
             raise TooLargeError(f"the request has more than {MAX_JSON_BYTES} bytes")
         body = await read_body(receive, MAX_JSON_BYTES)
@@ -234,10 +234,10 @@ def _check_ids(value: dict[str, Any]) -> None:
 
 def _check_origin(scope: Scope) -> None:
     """Refuses what a page of another site sends. Raises OriginError."""
-    origin = header(scope, b"origin")
+    origin = header(scope["headers"], b"origin")
     if origin is None:
         return
-    hosts = {header(scope, b"host"), header(scope, b"x-forwarded-host")}
+    hosts = {header(scope["headers"], b"host"), header(scope["headers"], b"x-forwarded-host")}
     if urlsplit(origin.decode("latin-1")).netloc.encode("latin-1") not in hosts:
         raise OriginError("the playground is used by its own page only")
 

@@ -82,7 +82,7 @@ class Uploads:
         Raises:
             TruthGPTError: The form is refused; nothing of it stays.
         """
-        length = header(scope, b"content-length")
+        length = header(scope["headers"], b"content-length")
         most = self._max_bytes + FORM_BYTES
         if length is not None and (not length.isdigit() or int(length) > most):
             raise self._too_large()

@@ -15,31 +15,26 @@ from truthgpt_serve.errors import (
     UnavailableError,
     UpstreamError,
 )
-from truthgpt_serve.http.asgi import UNREAD_TIMEOUT_S, Headers, Scope, Send, send_error
+from truthgpt_serve.http.asgi import UNREAD_TIMEOUT_S, Headers, Scope, Send, header, send_error
 from truthgpt_serve.http.envelope import error_event
-from truthgpt_serve.http.foreign_errors import MAX_ERROR_BYTES, may_be_foreign
+from truthgpt_serve.http.foreign_errors import MAX_ERROR_BYTES, may_be_foreign, read_proxied_error
+from truthgpt_serve.http.headers import HOP_BY_HOP, end_to_end
 from truthgpt_serve.http.retriable import RETRY_AFTER_S, is_unreached
 from truthgpt_serve.http.sse import CONTENT_TYPE, WholeEvents, with_stream_headers
 from truthgpt_serve.router.deadline import Deadline
 from truthgpt_serve.router.model_entry import ModelEntry
 from truthgpt_serve.router.pool import ConnectionPool
-from truthgpt_serve.router.translate import translate_error
 from truthgpt_serve.router.upload import RequestBody, upload
 from truthgpt_serve.router.upstream import UpstreamConnection
 
 logger = logging.getLogger(__name__)
 
-# Headers of one hop (RFC 9110, 7.6.1), those that this hop writes itself, and one that would make
-# Serve ignore a client that left.
-_NOT_SENT_UP = frozenset(
-    b"connection keep-alive proxy-connection proxy-authorization te trailer transfer-encoding "
-    b"upgrade host content-length expect x-request-disconnect-disabled".split()
+# The last would make Serve ignore a client that left; this hop writes the others itself.
+_NOT_SENT_UP = HOP_BY_HOP.union(
+    (b"host", b"content-length", b"expect", b"x-request-disconnect-disabled")
 )
-# `date`, `server` and `x-request-id` are added by our own server: they would be there twice.
-_NOT_SENT_DOWN = frozenset(
-    b"connection keep-alive proxy-authenticate trailer transfer-encoding upgrade date server "
-    b"x-request-id".split()
-)
+# Our own server adds them: they would be there twice.
+_NOT_SENT_DOWN = HOP_BY_HOP.union((b"date", b"server", b"x-request-id"))
 _KEPT_OF_ERRORS = frozenset((b"retry-after", b"allow", b"www-authenticate"))
 """Headers of an error that stay when its body is written anew."""
 _ATTEMPTS = ((False, 0.0), (True, 0.0), (True, 0.1), (True, 0.3), (True, 0.8))
@@ -137,26 +132,21 @@ class Relay:
         if query:
             lines += [b"?", query]
         lines += [b" HTTP/1.1\r\n", self._host]
-        length = None
+        given = dict(scope["headers"])
         origin = {
-            b"x-forwarded-host": b"",
+            b"x-forwarded-host": given.get(b"host", b""),
             b"x-forwarded-proto": scope.get("scheme", "http").encode(),
             b"x-forwarded-prefix": b"/",
         }
-        for name, value in scope["headers"]:
-            if name not in _NOT_SENT_UP:
+        for name, value in end_to_end(scope["headers"], _NOT_SENT_UP):
+            lines += [name, b": ", value, b"\r\n"]
+        for name, value in origin.items():
+            if value and name not in given:
                 lines += [name, b": ", value, b"\r\n"]
-                if name[:12] == b"x-forwarded-":
-                    origin.pop(name, None)
-            elif name == b"content-length":
-                length = value
-            elif name == b"host" and b"x-forwarded-host" in origin:
-                origin[b"x-forwarded-host"] = value
-        lines += [b"%b: %b\r\n" % header for header in origin.items() if header[1]]
         if not body.more:
             lines.append(b"content-length: %d\r\n\r\n" % body.num_bytes)
-        elif length is not None:
-            lines += [b"content-length: ", length, b"\r\n\r\n"]
+        elif b"content-length" in given:
+            lines += [b"content-length: ", given[b"content-length"], b"\r\n\r\n"]
         else:
             lines.append(b"transfer-encoding: chunked\r\n\r\n")
         return b"".join(lines)
@@ -228,20 +218,25 @@ class Relay:
         send: Send,
         entry: ModelEntry,
     ) -> None:
-        kept = with_stream_headers(
-            [header for header in headers if header[0] not in _NOT_SENT_DOWN]
-        )
-        content_type = next((value for name, value in kept if name == b"content-type"), b"")
+        kept = with_stream_headers(end_to_end(headers, _NOT_SENT_DOWN))
+        content_type = header(kept, b"content-type") or b""
         data, more = b"", True
-        if may_be_foreign(status, content_type) and not _is_encoded(kept):
+        if may_be_foreign(status, kept):
             while more and len(data) <= MAX_ERROR_BYTES:
                 piece, more = await connection.read()
                 data += piece
             error = None
             if len(data) <= MAX_ERROR_BYTES:
-                error = self._error_in(status, data, scope, entry)
+                error = read_proxied_error(
+                    status,
+                    data,
+                    method=scope["method"],
+                    path=scope["path"],
+                    model=entry.name,
+                    running=self._is_running(entry.name),
+                )
             if error is not None:
-                lines = [header for header in kept if header[0] in _KEPT_OF_ERRORS]
+                lines = [line for line in kept if line[0] in _KEPT_OF_ERRORS]
                 await send_error(send, error, headers=lines, path=scope["path"])
                 return
         await send({"type": "http.response.start", "status": status, "headers": kept})
@@ -274,22 +269,6 @@ class Relay:
             logger.warning("the stream of model %r broke off: %s", entry.name, error)
             event = error_event(error, path)
             await send({"type": "http.response.body", "body": event, "more_body": False})
-
-    def _error_in(
-        self, status: int, body: bytes, scope: Scope, entry: ModelEntry
-    ) -> TruthGPTError | None:
-        return translate_error(
-            status,
-            body,
-            method=scope["method"],
-            path=scope["path"],
-            model=entry.name,
-            running=self._is_running(entry.name),
-        )
-
-
-def _is_encoded(headers: Headers) -> bool:
-    return any(name == b"content-encoding" for name, _ in headers)
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:

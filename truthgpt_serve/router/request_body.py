@@ -42,7 +42,7 @@ _TYPE, _ENCODING = b"content-type", b"content-encoding"
 
 def is_encoded(scope: Scope) -> bool:
     """Returns whether a request's body may be compressed."""
-    return header(scope, _ENCODING) is not None
+    return header(scope["headers"], _ENCODING) is not None
 
 
 class BodyReader:
@@ -73,7 +73,7 @@ class BodyReader:
             OverloadedError: All such bodies together are too large.
             ClientLeftError: The client left.
         """
-        coding = content_coding(header(scope, _ENCODING))
+        coding = content_coding(header(scope["headers"], _ENCODING))
         if not coding:
             yield scope, receive
             return
@@ -116,7 +116,7 @@ class BodyReader:
         Raises:
             RequestError: The body is malformed or names none.
         """
-        content_type = header(scope, _TYPE) or b""
+        content_type = header(scope["headers"], _TYPE) or b""
         self._check_length(scope)
         body = RequestBody([], 0, True, receive)
         piece = take(await self._first_piece(receive), body)

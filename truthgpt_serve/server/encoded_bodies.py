@@ -35,7 +35,7 @@ class EncodedBodies:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one ASGI connection."""
-        if scope["type"] != "http" or header(scope, _ENCODING) is None:
+        if scope["type"] != "http" or header(scope["headers"], _ENCODING) is None:
             await self._app(scope, receive, send)
             return
         connection = Connection(scope, receive, send)

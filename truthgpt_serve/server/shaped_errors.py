@@ -11,10 +11,12 @@ from truthgpt_serve.http.asgi import (
     Receive,
     Scope,
     Send,
+    header,
     relative_path,
     send_error,
 )
 from truthgpt_serve.http.foreign_errors import MAX_ERROR_BYTES, may_be_foreign, read_error
+from truthgpt_serve.http.headers import lower_case
 
 _RETRY_AFTER = {
     kind.status: b"%d" % (kind.default_retry_after_s or 1)
@@ -70,13 +72,11 @@ class _Answer:
 
     async def _begin(self, message: Message) -> None:
         status = message["status"]
-        headers = [(bytes(key).lower(), bytes(value)) for key, value in message.get("headers", ())]
-        names = {key for key, _ in headers}
-        if status in _RETRY_AFTER and b"retry-after" not in names:
+        headers = lower_case(message)
+        if status in _RETRY_AFTER and header(headers, b"retry-after") is None:
             headers.append((b"retry-after", _RETRY_AFTER[status]))
         message = {**message, "headers": headers}
-        content_type = dict(headers).get(b"content-type", b"")
-        if b"content-encoding" in names or not may_be_foreign(status, content_type):
+        if not may_be_foreign(status, headers):
             await self._send(message)
         else:
             self._held = message

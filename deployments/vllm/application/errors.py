@@ -15,12 +15,13 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 
+from deployments.vllm.application.early_errors import read_error
 from deployments.vllm.application.pydantic_text import in_plain_words
-from truthgpt_serve.errors import PassedError, ServerError
+from truthgpt_serve.errors import PassedError
 from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, relative_path
 from truthgpt_serve.http.envelope import error_event
 from truthgpt_serve.http.json_body import encode_json
-from truthgpt_serve.http.sse import is_event_stream, read_data
+from truthgpt_serve.http.sse import is_event_stream
 
 MAX_ERROR_BYTES = 65536
 _MAX_REPORTED = 10
@@ -165,15 +166,11 @@ def clean_events(data: bytes, path: str) -> bytes:
 
 
 def _clean_event(event: bytes, path: str) -> bytes:
-    _, error = _error_in(next(read_data(event), b""))
+    error = read_error(event)
     if error is None:
         return event
-    code, param = error.get("code"), error.get("param")
-    status = code if isinstance(code, int) and 400 <= code < 600 else ServerError.status
-    passed = PassedError(
-        status, clean_message(error["message"]), param=param if isinstance(param, str) else None
-    )
-    return error_event(passed, path).removesuffix(b"\n\n")
+    error.message = clean_message(error.message)
+    return error_event(error, path).removesuffix(b"\n\n")
 
 
 def _error_in(data: bytes) -> tuple[dict[str, Any], dict[str, Any] | None]:

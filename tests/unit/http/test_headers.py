@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.support.servers import serve_asgi
-from truthgpt_serve.http.headers import EditedHeads, without_request_id
+from truthgpt_serve.http.headers import HOP_BY_HOP, EditedHeads, end_to_end, without_request_id
 from truthgpt_serve.http.sse import with_stream_headers
 
 
@@ -58,3 +58,17 @@ def test_event_streams_are_neither_kept_nor_held_back(
     headers = headers_of(answer_with((b"Content-Type", kind), *given))
     assert headers.get_list("cache-control") == [cache]
     assert headers.get_list("x-accel-buffering") == ["no"]
+
+
+@pytest.mark.parametrize(
+    ("connection", "kept"),
+    [
+        (b"keep-alive", [b"accept", b"x-private"]),
+        (b"close, X-Private", [b"accept"]),
+        (b"x-private,accept", []),
+    ],
+)
+def test_headers_of_one_hop_end_there(connection: bytes, kept: list[bytes]) -> None:
+    headers = [(name, b"a") for name in (b"te", b"accept", b"keep-alive", b"x-private", b"date")]
+    headers.append((b"connection", connection))
+    assert [name for name, _ in end_to_end(headers, HOP_BY_HOP | {b"date"})] == kept

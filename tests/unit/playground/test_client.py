@@ -166,7 +166,7 @@ class Counted:
         self.running = self.most = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path, key = scope["path"], header(scope, b"authorization")
+        path, key = scope["path"], header(scope["headers"], b"authorization")
         self.asked[path] += 1
         self.running += 1
         self.most = max(self.most, self.running)

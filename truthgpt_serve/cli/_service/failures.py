@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +85,10 @@ def describe_refusal(
         model: The model that was asked for.
         names: Those that exist.
     """
-    message, code = _envelope(body)
+    from truthgpt_serve.http.foreign_errors import decode, find_fields  # only a failure needs it
+
+    fields = find_fields(decode(body)) or {}
+    message, code = fields.get("message"), fields.get("code")
     if message is None:
         return ServiceFault(
             f"{address.shown} answered with status {status} and no message; "
@@ -100,7 +102,7 @@ def describe_refusal(
         message = unknown_model(model, names)
     elif status == 503 and model is not None:
         message = f"{message}; `truthgpt why {model}` says more"
-    return ServiceFault(message, status=status, code=code)
+    return ServiceFault(message, status=status, code=code if isinstance(code, str) else None)
 
 
 def unknown_model(model: str, names: Sequence[str]) -> str:
@@ -110,20 +112,3 @@ def unknown_model(model: str, names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return f"there is no model {model!r}: {hint}models: {known}{more}"
-
-
-def _envelope(body: bytes) -> tuple[str | None, str | None]:
-    """Returns message and code of OpenAI's envelope, or of what other servers send in its place."""
-    try:
-        value: Any = json.loads(body)
-    except ValueError:
-        return None, None
-    error = value.get("error", value.get("detail")) if isinstance(value, dict) else None
-    if isinstance(error, dict):
-        code = error.get("code")
-        message = error.get("message")
-        return (
-            message if isinstance(message, str) else None,
-            code if isinstance(code, str) else None,
-        )
-    return (error, None) if isinstance(error, str) else (None, None)
