@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -40,9 +41,7 @@ def check(log: Path, url: str) -> None:
             time.sleep(0.5)
         assert waits.startswith(WAITS)
         assert client.get("/health").status_code == 200
-        models = {entry["id"]: entry for entry in client.get("/v1/models").json()["data"]}
-        assert models["huge"]["waits_for"].startswith(WAITS)
-        assert "waits_for" not in models["echo"]
+        assert models_of(client)["huge"]["waits_for"].startswith(WAITS)
         refused = client.post("/v1/completions", json={"model": "huge", "prompt": "a"})
         assert refused.status_code == 503
         assert refused.headers["retry-after"]
@@ -50,6 +49,12 @@ def check(log: Path, url: str) -> None:
         while (answer := complete(client, "echo")).status_code != 200:
             assert time.monotonic() < deadline, answer.text
             time.sleep(0.5)
+        assert models_of(client)["huge"]["waits_for"].startswith(WAITS)
+        assert "waits_for" not in models_of(client)["echo"]
+
+
+def models_of(client: httpx.Client) -> dict[str, dict[str, Any]]:
+    return {entry["id"]: entry for entry in client.get("/v1/models").json()["data"]}
 
 
 def waiting(client: httpx.Client) -> str:
