@@ -12,7 +12,7 @@ SERVE_WORKERS ?= 0
 PYTEST_ARGS ?=
 VERBOSE ?=
 
-.PHONY: bench-training help install serve stop status test check format lock docs bench-router bench-batching clean
+.PHONY: bench-training help install serve stop status test test-unit coverage check format lock docs bench-router bench-batching clean
 
 help: ## List these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -33,6 +33,13 @@ test: install ## Run the tests: first those without Ray, two files at a time, th
 	@echo "[test] at most $(TEST_MINUTES) minutes"
 	@HF_HUB_OFFLINE=1 timeout --foreground --kill-after=30 $(TEST_MINUTES)m $(VENV)/python -m scripts.run_tests \
 		--workers $(TEST_WORKERS) --serve-workers $(SERVE_WORKERS) -- $(PYTEST_ARGS)
+
+test-unit: install ## Run the tests without Ray, two files at a time
+	@HF_HUB_OFFLINE=1 $(VENV)/python -m scripts.run_tests --only unit --workers $(TEST_WORKERS) -- $(PYTEST_ARGS)
+
+coverage: install ## Run the tests without Ray, and say how much of the code they run
+	@HF_HUB_OFFLINE=1 $(VENV)/python -m scripts.run_tests --only unit --workers $(TEST_WORKERS) \
+		-- --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 check: install ## Format, lint, types and import rules, as in CI; changes nothing
 	@$(VENV)/ruff format --check .
@@ -66,4 +73,4 @@ bench-batching: install ## Compare dynamic batching with LitServe's; writes benc
 	@$(VENV)/python -m benchmarks.batching
 
 clean: stop ## Remove caches, what benchmarks made, and .venv
-	@rm -rf .venv .models .run .bench build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	@rm -rf .venv .models .run .bench .coverage* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

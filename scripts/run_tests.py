@@ -22,15 +22,18 @@ def run(folder: str, workers: int, arguments: list[str]) -> int:
 
 
 def main() -> int:
-    """Command line: `run_tests.py [--workers N] [--serve-workers N] -- ARGUMENTS OF PYTEST`."""
+    """Command line: `run_tests.py [--only unit|serve] [--workers N] -- ARGUMENTS OF PYTEST`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", choices=("unit", "serve"), help="one folder, not both")
     parser.add_argument("--workers", type=int, default=2, help="files of tests/unit at a time")
     parser.add_argument("--serve-workers", type=int, default=0, help="files of tests/serve")
     parser.add_argument("arguments", nargs="*", help="for pytest")
     options = parser.parse_args()
+    workers = {"unit": options.workers, "serve": options.serve_workers}
     statuses = [
-        run("tests/unit", options.workers, options.arguments),
-        run("tests/serve", options.serve_workers, options.arguments),
+        run(f"tests/{folder}", number, options.arguments)
+        for folder, number in workers.items()
+        if options.only in (None, folder)
     ]
     failed = [status for status in statuses if status not in (0, NOTHING_CHOSEN)]
     return failed[0] if failed else min(statuses)
