@@ -31,7 +31,7 @@ COMPILE_MODES = ("default", "max-autotune")
 EDGE = 256
 """Rows and columns of the matrices that are multiplied."""
 COMPILER_FIX = "install a C++ compiler (apt-get install g++), or write model_optim.compile: false"
-AUDIO_FIX = "install the extra `audio`; WAV recordings in the model's rate need neither"
+AUDIO_FIX = "install the extra `audio`; recordings at the model's rate do without soxr"
 TRIAL_IDS = [[3, 9, 27, 17, 51, 25, 11, 33]]
 
 
@@ -173,4 +173,4 @@ def _recordings() -> Probe:
             raise ArithmeticError("a resampled recording has another length")
         return "FLAC is read, and a recording gets another rate"
 
-    return Probe.attempt("recordings other than WAV", call, AUDIO_FIX)
+    return Probe.attempt("recordings at any rate", call, AUDIO_FIX)

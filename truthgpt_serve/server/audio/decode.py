@@ -1,14 +1,14 @@
-"""Recordings to samples: reads files, mixes channels, changes the rate; knows no requests.
+"""Recordings to samples: reads files, mixes channels, changes the rate.
 
-FLAC, OGG and MP3 need the package soundfile, another rate needs soxr: the extra `audio`. Both, and
-numpy, are imported when the first recording comes.
+Needs the packages of the extra `audio`: soundfile, and soxr for another rate. They, and numpy, are
+imported when the first recording comes. They are not among the base's dependencies: a service that
+takes no recordings needs neither libsndfile nor numpy, and the router never does.
 """
 
 from __future__ import annotations
 
 import importlib
 import io
-import wave
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
@@ -31,7 +31,7 @@ def decode_audio(data: bytes, rate: int, max_s: float) -> Any:
     whatever the file's own rate and channels.
 
     Args:
-        data: A whole file: WAV; with soundfile also FLAC, OGG and MP3.
+        data: A whole file: WAV, FLAC, OGG or MP3.
         rate: Samples a second that are wanted.
         max_s: Longest recording in seconds.
 
@@ -43,16 +43,12 @@ def decode_audio(data: bytes, rate: int, max_s: float) -> Any:
     if not data:
         raise RequestError("`file` is empty", param=FIELD)
     soundfile = _find("soundfile")
-    if soundfile is not None:
-        samples = _read(soundfile, data, rate, max_s)
-    elif data[:4] == b"RIFF":
-        samples = _read_wave(data, rate, max_s)
-    else:
+    if soundfile is None:
         raise UnsupportedError(
-            "`file` is no WAV file, and this server lacks the package soundfile (extra `audio`), "
-            "which reads others; send WAV",
+            "this server lacks the package soundfile (extra `audio`), which reads recordings",
             param=FIELD,
         )
+    samples = _read(soundfile, data, rate, max_s)
     if not len(samples):
         raise RequestError("`file` has no samples", param=FIELD)
     return samples
@@ -84,37 +80,6 @@ def _read(soundfile: ModuleType, data: bytes, rate: int, max_s: float) -> Any:
         raise RequestError(
             f"`file` cannot be read: {error.error_string} Send WAV, FLAC, OGG or MP3.", param=FIELD
         ) from error
-
-
-def _read_wave(data: bytes, rate: int, max_s: float) -> Any:
-    """Does the same with Python's own reader, for integer WAV files."""
-    try:
-        with wave.open(io.BytesIO(data)) as file:
-            found, channels = file.getframerate(), file.getnchannels()
-            _check(found, channels)
-            width = file.getsampwidth()
-
-            def read() -> Any:
-                return _from_bytes(file.readframes(BLOCK), width, channels)
-
-            return _gather(read, found, rate, max_s)
-    except (wave.Error, EOFError) as error:
-        raise RequestError(f"`file` cannot be read as WAV: {error}", param=FIELD) from error
-
-
-def _from_bytes(raw: bytes, width: int, channels: int) -> Any:
-    """Returns float32 `[samples, channels]` of whole numbers with `width` bytes."""
-    numpy = importlib.import_module("numpy")
-    raw = raw[: len(raw) // (width * channels) * width * channels]
-    if width == 1:  # the only width without a sign
-        samples = numpy.frombuffer(raw, "u1").astype("float32") / 128 - 1
-    elif width == 3:
-        padded = numpy.zeros((len(raw) // 3, 4), "u1")
-        padded[:, 1:] = numpy.frombuffer(raw, "u1").reshape(-1, 3)
-        samples = padded.view("<i4").astype("float32") / 2**31
-    else:
-        samples = numpy.frombuffer(raw, f"<i{width}").astype("float32") / 2 ** (8 * width - 1)
-    return samples.reshape(-1, channels)
 
 
 def _gather(read: Callable[[], Any], found: int, rate: int, max_s: float) -> Any:
