@@ -8,40 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import re
-from itertools import chain
 
-import msgspec
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import parse_options_header
 
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.http.json_body import bad_field, encode_json
+from truthgpt_serve.http.json_body import bad_field, encode_json, not_json
 from truthgpt_serve.http.model_key import (
+    MAX_DECODED_BYTES,
     MAX_VALUE_BYTES,
     SLICE_BYTES,
+    FormModel,
     ModelKey,
-    refuse_second,
+    decode_model,
 )
 from truthgpt_serve.http.multipart import FORM_TYPE, form_boundary
 
 Span = tuple[int, int]
 
-MAX_DECODED_BYTES = 8 * 2**20
-"""Longest body that is decoded to see that it is JSON: that keeps the loop waiting even from a
-thread. Of a longer one, all outside strings is looked at, which decides where strings end."""
-MAX_PARTS = 4096
-"""Most parts of a form."""
-
 _MEMBER = b'"model"'
 _match_object = re.compile(rb"\s*+\{").match
 _match_null = re.compile(rb"\s*+:\s*+null").match
-
-
-class _Head(msgspec.Struct):
-    model: str | msgspec.UnsetType | None = msgspec.UNSET
-
-
-_decode_head = msgspec.json.Decoder(_Head).decode
 
 
 class NamedModel:
@@ -101,13 +87,13 @@ def find_model(body: bytes, content_type: bytes) -> NamedInJson | NamedInForm:
 
 def _find_in_json(body: bytes) -> NamedInJson:
     if len(body) <= MAX_DECODED_BYTES:
-        _check_json(body)
+        decode_model(body)
     elif _match_object(body) is None:
-        raise RequestError("the body must be a JSON object")
+        raise RequestError("the request body must be a JSON object")
     key = ModelKey()
     key.feed(body)
     if key.is_odd or not key.is_whole:
-        raise RequestError("the body is not valid JSON")
+        raise not_json("it has a stray character" if key.is_odd else "it ends too early")
     if key.value_at is None or _match_null(body, key.value_at):
         return NamedInJson(body)
     value = key.value((body,))
@@ -117,80 +103,11 @@ def _find_in_json(body: bytes) -> NamedInJson:
     return NamedInJson(body, name, (span[0], span[1])) if name else NamedInJson(body)
 
 
-def _check_json(body: bytes) -> None:
-    try:
-        _decode_head(body)
-    except msgspec.ValidationError as error:
-        if "$.model" in str(error):
-            raise bad_field("model", "must be a string") from None
-        raise RequestError("the body must be a JSON object") from None
-    except RecursionError:
-        raise RequestError("the body is not valid JSON: it is nested too deeply") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RequestError(f"the body is not valid JSON: {error}") from None
-
-
-class _FormFields:
-    """Takes the form parser's events; keeps where the values of the fields `model` are."""
-
-    def __init__(self) -> None:
-        self.spans: list[list[Span]] = []
-        self.ended = False
-        self._num_parts = 0
-        self._in_model = False
-        self._name = b""
-        self._value = b""
-
-    def on_part_begin(self) -> None:
-        self._num_parts += 1
-        if self._num_parts > MAX_PARTS:
-            raise RequestError(f"the multipart form has more than {MAX_PARTS} parts")
-        self._in_model = False
-        self._name = self._value = b""
-
-    def on_header_field(self, data: bytes, start: int, end: int) -> None:
-        self._name += data[start:end]
-
-    def on_header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def on_header_end(self) -> None:
-        if self._name.lower() == b"content-disposition":
-            options = parse_options_header(self._value)[1]
-            if options.get(b"name") == b"model" and b"filename" not in options:
-                self._in_model = True
-                self.spans.append([])
-        self._name = self._value = b""
-
-    def on_part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._in_model:
-            self.spans[-1].append((start, end))
-
-    def on_end(self) -> None:
-        self.ended = True
-
-
 def _find_in_form(body: bytes, boundary: bytes) -> NamedInForm:
-    fields = _FormFields()
-    names = ("part_begin", "header_field", "header_value", "header_end", "part_data", "end")
-    try:
-        callbacks = {f"on_{name}": getattr(fields, f"on_{name}") for name in names}
-        MultipartParser(boundary, callbacks).write(body)  # type: ignore[arg-type]  # by their names
-    except FormParserError as error:
-        raise RequestError(f"the body is not a valid multipart form: {error}") from None
-    if not fields.ended:
-        raise RequestError("the multipart form ends before its last boundary")
-    if len(fields.spans) > 1:
-        raise refuse_second()
-    ends = list(chain.from_iterable(chain.from_iterable(fields.spans)))
-    if not ends:
-        return NamedInForm(body)
-    # All was written at once, so the events' places are places in the body.
-    start, end = ends[0], ends[-1]
-    try:
-        return NamedInForm(body, body[start:end].decode(), (start, end))
-    except UnicodeDecodeError:
-        raise bad_field("model", "is not valid UTF-8") from None
+    form = FormModel(boundary)
+    form.write(body)
+    form.end()
+    return NamedInForm(body, form.name or None, form.span)
 
 
 class AnswerNames:

@@ -86,13 +86,13 @@ ROUTER: dict[str, Bad] = {
         "the request body is not valid JSON: JSON is malformed: trailing characters (byte 19)",
     ),
     "array": Bad(
-        [1], 400, "the request body must be a JSON object (Expected `object`, got `array`)",
+        [1], 400, "the request body must be a JSON object (found `array`)",
     ),
     "string": Bad(
-        b'"tiny"', 400, "the request body must be a JSON object (Expected `object`, got `str`)",
+        b'"tiny"', 400, "the request body must be a JSON object (found `str`)",
     ),
     "null": Bad(
-        b"null", 400, "the request body must be a JSON object (Expected `object`, got `null`)",
+        b"null", 400, "the request body must be a JSON object (found `null`)",
     ),
     "no UTF-8": Bad(
         b'{"model": "\xff"}', 400,
@@ -573,7 +573,7 @@ CLASSES: dict[str, Bad] = {
     ),
     "form": Bad(
         form("model", "echo"), 400,
-        "the body is not valid JSON: JSON is malformed: invalid character (byte 1)",
+        "the request body is not valid JSON: JSON is malformed: invalid character (byte 1)",
         headers=FORM,
     ),
     "no prompt": Bad({"model": "echo"}, 400, "`prompt` is required", param="prompt", path=TEXT),
@@ -633,7 +633,7 @@ CLASSES: dict[str, Bad] = {
         param="model", path="/models/echo/v1/infer",
     ),
     "half a body on its own route": Bad(
-        b"{", 400, "the body is not valid JSON: Input data was truncated",
+        b"{", 400, "the request body is not valid JSON: Input data was truncated",
         path="/models/echo/v1/infer",
     ),
     "no such route of its own": Bad(

@@ -62,12 +62,17 @@ def parse_object(body: bytes | bytearray) -> dict[str, Any]:
     try:
         value = _decode(body)
     except RecursionError:
-        raise RequestError("the body is not valid JSON: it is nested too deeply") from None
+        raise not_json("it is nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RequestError(f"the body is not valid JSON: {error}") from None
+        raise not_json(error) from None
     if not isinstance(value, dict):
         raise RequestError(f"the body must be a JSON object, not {kind_of(value)}")
     return value
+
+
+def not_json(detail: object) -> RequestError:
+    """Returns the error for a body that is not JSON, ready to raise."""
+    return RequestError(f"the request body is not valid JSON: {detail}")
 
 
 def _check_num_values(body: bytes | bytearray) -> None:

@@ -1,23 +1,33 @@
-"""Finds the top-level key `model` of a JSON body piece by piece, and refuses a second one.
+"""Finds the model that a request's body names, JSON or a multipart form, and refuses a second one.
 
 A decoder takes the last of two equal keys, and a request is on its way as soon as the first is
 there: without this, a client could have one model's name routed by and another one answered under.
-Knows JSON's tokens and no values: whoever answers reads and checks the whole body.
+`ModelKey` knows JSON's tokens and no values: whoever answers reads and checks the whole body.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
+from python_multipart.multipart import parse_options_header
 
 from truthgpt_serve.errors import RequestError
+from truthgpt_serve.http.json_body import bad_field, not_json
+from truthgpt_serve.http.multipart import FormReader
 
 SLICE_BYTES = 64 * 1024
 """What is looked at in one step: a few milliseconds, whatever it holds."""
 MAX_VALUE_BYTES = 8 * 1024
 """Longest way to write a model's name, with the white space in front of it."""
+MAX_NAME_BYTES = 512
+"""Longest name of a model; longer ones are refused."""
+MAX_DECODED_BYTES = 8 * 2**20
+"""Longest JSON body that is decoded whole to find its model, which keeps others waiting. Of a
+longer one only what is outside strings is looked at: the model finds what else is wrong."""
+MAX_FORM_PARTS = 4096
+"""Most parts of a form: many times what a model takes."""
 
 _MODEL = rb'"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"'
 _MAX_SPELLING_BYTES = 32
@@ -149,7 +159,7 @@ class ModelKey:
                     raise refuse_second()
                 self.value_at = start + token.end()
         if self.value_at == known:
-            raise RequestError("the request body is not valid JSON: it has a stray character")
+            raise not_json("it has a stray character")
 
     def value(self, body: Iterable[bytes]) -> tuple[str, int, int] | None:
         """Returns the value of the key, and where its first byte and the one behind it are.
@@ -170,7 +180,7 @@ class ModelKey:
         try:
             return msgspec.json.decode(found[1], type=str), at + found.start(1), at + found.end(1)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise RequestError(f"the request body is not valid JSON: {error}") from None
+            raise not_json(error) from None
 
 
 def _cut(body: Iterable[bytes], start: int, length: int) -> bytes:
@@ -198,3 +208,70 @@ def may_repeat(body: bytes) -> bool:
     """Whether a whole body must be looked at; a few cheap searches, false for almost every one."""
     escaped = b"\\" in body and b"\\u006" in body  # the first is the cheaper by far
     return escaped or body.find(b'"model"') != body.rfind(b'"model"')
+
+
+class _Head(msgspec.Struct):
+    model: str | msgspec.UnsetType | None = msgspec.UNSET
+
+
+_decode_head = msgspec.json.Decoder(_Head).decode
+
+
+def decode_model(body: bytes) -> str | msgspec.UnsetType | None:
+    """Returns the `model` of a whole JSON body, the last of several; `UNSET` where it has none.
+
+    Raises:
+        RequestError: The body is not JSON or not an object, or `model` is no string.
+    """
+    try:
+        return _decode_head(body).model
+    except msgspec.ValidationError as error:
+        words = str(error).partition(" - at")[0].partition(", got ")[2]
+        if "$.model" in str(error):
+            raise bad_field("model", f"must be a string (found {words})") from None
+        raise RequestError(f"the request body must be a JSON object (found {words})") from None
+    except RecursionError:
+        raise not_json("it is nested too deeply") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise not_json(error) from None
+
+
+class FormModel(FormReader):
+    """Finds the field `model` of a form that comes in pieces; other fields pass by unread.
+
+    Attributes:
+        name: Its value, or None before it was read.
+        span: Where that begins and ends in a form that was written at once.
+    """
+
+    def __init__(self, boundary: bytes) -> None:
+        super().__init__(boundary, MAX_FORM_PARTS)
+        self.name: str | None = None
+        self.span = (0, 0)
+        self._reads = False
+        self._bytes = bytearray()
+
+    def begin_part(self, headers: Mapping[bytes, bytes]) -> None:
+        """See `FormReader`. Raises RequestError for a second `model`."""
+        options = parse_options_header(headers.get(b"content-disposition", b""))[1]
+        self._reads = options.get(b"name") == b"model" and b"filename" not in options
+        if self._reads and self.name is not None:
+            raise refuse_second()
+
+    def add_data(self, data: bytes, start: int, end: int) -> None:
+        """See `FormReader`. Raises RequestError for a name that is too long."""
+        if self._reads:
+            if not self._bytes:
+                self.span = (start, start)
+            self._bytes += data[start:end]
+            if len(self._bytes) > MAX_NAME_BYTES:
+                raise bad_field("model", f"is longer than {MAX_NAME_BYTES} bytes")
+
+    def end_part(self) -> None:
+        """See `FormReader`. Raises RequestError for a name that is not UTF-8."""
+        if self._reads:
+            self.span = (self.span[0], self.span[0] + len(self._bytes))
+            try:
+                self.name = self._bytes.decode()
+            except UnicodeDecodeError:
+                raise bad_field("model", "is not valid UTF-8") from None

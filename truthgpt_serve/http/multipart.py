@@ -1,7 +1,8 @@
-"""Reads a whole `multipart/form-data` body into its parts; knows no field by name."""
+"""Reads `multipart/form-data` bodies, whole or as they come."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from python_multipart.exceptions import FormParserError
@@ -12,6 +13,7 @@ from truthgpt_serve.http.json_body import bad_field
 
 FORM_TYPE = b"multipart/form-data"
 MAX_PARTS = 256
+"""Most parts of a form that a model takes."""
 _FILE_TYPES = (b"image/", b"audio/", b"video/", b"application/octet-stream")
 """Types of parts that are files without a file name, too."""
 MAX_TEXT_BYTES = 1024 * 1024
@@ -68,6 +70,92 @@ def form_boundary(content_type: bytes) -> bytes:
     return boundary
 
 
+class FormReader:
+    """Reads a form that comes in pieces; a subclass takes its parts.
+
+    Args:
+        boundary: The form's boundary.
+        max_parts: Most parts of the form.
+
+    Raises:
+        RequestError: The boundary cannot be one.
+    """
+
+    def __init__(self, boundary: bytes, max_parts: int) -> None:
+        self.num_parts = 0
+        self._max_parts = max_parts
+        self._ended = False
+        self._name = self._value = b""
+        self._headers: dict[bytes, bytes] = {}
+        try:
+            self._parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._on_part_begin,
+                    "on_header_field": self._on_header_field,
+                    "on_header_value": self._on_header_value,
+                    "on_header_end": self._on_header_end,
+                    "on_headers_finished": self._on_headers_finished,
+                    "on_part_data": self.add_data,
+                    "on_part_end": self.end_part,
+                    "on_end": self._on_end,
+                },
+            )
+        except FormParserError as error:
+            raise _no_form(error) from None
+
+    def write(self, piece: bytes) -> None:
+        """Reads on. Raises RequestError for what is no form, or one with too many parts."""
+        try:
+            self._parser.write(piece)
+        except FormParserError as error:
+            raise _no_form(error) from None
+
+    def end(self) -> None:
+        """Says that all was written. Raises RequestError when the form is not whole."""
+        if not self._ended:
+            raise RequestError("the multipart form ends before its last boundary")
+
+    def begin_part(self, headers: Mapping[bytes, bytes]) -> None:
+        """Takes the beginning of a part; its headers have names in lower case."""
+        raise NotImplementedError
+
+    def add_data(self, data: bytes, start: int, end: int) -> None:
+        """Takes `data[start:end]` of the part."""
+        raise NotImplementedError
+
+    def end_part(self) -> None:
+        """Takes the end of the part."""
+        raise NotImplementedError
+
+    def _on_part_begin(self) -> None:
+        self.num_parts += 1
+        if self.num_parts > self._max_parts:
+            raise RequestError(f"the multipart form has more than {self._max_parts} parts")
+        self._name = self._value = b""
+        self._headers = {}
+
+    def _on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _on_header_end(self) -> None:
+        self._headers[self._name.lower()] = self._value
+        self._name = self._value = b""
+
+    def _on_headers_finished(self) -> None:
+        self.begin_part(self._headers)
+
+    def _on_end(self) -> None:
+        self._ended = True
+
+
+def _no_form(error: FormParserError) -> RequestError:
+    return RequestError(f"the request body is not a valid multipart form: {error}")
+
+
 def parse_form(boundary: bytes, body: bytes) -> list[Part]:
     """Returns the parts in their order.
 
@@ -76,67 +164,34 @@ def parse_form(boundary: bytes, body: bytes) -> list[Part]:
     """
     if not body:
         raise RequestError("the request has no body; send a multipart form")
-    collector = _Collector()
-    try:
-        MultipartParser(
-            boundary,
-            {
-                "on_part_begin": collector.on_part_begin,
-                "on_header_field": collector.on_header_field,
-                "on_header_value": collector.on_header_value,
-                "on_header_end": collector.on_header_end,
-                "on_part_data": collector.on_part_data,
-                "on_part_end": collector.on_part_end,
-                "on_end": collector.on_end,
-            },
-        ).write(body)
-    except FormParserError as error:
-        raise RequestError(f"the request body is not a valid multipart form: {error}") from None
-    if not collector.ended:
-        raise RequestError("the multipart form ends before its last boundary")
+    collector = _Collector(boundary, MAX_PARTS)
+    collector.write(body)
+    collector.end()
     return collector.parts
 
 
-class _Collector:
-    """Takes the parser's events."""
+class _Collector(FormReader):
+    """Keeps all parts."""
 
-    def __init__(self) -> None:
+    def __init__(self, boundary: bytes, max_parts: int) -> None:
+        super().__init__(boundary, max_parts)
         self.parts: list[Part] = []
-        self.ended = False
+        self._part = Part("", b"", False)
         self._pieces: list[bytes] = []
-        self._header_name = b""
-        self._header_value = b""
-        self._headers: dict[bytes, bytes] = {}
 
-    def on_part_begin(self) -> None:
-        if len(self.parts) >= MAX_PARTS:
-            raise RequestError(f"the multipart form has more than {MAX_PARTS} parts")
-        self._pieces = []
-        self._headers = {}
-        self._header_name = self._header_value = b""
-
-    def on_header_field(self, data: bytes, start: int, end: int) -> None:
-        self._header_name += data[start:end]
-
-    def on_header_value(self, data: bytes, start: int, end: int) -> None:
-        self._header_value += data[start:end]
-
-    def on_header_end(self) -> None:
-        self._headers[self._header_name.lower()] = self._header_value
-        self._header_name = self._header_value = b""
-
-    def on_part_data(self, data: bytes, start: int, end: int) -> None:
-        self._pieces.append(data[start:end])
-
-    def on_part_end(self) -> None:
-        kind, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+    def begin_part(self, headers: Mapping[bytes, bytes]) -> None:
+        kind, options = parse_options_header(headers.get(b"content-disposition", b""))
         name = options.get(b"name", b"").decode("utf-8", "replace")
         if kind != b"form-data" or not name:
-            raise RequestError(f"part {len(self.parts) + 1} of the multipart form has no name")
-        content_type = self._headers.get(b"content-type", b"").lower()
+            raise RequestError(f"part {self.num_parts} of the multipart form has no name")
+        content_type = headers.get(b"content-type", b"").lower()
         is_file = b"filename" in options or content_type.startswith(_FILE_TYPES)
-        data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        self.parts.append(Part(name, data, is_file))
+        self._part = Part(name, b"", is_file)
+        self._pieces = []
 
-    def on_end(self) -> None:
-        self.ended = True
+    def add_data(self, data: bytes, start: int, end: int) -> None:
+        self._pieces.append(data[start:end])
+
+    def end_part(self) -> None:
+        self._part.data = b"".join(self._pieces)
+        self.parts.append(self._part)

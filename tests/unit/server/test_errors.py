@@ -60,23 +60,23 @@ def message(**fields: Any) -> dict[str, Any]:
 ROLES = "assistant, developer, function, system, tool, user"
 BAD: list[tuple[str, Any, int, str | None, str]] = [
     (CHAT, b"", 400, None, "the request has no body; send a JSON object"),
-    (CHAT, b"{", 400, None, "the body is not valid JSON: Input data was truncated"),
+    (CHAT, b"{", 400, None, "the request body is not valid JSON: Input data was truncated"),
     (
         CHAT,
         b"model=echo",
         400,
         None,
-        "the body is not valid JSON: JSON is malformed: invalid character (byte 0)",
+        "the request body is not valid JSON: JSON is malformed: invalid character (byte 0)",
     ),
     (
         CHAT,
         b'{"model":"\xff"}',
         400,
         None,
-        "the body is not valid JSON: 'utf-8' codec can't decode byte 0xff in position 0: "
+        "the request body is not valid JSON: 'utf-8' codec can't decode byte 0xff in position 0: "
         "invalid start byte",
     ),
-    (CHAT, b"[" * 9000, 400, None, "the body is not valid JSON: it is nested too deeply"),
+    (CHAT, b"[" * 9000, 400, None, "the request body is not valid JSON: it is nested too deeply"),
     (CHAT, [], 400, None, "the body must be a JSON object, not a list"),
     (CHAT, "hi", 400, None, "the body must be a JSON object, not a string"),
     (CHAT, 7, 400, None, "the body must be a JSON object, not a number"),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from deployments.remote import names
 from deployments.remote.names import AnswerNames, find_model, find_model_aside
 from truthgpt_serve.errors import RequestError
+from truthgpt_serve.http.model_key import MAX_DECODED_BYTES
 
 JSON = b"application/json"
 
@@ -43,7 +44,7 @@ JSON = b"application/json"
 def test_the_name_in_json(
     body: bytes, name: str | None, expected: bytes | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for limit in (names.MAX_DECODED_BYTES, -1):
+    for limit in (MAX_DECODED_BYTES, -1):
         monkeypatch.setattr(names, "MAX_DECODED_BYTES", limit)
         found = find_model(body, JSON)
         assert found.name == name
@@ -61,13 +62,13 @@ def test_a_name_that_json_has_to_escape() -> None:
         (b'{"model":"a","model":"b"}', "`model` is given twice: send it once"),
         (b'{"model":"a","mode\\u006c":"b"}', "`model` is given twice: send it once"),
         (b'{"model":1}', "`model` must be a string"),
-        (b'["model"]', "the body must be a JSON object"),
-        (b'{"model":"a"', "the body is not valid JSON: Input data was truncated"),
-        (b'{"model":"a","x":NaN}', "the body is not valid JSON: "),
-        (b"[" * 100_000, "the body must be a JSON object"),
-        (b'{"a":' * 100_000, "the body is not valid JSON: it is nested too deeply"),
-        (b"model=a", "the body is not valid JSON: "),
-        (b'{"model":"\xff"}', "the body is not valid JSON: "),
+        (b'["model"]', "the request body must be a JSON object"),
+        (b'{"model":"a"', "the request body is not valid JSON: Input data was truncated"),
+        (b'{"model":"a","x":NaN}', "the request body is not valid JSON: "),
+        (b"[" * 100_000, "the request body must be a JSON object"),
+        (b'{"a":' * 100_000, "the request body is not valid JSON: it is nested too deeply"),
+        (b"model=a", "the request body is not valid JSON: "),
+        (b'{"model":"\xff"}', "the request body is not valid JSON: "),
     ],
 )
 def test_a_body_that_another_reader_could_take_otherwise_is_refused(
@@ -84,12 +85,12 @@ def test_a_body_that_another_reader_could_take_otherwise_is_refused(
         (b'{"model":"a","model":"b"}', "`model` is given twice: send it once"),
         (b'{"model":1}', "`model` must be a string of at most 8192 bytes"),
         (b'{"model":"%b"}' % (b"a" * 9000), "`model` must be a string of at most 8192 bytes"),
-        (b'["model"]', "the body must be a JSON object"),
-        (b'{"model":"a"', "the body is not valid JSON"),
-        (b'{"model":"a", "b": "x}', "the body is not valid JSON"),
-        (b'{"model":"a","x":NaN}', "the body is not valid JSON"),
-        (b'{/*"*/"model":"a"/*"*/}', "the body is not valid JSON"),
-        (b'{\'\\"\':1,"model":"a"}', "the body is not valid JSON"),
+        (b'["model"]', "the request body must be a JSON object"),
+        (b'{"model":"a"', "the request body is not valid JSON"),
+        (b'{"model":"a", "b": "x}', "the request body is not valid JSON"),
+        (b'{"model":"a","x":NaN}', "the request body is not valid JSON"),
+        (b'{/*"*/"model":"a"/*"*/}', "the request body is not valid JSON"),
+        (b'{\'\\"\':1,"model":"a"}', "the request body is not valid JSON"),
         (b'{"model":"\xff"}', "the request body is not valid JSON: "),
     ],
 )

@@ -50,7 +50,7 @@ UNKNOWN, BIG = "unknown_parameter", "image_too_large"
 # body, status, param, message, code
 BAD_JSON: list[tuple[Any, int, str | None, str, str | None]] = [
     (b"", 400, None, "the request has no body; send a JSON object", None),
-    (b"{", 400, None, "the body is not valid JSON: Input data was truncated", None),
+    (b"{", 400, None, "the request body is not valid JSON: Input data was truncated", None),
     ([], 400, None, "the body must be a JSON object, not a list", None),
     (
         b" " * (MAX_BODY_BYTES + 1),
