@@ -21,7 +21,7 @@ from truthgpt_serve.http.model_key import (
     ModelKey,
     decode_model,
 )
-from truthgpt_serve.http.multipart import FORM_TYPE, form_boundary
+from truthgpt_serve.http.multipart import FORM_TYPE, FormParser, form_boundary
 
 Span = tuple[int, int]
 
@@ -104,9 +104,10 @@ def _find_in_json(body: bytes) -> NamedInJson:
 
 
 def _find_in_form(body: bytes, boundary: bytes) -> NamedInForm:
-    form = FormModel(boundary)
-    form.write(body)
-    form.end()
+    form = FormModel()
+    parser = FormParser(boundary, form)
+    parser.write(body)
+    parser.end()
     return NamedInForm(body, form.name or None, form.span)
 
 

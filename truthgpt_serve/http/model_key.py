@@ -15,7 +15,7 @@ from python_multipart.multipart import parse_options_header
 
 from truthgpt_serve.errors import RequestError
 from truthgpt_serve.http.json_body import bad_field, not_json
-from truthgpt_serve.http.multipart import FormReader
+from truthgpt_serve.http.multipart import FormParts
 
 SLICE_BYTES = 64 * 1024
 """What is looked at in one step: a few milliseconds, whatever it holds."""
@@ -236,7 +236,7 @@ def decode_model(body: bytes) -> str | msgspec.UnsetType | None:
         raise not_json(error) from None
 
 
-class FormModel(FormReader):
+class FormModel(FormParts):
     """Finds the field `model` of a form that comes in pieces; other fields pass by unread.
 
     Attributes:
@@ -244,22 +244,22 @@ class FormModel(FormReader):
         span: Where that begins and ends in a form that was written at once.
     """
 
-    def __init__(self, boundary: bytes) -> None:
-        super().__init__(boundary, MAX_FORM_PARTS)
+    def __init__(self) -> None:
+        super().__init__(MAX_FORM_PARTS)
         self.name: str | None = None
         self.span = (0, 0)
         self._reads = False
         self._bytes = bytearray()
 
     def begin_part(self, headers: Mapping[bytes, bytes]) -> None:
-        """See `FormReader`. Raises RequestError for a second `model`."""
+        """See `FormParts`. Raises RequestError for a second `model`."""
         options = parse_options_header(headers.get(b"content-disposition", b""))[1]
         self._reads = options.get(b"name") == b"model" and b"filename" not in options
         if self._reads and self.name is not None:
             raise refuse_second()
 
     def add_data(self, data: bytes, start: int, end: int) -> None:
-        """See `FormReader`. Raises RequestError for a name that is too long."""
+        """See `FormParts`. Raises RequestError for a name that is too long."""
         if self._reads:
             if not self._bytes:
                 self.span = (start, start)
@@ -268,7 +268,7 @@ class FormModel(FormReader):
                 raise bad_field("model", f"is longer than {MAX_NAME_BYTES} bytes")
 
     def end_part(self) -> None:
-        """See `FormReader`. Raises RequestError for a name that is not UTF-8."""
+        """See `FormParts`. Raises RequestError for a name that is not UTF-8."""
         if self._reads:
             self.span = (self.span[0], self.span[0] + len(self._bytes))
             try:

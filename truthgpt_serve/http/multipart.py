@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from truthgpt_serve.errors import RequestError
 from truthgpt_serve.http.json_body import bad_field
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 FORM_TYPE = b"multipart/form-data"
 MAX_PARTS = 256
@@ -70,37 +74,21 @@ def form_boundary(content_type: bytes) -> bytes:
     return boundary
 
 
-class FormReader:
-    """Reads a form that comes in pieces; a subclass takes its parts.
+class FormParser:
+    """Reads a form that comes in pieces.
 
     Args:
         boundary: The form's boundary.
-        max_parts: Most parts of the form.
+        parts: Takes its parts.
 
     Raises:
         RequestError: The boundary cannot be one.
     """
 
-    def __init__(self, boundary: bytes, max_parts: int) -> None:
-        self.num_parts = 0
-        self._max_parts = max_parts
-        self._ended = False
-        self._name = self._value = b""
-        self._headers: dict[bytes, bytes] = {}
+    def __init__(self, boundary: bytes, parts: FormParts) -> None:
+        self._parts = parts
         try:
-            self._parser = MultipartParser(
-                boundary,
-                {
-                    "on_part_begin": self._on_part_begin,
-                    "on_header_field": self._on_header_field,
-                    "on_header_value": self._on_header_value,
-                    "on_header_end": self._on_header_end,
-                    "on_headers_finished": self._on_headers_finished,
-                    "on_part_data": self.add_data,
-                    "on_part_end": self.end_part,
-                    "on_end": self._on_end,
-                },
-            )
+            self._parser = MultipartParser(boundary, parts.callbacks())
         except FormParserError as error:
             raise _no_form(error) from None
 
@@ -113,8 +101,42 @@ class FormReader:
 
     def end(self) -> None:
         """Says that all was written. Raises RequestError when the form is not whole."""
-        if not self._ended:
+        if not self._parts.ended:
             raise RequestError("the multipart form ends before its last boundary")
+
+
+class FormParts:
+    """Takes a parser's events, of which a subclass makes parts.
+
+    It does not hold the parser: the circle would keep large forms in memory for long.
+
+    Args:
+        max_parts: Most parts of the form.
+
+    Attributes:
+        num_parts: Parts that have begun.
+        ended: Whether the form is whole.
+    """
+
+    def __init__(self, max_parts: int) -> None:
+        self.num_parts = 0
+        self.ended = False
+        self._max_parts = max_parts
+        self._name = self._value = b""
+        self._headers: dict[bytes, bytes] = {}
+
+    def callbacks(self) -> MultipartCallbacks:
+        """Returns what the parser calls."""
+        return {
+            "on_part_begin": self._on_part_begin,
+            "on_header_field": self._on_header_field,
+            "on_header_value": self._on_header_value,
+            "on_header_end": self._on_header_end,
+            "on_headers_finished": self._on_headers_finished,
+            "on_part_data": self.add_data,
+            "on_part_end": self.end_part,
+            "on_end": self._on_end,
+        }
 
     def begin_part(self, headers: Mapping[bytes, bytes]) -> None:
         """Takes the beginning of a part; its headers have names in lower case."""
@@ -149,7 +171,7 @@ class FormReader:
         self.begin_part(self._headers)
 
     def _on_end(self) -> None:
-        self._ended = True
+        self.ended = True
 
 
 def _no_form(error: FormParserError) -> RequestError:
@@ -164,17 +186,18 @@ def parse_form(boundary: bytes, body: bytes) -> list[Part]:
     """
     if not body:
         raise RequestError("the request has no body; send a multipart form")
-    collector = _Collector(boundary, MAX_PARTS)
-    collector.write(body)
-    collector.end()
+    collector = _Collector(MAX_PARTS)
+    parser = FormParser(boundary, collector)
+    parser.write(body)
+    parser.end()
     return collector.parts
 
 
-class _Collector(FormReader):
+class _Collector(FormParts):
     """Keeps all parts."""
 
-    def __init__(self, boundary: bytes, max_parts: int) -> None:
-        super().__init__(boundary, max_parts)
+    def __init__(self, max_parts: int) -> None:
+        super().__init__(max_parts)
         self.parts: list[Part] = []
         self._part = Part("", b"", False)
         self._pieces: list[bytes] = []

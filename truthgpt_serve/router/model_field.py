@@ -22,7 +22,7 @@ from truthgpt_serve.http.model_key import (
     decode_model,
     may_repeat,
 )
-from truthgpt_serve.http.multipart import FORM_TYPE, form_boundary
+from truthgpt_serve.http.multipart import FORM_TYPE, FormParser, form_boundary
 
 MAX_SCANNED_BYTES = 256 * 1024
 """Bytes of a JSON body that are parsed as they come: clients that write `model` early write it
@@ -165,11 +165,12 @@ class FormModelScanner:
     """Reads a multipart form; other fields, files too, pass by unread."""
 
     def __init__(self, boundary: bytes) -> None:
-        self._form = FormModel(boundary)
+        self._form = FormModel()
+        self._parser = FormParser(boundary, self._form)
 
     def feed(self, piece: bytes) -> str | None:
         """See `ModelScanner.feed`."""
-        self._form.write(piece)
+        self._parser.write(piece)
         return None if self._form.name is None else _checked(self._form.name)
 
     def finish(self, body: list[bytes]) -> str:
