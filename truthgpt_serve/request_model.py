@@ -145,11 +145,41 @@ def unsupported_unless(harmless: Callable[[Any], bool], reason: str) -> AfterVal
     """
 
     def check(value: Any) -> Any:
-        if value is None or harmless(value):
+        if harmless(value):
             return value
-        raise PydanticCustomError("unsupported", "unsupported", {"reason": reason})
+        raise unsupported(reason)
 
     return AfterValidator(check)
+
+
+def unsupported(reason: str) -> PydanticCustomError:
+    """Returns the error `is <value>, but this model <reason>` for a validator to raise."""
+    return PydanticCustomError("unsupported", "unsupported", {"reason": reason})
+
+
+def wanted(what: str) -> PydanticCustomError:
+    """Returns the error `must be <what>, not <value>` for a validator to raise."""
+    return PydanticCustomError("wanted", "wanted", {"wanted": what})
+
+
+@dataclass(frozen=True)
+class Via:
+    """Checks a field as another type, and then converts it.
+
+    Attributes:
+        checked: What the request may have.
+        convert: Returns what the field holds; may raise `wanted`, `unsupported` or RequestError.
+    """
+
+    checked: Any
+    convert: Callable[[Any], Any]
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(
+            self.convert, handler.generate_schema(self.checked)
+        )
 
 
 # -- forms

@@ -86,7 +86,7 @@ def too_long(limit: int, number: int, what: str) -> str:
 
 
 def _unsupported(context: dict[str, Any], value: Any, show: Show) -> str:
-    return f"is {show(value)}, but this model {context['reason']}; leave the field out"
+    return f"is {show(value)}, but this model {context['reason']}"
 
 
 _WORDS: dict[str, Words] = {
@@ -113,6 +113,5 @@ _WORDS: dict[str, Words] = {
     "enum": _choice,
     "wanted": lambda context, value, show: must_be(context["wanted"])(context, value, show),
     "unsupported": _unsupported,
-    "none_required": lambda *_: "is not a field that this model takes; leave it out",
 }
 """By pydantic's type of the error; `wanted` and `unsupported` are this package's own."""

@@ -36,7 +36,7 @@ from truthgpt_serve.server.instance import ModelInstance
 from truthgpt_serve.server.request_limits import RequestLimits
 from truthgpt_serve.server.shaped_errors import ShapedErrors
 from truthgpt_serve.server.text.codec import DEFAULT_MAX_NEW_TOKENS, TextExchange
-from truthgpt_serve.server.text.request import parse_chat, parse_completion
+from truthgpt_serve.server.text.request import ChatRequest, CompletionRequest, parse_text
 from truthgpt_serve.server.text.routes import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -188,12 +188,14 @@ class Application:
         await self._run(connection, exchange, stream=exchange.stream)
 
     async def _chat(self, connection: Connection) -> None:
-        await self._text(connection, parse_chat)
+        await self._text(connection, ChatRequest)
 
     async def _completion(self, connection: Connection) -> None:
-        await self._text(connection, parse_completion)
+        await self._text(connection, CompletionRequest)
 
-    async def _text(self, connection: Connection, parse: Callable[[Any], Any]) -> None:
+    async def _text(
+        self, connection: Connection, kind: type[ChatRequest] | type[CompletionRequest]
+    ) -> None:
         body = await self._read(connection)
         if self._task != "text-generation":
             raise UnsupportedError(
@@ -202,7 +204,7 @@ class Application:
             )
         fields = parse_object(body)
         self._limits.check(connection.path, body, fields)
-        request = parse(fields)
+        request = parse_text(kind, fields)
         self._check_name(request.model)
         request.model = self._host.name
         if self._tokenizer is None:
@@ -216,7 +218,7 @@ class Application:
             repeats_prompt=getattr(self._host.model, "repeats_prompt", True),
             max_model_len=getattr(self._host.model, "max_model_len", None),
         )
-        await self._run(connection, exchange, stream=request.stream)
+        await self._run(connection, exchange, stream=bool(request.stream))
 
     async def _run(self, connection: Connection, exchange: Exchange, *, stream: bool) -> None:
         async with connection.guard(self._host.max_request_s) as guard:

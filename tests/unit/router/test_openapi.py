@@ -24,7 +24,7 @@ from truthgpt_serve.server.images.request import ROUTES as IMAGE_ROUTES
 from truthgpt_serve.server.images.request import ImageParser
 from truthgpt_serve.server.tensors.datatypes import DATATYPES, MAX_RANK
 from truthgpt_serve.server.tensors.request import MAX_ID_CHARS
-from truthgpt_serve.server.text.messages import MAX_TOOL_CALLS, ROLES
+from truthgpt_serve.server.text.messages import MAX_TOOL_CALLS, Role
 
 DOCUMENT = openapi_document()
 SCHEMAS = DOCUMENT["components"]["schemas"]
@@ -208,7 +208,7 @@ def test_other_bounds_are_those_that_are_checked() -> None:
     assert chat["top_logprobs"]["maximum"] == limits.max_logprobs
     assistant = properties("AssistantMessage")
     roles = [properties(kind)["role"]["enum"] for kind in ("GivenMessage", "ToolMessage")]
-    assert {*roles[0], *roles[1], assistant["role"]["const"]} == set(ROLES)
+    assert {*roles[0], *roles[1], assistant["role"]["const"]} == set(get_args(Role))
     assert assistant["tool_calls"]["maxItems"] == MAX_TOOL_CALLS
     audio = DOCUMENT["paths"]["/v1/audio/transcriptions"]["post"]["requestBody"]["content"]
     fields = audio["multipart/form-data"]["schema"]["allOf"][1]["properties"]

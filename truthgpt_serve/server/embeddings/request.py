@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag
 
-from truthgpt_serve.request_model import Count, FullText, NonNegative, RequestModel, Wanted
+from truthgpt_serve.request_model import Count, FullText, NonNegative, RequestModel, Via, Wanted
 
 TokenIds = Annotated[list[NonNegative], Field(min_length=1, fail_fast=True)]
 
@@ -22,28 +22,29 @@ def _items(value: Any) -> list[str | list[int]]:
     return [value] if isinstance(value, str) or isinstance(value[0], int) else value
 
 
+_Input = Annotated[
+    Annotated[FullText, Wanted("a string or a list that is not empty"), Tag("<text>")]
+    | Annotated[
+        TokenIds, Wanted("a list of strings or of token ids of at least 0"), Tag("<token ids>")
+    ]
+    | Annotated[
+        list[
+            Annotated[
+                FullText | TokenIds, Wanted("a string or a list of token ids that is not empty")
+            ]
+        ],
+        Field(min_length=1, fail_fast=True),
+        Tag("<several>"),
+    ],
+    Discriminator(_kind),
+]
+
+
 class EmbeddingRequest(RequestModel):
     """A body of `POST /v1/embeddings`."""
 
     model: FullText
-    input: Annotated[
-        Annotated[FullText, Wanted("a string or a list that is not empty"), Tag("<text>")]
-        | Annotated[
-            TokenIds, Wanted("a list of strings or of token ids of at least 0"), Tag("<token ids>")
-        ]
-        | Annotated[
-            list[
-                Annotated[
-                    FullText | TokenIds,
-                    Wanted("a string or a list of token ids that is not empty"),
-                ]
-            ],
-            Field(min_length=1, fail_fast=True),
-            Tag("<several>"),
-        ],
-        Discriminator(_kind),
-        AfterValidator(_items),
-    ]
+    input: Annotated[list[str | list[int]], Via(_Input, _items)]
     """The texts, or their token ids."""
 
     encoding_format: Literal["float", "base64"] | None = None

@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from truthgpt_serve.errors import RequestError
-from truthgpt_serve.http.json_body import bad_field, encode_json, kind_of, parse_model, parse_stream
+from truthgpt_serve.http.json_body import encode_json
+from truthgpt_serve.request_model import FullText, RequestModel, bad_field, read_request
 from truthgpt_serve.server.infer.values import decode_value, encode_value
+
+
+class InferRequest(RequestModel):
+    """A body of `POST /v1/infer`."""
+
+    model: FullText
+    stream: bool | None = None
+    inputs: dict[str, Any]
 
 
 class InferExchange:
@@ -27,14 +35,10 @@ class InferExchange:
 
     def __init__(self, body: Mapping[str, Any], label: str) -> None:
         self.done = False
-        self.name_model(parse_model(body))
-        self.stream = parse_stream(body)
-        inputs = body.get("inputs")
-        if inputs is None:
-            raise RequestError("`inputs` is required", param="inputs")
-        if not isinstance(inputs, dict):
-            raise bad_field("inputs", f"must be an object, not {kind_of(inputs)}")
-        self._inputs = inputs
+        request = read_request(InferRequest, body)
+        self.name_model(request.model)
+        self.stream = bool(request.stream)
+        self._inputs = request.inputs
         self._label = label
 
     def name_model(self, name: str) -> None:

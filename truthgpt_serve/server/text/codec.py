@@ -6,7 +6,7 @@ from typing import Any
 
 from truthgpt_serve.errors import ServerError
 from truthgpt_serve.http.json_body import encode_json
-from truthgpt_serve.server.text.request import TextRequest
+from truthgpt_serve.server.text.request import ChatRequest, CompletionRequest
 from truthgpt_serve.server.text.response import AnswerFormat, Usage
 from truthgpt_serve.server.text.routes import TextFilter, Tokenizer
 
@@ -50,7 +50,7 @@ class TextExchange:
 
     def __init__(
         self,
-        request: TextRequest,
+        request: ChatRequest | CompletionRequest,
         tokenizer: Tokenizer,
         default_max_new_tokens: int,
         label: str,

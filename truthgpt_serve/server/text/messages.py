@@ -1,4 +1,4 @@
-"""The messages of a chat request, read and checked field by field.
+"""The messages of a chat request.
 
 What a message says reaches the chat template or is refused; `IGNORED` lists the few fields that say
 nothing to a model.
@@ -7,14 +7,21 @@ nothing to a model.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from truthgpt_serve.errors import UnsupportedError
-from truthgpt_serve.http.json_body import bad_field, kind_of, shown
+from truthgpt_serve.request_model import (
+    FullText,
+    RequestModel,
+    Wanted,
+    bad_field,
+    unsupported_unless,
+)
 
-ROLES = ("assistant", "developer", "function", "system", "tool", "user")
+Role = Literal["assistant", "developer", "function", "system", "tool", "user"]
 IGNORED = {
     "annotations": "where an answer's text comes from",
     "weight": "how much an answer counts in training",
@@ -28,163 +35,145 @@ MAX_TOOL_CALLS = 128
 ChatMessage = dict[str, Any]
 
 
-def read_messages(value: Any) -> list[ChatMessage]:
-    """Returns the messages as chat templates take them.
+class _Item(RequestModel):
+    """What is read in full: `_refuse_more` refuses other fields that are not null."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Part(_Item):
+    """A part of a message's content."""
+
+    type: Annotated[
+        Any, unsupported_unless(lambda v: v in ("text", "refusal"), "takes text parts only")
+    ] = Field(default=None, validate_default=True)
+    text: str | None = None
+    refusal: str | None = None
+
+
+class Function(RequestModel):
+    """A function that the assistant called."""
+
+    name: FullText
+    arguments: Annotated[str | dict[str, Any], Wanted("a JSON text or an object")] | None = None
+
+
+class ToolCall(_Item):
+    """A call of the assistant's."""
+
+    id: str | None = None
+    type: Annotated[
+        Any, unsupported_unless(lambda v: v == "function", "takes calls of functions only")
+    ] = "function"
+    function: Function
+    index: Any = None
+
+
+def _content_kind(value: Any) -> str:
+    return "<parts>" if isinstance(value, list) else "<text>"
+
+
+Content = Annotated[
+    Annotated[str, Wanted("a string or a list of parts"), Tag("<text>")]
+    | Annotated[list[Part], Field(fail_fast=True), Tag("<parts>")],
+    Discriminator(_content_kind),
+]
+
+
+class Message(_Item):
+    """A message as a client sends it."""
+
+    role: Role
+    content: Content | None = None
+    refusal: str | None = None
+    name: str | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOL_CALLS)] | None = None
+    tool_call_id: str | None = None
+    function_call: Function | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+_USUAL = {"role", "content"}
+_ROLES = {role: "tool" if role == "function" else role for role in get_args(Role)}
+_OF_ASSISTANT = ("refusal", "tool_calls", "function_call", *THOUGHTS)
+
+
+def read_messages(messages: list[Message]) -> list[ChatMessage]:
+    """Returns messages as chat templates take them.
 
     The content is one text. Arguments of tool calls are as the client wrote them. The old
     `function_call` becomes a tool call, and the role `function` becomes `tool`.
 
     Raises:
-        RequestError: A message is malformed.
+        RequestError: A message has a field that its role does not have.
         UnsupportedError: A message has what a text model does not take.
     """
-    if value is None:
-        raise bad_field("messages", "is required")
-    if not isinstance(value, list):
-        raise bad_field("messages", f"must be a list, not {shown(value)}")
-    if not value:
-        raise bad_field("messages", "must hold at least one message")
-    return [_message(item, f"messages[{index}]") for index, item in enumerate(value)]
+    return [
+        {"role": _ROLES[message.role], "content": message.content}
+        if message.model_fields_set == _USUAL and type(message.content) is str
+        else _read(message, f"messages[{index}]")
+        for index, message in enumerate(messages)
+    ]
 
 
-def _message(item: Any, place: str) -> ChatMessage:
-    if not isinstance(item, dict):
-        raise bad_field(place, f"must be an object, not {shown(item)}")
-    role = item.get("role")
-    if role not in ROLES:
-        raise bad_field(f"{place}.role", f"must be one of {', '.join(ROLES)}, not {shown(role)}")
-    message: ChatMessage = {"role": "tool" if role == "function" else role}
-    message["content"] = _content(item, role, place)
-    for name in item.keys() - {"role", "content", "refusal"}:
-        if item[name] is None:
-            continue
-        reader = _READERS.get(name)
-        if reader is None:
-            raise UnsupportedError(
-                f"`{place}.{name}` is not a field that this model takes; leave it out",
-                param=f"{place}.{name}",
-            )
-        reader(item[name], message, f"{place}.{name}")
+def _read(given: Message, place: str) -> ChatMessage:
+    role = _ROLES[given.role]
+    message: ChatMessage = {"role": role, "content": _content(given, place)}
+    _refuse_more(given, place)
+    of_others = {"tool_call_id": "tool", **dict.fromkeys(_OF_ASSISTANT, "assistant")}
+    for name, owner in of_others.items():
+        if role != owner and getattr(given, name) is not None:
+            raise bad_field(f"{place}.{name}", f"belongs to messages with the role {owner}")
+    for name in ("name", "tool_call_id", *THOUGHTS):
+        if (value := getattr(given, name)) is not None:
+            message[name] = value
+    calls = []
+    for index, call in enumerate(given.tool_calls or ()):
+        _refuse_more(call, f"{place}.tool_calls[{index}]")
+        named = {} if call.id is None else {"id": call.id}
+        calls.append({"type": "function", **named, "function": _function(call.function)})
+    if given.function_call is not None:
+        calls.append({"type": "function", "function": _function(given.function_call)})
+    if calls:
+        message["tool_calls"] = calls
     return message
 
 
-def _content(item: ChatMessage, role: str, place: str) -> str:
-    content, refusal = item.get("content"), item.get("refusal")
-    if refusal is not None:
-        _require(refusal, str, f"{place}.refusal", "a string")
-        _only_assistant({"role": role}, f"{place}.refusal")
-    if content is None and role == "assistant":
-        return refusal or ""
-    if isinstance(content, str):
-        text = content
-    elif isinstance(content, list):
-        parts = [_part(part, f"{place}.content[{index}]") for index, part in enumerate(content)]
-        text = "".join(parts)
-    else:
-        message = f"must be a string or a list of parts, not {shown(content)}"
-        raise bad_field(f"{place}.content", message)
-    return f"{text}\n{refusal}" if text and refusal else text or refusal or ""
+def _content(given: Message, place: str) -> str:
+    content, refusal = given.content, given.refusal
+    if content is None and given.role != "assistant":
+        raise bad_field(f"{place}.content", "must be a string or a list of parts, not null")
+    if isinstance(content, list):
+        parts = [_text(part, f"{place}.content[{at}]") for at, part in enumerate(content)]
+        content = "".join(parts)
+    return f"{content}\n{refusal}" if content and refusal else content or refusal or ""
 
 
-def _part(part: Any, place: str) -> str:
-    if not isinstance(part, dict):
-        raise bad_field(place, f"must be an object, not {shown(part)}")
-    kind = part.get("type")
-    if kind not in ("text", "refusal"):
-        raise UnsupportedError(
-            f"`{place}.type` is {shown(kind)}: this model takes text parts only",
-            param=f"{place}.type",
-        )
-    for name in part.keys() - {"type", kind} - IGNORED.keys():
-        if part[name] is not None:
-            raise UnsupportedError(
-                f"`{place}.{name}` is not a field that this model takes; leave it out",
-                param=f"{place}.{name}",
-            )
-    text = part.get(kind)
-    if not isinstance(text, str):
-        raise bad_field(f"{place}.{kind}", f"must be a string, not {shown(text)}")
-    return text
+def _text(part: Part, place: str) -> str:
+    _refuse_more(part, place)
+    text, other = ("text", "refusal") if part.type == "text" else ("refusal", "text")
+    if getattr(part, other) is not None:
+        raise _unknown(f"{place}.{other}")
+    found: str | None = getattr(part, text)
+    if found is None:
+        raise bad_field(f"{place}.{text}", "is required")
+    return found
 
 
-# -- the other fields: each writes what the template takes into the message
+def _function(function: Function) -> dict[str, Any]:
+    arguments = "" if function.arguments is None else function.arguments
+    return {"name": function.name, "arguments": arguments}
 
 
-def _read_text(value: Any, message: ChatMessage, place: str) -> None:
-    message[place.rpartition(".")[2]] = _require(value, str, place, "a string")
+def _refuse_more(item: _Item, place: str) -> None:
+    for name, value in (item.model_extra or {}).items():
+        if value is not None and name not in IGNORED:
+            raise _unknown(f"{place}.{name[:80]}")
 
 
-def _read_thoughts(value: Any, message: ChatMessage, place: str) -> None:
-    _only_assistant(message, place)
-    _read_text(value, message, place)
-
-
-def _read_tool_call_id(value: Any, message: ChatMessage, place: str) -> None:
-    if message["role"] != "tool":
-        raise bad_field(place, "belongs to messages with the role tool")
-    _read_text(value, message, place)
-
-
-def _read_tool_calls(value: Any, message: ChatMessage, place: str) -> None:
-    _only_assistant(message, place)
-    calls = _require(value, list, place, "a list")
-    if len(calls) > MAX_TOOL_CALLS:
-        raise bad_field(place, f"may hold at most {MAX_TOOL_CALLS} calls, not {len(calls)}")
-    read = [_tool_call(call, f"{place}[{index}]") for index, call in enumerate(calls)]
-    if read:
-        message["tool_calls"] = [*message.get("tool_calls", []), *read]
-
-
-def _tool_call(call: Any, place: str) -> dict[str, Any]:
-    _require(call, dict, place, "an object")
-    kind = call.get("type", "function")
-    if kind != "function":
-        raise UnsupportedError(
-            f"`{place}.type` is {shown(kind)}: this model takes calls of functions only",
-            param=f"{place}.type",
-        )
-    known = {"id", "type", "function", "index"}
-    if unknown := [name for name in call if name not in known and call[name] is not None]:
-        raise UnsupportedError(
-            f"`{place}.{unknown[0]}` is not a field that this model takes; leave it out",
-            param=f"{place}.{unknown[0]}",
-        )
-    read: dict[str, Any] = {"type": "function"}
-    if call.get("id") is not None:
-        read["id"] = _require(call["id"], str, f"{place}.id", "a string")
-    read["function"] = _function(call.get("function"), f"{place}.function")
-    return read
-
-
-def _function(value: Any, place: str) -> dict[str, Any]:
-    _require(value, dict, place, "an object")
-    name = _require(value.get("name"), str, f"{place}.name", "a string")
-    if not name:
-        raise bad_field(f"{place}.name", "must not be empty")
-    arguments = value.get("arguments")
-    arguments = "" if arguments is None else arguments
-    return {"name": name, "arguments": _require(arguments, str | dict, f"{place}.arguments", _JSON)}
-
-
-def _read_function_call(value: Any, message: ChatMessage, place: str) -> None:
-    _only_assistant(message, place)
-    call = {"type": "function", "function": _function(value, place)}
-    message["tool_calls"] = [*message.get("tool_calls", []), call]
-
-
-def _ignore(value: Any, message: ChatMessage, place: str) -> None:
-    """Leaves a field out that says nothing to a model."""
-
-
-def _only_assistant(message: ChatMessage, place: str) -> None:
-    if message["role"] != "assistant":
-        raise bad_field(place, "belongs to messages with the role assistant")
-
-
-def _require(value: Any, kind: Any, place: str, wanted: str) -> Any:
-    if not isinstance(value, kind):
-        raise bad_field(place, f"must be {wanted}, not {kind_of(value)}")
-    return value
+def _unknown(place: str) -> UnsupportedError:
+    return UnsupportedError(f"`{place}` is not a field that this model takes", param=place)
 
 
 def parse_arguments(message: ChatMessage) -> ChatMessage:
@@ -226,14 +215,3 @@ def _as_text(arguments: Any) -> str:
     if isinstance(arguments, str):
         return arguments or "{}"
     return msgspec.json.encode(arguments).decode()
-
-
-_JSON = "a JSON text or an object"
-_READERS: dict[str, Callable[[Any, ChatMessage, str], None]] = {
-    "name": _read_text,
-    "tool_calls": _read_tool_calls,
-    "tool_call_id": _read_tool_call_id,
-    "function_call": _read_function_call,
-    **dict.fromkeys(THOUGHTS, _read_thoughts),
-    **dict.fromkeys(IGNORED, _ignore),
-}

@@ -20,7 +20,8 @@ from tests.support.servers import serve_asgi
 from truthgpt_serve.errors import RequestError, TruthGPTError, UnsupportedError
 from truthgpt_serve.server import create_app
 from truthgpt_serve.server.text.chat_template import ChatTemplate
-from truthgpt_serve.server.text.messages import IGNORED, read_messages
+from truthgpt_serve.server.text.messages import IGNORED
+from truthgpt_serve.server.text.request import ChatRequest, parse_text
 
 CHATML = """{%- for message in messages %}
 {{- '<|im_start|>' + message.role + '\\n' }}
@@ -81,6 +82,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tokenizer(weights: Path) -> Any:
     return transformers.AutoTokenizer.from_pretrained(weights)
+
+
+def read_messages(messages: Any) -> list[dict[str, Any]]:
+    return parse_text(ChatRequest, {"model": "m", "messages": messages}).messages
 
 
 def render(tokenizer: Any, template: str, messages: Any = HISTORY) -> str:
