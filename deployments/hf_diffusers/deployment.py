@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from deployments.hf_diffusers.job_events import Feed
+from truthgpt_serve.channel import Channel, ReaderGoneError
 from truthgpt_serve.errors import OverloadedError, ServerError, UnavailableError
 
 T = TypeVar("T")
@@ -78,7 +78,7 @@ class DiffusersModel:
             OverloadedError: As many images run and wait as may.
             ServerError: The image could not be made.
         """
-        async with aclosing(self._make(inputs, Feed(progress=False))) as items:
+        async with aclosing(self._make(inputs, progress=False)) as items:
             async for item in items:
                 if "image" in item:
                     return item
@@ -91,12 +91,12 @@ class DiffusersModel:
             `{"queue_position"}` while it waits, `{"step", "num_steps"}`, and with `partial_images`
             `{"partial_image", "index"}`. A slow reader misses steps, never pictures.
         """
-        async with aclosing(self._make(inputs, Feed(progress=True))) as items:
+        async with aclosing(self._make(inputs, progress=True)) as items:
             async for item in items:
                 yield item
 
     async def _make(
-        self, inputs: dict[str, Any], feed: Feed
+        self, inputs: dict[str, Any], *, progress: bool
     ) -> AsyncGenerator[dict[str, Any], None]:
         engine = self._engine
         if engine is None:
@@ -105,16 +105,18 @@ class DiffusersModel:
             message = f"{self.ongoing} images run or wait; try again later"
             raise OverloadedError(message, retry_after_s=1)
         self.ongoing += 1
+        events = Channel(merge=_merge)
         job: Any = None
         try:
             call = await self._in_thread(partial(engine.plan, inputs))
-            job = engine.submit(call, feed.on_event)
-            job.add_done_callback(feed.on_done)
-            while (event := await feed.next()) is not None:
-                if isinstance(event, dict):
-                    yield event
-                else:
-                    yield await self._in_thread(partial(engine.convert, event))
+            job = engine.submit(call, partial(_put, events) if progress else None)
+            job.add_done_callback(lambda _: events.finish())
+            while items := await events.get():
+                for item in items:
+                    if isinstance(item, dict):
+                        yield item
+                    else:
+                        yield await self._in_thread(partial(engine.convert, item))
             yield await self._in_thread(partial(engine.finish, call, job))
         finally:
             self.ongoing -= 1
@@ -144,3 +146,20 @@ class DiffusersModel:
             pool.shutdown(wait=False, cancel_futures=True)
         if engine is not None:
             engine.close()
+
+
+def _put(events: Channel, event: Any) -> None:
+    """Takes an event in the engine's thread: progress as the stream's item, an image as it is."""
+    if hasattr(event, "image"):
+        item = event
+    elif event.queue_position:
+        item = {"queue_position": event.queue_position}
+    else:
+        item = {"step": event.step, "num_steps": event.num_steps}
+    with suppress(ReaderGoneError):
+        events.put(item)
+
+
+def _merge(last: Any, item: Any) -> Any:
+    """Has newer progress take the place of older that nobody has read yet."""
+    return item if isinstance(item, dict) and isinstance(last, dict) else None

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+from truthgpt_serve.channel import Channel
 from truthgpt_serve.config.base import MAX_BODY_BYTES
 from truthgpt_serve.contract import FamilySpec, Model
 from truthgpt_serve.errors import DeadlineError, RegistryError, ServerError
@@ -15,7 +16,6 @@ from truthgpt_serve.hardware import request_limits
 from truthgpt_serve.http.file_store import FileStore, LocalFileStore
 from truthgpt_serve.server.batching.batcher import Batcher, create_batcher, join_metrics
 from truthgpt_serve.server.class_checks import check_class
-from truthgpt_serve.server.execution.channel import Channel
 from truthgpt_serve.server.execution.codec import Emit, Exchange, OnePiece, Plain
 from truthgpt_serve.server.execution.streaming import Pump, direct_stream
 from truthgpt_serve.server.execution.workers import Workers, contained_async

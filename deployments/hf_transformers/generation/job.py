@@ -5,12 +5,11 @@ The pieces are made in the engine's thread and taken on the event loop that aske
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from deployments.hf_transformers.generation.sampling import Row, Sampling
+from truthgpt_serve.channel import Channel
 from truthgpt_serve.server.text.routes import TextFilter
 
 CONTEXT_TOKENS = 6
@@ -80,7 +79,7 @@ class TextJob:
         num_tokens: Tokens that were taken.
         finished: Nothing follows: it ended, failed or was cancelled.
         reason: `stop` or `length`, once it ended.
-        loop: The event loop that takes the pieces; None for a trial of the engine's own.
+        channel: Where the pieces go, without waking the reader; None for a trial of the engine's.
     """
 
     def __init__(
@@ -88,7 +87,7 @@ class TextJob:
         call: TextCall,
         name: str,
         decode: Decode,
-        loop: asyncio.AbstractEventLoop | None = None,
+        channel: Channel | None = None,
     ) -> None:
         self.call = call
         self.name = name
@@ -96,13 +95,9 @@ class TextJob:
         self.num_tokens = 0
         self.finished = False
         self.reason: str | None = None
-        self.loop = loop
+        self.channel = channel
         self._detokenizer = Detokenizer(decode, call.prompt)
         self._filter = TextFilter("", list(call.stops))
-        self._lock = threading.Lock()
-        self._pieces: list[str] = []
-        self._error: BaseException | None = None
-        self._news = asyncio.Event()
 
     def ends_with(self, token: int, num_tokens: int) -> str | None:
         """Returns why the text ends with its token number `num_tokens`, or None."""
@@ -111,7 +106,11 @@ class TextJob:
         return "length" if num_tokens >= self.call.max_new_tokens else None
 
     def take(self, token: int) -> None:
-        """Takes the next token, in the engine's thread."""
+        """Takes the next token, in the engine's thread.
+
+        Raises:
+            ReaderGoneError: Nobody takes the pieces any more.
+        """
         if self.finished:
             return
         self.num_tokens += 1
@@ -125,21 +124,20 @@ class TextJob:
         elif self.reason is not None:
             text += self._filter.flush()
             self.reason = "stop" if self._filter.stopped else self.reason
-        with self._lock:
-            if text:
-                self._pieces.append(text)
-            self.finished = self.reason is not None
+        if text and self.channel is not None:
+            self.channel.put(text, wake=False)
+        if self.reason is not None:
+            self._end(None)
 
     def fail(self, error: BaseException) -> None:
         """Ends the text with an error; without effect on one that has ended."""
-        with self._lock:
-            if not self.finished:
-                self.finished = True
-                self._error = error
+        if not self.finished:
+            self._end(error)
 
-    def wake(self) -> None:
-        """Says on the event loop that there is something to take."""
-        self._news.set()
+    def _end(self, error: BaseException | None) -> None:
+        self.finished = True
+        if self.channel is not None:
+            self.channel.finish(error, wake=False)
 
     async def next(self) -> str | None:
         """Waits for the next piece of the text; None at its end.
@@ -147,16 +145,5 @@ class TextJob:
         Raises:
             BaseException: The error given to `fail`.
         """
-        while True:
-            with self._lock:
-                text = "".join(self._pieces)
-                self._pieces.clear()
-                if not text and self.finished:
-                    if self._error is not None:
-                        raise self._error
-                    return None
-                if not text:
-                    self._news.clear()
-            if text:
-                return text
-            await self._news.wait()
+        assert self.channel is not None, "a trial has no reader"
+        return "".join(await self.channel.get()) or None

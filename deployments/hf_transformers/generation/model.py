@@ -5,7 +5,6 @@ Knows requests' inputs and pieces of text; nothing of HTTP.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import logging
 import random
@@ -44,6 +43,7 @@ from deployments.hf_transformers.loading import (
     load_tokenizer,
     read_source,
 )
+from truthgpt_serve.channel import Channel, ReaderGoneError, wake_all
 from truthgpt_serve.errors import OverloadedError, ServerError, UnavailableError, bad_setting
 
 logger = logging.getLogger(__name__)
@@ -192,8 +192,7 @@ class TextEngine:
             OverloadedError: As many texts run and wait as may.
             UnavailableError: The engine has stopped.
         """
-        loop = asyncio.get_running_loop()
-        job = TextJob(call, f"text-{next(self._numbers)}", self._decode, loop)
+        job = TextJob(call, f"text-{next(self._numbers)}", self._decode, Channel())
         with self._lock:
             if len(self._jobs) >= self._max_jobs:
                 message = f"{len(self._jobs)} texts run or wait; try again later"
@@ -227,7 +226,7 @@ class TextEngine:
             failure = self._backend.failure()
             if failure is not None and not self._closing.is_set():
                 touched += self._fail_all(ServerError(f"the engine failed: {failure}"))
-            _wake(touched)
+            wake_all(job.channel for job in touched if job.channel is not None)
             if not threading.main_thread().is_alive():
                 # The process ends without `close`: transformers' thread would keep it alive.
                 self._backend.close(CLOSE_TIMEOUT_S)
@@ -240,6 +239,8 @@ class TextEngine:
         try:
             for token in update.tokens:
                 job.take(token)
+        except ReaderGoneError:
+            job.fail(UnavailableError("the text has lost its reader"))
         except Exception as error:  # a tokenizer's decoder
             logger.exception("a text cannot be decoded")
             job.fail(ServerError(f"the tokens cannot be decoded: {error}"))
@@ -266,7 +267,8 @@ class TextEngine:
     def close(self) -> None:
         """Ends all texts and frees the memory; safe to call twice."""
         self._closing.set()
-        _wake(self._fail_all(UnavailableError("the model is shutting down")))
+        failed = self._fail_all(UnavailableError("the model is shutting down"))
+        wake_all(job.channel for job in failed if job.channel is not None)
         self._backend.close(CLOSE_TIMEOUT_S)
         if self._thread is not threading.current_thread():
             self._thread.join(CLOSE_TIMEOUT_S)
@@ -275,21 +277,3 @@ class TextEngine:
 def _trial_logits(model: Any) -> torch.Tensor:
     logits: torch.Tensor = expected_steps(model, trial_prompts(model)[0])[1][0]
     return logits
-
-
-def _wake(jobs: list[TextJob]) -> None:
-    """Wakes the readers of jobs: one call for each event loop."""
-    loops: dict[asyncio.AbstractEventLoop, dict[str, TextJob]] = {}
-    for job in jobs:
-        if job.loop is not None:
-            loops.setdefault(job.loop, {})[job.name] = job
-    for loop, found in loops.items():
-        try:
-            loop.call_soon_threadsafe(_wake_all, list(found.values()))
-        except RuntimeError:  # the loop is closed: nobody reads any more
-            logger.debug("%d texts have lost their readers", len(found))
-
-
-def _wake_all(jobs: list[TextJob]) -> None:
-    for job in jobs:
-        job.wake()

@@ -10,8 +10,8 @@ from concurrent.futures import Future
 from typing import Any
 
 from truthgpt_serve.cancellation import Call
+from truthgpt_serve.channel import Channel, ReaderGoneError
 from truthgpt_serve.errors import ServerError, UnavailableError
-from truthgpt_serve.server.execution.channel import Channel, ReaderGoneError
 from truthgpt_serve.server.execution.codec import Emit, Exchange
 from truthgpt_serve.server.execution.workers import Workers
 

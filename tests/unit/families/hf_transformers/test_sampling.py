@@ -13,6 +13,7 @@ import transformers
 from deployments.hf_transformers.generation.job import Detokenizer, TextCall, TextJob
 from deployments.hf_transformers.generation.sampling import Row, Sampling, choose_tokens
 from deployments.vllm.tiny_model import make_tiny_llama
+from truthgpt_serve.channel import Channel
 
 SIZE = 40
 NUM_DRAWS = 4000
@@ -136,13 +137,14 @@ def test_a_character_is_held_back_until_it_is_whole(tokenizer: Any) -> None:
 async def test_a_stop_string_across_tokens_is_found() -> None:
     words = ["one ", "tw", "o th", "ree ", "four"]
     call = TextCall([], 5, Sampling(), stops=("two three",))
-    job = TextJob(call, "x", lambda ids: "".join(words[i] for i in ids))
+    job = TextJob(call, "x", lambda ids: "".join(words[i] for i in ids), Channel())
     for token in range(5):
         job.take(token)
     assert await job.next() == "one "
     assert await job.next() is None
     assert (job.reason, job.num_tokens) == ("stop", 4)
-    short = TextJob(TextCall([], 3, Sampling(), stops=("three!",)), "y", job._detokenizer._decode)
+    ending = TextCall([], 3, Sampling(), stops=("three!",))
+    short = TextJob(ending, "y", job._detokenizer._decode, Channel())
     for token in range(3):
         short.take(token)
     assert await short.next() == "one two th"
