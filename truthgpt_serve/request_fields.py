@@ -54,3 +54,20 @@ class SamplingFields(RequestModel):
 
 
 _SAMPLING = tuple(SamplingFields.model_fields)
+
+
+MAX_SEED = 2**53 - 1
+"""The largest seed of an image: every JSON reader keeps it exactly."""
+MAX_STEPS = 1000
+"""Denoising steps: that many timesteps are what diffusion models are trained with."""
+MAX_GUIDANCE_SCALE = 100
+MAX_PARTIAL_IMAGES = 3
+MAX_ADAPTER_WEIGHT = 100
+
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED), WHOLE]
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS), WHOLE]
+GuidanceScale = Annotated[float, Field(ge=0, le=MAX_GUIDANCE_SCALE)]
+Strength = Annotated[float, Field(gt=0, le=1)]
+ControlScale = Annotated[float, Field(ge=0, le=2)]
+PartialImages = Annotated[int, Field(ge=0, le=MAX_PARTIAL_IMAGES), WHOLE]
+AdapterWeight = Annotated[float, Field(ge=-MAX_ADAPTER_WEIGHT, le=MAX_ADAPTER_WEIGHT)]

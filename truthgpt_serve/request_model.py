@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from truthgpt_serve.errors import RequestError, UnsupportedError
-from truthgpt_serve.wording import nearest, unknown_field, words_of
+from truthgpt_serve.wording import nearest, shown, unknown_field, words_of
 
 _MAX_EXACT = 2**53
 """Up to this, every whole number is a float of its own."""
@@ -69,6 +69,12 @@ def _place(location: tuple[int | str, ...]) -> str:
 def bad_field(param: str, message: str) -> RequestError:
     """Returns the error that names one field, ready to raise."""
     return RequestError(f"`{param}` {message}", param=param)
+
+
+def check_at_most(param: str, value: float | None, limit: float) -> None:
+    """Checks a number against a limit that is known only to one model. Raises RequestError."""
+    if value is not None and value > limit:
+        raise bad_field(param, f"must be at most {limit:.12g}, not {shown(value)}")
 
 
 def refuse_unknown(
@@ -210,10 +216,10 @@ def _read_list(text: str) -> Any:
 
 
 def kinds_in(annotation: Any) -> Iterator[type]:
-    """Yields each of `bool`, `int`, `float`, `str` and `list` that an annotation allows."""
+    """Yields each of `bool`, `int`, `float`, `str` and `list` (or dict) that a field may be."""
     if annotation in (bool, int, float, str):
         yield annotation
-    elif typing.get_origin(annotation) is list:
+    elif typing.get_origin(annotation) in (list, dict):
         yield list
     elif typing.get_origin(annotation) is Annotated:
         yield from kinds_in(typing.get_args(annotation)[0])

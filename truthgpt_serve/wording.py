@@ -82,7 +82,7 @@ def _choice(context: dict[str, Any], value: Any, show: Show) -> str:
 
 def too_long(limit: int, number: int, what: str) -> str:
     """Words a text or a list of more than `limit` characters or items."""
-    return f"must have at most {limit} {what}, not {number}"
+    return f"must have at most {limit} {what if limit != 1 else what[:-1]}, not {number}"
 
 
 def _unsupported(context: dict[str, Any], value: Any, show: Show) -> str:

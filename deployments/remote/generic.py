@@ -21,8 +21,9 @@ from deployments.remote.relay import Relay
 from truthgpt_serve.errors import UnsupportedError, UpstreamError
 from truthgpt_serve.http.asgi import Headers
 from truthgpt_serve.http.foreign_errors import read_passed_error
-from truthgpt_serve.http.json_body import bad_field, encode_json
+from truthgpt_serve.http.json_body import encode_json
 from truthgpt_serve.http.sse import EventReader
+from truthgpt_serve.request_model import bad_field
 
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
 _USAGE = ("prompt_tokens", "completion_tokens")

@@ -12,7 +12,7 @@ import re
 from python_multipart.multipart import parse_options_header
 
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.http.json_body import bad_field, encode_json, not_json
+from truthgpt_serve.http.json_body import encode_json, not_json
 from truthgpt_serve.http.model_key import (
     MAX_DECODED_BYTES,
     MAX_VALUE_BYTES,
@@ -22,6 +22,7 @@ from truthgpt_serve.http.model_key import (
     decode_model,
 )
 from truthgpt_serve.http.multipart import FORM_TYPE, FormParser, form_boundary
+from truthgpt_serve.request_model import bad_field
 
 Span = tuple[int, int]
 

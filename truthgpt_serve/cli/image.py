@@ -14,13 +14,12 @@ import click
 from truthgpt_serve.cli._image.show import WAYS, find_way, render
 from truthgpt_serve.cli._service.completion import complete_models
 from truthgpt_serve.cli.main import EXIT_INTERRUPTED
+from truthgpt_serve.request_fields import MAX_SEED
 
 if TYPE_CHECKING:
     from truthgpt_serve.cli._image.drawing import Step
 
 TASK = "image-generation"
-MAX_SEED = 2**53 - 1
-"""The service's limit; it says the others itself."""
 
 
 @click.command()

@@ -1,7 +1,4 @@
-"""JSON in and out, and the fields that every request has.
-
-Knows nothing of models, servers or Ray.
-"""
+"""JSON in and out, and the names of a model."""
 
 from __future__ import annotations
 
@@ -12,11 +9,10 @@ from typing import Any
 import msgspec
 
 from truthgpt_serve.errors import RequestError, TooLargeError
+from truthgpt_serve.wording import shown
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
-_MAX_EXACT = 2**53
-"""Up to this, every whole number is a float of its own."""
 MAX_CONTAINERS = 300_000
 """Most lists and objects of a JSON body. More would take a second to read, in which no other
 request goes on, and 20 times the memory of the body."""
@@ -66,7 +62,7 @@ def parse_object(body: bytes | bytearray) -> dict[str, Any]:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise not_json(error) from None
     if not isinstance(value, dict):
-        raise RequestError(f"the body must be a JSON object, not {kind_of(value)}")
+        raise RequestError(f"the body must be a JSON object, not {shown(value)}")
     return value
 
 
@@ -102,20 +98,6 @@ def _too_many(limit: int, what: str) -> TooLargeError:
     )
 
 
-def parse_model(body: Mapping[str, Any]) -> str:
-    """Returns the request's `model`.
-
-    Raises:
-        RequestError: It is missing, empty or no string.
-    """
-    model = body.get("model")
-    if model is None:
-        raise bad_field("model", "is required; GET /v1/models lists the names")
-    if not isinstance(model, str) or not model:
-        raise bad_field("model", f"must be a non-empty string, not {shown(model)}")
-    return model
-
-
 def model_names(name: str, cfg: Mapping[str, Any]) -> tuple[str, ...]:
     """Returns the names that clients may send for a model: its own, then its aliases.
 
@@ -125,40 +107,3 @@ def model_names(name: str, cfg: Mapping[str, Any]) -> tuple[str, ...]:
     """
     serving = cfg.get("serving") or {}
     return (name, *(serving.get("aliases") or ()))
-
-
-def parse_stream(body: Mapping[str, Any]) -> bool:
-    """Returns the request's `stream`; raises RequestError when it is no boolean."""
-    stream = body.get("stream")
-    if stream is not None and not isinstance(stream, bool):
-        raise bad_field("stream", f"must be true or false, not {shown(stream)}")
-    return bool(stream)
-
-
-def as_whole(value: Any) -> int | None:
-    """Returns a whole number, which JSON may write as `2.0` too, or None for anything else."""
-    if isinstance(value, float) and value.is_integer() and abs(value) <= _MAX_EXACT:
-        return int(value)
-    return value if type(value) is int else None
-
-
-def bad_field(param: str, message: str) -> RequestError:
-    """Returns the error that names one field, ready to raise."""
-    return RequestError(f"`{param}` {message}", param=param)
-
-
-def kind_of(value: Any) -> str:
-    """Names the JSON type of a value."""
-    names = {str: "a string", list: "a list", bool: "a boolean", dict: "an object"}
-    if value is None:
-        return "null"
-    return names.get(type(value), "a number")
-
-
-def shown(value: Any) -> str:
-    """Shows a value of a request in a message without repeating a long one."""
-    if isinstance(value, list | dict) or value is None:
-        return kind_of(value)
-    if isinstance(value, str):
-        return f"{value[:40]!r}" + ("…" if len(value) > 40 else "")
-    return str(value).lower() if isinstance(value, bool) else str(value)[:40]

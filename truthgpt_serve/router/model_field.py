@@ -13,7 +13,6 @@ import msgspec
 from python_multipart.multipart import parse_options_header
 
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.http.json_body import bad_field
 from truthgpt_serve.http.model_key import (
     MAX_DECODED_BYTES,
     MAX_NAME_BYTES,
@@ -23,6 +22,7 @@ from truthgpt_serve.http.model_key import (
     may_repeat,
 )
 from truthgpt_serve.http.multipart import FORM_TYPE, FormParser, form_boundary
+from truthgpt_serve.request_model import bad_field
 
 MAX_SCANNED_BYTES = 256 * 1024
 """Bytes of a JSON body that are parsed as they come: clients that write `model` early write it

@@ -13,7 +13,8 @@ from typing import Any
 
 from truthgpt_serve.config.limits import LimitsSection
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.http.json_body import bad_field, shown
+from truthgpt_serve.request_model import bad_field
+from truthgpt_serve.wording import shown
 
 Body = Mapping[str, Any]
 

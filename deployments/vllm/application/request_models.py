@@ -15,7 +15,9 @@ from fastapi import FastAPI, Request, Response
 from truthgpt_serve.errors import RequestError
 from truthgpt_serve.http.asgi import relative_path
 from truthgpt_serve.http.envelope import error_body
-from truthgpt_serve.http.json_body import bad_field, encode_json, shown
+from truthgpt_serve.http.json_body import encode_json
+from truthgpt_serve.request_model import bad_field
+from truthgpt_serve.wording import shown
 
 FIELD_KINDS: dict[str, type] = {
     "messages": list,

@@ -75,8 +75,8 @@ BAD_BODIES: list[tuple[str, Any, int, str]] = [
     ),
     (CHAT, b"[" * 9000, 400, "the request body is not valid JSON: it is nested too deeply"),
     (CHAT, [], 400, "the body must be a JSON object, not a list"),
-    (CHAT, "hi", 400, "the body must be a JSON object, not a string"),
-    (CHAT, 7, 400, "the body must be a JSON object, not a number"),
+    (CHAT, "hi", 400, "the body must be a JSON object, not 'hi'"),
+    (CHAT, 7, 400, "the body must be a JSON object, not 7"),
     (CHAT, None, 400, "the body must be a JSON object, not null"),
     (
         CHAT,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from truthgpt_serve.errors import OverloadedError, ServerError, TooLargeError
-from truthgpt_serve.http.json_body import bad_field
+from truthgpt_serve.request_model import bad_field
 
 if TYPE_CHECKING:
     from PIL.Image import Image

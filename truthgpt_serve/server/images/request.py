@@ -1,8 +1,4 @@
-"""OpenAI's image requests, JSON and forms, read and checked field by field.
-
-Knows nothing of image libraries, models or servers. Names and limits are those of OpenAI's API
-reference; fields beyond it are `_PASSED`, `seed` and `progress`.
-"""
+"""OpenAI's image requests, JSON and forms."""
 
 from __future__ import annotations
 
@@ -11,22 +7,21 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from truthgpt_serve.config.images import ImagesSection
-from truthgpt_serve.errors import TooLargeError
-from truthgpt_serve.http.json_body import bad_field, parse_model
+from truthgpt_serve.errors import RequestError, TooLargeError, UnsupportedError
 from truthgpt_serve.http.multipart import Part
+from truthgpt_serve.request_fields import MAX_SEED
+from truthgpt_serve.request_model import bad_field, check_at_most, read_request, refuse_unknown
+from truthgpt_serve.server.forms import read_form
 from truthgpt_serve.server.images.fields import (
-    Adapters,
-    Choice,
-    Flag,
-    Kind,
-    Number,
-    Size,
-    Text,
-    Whole,
+    MEANT,
+    OF_EDITS,
+    OPENAI_ONLY,
+    EditFields,
+    GenerationFields,
+    VariationFields,
 )
 from truthgpt_serve.server.images.files import OutputFormat
-from truthgpt_serve.server.images.forms import read_form
-from truthgpt_serve.server.images.refusals import refuse_field, refuse_file, refuse_words
+from truthgpt_serve.wording import shown, too_long, unknown_field
 
 Operation = Literal["generation", "edit", "variation"]
 ROUTES: dict[Operation, str] = {
@@ -34,20 +29,27 @@ ROUTES: dict[Operation, str] = {
     "edit": "/v1/images/edits",
     "variation": "/v1/images/variations",
 }
+Fields = GenerationFields | EditFields | VariationFields
+FIELDS: dict[Operation, type[Fields]] = {
+    "generation": GenerationFields,
+    "edit": EditFields,
+    "variation": VariationFields,
+}
 FILES: dict[Operation, tuple[str, ...]] = {
     "generation": (),
     "edit": ("image", "mask"),
     "variation": ("image",),
 }
-QUALITIES = ("low", "medium", "high", "xhigh", "max", "auto", "standard", "hd")
-MAX_SEED = 2**53 - 1
-"""The largest whole number that every JSON reader keeps exactly."""
-MAX_STEPS = 1000
-"""Denoising steps: that many timesteps are what diffusion models are trained with."""
-MAX_PARTIAL_IMAGES = 3
-MAX_CONTROL_SCALE = 2
-MAX_USER_CHARS = 1000
-MAX_SCHEDULER_CHARS = 100
+_PASSED = (
+    "steps",
+    "guidance_scale",
+    "negative_prompt",
+    "scheduler",
+    "adapters",
+    "strength",
+    "control_scale",
+)
+"""Fields beyond OpenAI that the class gets under their own names; `seed` differs by image."""
 
 
 @dataclass(slots=True)
@@ -55,34 +57,18 @@ class ImageRequest:
     """A request for images, checked.
 
     Attributes:
-        model: The model name of the request.
+        fields: Its fields.
         operation: Which route it came to.
-        n: How many images.
-        seed: The first image's seed, or None.
-        url: Whether the answer names addresses instead of holding the images.
+        inputs: What the model's class gets, `prompt` always.
         output: How images are written.
-        stream: Whether the answer comes as server-sent events.
-        partial_images: How many unfinished images a stream shows of each.
-        progress: Whether a stream tells step and place in queue.
-        background: As it came, or `auto`.
-        quality: As it came, or `auto`.
-        inputs: What else the model's class gets, `prompt` always.
         images: Uploaded files.
         mask: The uploaded mask, or None.
     """
 
-    model: str
+    fields: Fields
     operation: Operation
-    n: int = 1
-    seed: int | None = None
-    url: bool = False
-    output: OutputFormat = field(default_factory=OutputFormat)
-    stream: bool = False
-    partial_images: int = 0
-    progress: bool = False
-    background: str = "auto"
-    quality: str = "auto"
-    inputs: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, Any]
+    output: OutputFormat
     images: list[bytes] = field(default_factory=list)
     mask: bytes | None = None
 
@@ -96,44 +82,8 @@ class ImageParser:
     """
 
     def __init__(self, limits: ImagesSection, adapters: Collection[str] | None) -> None:
-        self._max_input_images = limits.max_input_images
-        prompt = Text(limits.max_prompt_chars)
-        common: dict[str, Kind] = {
-            "n": Whole(1, limits.max_images),
-            "size": Size(limits.max_pixels),
-            "response_format": Choice(("b64_json", "url")),
-            "output_format": Choice(("png", "jpeg", "webp")),
-            "output_compression": Whole(0, 100),
-            "quality": Choice(QUALITIES),
-            "background": Choice(("auto", "opaque", "transparent")),
-            "moderation": Choice(("auto", "low")),
-            "user": Text(MAX_USER_CHARS, may_be_empty=True),
-            "safety_identifier": Text(MAX_USER_CHARS, may_be_empty=True),
-            "prompt": prompt,
-            "negative_prompt": Text(limits.max_prompt_chars, may_be_empty=True),
-            "steps": Whole(1, MAX_STEPS),
-            "guidance_scale": Number(0, 100),
-            "seed": Whole(0, MAX_SEED),
-            "scheduler": Text(MAX_SCHEDULER_CHARS),
-            "adapters": Adapters(adapters),
-        }
-        streamed: dict[str, Kind] = {
-            "stream": Flag(),
-            "partial_images": Whole(0, MAX_PARTIAL_IMAGES),
-            "progress": Flag(),
-        }
-        changing: dict[str, Kind] = {"strength": Number(0, 1, open_low=True)}
-        self._fields: dict[Operation, dict[str, Kind]] = {
-            "generation": {**common, **streamed, "style": Choice(("vivid", "natural"))},
-            "edit": {
-                **common,
-                **streamed,
-                **changing,
-                "control_scale": Number(0, MAX_CONTROL_SCALE),
-                "input_fidelity": Choice(("low", "high")),
-            },
-            "variation": {**common, **changing},
-        }
+        self._limits = limits
+        self._adapters = adapters
 
     def parse_json(self, body: Mapping[str, Any]) -> ImageRequest:
         """Checks a body of `POST /v1/images/generations`.
@@ -142,9 +92,7 @@ class ImageParser:
             RequestError: A field is missing, wrong or unknown; `param` names it.
             UnsupportedError: A field asks for what this server does not have.
         """
-        request = ImageRequest(parse_model(body), "generation")
-        self._fill(request, body)
-        return request
+        return self._request("generation", body)
 
     def parse_form(self, operation: Operation, parts: list[Part]) -> ImageRequest:
         """Checks the parts of a form for edits or variations; errors as in `parse_json`.
@@ -152,111 +100,107 @@ class ImageParser:
         Raises:
             TooLargeError: It has too many images.
         """
-        body, files = read_form(parts, self._fields[operation])
-        request = ImageRequest(parse_model(body), operation)
-        self._take_files(request, files)
-        self._fill(request, body)
-        return request
-
-    def _take_files(self, request: ImageRequest, files: dict[str, list[bytes]]) -> None:
-        most = self._max_input_images if request.operation == "edit" else 1
+        body, files = read_form(parts, FIELDS[operation], ("image", "mask"))
+        most = self._limits.max_input_images if operation == "edit" else 1
         for name in files:
-            refuse_file(name)
-            if name not in FILES[request.operation]:
-                raise bad_field(name[:80], f"is no file that {ROUTES[request.operation]} takes")
-        request.images = files.get("image", [])
-        masks = files.get("mask", [])
-        if not request.images:
+            _refuse_openai_only(name, "a file")
+            if name not in FILES[operation]:
+                raise bad_field(name[:80], f"is not a file that {ROUTES[operation]} takes")
+        images, masks = files.get("image", []), files.get("mask", [])
+        if not images:
             raise bad_field("image", "is required: send a PNG, JPEG or WebP file")
-        if len(request.images) > most:
+        if len(images) > most:
             raise TooLargeError(
-                f"`image` holds {len(request.images)} images; at most {most} "
-                f"{'is' if most == 1 else 'are'} allowed",
+                f"`image` {too_long(most, len(images), 'images')}",
                 param="image",
                 code="too_many_images",
             )
         if len(masks) > 1:
             raise bad_field("mask", "is given more than once")
-        request.mask = masks[0] if masks else None
+        request = self._request(operation, body)
+        request.images, request.mask = images, masks[0] if masks else None
+        return request
 
-    # -- fields
+    def _request(self, operation: Operation, body: Mapping[str, Any]) -> ImageRequest:
+        given = {name: value for name, value in body.items() if value is not None}
+        names = [name for name in body if name in given or name not in OPENAI_ONLY]
+        _refuse_names(operation, names, given)
+        fields = read_request(FIELDS[operation], given)
+        self._check_limits(fields)
+        _check_together(fields)
+        output = OutputFormat(
+            fields.output_format, fields.output_compression, opaque=fields.background == "opaque"
+        )
+        return ImageRequest(fields, operation, _inputs(operation, fields), output)
 
-    def _fill(self, request: ImageRequest, body: Mapping[str, Any]) -> None:
-        fields = self._fields[request.operation]
-        values: dict[str, Any] = {}
-        for name, value in body.items():
-            kind = fields.get(name)
-            if kind is not None and value is not None:
-                values[name] = kind.check(name, value)
-            elif kind is None and name != "model":
-                names = [*fields, "model", *FILES[request.operation]]
-                refuse_field(name, value, ROUTES[request.operation], names)
-        if "prompt" not in values and request.operation != "variation":
-            raise bad_field("prompt", "is required")
-        refuse_words(values)
-        _check_together(values)
-        _take(request, values)
+    def _check_limits(self, fields: Fields) -> None:
+        limits = self._limits
+        check_at_most("n", fields.n, limits.max_images)
+        for name in ("prompt", "negative_prompt"):
+            number = len(getattr(fields, name) or "")
+            if number > limits.max_prompt_chars:
+                raise bad_field(name, too_long(limits.max_prompt_chars, number, "characters"))
+        width, height = fields.size or (0, 0)
+        if width * height > limits.max_pixels:
+            number = width * height
+            raise bad_field("size", too_long(limits.max_pixels, number, "pixels"))
+        for name in fields.adapters or () if self._adapters is not None else ():
+            if name not in (self._adapters or ()):
+                exist = ", ".join(sorted(self._adapters or ())) or "none"
+                message = f"there is no adapter {name!r}; those of this model: {exist}"
+                raise RequestError(message, param="adapters")
 
 
-def _check_together(values: Mapping[str, Any]) -> None:
+def _refuse_names(operation: Operation, names: Collection[str], given: Mapping[str, Any]) -> None:
+    fields = (*FIELDS[operation].model_fields, *FILES[operation])
+    for name in names:
+        if name in given:
+            _refuse_openai_only(name, shown(given[name]))
+        if name in OF_EDITS and operation == "generation":
+            message = f"{unknown_field(name)}; /v1/images/edits changes an image"
+            raise RequestError(message, param=name, code="unknown_parameter")
+    refuse_unknown(names, fields, MEANT)
+
+
+def _refuse_openai_only(name: str, value: str) -> None:
+    if name in OPENAI_ONLY:
+        message = f"`{name}` is {value}, but this model {OPENAI_ONLY[name]}"
+        raise UnsupportedError(message, param=name)
+
+
+def _check_together(fields: Fields) -> None:
     """Refuses fields that contradict each other."""
-    output_format = values.get("output_format", "png")
-    compression = values.get("output_compression")
-    if output_format == "png" and compression not in (None, 100):
+    if fields.output_format == "png" and fields.output_compression != 100:
         raise bad_field(
             "output_compression",
-            f"is {compression}, but png has no compression that loses anything; "
+            f"is {fields.output_compression}, but png has no compression that loses anything; "
             "set `output_format` to jpeg or webp",
         )
-    if values.get("stream"):
-        if values.get("response_format") == "url":
-            raise bad_field("response_format", "is 'url', but a stream brings the images as base64")
-    else:
-        for name in ("partial_images", "progress"):
-            if values.get(name):
-                raise bad_field(name, "is only allowed when `stream` is true")
-    seed, n = values.get("seed", 0), values.get("n", 1)
-    if seed + n - 1 > MAX_SEED:
+    if fields.stream and fields.response_format == "url":
+        raise bad_field("response_format", "is 'url', but a stream brings the images as base64")
+    for name in ("partial_images", "progress"):
+        if getattr(fields, name) and not fields.stream:
+            raise bad_field(name, "is only allowed when `stream` is true")
+    if (fields.seed or 0) + fields.n - 1 > MAX_SEED:
         raise bad_field(
-            "seed", f"is {seed}: with {n} images the last one's seed would be above {MAX_SEED}"
+            "seed",
+            f"is {fields.seed}: with {fields.n} images the last one's seed would be above "
+            f"{MAX_SEED}",
         )
 
 
-def _take(request: ImageRequest, values: Mapping[str, Any]) -> None:
-    """Puts the checked values where they belong."""
-    request.n = values.get("n", 1)
-    request.seed = values.get("seed")
-    request.url = values.get("response_format") == "url"
-    request.stream = values.get("stream", False)
-    request.partial_images = values.get("partial_images", 0)
-    request.progress = values.get("progress", False)
-    request.background = values.get("background", "auto")
-    request.quality = values.get("quality", "auto")
-    request.output = OutputFormat(
-        values.get("output_format", "png"),
-        values.get("output_compression", 100),
-        opaque=request.background == "opaque",
-    )
-    inputs = request.inputs
-    inputs["prompt"] = values.get("prompt", "")
-    inputs.update({name: values[name] for name in _PASSED if name in values})
-    if request.quality != "auto":
-        inputs["quality"] = request.quality
-    if values.get("size") is not None:
-        inputs["width"], inputs["height"] = values["size"]
-    if request.operation != "generation":
-        inputs["operation"] = request.operation
-    if request.partial_images:
-        inputs["partial_images"] = request.partial_images
-
-
-_PASSED = (
-    "steps",
-    "guidance_scale",
-    "negative_prompt",
-    "scheduler",
-    "adapters",
-    "strength",
-    "control_scale",
-)
-"""Fields beyond OpenAI that the class gets under their own names; `seed` differs by image."""
+def _inputs(operation: Operation, fields: Fields) -> dict[str, Any]:
+    """Returns what the model's class gets."""
+    inputs: dict[str, Any] = {"prompt": fields.prompt}
+    for name in _PASSED:
+        if (value := getattr(fields, name, None)) is not None:
+            inputs[name] = value
+    if fields.quality != "auto":
+        inputs["quality"] = fields.quality
+    if fields.size is not None:
+        inputs["width"], inputs["height"] = fields.size
+    if operation != "generation":
+        inputs["operation"] = operation
+    if fields.partial_images:
+        inputs["partial_images"] = fields.partial_images
+    return inputs

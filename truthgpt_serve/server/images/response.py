@@ -57,8 +57,8 @@ def encode_response(request: ImageRequest, images: Sequence[Image], urls: Sequen
         "output_format": request.output.name,
         "size": _size(images[0].file),
     }
-    if request.quality in _RESPONSE_QUALITIES:
-        body["quality"] = request.quality
+    if request.fields.quality in _RESPONSE_QUALITIES:
+        body["quality"] = request.fields.quality
     usages = [image.result.usage for image in images]
     if (usage := _usage([usage for usage in usages if usage is not None])) is not None:
         body["usage"] = usage
@@ -79,7 +79,7 @@ def encode_partial(
 ) -> bytes:
     """Returns the event of an unfinished image."""
     fields = {
-        "background": request.background,
+        "background": request.fields.background,
         "partial_image_index": piece.index,
         "index": index,
     }
@@ -105,7 +105,7 @@ def _image_event(
             "b64_json": _base64(file.data),
             "created_at": int(time.time()),
             "output_format": request.output.name,
-            "quality": request.quality,
+            "quality": request.fields.quality,
             "size": _size(file),
             **fields,
         },

@@ -18,6 +18,7 @@ from truthgpt_serve.http.file_store import FILES_PATH, FileStore, fetch_file
 from truthgpt_serve.http.json_body import parse_object
 from truthgpt_serve.http.multipart import FORM_TYPE, form_boundary, parse_form
 from truthgpt_serve.http.public_url import public_url
+from truthgpt_serve.request_fields import MAX_SEED
 from truthgpt_serve.server.execution.gather import gather
 from truthgpt_serve.server.images.codec import ImageExchange, ImageResult, PartialImage, Progress
 from truthgpt_serve.server.images.files import (
@@ -28,7 +29,7 @@ from truthgpt_serve.server.images.files import (
     encode_image,
     load_pil,
 )
-from truthgpt_serve.server.images.request import MAX_SEED, ImageParser, ImageRequest, Operation
+from truthgpt_serve.server.images.request import ImageParser, ImageRequest, Operation
 from truthgpt_serve.server.images.response import (
     Image,
     encode_completed,
@@ -139,12 +140,12 @@ class ImageRoutes:
             )
 
     def _check_model(self, request: ImageRequest) -> None:
-        if request.model in self._adapters:
+        if request.fields.model in self._adapters:
             # An adapter is a model name of its own; others of the request come on top.
-            weights = {request.model: 1.0, **request.inputs.get("adapters", {})}
+            weights = {request.fields.model: 1.0, **request.inputs.get("adapters", {})}
             request.inputs["adapters"] = weights
         else:
-            self._check_name(request.model)
+            self._check_name(request.fields.model)
 
     # -- one request
 
@@ -153,7 +154,7 @@ class ImageRoutes:
         async with connection.guard(self._host.max_request_s) as guard:
             await self._decode(request)
             exchanges = self._exchanges(request)
-            if request.stream:
+            if request.fields.stream:
                 await self._stream(connection, request, exchanges)
                 guard.release()
                 await connection.end_events()
@@ -161,7 +162,11 @@ class ImageRoutes:
             images = await gather(
                 [self._image(request, exchange, i) for i, exchange in enumerate(exchanges)]
             )
-            urls = await self._store(connection, request, images) if request.url else []
+            urls = (
+                await self._store(connection, request, images)
+                if request.fields.response_format == "url"
+                else []
+            )
             body = await self._codec.run(lambda: encode_response(request, images, urls))
             guard.release()
             await connection.reply(body)
@@ -201,18 +206,18 @@ class ImageRoutes:
         steps = getattr(model, "default_steps", DEFAULT_STEPS)
         if steps is not None:
             inputs.setdefault("steps", steps)
-        seed = request.seed
+        seed = request.fields.seed
         if seed is None and getattr(model, "accepts_seed", False):
-            seed = secrets.randbelow(MAX_SEED - request.n)
+            seed = secrets.randbelow(MAX_SEED - request.fields.n)
         return [
             ImageExchange(
                 inputs if seed is None else {**inputs, "seed": seed + index},
                 self._host.label,
-                partial_images=request.partial_images,
-                progress=request.progress,
-                shared=request.n > 1,
+                partial_images=request.fields.partial_images,
+                progress=request.fields.progress,
+                shared=request.fields.n > 1,
             )
-            for index in range(request.n)
+            for index in range(request.fields.n)
         ]
 
     async def _in_place(self, index: int, call: Callable[[], Awaitable[T]]) -> T:
