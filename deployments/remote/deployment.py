@@ -21,18 +21,24 @@ from deployments.remote.address import Addresses
 from deployments.remote.application import RemoteApplication
 from deployments.remote.config import RemoteSettings, check_server
 from deployments.remote.engine import Remote
-from deployments.remote.generic import Generic
 from deployments.remote.headers import RequestHeaders
 from deployments.remote.monitor import Monitor
-from deployments.remote.relay import Limits, Relay
+from deployments.remote.relay import Relay
+from deployments.remote.transport import RemoteTransport
 from truthgpt_serve.config.faults import faults_of
 from truthgpt_serve.config.source import Source, parse_dotted
 from truthgpt_serve.errors import ConfigError, DeadlineError, Fault, ServerError
 from truthgpt_serve.http.json_body import model_names
+from truthgpt_serve.server.infer.routes import Bounds, Caller
+from truthgpt_serve.server.openai_backend import Kind, OpenAIBackend
 
 logger = logging.getLogger(__name__)
 
 _PLACE = Source("configuration")
+_NO_INPUTS = (
+    "a remote model with task custom has no inputs of its own: send the remote server's own "
+    "routes, or set the task"
+)
 _KEY = re.compile(r"[!-~]+")
 
 
@@ -44,7 +50,7 @@ class _Parts:
     headers: RequestHeaders
     monitor: Monitor
     relay: Relay
-    generic: Generic
+    backend: OpenAIBackend
 
 
 class RemoteModel:
@@ -55,7 +61,7 @@ class RemoteModel:
         self._cfg: dict[str, Any] = {}
         self._settings = RemoteSettings()
         self._key: str | None = None
-        self._limits = Limits(600, 2**30)
+        self._limits = Bounds(600, 2**30)
         self._parts: _Parts | None = None
         self._watch: asyncio.Task[None] | None = None
 
@@ -77,7 +83,7 @@ class RemoteModel:
         self._name = self._name or str(cfg["run_name"])
         serving, settings = cfg["serving"], self._settings
         limit_s = min(serving["max_request_s"], settings.request_timeout_s or float("inf"))
-        self._limits = Limits(limit_s, serving["max_body_bytes"])
+        self._limits = Bounds(limit_s, serving["max_body_bytes"])
         self._parts = parts = self._build()
         async with parts.remote:
             await parts.monitor.check()
@@ -101,8 +107,18 @@ class RemoteModel:
         monitor = Monitor(remote, headers, settings, name)
         names = model_names(name, self._cfg)
         relay = Relay(remote, headers, monitor, settings, names, self._limits)
-        generic = Generic(remote, headers, monitor, relay, settings, self._cfg["task"])
-        return _Parts(remote, headers, monitor, relay, generic)
+        text: Kind = "chat" if settings.infer_with == "chat" else "completion"
+        kinds: dict[str, Kind] = {
+            "text-generation": text,
+            "embedding": "embedding",
+            "image-generation": "image",
+        }
+        backend = OpenAIBackend(
+            RemoteTransport(remote, headers, monitor, relay),
+            kinds.get(self._cfg["task"]),
+            unsupported=_NO_INPUTS,
+        )
+        return _Parts(remote, headers, monitor, relay, backend)
 
     def _key_header(self) -> tuple[str, str] | None:
         if self._key is None:
@@ -119,35 +135,35 @@ class RemoteModel:
         return RemoteApplication(
             model_names(str(self._name), self._cfg),
             parts.relay,
-            parts.generic,
+            parts.backend,
             parts.monitor,
             self._limits,
             self._settings.paths,
         )
 
     @contextlib.asynccontextmanager
-    async def _generic(self) -> AsyncIterator[Generic]:
+    async def _backend(self) -> AsyncIterator[OpenAIBackend]:
         parts = self._loaded()
         if parts.remote.is_open:
-            yield parts.generic
+            yield parts.backend
             return
         parts = self._build()
         async with parts.remote:
-            yield parts.generic
+            yield parts.backend
 
     async def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Answers one request by the task's contract; see `Generic.infer`."""
+        """Answers one request by the task's contract; see `OpenAIBackend.infer`."""
         limit_s = self._limits.max_request_s
         try:
-            async with asyncio.timeout(limit_s), self._generic() as generic:
-                return await generic.infer(inputs, [], os.urandom(16).hex())
+            async with asyncio.timeout(limit_s), self._backend() as backend:
+                return await backend.infer(inputs, Caller(os.urandom(16).hex()))
         except TimeoutError:
             raise DeadlineError(f"the model did not finish within {limit_s:g} s") from None
 
     async def stream(self, inputs: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Yields `{"text": delta}`; closing the generator ends the remote server's work on it."""
-        async with self._generic() as generic:
-            items = generic.stream(inputs, [], os.urandom(16).hex())
+        async with self._backend() as backend:
+            items = backend.stream(inputs, Caller(os.urandom(16).hex()))
             async with contextlib.aclosing(items):
                 async for item in items:
                     yield item

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -24,24 +23,12 @@ from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.envelope import error_event
 from truthgpt_serve.http.open_inference import MODELS_PREFIX, split_model_path
 from truthgpt_serve.http.sse import WholeEvents, is_event_stream
+from truthgpt_serve.server.infer.routes import Bounds
 
 logger = logging.getLogger(__name__)
 
 DOWN_STATUS = 502
 """From here on an answer may come from a proxy in front of a server that is gone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one request may take.
-
-    Attributes:
-        max_request_s: Seconds until its answer is whole.
-        max_body_bytes: Size of its body.
-    """
-
-    max_request_s: float
-    max_body_bytes: int
 
 
 class Relay:
@@ -63,7 +50,7 @@ class Relay:
         monitor: Monitor,
         settings: RemoteSettings,
         names: Sequence[str],
-        limits: Limits,
+        limits: Bounds,
     ) -> None:
         self._remote = remote
         self._headers = headers
@@ -72,12 +59,11 @@ class Relay:
         self._names = names
         self._limits = limits
 
-    async def __call__(self, connection: Connection, send: Send, path: str) -> None:
+    async def __call__(self, connection: Connection, *, path: str) -> None:
         """Relays one request.
 
         Args:
-            connection: The request.
-            send: ASGI `send`; nothing has been sent yet.
+            connection: The request; nothing has been sent yet.
             path: Its percent-encoded path below this application.
 
         Raises:
@@ -88,7 +74,7 @@ class Relay:
         limits = self._limits
         body = await connection.read(limits.max_body_bytes, limits.max_request_s)
         named = await find_model_aside(body, connection.header(b"content-type"))
-        reply = _Reply(send, connection.request_id)
+        reply = _Reply(connection.send, connection.request_id)
         try:
             async with connection.guard(limits.max_request_s) as guard:
                 path = await self._in_their_words(path)

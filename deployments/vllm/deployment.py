@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import uuid
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any, TypeVar
 
@@ -18,11 +19,13 @@ from deployments.vllm.application.cancellation import CancellableApp
 from deployments.vllm.application.dead_engine import DeadEngineAnswers
 from deployments.vllm.application.early_errors import EarlyErrors
 from deployments.vllm.application.errors import ReadableErrors, report_validation
-from deployments.vllm.application.generic import Dispatcher, GenericRoutes
+from deployments.vllm.application.generic import Cards, Dispatcher, create_backend
 from deployments.vllm.application.request_models import refuse_misread_fields
 from deployments.vllm.application.routes import ListedRoutes
 from truthgpt_serve.errors import ServerError
 from truthgpt_serve.http.json_body import model_names
+from truthgpt_serve.server.infer.routes import Bounds, Caller
+from truthgpt_serve.server.openai_backend import OpenAIBackend
 
 T = TypeVar("T")
 
@@ -41,7 +44,7 @@ class VllmModel:
         self._names: tuple[str, ...] = ()
         self._engine: Any = None
         self._limits: dict[str, Any] = {}
-        self._routes: GenericRoutes | None = None
+        self._backend: OpenAIBackend | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
@@ -92,16 +95,10 @@ class VllmModel:
             self._engine.grammars,
             **self._limits,
         )
-        self._routes = GenericRoutes(
-            admitted,
-            self._name,
-            self._engine.tasks,
-            self._engine.acceleration,
-            self._engine.adapters.failed,
-        )
-        return Dispatcher(
-            ListedRoutes(admitted, paths, self._name), self._routes, self._names, **self._limits
-        )
+        self._backend = create_backend(admitted, self._name, self._engine.tasks)
+        cards = Cards(admitted, self._name, self._engine.acceleration, self._engine.adapters.failed)
+        listed = ListedRoutes(admitted, paths, self._name)
+        return Dispatcher(listed, self._backend, cards, self._names, Bounds(**self._limits))
 
     @property
     def acceleration(self) -> dict[str, Any]:
@@ -109,12 +106,12 @@ class VllmModel:
         return {} if self._engine is None else dict(self._engine.acceleration)
 
     def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Answers one request; see `GenericRoutes.infer`. Blocks the calling thread."""
-        return self._call(self._ready().infer(inputs))
+        """Answers one request; see `OpenAIBackend.infer`. Blocks the calling thread."""
+        return self._call(self._ready().infer(inputs, Caller(uuid.uuid4().hex)))
 
     def stream(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Yields `{"text": delta}`; closing the generator stops the engine's work on it."""
-        deltas = self._ready().stream(inputs)
+        deltas = self._ready().stream(inputs, Caller(uuid.uuid4().hex))
         try:
             while (delta := self._call(_next(deltas))) is not None:
                 yield delta
@@ -137,7 +134,7 @@ class VllmModel:
             ServerError: The engine did not stop within 30 s.
         """
         loop, engine = self._loop, self._engine
-        self._loop = self._routes = None
+        self._loop = self._backend = None
         if loop is None or engine is None or loop.is_closed():
             return
         try:
@@ -147,8 +144,8 @@ class VllmModel:
         finally:
             self._stop_thread(loop)
 
-    def _ready(self) -> GenericRoutes:
-        """Returns the routes of the started engine; starts it in a thread of its own if need be."""
+    def _ready(self) -> OpenAIBackend:
+        """Returns what answers; starts the engine in a thread of its own if need be."""
         with self._starting:
             if self._loop is None:
                 self._loop = self._start_thread()
@@ -158,9 +155,9 @@ class VllmModel:
                     loop, self._loop = self._loop, None
                     self._stop_thread(loop)
                     raise
-        if self._routes is None:
+        if self._backend is None:
             raise ServerError("the engine is still starting")
-        return self._routes
+        return self._backend
 
     def _start_thread(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.new_event_loop()

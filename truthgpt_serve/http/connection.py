@@ -51,7 +51,7 @@ async def refuse_websocket(scope: Scope, receive: Receive, send: Send) -> None:
     async def send_refusal(message: Message) -> None:
         await send({**message, "type": f"websocket.{message['type']}"})
 
-    await send_error(send_refusal, RouteNotFoundError("this model has no WebSocket routes"))
+    await send_error(send_refusal, RouteNotFoundError("there are no WebSocket routes here"))
 
 
 class Connection:
@@ -61,14 +61,15 @@ class Connection:
         path: The path below the mount point, which decides the form of errors.
         request_id: The client's `x-request-id` if it is sane, else a new one.
         scope: The ASGI scope.
+        send: ASGI `send`, for answers that are passed on as they come.
         started: Whether the status and the headers are sent.
     """
 
-    __slots__ = ("_receive", "_send", "length", "path", "request_id", "scope", "started")
+    __slots__ = ("_receive", "length", "path", "request_id", "scope", "send", "started")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._receive = receive
-        self._send = send
+        self.send = send
         self.scope = scope
         self.path = relative_path(scope)
         self.started = False
@@ -129,7 +130,7 @@ class Connection:
 
     async def _start(self, status: int, headers: Headers) -> None:
         self.started = True
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def reply(
         self, body: bytes, content_type: str = "application/json", *, headers: Headers | None = None
@@ -144,7 +145,7 @@ class Connection:
                 *(headers or []),
             ],
         )
-        await self._send({"type": "http.response.body", "body": body})
+        await self.send({"type": "http.response.body", "body": body})
 
     async def emit(self, event: bytes) -> None:
         """Sends server-sent events.
@@ -153,13 +154,13 @@ class Connection:
         """
         if not self.started:
             await self._start_events()
-        await self._send({"type": "http.response.body", "body": event, "more_body": True})
+        await self.send({"type": "http.response.body", "body": event, "more_body": True})
 
     async def end_events(self) -> None:
         """Ends the stream of events."""
         if not self.started:
             await self._start_events()
-        await self._send({"type": "http.response.body"})
+        await self.send({"type": "http.response.body"})
 
     async def _start_events(self) -> None:
         await self._start(
@@ -181,11 +182,11 @@ class Connection:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(UNREAD_TIMEOUT_S):
                     event = error_event(error, self.path)
-                    await self._send({"type": "http.response.body", "body": event})
+                    await self.send({"type": "http.response.body", "body": event})
             return
         self.started = True
         headers = [(b"x-request-id", self.request_id.encode("latin-1"))]
-        await send_error(self._send, error, headers=headers, path=self.path)
+        await send_error(self.send, error, headers=headers, path=self.path)
 
 
 class Guard:

@@ -107,3 +107,15 @@ def model_names(name: str, cfg: Mapping[str, Any]) -> tuple[str, ...]:
     """
     serving = cfg.get("serving") or {}
     return (name, *(serving.get("aliases") or ()))
+
+
+def model_entry(name: str, created: int, own_name: str) -> dict[str, Any]:
+    """Returns a model as `/v1/models` lists it.
+
+    Args:
+        name: The name to list: the model's own or an alias.
+        created: Seconds since the epoch.
+        own_name: The model's own name.
+    """
+    entry = {"id": name, "object": "model", "created": created, "owned_by": "truthgpt-serve"}
+    return entry if name == own_name else {**entry, "alias_of": own_name}

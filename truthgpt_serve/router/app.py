@@ -24,6 +24,7 @@ from truthgpt_serve.errors import (
 )
 from truthgpt_serve.http.asgi import Receive, Scope, Send, send_error
 from truthgpt_serve.http.file_store import FileStore
+from truthgpt_serve.http.front import Front
 from truthgpt_serve.http.retriable import HEADER, RETRY_AFTER_S
 from truthgpt_serve.http.routes import find_error
 from truthgpt_serve.router.admission import Admission, capacity
@@ -41,7 +42,7 @@ logger = logging.getLogger(__name__)
 _BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
 
 
-class RouterApp:
+class RouterApp(Front):
     """Relays `POST` requests by their `model`; answers the few routes of the service itself.
 
     Args:
@@ -78,13 +79,6 @@ class RouterApp:
         self._accelerations = Accelerations(self.catalogue, self._pool.fetch)
         self._pages = Pages(self.catalogue, self._accelerations, self._fetch_metrics, files)
 
-    async def _close(self) -> None:
-        await self._accelerations.stop()
-        await self.catalogue.stop()
-        self._pool.close()
-        if self._exporter is not None:
-            self._exporter.close()
-
     async def _fetch_routes(self) -> bytes:
         held = capacity(self.catalogue.entries())
         told = []
@@ -111,28 +105,20 @@ class RouterApp:
             raise UpstreamError(f"this node's metrics exporter answered with status {status}")
         return metrics
 
-    # -- ASGI
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one ASGI connection; the lifespan's start and end are the router's."""
-        if scope["type"] == "http":
-            await self._serve_http(scope, receive, send)
-        elif scope["type"] == "websocket":
-            # Before `accept` this is an HTTP 403: the client learns at once that there are none.
-            await receive()
-            await send({"type": "websocket.close", "code": 1008, "reason": "no WebSockets here"})
-        else:
-            await self._serve_lifespan(receive, send)
-
-    async def _serve_lifespan(self, receive: Receive, send: Send) -> None:
-        await receive()
+    async def start(self) -> None:
+        """Begins to follow the applications."""
         await self.catalogue.start()
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await self._close()
-        await send({"type": "lifespan.shutdown.complete"})
 
-    async def _serve_http(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def stop(self) -> None:
+        """Ends what follows them, and the connections."""
+        await self._accelerations.stop()
+        await self.catalogue.stop()
+        self._pool.close()
+        if self._exporter is not None:
+            self._exporter.close()
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
         try:
             page = self._pages.find(scope["method"], scope["path"])
             if page is not None:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import (
     ModelNotFoundError,
-    ServerError,
     TruthGPTError,
     UnavailableError,
     UnsupportedError,
 )
-from truthgpt_serve.http.asgi import Receive, Scope, Send
-from truthgpt_serve.http.connection import ClientGoneError, Connection, refuse_websocket
+from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.file_store import FILES_PATH
-from truthgpt_serve.http.json_body import encode_json, model_names, parse_object
+from truthgpt_serve.http.front import Handler, RoutedFront
+from truthgpt_serve.http.json_body import encode_json, model_entry, model_names, parse_object
 from truthgpt_serve.http.open_inference import MODELS_PREFIX as OPEN_MODELS_PREFIX
 from truthgpt_serve.http.open_inference import is_open_inference, split_model_path
 from truthgpt_serve.http.routes import refuse
@@ -40,11 +39,9 @@ from truthgpt_serve.server.text.request import ChatRequest, CompletionRequest, p
 from truthgpt_serve.server.text.routes import Tokenizer
 
 logger = logging.getLogger(__name__)
-access = logger.getChild("access")
 
 MODELS_PATH = "/v1/models"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-Handler = Callable[[Connection], Awaitable[None]]
 
 
 def create_app(
@@ -74,7 +71,7 @@ async def create_asgi_app(host: ModelInstance) -> Any:
     return Application(host) if app is None else ShapedErrors(app, host.name)
 
 
-class Application:
+class Application(RoutedFront):
     """Serves the model of a host over `/v1/infer` and, by its task, OpenAI's routes.
 
     Args:
@@ -86,6 +83,7 @@ class Application:
     def __init__(
         self, host: ModelInstance, *, max_body_bytes: int | None = None, owns_host: bool = False
     ) -> None:
+        super().__init__(f"the model {host.name!r}", host.label)
         self._host = host
         self._max_body_bytes = max_body_bytes or host.max_body_bytes
         self._owns_host = owns_host
@@ -118,40 +116,21 @@ class Application:
 
             self._routes |= OipRoutes(host, self._read).routes()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one ASGI connection."""
-        kind = scope["type"]
-        if kind == "http":
-            await self._http(scope, receive, send)
-        elif kind == "lifespan":
-            await self._lifespan(receive, send)
-        elif kind == "websocket":
-            await refuse_websocket(scope, receive, send)
+    async def start(self) -> None:
+        """Starts the host, if it is the application's own."""
+        if self._owns_host:
+            await self._host.start()
 
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        connection = Connection(scope, receive, send)
-        try:
-            await self._find(scope["method"], connection.path)(connection)
-        except ClientGoneError:
-            access.debug("request %s: the client left", connection.request_id)
-        except TruthGPTError as error:
-            if isinstance(error, ServerError):
-                logger.error(
-                    "request %s: %s", connection.request_id, error, exc_info=error.__cause__
-                )
-            await connection.fail(error)
-        except Exception:
-            request_id = connection.request_id
-            logger.exception("request %s: %s failed", request_id, self._host.label)
-            await connection.fail(
-                ServerError(
-                    f"the model {self._host.name!r} failed; its log has the cause under "
-                    f"request id {request_id}"
-                )
-            )
+    async def stop(self) -> None:
+        """Closes what the routes hold, and the host if it is the application's own."""
+        self._images.close()
+        self._audio.close()
+        if self._owns_host:
+            await self._host.close()
 
-    def _find(self, method: str, path: str) -> Handler:
-        path = self._by_own_name(path)
+    def find(self, connection: Connection) -> Handler:
+        """Returns the handler of a request."""
+        method, path = connection.scope["method"], self._by_own_name(connection.path)
         methods = self._routes.get(path)
         if methods is None and path.startswith(MODELS_PATH + "/"):
             methods = {"GET": lambda connection: self._model(connection, path)}
@@ -239,14 +218,7 @@ class Application:
             )
 
     def _card(self, name: str) -> dict[str, Any]:
-        card: dict[str, Any] = {
-            "id": name,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "truthgpt-serve",
-        }
-        if name != self._host.name:
-            card["alias_of"] = self._host.name
+        card = model_entry(name, self._created, self._host.name)
         if acceleration := getattr(self._host.model, "acceleration", None):
             card["acceleration"] = acceleration
         return card
@@ -275,24 +247,3 @@ class Application:
                 f"the model {self._host.name!r} has no metrics of its own", param="model"
             )
         await connection.reply(text.encode(), METRICS_TYPE)
-
-    async def _lifespan(self, receive: Receive, send: Send) -> None:
-        while True:
-            kind = (await receive())["type"]
-            if kind == "lifespan.shutdown":
-                self._images.close()
-                self._audio.close()
-                if self._owns_host:
-                    await self._host.close()
-                await send({"type": "lifespan.shutdown.complete"})
-                return
-            if not self._owns_host:
-                await send({"type": "lifespan.startup.complete"})
-                continue
-            try:
-                await self._host.start()
-            except Exception as error:
-                logger.exception("model %r does not start", self._host.name)
-                await send({"type": "lifespan.startup.failed", "message": str(error)})
-                return
-            await send({"type": "lifespan.startup.complete"})

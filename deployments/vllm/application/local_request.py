@@ -84,16 +84,16 @@ class LocalRequest:
         """Returns the answer's status code; raises what the application raised before it."""
         return await self._status
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def pieces(self) -> AsyncIterator[bytes]:
         """Yields the answer's body as it comes."""
         while (chunk := await self._chunks.get()) is not None:
             yield chunk
         if self._task is not None:
             await self._task
 
-    async def read(self) -> Any:
-        """Returns the whole body, read as JSON."""
-        return json.loads(b"".join([chunk async for chunk in self.chunks()]))
+    async def read(self) -> bytes:
+        """Returns the whole body."""
+        return b"".join([chunk async for chunk in self.pieces()])
 
     async def _run(self) -> None:
         try:

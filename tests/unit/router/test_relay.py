@@ -684,7 +684,7 @@ def test_websockets_are_refused(url: str) -> None:
             b"GET /v1/realtime HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
             b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         )
-        assert connection.recv(100).startswith(b"HTTP/1.1 403")
+        assert connection.recv(100).startswith(b"HTTP/1.1 404")
 
 
 async def test_a_body_that_is_slow_takes_no_place_at_its_model(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from deployments.vllm.application.generic import GenericRoutes
+from deployments.vllm.application.generic import create_backend
 from deployments.vllm.application.local_request import LocalRequest
 from deployments.vllm.arguments import load_arguments, open_arguments, set_elsewhere
 from deployments.vllm.config import (
@@ -33,6 +33,7 @@ from deployments.vllm.hardware import (
 from deployments.vllm.tiny_model import make_tiny_adapter, make_tiny_llama
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.errors import RequestError, UnavailableError
+from truthgpt_serve.server.infer.routes import Caller
 
 
 def make_cfg(**changes: Any) -> dict[str, Any]:
@@ -346,14 +347,14 @@ async def answer_in_pieces(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def test_stream_is_put_together_from_any_pieces() -> None:
-    routes = GenericRoutes(answer_in_pieces, "m", ("generate",))
-    deltas = [delta["text"] async for delta in routes.stream({"text": "start"})]
+    backend = create_backend(answer_in_pieces, "m", ("generate",))
+    deltas = [delta["text"] async for delta in backend.stream({"text": "start"}, Caller("id"))]
     assert deltas == ["start", "é", "end"]
 
 
 async def test_text_is_required() -> None:
     with pytest.raises(RequestError, match=r"inputs\.text"):
-        await GenericRoutes(answer_in_pieces, "m", ("generate",)).infer({})
+        await create_backend(answer_in_pieces, "m", ("generate",)).infer({}, Caller("id"))
 
 
 async def test_leaving_a_local_request_is_a_disconnect() -> None:

@@ -1,0 +1,195 @@
+"""The contract's inputs and outputs over OpenAI's routes, whatever carries the requests there."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Literal, Protocol
+
+from truthgpt_serve.errors import TruthGPTError, UnsupportedError
+from truthgpt_serve.http.sse import EventReader
+from truthgpt_serve.request_model import bad_field
+from truthgpt_serve.server.infer.routes import Caller
+
+MAX_ANSWER_BYTES = 256 * 1024 * 1024
+DONE = b"[DONE]"
+_USAGE = ("prompt_tokens", "completion_tokens")
+
+Kind = Literal["completion", "chat", "embedding", "image"]
+
+
+class Reply(Protocol):
+    """An answer whose status is good."""
+
+    async def read(self) -> bytes:
+        """Returns the whole body. Raises TruthGPTError when it breaks off or is too long."""
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """Yields the body as it comes. Raises TruthGPTError when it breaks off."""
+
+
+class Transport(Protocol):
+    """Carries requests to a server or an application with OpenAI's routes."""
+
+    def send(
+        self, path: str, payload: dict[str, Any], caller: Caller
+    ) -> AbstractAsyncContextManager[Reply]:
+        """Sends a request with the model's name.
+
+        Leaving the context before the answer's end ends the work on it.
+
+        Raises:
+            TruthGPTError: The answer's status is not good, or there is none.
+        """
+
+    def event_error(self, event: bytes) -> TruthGPTError:
+        """Returns the error that an event of a stream means."""
+
+    def unreadable(self, why: str) -> TruthGPTError:
+        """Returns the error for an answer that is not as OpenAI's are."""
+
+
+class OpenAIBackend:
+    """Answers inputs by one kind of route.
+
+    Args:
+        transport: Carries the requests.
+        kind: Which route; None where no route takes inputs of the contract.
+        default_max_tokens: Most tokens of an answer where the inputs have no `max_new_tokens`;
+            None leaves it to the other side.
+        unsupported: Why there is no kind, for the error.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        kind: Kind | None,
+        *,
+        default_max_tokens: int | None = None,
+        unsupported: str = "",
+    ) -> None:
+        self._transport = transport
+        self._kind = kind
+        self._default_max_tokens = default_max_tokens
+        self._unsupported = unsupported
+
+    async def infer(self, inputs: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
+        """Returns the outputs of one request.
+
+        Args:
+            inputs: `text`, for texts with `max_new_tokens`, or `prompt` for images; other fields go
+                to the route as they are.
+            caller: Who asks.
+
+        Returns:
+            `{"text", "finish_reason", "usage"}`, `{"embedding", "num_tokens"}`, or `{"image"}`.
+
+        Raises:
+            TruthGPTError: The inputs are wrong, or the other side refuses or fails.
+        """
+        path, payload = self._request(inputs)
+        async with self._transport.send(path, payload, caller) as reply:
+            body = await reply.read()
+        try:  # in a thread, because an image takes long to decode
+            return await asyncio.to_thread(lambda: self._outputs(json.loads(body)))
+        except (LookupError, TypeError, ValueError) as error:
+            raise self._unreadable(error) from error
+
+    async def stream(
+        self, inputs: Mapping[str, Any], caller: Caller
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Yields `{"text": delta}`, the last with `finish_reason`; other kinds yield all at once.
+
+        Arguments and errors are those of `infer`.
+        """
+        if self._kind not in ("completion", "chat"):
+            yield await self.infer(inputs, caller)
+            return
+        path, payload = self._request(inputs)
+        payload["stream"] = True
+        ended, reader = False, EventReader(MAX_ANSWER_BYTES)
+        async with self._transport.send(path, payload, caller) as reply:
+            async for piece in reply.pieces():
+                for event in reader.feed(piece):
+                    ended = ended or event == DONE
+                    for item in self._items(event):
+                        ended = ended or "finish_reason" in item
+                        yield item
+        if not ended:
+            raise self._transport.unreadable("its stream ended before it was whole")
+
+    def _request(self, inputs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        fields = dict(inputs)
+        if self._kind == "image":
+            prompt = _take_text(fields, "prompt")
+            fields.setdefault("response_format", "b64_json")
+            fields = {key: value for key, value in fields.items() if value is not None}
+            return "/v1/images/generations", {**fields, "prompt": prompt}
+        if self._kind is None:
+            raise UnsupportedError(self._unsupported)
+        text = _take_text(fields, "text")
+        if self._kind == "embedding":
+            return "/v1/embeddings", {**fields, "input": text}
+        limit = fields.pop("max_new_tokens", None)
+        limit = self._default_max_tokens if limit is None else limit
+        if limit is not None:
+            fields.setdefault("max_tokens", limit)
+        if self._kind == "chat":
+            messages = [{"role": "user", "content": text}]
+            return "/v1/chat/completions", {**fields, "messages": messages}
+        return "/v1/completions", {**fields, "prompt": text}
+
+    def _outputs(self, answer: Any) -> dict[str, Any]:
+        if self._kind == "image":
+            return {"image": _read_image(answer["data"][0])}
+        usage = answer.get("usage") or {}
+        if self._kind == "embedding":
+            outputs = {"embedding": answer["data"][0]["embedding"]}
+            tokens = usage.get("prompt_tokens")
+            return outputs if tokens is None else {**outputs, "num_tokens": tokens}
+        choice = answer["choices"][0]
+        text = choice["message"].get("content") if self._kind == "chat" else choice["text"]
+        outputs = {"text": text or "", "finish_reason": choice.get("finish_reason")}
+        counts = {key: usage[key] for key in _USAGE if isinstance(usage.get(key), int)}
+        return {**outputs, "usage": counts} if counts else outputs
+
+    def _items(self, event: bytes) -> list[dict[str, Any]]:
+        if event == DONE:
+            return []
+        try:
+            value = json.loads(event)
+            if "error" in value:
+                raise self._transport.event_error(event)
+            return [self._item(choice) for choice in value["choices"]]
+        except (LookupError, TypeError, ValueError) as error:
+            raise self._unreadable(error) from error
+
+    def _item(self, choice: Any) -> dict[str, Any]:
+        text = choice["delta"].get("content") if self._kind == "chat" else choice["text"]
+        item = {"text": text or ""}
+        reason = choice.get("finish_reason")
+        return item if reason is None else {**item, "finish_reason": reason}
+
+    def _unreadable(self, error: Exception) -> TruthGPTError:
+        return self._transport.unreadable(f"{type(error).__name__}: {error}")
+
+
+def _take_text(fields: dict[str, Any], name: str) -> str:
+    text = fields.pop(name, None)
+    if not isinstance(text, str):
+        raise bad_field(f"inputs.{name}", "is required and must be a string")
+    return text
+
+
+def _read_image(entry: Any) -> Any:
+    from PIL import Image  # of the extra `images`; only this kind needs it
+
+    if "b64_json" not in entry:
+        raise ValueError("the image came as an address; ask for response_format b64_json")
+    image = Image.open(io.BytesIO(base64.b64decode(entry["b64_json"])))
+    image.load()
+    return image
