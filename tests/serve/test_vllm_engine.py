@@ -398,7 +398,7 @@ def test_health_fails_after_the_engine_dies(server: Server) -> None:
     assert "EngineDeadError" in httpx.get(f"{server.url}/check").text
     # The resource tracker and the compiler of grammars belong to the server's own process, which
     # lives on.
-    own = ("tracker", "grammar_worker")
+    own = ("tracker", "grammar.worker")
     engine = [p for p, title in titles.items() if not any(word in title for word in own)]
     assert not alive(engine, within_s=10)
 

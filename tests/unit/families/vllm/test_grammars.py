@@ -247,7 +247,7 @@ def compiling_process() -> psutil.Process:
     found = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):  # one that has ended: of another test
-            if "grammar_worker" in " ".join(child.cmdline()):
+            if "grammar.worker" in " ".join(child.cmdline()):
                 found.append(child)
     (process,) = found
     return process

@@ -45,7 +45,7 @@ def moved_parameters(self: Any, states: Any) -> None:
 
 @pytest.mark.parametrize("members", [{}, {"method": 1}, {"method": moved_parameters}])
 def test_a_vllm_that_moved_is_refused(members: dict[str, Any]) -> None:
-    with pytest.raises(RuntimeError, match=r"Runner\.method.*adapt deployments/vllm/mends"):
+    with pytest.raises(RuntimeError, match=r"Runner\.method.*adapt deployments/vllm/patches"):
         replace_method(type("Runner", (), members), "method", PARAMETERS, lambda f: f)
 
 
