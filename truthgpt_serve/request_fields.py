@@ -8,6 +8,7 @@ from pydantic import Field
 
 from truthgpt_serve.request_model import (
     WHOLE,
+    AtMost,
     FullText,
     NonNegative,
     RequestModel,
@@ -24,7 +25,7 @@ Stops = Annotated[
     list[str],
     Via(
         Annotated[
-            FullText | list[FullText] | None,
+            FullText | Annotated[list[FullText], Field(fail_fast=True)] | None,
             Wanted("a string or a list of strings, none of them empty"),
         ],
         _as_list,
@@ -62,6 +63,7 @@ MAX_STEPS = 1000
 """Denoising steps: that many timesteps are what diffusion models are trained with."""
 MAX_GUIDANCE_SCALE = 100
 MAX_PARTIAL_IMAGES = 3
+MAX_ADAPTERS = 32
 MAX_ADAPTER_WEIGHT = 100
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED), WHOLE]
@@ -70,4 +72,7 @@ GuidanceScale = Annotated[float, Field(ge=0, le=MAX_GUIDANCE_SCALE)]
 Strength = Annotated[float, Field(gt=0, le=1)]
 ControlScale = Annotated[float, Field(ge=0, le=2)]
 PartialImages = Annotated[int, Field(ge=0, le=MAX_PARTIAL_IMAGES), WHOLE]
-AdapterWeight = Annotated[float, Field(ge=-MAX_ADAPTER_WEIGHT, le=MAX_ADAPTER_WEIGHT)]
+AdapterWeights = Annotated[
+    dict[str, Annotated[float, Field(ge=-MAX_ADAPTER_WEIGHT, le=MAX_ADAPTER_WEIGHT)]],
+    AtMost(MAX_ADAPTERS),
+]

@@ -142,6 +142,23 @@ class Wanted:
         )
 
 
+@dataclass(frozen=True)
+class AtMost:
+    """Bounds the members of an object before any is looked at, each of which can be a fault."""
+
+    num_members: int
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self._check, handler(source))
+
+    def _check(self, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > self.num_members:
+            raise PydanticCustomError("too_long", "too_long", {"max_length": self.num_members})
+        return value
+
+
 def unsupported_unless(harmless: Callable[[Any], bool], reason: str) -> AfterValidator:
     """Refuses what only other servers honor.
 

@@ -5,8 +5,9 @@ Knows no diffusers and no torch, so that a configuration is checked without them
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
+
+from truthgpt_serve.wording import nearest
 
 SCHEDULERS: dict[str, str] = {
     "ddim": "DDIMScheduler",
@@ -72,8 +73,7 @@ def scheduler_class(name: str) -> str | None:
 def suggest(value: object, known: Iterable[str]) -> str:
     """Returns a fix: the nearest of the known names, else all of them."""
     names = sorted(known)
-    near = difflib.get_close_matches(str(value).lower(), [name.lower() for name in names], n=1)
-    for name in names:
-        if near and name.lower() == near[0]:
-            return f"did you mean {name!r}?"
+    by_lower = {name.lower(): name for name in names}
+    if (near := nearest(str(value)[:100].lower(), by_lower)) is not None:
+        return f"did you mean {by_lower[near]!r}?"
     return f"known: {', '.join(names)}" if names else "there are none"

@@ -22,6 +22,7 @@ from truthgpt_serve.config.base import (
     refuse,
 )
 from truthgpt_serve.contract import FamilySpec
+from truthgpt_serve.request_fields import MAX_GUIDANCE_SCALE
 
 SIZE_PATTERN = r"^[1-9]\d{0,4}x[1-9]\d{0,4}$"
 SIZE_STEP = 8
@@ -82,8 +83,8 @@ class DiffusersSettings(Section):
     default_guidance_scale: NonNegativeNumber | None = None
     """Guidance when a request names none; null takes the pipeline's own default."""
 
-    max_guidance_scale: PositiveNumber = 30
-    """Largest guidance of a request."""
+    max_guidance_scale: PositiveNumber = MAX_GUIDANCE_SCALE
+    """Largest guidance of a request; none may have more than 100."""
 
     max_prompt_tokens: Count | None = None
     """Tokens of a prompt that the text encoder reads, where the pipeline leaves it open; null takes

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import Field
 
 from truthgpt_serve.errors import RequestError, UnsupportedError
+from truthgpt_serve.request_fields import AdapterWeights
 from truthgpt_serve.request_model import (
     Count,
     FullText,
@@ -20,11 +22,15 @@ from truthgpt_serve.request_model import (
     unsupported_unless,
 )
 from truthgpt_serve.server.embeddings.request import EmbeddingRequest
-from truthgpt_serve.server.text.request import CompletionRequest, parse_text
+from truthgpt_serve.server.text.request import ChatRequest, CompletionRequest, parse_text
 
 
 class Inner(RequestModel):
     name: FullText
+
+
+class Adapters(RequestModel):
+    adapters: AdapterWeights
 
 
 class Sample(RequestModel):
@@ -131,3 +137,57 @@ def test_requests_hold_whole_numbers_as_such() -> None:
     for ids in ([1.0, 2], [[1.0, 2]]):
         found = read_request(EmbeddingRequest, {"model": "m", "input": ids, "dimensions": 8.0})
         assert repr(found.inputs) == "[{'token_ids': [1, 2], 'dimensions': 8}]"
+
+
+def chat(messages: Any, **fields: Any) -> dict[str, Any]:
+    return {"model": "m", "messages": messages, **fields}
+
+
+LONG = "x" * 20_000_000
+MANY = 200_000
+USER = {"role": "user", "content": "a"}
+HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
+    "long role": (chat([{**USER, "role": LONG}]), "messages[0].role"),
+    "long name of a field": (chat([{**USER, LONG: 1}]), f"messages[0].{LONG[:80]}"),
+    "many fields": (
+        chat([{**USER, **{f"k{number}": 1 for number in range(MANY)}}]),
+        "messages[0].k0",
+    ),
+    "many wrong messages": (chat([3] * MANY), "messages[0]"),
+    "many wrong parts": (chat([{**USER, "content": [3] * MANY}]), "messages[0].content[0]"),
+    "many wrong stops": (chat([USER], stop=[1] * MANY), "stop"),
+    "half a pair as a name": (chat([{**USER, "\ud800": 1}]), "messages[0]"),
+    "infinite": (chat([USER], temperature=float("inf")), "temperature"),
+    "not a number": (chat([USER], top_p=float("nan")), "top_p"),
+}
+
+
+@pytest.mark.parametrize(("body", "param"), HOSTILE.values(), ids=HOSTILE)
+def test_hostile_bodies_get_short_answers_soon(body: dict[str, Any], param: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(RequestError) as caught:
+        parse_text(ChatRequest, body)
+    assert time.monotonic() - started < 3
+    assert (caught.value.status, caught.value.param) == (400, param)
+    assert len(caught.value.message) < 250
+
+
+def test_deep_values_are_refused_by_their_fields() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    for body, param in (
+        (chat(deep), "messages[0]"),
+        (chat([{**USER, "content": deep}]), "messages[0].content[0]"),
+        (chat([USER], temperature=deep), "temperature"),
+        (chat([USER], tools=deep), "tools"),
+    ):
+        with pytest.raises(RequestError) as caught:
+            parse_text(ChatRequest, body)
+        assert caught.value.param == param
+
+
+def test_an_object_with_too_many_members_is_not_looked_into() -> None:
+    body = {"adapters": dict.fromkeys(map(str, range(MANY)), "x")}
+    with pytest.raises(RequestError, match="`adapters` must have at most 32 items, not 200000"):
+        read_request(Adapters, body)

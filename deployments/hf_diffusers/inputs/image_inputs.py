@@ -30,9 +30,9 @@ from deployments.hf_diffusers.pipelines.info import (
     PipelineFacts,
 )
 from truthgpt_serve.errors import RequestError, UnsupportedError
+from truthgpt_serve.wording import shown
 
 OPERATIONS = ("generation", "edit", "variation")
-MAX_CONTROL_SCALE = 2.0
 LEAST_EDGE = 64
 Facts = Mapping[str, PipelineFacts]
 
@@ -61,12 +61,11 @@ def read_pictures(fields: Fields, facts: Facts) -> Pictures:
     Raises:
         RequestError: They contradict each other, the operation or the model.
     """
-    images, mask = fields.images("image"), fields.images("mask")
-    control = fields.images("control_image")
-    operation = fields.text("operation") or ("edit" if images else "generation")
+    images, mask, control = list(fields.image), fields.mask, fields.control_image
+    operation = fields.operation or ("edit" if images else "generation")
     if operation not in OPERATIONS:
         fix = suggest(operation, OPERATIONS)
-        raise RequestError(f"`operation` is {operation!r}: {fix}", param="operation")
+        raise RequestError(f"`operation` is {shown(operation)}: {fix}", param="operation")
     if operation != "generation" and not images:
         raise RequestError(f"`image` is required for an {operation}", param="image")
     if operation == "generation" and images:
@@ -140,7 +139,7 @@ def place_pictures(
     Raises:
         RequestError: The size is not possible.
     """
-    width, height = (fields.integer(name, 1, None) for name in ("width", "height"))
+    width, height = fields.width, fields.height
     first = pictures.images[0] if pictures.images else pictures.control
     looks = bool(pictures.images) and not facts.starts_from_image
     if width is None and height is None and looks:
@@ -170,8 +169,7 @@ def place_pictures(
     if pictures.control is not None:
         key = "control_image" if facts.takes("control_image") else "image"
         arguments[key] = to_tensor(pictures.control, width, height)
-    scale = fields.number("control_scale", 0, MAX_CONTROL_SCALE)
-    if scale is not None:
+    if (scale := fields.control_scale) is not None:
         if not facts.role.startswith(CONTROL):
             raise UnsupportedError("`control_scale` needs a `control_image`", param="control_scale")
         arguments["controlnet_conditioning_scale"] = scale

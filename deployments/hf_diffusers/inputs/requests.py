@@ -16,17 +16,16 @@ import torch
 
 from deployments.hf_diffusers.choices import suggest
 from deployments.hf_diffusers.config import DiffusersSettings
-from deployments.hf_diffusers.inputs.fields import Fields
+from deployments.hf_diffusers.inputs.fields import Fields, read_fields
 from deployments.hf_diffusers.inputs.image_inputs import choose_role, place_pictures, read_pictures
 from deployments.hf_diffusers.inputs.prompts import PromptCounter
 from deployments.hf_diffusers.pipelines.info import TEXT_TO_IMAGE, PipelineFacts
 from deployments.hf_diffusers.pipelines.schedulers import Schedulers
 from truthgpt_serve.errors import RequestError, UnsupportedError, failed_adapter
+from truthgpt_serve.request_model import check_at_most
+from truthgpt_serve.wording import shown
 
-MAX_SEED = 2**63 - 1
 MAX_DRAWN_SEED = 2**32
-MAX_ADAPTER_WEIGHT = 4.0
-MAX_PARTIAL_IMAGES = 3
 QUALITY_FACTORS = {
     "auto": 1.0,
     "low": 0.5,
@@ -98,7 +97,7 @@ def plan_call(inputs: Mapping[str, Any], catalog: Catalog) -> Call:
     Raises:
         RequestError: An input is wrong; the message names it, the limit and what would do.
     """
-    fields = Fields(inputs)
+    fields = read_fields(inputs)
     pictures = read_pictures(fields, catalog.facts)
     facts = catalog.facts[choose_role(pictures, catalog.facts)]
     arguments: dict[str, Any] = dict(facts.fixed)
@@ -107,20 +106,17 @@ def plan_call(inputs: Mapping[str, Any], catalog: Catalog) -> Call:
     _guidance(fields, facts, catalog.settings, arguments)
     tokens = _prompts(fields, facts, catalog, arguments)
     place_pictures(fields, pictures, facts, catalog.settings, arguments)
-    seed = fields.integer("seed", 0, MAX_SEED)
-    seed = secrets.randbelow(MAX_DRAWN_SEED) if seed is None else seed
-    scheduler = fields.text("scheduler")
+    seed = secrets.randbelow(MAX_DRAWN_SEED) if fields.seed is None else fields.seed
     call = Call(
         role=facts.role,
         arguments=arguments,
         seed=seed,
         num_steps=num_steps,
-        scheduler=None if scheduler is None else catalog.schedulers.make(scheduler, steps),
+        scheduler=catalog.schedulers.make(fields.scheduler, steps) if fields.scheduler else None,
         adapters=_adapters(fields, catalog),
         partial_images=_partial_images(fields, catalog),
         input_tokens=tokens,
     )
-    fields.refuse_rest()
     if facts.takes("num_inference_steps"):
         arguments["num_inference_steps"] = steps
     arguments["generator"] = functools.partial(make_generator, seed)
@@ -134,14 +130,15 @@ def make_generator(seed: int) -> torch.Generator:
 
 
 def _steps(fields: Fields, settings: DiffusersSettings, facts: PipelineFacts) -> int:
-    quality, steps = fields.text("quality"), fields.integer("steps", 1, settings.max_steps)
+    check_at_most("steps", fields.steps, settings.max_steps)
+    quality, steps = fields.quality, fields.steps
     default = settings.default_steps or facts.defaults.get("num_inference_steps") or 50
     default = min(int(default), settings.max_steps)
-    if quality is not None:
+    if quality:
         scaled = {name: math.ceil(default * factor) for name, factor in QUALITY_FACTORS.items()}
         known = {**scaled, **settings.quality_steps}
         if quality not in known:
-            message = f"there is no quality {quality!r} ({suggest(quality, known)})"
+            message = f"there is no quality {shown(quality)} ({suggest(quality, known)})"
             raise RequestError(message, param="quality")
         default = min(known[quality], settings.max_steps)
     return default if steps is None else steps
@@ -151,7 +148,7 @@ def _strength(
     fields: Fields, facts: PipelineFacts, steps: int, max_steps: int, arguments: dict[str, Any]
 ) -> int:
     """Returns the steps that run: with a strength below 1 the first ones are left out."""
-    strength = fields.number("strength", 0, 1, above=True)
+    strength = fields.strength
     if not facts.starts_from_image:
         if strength is not None:
             message = f"`strength` has no effect for {facts.role} with this model"
@@ -174,8 +171,8 @@ def _strength(
 def _guidance(
     fields: Fields, facts: PipelineFacts, settings: DiffusersSettings, arguments: dict[str, Any]
 ) -> None:
-    guidance = fields.number("guidance_scale", 0, settings.max_guidance_scale)
-    negative = fields.text("negative_prompt")
+    check_at_most("guidance_scale", fields.guidance_scale, settings.max_guidance_scale)
+    guidance, negative = fields.guidance_scale, fields.negative_prompt or None
     if guidance is not None and facts.guidance is None:
         message = "`guidance_scale` has no effect with this model: its guidance is distilled"
         raise UnsupportedError(message, param="guidance_scale")
@@ -201,7 +198,7 @@ def _prompts(
     fields: Fields, facts: PipelineFacts, catalog: Catalog, arguments: dict[str, Any]
 ) -> int | None:
     """Adds the prompt; returns the tokens of it and of the negative prompt."""
-    prompt = fields.text("prompt", empty=True)
+    prompt = fields.prompt
     if prompt is None:
         if TEXT_TO_IMAGE in facts.role:
             raise RequestError("`prompt` is required", param="prompt")
@@ -220,24 +217,17 @@ def _prompts(
 
 def _adapters(fields: Fields, catalog: Catalog) -> dict[str, float]:
     known = catalog.adapters
-    weights = fields.mapping("adapters")
-    for name, weight in weights.items():
-        place = f"adapters.{name}"
+    for name in fields.adapters:
         if name in catalog.failed_adapters:
             raise failed_adapter(name, catalog.failed_adapters[name])
         if name not in known:
-            message = f"there is no adapter {name!r} ({suggest(name, known)})"
+            message = f"there is no adapter {shown(name)} ({suggest(name, known)})"
             raise RequestError(message, param="adapters")
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-            raise RequestError(f"`{place}` must be a number", param=place)
-        if not abs(weight) <= MAX_ADAPTER_WEIGHT:
-            message = f"`{place}` is {weight:g}: it must be between -4 and 4"
-            raise RequestError(message, param=place)
-    return {name: float(weight) for name, weight in weights.items() if weight}
+    return {name: weight for name, weight in fields.adapters.items() if weight}
 
 
 def _partial_images(fields: Fields, catalog: Catalog) -> int:
-    number = fields.integer("partial_images", 0, MAX_PARTIAL_IMAGES) or 0
+    number = fields.partial_images
     message = ""
     if not catalog.settings.previews:
         message = "this model gives no partial images"

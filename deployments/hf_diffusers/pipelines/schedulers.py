@@ -13,6 +13,7 @@ import torch
 
 from deployments.hf_diffusers.choices import SCHEDULERS, scheduler_class, suggest
 from truthgpt_serve.errors import ConfigError, Fault, RequestError
+from truthgpt_serve.wording import shown
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ class Schedulers:
         cls = self._classes.get(scheduler_class(name) or name)
         if cls is None:
             raise RequestError(
-                f"there is no scheduler {name!r} for this model ({suggest(name, self.names)}; "
+                f"there is no scheduler {shown(name)} for this model ({suggest(name, self.names)}; "
                 f"it has {', '.join(self.names)})",
                 param="scheduler",
             )

@@ -11,7 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag
 
 from truthgpt_serve.request_fields import (
-    AdapterWeight,
+    MAX_ADAPTERS,
+    AdapterWeights,
     ControlScale,
     GuidanceScale,
     PartialImages,
@@ -31,7 +32,6 @@ from truthgpt_serve.request_model import (
 )
 
 _SIZE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})")
-MAX_ADAPTERS = 32
 MAX_NAME_CHARS = 128
 
 
@@ -56,7 +56,7 @@ def _weights(adapters: Any) -> dict[str, float]:
 
 
 _Adapters = Annotated[
-    Annotated[dict[str, AdapterWeight], Field(max_length=MAX_ADAPTERS), Tag("<weights>")]
+    Annotated[AdapterWeights, Tag("<weights>")]
     | Annotated[list[str], Field(max_length=MAX_ADAPTERS), Tag("<names>")],
     Discriminator(lambda value: "<names>" if isinstance(value, list) else "<weights>"),
 ]

@@ -154,7 +154,7 @@ class ImageParser:
 def _refuse_names(operation: Operation, names: Collection[str], given: Mapping[str, Any]) -> None:
     fields = (*FIELDS[operation].model_fields, *FILES[operation])
     for name in names:
-        if name in given:
+        if name in OPENAI_ONLY:
             _refuse_openai_only(name, shown(given[name]))
         if name in OF_EDITS and operation == "generation":
             message = f"{unknown_field(name)}; /v1/images/edits changes an image"
