@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import psutil
+
+from truthgpt_serve.cluster.machine import DriverError, probe_gpus
 from truthgpt_serve.contract import Probe
 
 OLDEST_PYTHON = (3, 11)
 """As `requires-python` in pyproject.toml."""
-TIMEOUT_S = 20.0
 GIB = 1 << 30
-_GPU_FIELDS = "driver_version,name,memory.total,memory.free,compute_cap"
 _MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -55,13 +54,10 @@ def _processor() -> str:
 
 
 def _memory() -> str:
-    rows = dict(
-        line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines() if ":" in line
-    )
-    total, free = (int(rows[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
+    memory = psutil.virtual_memory()
     limits = [int(text) for text in map(_read, _MEMORY_LIMITS) if text.isdigit()]
-    total = min([total, *limits])
-    return f"{total / GIB:.1f} GiB, {min(total, free) / GIB:.1f} GiB available"
+    total = min([memory.total, *limits])
+    return f"{total / GIB:.1f} GiB, {min(total, memory.available) / GIB:.1f} GiB available"
 
 
 def _read(path: str) -> str:
@@ -72,30 +68,16 @@ def _read(path: str) -> str:
 
 
 def _gpus(environ: Mapping[str, str]) -> Iterator[Probe]:
-    fix = "none is needed to serve on CPU; else install NVIDIA's driver"
-    command = shutil.which("nvidia-smi", path=environ.get("PATH"))
-    if command is None:
-        yield Probe("GPU", False, "nvidia-smi is not on the PATH: no NVIDIA driver", fix)
-        return
     try:
-        answer = subprocess.run(
-            [command, f"--query-gpu={_GPU_FIELDS}", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        yield Probe("GPU", False, f"nvidia-smi does not answer: {type(error).__name__}", fix)
+        gpus = probe_gpus(environ)
+    except DriverError as error:
+        fix = "none is needed to serve on CPU; else install NVIDIA's driver"
+        yield Probe("GPU", False, str(error), fix)
         return
-    rows = [line.split(", ") for line in answer.stdout.splitlines() if line.count(", ") == 4]
-    if answer.returncode != 0 or not rows:
-        said = (answer.stdout or answer.stderr).strip().partition("\n")[0]
-        yield Probe("GPU", False, f"nvidia-smi failed: {said}", fix)
-        return
-    for number, (driver, name, total, free, capability) in enumerate(rows):
-        detail = f"{name}, {total}, {free} free, compute capability {capability}, driver {driver}"
-        yield Probe(f"GPU {number}", True, detail)
+    for number, gpu in enumerate(gpus):
+        memory = f"{gpu.memory}, {gpu.free} free"
+        software = f"compute capability {gpu.capability}, driver {gpu.driver}"
+        yield Probe(f"GPU {number}", True, f"{gpu.name}, {memory}, {software}")
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         yield Probe("visible GPUs", bool(visible.strip()), f"CUDA_VISIBLE_DEVICES={visible}")

@@ -6,13 +6,13 @@ Knows nothing of the cluster: Ray may have more nodes. Only `check_machine` impo
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+
+import psutil
 
 from truthgpt_serve.checks import resolve_family
+from truthgpt_serve.cluster.machine import DriverError, probe_gpus
 from truthgpt_serve.errors import ConfigError, Fault
 from truthgpt_serve.hardware import plan_playground, plan_replica, plan_router
 from truthgpt_serve.validate.capacity import demand_of, find_shortages
@@ -20,7 +20,6 @@ from truthgpt_serve.validate.report import CheckedModel, Report
 
 DOES_NOT_FIT = "this machine alone is too small: "
 """How a note about it begins."""
-_PROBE_TIMEOUT_S = 20
 _NO_LIMITS = (1, 1)
 """Requests take no room on a machine."""
 _MEMORY_SHARE = 0.7
@@ -50,36 +49,17 @@ class Machine:
 def probe_machine(environ: Mapping[str, str] = os.environ) -> Machine:
     """Returns this machine's hardware; no GPU where the NVIDIA driver does not answer."""
     return Machine(
-        cpus=len(os.sched_getaffinity(0)), gpus=_gpu_names(environ), memory=_free_memory()
+        cpus=len(os.sched_getaffinity(0)),
+        gpus=_gpu_names(environ),
+        memory=psutil.virtual_memory().available * _MEMORY_SHARE,
     )
 
 
-def _free_memory() -> float:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return float("inf")
-    free = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
-    return float("inf") if free is None else int(free) * 1024 * _MEMORY_SHARE
-
-
 def _gpu_names(environ: Mapping[str, str]) -> tuple[str, ...]:
-    command = shutil.which("nvidia-smi", path=environ.get("PATH"))
-    if command is None:
-        return ()
     try:
-        answer = subprocess.run(
-            [command, "--query-gpu=name", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=_PROBE_TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        names = tuple(gpu.name for gpu in probe_gpus(environ))
+    except DriverError:
         return ()
-    if answer.returncode != 0:
-        return ()
-    names = tuple(line.strip() for line in answer.stdout.splitlines() if line.strip())
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return names

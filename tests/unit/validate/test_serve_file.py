@@ -198,7 +198,8 @@ def test_machine_without_the_hardware(service: Path, monkeypatch: pytest.MonkeyP
 
 def test_machine_reads_the_driver(service: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = service / "nvidia-smi"
-    driver.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3'\n", encoding="utf-8")
+    answer = "580.1, NVIDIA H100 80GB HBM3, 81559 MiB, 80000 MiB, 9.0"
+    driver.write_text(f"#!/bin/sh\necho '{answer}'\n", encoding="utf-8")
     driver.chmod(0o755)
     monkeypatch.setenv("PATH", f"{service}:/bin:/usr/bin")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
