@@ -5,7 +5,6 @@ Imports no family until its name is asked for, and no engine before its class is
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import logging
 import os
@@ -17,6 +16,7 @@ from typing import TypeVar
 
 from truthgpt_serve.contract import FAMILY_ENTRY_POINTS, FamilySpec, Model
 from truthgpt_serve.errors import RegistryError
+from truthgpt_serve.wording import nearest
 
 logger = logging.getLogger(__name__)
 ClassT = TypeVar("ClassT", bound=type)
@@ -97,8 +97,8 @@ class ModelRegistry(Mapping[str, FamilySpec]):
         try:
             return self[name]
         except KeyError:
-            near = difflib.get_close_matches(name, list(self), n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            near = nearest(name, self)
+            hint = f"did you mean {near!r}? " if near else ""
             raise RegistryError(
                 f"unknown model family {name!r}; {hint}known families: {', '.join(self)}; "
                 "a class of your own is registered by naming its module in `model.import`"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
 from pydantic_core import ErrorDetails
@@ -32,9 +32,20 @@ def shown(value: Any) -> str:
 
 
 def nearest(value: Any, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Returns the known name that `value` probably means, or None."""
-    text = str(value)[: 2 * MAX_SHOWN_CHARS]
-    return next(iter(difflib.get_close_matches(text, list(known), n=1, cutoff=cutoff)), None)
+    """Returns the known name that `value` probably means, in capitals or not, or None."""
+    names = {name.lower(): name for name in known}
+    text = str(value)[: 2 * MAX_SHOWN_CHARS].lower()
+    found = difflib.get_close_matches(text, names, n=1, cutoff=cutoff)
+    return names[found[0]] if found else None
+
+
+def suggest(value: Any, known: Iterable[str], otherwise: str | None = None) -> str:
+    """Returns a fix: the known name that `value` probably means, else `otherwise`, or all names."""
+    names = sorted(known) if isinstance(known, Set) else list(known)
+    near = nearest(value, names)
+    if near is not None:
+        return f"did you mean {near!r}?"
+    return otherwise or (f"known: {', '.join(names)}" if names else "there are none")
 
 
 def unknown_field(name: Any) -> str:

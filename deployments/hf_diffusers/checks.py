@@ -15,12 +15,12 @@ from deployments.hf_diffusers.choices import (
     GPU_QUANTIZATION,
     QUANTIZATION,
     SINGLE_FILES,
-    suggest,
 )
 from truthgpt_serve.config.paths import expand, must_be_local, resolve_local
 from truthgpt_serve.config.source import Source
 from truthgpt_serve.hardware import runs_on_cpu
 from truthgpt_serve.model_files import ModelFileError, has_tokenizer, read_header, read_object
+from truthgpt_serve.wording import suggest
 
 Faults = list[tuple[str, str, str]]
 

@@ -5,10 +5,6 @@ Knows no diffusers and no torch, so that a configuration is checked without them
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from truthgpt_serve.wording import nearest
-
 SCHEDULERS: dict[str, str] = {
     "ddim": "DDIMScheduler",
     "ddpm": "DDPMScheduler",
@@ -68,12 +64,3 @@ def scheduler_class(name: str) -> str | None:
     if name in SCHEDULERS:
         return SCHEDULERS[name]
     return name if name in SCHEDULERS.values() else None
-
-
-def suggest(value: object, known: Iterable[str]) -> str:
-    """Returns a fix: the nearest of the known names, else all of them."""
-    names = sorted(known)
-    by_lower = {name.lower(): name for name in names}
-    if (near := nearest(str(value)[:100].lower(), by_lower)) is not None:
-        return f"did you mean {by_lower[near]!r}?"
-    return f"known: {', '.join(names)}" if names else "there are none"

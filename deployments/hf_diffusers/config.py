@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from deployments.hf_diffusers.checks import check_config
-from deployments.hf_diffusers.choices import SCHEDULERS, scheduler_class, suggest
+from deployments.hf_diffusers.choices import SCHEDULERS, scheduler_class
 from truthgpt_serve.config.base import (
     Count,
     NonNegativeNumber,
@@ -23,6 +23,7 @@ from truthgpt_serve.config.base import (
 )
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.request_fields import MAX_GUIDANCE_SCALE
+from truthgpt_serve.wording import suggest
 
 SIZE_PATTERN = r"^[1-9]\d{0,4}x[1-9]\d{0,4}$"
 SIZE_STEP = 8

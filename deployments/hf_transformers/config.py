@@ -5,8 +5,7 @@ Imports neither torch nor transformers, so a Serve file is validated without the
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 from pydantic import model_validator
@@ -16,6 +15,7 @@ from truthgpt_serve.config.paths import expand
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.hardware import runs_on_cpu
 from truthgpt_serve.model_files import has_tokenizer
+from truthgpt_serve.wording import suggest
 
 PipelineTask = Literal[
     "audio-classification",
@@ -163,7 +163,7 @@ def _check_attention(cfg: Mapping[str, Any]) -> Faults:
         return []
     if name not in ATTENTION:
         message = f"there is no attention {name!r}"
-        return [("model_optim.attention", message, _suggest(name, (*ATTENTION, "auto")))]
+        return [("model_optim.attention", message, suggest(name, (*ATTENTION, "auto")))]
     if name in GPU_ATTENTION and runs_on_cpu(cfg):
         message = f"{name} has kernels for NVIDIA GPUs only, and the model runs on CPU"
         return [("model_optim.attention", message, "write auto or sdpa")]
@@ -179,7 +179,7 @@ def _check_quantization(cfg: Mapping[str, Any]) -> Faults:
         return []
     if name not in QUANTIZATION:
         message = f"there is no quantization {name!r}"
-        return [("model_optim.quantization", message, _suggest(name, QUANTIZATION))]
+        return [("model_optim.quantization", message, suggest(name, QUANTIZATION))]
     if name in GPU_QUANTIZATION and runs_on_cpu(cfg):
         message = f"{name} needs an NVIDIA GPU, and the model runs on CPU"
         return [("model_optim.quantization", message, "write torchao-int8, or null")]
@@ -193,12 +193,6 @@ def _check_tokenizer(cfg: Mapping[str, Any]) -> Faults:
         return []
     fix = "put the tokenizer's files into it"
     return [("model.name_or_path", f"{str(folder)!r} has no tokenizer", fix)]
-
-
-def _suggest(name: object, known: Iterable[str]) -> str:
-    names = list(known)
-    near = difflib.get_close_matches(str(name), names, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"valid are {', '.join(names)}"
 
 
 def default_ongoing_requests(cfg: Mapping[str, Any]) -> int:

@@ -6,13 +6,14 @@ argument parser. Knows nothing of the rest of a configuration.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import re
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from typing import Any
+
+from truthgpt_serve.wording import suggest
 
 _DOMAIN = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]+\]")
 _SIZE = re.compile(r"\d+(\.\d+)?[kmgt]|\d+[KMGT]?")
@@ -103,9 +104,8 @@ def _fault(key: Any, value: Any) -> str | None:
 def _unknown(key: Any) -> str:
     name = str(key)
     fix = name.lstrip("-").replace("-", "_").lower()
-    near = [fix] if fix in load_arguments() else []
-    near = near or difflib.get_close_matches(fix, open_arguments(), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "see `vllm serve --help=all` for all of them"
+    known = load_arguments() if fix in load_arguments() else open_arguments()
+    hint = suggest(fix, known, "see `vllm serve --help=all` for all of them")
     return f"the engine has no argument {name!r}; {hint}"
 
 
@@ -131,9 +131,7 @@ def _cross_faults(engine: Mapping[Any, Any]) -> list[tuple[str, str]]:
     ):
         value, known = engine.get(key), load_arguments()[key].get("known", [])
         if value and not engine.get(plugin) and value not in known:
-            near = difflib.get_close_matches(str(value), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(known)}"
-            faults.append((key, f"the engine has no {key} {value!r}; {hint}"))
+            faults.append((key, f"the engine has no {key} {value!r}; {suggest(value, known)}"))
     key = "allowed_media_domains"
     for domain in engine.get(key) or []:
         if isinstance(domain, str) and not _DOMAIN.fullmatch(domain):

@@ -5,7 +5,6 @@ Imports neither vLLM nor torch, so a Serve file is validated, and the router run
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from deployments.vllm.arguments import JSON_TYPES, find_faults, load_arguments, 
 from truthgpt_serve.config.paths import expand, must_be_local
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.model_files import has_tokenizer
+from truthgpt_serve.wording import suggest
 
 GPU_MARGIN = 0.02
 """Part of a whole GPU that a replica with a fraction of it leaves free. The engine's own budget
@@ -212,9 +212,8 @@ def _check_names(cfg: Mapping[str, Any]) -> Faults:
         if value is None or value in known:
             continue
         given = cfg["model_optim"][key]
-        near = difflib.get_close_matches(str(value), known, n=1)
-        fix = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-        faults.append((f"model_optim.{key}", f"vLLM has no {key} {given!r}", fix))
+        message = f"vLLM has no {key} {given!r}"
+        faults.append((f"model_optim.{key}", message, suggest(value, known)))
     return faults
 
 

@@ -52,10 +52,10 @@ class LazyGroup(click.Group):
         """Returns the command that is called; an unknown one is a usage error with the nearest."""
         name = args[0] if args else ""
         if name and not name.startswith("-") and name not in self.list_commands(ctx):
-            import difflib
+            from truthgpt_serve.wording import nearest  # only a mistake needs it
 
-            near = difflib.get_close_matches(name, self.list_commands(ctx), n=1)
-            hint = f": did you mean {near[0]}?" if near else ""
+            near = nearest(name, self.list_commands(ctx))
+            hint = f": did you mean {near}?" if near else ""
             ctx.fail(f"there is no command {name!r}{hint}")
         return super().resolve_command(ctx, args)
 

@@ -5,7 +5,6 @@ Knows the file as plain data; what is inside a model's configuration is checked 
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from truthgpt_serve.config.playground import PlaygroundConfig
 from truthgpt_serve.config.router import RouterConfig
 from truthgpt_serve.config.source import Source, dotted
 from truthgpt_serve.errors import Fault
+from truthgpt_serve.wording import nearest
 
 APP_MODULE = "truthgpt_serve.app"
 MODEL_IMPORT = f"{APP_MODULE}:model"
@@ -86,8 +86,8 @@ def check_import_path(target: str | None, source: Source) -> list[Fault]:
     ours = (MODEL_IMPORT, ROUTER_IMPORT, PLAYGROUND_IMPORT)
     if target is None or target in ours or module != APP_MODULE:
         return []
-    near = difflib.get_close_matches(target, ours, n=1)
-    fix = f"did you mean {near[0]}?" if near else f"write {' or '.join(ours)}"
+    near = nearest(target, ours)
+    fix = f"did you mean {near}?" if near else f"write {' or '.join(ours)}"
     return [Fault(source.at("import_path"), f"{target!r} does not exist", fix)]
 
 

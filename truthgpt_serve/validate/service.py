@@ -5,7 +5,6 @@ Imports no engine, except for `machine=True`. Knows no command line: `truthgpt_s
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +49,7 @@ from truthgpt_serve.validate.report import (
     CheckedRouter,
     Report,
 )
+from truthgpt_serve.wording import nearest
 
 _SERVE_KEYS = ("applications", "http_options", "proxy_location", "grpc_options", "logging_config")
 _CODE_KEYS = frozenset({"working_dir", "py_modules"})
@@ -91,10 +91,9 @@ def validate_file(path: str | Path, *, machine: bool = False, classes: bool = Tr
 def _is_serve_file(data: Any) -> bool:
     if not isinstance(data, Mapping):
         return False
-    keys = [str(key) for key in data]
-    serve = sum(bool(difflib.get_close_matches(key, _SERVE_KEYS, 1, 0.8)) for key in keys)
-    ours = sum(
-        bool(difflib.get_close_matches(key, ModelConfig.model_fields, 1, 0.8)) for key in keys
+    serve, ours = (
+        sum(nearest(key, known, 0.8) is not None for key in data)
+        for known in (_SERVE_KEYS, ModelConfig.model_fields)
     )
     return serve > ours
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from PIL import Image
 
-from deployments.hf_diffusers.choices import suggest
 from deployments.hf_diffusers.config import DiffusersSettings, parse_size
 from deployments.hf_diffusers.inputs.fields import Fields
 from deployments.hf_diffusers.inputs.images import (
@@ -30,7 +29,7 @@ from deployments.hf_diffusers.pipelines.info import (
     PipelineFacts,
 )
 from truthgpt_serve.errors import RequestError, UnsupportedError
-from truthgpt_serve.wording import shown
+from truthgpt_serve.wording import shown, suggest
 
 OPERATIONS = ("generation", "edit", "variation")
 LEAST_EDGE = 64

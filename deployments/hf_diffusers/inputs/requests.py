@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from deployments.hf_diffusers.choices import suggest
 from deployments.hf_diffusers.config import DiffusersSettings
 from deployments.hf_diffusers.inputs.fields import Fields, read_fields
 from deployments.hf_diffusers.inputs.image_inputs import choose_role, place_pictures, read_pictures
@@ -23,7 +22,7 @@ from deployments.hf_diffusers.pipelines.info import TEXT_TO_IMAGE, PipelineFacts
 from deployments.hf_diffusers.pipelines.schedulers import Schedulers
 from truthgpt_serve.errors import RequestError, UnsupportedError, failed_adapter
 from truthgpt_serve.request_model import check_at_most
-from truthgpt_serve.wording import shown
+from truthgpt_serve.wording import shown, suggest
 
 MAX_DRAWN_SEED = 2**32
 QUALITY_FACTORS = {

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from deployments.hf_diffusers.choices import SCHEDULERS, scheduler_class, suggest
+from deployments.hf_diffusers.choices import SCHEDULERS, scheduler_class
 from truthgpt_serve.errors import ConfigError, Fault, RequestError
-from truthgpt_serve.wording import shown
+from truthgpt_serve.wording import shown, suggest
 
 logger = logging.getLogger(__name__)
 

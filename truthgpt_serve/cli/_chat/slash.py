@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Callable
 
 from truthgpt_serve.cli._chat.conversation import Conversation
 from truthgpt_serve.cli._service.client import ServiceClient
 from truthgpt_serve.cli._service.failures import unknown_model
+from truthgpt_serve.wording import nearest
 
 HELP = """\
 /model [NAME]    say which model answers, or have another one answer from now on
@@ -53,8 +53,8 @@ class Slash:
         if command is not None:
             command(rest.strip())
             return True
-        near = difflib.get_close_matches(name, [*self._commands, "/exit"], n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        near = nearest(name, [*self._commands, "/exit"])
+        hint = f"did you mean {near}? " if near else ""
         self._say(f"there is no {name}: {hint}/help lists what there is")
         return True
 

@@ -7,7 +7,7 @@ from typing import Any
 import diffusers
 import pytest
 
-from deployments.hf_diffusers.choices import SCHEDULERS, scheduler_class, suggest
+from deployments.hf_diffusers.choices import SCHEDULERS, scheduler_class
 from deployments.hf_diffusers.config import FAMILY, DiffusersSettings, default_ongoing_requests
 from tests.support.image_models import make_cfg
 from truthgpt_serve.checks import check_model
@@ -126,15 +126,6 @@ def test_every_scheduler_name_is_a_class_of_diffusers() -> None:
         assert isinstance(getattr(diffusers, cls), type), name
         assert scheduler_class(name) == scheduler_class(cls) == cls
     assert scheduler_class("euler2") is None
-
-
-def test_suggestions_keep_the_known_spelling() -> None:
-    assert suggest("EULER", ["euler"]) == "did you mean 'euler'?"
-    assert suggest("eulerdiscretescheduler", ["EulerDiscreteScheduler"]) == (
-        "did you mean 'EulerDiscreteScheduler'?"
-    )
-    assert suggest("x", ["b", "a"]) == "known: a, b"
-    assert suggest("x", []) == "there are none"
 
 
 def test_default_number_of_requests() -> None:

@@ -135,7 +135,7 @@ def test_quality_is_steps_and_steps_win(catalog: Catalog) -> None:
         ({"strength": 0.5}, "strength", "no effect for text-to-image"),
         ({"mask": picture()}, "mask", "needs the `image`"),
         ({"operation": "edit"}, "image", "is required for an edit"),
-        ({"operation": "paint"}, "operation", "known: edit"),
+        ({"operation": "paint"}, "operation", "known: generation, edit"),
         ({"operation": "generation", "image": picture()}, "image", "belongs to an edit"),
         ({"image": "a.png"}, "image", "an image, not 'a.png'"),
         ({"image": [picture(), picture()]}, "image", "holds 2 images"),
