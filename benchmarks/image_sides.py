@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 
 from benchmarks.image_pipelines import BenchmarkPipeline
-from deployments.hf_diffusers.stepping import EngineOptions, StepEngine
+from deployments.hf_diffusers.stepping import EngineOptions, JobOptions, StepEngine
 
 TIMEOUT_S = 1800.0
 SMALL_SHARE = 0.8
@@ -191,7 +191,7 @@ class EngineSide:
     def submit(self, request: Request) -> Future[Any]:
         """Hands one request to the engine."""
         inputs = self._pipeline.inputs(request.size, request.num_steps, request.seed)
-        return self._engine.submit("sdxl", inputs, num_steps=request.num_steps).future
+        return self._engine.submit("sdxl", inputs, JobOptions(num_steps=request.num_steps)).future
 
     def run(self, trace: Sequence[Request]) -> Result:
         """Sends each request at its time; those without one, by `num_clients` clients."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
@@ -158,18 +159,10 @@ class ImageEngine:
             UnavailableError: The engine is closed, or failed.
         """
         try:
-            return self._engine.submit(
-                call.role,
-                call.arguments,
-                scheduler=call.scheduler,
-                adapters={
-                    self._loaded.adapters.names[name]: weight
-                    for name, weight in call.adapters.items()
-                },
-                num_steps=call.num_steps,
-                partial_images=call.partial_images,
-                on_event=on_event,
-            )
+            names = self._loaded.adapters.names
+            weights = {names[name]: weight for name, weight in call.options.adapters.items()}
+            options = replace(call.options, adapters=weights, on_event=on_event)
+            return self._engine.submit(call.role, call.arguments, options)
         except Exception as error:
             raise translate(error) from error
 

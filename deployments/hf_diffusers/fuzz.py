@@ -31,7 +31,14 @@ from deployments.hf_diffusers.fuzz_plans import (
     build_scheduler,
     draw_plan,
 )
-from deployments.hf_diffusers.stepping import EngineOptions, Event, Job, Progress, StepEngine
+from deployments.hf_diffusers.stepping import (
+    EngineOptions,
+    Event,
+    Job,
+    JobOptions,
+    Progress,
+    StepEngine,
+)
 from deployments.hf_diffusers.tiny_models import CALL_DEFAULTS, KINDS, create_family, create_lora
 
 TOLERANCE = 1e-5
@@ -141,10 +148,12 @@ def _submit_all(
         job = engine.submit(
             plan.task,
             build_inputs(plan, pipeline, CALL_DEFAULTS.get(kind, {})),
-            scheduler=build_scheduler(plan, pipeline),
-            adapters=plan.adapters or None,
-            num_steps=plan.arguments["num_inference_steps"],
-            on_event=canceller,
+            JobOptions(
+                scheduler=build_scheduler(plan, pipeline),
+                adapters=plan.adapters,
+                num_steps=plan.arguments["num_inference_steps"],
+                on_event=canceller,
+            ),
         )
         canceller.job = job
         if plan.cancel_at_step == 0:

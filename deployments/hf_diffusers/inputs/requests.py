@@ -20,6 +20,7 @@ from deployments.hf_diffusers.inputs.image_inputs import choose_role, place_pict
 from deployments.hf_diffusers.inputs.prompts import PromptCounter
 from deployments.hf_diffusers.pipelines.info import TEXT_TO_IMAGE, PipelineFacts
 from deployments.hf_diffusers.pipelines.schedulers import Schedulers
+from deployments.hf_diffusers.stepping import JobOptions
 from truthgpt_serve.errors import RequestError, UnsupportedError, failed_adapter
 from truthgpt_serve.request_model import check_at_most
 from truthgpt_serve.wording import shown, suggest
@@ -69,20 +70,15 @@ class Call:
         role: The pipeline.
         arguments: Keyword arguments of its call.
         seed: Seed of the image, given or drawn.
-        num_steps: Denoising steps that will run.
-        scheduler: Another scheduler than the pipeline's, or None.
-        adapters: Weight of each LoRA adapter.
-        partial_images: Pictures wanted of the unfinished image.
+        options: How it is made: `num_steps` are those that will run, `adapters` as clients call
+            them.
         input_tokens: Tokens of the prompts, or None if the pipeline has no tokenizer.
     """
 
     role: str
     arguments: dict[str, Any]
     seed: int
-    num_steps: int
-    scheduler: Any = None
-    adapters: dict[str, float] = field(default_factory=dict)
-    partial_images: int = 0
+    options: JobOptions
     input_tokens: int | None = None
 
 
@@ -106,14 +102,17 @@ def plan_call(inputs: Mapping[str, Any], catalog: Catalog) -> Call:
     tokens = _prompts(fields, facts, catalog, arguments)
     place_pictures(fields, pictures, facts, catalog.settings, arguments)
     seed = secrets.randbelow(MAX_DRAWN_SEED) if fields.seed is None else fields.seed
+    scheduler = catalog.schedulers.make(fields.scheduler, steps) if fields.scheduler else None
     call = Call(
         role=facts.role,
         arguments=arguments,
         seed=seed,
-        num_steps=num_steps,
-        scheduler=catalog.schedulers.make(fields.scheduler, steps) if fields.scheduler else None,
-        adapters=_adapters(fields, catalog),
-        partial_images=_partial_images(fields, catalog),
+        options=JobOptions(
+            num_steps=num_steps,
+            scheduler=scheduler,
+            adapters=_adapters(fields, catalog),
+            partial_images=_partial_images(fields, catalog),
+        ),
         input_tokens=tokens,
     )
     if facts.takes("num_inference_steps"):

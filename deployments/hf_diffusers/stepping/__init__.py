@@ -20,7 +20,14 @@ from deployments.hf_diffusers.stepping.errors import (
     UnknownAdapterError,
     UnknownPipelineError,
 )
-from deployments.hf_diffusers.stepping.job import Event, Job, JobState, PartialImage, Progress
+from deployments.hf_diffusers.stepping.job import (
+    Event,
+    Job,
+    JobOptions,
+    JobState,
+    PartialImage,
+    Progress,
+)
 from deployments.hf_diffusers.stepping.options import EngineOptions
 from deployments.hf_diffusers.stepping.scheduling.row_caps import RowCap, RowCaps
 from deployments.hf_diffusers.stepping.statistics import Statistics
@@ -32,6 +39,7 @@ __all__ = [
     "EngineOptions",
     "Event",
     "Job",
+    "JobOptions",
     "JobState",
     "NotFiniteError",
     "PartialImage",

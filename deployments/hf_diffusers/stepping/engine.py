@@ -6,7 +6,7 @@ Does not know Ray, HTTP, configuration or model families.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
 from typing import Any
 
@@ -17,7 +17,7 @@ from deployments.hf_diffusers.stepping.errors import (
     QueueFullError,
     UnknownPipelineError,
 )
-from deployments.hf_diffusers.stepping.job import Event, Job
+from deployments.hf_diffusers.stepping.job import Job, JobOptions
 from deployments.hf_diffusers.stepping.options import EngineOptions
 from deployments.hf_diffusers.stepping.pipelines.added import Mode, PipelineEntry, Registry
 from deployments.hf_diffusers.stepping.requests import create_task
@@ -28,6 +28,7 @@ from deployments.hf_diffusers.stepping.scheduling.task_queue import TaskQueue
 from deployments.hf_diffusers.stepping.statistics import Counters, Statistics
 
 DEFAULT_PROFILE_INPUTS: Mapping[str, Any] = {"prompt": "a photograph", "num_inference_steps": 2}
+DEFAULT_OPTIONS = JobOptions()
 
 
 class StepEngine:
@@ -95,13 +96,7 @@ class StepEngine:
         self,
         pipeline: str,
         inputs: Mapping[str, Any],
-        *,
-        scheduler: Any = None,
-        adapters: Mapping[str, float] | None = None,
-        deadline_s: float | None = None,
-        num_steps: int | None = None,
-        partial_images: int = 0,
-        on_event: Callable[[Event], None] | None = None,
+        options: JobOptions = DEFAULT_OPTIONS,
     ) -> Job:
         """Queues a request.
 
@@ -109,33 +104,17 @@ class StepEngine:
             pipeline: The name it was added under.
             inputs: Keyword arguments of the stock pipeline's `__call__`. A function is called just
                 before it, on the engine's thread, so that it may make a `torch.Generator`.
-            scheduler: Used instead of the pipeline's, as a copy.
-            adapters: LoRA adapters and their weights.
-            deadline_s: Seconds from now. Requests with a deadline go first, in order of deadline;
-                leave it out unless one was promised. A missed one counts no more.
-            num_steps: Denoising steps, for the order of work; by default read from the inputs.
-            partial_images: How many to send, evenly over the steps; none for an unknown family.
-            on_event: Gets `Progress` and `PartialImage`, on the engine's thread: it must not block.
+            options: How the image is made.
 
         Raises:
             QueueFullError: `max_ongoing` and `max_queued` are reached.
             UnknownPipelineError: No pipeline has the name.
             UnknownAdapterError: The pipeline was not added with the adapter.
-            ValueError: A callback among the inputs, or a value out of range.
+            ValueError: A callback among the inputs.
             EngineClosedError: The engine is closed.
             EngineFailedError: The engine's thread ended by a fault.
         """
-        return self._submit(
-            pipeline,
-            inputs,
-            None,
-            scheduler=scheduler,
-            adapters=adapters,
-            deadline_s=deadline_s,
-            num_steps=num_steps,
-            partial_images=partial_images,
-            on_event=on_event,
-        )
+        return self._submit(pipeline, inputs, options)
 
     def cancel(self, job: Job) -> None:
         """Ends a job: at once if it is queued, else within one denoising step."""
@@ -187,7 +166,7 @@ class StepEngine:
             raise ValueError(f"pipeline {pipeline!r} is not batched: it has no row caps")
         for item in inputs:
             probe = Probe(self._options.max_rows, num_repeats)
-            job = self._submit(pipeline, item, probe)
+            job = self._submit(pipeline, item, DEFAULT_OPTIONS, probe)
             try:
                 job.result(timeout_s)
             except CancelledError:
@@ -210,20 +189,15 @@ class StepEngine:
             self._registry.close()
 
     def _submit(
-        self, pipeline: str, inputs: Mapping[str, Any], probe: Probe | None, **details: Any
+        self,
+        pipeline: str,
+        inputs: Mapping[str, Any],
+        options: JobOptions,
+        probe: Probe | None = None,
     ) -> Job:
-        arguments = {
-            "scheduler": None,
-            "adapters": None,
-            "deadline_s": None,
-            "num_steps": None,
-            "partial_images": 0,
-            "on_event": None,
-            **details,
-        }
         with self._lock:
             self._check_open()
-            task = create_task(self._find(pipeline), inputs, self._costs, **arguments)
+            task = create_task(self._find(pipeline), inputs, self._costs, options)
             task.probe = probe
             if self._queue.is_full:
                 self._counters.count("refused")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeAlias
 
@@ -42,6 +43,38 @@ class PartialImage:
 
 
 Event: TypeAlias = Progress | PartialImage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobOptions:
+    """How an image is made, beside what the stock pipeline's `__call__` is given.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    scheduler: Any = None
+    """Used instead of the pipeline's, as a copy."""
+    adapters: Mapping[str, float] = field(default_factory=dict)
+    """LoRA adapters and their weights."""
+    deadline_s: float | None = None
+    """Seconds from now. Requests with a deadline go first, in order of deadline; leave it out
+    unless one was promised. A missed one counts no more."""
+    num_steps: int | None = None
+    """Denoising steps, for the order of work; by default read from the inputs."""
+    partial_images: int = 0
+    """How many to send, evenly over the steps; none for an unknown family."""
+    on_event: Callable[[Event], None] | None = None
+    """Gets `Progress` and `PartialImage`, on the engine's thread: it must not block."""
+
+    def __post_init__(self) -> None:
+        if self.partial_images < 0:
+            raise ValueError(f"partial_images is {self.partial_images}: it must be at least 0")
+        if self.deadline_s is not None and not self.deadline_s > 0:
+            raise ValueError(f"deadline_s is {self.deadline_s}: it must be above 0 seconds")
+        for name, weight in self.adapters.items():
+            if not math.isfinite(weight):
+                raise ValueError(f"adapters[{name!r}] is {weight}: the weight must be finite")
 
 
 class Job:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from deployments.hf_diffusers.stepping.errors import UnknownAdapterError
-from deployments.hf_diffusers.stepping.job import Event, Job
+from deployments.hf_diffusers.stepping.job import Job, JobOptions
 from deployments.hf_diffusers.stepping.pipelines.adapters import Adapters
 from deployments.hf_diffusers.stepping.pipelines.added import PipelineEntry
 from deployments.hf_diffusers.stepping.scheduling.cost_model import CostKey, CostModel
@@ -28,28 +28,18 @@ def create_task(
     entry: PipelineEntry,
     inputs: Mapping[str, Any],
     costs: CostModel,
-    *,
-    scheduler: Any,
-    adapters: Mapping[str, float] | None,
-    deadline_s: float | None,
-    num_steps: int | None,
-    partial_images: int,
-    on_event: Callable[[Event], None] | None,
+    options: JobOptions,
 ) -> Task:
     """Checks a request and estimates its work.
 
     Raises:
         UnknownAdapterError: The pipeline was not added with one of the adapters.
-        ValueError: A callback among the inputs, or a value out of range.
+        ValueError: A callback among the inputs.
     """
     for name in CALLBACKS:
         if inputs.get(name) is not None:
             raise ValueError(f"inputs[{name!r}]: use `on_event` instead, which gets every step")
-    if partial_images < 0:
-        raise ValueError(f"partial_images is {partial_images}: it must be at least 0")
-    if deadline_s is not None and not deadline_s > 0:
-        raise ValueError(f"deadline_s is {deadline_s}: it must be above 0 seconds")
-    steps = num_steps or _num_steps(entry, inputs)
+    steps = options.num_steps or _num_steps(entry, inputs)
     images = _num_images(inputs)
     key = CostKey(entry.name, _size(inputs))
     now = time.monotonic()
@@ -57,30 +47,27 @@ def create_task(
         job=Job(entry.name, steps),
         entry=entry,
         inputs=dict(inputs),
-        scheduler=scheduler,
-        adapters=_adapters(entry, adapters),
+        scheduler=options.scheduler,
+        adapters=_adapters(entry, options.adapters),
         submitted_at=now,
-        deadline=math.inf if deadline_s is None else now + deadline_s,
+        deadline=math.inf if options.deadline_s is None else now + options.deadline_s,
         num_steps=steps,
         num_images=images,
         cost_key=key,
         step_cost=costs.estimate(key) * images,
-        partial_images=partial_images,
-        on_event=on_event,
+        partial_images=options.partial_images,
+        on_event=options.on_event,
         exclusive=entry.mode == "exclusive" or _scales_lora(entry, inputs),
     )
 
 
-def _adapters(entry: PipelineEntry, adapters: Mapping[str, float] | None) -> Adapters:
-    unknown = sorted(set(adapters or ()) - entry.adapters)
+def _adapters(entry: PipelineEntry, adapters: Mapping[str, float]) -> Adapters:
+    unknown = sorted(adapters.keys() - entry.adapters)
     if unknown:
         raise UnknownAdapterError(
             f"pipeline {entry.name!r} has no adapter {unknown}: it has {sorted(entry.adapters)}"
         )
-    for name, weight in (adapters or {}).items():
-        if not math.isfinite(weight):
-            raise ValueError(f"adapters[{name!r}] is {weight}: the weight must be finite")
-    return tuple((name, float(weight)) for name, weight in (adapters or {}).items())
+    return tuple((name, float(weight)) for name, weight in adapters.items())
 
 
 def _num_steps(entry: PipelineEntry, inputs: Mapping[str, Any]) -> int:

@@ -76,7 +76,7 @@ def test_arguments_of_the_stock_call(catalog: Catalog) -> None:
         "output_type": "pt",
     }
     assert call.role == "text-to-image"
-    assert (call.num_steps, call.seed) == (7, 5)
+    assert (call.options.num_steps, call.seed) == (7, 5)
     expected = torch.Generator("cpu").manual_seed(5)
     assert torch.equal(torch.rand(4, generator=generator), torch.rand(4, generator=expected))
 
@@ -95,12 +95,12 @@ def test_defaults(catalog: Catalog) -> None:
 
 
 def test_quality_is_steps_and_steps_win(catalog: Catalog) -> None:
-    assert plan(catalog, quality="low").num_steps == 3
-    assert plan(catalog, quality="auto").num_steps == 50
-    assert plan(catalog, quality="hd").num_steps == 75
-    assert plan(make_catalog(default_steps=9), quality="low").num_steps == 5
-    assert plan(make_catalog(max_steps=60), quality="max").num_steps == 60
-    assert plan(catalog, quality="low", steps=4).num_steps == 4
+    assert plan(catalog, quality="low").options.num_steps == 3
+    assert plan(catalog, quality="auto").options.num_steps == 50
+    assert plan(catalog, quality="hd").options.num_steps == 75
+    assert plan(make_catalog(default_steps=9), quality="low").options.num_steps == 5
+    assert plan(make_catalog(max_steps=60), quality="max").options.num_steps == 60
+    assert plan(catalog, quality="low", steps=4).options.num_steps == 4
     assert "did you mean 'low'?" in refusal(catalog, quality="lo").message
 
 
@@ -169,7 +169,7 @@ def test_a_long_prompt_is_counted_as_the_pipeline_counts(catalog: Catalog) -> No
 def test_an_edit_takes_the_size_of_its_image(catalog: Catalog) -> None:
     call = plan(catalog, image=picture(71, 50), strength=0.5, steps=10)
     assert call.role == "image-to-image"
-    assert call.num_steps == 5
+    assert call.options.num_steps == 5
     assert call.arguments["image"].shape == (1, 3, 48, 64)
     assert call.arguments["strength"] == 0.5
     assert "width" not in call.arguments  # the stock call has no such parameter
@@ -245,12 +245,12 @@ def test_several_images_go_to_a_model_that_takes_them() -> None:
 
 def test_schedulers_are_new_for_each_request(catalog: Catalog) -> None:
     first, second = (plan(catalog, scheduler=name) for name in ("dpm++", "dpm++"))
-    assert type(first.scheduler).__name__ == "DPMSolverMultistepScheduler"
-    assert first.scheduler is not second.scheduler
+    assert type(first.options.scheduler).__name__ == "DPMSolverMultistepScheduler"
+    assert first.options.scheduler is not second.options.scheduler
     by_class = plan(catalog, scheduler="DPMSolverMultistepScheduler")
-    assert type(by_class.scheduler) is type(first.scheduler)
+    assert type(by_class.options.scheduler) is type(first.options.scheduler)
     own = pipeline_of("sd").scheduler.config
-    assert first.scheduler.config.beta_schedule == own.beta_schedule
+    assert first.options.scheduler.config.beta_schedule == own.beta_schedule
 
 
 def test_the_settings_narrow_the_schedulers() -> None:
@@ -262,7 +262,7 @@ def test_the_settings_narrow_the_schedulers() -> None:
 
 
 def test_adapters_of_weight_zero_are_left_out(catalog: Catalog) -> None:
-    assert plan(catalog, adapters={"ink": 0.5, "oil": 0}).adapters == {"ink": 0.5}
+    assert plan(catalog, adapters={"ink": 0.5, "oil": 0}).options.adapters == {"ink": 0.5}
 
 
 def test_prompt_tokens_are_those_of_the_widest_encoder() -> None:
@@ -278,7 +278,7 @@ def test_prompt_tokens_are_those_of_the_widest_encoder() -> None:
 
 def test_previews_can_be_off() -> None:
     catalog = make_catalog(previews=False)
-    assert plan(catalog, partial_images=0).partial_images == 0
+    assert plan(catalog, partial_images=0).options.partial_images == 0
     assert "no partial images" in refusal(catalog, partial_images=1).message
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from deployments.hf_diffusers.stepping import EngineOptions, StepEngine
+from deployments.hf_diffusers.stepping import EngineOptions, JobOptions, StepEngine
 from deployments.hf_diffusers.tiny_models import create_pipeline
 from tests.support.images_engine import (
     TOLERANCE,
@@ -70,7 +70,7 @@ def test_mixed_adapters_give_the_stock_images(kind: str, mode: Any) -> None:
     with StepEngine() as engine:
         engine.add_pipeline("p", ours, adapters=NAMES, mode=mode)
         jobs = [
-            engine.submit("p", inputs, adapters=plan)
+            engine.submit("p", inputs, JobOptions(adapters=plan))
             for inputs, plan in zip(requests, PLANS, strict=True)
         ]
         for job, image, plan in zip(jobs, expected, PLANS, strict=True):
@@ -90,7 +90,7 @@ def test_adapters_that_cannot_share_a_forward_are_grouped() -> None:
     with StepEngine() as engine:
         engine.add_pipeline("p", ours, adapters=NAMES)
         jobs = [
-            engine.submit("p", inputs, adapters=plan)
+            engine.submit("p", inputs, JobOptions(adapters=plan))
             for inputs, plan in zip(requests, PLANS, strict=True)
         ]
         for job, image, plan in zip(jobs, expected, PLANS, strict=True):
@@ -124,7 +124,7 @@ def test_a_module_that_folds_its_rows_runs_adapters_one_after_the_other() -> Non
         engine.add_pipeline("p", ours, adapters=NAMES)
         add_hooks(ours)  # after the engine's own, so that it sees one folded row
         jobs = [
-            engine.submit("p", inputs, adapters=plan)
+            engine.submit("p", inputs, JobOptions(adapters=plan))
             for inputs, plan in zip(requests, plans, strict=True)
         ]
         for job, image in zip(jobs, expected, strict=True):
@@ -139,8 +139,8 @@ def test_a_lora_scale_in_the_inputs_runs_exclusively_and_right() -> None:
     inputs = create_inputs(1, cross_attention_kwargs={"scale": 0.3})
     with StepEngine(EngineOptions(max_ongoing=4)) as engine:
         engine.add_pipeline("p", ours, adapters=NAMES)
-        plain = engine.submit("p", create_inputs(2), adapters={"ink": 1.0})
-        scaled = engine.submit("p", inputs, adapters={"ink": 1.0})
+        plain = engine.submit("p", create_inputs(2), JobOptions(adapters={"ink": 1.0}))
+        scaled = engine.submit("p", inputs, JobOptions(adapters={"ink": 1.0}))
         assert difference(scaled, _stock(stock, inputs, {"ink": 1.0})) <= TOLERANCE
         assert difference(plain, _stock(stock, create_inputs(2), {"ink": 1.0})) <= TOLERANCE
         assert engine.statistics().exclusive_runs == 1
@@ -152,7 +152,7 @@ def test_closing_gives_the_adapters_back() -> None:
     ours.set_adapters(["ink"], [1.0])
     with StepEngine() as engine:
         engine.add_pipeline("p", ours, adapters=NAMES)
-        engine.submit("p", create_inputs(1), adapters={"chalk": 0.5}).result(60)
+        engine.submit("p", create_inputs(1), JobOptions(adapters={"chalk": 0.5})).result(60)
     inputs = create_inputs(3)
     expected = _stock(stock, inputs, {"ink": 1.0})
     ours.enable_lora()
@@ -173,4 +173,4 @@ def test_a_weight_that_is_not_finite_is_refused() -> None:
     with StepEngine() as engine:
         engine.add_pipeline("p", _with_adapters(), adapters=NAMES)
         with pytest.raises(ValueError, match="ink"):
-            engine.submit("p", create_inputs(1), adapters={"ink": float("nan")})
+            engine.submit("p", create_inputs(1), JobOptions(adapters={"ink": float("nan")}))

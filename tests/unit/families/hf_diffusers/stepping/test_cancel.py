@@ -20,6 +20,7 @@ from deployments.hf_diffusers.stepping import (
     EngineOptions,
     Event,
     Job,
+    JobOptions,
     JobState,
     Progress,
     QueueFullError,
@@ -57,7 +58,9 @@ def test_a_cancelled_job_leaves_within_one_step_and_others_stay_right() -> None:
     with engine_of(ours) as engine:
         # The listener needs the job, which is there only once it is submitted.
         with engine._lock:
-            holder.append(engine.submit("p", create_inputs(1, steps=500), on_event=note))
+            holder.append(
+                engine.submit("p", create_inputs(1, steps=500), JobOptions(on_event=note))
+            )
         staying = engine.submit("p", other)
         with pytest.raises(CancelledError):
             holder[0].result(WAIT_S)

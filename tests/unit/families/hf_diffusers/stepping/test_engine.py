@@ -16,6 +16,7 @@ from deployments.hf_diffusers.stepping import (
     EngineClosedError,
     EngineOptions,
     Event,
+    JobOptions,
     JobState,
     NotFiniteError,
     Progress,
@@ -93,7 +94,9 @@ def test_requests_join_and_leave_between_steps() -> None:
     long, short = create_inputs(1, steps=40), create_inputs(2, steps=3)
     has_begun = threading.Event()
     with engine_of(ours) as engine:
-        first = engine.submit("p", long, on_event=lambda event: _set_at_step(event, 5, has_begun))
+        first = engine.submit(
+            "p", long, JobOptions(on_event=lambda event: _set_at_step(event, 5, has_begun))
+        )
         assert has_begun.wait(WAIT_S)
         second = engine.submit("p", short)
         assert difference(second, run_stock(stock, short)) <= TOLERANCE
@@ -128,7 +131,9 @@ def test_guidance_sizes_schedulers_and_counts_mix() -> None:
     ]
     plans = [(request, scheduler) for scheduler in schedulers for request in requests]
     with engine_of(ours) as engine:
-        jobs = [engine.submit("p", item, scheduler=scheduler) for item, scheduler in plans]
+        jobs = [
+            engine.submit("p", item, JobOptions(scheduler=scheduler)) for item, scheduler in plans
+        ]
         for job, (inputs, scheduler) in zip(jobs, plans, strict=True):
             assert difference(job, run_stock(stock, inputs, scheduler)) <= TOLERANCE
     assert type(ours.scheduler) is type(stock.scheduler)
@@ -193,13 +198,13 @@ def test_what_cannot_be_accepted_is_refused() -> None:
         with pytest.raises(UnknownPipelineError, match=r"'q'.*'p'"):
             engine.submit("q", {})
         with pytest.raises(UnknownAdapterError, match="'ink'"):
-            engine.submit("p", {}, adapters={"ink": 1.0})
+            engine.submit("p", {}, JobOptions(adapters={"ink": 1.0}))
         with pytest.raises(ValueError, match="on_event"):
             engine.submit("p", {"callback_on_step_end": print})
         with pytest.raises(ValueError, match="deadline_s is 0"):
-            engine.submit("p", {}, deadline_s=0)
+            engine.submit("p", {}, JobOptions(deadline_s=0))
         with pytest.raises(ValueError, match="partial_images is -1"):
-            engine.submit("p", {}, partial_images=-1)
+            engine.submit("p", {}, JobOptions(partial_images=-1))
         with pytest.raises(ValueError, match="there already"):
             engine.add_pipeline("p", ours)
         with pytest.raises(ValueError, match="no adapter"):

@@ -14,6 +14,7 @@ from deployments.hf_diffusers.stepping import (
     DoesNotFitError,
     EngineFailedError,
     EngineOptions,
+    JobOptions,
     StepEngine,
 )
 from deployments.hf_diffusers.tiny_models import create_pipeline
@@ -78,7 +79,9 @@ def test_only_the_guilty_call_of_a_batch_fails() -> None:
     with engine_of(ours) as engine:
         plain = DDIMScheduler.from_config(ours.scheduler.config, clip_sample=False)
         guilty["latents"] = torch.full((1, 4, 16, 16), 7.0)
-        jobs = [engine.submit("p", item, scheduler=plain) for item in [guilty, *requests]]
+        jobs = [
+            engine.submit("p", item, JobOptions(scheduler=plain)) for item in [guilty, *requests]
+        ]
         with pytest.raises(RuntimeError, match="cannot digest a seven"):
             jobs[0].result(WAIT_S)
         for job, inputs in zip(jobs[1:], requests, strict=True):

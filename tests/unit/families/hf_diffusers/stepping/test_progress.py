@@ -10,6 +10,7 @@ from PIL import Image
 
 from deployments.hf_diffusers.stepping import (
     Event,
+    JobOptions,
     PartialImage,
     Progress,
 )
@@ -30,7 +31,7 @@ def test_progress_and_partial_images(kind: str) -> None:
     events: list[Event] = []
     with engine_of(ours) as engine:
         inputs = create_inputs(1, kind=kind, steps=6, **more)
-        job = engine.submit("p", inputs, partial_images=2, on_event=events.append)
+        job = engine.submit("p", inputs, JobOptions(partial_images=2, on_event=events.append))
         final = job.result(WAIT_S).images[0]
     steps = [event.step for event in events if isinstance(event, Progress)]
     assert steps == sorted(steps)
@@ -71,7 +72,7 @@ def test_places_in_the_queue_are_told() -> None:
     with engine_of(ours, max_ongoing=1) as engine:
         for seed in range(3):
             engine.submit("p", create_inputs(seed, steps=3))
-        last = engine.submit("p", create_inputs(9, steps=9), on_event=note)
+        last = engine.submit("p", create_inputs(9, steps=9), JobOptions(on_event=note))
         last.result(WAIT_S)
     waited = [place for place in places if place > 0]
     assert waited == sorted(waited, reverse=True)
@@ -84,5 +85,5 @@ def test_a_listener_that_raises_does_not_harm_its_job() -> None:
         raise RuntimeError("the listener is broken")
 
     with engine_of(create_pipeline("sd")) as engine:
-        job = engine.submit("p", create_inputs(1), on_event=fail)
+        job = engine.submit("p", create_inputs(1), JobOptions(on_event=fail))
         assert job.result(WAIT_S).images.shape == (1, 3, 32, 32)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from deployments.hf_diffusers.stepping import JobOptions
 from deployments.hf_diffusers.stepping.job import Job
 from deployments.hf_diffusers.stepping.scheduling.cost_model import CostKey, CostModel
 from deployments.hf_diffusers.stepping.scheduling.selection import Admission, CallChooser
@@ -199,7 +200,7 @@ def test_a_deadline_overtakes_in_the_queue() -> None:
         first = engine.submit("p", create_inputs(0, steps=30))
         while first.progress.step < 1:
             pass
-        slow = engine.submit("p", create_inputs(1, steps=20), deadline_s=100.0)
+        slow = engine.submit("p", create_inputs(1, steps=20), JobOptions(deadline_s=100.0))
         quick = engine.submit("p", create_inputs(2, steps=2))
         slow.add_done_callback(lambda _: order.append("slow"))
         quick.add_done_callback(lambda _: order.append("quick"))
