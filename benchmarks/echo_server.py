@@ -19,7 +19,7 @@ async def main(port: int) -> None:
         "serving": {"max_ongoing_requests": 256, "engine": {"token_interval_s": 0.005}},
     }
     config = load_model_config(keys)
-    host = ModelInstance(MODEL_REGISTRY.find("echo"), config.to_cfg(), name="echo")
+    host = ModelInstance(MODEL_REGISTRY.find("echo"), config, name="echo")
     await host.start()
     app = await create_asgi_app(host)
     server = uvicorn.Server(

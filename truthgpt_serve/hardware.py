@@ -114,14 +114,7 @@ def resolve_gpus(
     """
     if spec is not None and not spec.uses_gpus and config.hardware.gpus == "auto":
         return 0
-    hardware = config.hardware.model_dump()
-    return _decide_gpus(hardware, cluster_gpus=cluster_gpus, environ=environ)
-
-
-def _decide_gpus(
-    hardware: Mapping[str, Any], *, cluster_gpus: float, environ: Mapping[str, str]
-) -> float:
-    gpus, device = hardware.get("gpus", "auto"), hardware.get("device", "auto")
+    gpus, device = config.hardware.gpus, config.hardware.device
     if isinstance(gpus, int | float):
         return gpus
     if device != "auto":
@@ -164,7 +157,7 @@ def choose_device(hardware: Mapping[str, Any], *, has_gpu: bool, library: str) -
 
 
 def request_limits(
-    cfg: Mapping[str, Any], spec: FamilySpec, *, environ: Mapping[str, str] = os.environ
+    config: ModelConfig, spec: FamilySpec, *, environ: Mapping[str, str] = os.environ
 ) -> tuple[int, int]:
     """Returns how many requests one replica works on, and how many more may wait.
 
@@ -172,27 +165,30 @@ def request_limits(
     class, which imports it.
 
     Args:
-        cfg: The configuration as a nested dict. `gpus: auto`, which is open only where there is no
-            cluster, is decided by the environment.
+        config: The configuration. `gpus: auto`, which is open only where there is no cluster, is
+            decided by the environment.
         spec: The family.
         environ: The environment, for `gpus: auto`.
 
     Raises:
         ConfigError: See `resolve_gpus`.
     """
-    serving = cfg.get("serving") or {}
-    ongoing = serving.get("max_ongoing_requests")
+    serving = config.serving
+    ongoing = serving.max_ongoing_requests
     if ongoing is None and spec.max_ongoing_requests is not None:
-        hardware = cfg.get("hardware") or {}
-        gpus = _decide_gpus(hardware, cluster_gpus=0, environ=environ)
-        decided = {**cfg, "hardware": {**hardware, "gpus": gpus}}
-        ongoing = max(1, spec.max_ongoing_requests(decided))
+        gpus = resolve_gpus(config, spec, cluster_gpus=0, environ=environ)
+        ongoing = max(1, spec.max_ongoing_requests(_with_gpus(config, gpus).to_cfg()))
     elif ongoing is None:
-        cls = spec.load_class(str(cfg.get("task")))
+        cls = spec.load_class(config.task)
         several = any(callable(getattr(cls, name, None)) for name in ("infer_batch", "stream"))
-        batch_size = (serving.get("batching") or {}).get("max_batch_size") or 1
+        batch_size = serving.batching.max_batch_size or 1
         ongoing = max(BATCHING_MAX_ONGOING_REQUESTS, batch_size) if several else 1
-    return ongoing, serving.get("max_queued_requests") or 2 * ongoing
+    return ongoing, serving.max_queued_requests or 2 * ongoing
+
+
+def _with_gpus(config: ModelConfig, gpus: float) -> ModelConfig:
+    hardware = config.hardware.model_copy(update={"gpus": gpus})
+    return config.model_copy(update={"hardware": hardware})
 
 
 def plan_replica(
@@ -217,14 +213,13 @@ def plan_replica(
     """
     gpus = resolve_gpus(config, spec, cluster_gpus=cluster_gpus, environ=environ)
     serving = config.serving
-    cfg = config.to_cfg()
-    cfg["hardware"]["gpus"] = gpus
-    ongoing, queued = limits or request_limits(cfg, spec, environ=environ)
+    config = _with_gpus(config, gpus)
+    ongoing, queued = limits or request_limits(config, spec, environ=environ)
     spans = spec.tensor_parallel and gpus > 1
     autoscaling = _autoscaling(config, ongoing)
     return ReplicaPlan(
         gpus=gpus,
-        cfg=cfg,
+        cfg=config.to_cfg(),
         ray_actor_options=_actor_options(config, 0 if spans else gpus, spans=spans),
         placement_group_bundles=_bundles(config, int(gpus)) if spans else None,
         placement_group_strategy=_strategy(config) if spans else None,

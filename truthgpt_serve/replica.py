@@ -61,12 +61,11 @@ class ModelReplica:
         self._allow_origins = allow_origins
         self._hide = HiddenValues(dict(hidden or {})).hide
         self._stream_interval_s = config.serving.stream_interval_s
-        cfg = config.to_cfg()
         # Before the import of a user's module, which may end the process.
-        self._guard = ReplicaGuard(self._name, cfg)
+        self._guard = ReplicaGuard(self._name, config.to_cfg())
         with self._closing_on_error(), cause_first(self._name, self._hide):
             spec = resolve_family(config)
-            self._host = ModelInstance(spec, cfg, name=self._name, files=SharedFiles())
+            self._host = ModelInstance(spec, config, name=self._name, files=SharedFiles())
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Loads the model; Serve calls this once, before the replica takes requests."""

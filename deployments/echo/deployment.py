@@ -33,8 +33,7 @@ class EchoModel:
 
     def load(self, cfg: dict[str, Any]) -> None:
         """Reads `serving.engine`."""
-        engine = (cfg.get("serving") or {}).get("engine") or {}
-        self._settings = EchoSettings.model_validate(engine)
+        self._settings = EchoSettings.model_validate(cfg["serving"]["engine"])
         self.default_max_new_tokens = self._settings.num_tokens
 
     async def infer(self, inputs: dict[str, Any]) -> dict[str, str]:

@@ -54,13 +54,13 @@ class OnnxSettings(BaseModel):
 
 def settings_of(cfg: Mapping[str, Any]) -> OnnxSettings:
     """Returns the settings in a configuration."""
-    return OnnxSettings.model_validate((cfg.get("serving") or {}).get("engine") or {})
+    return OnnxSettings.model_validate(cfg["serving"]["engine"])
 
 
 def find_file(cfg: Mapping[str, Any]) -> Path | tuple[str, str, str]:
     """Returns the .onnx file, or what is wrong with the name of it: path, message and fix."""
     place = "model.name_or_path"
-    name = (cfg.get("model") or {}).get("name_or_path")
+    name = cfg["model"]["name_or_path"]
     if not name:
         return place, "is required", "write the path of an .onnx file, or of its folder"
     path = expand(name)
@@ -100,8 +100,8 @@ def _list(folder: Path) -> str:
 
 def default_ongoing_requests(cfg: Mapping[str, Any]) -> int:
     """Returns how many requests one replica gets: one batch that runs and one that gathers."""
-    batching = (cfg.get("serving") or {}).get("batching") or {}
-    return max(MIN_ONGOING_REQUESTS, 2 * int(batching.get("max_batch_size") or 1))
+    max_batch_size: int = cfg["serving"]["batching"]["max_batch_size"] or 1
+    return max(MIN_ONGOING_REQUESTS, 2 * max_batch_size)
 
 
 def check_config(cfg: Mapping[str, Any]) -> Faults:
@@ -110,7 +110,7 @@ def check_config(cfg: Mapping[str, Any]) -> Faults:
 
 
 def _check_file(cfg: Mapping[str, Any]) -> Faults:
-    name = (cfg.get("model") or {}).get("name_or_path")
+    name = cfg["model"]["name_or_path"]
     if not name or (must_be_local(name) and not expand(name).exists()):
         return []  # the general check says so
     found = find_file(cfg)

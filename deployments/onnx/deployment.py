@@ -40,7 +40,7 @@ class OnnxModel:
         settings = settings_of(cfg)
         self._session = session = Session(path, cfg)
         self._max_rows = settings.max_batch_rows
-        self._joins = self._may_join(session, settings.batch_requests, int(cfg.get("seed") or 0))
+        self._joins = self._may_join(session, settings.batch_requests, cfg["seed"])
         logger.info(
             "%s: %s, %d threads, requests %s",
             path,

@@ -28,7 +28,6 @@ from deployments.remote.transport import RemoteTransport
 from truthgpt_serve.config.faults import faults_of
 from truthgpt_serve.config.source import Source, parse_dotted
 from truthgpt_serve.errors import ConfigError, DeadlineError, Fault, ServerError
-from truthgpt_serve.http.json_body import model_names
 from truthgpt_serve.server.infer.routes import Bounds, Caller
 from truthgpt_serve.server.openai_backend import Kind, OpenAIBackend
 
@@ -105,8 +104,7 @@ class RemoteModel:
         identity = (name, addresses.base, settings.model or "")
         headers = RequestHeaders(settings.headers, self._key_header(), identity)
         monitor = Monitor(remote, headers, settings, name)
-        names = model_names(name, self._cfg)
-        relay = Relay(remote, headers, monitor, settings, names, self._limits)
+        relay = Relay(remote, headers, monitor, settings, self._names(), self._limits)
         text: Kind = "chat" if settings.infer_with == "chat" else "completion"
         kinds: dict[str, Kind] = {
             "text-generation": text,
@@ -119,6 +117,9 @@ class RemoteModel:
             unsupported=_NO_INPUTS,
         )
         return _Parts(remote, headers, monitor, relay, backend)
+
+    def _names(self) -> tuple[str, ...]:
+        return (str(self._name), *self._cfg["serving"]["aliases"])
 
     def _key_header(self) -> tuple[str, str] | None:
         if self._key is None:
@@ -133,7 +134,7 @@ class RemoteModel:
         if self._settings.health_path is not None:
             self._watch = asyncio.create_task(parts.monitor.run(), name="remote health")
         return RemoteApplication(
-            model_names(str(self._name), self._cfg),
+            self._names(),
             parts.relay,
             parts.backend,
             parts.monitor,

@@ -23,7 +23,6 @@ from deployments.vllm.application.generic import Cards, Dispatcher, create_backe
 from deployments.vllm.application.request_models import refuse_misread_fields
 from deployments.vllm.application.routes import ListedRoutes
 from truthgpt_serve.errors import ServerError
-from truthgpt_serve.http.json_body import model_names
 from truthgpt_serve.server.infer.routes import Bounds, Caller
 from truthgpt_serve.server.openai_backend import OpenAIBackend
 
@@ -62,7 +61,7 @@ class VllmModel:
         from deployments.vllm.engine import Engine
 
         self._name = self._name or str(cfg["run_name"])
-        self._names = model_names(self._name, cfg)
+        self._names = (self._name, *cfg["serving"]["aliases"])
         self._limits = {key: cfg["serving"][key] for key in ("max_request_s", "max_body_bytes")}
         self._engine = Engine(cfg, self._name)
 

@@ -53,8 +53,8 @@ from deployments.vllm.logs import added_log_settings
 from deployments.vllm.media import use_listed_media
 from deployments.vllm.orphans import bind_children
 from deployments.vllm.patches.rejected_tokens import mend_answers
+from truthgpt_serve.config.limits import LimitsSection
 from truthgpt_serve.errors import ConfigError, Fault, TruthGPTError, UnavailableError
-from truthgpt_serve.http.json_body import model_names
 from truthgpt_serve.server.request_limits import RequestLimits
 
 logger = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ class Engine:
         self._client = client
         self.acceleration = describe(client.vllm_config)
         self.limits = RequestLimits(
-            self._cfg["serving"]["limits"],
+            LimitsSection.model_validate(self._cfg["serving"]["limits"]),
             client.model_config.max_model_len,
             client.model_config.get_vocab_size(),
         )
@@ -256,7 +256,7 @@ def _product_arguments(
     values: dict[str, Any] = {
         "model": cfg["model"]["name_or_path"],
         "revision": cfg["model"]["revision"],
-        "served_model_name": list(model_names(name, cfg)),
+        "served_model_name": [name, *cfg["serving"]["aliases"]],
         "seed": cfg["seed"],
         "dtype": optim["dtype"],
         "quantization": optim["quantization"],

@@ -20,7 +20,7 @@ from tests.serve.user_playground_models import Letters, Listener, Painter
 from tests.support.sample_models import spec_of
 from tests.support.servers import serve_asgi
 from truthgpt_serve.cluster.state import ApplicationState, ServeState
-from truthgpt_serve.config import RouterConfig
+from truthgpt_serve.config import RouterConfig, load_model_config
 from truthgpt_serve.config.playground import PlaygroundConfig
 from truthgpt_serve.http.asgi import Receive, Scope, Send, send_json
 from truthgpt_serve.playground.application import ENVIRONMENT
@@ -50,7 +50,8 @@ class Models:
 
     def __init__(self) -> None:
         self.hosts = {
-            name: ModelInstance(spec_of(cls), cfg, name=name) for name, (cls, cfg) in MODELS.items()
+            name: ModelInstance(spec_of(cls), load_model_config(cfg), name=name)
+            for name, (cls, cfg) in MODELS.items()
         }
         self._apps: dict[str, Any] = {}
 

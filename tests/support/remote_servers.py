@@ -154,7 +154,9 @@ class Hosted:
     """
 
     def __init__(self, cfg: dict[str, Any], name: str) -> None:
-        self.host = ModelInstance(MODEL_REGISTRY.find(cfg["model"]["family"]), cfg, name=name)
+        self.host = ModelInstance(
+            MODEL_REGISTRY.find(cfg["model"]["family"]), load_model_config(cfg), name=name
+        )
         self._app: Any = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -237,9 +237,12 @@ def test_open_gpus_are_decided_before_the_family_is_asked() -> None:
     config = load_model_config({})
     for accelerator, ongoing in (("cpu", 3), ("gpu", 7)):
         environ = {"TRUTHGPT_ACCELERATOR": accelerator}
-        assert request_limits(config.to_cfg(), spec, environ=environ) == (ongoing, 2 * ongoing)
+        assert request_limits(config, spec, environ=environ) == (ongoing, 2 * ongoing)
         replica = plan_replica(config, spec, environ=environ)
-        assert request_limits(replica.cfg, spec, environ={}) == (ongoing, 2 * ongoing)
+        assert request_limits(load_model_config(replica.cfg), spec, environ={}) == (
+            ongoing,
+            2 * ongoing,
+        )
         assert replica.max_ongoing_requests == ongoing
 
 

@@ -98,17 +98,6 @@ def _too_many(limit: int, what: str) -> TooLargeError:
     )
 
 
-def model_names(name: str, cfg: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns the names that clients may send for a model: its own, then its aliases.
-
-    Args:
-        name: The model name.
-        cfg: The configuration as a nested dict.
-    """
-    serving = cfg.get("serving") or {}
-    return (name, *(serving.get("aliases") or ()))
-
-
 def model_entry(name: str, created: int, own_name: str) -> dict[str, Any]:
     """Returns a model as `/v1/models` lists it.
 

@@ -7,6 +7,7 @@ import time
 from functools import partial
 from typing import Any
 
+from truthgpt_serve.config import load_model_config
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import (
     ModelNotFoundError,
@@ -17,7 +18,7 @@ from truthgpt_serve.errors import (
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.file_store import FILES_PATH
 from truthgpt_serve.http.front import Handler, RoutedFront
-from truthgpt_serve.http.json_body import encode_json, model_entry, model_names, parse_object
+from truthgpt_serve.http.json_body import encode_json, model_entry, parse_object
 from truthgpt_serve.http.open_inference import MODELS_PREFIX as OPEN_MODELS_PREFIX
 from truthgpt_serve.http.open_inference import is_open_inference, split_model_path
 from truthgpt_serve.http.routes import refuse
@@ -52,11 +53,11 @@ def create_app(
 
     Args:
         spec: The family.
-        cfg: The configuration as a nested dict.
+        cfg: The configuration as a nested dict; what is missing takes its default.
         name: The model name that clients send.
         max_body_bytes: The largest request body; by default what the configuration says.
     """
-    host = ModelInstance(spec, cfg, name=name)
+    host = ModelInstance(spec, load_model_config(cfg), name=name)
     return EncodedBodies(
         Application(host, max_body_bytes=max_body_bytes, owns_host=True),
         max_body_bytes=max_body_bytes or host.max_body_bytes,
@@ -88,9 +89,9 @@ class Application(RoutedFront):
         self._owns_host = owns_host
         self._created = int(time.time())
         self._tokenizer: Tokenizer | None = None
-        self._names = model_names(host.name, host.cfg)
-        self._task = str(host.cfg.get("task") or "text-generation")
-        self._limits = RequestLimits((host.cfg.get("serving") or {}).get("limits") or {})
+        self._names = (host.name, *host.config.serving.aliases)
+        self._task = host.config.task
+        self._limits = RequestLimits(host.config.serving.limits)
         self._images = ImageRoutes(host, host.files, self._max_body_bytes, self._check_name)
         self._audio = AudioRoutes(host, self._read, self._check_name)
         embeddings = EmbeddingRoutes(host, self._read, self._check_name, self._limits)

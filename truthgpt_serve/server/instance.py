@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from truthgpt_serve.channel import Channel
-from truthgpt_serve.config.base import MAX_BODY_BYTES
+from truthgpt_serve.config import ModelConfig
 from truthgpt_serve.contract import FamilySpec, Model
 from truthgpt_serve.errors import DeadlineError, RegistryError, ServerError
 from truthgpt_serve.hardware import request_limits
@@ -24,8 +24,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CLOSE_TIMEOUT_S = 30.0
-DEFAULT_REQUEST_S = 600.0
-DEFAULT_HEALTH_S = 10.0
 
 
 class ModelInstance:
@@ -39,16 +37,16 @@ class ModelInstance:
         model: The instance; None before `start`.
         name: The model name that clients send.
         spec: The family.
-        cfg: The configuration as a nested dict.
+        config: The configuration.
         files: Where results that are asked for as addresses lie; by default in this process.
         max_ongoing: Calls of the model that may run at once; known after `start`.
     """
 
     def __init__(
-        self, spec: FamilySpec, cfg: dict[str, Any], *, name: str, files: FileStore | None = None
+        self, spec: FamilySpec, config: ModelConfig, *, name: str, files: FileStore | None = None
     ) -> None:
         self.spec = spec
-        self.cfg = cfg
+        self.config = config
         self.name = name
         self.files = LocalFileStore() if files is None else files
         self.max_ongoing = 1
@@ -86,22 +84,22 @@ class ModelInstance:
         Raises:
             RegistryError: The class cannot be made or breaks the contract.
         """
-        self._cls = await asyncio.to_thread(self.spec.load_class, str(self.cfg.get("task")))
+        self._cls = await asyncio.to_thread(self.spec.load_class, self.config.task)
         check_class(self._cls)
-        limit, waiting = request_limits(self.cfg, self.spec)
+        limit, waiting = request_limits(self.config, self.spec)
         self.max_ongoing = limit
         batches = callable(getattr(self._cls, "infer_batch", None))
         threads = 1 if batches and not callable(getattr(self._cls, "stream", None)) else limit
         self._workers = Workers(threads, limit + waiting - threads, self.name)
         try:
             await asyncio.wrap_future(self._workers.submit(self._create))
-            await self._call("load", self.cfg)
+            await self._call("load", self.config.to_cfg())
         except BaseException:
             workers, self._workers = self._workers, None
             workers.close(CLOSE_TIMEOUT_S)
             raise
         if batches:
-            batching = (self.cfg.get("serving") or {}).get("batching") or {}
+            batching = self.config.serving.batching
             self._batcher = create_batcher(
                 self._workers, self.model, self.label, limit + waiting, batching
             )
@@ -121,12 +119,12 @@ class ModelInstance:
     @property
     def max_request_s(self) -> float:
         """The longest time that one request may take, in seconds."""
-        return float((self.cfg.get("serving") or {}).get("max_request_s") or DEFAULT_REQUEST_S)
+        return self.config.serving.max_request_s
 
     @property
     def max_body_bytes(self) -> int:
         """The largest request body."""
-        return int((self.cfg.get("serving") or {}).get("max_body_bytes") or MAX_BODY_BYTES)
+        return self.config.serving.max_body_bytes
 
     @property
     def workers(self) -> Workers:
@@ -236,8 +234,7 @@ class ModelInstance:
         Raises:
             DeadlineError: It took longer than `serving.health_check_timeout_s`.
         """
-        serving = self.cfg.get("serving") or {}
-        limit_s = float(serving.get("health_check_timeout_s") or DEFAULT_HEALTH_S)
+        limit_s = self.config.serving.health_check_timeout_s
         function = getattr(self.model, "check_health", None)
         if not callable(function):
             return

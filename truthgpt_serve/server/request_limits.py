@@ -42,18 +42,18 @@ class RequestLimits:
     """The limits of one model.
 
     Args:
-        limits: `serving.limits`; what is missing has its default.
+        limits: `serving.limits`.
         max_model_len: The model's length in tokens.
         vocab_size: The model's vocabulary.
     """
 
     def __init__(
         self,
-        limits: Mapping[str, Any],
+        limits: LimitsSection,
         max_model_len: int = sys.maxsize,
         vocab_size: int = sys.maxsize,
     ) -> None:
-        self._limits = LimitsSection.model_validate(limits).model_dump()
+        self._limits = limits.model_dump()
         self._max_model_len = max_model_len
         self._vocab_size = vocab_size
         self._checks: dict[str, Callable[[Any, str], None]] = {

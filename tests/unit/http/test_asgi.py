@@ -9,6 +9,7 @@ from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from truthgpt_serve.config import load_model_config
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import MethodError, TruthGPTError, UnavailableError
 from truthgpt_serve.http.asgi import UNREAD_TIMEOUT_S, send_error
@@ -84,7 +85,9 @@ class Endless:
 
 async def test_a_client_that_never_reads_its_stream_does_not_keep_the_request() -> None:
     spec = FamilySpec(name="m", class_path="tests:Endless", model_class=Endless)
-    host = ModelInstance(spec, {"task": "custom", "serving": {"max_request_s": 1}}, name="m")
+    host = ModelInstance(
+        spec, load_model_config({"task": "custom", "serving": {"max_request_s": 1}}), name="m"
+    )
     await host.start()
     body = json.dumps({"model": "m", "inputs": {}, "stream": True}).encode()
     requests: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]

@@ -21,7 +21,7 @@ from tests.route_table import check_form
 from tests.support.sample_models import Base, spec_of
 from tests.support.servers import serve_asgi
 from truthgpt_serve.cluster.state import ApplicationState, ServeState
-from truthgpt_serve.config import RouterConfig
+from truthgpt_serve.config import RouterConfig, load_model_config
 from truthgpt_serve.errors import (
     DeadlineError,
     OverloadedError,
@@ -94,7 +94,9 @@ class Mounted:
     def __init__(self) -> None:
         classes = {"own": Own, "plain": Plain}
         self._hosts = {
-            name: ModelInstance(spec_of(cls), {"task": "text-generation"}, name=name)
+            name: ModelInstance(
+                spec_of(cls), load_model_config({"task": "text-generation"}), name=name
+            )
             for name, cls in classes.items()
         }
         self._apps: dict[str, Any] = {}

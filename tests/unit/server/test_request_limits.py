@@ -19,7 +19,7 @@ DEFAULTS = LimitsSection()
 
 
 def limits(**changed: Any) -> RequestLimits:
-    return RequestLimits(changed, max_model_len=1024, vocab_size=2000)
+    return RequestLimits(LimitsSection(**changed), max_model_len=1024, vocab_size=2000)
 
 
 def check(body: dict[str, Any], path: str = COMPLETION, **changed: Any) -> None:

@@ -15,12 +15,13 @@ import contextlib
 import inspect
 import logging
 import threading
-from collections.abc import Callable, Generator, Hashable, Mapping
+from collections.abc import Callable, Generator, Hashable
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
 from truthgpt_serve.cancellation import Call
+from truthgpt_serve.config.serving import BatchingSection
 from truthgpt_serve.errors import DeadlineError, RegistryError
 from truthgpt_serve.server.batching.core import BatchSteps, Step, deliver
 from truthgpt_serve.server.batching.metrics import format_metrics
@@ -241,7 +242,7 @@ class Batcher:
 
 
 def create_batcher(
-    workers: Workers, model: Any, label: str, max_requests: int, settings: Mapping[str, Any]
+    workers: Workers, model: Any, label: str, max_requests: int, settings: BatchingSection
 ) -> Batcher:
     """Returns the batcher of a model with `infer_batch`.
 
@@ -258,8 +259,8 @@ def create_batcher(
         model.infer_batch,
         label=f"{label}.infer_batch",
         max_requests=max_requests,
-        max_batch_size=int(settings.get("max_batch_size") or own_size),
-        batch_wait_timeout_s=float(settings.get("batch_wait_timeout_s", 0.01)),
+        max_batch_size=settings.max_batch_size or int(own_size),
+        batch_wait_timeout_s=settings.batch_wait_timeout_s,
         batch_key=getattr(model, "batch_key", None),
     )
 

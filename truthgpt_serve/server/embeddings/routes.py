@@ -55,7 +55,7 @@ class EmbeddingRoutes:
         """Answers `POST /v1/embeddings`."""
         body = await self._read(connection)
         host = self._host
-        task = str(host.cfg.get("task") or "text-generation")
+        task = host.config.task
         if task != "embedding":
             raise UnsupportedError(
                 f"the model {host.name!r} has task {task}, which has no embedding route",

@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeVar
 
-from truthgpt_serve.config.images import ImagesSection
 from truthgpt_serve.errors import TooLargeError, UnsupportedError
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.file_store import FILES_PATH, FileStore, fetch_file
@@ -67,10 +66,10 @@ class ImageRoutes:
         self._host = host
         self._files = files
         self._check_name = check_name
-        serving = host.cfg.get("serving") or {}
-        self._limits = ImagesSection.model_validate(serving.get("images") or {})
+        serving = host.config.serving
+        self._limits = serving.images
         self._max_body_bytes = max_body_bytes
-        self._adapters = [adapter["name"] for adapter in serving.get("adapters") or []]
+        self._adapters = [adapter.name for adapter in serving.adapters]
         known = self._adapters if host.spec.takes_adapters else None
         self._parser = ImageParser(self._limits, known)
         self._codec = Codec()
@@ -125,7 +124,7 @@ class ImageRoutes:
 
     def _check_operation(self, operation: Operation) -> None:
         host = self._host
-        task = str(host.cfg.get("task") or "text-generation")
+        task = host.config.task
         if task != "image-generation":
             raise UnsupportedError(
                 f"the model {host.name!r} has task {task}, which has no image routes",

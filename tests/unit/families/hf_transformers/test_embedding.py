@@ -19,6 +19,7 @@ from deployments.hf_transformers.config import FAMILY
 from deployments.hf_transformers.tiny_models import make_tiny_encoder
 from deployments.vllm.tiny_model import make_tiny_llama
 from tests.support.transformers_models import client_of, configuration, loaded
+from truthgpt_serve.config import load_model_config
 from truthgpt_serve.errors import ConfigError, RequestError
 from truthgpt_serve.server.instance import ModelInstance
 
@@ -224,7 +225,7 @@ def test_over_http_with_the_openai_client(encoder: Path) -> None:
 
 async def test_256_requests_at_the_batcher_share_few_calls(encoder: Path) -> None:
     cfg = configuration(encoder, "embedding")
-    host = ModelInstance(FAMILY, cfg, name="tiny")
+    host = ModelInstance(FAMILY, load_model_config(cfg), name="tiny")
     await host.start()
     try:
         calls: list[int] = []

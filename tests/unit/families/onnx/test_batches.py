@@ -26,6 +26,7 @@ from tests.support.onnx_models import (
     save,
     tensor,
 )
+from truthgpt_serve.config import load_model_config
 from truthgpt_serve.errors import ConfigError, RequestError
 from truthgpt_serve.server.instance import ModelInstance
 
@@ -124,7 +125,7 @@ def test_joining_can_be_asked_for_and_switched_off(vision: Path, tmp_path: Path)
 
 async def test_concurrent_requests_share_runs_and_bad_ones_fail_alone(encoder: Path) -> None:
     cfg = configure(encoder, serving={"batching": {"max_batch_size": 16}})
-    host = ModelInstance(FAMILY, cfg, name="encoder")
+    host = ModelInstance(FAMILY, load_model_config(cfg), name="encoder")
     await host.start()
     try:
         sizes = count_runs(host.model)

@@ -15,6 +15,7 @@ from deployments.remote.deployment import RemoteModel
 from tests.support.remote_servers import KEY, KEY_VARIABLE, remote_cfg
 from truthgpt_serve import MODEL_REGISTRY, build_model
 from truthgpt_serve.cli import main
+from truthgpt_serve.config import load_model_config
 from truthgpt_serve.errors import ConfigError
 from truthgpt_serve.hardware import request_limits
 
@@ -243,8 +244,8 @@ async def test_a_missing_certificate_file_is_named(tmp_path: Path) -> None:
 
 
 def test_the_limits_follow_the_connections() -> None:
-    assert request_limits(remote_cfg(URL), FAMILY) == (64, 128)
-    assert request_limits(remote_cfg(URL, max_connections=8), FAMILY) == (8, 16)
+    assert request_limits(load_model_config(remote_cfg(URL)), FAMILY) == (64, 128)
+    assert request_limits(load_model_config(remote_cfg(URL, max_connections=8)), FAMILY) == (8, 16)
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ def serving(**keys: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("size", "ongoing"), [(8, 64), (64, 64), (256, 256)])
 def test_the_default_of_ongoing_requests_grows_with_the_batch(size: int, ongoing: int) -> None:
-    cfg = load_model_config(serving(batching={"max_batch_size": size})).to_cfg()
-    assert request_limits(cfg, spec_of(Batches)) == (ongoing, 2 * ongoing)
+    config = load_model_config(serving(batching={"max_batch_size": size}))
+    assert request_limits(config, spec_of(Batches)) == (ongoing, 2 * ongoing)
 
 
 def test_a_batch_that_can_never_fill_is_refused() -> None:

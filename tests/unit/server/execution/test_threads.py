@@ -31,6 +31,7 @@ from tests.support.sample_models import (
     wait_until,
 )
 from tests.support.servers import serve_asgi
+from truthgpt_serve.config import ModelConfig, load_model_config
 from truthgpt_serve.errors import (
     DeadlineError,
     OverloadedError,
@@ -46,7 +47,7 @@ class Running:
     """A served model: its address, its host, and the application in between."""
 
     def __init__(self, cls: type, cfg: dict[str, Any] | None = None) -> None:
-        self.host = ModelInstance(spec_of(cls), cfg or {}, name="sample")
+        self.host = ModelInstance(spec_of(cls), load_model_config(cfg or {}), name="sample")
         self.app = Application(self.host, owns_host=True)
         self.url = ""
 
@@ -208,7 +209,7 @@ def test_a_stop_text_closes_the_generator() -> None:
 
 
 async def test_a_slow_reader_holds_the_writer_back() -> None:
-    host = ModelInstance(spec_of(Flood), {}, name="sample")
+    host = ModelInstance(spec_of(Flood), load_model_config({}), name="sample")
     await host.start()
     taken = 0
     slow = asyncio.Event()
@@ -252,7 +253,7 @@ def test_a_request_has_a_time_limit() -> None:
 
 def test_clients_that_leave_at_once_leave_nothing_behind() -> None:
     cfg = {"serving": {"engine": {"token_interval_s": 0.005, "num_tokens": 64}}}
-    host = ModelInstance(FAMILY, cfg, name="echo")
+    host = ModelInstance(FAMILY, load_model_config(cfg), name="echo")
     with serve_asgi(Application(host, owns_host=True), lifespan="on") as url:
 
         async def one(client: httpx.AsyncClient, number: int) -> bool:
@@ -301,7 +302,7 @@ class Broken(Upper):
     ],
 )
 async def test_a_class_that_does_not_start(cls: type, error: type, message: str) -> None:
-    host = ModelInstance(spec_of(cls), {}, name="sample")
+    host = ModelInstance(spec_of(cls), load_model_config({}), name="sample")
     with pytest.raises(error) as caught:
         await host.start()
     assert message in str(caught.value)
@@ -336,7 +337,11 @@ class Full(Upper):
 
 
 async def test_every_optional_method_is_used() -> None:
-    host = ModelInstance(spec_of(Full), {"serving": {"health_check_timeout_s": 0.1}}, name="sample")
+    host = ModelInstance(
+        spec_of(Full),
+        load_model_config({"serving": {"health_check_timeout_s": 0.1}}),
+        name="sample",
+    )
     await host.start()
     assert Full.last.events == ["sample"], "the name is known before loading"
     await host.check_health()
@@ -352,10 +357,10 @@ async def test_every_optional_method_is_used() -> None:
 
 
 async def test_the_limits_follow_the_class_unless_the_configuration_says() -> None:
-    assert request_limits({}, spec_of(Upper)) == (1, 2)
-    assert request_limits({}, spec_of(Ticks)) == (64, 128)
-    cfg = {"serving": {"max_ongoing_requests": 5, "max_queued_requests": None}}
-    assert request_limits(cfg, spec_of(Ticks)) == (5, 10)
+    assert request_limits(ModelConfig(), spec_of(Upper)) == (1, 2)
+    assert request_limits(ModelConfig(), spec_of(Ticks)) == (64, 128)
+    config = load_model_config({"serving": {"max_ongoing_requests": 5}})
+    assert request_limits(config, spec_of(Ticks)) == (5, 10)
 
 
 class Batching(Base):
@@ -381,7 +386,7 @@ class AsyncBatching(Batching):
 
 async def test_requests_are_batched() -> None:
     cfg = {"serving": {"batching": {"max_batch_size": 3, "batch_wait_timeout_s": 0.05}}}
-    host = ModelInstance(spec_of(Batching), cfg, name="sample")
+    host = ModelInstance(spec_of(Batching), load_model_config(cfg), name="sample")
     await host.start()
     model = Batching.last
     tasks = [asyncio.create_task(host.infer({"text": text})) for text in "abcde"]
@@ -398,7 +403,7 @@ async def test_requests_are_batched() -> None:
 
 @pytest.mark.parametrize("cls", [Batching, AsyncBatching])
 async def test_a_bad_request_in_a_batch_fails_alone(cls: type[Batching]) -> None:
-    host = ModelInstance(spec_of(cls), {}, name="sample")
+    host = ModelInstance(spec_of(cls), load_model_config({}), name="sample")
     await host.start()
     cls.last.release.set()
     texts = ["a", "bad", "b", "short"]
@@ -412,7 +417,7 @@ async def test_a_bad_request_in_a_batch_fails_alone(cls: type[Batching]) -> None
 
 async def test_a_batching_class_has_a_bounded_queue() -> None:
     serving = {"max_ongoing_requests": 2, "max_queued_requests": 1}
-    host = ModelInstance(spec_of(Batching), {"serving": serving}, name="sample")
+    host = ModelInstance(spec_of(Batching), load_model_config({"serving": serving}), name="sample")
     await host.start()
     tasks = [asyncio.create_task(host.infer({"text": "a"})) for _ in range(3)]
     await asyncio.sleep(0.05)

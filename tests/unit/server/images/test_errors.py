@@ -677,6 +677,7 @@ def test_without_pillow_the_error_names_the_extra() -> None:
     program = """
 import asyncio, json, sys
 sys.modules["PIL"] = None
+from truthgpt_serve.config import load_model_config
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.server import Application, ModelInstance
 
@@ -685,7 +686,7 @@ class Model:
     def infer(self, inputs): raise AssertionError("asked without need")
 
 spec = FamilySpec(name="x", class_path="x:Model", model_class=Model)
-host = ModelInstance(spec, {"task": "image-generation"}, name="m")
+host = ModelInstance(spec, load_model_config({"task": "image-generation"}), name="m")
 app = Application(host)
 sent = []
 

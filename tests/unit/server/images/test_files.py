@@ -17,7 +17,7 @@ from tests.support.image_classes import Plain
 from tests.support.servers import serve_asgi
 from tests.unit.server.images.test_routes import PROMPT, image_server, image_spec, opened
 from truthgpt_serve.cluster.state import ApplicationState, ServeState
-from truthgpt_serve.config import RouterConfig
+from truthgpt_serve.config import RouterConfig, load_model_config
 from truthgpt_serve.errors import ExpiredFileError, MissingFileError, ServerError
 from truthgpt_serve.http.file_store import (
     FileShelf,
@@ -262,7 +262,7 @@ class Mounted:
 def routed(store: LocalFileStore) -> Iterator[tuple[str, str, Mounted]]:
     """Yields the addresses of a router and of the model behind it; both use `store`."""
     cfg = {"task": "image-generation"}
-    host = ModelInstance(image_spec(Plain), cfg, name="painter", files=store)
+    host = ModelInstance(image_spec(Plain), load_model_config(cfg), name="painter", files=store)
     mounted = Mounted(Application(host, owns_host=True))
     state = ServeState(
         {
