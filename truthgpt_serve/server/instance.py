@@ -15,7 +15,6 @@ from truthgpt_serve.errors import DeadlineError, RegistryError, ServerError
 from truthgpt_serve.hardware import request_limits
 from truthgpt_serve.http.file_store import FileStore, LocalFileStore
 from truthgpt_serve.server.batching.batcher import Batcher, create_batcher, join_metrics
-from truthgpt_serve.server.class_checks import check_class
 from truthgpt_serve.server.execution.codec import Emit, Exchange, OnePiece, Plain
 from truthgpt_serve.server.execution.streaming import Pump, direct_stream
 from truthgpt_serve.server.execution.workers import Workers, contained_async
@@ -85,7 +84,7 @@ class ModelInstance:
             RegistryError: The class cannot be made or breaks the contract.
         """
         self._cls = await asyncio.to_thread(self.spec.load_class, self.config.task)
-        check_class(self._cls)
+        _check_class(self._cls)
         limit, waiting = request_limits(self.config, self.spec)
         self.max_ongoing = limit
         batches = callable(getattr(self._cls, "infer_batch", None))
@@ -288,3 +287,13 @@ async def _await(awaitable: Awaitable[T]) -> T:
 
 async def _answer(awaitable: Awaitable[Any], exchange: Exchange) -> Any:
     return exchange.answer(await awaitable)
+
+
+def _check_class(cls: type[Model]) -> None:
+    """Refuses, before anything is loaded, a class whose `infer` is a generator."""
+    infer = getattr(cls, "infer", None)
+    if inspect.isgeneratorfunction(infer) or inspect.isasyncgenfunction(infer):
+        raise RegistryError(
+            f"{cls.__qualname__}.infer is a generator; name the method that yields `stream`, "
+            "and return the whole output from `infer`"
+        )
