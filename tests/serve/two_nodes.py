@@ -11,7 +11,6 @@ import subprocess
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from truthgpt_serve.cluster.local import RAY, Host, LocalCluster
@@ -101,12 +100,7 @@ class Network:
         """Puts it back."""
         _ip("link", "set", f"{self._id}v{host}", "up")
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Removes the network."""
         self._undo.close()
 

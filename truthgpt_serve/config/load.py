@@ -14,7 +14,7 @@ from truthgpt_serve.config.base import show_value
 from truthgpt_serve.config.cors import CorsSection
 from truthgpt_serve.config.hiding import HiddenValues
 from truthgpt_serve.config.model import ModelConfig
-from truthgpt_serve.config.parse import parse
+from truthgpt_serve.config.parse import SectionT, parse
 from truthgpt_serve.config.paths import find_config, resolve_local
 from truthgpt_serve.config.playground import PlaygroundConfig
 from truthgpt_serve.config.router import RouterConfig
@@ -109,13 +109,8 @@ def load_model_config(
             `truthgpt_serve.checks.check_model`.
     """
     if isinstance(source, Mapping):
-        config, faults = parse_model(source, Source(place or "configuration"))
-    else:
-        data, where = read_named_file(source, place)
-        config, faults = parse_model(data, where)
-    if config is None or faults:
-        raise ConfigError(faults)
-    return config
+        return _sound(*parse_model(source, Source(place or "configuration")))
+    return _sound(*parse_model(*read_named_file(source, place)))
 
 
 def load_model_args(args: Mapping[str, Any], *, place: str) -> ModelConfig:
@@ -136,10 +131,7 @@ def load_model_args(args: Mapping[str, Any], *, place: str) -> ModelConfig:
     keys = without_service_keys(args)
     if "config" in keys:
         return load_model_config(config_path(keys["config"], source), place=place)
-    config, faults = parse_model(keys, source)
-    if config is None or faults:
-        raise ConfigError(faults)
-    return config
+    return _sound(*parse_model(keys, source))
 
 
 def config_path(text: str, source: Source) -> str:
@@ -161,16 +153,8 @@ def load_model_cors(args: Mapping[str, Any], *, place: str) -> CorsSection:
     Raises:
         ConfigError: With every fault.
     """
-    cors, faults = parse_cors(args, Source(place, has_variables=True))
-    if cors is None or faults:
-        raise ConfigError(faults)
-    return cors
-
-
-def parse_cors(args: Mapping[str, Any], source: Source) -> tuple[CorsSection | None, list[Fault]]:
-    """Checks the `cors` of a model's `args`; see `parse`."""
-    cors, faults, _ = parse(CorsSection, args.get("cors", {}), source.under("cors"))
-    return cors, faults
+    source = Source(place, has_variables=True)
+    return _load(CorsSection, args.get("cors", {}), source.under("cors"))
 
 
 def without_service_keys(args: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,19 +185,13 @@ def check_model_args(args: Any, source: Source) -> list[Fault]:
     return faults
 
 
-def parse_router(data: Any, source: Source) -> tuple[RouterConfig | None, list[Fault]]:
-    """Checks the router's arguments; see `parse`."""
-    config, faults, _ = parse(RouterConfig, data, source)
-    return config, faults
-
-
 def load_router_args(args: Mapping[str, Any], *, place: str) -> RouterConfig:
     """Returns the router's configuration from its application's `args`, with their variables.
 
     Raises:
         ConfigError: With every fault.
     """
-    return _load_router(args, Source(place, has_variables=True))
+    return _load(RouterConfig, args, Source(place, has_variables=True))
 
 
 def load_router_config(config: Mapping[str, Any]) -> RouterConfig:
@@ -222,20 +200,7 @@ def load_router_config(config: Mapping[str, Any]) -> RouterConfig:
     Raises:
         ConfigError: With every fault.
     """
-    return _load_router(config, Source("router"))
-
-
-def _load_router(keys: Mapping[str, Any], source: Source) -> RouterConfig:
-    config, faults = parse_router(keys, source)
-    if config is None or faults:
-        raise ConfigError(faults)
-    return config
-
-
-def parse_playground(data: Any, source: Source) -> tuple[PlaygroundConfig | None, list[Fault]]:
-    """Checks the playground's arguments; see `parse`."""
-    config, faults, _ = parse(PlaygroundConfig, data, source)
-    return config, faults
+    return _load(RouterConfig, config, Source("router"))
 
 
 def load_playground_args(args: Mapping[str, Any], *, place: str) -> PlaygroundConfig:
@@ -244,7 +209,15 @@ def load_playground_args(args: Mapping[str, Any], *, place: str) -> PlaygroundCo
     Raises:
         ConfigError: With every fault.
     """
-    config, faults = parse_playground(args, Source(place, has_variables=True))
+    return _load(PlaygroundConfig, args, Source(place, has_variables=True))
+
+
+def _load(kind: type[SectionT], data: Any, source: Source) -> SectionT:
+    config, faults, _ = parse(kind, data, source)
+    return _sound(config, faults)
+
+
+def _sound(config: SectionT | None, faults: list[Fault]) -> SectionT:
     if config is None or faults:
         raise ConfigError(faults)
     return config

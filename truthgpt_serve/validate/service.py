@@ -11,19 +11,19 @@ from typing import Any
 
 from truthgpt_serve.checks import check_model, resolve_family
 from truthgpt_serve.config import ModelConfig, RouterConfig, Source
+from truthgpt_serve.config.cors import CorsSection
 from truthgpt_serve.config.faults import in_file_order
 from truthgpt_serve.config.load import (
     check_model_args,
     config_path,
-    parse_cors,
     parse_model,
-    parse_playground,
-    parse_router,
     read_file,
     read_named_file,
     without_service_keys,
 )
+from truthgpt_serve.config.parse import SectionT, parse
 from truthgpt_serve.config.paths import find_config
+from truthgpt_serve.config.playground import PlaygroundConfig
 from truthgpt_serve.errors import ConfigError, Fault, RegistryError
 from truthgpt_serve.registry import import_user_module
 from truthgpt_serve.validate.applications import (
@@ -86,6 +86,12 @@ def validate_file(path: str | Path, *, machine: bool = False, classes: bool = Tr
     elif not report.faults:
         note_shortages(report, str(path))
     return report
+
+
+def _parse(kind: type[SectionT], data: Any, source: Source) -> tuple[SectionT | None, list[Fault]]:
+    if not isinstance(data, dict):
+        return None, []  # Ray's schema says so
+    return parse(kind, data, source)[:2]
 
 
 def _is_serve_file(data: Any) -> bool:
@@ -202,7 +208,7 @@ class _ServiceCheck:
         if not isinstance(args, dict):
             return  # Ray's schema says so
         faults = check_model_args(args, at)
-        report.add([*faults, *parse_cors(args, at)[1]])
+        report.add([*faults, *parse(CorsSection, args.get("cors", {}), at.under("cors"))[1]])
         if faults:
             return
         args = without_service_keys(args)
@@ -232,8 +238,7 @@ class _ServiceCheck:
         report, args = self._report, source.under("args")
         self._routers.append(source)
         data = application.get("args", {})
-        # Ray's schema reports arguments that are no mapping.
-        config, faults = parse_router(data, args) if isinstance(data, dict) else (None, [])
+        config, faults = _parse(RouterConfig, data, args)
         faults += check_router_place(application, source)
         if len(self._routers) > 1:
             message = f"is a second router; the first is {self._routers[0].at()}"
@@ -253,7 +258,7 @@ class _ServiceCheck:
     def _check_playground(self, application: dict[str, Any], source: Source) -> None:
         report, args = self._report, source.under("args")
         data = application.get("args", {})
-        config, faults = parse_playground(data, args) if isinstance(data, dict) else (None, [])
+        config, faults = _parse(PlaygroundConfig, data, args)
         faults += check_playground_place(application, source)
         if config is not None:
             faults += check_overrides(application, source, config)
