@@ -20,6 +20,20 @@ MEMORY_TEXT = "Resident memory of its process and those that it started; not tha
 App = Callable[[Scope, Receive, Send], Awaitable[Any]]
 
 
+def _count(app: App, add: Callable[[int], None]) -> App:
+    async def count(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        add(1)
+        try:
+            await app(scope, receive, send)
+        finally:
+            add(-1)
+
+    return count
+
+
 class ReplicaLoad:
     """Counts the requests of one replica where they arrive, and where its model takes them."""
 
@@ -31,33 +45,19 @@ class ReplicaLoad:
     def arriving(self, app: App) -> App:
         """Returns an application that counts what arrives, in front of Ray's queue."""
 
-        async def count(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] != "http":
-                await app(scope, receive, send)
-                return
-            self._present += 1
-            try:
-                await app(scope, receive, send)
-            finally:
-                self._present -= 1
+        def add(number: int) -> None:
+            self._present += number
 
-        return count
+        return _count(app, add)
 
     def working(self, app: App) -> App:
         """Returns an application that counts what the model works on, behind Ray's queue."""
 
-        async def count(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] != "http":
-                await app(scope, receive, send)
-                return
-            self._ongoing += 1
-            try:
-                await app(scope, receive, send)
-            finally:
-                self._ongoing -= 1
-                self._ended += 1
+        def add(number: int) -> None:
+            self._ongoing += number
+            self._ended += number < 0
 
-        return count
+        return _count(app, add)
 
     def page(self) -> str:
         """Returns the metrics, in Prometheus' text format; reads `/proc` for some 10 ms."""

@@ -17,7 +17,7 @@ from truthgpt_serve.http.json_body import encode_json
 
 MESSAGES = "/v1/messages"
 _TYPE_WORD = re.compile(r"[a-z][a-z0-9_]*")
-_ANTHROPIC_TYPES = {
+ANTHROPIC_TYPES = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
@@ -28,6 +28,7 @@ _ANTHROPIC_TYPES = {
     504: "timeout_error",
     529: "overloaded_error",
 }
+"""Types of Anthropic's Messages API by status."""
 
 
 def is_anthropic(path: str) -> bool:
@@ -40,7 +41,7 @@ def error_body(error: TruthGPTError, path: str) -> dict[str, Any]:
     if open_inference.is_open_inference(path):
         return open_inference.error_body(error.message)
     if is_anthropic(path):
-        kind = _ANTHROPIC_TYPES.get(error.status)
+        kind = ANTHROPIC_TYPES.get(error.status)
         kind = kind or ("invalid_request_error" if error.status < 500 else "api_error")
         return {"type": "error", "error": {"type": kind, "message": error.message}}
     return error.to_envelope()

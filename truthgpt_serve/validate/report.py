@@ -7,58 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from truthgpt_serve.config import ModelConfig, RouterConfig, Source
 from truthgpt_serve.config.playground import PlaygroundConfig
 from truthgpt_serve.errors import Fault
 
-
-@dataclass(frozen=True, slots=True)
-class CheckedModel:
-    """One model whose configuration could be read.
-
-    Attributes:
-        name: Its application's name, or None for a file that was checked by itself.
-        config: The configuration; faulty keys have their defaults.
-        place: Where it stands.
-        deployment: Its entry under `deployments:` in the Serve file, or None.
-    """
-
-    name: str | None
-    config: ModelConfig
-    place: Source
-    deployment: Mapping[str, Any] | None = None
+ConfigT = TypeVar("ConfigT")
 
 
 @dataclass(frozen=True, slots=True)
-class CheckedRouter:
-    """The router whose configuration could be read.
+class Checked(Generic[ConfigT]):
+    """An application, or a model's file, whose configuration could be read.
 
     Attributes:
-        config: Its configuration.
+        config: Its configuration; faulty keys have their defaults.
         place: Where it stands.
         deployment: Its entry under `deployments:` in the Serve file, or None.
+        name: The application's name, or None for a file that was checked by itself.
     """
 
-    config: RouterConfig
+    config: ConfigT
     place: Source
     deployment: Mapping[str, Any] | None = None
+    name: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CheckedPlayground:
-    """The playground whose configuration could be read.
-
-    Attributes:
-        config: Its configuration.
-        place: Where it stands.
-        deployment: Its entry under `deployments:` in the Serve file, or None.
-    """
-
-    config: PlaygroundConfig
-    place: Source
-    deployment: Mapping[str, Any] | None = None
+CheckedModel = Checked[ModelConfig]
 
 
 @dataclass(slots=True)
@@ -78,8 +53,8 @@ class Report:
     notes: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     models: list[CheckedModel] = field(default_factory=list)
-    routers: list[CheckedRouter] = field(default_factory=list)
-    playgrounds: list[CheckedPlayground] = field(default_factory=list)
+    routers: list[Checked[RouterConfig]] = field(default_factory=list)
+    playgrounds: list[Checked[PlaygroundConfig]] = field(default_factory=list)
 
     def add(self, faults: Iterable[Fault], source: Source | None = None) -> None:
         """Adds the faults that are not there yet: two applications may share a file.

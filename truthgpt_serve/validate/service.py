@@ -44,9 +44,8 @@ from truthgpt_serve.validate.applications import (
 from truthgpt_serve.validate.machine import check_machine, note_shortages
 from truthgpt_serve.validate.ray_settings import check_host, check_request_time
 from truthgpt_serve.validate.report import (
+    Checked,
     CheckedModel,
-    CheckedPlayground,
-    CheckedRouter,
     Report,
 )
 from truthgpt_serve.wording import nearest
@@ -133,7 +132,7 @@ def _check_model_data(
         family = resolve_family(config).name
         what = f"{config.task} by {family}"
         report.checked.append(f"{source.file}: {f'{name}: ' if name else ''}{what}")
-    report.models.append(CheckedModel(name, config, source, deployment))
+    report.models.append(Checked(config, source, deployment, name))
     return config
 
 
@@ -251,7 +250,7 @@ class _ServiceCheck:
         faults += check_overrides(application, source, config)
         report.add(in_file_order(faults, source), source)
         deployment = find_deployment(application, ROUTER_DEPLOYMENT)
-        report.routers.append(CheckedRouter(config, args, deployment))
+        report.routers.append(Checked(config, args, deployment))
         if not faults:
             report.checked.append(f"{source.file}: {application.get('name')}: the router")
 
@@ -263,7 +262,7 @@ class _ServiceCheck:
         if config is not None:
             faults += check_overrides(application, source, config)
             deployment = find_deployment(application, PLAYGROUND_DEPLOYMENT)
-            report.playgrounds.append(CheckedPlayground(config, args, deployment))
+            report.playgrounds.append(Checked(config, args, deployment))
         report.add(in_file_order(faults, source), source)
         if not faults:
             report.checked.append(f"{source.file}: {application.get('name')}: the playground")

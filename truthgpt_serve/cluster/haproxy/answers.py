@@ -18,6 +18,7 @@ from truthgpt_serve.cluster.haproxy.limits import (
     insert,
     section,
 )
+from truthgpt_serve.http.envelope import ANTHROPIC_TYPES
 from truthgpt_serve.http.retriable import READABLE, proxy_page
 
 _REQUEST, _SERVER = "invalid_request_error", "server_error"
@@ -65,15 +66,6 @@ _TEXTS = {
     504: ("timeout_error", "timeout"),
 }
 """Type and code by status, for the errors in plain text that are put into the envelope."""
-_ANTHROPIC = {
-    404: "not_found_error",
-    408: "timeout_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-    504: "timeout_error",
-}
-"""Types of Anthropic's Messages API by status."""
 _WITH_RETRY_AFTER = (429, 503)
 _ERROR_FILE = re.compile(r"^\s*errorfile \d+ ")
 _NOT_FOUND = re.compile(r"^\s*http-request return status 404 ")
@@ -153,7 +145,7 @@ def _envelope_rules_of(status: int) -> list[str]:
     kind, code = _TEXTS[status]
     openai = {"message": _MESSAGE, "type": kind, "param": None, "code": code}
     other = _REQUEST if status < 500 else "api_error"
-    anthropic = {"type": _ANTHROPIC.get(status, other), "message": _MESSAGE}
+    anthropic = {"type": ANTHROPIC_TYPES.get(status, other), "message": _MESSAGE}
     forms = {
         " { var(txn.api) -m str messages }": {"type": "error", "error": anthropic},
         " { var(txn.api) -m str v2 }": {"error": _MESSAGE},
