@@ -11,9 +11,9 @@ import msgspec
 
 from truthgpt_serve.bench.outcome import Outcome, Request
 from truthgpt_serve.bench.target import Target
-from truthgpt_serve.http.foreign_errors import decode, find_fields
+from truthgpt_serve.http.foreign_errors import MAX_ERROR_BYTES, decode, find_fields
 from truthgpt_serve.http.json_body import encode_json
-from truthgpt_serve.http.sse import EventReader, EventTooLargeError
+from truthgpt_serve.http.sse import EventSplitter, EventTooLargeError
 
 PATHS: Final = {
     "chat": "/v1/chat/completions",
@@ -25,7 +25,6 @@ STREAMED = frozenset({"chat", "completions"})
 CONNECT_TIMEOUT_S = 30.0
 MAX_ANSWER_BYTES = 256 << 20
 MAX_EVENT_BYTES = 4 << 20
-MAX_ERROR_BYTES = 65536
 
 
 class _Delta(msgspec.Struct):
@@ -76,7 +75,7 @@ class StreamMeter:
     ) -> None:
         self._outcome = outcome
         self._clock = clock
-        self._events = EventReader(MAX_EVENT_BYTES)
+        self._events = EventSplitter(MAX_EVENT_BYTES)
         self._last_s: float | None = None
         self._ended = False
         self._num_texts = 0

@@ -99,7 +99,7 @@ class WholeEvents:
         return data
 
 
-class EventReader:
+class EventSplitter:
     """Reads the data of a stream's events, each as soon as it is whole.
 
     Args:

@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from truthgpt_serve.http.foreign_errors import find_message
-from truthgpt_serve.http.sse import EventReader, EventTooLargeError
+from truthgpt_serve.http.sse import EventSplitter, EventTooLargeError
 from truthgpt_serve.playground.kept import Kept
 
 CONNECT_TIMEOUT_S = 5.0
@@ -198,7 +198,7 @@ class ServiceClient:
             ) from error
 
     async def _events(self, answer: httpx.Response) -> AsyncIterator[bytes]:
-        reader = EventReader(MAX_EVENT_BYTES)
+        reader = EventSplitter(MAX_EVENT_BYTES)
         try:
             async for piece in answer.aiter_raw():
                 for data in reader.feed(piece):

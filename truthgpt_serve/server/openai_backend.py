@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, Protocol
 
 from truthgpt_serve.errors import TruthGPTError, UnsupportedError
-from truthgpt_serve.http.sse import EventReader
+from truthgpt_serve.http.sse import EventSplitter
 from truthgpt_serve.request_model import bad_field
 from truthgpt_serve.server.infer.routes import Caller
 
@@ -111,7 +111,7 @@ class OpenAIBackend:
             return
         path, payload = self._request(inputs)
         payload["stream"] = True
-        ended, reader = False, EventReader(MAX_ANSWER_BYTES)
+        ended, reader = False, EventSplitter(MAX_ANSWER_BYTES)
         async with self._transport.send(path, payload, caller) as reply:
             async for piece in reply.pieces():
                 for event in reader.feed(piece):

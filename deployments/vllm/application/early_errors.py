@@ -5,12 +5,12 @@ vLLM checks much of a request only when the stream runs, after it has sent statu
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from truthgpt_serve.errors import PassedError
 from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, relative_path, send_error
+from truthgpt_serve.http.foreign_errors import decode
 from truthgpt_serve.http.sse import is_event_stream, read_data
 
 _BAD_REQUEST, _FAILED = 400, 500
@@ -80,17 +80,20 @@ def read_error(event: bytes) -> PassedError | None:
     """Returns the error that an event of OpenAI's or Anthropic's API tells of, or None."""
     if b'"error"' not in event:
         return None
-    try:
-        value = json.loads(next(read_data(event), b""))
-    except ValueError:
-        return None
-    error = value.get("error") if isinstance(value, Mapping) else None
-    if not isinstance(error, Mapping) or not isinstance(error.get("message"), str):
+    error = error_in(decode(next(read_data(event), b"")))
+    if error is None:
         return None
     param = error.get("param")
     return PassedError(
         _status_of(error), error["message"], param=param if isinstance(param, str) else None
     )
+
+
+def error_in(value: Any) -> Mapping[str, Any] | None:
+    """Returns the error of a decoded envelope; None where it has none with a message."""
+    error = value.get("error") if isinstance(value, Mapping) else None
+    has_message = isinstance(error, Mapping) and isinstance(error.get("message"), str)
+    return error if has_message else None
 
 
 def _status_of(error: Mapping[str, Any]) -> int:

@@ -7,7 +7,6 @@ own.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -15,15 +14,15 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 
-from deployments.vllm.application.early_errors import read_error
+from deployments.vllm.application.early_errors import error_in, read_error
 from deployments.vllm.application.pydantic_text import in_plain_words
 from truthgpt_serve.errors import PassedError
 from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, relative_path
 from truthgpt_serve.http.envelope import error_event
+from truthgpt_serve.http.foreign_errors import MAX_ERROR_BYTES, decode
 from truthgpt_serve.http.json_body import encode_json
 from truthgpt_serve.http.sse import is_event_stream
 
-MAX_ERROR_BYTES = 65536
 _MAX_REPORTED = 10
 _CONTEXT = "maximum context length is"
 _LENGTH = re.compile(r"(?:max_model_len\D{0,4}|maximum (?:model |context )?length\D{0,4})(\d+)")
@@ -145,7 +144,8 @@ class _Answer:
 
 
 def _clean_body(body: bytes) -> bytes:
-    value, error = _error_in(body)
+    value = decode(body)
+    error = error_in(value)
     if error is None:
         return body
     clean = {"message": clean_message(error["message"])}
@@ -171,15 +171,3 @@ def _clean_event(event: bytes, path: str) -> bytes:
         return event
     error.message = clean_message(error.message)
     return error_event(error, path).removesuffix(b"\n\n")
-
-
-def _error_in(data: bytes) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Returns a JSON object and the error in it; None where there is none with a message."""
-    try:
-        value = json.loads(data)
-    except ValueError:
-        return {}, None
-    error = value.get("error") if isinstance(value, dict) else None
-    if isinstance(error, dict) and isinstance(error.get("message"), str):
-        return value, error
-    return {}, None

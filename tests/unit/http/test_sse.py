@@ -4,7 +4,7 @@ import pytest
 
 from truthgpt_serve.http.sse import (
     MAX_HELD_BYTES,
-    EventReader,
+    EventSplitter,
     EventTooLargeError,
     WholeEvents,
     read_data,
@@ -56,14 +56,14 @@ def test_the_data_of_events() -> None:
 
 
 def test_data_is_read_from_pieces() -> None:
-    reader = EventReader()
+    reader = EventSplitter()
     pieces = [b"id: 1\ndata: a\nda", b"ta:b\n\n", b"data: c\n"]
     assert [list(reader.feed(piece)) for piece in pieces] == [[], [b"a\nb"], []]
     assert list(reader.finish()) == [b"c"]
 
 
 def test_an_event_without_an_end_is_given_up() -> None:
-    reader = EventReader(max_event_bytes=1000)
+    reader = EventSplitter(max_event_bytes=1000)
     for _ in range(10):
         assert not list(reader.feed(b"x" * 100))
     with pytest.raises(EventTooLargeError, match="more than 1000 bytes"):
