@@ -14,7 +14,6 @@ import click
 from truthgpt_serve.cli._image.show import WAYS, find_way, render
 from truthgpt_serve.cli._service.completion import complete_models
 from truthgpt_serve.cli.main import EXIT_INTERRUPTED
-from truthgpt_serve.request_fields import MAX_SEED
 
 if TYPE_CHECKING:
     from truthgpt_serve.cli._image.drawing import Step
@@ -34,7 +33,7 @@ TASK = "image-generation"
 )
 @click.option("--overwrite", is_flag=True, help="Replace files that are there already.")
 @click.option("--n", type=click.IntRange(1, 128), default=1, help="How many images.")
-@click.option("--seed", type=click.IntRange(0, MAX_SEED), help="Repeats an image.")
+@click.option("--seed", type=click.IntRange(min=0), help="Repeats an image.")
 @click.option("--size", metavar="WxH", help="Pixels, such as 512x512.")
 @click.option("--steps", type=click.IntRange(min=1), help="Denoising steps.")
 @click.option("--negative-prompt", help="What must not be in the image.")
