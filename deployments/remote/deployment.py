@@ -114,6 +114,7 @@ class RemoteModel:
         backend = OpenAIBackend(
             RemoteTransport(remote, headers, monitor, relay),
             kinds.get(self._cfg["task"]),
+            with_usage=True,
             unsupported=_NO_INPUTS,
         )
         return _Parts(remote, headers, monitor, relay, backend)

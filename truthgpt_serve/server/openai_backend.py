@@ -59,6 +59,7 @@ class OpenAIBackend:
     Args:
         transport: Carries the requests.
         kind: Which route; None where no route takes inputs of the contract.
+        with_usage: Whether the outputs have the numbers of tokens.
         default_max_tokens: Most tokens of an answer where the inputs have no `max_new_tokens`;
             None leaves it to the other side.
         unsupported: Why there is no kind, for the error.
@@ -69,11 +70,13 @@ class OpenAIBackend:
         transport: Transport,
         kind: Kind | None,
         *,
+        with_usage: bool,
         default_max_tokens: int | None = None,
         unsupported: str = "",
     ) -> None:
         self._transport = transport
         self._kind = kind
+        self._with_usage = with_usage
         self._default_max_tokens = default_max_tokens
         self._unsupported = unsupported
 
@@ -86,7 +89,8 @@ class OpenAIBackend:
             caller: Who asks.
 
         Returns:
-            `{"text", "finish_reason", "usage"}`, `{"embedding", "num_tokens"}`, or `{"image"}`.
+            `{"text", "finish_reason"}`, `{"embedding"}`, or `{"image"}`; with usage also
+            `usage` and `num_tokens`.
 
         Raises:
             TruthGPTError: The inputs are wrong, or the other side refuses or fails.
@@ -146,7 +150,7 @@ class OpenAIBackend:
     def _outputs(self, answer: Any) -> dict[str, Any]:
         if self._kind == "image":
             return {"image": _read_image(answer["data"][0])}
-        usage = answer.get("usage") or {}
+        usage = (answer.get("usage") or {}) if self._with_usage else {}
         if self._kind == "embedding":
             outputs = {"embedding": answer["data"][0]["embedding"]}
             tokens = usage.get("prompt_tokens")

@@ -57,6 +57,7 @@ def create_backend(app: Any, name: str, tasks: tuple[str, ...]) -> OpenAIBackend
     return OpenAIBackend(
         LocalTransport(app, name),
         next((kind for task, kind in kinds.items() if task in tasks), None),
+        with_usage=False,
         default_max_tokens=DEFAULT_NEW_TOKENS,
         unsupported=f"{INFER} answers for models that generate or embed; this one can "
         f"{', '.join(tasks)}: use vLLM's own routes, such as /pooling",
