@@ -441,7 +441,7 @@ VLLM: dict[str, Bad] = {
         param="inputs", path=INFER,
     ),
     "infer without text": Bad(
-        {"model": "tiny", "inputs": {}}, 400, "inputs.text is required and must be a string",
+        {"model": "tiny", "inputs": {}}, 400, "`inputs.text` is required and must be a string",
         param="inputs.text", path=INFER,
     ),
     "infer with a bad field": Bad(
