@@ -715,7 +715,7 @@ def test_a_websocket_is_refused(service: Service) -> None:
             b"GET /v1/realtime HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
             b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         )
-        assert connection.recv(100).startswith(b"HTTP/1.1 403")
+        assert connection.recv(100).startswith(b"HTTP/1.1 404")
 
 
 def test_a_method_that_a_route_lacks_names_those_it_has(service: Service) -> None:
