@@ -12,8 +12,8 @@ from truthgpt_serve.http.json_body import parse_object
 from truthgpt_serve.server.text.request import ChatRequest, parse_text
 
 BODY_BYTES = 2048
-NUM_ROUNDS = 20
-NUM_REQUESTS = 2000
+NUM_ROUNDS = 400
+NUM_REQUESTS = 100
 
 
 def make_body() -> bytes:
