@@ -14,7 +14,7 @@ from truthgpt_serve.config.model import ModelConfig
 from truthgpt_serve.config.playground import PlaygroundConfig
 from truthgpt_serve.config.router import RouterConfig
 from truthgpt_serve.contract import FamilySpec
-from truthgpt_serve.errors import ConfigError, Fault, bad_setting
+from truthgpt_serve.errors import ConfigError, Fault
 
 ACCELERATOR_VARIABLE = "TRUTHGPT_ACCELERATOR"
 BATCHING_MAX_ONGOING_REQUESTS = 64
@@ -127,33 +127,6 @@ def resolve_gpus(
     if wanted:
         return 1 if wanted == "gpu" else 0
     return 1 if cluster_gpus >= 1 else 0
-
-
-def runs_on_cpu(cfg: Mapping[str, Any]) -> bool:
-    """Returns whether a configuration, as a nested dict, asks for no GPU."""
-    return bool(cfg["hardware"]["gpus"] == 0 or cfg["hardware"]["device"] == "cpu")
-
-
-def choose_device(hardware: Mapping[str, Any], *, has_gpu: bool, library: str) -> str:
-    """Returns `cpu` or `cuda` for a replica: what `gpus` says, else the GPU if there is one.
-
-    Args:
-        hardware: The section of the configuration, as a nested dict.
-        has_gpu: Whether the library that computes sees a GPU.
-        library: Its name and version, for the message.
-
-    Raises:
-        ConfigError: A GPU is asked for, and the library sees none.
-    """
-    gpus, wanted = hardware["gpus"], hardware["device"]
-    if gpus == 0 or wanted == "cpu":
-        return "cpu"
-    if has_gpu:
-        return "cuda"
-    if gpus == "auto" and wanted == "auto":
-        return "cpu"
-    message = f"{gpus} asks for a GPU, and {library} sees none"
-    raise bad_setting("hardware.gpus", message, "write 0, or install the extra `gpu`")
 
 
 def request_limits(

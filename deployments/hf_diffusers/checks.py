@@ -18,9 +18,8 @@ from deployments.hf_diffusers.choices import (
 )
 from truthgpt_serve.config.paths import expand, must_be_local, resolve_local
 from truthgpt_serve.config.source import Source
-from truthgpt_serve.hardware import runs_on_cpu
+from truthgpt_serve.device import find_kernel_faults, runs_on_cpu
 from truthgpt_serve.model_files import ModelFileError, has_tokenizer, read_header, read_object
-from truthgpt_serve.wording import suggest
 
 Faults = list[tuple[str, str, str]]
 
@@ -52,27 +51,17 @@ def _check_hardware(cfg: Mapping[str, Any]) -> Faults:
 
 
 def _check_attention(cfg: Mapping[str, Any]) -> Faults:
-    name = cfg["model_optim"]["attention"]
-    if name == "auto":
-        return []
-    if name not in ATTENTION:
-        message = f"there is no attention {name!r}"
-        return [("model_optim.attention", message, suggest(name, [*ATTENTION, "auto"]))]
-    if name in GPU_ATTENTION and runs_on_cpu(cfg):
-        message = f"{name} has kernels for NVIDIA GPUs only, and the model runs on CPU"
-        return [("model_optim.attention", message, "write auto or sdpa")]
-    return []
+    known = (*ATTENTION, "auto")
+    return find_kernel_faults(cfg, "attention", known, GPU_ATTENTION, "write auto or sdpa")
 
 
 def _check_quantization(cfg: Mapping[str, Any]) -> Faults:
     name = cfg["model_optim"]["quantization"]
     gguf_file = cfg["serving"]["engine"].get("gguf_file")
-    if name is not None and name not in QUANTIZATION:
-        message = f"there is no quantization {name!r}"
-        return [("model_optim.quantization", message, suggest(name, QUANTIZATION))]
-    if name in GPU_QUANTIZATION and runs_on_cpu(cfg):
-        message = f"{name} needs an NVIDIA GPU, and the model runs on CPU"
-        return [("model_optim.quantization", message, "write torchao-int8, or null")]
+    fix = "write torchao-int8, or null"
+    faults = find_kernel_faults(cfg, "quantization", QUANTIZATION, GPU_QUANTIZATION, fix)
+    if faults:
+        return faults
     if name == "gguf" and gguf_file is None:
         message = "gguf needs the file with the denoiser's weights"
         return [("model_optim.quantization", message, "set serving.engine.gguf_file")]

@@ -13,9 +13,8 @@ from pydantic import model_validator
 from truthgpt_serve.config.base import Count, PositiveNumber, Refusal, Section, refuse
 from truthgpt_serve.config.paths import expand
 from truthgpt_serve.contract import FamilySpec
-from truthgpt_serve.hardware import runs_on_cpu
+from truthgpt_serve.device import find_kernel_faults
 from truthgpt_serve.model_files import has_tokenizer
-from truthgpt_serve.wording import suggest
 
 PipelineTask = Literal[
     "audio-classification",
@@ -158,32 +157,18 @@ def _check_hardware(cfg: Mapping[str, Any]) -> Faults:
 
 
 def _check_attention(cfg: Mapping[str, Any]) -> Faults:
-    name = cfg["model_optim"]["attention"]
-    if name == "auto":
-        return []
-    if name not in ATTENTION:
-        message = f"there is no attention {name!r}"
-        return [("model_optim.attention", message, suggest(name, (*ATTENTION, "auto")))]
-    if name in GPU_ATTENTION and runs_on_cpu(cfg):
-        message = f"{name} has kernels for NVIDIA GPUs only, and the model runs on CPU"
-        return [("model_optim.attention", message, "write auto or sdpa")]
-    if name in GPU_ATTENTION and cfg["model_optim"]["dtype"] == "float32":
+    name, known = cfg["model_optim"]["attention"], (*ATTENTION, "auto")
+    fix = "write auto or sdpa"
+    faults = find_kernel_faults(cfg, "attention", known, GPU_ATTENTION, fix)
+    if not faults and name in GPU_ATTENTION and cfg["model_optim"]["dtype"] == "float32":
         message = f"{name} computes in bfloat16 or float16, not in float32"
         return [("model_optim.attention", message, "write sdpa, or another model_optim.dtype")]
-    return []
+    return faults
 
 
 def _check_quantization(cfg: Mapping[str, Any]) -> Faults:
-    name = cfg["model_optim"]["quantization"]
-    if name is None:
-        return []
-    if name not in QUANTIZATION:
-        message = f"there is no quantization {name!r}"
-        return [("model_optim.quantization", message, suggest(name, QUANTIZATION))]
-    if name in GPU_QUANTIZATION and runs_on_cpu(cfg):
-        message = f"{name} needs an NVIDIA GPU, and the model runs on CPU"
-        return [("model_optim.quantization", message, "write torchao-int8, or null")]
-    return []
+    fix = "write torchao-int8, or null"
+    return find_kernel_faults(cfg, "quantization", QUANTIZATION, GPU_QUANTIZATION, fix)
 
 
 def _check_tokenizer(cfg: Mapping[str, Any]) -> Faults:

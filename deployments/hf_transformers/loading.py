@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from deployments.hf_transformers.config import GPU_QUANTIZATION, QUANTIZATION
-from truthgpt_serve import hardware as resources
+from truthgpt_serve import device as rules
 from truthgpt_serve.errors import bad_setting
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -75,44 +75,31 @@ def read_source(cfg: Mapping[str, Any]) -> Source:
 
 
 def choose_device(hardware: Mapping[str, Any]) -> torch.device:
-    """Returns the device of one replica; see `resources.choose_device`."""
+    """Returns the device of one replica; see `truthgpt_serve.device`."""
     library = f"torch {torch.__version__}"
     has_gpu = torch.cuda.is_available()
-    return torch.device(resources.choose_device(hardware, has_gpu=has_gpu, library=library))
+    return torch.device(rules.choose_device(hardware, has_gpu=has_gpu, library=library))
 
 
 def choose_dtype(wanted: str, stored: torch.dtype | None, device: torch.device) -> torch.dtype:
-    """Returns the number format of the weights.
+    """Returns the number format of the weights; see `truthgpt_serve.device`."""
+    name = next((name for name, dtype in DTYPES.items() if dtype is stored), "float32")
+    return DTYPES[rules.choose_dtype(wanted, name, device.type, _has_bfloat16)]
 
-    `auto` takes the checkpoint's where the device computes in it: float16 becomes float32 on a CPU,
-    and bfloat16 becomes float16 on a GPU that does not have it.
-    """
-    if wanted != "auto":
-        return DTYPES[wanted]
-    dtype = stored if stored in DTYPES.values() else torch.float32
-    if device.type == "cpu" and dtype is torch.float16:
-        return torch.float32
-    if device.type == "cuda" and dtype is torch.bfloat16:
-        has_it = torch.cuda.is_bf16_supported(including_emulation=False)
-        return dtype if has_it else torch.float16
-    return dtype or torch.float32
+
+def _has_bfloat16() -> bool:
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def check_quantization(name: str) -> None:
-    """Proves that this machine can run a quantization: its package imports, its GPU is there.
-
-    Raises:
-        ConfigError: Something is missing; the message names it.
-    """
-    place, package = "model_optim.quantization", QUANTIZATION[name]
-    try:
-        importlib.import_module(package)
-    except (ImportError, OSError, RuntimeError) as error:
-        message = f"{name} needs the package {package}, which does not import here: {error}"
-        raise bad_setting(place, message, f"pip install {package}") from error
-    if name in GPU_QUANTIZATION and not torch.cuda.is_available():
-        message = f"{name} needs an NVIDIA GPU, and torch {torch.__version__} sees none"
-        raise bad_setting(place, message, "write torchao-int8, or null")
+    """Proves that this machine can run a quantization; see `truthgpt_serve.device`."""
+    rules.check_quantization(
+        name,
+        [QUANTIZATION[name]],
+        needs_gpu=name in GPU_QUANTIZATION,
+        has_gpu=torch.cuda.is_available(),
+        library=f"torch {torch.__version__}",
+    )
 
 
 def _quantization_config(name: str, dtype: torch.dtype) -> Any:

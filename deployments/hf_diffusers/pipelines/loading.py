@@ -27,7 +27,7 @@ from deployments.hf_diffusers.pipelines.quantization import (
     read_index,
 )
 from deployments.hf_diffusers.pipelines.roles import make_roles
-from truthgpt_serve import hardware as resources
+from truthgpt_serve import device as rules
 from truthgpt_serve.errors import bad_setting
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -106,24 +106,20 @@ def fetch(name_or_path: str, revision: str | None, settings: DiffusersSettings) 
 
 
 def choose_device(hardware: Mapping[str, Any]) -> torch.device:
-    """Returns the device of one replica; see `resources.choose_device`."""
+    """Returns the device of one replica; see `truthgpt_serve.device`."""
     library = f"torch {torch.__version__}"
     has_gpu = torch.cuda.is_available()
-    return torch.device(resources.choose_device(hardware, has_gpu=has_gpu, library=library))
+    return torch.device(rules.choose_device(hardware, has_gpu=has_gpu, library=library))
 
 
 def choose_dtype(wanted: str, stored: str, device: torch.device) -> torch.dtype:
-    """Returns the number format of the modules.
+    """Returns the number format of the modules; see `truthgpt_serve.device`."""
+    return DTYPES[rules.choose_dtype(wanted, stored, device.type, has_bfloat16)]
 
-    `auto` takes the checkpoint's where the device computes in it: float16 becomes float32 on a CPU,
-    and bfloat16 becomes float16 on a GPU that does not have it.
-    """
-    name = stored if wanted == "auto" else wanted
-    if wanted == "auto" and device.type == "cpu" and name == "float16":
-        name = "float32"
-    if wanted == "auto" and device.type == "cuda" and name == "bfloat16":
-        name = name if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    return DTYPES[name]
+
+def has_bfloat16() -> bool:
+    """Returns whether the GPU itself computes in bfloat16."""
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def checkpoint_dtype(source: str) -> str:

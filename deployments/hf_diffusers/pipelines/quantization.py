@@ -13,30 +13,19 @@ import diffusers
 import torch
 
 from deployments.hf_diffusers.choices import GPU_QUANTIZATION, QUANTIZATION
-from truthgpt_serve.errors import ConfigError, Fault
-
-PLACE = "model_optim.quantization"
+from truthgpt_serve import device as rules
+from truthgpt_serve.errors import bad_setting
 
 
 def check_quantization(name: str) -> None:
-    """Proves that this machine can run a quantization: its package imports, its GPU is there.
-
-    Raises:
-        ConfigError: Something is missing; the message names it.
-    """
-    for package in QUANTIZATION[name]:
-        try:
-            importlib.import_module(package)
-        except (ImportError, OSError, RuntimeError) as error:
-            message = f"{name} needs the package {package}, which does not import here: {error}"
-            raise _refuse(message, f"pip install {package}") from error
-    if name in GPU_QUANTIZATION and not torch.cuda.is_available():
-        message = f"{name} needs an NVIDIA GPU, and torch {torch.__version__} sees none"
-        raise _refuse(message, "write torchao-int8, or null")
-
-
-def _refuse(message: str, fix: str) -> ConfigError:
-    return ConfigError([Fault(PLACE, message, fix)])
+    """Proves that this machine can run a quantization; see `truthgpt_serve.device`."""
+    rules.check_quantization(
+        name,
+        QUANTIZATION[name],
+        needs_gpu=name in GPU_QUANTIZATION,
+        has_gpu=torch.cuda.is_available(),
+        library=f"torch {torch.__version__}",
+    )
 
 
 def quantization_config(name: str, component: str, dtype: torch.dtype) -> Any:
@@ -106,5 +95,5 @@ def gguf_denoiser(file: str, source: str, dtype: torch.dtype) -> Any:
             dtype=dtype,
         )
     except (OSError, ValueError, AttributeError, KeyError) as error:
-        fault = Fault("serving.engine.gguf_file", f"{file!r} cannot be loaded: {error}")
-        raise ConfigError([fault]) from error
+        message = f"{file!r} cannot be loaded: {error}"
+        raise bad_setting("serving.engine.gguf_file", message) from error

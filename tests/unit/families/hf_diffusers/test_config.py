@@ -88,7 +88,7 @@ def test_a_wrong_setting_is_named(engine: dict[str, Any], place: str, message: s
     ("sections", "place", "message"),
     [
         ({"model_optim": {"attention": "xformer"}}, "attention", "did you mean 'xformers'?"),
-        ({"model_optim": {"attention": "xformers"}}, "attention", "for NVIDIA GPUs only"),
+        ({"model_optim": {"attention": "xformers"}}, "attention", "needs an NVIDIA GPU"),
         ({"model_optim": {"attention": "flash"}}, "attention", "write auto or sdpa"),
         ({"model_optim": {"quantization": "torchao-int9"}}, "quantization", "did you mean 'tor"),
         ({"model_optim": {"quantization": "bitsandbytes-4bit"}}, "quantization", "an NVIDIA GPU"),

@@ -61,7 +61,7 @@ def test_the_family_is_found_and_its_tasks_have_their_classes() -> None:
         (
             {"model_optim": {"attention": "flash_attention_2"}, "hardware": {"gpus": 0}},
             "model_optim.attention",
-            "for NVIDIA GPUs only",
+            "needs an NVIDIA GPU",
         ),
         (
             {"model_optim": {"attention": "flash_attention_2", "dtype": "float32"}},
