@@ -32,6 +32,8 @@ are about."""
 THOUGHTS = ("reasoning_content", "reasoning")
 """What the model thought before it answered: for templates that know the field, else ignored."""
 MAX_TOOL_CALLS = 128
+MAX_ITEMS = 16384
+"""Most messages, parts of contents and tool calls of a chat: each costs the event loop 4 us."""
 ChatMessage = dict[str, Any]
 
 
@@ -97,6 +99,22 @@ class Message(_Item):
 _USUAL = {"role", "content"}
 _ROLES = {role: "tool" if role == "function" else role for role in get_args(Role)}
 _OF_ASSISTANT = ("refusal", "tool_calls", "function_call", *THOUGHTS)
+
+
+def check_number(messages: Any) -> Any:
+    """Refuses a chat of more than `MAX_ITEMS`, before any of them is read."""
+    if isinstance(messages, list):
+        lists = (
+            value
+            for message in messages
+            if isinstance(message, dict)
+            for value in (message.get("content"), message.get("tool_calls"))
+            if isinstance(value, list)
+        )
+        if len(messages) + sum(map(len, lists)) > MAX_ITEMS:
+            what = "messages, content parts and tool calls in all"
+            raise bad_field("messages", f"has more than {MAX_ITEMS} {what}")
+    return messages
 
 
 def read_messages(messages: list[Message]) -> list[ChatMessage]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from truthgpt_serve.request_fields import SamplingFields, Stops
 from truthgpt_serve.request_model import (
@@ -20,7 +20,7 @@ from truthgpt_serve.request_model import (
     unsupported_unless,
     wanted,
 )
-from truthgpt_serve.server.text.messages import ChatMessage, Message, read_messages
+from truthgpt_serve.server.text.messages import ChatMessage, Message, check_number, read_messages
 
 
 def _is_one(value: Any) -> bool:
@@ -86,6 +86,7 @@ class ChatRequest(TextRequest):
     messages: Annotated[
         list[ChatMessage],
         Via(Annotated[list[Message], Field(min_length=1, fail_fast=True)], read_messages),
+        BeforeValidator(check_number),
     ]
     """The messages as chat templates take them."""
 

@@ -20,7 +20,7 @@ from tests.support.servers import serve_asgi
 from truthgpt_serve.errors import RequestError, TruthGPTError, UnsupportedError
 from truthgpt_serve.server import create_app
 from truthgpt_serve.server.text.chat_template import ChatTemplate
-from truthgpt_serve.server.text.messages import IGNORED
+from truthgpt_serve.server.text.messages import IGNORED, MAX_ITEMS
 from truthgpt_serve.server.text.request import ChatRequest, parse_text
 
 CHATML = """{%- for message in messages %}
@@ -91,6 +91,19 @@ def read_messages(messages: Any) -> list[dict[str, Any]]:
 def render(tokenizer: Any, template: str, messages: Any = HISTORY) -> str:
     tokenizer.chat_template = template
     return ChatTemplate(tokenizer.apply_chat_template).render(read_messages(messages))
+
+
+def test_a_chat_of_very_many_parts_is_refused_before_they_are_read() -> None:
+    part = {"type": "text", "text": "a"}
+    message = {"role": "user", "content": [part] * (MAX_ITEMS - 1)}
+    body = {"model": "m", "messages": [message]}
+    assert parse_text(ChatRequest, body).messages[0]["content"] == "a" * (MAX_ITEMS - 1)
+    for messages in ([message, {"role": "user", "content": "b"}], [message] * 100):
+        started = time.thread_time()
+        with pytest.raises(RequestError, match=f"more than {MAX_ITEMS}") as found:
+            parse_text(ChatRequest, {**body, "messages": messages})
+        assert found.value.param == "messages"
+        assert time.thread_time() - started < 0.1
 
 
 def test_tool_calls_reach_a_template_as_objects(tokenizer: Any) -> None:
