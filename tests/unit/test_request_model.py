@@ -22,6 +22,7 @@ from truthgpt_serve.request_model import (
     unsupported_unless,
 )
 from truthgpt_serve.server.embeddings.request import EmbeddingRequest
+from truthgpt_serve.server.text.messages import MAX_ITEMS
 from truthgpt_serve.server.text.request import ChatRequest, CompletionRequest, parse_text
 
 
@@ -153,8 +154,13 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
         chat([{**USER, **{f"k{number}": 1 for number in range(MANY)}}]),
         "messages[0].k0",
     ),
-    "many wrong messages": (chat([3] * MANY), "messages[0]"),
-    "many wrong parts": (chat([{**USER, "content": [3] * MANY}]), "messages[0].content[0]"),
+    "many messages": (chat([3] * MANY), "messages"),
+    "many parts": (chat([{**USER, "content": [3] * MANY}]), "messages"),
+    "wrong messages": (chat([3] * MAX_ITEMS), "messages[0]"),
+    "wrong parts": (
+        chat([{**USER, "content": [3] * (MAX_ITEMS - 1)}]),
+        "messages[0].content[0]",
+    ),
     "many wrong stops": (chat([USER], stop=[1] * MANY), "stop"),
     "half a pair as a name": (chat([{**USER, "\ud800": 1}]), "messages[0]"),
     "infinite": (chat([USER], temperature=float("inf")), "temperature"),
