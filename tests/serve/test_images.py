@@ -296,7 +296,7 @@ def test_an_adapter_by_weight_and_as_a_model(images: Service) -> None:
         ({"prompt": "word " * 200}, "prompt", "the text encoder reads at most 77"),
         ({"scheduler": "eulr"}, "scheduler", "did you mean 'euler'?"),
         ({"adapters": {"inc": 1}}, "adapters", "ink"),
-        ({"guidance_scale": 99}, "guidance_scale", "at most 30"),
+        ({"guidance_scale": 101}, "guidance_scale", "at most 100"),
         ({"negative_prompt": "x", "guidance_scale": 1}, "negative_prompt", "no effect"),
     ],
 )

@@ -58,7 +58,7 @@ class Images:
 JOIN = """
 import ray._private.services
 ray._private.services.resolve_ip_for_localhost = lambda host: host
-from truthgpt_serve.cluster import ray_limits
+from truthgpt_serve.cluster.service import ray_limits
 ray_limits.main()
 """
 
