@@ -105,6 +105,8 @@ def run(
         [
             *(sys.executable, "-m", "schemathesis.cli"),
             *("--config-file", str(folder / "schemathesis.toml"), "run", str(source)),
+            # How fast it makes requests says how busy the machine is.
+            *("--suppress-health-check", "too_slow"),
             *("--url", url, "--include-path-regex", f"^(?:{paths})$", "--no-color"),
             *("--seed", str(seed), "--max-examples", str(max_examples)),
             *("--phases", ",".join(phases), "--request-timeout", str(TIMEOUT_S)),
