@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -105,7 +106,7 @@ class FormParser:
             raise RequestError("the multipart form ends before its last boundary")
 
 
-class FormParts:
+class FormParts(ABC):
     """Takes a parser's events, of which a subclass makes parts.
 
     It does not hold the parser: the circle would keep large forms in memory for long.
@@ -138,17 +139,17 @@ class FormParts:
             "on_end": self._on_end,
         }
 
+    @abstractmethod
     def begin_part(self, headers: Mapping[bytes, bytes]) -> None:
         """Takes the beginning of a part; its headers have names in lower case."""
-        raise NotImplementedError
 
+    @abstractmethod
     def add_data(self, data: bytes, start: int, end: int) -> None:
         """Takes `data[start:end]` of the part."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end_part(self) -> None:
         """Takes the end of the part."""
-        raise NotImplementedError
 
     def _on_part_begin(self) -> None:
         self.num_parts += 1
