@@ -1,7 +1,7 @@
 """Where grammars touch vLLM: the request on its way to the engine, and the engine's own process.
 
 The only file about grammars that knows vLLM's private parts;
-`tests/unit/families/vllm/test_grammar_engine_hooks` fails when they move.
+`tests/unit/families/vllm/grammar/test_engine_hooks` fails when they move.
 """
 
 from __future__ import annotations

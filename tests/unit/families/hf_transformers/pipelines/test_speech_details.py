@@ -19,7 +19,7 @@ from transformers.generation.logits_process import WhisperTimeStampLogitsProcess
 
 from deployments.hf_transformers.tiny_speech import SAMPLING_RATE, make_tiny_speech
 from tests.support.transformers_models import client_of, configuration, loaded
-from tests.unit.families.hf_transformers.test_speech import TASK, audio_file, recording
+from tests.unit.families.hf_transformers.pipelines.test_speech import TASK, audio_file, recording
 from truthgpt_serve.errors import RequestError, UnsupportedError
 
 DETAILS = {

@@ -20,7 +20,7 @@ from truthgpt_serve.bench.target import BenchError
 from truthgpt_serve.cli import main
 
 FEW = ("--concurrency", "2", "--requests", "4", "--output-len", "3", "--warmup", "0")
-VLLM = Path(__file__).parent / "files" / "vllm.json"
+VLLM = Path(__file__).parents[1] / "bench" / "files" / "vllm.json"
 VOID = {"area", "br", "col", "hr", "img", "input", "link", "meta"}
 QUIET = {"circle", "line", "rect", "ellipse", "path"}
 

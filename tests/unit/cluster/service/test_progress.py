@@ -14,7 +14,7 @@ from pathlib import Path
 from truthgpt_serve.cluster.local import free_port
 from truthgpt_serve.cluster.service.progress import telling_progress
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 RUNNER = ROOT / "scripts" / "serve_run.py"
 LIMIT_S = 90
 ENDLESS = "import threading\n\n\ndef work():\n    threading.Event().wait()\n\n\nwork()\n"
