@@ -10,10 +10,12 @@ import subprocess
 import time
 import wave
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -33,6 +35,19 @@ IDLE_S = 35
 PAGES = ("Chat", "Images", "Speech", "Embeddings", "Models")
 KEY = "sk-secret-1"
 SMALL = {"cpus": 0.1, "gpus": 0}
+STREAM = """
+const [url, done] = arguments;
+const body = {model: "slow", stream: true, max_tokens: 5, messages: [{role: "user", content: "a"}]};
+fetch(url + "/v1/chat/completions", {
+  method: "POST",
+  headers: {"content-type": "application/json", authorization: "Bearer sk-none"},
+  body: JSON.stringify(body),
+}).then(async (answer) => {
+  const pieces = [];
+  for await (const piece of answer.body.pipeThrough(new TextDecoderStream())) pieces.push(piece);
+  done({status: answer.status, id: answer.headers.get("x-request-id"), pieces});
+}, (error) => done({error: error.name}));
+"""
 
 
 @pytest.fixture(scope="module")
@@ -410,6 +425,37 @@ def test_every_page_is_accessible_and_fits(
     browser.field("Model")
     assert browser.hosts() == {cluster.url.removeprefix("http://")}
     assert browser.complaints() == []
+
+
+@contextmanager
+def page_of(folder: Path, host: str) -> Iterator[str]:
+    """Serves a page that is not the service's; gives its address."""
+    (folder / "index.html").write_text("<title>another page</title>")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer((host, 0), handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://{host}:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_page_of_this_machine_may_stream_and_one_of_another_may_not(
+    cluster: LocalCluster, browser: Browser, tmp_path: Path
+) -> None:
+    """The browser sends a preflight (JSON, Authorization) and decides who may read the answer."""
+    with page_of(tmp_path, "127.0.0.1") as near, page_of(tmp_path, "127.0.0.2") as far:
+        browser.driver.get(near)
+        found = browser.driver.execute_async_script(STREAM, cluster.url)
+        assert found.get("status") == 200, found
+        assert found["id"]
+        assert len(found["pieces"]) > 2, found  # piece by piece
+        assert found["pieces"][-1].endswith("data: [DONE]\n\n")
+        browser.driver.get(far)
+        assert browser.driver.execute_async_script(STREAM, cluster.url) == {"error": "TypeError"}
+        assert any("CORS" in one for one in browser.complaints())
 
 
 def test_an_idle_page_stays_connected(idle: Idle) -> None:
