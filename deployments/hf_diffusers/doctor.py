@@ -26,12 +26,10 @@ from deployments.hf_diffusers.pipelines.attention import (
 )
 from deployments.hf_diffusers.pipelines.loading import DTYPES, choose_device
 from deployments.hf_diffusers.pipelines.quantization import check_quantization
-from deployments.hf_diffusers.tiny_models import create_pipeline
+from deployments.hf_diffusers.tiny_models import create_flux
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.contract import Probe
 
-KIND = "flux"
-"""Which tiny pipeline: one whose denoiser has kernels by name, repeated blocks and step caches."""
 ENGINE_KEYS = ("step_cache", "offload", "channels_last", "vae_tiling", "vae_slicing")
 """Settings that a machine may not be able to do."""
 COMPILER_FIX = "install a C++ compiler (apt-get install g++), or write model_optim.compile: false"
@@ -84,7 +82,8 @@ def _image(
 
 def _draw(optim: Mapping[str, Any], engine: Mapping[str, Any], gpus: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
-        create_pipeline(KIND).save_pretrained(folder)
+        # One whose denoiser has kernels by name, repeated blocks and step caches.
+        create_flux().save_pretrained(folder)
         sections = {
             "task": "image-generation",
             "model": {"name_or_path": folder},

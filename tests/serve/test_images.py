@@ -24,8 +24,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from deployments.hf_diffusers.tiny_models import create_pipeline, create_variant, save_lora
 from tests.support.image_stock import assert_same, noise, stock_image
+from tests.support.tiny_images import create_pipeline, create_variant, save_lora
 from truthgpt_serve.cluster.local import LocalCluster, model_application, router_application
 
 RAY_ENV = Path(__file__).parents[2] / "configs" / "ray.env"

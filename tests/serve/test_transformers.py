@@ -16,9 +16,9 @@ import pytest
 import torch
 import transformers
 
-from deployments.hf_transformers.tiny_models import make_tiny_classifier, make_tiny_encoder
-from deployments.hf_transformers.tiny_speech import make_tiny_speech
 from deployments.vllm.tiny_model import make_tiny_llama
+from tests.support.tiny_transformers.models import make_tiny_classifier, make_tiny_encoder
+from tests.support.tiny_transformers.speech import make_tiny_speech
 from truthgpt_serve.cluster.local import LocalCluster, model_application, router_application
 
 RAY_ENV = Path(__file__).resolve().parents[2] / "configs" / "ray.env"

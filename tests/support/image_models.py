@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deployments.hf_diffusers.deployment import DiffusersModel
-from deployments.hf_diffusers.tiny_models import create_pipeline
+from tests.support.tiny_images import create_pipeline
 from truthgpt_serve.config import load_model_config
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from deployments.hf_diffusers.stepping import EngineOptions, Job, StepEngine
-from deployments.hf_diffusers.tiny_models import CALL_DEFAULTS, create_pipeline
+from tests.support.tiny_images import CALL_DEFAULTS, create_pipeline
 
 TOLERANCE = 1e-5
 """Largest difference of a pixel in [0, 1] from the stock pipeline's, in float32."""

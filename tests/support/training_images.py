@@ -22,7 +22,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
-from deployments.hf_diffusers.tiny_models import create_pipeline
+from tests.support.tiny_images import create_pipeline
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.training.images import autoencoder, denoiser
 from truthgpt_serve.training.job import TrainingJob

@@ -11,15 +11,6 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
-    Gemma2Config,
-    Gemma2Model,
-    Mistral3Config,
-    Mistral3ForConditionalGeneration,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    Qwen3Model,
     T5Config,
     T5EncoderModel,
 )
@@ -27,24 +18,12 @@ from transformers import (
 from deployments.hf_diffusers.tiny_models.tokenizers import (
     CLIP_LENGTH,
     create_clip_tokenizer,
-    create_gemma_tokenizer,
-    create_qwen_tokenizer,
     create_t5_tokenizer,
 )
 from deployments.hf_diffusers.tiny_models.weights import draw_weights
 
 WIDTH = 32
 """Features of a token, in every encoder here."""
-
-_DECODER = {
-    "hidden_size": WIDTH,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 4096,
-}
 
 
 def create_clip(seed: int, *, projection: bool = False) -> tuple[Any, Any]:
@@ -73,66 +52,3 @@ def create_t5(seed: int, *, width: int = WIDTH) -> tuple[Any, Any]:
         vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=64, num_layers=2, num_heads=4
     )
     return tokenizer, draw_weights(T5EncoderModel(config), seed)
-
-
-def create_gemma(seed: int) -> tuple[Any, Any]:
-    """Returns (GemmaTokenizer, Gemma2Model)."""
-    tokenizer = create_gemma_tokenizer()
-    config = Gemma2Config(vocab_size=len(tokenizer), query_pre_attn_scalar=8, **_DECODER)
-    return tokenizer, draw_weights(Gemma2Model(config), seed)
-
-
-def create_qwen3(seed: int, *, causal_lm: bool = False) -> tuple[Any, Any]:
-    """Returns (Qwen2Tokenizer, Qwen3Model), or with `causal_lm` the model with a head."""
-    tokenizer = create_qwen_tokenizer()
-    config = Qwen3Config(vocab_size=len(tokenizer), **_DECODER)
-    model = Qwen3ForCausalLM(config) if causal_lm else Qwen3Model(config)
-    return tokenizer, draw_weights(model, seed)
-
-
-def create_qwen_vl(seed: int) -> tuple[Any, Any]:
-    """Returns (Qwen2Tokenizer, Qwen2_5_VLForConditionalGeneration)."""
-    tokenizer = create_qwen_tokenizer()
-    text = {name: value for name, value in _DECODER.items() if name != "head_dim"}
-    tokens = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
-    config = Qwen2_5_VLConfig(
-        **tokens,
-        text_config={
-            **text,
-            **tokens,
-            "vocab_size": len(tokenizer),
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "mrope_section": [1, 1, 2],
-            },
-        },
-        vision_config={
-            "depth": 1,
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_heads": 2,
-            "out_hidden_size": WIDTH,
-            "fullatt_block_indexes": [0],
-        },
-    )
-    return tokenizer, draw_weights(Qwen2_5_VLForConditionalGeneration(config), seed)
-
-
-def create_mistral3(seed: int) -> tuple[Any, Any]:
-    """Returns (tokenizer with a chat template, Mistral3ForConditionalGeneration)."""
-    tokenizer = create_qwen_tokenizer()
-    config = Mistral3Config(
-        text_config={"model_type": "mistral", "vocab_size": len(tokenizer), **_DECODER},
-        vision_config={
-            "model_type": "pixtral",
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "head_dim": 8,
-            "image_size": 32,
-            "patch_size": 16,
-        },
-    )
-    return tokenizer, draw_weights(Mistral3ForConditionalGeneration(config), seed)

@@ -13,17 +13,10 @@ from itertools import pairwise
 from typing import Any
 
 from tokenizers import pre_tokenizers
-from transformers import CLIPTokenizer, GemmaTokenizer, Qwen2Tokenizer, T5Tokenizer
+from transformers import CLIPTokenizer, T5Tokenizer
 
 CLIP_LENGTH = 77
 """Tokens that a CLIP text encoder reads, begin and end included."""
-
-_CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endif %}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 def create_clip_tokenizer() -> Any:
@@ -40,28 +33,6 @@ def create_t5_tokenizer() -> Any:
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     pieces += [(chr(code), -3.0) for code in range(ord("!"), ord("~") + 1)]
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
-
-
-def create_qwen_tokenizer() -> Any:
-    """Returns a Qwen2Tokenizer of single bytes, with a chat template."""
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    tokens = special + sorted(pre_tokenizers.ByteLevel.alphabet())
-    return Qwen2Tokenizer(
-        vocab={token: index for index, token in enumerate(tokens)},
-        merges=[],
-        additional_special_tokens=special[1:],
-        chat_template=_CHAT_TEMPLATE,
-        model_max_length=4096,
-    )
-
-
-def create_gemma_tokenizer() -> Any:
-    """Returns a GemmaTokenizer of single bytes."""
-    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
-    tokens += [f"<0x{byte:02X}>" for byte in range(256)]
-    return GemmaTokenizer(
-        vocab={token: index for index, token in enumerate(tokens)}, model_max_length=4096
-    )
 
 
 @lru_cache(maxsize=1)

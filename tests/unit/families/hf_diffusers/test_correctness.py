@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from deployments.hf_diffusers import fuzz
-from deployments.hf_diffusers.fuzz import TOLERANCE, run_fuzz
-from deployments.hf_diffusers.fuzz_plans import build_inputs, draw_plan
 from deployments.hf_diffusers.stepping import EngineOptions
-from deployments.hf_diffusers.tiny_models import KINDS
+from tests.fuzz.images import compare
+from tests.fuzz.images.compare import TOLERANCE, run_fuzz
+from tests.fuzz.images.plans import build_inputs, draw_plan
+from tests.support.tiny_images import KINDS
 
 NUM_REQUESTS = 16
-"""For each kind; the command in fuzz.py runs any number."""
+"""For each kind; `python -m tests.fuzz.images` runs any number."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -32,7 +32,7 @@ def test_random_requests_get_what_the_stock_pipeline_makes_alone(kind: str) -> N
 def test_bfloat16_keeps_its_floor() -> None:
     report = run_fuzz("sdxl", 12, seed=3, dtype=torch.bfloat16)
     assert report.fault is None
-    assert fuzz.PSNR_FLOOR <= report.worst_psnr < 90
+    assert compare.PSNR_FLOOR <= report.worst_psnr < 90
 
 
 def test_filled_buckets_change_nothing() -> None:
@@ -51,14 +51,14 @@ def test_a_wrong_picture_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
             generator.manual_seed(1)
         return inputs
 
-    honest = fuzz._run_alone
+    honest = compare._run_alone
 
     def dishonest(*arguments: Any) -> Any:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fuzz, "build_inputs", with_other_seeds)
+            patch.setattr(compare, "build_inputs", with_other_seeds)
             return honest(*arguments)
 
-    monkeypatch.setattr(fuzz, "_run_alone", dishonest)
+    monkeypatch.setattr(compare, "_run_alone", dishonest)
     report = run_fuzz("flux", 3, seed=2)
     assert report.fault is not None
     assert "seed 2, request" in report.fault
@@ -88,7 +88,7 @@ def test_plans_are_the_same_for_a_seed_and_cover_what_they_promise() -> None:
 def test_command() -> None:
     options = "--pipeline sdxl --requests 4 --dtype bfloat16 --psnr-floor 200"
     done = subprocess.run(
-        [sys.executable, "-m", "deployments.hf_diffusers.fuzz", *options.split()],
+        [sys.executable, "-m", "tests.fuzz.images", *options.split()],
         capture_output=True,
         text=True,
         timeout=100,

@@ -19,10 +19,10 @@ from PIL import Image
 
 from deployments.hf_diffusers.deployment import DiffusersModel
 from deployments.hf_diffusers.stepping import NotFiniteError
-from deployments.hf_diffusers.tiny_models import create_pipeline, create_variant, save_lora
 from tests.support.image_models import make_cfg, open_model, save_model
 from tests.support.image_stock import assert_same, noise
 from tests.support.image_stock import stock_image as stock_image_of
+from tests.support.tiny_images import create_pipeline, create_variant, save_lora
 from truthgpt_serve.errors import (
     ConfigError,
     OverloadedError,

@@ -12,9 +12,9 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from deployments.hf_diffusers.tiny_models import create_pipeline
 from tests.support.image_models import make_cfg, open_model
 from tests.support.image_stock import assert_same, stock_image
+from tests.support.tiny_images import create_pipeline
 from truthgpt_serve.errors import RequestError, UnsupportedError
 
 SETTINGS = {"default_steps": 3, "default_size": "64x64"}

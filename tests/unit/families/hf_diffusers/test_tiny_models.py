@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from deployments.hf_diffusers.tiny_models import (
+from tests.support.tiny_images import (
     CALL_DEFAULTS,
     KINDS,
     VARIANTS,

@@ -14,8 +14,8 @@ from deployments.hf_transformers import acceleration, loading
 from deployments.hf_transformers.acceleration import choose_attention, compile_model
 from deployments.hf_transformers.config import FAMILY, default_ongoing_requests
 from deployments.hf_transformers.loading import choose_device, choose_dtype
-from deployments.hf_transformers.tiny_models import make_tiny_encoder
 from deployments.vllm.tiny_model import make_tiny_llama
+from tests.support.tiny_transformers.models import make_tiny_encoder
 from tests.support.transformers_models import configuration, loaded
 from truthgpt_serve.checks import check_model
 from truthgpt_serve.config import load_model_config

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from diffusers import EulerDiscreteScheduler
 
-from deployments.hf_diffusers.tiny_models import CALL_DEFAULTS
+from tests.support.tiny_images import CALL_DEFAULTS
 from tests.support.training_images import (
     Recorder,
     distance,

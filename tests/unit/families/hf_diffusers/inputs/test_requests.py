@@ -17,7 +17,7 @@ from deployments.hf_diffusers.inputs.requests import Call, Catalog, plan_call
 from deployments.hf_diffusers.pipelines.info import read_facts
 from deployments.hf_diffusers.pipelines.roles import make_roles
 from deployments.hf_diffusers.pipelines.schedulers import Schedulers
-from deployments.hf_diffusers.tiny_models import create_pipeline
+from tests.support.tiny_images import create_pipeline
 from truthgpt_serve.errors import ConfigError, RequestError
 
 LONG = "word " * 100

@@ -31,8 +31,8 @@ from deployments.hf_diffusers.pipelines.attention import (
 )
 from deployments.hf_diffusers.pipelines.loading import check_vae, choose_device, choose_dtype
 from deployments.hf_diffusers.pipelines.quantization import check_quantization
-from deployments.hf_diffusers.tiny_models import create_pipeline
 from tests.support.image_models import make_cfg, open_model, save_model
+from tests.support.tiny_images import create_pipeline
 from truthgpt_serve.errors import ConfigError
 
 SETTINGS = {"default_steps": 3, "default_size": "64x64"}

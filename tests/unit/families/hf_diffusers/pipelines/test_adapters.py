@@ -10,8 +10,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from deployments.hf_diffusers.deployment import DiffusersModel
-from deployments.hf_diffusers.tiny_models import create_pipeline, save_lora
 from tests.support.image_models import make_cfg, open_model, save_model
+from tests.support.tiny_images import create_pipeline, save_lora
 from truthgpt_serve.errors import UnavailableError
 
 FILE = "pytorch_lora_weights.safetensors"

@@ -25,7 +25,6 @@ from deployments.hf_diffusers.stepping import (
     UnknownAdapterError,
     UnknownPipelineError,
 )
-from deployments.hf_diffusers.tiny_models import KINDS, create_family, create_pipeline
 from tests.support.images_engine import (
     TOLERANCE,
     WAIT_S,
@@ -35,6 +34,7 @@ from tests.support.images_engine import (
     engine_of,
     run_stock,
 )
+from tests.support.tiny_images import KINDS, create_family, create_pipeline
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -26,7 +26,6 @@ from deployments.hf_diffusers.stepping import (
     QueueFullError,
     StepEngine,
 )
-from deployments.hf_diffusers.tiny_models import create_pipeline
 from tests.support.images_engine import (
     TOLERANCE,
     WAIT_S,
@@ -37,6 +36,7 @@ from tests.support.images_engine import (
     engine_of,
     run_stock,
 )
+from tests.support.tiny_images import create_pipeline
 
 
 def test_a_cancelled_job_leaves_within_one_step_and_others_stay_right() -> None:

@@ -17,7 +17,6 @@ from deployments.hf_diffusers.stepping import (
     JobOptions,
     StepEngine,
 )
-from deployments.hf_diffusers.tiny_models import create_pipeline
 from tests.support.images_engine import (
     TOLERANCE,
     WAIT_S,
@@ -28,6 +27,7 @@ from tests.support.images_engine import (
     engine_of,
     run_stock,
 )
+from tests.support.tiny_images import create_pipeline
 
 
 def _limit_memory(module: Any, max_numbers: int) -> None:

@@ -16,8 +16,8 @@ import torch
 import transformers
 
 from deployments.hf_transformers.config import FAMILY
-from deployments.hf_transformers.tiny_models import make_tiny_encoder
 from deployments.vllm.tiny_model import make_tiny_llama
+from tests.support.tiny_transformers.models import make_tiny_encoder
 from tests.support.transformers_models import client_of, configuration, loaded
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.errors import ConfigError, RequestError

@@ -14,9 +14,9 @@ import pytest
 import torch
 import transformers
 
-from deployments.hf_transformers.tiny_models import make_tiny_seq2seq, make_tiny_state_space
 from deployments.vllm.tiny_model import make_tiny_llama
 from tests.support.sample_models import wait_until
+from tests.support.tiny_transformers.models import make_tiny_seq2seq, make_tiny_state_space
 from tests.support.transformers_models import client_of, configuration, loaded
 from truthgpt_serve.errors import ConfigError, OverloadedError, RequestError, UnavailableError
 

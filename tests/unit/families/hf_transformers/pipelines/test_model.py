@@ -13,7 +13,7 @@ import pytest
 import transformers
 from PIL import Image
 
-from deployments.hf_transformers.tiny_models import (
+from tests.support.tiny_transformers.models import (
     LABELS,
     make_tiny_classifier,
     make_tiny_vision,

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import transformers
 
-from deployments.hf_transformers.tiny_speech import SAMPLING_RATE, make_tiny_speech
+from tests.support.tiny_transformers.speech import SAMPLING_RATE, make_tiny_speech
 from tests.support.transformers_models import client_of, configuration, loaded
 from truthgpt_serve.cancellation import Call, CallCancelledError
 from truthgpt_serve.errors import RequestError, UnsupportedError

@@ -17,7 +17,7 @@ import transformers
 from openai.types.audio import TranscriptionVerbose, Translation, TranslationVerbose
 from transformers.generation.logits_process import WhisperTimeStampLogitsProcessor
 
-from deployments.hf_transformers.tiny_speech import SAMPLING_RATE, make_tiny_speech
+from tests.support.tiny_transformers.speech import SAMPLING_RATE, make_tiny_speech
 from tests.support.transformers_models import client_of, configuration, loaded
 from tests.unit.families.hf_transformers.pipelines.test_speech import TASK, audio_file, recording
 from truthgpt_serve.errors import RequestError, UnsupportedError

@@ -12,9 +12,9 @@ from deployments.hf_diffusers.stepping.calls.argument_roles import UnbatchableEr
 from deployments.hf_diffusers.stepping.calls.schema_table import SPECS
 from deployments.hf_diffusers.stepping.calls.schemas import CallSchema, find_schema, guess_schema
 from deployments.hf_diffusers.stepping.calls.tensor_hash import Digests
-from deployments.hf_diffusers.tiny_models import create_pipeline, denoisers
 from deployments.hf_diffusers.tiny_models.text_encoders import WIDTH
 from tests.support.image_calls import flux2_call, noise, schema_of, steps, unet_call, z_image_call
+from tests.support.tiny_images import create_pipeline, denoisers
 
 
 def test_unknown_arguments_are_refused_unless_they_have_their_default() -> None:

@@ -8,8 +8,8 @@ import torch
 from deployments.hf_diffusers.stepping.calls.argument_roles import UnbatchableError
 from deployments.hf_diffusers.stepping.calls.schemas import find_schema, guess_schema
 from deployments.hf_diffusers.stepping.calls.tensor_hash import Digests
-from deployments.hf_diffusers.tiny_models import denoisers, text_encoders
-from deployments.hf_diffusers.tiny_models.text_encoders import WIDTH
+from deployments.hf_diffusers.tiny_models.flux import create_flux_transformer, create_vae
+from deployments.hf_diffusers.tiny_models.text_encoders import WIDTH, create_clip, create_t5
 from tests.support.image_calls import (
     Call,
     check_batch,
@@ -23,6 +23,7 @@ from tests.support.image_calls import (
     xl_conditions,
     z_image_call,
 )
+from tests.support.tiny_images import denoisers, text_encoders
 
 
 def test_unet_joins_timesteps_of_every_form_and_dtype() -> None:
@@ -111,7 +112,7 @@ def test_sd3() -> None:
 
 
 def test_flux_compares_position_ids_by_content() -> None:
-    flux = denoisers.create_flux_transformer(1)
+    flux = create_flux_transformer(1)
     check_batch(flux, [flux_call(1), flux_call(2), flux_call(1)])
     schema, digests = schema_of(flux), Digests()
     other = flux_call(1, img_ids=torch.arange(48.0).reshape(16, 3) + 1)
@@ -184,7 +185,7 @@ def test_sana_and_pixart() -> None:
 
 @pytest.mark.parametrize("projection", [False, True])
 def test_clip_text_encoders(projection: bool) -> None:
-    tokenizer, model = text_encoders.create_clip(1, projection=projection)
+    tokenizer, model = create_clip(1, projection=projection)
     calls = [
         {
             "input_ids": tokenizer(
@@ -198,7 +199,7 @@ def test_clip_text_encoders(projection: bool) -> None:
 
 
 def test_t5_text_encoder() -> None:
-    tokenizer, model = text_encoders.create_t5(1)
+    tokenizer, model = create_t5(1)
     calls = [
         dict(tokenizer(text, padding="max_length", max_length=12, return_tensors="pt"))
         for text in ("fox", "a red sea")
@@ -224,7 +225,7 @@ def test_language_models_share_a_forward_only_without_their_cache() -> None:
 @pytest.mark.parametrize(
     ("create", "shape"),
     [
-        (denoisers.create_vae, (4, 8, 8)),
+        (create_vae, (4, 8, 8)),
         (denoisers.create_flux2_vae, (4, 8, 8)),
         (denoisers.create_qwen_vae, (4, 1, 8, 8)),
         (denoisers.create_dc_vae, (4, 8, 8)),
@@ -239,7 +240,7 @@ def test_vae_decoders(create: Any, shape: tuple[int, ...]) -> None:
 
 
 def test_decoders_ignore_theGENERATOR() -> None:
-    schema, digests = schema_of(denoisers.create_vae(1), "decode"), Digests()
+    schema, digests = schema_of(create_vae(1), "decode"), Digests()
     latents = noise(1, 4, 8, 8)
     call = {"z": latents, "generator": torch.Generator(), "return_dict": False}
     assert schema.key(call, digests) == schema.key({"z": latents, "return_dict": False}, digests)

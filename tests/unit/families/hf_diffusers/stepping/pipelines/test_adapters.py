@@ -10,13 +10,13 @@ import torch
 from peft import LoraConfig
 
 from deployments.hf_diffusers.stepping import EngineOptions, JobOptions, StepEngine
-from deployments.hf_diffusers.tiny_models import create_pipeline
 from tests.support.images_engine import (
     TOLERANCE,
     create_inputs,
     difference,
     run_stock,
 )
+from tests.support.tiny_images import create_pipeline
 
 NAMES = ("ink", "chalk")
 

@@ -14,13 +14,13 @@ from deployments.hf_diffusers.stepping import (
     PartialImage,
     Progress,
 )
-from deployments.hf_diffusers.tiny_models import KINDS, create_pipeline
 from tests.support.images_engine import (
     TOLERANCE,
     WAIT_S,
     create_inputs,
     engine_of,
 )
+from tests.support.tiny_images import KINDS, create_pipeline
 
 
 @pytest.mark.parametrize("kind", KINDS)

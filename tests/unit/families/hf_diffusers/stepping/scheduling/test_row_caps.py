@@ -18,7 +18,6 @@ from deployments.hf_diffusers.stepping.scheduling.row_caps import (
     measure_row_cap,
     save_row_caps,
 )
-from deployments.hf_diffusers.tiny_models import create_pipeline
 from tests.support.images_engine import (
     TOLERANCE,
     create_inputs,
@@ -27,6 +26,7 @@ from tests.support.images_engine import (
     engine_of,
     run_stock,
 )
+from tests.support.tiny_images import create_pipeline
 
 
 def _measure(seconds: dict[int, float], *, max_rows: int = 16, rows_per_call: int = 2) -> RowCap:

@@ -14,8 +14,8 @@ from deployments.hf_diffusers.stepping.job import Job
 from deployments.hf_diffusers.stepping.scheduling.cost_model import CostKey, CostModel
 from deployments.hf_diffusers.stepping.scheduling.selection import Admission, CallChooser
 from deployments.hf_diffusers.stepping.scheduling.task import Call, Task
-from deployments.hf_diffusers.tiny_models import create_pipeline
 from tests.support.images_engine import WAIT_S, create_inputs, engine_of
+from tests.support.tiny_images import create_pipeline
 
 
 def _task(

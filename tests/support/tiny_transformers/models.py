@@ -16,8 +16,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from deployments.hf_transformers.tiny_files import save, spread
-from deployments.hf_transformers.tiny_speech import make_tiny_speech
+from tests.support.tiny_transformers.files import save, spread
+from tests.support.tiny_transformers.speech import make_tiny_speech
 
 SEED = 42
 WORDS = (

@@ -1,7 +1,5 @@
 """Compares the step engine with stock pipelines run alone, over any number of random requests.
 
-    python -m deployments.hf_diffusers.fuzz --pipeline sdxl --requests 200 --seed 1
-
 Does not know how the engine works: requests of differing steps, guidance, sizes, schedulers and
 adapters go in at random times, some are cancelled, and each picture must be the one that a second
 pipeline of the same weights makes for the request alone. Needs neither Ray nor the service.
@@ -9,10 +7,8 @@ pipeline of the same weights makes for the request alone. Needs neither Ray nor 
 
 from __future__ import annotations
 
-import argparse
 import math
 import random
-import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -20,17 +16,9 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import DiffusionPipeline
 
-from deployments.hf_diffusers.fuzz_plans import (
-    ADAPTERS,
-    Plan,
-    build_inputs,
-    build_scheduler,
-    draw_plan,
-)
 from deployments.hf_diffusers.stepping import (
     EngineOptions,
     Event,
@@ -39,7 +27,14 @@ from deployments.hf_diffusers.stepping import (
     Progress,
     StepEngine,
 )
-from deployments.hf_diffusers.tiny_models import CALL_DEFAULTS, KINDS, create_family, create_lora
+from tests.fuzz.images.plans import (
+    ADAPTERS,
+    Plan,
+    build_inputs,
+    build_scheduler,
+    draw_plan,
+)
+from tests.support.tiny_images import CALL_DEFAULTS, create_family, create_lora
 
 TOLERANCE = 1e-5
 """Largest difference of a pixel in [0, 1] from the stock pipeline's, in float32 on the CPU."""
@@ -231,40 +226,3 @@ def _count(report: Report, engine: StepEngine) -> None:
         if name.rpartition(".")[2] in ("unet", "transformer"):
             report.forwards += statistics.forwards[name]
             report.calls += statistics.calls[name]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns 1 after a mismatch, which it prints with its seed and request."""
-    parser = argparse.ArgumentParser(description="Compare the step engine with stock pipelines.")
-    parser.add_argument("--pipeline", default="sdxl", choices=(*KINDS, "all"))
-    parser.add_argument("--requests", type=int, default=200, help="random requests for each kind")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--psnr-floor", type=float, default=PSNR_FLOOR, help="dB, for bfloat16")
-    parsed = parser.parse_args(arguments)
-    # Hundreds of remarks on prompts cut and guidance left out, all of them meant.
-    diffusers.utils.logging.set_verbosity_error()
-    for kind in KINDS if parsed.pipeline == "all" else (parsed.pipeline,):
-        started = time.monotonic()
-        report = run_fuzz(
-            kind,
-            parsed.requests,
-            parsed.seed,
-            dtype=getattr(torch, parsed.dtype),
-            psnr_floor=parsed.psnr_floor,
-        )
-        print(
-            f"{kind}: {report.num_compared} compared, {report.num_cancelled} cancelled, largest "
-            f"difference {report.worst_difference:.2e}, lowest PSNR {report.worst_psnr:.1f} dB, "
-            f"{report.calls} denoiser calls in {report.forwards} forwards, "
-            f"{time.monotonic() - started:.1f} s",
-            flush=True,
-        )
-        if report.fault is not None:
-            print(f"{kind}: MISMATCH, {report.fault}", file=sys.stderr)
-            return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Draws the random requests of fuzz.py and turns each into a stock pipeline's arguments.
+"""Draws the random requests and turns each into a stock pipeline's arguments.
 
 Does not know the engine: a plan is plain values, so that it can be printed and run again.
 """

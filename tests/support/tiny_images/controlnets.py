@@ -12,7 +12,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 
-from deployments.hf_diffusers.tiny_models import denoisers
+from tests.support.tiny_images import denoisers
 
 CONTROLNET_SEED = 4
 

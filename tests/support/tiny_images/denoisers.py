@@ -1,6 +1,6 @@
-"""Real denoisers, ControlNets and VAEs of a few ten thousand weights.
+"""Real denoisers, ControlNets and VAEs of a few ten thousand weights, beside those of Flux.
 
-Does not know the pipelines; widths fit the text encoders beside it.
+Does not know the pipelines; widths fit the text encoders.
 """
 
 from __future__ import annotations
@@ -9,12 +9,10 @@ from typing import Any
 
 from diffusers import (
     AutoencoderDC,
-    AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     ControlNetModel,
     Flux2Transformer2DModel,
-    FluxTransformer2DModel,
     PixArtTransformer2DModel,
     QwenImageTransformer2DModel,
     SanaTransformer2DModel,
@@ -23,11 +21,9 @@ from diffusers import (
     ZImageTransformer2DModel,
 )
 
+from deployments.hf_diffusers.tiny_models.flux import LATENT_CHANNELS, VAE_SIZES
 from deployments.hf_diffusers.tiny_models.text_encoders import WIDTH
 from deployments.hf_diffusers.tiny_models.weights import draw_weights
-
-LATENT_CHANNELS = 4
-"""Of every VAE here but SD3's."""
 
 SD3_LATENT_CHANNELS = 16
 """SD3's pipeline for inpainting takes no other number."""
@@ -35,16 +31,6 @@ SD3_LATENT_CHANNELS = 16
 SANA_HEAD_DIM = 32
 """Sana's linear attention divides by a sum of rectified features. Where all those of a head are 0,
 as is common with a few and never happens with many, the output jumps, and so does rounding."""
-
-# Halving the size once leaves a denoiser enough to work on in pictures of 32 to 64 pixels.
-_VAE = {
-    "block_out_channels": (8, 16),
-    "down_block_types": ("DownEncoderBlock2D",) * 2,
-    "up_block_types": ("UpDecoderBlock2D",) * 2,
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "sample_size": 32,
-}
 
 _UNET = {
     "sample_size": 16,
@@ -93,17 +79,9 @@ def create_controlnet(seed: int, *, xl: bool = False) -> Any:
     return draw_weights(controlnet, seed)
 
 
-def create_vae(seed: int, *, latent_channels: int = LATENT_CHANNELS) -> Any:
-    """Returns an AutoencoderKL that halves the size once."""
-    vae = AutoencoderKL(
-        **_VAE, latent_channels=latent_channels, scaling_factor=1.0, shift_factor=0.0
-    )
-    return draw_weights(vae, seed)
-
-
 def create_flux2_vae(seed: int) -> Any:
     """Returns an AutoencoderKLFlux2 that halves the size once; its latents are packed 2x2."""
-    return draw_weights(AutoencoderKLFlux2(**_VAE, latent_channels=LATENT_CHANNELS), seed)
+    return draw_weights(AutoencoderKLFlux2(**VAE_SIZES, latent_channels=LATENT_CHANNELS), seed)
 
 
 def create_qwen_vae(seed: int) -> Any:
@@ -156,23 +134,6 @@ def create_sd3_transformer(seed: int) -> Any:
         joint_attention_dim=2 * WIDTH,
         caption_projection_dim=32,
         pooled_projection_dim=2 * WIDTH,
-    )
-    return draw_weights(transformer, seed)
-
-
-def create_flux_transformer(seed: int) -> Any:
-    """Returns a FluxTransformer2DModel with an input for the guidance."""
-    transformer = FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=4 * LATENT_CHANNELS,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=WIDTH,
-        pooled_projection_dim=WIDTH,
-        axes_dims_rope=[4, 4, 8],
-        guidance_embeds=True,
     )
     return draw_weights(transformer, seed)
 

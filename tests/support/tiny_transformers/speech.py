@@ -12,7 +12,7 @@ import torch
 import transformers
 from tokenizers import pre_tokenizers
 
-from deployments.hf_transformers.tiny_files import save, spread
+from tests.support.tiny_transformers.files import save, spread
 
 SEED = 42
 SAMPLING_RATE = 16000

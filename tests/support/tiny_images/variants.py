@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, DiffusionPipeline
 
-from deployments.hf_diffusers.tiny_models.controlnets import with_controlnet
-from deployments.hf_diffusers.tiny_models.pipelines import create_pipeline
+from tests.support.tiny_images.controlnets import with_controlnet
+from tests.support.tiny_images.pipelines import create_pipeline
 
 VARIANTS: Mapping[str, Any] = MappingProxyType(
     {

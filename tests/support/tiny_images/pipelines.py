@@ -1,4 +1,4 @@
-"""Stock pipelines of every supported class over the tiny parts beside this file.
+"""Stock pipelines of every supported class over tiny parts.
 
 Does not know the engine that runs them.
 """
@@ -17,7 +17,6 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Pipeline,
-    FluxPipeline,
     PixArtSigmaPipeline,
     QwenImagePipeline,
     SanaPipeline,
@@ -27,8 +26,10 @@ from diffusers import (
     ZImagePipeline,
 )
 
-from deployments.hf_diffusers.tiny_models import denoisers, text_encoders
-from deployments.hf_diffusers.tiny_models.controlnets import with_controlnet
+from deployments.hf_diffusers.tiny_models.flux import create_flux, create_vae
+from deployments.hf_diffusers.tiny_models.text_encoders import WIDTH, create_clip, create_t5
+from tests.support.tiny_images import denoisers, text_encoders
+from tests.support.tiny_images.controlnets import with_controlnet
 
 _SD_NOISE = {
     "beta_start": 0.00085,
@@ -83,9 +84,9 @@ def create_pipeline(kind: str, seed: int = 0) -> DiffusionPipeline:
 
 
 def _sd(seed: int) -> DiffusionPipeline:
-    tokenizer, text_encoder = text_encoders.create_clip(seed + 1)
+    tokenizer, text_encoder = create_clip(seed + 1)
     return StableDiffusionPipeline(
-        vae=denoisers.create_vae(seed + 2),
+        vae=create_vae(seed + 2),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=denoisers.create_unet(seed + 3),
@@ -101,10 +102,10 @@ def _sd_controlnet(seed: int) -> DiffusionPipeline:
 
 
 def _sdxl(seed: int) -> DiffusionPipeline:
-    tokenizer, text_encoder = text_encoders.create_clip(seed + 1)
-    tokenizer_2, text_encoder_2 = text_encoders.create_clip(seed + 5, projection=True)
+    tokenizer, text_encoder = create_clip(seed + 1)
+    tokenizer_2, text_encoder_2 = create_clip(seed + 5, projection=True)
     return StableDiffusionXLPipeline(
-        vae=denoisers.create_vae(seed + 2),
+        vae=create_vae(seed + 2),
         text_encoder=text_encoder,
         text_encoder_2=text_encoder_2,
         tokenizer=tokenizer,
@@ -120,33 +121,19 @@ def _sdxl_controlnet(seed: int) -> DiffusionPipeline:
 
 
 def _sd3(seed: int) -> DiffusionPipeline:
-    tokenizer, text_encoder = text_encoders.create_clip(seed + 1, projection=True)
-    tokenizer_2, text_encoder_2 = text_encoders.create_clip(seed + 5, projection=True)
-    tokenizer_3, text_encoder_3 = text_encoders.create_t5(seed + 6, width=2 * text_encoders.WIDTH)
+    tokenizer, text_encoder = create_clip(seed + 1, projection=True)
+    tokenizer_2, text_encoder_2 = create_clip(seed + 5, projection=True)
+    tokenizer_3, text_encoder_3 = create_t5(seed + 6, width=2 * WIDTH)
     return StableDiffusion3Pipeline(
         transformer=denoisers.create_sd3_transformer(seed + 3),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=denoisers.create_vae(seed + 2, latent_channels=denoisers.SD3_LATENT_CHANNELS),
+        vae=create_vae(seed + 2, latent_channels=denoisers.SD3_LATENT_CHANNELS),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         text_encoder_2=text_encoder_2,
         tokenizer_2=tokenizer_2,
         text_encoder_3=text_encoder_3,
         tokenizer_3=tokenizer_3,
-    )
-
-
-def _flux(seed: int) -> DiffusionPipeline:
-    tokenizer, text_encoder = text_encoders.create_clip(seed + 1)
-    tokenizer_2, text_encoder_2 = text_encoders.create_t5(seed + 6)
-    return FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-        vae=denoisers.create_vae(seed + 2),
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        text_encoder_2=text_encoder_2,
-        tokenizer_2=tokenizer_2,
-        transformer=denoisers.create_flux_transformer(seed + 3),
     )
 
 
@@ -194,7 +181,7 @@ def _z_image(seed: int) -> DiffusionPipeline:
     tokenizer, text_encoder = text_encoders.create_qwen3(seed + 1)
     return ZImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=denoisers.create_vae(seed + 2),
+        vae=create_vae(seed + 2),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         transformer=denoisers.create_z_image_transformer(seed + 3),
@@ -218,11 +205,11 @@ def _sana(seed: int) -> DiffusionPipeline:
 
 
 def _pixart(seed: int) -> DiffusionPipeline:
-    tokenizer, text_encoder = text_encoders.create_t5(seed + 1)
+    tokenizer, text_encoder = create_t5(seed + 1)
     return PixArtSigmaPipeline(
         tokenizer=tokenizer,
         text_encoder=text_encoder,
-        vae=denoisers.create_vae(seed + 2),
+        vae=create_vae(seed + 2),
         transformer=denoisers.create_pixart_transformer(seed + 3),
         scheduler=DPMSolverMultistepScheduler(
             beta_start=0.0001, beta_end=0.02, beta_schedule="linear"
@@ -237,7 +224,7 @@ _CREATORS: Mapping[str, Callable[[int], DiffusionPipeline]] = MappingProxyType(
         "sdxl": _sdxl,
         "sdxl-controlnet": _sdxl_controlnet,
         "sd3": _sd3,
-        "flux": _flux,
+        "flux": create_flux,
         "flux2": _flux2,
         "flux2-klein": _flux2_klein,
         "qwen": _qwen,

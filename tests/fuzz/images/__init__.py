@@ -1,0 +1,1 @@
+"""Random requests for the step engine against stock pipelines: `python -m tests.fuzz.images`."""
