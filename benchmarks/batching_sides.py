@@ -16,13 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.batching_classes import FOLDER_VARIABLE
+from benchmarks.local_cluster import LocalCluster, model_application, router_application
 from benchmarks.sides import ROOT, START_TIMEOUT_S, Side, run_process
-from truthgpt_serve.cluster.local import (
-    LocalCluster,
-    free_port,
-    model_application,
-    router_application,
-)
+from truthgpt_serve.cluster.ports import free_port
 from truthgpt_serve.cluster.processes import find_run
 
 LITSERVE = "litserve==0.2.19"

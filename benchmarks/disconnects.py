@@ -21,8 +21,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from benchmarks.load import measure
+from benchmarks.local_cluster import LocalCluster, model_application, router_application
 from benchmarks.sides import ROOT
-from truthgpt_serve.cluster.local import LocalCluster, model_application, router_application
 
 STREAM = {"model": "echo", "prompt": "one two three", "max_tokens": 64, "stream": True}
 QUICK = {"model": "quick", "prompt": "one two three", "max_tokens": 8}

@@ -13,8 +13,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+from benchmarks.local_cluster import LocalCluster, model_application, router_application
 from benchmarks.sides import ROOT
-from truthgpt_serve.cluster.local import LocalCluster, model_application, router_application
 
 NUM_BYTES = 20_000_000
 

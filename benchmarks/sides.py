@@ -17,13 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.local_cluster import LocalCluster, model_application, router_application
 from deployments.vllm.tiny_model import make_tiny_llama
-from truthgpt_serve.cluster.local import (
-    LocalCluster,
-    free_port,
-    model_application,
-    router_application,
-)
+from truthgpt_serve.cluster.ports import free_port
 from truthgpt_serve.cluster.processes import create_run_environment, create_run_id, end_run
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -26,13 +26,8 @@ from typing import Any
 import yaml
 
 from benchmarks.sides import CPU_EXECUTOR, ENGINE_ENV, ROOT, engine_options
-from truthgpt_serve.cluster.local import free_port
-from truthgpt_serve.cluster.processes import (
-    busy_ports,
-    create_run_environment,
-    create_run_id,
-    end_run,
-)
+from truthgpt_serve.cluster.ports import busy_ports, free_port
+from truthgpt_serve.cluster.processes import create_run_environment, create_run_id, end_run
 
 MODEL = "story"
 PROMPT = {"model": MODEL, "prompt": "One day", "max_tokens": 4, "stream": True}

@@ -24,7 +24,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks.sides import ROOT
-from truthgpt_serve.cluster.local import free_port
+from truthgpt_serve.cluster.ports import free_port
 from truthgpt_serve.cluster.processes import RUN_ID_VARIABLE, end_run, find_run
 
 READY = "[serve] ready after"

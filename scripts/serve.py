@@ -15,26 +15,23 @@ from pathlib import Path
 
 import yaml
 
+from truthgpt_serve.cluster.environment_file import read_environment_file, write_exports
 from truthgpt_serve.cluster.haproxy.program import BINARY_VARIABLE, program_path
-from truthgpt_serve.cluster.local import read_environment_file
+from truthgpt_serve.cluster.ports import busy_ports, is_answered, wait_for_ports
 from truthgpt_serve.cluster.private_files import (
     LOOPBACK_ONLY,
     find_private_folder,
     private_environment,
-    write_exports,
     write_token,
 )
 from truthgpt_serve.cluster.processes import (
     Process,
-    busy_ports,
     create_run_environment,
     create_run_id,
     end_run,
     find_run,
-    is_answered,
     read_process,
     send_signal,
-    wait_for_ports,
 )
 from truthgpt_serve.cluster.service.console import say
 from truthgpt_serve.cluster.service.leftovers import tidy

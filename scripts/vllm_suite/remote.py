@@ -18,14 +18,10 @@ import httpx
 import openai
 import pytest
 
+from benchmarks.local_cluster import LocalCluster, model_application, router_application
 from benchmarks.sides import run_process
 from deployments.vllm.arguments import load_arguments, open_arguments
-from truthgpt_serve.cluster.local import (
-    LocalCluster,
-    free_port,
-    model_application,
-    router_application,
-)
+from truthgpt_serve.cluster.ports import free_port
 
 NAME = "small"
 ROOT = Path(__file__).resolve().parents[2]

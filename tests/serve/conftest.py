@@ -16,8 +16,8 @@ import httpx
 import openai
 import pytest
 
+from benchmarks.local_cluster import LocalCluster, model_application, router_application
 from deployments.vllm.tiny_model import make_tiny_adapter, make_tiny_llama
-from truthgpt_serve.cluster.local import LocalCluster, model_application, router_application
 
 HERE = Path(__file__).parent
 RAY_ENV = HERE.parents[1] / "configs" / "ray.env"

@@ -16,15 +16,10 @@ from typing import Any
 
 import yaml
 
-from truthgpt_serve.cluster.local import free_port, model_application
+from benchmarks.local_cluster import model_application
+from truthgpt_serve.cluster.ports import busy_ports, free_port
 from truthgpt_serve.cluster.private_files import LINK
-from truthgpt_serve.cluster.processes import (
-    busy_ports,
-    end_run,
-    find_run,
-    read_process,
-    send_signal,
-)
+from truthgpt_serve.cluster.processes import end_run, find_run, read_process, send_signal
 from truthgpt_serve.cluster.service.run_file import RunFile
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,7 @@ import time
 import httpx
 import pytest
 
-from truthgpt_serve.cluster.local import LocalCluster, model_application
+from benchmarks.local_cluster import LocalCluster, model_application
 
 START_TIMEOUT_S = 60
 

@@ -16,9 +16,9 @@ import httpx
 import psutil
 import pytest
 
+from benchmarks.local_cluster import LocalCluster, model_application, router_application
 from deployments.vllm.tiny_model import make_tiny_llama
 from tests.support.cli_service import run_program
-from truthgpt_serve.cluster.local import LocalCluster, model_application, router_application
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from benchmarks.disconnects import num_descriptors, ongoing_requests, send_requests
-from truthgpt_serve.cluster.local import LocalCluster, model_application, router_application
+from benchmarks.local_cluster import LocalCluster, model_application, router_application
 
 ROOT = Path(__file__).resolve().parents[2]
 ECHO: dict[str, Any] = {

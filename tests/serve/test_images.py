@@ -24,9 +24,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from benchmarks.local_cluster import LocalCluster, model_application, router_application
 from tests.support.image_stock import assert_same, noise, stock_image
 from tests.support.tiny_images import create_pipeline, create_variant, save_lora
-from truthgpt_serve.cluster.local import LocalCluster, model_application, router_application
 
 RAY_ENV = Path(__file__).parents[2] / "configs" / "ray.env"
 START_TIMEOUT_S = 150

@@ -21,17 +21,17 @@ import openai
 import pytest
 from PIL import Image, ImageChops
 
+from benchmarks.local_cluster import (
+    START_TIMEOUT_S,
+    LocalCluster,
+    model_application,
+    router_application,
+)
 from tests.openapi_run.plan import fetch_models
 from tests.openapi_run.run import run
 from tests.support.cli_service import environment, run_program
 from tests.support.terminal import on_terminal
-from truthgpt_serve.cluster.local import (
-    START_TIMEOUT_S,
-    LocalCluster,
-    free_port,
-    model_application,
-    router_application,
-)
+from truthgpt_serve.cluster.ports import free_port
 from truthgpt_serve.cluster.private_files import LOOPBACK_ONLY
 from truthgpt_serve.cluster.processes import find_run
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 import yaml
 
-from truthgpt_serve.cluster.local import LocalCluster, model_application, router_application
+from benchmarks.local_cluster import LocalCluster, model_application, router_application
 
 ROOT = Path(__file__).resolve().parents[2]
 WAYS = ("py_modules", "working_dir")

@@ -21,8 +21,8 @@ from typing import Any
 import httpx
 import pytest
 
+from benchmarks.local_cluster import LocalCluster, model_application, router_application
 from tests.serve.browser import Browser, open_browser
-from truthgpt_serve.cluster.local import LocalCluster, model_application, router_application
 
 if importlib.util.find_spec("gradio") is None:
     pytest.skip("the extra `ui` is not installed", allow_module_level=True)

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.local_cluster import model_application
 from deployments.vllm.tiny_model import make_tiny_llama
 from tests.serve.intrusion import HOST, Scene, in_namespace, scene
 from tests.serve.shell import ROOT, echo_config
 from tests.serve.two_nodes import can_make_networks
 from tests.support.tiny_images import create_pipeline
-from truthgpt_serve.cluster.local import model_application
 from truthgpt_serve.cluster.private_files import TOKEN_FILE
 from truthgpt_serve.cluster.processes import find_run
 

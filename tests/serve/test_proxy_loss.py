@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from truthgpt_serve.cluster.local import LocalCluster, model_application, router_application
+from benchmarks.local_cluster import LocalCluster, model_application, router_application
 from truthgpt_serve.cluster.processes import find_run
 
 RAY_ENV = Path(__file__).resolve().parents[2] / "configs" / "ray.env"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from truthgpt_serve.cluster.local import LocalCluster, model_application, router_application
+from benchmarks.local_cluster import LocalCluster, model_application, router_application
 
 RAY_ENV = Path(__file__).parents[2] / "configs" / "ray.env"
 NUM_CLIENTS = 24

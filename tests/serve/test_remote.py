@@ -17,15 +17,11 @@ import httpx
 import openai
 import pytest
 
+from benchmarks.local_cluster import LocalCluster, model_application, router_application
 from benchmarks.sides import ENGINE_ENV, ROOT, run_process
 from deployments.vllm.tiny_model import make_tiny_llama
 from tests.support.remote_servers import OtherServer, Request, chat_event, send_start, serve_at
-from truthgpt_serve.cluster.local import (
-    LocalCluster,
-    free_port,
-    model_application,
-    router_application,
-)
+from truthgpt_serve.cluster.ports import free_port
 from truthgpt_serve.http.asgi import Send
 
 KEY_VARIABLE, WRONG_KEY_VARIABLE = "FAR_TEST_KEY", "FAR_WRONG_KEY"

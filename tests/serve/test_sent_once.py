@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from truthgpt_serve.cluster.local import LocalCluster, model_application, router_application
+from benchmarks.local_cluster import LocalCluster, model_application, router_application
 from truthgpt_serve.cluster.processes import read_process
 
 HERE = Path(__file__).parent

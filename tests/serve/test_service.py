@@ -19,9 +19,9 @@ import httpx
 import openai
 import pytest
 
+from benchmarks.local_cluster import model_application
 from tests.serve.conftest import ALIASES, MAX_MODEL_LEN, Service
 from tests.support.cli_service import run_program
-from truthgpt_serve.cluster.local import model_application
 from truthgpt_serve.cluster.state import parse_details
 from truthgpt_serve.config.limits import LimitsSection
 

@@ -22,9 +22,9 @@ import tritonclient.http.aio
 from tritonclient.http import InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from benchmarks.local_cluster import LocalCluster, model_application, router_application
 from deployments.onnx.tiny_model import make_tiny_vision
 from tests.support.onnx_models import make_encoder
-from truthgpt_serve.cluster.local import LocalCluster, model_application, router_application
 from truthgpt_serve.router.request_body import GATHERED_BYTES
 
 HERE = Path(__file__).parent

@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx
 
+from benchmarks.local_cluster import model_application
 from tests.serve.shell import START_S, STOP_S, open_shell
-from truthgpt_serve.cluster.local import model_application
 
 WAITS = "1 replica waits for resources: each needs 4096 CPU (the cluster has "
 

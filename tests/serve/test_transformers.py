@@ -16,10 +16,10 @@ import pytest
 import torch
 import transformers
 
+from benchmarks.local_cluster import LocalCluster, model_application, router_application
 from deployments.vllm.tiny_model import make_tiny_llama
 from tests.support.tiny_transformers.models import make_tiny_classifier, make_tiny_encoder
 from tests.support.tiny_transformers.speech import make_tiny_speech
-from truthgpt_serve.cluster.local import LocalCluster, model_application, router_application
 
 RAY_ENV = Path(__file__).resolve().parents[2] / "configs" / "ray.env"
 START_TIMEOUT_S = 200

@@ -18,15 +18,10 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.local_cluster import Host, LocalCluster, model_application, router_application
 from tests.serve.intrusion import INTRUDER
 from tests.serve.listeners import find_listeners
 from tests.serve.two_nodes import Network, WorkerNode, can_make_networks, nodes_of
-from truthgpt_serve.cluster.local import (
-    Host,
-    LocalCluster,
-    model_application,
-    router_application,
-)
 from truthgpt_serve.replica_metrics import UP
 
 RAY_ENV = Path(__file__).resolve().parents[2] / "configs" / "ray.env"

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
-from truthgpt_serve.cluster.local import RAY, Host, LocalCluster
+from benchmarks.local_cluster import RAY, Host, LocalCluster
 from truthgpt_serve.cluster.processes import (
     create_run_environment,
     create_run_id,

@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 import psutil
 
+from benchmarks.local_cluster import LocalCluster, model_application, router_application
 from deployments.vllm.tiny_model import make_tiny_llama
-from truthgpt_serve.cluster.local import LocalCluster, model_application, router_application
 from truthgpt_serve.cluster.processes import find_run
 
 RAY_ENV = Path(__file__).resolve().parents[2] / "configs" / "ray.env"

@@ -20,7 +20,7 @@ import httpx
 from tests.support.haproxy_configuration import ray_configuration
 from truthgpt_serve.cluster.haproxy import program as haproxy
 from truthgpt_serve.cluster.haproxy.limits import SOCKET_NAME
-from truthgpt_serve.cluster.local import free_port
+from truthgpt_serve.cluster.ports import free_port
 
 LIMIT_S = 20
 

@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from tests.support.servers import serve_asgi
-from truthgpt_serve.cluster.local import free_port
+from truthgpt_serve.cluster.ports import free_port
 from truthgpt_serve.http.asgi import Receive, Scope, Send, send_bytes
 from truthgpt_serve.replica_metrics import UP, Address, ReplicaMetrics, label, merge
 

@@ -29,8 +29,8 @@ def environment(folder: Path, token_file: Path | None, cluster: bool) -> None:
     FOLDER leads to. Without --cluster Ray's ports are on the loopback address only. What the shell
     has set already stays as it is.
     """
+    from truthgpt_serve.cluster.environment_file import read_environment_file
     from truthgpt_serve.cluster.haproxy.program import BINARY_VARIABLE, program_path
-    from truthgpt_serve.cluster.local import read_environment_file
     from truthgpt_serve.cluster.private_files import (
         LOOPBACK_ONLY,
         TOKEN_FILE,

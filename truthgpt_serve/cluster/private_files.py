@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 import secrets
-import shlex
 import stat
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 TOKEN_FILE = "token"
@@ -92,9 +90,3 @@ def private_environment(folder: Path, token_file: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
     }
-
-
-def write_exports(path: Path, values: Mapping[str, str]) -> None:
-    """Writes a file for a shell to read with `.`, so that its commands belong to the cluster."""
-    lines = [f"export {name}={shlex.quote(value)}\n" for name, value in sorted(values.items())]
-    path.write_text("".join(lines))

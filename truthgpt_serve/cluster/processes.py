@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 import uuid
 from collections.abc import Iterable
@@ -186,35 +185,3 @@ def _signal_all(processes: Iterable[Process], number: signal.Signals) -> None:
     for process in processes:
         with suppress(PermissionError):  # reported by the caller's time limit
             send_signal(process, number)
-
-
-def busy_ports(host: str, ports: Iterable[int]) -> list[int]:
-    """Returns those ports on which a server cannot listen now."""
-    busy = []
-    for port in ports:
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            # As servers do: connections that are only fading away do not count.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-                probe.listen(1)
-            except OSError:
-                busy.append(port)
-    return busy
-
-
-def is_answered(port: int) -> bool:
-    """Returns whether a server listens on this port of 127.0.0.1: also one that would share it."""
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1):
-            return True
-    except OSError:
-        return False
-
-
-def wait_for_ports(host: str, ports: Iterable[int], timeout_s: float) -> list[int]:
-    """Waits until all ports are free; returns those that are not when the time is over."""
-    deadline = time.monotonic() + timeout_s
-    while (busy := busy_ports(host, ports)) and time.monotonic() < deadline:
-        time.sleep(POLL_S)
-    return busy

@@ -16,8 +16,8 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from truthgpt_serve.cluster.environment_file import read_environment_file
 from truthgpt_serve.cluster.haproxy.program import BINARY_VARIABLE, program_path
-from truthgpt_serve.cluster.local import read_environment_file
 from truthgpt_serve.config.paths import config_dir, expand
 from truthgpt_serve.contract import Probe
 

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Mapping
 
-from truthgpt_serve.cluster.local import read_environment_file
+from truthgpt_serve.cluster.environment_file import read_environment_file
 from truthgpt_serve.config import Source
 from truthgpt_serve.config.base import show_value
 from truthgpt_serve.config.paths import config_dir

@@ -20,7 +20,7 @@ from truthgpt_serve.cli._init.model_file import NewModel, render
 from truthgpt_serve.cli._init.serve_file import InsertError, add_model
 from truthgpt_serve.cli._init.write import Plan
 from truthgpt_serve.cli.init import TASKS
-from truthgpt_serve.cluster.local import free_port
+from truthgpt_serve.cluster.ports import free_port
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.contract import TASKS as ALL_TASKS
 from truthgpt_serve.errors import ConfigError

@@ -24,7 +24,7 @@ from tests.support.cli_service import (
 from tests.support.terminal import on_terminal
 from truthgpt_serve.cli._service.session import Follower, tail
 from truthgpt_serve.cli._service.traces import find_traceback
-from truthgpt_serve.cluster.local import free_port
+from truthgpt_serve.cluster.ports import free_port
 from truthgpt_serve.cluster.start_errors import ENDED
 
 ERROR = """\

@@ -15,13 +15,13 @@ import pytest
 from click.testing import CliRunner
 
 from truthgpt_serve.cli.main import main
+from truthgpt_serve.cluster.environment_file import write_exports
 from truthgpt_serve.cluster.private_files import (
     LINK,
     LOOPBACK_ONLY,
     TOKEN_FILE,
     find_private_folder,
     private_environment,
-    write_exports,
     write_token,
 )
 from truthgpt_serve.cluster.service.leftovers import tidy

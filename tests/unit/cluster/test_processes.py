@@ -14,17 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from truthgpt_serve.cluster.local import free_port
+from truthgpt_serve.cluster.ports import busy_ports, free_port, is_answered, wait_for_ports
 from truthgpt_serve.cluster.processes import (
-    busy_ports,
     create_run_environment,
     create_run_id,
     end_run,
     find_run,
-    is_answered,
     read_process,
     send_signal,
-    wait_for_ports,
 )
 
 IGNORE = "import signal; [signal.signal(n, signal.SIG_IGN) for n in (2, 15)];"

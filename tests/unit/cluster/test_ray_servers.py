@@ -18,7 +18,7 @@ import pytest
 from ray.serve.config import HTTPOptions
 
 from truthgpt_serve.cluster import ray_servers
-from truthgpt_serve.cluster.local import free_port
+from truthgpt_serve.cluster.ports import free_port
 from truthgpt_serve.http.asgi import Receive, Scope, Send, send_bytes
 
 replica: Any = importlib.import_module("ray.serve._private.replica")

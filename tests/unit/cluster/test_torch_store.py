@@ -14,7 +14,7 @@ PROGRAM = """
 import os, socket, sys
 from datetime import timedelta
 import torch.distributed as dist
-from truthgpt_serve.cluster.local import free_port
+from truthgpt_serve.cluster.ports import free_port
 from truthgpt_serve.cluster.torch_store import listen_on_named_address
 if sys.argv[1] == "1":
     listen_on_named_address()

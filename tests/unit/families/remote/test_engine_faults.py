@@ -25,7 +25,7 @@ from tests.support.remote_servers import (
     send_start,
     serve_at,
 )
-from truthgpt_serve.cluster.local import free_port
+from truthgpt_serve.cluster.ports import free_port
 from truthgpt_serve.http.asgi import Send, send_bytes
 
 BODY = {"model": "far", "messages": []}

@@ -20,7 +20,7 @@ from tests.support.remote_servers import (
     remote_cfg,
     serve_at,
 )
-from truthgpt_serve.cluster.local import free_port
+from truthgpt_serve.cluster.ports import free_port
 
 QUICK: dict[str, Any] = {"health_period_s": 0.05, "down_after_s": 0.2, "model": "there"}
 BODY = {"model": "far", "messages": []}

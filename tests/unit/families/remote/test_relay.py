@@ -27,7 +27,7 @@ from tests.support.remote_servers import (
 )
 from tests.support.servers import serve_asgi
 from truthgpt_serve import run_infer
-from truthgpt_serve.cluster.local import free_port
+from truthgpt_serve.cluster.ports import free_port
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.http.asgi import Send
 from truthgpt_serve.runner import run_stream

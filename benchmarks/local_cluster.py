@@ -1,16 +1,13 @@
-"""A Ray cluster of its own on this machine, with its own ports, for tests and benchmarks.
+"""A Ray cluster of its own on this machine, with its own ports, for benchmarks and tests.
 
 Runs the same programs as an operator does (`ray start`, `serve deploy`). Knows nothing of models.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import random
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -23,7 +20,9 @@ from typing import Any, Self
 
 import yaml
 
+from truthgpt_serve.cluster.environment_file import read_environment_file
 from truthgpt_serve.cluster.haproxy.program import BINARY_VARIABLE, program_path
+from truthgpt_serve.cluster.ports import free_port
 from truthgpt_serve.cluster.private_files import (
     LOOPBACK_ONLY,
     make_private_folder,
@@ -41,24 +40,6 @@ SLOW_PROXIES = "roxies not available after"
 """What `serve deploy` says after a minute in which the proxies did not start."""
 NUM_READY_ANSWERS = 4
 """Times in a row that the router must say it is ready: each replica of it learns by itself."""
-
-
-PORTS = range(20000, 30000)
-"""Below those that the system gives to outgoing connections, and Serve to replicas; above Ray's."""
-
-
-def free_port() -> int:
-    """Returns a port that is free now, and that nobody takes by chance before it is bound.
-
-    Raises:
-        OSError: Every one of many that were tried is in use.
-    """
-    for port in random.SystemRandom().sample(PORTS, 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise OSError(f"no free port from {PORTS.start} to {PORTS.stop - 1}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,17 +240,6 @@ class LocalCluster:
             for replica in deployment["replicas"]
             if replica["state"] == "RUNNING"
         ]
-
-
-def read_environment_file(path: Path) -> dict[str, str]:
-    """Reads lines of NAME=VALUE; blank lines and comments are left out."""
-    values = {}
-    for line in path.read_text().splitlines():
-        text = line.strip()
-        if text and not text.startswith("#"):
-            name, _, value = text.partition("=")
-            values[name.strip()] = value.strip()
-    return values
 
 
 def model_application(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
