@@ -8,7 +8,7 @@ VENV := .venv/bin
 CONFIG ?= configs/serve.yaml
 TEST_MINUTES ?= 75
 TEST_WORKERS ?= 2
-SERVE_WORKERS ?= 0
+SERVE_WORKERS ?= 2
 PYTEST_ARGS ?=
 VERBOSE ?=
 
@@ -29,7 +29,7 @@ stop: ## End all that `make serve` started, from any shell
 status: ## List the processes that `make serve` started
 	@$(VENV)/python scripts/serve.py status
 
-test: install ## Run the tests: first those without Ray, two files at a time, then those with a real service
+test: install ## Run the tests, two files at a time: first those without Ray, then those with a real service
 	@echo "[test] at most $(TEST_MINUTES) minutes"
 	@HF_HUB_OFFLINE=1 timeout --foreground --kill-after=30 $(TEST_MINUTES)m $(VENV)/python -m scripts.run_tests \
 		--workers $(TEST_WORKERS) --serve-workers $(SERVE_WORKERS) -- $(PYTEST_ARGS)

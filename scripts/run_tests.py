@@ -1,24 +1,67 @@
-"""Runs the tests: those without Ray in several processes, then those with a real service.
+"""Runs the tests: those without Ray, those with a real service, and last the ones marked `alone`.
 
-Clusters of several test modules at a time are slow and disturb each other, so by default these run
-one after another. Exits with the first status of pytest's that is not success; that no test of one
-folder was chosen is none, unless it is so of both.
+The first two run several files at a time, the marked ones one after another. A test with a service
+that failed while others ran runs once more, alone, and that result counts. Exits with the first
+status of pytest's that is not success; that no test of one pass was chosen is none, unless it is so
+of all.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
+from pathlib import Path
 
+FAILED = 1
 NOTHING_CHOSEN = 5
+MAX_AGAIN = 15
+"""More failures than this have a reason that a second run does not take away."""
+CACHE = Path(".pytest_cache")
+"""Each pass has a folder below it, in which pytest keeps which tests failed."""
 
 
-def run(folder: str, workers: int, arguments: list[str]) -> int:
-    """Runs the tests of a folder; returns pytest's status."""
-    command = [sys.executable, "-m", "pytest", folder, "-n", str(workers), "--dist", "loadfile"]
-    command += ["--no-loadscope-reorder", *arguments]
+def narrow(arguments: list[str], marks: str) -> list[str]:
+    """Returns pytest's arguments, with these marks on top of what they say by `-m`."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-m", dest="given")
+    known, rest = parser.parse_known_args(arguments)
+    return [*rest, "-m", f"({known.given}) and {marks}" if known.given else marks]
+
+
+def run(name: str, arguments: list[str], workers: int = 0) -> int:
+    """Runs pytest with this pass's cache, on `workers` files at a time; returns its status."""
+    command = [sys.executable, "-m", "pytest", "-o", f"cache_dir={CACHE / name}"]
+    command += ["-n", str(workers), "--dist", "loadfile", "--no-loadscope-reorder", *arguments]
     return subprocess.run(command, check=False).returncode
+
+
+def read_failed(name: str) -> list[str]:
+    """Returns the tests of a pass that failed when they ran last."""
+    path = CACHE / name / "v" / "cache" / "lastfailed"
+    return list(json.loads(path.read_text())) if path.exists() else []
+
+
+def run_beside(name: str, folder: str, workers: int, arguments: list[str]) -> int:
+    """Runs a folder, and what failed beside other files once more, alone; returns the status."""
+    # Unless they are what shall run, earlier failures are none of this run.
+    clear = [] if {"--lf", "--last-failed"} & {*arguments} else ["--cache-clear"]
+    status = run(name, [folder, *clear, *arguments], workers)
+    failed = read_failed(name)
+    if status != FAILED or workers == 0 or not 0 < len(failed) <= MAX_AGAIN:
+        return status
+    say(f"{len(failed)} failed beside others: once more, alone")
+    status = run(name, failed)
+    still = read_failed(name)
+    for test in failed:
+        say(f"failed beside others, {'failed' if test in still else 'passed'} alone: {test}")
+    return status
+
+
+def say(text: str) -> None:
+    """Prints one line at once, also into a pipe."""
+    print(f"[test] {text}", flush=True)
 
 
 def main() -> int:
@@ -26,15 +69,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", choices=("unit", "serve"), help="one folder, not both")
     parser.add_argument("--workers", type=int, default=2, help="files of tests/unit at a time")
-    parser.add_argument("--serve-workers", type=int, default=0, help="files of tests/serve")
+    parser.add_argument("--serve-workers", type=int, default=2, help="files of tests/serve")
     parser.add_argument("arguments", nargs="*", help="for pytest")
     options = parser.parse_args()
-    workers = {"unit": options.workers, "serve": options.serve_workers}
-    statuses = [
-        run(f"tests/{folder}", number, options.arguments)
-        for folder, number in workers.items()
-        if options.only in (None, folder)
-    ]
+    statuses = []
+    if options.only != "serve":
+        statuses.append(run("unit", ["tests/unit", *options.arguments], options.workers))
+    if options.only != "unit":
+        beside, alone = (narrow(options.arguments, marks) for marks in ("not alone", "alone"))
+        statuses.append(run_beside("serve", "tests/serve", options.serve_workers, beside))
+        statuses.append(run("alone", ["tests/serve", *alone]))
     failed = [status for status in statuses if status not in (0, NOTHING_CHOSEN)]
     return failed[0] if failed else min(statuses)
 

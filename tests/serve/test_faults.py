@@ -28,6 +28,7 @@ BROKEN: dict[str, Any] = {"model": {"family": "custom", "import": "no_such_modul
 NAMES = ["echo", "victim", "router"]
 EXPORT_TIMEOUT_S = 60
 RECOVERY_S = 60
+pytestmark = pytest.mark.alone("bounds how soon the router knows a new model")
 
 
 def entries(cluster: LocalCluster, *more: dict[str, Any]) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ START_TIMEOUT_S = 300
 SCRAPE_S = 1.0
 """A scrape of a full model answers within this: three of five, because the machine may be busy."""
 LONG = 100
+pytestmark = pytest.mark.alone("bounds how long a scrape of a full model takes")
 SMALL: dict[str, Any] = {"cpus": 0.1, "gpus": 0}
 FULL = {"max_ongoing_requests": 1, "max_queued_requests": 1}
 

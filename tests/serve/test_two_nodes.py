@@ -36,9 +36,13 @@ SILENCE_S = 11.0
 """How long HAProxy waits for a sign of life: see truthgpt_serve/cluster/haproxy/program.py."""
 PLACED_S = 150.0
 
-pytestmark = pytest.mark.skipif(
-    not can_make_networks(), reason="needs root and Debian's iproute2 to make network namespaces"
-)
+pytestmark = [
+    pytest.mark.alone("bounds how soon requests succeed after the loss of a node"),
+    pytest.mark.skipif(
+        not can_make_networks(),
+        reason="needs root and Debian's iproute2 to make network namespaces",
+    ),
+]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,117 @@
+"""`scripts/run_tests.py` on small folders, with the real pytest."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.run_tests import MAX_AGAIN, narrow
+
+ROOT = Path(__file__).resolve().parents[3]
+PASSED, FAILED, NOTHING_CHOSEN = 0, 1, 5
+NOTE = """
+import os, pytest
+def note(name):
+    with open("notes", "a") as file:
+        file.write(f"{name} {os.environ.get('PYTEST_XDIST_WORKER', 'alone')}\\n")
+"""
+BESIDE_FAILS = "assert 'PYTEST_XDIST_WORKER' not in os.environ"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    alone: apart\n    odd: some\n")
+    for name in ("unit", "serve"):
+        (tmp_path / "tests" / name).mkdir(parents=True)
+    write(tmp_path, "unit", "test_u", "pass")
+    write(tmp_path, "serve", "test_s", "pass")
+    write(tmp_path, "serve", "test_t", "pass", "@pytest.mark.alone")
+    return tmp_path
+
+
+def write(folder: Path, kind: str, name: str, body: str, mark: str = "") -> None:
+    text = f"{NOTE}\n{mark}\ndef {name}():\n    note({name!r})\n    {body}\n"
+    (folder / "tests" / kind / f"{name}.py").write_text(text)
+
+
+def run_tests(folder: Path, *arguments: str) -> tuple[int, str, list[str]]:
+    """Returns the status, what was printed, and which tests ran, in order, with their worker."""
+    notes = folder / "notes"
+    notes.unlink(missing_ok=True)
+    # No plugins but this one: the others are slow to import.
+    plugins = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "xdist.plugin"}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | plugins
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "run_tests.py"), *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    ran = notes.read_text().splitlines() if notes.exists() else []
+    return done.returncode, done.stdout + done.stderr, ran
+
+
+def test_three_passes_one_after_another(folder: Path) -> None:
+    status, output, ran = run_tests(folder)
+    assert status == PASSED, output
+    assert [line.split()[0] for line in ran] == ["test_u", "test_s", "test_t"]
+    assert [line.split()[1][:2] for line in ran] == ["gw", "gw", "al"]
+
+
+def test_what_fails_beside_others_runs_once_more_alone(folder: Path) -> None:
+    write(folder, "serve", "test_b", BESIDE_FAILS)
+    status, output, ran = run_tests(folder, "--only", "serve")
+    assert status == PASSED, output
+    assert "failed beside others, passed alone: tests/serve/test_b.py::test_b" in output
+    assert ran[2:] == ["test_b alone", "test_t alone"]
+
+    write(folder, "serve", "test_c", "assert False")
+    status, output, ran = run_tests(folder, "--only", "serve")
+    assert status == FAILED
+    assert "failed beside others, passed alone: tests/serve/test_b.py::test_b" in output
+    assert "failed beside others, failed alone: tests/serve/test_c.py::test_c" in output
+    status, output, ran = run_tests(folder, "--only", "serve", "--", "--lf")
+    assert [line.split()[0] for line in ran] == ["test_c", "test_c", "test_t"]
+
+
+def test_no_second_run_for_many_failures_nor_after_a_stop(folder: Path) -> None:
+    for number in range(MAX_AGAIN + 1):
+        write(folder, "serve", f"test_{number}", BESIDE_FAILS)
+    status, output, ran = run_tests(folder, "--only", "serve")
+    assert status == FAILED
+    assert "once more" not in output
+    assert len(ran) == MAX_AGAIN + 3
+    status, output, _ = run_tests(folder, "--only", "serve", "--", "-x")
+    assert status not in (PASSED, NOTHING_CHOSEN)
+    assert "once more" not in output
+
+
+def test_failures_without_a_second_run(folder: Path) -> None:
+    """Those of tests without Ray, of marked ones, and where nothing ran beside them."""
+    write(folder, "unit", "test_u", BESIDE_FAILS)
+    write(folder, "serve", "test_t", "assert False", "@pytest.mark.alone")
+    status, output, _ = run_tests(folder)
+    assert status == FAILED
+    assert "once more" not in output
+    write(folder, "serve", "test_s", "assert False")
+    status, output, ran = run_tests(folder, "--only", "serve", "--serve-workers", "0")
+    assert status == FAILED
+    assert ran == ["test_s alone", "test_t alone"]
+
+
+def test_a_choice_of_tests(folder: Path) -> None:
+    """By words or marks; that a pass has none of them is no failure."""
+    assert run_tests(folder, "--", "-k", "test_t")[::2] == (PASSED, ["test_t alone"])
+    assert run_tests(folder, "--only", "serve", "--", "-k", "nothing")[::2] == (NOTHING_CHOSEN, [])
+    write(folder, "serve", "test_o", "pass", "@pytest.mark.odd")
+    status, output, ran = run_tests(folder, "--only", "serve", "--", "-m", "odd or alone")
+    assert status == PASSED, output
+    assert [line.split()[0] for line in ran] == ["test_o", "test_t"]
+    assert narrow(["-v", "-m", "a or b", "-x"], "alone") == ["-v", "-x", "-m", "(a or b) and alone"]
