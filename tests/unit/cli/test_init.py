@@ -16,15 +16,13 @@ from tests.support.cli_service import Answer, environment, serve
 from tests.support.terminal import on_terminal
 from truthgpt_serve.cli import main
 from truthgpt_serve.cli._init.guess import GuessError, guess
-from truthgpt_serve.cli._init.model_file import NewModel, render
-from truthgpt_serve.cli._init.serve_file import InsertError, add_model
+from truthgpt_serve.cli._init.model_file import NewModel
 from truthgpt_serve.cli._init.write import Plan
 from truthgpt_serve.cli.init import TASKS
 from truthgpt_serve.cluster.ports import free_port
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.contract import TASKS as ALL_TASKS
 from truthgpt_serve.errors import ConfigError
-from truthgpt_serve.registry import MODEL_REGISTRY
 from truthgpt_serve.validate import validate_file
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HOME": "/nowhere"}
@@ -151,78 +149,6 @@ def test_a_name_in_the_hub_is_looked_up_in_the_cache_and_asked(tmp_path: Path) -
 
 def test_the_tasks_are_all_there_are() -> None:
     assert set(TASKS) == set(ALL_TASKS)
-
-
-# -- the model's file
-
-
-@pytest.mark.parametrize("family", [*MODEL_REGISTRY, "mine"])
-@pytest.mark.parametrize("engine", [{}, {"pipeline_task": "text-classification"}])
-def test_every_family_has_a_file_that_can_be_read(family: str, engine: dict[str, Any]) -> None:
-    adapters = (("a: b", "./x #y"),)
-    model = NewModel("m", "custom", family, "007", 0.5, engine, adapters, "a\nreason: # odd")
-    found = yaml.safe_load(render(model, Path("../schema.json")))
-    assert found["model"] == {"family": family, "name_or_path": "007"}
-    assert found["serving"]["adapters"] == [{"name": "a: b", "path": "./x #y"}]
-    assert found["serving"].get("engine", {}) == engine
-    assert found["hardware"]["gpus"] == (0 if family == "remote" else 0.5)
-
-
-# -- the Serve file
-
-SERVE = """\
-# The service.
-http_options: {port: 8000}
-applications: # all of them
-  - name: a # the first
-    route_prefix: /models/a
-    import_path: truthgpt_serve.app:model
-    args: {config: models/a.yaml}
-
-  # The router comes last.
-  - name: router
-    route_prefix: /
-    import_path: truthgpt_serve.app:router
-    args: {}
-# The end.
-"""
-ENTRY = """\
-  - name: b
-    route_prefix: /models/b
-    import_path: truthgpt_serve.app:model
-    args:
-      config: models/b.yaml
-"""
-
-
-def test_an_entry_goes_before_the_router_and_comments_stay() -> None:
-    found = add_model(SERVE, "b", "models/b.yaml")
-    assert found == SERVE.replace("  # The router comes", f"{ENTRY}  # The router comes")
-    without = SERVE[: SERVE.index("\n  # The router")]
-    assert add_model(without, "b", "models/b.yaml") == without + ENTRY
-    assert add_model(without.rstrip("\n"), "b", "models/b.yaml") == without + ENTRY
-    flat = SERVE.replace("\n  ", "\n")
-    assert "\n- name: b\n  route_prefix" in add_model(flat, "b", "models/b.yaml")
-    folded = f"{without}    runtime_env:\n      x: |\n        - name: text\n\nother: 1\n"
-    assert add_model(folded, "b", "models/b.yaml").endswith(f"{ENTRY}\nother: 1\n")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (SERVE.replace("name: a", "name: b"), "has an application 'b' already"),
-        ("applications: [{name: a}]", "not listed one below the other"),
-        ("applications: []", "not listed one below the other"),
-        ("applications:\n- a\n", "not listed one below the other"),
-        ("x: 1", "no list `applications`"),
-        ("", "no list `applications`"),
-        ("a: [", "is not YAML"),
-        ("a: &x 1\n---\nb: 2\n", "is not YAML"),
-    ],
-)
-def test_a_file_of_another_form_is_refused(text: str, message: str) -> None:
-    with pytest.raises(InsertError, match=message):
-        add_model(text, "b", "models/b.yaml")
 
 
 # -- the command

@@ -21,7 +21,6 @@ from tests.support.terminal import on_terminal
 from truthgpt_serve.cli._service.address import Address
 from truthgpt_serve.cli._service.client import ServiceClient
 from truthgpt_serve.cli._service.models import ModelReader
-from truthgpt_serve.cli._service.scrape import Samples
 
 PAGE = """\
 # HELP truthgpt_replica_requests Requests.
@@ -139,12 +138,3 @@ def test_what_lists_no_models_is_told(body: Any) -> None:
     assert done.returncode == 1
     assert "/v1/models does not list models" in done.stderr
     assert len(done.stderr.splitlines()) == 1
-
-
-def test_a_page_of_metrics_may_have_anything_in_it() -> None:
-    page = 'a{x="1"} 1\na{x="2"} 2 \nab 7\na NaN-ish\na{broken 5\n# a 9\na +Inf\n'
-    samples = Samples(page, {"a"})
-    assert samples.total("a", x="2") == 2
-    assert samples.total("a", x="3") is None
-    assert samples.total("ab") is None
-    assert samples.total("a") == float("inf")

@@ -19,9 +19,7 @@ from truthgpt_serve.config import (
     RouterConfig,
     load_model_args,
     load_model_config,
-    load_router_config,
 )
-from truthgpt_serve.config.source import dotted, parse_dotted
 from truthgpt_serve.errors import ConfigError
 from truthgpt_serve.validate.reference import SCHEMAS
 
@@ -173,15 +171,6 @@ def test_arguments_of_an_application(folder: Path) -> None:
         load_model_args({}, place="application echo")
 
 
-def test_router_defaults() -> None:
-    config = load_router_config({})
-    assert config.max_body_bytes == 64 * 1024 * 1024
-    assert (config.request_timeout_s, config.hold_timeout_s) == (600, 60)
-    assert config.num_replicas == 2
-    with pytest.raises(ConfigError, match=r"router: hold_timeout: unknown field `hold_timeout` "):
-        load_router_config({"hold_timeout": 5})
-
-
 def test_custom_becomes_the_registered_name(folder: Path) -> None:
     config = load_model_config({"task": "custom", "model": {"import": "registers_one"}})
     assert resolve_family(config).name == "config-test-one"
@@ -198,11 +187,6 @@ def test_faults_of_checks_name_the_given_place() -> None:
     config = load_model_config({"model": {"family": "no-such-family"}})
     (fault,) = check_model(config, place="application demo")
     assert fault.place == "application demo: model.family"
-
-
-def test_dotted_paths_round_trip() -> None:
-    for path in ((), ("a",), ("a", 0), ("serving", "adapters", 3, "name"), ("a", 0, 1, "b")):
-        assert parse_dotted(dotted(path)) == path
 
 
 @pytest.mark.parametrize(

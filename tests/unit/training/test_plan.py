@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import io
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from deployments.vllm.tiny_model import make_tiny_llama
-from tests.support.training_runs import job_of, losses, run, sections_of, sentences, write_rows
+from tests.support.training_runs import job_of, run, sections_of, sentences, write_rows
 from truthgpt_serve.cli import main
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.errors import ConfigError
@@ -19,10 +16,7 @@ from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.launch import Workers
 from truthgpt_serve.training.loops import find_loop
 from truthgpt_serve.training.plan import Facts, Plan, Steps, count_steps, memory_bytes
-from truthgpt_serve.training.progress import Progress
-from truthgpt_serve.training.serving import serving_lines
 from truthgpt_serve.training.text.prepare import prepare, train_table
-from truthgpt_serve.training.trackers import check_tracker, create_tracker
 
 
 @pytest.fixture(scope="module")
@@ -93,47 +87,6 @@ def test_the_plan_says_what_will_be_done() -> None:
     assert memory_bytes(facts) == 15 * 2**30 + 12_000 * 12
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_progress_has_rate_and_time_left() -> None:
-    stream = Terminal()
-    progress = Progress(stream)
-    progress.show({"event": "begin", "num_steps": 100, "first_step": 0, "units": "tokens", "at": 0})
-    for step in range(1, 11):
-        event = {"event": "step", "step": step, "loss": 2.0, "num_units": 500, "at": step * 0.5}
-        progress.show(event)
-    progress.show({"event": "evaluated", "step": 10, "loss": 1.5, "at": 5.5})
-    progress.close()
-    text = stream.getvalue()
-    assert "[##......................] step 10/100  loss 2.0000  1,000 tokens/s  00:45 left" in text
-    assert "\revaluated at step 10: loss 1.5\n" in text
-    assert text.endswith("left\n")
-
-
-def test_without_a_terminal_progress_is_a_line_now_and_then() -> None:
-    stream = io.StringIO()
-    progress = Progress(stream, line_every_s=1000)
-    progress.show({"event": "begin", "num_steps": 50, "first_step": 0, "units": "images", "at": 0})
-    for step in range(1, 51):
-        event = {"event": "step", "step": step, "loss": 1.0, "num_units": 4, "at": step * 1.0}
-        progress.show(event)
-    lines = stream.getvalue().splitlines()
-    assert len(lines) <= 2
-    assert lines[-1] == "step 50/50  loss 1.0000  4 images/s  00:00 left"
-
-
-def test_the_lines_to_serve_are_right(tmp_path: Path) -> None:
-    given = {"run_name": "tales", "model": {"name_or_path": "org/model"}}
-    config = load_model_config(given, place="test")
-    assert serving_lines(config, tmp_path) == ["model:", f"  name_or_path: {tmp_path}"]
-    (tmp_path / "adapter_config.json").write_text("{}")
-    lines = serving_lines(config, tmp_path)
-    assert lines[-1] == f"    - {{name: tales, path: {tmp_path}}}"
-
-
 def test_what_cannot_be_trained_is_told() -> None:
     given = {"model": {"name_or_path": "org/model"}, "data": {"dataset": "org/data"}}
     for task in ("embedding", "tensor"):
@@ -143,67 +96,6 @@ def test_what_cannot_be_trained_is_told() -> None:
     image = {**given, "task": "image-generation", "training": {"method": "dpo"}}
     with pytest.raises(TrainingError, match="dpo is for text"):
         find_loop(load_model_config(image, place="test").to_cfg())
-
-
-def test_a_tracker_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_tracker("none")
-    check_tracker("tensorboard")
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(TrainingError, match="pip install wandb"):
-        check_tracker("wandb")
-
-
-def test_tensorboard_gets_the_curves(model: Path, tmp_path: Path) -> None:
-    data = write_rows(tmp_path / "a.jsonl", [{"text": text} for text in sentences(8)])
-    curves = {"tracker": "tensorboard", "log_every": 1}
-    job = job_of(tmp_path / "run", sections_of(model, data, training=curves))
-    found = run(job)
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    accumulator = EventAccumulator(str(job.folder / "logs")).Reload()
-    points = [point.value for point in accumulator.Scalars("train/loss")]
-    assert points == pytest.approx(found)
-    assert losses(job.folder) == found
-
-
-@pytest.fixture
-def wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Weights & Biases' real client, which writes into files."""
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    import wandb
-
-    yield wandb
-    wandb.teardown()
-
-
-def test_wandb_gets_the_curves_and_a_resumed_run_goes_on_in_them(
-    wandb: Any, model: Path, tmp_path: Path
-) -> None:
-    data = write_rows(tmp_path / "a.jsonl", [{"text": text} for text in sentences(8)])
-    curves = {"tracker": "wandb", "log_every": 1, "max_steps": 2}
-    job = job_of(tmp_path / "run", sections_of(model, data, training=curves))
-    found = run(job)
-    (first,) = (job.folder / "logs" / "wandb").glob("offline-run-*/*.wandb")
-    record = first.read_bytes()
-    assert all(f"{value!r}".encode() in record for value in found)
-    assert b"train/loss" in record
-    create_tracker(job.cfg, job.folder, first_step=2).close()
-    runs = {file.name for file in (job.folder / "logs" / "wandb").glob("offline-run-*/*.wandb")}
-    assert runs == {first.name}
-    assert len(list((job.folder / "logs" / "wandb").glob("offline-run-*"))) == 2
-
-
-def test_wandb_without_an_account_is_told(
-    wandb: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.setenv("HOME", str(tmp_path))  # where a key would lie
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    cfg = {"run_name": "a", "training": {"tracker": "wandb"}}
-    with pytest.raises(TrainingError, match=r"training.tracker: wandb: .*WANDB_MODE=offline"):
-        create_tracker(cfg, tmp_path, first_step=0)
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,12 @@ import io
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
 
-from tests.support.servers import serve_asgi
-from truthgpt_serve.cluster.service import service_log
-from truthgpt_serve.cluster.service.advice import find_advice, find_cause
-from truthgpt_serve.cluster.service.next_steps import describe_service, suggest_commands
-from truthgpt_serve.cluster.service.readiness import ModelStatus, Readiness, ask_ready
+from truthgpt_serve.cluster.service.next_steps import describe_service
+from truthgpt_serve.cluster.service.readiness import ModelStatus, Readiness
 from truthgpt_serve.cluster.service.screen import Screen
 from truthgpt_serve.cluster.service.service_log import ServiceLog
 
@@ -119,23 +115,6 @@ def test_brackets_of_a_message_are_no_markup(create: Callable[..., Screen]) -> N
         time.sleep(0.3)  # the thread that draws has drawn it
 
 
-def test_no_proxy_is_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.setenv(name, NOWHERE)
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-
-    async def serve(scope: Any, receive: Any, send: Any) -> None:
-        body = b'{"status": "ready", "models": {"a": {"status": "RUNNING"}}}'
-        start = {"type": "http.response.start", "status": 200, "headers": []}
-        await send(start)
-        await send({"type": "http.response.body", "body": body})
-
-    with serve_asgi(serve) as url:
-        assert ask_ready(url) == answer(a=RUNNING)
-        assert describe_service(url, {"a": 1.0})[0].startswith("  a ")
-
-
 def _render(screen: Screen) -> str:
     console = Console(file=io.StringIO(), width=100)
     console.print(screen)
@@ -177,36 +156,3 @@ def test_the_cause_and_the_fix(
     assert "hf_abc" not in out
     assert "***" in out
     assert out.endswith("[serve] the disk is full: free some space; `df -h` shows\n")
-
-
-def test_no_cause() -> None:
-    assert find_cause([]) == []
-    assert find_cause(["all", "is well"]) == ["all", "is well"]
-    assert find_advice(["all is well"]) is None
-
-
-def test_a_long_log_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service_log, "MAX_BYTES", 1000)
-    log = ServiceLog(tmp_path)
-    with log.open_for_writing(fresh=True) as file:
-        for number in range(100):
-            file.write(b"%060d\n" % number)
-            log.read_new()
-            assert log.read_new() == []
-        sizes = log.path.stat().st_size, log.path.with_name("service.log.1").stat().st_size
-        assert sizes[0] <= 1100
-        assert 1000 < sizes[1] <= 1100
-        file.write(b"last\n")
-    assert log.read_new() == ["last"]
-    assert log.path.stat().st_mode & 0o777 == 0o600
-    with log.open_for_writing(fresh=True):
-        assert log.tail() == []
-
-
-def test_commands_fit_the_models() -> None:
-    commands = suggest_commands(NOWHERE, {"t": "text-generation", "i": "image-generation"})
-    assert [command.split()[1] for command in commands] == ["chat", "image", "models"]
-    commands = suggest_commands(NOWHERE, {"a b'c": "text-generation"})
-    assert len(commands) == 3
-    assert commands[0].endswith("""chat 'a b'"'"'c'""")
-    assert len(suggest_commands(NOWHERE, {})) == 2

@@ -6,12 +6,9 @@ import time
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
-from deployments.echo.config import FAMILY, EchoSettings
 from deployments.echo.deployment import EchoModel
 from deployments.echo.engine import EchoFailure, WhitespaceTokenizer, echo_tokens
-from truthgpt_serve import MODEL_REGISTRY
 from truthgpt_serve.errors import RequestError
 
 
@@ -19,11 +16,6 @@ def echo(**engine: Any) -> EchoModel:
     model = EchoModel()
     model.load({"serving": {"engine": engine}})
     return model
-
-
-def test_it_is_found_by_its_entry_point() -> None:
-    assert MODEL_REGISTRY.find("echo") == FAMILY
-    assert FAMILY.load_class() is EchoModel
 
 
 @pytest.mark.parametrize(
@@ -100,21 +92,6 @@ async def test_a_closed_stream_is_not_ongoing() -> None:
     await anext(stream)
     await stream.aclose()
     assert model.ongoing == 0
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"tokens_per_second": 0}, "greater than 0"),
-        ({"token_interval_s": -1}, "greater than or equal to 0"),
-        ({"tokens_per_second": 9, "token_interval_s": 1}, "not both"),
-        ({"num_tokens": 0}, "greater than or equal to 1"),
-        ({"speed": 3}, "Extra inputs are not permitted"),
-    ],
-)
-def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        EchoSettings.model_validate(settings)
 
 
 def test_the_chat_template_is_the_last_user_message() -> None:

@@ -9,16 +9,13 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from deployments.onnx.config import OnnxSettings
-from deployments.onnx.engine import choose_provider, probe_provider
 from deployments.onnx.tiny_model import make_tiny_vision
 from tests.support.onnx_models import (
     Arrays,
     assert_same,
-    configure,
     export_torch,
     images,
     load,
@@ -26,12 +23,10 @@ from tests.support.onnx_models import (
     make_endless,
     make_node_graph,
     reference,
-    save,
-    tensor,
 )
 from truthgpt_serve import run_infer
 from truthgpt_serve.cancellation import Call, CallCancelledError
-from truthgpt_serve.errors import ConfigError, RequestError, ServerError
+from truthgpt_serve.errors import RequestError, ServerError
 
 
 @pytest.fixture(scope="module")
@@ -90,21 +85,6 @@ def test_texts_come_as_texts_or_bytes(tmp_path: Path) -> None:
         model.infer({"x": numpy.array([b"\xff"], dtype=object)})
     with pytest.raises(RequestError, match="expects texts, given a int"):
         model.infer({"x": numpy.array([3], dtype=object)})
-
-
-@pytest.mark.parametrize("level", ["none", "basic", "extended", "layout", "all"])
-def test_every_level_of_optimisation_gives_the_same(vision: Path, level: str) -> None:
-    inputs = images(1, 6, 6)
-    engine = {"graph_optimization": level, "parallel_branches": True, "spinning": True}
-    assert_same(load(vision, engine=engine).infer(inputs), reference(vision, inputs))
-
-
-def test_threads_follow_the_cores(vision: Path) -> None:
-    for cpus, threads in ((0.5, 1), (1, 1), (3, 3)):
-        model = load(vision, hardware={"cpus": cpus})
-        options = model._loaded._session.get_session_options()
-        assert options.intra_op_num_threads == threads
-        assert options.inter_op_num_threads == 1
 
 
 def test_close_frees_the_graph(vision: Path) -> None:
@@ -196,57 +176,7 @@ def test_a_number_out_of_range_and_a_fixed_axis(tmp_path: Path) -> None:
     assert model.infer({"x": []} | {"x": numpy.zeros((0, 2), numpy.uint8)})["y"].shape == (0, 2)
 
 
-def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
-    broken = tmp_path / "broken.onnx"
-    broken.write_bytes(b"no graph")
-    with pytest.raises(ConfigError) as caught:
-        load(broken)
-    assert str(caught.value) == (
-        f"{broken}: ONNX Runtime cannot load it: Load model from {broken} failed:"
-        "Protobuf parsing failed."
-    )
-    path = make_node_graph(tmp_path / "bf16.onnx", "Identity", ["n"], kind=TensorProto.BFLOAT16)
-    with pytest.raises(ConfigError, match=r"'x' is tensor\(bfloat16\), which cannot travel"):
-        load(path)
-    split = helper.make_node("SplitToSequence", ["x"], ["y"])
-    sequence = helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None)
-    path = save(tmp_path / "s.onnx", [split], [tensor("x", TensorProto.FLOAT, ["n"])], [sequence])
-    with pytest.raises(ConfigError, match=r"'y' is seq\(tensor\(float\)\), which cannot travel"):
-        load(path)
-
-
 # -- execution providers
-
-
-def test_the_probe_runs_a_graph() -> None:
-    assert probe_provider("cpu", OnnxSettings()) is None
-
-
-@pytest.mark.parametrize("name", ["cuda", "tensorrt"])
-def test_a_named_provider_works_or_is_an_error(vision: Path, name: str) -> None:
-    engine = {"execution_provider": name}
-    problem = probe_provider(name, OnnxSettings())
-    if problem is None:  # on a machine that has it
-        assert load(vision, engine=engine).metadata()["platform"] == f"onnxruntime_onnx_{name}"
-        return
-    with pytest.raises(ConfigError) as caught:
-        load(vision, engine=engine)
-    assert str(caught.value).startswith(
-        f"serving.engine.execution_provider: {name}: {problem} (install onnxruntime-gpu instead"
-    )
-
-
-def test_only_auto_does_without_the_gpu(vision: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert choose_provider(configure(vision, hardware={"gpus": 0})) == "cpu"
-    problem = probe_provider("cuda", OnnxSettings())
-    if problem is None:  # on a machine that has it
-        assert choose_provider(configure(vision, hardware={"gpus": 1})) == "cuda"
-        return
-    with pytest.raises(ConfigError, match=r"hardware\.device: cuda: "):
-        load(vision, hardware={"device": "cuda"})
-    assert "the GPU is not used" not in caplog.text
-    assert choose_provider(configure(vision, hardware={"gpus": 1})) == "cpu"
-    assert f"the GPU is not used: {problem}; install onnxruntime-gpu" in caplog.text
 
 
 def test_a_run_that_nobody_waits_for_ends_before_its_end(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from deployments.remote.address import Addresses
 from deployments.remote.config import FAMILY, RemoteSettings
 from deployments.remote.deployment import RemoteModel
-from tests.support.remote_servers import KEY, KEY_VARIABLE, remote_cfg
+from tests.support.remote_servers import KEY, remote_cfg
 from truthgpt_serve import MODEL_REGISTRY, build_model
 from truthgpt_serve.cli import main
 from truthgpt_serve.config import load_model_config
@@ -204,43 +204,6 @@ def test_a_bad_setting(engine: dict[str, Any], message: str, tmp_path: Path) -> 
 )
 def test_faults_between_sections(text: str, message: str, tmp_path: Path) -> None:
     assert validate(text, tmp_path) == [message]
-
-
-async def test_the_key_must_be_there_when_the_model_loads(monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg = remote_cfg("http://127.0.0.1:1/v1", api_key_env=KEY_VARIABLE)
-    place = "configuration: serving.engine.api_key_env"
-    for value, message in (
-        (
-            None,
-            f"{place}: the environment variable {KEY_VARIABLE} is not set where the replica runs "
-            "(set it to the remote server's key before Ray starts, or in runtime_env.env_vars)",
-        ),
-        (
-            "two words",
-            f"{place}: the environment variable {KEY_VARIABLE} holds what cannot be a key "
-            "(set it to the key alone: visible ASCII characters without spaces)",
-        ),
-    ):
-        monkeypatch.delenv(KEY_VARIABLE, raising=False)
-        if value is not None:
-            monkeypatch.setenv(KEY_VARIABLE, value)
-        with pytest.raises(ConfigError) as caught:
-            await RemoteModel().load(cfg)
-        assert caught.value.message == message
-
-
-async def test_a_replica_that_was_given_a_gpu_starts() -> None:
-    cfg = remote_cfg("http://127.0.0.1:1/v1")
-    cfg["hardware"]["gpus"] = 1  # what `auto` becomes in a cluster that has some
-    model = RemoteModel()
-    await model.load(cfg)
-    await model.close()
-
-
-async def test_a_missing_certificate_file_is_named(tmp_path: Path) -> None:
-    cfg = remote_cfg("https://127.0.0.1:1/v1", ca_file=str(tmp_path / "none.pem"))
-    with pytest.raises(ConfigError, match=r"ca_file: '.*none.pem' cannot be read: No such file"):
-        await RemoteModel().load(cfg)
 
 
 def test_the_limits_follow_the_connections() -> None:

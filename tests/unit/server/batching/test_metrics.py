@@ -13,7 +13,6 @@ import pytest
 from tests.support.sample_models import Base, Upper, spec_of, wait_until
 from tests.support.servers import serve_asgi
 from truthgpt_serve.server import create_app
-from truthgpt_serve.server.batching.statistics import SIZE_BOUNDS, BatchStatistics, Histogram
 
 CFG = {"task": "custom", "serving": {"max_ongoing_requests": 16, "batching": {"max_batch_size": 8}}}
 SAMPLE = re.compile(r'([a-z_]+)(?:\{([a-z]+)="([^"]*)"\})? (\S+)')
@@ -128,20 +127,3 @@ def test_a_class_without_any_has_no_page() -> None:
         answer = httpx.get(f"{url}/metrics", timeout=10)
     assert answer.status_code == 400
     assert "has no metrics of its own" in answer.json()["error"]["message"]
-
-
-def test_a_value_on_a_bound_belongs_to_it() -> None:
-    histogram = Histogram(SIZE_BOUNDS)
-    for size in (1, 2, 3, 8, 9, 600):
-        histogram.add(size)
-    assert histogram.counts == [1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 1]
-    assert histogram.total == 623
-
-
-def test_a_copy_does_not_change_any_more() -> None:
-    counted = BatchStatistics()
-    kept = counted.copy()
-    counted.count_batch([0.1, 0.2])
-    counted.runs.add(0.5)
-    assert kept == BatchStatistics()
-    assert counted.copy() == counted

@@ -4,12 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import re
-import subprocess
-import sys
-import textwrap
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -17,162 +11,20 @@ from typing import Any, ClassVar, NoReturn
 import pytest
 
 from truthgpt_serve.errors import ServerError
-from truthgpt_serve.http.asgi import send_json
 from truthgpt_serve.server.faults import ReplicaGuard
 from truthgpt_serve.server.faults import guard as guard_module
-from truthgpt_serve.server.faults import history as history_module
 from truthgpt_serve.server.faults import quarantine as quarantine_module
-from truthgpt_serve.server.faults.card import CardWithDeath
 from truthgpt_serve.server.faults.history import History
 from truthgpt_serve.server.faults.quarantine import Quarantine
-from truthgpt_serve.server.faults.record import NUM_SLOTS, Record, take_remains
+from truthgpt_serve.server.faults.record import Record
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 CFG = {"model": {"family": "x"}}
-
-CHILD = """
-import os, signal, sys, time, faulthandler, ctypes
-from pathlib import Path
-from truthgpt_serve.server.faults import guard
-from truthgpt_serve.server.faults.cause import count_oom_kills
-from truthgpt_serve.server.faults.card import CardWithDeath
-from truthgpt_serve.server.faults.history import History
-from truthgpt_serve.server.faults.record import Record
-folder, how, phase, fingerprint = Path(sys.argv[1]), *sys.argv[2:]
-faulthandler.enable()
-record = Record(History(folder, "v").folder, phase=phase, version="v",
-                stderr=os.readlink("/proc/self/fd/2"), oom_kills=count_oom_kills())
-guard._note_exits(record)
-record.begin(bytes.fromhex(fingerprint))
-done = record.begin(bytes.fromhex("ee" * 16)); record.end(done)
-if how == "segfault":
-    def crash_here(): ctypes.string_at(0)
-    crash_here()
-elif how == "exit": os._exit(3)
-elif how == "kill": os.kill(os.getpid(), signal.SIGKILL)
-elif how == "abort": os.abort()
-elif how == "good": record.close()
-"""
-FINGERPRINT = bytes(range(16))
-
-
-def run_child(folder: Path, how: str, phase: str = "serving") -> None:
-    stderr = folder.parent / f"{how}-{time.time_ns()}.err"
-    with stderr.open("wb") as output:
-        subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(CHILD), folder, how, phase, FINGERPRINT.hex()],
-            stderr=output,
-            timeout=60,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        )
 
 
 @pytest.fixture
 def history(tmp_path: Path) -> History:
     return History(tmp_path / "deaths", "v")
-
-
-@pytest.mark.parametrize(
-    ("how", "cause"),
-    [
-        ("segfault", r"SIGSEGV \(signal 11.*crash_here|string_at"),
-        ("abort", r"SIGABRT \(signal 6"),
-        ("exit", "exit code 3"),
-        ("kill", r"SIGKILL \(signal 9"),
-    ],
-)
-def test_a_death_leaves_its_cause_and_what_was_in_flight(
-    history: History, how: str, cause: str
-) -> None:
-    run_child(history.folder, how)
-    history.take_in()
-    (death,) = history.deaths()
-    assert death.phase == "serving"
-    assert re.search(cause, death.cause), death.cause
-    assert history.strikes(FINGERPRINT) == 1
-    assert history.strikes(bytes.fromhex("ee" * 16)) == 0, "it had been answered"
-    history.take_in()
-    assert len(history.deaths()) == 1
-    assert not list(history.folder.glob("*.record"))
-
-
-def test_an_end_in_good_order_is_no_death(history: History) -> None:
-    run_child(history.folder, "good")
-    history.take_in()
-    assert history.deaths() == []
-    assert history.strikes(FINGERPRINT) == 0
-
-
-def test_a_death_with_another_configuration_says_nothing(history: History) -> None:
-    run_child(history.folder, "kill")
-    other = History(history.folder, "another")
-    other.take_in()
-    assert other.deaths() == []
-    assert other.strikes(FINGERPRINT) == 0
-
-
-def test_a_living_process_is_left_alone(tmp_path: Path) -> None:
-    record = Record(tmp_path)
-    code = (
-        "import sys; from pathlib import Path;"
-        "from truthgpt_serve.server.faults.record import take_remains;"
-        "sys.exit(take_remains(Path(sys.argv[1])) is not None)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, record.path],
-        timeout=60,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    assert done.returncode == 0
-    assert record.path.exists()
-    record.close()
-
-
-def test_a_torn_record_is_read(tmp_path: Path) -> None:
-    for data in (b"", b"{", b"[]\0", b"\xff" * 5000):
-        path = tmp_path / "1.record"
-        path.write_bytes(data)
-        remains = take_remains(path)
-        assert remains is not None
-        assert remains.facts == {}
-
-
-def test_more_requests_than_slots_are_served(tmp_path: Path) -> None:
-    record = Record(tmp_path)
-    slots = [record.begin(FINGERPRINT) for _ in range(NUM_SLOTS + 3)]
-    assert slots[-1] is None
-    for slot in slots:
-        record.end(slot)
-    assert record.in_flight() == []
-    record.close()
-    record.end(record.begin(FINGERPRINT))
-    record.note(phase="later")
-
-
-def test_strikes_expire_and_are_bounded(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
-    many = [number.to_bytes(16, "big") for number in range(1, 300)]
-    monkeypatch.setattr(history_module, "MAX_STRIKES", 100)
-    history.add("serving", "x", many)
-    assert len(json.loads((history.folder / "history.json").read_text())["strikes"]) == 100
-    for _ in range(40):
-        history.add("serving", "x", [FINGERPRINT])
-    assert len(history.deaths()) == history_module.MAX_DEATHS
-    assert history.strikes(FINGERPRINT) == 40
-    time.sleep(0.2)
-    monkeypatch.setattr(history_module, "STRIKE_S", 0.1)
-    assert history.strikes(FINGERPRINT) == 0
-    history.add("serving", "x", [FINGERPRINT])
-    monkeypatch.setattr(history_module, "STRIKE_S", 600.0)
-    assert history.strikes(FINGERPRINT) == 1, "older deaths do not count"
-
-
-def test_a_damaged_history_is_begun_anew(history: History) -> None:
-    history.add("serving", "x", [FINGERPRINT])
-    for text in ("{", "[]", '{"deaths": 3, "strikes": {}}', '{"deaths": [], "strikes": {"a": 1}}'):
-        (history.folder / "history.json").write_text(text)
-        fresh = History(history.folder, "v")
-        assert fresh.deaths() == []
-        assert fresh.strikes(FINGERPRINT) == 0
 
 
 @pytest.fixture(autouse=True)
@@ -408,31 +260,6 @@ async def test_a_slow_body_is_served_whole(
     queue.put_nowait({"type": "http.request", "body": b"body", "more_body": False})
     await task
     assert sent[1]["body"] == b"slow body"
-
-
-async def test_the_card_says_how_the_last_process_died() -> None:
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        if scope["path"].endswith("/v1/models/x"):
-            await send_json(send, {"id": "x"})
-        elif scope["path"].endswith("/v1/models/list"):
-            await send_json(send, [1])
-        else:
-            await send_json(send, {"error": {}}, status=404)
-
-    async def get(path: str) -> tuple[int, Any]:
-        sent: list[Any] = []
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        scope = {"type": "http", "method": "GET", "path": path, "headers": []}
-        await CardWithDeath(app, "died: SIGSEGV")(scope, None, send)  # type: ignore[arg-type]
-        return sent[0]["status"], json.loads(sent[1]["body"])
-
-    assert await get("/models/x/v1/models/x") == (200, {"id": "x", "last_error": "died: SIGSEGV"})
-    assert await get("/models/x/v1/models/list") == (200, [1])
-    assert await get("/models/x/v1/models/y") == (404, {"error": {}})
-    assert (await get("/health"))[0] == 404
 
 
 def test_a_folder_that_cannot_be_written_keeps_nothing_back(tmp_path: Path) -> None:

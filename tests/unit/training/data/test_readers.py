@@ -8,7 +8,7 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
 
-from truthgpt_serve.training.data import BadRows, data_fingerprint, read_rows
+from truthgpt_serve.training.data import BadRows, read_rows
 from truthgpt_serve.training.errors import TrainingError
 
 
@@ -117,41 +117,3 @@ def test_a_folder_of_two_kinds_is_refused(tmp_path: Path) -> None:
 def test_a_hub_name_out_of_reach_is_told_as_such() -> None:
     with pytest.raises(TrainingError, match=r"data\.dataset 'no-such/data-set' cannot be read"):
         list(read_rows("no-such/data-set", BadRows("stop")))
-
-
-def test_images_have_their_captions_from_metadata(tmp_path: Path) -> None:
-    write(tmp_path / "a.png", b"")
-    lines = [
-        {"file_name": "a.png", "text": "a cat"},
-        {"file_name": "b.png", "text": "a dog"},
-        {"file_name": "a.png"},
-    ]
-    metadata = "".join(json.dumps(line) + "\n" for line in lines).encode()
-    file = write(tmp_path / "metadata.jsonl", metadata)
-    rows, bad_rows = read(tmp_path, "skip")
-    assert [(row.values["image"], row.values["text"]) for row in rows] == [
-        (str(tmp_path / "a.png"), "a cat")
-    ]
-    assert bad_rows.shown[0].startswith(f"{file}:2: there is no image")
-    assert bad_rows.shown[1].startswith(f"{file}:3: has no 'text' column")
-
-
-def test_images_have_their_captions_from_the_file_beside(tmp_path: Path) -> None:
-    write(tmp_path / "a.png", b"")
-    write(tmp_path / "b.jpg", b"")
-    write(tmp_path / "a.txt", b"a cat\n")
-    rows, bad_rows = read(tmp_path, "skip", image_field="picture", caption_field="words")
-    assert [row.values for row in rows] == [{"picture": str(tmp_path / "a.png"), "words": "a cat"}]
-    assert bad_rows.shown == [f"{tmp_path / 'b.jpg'}: has no caption: there is no b.txt beside it"]
-
-
-def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path: Path) -> None:
-    one = write(tmp_path / "one" / "a.jsonl", b"1")
-    two = write(tmp_path / "two" / "a.jsonl", b"1")
-    assert data_fingerprint(str(one)) == data_fingerprint(str(two))
-    assert data_fingerprint(str(one)) != data_fingerprint(str(one), subset="x")
-    before = data_fingerprint(str(one.parent))
-    write(two, b"2")
-    assert data_fingerprint(str(one)) != data_fingerprint(str(two))
-    write(one.parent / "b.jsonl", b"")
-    assert data_fingerprint(str(one.parent)) != before

@@ -13,7 +13,6 @@ import pytest
 
 from truthgpt_serve.training.data import BadRows, Inventory, data_fingerprint, read_rows
 from truthgpt_serve.training.data import walk as walk_module
-from truthgpt_serve.training.data.hub import choose_hub_split
 from truthgpt_serve.training.errors import TrainingError
 
 
@@ -158,14 +157,6 @@ def test_a_split_that_cannot_be_told_is_refused(
         read(tmp_path, split=split)
     # Whoever names a file means it.
     assert read(tmp_path / names[0], split=split)[0] == [names[0]]
-
-
-def test_splits_of_the_hub_have_the_same_names() -> None:
-    assert choose_hub_split("x/y", ["test", "train"], "train") == "train"
-    assert choose_hub_split("x/y", ["train", "test", "dev"], "validation") == "dev"
-    assert choose_hub_split("x/y", ["train"], "validation") == "train"
-    with pytest.raises(TrainingError, match="has no split to train on: it has test, validation"):
-        choose_hub_split("x/y", ["test", "validation"], "train")
 
 
 def test_links_are_followed_once_and_loops_end(tmp_path: Path) -> None:

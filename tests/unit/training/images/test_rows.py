@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from tests.support.training_images import EDGE, make_cfg, run, save_pictures, save_pipeline
 from truthgpt_serve.training.errors import TrainingError
-from truthgpt_serve.training.images import pictures as pictures_module
 from truthgpt_serve.training.images import sources
 from truthgpt_serve.training.images.facts import read_facts
-from truthgpt_serve.training.images.pictures import PictureError, load_picture
+from truthgpt_serve.training.images.pictures import load_picture
 from truthgpt_serve.training.images.rows import Pictures, hub_rows, load_pictures
-from truthgpt_serve.training.images.samples import Samples
-from truthgpt_serve.training.images.sampling_order import (
-    Order,
-    draw_for_evaluation,
-    draw_for_training,
-)
-
-SHAPE = (4, 2, 2)
 
 
 @pytest.fixture(scope="module")
@@ -36,52 +23,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_pipeline("sd", tmp_path_factory.mktemp("sd"))
-
-
-def _file(picture: Image.Image, form: str = "PNG", **more: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, form, **more)
-    return buffer.getvalue()
-
-
-def test_a_picture_is_resized_and_cut_in_the_centre() -> None:
-    picture = Image.new("RGB", (300, 100), "red")
-    picture.paste("blue", (100, 0, 200, 100))
-    pixels = load_picture(_file(picture), EDGE)
-    assert pixels.shape == (3, EDGE, EDGE)
-    # Rings of the filter at the two edges are left out.
-    assert (pixels[:, :, 3:-3] == np.array([0, 0, 255])[:, None, None]).all()
-    same = load_picture({"bytes": _file(picture), "path": "x.png"}, EDGE)
-    assert (same == pixels).all()
-
-
-def test_transparency_is_laid_over_white_and_pictures_stand_upright() -> None:
-    clear = Image.new("RGBA", (EDGE, EDGE), (255, 0, 0, 0))
-    assert (load_picture(_file(clear), EDGE) == 255).all()
-    sideways = Image.new("RGB", (EDGE, EDGE), "black")
-    sideways.paste("white", (0, 0, EDGE, EDGE // 2))
-    turned = Image.Exif()
-    turned[0x0112] = 3  # upside down
-    pixels = load_picture(_file(sideways, exif=turned), EDGE)
-    assert pixels[0, 0, 0] == 0
-    assert pixels[0, -1, 0] == 255
-
-
-def test_a_huge_picture_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures_module, "MAX_PIXELS", 99)
-    with pytest.raises(PictureError, match=r"10x10 pixels; at most 99"):
-        load_picture(_file(Image.new("L", (10, 10))), EDGE)
-    # As large as PIL refuses by itself: a header is enough.
-    header = bytearray(_file(Image.new("1", (8, 8)), "BMP"))
-    header[18:26] = (50_000).to_bytes(4, "little") * 2
-    with pytest.raises(PictureError, match="pixels"):
-        load_picture(bytes(header), EDGE)
-
-
-@pytest.mark.parametrize("image", [b"no picture", None, 7, {"bytes": None, "path": None}])
-def test_what_is_no_picture_is_refused(image: Any) -> None:
-    with pytest.raises(PictureError):
-        load_picture(image, EDGE)
 
 
 def _with_damage(folder: Path) -> Path:
@@ -171,66 +112,6 @@ def test_the_split_is_by_the_seed_and_shares_no_row(sd: Path, pictures: Path) ->
     assert not train & held_out
     assert captions(1) == (train, held_out)
     assert any(captions(seed) != (train, held_out) for seed in range(2, 5))
-
-
-class _Captions:
-    """A data set of captions only."""
-
-    def __len__(self) -> int:
-        return 1000
-
-    def get(self, rows: Any) -> tuple[Any, list[str]]:
-        return None, [str(row) for row in rows]
-
-
-def _draw(position: int) -> Any:
-    return draw_for_training(7, position, SHAPE)
-
-
-def test_the_asked_share_of_captions_is_dropped() -> None:
-    samples = Samples(_Captions(), lambda position: position, _draw, 0.3)
-    batch = samples.__getitems__(list(range(1000)))
-    dropped = [caption is None for caption in batch["captions"]]
-    # Three standard deviations of 1000 draws.
-    assert np.mean(dropped) == pytest.approx(0.3, abs=0.044)
-    again = samples.__getitems__([5])
-    assert (again["captions"][0] is None) == dropped[5]
-    assert (again["noise"][0] == batch["noise"][5]).all()
-
-
-def test_levels_of_an_evaluation_cover_all_noise() -> None:
-    levels = sorted(draw_for_evaluation(1, row, SHAPE).level for row in range(20))
-    gaps = np.diff([0.0, *levels, 1.0])
-    assert gaps.max() < 0.12
-    again = draw_for_evaluation(1, 3, SHAPE)
-    assert (again.noise == draw_for_evaluation(1, 3, SHAPE).noise).all()
-
-
-def test_noise_is_normal_and_differs_by_seed_and_position() -> None:
-    values = np.concatenate([_draw(position).noise.ravel() for position in range(500)])
-    assert values.mean() == pytest.approx(0, abs=0.04)
-    assert values.std() == pytest.approx(1, abs=0.03)
-    assert (_draw(1).noise != _draw(2).noise).all()
-    assert (draw_for_training(8, 1, SHAPE).noise != _draw(1).noise).all()
-
-
-def test_every_pass_has_every_row_once_whoever_reads_it() -> None:
-    def rows(num_workers: int, accumulation: int) -> list[set[int]]:
-        order = Order(12, 3, 2, accumulation, num_workers)
-        streams = [list(order.micro_batches(rank, 0, 6)) for rank in range(num_workers)]
-        steps = []
-        for step in range(6):
-            turns = slice(step * accumulation, (step + 1) * accumulation)
-            taken = [one for stream in streams for batch in stream[turns] for one in batch]
-            assert len(taken) == len(set(taken)) == order.step_size
-            steps.append({order.row(position) for position in taken})
-        return steps
-
-    alone, shared = rows(1, 2), rows(2, 1)
-    assert alone == shared
-    passes = [set().union(*alone[start : start + 3]) for start in (0, 3)]
-    assert passes == [set(range(12))] * 2
-    assert alone[:3] != alone[3:]
 
 
 def test_the_plan_says_which_images_are_left_out_and_which_rows_are_bad(

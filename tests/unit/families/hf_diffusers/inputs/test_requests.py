@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from deployments.hf_diffusers.config import DiffusersSettings
-from deployments.hf_diffusers.inputs.images import fit, to_image, to_mask, to_tensor
 from deployments.hf_diffusers.inputs.prompts import PromptCounter
 from deployments.hf_diffusers.inputs.requests import Call, Catalog, plan_call
 from deployments.hf_diffusers.pipelines.info import read_facts
@@ -280,22 +279,3 @@ def test_previews_can_be_off() -> None:
     catalog = make_catalog(previews=False)
     assert plan(catalog, partial_images=0).options.partial_images == 0
     assert "no partial images" in refusal(catalog, partial_images=1).message
-
-
-def test_pictures_survive_the_way_in_and_out() -> None:
-    image = picture()
-    assert to_image(to_tensor(image, 64, 48)).tobytes() == image.tobytes()
-    assert to_image(image) is image
-    halves = torch.full((3, 1, 1), 127.5 / 255)
-    assert to_image(halves).getpixel((0, 0)) == (128, 128, 128)
-
-
-def test_a_mask_without_alpha_is_white_where_to_paint() -> None:
-    assert to_mask(Image.new("RGB", (2, 2), "white")).getpixel((0, 0)) == 255
-    assert to_mask(Image.new("RGBA", (2, 2), (255, 255, 255, 255))).getpixel((0, 0)) == 0
-
-
-def test_fit_keeps_within_the_limits() -> None:
-    for width, height in [(1, 1), (5000, 40), (333, 777), (16, 9000)]:
-        found = fit(width, height, multiple=16, max_pixels=10**6, max_edge=2048, min_edge=40)
-        assert all(edge % 16 == 0 and 48 <= edge <= 2048 for edge in found)

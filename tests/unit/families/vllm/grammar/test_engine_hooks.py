@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +21,6 @@ from deployments.vllm.grammar.engine_hooks import GuardedClient, as_compiled, gr
 from deployments.vllm.grammar.fields import Grammar
 from deployments.vllm.grammar.gate import Verdict
 from deployments.vllm.grammar.lane import PLACES, SlowLane
-from deployments.vllm.grammar.threads import GrammarThreads
 from truthgpt_serve.errors import OverloadedError, RequestError, ServerError
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "number", "multipleOf": 2}}}
@@ -194,36 +192,6 @@ def test_a_place_is_free_again_when_nothing_comes_of_its_grammar(
             assert await asyncio.wait_for(lane.enter(("regex", str(number)), 9.0), 10)
 
     asyncio.run(main())
-
-
-def test_one_thread_at_most_works_on_a_grammar() -> None:
-    running, most = [0], [0]
-    gate = threading.Event()
-
-    def compile_one(request: str) -> str:
-        running[0] += 1
-        most[0] = max(most[0], running[0])
-        gate.wait(30)
-        running[0] -= 1
-        if request == "wrong":
-            raise ValueError(request)
-        return request
-
-    threads = GrammarThreads(3, lambda request: request)
-    try:
-        same = [threads.submit(compile_one, "a") for _ in range(5)]
-        wrong = [threads.submit(compile_one, "wrong") for _ in range(2)]
-        other = threads.submit(lambda request: request, "b")
-        assert other.result(30) == "b", "a thread is free for it"
-        gate.set()
-        assert [one.result(30) for one in same] == ["a"] * 5
-        for one in wrong:
-            with pytest.raises(ValueError, match="wrong"):
-                one.result(30)
-    finally:
-        gate.set()
-        threads.shutdown()
-    assert most[0] == 2
 
 
 def test_an_engine_that_is_stuck_with_a_grammar_is_not_healthy(

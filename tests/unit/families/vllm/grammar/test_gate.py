@@ -19,7 +19,6 @@ import xgrammar as xgr
 
 from deployments.vllm.grammar import gate as grammar_gate
 from deployments.vllm.grammar.fields import Grammar, find_grammars
-from deployments.vllm.grammar.frames import FrameReader, frame
 from deployments.vllm.grammar.gate import GrammarGate
 from tests.support.grammar_schemas import hostile, ordinary, wide
 from truthgpt_serve.config.limits import LimitsSection
@@ -273,46 +272,3 @@ def test_a_gate_dies_with_its_replica() -> None:
         finally:
             replica.kill()
     assert not psutil.wait_procs([worker], 10)[1]
-
-
-def test_grammars_are_found_in_every_field() -> None:
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
-    found = {
-        (one.kind, one.param)
-        for body in (
-            {"structured_outputs": {"json": {}, "regex": "a", "choice": ["a"], "grammar": "g"}},
-            {"structured_outputs": {"structural_tag": "{}"}},
-            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
-            {"response_format": {"type": "structural_tag", "format": {}}},
-            {"text": {"format": {"type": "json_schema", "schema": {}}}},
-            {"output_config": {"format": {"type": "json_schema", "schema": {}}}},
-            {"sampling_params": {"structured_outputs": {"regex": "a"}}},
-            {"tools": [tool], "tool_choice": "required"},
-            {"tools": [{"name": "f", "input_schema": {}}], "tool_choice": {"type": "any"}},
-        )
-        for one in find_grammars(body)
-    }
-    outputs = "structured_outputs"
-    assert found == {
-        *((kind, f"{outputs}.{kind}") for kind in ("json", "regex", "choice", "grammar")),
-        ("structural_tag", f"{outputs}.structural_tag"),
-        ("json", "response_format.json_schema.schema"),
-        ("structural_tag", "response_format"),
-        ("json", "text.format.schema"),
-        ("json", "output_config.format.schema"),
-        ("regex", f"sampling_params.{outputs}.regex"),
-        ("tools", "tools"),
-    }
-    assert not list(find_grammars({"tools": [tool], "tool_choice": "auto"}))
-    assert not list(find_grammars({"tools": [tool], "tool_choice": "none"}))
-    assert not list(find_grammars({"tools": 5, "text": "x", "structured_outputs": [1]}))
-    strict = {"name": "f", "strict": True, "parameters": {"type": "object"}}
-    assert [one.kind for one in find_grammars({"tools": [strict]})] == ["tools"]
-
-
-def test_frames_come_whole_however_they_are_cut() -> None:
-    contents = [b"", b"a", b"b" * 1000]
-    data = b"".join(map(frame, contents))
-    reader = FrameReader()
-    cut = [data[i : i + 7] for i in range(0, len(data), 7)]
-    assert [content for part in cut for content in reader.feed(part)] == contents

@@ -13,10 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
-from deployments.vllm.patches import discarded_rows, prompt_lora  # noqa: E402
-from deployments.vllm.patches.methods import replace_method  # noqa: E402
-
-PARAMETERS = ("hidden_states", "num_scheduled_tokens")
+from deployments.vllm.patches import prompt_lora  # noqa: E402
 
 
 @pytest.mark.parametrize("v2", [False, True])
@@ -29,24 +26,6 @@ def test_what_it_changes_is_still_there(v2: bool) -> None:
     changed = PromptLogprobsWorker.compute_prompt_logprobs if v2 else None
     changed = changed or GPUModelRunner._get_prompt_logprobs_dict
     assert inspect.unwrap(changed) is not changed
-
-
-def test_generators_of_discarded_rows_are_mended() -> None:
-    discarded_rows.mend()
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
-
-    for method in (GPUModelRunner._sample, GPUModelRunner._bookkeeping_sync):
-        assert inspect.unwrap(method) is not method
-
-
-def moved_parameters(self: Any, states: Any) -> None:
-    """A method whose parameters are others."""
-
-
-@pytest.mark.parametrize("members", [{}, {"method": 1}, {"method": moved_parameters}])
-def test_a_vllm_that_moved_is_refused(members: dict[str, Any]) -> None:
-    with pytest.raises(RuntimeError, match=r"Runner\.method.*adapt deployments/vllm/patches"):
-        replace_method(type("Runner", (), members), "method", PARAMETERS, lambda f: f)
 
 
 class Wrapper:

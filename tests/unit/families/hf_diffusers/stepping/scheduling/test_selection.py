@@ -6,12 +6,11 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import torch
 
 from deployments.hf_diffusers.stepping import JobOptions
 from deployments.hf_diffusers.stepping.job import Job
-from deployments.hf_diffusers.stepping.scheduling.cost_model import CostKey, CostModel
+from deployments.hf_diffusers.stepping.scheduling.cost_model import CostKey
 from deployments.hf_diffusers.stepping.scheduling.selection import Admission, CallChooser
 from deployments.hf_diffusers.stepping.scheduling.task import Call, Task
 from tests.support.images_engine import WAIT_S, create_inputs, engine_of
@@ -178,20 +177,6 @@ def test_exclusive_jobs_run_at_once_when_no_batched_one_waits() -> None:
     first.exclusive = second.exclusive = True
     assert admission.choose([first, second], num_ongoing=0) == [first]
     assert admission.choose([second], num_ongoing=0) == [second]
-
-
-def test_costs_are_learnt_and_guessed_by_area() -> None:
-    costs = CostModel(max_entries=2)
-    small, large = CostKey("p", (512, 512)), CostKey("p", (1024, 1024))
-    assert costs.estimate(large) == pytest.approx(4 * costs.estimate(small))
-    costs.observe(small, 0.05)
-    assert costs.estimate(small) == 0.05
-    assert costs.estimate(large) == pytest.approx(0.2)
-    costs.observe(small, 0.15)
-    assert 0.05 < costs.estimate(small) < 0.15
-    for side in (8, 16, 24):
-        costs.observe(CostKey("q", (side, side)), 1.0)
-    assert costs.estimate(small) == pytest.approx(costs.estimate(large) / 4)  # forgotten
 
 
 def test_a_deadline_overtakes_in_the_queue() -> None:

@@ -1,0 +1,30 @@
+"""The command itself: its help and unknown subcommands."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tests.support.cli_service import (
+    run_cli,
+)
+
+HEAVY = ("pydantic", "yaml", "httpx", "rich", "ray", "numpy", "aiohttp")
+
+
+def test_help_imports_nothing_that_takes_time() -> None:
+    program = (
+        "import sys; from truthgpt_serve.cli import main; "
+        "main(['--help'], standalone_mode=False); "
+        f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr.strip() == "[]"
+    assert "Exit codes: 0 is success" in done.stdout
+    assert "validate" in done.stdout
+
+
+def test_an_unknown_command_is_named_with_the_nearest() -> None:
+    done = run_cli("valdate")
+    assert done.returncode == 2
+    assert "there is no command 'valdate': did you mean validate?" in done.stderr

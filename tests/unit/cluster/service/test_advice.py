@@ -1,0 +1,11 @@
+"""Causes of a failed start, and what helps."""
+
+from __future__ import annotations
+
+from truthgpt_serve.cluster.service.advice import find_advice, find_cause
+
+
+def test_no_cause() -> None:
+    assert find_cause([]) == []
+    assert find_cause(["all", "is well"]) == ["all", "is well"]
+    assert find_advice(["all is well"]) is None

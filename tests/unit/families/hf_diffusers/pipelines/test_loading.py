@@ -1,0 +1,93 @@
+"""Loading of pipelines: number format, device, another VAE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from deployments.hf_diffusers.deployment import DiffusersModel
+from deployments.hf_diffusers.pipelines.loading import check_vae, choose_device, choose_dtype
+from tests.support.image_models import make_cfg, open_model, save_model
+from tests.support.tiny_images import create_pipeline
+from truthgpt_serve.errors import ConfigError
+
+SETTINGS = {"default_steps": 3, "default_size": "64x64"}
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hides a GPU that this machine may have."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model("sdxl", tmp_path_factory.mktemp("sdxl"))
+
+
+async def draw(weights: Path, engine: dict[str, Any] | None = None, **sections: Any) -> Any:
+    """Returns the pixels of one image as whole numbers."""
+    with open_model(make_cfg(weights, {**SETTINGS, **(engine or {})}, **sections)) as model:
+        return await pixels(model)
+
+
+async def pixels(model: DiffusersModel, **more: Any) -> Any:
+    answer = await model.infer({"prompt": "a boat", "seed": 1, **more})
+    return np.asarray(answer["image"], dtype=int)
+
+
+def test_auto_takes_the_checkpoints_format_where_the_device_has_it() -> None:
+    assert choose_dtype("auto", "float16", CPU) is torch.float32
+    assert choose_dtype("auto", "bfloat16", CPU) is torch.bfloat16
+    assert choose_dtype("auto", "float32", CPU) is torch.float32
+    assert choose_dtype("float16", "float32", CPU) is torch.float16
+
+
+async def test_the_format_is_read_from_the_checkpoint(tmp_path: Path) -> None:
+    create_pipeline("sdxl").to(torch.bfloat16).save_pretrained(tmp_path)
+    with open_model(make_cfg(tmp_path, SETTINGS)) as model:
+        roles = model._engine._loaded.roles
+        assert {pipe.unet.dtype for pipe in roles.values()} == {torch.bfloat16}
+        assert {pipe.vae.dtype for pipe in roles.values()} == {torch.bfloat16}
+        assert len({id(pipe.unet) for pipe in roles.values()}) == 1
+        assert (await pixels(model)).std() > 0
+
+
+def test_float16_with_a_vae_that_overflows_is_refused() -> None:
+    pipeline = create_pipeline("sdxl")
+    pipeline.vae.register_to_config(force_upcast=True)
+    check_vae(pipeline, torch.bfloat16, "auto")
+    with pytest.raises(ConfigError, match=r"model_optim.dtype: float16: .*serving.engine.vae"):
+        check_vae(pipeline, torch.float16, "float16")
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_gpu_that_is_not_there_is_named() -> None:
+    assert choose_device({"gpus": "auto", "device": "auto"}) == CPU
+    assert choose_device({"gpus": 0, "device": "auto"}) == CPU
+    for hardware in ({"gpus": 1, "device": "auto"}, {"gpus": "auto", "device": "cuda"}):
+        with pytest.raises(ConfigError, match="asks for a GPU, and torch"):
+            choose_device(hardware)
+
+
+async def test_another_vae(sdxl: Path, tmp_path: Path) -> None:
+    create_pipeline("sdxl", seed=7).vae.save_pretrained(tmp_path)
+    assert (await draw(sdxl) != await draw(sdxl, {"vae": str(tmp_path)})).any()
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"serving.engine.vae: .* cannot be loaded"):
+        await draw(sdxl, {"vae": str(tmp_path)})
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("offload", ["model", "group"])
+def test_offloading_without_a_gpu_is_refused(sdxl: Path, offload: str) -> None:
+    cfg = make_cfg(sdxl, {**SETTINGS, "offload": offload}, hardware={"gpus": "auto"})
+    with pytest.raises(ConfigError, match=f"serving.engine.offload: {offload} moves weights"):
+        DiffusersModel().load(cfg)
