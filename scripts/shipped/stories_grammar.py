@@ -94,6 +94,7 @@ class Grammar:
 
     def __init__(self, words: Mapping[str, Sequence[Word]], rules: Iterable[Rule]) -> None:
         self.words = words
+        self._candidates: dict[tuple[str | Word | None, ...], list[Word]] = {}
         self._rules: dict[str, list[tuple[str, Callable[[Word, Word], bool]]]] = {}
         for first, second, fits in rules:
             self._rules.setdefault(first, []).append((second, fits))
@@ -101,10 +102,16 @@ class Grammar:
 
     def candidates(self, variable: str, bound: Bound) -> list[Word]:
         """Returns the values that a variable can still have."""
-        rules = [(bound[o], fits) for o, fits in self._rules.get(variable, ()) if o in bound]
-        return [
-            word for word in self.words[variable] if all(fits(word, other) for other, fits in rules)
-        ]
+        rules = self._rules.get(variable, ())
+        key = (variable, *(bound.get(other) for other, _ in rules))
+        if key not in self._candidates:
+            known = [(bound[other], fits) for other, fits in rules if other in bound]
+            self._candidates[key] = [
+                word
+                for word in self.words[variable]
+                if all(fits(word, other) for other, fits in known)
+            ]
+        return self._candidates[key]
 
     def write(self, steps: Sequence[Step], rng: random.Random, bound: Bound) -> tuple[str, Bound]:
         """Returns a text drawn at random, and the values of its variables.
