@@ -9,6 +9,7 @@ of all.
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import subprocess
 import sys
@@ -20,6 +21,9 @@ MAX_AGAIN = 15
 """More failures than this have a reason that a second run does not take away."""
 CACHE = Path(".pytest_cache")
 """Each pass has a folder below it, in which pytest keeps which tests failed."""
+PACKAGES = ("truthgpt_serve", "deployments")
+"""Each service of the tests imports them in some ten processes. Compiled before, as pip does with
+installed packages, an import takes 0.5 s less where PYTHONDONTWRITEBYTECODE is set."""
 
 
 def narrow(arguments: list[str], marks: str) -> list[str]:
@@ -72,6 +76,9 @@ def main() -> int:
     parser.add_argument("--serve-workers", type=int, default=2, help="files of tests/serve")
     parser.add_argument("arguments", nargs="*", help="for pytest")
     options = parser.parse_args()
+    for package in PACKAGES:
+        if Path(package).is_dir():
+            compileall.compile_dir(package, quiet=2)
     statuses = []
     if options.only != "serve":
         statuses.append(run("unit", ["tests/unit", *options.arguments], options.workers))
