@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from truthgpt_serve.registry import MODEL_REGISTRY, register_model
-    from truthgpt_serve.runner import build_model, run_infer
+    from truthgpt_serve.runner import build_async_model, build_model, run_infer
 
-__all__ = ["MODEL_REGISTRY", "build_model", "register_model", "run_infer"]
+__all__ = ["MODEL_REGISTRY", "build_async_model", "build_model", "register_model", "run_infer"]
 
 _HOMES = {
     "MODEL_REGISTRY": "truthgpt_serve.registry",
     "register_model": "truthgpt_serve.registry",
+    "build_async_model": "truthgpt_serve.runner",
     "build_model": "truthgpt_serve.runner",
     "run_infer": "truthgpt_serve.runner",
 }

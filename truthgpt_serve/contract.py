@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
 
 from pydantic import BaseModel
 
-from truthgpt_serve.errors import ConfigError
+from truthgpt_serve.errors import ConfigError, RegistryError
 
 Task = Literal["text-generation", "image-generation", "embedding", "tensor", "custom"]
 TASKS: tuple[str, ...] = get_args(Task)
@@ -56,7 +56,8 @@ class Model(Protocol):
       what has more by the class's tokenizer is refused before the class sees it.
     - `tokenizer`: an attribute with `apply_chat_template` and `encode`, used for chat and usage.
 
-    `infer` and `stream` may be `async`. A class needs no base class and no knowledge of Ray.
+    `load`, `infer`, `stream` and the other methods may be `async`. A class needs no base class and
+    no knowledge of Ray.
     """
 
     def load(self, cfg: dict[str, Any]) -> None:
@@ -157,6 +158,24 @@ class FamilySpec:
     def load_doctor(self) -> Doctor | None:
         """Imports and returns the function of `doctor_path`, if there is one."""
         return None if self.doctor_path is None else cast("Doctor", _load(self.doctor_path))
+
+
+def create_model(cls: type[Any], name: str) -> Any:
+    """Makes an instance of a family's class, under the model name that clients send.
+
+    Raises:
+        RegistryError: The class takes arguments.
+    """
+    try:
+        model = cls()
+    except TypeError as error:
+        raise RegistryError(
+            f"{cls.__qualname__}() failed: {error}; the class is made without arguments, "
+            "so set-up belongs in `load(cfg)`"
+        ) from error
+    if callable(set_name := getattr(model, "set_name", None)):
+        set_name(name)
+    return model
 
 
 Doctor = Callable[[Mapping[str, Any] | None], Iterable[Probe]]

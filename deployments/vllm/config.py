@@ -263,6 +263,7 @@ FAMILY = FamilySpec(
     engine_config=EngineConfig,
     takes_adapters=True,
     needs_weights=True,
+    on_event_loop=True,
     tensor_parallel=True,
     max_ongoing_requests=default_ongoing_requests,
     check=check_config,

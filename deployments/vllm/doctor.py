@@ -5,6 +5,7 @@ The engine is the same as in a replica. Knows nothing of the command that shows 
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -63,13 +64,7 @@ def _generate(optim: Mapping[str, Any], engine: Mapping[str, Any], *, gpus: int)
                 "hardware": {"cpus": 1, "gpus": gpus},
                 "serving": {"engine": engine},
             }
-            model = VllmModel()
-            try:
-                model.load(load_model_config(sections).to_cfg())
-                text = model.infer({"text": "Hello", "max_new_tokens": 4})["text"]
-                found = model.acceleration
-            finally:
-                model.close()
+            text, found = asyncio.run(_write_text(load_model_config(sections).to_cfg()))
         if not text:
             raise RuntimeError("a tiny model gave no text")
         shown = ", ".join(f"{key} {found[key]}" for key in ("dtype", "attention", "compile"))
@@ -78,6 +73,17 @@ def _generate(optim: Mapping[str, Any], engine: Mapping[str, Any], *, gpus: int)
     settings = [f"{key} {value}" for key, value in optim.items() if value != "auto"]
     settings += [f"{key} {value}" for key, value in engine.items() if key == "enforce_eager"]
     return Probe.attempt(f"the engine with {', '.join(settings)}", call, ENGINE_FIX)
+
+
+async def _write_text(cfg: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Returns a text that the model wrote, and what computed it."""
+    model = VllmModel()
+    await model.load(cfg)
+    try:
+        outputs = await model.infer({"text": "Hello", "max_new_tokens": 4})
+        return outputs["text"], model.acceleration
+    finally:
+        await model.close()
 
 
 def _quantization(name: str) -> Probe:

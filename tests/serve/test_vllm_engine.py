@@ -447,18 +447,22 @@ def spawned(pid: int) -> bool:
     return any("--multiprocessing-fork" in child.cmdline() for child in descendants(pid))
 
 
+@pytest.mark.parametrize("how", ["sync", "async", "left"])
 def test_offline_use_starts_and_stops_its_own_engine(
-    folder: Path, reference: dict[str, list[str]]
+    folder: Path, reference: dict[str, list[str]], how: str
 ) -> None:
     inputs = {"text": PROMPTS[1], "max_new_tokens": TOKENS, "temperature": 0}
     before = set(psutil.pids())
-    done = run_program("vllm_offline.py", json.dumps(make_config(folder)), json.dumps(inputs))
+    done = run_program("vllm_offline.py", how, json.dumps(make_config(folder)), json.dumps(inputs))
     assert done.returncode == 0, done.stderr[-4000:]
     result = json.loads(done.stdout.splitlines()[-1])
     expected = reference["alone"][1]
     assert result["answer"] == {"text": expected, "finish_reason": "length"}
     assert "".join(delta["text"] for delta in result["deltas"]) == expected
     assert len(result["deltas"]) > 1  # a busy machine joins some
+    if how != "left":
+        assert result["unfinished"] == [1, 0]
+        assert result["error"] == "RequestError"
     assert not left_behind(before)
 
 

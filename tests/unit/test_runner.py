@@ -117,7 +117,7 @@ async def test_build_model_loads_with_every_section_present() -> None:
             return inputs
 
     model = build_model("tg-sections", {"seed": 7, "model": {"name_or_path": "some/weights"}})
-    assert isinstance(model, Sections)
+    assert isinstance(model.instance, Sections)
     sections = {"training", "model_optim", "hardware", "data", "serving", "model"}
     assert sections <= model.cfg.keys()
     assert model.cfg["seed"] == 7

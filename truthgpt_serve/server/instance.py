@@ -10,14 +10,15 @@ from typing import Any, TypeVar
 
 from truthgpt_serve.channel import Channel
 from truthgpt_serve.config import ModelConfig
-from truthgpt_serve.contract import FamilySpec, Model
+from truthgpt_serve.contract import FamilySpec, Model, create_model
 from truthgpt_serve.errors import DeadlineError, RegistryError, ServerError
 from truthgpt_serve.hardware import request_limits
 from truthgpt_serve.http.file_store import FileStore, LocalFileStore
 from truthgpt_serve.server.batching.batcher import Batcher, create_batcher, join_metrics
 from truthgpt_serve.server.execution.codec import Emit, Exchange, OnePiece, Plain
 from truthgpt_serve.server.execution.streaming import Pump, direct_stream
-from truthgpt_serve.server.execution.workers import Workers, contained_async
+from truthgpt_serve.server.execution.workers import Workers
+from truthgpt_serve.threads import contained_async
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -104,16 +105,7 @@ class ModelInstance:
             )
 
     def _create(self) -> None:
-        cls = self._cls or self.spec.load_class()
-        try:
-            self.model = cls()
-        except TypeError as error:
-            raise RegistryError(
-                f"{self.label}() failed: {error}; the class is made without arguments, "
-                "so set-up belongs in `load(cfg)`"
-            ) from error
-        if callable(set_name := getattr(self.model, "set_name", None)):
-            set_name(self.name)
+        self.model = create_model(self._cls or self.spec.load_class(), self.name)
 
     @property
     def max_request_s(self) -> float:

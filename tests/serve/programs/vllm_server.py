@@ -21,7 +21,7 @@ async def main() -> None:
     port, name, config = sys.argv[1:]
     model = VllmModel()
     model.set_name(name)
-    model.load(load_model_config(json.loads(config)).to_cfg())
+    await model.load(load_model_config(json.loads(config)).to_cfg())
     try:
         app = await model.create_asgi_app()
         server = uvicorn.Server(
@@ -35,7 +35,7 @@ async def main() -> None:
         )
         await server.serve()
     finally:
-        await asyncio.to_thread(model.close)
+        await model.close()
 
 
 class Mounted:

@@ -29,7 +29,8 @@ from truthgpt_serve.server.batching.queue import Entry, RequestQueue, shutting_d
 from truthgpt_serve.server.batching.statistics import BatchStatistics
 from truthgpt_serve.server.batching.wait_policy import BatchWait
 from truthgpt_serve.server.execution.codec import Exchange
-from truthgpt_serve.server.execution.workers import Workers, contained, contained_async
+from truthgpt_serve.server.execution.workers import Workers
+from truthgpt_serve.threads import contained, contained_async
 
 logger = logging.getLogger(__name__)
 

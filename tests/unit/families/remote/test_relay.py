@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -26,9 +27,10 @@ from tests.support.remote_servers import (
     remote_cfg,
 )
 from tests.support.servers import serve_asgi
-from truthgpt_serve import run_infer
+from truthgpt_serve import build_async_model, build_model, run_infer
 from truthgpt_serve.cluster.ports import free_port
 from truthgpt_serve.config import load_model_config
+from truthgpt_serve.errors import RequestError
 from truthgpt_serve.http.asgi import Send
 from truthgpt_serve.runner import run_stream
 
@@ -157,6 +159,32 @@ def test_the_generic_route_and_the_command(second: str, tmp_path: Path) -> None:
             assert "".join(texts) == expected["text"]
             refused = http.post("/v1/infer", json={"model": "far", "inputs": {"txt": 1}})
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, "inputs.text")
+
+
+def test_without_a_server_with_and_without_an_event_loop(second: str) -> None:
+    cfg = remote_cfg(second)
+    cfg = {key: cfg[key] for key in ("run_name", "model")}
+    inputs = {"text": "one two", "max_new_tokens": 3}
+    usage = {"prompt_tokens": 2, "completion_tokens": 3}
+    expected = {"text": " one two one", "finish_reason": "length", "usage": usage}
+    with build_model("remote", cfg) as model:
+        assert model.infer(inputs) == expected
+        assert model.infer(inputs) == expected
+        pieces = list(model.stream(inputs))
+        assert "".join(piece["text"] for piece in pieces) == expected["text"]
+        stream = model.stream({**inputs, "max_new_tokens": 1000})
+        assert next(stream)["text"] == " one"
+        stream.close()
+        with pytest.raises(RequestError, match="text"):
+            model.infer({"text": 1})
+
+    async def use() -> None:
+        async with await build_async_model("remote", cfg) as model:
+            assert await model.infer(inputs) == expected
+            pieces = [piece async for piece in model.stream(inputs)]
+            assert "".join(piece["text"] for piece in pieces) == expected["text"]
+
+    asyncio.run(use())
 
 
 def test_other_tasks(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -394,3 +396,30 @@ def test_a_text_that_begins_like_its_prompt_is_not_cut(llama: Path, reference: R
             model="tiny", prompt=prompt, max_tokens=20, temperature=0
         )
         assert answer.choices[0].text == reference.text(prompt, max_new_tokens=20)
+
+
+PROGRAM = """
+import sys
+from truthgpt_serve import build_model
+
+if __name__ == "__main__":
+    model = build_model("hf-transformers", {
+        "task": "text-generation",
+        "model": {"name_or_path": sys.argv[1]},
+        "hardware": {"gpus": 0, "cpus": 1},
+        "model_optim": {"dtype": "float32"},
+    })
+    print(len(model.infer({"text": "Hello", "max_new_tokens": 4})["text"]))
+    stream = model.stream({"text": "Hello", "max_new_tokens": 500})
+    print(len(next(stream)))
+"""
+
+
+def test_a_program_that_leaves_the_model_open_ends(llama: Path, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    done = subprocess.run(
+        [sys.executable, program, llama], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr  # not by "terminate called"
+    assert len(done.stdout.splitlines()) == 2
