@@ -121,11 +121,17 @@ def test_the_family_of_the_page_is_found_and_runs(tmp_path: Path) -> None:
     assert "marks" in wrong.stderr
 
 
-def test_the_program_of_the_python_page() -> None:
-    (program,) = blocks_of("python.md", "python")
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "hello" in done.stdout
+def test_the_programs_of_the_python_page(tmp_path: Path) -> None:
+    hello = "{'text': ' hello hello hello hello', 'finish_reason': 'length'}"
+    there, stream = hello.replace("hello", "there"), " hello hello hello hello"
+    printed = []
+    for number, text in enumerate(blocks_of("python.md", "python")):
+        program = tmp_path / f"program{number}.py"
+        program.write_text(text)
+        done = subprocess.run(
+            [sys.executable, program], cwd=ROOT, capture_output=True, text=True, timeout=120,
+            check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        printed.append(done.stdout)
+    assert printed == [f"{hello}\n", f"{hello}\n{stream}\n", f"[{hello}, {there}]\n{stream}\n"]

@@ -173,7 +173,7 @@ def test_without_a_server_with_and_without_an_event_loop(second: str) -> None:
         pieces = list(model.stream(inputs))
         assert "".join(piece["text"] for piece in pieces) == expected["text"]
         stream = model.stream({**inputs, "max_new_tokens": 1000})
-        assert next(stream)["text"] == " one"
+        next(stream)
         stream.close()
         with pytest.raises(RequestError, match="text"):
             model.infer({"text": 1})
