@@ -7,36 +7,83 @@ an `AttributeError`, which vLLM answers with 500.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Request, Response
+from pydantic import Discriminator, Tag
 
 from truthgpt_serve.errors import RequestError
 from truthgpt_serve.http.asgi import relative_path
 from truthgpt_serve.http.envelope import error_body
 from truthgpt_serve.http.json_body import encode_json
-from truthgpt_serve.request_model import bad_field
-from truthgpt_serve.wording import shown
+from truthgpt_serve.request_model import RequestModel, Wanted, bad_field, read_request
 
-FIELD_KINDS: dict[str, type] = {
-    "messages": list,
-    "tools": list,
-    "structured_outputs": dict,
-    "response_format": dict,
-    "stream_options": dict,
-    "chat_template_kwargs": dict,
-}
-"""JSON types of the fields into which the request models look before their types are checked."""
-PART_KINDS: dict[str, tuple[type, ...]] = {
-    "image_url": (dict, str),
-    "video_url": (dict, str),
-    "audio_url": (dict, str),
-    "input_audio": (dict,),
-}
-"""The same for the parts of a message's content, which the request models leave unread where the
-message is a tool's. The members of such an object are texts."""
-_PART_MEMBERS = ("url", "data", "format")
+
+def _is(kind: type, tag: str) -> Discriminator:
+    return Discriminator(lambda value: tag if isinstance(value, kind) else "<other>")
+
+
+class _Source(RequestModel):
+    """Where an image, a video or a recording comes from."""
+
+    url: str | None = None
+    data: str | None = None
+    format: str | None = None
+
+
+_SourceOrText = Annotated[
+    Annotated[_Source, Tag("<object>")]
+    | Annotated[str, Wanted("an object or a string"), Tag("<other>")],
+    _is(dict, "<object>"),
+]
+
+
+class _Part(RequestModel):
+    """A part of a message's content; null is what the part's `uuid` names."""
+
+    image_url: _SourceOrText | None = None
+    video_url: _SourceOrText | None = None
+    audio_url: _SourceOrText | None = None
+    input_audio: _Source | None = None
+
+
+_PartOrOther = Annotated[
+    Annotated[_Part, Tag("<object>")] | Annotated[Any, Tag("<other>")], _is(dict, "<object>")
+]
+
+
+class _Message(RequestModel):
+    content: Annotated[
+        Annotated[list[_PartOrOther], Tag("<parts>")] | Annotated[Any, Tag("<other>")],
+        _is(list, "<parts>"),
+    ] = None
+
+
+_MessageOrOther = Annotated[
+    Annotated[_Message, Tag("<object>")] | Annotated[Any, Tag("<other>")], _is(dict, "<object>")
+]
+_Conversation = Annotated[
+    Annotated[list[_MessageOrOther], Tag("<list>")] | Annotated[_MessageOrOther, Tag("<message>")],
+    Discriminator(lambda value: "<list>" if isinstance(value, list) else "<message>"),
+]
+
+
+class Fields(RequestModel):
+    """The fields into which vLLM's models look before their types are checked.
+
+    So do they into the parts of messages, which they leave unread where the message is a tool's.
+    Null is left to vLLM's own model, and so are messages and parts of another type.
+    """
+
+    messages: list[_Conversation] | None = None
+    tools: list[Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    stream_options: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
 _CHAT_ROUTES = ("/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens")
 
 _KINDS = (AttributeError, TypeError, KeyError, IndexError, OverflowError)
@@ -48,41 +95,12 @@ def check_kinds(path: str, body: Mapping[str, Any]) -> None:
     """Checks the types of such fields.
 
     Raises:
-        RequestError: One, or a part of a message, has another type; null is left to the request
-            model where it may be there.
+        RequestError: One, or a part of a message, has another type; or a chat has null in the
+            place of its messages.
     """
-    for name in FIELD_KINDS.keys() & body.keys():
-        value, kind = body[name], FIELD_KINDS[name]
-        is_needed = name == "messages" and path in _CHAT_ROUTES
-        if not isinstance(value, kind) and (value is not None or is_needed):
-            noun = "a list" if kind is list else "an object"
-            raise bad_field(name, f"must be {noun}, not {shown(value)}")
-    for place, part in _parts(body.get("messages"), "messages"):
-        for name in PART_KINDS.keys() & part.keys():
-            _check_part(part[name], f"{place}.{name}", PART_KINDS[name])
-
-
-def _parts(value: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields the parts of the contents of messages, of several conversations too."""
-    for index, message in enumerate(value if isinstance(value, list) else ()):
-        if isinstance(message, list):
-            yield from _parts(message, f"{place}[{index}]")
-        content = message.get("content") if isinstance(message, dict) else None
-        for at, part in enumerate(content if isinstance(content, list) else ()):
-            if isinstance(part, dict):
-                yield f"{place}[{index}].content[{at}]", part
-
-
-def _check_part(value: Any, place: str, kinds: tuple[type, ...]) -> None:
-    if value is None:
-        return  # what its `uuid` names is there already
-    if not isinstance(value, kinds):
-        nouns = "an object or a string" if str in kinds else "an object"
-        raise bad_field(place, f"must be {nouns}, not {shown(value)}")
-    members: Mapping[str, Any] = value if isinstance(value, dict) else {}
-    for name in _PART_MEMBERS:
-        if not isinstance(members.get(name), str | None):
-            raise bad_field(f"{place}.{name}", f"must be a string, not {shown(members[name])}")
+    read_request(Fields, body)
+    if path in _CHAT_ROUTES and body.get("messages", ()) is None:
+        raise bad_field("messages", "must be a list, not null")
 
 
 def refuse_misread_fields(app: FastAPI) -> None:

@@ -11,7 +11,7 @@ fastapi = pytest.importorskip("fastapi")
 pytest.importorskip("vllm")
 
 from deployments.vllm.application.request_models import (  # noqa: E402
-    FIELD_KINDS,
+    Fields,
     check_kinds,
     refuse_misread_fields,
 )
@@ -60,11 +60,11 @@ async def test_other_errors_pass(app: Any) -> None:
     assert (await post(app, user="raise")).status_code == 500
 
 
-@pytest.mark.parametrize("name", FIELD_KINDS)
+@pytest.mark.parametrize("name", Fields.model_fields)
 @pytest.mark.parametrize("value", [3, "x", True, 1.5, [], {}])
 def test_the_field_is_named(name: str, value: Any) -> None:
     body = {"model": "x", name: value}
-    if isinstance(value, FIELD_KINDS[name]):
+    if isinstance(value, list if name in ("messages", "tools") else dict):
         check_kinds("/v1/chat/completions", body)
         return
     with pytest.raises(RequestError, match=f"`{name}` must be an? (list|object), not ") as caught:
@@ -118,7 +118,7 @@ async def test_what_reading_messages_stumbles_over_is_400(app: Any) -> None:
 
 
 def test_null_is_no_value_but_for_messages_of_a_chat() -> None:
-    for name in FIELD_KINDS:
+    for name in Fields.model_fields:
         check_kinds("/tokenize", {name: None})
     with pytest.raises(RequestError, match="`messages` must be a list, not null"):
         check_kinds("/v1/messages", {"messages": None})
