@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from deployments.remote.address import has_dot_segments
-from deployments.remote.monitor import Monitor
+from deployments.remote.health import Monitor
 from deployments.remote.relay import Relay
 from truthgpt_serve.errors import ModelNotFoundError, RequestError
 from truthgpt_serve.http.asgi import Scope

@@ -22,7 +22,7 @@ from deployments.remote.application import RemoteApplication
 from deployments.remote.config import RemoteSettings, check_server
 from deployments.remote.engine import Remote
 from deployments.remote.headers import RequestHeaders
-from deployments.remote.monitor import Monitor
+from deployments.remote.health import Monitor
 from deployments.remote.relay import Relay
 from deployments.remote.transport import RemoteTransport
 from truthgpt_serve.config.faults import faults_of

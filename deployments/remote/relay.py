@@ -15,8 +15,8 @@ from urllib.parse import quote, unquote
 from deployments.remote.config import RemoteSettings
 from deployments.remote.engine import Answer, Remote
 from deployments.remote.headers import RequestHeaders
-from deployments.remote.monitor import REFUSALS, Monitor
-from deployments.remote.names import AnswerNames, find_model_aside
+from deployments.remote.health import REFUSALS, Monitor
+from deployments.remote.model_rename import AnswerNames, find_model_aside
 from truthgpt_serve.errors import ModelNotFoundError, TruthGPTError, UpstreamError
 from truthgpt_serve.http.asgi import UNREAD_TIMEOUT_S, Send, header
 from truthgpt_serve.http.connection import Connection

@@ -8,7 +8,7 @@ from typing import Any
 
 from deployments.remote.engine import Answer, Remote
 from deployments.remote.headers import RequestHeaders
-from deployments.remote.monitor import Monitor
+from deployments.remote.health import Monitor
 from deployments.remote.relay import Relay
 from truthgpt_serve.errors import TruthGPTError, UpstreamError
 from truthgpt_serve.http.foreign_errors import read_passed_error

@@ -1,6 +1,6 @@
 """The router's ASGI application: its own routes, and all else to the model that is named.
 
-Knows the routes; how a model is found is the catalogue's, how bytes travel the relay's.
+Knows the routes; how a model is found is the directory's, how bytes travel the relay's.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from truthgpt_serve.http.front import Front
 from truthgpt_serve.http.retriable import HEADER, RETRY_AFTER_S
 from truthgpt_serve.http.routes import find_error
 from truthgpt_serve.router.admission import Admission, capacity
-from truthgpt_serve.router.backend_info import Accelerations
-from truthgpt_serve.router.discovery import MODELS_PREFIX, Catalogue
+from truthgpt_serve.router.backend_info import BackendInfo
+from truthgpt_serve.router.discovery import MODELS_PREFIX, ModelDirectory
 from truthgpt_serve.router.open_inference import model_of
 from truthgpt_serve.router.pool import ConnectionPool
 from truthgpt_serve.router.relay import BrokenAnswerError, Relay
 from truthgpt_serve.router.request_body import BodyReader, is_encoded
-from truthgpt_serve.router.routes import Pages
+from truthgpt_serve.router.routes import RouterRoutes
 from truthgpt_serve.router.upload import ClientLeftError, RequestBody
 
 logger = logging.getLogger(__name__)
@@ -69,18 +69,18 @@ class RouterApp(Front):
         )
         self._find_exporter = find_exporter
         self._exporter: ConnectionPool | None = None
-        self.catalogue = Catalogue(fetch_state, self._fetch_routes)
+        self.directory = ModelDirectory(fetch_state, self._fetch_routes)
         self._bodies = BodyReader(config)
         self._admission = Admission(config.num_replicas)
-        models = self.catalogue
+        models = self.directory
         self._relay = Relay(
             self._pool, config, models.is_running, models.is_draining, models.confirm
         )
-        self._accelerations = Accelerations(self.catalogue, self._pool.fetch)
-        self._pages = Pages(self.catalogue, self._accelerations, self._fetch_metrics, files)
+        self._backend_info = BackendInfo(self.directory, self._pool.fetch)
+        self._routes = RouterRoutes(self.directory, self._backend_info, self._fetch_metrics, files)
 
     async def _fetch_routes(self) -> bytes:
-        held = capacity(self.catalogue.entries())
+        held = capacity(self.directory.entries())
         told = []
         if held is not None:
             # What still arrives is in HAProxy's count, and at no model; the others have as much.
@@ -107,12 +107,12 @@ class RouterApp(Front):
 
     async def start(self) -> None:
         """Begins to follow the applications."""
-        await self.catalogue.start()
+        await self.directory.start()
 
     async def stop(self) -> None:
         """Ends what follows them, and the connections."""
-        await self._accelerations.stop()
-        await self.catalogue.stop()
+        await self._backend_info.stop()
+        await self.directory.stop()
         self._pool.close()
         if self._exporter is not None:
             self._exporter.close()
@@ -120,9 +120,9 @@ class RouterApp(Front):
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
         try:
-            page = self._pages.find(scope["method"], scope["path"])
-            if page is not None:
-                await page(send)
+            handler = self._routes.find(scope["method"], scope["path"])
+            if handler is not None:
+                await handler(send)
             elif scope["path"].startswith(MODELS_PREFIX):
                 await self._send_unreached(scope["path"], send)
             elif is_encoded(scope):
@@ -150,7 +150,7 @@ class RouterApp(Front):
         name, slash, rest = path.removeprefix(MODELS_PREFIX).partition("/")
         error: TruthGPTError
         try:
-            entry = await self.catalogue.resolve(name)
+            entry = await self.directory.resolve(name)
             if not entry.is_model:
                 kind = "an adapter" if entry.alias_of is None else "an alias"
                 raise ModelNotFoundError(
@@ -171,7 +171,7 @@ class RouterApp(Front):
         if (model := model_of(scope["method"], path)) is not None:
             await self._forward(scope, send, model, await self._bodies.take_unread(scope, receive))
             return
-        only = self.catalogue.only_model()
+        only = self.directory.only_model()
         if only and missing and find_error(scope["method"], path, "model") is None:
             await self._forward(scope, send, only, await self._bodies.take_unread(scope, receive))
             return
@@ -188,7 +188,7 @@ class RouterApp(Front):
         await self._forward(scope, send, model, body)
 
     async def _forward(self, scope: Scope, send: Send, model: str, body: RequestBody) -> None:
-        entry = await self.catalogue.resolve(model)
+        entry = await self.directory.resolve(model)
         if scope["method"] not in _BODY_METHODS:  # it asks about the model, which costs little
             await self._relay(scope, send, entry, body)
             return

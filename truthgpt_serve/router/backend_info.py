@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from truthgpt_serve.errors import TruthGPTError
 from truthgpt_serve.http.json_body import parse_object
-from truthgpt_serve.router.discovery import Catalogue
+from truthgpt_serve.router.discovery import ModelDirectory
 from truthgpt_serve.router.model_entry import ModelEntry
 
 logger = logging.getLogger(__name__)
@@ -49,16 +49,16 @@ class _Answer:
     expires_s: float
 
 
-class Accelerations:
+class BackendInfo:
     """Asks running models what computes, and remembers it until they are deployed again.
 
     Args:
-        catalogue: Says which models run.
+        directory: Says which models run.
         fetch: Reads from Serve's proxy.
     """
 
-    def __init__(self, catalogue: Catalogue, fetch: Fetch) -> None:
-        self._catalogue = catalogue
+    def __init__(self, directory: ModelDirectory, fetch: Fetch) -> None:
+        self._directory = directory
         self._fetch = fetch
         self._answers: dict[str, _Answer] = {}
         self._asking: dict[str, asyncio.Task[Found]] = {}
@@ -77,7 +77,7 @@ class Accelerations:
         )
 
     async def _find_card(self, name: str) -> Found:
-        entry = self._catalogue.find(name)
+        entry = self._directory.find(name)
         if entry is None:
             return None
         known = self._answers.get(entry.application)
@@ -97,15 +97,15 @@ class Accelerations:
     async def _ask(self, name: str) -> Found:
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                # What the catalogue knows may be seconds old, and the replica gone meanwhile.
-                await self._catalogue.refresh(max_age_s=0)
-                entry = self._catalogue.find(name)
+                # What the directory knows may be seconds old, and the replica gone meanwhile.
+                await self._directory.refresh(max_age_s=0)
+                entry = self._directory.find(name)
                 if entry is None or not entry.running:
                     return None
                 value = await self._read(entry)
         except Exception as error:  # of many kinds: the page is complete without it
             logger.info("what computes in %r is not known: %r", name, error)
-            if (entry := self._catalogue.find(name)) is not None:
+            if (entry := self._directory.find(name)) is not None:
                 self._remember(entry, None, time.monotonic() + RETRY_AFTER_S)
             return None
         # While a deployment is replaced, a replica of the former one may have answered.
@@ -120,7 +120,7 @@ class Accelerations:
         return parse_object(body)
 
     def _remember(self, entry: ModelEntry, value: Found, expires_s: float) -> None:
-        names = {other.application for other in self._catalogue.entries()}
+        names = {other.application for other in self._directory.entries()}
         for gone in self._answers.keys() - names:
             del self._answers[gone]
         self._answers[entry.application] = _Answer(entry.created, entry.replicas, value, expires_s)

@@ -43,7 +43,7 @@ CONFIRM_TIMEOUT_S = 1.0
 RETRY_AFTER_S = 5
 
 
-class Catalogue:
+class ModelDirectory:
     """The models of this Serve instance, kept current by a background task.
 
     Args:
@@ -185,7 +185,7 @@ class Catalogue:
 
     async def start(self) -> None:
         """Starts to follow the applications; `stop` ends it."""
-        self._follower = asyncio.create_task(self._follow(), name="catalogue")
+        self._follower = asyncio.create_task(self._follow(), name="directory")
 
     async def stop(self) -> None:
         """Stops following."""
@@ -229,7 +229,7 @@ class Catalogue:
         if time.monotonic() - self._refreshed_at_s < max_age_s:
             return
         if self._refreshing is None or self._refreshing.done():
-            self._refreshing = asyncio.create_task(self._refresh(), name="catalogue refresh")
+            self._refreshing = asyncio.create_task(self._refresh(), name="directory refresh")
         await asyncio.shield(
             self._refreshing
         )  # a client that leaves must not end it for the others

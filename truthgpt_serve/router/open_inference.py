@@ -1,6 +1,6 @@
 """The Open Inference Protocol's routes that the router answers itself: the server, and readiness.
 
-Reads the catalogue, so asking wakes no model that is scaled to zero; relays nothing.
+Reads the directory, so asking wakes no model that is scaled to zero; relays nothing.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from truthgpt_serve.http.open_inference import (
     server_metadata,
     split_model_path,
 )
-from truthgpt_serve.router.discovery import RETRY_AFTER_S, Catalogue
+from truthgpt_serve.router.discovery import RETRY_AFTER_S, ModelDirectory
 
 METHODS = ("GET", "POST")
-Page = Callable[[Send], Awaitable[None]]
+Handler = Callable[[Send], Awaitable[None]]
 
 
 def model_of(method: str, path: str) -> str | None:
@@ -47,23 +47,23 @@ def model_of(method: str, path: str) -> str | None:
     return name
 
 
-class OpenInferencePages:
-    """Finds the page for a path.
+class OpenInferenceRoutes:
+    """Finds the handler of a path.
 
     Args:
-        catalogue: The models.
+        directory: The models.
     """
 
-    def __init__(self, catalogue: Catalogue) -> None:
-        self._catalogue = catalogue
-        self._pages: dict[str, Page] = {
+    def __init__(self, directory: ModelDirectory) -> None:
+        self._directory = directory
+        self._routes: dict[str, Handler] = {
             PREFIX: _server,
             f"{PREFIX}/health/live": _live,
             f"{PREFIX}/health/ready": self._ready,
         }
 
-    def find(self, path: str) -> Page | None:
-        """Returns the page at `path`, or None."""
+    def find(self, path: str) -> Handler | None:
+        """Returns the handler of `path`, or None."""
         if path.startswith(MODELS_PREFIX):
             name, rest = split_model_path(path)
             match rest.split("/"):
@@ -71,12 +71,12 @@ class OpenInferencePages:
                     return partial(self._model_ready, name, MODEL_VERSION)
                 case ["", "versions", version, "ready"]:
                     return partial(self._model_ready, name, version)
-        return self._pages.get(path)
+        return self._routes.get(path)
 
     async def _ready(self, send: Send) -> None:
-        states = self._catalogue.states()
+        states = self._directory.states()
         waiting = [state.name for state in states if state.status != "RUNNING"]
-        if not self._catalogue.loaded:
+        if not self._directory.loaded:
             raise UnavailableError("the service is starting", retry_after_s=RETRY_AFTER_S)
         if waiting:
             raise UnavailableError(
@@ -86,7 +86,7 @@ class OpenInferencePages:
 
     async def _model_ready(self, name: str, version: str, send: Send) -> None:
         """Says whether a request would be answered, at once or when the model has woken."""
-        entry = await self._catalogue.look_up(name)
+        entry = await self._directory.look_up(name)
         if entry is None:
             raise ModelNotFoundError(f"The model {name!r} does not exist", param="model")
         if version != MODEL_VERSION:

@@ -1,6 +1,6 @@
 """The routes that the router answers itself: models, files, health, readiness, documentation.
 
-Reads the catalogue; relays nothing.
+Reads the directory; relays nothing.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from truthgpt_serve.cluster.state import ApplicationState
 from truthgpt_serve.errors import MethodError, MissingFileError, ModelNotFoundError
 from truthgpt_serve.http.asgi import Send, send_bytes, send_json
 from truthgpt_serve.http.file_store import FILES_PATH, FileStore, fetch_file
-from truthgpt_serve.router.backend_info import Accelerations
-from truthgpt_serve.router.discovery import Catalogue
+from truthgpt_serve.router.backend_info import BackendInfo
+from truthgpt_serve.router.discovery import ModelDirectory
 from truthgpt_serve.router.model_entry import ModelEntry
-from truthgpt_serve.router.open_inference import OpenInferencePages
+from truthgpt_serve.router.open_inference import OpenInferenceRoutes
 from truthgpt_serve.router.openapi import docs_html, openapi_json
 
-Page = Callable[[Send], Awaitable[None]]
+Handler = Callable[[Send], Awaitable[None]]
 
 _MODELS = "/v1/models"
 _PAGE_POLICY = (
@@ -30,29 +30,29 @@ _PAGE_POLICY = (
 """The page's own styles, and nothing else: no script and no other host."""
 
 
-class Pages:
-    """Finds the page for a path.
+class RouterRoutes:
+    """Finds the handler of a path.
 
     Args:
-        catalogue: The models.
-        accelerations: What computes in the models.
+        directory: The models.
+        backend_info: The backend info of models.
         fetch_metrics: Returns the metrics of this node.
         files: Where models put results that clients fetch by address, or None.
     """
 
     def __init__(
         self,
-        catalogue: Catalogue,
-        accelerations: Accelerations,
+        directory: ModelDirectory,
+        backend_info: BackendInfo,
         fetch_metrics: Callable[[], Awaitable[bytes]],
         files: FileStore | None = None,
     ) -> None:
-        self._catalogue = catalogue
-        self._accelerations = accelerations
+        self._directory = directory
+        self._backend_info = backend_info
         self._fetch_metrics = fetch_metrics
         self._files = files
-        self._open_inference = OpenInferencePages(catalogue)
-        self._pages: dict[str, Page] = {
+        self._open_inference = OpenInferenceRoutes(directory)
+        self._routes: dict[str, Handler] = {
             "/health": self._health,
             "/ready": self._ready,
             "/metrics": self._metrics,
@@ -62,25 +62,25 @@ class Pages:
             "/": self._home,
         }
 
-    def find(self, method: str, path: str) -> Page | None:
-        """Returns the page at `path`, or None when the request is for a model.
+    def find(self, method: str, path: str) -> Handler | None:
+        """Returns the handler of `path`, or None when the request is for a model.
 
         Raises:
-            MethodError: The page exists, but only for GET and HEAD.
+            MethodError: The route exists, but only for GET and HEAD.
         """
-        page = self._pages.get(path) or self._open_inference.find(path)
-        if page is None and path.startswith(f"{_MODELS}/"):
-            page = partial(self._model, path.removeprefix(f"{_MODELS}/"))
-        if page is None and path.startswith(FILES_PATH):
-            page = partial(self._file, path.removeprefix(FILES_PATH))
-        if page is None:
+        handler = self._routes.get(path) or self._open_inference.find(path)
+        if handler is None and path.startswith(f"{_MODELS}/"):
+            handler = partial(self._model, path.removeprefix(f"{_MODELS}/"))
+        if handler is None and path.startswith(FILES_PATH):
+            handler = partial(self._file, path.removeprefix(FILES_PATH))
+        if handler is None:
             return None
         if method not in ("GET", "HEAD"):
             raise MethodError(f"{path} takes GET, not {method}", allow=("GET", "HEAD"))
-        return page
+        return handler
 
     async def _home(self, send: Send) -> None:
-        location = b"/ui/" if await self._catalogue.find_playground() else b"/docs"
+        location = b"/ui/" if await self._directory.find_playground() else b"/docs"
         headers = [(b"location", location), (b"content-length", b"0")]
         await send({"type": "http.response.start", "status": 307, "headers": headers})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -89,8 +89,8 @@ class Pages:
         await send_json(send, {"status": "ok"})
 
     async def _ready(self, send: Send) -> None:
-        states, lost_s = self._catalogue.states(), self._catalogue.lost_s
-        ready = self._catalogue.loaded and all(state.status == "RUNNING" for state in states)
+        states, lost_s = self._directory.states(), self._directory.lost_s
+        ready = self._directory.loaded and all(state.status == "RUNNING" for state in states)
         ready = ready and lost_s is None
         value: dict[str, Any] = {
             "status": "ready" if ready else "not ready",
@@ -107,16 +107,16 @@ class Pages:
         )
 
     async def _models(self, send: Send) -> None:
-        data = [_model_object(entry) for entry in self._catalogue.entries()]
+        data = [_model_object(entry) for entry in self._directory.entries()]
         await send_json(send, {"object": "list", "data": data})
 
     async def _model(self, name: str, send: Send) -> None:
-        entry = await self._catalogue.look_up(name)
+        entry = await self._directory.look_up(name)
         if entry is None:
             raise ModelNotFoundError(f"The model {name!r} does not exist", param="model")
-        acceleration, last_death = await self._accelerations.find(name)
+        acceleration, last_death = await self._backend_info.find(name)
         value = {**_model_object(entry), "card": entry.card, "acceleration": acceleration}
-        states = {state.name: state for state in self._catalogue.states()}
+        states = {state.name: state for state in self._directory.states()}
         if (state := states.get(entry.application)) is not None:
             value["status"] = state.status
             value["last_error"] = state.last_error or (last_death if entry.running else None)

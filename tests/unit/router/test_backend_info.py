@@ -89,7 +89,7 @@ def router(models: Models, cluster: Cluster) -> Iterator[tuple[str, RouterApp]]:
     with serve_asgi(models) as upstream:
         address = ("127.0.0.1", urlsplit(upstream).port or 0)
         app = RouterApp(RouterConfig(), cluster.fetch, address)
-        app.catalogue.update(cluster.fetch())
+        app.directory.update(cluster.fetch())
         with serve_asgi(app, lifespan="on") as url:
             yield url, app
 
@@ -148,7 +148,7 @@ async def test_a_sleeping_model_keeps_what_it_said(
 ) -> None:
     assert (await page(client, "fast"))["acceleration"] == GPU
     cluster.set("fast", num_running_replicas=0)
-    router[1].catalogue.update(cluster.fetch())
+    router[1].directory.update(cluster.fetch())
     assert (await page(client, "fast"))["acceleration"] == GPU
     assert models.asked == ["fast"]
 
@@ -162,7 +162,7 @@ async def test_a_new_deployment_is_asked_again(
     # While it is replaced nothing is kept: a replica of the former one may have answered.
     for status, num_asked in (("DEPLOYING", 3), ("RUNNING", 4)):
         cluster.set("fast", deployed_at_s=2.0, status=status)
-        router[1].catalogue.update(cluster.fetch())
+        router[1].directory.update(cluster.fetch())
         for _ in range(2):
             assert (await page(client, "fast"))["acceleration"] == {"device": "cpu"}
         assert len(models.asked) == num_asked
@@ -181,7 +181,7 @@ async def test_a_stuck_model_holds_no_reader_up(
 
 async def test_a_model_that_nobody_listens_for_is_null(cluster: Cluster) -> None:
     app = RouterApp(RouterConfig(), cluster.fetch, ("127.0.0.1", 1))
-    app.catalogue.update(cluster.fetch())
+    app.directory.update(cluster.fetch())
     with serve_asgi(app, lifespan="on") as url:
         async with httpx.AsyncClient(base_url=url, timeout=20) as client:
             assert (await page(client, "fast"))["acceleration"] is None

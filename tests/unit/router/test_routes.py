@@ -10,14 +10,14 @@ import pytest
 
 from tests.unit.router.test_discovery import application, no_routes, state
 from truthgpt_serve.http.asgi import Message
-from truthgpt_serve.router.backend_info import Accelerations
-from truthgpt_serve.router.discovery import MAX_AGE_S, Catalogue
-from truthgpt_serve.router.routes import Pages
+from truthgpt_serve.router.backend_info import BackendInfo
+from truthgpt_serve.router.discovery import MAX_AGE_S, ModelDirectory
+from truthgpt_serve.router.routes import RouterRoutes
 
 WAITS_FOR = "1 replica waits for resources: each needs 4 CPU (the cluster has 2, 2 free)"
 
 
-async def get(catalogue: Catalogue, path: str) -> tuple[int, dict[bytes, bytes], Any]:
+async def get(directory: ModelDirectory, path: str) -> tuple[int, dict[bytes, bytes], Any]:
     async def fetch(*arguments: Any, **options: Any) -> Any:
         raise AssertionError
 
@@ -26,7 +26,7 @@ async def get(catalogue: Catalogue, path: str) -> tuple[int, dict[bytes, bytes],
     async def send(message: Message) -> None:
         sent.append(message)
 
-    page = Pages(catalogue, Accelerations(catalogue, fetch), fetch).find("GET", path)
+    page = RouterRoutes(directory, BackendInfo(directory, fetch), fetch).find("GET", path)
     assert page is not None
     await page(send)
     headers = dict(sent[0]["headers"])
@@ -34,20 +34,20 @@ async def get(catalogue: Catalogue, path: str) -> tuple[int, dict[bytes, bytes],
 
 
 async def test_a_state_that_is_too_old_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    catalogue = Catalogue(lambda: state(application("m")), no_routes)
-    catalogue.update(state(application("m")))
-    assert (await get(catalogue, "/ready"))[0] == 200
+    directory = ModelDirectory(lambda: state(application("m")), no_routes)
+    directory.update(state(application("m")))
+    assert (await get(directory, "/ready"))[0] == 200
     age_s, clock = MAX_AGE_S - 5, time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: clock() + age_s)
-    assert (await get(catalogue, "/ready"))[0] == 200  # as long as a controller may take to return
+    assert (await get(directory, "/ready"))[0] == 200  # as long as a controller may take to return
     age_s = MAX_AGE_S + 5
-    status, headers, answer = await get(catalogue, "/ready")
+    status, headers, answer = await get(directory, "/ready")
     assert status == 503
     assert headers[b"retry-after"]
     assert answer["status"] == "not ready"
     assert answer["message"].startswith("Ray Serve's controller has not answered for 6")
-    catalogue.update(state(application("m")))
-    assert (await get(catalogue, "/ready"))[0] == 200
+    directory.update(state(application("m")))
+    assert (await get(directory, "/ready"))[0] == 200
 
 
 @pytest.mark.parametrize(("replicas", "target"), [(1, b"/ui/"), (0, b"/docs"), (None, b"/docs")])
@@ -56,22 +56,22 @@ async def test_the_root_leads_to_the_playground_where_it_runs(
 ) -> None:
     ui = application("ui", route_prefix="/ui", num_running_replicas=replicas or 0, card=None)
     applications = [application("m"), *([] if replicas is None else [ui])]
-    catalogue = Catalogue(lambda: state(*applications), no_routes)
-    status, headers, _ = await get(catalogue, "/")
+    directory = ModelDirectory(lambda: state(*applications), no_routes)
+    status, headers, _ = await get(directory, "/")
     assert (status, headers[b"location"]) == (307, target)
-    assert [one.name for one in catalogue.states()] == ["m"]  # not a model
-    assert [one.name for one in catalogue.entries()] == ["m"]
-    assert (await get(catalogue, "/ready"))[0] == 200
+    assert [one.name for one in directory.states()] == ["m"]  # not a model
+    assert [one.name for one in directory.entries()] == ["m"]
+    assert (await get(directory, "/ready"))[0] == 200
 
 
 async def test_what_waits_is_shown() -> None:
     waiting = application("m", num_running_replicas=0, status="DEPLOYING", waits_for=WAITS_FOR)
-    catalogue = Catalogue(lambda: state(waiting), no_routes)
-    catalogue.update(state(waiting, application("other")))
-    status, _, answer = await get(catalogue, "/ready")
+    directory = ModelDirectory(lambda: state(waiting), no_routes)
+    directory.update(state(waiting, application("other")))
+    status, _, answer = await get(directory, "/ready")
     assert status == 503
     assert answer["models"]["m"]["message"] == WAITS_FOR
     assert "message" not in answer["models"]["other"]
-    _, _, listed = await get(catalogue, "/v1/models")
+    _, _, listed = await get(directory, "/v1/models")
     shown = {model["id"]: model.get("waits_for") for model in listed["data"]}
     assert shown == {"m": WAITS_FOR, "other": None}

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.remote import names
-from deployments.remote.names import AnswerNames, find_model, find_model_aside
+from deployments.remote import model_rename
+from deployments.remote.model_rename import AnswerNames, find_model, find_model_aside
 from truthgpt_serve.errors import RequestError
 from truthgpt_serve.http.model_key import MAX_DECODED_BYTES
 
@@ -45,7 +45,7 @@ def test_the_name_in_json(
     body: bytes, name: str | None, expected: bytes | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for limit in (MAX_DECODED_BYTES, -1):
-        monkeypatch.setattr(names, "MAX_DECODED_BYTES", limit)
+        monkeypatch.setattr(model_rename, "MAX_DECODED_BYTES", limit)
         found = find_model(body, JSON)
         assert found.name == name
         if expected is not None:
@@ -97,7 +97,7 @@ def test_a_body_that_another_reader_could_take_otherwise_is_refused(
 def test_a_body_that_is_too_large_to_decode_is_refused_too(
     body: bytes, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(names, "MAX_DECODED_BYTES", -1)
+    monkeypatch.setattr(model_rename, "MAX_DECODED_BYTES", -1)
     with pytest.raises(RequestError) as caught:
         find_model(body, JSON)
     assert caught.value.message.startswith(message)
