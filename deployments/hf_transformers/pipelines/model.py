@@ -25,7 +25,7 @@ from deployments.hf_transformers.loading import (
     quantization_options,
     read_source,
 )
-from deployments.hf_transformers.pipelines.inputs import Kind, kind_of_task, read_inputs
+from deployments.hf_transformers.pipelines.inputs import KINDS, read_inputs
 from truthgpt_serve.errors import ContextLengthError, RequestError, ServerError, bad_setting
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class PipelineEngine:
     def __init__(self, cfg: Mapping[str, Any]) -> None:
         self.settings = TransformersSettings.model_validate(cfg["serving"]["engine"])
         self.task = str(self.settings.pipeline_task)
-        self.kind: Kind = kind_of_task(self.task)
+        self.kind = KINDS[self.task]
         self.pipeline = _load(self.task, cfg)
         self._max_tokens: int | None = None
         if self.kind.name == "text":

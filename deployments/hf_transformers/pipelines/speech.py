@@ -6,29 +6,42 @@ Knows Whisper's languages, prompts and times, and CTC models' words; nothing of 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from deployments.hf_transformers.pipelines.inputs import read_audio
+from deployments.hf_transformers.pipelines.inputs import Recording
 from deployments.hf_transformers.pipelines.model import PipelineEngine
 from deployments.hf_transformers.pipelines.speech_details import transcribe
-from truthgpt_serve.errors import RequestError, UnsupportedError
-
-FIELDS = (
-    "audio",
-    "sampling_rate",
-    "language",
-    "prompt",
-    "temperature",
-    "timestamps",
-    "detect_language",
-    "task",
+from truthgpt_serve.errors import UnsupportedError
+from truthgpt_serve.request_model import (
+    RequestModel,
+    Wanted,
+    bad_field,
+    read_request,
+    refuse_unknown,
 )
+
 WHISPER = "seq2seq_whisper"
 MAX_PROMPT_SHARE = 0.5
 """Part of the decoder's length that a prompt may take, as in Whisper itself."""
+
+
+class SpeechInputs(RequestModel):
+    """The inputs of one request."""
+
+    audio: Recording
+    sampling_rate: float | None = None
+    language: str | None = None
+    prompt: str | None = None
+    temperature: Annotated[float, Field(ge=0, le=1)] | None = None
+    timestamps: str | list[str] | None = None
+    detect_language: bool | None = None
+    task: Annotated[
+        Literal["transcribe", "translate"] | None, Wanted("transcribe or translate")
+    ] = None
 
 
 class SpeechEngine(PipelineEngine):
@@ -63,32 +76,30 @@ class SpeechEngine(PipelineEngine):
 
     def check(self, inputs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Returns the samples of one request and the pipeline's parameters. Raises RequestError."""
-        for name in inputs:
-            if name not in FIELDS:
-                raise _bad(name, f"is unknown; this model takes {', '.join(FIELDS)}")
-        samples = read_audio(inputs.get("audio"))
-        rate = inputs.get("sampling_rate", self.sampling_rate)
+        refuse_unknown(inputs, SpeechInputs.model_fields)
+        request = read_request(SpeechInputs, inputs)
+        samples, rate = request.audio, request.sampling_rate or self.sampling_rate
         if rate != self.sampling_rate:
-            raise _bad("sampling_rate", f"must be {self.sampling_rate}, what the model hears")
+            raise bad_field("sampling_rate", f"must be {self.sampling_rate}, what the model hears")
         limit_s = self.settings.max_audio_s
         if len(samples) > limit_s * rate:
-            raise _bad("audio", f"is longer than {limit_s:g} s, the most this model takes")
+            raise bad_field("audio", f"is longer than {limit_s:g} s, the most this model takes")
         parameters: dict[str, Any] = {}
-        wanted = self._wanted_times(inputs.get("timestamps"))
+        wanted = self._wanted_times(request.timestamps)
         if "segment" in wanted:
             parameters["details"] = wanted
         elif wanted:
             parameters["return_timestamps"] = "word"
         elif self._is_long(samples):
             parameters["return_timestamps"] = True  # which finds its way through a long recording
-        generate = self._generate_parameters(inputs)
+        generate = self._generate_parameters(request)
         if generate:
             parameters["generate_kwargs"] = generate
-        if inputs.get("detect_language") and self._speaks_many() and "language" not in generate:
+        if request.detect_language and self._speaks_many() and "language" not in generate:
             parameters["return_language"] = True
         return samples, parameters
 
-    def _wanted_times(self, wanted: Any) -> tuple[str, ...]:
+    def _wanted_times(self, wanted: str | list[str] | None) -> tuple[str, ...]:
         """Returns the kinds of times that a request wants: one, or a list of several."""
         kinds = [] if wanted is None else wanted if isinstance(wanted, list) else [wanted]
         for kind in kinds:
@@ -107,11 +118,9 @@ class SpeechEngine(PipelineEngine):
         tasks = getattr(generation, "task_to_id", None) or {}
         return self._speaks_many() and "translate" in tasks
 
-    def _task(self, task: Any) -> dict[str, Any]:
-        if task in (None, "transcribe"):
-            return {}
+    def _task(self, task: str | None) -> dict[str, Any]:
         if task != "translate":
-            raise _bad("task", f"must be transcribe or translate, not {task!r:.40}")
+            return {}
         if not self.translates:
             raise UnsupportedError("this model does not translate", param="task")
         return {"task": "translate"}
@@ -120,13 +129,10 @@ class SpeechEngine(PipelineEngine):
         generation = getattr(self.pipeline.model, "generation_config", None)
         return self._is_whisper and bool(getattr(generation, "lang_to_id", None))
 
-    def _generate_parameters(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        language, prompt = inputs.get("language"), inputs.get("prompt")
-        temperature = inputs.get("temperature") or 0
-        if not isinstance(temperature, int | float) or not 0 <= temperature <= 1:
-            raise _bad("temperature", "must be a number from 0 to 1")
+    def _generate_parameters(self, request: SpeechInputs) -> dict[str, Any]:
+        language, prompt = request.language, request.prompt
         if not self._is_whisper:
-            self._task(inputs.get("task"))
+            self._task(request.task)
             for name, value in (("language", language), ("prompt", prompt)):
                 if value:
                     raise UnsupportedError(f"this model does not take `{name}`", param=name)
@@ -134,31 +140,29 @@ class SpeechEngine(PipelineEngine):
         found: dict[str, Any] = {}
         if language:
             found |= self._language(language)
-        found |= self._task(inputs.get("task"))
-        if temperature > 0:
-            found["temperature"] = float(temperature)
+        found |= self._task(request.task)
+        if request.temperature:
+            found["temperature"] = request.temperature
         if prompt:
             found["prompt_ids"] = self._prompt(prompt)
         return found
 
-    def _language(self, language: Any) -> dict[str, Any]:
+    def _language(self, language: str) -> dict[str, Any]:
         if not self._speaks_many():
             if language == "en":
                 return {}
             raise UnsupportedError("this model hears one language only", param="language")
         names = self.pipeline.model.generation_config.lang_to_id
-        if not isinstance(language, str) or f"<|{language}|>" not in names:
+        if f"<|{language}|>" not in names:
             known = ", ".join(sorted(name.strip("<|>") for name in names))
-            raise _bad("language", f"is {language!r:.40}; this model knows {known}")
+            raise bad_field("language", f"is {language!r:.40}; this model knows {known}")
         return {"language": language, "task": "transcribe"}
 
-    def _prompt(self, prompt: Any) -> list[int]:
-        if not isinstance(prompt, str):
-            raise _bad("prompt", "must be a string")
+    def _prompt(self, prompt: str) -> list[int]:
         try:
             ids = self.pipeline.tokenizer.get_prompt_ids(prompt).tolist()
         except ValueError as error:
-            raise _bad("prompt", f"cannot be used: {error}") from error
+            raise bad_field("prompt", f"cannot be used: {error}") from error
         keep = int(MAX_PROMPT_SHARE * self.pipeline.model.config.max_target_positions) - 1
         return [ids[0], *ids[1:][-keep:]]  # the end of a long prompt counts, as in Whisper
 
@@ -227,7 +231,3 @@ def _timed(chunk: Mapping[str, Any], name: str, seconds: float) -> dict[str, Any
     end = seconds if end is None else min(float(end), seconds)
     rest = {key: chunk[key] for key in chunk.keys() - {"text", "timestamp", "language"}}
     return {name: str(chunk["text"]).strip(), "start": start, "end": max(start, end), **rest}
-
-
-def _bad(name: str, message: str) -> RequestError:
-    return RequestError(f"`{name}` {message}", param=name)

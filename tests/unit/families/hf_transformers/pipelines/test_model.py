@@ -88,8 +88,11 @@ def test_classification_over_http(vision: Path, classifier: Path) -> None:
         assert_alike(answer["outputs"], plain(picture(3), top_k=2))
         for inputs, message in (
             ({"image": "x"}, "`image` must be an image, as {b64_json, format}"),
-            ({"image": image, "top_k": 0}, "`top_k` must be a whole number from 1 to 1000"),
-            ({"image": image, "treshold": 1}, "`treshold` is unknown; this model takes image, "),
+            ({"image": image, "top_k": 0}, "`top_k` must be at least 1, not 0"),
+            (
+                {"image": image, "treshold": 1},
+                "unknown field `treshold`; the fields are image, top_k, ",
+            ),
         ):
             refused = httpx.post(url, json={"model": "tiny", "inputs": inputs})
             assert refused.status_code == 400

@@ -113,13 +113,16 @@ def test_a_recording_longer_than_the_window_is_heard_to_its_end(model: Any, plai
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({}, "`audio` must be an array of one dimension"),
+        ({}, "`audio` is required"),
         ({"audio": numpy.zeros((2, 2), "float32")}, "`audio` must be an array of one dimension"),
         ({"audio": numpy.zeros(0, "float32")}, "`audio` has no samples"),
         ({"audio": numpy.full(9, numpy.nan, "float32")}, "samples that are not finite"),
         ({"audio": numpy.zeros(9, "float32"), "sampling_rate": 8000}, "must be 16000"),
-        ({"audio": numpy.zeros(9, "float32"), "speed": 2}, "`speed` is unknown"),
-        ({"audio": numpy.zeros(9, "float32"), "temperature": 2}, "a number from 0 to 1"),
+        ({"audio": numpy.zeros(9, "float32"), "speed": 2}, "unknown field `speed`"),
+        (
+            {"audio": numpy.zeros(9, "float32"), "temperature": 2},
+            "`temperature` must be at most 1, not 2",
+        ),
         ({"audio": numpy.zeros(16000 * 1801, "int16")}, "`audio` is longer than 1800 s"),
     ],
 )
