@@ -15,10 +15,29 @@ from typing import Any
 from deployments.hf_transformers.config import DEFAULT_EMBEDDING_REQUESTS
 from truthgpt_serve.errors import UnavailableError
 
-NOT_LOADED = "the model is not loaded: call `load(cfg)` first"
+
+class EngineModel:
+    """What the classes have in common: an engine, from `load` to `close`."""
+
+    def __init__(self) -> None:
+        self._engine: Any = None
+
+    @property
+    def acceleration(self) -> dict[str, Any]:
+        """What computes, for the model's card; empty before `load`."""
+        return {} if self._engine is None else dict(self._engine.acceleration)
+
+    def _loaded(self) -> Any:
+        if self._engine is None:
+            raise UnavailableError("the model is not loaded: call `load(cfg)` first")
+        return self._engine
+
+    def close(self) -> None:
+        """Frees the weights; safe to call twice."""
+        self._engine = None
 
 
-class TextModel:
+class TextModel(EngineModel):
     """A language model; its requests share every forward pass.
 
     Attributes:
@@ -30,9 +49,9 @@ class TextModel:
     repeats_prompt = False
 
     def __init__(self) -> None:
+        super().__init__()
         self.tokenizer: Any = None
         self.default_max_new_tokens = 256
-        self._engine: Any = None
         self._pool: ThreadPoolExecutor | None = None
 
     def load(self, cfg: dict[str, Any]) -> None:
@@ -48,11 +67,6 @@ class TextModel:
         self.default_max_new_tokens = self._engine.default_max_new_tokens
         # One thread: a fast tokenizer refuses two callers that need different settings.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
-
-    @property
-    def acceleration(self) -> dict[str, Any]:
-        """What computes, for the model's card; empty before `load`."""
-        return _acceleration(self._engine)
 
     @property
     def ongoing(self) -> int:
@@ -82,9 +96,7 @@ class TextModel:
 
     async def stream(self, inputs: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Yields `{"text": delta}`, the last with `finish_reason` and `usage`; errors as above."""
-        engine, pool = self._engine, self._pool
-        if engine is None or pool is None:
-            raise UnavailableError(NOT_LOADED)
+        engine, pool = self._loaded(), self._pool
         call = await asyncio.get_running_loop().run_in_executor(pool, engine.plan, inputs)
         job = engine.submit(call)
         try:
@@ -118,7 +130,7 @@ class TextModel:
             engine.close()
 
 
-class EmbeddingModel:
+class EmbeddingModel(EngineModel):
     """A model that turns texts into vectors; requests are batched.
 
     Attributes:
@@ -131,8 +143,8 @@ class EmbeddingModel:
     max_batch_size = DEFAULT_EMBEDDING_REQUESTS
 
     def __init__(self) -> None:
+        super().__init__()
         self.tokenizer: Any = None
-        self._engine: Any = None
 
     def load(self, cfg: dict[str, Any]) -> None:
         """Loads the weights; errors as in `TextModel.load`."""
@@ -141,11 +153,6 @@ class EmbeddingModel:
         self._engine = EmbeddingEngine(cfg)
         self.tokenizer = self._engine.tokenizer
 
-    @property
-    def acceleration(self) -> dict[str, Any]:
-        """What computes, for the model's card; empty before `load`."""
-        return _acceleration(self._engine)
-
     def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Returns the vector of one text; raises what `infer_batch` returns as an error."""
         found: dict[str, Any] = _only(self.infer_batch([inputs]))
@@ -153,17 +160,11 @@ class EmbeddingModel:
 
     def infer_batch(self, batch: list[dict[str, Any]]) -> list[dict[str, Any] | Exception]:
         """Returns the vectors of many texts; see `EmbeddingEngine.infer_batch`."""
-        if self._engine is None:
-            raise UnavailableError(NOT_LOADED)
-        found: list[dict[str, Any] | Exception] = self._engine.infer_batch(batch)
+        found: list[dict[str, Any] | Exception] = self._loaded().infer_batch(batch)
         return found
 
-    def close(self) -> None:
-        """Frees the weights; safe to call twice."""
-        self._engine = None
 
-
-class PipelineModel:
+class PipelineModel(EngineModel):
     """One of transformers' pipelines; requests with the same parameters are batched.
 
     Attributes:
@@ -174,10 +175,10 @@ class PipelineModel:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.operations: tuple[str, ...] = ()
         self.sampling_rate = 16000
         self.max_audio_s = 0.0
-        self._engine: Any = None
 
     def load(self, cfg: dict[str, Any]) -> None:
         """Loads the weights; errors as in `TextModel.load`."""
@@ -192,11 +193,6 @@ class PipelineModel:
         self.sampling_rate = engine.sampling_rate
         self.max_audio_s = engine.settings.max_audio_s
 
-    @property
-    def acceleration(self) -> dict[str, Any]:
-        """What computes, for the model's card; empty before `load`."""
-        return _acceleration(self._engine)
-
     def batch_key(self, inputs: dict[str, Any]) -> str:
         """Returns what inputs must have in common to share a batch."""
         return str(self._loaded().batch_key(inputs))
@@ -209,19 +205,6 @@ class PipelineModel:
         """Returns the outputs for many inputs; see `PipelineEngine.infer_batch`."""
         found: list[Any] = self._loaded().infer_batch(batch)
         return found
-
-    def _loaded(self) -> Any:
-        if self._engine is None:
-            raise UnavailableError(NOT_LOADED)
-        return self._engine
-
-    def close(self) -> None:
-        """Frees the weights; safe to call twice."""
-        self._engine = None
-
-
-def _acceleration(engine: Any) -> dict[str, Any]:
-    return {} if engine is None else dict(engine.acceleration)
 
 
 def _only(answers: list[Any]) -> Any:
