@@ -16,6 +16,8 @@ from truthgpt_serve.errors import ConfigError, RegistryError
 
 Task = Literal["text-generation", "image-generation", "embedding", "tensor", "custom"]
 TASKS: tuple[str, ...] = get_args(Task)
+Faults = list[tuple[str, str, str]]
+"""What a family finds wrong in a configuration: dotted path, message and fix of each fault."""
 MAX_DETAIL = 300
 """Most characters of a probe's detail: some libraries raise pages."""
 
@@ -129,8 +131,7 @@ class FamilySpec:
             It takes the configuration as a nested dict and yields a `Probe` for each thing that
             this one asks for; with None, for each that the family offers. It may import the
             engine, and runs in a process of its own.
-        check: Finds faults that a schema cannot, as (dotted path, message, fix); the configuration
-            arrives as a nested dict.
+        check: Finds faults that a schema cannot; the configuration arrives as a nested dict.
     """
 
     name: str
@@ -143,7 +144,7 @@ class FamilySpec:
     tensor_parallel: bool = False
     uses_gpus: bool = True
     max_ongoing_requests: Callable[[Mapping[str, Any]], int] | None = None
-    check: Callable[[Mapping[str, Any]], list[tuple[str, str, str]]] | None = None
+    check: Callable[[Mapping[str, Any]], Faults] | None = None
     class_paths: Mapping[str, str] = field(default_factory=dict, hash=False)
     doctor_path: str | None = None
     model_class: type[Model] | None = None

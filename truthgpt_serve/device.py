@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from truthgpt_serve.errors import bad_setting
+from truthgpt_serve.errors import ConfigError, bad_setting
 from truthgpt_serve.wording import suggest
 
 
@@ -76,6 +76,14 @@ def find_kernel_faults(
     if name in gpu_only and runs_on_cpu(cfg):
         return [(place, f"{name} needs an NVIDIA GPU, and the model runs on CPU", fix)]
     return []
+
+
+def refused_compiler(error: Exception) -> ConfigError:
+    """Returns the error for a machine on which `torch.compile` fails: each fails in its own way."""
+    reason = str(error).strip().partition("\n")[0]
+    message = f"torch.compile does not work here: {type(error).__name__}: {reason}"
+    fix = "install a C++ compiler, or write false"
+    return bad_setting("model_optim.compile", message, fix)
 
 
 def check_quantization(

@@ -18,10 +18,9 @@ from deployments.hf_diffusers.choices import (
 )
 from truthgpt_serve.config.paths import expand, must_be_local, resolve_local
 from truthgpt_serve.config.source import Source
+from truthgpt_serve.contract import Faults
 from truthgpt_serve.device import find_kernel_faults, runs_on_cpu
 from truthgpt_serve.model_files import ModelFileError, has_tokenizer, read_header, read_object
-
-Faults = list[tuple[str, str, str]]
 
 
 def check_config(cfg: Mapping[str, Any]) -> Faults:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from truthgpt_serve.device import refused_compiler
 from truthgpt_serve.errors import bad_setting
 
 logger = logging.getLogger(__name__)
@@ -131,10 +132,7 @@ def compile_model(model: Any, mode: str, trials: Sequence[Callable[[], object]])
         with torch.inference_mode():
             for trial in trials:
                 trial()
-    except Exception as error:  # a missing compiler, driver or header fails in its own way
-        reason = str(error).strip().partition("\n")[0]
-        message = f"torch.compile does not work here: {type(error).__name__}: {reason}"
-        fix = "install a C++ compiler, or write false"
-        raise bad_setting("model_optim.compile", message, fix) from error
+    except Exception as error:
+        raise refused_compiler(error) from error
     finally:
         settings.fail_on_recompile_limit_hit = gives_up

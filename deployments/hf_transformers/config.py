@@ -12,7 +12,7 @@ from pydantic import model_validator
 
 from truthgpt_serve.config.base import Count, PositiveNumber, Refusal, Section, refuse
 from truthgpt_serve.config.paths import expand
-from truthgpt_serve.contract import FamilySpec
+from truthgpt_serve.contract import FamilySpec, Faults
 from truthgpt_serve.device import find_kernel_faults
 from truthgpt_serve.model_files import has_tokenizer
 
@@ -119,9 +119,6 @@ class TransformersSettings(Section):
             message = "continuous needs the cache of keys and values"
             raise refuse([Refusal("batching", message, "write padded", ("use_cache",))])
         return self
-
-
-Faults = list[tuple[str, str, str]]
 
 
 def check_config(cfg: Mapping[str, Any]) -> Faults:

@@ -9,12 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from truthgpt_serve.config.paths import expand, must_be_local
-from truthgpt_serve.contract import FamilySpec
+from truthgpt_serve.contract import FamilySpec, Faults
 
 DEFAULT_FILE = "model.onnx"
 MIN_ONGOING_REQUESTS = 64
 ExecutionProvider = Literal["auto", "cpu", "cuda", "tensorrt"]
-Faults = list[tuple[str, str, str]]
 
 
 class OnnxSettings(BaseModel):

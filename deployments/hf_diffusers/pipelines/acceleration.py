@@ -16,6 +16,7 @@ from deployments.hf_diffusers.config import DiffusersSettings
 from deployments.hf_diffusers.pipelines.attention import choose_attention, read_shape
 from deployments.hf_diffusers.pipelines.info import PipelineFacts, denoiser_of
 from deployments.hf_diffusers.pipelines.loading import Loaded
+from truthgpt_serve.device import refused_compiler
 from truthgpt_serve.errors import bad_setting
 
 logger = logging.getLogger(__name__)
@@ -117,19 +118,16 @@ def compile_blocks(denoiser: Any) -> None:
     Raises:
         ConfigError: The compiler does not work here, or diffusers knows no repeated blocks.
     """
-    place = "model_optim.compile"
     try:
         trial = torch.compile(lambda value: torch.relu(value) * 2)
         trial(torch.ones(4, device=next(denoiser.parameters()).device))
-    except Exception as error:  # a missing compiler, driver or header fails in its own way
-        reason = str(error).strip().partition("\n")[0]
-        message = f"torch.compile does not work here: {type(error).__name__}: {reason}"
-        raise bad_setting(place, message, "install a C++ compiler, or write false") from error
+    except Exception as error:
+        raise refused_compiler(error) from error
     try:
         denoiser.compile_repeated_blocks()
     except (ValueError, AttributeError) as error:
         message = f"{type(denoiser).__name__} cannot be compiled by blocks: {error}"
-        raise bad_setting(place, message, "write false") from error
+        raise bad_setting("model_optim.compile", message, "write false") from error
 
 
 def _enable_cache(denoiser: Any, settings: DiffusersSettings) -> None:
