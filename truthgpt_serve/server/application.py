@@ -176,11 +176,7 @@ class Application(RoutedFront):
         self, connection: Connection, kind: type[ChatRequest] | type[CompletionRequest]
     ) -> None:
         body = await self._read(connection)
-        if self._task != "text-generation":
-            raise UnsupportedError(
-                f"the model {self._host.name!r} has task {self._task}, which has no text routes",
-                param="model",
-            )
+        self._host.check_task("text-generation", "text routes")
         fields = parse_object(body)
         self._limits.check(connection.path, body, fields)
         request = parse_text(kind, fields)

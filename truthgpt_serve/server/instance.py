@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from truthgpt_serve.channel import Channel
 from truthgpt_serve.config import ModelConfig
 from truthgpt_serve.contract import FamilySpec, Model, create_model
-from truthgpt_serve.errors import DeadlineError, RegistryError, ServerError
+from truthgpt_serve.errors import DeadlineError, RegistryError, ServerError, UnsupportedError
 from truthgpt_serve.hardware import request_limits
 from truthgpt_serve.http.file_store import FileStore, LocalFileStore
 from truthgpt_serve.server.batching.batcher import Batcher, create_batcher, join_metrics
@@ -106,6 +106,17 @@ class ModelInstance:
 
     def _create(self) -> None:
         self.model = create_model(self._cls or self.spec.load_class(), self.name)
+
+    def check_task(self, task: str, routes: str) -> None:
+        """Checks that the model has a task, for the routes that only its models have.
+
+        Raises:
+            UnsupportedError: It has another one.
+        """
+        own = self.config.task
+        if own != task:
+            message = f"the model {self.name!r} has task {own}, which has no {routes}"
+            raise UnsupportedError(message, param="model")
 
     @property
     def max_request_s(self) -> float:

@@ -55,12 +55,7 @@ class EmbeddingRoutes:
         """Answers `POST /v1/embeddings`."""
         body = await self._read(connection)
         host = self._host
-        task = host.config.task
-        if task != "embedding":
-            raise UnsupportedError(
-                f"the model {host.name!r} has task {task}, which has no embedding route",
-                param="model",
-            )
+        host.check_task("embedding", "embedding route")
         fields = parse_object(body)
         self._limits.check(PATH, body, fields)
         request = read_request(EmbeddingRequest, fields)

@@ -124,12 +124,7 @@ class ImageRoutes:
 
     def _check_operation(self, operation: Operation) -> None:
         host = self._host
-        task = host.config.task
-        if task != "image-generation":
-            raise UnsupportedError(
-                f"the model {host.name!r} has task {task}, which has no image routes",
-                param="model",
-            )
+        host.check_task("image-generation", "image routes")
         operations = getattr(host.model, "operations", ("generation",))
         if operation not in operations:
             raise UnsupportedError(
