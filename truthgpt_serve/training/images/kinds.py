@@ -74,8 +74,10 @@ class Kind:
         return self.encode([""], device)
 
     def normalise(self, latents: Any) -> Any:
-        """Returns the VAE's latents as the denoiser sees them."""
-        return latents * self.vae.config.scaling_factor
+        """Returns the VAE's latents as the denoiser sees them: shifted, if it is so, and scaled."""
+        vae = self.vae.config
+        shift = (vae.shift_factor or 0.0) if self.shifts_latents else 0.0
+        return (latents - shift) * vae.scaling_factor
 
     def predict(self, denoiser: Any, noisy: Any, timesteps: Any, conditions: Conditions) -> Any:
         """Returns the denoiser's output, of the latents' shape."""
@@ -154,11 +156,6 @@ class SD3Kind(Kind):
         )
         return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
 
-    def normalise(self, latents: Any) -> Any:
-        """Returns the latents shifted and scaled."""
-        vae = self.vae.config
-        return (latents - (vae.shift_factor or 0.0)) * vae.scaling_factor
-
     def predict(self, denoiser: Any, noisy: Any, timesteps: Any, conditions: Conditions) -> Any:
         """Returns the transformer's output."""
         return denoiser(hidden_states=noisy, timestep=timesteps, return_dict=False, **conditions)[0]
@@ -192,11 +189,6 @@ class FluxKind(Kind):
         """Returns embeddings and pooled embeddings."""
         embeds, pooled, _ = self.pipeline.encode_prompt(captions, prompt_2=None, device=device)
         return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
-
-    def normalise(self, latents: Any) -> Any:
-        """Returns the latents shifted and scaled."""
-        vae = self.vae.config
-        return (latents - (vae.shift_factor or 0.0)) * vae.scaling_factor
 
     def predict(self, denoiser: Any, noisy: Any, timesteps: Any, conditions: Conditions) -> Any:
         """Packs, calls and unpacks; the distilled guidance is 1, the data as it is."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,19 @@ class CourseCallback(TrainerCallback):  # type: ignore[misc] # transformers coun
             control.should_training_stop = True
 
 
+@contextmanager
+def _writing(unfinished: Path, what: str, run: Path) -> Iterator[None]:
+    """Removes what is half written when it cannot go on, and says which checkpoint is left."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise TrainingError(
+            f"{run}: {what} cannot be written: {error} "
+            f"(make room, then go on with --resume); {what_is_left(run)}"
+        ) from error
+
+
 class CourseTrainer:
     """Mixed into a `transformers.Trainer`: whole checkpoints, counted tokens, the result's folder.
 
@@ -205,7 +219,7 @@ class CourseTrainer:
             course.monitor.check_space(self._checkpoint_bytes())
             begin_checkpoint(folder, step)
         self.accelerator.wait_for_everyone()
-        try:
+        with _writing(unfinished, f"the checkpoint of step {step}", folder):
             self._write_checkpoint(str(unfinished))
             self.accelerator.wait_for_everyone()
             if first:
@@ -213,12 +227,6 @@ class CourseTrainer:
                 best = course.best_step
                 keep = course.training["keep_checkpoints"]
                 prune_checkpoints(folder, keep, also=[] if best is None else [best])
-        except (OSError, RuntimeError, SafetensorError) as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise TrainingError(
-                f"{folder}: the checkpoint of step {step} cannot be written: {error} "
-                f"(make room, then go on with --resume); {what_is_left(folder)}"
-            ) from error
         self.accelerator.wait_for_everyone()
 
     def _write_checkpoint(self, folder: str) -> None:
@@ -271,15 +279,9 @@ class CourseTrainer:
             self.course.monitor.check_space(self._trained_bytes())
             unfinished = folder / f".{MODEL}.tmp"
             shutil.rmtree(unfinished, ignore_errors=True)
-            try:
+            with _writing(unfinished, "the model", folder):
                 self._write_model(unfinished, tokenizer, dtype)
                 replace_folder(unfinished, folder / MODEL)
-            except (OSError, RuntimeError, SafetensorError) as error:
-                shutil.rmtree(unfinished, ignore_errors=True)
-                raise TrainingError(
-                    f"{folder}: the model cannot be written: {error} "
-                    f"(make room, then go on with --resume); {what_is_left(folder)}"
-                ) from error
         self.accelerator.wait_for_everyone()
 
     def _write_model(self, folder: Path, tokenizer: Any, dtype: torch.dtype) -> None:
