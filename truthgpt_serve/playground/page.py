@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 
 from truthgpt_serve.config.playground import PlaygroundConfig
 from truthgpt_serve.playground.client import ServiceClient
 from truthgpt_serve.playground.code import Sent
-from truthgpt_serve.playground.fragments import NO_CODE
+from truthgpt_serve.playground.fragments import NO_CODE, code_of
 from truthgpt_serve.playground.running import Running
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +34,38 @@ class Tools:
     config: PlaygroundConfig
     key: Any
 
-    def sent(
+    def code(
         self,
         request: gr.Request,
         path: str,
         body: dict[str, Any],
         key: str,
         file: str | None = None,
-    ) -> Sent:
-        """Returns a request as code shows it, with the address that the browser uses."""
+    ) -> str:
+        """Returns a request as HTML of code, with the address that the browser uses."""
         base = self.config.base_url or origin_of(request) or self.client.base_url
-        return Sent(f"{base}{path}", body, has_key=bool(key), file=file)
+        return code_of(Sent(f"{base}{path}", body, has_key=bool(key), file=file))
+
+    async def run(
+        self, request: gr.Request, kind: str, call: Callable[[], Awaitable[T]]
+    ) -> T | None:
+        """Runs a call of the service as a page's request of a kind.
+
+        Returns:
+            What the call returned; None if the page's user stopped it.
+
+        Raises:
+            ServiceFault: As the call.
+        """
+        answers: list[T] = []
+
+        async def work(changed: Callable[[], None]) -> None:
+            answers.append(await call())
+
+        async with aclosing(self.running.follow(session_of(request), kind, work)) as updates:
+            async for _ in updates:
+                pass
+        return answers[0] if answers else None
 
     def make_stop(self, kind: str) -> Callable[[gr.Request], None]:
         """Returns the handler that ends a page's request of a kind."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import gradio as gr
 
 from truthgpt_serve.playground import fields, fragments
 from truthgpt_serve.playground.client import ServiceFault
-from truthgpt_serve.playground.page import QUICK, Tools, code_field, model_field, session_of
+from truthgpt_serve.playground.page import QUICK, Tools, code_field, model_field
 
 KIND = "audio"
 PATH = "/v1/audio/transcriptions"
@@ -73,23 +74,18 @@ async def _transcribe(
     except ServiceFault as error:
         yield fragments.fault(str(error)), same, same, on, off
         return
-    sent = tools.sent(request, PATH, body, key, file=Path(recording).name)
-    yield fragments.status("Transcribing"), "", fragments.code_of(sent), off, on
+    code = tools.code(request, PATH, body, key, file=Path(recording).name)
+    yield fragments.status("Transcribing"), "", code, off, on
     started_s = time.monotonic()
-    answers: list[str] = []
-
-    async def work(changed: Callable[[], None]) -> None:
-        answers.append(await transcribe(tools, key, body, Path(recording)))
-
+    text = None
     try:
-        async with aclosing(tools.running.follow(session_of(request), KIND, work)) as updates:
-            async for _ in updates:
-                pass
+        call = partial(transcribe, tools, key, body, Path(recording))
+        text = await tools.run(request, KIND, call)
         seconds = time.monotonic() - started_s
-        line = fragments.status(f"Transcribed in {seconds:.1f} s." if answers else "Stopped.")
+        line = fragments.status("Stopped." if text is None else f"Transcribed in {seconds:.1f} s.")
     except ServiceFault as error:
         line = fragments.fault(str(error))
-    yield line, f"<p>{escape(answers[0])}</p>" if answers else "", same, on, off
+    yield line, "" if text is None else f"<p>{escape(text)}</p>", same, on, off
 
 
 async def transcribe(tools: Tools, key: str, body: dict[str, Any], file: Path) -> str:

@@ -115,7 +115,7 @@ async def _converse(
     except ServiceFault as error:
         yield same, same, same, fragments.fault(str(error)), same, on, off
         return
-    code = fragments.code_of(tools.sent(request, PATH, body, key))
+    code = tools.code(request, PATH, body, key)
     answer = Answer()
     yield asked, asked, "", fragments.status("Waiting for the first token"), code, off, on
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
 from truthgpt_serve.playground import fields, fragments
 from truthgpt_serve.playground.client import ServiceFault
-from truthgpt_serve.playground.page import Tools, code_field, model_field, session_of
+from truthgpt_serve.playground.page import Tools, code_field, model_field
 from truthgpt_serve.playground.pages.similarity import MAX_LINES, cosines, split_lines, to_table
 
 KIND = "embeddings"
@@ -77,23 +77,12 @@ def add_embeddings(tools: Tools) -> Any:
         except ServiceFault as error:
             yield fragments.fault(str(error)), same, same
             return
-        yield (
-            fragments.status("Comparing"),
-            "",
-            fragments.code_of(tools.sent(request, PATH, body, key)),
-        )
+        yield fragments.status("Comparing"), "", tools.code(request, PATH, body, key)
         started_s = time.monotonic()
-        answers: list[Any] = []
-
-        async def work(changed: Callable[[], None]) -> None:
-            answers.append(await tools.client.post(PATH, key, json=body))
-
         lines = body["input"]
         try:
-            async with aclosing(tools.running.follow(session_of(request), KIND, work)) as updates:
-                async for _ in updates:
-                    pass
-            vectors = read_vectors(answers[0] if answers else None, len(lines))
+            post = partial(tools.client.post, PATH, key, json=body)
+            vectors = read_vectors(await tools.run(request, KIND, post), len(lines))
         except ServiceFault as error:
             yield fragments.fault(str(error)), same, same
             return

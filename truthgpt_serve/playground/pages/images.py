@@ -135,7 +135,7 @@ async def _draw(
             for at in range(body["n"])
         ]
     )
-    code = fragments.code_of(tools.sent(request, PATH, body, key))
+    code = tools.code(request, PATH, body, key)
     started_s = time.monotonic()
 
     async def work(changed: Callable[[], None]) -> None:
