@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
-_SAMPLE = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)", re.ASCII)
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 
 class Samples:
-    """Samples of the metrics that were asked for.
+    """Samples of the metrics that were asked for; lines that cannot be read are left out.
 
     Args:
         page: In Prometheus' text format.
@@ -18,23 +17,24 @@ class Samples:
     """
 
     def __init__(self, page: str, names: Collection[str]) -> None:
-        self._values: dict[str, list[tuple[dict[str, str], float]]] = {}
-        for line in page.splitlines():
-            if not line.startswith(tuple(names)):
-                continue
-            match = _SAMPLE.fullmatch(line.strip())
-            if match is None or match[1] not in names:
-                continue
-            try:
-                value = float(match[3])
-            except ValueError:
-                continue
-            labels = dict(_LABEL.findall(match[2] or ""))
-            self._values.setdefault(match[1], []).append((labels, value))
+        lines = (line for line in page.splitlines() if line.startswith(tuple(names)))
+        self._samples = [
+            sample for line in lines for sample in _read_line(line) if sample.name in names
+        ]
 
     def total(self, name: str, **labels: str) -> float | None:
         """Returns the sum of a metric's samples with these labels; None where there is none."""
         found = [
-            value for own, value in self._values.get(name, ()) if labels.items() <= own.items()
+            sample.value
+            for sample in self._samples
+            if sample.name == name and labels.items() <= sample.labels.items()
         ]
         return sum(found) if found else None
+
+
+def _read_line(line: str) -> Iterator[Sample]:
+    try:
+        for family in text_string_to_metric_families(line):
+            yield from family.samples
+    except (ValueError, IndexError):  # the second of a line that is cut off
+        return
