@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from truthgpt_serve.errors import ConfigError, bad_setting
 from truthgpt_serve.wording import suggest
+
+DTYPES = ("float32", "float16", "bfloat16")
+"""Number formats of weights, by torch's names."""
 
 
 def runs_on_cpu(cfg: Mapping[str, Any]) -> bool:
@@ -15,47 +18,48 @@ def runs_on_cpu(cfg: Mapping[str, Any]) -> bool:
     return bool(cfg["hardware"]["gpus"] == 0 or cfg["hardware"]["device"] == "cpu")
 
 
-def choose_device(hardware: Mapping[str, Any], *, has_gpu: bool, library: str) -> str:
-    """Returns `cpu` or `cuda` for a replica: what `gpus` says, else the GPU if there is one.
+def choose_device(hardware: Mapping[str, Any], torch: Any) -> Any:
+    """Returns the `torch.device` of a replica: what `gpus` says, else the GPU if there is one.
 
     Args:
         hardware: The section of the configuration, as a nested dict.
-        has_gpu: Whether the library that computes sees a GPU.
-        library: Its name and version, for the message.
+        torch: The package, which this module must not import.
 
     Raises:
-        ConfigError: A GPU is asked for, and the library sees none.
+        ConfigError: A GPU is asked for, and torch sees none.
     """
     gpus, wanted = hardware["gpus"], hardware["device"]
     if gpus == 0 or wanted == "cpu":
-        return "cpu"
-    if has_gpu:
-        return "cuda"
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
     if gpus == "auto" and wanted == "auto":
-        return "cpu"
-    message = f"{gpus} asks for a GPU, and {library} sees none"
+        return torch.device("cpu")
+    message = f"{gpus} asks for a GPU, and torch {torch.__version__} sees none"
     raise bad_setting("hardware.gpus", message, "write 0, or install the extra `gpu`")
 
 
-def choose_dtype(wanted: str, stored: str, device: str, has_bfloat16: Callable[[], bool]) -> str:
-    """Returns the number format of the weights.
+def choose_dtype(wanted: str, stored: Any, device: Any, torch: Any) -> Any:
+    """Returns the `torch.dtype` of the weights.
 
     `auto` takes the checkpoint's where the device computes in it: float16 becomes float32 on a CPU,
     and bfloat16 becomes float16 on a GPU that does not have it.
 
     Args:
         wanted: The configuration's.
-        stored: The checkpoint's.
-        device: `cpu` or `cuda`.
-        has_bfloat16: Whether the GPU computes in bfloat16.
+        stored: The checkpoint's, by its name or torch's; what is none of DTYPES counts as float32.
+        device: Where the model computes.
+        torch: The package.
     """
+    name = str(stored).removeprefix("torch.")
     if wanted != "auto":
-        return wanted
-    if device == "cpu" and stored == "float16":
-        return "float32"
-    if device == "cuda" and stored == "bfloat16" and not has_bfloat16():
-        return "float16"
-    return stored
+        name = wanted
+    elif name not in DTYPES or (device.type == "cpu" and name == "float16"):
+        name = "float32"
+    elif device.type == "cuda" and name == "bfloat16":
+        has_it = torch.cuda.is_bf16_supported(including_emulation=False)
+        name = "bfloat16" if has_it else "float16"
+    return getattr(torch, name)
 
 
 def find_kernel_faults(
@@ -87,9 +91,15 @@ def refused_compiler(error: Exception) -> ConfigError:
 
 
 def check_quantization(
-    name: str, packages: Collection[str], *, needs_gpu: bool, has_gpu: bool, library: str
+    name: str, packages: Collection[str], gpu_only: Collection[str], torch: Any
 ) -> None:
     """Proves that this machine can run a quantization: its packages import, its GPU is there.
+
+    Args:
+        name: The quantization.
+        packages: What it needs.
+        gpu_only: All that need a GPU.
+        torch: The package.
 
     Raises:
         ConfigError: Something is missing; the message names it.
@@ -101,6 +111,6 @@ def check_quantization(
         except (ImportError, OSError, RuntimeError) as error:
             message = f"{name} needs the package {package}, which does not import here: {error}"
             raise bad_setting(place, message, f"pip install {package}") from error
-    if needs_gpu and not has_gpu:
-        message = f"{name} needs an NVIDIA GPU, and {library} sees none"
+    if name in gpu_only and not torch.cuda.is_available():
+        message = f"{name} needs an NVIDIA GPU, and torch {torch.__version__} sees none"
         raise bad_setting(place, message, "write torchao-int8, or null")

@@ -24,11 +24,11 @@ from deployments.hf_diffusers.pipelines.attention import (
     probe,
     refusal,
 )
-from deployments.hf_diffusers.pipelines.loading import DTYPES, choose_device
 from deployments.hf_diffusers.pipelines.quantization import check_quantization
 from deployments.hf_diffusers.tiny_models import create_flux
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.contract import Probe
+from truthgpt_serve.device import choose_device
 
 ENGINE_KEYS = ("step_cache", "offload", "channels_last", "vae_tiling", "vae_slicing")
 """Settings that a machine may not be able to do."""
@@ -68,7 +68,7 @@ def _needed(cfg: Mapping[str, Any]) -> Iterator[Probe]:
 
 
 def _choose(cfg: Mapping[str, Any], chosen: list[torch.device]) -> str:
-    chosen.append(choose_device(cfg["hardware"]))
+    chosen.append(choose_device(cfg["hardware"], torch))
     return f"the model would compute on {chosen[0].type}"
 
 
@@ -105,7 +105,7 @@ def _draw(optim: Mapping[str, Any], engine: Mapping[str, Any], gpus: int) -> str
 def _attention(name: str, dtype: str, device: torch.device) -> Probe:
     if dtype == "auto":
         dtype = "bfloat16" if device.type == "cuda" else "float32"
-    shape = Shape(256, 4, 64, device, DTYPES[dtype])
+    shape = Shape(256, 4, 64, device, getattr(torch, dtype))
 
     def call() -> str:
         try:

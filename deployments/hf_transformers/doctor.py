@@ -19,13 +19,12 @@ import transformers
 from deployments.hf_transformers.acceleration import RECIPES, choose_attention, differ
 from deployments.hf_transformers.config import ATTENTION, QUANTIZATION, TransformersSettings
 from deployments.hf_transformers.loading import (
-    DTYPES,
     Source,
     check_quantization,
-    choose_device,
     load_model,
 )
 from truthgpt_serve.contract import Probe
+from truthgpt_serve.device import DTYPES, choose_device
 
 COMPILE_MODES = ("default", "max-autotune")
 EDGE = 256
@@ -71,12 +70,12 @@ def _needed(cfg: Mapping[str, Any]) -> Iterator[Probe]:
 
 
 def _choose(cfg: Mapping[str, Any], chosen: list[torch.device]) -> str:
-    chosen.append(choose_device(cfg["hardware"]))
+    chosen.append(choose_device(cfg["hardware"], torch))
     return f"the model would compute on {chosen[0].type}"
 
 
 def _multiply(name: str, device: torch.device) -> Probe:
-    dtype = DTYPES[name]
+    dtype = getattr(torch, name)
 
     def call() -> str:
         generator = torch.Generator().manual_seed(0)
@@ -121,7 +120,7 @@ def _attention(name: str, dtype: str, device: torch.device) -> Probe:
         dtype = "bfloat16" if device.type == "cuda" else "float32"
 
     def call() -> str:
-        model = _tiny_model().to(device, DTYPES[dtype])
+        model = _tiny_model().to(device, getattr(torch, dtype))
         choose_attention(name, model, lambda: _logits(model))
         return f"gives what eager attention gives, in {dtype}"
 

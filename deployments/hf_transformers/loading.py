@@ -14,10 +14,10 @@ import torch
 import transformers
 
 from deployments.hf_transformers.config import GPU_QUANTIZATION, QUANTIZATION
-from truthgpt_serve import device as rules
+from truthgpt_serve import device
+from truthgpt_serve.device import choose_device, choose_dtype
 from truthgpt_serve.errors import bad_setting
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LOAD_ERRORS = (OSError, ValueError, ImportError, RuntimeError, TypeError, KeyError)
 """What `from_pretrained` raises for folders that are no model, or not one of this kind."""
 NO_LIMIT = 10**6
@@ -59,8 +59,8 @@ def read_source(cfg: Mapping[str, Any]) -> Source:
         ConfigError: A GPU is asked for and there is none, or the quantization cannot run here.
     """
     transformers.utils.logging.disable_progress_bar()
-    device = choose_device(cfg["hardware"])
-    if device.type == "cpu":
+    where = choose_device(cfg["hardware"], torch)
+    if where.type == "cpu":
         torch.set_num_threads(max(1, int(cfg["hardware"]["cpus"])))
     quantization = cfg["model_optim"]["quantization"]
     if quantization is not None:
@@ -68,38 +68,15 @@ def read_source(cfg: Mapping[str, Any]) -> Source:
     return Source(
         name_or_path=str(cfg["model"]["name_or_path"]),
         revision=cfg["model"]["revision"],
-        device=device,
+        device=where,
         dtype=str(cfg["model_optim"]["dtype"]),
         quantization=quantization,
     )
 
 
-def choose_device(hardware: Mapping[str, Any]) -> torch.device:
-    """Returns the device of one replica; see `truthgpt_serve.device`."""
-    library = f"torch {torch.__version__}"
-    has_gpu = torch.cuda.is_available()
-    return torch.device(rules.choose_device(hardware, has_gpu=has_gpu, library=library))
-
-
-def choose_dtype(wanted: str, stored: torch.dtype | None, device: torch.device) -> torch.dtype:
-    """Returns the number format of the weights; see `truthgpt_serve.device`."""
-    name = next((name for name, dtype in DTYPES.items() if dtype is stored), "float32")
-    return DTYPES[rules.choose_dtype(wanted, name, device.type, _has_bfloat16)]
-
-
-def _has_bfloat16() -> bool:
-    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-
-
 def check_quantization(name: str) -> None:
     """Proves that this machine can run a quantization; see `truthgpt_serve.device`."""
-    rules.check_quantization(
-        name,
-        [QUANTIZATION[name]],
-        needs_gpu=name in GPU_QUANTIZATION,
-        has_gpu=torch.cuda.is_available(),
-        library=f"torch {torch.__version__}",
-    )
+    device.check_quantization(name, [QUANTIZATION[name]], GPU_QUANTIZATION, torch)
 
 
 def _quantization_config(name: str, dtype: torch.dtype) -> Any:
@@ -156,7 +133,7 @@ def load_model(auto_class: Any, source: Source, config: Any) -> Any:
     Raises:
         ConfigError: The weights are not of this kind, or the quantization does not take them.
     """
-    dtype = choose_dtype(source.dtype, getattr(config, "dtype", None), source.device)
+    dtype = choose_dtype(source.dtype, getattr(config, "dtype", None), source.device, torch)
     options: dict[str, Any] = {"dtype": dtype, **source.options()}
     options |= quantization_options(source, dtype)
     try:

@@ -51,8 +51,6 @@ from truthgpt_serve.validate.report import (
 from truthgpt_serve.wording import nearest
 
 _SERVE_KEYS = ("applications", "http_options", "proxy_location", "grpc_options", "logging_config")
-_CODE_KEYS = frozenset({"working_dir", "py_modules"})
-"""Keys of a runtime_env that bring code to the replicas."""
 DEFAULT_PORT = 8000
 """Ray Serve's own default for `http_options.port`."""
 

@@ -5,8 +5,6 @@ Knows nothing of requests, batching or acceleration. Code that a checkpoint brin
 
 from __future__ import annotations
 
-import json
-import struct
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,12 +25,11 @@ from deployments.hf_diffusers.pipelines.quantization import (
     read_index,
 )
 from deployments.hf_diffusers.pipelines.roles import make_roles
-from truthgpt_serve import device as rules
+from truthgpt_serve.device import choose_device, choose_dtype
 from truthgpt_serve.errors import bad_setting
+from truthgpt_serve.model_files import ModelFileError, read_header
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-MAX_HEADER_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +62,10 @@ def load_pipelines(cfg: Mapping[str, Any], settings: DiffusersSettings) -> Loade
         ConfigError: The weights, the ControlNet or the VAE cannot be loaded, or the number format
             does not suit them.
     """
-    device = choose_device(cfg["hardware"])
+    device = choose_device(cfg["hardware"], torch)
     source = fetch(str(cfg["model"]["name_or_path"]), cfg["model"]["revision"], settings)
-    dtype = choose_dtype(str(cfg["model_optim"]["dtype"]), checkpoint_dtype(source), device)
+    stored = checkpoint_dtype(source)
+    dtype = choose_dtype(str(cfg["model_optim"]["dtype"]), stored, device, torch)
     parts = _load_parts(settings, source, dtype)
     name = cfg["model_optim"]["quantization"]
     if name is not None and name != "gguf":
@@ -105,27 +103,13 @@ def fetch(name_or_path: str, revision: str | None, settings: DiffusersSettings) 
         raise bad_setting("model.name_or_path", message) from error
 
 
-def choose_device(hardware: Mapping[str, Any]) -> torch.device:
-    """Returns the device of one replica; see `truthgpt_serve.device`."""
-    library = f"torch {torch.__version__}"
-    has_gpu = torch.cuda.is_available()
-    return torch.device(rules.choose_device(hardware, has_gpu=has_gpu, library=library))
-
-
-def choose_dtype(wanted: str, stored: str, device: torch.device) -> torch.dtype:
-    """Returns the number format of the modules; see `truthgpt_serve.device`."""
-    return DTYPES[rules.choose_dtype(wanted, stored, device.type, has_bfloat16)]
-
-
-def has_bfloat16() -> bool:
-    """Returns whether the GPU itself computes in bfloat16."""
-    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-
-
 def checkpoint_dtype(source: str) -> str:
     """Returns the number format of most of the denoiser's weights.
 
     A checkpoint that is not in safetensors' format counts as float32.
+
+    Raises:
+        ConfigError: Its file is damaged.
     """
     folder = Path(source)
     files = [folder] if folder.is_file() else []
@@ -135,25 +119,16 @@ def checkpoint_dtype(source: str) -> str:
             for name in ("unet", "transformer")
             for file in sorted((folder / name).glob("*.safetensors"))
         ]
-    counts: Counter[str] = Counter()
-    for file in files[:1]:
-        counts = _count_dtypes(file)
-    known = {
-        SAFETENSORS_DTYPES[name]: n for name, n in counts.items() if name in SAFETENSORS_DTYPES
-    }
-    return max(known, key=lambda name: known[name], default="float32")
-
-
-def _count_dtypes(file: Path) -> Counter[str]:
-    """Counts the tensors of each type in the header of a safetensors file."""
-    counts: Counter[str] = Counter()
-    if file.suffix != ".safetensors":
-        return counts
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(min(length, MAX_HEADER_BYTES)))
-    counts.update(entry["dtype"] for name, entry in header.items() if name != "__metadata__")
-    return counts
+    if not files or files[0].suffix != ".safetensors":
+        return "float32"
+    try:
+        tensors = read_header(files[0]).values()
+    except ModelFileError as error:
+        raise bad_setting("model.name_or_path", error.message, "fetch it again") from error
+    counts = Counter(
+        SAFETENSORS_DTYPES[one.dtype] for one in tensors if one.dtype in SAFETENSORS_DTYPES
+    )
+    return counts.most_common(1)[0][0] if counts else "float32"
 
 
 def _load_parts(settings: DiffusersSettings, source: str, dtype: torch.dtype) -> dict[str, Any]:

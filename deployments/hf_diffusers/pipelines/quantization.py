@@ -13,19 +13,13 @@ import diffusers
 import torch
 
 from deployments.hf_diffusers.choices import GPU_QUANTIZATION, QUANTIZATION
-from truthgpt_serve import device as rules
+from truthgpt_serve import device
 from truthgpt_serve.errors import bad_setting
 
 
 def check_quantization(name: str) -> None:
     """Proves that this machine can run a quantization; see `truthgpt_serve.device`."""
-    rules.check_quantization(
-        name,
-        QUANTIZATION[name],
-        needs_gpu=name in GPU_QUANTIZATION,
-        has_gpu=torch.cuda.is_available(),
-        library=f"torch {torch.__version__}",
-    )
+    device.check_quantization(name, QUANTIZATION[name], GPU_QUANTIZATION, torch)
 
 
 def quantization_config(name: str, component: str, dtype: torch.dtype) -> Any:

@@ -40,7 +40,7 @@ def _read_audio(value: Any) -> numpy.ndarray:
         raise bad_field("audio", "has no samples")
     if value.dtype.kind in "iu":
         value = value / numpy.iinfo(value.dtype).max
-    samples = value.astype(numpy.float32)
+    samples: numpy.ndarray = value.astype(numpy.float32)
     if not numpy.isfinite(samples).all():
         raise bad_field("audio", "has samples that are not finite")
     return samples

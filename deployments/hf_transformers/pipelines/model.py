@@ -19,13 +19,13 @@ from deployments.hf_transformers.config import TransformersSettings
 from deployments.hf_transformers.generation.stopping import stop_when_cancelled
 from deployments.hf_transformers.loading import (
     LOAD_ERRORS,
-    choose_dtype,
     load_config,
     max_input_tokens,
     quantization_options,
     read_source,
 )
 from deployments.hf_transformers.pipelines.inputs import KINDS, read_inputs
+from truthgpt_serve.device import choose_dtype
 from truthgpt_serve.errors import ContextLengthError, RequestError, ServerError, bad_setting
 
 logger = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ def _numbers(value: Any) -> list[float]:
 def _load(task: str, cfg: Mapping[str, Any]) -> Any:
     source = read_source(cfg)
     config = load_config(source)
-    dtype = choose_dtype(source.dtype, getattr(config, "dtype", None), source.device)
+    dtype = choose_dtype(source.dtype, getattr(config, "dtype", None), source.device, torch)
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False}
     if source.quantization is None:
         options["device"] = source.device

@@ -9,10 +9,11 @@ import numpy
 import pytest
 import torch
 
-from deployments.hf_transformers import acceleration, loading
+from deployments.hf_transformers import acceleration
 from deployments.hf_transformers.acceleration import compile_model
 from tests.support.tiny_transformers.models import make_tiny_encoder
 from tests.support.transformers_models import configuration, loaded
+from truthgpt_serve.device import DTYPES
 from truthgpt_serve.errors import ConfigError
 
 
@@ -54,4 +55,4 @@ def test_rounding_is_told_from_a_difference() -> None:
     assert not acceleration.differ(values + 0.1, values, torch.bfloat16)
     assert acceleration.differ(values * torch.nan, values, torch.bfloat16)
     assert acceleration.differ(values[:1], values, torch.float32)
-    assert set(loading.DTYPES.values()) == set(acceleration.TOLERANCES)
+    assert {getattr(torch, name) for name in DTYPES} == set(acceleration.TOLERANCES)

@@ -11,24 +11,24 @@ import pytest
 import torch
 
 from deployments.hf_transformers.acceleration import choose_attention
-from deployments.hf_transformers.loading import choose_device, choose_dtype
 from deployments.vllm.tiny_model import make_tiny_llama
 from tests.support.tiny_transformers.models import make_tiny_encoder
 from tests.support.transformers_models import configuration, loaded
+from truthgpt_serve.device import choose_device, choose_dtype
 from truthgpt_serve.errors import ConfigError
 
 
 def test_the_device_and_the_number_format() -> None:
     cpu = torch.device("cpu")
-    assert choose_device({"gpus": 0, "device": "auto"}) == cpu
-    assert choose_dtype("auto", torch.float16, cpu) is torch.float32
-    assert choose_dtype("auto", torch.bfloat16, cpu) is torch.bfloat16
-    assert choose_dtype("auto", None, cpu) is torch.float32
-    assert choose_dtype("float16", torch.float32, cpu) is torch.float16
+    assert choose_device({"gpus": 0, "device": "auto"}, torch) == cpu
+    assert choose_dtype("auto", torch.float16, cpu, torch) is torch.float32
+    assert choose_dtype("auto", torch.bfloat16, cpu, torch) is torch.bfloat16
+    assert choose_dtype("auto", None, cpu, torch) is torch.float32
+    assert choose_dtype("float16", torch.float32, cpu, torch) is torch.float16
     if not torch.cuda.is_available():
-        assert choose_device({"gpus": "auto", "device": "auto"}) == cpu
+        assert choose_device({"gpus": "auto", "device": "auto"}, torch) == cpu
         with pytest.raises(ConfigError, match=r"hardware.gpus: 1 asks for a GPU, and torch"):
-            choose_device({"gpus": 1, "device": "auto"})
+            choose_device({"gpus": 1, "device": "auto"}, torch)
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from deployments.hf_diffusers.deployment import DiffusersModel
-from deployments.hf_diffusers.pipelines.loading import check_vae, choose_device, choose_dtype
+from deployments.hf_diffusers.pipelines.loading import check_vae
 from tests.support.image_models import make_cfg, open_model, save_model
 from tests.support.tiny_images import create_pipeline
+from truthgpt_serve.device import choose_device, choose_dtype
 from truthgpt_serve.errors import ConfigError
 
 SETTINGS = {"default_steps": 3, "default_size": "64x64"}
@@ -44,10 +45,10 @@ async def pixels(model: DiffusersModel, **more: Any) -> Any:
 
 
 def test_auto_takes_the_checkpoints_format_where_the_device_has_it() -> None:
-    assert choose_dtype("auto", "float16", CPU) is torch.float32
-    assert choose_dtype("auto", "bfloat16", CPU) is torch.bfloat16
-    assert choose_dtype("auto", "float32", CPU) is torch.float32
-    assert choose_dtype("float16", "float32", CPU) is torch.float16
+    assert choose_dtype("auto", "float16", CPU, torch) is torch.float32
+    assert choose_dtype("auto", "bfloat16", CPU, torch) is torch.bfloat16
+    assert choose_dtype("auto", "float32", CPU, torch) is torch.float32
+    assert choose_dtype("float16", "float32", CPU, torch) is torch.float16
 
 
 async def test_the_format_is_read_from_the_checkpoint(tmp_path: Path) -> None:
@@ -70,11 +71,11 @@ def test_float16_with_a_vae_that_overflows_is_refused() -> None:
 
 @pytest.mark.usefixtures("no_gpu")
 def test_a_gpu_that_is_not_there_is_named() -> None:
-    assert choose_device({"gpus": "auto", "device": "auto"}) == CPU
-    assert choose_device({"gpus": 0, "device": "auto"}) == CPU
+    assert choose_device({"gpus": "auto", "device": "auto"}, torch) == CPU
+    assert choose_device({"gpus": 0, "device": "auto"}, torch) == CPU
     for hardware in ({"gpus": 1, "device": "auto"}, {"gpus": "auto", "device": "cuda"}):
         with pytest.raises(ConfigError, match="asks for a GPU, and torch"):
-            choose_device(hardware)
+            choose_device(hardware, torch)
 
 
 async def test_another_vae(sdxl: Path, tmp_path: Path) -> None:
