@@ -1,4 +1,4 @@
-"""Tells a model's blocking code that no client waits for its result any more.
+"""Tells a model's blocking code that its client disconnected.
 
 Nothing stops a thread from outside, so code that takes long asks `is_cancelled()` now and then, or
 has a function called with `current_call().on_cancel`.

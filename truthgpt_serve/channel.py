@@ -1,4 +1,4 @@
-"""A bounded way from a model's thread to an event loop."""
+"""A bounded channel from a model's thread to an event loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a family makes of a configuration: the checks that a schema alone cannot do.
+"""Checks of a configuration that need the model's family.
 
 Imports families' specifications and a user's own module, never an engine, and starts nothing.
 """

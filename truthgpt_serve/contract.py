@@ -48,7 +48,7 @@ class Model(Protocol):
     - `metrics()`: its own counts in Prometheus' text format, for `GET /models/<name>/metrics`.
     - `create_asgi_app()`: sync or async, called once after `load`; its ASGI application replaces
       the generic one.
-    - `acceleration`: an attribute, a dict of what computes (device, number format, attention, ...)
+    - `acceleration`: an attribute, a dict about the backend (device, number format, attention, ...)
       in JSON's values, for the model's page at `GET /v1/models/{id}`.
     - `metadata()`, for the task tensor: a dict with `platform`, `inputs` and `outputs`; the last
       two are lists of `{"name", "datatype", "shape"}` in the Open Inference Protocol's words.
@@ -124,7 +124,7 @@ class FamilySpec:
             loop. Only for code that is known never to block.
         tensor_parallel: Whether a whole number of GPUs above 1 means one engine over a placement
             group with one bundle for each GPU.
-        uses_gpus: Whether `gpus: auto` may come to one; not for what computes elsewhere.
+        uses_gpus: Whether `gpus: auto` may come to one; not for families that compute elsewhere.
         max_ongoing_requests: Computes the default from the configuration (as a nested dict), or
             None for the general rule: 64 for a class with `infer_batch` or `stream`, else 1.
         doctor_path: `package.module:function` of what tries the family on this machine, or None.

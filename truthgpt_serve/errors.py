@@ -1,6 +1,6 @@
 """Every error that the product raises on purpose, each with its HTTP status and OpenAI type.
 
-Knows nothing of HTTP servers, Ray or families: a server turns `to_envelope()` into a response.
+A server turns `to_envelope()` into a response.
 
     TruthGPTError
     ├── ConfigError              invalid YAML or arguments: faults with place, value and fix

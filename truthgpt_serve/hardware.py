@@ -1,6 +1,6 @@
 """From a configuration to the resources, limits and timeouts of a Ray Serve deployment.
 
-Knows the names of Ray Serve's deployment options; imports no Ray and starts nothing.
+Imports no Ray and starts nothing.
 """
 
 from __future__ import annotations

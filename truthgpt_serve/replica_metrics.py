@@ -1,7 +1,7 @@
 """One page of metrics for all replicas of a model, each sample with the label `replica`.
 
 A scrape reaches one replica, which asks the others for theirs. Format:
-https://prometheus.io/docs/instrumenting/exposition_formats/, version 0.0.4. Knows no Ray.
+https://prometheus.io/docs/instrumenting/exposition_formats/, version 0.0.4.
 """
 
 from __future__ import annotations

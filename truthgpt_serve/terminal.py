@@ -1,4 +1,4 @@
-"""Takes out of texts what a terminal would obey instead of showing."""
+"""Removes control sequences of terminals from texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The family `echo` as a model class; knows nothing of HTTP or Ray."""
+"""The family `echo` as a model class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes the tokens of the family `echo` and keeps their time; knows no requests and no HTTP."""
+"""Makes the tokens of the family `echo` and keeps their time."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The public names of this family's choices: schedulers, attention, quantization.
-
-Knows no diffusers and no torch, so that a configuration is checked without them.
-"""
+"""The public names of this family's choices: schedulers, attention, quantization."""
 
 from __future__ import annotations
 

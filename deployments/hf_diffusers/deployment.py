@@ -1,7 +1,7 @@
 """The image family's class: the model contract around one image engine.
 
-Knows no Ray and no HTTP. Its asynchronous methods never block: pictures are converted in threads of
-its own, and images are made on the engine's.
+Its asynchronous methods never block: input images are converted in threads of its own, and images
+are made on the engine's.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class DiffusersModel:
 
     @property
     def acceleration(self) -> dict[str, Any]:
-        """What computes, for the model's card; empty before `load`."""
+        """The model's backend, for its card; empty before `load`."""
         return {} if self._engine is None else dict(self._engine.acceleration)
 
     async def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:

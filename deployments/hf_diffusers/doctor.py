@@ -1,7 +1,6 @@
 """Tries on this machine what the image family offers, or what one configuration asks for.
 
-A tiny image model is loaded as any other, and makes an image of one step. Knows nothing of the
-command that shows the outcome.
+A tiny image model is loaded as any other, and makes an image of one step.
 """
 
 from __future__ import annotations

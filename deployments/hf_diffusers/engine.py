@@ -1,7 +1,4 @@
-"""The image engine of one replica: pipelines, limits and the step-batching engine put together.
-
-Knows requests' inputs and images; nothing of HTTP and of event loops.
-"""
+"""The image engine of one replica: pipelines, limits and the step-batching engine put together."""
 
 from __future__ import annotations
 
@@ -66,7 +63,7 @@ class ImageEngine:
         cfg: The whole configuration as a nested dict.
 
     Attributes:
-        acceleration: What computes, for the model's card.
+        acceleration: The model's backend, for its card.
 
     Raises:
         ConfigError: The weights cannot be loaded, or the machine cannot do what is asked for.

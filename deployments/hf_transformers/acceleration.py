@@ -1,7 +1,7 @@
 """Attention kernels and compilation, each proved by a real call before it is taken.
 
-Knows models that compute, nothing of requests. A package's version proves nothing: a kernel may be
-built for another CUDA, another GPU or another number format.
+A package's version proves nothing: a kernel may be built for another CUDA, another GPU or another
+number format.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def differ(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> b
 
 
 def describe(model: Any, attention: str, optim: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what computes, for the model's card.
+    """Returns the model's backend, for its card.
 
     Args:
         model: A loaded model.

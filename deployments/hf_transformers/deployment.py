@@ -1,7 +1,7 @@
 """The transformers family's classes: the model contract around one engine each.
 
-Know no Ray and no HTTP. The asynchronous methods never block: texts are made in the engine's own
-threads, and tokenized in one of the class's.
+The asynchronous methods never block: texts are made in the engine's own threads, and tokenized in
+one of the class's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class EngineModel:
 
     @property
     def acceleration(self) -> dict[str, Any]:
-        """What computes, for the model's card; empty before `load`."""
+        """The model's backend, for its card; empty before `load`."""
         return {} if self._engine is None else dict(self._engine.acceleration)
 
     def _loaded(self) -> Any:

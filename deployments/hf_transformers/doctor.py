@@ -1,7 +1,7 @@
 """Tries on this machine what the transformers family offers, or what one configuration asks for.
 
 Each probe is a real call: of a kernel, of the compiler, or of a tiny model that is loaded as any
-other. Knows nothing of the command that shows the outcome.
+other.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The door to everything that imports torch and transformers: one engine for each kind of task."""
+"""Creates the engine of a task; all that imports torch and transformers is behind this module."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Loads weights: device, number format, quantization, and the errors that name what is missing.
 
-Knows transformers' classes, nothing of requests. Code that a checkpoint brings is never run.
+Code that a checkpoint brings is never run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The family `onnxruntime` as a model class: checks, joins, runs; knows nothing of HTTP or Ray."""
+"""The family `onnxruntime` as a model class: checks, joins, runs."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class OnnxModel:
 
     @property
     def acceleration(self) -> dict[str, Any]:
-        """What computes, for the model's card; empty before `load`."""
+        """The model's backend, for its card; empty before `load`."""
         if self._session is None:
             return {}
         return {**self._session.acceleration, "batch_requests": self._joins}

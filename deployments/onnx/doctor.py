@@ -1,7 +1,4 @@
-"""Tries on this machine what the ONNX family offers, or what one configuration asks for.
-
-Knows nothing of the command that shows the outcome.
-"""
+"""Tries on this machine what the ONNX family offers, or what one configuration asks for."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The one file that imports ONNX Runtime: providers, their probe, and sessions.
-
-Knows nothing of requests, of batches or of the service.
-"""
+"""The one file that imports ONNX Runtime: providers, their probe, and sessions."""
 
 from __future__ import annotations
 
@@ -145,7 +142,7 @@ class Session:
         num_threads: Threads of one run.
         inputs: The graph's inputs.
         outputs: The graph's outputs.
-        acceleration: What computes, for the model's card.
+        acceleration: The model's backend, for its card.
 
     Raises:
         ConfigError: The file cannot be loaded, the provider does not work here or not with these

@@ -1,7 +1,6 @@
 """Joins the arrays of several requests along the first axis, and splits the results exactly.
 
-Knows neither ONNX Runtime nor what the rows mean. Whether rows may be joined at all is also decided
-here, by a trial with random numbers.
+Whether rows may be joined at all is also decided here, by a trial with random numbers.
 """
 
 from __future__ import annotations

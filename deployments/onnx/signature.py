@@ -1,7 +1,4 @@
-"""What a model's inputs and outputs look like, and whether a request's arrays do.
-
-Knows names, types and shapes; knows neither ONNX Runtime nor requests.
-"""
+"""What a model's inputs and outputs look like, and whether a request's arrays do."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Makes the small ONNX model of configs/models/tiny-vision.yaml: `python -m` this module.
 
-Its weights are random, with a fixed seed; it shows shapes, not sense. Needs the package onnx, which
-serving does not.
+Its weights are random, with a fixed seed. Needs the package onnx, which serving does not.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The family's ASGI application: three routes of its own, and all else to the remote server.
 
-Knows the routes; how requests travel is the relay's.
+`relay` passes requests on.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The settings, the checks and the registry entry of the family `remote`; imports no HTTP client.
-
-Knows nothing of requests.
-"""
+"""Settings, checks and registry entry of the family `remote`; imports no HTTP client."""
 
 from __future__ import annotations
 

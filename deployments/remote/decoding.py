@@ -1,4 +1,4 @@
-"""Reads compressed answers of the remote server without their compression; knows no HTTP client."""
+"""Reads compressed answers of the remote server without their compression."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Sends requests to the remote server by aiohttp, and says what went wrong in the product's errors.
-
-Knows HTTP and TLS; knows nothing of models, of JSON or of ASGI.
-"""
+"""Sends requests to the remote server by aiohttp, and raises the product's errors."""
 
 from __future__ import annotations
 

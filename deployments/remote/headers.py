@@ -1,4 +1,4 @@
-"""Which headers cross to the remote server and back; knows no bodies and no sockets."""
+"""Which headers cross to the remote server and back."""
 
 from __future__ import annotations
 

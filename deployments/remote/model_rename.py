@@ -1,7 +1,6 @@
 """Puts one model name in the place of another: in requests, and in answers as they pass.
 
-Changes the bytes of the name and no others. Knows the two body types that name a model, JSON and
-multipart forms, and nothing of what else they hold.
+Changes the bytes of the name and no others. Two body types name a model: JSON and multipart forms.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""Sends one request on to the remote server and its answer back as it comes.
-
-Knows ASGI and the bodies' model names; knows neither routes of this application nor the HTTP
-client.
-"""
+"""Sends one request on to the remote server and its answer back as it comes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What computes in a started engine, for the model's card, read from vLLM's own configuration.
-
-Knows nothing of requests, and changes nothing.
-"""
+"""The backend of a started engine, for the model's card, from vLLM's own configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def describe(config: Any) -> dict[str, Any]:
-    """Returns what computes, for the model's card.
+    """Returns the model's backend, for its card.
 
     Args:
         config: The configuration of a started engine, with what vLLM has decided.

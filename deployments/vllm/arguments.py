@@ -1,7 +1,7 @@
 """Checks `serving.engine` against the engine's own arguments, from a committed list.
 
-Imports no engine: `scripts/generate_engine_arguments.py` writes the list from the engine's
-argument parser. Knows nothing of the rest of a configuration.
+Imports no engine: `scripts/generate_engine_arguments.py` writes the list from the engine's argument
+parser.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class VllmModel:
 
     @property
     def acceleration(self) -> dict[str, Any]:
-        """What computes, for the model's card; empty before the engine has started."""
+        """The model's backend, for its card; empty before the engine has started."""
         return {} if self._engine is None else dict(self._engine.acceleration)
 
     async def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Tries on this machine what vLLM offers, or what one configuration asks of it, with a tiny model.
 
-The engine is the same as in a replica. Knows nothing of the command that shows the outcome.
+The engine is the same as in a replica.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Starts vLLM's engine and its own OpenAI application; the only file that imports vLLM.
-
-Knows nothing of Ray Serve and adds nothing to a request.
-"""
+"""Starts vLLM's engine and its own OpenAI application; the only file that imports vLLM."""
 
 from __future__ import annotations
 
@@ -74,7 +71,7 @@ class Engine:
         args: vLLM's own arguments.
         adapters: The model's adapters, and which of them failed.
         tasks: What the started engine can do, in vLLM's words (`generate`, `embed`, ...).
-        acceleration: What computes in the started engine, for the model's card.
+        acceleration: Backend of the started engine, for the model's card.
         limits: What a request to the started engine may ask for.
         grammars: Lets grammars through to the started engine; None if it does not generate.
     """

@@ -1,4 +1,4 @@
-"""Where a model fetches images, videos and sound from that a request names by address.
+"""Fetches images, videos and audio that a request names by address, from allowed sources only.
 
 vLLM's own connector fetches from everywhere, so that a client could read what only the service's
 machine reaches; here nothing is fetched unless the model's YAML names its source.

@@ -1,4 +1,4 @@
-"""Makes the engine's processes die with the process that started them, and mends them.
+"""Ends the engine's processes with the process that started them, and patches them.
 
 The engine calls `die_with_parent` in each of its processes, because `pyproject.toml` names it in
 the entry-point group `vllm.general_plugins`. A replica killed with SIGKILL cannot tell its children

@@ -1,6 +1,6 @@
 """Makes a small random Llama, its tokenizer and LoRA adapters for it, the same bytes every time.
 
-Knows neither vLLM nor torch: the weights are drawn by numpy and written as safetensors. The model
+Imports neither vLLM nor torch: the weights are drawn by numpy and written as safetensors. The model
 has seen no text, so what it says is noise; it is for demos, tests and load tests.
 """
 

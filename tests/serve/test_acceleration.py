@@ -1,4 +1,4 @@
-"""What computes in a model, at the router and at the model itself, on the shared real cluster."""
+"""The backend of a model, at the router and at the model itself, on the shared real cluster."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The `truthgpt` command.
 
-Knows no command: each is a module of this package, found when it is asked for.
+Each subcommand is a module of this package, imported when it is called.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The inputs of `truthgpt infer`: options and a JSON file, with the pictures and recordings named.
+"""The inputs of `truthgpt infer`: options, a JSON file, and the images and recordings they name.
 
-Knows no family. Files are read here only, from the user's own machine: over HTTP a path is a text.
+Files are read here only, from the user's own machine: over HTTP a path is a text.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`truthgpt doctor`: what works on this machine, and whether given files can be served here.
 
-Knows no probe: `truthgpt_serve.doctor` has them.
+`truthgpt_serve.doctor` has the probes.
 """
 
 from __future__ import annotations

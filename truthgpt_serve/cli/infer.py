@@ -1,6 +1,6 @@
 """`truthgpt infer`: one request to the model of a YAML file, without a server.
 
-Knows no family: images and arrays are written as any class may return them.
+Images and arrays are written as any class may return them.
 """
 
 from __future__ import annotations

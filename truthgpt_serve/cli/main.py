@@ -1,7 +1,7 @@
 """The command group: finds commands by their module, and turns errors into messages and exit codes.
 
-Knows no command by name: the module `cli/<name>.py` with a click command called `<name>` is one.
-`--help` imports them all, so each imports what it needs when it runs.
+The module `cli/<name>.py` with a click command called `<name>` is a subcommand. `--help` imports
+them all, so each imports what it needs when it runs.
 """
 
 from __future__ import annotations

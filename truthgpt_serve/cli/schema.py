@@ -1,6 +1,6 @@
 """`truthgpt schema`: prints the JSON Schema or the reference of the configuration.
 
-Knows no key: `truthgpt_serve.validate.reference` reads them from the models.
+`truthgpt_serve.validate.reference` reads the keys from the models.
 """
 
 from __future__ import annotations

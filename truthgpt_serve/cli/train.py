@@ -1,6 +1,6 @@
 """`truthgpt train`: trains the model of a YAML file.
 
-Knows no method and no library that trains: `truthgpt_serve.training` has them.
+`truthgpt_serve.training` has the methods.
 """
 
 from __future__ import annotations

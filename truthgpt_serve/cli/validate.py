@@ -1,6 +1,6 @@
 """`truthgpt validate`: checks files and prints every fault.
 
-Knows no rule: `truthgpt_serve.validate` has them.
+`truthgpt_serve.validate` has the rules.
 """
 
 from __future__ import annotations

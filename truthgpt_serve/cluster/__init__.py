@@ -1,1 +1,1 @@
-"""All that knows Ray's cluster, HAProxy and processes."""
+"""Ray's cluster, HAProxy and processes."""

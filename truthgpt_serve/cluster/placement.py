@@ -1,6 +1,6 @@
-"""What replicas that Ray has not placed yet are waiting for, in words.
+"""Describes what replicas that Ray has not placed yet are waiting for.
 
-Reads what Serve says of a deployment, as JSON-like data; knows no Ray.
+Reads what Serve says of a deployment, as JSON-like data.
 """
 
 from __future__ import annotations

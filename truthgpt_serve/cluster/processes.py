@@ -1,6 +1,6 @@
 """Finds and ends every process of one run, however Ray, HAProxy and the engines were started.
 
-Knows nothing of Ray: a run is whatever inherited one environment variable, and its descendants.
+A run is whatever inherited one environment variable, and its descendants.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Ray lets replicas and its fallback proxy listen on the service's own host, which may be every
 address, and gives each replica a gRPC server on every address, which unpickles what it gets. It has
 a setting for neither, so this file takes the place of the functions that open them, in the process
-that calls it. The one file that changes Ray Serve. Knows no models.
+that calls it. The one file that changes Ray Serve.
 """
 
 from __future__ import annotations

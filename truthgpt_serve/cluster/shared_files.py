@@ -1,7 +1,7 @@
 """Files that every node of a Ray cluster can fetch: they lie in one named actor.
 
 The actor is made when the first file comes, outlives the replicas that brought files, and ends with
-the cluster; if its process dies, the files are gone. Knows nothing of HTTP or of what files hold.
+the cluster; if its process dies, the files are gone.
 """
 
 from __future__ import annotations

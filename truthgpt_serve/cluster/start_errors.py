@@ -1,4 +1,4 @@
-"""Puts the cause of a failed start where an operator looks first, and finds it there again.
+"""Puts the cause of a failed start first in Serve's message, and reads it from there.
 
 Ray Serve keeps the traceback of what a replica raised, below its own frames, as the deployment's
 message. An exception's cause is printed before it: so the text of a `Cause` comes first.

@@ -2,7 +2,7 @@
 
 The one file that goes beyond Ray's public API: `serve.status()` leaves out deployment
 configurations and the proxy's port, so the call beneath it is used. The answer itself has a public
-schema (`ray.serve.schema.ServeInstanceDetails`). Knows nothing of models.
+schema (`ray.serve.schema.ServeInstanceDetails`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The base of every section and the value types that sections share.
-
-Knows no section, no file and no family.
-"""
+"""The base of every section and the value types that sections share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `cors` section: pages of which origins may use the service from a browser."""
+"""The `cors` section: the origins whose pages may use the service from a browser."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The `data` section: what `truthgpt train` learns from.
-
-Knows nothing of file formats, of tokenizers and of trainers.
-"""
+"""The `data` section: what `truthgpt train` learns from."""
 
 from __future__ import annotations
 

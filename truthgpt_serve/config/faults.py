@@ -1,6 +1,6 @@
 """Turns pydantic's errors into faults that name place, value and fix.
 
-Knows no particular configuration: it works for any pydantic model, an engine's or Ray's too.
+Works for any pydantic model, an engine's or Ray's too.
 """
 
 from __future__ import annotations

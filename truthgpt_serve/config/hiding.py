@@ -1,4 +1,4 @@
-"""Puts what was written back into messages, in the place of what the environment holds."""
+"""Shows variables in messages as they were written, in place of their values."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The `serving.images` section: limits of image requests, and how long `url` results are kept.
-
-Knows nothing of HTTP, of image libraries or of families.
-"""
+"""The `serving.images` section: limits of image requests, and how long `url` results are kept."""
 
 from __future__ import annotations
 

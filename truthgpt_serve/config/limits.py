@@ -1,7 +1,4 @@
-"""The `serving.limits` section: how much one request may ask for.
-
-Knows nothing of HTTP and nothing of families.
-"""
+"""The `serving.limits` section: how much one request may ask for."""
 
 from __future__ import annotations
 

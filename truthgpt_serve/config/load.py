@@ -1,6 +1,6 @@
 """Reads configurations from files, Serve arguments or mappings, with every fault at once.
 
-Knows no registry: `truthgpt_serve.checks` looks at what a family makes of a configuration.
+`truthgpt_serve.checks` has the checks that need the model's family.
 """
 
 from __future__ import annotations

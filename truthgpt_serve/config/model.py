@@ -1,6 +1,6 @@
 """The whole configuration of one model: its sections, and what must hold between them.
 
-Knows no file, no registry and no engine: those checks are in `truthgpt_serve.checks`.
+Checks that need files or the registry are in `truthgpt_serve.checks`.
 """
 
 from __future__ import annotations

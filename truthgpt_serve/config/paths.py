@@ -1,7 +1,4 @@
-"""Finds configuration files, and the local weights that they name.
-
-Knows the three places where to look, not what is in the files.
-"""
+"""Finds configuration files, and the local weights that they name."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The configuration of the router application, which is the `args` of its entry in a Serve file.
 
-Knows nothing of models. API keys and quotas become sections of their own beside these settings.
+API keys and quotas become sections of their own beside these settings.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The sections that say which weights, made how small and fast, on which hardware.
-
-Knows nothing of serving, of families' own arguments or of files.
-"""
+"""The sections that say which weights, made how small and fast, on which hardware."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The `serving` section: how many requests, how many replicas, which adapters, how long.
-
-Knows nothing of Ray beyond the names of its autoscaling settings, and nothing of engines.
-"""
+"""The `serving` section: how many requests, how many replicas, which adapters, how long."""
 
 from __future__ import annotations
 

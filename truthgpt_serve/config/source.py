@@ -1,7 +1,4 @@
-"""Reads YAML so that every value keeps its line, and names places in it for faults.
-
-Knows YAML, not what a configuration means.
-"""
+"""Reads YAML so that every value keeps its line, and names places in it for faults."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The `training` section: how `truthgpt train` fits a model.
-
-Knows nothing of serving, of trainers and of files.
-"""
+"""The `training` section: how `truthgpt train` fits a model."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The process in which one family is tried: `python -m truthgpt_serve.doctor.child OUT`.
 
 Reads what to try from standard input, and writes each probe to OUT at once, so that what was found
-before a library took the process down is not lost. Knows no family.
+before a library took the process down is not lost.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Puts the probes of machine, service and families together, and says what is at fault.
-
-Knows no family and no output format.
-"""
+"""Puts the probes of machine, service and families together, and says what is at fault."""
 
 from __future__ import annotations
 

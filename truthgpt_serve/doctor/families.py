@@ -1,7 +1,4 @@
-"""Tries families in processes of their own: a library that crashes or hangs ends only its own.
-
-Knows no family and no engine.
-"""
+"""Tries families in processes of their own: a library that crashes or hangs ends only its own."""
 
 from __future__ import annotations
 

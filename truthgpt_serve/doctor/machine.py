@@ -1,6 +1,6 @@
 """What this machine is: interpreter, cores, memory, GPUs.
 
-Knows neither the service nor families; imports no engine.
+Imports no engine.
 """
 
 from __future__ import annotations

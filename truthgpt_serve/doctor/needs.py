@@ -1,6 +1,6 @@
 """What given files ask of this machine: their faults, their models' weights, their families.
 
-Knows no family; a model's family says what its configuration needs.
+A model's family says what its configuration needs.
 """
 
 from __future__ import annotations

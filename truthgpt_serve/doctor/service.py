@@ -1,6 +1,6 @@
 """What the service around the models needs: HAProxy, Ray's settings, the hub, disk, ports.
 
-Knows no family; each probe runs the program, opens the port or asks the hub.
+Each probe runs the program, opens the port or asks the Hub.
 """
 
 from __future__ import annotations

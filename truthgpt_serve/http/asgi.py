@@ -1,7 +1,4 @@
-"""ASGI's types, and the whole answers that every application of ours sends: bytes, JSON, errors.
-
-Knows no routes, no models and no server.
-"""
+"""ASGI's types, and the whole answers that every application of ours sends: bytes, JSON, errors."""
 
 from __future__ import annotations
 

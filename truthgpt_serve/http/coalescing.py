@@ -1,4 +1,4 @@
-"""Joins pieces of a fast event stream into fewer writes; knows ASGI and nothing of models.
+"""Joins pieces of a fast event stream into fewer writes.
 
 Each write costs every process on the way to the client, through two proxies and the router, about
 the same whatever its size. A stream that yields faster than anyone reads is therefore sent in

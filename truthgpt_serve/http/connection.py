@@ -1,4 +1,4 @@
-"""One HTTP exchange over plain ASGI: body in, answer out, client gone; knows no routes or models.
+"""One HTTP exchange over plain ASGI: body in, answer out, client gone.
 
 A framework between the socket and the model costs more than the rest of the work for a chunk.
 """

@@ -1,7 +1,6 @@
-"""Files that are kept for a limited time and fetched by an id that nobody can guess.
+"""Files that are kept for a limited time and fetched by an id that cannot be guessed.
 
-Knows nothing of Ray, of HTTP servers or of what the files hold. `shared_files` keeps them for a
-whole cluster.
+`shared_files` keeps them for a whole cluster.
 """
 
 from __future__ import annotations

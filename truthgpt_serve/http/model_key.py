@@ -2,7 +2,7 @@
 
 A decoder takes the last of two equal keys, and a request is on its way as soon as the first is
 there: without this, a client could have one model's name routed by and another one answered under.
-`ModelKey` knows JSON's tokens and no values: whoever answers reads and checks the whole body.
+`ModelKey` reads JSON's tokens alone: whoever answers reads and checks the whole body.
 """
 
 from __future__ import annotations

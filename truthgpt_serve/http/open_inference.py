@@ -1,7 +1,7 @@
 """What router and models share of the Open Inference Protocol: paths, errors, the server's card.
 
-Knows no tensors, no models and no HTTP server. The protocol, version 2, and its binary tensor
-extension: https://github.com/kserve/open-inference-protocol and
+The protocol, version 2, and its binary tensor extension:
+https://github.com/kserve/open-inference-protocol and
 https://github.com/triton-inference-server/server/tree/main/docs/protocol.
 """
 

@@ -1,7 +1,7 @@
 """Answers health checks, scrapes of metrics and preflights beside the queue of requests.
 
 An application's server hands every request to Ray, which counts it and lets it wait or refuses it
-when the replica is full. Knows no routes but the paths that it is given, and nothing of Ray.
+when the replica is full.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The address under which clients reach this application; knows no routes and no models."""
+"""The address under which clients reach this application."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The mark of answers by which a request learns that it has reached no model, and may go again.
+"""The mark of answers to requests that reached no model and may be sent again.
 
 Two give it: the proxy, when a model has no replica that takes a connection, and the router, when a
 request for a model's own address came to it because the proxy does not know that address yet. A
 proxy that is being replaced by its successor does both: it answers once more on each connection
-that it has, as it was configured before. Knows no sockets.
+that it has, as it was configured before.
 """
 
 from __future__ import annotations

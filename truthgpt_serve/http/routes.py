@@ -72,7 +72,7 @@ def _post(path: str, summary: str, models: str) -> Route:
 
 ROUTES: tuple[Route, ...] = (
     _get("/v1/models", "All models and adapters"),
-    _get("/v1/models/{id}", "One model, its card, and what computes in it"),
+    _get("/v1/models/{id}", "One model, its card, and its backend"),
     _post("/v1/chat/completions", "Chat; server-sent events with `stream`", _TEXT),
     _post("/v1/chat/completions/batch", "Several chats at once", _TEXT),
     _post("/v1/completions", "Text completion; server-sent events with `stream`", _TEXT),

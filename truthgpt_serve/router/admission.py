@@ -1,4 +1,4 @@
-"""Lets as many requests through to a model as its replicas hold, and has others wait for a moment.
+"""Admits requests to a model up to what its replicas hold; others wait for a short time.
 
 A request that a replica refuses has cost nearly as much as one that it answers: under several times
 the load that a service carries, nothing but refusals would be left. Here those that find a model

@@ -1,6 +1,6 @@
 """The router's ASGI application: its own routes, and all else to the model that is named.
 
-Knows the routes; how a model is found is the directory's, how bytes travel the relay's.
+`discovery` finds the model, `relay` passes the bytes on.
 """
 
 from __future__ import annotations

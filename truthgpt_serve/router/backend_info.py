@@ -1,8 +1,6 @@
-"""What each model's own card says: what computes, and how its last process died.
+"""The backend of each model and how its last process died, from the model's own card.
 
-Asked of its application once for each deployment, and again when its replicas change.
-
-Knows where a model's own card is; neither families nor what their words mean.
+The card is fetched once for each deployment, and again when its replicas change.
 """
 
 from __future__ import annotations
@@ -50,7 +48,7 @@ class _Answer:
 
 
 class BackendInfo:
-    """Asks running models what computes, and remembers it until they are deployed again.
+    """Asks running models for their backend, and remembers it until they are deployed again.
 
     Args:
         directory: Says which models run.
@@ -64,7 +62,7 @@ class BackendInfo:
         self._asking: dict[str, asyncio.Task[Found]] = {}
 
     async def find(self, name: str) -> tuple[dict[str, Any] | None, str | None]:
-        """Returns what computes in the model of this name, and how its last process died.
+        """Returns the backend of the model of this name, and how its last process died.
 
         Each is None where that is not known. A model without a running replica is not asked,
         because that would wake it.
@@ -104,7 +102,7 @@ class BackendInfo:
                     return None
                 value = await self._read(entry)
         except Exception as error:  # of many kinds: the page is complete without it
-            logger.info("what computes in %r is not known: %r", name, error)
+            logger.info("the backend of %r is not known: %r", name, error)
             if (entry := self._directory.find(name)) is not None:
                 self._remember(entry, None, time.monotonic() + RETRY_AFTER_S)
             return None

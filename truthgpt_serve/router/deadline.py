@@ -1,7 +1,4 @@
-"""How long one relayed request may take, be held, and wait for a client that does not read.
-
-Knows the limits and whether the model runs; knows neither bodies nor answers.
-"""
+"""How long one relayed request may take, be held, and wait for a client that does not read."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Which models exist, where they are mounted and whether they can answer now.
 
-Follows the applications by polling Serve's proxy, which is cheap, and asks the controller only
-when something changed or a request needs to know. Knows nothing of HTTP requests.
+Follows the applications by polling Serve's proxy, which is cheap, and asks the controller only when
+something changed or a request needs to know.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Finds the top-level `model` of a request body, reading no further than it must.
 
-Knows the two body types that name a model, JSON and multipart forms, and nothing else of them.
+Two body types name a model: JSON and multipart forms.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Connections to one address, kept while they are idle, and plain reads over them.
-
-Knows nothing of models, of JSON or of ASGI.
-"""
+"""Connections to one address, kept while they are idle, and plain reads over them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Sends one request on to its model's application and its answer back, byte for byte, as they come.
-
-Knows HTTP and the forms of errors; knows nothing of how a model was found.
-"""
+"""Relays one request to its model's application and the answer back, byte for byte."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Reads request bodies: as far as the model's name, until they are whole, or decompressed.
 
-Knows limits and time; `scan` knows where a body names its model, `upload` how it is sent on.
+`model_field` finds the model's name in a body, `upload` sends a body on.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sends a request body on while it still arrives; knows HTTP's framing and nothing of models."""
+"""Sends a request body on while it still arrives."""
 
 from __future__ import annotations
 

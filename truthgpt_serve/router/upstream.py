@@ -1,7 +1,7 @@
 """One keep-alive HTTP/1.1 connection to Serve's own proxy on this node, for the relay alone.
 
 An `asyncio.Protocol` around the C parser that uvicorn uses too: a general client costs a task
-switch and several objects more per chunk. Knows nothing of models, of JSON or of ASGI.
+switch and several objects more per chunk.
 """
 
 from __future__ import annotations

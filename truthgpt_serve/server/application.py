@@ -1,4 +1,4 @@
-"""The generic ASGI application: routes, and what every answer has; knows nothing of Ray."""
+"""The generic ASGI application: routes, and what every answer has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decompresses the bodies of requests before an application sees them; knows no routes."""
+"""Decompresses the bodies of requests before an application sees them."""
 
 from __future__ import annotations
 

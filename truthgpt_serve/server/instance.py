@@ -1,4 +1,4 @@
-"""Runs a model's methods so that none can block the replica's event loop; knows nothing of HTTP."""
+"""Runs a model's methods so that none can block the replica's event loop."""
 
 from __future__ import annotations
 

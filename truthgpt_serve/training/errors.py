@@ -1,7 +1,4 @@
-"""The errors of a training run.
-
-Knows nothing of loops, data formats and libraries.
-"""
+"""The errors of a training run."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """The run's own log, one JSON object a line: written by rank 0, followed by the command.
 
 A file in the run's folder works alike for a worker here and on another node, and outlives both.
-Knows nothing of trainers and terminals.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Watches a run: losses that are no numbers, and disks that fill.
 
-Knows no trainer; its errors say what to do and which checkpoint is left.
+Its errors say what to do and which checkpoint is left.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What a training loop is given: its job, and the monitor that it reports to.
-
-Knows no loop, no library that trains, and nothing of Ray.
-"""
+"""What a training loop is given: its job, and the monitor that it reports to."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The monitor of one worker: checks every step, and lets rank 0 record it.
 
-Knows no trainer. What is printed, the command makes of the events that are written here.
+What is printed, the command makes of the events that are written here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Draws a run's events: a bar with rate and time left on a terminal, a line now and then elsewhere.
 
-Knows nothing of trainers; it follows what rank 0 has written.
+It follows what rank 0 has written.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The folder of one run: its checkpoints, its record and its lock.
 
-A kill at any moment leaves whole files: everything is written beside its place and renamed. Knows
-no trainer and no format of weights.
+A kill at any moment leaves whole files: everything is written beside its place and renamed.
 """
 
 from __future__ import annotations

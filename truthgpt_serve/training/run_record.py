@@ -1,6 +1,6 @@
 """The record of a run, `run.json`: with what it began, so that it goes on with the same.
 
-Knows which keys may change between the parts of one run, and nothing of what they do.
+Lists the keys that may change between the parts of one run.
 """
 
 from __future__ import annotations

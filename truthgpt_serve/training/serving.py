@@ -1,7 +1,4 @@
-"""The lines of YAML that serve what a run has made.
-
-Knows the configuration's keys, not what is in the folder but whether it is an adapter.
-"""
+"""The lines of YAML that serve what a run has made."""
 
 from __future__ import annotations
 

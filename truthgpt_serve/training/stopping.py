@@ -1,7 +1,4 @@
-"""Ctrl-C and SIGTERM while a run goes on: the first saves and stops, the second ends at once.
-
-Knows the run's folder, through which every worker is told; nothing of trainers.
-"""
+"""Ctrl-C and SIGTERM while a run goes on: the first saves and stops, the second ends at once."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Where the curves of a run go: TensorBoard, Weights & Biases or nowhere.
 
-Imports the tracker's package only when it is asked for. Knows no trainer.
+Imports the tracker's package only when it is asked for.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The rules for this product's own applications in a Serve file: names, routes, who sets what.
 
-Knows the file as plain data; what is inside a model's configuration is checked elsewhere.
+The file is plain data here; the configurations of models are checked elsewhere.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the replicas of a service ask for at first, and what of it a machine does not have.
 
-Knows nothing of files and clusters: a machine is what it has of each of Ray's resources.
+A machine is its amount of each of Ray's resources.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What this machine has, and whether a service's models can run on it.
 
-Knows nothing of the cluster: Ray may have more nodes. Only `check_machine` imports engines.
+Ray's cluster may have more nodes. Only `check_machine` imports engines.
 """
 
 from __future__ import annotations

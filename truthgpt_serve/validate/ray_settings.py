@@ -1,6 +1,6 @@
 """Whether a configuration agrees with the environment that Ray starts with.
 
-Knows the few of Ray Serve's variables that a Serve file must fit; imports no Ray.
+Covers the few of Ray Serve's variables that a Serve file must fit; imports no Ray.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""JSON Schemas and the Markdown reference, generated from the configuration's own models.
-
-Knows no key by name.
-"""
+"""JSON Schemas and the Markdown reference, generated from the configuration's own models."""
 
 from __future__ import annotations
 

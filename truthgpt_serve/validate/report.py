@@ -1,7 +1,4 @@
-"""The outcome of a validation.
-
-Knows no rule and no output format.
-"""
+"""The outcome of a validation."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Checks a Serve file against Ray Serve's own schema, and refuses the keys that Ray would ignore.
 
-Knows nothing of this product's applications: any Ray Serve file can be checked.
+Any Ray Serve file can be checked.
 """
 
 from __future__ import annotations

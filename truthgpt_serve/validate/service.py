@@ -1,6 +1,6 @@
 """Checks a Serve file with every model in it, or one model's file, without starting anything.
 
-Imports no engine, except for `machine=True`. Knows no command line: `truthgpt_serve.cli` prints.
+Imports no engine, except for `machine=True`. `truthgpt_serve.cli` prints the outcome.
 """
 
 from __future__ import annotations

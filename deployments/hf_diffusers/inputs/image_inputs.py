@@ -1,7 +1,4 @@
-"""The pictures of a request: which role they ask for, and how they become a pipeline's arguments.
-
-Knows sizes and masks; nothing of prompts, steps or guidance.
-"""
+"""The images of a request: which role they ask for, and the pipeline arguments they become."""
 
 from __future__ import annotations
 

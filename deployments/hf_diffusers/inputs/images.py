@@ -1,6 +1,6 @@
-"""Pictures in and out: PIL images to what pipelines take, their tensors to PIL images.
+"""Converts PIL images to what pipelines take, and their tensors to PIL images.
 
-Knows no request and no engine; everything here may run in any thread.
+Everything here may run in any thread.
 """
 
 from __future__ import annotations

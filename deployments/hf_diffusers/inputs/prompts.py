@@ -1,6 +1,6 @@
 """Counts a prompt's tokens as its pipeline will, so that none is cut off in silence.
 
-Knows tokenizers, on copies of its own: those of the pipelines are in use on the engine's thread.
+Works on copies of the tokenizers: those of the pipelines are in use on the engine's thread.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A request's inputs become the arguments of a stock pipeline's call, or an error that says why.
 
-Knows the pipelines' facts and the limits of the settings; runs nothing and knows no HTTP.
+Applies the limits of the settings and of the pipelines; runs nothing.
 """
 
 from __future__ import annotations

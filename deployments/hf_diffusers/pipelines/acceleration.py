@@ -1,7 +1,4 @@
-"""Switches on what `model_optim` and `serving.engine` ask for, or says why this machine cannot.
-
-Knows pipelines and the device, nothing of requests and batches.
-"""
+"""Switches on what `model_optim` and `serving.engine` ask for, or says why this machine cannot."""
 
 from __future__ import annotations
 
@@ -38,7 +35,7 @@ def accelerate(
 
     Returns:
         How the engine must run the pipelines, `exclusive` for what changes shared modules while an
-        image is made; and what computes, for the model's card.
+        image is made; and the backend, for the model's card.
 
     Raises:
         ConfigError: The machine or the model cannot do what is asked for.

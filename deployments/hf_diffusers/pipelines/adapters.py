@@ -1,4 +1,4 @@
-"""Loads LoRA adapters into a pipeline, all of them inactive; knows nothing of requests.
+"""Loads LoRA adapters into a pipeline, all of them inactive.
 
 PEFT looks for an adapter's name inside the names of weights and modules: a short one such as `a`
 then matches by accident and nothing is loaded, and one with a dot is refused. So the modules get

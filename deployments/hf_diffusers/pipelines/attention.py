@@ -1,7 +1,7 @@
 """Chooses the attention kernel of the denoiser, each proved by a real call before it is taken.
 
-Knows diffusers' backends and nothing of requests. A package's version proves nothing: a kernel may
-be built for another CUDA, another GPU or another number format.
+A package's version proves nothing: a kernel may be built for another CUDA, another GPU or another
+number format.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a pipeline is, as far as requests need to know: sizes, parameters, kinds of guidance.
 
-Reads configurations of loaded pipelines; runs none of them and knows no request.
+Reads configurations of loaded pipelines; runs none of them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Loads weights into stock Diffusers pipelines: one for each role, all on the same modules.
 
-Knows nothing of requests, batching or acceleration. Code that a checkpoint brings is never run.
+Code that a checkpoint brings is never run.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Quantizes weights while loading: bitsandbytes, torchao and GGUF, refused where they cannot run.
-
-Knows names and packages, nothing of pipelines' requests.
-"""
+"""Quantizes weights while loading (bitsandbytes, torchao, GGUF); refuses what cannot run here."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Schedulers by name: which fit a pipeline, and a new one for each request.
-
-Knows diffusers' schedulers, not what they are used for.
-"""
+"""Schedulers by name: which fit a pipeline, and a new one for each request."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The engine: one thread that runs many stock pipelines at once, batching them step by step.
-
-Does not know Ray, HTTP, configuration or model families.
-"""
+"""The engine: one thread that runs many stock pipelines at once, batching them step by step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The errors of the engine; does not know HTTP, whose status codes the caller chooses.
+"""The errors of the engine; the caller chooses their HTTP status.
 
 StepEngineError
 ├── EngineClosedError        the engine was closed, or is closing

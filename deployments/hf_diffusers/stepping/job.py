@@ -1,4 +1,4 @@
-"""A submitted request as its submitter sees it; does not know how it is run."""
+"""A submitted request as its submitter sees it."""
 
 from __future__ import annotations
 

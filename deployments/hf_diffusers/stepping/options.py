@@ -1,4 +1,4 @@
-"""What an engine can be told; does not know pipelines."""
+"""The options of an engine and of a job."""
 
 from __future__ import annotations
 

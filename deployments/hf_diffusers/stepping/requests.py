@@ -1,4 +1,4 @@
-"""Turns what is submitted into a task, and says what is wrong with it; does not know the queue."""
+"""Turns what is submitted into a task, and says what is wrong with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts what the engine does; does not know why."""
+"""Counts jobs, forwards and rows of the engine."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A tiny Flux pipeline with random weights, made locally from a seed, for `truthgpt doctor`.
-
-Does not know the engine, the service or any network.
-"""
+"""A tiny Flux pipeline with random weights, made locally from a seed, for `truthgpt doctor`."""
 
 from deployments.hf_diffusers.tiny_models.flux import create_flux
 

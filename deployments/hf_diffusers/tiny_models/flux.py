@@ -1,4 +1,4 @@
-"""A stock Flux pipeline of real, tiny parts; does not know the engine that runs it."""
+"""A stock Flux pipeline of real, tiny parts."""
 
 from __future__ import annotations
 

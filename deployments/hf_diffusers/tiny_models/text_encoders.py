@@ -1,7 +1,4 @@
-"""Real text encoders of a few thousand weights, each with its own kind of tokenizer.
-
-Does not know the pipelines.
-"""
+"""Real text encoders of a few thousand weights, each with its own kind of tokenizer."""
 
 from __future__ import annotations
 

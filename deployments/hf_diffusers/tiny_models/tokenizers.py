@@ -1,7 +1,4 @@
-"""Real tokenizers over tiny vocabularies, made locally.
-
-Does not know the text encoders that read the tokens.
-"""
+"""Real tokenizers over tiny vocabularies, made locally."""
 
 from __future__ import annotations
 

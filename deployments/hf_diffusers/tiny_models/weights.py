@@ -1,7 +1,4 @@
-"""Draws a module's weights from a seed, so that the same seed gives the same model everywhere.
-
-Does not know which module it is given.
-"""
+"""Draws a module's weights from a seed, so that the same seed gives the same model everywhere."""
 
 from __future__ import annotations
 

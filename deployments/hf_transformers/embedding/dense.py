@@ -1,7 +1,4 @@
-"""Loads the dense layers that a sentence-transformers model puts behind its pooling.
-
-Knows their files, no texts and no transformers.
-"""
+"""Loads the dense layers that a sentence-transformers model puts behind its pooling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a model's folder says its embeddings are made: pooling, dense layers, normalisation, prompts.
+"""How a model's folder says its embeddings are made: pooling, dense layers, normalization, prompts.
 
 Knows the files of a sentence-transformers model (`modules.json` and what it names); computes
 nothing.

@@ -1,7 +1,4 @@
-"""The embedding engine of one replica: texts in, vectors out, many texts in few forward passes.
-
-Knows requests' inputs and vectors; nothing of HTTP.
-"""
+"""The embedding engine of one replica: texts in, vectors out, many texts in few forward passes."""
 
 from __future__ import annotations
 
@@ -61,7 +58,7 @@ class EmbeddingEngine:
         size: Values of a whole vector.
         max_tokens: Most tokens of a text.
         attention: The attention that computes.
-        acceleration: What computes, for the model's card.
+        acceleration: The model's backend, for its card.
 
     Raises:
         ConfigError: The weights cannot be loaded, or the machine cannot do what is asked for.

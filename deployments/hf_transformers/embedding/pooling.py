@@ -1,4 +1,4 @@
-"""From the vectors of tokens to one vector of a text; knows tensors only.
+"""From the vectors of tokens to one vector of a text.
 
 The formulas are those of sentence-transformers' modules `Pooling`, `Dense` and `Normalize`.
 """

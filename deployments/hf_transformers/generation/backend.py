@@ -1,4 +1,4 @@
-"""What the two ways of batching have in common; knows neither of them."""
+"""The interface of the two ways of batching."""
 
 from __future__ import annotations
 

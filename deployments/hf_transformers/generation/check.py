@@ -1,4 +1,4 @@
-"""Proves at start that a way of batching gives the model's own tokens; knows no requests.
+"""Proves at start that a way of batching gives the model's own tokens.
 
 Whether an architecture works with a paged cache, or with padding, is nowhere written down reliably:
 one that ignores the cache's mask answers, but wrongly.

@@ -1,4 +1,4 @@
-"""One text on its way: its tokens become text, and what ends it is found; knows no model.
+"""One text that is being generated: turns its tokens into text, and finds what ends it.
 
 The pieces are made in the engine's thread and taken on the event loop that asked for the text.
 """

@@ -1,7 +1,4 @@
-"""The text engine of one replica: weights, a way of batching, and the texts that are being made.
-
-Knows requests' inputs and pieces of text; nothing of HTTP.
-"""
+"""The text engine of one replica: weights, a way of batching, and the texts that are being made."""
 
 from __future__ import annotations
 
@@ -62,7 +59,7 @@ class TextEngine:
         tokenizer: The model's tokenizer.
         default_max_new_tokens: Tokens of an answer when the request does not say.
         attention: The attention that computes.
-        acceleration: What computes, for the model's card.
+        acceleration: The model's backend, for its card.
         batching: `continuous` or `padded`.
 
     Raises:

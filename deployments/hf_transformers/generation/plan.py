@@ -1,7 +1,4 @@
-"""What a language model takes: its limits, its defaults, and the size of its cache.
-
-Knows a loaded model and the settings, nothing of requests.
-"""
+"""What a language model takes: its limits, its defaults, and the size of its cache."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Chooses the next token of each sequence of a batch by that sequence's own fields and seed.
 
-Knows logits and fields, nothing of models, caches or requests. The same for every way of batching,
-so that a request gets the same tokens alone and among others.
+The same for every way of batching, so that a request gets the same tokens alone and among others.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Ends `generate` of a transformers model between two tokens when no client waits any more."""
+"""Ends `generate` of a transformers model between two tokens when the client disconnected."""
 
 from __future__ import annotations
 

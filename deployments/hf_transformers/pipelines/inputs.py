@@ -1,7 +1,4 @@
-"""What each pipeline task takes: its input and the parameters that a request may give.
-
-Knows names and types, no pipeline.
-"""
+"""What each pipeline task takes: its input and the parameters that a request may give."""
 
 from __future__ import annotations
 

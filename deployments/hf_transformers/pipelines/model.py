@@ -1,6 +1,6 @@
 """The engine of one transformers pipeline: checked inputs, batches of equal parameters.
 
-Knows requests' inputs and pipelines' outputs; nothing of HTTP. Speech recognition is in `speech`.
+Speech recognition is in `speech`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class PipelineEngine:
         pipeline: Transformers' object.
         settings: The family's settings.
         attention: The attention that computes.
-        acceleration: What computes, for the model's card.
+        acceleration: The model's backend, for its card.
 
     Raises:
         ConfigError: The weights cannot be loaded, or the machine cannot do what is asked for.

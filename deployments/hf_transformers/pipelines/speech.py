@@ -1,7 +1,4 @@
-"""Speech recognition: recordings in, texts with times out, on transformers' pipeline.
-
-Knows Whisper's languages, prompts and times, and CTC models' words; nothing of HTTP and of files.
-"""
+"""Speech recognition: recordings in, texts with times out, on transformers' pipeline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whisper with all that it knows of each segment: tokens, probabilities and the times of words.
+"""Whisper's details of each segment: tokens, probabilities and the times of words.
 
 Transformers' pipeline gives texts and times only, so its model is called here as the pipeline calls
 it. Definitions are those of Whisper's own program (https://github.com/openai/whisper,

@@ -1,1 +1,1 @@
-"""What stands around vLLM's own OpenAI application, between a client and the engine."""
+"""The layers around vLLM's own OpenAI application, between a client and the engine."""

@@ -1,4 +1,4 @@
-"""Bounds what an ASGI application reads of a request. Knows nothing of vLLM and of routes."""
+"""Bounds what an ASGI application reads of a request."""
 
 from __future__ import annotations
 

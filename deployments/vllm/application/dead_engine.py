@@ -1,6 +1,6 @@
 """Answers of an engine that died: 503 in the envelope with `Retry-After`, and an event in streams.
 
-vLLM gives 500, since it is about to end its own server. Knows no routes.
+vLLM gives 500, since it is about to end its own server.
 """
 
 from __future__ import annotations

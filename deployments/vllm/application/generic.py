@@ -99,7 +99,7 @@ class Cards:
     Args:
         app: vLLM's application.
         name: The model name.
-        acceleration: What computes.
+        acceleration: The backend.
         failed_adapters: Why each adapter that is not served is not, by name.
     """
 
@@ -116,7 +116,7 @@ class Cards:
         self._failed_adapters = failed_adapters
 
     async def find(self, model: str) -> dict[str, Any]:
-        """Returns vLLM's own entry of a model or adapter, with what computes.
+        """Returns vLLM's own entry of a model or adapter, with the backend.
 
         Raises:
             UnavailableError: It is an adapter that could not be loaded.

@@ -1,7 +1,4 @@
-"""Sends a request to an ASGI application in the same process.
-
-Knows nothing of vLLM.
-"""
+"""Sends a request to an ASGI application in the same process."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Where grammars touch vLLM: the request on its way to the engine, and the engine's own process.
+"""The hooks for grammars in vLLM: in the request's way to the engine, and in the engine's process.
 
-The only file about grammars that knows vLLM's private parts;
+The only file about grammars that uses vLLM's private parts;
 `tests/unit/families/vllm/grammar/test_engine_hooks` fails when they move.
 """
 

@@ -1,4 +1,4 @@
-"""The engine's threads for grammars. Knows nothing of vLLM but how it submits its work."""
+"""The engine's threads for grammars."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mends faults of vLLM 0.32.0 that take an engine down, inside the engine's own processes.
+"""Corrects faults of vLLM 0.32.0 that end an engine, inside the engine's own processes.
 
 The one place where vLLM's classes are changed. A vLLM whose classes moved is refused at start.
 """

@@ -1,4 +1,4 @@
-"""Replaces methods of vLLM's classes, and refuses a vLLM whose methods are not those it knows."""
+"""Replaces methods of vLLM's classes, and refuses a vLLM whose methods differ from the expected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What computes in a model, at the router's page about it: a real router, real small models."""
+"""The backend of a model, as the router tells it: a real router, real small models."""
 
 from __future__ import annotations
 

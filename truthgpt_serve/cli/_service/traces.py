@@ -1,4 +1,4 @@
-"""Finds in the output of a process the traceback that says why it failed."""
+"""Finds the traceback of a failure in the output of a process."""
 
 from __future__ import annotations
 

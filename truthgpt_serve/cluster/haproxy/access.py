@@ -1,6 +1,6 @@
 """Closes in HAProxy's configuration what Ray opens beside the service's own port.
 
-Knows the text that Ray Serve writes; starts nothing.
+Works on the text that Ray Serve writes.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 HAProxy answers what it cannot read as a request, and a head that does not arrive in time, before
 any rule or `errorfile` of its configuration counts: with pages that are built into the program, in
 HTML. This writes a copy of the program in which the text of those pages is replaced, in the same
-number of bytes. Knows how HAProxy 2.8 holds them; where that is otherwise, no copy is made.
+number of bytes. It fits HAProxy 2.8; where the program differs, no copy is made.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Starts Ray Serve's HAProxy with what the service needs and Ray has no setting for.
 
 Ray takes another program in HAProxy's place: this one. It changes these things and then becomes
-HAProxy. Knows no service.
+HAProxy.
 
 - Without splice(2). Ray's configuration has `option splice-request`. With it HAProxy 2.8 does not
   see that a client closed its connection while it waits for the answer, if the request's body came

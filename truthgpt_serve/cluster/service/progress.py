@@ -1,4 +1,4 @@
-"""Says what a check is busy with while it takes long: users' modules may take minutes to import.
+"""Reports what a slow check is busy with: users' modules may take minutes to import.
 
 Looks at the frames of the thread that checks, so it sees any import, however it came about.
 """

@@ -1,4 +1,4 @@
-"""Lengthens the limits of Ray's start that no setting moves. The one file that reaches into it.
+"""Lengthens the limits of Ray's start that have no setting. The one file that changes them.
 
 - The raylet waits 15 s for each of its agents to write its port into a file. Here the ports are
   chosen and written before it starts; the agents take them when they are up.

@@ -1,4 +1,4 @@
-"""How often and how soon the service is started again after a failure."""
+"""Limits and pauses of restarts after a failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one shell leaves for another to stop the service by: `serve.json` in a folder."""
+"""`serve.json` in a folder, by which another shell finds and stops the service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `/openapi.json` and `/docs` say: the routes of the one address and the bodies they take."""
+"""The OpenAPI document and its page: `/openapi.json` and `/docs`."""
 
 from truthgpt_serve.router.openapi.document import openapi_document, openapi_json
 from truthgpt_serve.router.openapi.page import docs_html

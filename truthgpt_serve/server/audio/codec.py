@@ -1,7 +1,4 @@
-"""One recording's steps around `infer` and `stream`: what the class gets and what it may give back.
-
-Knows no threads, no sockets and no files.
-"""
+"""One recording's steps around `infer` and `stream`: the class's inputs, its checked outputs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """OpenAI's answers to recordings as bytes: JSON, text, SubRip and WebVTT, and a stream's events.
 
-Knows nothing of models or servers. Shapes: `Transcription`, `TranscriptionVerbose`,
-`Translation`, `TranslationVerbose` and `transcript.text.*` of OpenAI's API reference.
+Shapes: `Transcription`, `TranscriptionVerbose`, `Translation`, `TranslationVerbose` and
+`transcript.text.*` of OpenAI's API reference.
 """
 
 from __future__ import annotations

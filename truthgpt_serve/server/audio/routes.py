@@ -1,10 +1,10 @@
 """OpenAI's speech routes for any class that says it can: `transcription`, `translation`.
 
-Knows how requests, recordings and answers follow each other; fields, files and bytes are `audio_*`.
-The class gets `audio`, a float32 numpy array `[samples]`, and `sampling_rate`; optionally
-`language`, `prompt`, `temperature`, `timestamps` (`segment`, `word` or a list of both),
-`detect_language` and `task` (`translate`). It gives `text`, and where it was asked `segments` and
-`words` with `start` and `end` in seconds; what else its segments have passes.
+`request` reads fields and files, `codec` calls the class, `response` writes the answer. The class
+gets `audio`, a float32 numpy array `[samples]`, and `sampling_rate`; optionally `language`,
+`prompt`, `temperature`, `timestamps` (`segment`, `word` or a list of both), `detect_language` and
+`task` (`translate`). It gives `text`, and where it was asked `segments` and `words` with `start`
+and `end` in seconds; what else its segments have passes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Groups single requests for a class with `infer_batch`; knows nothing of HTTP or of engines.
+"""Groups single requests for a class with `infer_batch`.
 
 Ray Serve's own `serve.batch` (2.60) is not used, for these reasons. It needs a Serve replica around
 it (`get_replica_context`), and a model also runs without one. It takes only an `async def`, on the

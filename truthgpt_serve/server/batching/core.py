@@ -1,7 +1,4 @@
-"""What a batcher does from batch to batch, as steps that any thread or event loop can carry out.
-
-Knows how to sort, call, split and answer; not where the model runs nor how requests came.
-"""
+"""What a batcher does from batch to batch, as steps that any thread or event loop can carry out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a batcher has done, in numbers; knows no requests."""
+"""What a batcher has done, in numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a batch that could start waits for more requests; knows no requests and no clock.
+"""How long a batch that could start waits for more requests.
 
 A call of a model costs `fixed + each * size` seconds. While one runs, the next batch gathers by
 itself, so waiting pays only right after a call, for the clients that have just been answered and

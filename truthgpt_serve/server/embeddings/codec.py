@@ -1,7 +1,7 @@
 """One text's steps around `infer`: what the class gets, and its vector as JSON.
 
-Knows no threads and no sockets. A vector may be a list of numbers, a numpy array or a torch tensor;
-neither library is imported here.
+A vector may be a list of numbers, a numpy array or a torch tensor; neither library is imported
+here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """OpenAI's embedding route for any class whose task is embedding.
 
-Knows how requests, texts and answers follow each other; fields and vectors are `embeddings_*`.
+`request` reads the fields, `codec` calls the class and encodes vectors.
 """
 
 from __future__ import annotations

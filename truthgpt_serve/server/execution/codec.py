@@ -1,4 +1,4 @@
-"""What one request does where the model's code runs; knows nothing of threads, HTTP or Ray."""
+"""What one request does where the model's code runs."""
 
 from __future__ import annotations
 

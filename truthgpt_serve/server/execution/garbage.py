@@ -1,4 +1,4 @@
-"""Python's cyclic garbage collector while a model loads; knows no model."""
+"""Python's cyclic garbage collector while a model loads."""
 
 from __future__ import annotations
 

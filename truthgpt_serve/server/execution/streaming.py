@@ -1,4 +1,4 @@
-"""Runs a model's `stream` in its own place and passes the pieces on; knows nothing of HTTP."""
+"""Runs a model's `stream` in its own place and passes the pieces on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The threads in which a user's class runs; knows nothing of its methods, of HTTP or of Ray."""
+"""The threads in which a user's class runs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """One image's steps around `infer` and `stream`: what the class gets and what it may give back.
 
-Knows no threads, no sockets and no file formats: decoding and encoding happen elsewhere.
+Decoding and encoding of files happen elsewhere.
 """
 
 from __future__ import annotations

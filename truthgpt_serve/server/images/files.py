@@ -1,4 +1,4 @@
-"""Image files to PIL images and back, in a few threads of their own; knows no requests, no models.
+"""Image files to PIL images and back, in a few threads of their own.
 
 PIL is the extra `images`: it is imported when the first image comes, and nothing else needs it.
 """

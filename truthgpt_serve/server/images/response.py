@@ -1,4 +1,4 @@
-"""OpenAI's image answers and stream events as bytes; knows nothing of models or servers.
+"""OpenAI's image answers and stream events as bytes.
 
 Shapes: `ImagesResponse` and `image_generation.*`, `image_edit.*` of OpenAI's API reference. Beyond
 them: `seed` and `index`, and `*.progress` events for clients that ask for them.

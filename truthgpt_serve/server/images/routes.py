@@ -1,6 +1,6 @@
 """OpenAI's image routes for any class whose task is image-generation.
 
-Knows how requests, images and answers follow each other; fields, files and bytes are `images_*`.
+`request` reads fields and files, `codec` calls the class, `response` writes the answer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A `/v1/infer` request's steps around `infer` and `stream`; knows no threads and no sockets."""
+"""A `/v1/infer` request's steps around `infer` and `stream`."""
 
 from __future__ import annotations
 

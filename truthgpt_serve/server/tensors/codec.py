@@ -1,4 +1,4 @@
-"""An inference request's steps around `infer`; knows no threads and no sockets."""
+"""An inference request's steps around `infer`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compressed answers; knows no requests. Bodies of requests come decompressed."""
+"""Compressed answers. Bodies of requests come decompressed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Tensors of the Open Inference Protocol, as bytes and as JSON, to numpy arrays and back.
 
-Knows the protocol's data types; knows no requests and no HTTP. A tensor of BYTES is an array of
-`object` that holds `bytes`.
+A tensor of BYTES is an array of `object` that holds `bytes`.
 """
 
 from __future__ import annotations

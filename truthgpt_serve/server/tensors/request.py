@@ -1,6 +1,6 @@
 """Inference requests of the Open Inference Protocol: JSON, then tensors as bytes behind it.
 
-Reads the protocol and its binary tensor extension; knows no HTTP server, no threads and no model.
+Reads the protocol and its binary tensor extension.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Answers of the Open Inference Protocol: from what a class returned to JSON with bytes behind it.
-
-Knows no HTTP and no threads.
-"""
+"""Answers of the Open Inference Protocol: a class's outputs as JSON with bytes behind it."""
 
 from __future__ import annotations
 

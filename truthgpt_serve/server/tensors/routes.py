@@ -1,6 +1,6 @@
 """The Open Inference Protocol's routes for any class whose task is tensor.
 
-Knows how request, tensors and answer follow each other; their forms are `oip_*`.
+`request` reads tensors, `codec` calls the class, `response` writes the answer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A text request's steps around `infer` and `stream`; knows no threads and no sockets."""
+"""A text request's steps around `infer` and `stream`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """OpenAI's text answers as bytes, everything that does not change encoded once for each request.
 
-Knows nothing of models or servers. Shapes: `chat.completion`, `chat.completion.chunk` and
-`text_completion` of OpenAI's API reference.
+Shapes: `chat.completion`, `chat.completion.chunk` and `text_completion` of OpenAI's API reference.
 """
 
 from __future__ import annotations

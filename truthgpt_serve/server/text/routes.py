@@ -1,4 +1,4 @@
-"""Cuts a model's text: the repeated prompt in front, a stop string behind; knows no protocol."""
+"""Cuts a model's text: the repeated prompt in front, a stop string behind."""
 
 from __future__ import annotations
 

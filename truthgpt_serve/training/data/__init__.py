@@ -1,6 +1,6 @@
 """Reads training data: rows with their places, whatever file they come from.
 
-Knows no tokenizer, no image library and no trainer; `datasets` only where a hub name is asked for.
+`datasets` is imported only for data sets of the Hub.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What happens at a row that cannot be used: the run ends with its place, or counts and skips it.
-
-Knows no file format and no meaning of a row.
-"""
+"""A row that cannot be used ends the run with its place, or is counted and skipped."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Tells whether data is still what a run began with.
+"""Fingerprints data, so that a run continues only with the data it began with.
 
-Knows no format: it looks at bytes and names.
+Only bytes and names count.
 """
 
 from __future__ import annotations

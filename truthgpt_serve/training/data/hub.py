@@ -1,6 +1,6 @@
 """A data set of the Hugging Face hub, by its name.
 
-The one reader that needs `datasets`. Knows no column's meaning.
+The one reader that needs `datasets`.
 """
 
 from __future__ import annotations

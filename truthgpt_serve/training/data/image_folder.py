@@ -1,6 +1,6 @@
 """A folder of images with captions: `metadata.jsonl`, or a text file beside each image.
 
-Opens no image. Knows nothing of models.
+Opens no image.
 """
 
 from __future__ import annotations

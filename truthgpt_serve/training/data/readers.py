@@ -1,6 +1,6 @@
 """Readers of files of rows: text, JSONL, Parquet.
 
-Each keeps the place of every row. Knows no column's meaning.
+Each keeps the place of every row.
 """
 
 from __future__ import annotations

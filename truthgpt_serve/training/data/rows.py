@@ -1,7 +1,4 @@
-"""One row of training data and the place it was read from.
-
-Knows no file format.
-"""
+"""One row of training data and the place it was read from."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """From what `data.dataset` names to rows: a hub name, a file, or a folder of files.
 
-Knows which reader a file needs; what the columns mean is the caller's affair.
+The caller interprets the columns.
 """
 
 from __future__ import annotations

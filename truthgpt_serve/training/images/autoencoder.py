@@ -1,7 +1,7 @@
 """Trains the autoencoder of a latent diffusion pipeline; the denoiser no longer fits it then.
 
 Reconstruction and a little KL only: the adversarial and perceptual losses of the literature need
-networks whose weights are not at hand. Knows nothing of Ray.
+networks whose weights are not at hand.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Captions to what a denoiser is told of them; does not know how, nor what the denoiser does.
+"""Encodes captions into the conditions of a denoiser.
 
-Conditions of captions are remembered where the text encoders stay the same.
+Conditions are cached where the text encoders are not trained.
 """
 
 from __future__ import annotations

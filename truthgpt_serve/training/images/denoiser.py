@@ -1,6 +1,6 @@
 """Trains the denoiser of a latent diffusion pipeline, or a LoRA adapter for it.
 
-Knows nothing of Ray. The latents come from the pipeline's own autoencoder, which stays as it is.
+The latents come from the pipeline's own autoencoder, which stays as it is.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What the plan says of an image run, from configuration files alone; loads no weights.
-
-Does not know how the plan is printed.
-"""
+"""Figures of an image run for its plan, from configuration files alone; loads no weights."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The kinds of pipelines that can be trained: what their denoisers take, from captions and latents.
-
-Does not know how a denoiser learns, and nothing of data.
-"""
+"""The kinds of pipelines that can be trained, and the inputs of their denoisers."""
 
 from __future__ import annotations
 

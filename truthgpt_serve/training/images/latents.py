@@ -1,7 +1,4 @@
-"""Pictures to the latents of an autoencoder, and back to what they are measured by.
-
-Knows neither pipelines nor data sets.
-"""
+"""Encodes images into the latents of an autoencoder, and decodes them to measure the error."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The loop that trains one module of an image pipeline: steps, evaluations, checkpoints.
 
-Knows neither what the module is nor how its loss is computed: a `Task` does.
+A `Task` says what the module is and how its loss is computed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a denoiser learns: how its input is made of latent and noise, and how its output is scored.
 
-Knows neither pipelines nor data. Noise levels arrive as uniform numbers in (0, 1), so that a fixed
-number means the same in every evaluation.
+Noise levels arrive as uniform numbers in (0, 1), so that a fixed number means the same in every
+evaluation.
 """
 
 from __future__ import annotations

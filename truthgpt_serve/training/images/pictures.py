@@ -1,4 +1,4 @@
-"""Picture files to squares of pixels; does not know where rows come from, nor what trains on them.
+"""Decodes image files into squares of pixels.
 
 Nothing is augmented: the same file gives the same pixels every time.
 """

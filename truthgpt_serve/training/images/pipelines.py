@@ -1,7 +1,4 @@
-"""Pipeline folders: found, loaded part by part in the number formats of training, and saved whole.
-
-Knows the files of Diffusers, not what is trained in between.
-"""
+"""Finds pipeline folders, loads their parts in the formats of training, and saves them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rows of the data set, and their pictures; does not know what is learned from them.
+"""The rows of the data set, and their images.
 
 Reads rows as the training core does, but leaves those of the hub where they are: on disk.
 """

@@ -1,7 +1,7 @@
-"""Batches of pictures or of their latents, read ahead; does not know what is learned from them.
+"""Batches of images or of their latents, read ahead.
 
-Where the encoded pictures of the whole data set fit into `MAX_CACHED_BYTES`, they are computed
-once, each worker a share of them, and kept in memory. Else batches are decoded one by one.
+Where the encoded images of the whole data set fit into `MAX_CACHED_BYTES`, they are computed once,
+each worker a share of them, and kept in memory. Else batches are decoded one by one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""In which order examples are read, and with which random numbers; knows no pictures, no models.
+"""The order in which examples are read, and their random numbers.
 
 Both follow from the seed and the position alone, never from a generator's state: so a run that goes
 on from a checkpoint, and one that is spread over other workers, sees exactly the same.

@@ -1,7 +1,4 @@
-"""Chooses how a data set is held: encoded in memory where it fits, else decoded batch by batch.
-
-Knows neither what is learned nor how pictures are decoded.
-"""
+"""Chooses how a data set is held: encoded in memory where it fits, else decoded batch by batch."""
 
 from __future__ import annotations
 

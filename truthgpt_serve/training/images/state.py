@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and how it is written and read; does not know what is trained.
+"""Writes and reads checkpoints.
 
 Everything that the rest of a run depends on: weights and their average, optimizer, schedule, loss
 scale, generators, the best evaluation. The position in the data follows from the number of steps.

@@ -1,4 +1,4 @@
-"""Sets up accelerate for one worker among several; knows no model and no data.
+"""Sets up accelerate for one worker among several.
 
 Whoever starts the workers sets up `torch.distributed`, and says by environment variables which GPU
 is whose; accelerate takes both over.

@@ -1,7 +1,4 @@
-"""From the configuration to the arguments of a trainer of transformers or trl.
-
-Knows the arguments that all of them share, no model and no data.
-"""
+"""From the configuration to the arguments of a trainer of transformers or trl."""
 
 from __future__ import annotations
 

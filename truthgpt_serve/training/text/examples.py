@@ -1,7 +1,4 @@
-"""From rows to what a text model learns: token ids with labels, pairs of answers, or prompts.
-
-Knows the columns that `data` names and the tokenizer, no file and no trainer.
-"""
+"""From rows to what a text model learns: token ids with labels, pairs of answers, or prompts."""
 
 from __future__ import annotations
 

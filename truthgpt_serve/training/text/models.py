@@ -1,7 +1,4 @@
-"""Loads a text model and its tokenizer for training, and measures one without loading it.
-
-Knows the `model` and `model_optim` sections, no data and no trainer.
-"""
+"""Loads a text model and its tokenizer for training, and measures one without loading it."""
 
 from __future__ import annotations
 

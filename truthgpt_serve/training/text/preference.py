@@ -1,7 +1,4 @@
-"""Learning from preferences: the loops around trl's trainers for `dpo` and `grpo`.
-
-Knows nothing of Ray and of how progress is shown.
-"""
+"""Learning from preferences: the loops around trl's trainers for `dpo` and `grpo`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Reads the data once into tables of examples, and finds out what the plan needs to know.
 
-Runs in the command's own process, before any worker. Knows no trainer.
+Runs in the command's own process, before any worker.
 """
 
 from __future__ import annotations

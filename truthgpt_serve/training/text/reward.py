@@ -1,7 +1,4 @@
-"""Finds the reward function of `grpo`, a user's own, by its import path.
-
-Knows no trainer and not what a reward means.
-"""
+"""Finds the reward function of `grpo`, a user's own, by its import path."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Learning from texts: the loop around the Hugging Face `Trainer`.
-
-Knows nothing of Ray and of how progress is shown.
-"""
+"""Learning from texts: the loop around the Hugging Face `Trainer`."""
 
 from __future__ import annotations
 

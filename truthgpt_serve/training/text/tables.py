@@ -1,6 +1,6 @@
 """Prepared examples on disk: written once, then read by every worker as memory that is mapped.
 
-Knows no tokenizer; a table is there whole or not at all.
+A table is there whole or not at all.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What every trainer of transformers and trl here has in common: monitor, checkpoints, result.
 
-Knows no method: a loop mixes it into the trainer that it needs.
+A loop mixes it into the trainer of its method.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The roles an argument of a batchable module can have: how it is compared and how it is joined.
 
-Does not know any module: schema_table.py says which argument has which role.
+`schema_table` says which argument has which role.
 """
 
 from __future__ import annotations

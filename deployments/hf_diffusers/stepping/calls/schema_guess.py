@@ -1,6 +1,6 @@
 """Guesses, with caution, the roles of an unknown denoiser's arguments from one of its calls.
 
-Does not know whether the guess is right: a self-check must show it.
+A self-check must confirm the guess.
 """
 
 from __future__ import annotations

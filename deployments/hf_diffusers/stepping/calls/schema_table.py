@@ -1,6 +1,6 @@
 """Which argument of which module has which role, read from the `forward` of each in diffusers 0.42.
 
-Does not know how roles work (roles.py). A module or an argument that is not here runs alone.
+A module or an argument that is not here runs alone.
 """
 
 from __future__ import annotations

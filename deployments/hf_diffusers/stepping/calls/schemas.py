@@ -1,6 +1,6 @@
 """Call schemas: tell which calls of a module may share a forward, join them, split the output.
 
-Does not know requests, scheduling or devices; the facts about each module are in schema_table.py.
+The properties of each module are in `schema_table`.
 """
 
 from __future__ import annotations

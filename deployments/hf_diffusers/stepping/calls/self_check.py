@@ -1,4 +1,4 @@
-"""Compares two outputs of a module; does not know how they were made."""
+"""Compares two outputs of a module."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Content hashes of tensors, so that two requests can tell equal shared tensors without a GPU sync.
-
-Does not know what a tensor is for, nor which module reads it.
-"""
+"""Hashes of tensor contents, so that two requests find equal tensors without a GPU sync."""
 
 from __future__ import annotations
 

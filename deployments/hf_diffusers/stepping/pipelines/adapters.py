@@ -1,4 +1,4 @@
-"""LoRA adapters per row of a batch, by hooks on PEFT's layers; does not know jobs.
+"""LoRA adapters per row of a batch, by hooks on PEFT's layers.
 
 PEFT's own way to mix adapters in a batch, `adapter_names`, allows one adapter for each row, with
 the one weight that is stored in the layer. Requests name several, each with its own weight. So the

@@ -1,4 +1,4 @@
-"""What the engine knows about an added pipeline and each of its modules; does not run anything."""
+"""An added pipeline and its modules, as the engine keeps them."""
 
 from __future__ import annotations
 

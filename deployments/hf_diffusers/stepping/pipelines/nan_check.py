@@ -1,4 +1,4 @@
-"""Finds NaN and infinite values in images; does not know who made them."""
+"""Finds NaN and infinite values in images."""
 
 from __future__ import annotations
 

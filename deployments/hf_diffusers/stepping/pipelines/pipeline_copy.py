@@ -1,4 +1,4 @@
-"""Copies of a pipeline, one a job, that share its weights; does not know jobs or batching."""
+"""Copies of a pipeline, one a job, that share its weights."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Decodes the latents of an unfinished image, as the stock pipelines do at their end.
 
-Does not know jobs: the VAE of the pipeline it is given may be a proxy.
+The VAE of the given pipeline may be a proxy.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Stand-ins for a pipeline's modules: calling one inside a job waits for the engine instead.
 
-Does not know batching: it hands over the arguments and returns what it is handed back.
+It hands over the arguments and returns what it is handed back.
 """
 
 from __future__ import annotations

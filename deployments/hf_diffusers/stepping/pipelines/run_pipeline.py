@@ -1,7 +1,4 @@
-"""Calls a job's pipeline: a clone with proxies inside a greenlet, or exclusively the real one.
-
-Does not know other jobs.
-"""
+"""Calls a job's pipeline: a clone with proxies inside a greenlet, or exclusively the real one."""
 
 from __future__ import annotations
 

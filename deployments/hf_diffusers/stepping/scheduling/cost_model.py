@@ -1,6 +1,6 @@
 """Estimates how long a denoising step of a request takes, from those that went before.
 
-Does not know requests: the caller makes the keys.
+The caller makes the keys.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Times forwards, and keeps the CPU from running far ahead of a GPU; does not know calls."""
+"""Times forwards, and keeps the CPU from running far ahead of a GPU."""
 
 from __future__ import annotations
 

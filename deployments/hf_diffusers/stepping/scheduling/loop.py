@@ -1,6 +1,6 @@
 """What the engine's one thread does: begin jobs, resume them, choose calls, run them, end jobs.
 
-Does not know how a forward is run (executor.py), chosen (selection.py) or what a pipeline does.
+`selection` chooses the calls, `executor` runs them.
 """
 
 from __future__ import annotations

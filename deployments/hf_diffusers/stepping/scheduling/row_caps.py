@@ -1,7 +1,4 @@
-"""How many rows of a shape one forward should have: kept, measured and written to disk.
-
-Does not know pipelines or jobs.
-"""
+"""How many rows of a shape one forward should have: kept, measured and written to disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job as the engine's thread sees it, and one parked call; does not know how they are run."""
+"""A job as the engine's thread sees it, and one parked call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The jobs that wait and those that are ongoing; does not know how a job is run."""
+"""The jobs that wait and those that are ongoing."""
 
 from __future__ import annotations
 
