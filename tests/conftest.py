@@ -27,10 +27,31 @@ UNIT_TIMEOUT_S = 180
 SERVE_TIMEOUT_S = 600
 """A test's limit includes its module's cluster, which starts in 10 to 40 s on two cores, and takes
 several times that on a busy machine."""
+LONGEST = (
+    "serve/test_training.py",
+    "serve/test_supervision.py",
+    "serve/test_deaths.py",
+    "serve/test_vllm_engine.py",
+    "serve/test_reload.py",
+    "serve/test_lifecycle.py",
+    "serve/test_playground.py",
+    "serve/test_readme.py",
+    "unit/families/hf_diffusers/test_correctness.py",
+    "unit/families/hf_transformers/generation/test_model.py",
+    "unit/scripts/shipped/test_models.py",
+    "unit/training/text/test_sft.py",
+    "unit/families/hf_diffusers/pipelines/test_acceleration.py",
+)
+"""Modules of more than a minute and a half, by `--durations=40`."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what needs a cluster, and gives it more time."""
+    """Marks what needs a cluster, and gives it more time; puts the longest modules first.
+
+    So no process of pytest-xdist, which has a module at a time, is left alone with one at the end.
+    """
+    ranks = {ROOT / "tests" / name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(LONGEST)))
     for item in items:
         is_serve = (ROOT / "tests" / "serve") in item.path.parents
         if is_serve:

@@ -21,19 +21,8 @@ from deployments.vllm.tiny_model import make_tiny_adapter, make_tiny_llama
 
 HERE = Path(__file__).parent
 RAY_ENV = HERE.parents[1] / "configs" / "ray.env"
-START_TIMEOUT_S = 200
+START_TIMEOUT_S = 400
 REQUEST_TIMEOUT_S = 60
-LONGEST = (
-    "test_training",
-    "test_supervision",
-    "test_deaths",
-    "test_vllm_engine",
-    "test_reload",
-    "test_lifecycle",
-    "test_playground",
-    "test_readme",
-)
-"""Modules that take more than a minute and a half, by `--durations`; the longest first."""
 MAX_MODEL_LEN = 512
 ALIASES = {"org/Tiny-1B:latest": "tiny", "gpt-4o-mini": "echo"}
 """Other names of models."""
@@ -70,17 +59,8 @@ class Service:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the longest modules first, and what uses the shared cluster at the end.
-
-    So no worker ends with a long module, and has another cluster beside the shared one.
-    """
-
-    def key(item: pytest.Item) -> tuple[bool, int]:
-        name = item.path.stem
-        rank = LONGEST.index(name) if name in LONGEST else len(LONGEST)
-        return "service" in getattr(item, "fixturenames", ()), rank
-
-    items.sort(key=key)
+    """Puts what uses the shared cluster at the end: no other of this process runs beside it."""
+    items.sort(key=lambda item: "service" in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,8 @@ import pytest
 import ray
 import yaml
 
+from tests.conftest import LONGEST
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "k8s/README.md", *(ROOT / "docs").glob("**/*.md")])
 SHIPPED_YAML = sorted(
@@ -305,6 +307,10 @@ def test_license_is_apache() -> None:
     assert "Apache License" in text
     assert "Version 2.0, January 2004" in text
     assert project()["project"]["license"] == "Apache-2.0"
+
+
+def test_the_longest_modules_exist() -> None:
+    assert [name for name in LONGEST if not (ROOT / "tests" / name).is_file()] == []
 
 
 def test_ci_runs_the_whole_tests() -> None:
