@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.local_cluster import LocalCluster, model_application
 
-START_TIMEOUT_S = 60
+START_TIMEOUT_S = 200
 
 
 @pytest.mark.parametrize(("host", "shown"), [("127.0.0.2", "127.0.0.2"), ("::1", "[::1]")])

@@ -67,7 +67,7 @@ def cluster(folder: Path) -> Iterator[LocalCluster]:
         ROOT / "configs" / "ray.env", env={"PYTHONPATH": f"{ROOT}:{folder}"}
     ) as cluster:
         cluster.deploy(entries(cluster, folder))
-        cluster.wait_until_ready(timeout_s=200)
+        cluster.wait_until_ready(timeout_s=400)
         yield cluster
 
 

@@ -29,7 +29,7 @@ from tests.support.image_stock import assert_same, noise, stock_image
 from tests.support.tiny_images import create_pipeline, create_variant, save_lora
 
 RAY_ENV = Path(__file__).parents[2] / "configs" / "ray.env"
-START_TIMEOUT_S = 150
+START_TIMEOUT_S = 300
 REQUEST_TIMEOUT_S = 60
 NUM_LEAVING = 200
 NUM_AT_ONCE = 20

@@ -29,7 +29,7 @@ if importlib.util.find_spec("gradio") is None:
 
 HERE = Path(__file__).parent
 RAY_ENV = HERE.parents[1] / "configs" / "ray.env"
-START_TIMEOUT_S = 150
+START_TIMEOUT_S = 300
 PAINT_S = 2.0
 IDLE_S = 35
 PAGES = ("Chat", "Images", "Speech", "Embeddings", "Models")

@@ -22,7 +22,7 @@ from tests.support.tiny_transformers.models import make_tiny_classifier, make_ti
 from tests.support.tiny_transformers.speech import make_tiny_speech
 
 RAY_ENV = Path(__file__).resolve().parents[2] / "configs" / "ray.env"
-START_TIMEOUT_S = 200
+START_TIMEOUT_S = 300
 NUM_TOKENS = 12
 PROMPTS = [f"number {index} of many " * (1 + index % 5) for index in range(32)]
 

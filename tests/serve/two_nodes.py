@@ -21,7 +21,7 @@ from truthgpt_serve.cluster.processes import (
     find_run,
 )
 
-COMMAND_S = 60.0
+COMMAND_S = 180.0
 
 
 def can_make_networks() -> bool:
