@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from truthgpt_serve.cluster.processes import Process, find_run
+from truthgpt_serve.cluster.processes import find_run
 
 LISTEN, UNCONNECTED, UNIX_LISTEN = "0A", "07", "00010000"
 LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
@@ -39,24 +39,29 @@ class Listener:
 def find_listeners(run_id: str) -> list[Listener]:
     """Returns all that the processes of a run listen on."""
     found: set[Listener] = set()
+    tables: dict[str, dict[str, tuple[str, str, int]]] = {}
     for process in find_run(run_id):
         with suppress(OSError):  # gone meanwhile
-            found |= _listeners_of(process)
+            # The tables are those of the network, which most of the processes share.
+            network = os.readlink(f"/proc/{process.pid}/ns/net")
+            if network not in tables:
+                tables[network] = _listening(process.pid)
+            own = tables[network].keys() & _sockets(process.pid)
+            found |= {Listener(*tables[network][inode], process.command) for inode in own}
     return sorted(found)
 
 
-def _listeners_of(process: Process) -> set[Listener]:
-    inodes = _sockets(process.pid)
-    found = set()
+def _listening(pid: int) -> dict[str, tuple[str, str, int]]:
+    """Returns kind, address and port of what is listened on in a process's network, by inode."""
+    found = {}
     for kind in ("tcp", "tcp6", "udp", "udp6"):
         state = LISTEN if kind.startswith("tcp") else UNCONNECTED
-        for line in _table(process.pid, kind):
-            if line[9] in inodes and line[3] == state:
-                address, port = _parse(line[1])
-                found.add(Listener(kind[:3], address, port, process.command))
-    for line in _table(process.pid, "unix"):
-        if line[6] in inodes and line[3] == UNIX_LISTEN and len(line) > 7:
-            found.add(Listener("unix", line[7], 0, process.command))
+        for line in _table(pid, kind):
+            if line[3] == state:
+                found[line[9]] = (kind[:3], *_parse(line[1]))
+    for line in _table(pid, "unix"):
+        if line[3] == UNIX_LISTEN and len(line) > 7:
+            found[line[6]] = ("unix", line[7], 0)
     return found
 
 
