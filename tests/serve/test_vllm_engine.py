@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,15 +20,22 @@ import psutil
 import pytest
 
 from deployments.vllm.tiny_model import make_tiny_adapter, make_tiny_llama
-from truthgpt_serve.cluster.processes import RUN_ID_VARIABLE
+from truthgpt_serve.cluster.ports import free_port
+from truthgpt_serve.cluster.processes import (
+    create_run_environment,
+    create_run_id,
+    wait_for_end,
+)
 
 PROGRAMS = Path(__file__).parent / "programs"
 PROMPTS = ["Hello world", "The quick brown fox", "Once upon a time there was a", "12 + 30 ="]
 TOKENS = 24
 MAX_BODY_BYTES = 2**20
 START_TIMEOUT_S = 300
+ORPHANS_S = 10
+"""Within this a program's engine has ended after it."""
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 
 
 @dataclass
@@ -68,13 +74,16 @@ def make_config(folder: Path, **changes: Any) -> dict[str, Any]:
     }
 
 
-def run_program(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_program(
+    name: str, *arguments: str, run_id: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs a program to its end, by whose run id the processes that it starts are found again."""
     return subprocess.run(
         [sys.executable, PROGRAMS / name, *arguments],
         capture_output=True,
         text=True,
         timeout=START_TIMEOUT_S,
-        env=environment(),
+        env=environment() | create_run_environment(run_id or create_run_id()),
     )
 
 
@@ -129,13 +138,6 @@ def wait_for(condition: Any, timeout_s: float, log: Path | None = None) -> None:
             text = log.read_text()[-4000:] if log else ""
             pytest.fail(f"not reached within {timeout_s} s\n{text}")
         time.sleep(0.1)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def descendants(pid: int) -> list[psutil.Process]:
@@ -452,8 +454,9 @@ def test_offline_use_starts_and_stops_its_own_engine(
     folder: Path, reference: dict[str, list[str]], how: str
 ) -> None:
     inputs = {"text": PROMPTS[1], "max_new_tokens": TOKENS, "temperature": 0}
-    before = set(psutil.pids())
-    done = run_program("vllm_offline.py", how, json.dumps(make_config(folder)), json.dumps(inputs))
+    run_id = create_run_id()
+    config = json.dumps(make_config(folder))
+    done = run_program("vllm_offline.py", how, config, json.dumps(inputs), run_id=run_id)
     assert done.returncode == 0, done.stderr[-4000:]
     # An engine that stops with the program logs behind it.
     (line,) = [line for line in done.stdout.splitlines() if line.startswith('{"answer"')]
@@ -465,20 +468,7 @@ def test_offline_use_starts_and_stops_its_own_engine(
     if how != "left":
         assert result["unfinished"] == [1, 0]
         assert result["error"] == "RequestError"
-    assert not left_behind(before)
-
-
-def left_behind(before: set[int]) -> list[psutil.Process]:
-    """Returns the engine processes that were started since and still run after 5 s."""
-    found = []
-    for pid in set(psutil.pids()) - before:
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(pid)
-            if RUN_ID_VARIABLE in process.environ():  # of a cluster that another test has
-                continue
-            if any(word in " ".join(process.cmdline()) for word in ("VLLM", "multiprocessing")):
-                found.append(process)
-    return alive(found, within_s=5)
+    assert not wait_for_end(run_id, ORPHANS_S)
 
 
 @pytest.mark.parametrize(
@@ -492,11 +482,11 @@ def left_behind(before: set[int]) -> list[psutil.Process]:
 def test_failed_start_says_why_and_leaves_nothing(
     folder: Path, changes: dict[str, Any], message: str
 ) -> None:
-    before = set(psutil.pids())
-    config = make_config(folder, **changes)
-    done = run_program("vllm_server.py", str(free_port()), "tiny", json.dumps(config))
+    run_id = create_run_id()
+    config = json.dumps(make_config(folder, **changes))
+    done = run_program("vllm_server.py", str(free_port()), "tiny", config, run_id=run_id)
     assert done.returncode != 0
     last = done.stderr[-3000:]
     assert "UnavailableError: model 'tiny': vLLM did not start" in last
     assert message in last
-    assert not left_behind(before)
+    assert not wait_for_end(run_id, ORPHANS_S)
