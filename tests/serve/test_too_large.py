@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from benchmarks.local_cluster import model_application
 from tests.serve.shell import START_S, STOP_S, open_shell
 
+pytestmark = pytest.mark.timeout(900)
 WAITS = "1 replica waits for resources: each needs 4096 CPU (the cluster has "
 
 

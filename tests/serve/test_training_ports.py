@@ -18,12 +18,16 @@ from tests.support.training_runs import sections_of, sentences, write_rows
 from truthgpt_serve.cluster.processes import create_run_environment, create_run_id, end_run
 
 TRUTHGPT = str(Path(sys.executable).parent / "truthgpt")
-TIMEOUT_S = 300
+TIMEOUT_S = 800
 HOST = 1
 
-pytestmark = pytest.mark.skipif(
-    not can_make_networks(), reason="needs root and Debian's iproute2 to make network namespaces"
-)
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(
+        not can_make_networks(),
+        reason="needs root and Debian's iproute2 to make network namespaces",
+    ),
+]
 
 
 def test_workers_listen_on_loopback_alone(tmp_path: Path) -> None:
