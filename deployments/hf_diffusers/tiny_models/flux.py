@@ -30,14 +30,15 @@ VAE_SIZES = {
 }
 
 
-def create_flux(seed: int = 0) -> DiffusionPipeline:
+def create_flux(seed: int = 0, clip_tokenizer: Any = None) -> DiffusionPipeline:
     """Returns a FluxPipeline with random float32 weights on the CPU; nothing is downloaded.
 
-    Images are 32 to 64 pixels wide. The same seed gives the same weights.
+    Images are 32 to 64 pixels wide. The same seed gives the same weights. Without a
+    tokenizer for its CLIP, a token is one byte.
     """
     # Modules draw initial weights before they are given theirs: not from the caller's generator.
     with torch.random.fork_rng(devices=[]):
-        tokenizer, text_encoder = create_clip(seed + 1)
+        tokenizer, text_encoder = create_clip(seed + 1, clip_tokenizer)
         tokenizer_2, text_encoder_2 = create_t5(seed + 6)
         pipeline = FluxPipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),

@@ -23,9 +23,9 @@ WIDTH = 32
 """Features of a token, in every encoder here."""
 
 
-def create_clip(seed: int, *, projection: bool = False) -> tuple[Any, Any]:
+def create_clip(seed: int, tokenizer: Any = None, *, projection: bool = False) -> tuple[Any, Any]:
     """Returns (tokenizer, CLIPTextModel), or with `projection` the model with a pooled output."""
-    tokenizer = create_clip_tokenizer()
+    tokenizer = tokenizer or create_clip_tokenizer()
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,

@@ -27,9 +27,10 @@ from diffusers import (
 )
 
 from deployments.hf_diffusers.tiny_models.flux import create_flux, create_vae
-from deployments.hf_diffusers.tiny_models.text_encoders import WIDTH, create_clip, create_t5
+from deployments.hf_diffusers.tiny_models.text_encoders import WIDTH, create_t5
 from tests.support.tiny_images import denoisers, text_encoders
 from tests.support.tiny_images.controlnets import with_controlnet
+from tests.support.tiny_images.tokenizers import create_clip_tokenizer
 
 _SD_NOISE = {
     "beta_start": 0.00085,
@@ -84,7 +85,7 @@ def create_pipeline(kind: str, seed: int = 0) -> DiffusionPipeline:
 
 
 def _sd(seed: int) -> DiffusionPipeline:
-    tokenizer, text_encoder = create_clip(seed + 1)
+    tokenizer, text_encoder = text_encoders.create_clip(seed + 1)
     return StableDiffusionPipeline(
         vae=create_vae(seed + 2),
         text_encoder=text_encoder,
@@ -102,8 +103,8 @@ def _sd_controlnet(seed: int) -> DiffusionPipeline:
 
 
 def _sdxl(seed: int) -> DiffusionPipeline:
-    tokenizer, text_encoder = create_clip(seed + 1)
-    tokenizer_2, text_encoder_2 = create_clip(seed + 5, projection=True)
+    tokenizer, text_encoder = text_encoders.create_clip(seed + 1)
+    tokenizer_2, text_encoder_2 = text_encoders.create_clip(seed + 5, projection=True)
     return StableDiffusionXLPipeline(
         vae=create_vae(seed + 2),
         text_encoder=text_encoder,
@@ -121,8 +122,8 @@ def _sdxl_controlnet(seed: int) -> DiffusionPipeline:
 
 
 def _sd3(seed: int) -> DiffusionPipeline:
-    tokenizer, text_encoder = create_clip(seed + 1, projection=True)
-    tokenizer_2, text_encoder_2 = create_clip(seed + 5, projection=True)
+    tokenizer, text_encoder = text_encoders.create_clip(seed + 1, projection=True)
+    tokenizer_2, text_encoder_2 = text_encoders.create_clip(seed + 5, projection=True)
     tokenizer_3, text_encoder_3 = create_t5(seed + 6, width=2 * WIDTH)
     return StableDiffusion3Pipeline(
         transformer=denoisers.create_sd3_transformer(seed + 3),
@@ -224,7 +225,7 @@ _CREATORS: Mapping[str, Callable[[int], DiffusionPipeline]] = MappingProxyType(
         "sdxl": _sdxl,
         "sdxl-controlnet": _sdxl_controlnet,
         "sd3": _sd3,
-        "flux": create_flux,
+        "flux": lambda seed: create_flux(seed, create_clip_tokenizer()),
         "flux2": _flux2,
         "flux2-klein": _flux2_klein,
         "qwen": _qwen,

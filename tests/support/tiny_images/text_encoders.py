@@ -1,4 +1,4 @@
-"""Text encoders of a few thousand weights that are language models, each with its tokenizer.
+"""Text encoders of a few thousand weights, each with its own kind of tokenizer.
 
 Does not know the pipelines.
 """
@@ -19,9 +19,14 @@ from transformers import (
     Qwen3Model,
 )
 
+from deployments.hf_diffusers.tiny_models import text_encoders
 from deployments.hf_diffusers.tiny_models.text_encoders import WIDTH
 from deployments.hf_diffusers.tiny_models.weights import draw_weights
-from tests.support.tiny_images.tokenizers import create_gemma_tokenizer, create_qwen_tokenizer
+from tests.support.tiny_images.tokenizers import (
+    create_clip_tokenizer,
+    create_gemma_tokenizer,
+    create_qwen_tokenizer,
+)
 
 _DECODER = {
     "hidden_size": WIDTH,
@@ -32,6 +37,11 @@ _DECODER = {
     "head_dim": 8,
     "max_position_embeddings": 4096,
 }
+
+
+def create_clip(seed: int, *, projection: bool = False) -> tuple[Any, Any]:
+    """Returns (tokenizer of words, CLIPTextModel); with `projection` it has a pooled output."""
+    return text_encoders.create_clip(seed, create_clip_tokenizer(), projection=projection)
 
 
 def create_gemma(seed: int) -> tuple[Any, Any]:

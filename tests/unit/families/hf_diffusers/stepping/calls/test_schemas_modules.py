@@ -9,7 +9,7 @@ from deployments.hf_diffusers.stepping.calls.argument_roles import UnbatchableEr
 from deployments.hf_diffusers.stepping.calls.schemas import find_schema, guess_schema
 from deployments.hf_diffusers.stepping.calls.tensor_hash import Digests
 from deployments.hf_diffusers.tiny_models.flux import create_flux_transformer, create_vae
-from deployments.hf_diffusers.tiny_models.text_encoders import WIDTH, create_clip, create_t5
+from deployments.hf_diffusers.tiny_models.text_encoders import WIDTH, create_t5
 from tests.support.image_calls import (
     Call,
     check_batch,
@@ -185,7 +185,7 @@ def test_sana_and_pixart() -> None:
 
 @pytest.mark.parametrize("projection", [False, True])
 def test_clip_text_encoders(projection: bool) -> None:
-    tokenizer, model = create_clip(1, projection=projection)
+    tokenizer, model = text_encoders.create_clip(1, projection=projection)
     calls = [
         {
             "input_ids": tokenizer(
