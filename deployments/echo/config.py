@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pydantic import model_validator
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
+from truthgpt_serve.config.base import (
+    Count,
+    NonNegativeCount,
+    NonNegativeNumber,
+    PositiveNumber,
+    Section,
+)
 from truthgpt_serve.contract import FamilySpec
 
 
-class EchoSettings(BaseModel):
+class EchoSettings(Section):
     """What `serving.engine` may say for `family: echo`."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-    tokens_per_second: Annotated[float, Field(gt=0)] | None = None
+    tokens_per_second: PositiveNumber | None = None
     """Tokens a second for each request; null with no `token_interval_s` either means at once."""
-    token_interval_s: Annotated[float, Field(ge=0)] | None = None
+    token_interval_s: NonNegativeNumber | None = None
     """The same as seconds between tokens; give one of the two."""
-    time_to_first_token_s: Annotated[float, Field(ge=0)] | None = None
+    time_to_first_token_s: NonNegativeNumber | None = None
     """Seconds before the first token, as a long prefill would take; by default one interval."""
-    num_tokens: Annotated[int, Field(ge=1)] = 16
+    num_tokens: Count = 16
     """Tokens of an answer when the request does not say."""
-    fail_after: Annotated[int, Field(ge=0)] | None = None
+    fail_after: NonNegativeCount | None = None
     """Tokens after which every answer fails with an error, for tests of error paths."""
 
     @model_validator(mode="after")

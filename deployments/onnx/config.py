@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from truthgpt_serve.config.base import Count, Section, Text
 from truthgpt_serve.config.paths import expand, must_be_local
 from truthgpt_serve.contract import FamilySpec, Faults
 
@@ -16,14 +17,10 @@ MIN_ONGOING_REQUESTS = 64
 ExecutionProvider = Literal["auto", "cpu", "cuda", "tensorrt"]
 
 
-class OnnxSettings(BaseModel):
+class OnnxSettings(Section):
     """What `serving.engine` may say for `family: onnxruntime`."""
 
-    model_config = ConfigDict(
-        extra="forbid", strict=True, use_attribute_docstrings=True, protected_namespaces=()
-    )
-
-    file: Annotated[str, Field(min_length=1)] | None = None
+    file: Text | None = None
     """The .onnx file inside the folder `model.name_or_path`; null takes the only one, else
     `model.onnx`."""
     execution_provider: ExecutionProvider = "auto"
@@ -46,7 +43,7 @@ class OnnxSettings(BaseModel):
     output has the same free first axis, and a trial with random numbers gives each request the
     same result as alone; `true` relies on the shapes only, as a dynamically quantized model needs,
     whose results depend a little on what else is in the batch."""
-    max_batch_rows: Annotated[int, Field(ge=1)] = 256
+    max_batch_rows: Count = 256
     """Most rows of the first axis in one run. More raises throughput and memory; one request that
     has more by itself runs alone."""
 
