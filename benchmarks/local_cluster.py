@@ -25,9 +25,9 @@ from truthgpt_serve.cluster.haproxy.program import BINARY_VARIABLE, program_path
 from truthgpt_serve.cluster.ports import free_port
 from truthgpt_serve.cluster.private_files import (
     LOOPBACK_ONLY,
+    TOKEN_FILE,
     make_private_folder,
     private_environment,
-    token_headers,
     write_token,
 )
 from truthgpt_serve.cluster.processes import create_run_environment, create_run_id, end_run
@@ -240,6 +240,11 @@ class LocalCluster:
             for replica in deployment["replicas"]
             if replica["state"] == "RUNNING"
         ]
+
+
+def token_headers(folder: Path) -> dict[str, str]:
+    """Returns the HTTP headers with which Ray's dashboard lets a client in."""
+    return {"Authorization": f"Bearer {(folder / TOKEN_FILE).read_text()}"}
 
 
 def model_application(name: str, config: Mapping[str, Any]) -> dict[str, Any]:

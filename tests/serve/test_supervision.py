@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from benchmarks.local_cluster import token_headers
 from tests.serve.shell import (
     START_S,
     STOP_S,
@@ -21,7 +22,6 @@ from tests.serve.shell import (
     echo_config,
     open_shell,
 )
-from truthgpt_serve.cluster.private_files import token_headers
 from truthgpt_serve.cluster.processes import find_run, read_arguments
 from truthgpt_serve.cluster.service.parts import PARTS
 

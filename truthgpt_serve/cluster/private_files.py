@@ -70,11 +70,6 @@ def write_token(folder: Path, token: str = "") -> Path:
     return path
 
 
-def token_headers(folder: Path) -> dict[str, str]:
-    """Returns the HTTP headers with which Ray's dashboard lets a client in."""
-    return {"Authorization": f"Bearer {(folder / TOKEN_FILE).read_text()}"}
-
-
 def private_environment(folder: Path, token_file: Path) -> dict[str, str]:
     """Returns the variables that keep Ray, HAProxy and the engines to a private folder."""
     haproxy, temporary = folder / "haproxy", folder / "tmp"
