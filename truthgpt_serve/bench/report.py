@@ -8,14 +8,7 @@ from typing import Any
 
 from truthgpt_serve.bench.compare import Ratio, compare
 from truthgpt_serve.bench.page import page, table
-from truthgpt_serve.bench.report_charts import (
-    HIGH,
-    TIMES,
-    Group,
-    Result,
-    draw_charts,
-    load_name,
-)
+from truthgpt_serve.bench.report_charts import HIGH, TIMES, Group, Result, draw_charts, load_name
 from truthgpt_serve.bench.result import extras, figure_name
 from truthgpt_serve.bench.target import BenchError
 

@@ -93,6 +93,17 @@ def fetch_serve_state() -> ServeState:
 
     if not ray.is_initialized():  # else the call below would start a cluster of its own
         raise RuntimeError("Ray Serve is not running: this process belongs to no Ray cluster")
+    from ray.exceptions import RayError
+
+    client = _serve_client()
+    try:
+        return parse_details(client.get_serve_details(), _cluster_resources)
+    except RayError as error:
+        raise RuntimeError(f"Serve's controller does not answer: {error}") from error
+
+
+def _serve_client() -> Any:
+    """Returns Serve's own client of its controller. Raises RuntimeError."""
     try:
         from ray.serve.context import _get_global_client
     except ImportError as error:
@@ -101,15 +112,10 @@ def fetch_serve_state() -> ServeState:
             "truthgpt_serve/cluster/state.py to this version of Ray "
             "(2.60.0 is the one it was written for)"
         ) from error
-    from ray.exceptions import RayError
-
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
         raise RuntimeError("Ray Serve is not running")
-    try:
-        return parse_details(client.get_serve_details(), _cluster_resources)
-    except RayError as error:
-        raise RuntimeError(f"Serve's controller does not answer: {error}") from error
+    return client
 
 
 def fetch_replica_addresses(application: str) -> dict[str, tuple[str, int]]:
@@ -122,11 +128,8 @@ def fetch_replica_addresses(application: str) -> dict[str, tuple[str, int]]:
     """
     import ray
     from ray.exceptions import RayError
-    from ray.serve.context import _get_global_client
 
-    client = _get_global_client(raise_if_no_controller_running=False)
-    if client is None:
-        raise RuntimeError("Ray Serve is not running")
+    client = _serve_client()
     try:
         groups = ray.get(
             client._controller.get_target_groups.remote(application, True), timeout=CALL_TIMEOUT_S

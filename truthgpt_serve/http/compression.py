@@ -17,12 +17,7 @@ from typing import Protocol
 
 from backports import zstd
 
-from truthgpt_serve.errors import (
-    CodingError,
-    OverloadedError,
-    RequestError,
-    TooLargeError,
-)
+from truthgpt_serve.errors import CodingError, OverloadedError, RequestError, TooLargeError
 from truthgpt_serve.http.asgi import Message, Receive, Scope
 
 CODINGS = ("gzip", "deflate", "zstd")

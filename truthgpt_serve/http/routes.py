@@ -62,12 +62,12 @@ class Route:
         )
 
 
-def _get(path: str, summary: str, models: str = "", *, place: str = "") -> Route:
-    return Route(path, ("GET",), summary, models, (place,) if place else ("service", "model"))
+def _get(path: str, summary: str, models: str = "", *places: str) -> Route:
+    return Route(path, ("GET",), summary, models, places or ("service", "model"))
 
 
-def _post(path: str, summary: str, models: str) -> Route:
-    return Route(path, ("POST",), summary, models)
+def _post(path: str, summary: str, models: str = "", *places: str) -> Route:
+    return Route(path, ("POST",), summary, models, places or ("service", "model"))
 
 
 ROUTES: tuple[Route, ...] = (
@@ -77,14 +77,8 @@ ROUTES: tuple[Route, ...] = (
     _post("/v1/chat/completions/batch", "Several chats at once", _TEXT),
     _post("/v1/completions", "Text completion; server-sent events with `stream`", _TEXT),
     _post("/v1/responses", "Responses API, where the model's engine has it", _TEXT),
-    Route("/v1/responses/{id}", ("GET",), "A stored response", _TEXT, ("model",)),
-    Route(
-        "/v1/responses/{id}/cancel",
-        ("POST",),
-        "Ends a response in the background",
-        _TEXT,
-        ("model",),
-    ),
+    _get("/v1/responses/{id}", "A stored response", _TEXT, "model"),
+    _post("/v1/responses/{id}/cancel", "Ends a response in the background", _TEXT, "model"),
     _post("/v1/messages", "Anthropic Messages API, where the model's engine has it", _TEXT),
     _post("/v1/messages/count_tokens", "Tokens of a request for `/v1/messages`", _TEXT),
     _post("/v1/embeddings", "Embeddings, where the model's engine has them", _POOLING),
@@ -104,7 +98,7 @@ ROUTES: tuple[Route, ...] = (
     _post("/v1/images/edits", "Images from images and a text, with a mask or without", _IMAGES),
     _post("/v1/images/variations", "Images like a given one", _IMAGES),
     _get("/v1/files/images/{id}", "An image that an answer named by its address", _IMAGES),
-    _post("/v1/infer", "Any family: {model, inputs} to {model, outputs}", ""),
+    _post("/v1/infer", "Any family: {model, inputs} to {model, outputs}"),
     _get("/v2", "Open Inference Protocol: the server and its extensions", _TENSORS),
     _get("/v2/health/live", "Whether the router lives", _TENSORS),
     _get("/v2/health/ready", "Whether every model is running", _TENSORS),
@@ -115,16 +109,11 @@ ROUTES: tuple[Route, ...] = (
     _get("/v2/models/{id}/versions/{version}/ready", "The same as without the version", _TENSORS),
     _post("/v2/models/{id}/versions/{version}/infer", "The same as without the version", _TENSORS),
     _get("/health", "Whether the router lives"),
-    _get("/ready", "Whether every model is running", place="service"),
+    _get("/ready", "Whether every model is running", "", "service"),
     _get("/metrics", "Prometheus metrics of this node"),
-    _get("/openapi.json", "All of this as OpenAPI 3.1", place="service"),
-    _get("/docs", "All of this as a page", place="service"),
-    Route(
-        "/",
-        ("GET",),
-        "Leads to the playground at `/ui` where it runs, else to `/docs`",
-        places=("service",),
-    ),
+    _get("/openapi.json", "All of this as OpenAPI 3.1", "", "service"),
+    _get("/docs", "All of this as a page", "", "service"),
+    _get("/", "Leads to the playground at `/ui` where it runs, else to `/docs`", "", "service"),
 )
 
 

@@ -7,11 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from truthgpt_serve.config import RouterConfig
-from truthgpt_serve.errors import (
-    TruthGPTError,
-    UnavailableError,
-    UpstreamError,
-)
+from truthgpt_serve.errors import TruthGPTError, UnavailableError, UpstreamError
 from truthgpt_serve.http.asgi import UNREAD_TIMEOUT_S, Headers, Scope, Send, header, send_error
 from truthgpt_serve.http.envelope import error_event
 from truthgpt_serve.http.foreign_errors import MAX_ERROR_BYTES, may_be_foreign, read_proxied_error

@@ -12,13 +12,7 @@ from contextlib import asynccontextmanager
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.errors import SlowRequestError
 from truthgpt_serve.http.asgi import Message, Receive, Scope, header
-from truthgpt_serve.http.compression import (
-    Grown,
-    Growth,
-    content_coding,
-    decompress,
-    plain_request,
-)
+from truthgpt_serve.http.compression import Grown, Growth, content_coding, decompress, plain_request
 from truthgpt_serve.router.model_field import (
     MissingModelError,
     ModelScanner,

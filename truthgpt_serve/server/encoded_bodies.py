@@ -6,13 +6,7 @@ from typing import Any
 
 from truthgpt_serve.errors import TruthGPTError
 from truthgpt_serve.http.asgi import Receive, Scope, Send, header
-from truthgpt_serve.http.compression import (
-    Grown,
-    Growth,
-    content_coding,
-    decompress,
-    plain_request,
-)
+from truthgpt_serve.http.compression import Grown, Growth, content_coding, decompress, plain_request
 from truthgpt_serve.http.connection import ClientGoneError, Connection
 
 _ENCODING = b"content-encoding"

@@ -43,11 +43,7 @@ from truthgpt_serve.validate.applications import (
 )
 from truthgpt_serve.validate.machine import check_machine, note_shortages
 from truthgpt_serve.validate.ray_settings import check_host, check_request_time
-from truthgpt_serve.validate.report import (
-    Checked,
-    CheckedModel,
-    Report,
-)
+from truthgpt_serve.validate.report import Checked, CheckedModel, Report
 from truthgpt_serve.wording import nearest
 
 _SERVE_KEYS = ("applications", "http_options", "proxy_location", "grpc_options", "logging_config")

@@ -34,12 +34,7 @@ from deployments.hf_transformers.generation.plan import (
     plan_rows,
     read_facts,
 )
-from deployments.hf_transformers.loading import (
-    load_config,
-    load_model,
-    load_tokenizer,
-    read_source,
-)
+from deployments.hf_transformers.loading import load_config, load_model, load_tokenizer, read_source
 from truthgpt_serve.channel import Channel, ReaderGoneError, wake_all
 from truthgpt_serve.errors import OverloadedError, ServerError, UnavailableError, bad_setting
 

@@ -13,12 +13,7 @@ from truthgpt_serve.errors import ServerError, UnavailableError
 from truthgpt_serve.http.asgi import Headers
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.json_body import encode_json
-from truthgpt_serve.http.open_inference import (
-    MODEL_VERSION,
-    MODELS_PREFIX,
-    PREFIX,
-    server_metadata,
-)
+from truthgpt_serve.http.open_inference import MODEL_VERSION, MODELS_PREFIX, PREFIX, server_metadata
 from truthgpt_serve.server.instance import ModelInstance
 from truthgpt_serve.server.tensors.codec import OipExchange
 from truthgpt_serve.server.tensors.compression import accepted_coding, compress

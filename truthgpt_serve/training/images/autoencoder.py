@@ -17,11 +17,7 @@ from truthgpt_serve.training.images.facts import read_facts
 from truthgpt_serve.training.images.kinds import Kind, create_kind
 from truthgpt_serve.training.images.latents import encode_moments, measure_scale, to_signal
 from truthgpt_serve.training.images.loop import Loop
-from truthgpt_serve.training.images.pipelines import (
-    find_pipeline,
-    load_pipeline,
-    save_pipeline,
-)
+from truthgpt_serve.training.images.pipelines import find_pipeline, load_pipeline, save_pipeline
 from truthgpt_serve.training.images.samples import Batch, Source
 from truthgpt_serve.training.images.sources import open_sources
 from truthgpt_serve.training.images.workers import open_accelerator

@@ -13,11 +13,7 @@ from truthgpt_serve.training.plan import Facts, Steps, count_steps
 from truthgpt_serve.training.text import prepare as tables
 from truthgpt_serve.training.text.arguments import trainer_arguments
 from truthgpt_serve.training.text.messages import TOOLS_FIELD
-from truthgpt_serve.training.text.models import (
-    adapter_config,
-    load_base_model,
-    load_tokenizer,
-)
+from truthgpt_serve.training.text.models import adapter_config, load_base_model, load_tokenizer
 from truthgpt_serve.training.text.reward import load_reward
 from truthgpt_serve.training.text.trainer import Course, CourseTrainer
 
