@@ -79,4 +79,4 @@ def is_cancelled() -> bool:
 def raise_if_cancelled() -> None:
     """Raises CallCancelledError when every client that waits for this code has left."""
     if is_cancelled():
-        raise CallCancelledError("every client of this call has left")
+        raise CallCancelledError("every client of this call disconnected")

@@ -211,6 +211,6 @@ class Session:
             raise RequestError(f"the model refuses the inputs: {_detail(error)}") from error
         except Exception as error:  # a class for each of ONNX Runtime's codes
             if call.cancelled:
-                raise CallCancelledError("every client of this call has left") from error
+                raise CallCancelledError("every client of this call disconnected") from error
             raise ServerError(f"the graph failed: {_detail(error)}") from error
         return dict(zip(self._names, outputs, strict=True))

@@ -121,7 +121,7 @@ def check_inputs(given: Mapping[str, Any], expected: Sequence[Tensor]) -> Arrays
     known = ", ".join(f"{tensor.name}: {tensor.describe()}" for tensor in expected)
     for name in given:
         if name not in names:
-            raise _wrong(str(name), f"is none of the model's inputs; it has {known}")
+            raise _wrong(str(name), f"is not one of the model's inputs; it has {known}")
     free: dict[str, tuple[int, str]] = {}
     arrays: Arrays = {}
     for tensor in expected:

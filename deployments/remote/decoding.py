@@ -31,7 +31,7 @@ def find_coding(headers: Headers, label: str) -> str:
     except CodingError:
         shown = b", ".join(values)[:40].decode("latin-1")
         raise UpstreamError(
-            f"{label} answers with content-encoding {shown!r}, which nobody asked for"
+            f"{label} answers with content-encoding {shown!r}, which was not requested"
         ) from None
 
 

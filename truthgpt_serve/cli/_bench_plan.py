@@ -42,7 +42,7 @@ def numbers(option: str, text: str | None) -> list[float]:
         found = []
     if not found or not all(0 < number < float("inf") for number in found):
         raise click.BadParameter(
-            f"{text!r} is no list of numbers above 0, such as 1,4,16", param_hint=option
+            f"{text!r} is not a list of numbers above 0, such as 1,4,16", param_hint=option
         )
     return list(dict.fromkeys(found))
 

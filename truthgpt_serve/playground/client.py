@@ -85,7 +85,7 @@ class ServiceClient:
             value = await self.get("/v1/models", key)
             entries = value.get("data") if isinstance(value, dict) else None
             if not isinstance(entries, list):
-                raise self._foreign("/v1/models is no list of models")
+                raise self._foreign("/v1/models is not a list of models")
             named = [
                 one for one in entries if isinstance(one, dict) and isinstance(one.get("id"), str)
             ]
@@ -116,7 +116,7 @@ class ServiceClient:
         """Returns what `/ready` says; it answers 503 as long as a model is not running."""
         value = await self.get("/ready", key, accept=(503,))
         if not isinstance(value, dict):
-            raise self._foreign("/ready is no object")
+            raise self._foreign("/ready is not a JSON object")
         return value
 
     # -- requests
@@ -166,7 +166,7 @@ class ServiceClient:
                     return
                 event = self._parse("an event", data)
                 if not isinstance(event, dict):
-                    raise self._foreign("an event is no object")
+                    raise self._foreign("an event is not a JSON object")
                 if event.get("error"):
                     raise ServiceFault(_message(data) or "The request failed")
                 yield event

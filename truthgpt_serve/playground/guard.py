@@ -173,7 +173,7 @@ class Guard:
         except (ValueError, RecursionError) as error:
             raise RequestError("the request is not JSON") from error
         if not isinstance(value, dict):
-            raise RequestError("the request is no JSON object")
+            raise RequestError("the request is not a JSON object")
         if size_of(value, VALUE_LETTERS) > MAX_LETTERS:
             raise TooLargeError(f"the request has more than {MAX_LETTERS} letters")
         _check_ids(value)
@@ -181,7 +181,7 @@ class Guard:
             number, data = value.get("fn_index"), value.get("data")
             expected = self._num_inputs.get(number) if type(number) is int else None
             if expected is None or not isinstance(data, list) or len(data) != expected:
-                raise RequestError("the request is of no handler of this page: load it again")
+                raise RequestError("the request names no handler of this page: load it again")
             if self._is_full(value.get("session_hash") or ""):
                 raise OverloadedError("the page has not read what it asked for: load it again")
         for file in file_paths(value):

@@ -134,8 +134,7 @@ class Uploads:
                 sizes = self._remove(min(keep_s, self._full_keep_s))
                 if not self._has_room(sizes):
                     raise OverloadedError(
-                        "the playground holds as many recordings as it may: try again in some "
-                        "minutes"
+                        "the playground's store of recordings is full: try again in a few minutes"
                     )
 
     # -- internals
@@ -172,7 +171,7 @@ class Uploads:
                 async with asyncio.timeout(IDLE_S):
                     message = await receive()
             except TimeoutError:
-                raise SlowRequestError(f"nothing of the upload came for {IDLE_S:g} s") from None
+                raise SlowRequestError(f"no data of the upload arrived for {IDLE_S:g} s") from None
             if message["type"] != "http.request":
                 raise RequestError("the upload was broken off")
             piece = message.get("body", b"")

@@ -68,7 +68,7 @@ async def receive_piece(receive: Receive) -> Message:
         async with asyncio.timeout(STALL_S):
             return await receive()
     except TimeoutError:
-        raise SlowRequestError(f"nothing of the request body came for {STALL_S:g} s") from None
+        raise SlowRequestError(f"no data of the request body arrived for {STALL_S:g} s") from None
 
 
 def take(message: Message, body: RequestBody) -> bytes:

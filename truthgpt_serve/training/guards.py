@@ -43,7 +43,7 @@ def check_space(folder: Path, num_bytes: int, free: FreeBytes = free_bytes) -> N
     available = free(folder)
     needed = num_bytes + MARGIN_BYTES
     if available < needed:
-        fix = "make room, or lower training.keep_checkpoints, then go on with --resume"
+        fix = "make room, or lower training.keep_checkpoints, then continue with --resume"
         raise TrainingError(
             f"{folder}: the disk is full: {needed:,} bytes are needed, {available:,} are free "
             f"({fix}); {what_is_left(folder)}"

@@ -35,7 +35,7 @@ def find_loop(cfg: Mapping[str, Any]) -> str:
     if task == "image-generation":
         if training["method"] != "sft":
             message = f"training.method: {training['method']} is for text"
-            raise TrainingError(f"{message} (remove it: an image model knows only sft)")
+            raise TrainingError(f"{message} (remove it: an image model supports only sft)")
         return _IMAGES[training["component"]]
     fix = "text-generation and image-generation can be"
     raise TrainingError(f"task: {task} cannot be trained ({fix})")

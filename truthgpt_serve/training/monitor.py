@@ -75,7 +75,7 @@ class RunMonitor:
             TrainingError: Another command has taken the run over, after this one's was killed.
         """
         if self._owner is not None and not is_owner(self._job.folder, self._owner):
-            raise TrainingError(f"{self._job.folder}: another command goes on with this run")
+            raise TrainingError(f"{self._job.folder}: another command continues this run")
         return (self._job.folder / STOP).exists()
 
     def check_space(self, num_bytes: int) -> None:

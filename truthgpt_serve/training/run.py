@@ -122,7 +122,7 @@ def _open_run(job: TrainingJob, *, resume: bool, plan_only: bool) -> TrainingJob
     record, old = create_record(job), read_record(folder)
     if resume:
         if old is None:
-            raise TrainingError(f"{folder}: there is no run to go on with (leave --resume out)")
+            raise TrainingError(f"{folder}: there is no run to continue (leave --resume out)")
         check_same(folder, old, record)
         checkpoint = latest_checkpoint(folder)
     else:

@@ -37,5 +37,5 @@ class _Cancelled(StoppingCriteria):
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> torch.Tensor:
         if self._call.cancelled:
-            raise CallCancelledError("every client of this call has left")
+            raise CallCancelledError("every client of this call disconnected")
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)

@@ -148,11 +148,11 @@ class SpeechEngine(PipelineEngine):
         if not self._speaks_many():
             if language == "en":
                 return {}
-            raise UnsupportedError("this model hears one language only", param="language")
+            raise UnsupportedError("this model supports one language only", param="language")
         names = self.pipeline.model.generation_config.lang_to_id
         if f"<|{language}|>" not in names:
             known = ", ".join(sorted(name.strip("<|>") for name in names))
-            raise bad_field("language", f"is {language!r:.40}; this model knows {known}")
+            raise bad_field("language", f"is {language!r:.40}; this model supports {known}")
         return {"language": language, "task": "transcribe"}
 
     def _prompt(self, prompt: str) -> list[int]:

@@ -66,7 +66,7 @@ def as_compiled(kind: str, text: str) -> tuple[str, str]:
         ValueError: Choices are not a list of at least one text, or JSON is not wanted.
     """
     if kind == "json_object":
-        raise ValueError("must be true; leave it out for an answer that nothing binds")
+        raise ValueError("must be true; leave it out for an unconstrained answer")
     if kind == "choice":
         choices = json.loads(text)
         if not isinstance(choices, list) or not all(isinstance(one, str) for one in choices):

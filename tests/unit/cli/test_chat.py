@@ -179,7 +179,7 @@ def test_it_remembers_what_was_said_and_leaves_in_order(terminal: Terminal) -> N
 def test_a_conversation_is_saved_but_over_nothing(terminal: Terminal, tmp_path: Path) -> None:
     ask(terminal, "one", "story got 1: one")
     ask(terminal, "/save talk.json", "saved talk.json")
-    ask(terminal, "/save talk.json", "talk.json is there already: name another file")
+    ask(terminal, "/save talk.json", "talk.json exists already: name another file")
     ask(terminal, "/save talk.md", "saved talk.md")
     ask(terminal, "/save no/such/folder.json", "cannot be written")
     ask(terminal, "/save ~no-such-user-here/x", "~no-such-user-here/x cannot be written")

@@ -96,7 +96,7 @@ def test_nothing_is_overwritten_unless_it_is_wanted(tmp_path: Path) -> None:
         command = ["image", "shapes", "x", "--out", "x.png"]
         done = run_cli(*command, env=service.env(), cwd=tmp_path)
         assert done.returncode == 2
-        assert "x.png is there already" in done.stderr
+        assert "x.png exists already" in done.stderr
         assert service.requests == []  # nothing is drawn in vain
         assert file.read_bytes() == b"precious"
         done = run_cli(*command, "--overwrite", env=service.env(), cwd=tmp_path)
@@ -134,7 +134,7 @@ def test_standard_output_is_the_image_and_nothing_else() -> None:
     [
         (["a", "red", "circle"], "put the prompt in quotes"),
         (["shapes", " "], "the prompt is empty"),
-        (["shapes", "x", "--out", "no/such/x.png"], "no/such is no folder"),
+        (["shapes", "x", "--out", "no/such/x.png"], "no/such is not a folder"),
         (["shapes", "x", "--out", "-", "--n", "2"], "writes one image"),
     ],
 )
@@ -153,7 +153,7 @@ def test_wrong_use_is_exit_code_2(arguments: list[str], text: str, tmp_path: Pat
         (stream(envelope("the model failed")), "the model failed"),
         (stream(), "sent 0 of 1 images"),
         (stream(event("completed", b64_json="!")), "not base64"),
-        (stream(event("completed", b64_json="aGk=")), "no PNG image"),
+        (stream(event("completed", b64_json="aGk=")), "is not a PNG image"),
         (stream(event("completed", b64_json=5)), "not base64"),
     ],
 )

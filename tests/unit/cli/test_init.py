@@ -106,12 +106,12 @@ def test_what_is_no_model_is_told_with_what_helps(tmp_path: Path) -> None:
     (Path(gguf) / "m.gguf").touch()
     for source, text in (
         (str(tmp_path / "m.gguf"), "GGUF"),
-        (str(tmp_path / "m.bin"), "is no model"),
+        (str(tmp_path / "m.bin"), "is not a model"),
         (empty, "has none of config.json"),
         (adapter, "does not name its model"),
         (gguf, "no config.json"),
-        ("./no/such/folder", "is no folder or file here"),
-        ("~no-such-user-here/x", "is no folder or file here"),
+        ("./no/such/folder", "is neither a folder or file here"),
+        ("~no-such-user-here/x", "is neither a folder or file here"),
     ):
         with pytest.raises(GuessError, match=text):
             guess(source, "m", OFFLINE)
@@ -197,14 +197,14 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (["echo", "--from", "org/x"], 2, "configs/models/echo.yaml is there already"),
+        (["echo", "--from", "org/x"], 2, "configs/models/echo.yaml exists already"),
         (["models", "--from", "org/x"], 2, "is a path of the router"),
         (["a/b", "--from", "org/x"], 2, "write a-b"),
         (["../x", "--from", "org/x"], 2, "contains a slash"),
         (["x"], 2, "give --from"),
         (["x", "--from", "org/x", "--family", "vlm"], 2, "did you mean 'vllm'"),
         (["x", "--from", "org/x", "--family", "vllm", "--task", "tensor"], 2, "onnxruntime"),
-        (["x", "--from", "./nowhere"], 2, "is no folder or file here"),
+        (["x", "--from", "./nowhere"], 2, "is neither a folder or file here"),
         (["x", "--from", "org/x", "--serve-file", "no.yaml"], 2, "no.yaml cannot be read"),
         # The adapter's name is that of one which is there: only `validate` can see it.
         (["story-moral", "--from", "org/x"], 2, "story-moral"),

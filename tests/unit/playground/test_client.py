@@ -112,7 +112,7 @@ async def test_what_the_service_refuses_is_readable(client: ServiceClient) -> No
         (Answer(b"<html>", 502), "The service answered with status 502 and no message"),
         (Answer(b"[" * 100_000, 500), "The service answered with status 500 and no message"),
         (Answer(b"{", 200), "/v1/models is not JSON"),
-        (Answer({"data": 3}), "/v1/models is no list of models"),
+        (Answer({"data": 3}), "/v1/models is not a list of models"),
     ],
 )
 async def test_other_answers_are_readable(answer: Answer, said: str) -> None:

@@ -71,7 +71,7 @@ def test_a_body_that_stops_ends_long_before_the_time_of_the_request(
             client.sendall(head + begin)
             answer = b"".join(iter(lambda: client.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 408")
-    assert b"nothing of the request body came for 1 s" in answer
+    assert b"no data of the request body arrived for 1 s" in answer
 
 
 def test_deep_nesting_is_the_requests_fault() -> None:

@@ -358,7 +358,7 @@ def test_outputs_that_json_cannot_carry_are_named() -> None:
         answer = client.post("/v1/infer", json={"model": "sample", "inputs": {}})
         assert answer.status_code == 500
         message = answer.json()["error"]["message"]
-        assert message == "Unsendable.infer returned what JSON cannot carry: a threading.Event"
+        assert message == "Unsendable.infer returned what JSON cannot represent: a threading.Event"
 
 
 def test_infer_streams_any_value() -> None:

@@ -92,7 +92,7 @@ def test_a_worker_that_outlived_its_command_ends_and_is_waited_for(
         still_there = pytest.raises(TrainingError, match="workers of a killed run still use it")
         with still_there, locked(tmp_path):
             pass
-        with pytest.raises(TrainingError, match="another command goes on with this run"):
+        with pytest.raises(TrainingError, match="another command continues this run"):
             orphan.should_stop()
     with locked(tmp_path):
         pass

@@ -84,7 +84,7 @@ class Slash:
         try:
             self._conversation.save(path)
         except FileExistsError:
-            self._say(f"{path} is there already: name another file")
+            self._say(f"{path} exists already: name another file")
         except (OSError, ValueError) as error:
             self._say(f"{path} cannot be written: {error}")
         else:

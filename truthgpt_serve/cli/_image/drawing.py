@@ -88,7 +88,7 @@ def _drawn(event: dict[str, Any]) -> Drawn:
     except (binascii.Error, TypeError, ValueError) as error:
         raise ServiceFault(f"the service sent an image that is not base64: {error}") from error
     if not data.startswith(PNG):
-        raise ServiceFault("the service sent something that is no PNG image")
+        raise ServiceFault("the service sent something that is not a PNG image")
     seed, size = event.get("seed"), event.get("size")
     return Drawn(
         _index(event),

@@ -33,11 +33,11 @@ class Target:
         self._overwrite = overwrite
         folder = out.parent if out is not None else Path()
         if not folder.is_dir():
-            raise click.UsageError(f"{folder} is no folder: make it, or name another")
+            raise click.UsageError(f"{folder} is not a folder: make it, or name another")
         for path in () if out is None else (self._named(out, index) for index in range(number)):
             if path.exists() and not overwrite:
                 raise click.UsageError(
-                    f"{path} is there already: name another file, or give --overwrite"
+                    f"{path} exists already: name another file, or give --overwrite"
                 )
 
     def _named(self, out: Path, index: int) -> Path:
@@ -63,7 +63,7 @@ class Target:
                 except FileExistsError:
                     continue
                 return path
-            raise click.ClickException(f"{self._out} is there by now: the image is not saved")
+            raise click.ClickException(f"{self._out} exists by now: the image is not saved")
         except OSError as error:
             raise click.ClickException(f"the image cannot be saved: {error}") from error
 

@@ -90,7 +90,9 @@ def guess(source: str, name: str, environ: Mapping[str, str] = os.environ) -> Gu
     if path.exists():
         return _of_files(path, _local_name(path), name)
     if must_be_local(source) or not _HUB_NAME.fullmatch(source):
-        raise GuessError(f"{source} is no folder or file here, and no name of a model in the hub")
+        raise GuessError(
+            f"{source} is neither a folder or file here nor the name of a model in the hub"
+        )
     return _of_hub(source, name, environ)
 
 
@@ -112,7 +114,7 @@ def _of_files(path: Path, shown: str, name: str) -> Guess:
                 f"{shown} is a GGUF file: name the folder of the whole model; for images, "
                 "model_optim.quantization: gguf takes its weights (docs/images.md)"
             )
-        raise GuessError(f"{shown} is no model: name its folder, or an .onnx file")
+        raise GuessError(f"{shown} is not a model: name its folder, or an .onnx file")
     if (adapter := _read(path / "adapter_config.json")) is not None:
         return _of_adapter(adapter, shown, name)
     if (index := _read(path / "model_index.json")) is not None:

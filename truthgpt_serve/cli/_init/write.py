@@ -41,7 +41,7 @@ class Plan:
                 f"there is no folder {folder}: run this where it is, or set TRUTHGPT_CONFIG_DIR"
             )
         if self._path.exists():
-            raise click.UsageError(f"{self._path} is there already: choose another name")
+            raise click.UsageError(f"{self._path} exists already: choose another name")
         self._before = self._after = ""
         if serve is not None:
             self._before = _read(serve)

@@ -118,7 +118,7 @@ def _check(url: str) -> str:
     parts = _split(url)
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
         shown = url.rpartition("@")[2][:100]  # without a password
-        raise click.UsageError(f"{URL_VARIABLE} is {shown!r}, which is no address: {_EXAMPLE}")
+        raise click.UsageError(f"{URL_VARIABLE} is {shown!r}, which is not an address: {_EXAMPLE}")
     if parts.query or parts.fragment:
         raise click.UsageError(f"{URL_VARIABLE} has more than an address in it: {_EXAMPLE}")
     path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")

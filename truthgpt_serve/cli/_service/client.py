@@ -124,7 +124,7 @@ class ServiceClient:
             if answer.status_code != 200:
                 raise self._refusal(answer, _read(answer), request.get("model"))
             if "text/event-stream" not in answer.headers.get("content-type", ""):
-                raise self._foreign(f"{path} is no stream of events")
+                raise self._foreign(f"{path} is not an event stream")
             yield self._events(answer)
 
     def _events(self, answer: httpx.Response) -> Iterator[dict[str, Any]]:
@@ -137,7 +137,7 @@ class ServiceClient:
             except ValueError as error:
                 raise self._foreign("an event is not JSON") from error
             if not isinstance(event, dict):
-                raise self._foreign("an event is no object")
+                raise self._foreign("an event is not a JSON object")
             if event.get("error"):
                 raise describe_refusal(self.address, 200, data, bool(self._key))
             yield event
@@ -155,7 +155,7 @@ class ServiceClient:
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
             raise no_answer(self.address, error) from error
         except UnicodeEncodeError as error:
-            raise click.UsageError(f"what is to be sent is not text in UTF-8: {error}") from error
+            raise click.UsageError(f"the message is not text in UTF-8: {error}") from error
         except (EventTooLargeError, AnswerTooLargeError) as error:
             raise self._foreign(str(error)) from error
 

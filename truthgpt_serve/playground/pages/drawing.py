@@ -126,5 +126,5 @@ def _checked(data: Any) -> str:
             raise ValueError
         base64.b64decode(data, validate=True)
     except (ValueError, binascii.Error):
-        raise ServiceFault("The service sent something that is no image") from None
+        raise ServiceFault("The service sent something that is not an image") from None
     return data

@@ -238,7 +238,7 @@ class Batcher:
         finally:
             self._cancel_call = _nothing
         if call.cancelled():
-            raise RuntimeError(f"{self._label} was cancelled: all its callers have left")
+            raise RuntimeError(f"{self._label} was cancelled: all its clients disconnected")
         return call.result()
 
 

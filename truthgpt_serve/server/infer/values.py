@@ -38,7 +38,7 @@ def encode_value(value: Any, label: str) -> bytes:
     except UnicodeEncodeError:
         return encode_json(msgspec.to_builtins(value, enc_hook=_to_json, str_keys=True))
     except (TypeError, ValueError, NotImplementedError, RecursionError) as error:
-        raise ServerError(f"{label} returned what JSON cannot carry: {error}") from error
+        raise ServerError(f"{label} returned what JSON cannot represent: {error}") from error
 
 
 def _to_json(value: Any) -> Any:
@@ -107,7 +107,7 @@ def _read_array(value: dict[str, Any]) -> Any:
     numpy = sys.modules["numpy"]
     dtype = numpy.dtype(value["dtype"])
     if dtype.kind not in ARRAY_KINDS:
-        raise ValueError(f"dtype {value['dtype']!r} does not travel")
+        raise ValueError(f"dtype {value['dtype']!r} is not supported")
     data = base64.b64decode(value["b64"], validate=True)
     return numpy.frombuffer(data, dtype.newbyteorder("<")).reshape(value["shape"]).astype(dtype)
 

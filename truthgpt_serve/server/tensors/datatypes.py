@@ -58,7 +58,7 @@ def numpy_dtype(datatype: str) -> numpy.dtype[Any]:
         return dtype
     if datatype not in _NUMPY:
         raise RequestError(
-            f"{datatype[:40]!r} is no data type; it is one of {', '.join(DATATYPES)}"
+            f"{datatype[:40]!r} is not a data type; it is one of {', '.join(DATATYPES)}"
         )
     return numpy.dtype(_NUMPY[datatype])
 
@@ -236,13 +236,13 @@ def write_json(array: numpy.ndarray[Any, Any]) -> list[Any]:
             return [_to_bytes(item).decode() for item in array.ravel()]
         except UnicodeDecodeError:
             raise RequestError(
-                "has bytes that are not UTF-8, which JSON cannot carry: ask for binary_data"
+                "has bytes that are not UTF-8, which JSON cannot represent: ask for binary_data"
             ) from None
     if array.dtype.name == "bfloat16":
         array = array.astype(numpy.float32)
     if array.dtype.kind == "f" and not numpy.isfinite(array).all():
         raise RequestError(
-            "has numbers that are not finite, which JSON cannot carry: ask for binary_data"
+            "has numbers that are not finite, which JSON cannot represent: ask for binary_data"
         )
     elements: list[Any] = array.ravel().tolist()
     return elements

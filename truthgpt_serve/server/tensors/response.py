@@ -44,7 +44,7 @@ def _to_array(value: Any, name: Any, label: str) -> numpy.ndarray[Any, numpy.dty
     try:
         array = numpy.asarray(value)
     except ValueError as error:
-        raise ServerError(f"{label}: output {name!r} is no array: {error}") from error
+        raise ServerError(f"{label}: output {name!r} is not an array: {error}") from error
     if datatype_of(array) is None:
         known = ", ".join([*NAMES, "bytes"])
         raise ServerError(

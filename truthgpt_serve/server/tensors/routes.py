@@ -159,7 +159,7 @@ def _tensors(value: Any, place: str) -> list[dict[str, Any]]:
     try:
         return [{key: tensor[key] for key in keys} for tensor in value]
     except (KeyError, TypeError) as error:
-        raise ServerError(f"{place} is no list of dicts with {', '.join(keys)}") from error
+        raise ServerError(f"{place} is not a list of dicts with {', '.join(keys)}") from error
 
 
 def _is_long(arrays: Arrays, request: InferRequest) -> bool:

@@ -64,7 +64,7 @@ def check_size(picture: Image.Image) -> None:
     pixels = picture.width * picture.height
     if pixels > MAX_PIXELS:
         size = f"{picture.width}x{picture.height}"
-        raise PictureError(f"the picture has {size} pixels; at most {MAX_PIXELS} are read")
+        raise PictureError(f"the image has {size} pixels; at most {MAX_PIXELS} are read")
 
 
 def _check_still(picture: Image.Image) -> None:
@@ -72,7 +72,7 @@ def _check_still(picture: Image.Image) -> None:
     # A telephone's JPEG (MPO) carries maps of depth and light as further frames.
     frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
     if frames > 1:
-        raise PictureError(f"the picture has {frames} frames (keep one of them)")
+        raise PictureError(f"the image has {frames} frames (keep one of them)")
 
 
 @contextmanager
@@ -90,7 +90,7 @@ def _open(image: Any) -> Iterator[Image.Image]:
         with open(image, "rb") as stream:
             yield Image.open(stream, formats=FORMATS)
     else:
-        raise PictureError(f"expected a picture, a path or a file's bytes, found {_name(image)}")
+        raise PictureError(f"expected an image, a path or a file's bytes, found {_name(image)}")
 
 
 def _flatten(picture: Image.Image) -> Image.Image:

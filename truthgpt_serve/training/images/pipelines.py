@@ -30,7 +30,7 @@ def find_pipeline(cfg: Mapping[str, Any]) -> Path:
     """
     name, revision = cfg["model"]["name_or_path"], cfg["model"]["revision"]
     if name is None:
-        raise TrainingError("model.name_or_path is missing (name a pipeline to begin with)")
+        raise TrainingError("model.name_or_path is missing (name a pipeline to start from)")
     folder = Path(name)
     if not folder.exists():
         try:

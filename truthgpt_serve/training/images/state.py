@@ -154,7 +154,7 @@ def load_checkpoint(trained: Trained, folder: Path) -> None:
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError) as error:
         fix = "remove it to go on from the one before"
         raise TrainingError(
-            f"{folder}: cannot go on from this checkpoint: {error} ({fix})"
+            f"{folder}: cannot continue from this checkpoint: {error} ({fix})"
         ) from error
     trained.progress = progress
     restore_generators(state["generators"], trained.accelerator)

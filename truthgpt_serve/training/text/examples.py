@@ -166,7 +166,7 @@ class PairExamples:
         for name, field in answers.items():
             answer = check_answer(values, field)
             if not all(is_learned(message) for message in answer):
-                raise BadRow(f"{field!r} has weight 0, but both answers are learnt (remove it)")
+                raise BadRow(f"{field!r} has weight 0, but both answers are learned (remove it)")
             chat = self._template.prepare([*prompt, *answer], tools, "prompt")
             example["prompt"], example[name] = chat[: len(prompt)], chat[len(prompt) :]
         return example

@@ -175,7 +175,7 @@ def _writing(unfinished: Path, what: str, run: Path) -> Iterator[None]:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise TrainingError(
             f"{run}: {what} cannot be written: {error} "
-            f"(make room, then go on with --resume); {what_is_left(run)}"
+            f"(make room, then continue with --resume); {what_is_left(run)}"
         ) from error
 
 

@@ -98,7 +98,7 @@ class Registry:
             ValueError: The name is taken, or the adapters cannot be used.
         """
         if name in self.pipelines:
-            raise ValueError(f"a pipeline {name!r} is there already: choose another name")
+            raise ValueError(f"a pipeline {name!r} exists already: choose another name")
         decided, reason = _decide_mode(pipeline) if mode == "auto" else (mode, "")
         if reason:
             logger.info("pipeline %s runs each request alone: %s", name, reason)

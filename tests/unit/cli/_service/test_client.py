@@ -103,7 +103,7 @@ def test_a_stream_that_is_none_is_told() -> None:
     with (
         serve({"/v1/x": Answer({"choices": []})}) as service,
         ServiceClient(Address(service.url, "")) as client,
-        pytest.raises(ServiceFault, match="no stream of events"),
+        pytest.raises(ServiceFault, match="is not an event stream"),
         client.stream("/v1/x", {}),
     ):
         pass

@@ -105,7 +105,7 @@ def bad_inputs() -> dict[str, tuple[Arrays, str]]:
     return {
         "unknown": (
             {"ids": ids, "mask": mask, "more": ids},
-            f"input 'more' is none of the model's inputs; it has {described}",
+            f"input 'more' is not one of the model's inputs; it has {described}",
         ),
         "missing": ({"ids": ids}, f"input 'mask' is missing; the model expects {described}"),
         "type": (

@@ -130,7 +130,7 @@ JSON: dict[str, Bad] = {
 
 TENSORS: dict[str, Bad] = {
     "unknown type": Bad(
-        x(datatype="FP8"), 400, f"input 'x': 'FP8' is no data type; it is one of {TYPES}"
+        x(datatype="FP8"), 400, f"input 'x': 'FP8' is not a data type; it is one of {TYPES}"
     ),
     "negative axis": Bad(x(shape=[-1]), 400, "input 'x': the shape [-1] has a negative axis"),
     "many axes": Bad(x(shape=[1] * 33), 400, "input 'x': the shape has 33 axes; 32 are the most"),
@@ -393,7 +393,7 @@ CLASS: dict[str, Bad] = {
     ),
     "ragged": fails(
         "ragged", 500,
-        "Scaler.infer: output 'y' is no array: setting an array element with a sequence. The "
+        "Scaler.infer: output 'y' is not an array: setting an array element with a sequence. The "
         "requested array has an inhomogeneous shape after 1 dimensions. The detected shape was "
         "(2,) + inhomogeneous part.",
     ),
@@ -402,11 +402,12 @@ CLASS: dict[str, Bad] = {
     ),
     "not finite": fails(
         "nan", 400,
-        "output 'y' has numbers that are not finite, which JSON cannot carry: ask for binary_data",
+        "output 'y' has numbers that are not finite, which JSON cannot represent: ask for "
+        "binary_data",
     ),
     "no text": fails(
         "bytes", 400,
-        "output 'y' has bytes that are not UTF-8, which JSON cannot carry: ask for binary_data",
+        "output 'y' has bytes that are not UTF-8, which JSON cannot represent: ask for binary_data",
     ),
     "another output than it says": fails(
         "other", 400, "the model has no output 'y'; it has z", outputs=[{"name": "y"}],

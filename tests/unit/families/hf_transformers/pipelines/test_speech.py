@@ -76,7 +76,7 @@ def test_languages_and_prompts_reach_the_model(model: Any, plain: Any) -> None:
     assert prompted["text"] == expected["text"].strip()
     cut = model.infer({"audio": samples, "prompt": "long " * 200})
     assert cut == model.infer({"audio": samples, "prompt": "long " * 300}), "its end counts"
-    with pytest.raises(RequestError, match="`language` is 'xx'; this model knows de, en, fr"):
+    with pytest.raises(RequestError, match="`language` is 'xx'; this model supports de, en, fr"):
         model.infer({"audio": samples, "language": "xx"})
 
 
@@ -207,7 +207,7 @@ def test_over_http_with_the_openai_client(speech: Path, plain: Any) -> None:
         german = create(model="tiny", file=file, language="de", prompt="x", temperature=0)
         assert german.text
 
-        with pytest.raises(openai.BadRequestError, match="this model knows de, en, fr"):
+        with pytest.raises(openai.BadRequestError, match="this model supports de, en, fr"):
             create(model="tiny", file=file, language="xx")
         with pytest.raises(openai.BadRequestError, match="which has no text routes"):
             client.completions.create(model="tiny", prompt="x")
