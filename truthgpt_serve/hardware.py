@@ -15,6 +15,7 @@ from truthgpt_serve.config.playground import PlaygroundConfig
 from truthgpt_serve.config.router import RouterConfig
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import ConfigError, Fault
+from truthgpt_serve.queue_full import ray_backpressure
 
 ACCELERATOR_VARIABLE = "TRUTHGPT_ACCELERATOR"
 BATCHING_MAX_ONGOING_REQUESTS = 64
@@ -23,7 +24,6 @@ TARGET_SHARE = 0.7
 before the present ones are full."""
 SHUTDOWN_MARGIN_S = 10
 """Added to the longest request, for what a replica does after its last one."""
-RETRY_AFTER_S = 1
 _ANY_OF_TYPE = 0.001
 """The amount by which Ray itself asks for a node's accelerator type."""
 
@@ -65,9 +65,7 @@ class ReplicaPlan:
     placement_group_bundles: list[dict[str, float]] | None = None
     placement_group_strategy: str | None = None
     placement_group_label_selector: list[dict[str, str]] | None = None
-    backpressure_config: dict[str, Any] = field(
-        default_factory=lambda: {"status_code": 429, "retry_after_s": RETRY_AFTER_S}
-    )
+    backpressure_config: dict[str, Any] = field(default_factory=ray_backpressure)
 
     def deployment_options(self) -> dict[str, Any]:
         """Returns the keyword arguments for `serve.deployment(...).options(**options)`."""

@@ -14,7 +14,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from truthgpt_serve.channel import Channel, ReaderGoneError
-from truthgpt_serve.errors import OverloadedError, ServerError, UnavailableError
+from truthgpt_serve.errors import ServerError, UnavailableError
+from truthgpt_serve.queue_full import queue_full
 
 T = TypeVar("T")
 
@@ -102,8 +103,7 @@ class DiffusersModel:
         if engine is None:
             raise UnavailableError("the model is not loaded: call `load(cfg)` first")
         if self.ongoing >= self._max_ongoing:
-            message = f"{self.ongoing} images run or wait; try again later"
-            raise OverloadedError(message, retry_after_s=1)
+            raise queue_full("this model", self.ongoing)
         self.ongoing += 1
         events = Channel(merge=_merge)
         job: Any = None

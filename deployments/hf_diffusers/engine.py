@@ -40,12 +40,12 @@ from deployments.hf_diffusers.stepping import (
 )
 from truthgpt_serve.config.paths import expand
 from truthgpt_serve.errors import (
-    OverloadedError,
     RequestError,
     ServerError,
     TruthGPTError,
     UnavailableError,
 )
+from truthgpt_serve.queue_full import queue_full
 
 logger = logging.getLogger(__name__)
 
@@ -229,7 +229,7 @@ def translate(error: Exception) -> TruthGPTError:
     if isinstance(error, TruthGPTError):
         return error
     if isinstance(error, QueueFullError):
-        return OverloadedError(f"{error}; try again later", retry_after_s=1)
+        return queue_full("the image engine", error.num_requests)
     if isinstance(error, (EngineClosedError, EngineFailedError)):
         return UnavailableError(f"the image engine has ended: {error}")
     if isinstance(error, NotFiniteError):

@@ -50,9 +50,9 @@ from deployments.vllm.logs import added_log_settings
 from deployments.vllm.media import use_listed_media
 from deployments.vllm.orphans import bind_children
 from deployments.vllm.patches.rejected_tokens import mend_answers
-from truthgpt_serve.config.limits import LimitsSection
+from truthgpt_serve.config.text_limits import TextLimitsSection
 from truthgpt_serve.errors import ConfigError, Fault, TruthGPTError, UnavailableError
-from truthgpt_serve.server.request_limits import RequestLimits
+from truthgpt_serve.server.text_limits import TextLimits
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class Engine:
         self._stack: AsyncExitStack | None = None
         self._client: EngineClient | None = None
         self._guard: GuardedClient | None = None
-        self.limits: RequestLimits | None = None
+        self.limits: TextLimits | None = None
         self.grammars: GrammarGate | None = None
         self._error_note: ErrorNote | None = None
         self.tasks: tuple[str, ...] = ()
@@ -139,8 +139,8 @@ class Engine:
         await stack.enter_async_context(app.router.lifespan_context(app))
         self._client = client
         self.acceleration = describe(client.vllm_config)
-        self.limits = RequestLimits(
-            LimitsSection.model_validate(self._cfg["serving"]["limits"]),
+        self.limits = TextLimits(
+            TextLimitsSection.model_validate(self._cfg["serving"]["limits"]),
             client.model_config.max_model_len,
             client.model_config.get_vocab_size(),
         )

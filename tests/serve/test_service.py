@@ -23,7 +23,7 @@ from benchmarks.local_cluster import model_application
 from tests.serve.conftest import ALIASES, MAX_MODEL_LEN, Service
 from tests.support.cli_service import run_program
 from truthgpt_serve.cluster.state import parse_details
-from truthgpt_serve.config.limits import LimitsSection
+from truthgpt_serve.config.text_limits import TextLimitsSection
 
 PROGRAMS = Path(__file__).parent / "programs"
 PROMPTS = ["Hello world", "The quick brown fox", "Once upon a time there was a", "12 + 30 ="]
@@ -382,7 +382,7 @@ def test_a_model_has_a_card(service: Service) -> None:
             "max_ongoing_requests": 16,
             "max_queued_requests": 32,
             "max_request_s": 600,
-            **LimitsSection().model_dump(),
+            **TextLimitsSection().model_dump(),
         },
     }
     adapter = service.openai.models.retrieve("tiny-adapter")

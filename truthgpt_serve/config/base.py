@@ -38,10 +38,6 @@ def show_value(value: Any) -> str:
     return shown(value.written if isinstance(value, Expanded) else value)
 
 
-MAX_BODY_BYTES = 2**30
-"""The largest request body that any setting can allow."""
-
-
 class Section(BaseModel):
     """One mapping of a configuration: unknown keys are refused, no value is converted silently."""
 

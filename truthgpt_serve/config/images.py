@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from truthgpt_serve.body_limits import IMAGE_UPLOAD_BYTES
 from truthgpt_serve.config.base import Count, PositiveNumber, Section
 
 
@@ -18,7 +19,7 @@ class ImagesSection(Section):
     max_input_images: Count = 16
     """Most images that one edit may bring. More takes more memory for each request."""
 
-    max_upload_bytes: Count = 64 * 1024 * 1024
+    max_upload_bytes: Count = IMAGE_UPLOAD_BYTES
     """Largest body of an image request in bytes, all its files together; `serving.max_body_bytes`
     and the router's `max_body_bytes` bound it too. More takes more memory for each request."""
 

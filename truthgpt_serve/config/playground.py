@@ -7,8 +7,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from truthgpt_serve.body_limits import MAX_BODY_BYTES, RECORDING_BYTES
 from truthgpt_serve.config.base import (
-    MAX_BODY_BYTES,
     NonNegativeNumber,
     PositiveNumber,
     Refusal,
@@ -51,7 +51,7 @@ class PlaygroundConfig(Section):
     max_waiting: Annotated[int, Field(ge=1, le=4096)] = 64
     """Users who wait, on all pages together; beyond it a page says that it is busy."""
 
-    max_upload_bytes: Annotated[int, Field(ge=1024, le=MAX_BODY_BYTES)] = 25 * 1024 * 1024
+    max_upload_bytes: Annotated[int, Field(ge=1024, le=MAX_BODY_BYTES)] = RECORDING_BYTES
     """Largest recording in bytes. All together take up to 16 times as much of the node's disk."""
 
     request_timeout_s: PositiveNumber = 600

@@ -9,8 +9,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from truthgpt_serve.body_limits import MAX_BODY_BYTES, ROUTER_BODY_BYTES
 from truthgpt_serve.config.base import (
-    MAX_BODY_BYTES,
     Count,
     NonNegativeNumber,
     PositiveNumber,
@@ -22,7 +22,7 @@ from truthgpt_serve.config.cors import CorsSection
 class RouterConfig(Section):
     """Limits and timeouts of the router."""
 
-    max_body_bytes: Annotated[int, Field(ge=1, le=MAX_BODY_BYTES)] = 64 * 1024 * 1024
+    max_body_bytes: Annotated[int, Field(ge=1, le=MAX_BODY_BYTES)] = ROUTER_BODY_BYTES
     """Largest request body in bytes; a larger one is answered 413. It also bounds what is buffered
     while looking for `model`, so more lets one request take more memory."""
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from truthgpt_serve.body_limits import MAX_BODY_BYTES
 from truthgpt_serve.config.base import (
-    MAX_BODY_BYTES,
     Alias,
     Count,
     Name,
@@ -20,7 +20,7 @@ from truthgpt_serve.config.base import (
     refuse,
 )
 from truthgpt_serve.config.images import ImagesSection
-from truthgpt_serve.config.limits import LimitsSection
+from truthgpt_serve.config.text_limits import TextLimitsSection
 
 
 class AutoscalingSection(Section):
@@ -141,7 +141,7 @@ class ServingSection(Section):
     images: ImagesSection = Field(default_factory=ImagesSection)
     """Limits of image requests, for the task image-generation."""
 
-    limits: LimitsSection = Field(default_factory=LimitsSection)
+    limits: TextLimitsSection = Field(default_factory=TextLimitsSection)
     """How much one request for text or embeddings may ask for."""
 
     max_body_bytes: Annotated[int, Field(ge=1, le=MAX_BODY_BYTES)] = MAX_BODY_BYTES

@@ -11,11 +11,11 @@ import os
 import re
 from types import TracebackType
 
+from truthgpt_serve.body_limits import body_too_large
 from truthgpt_serve.errors import (
     DeadlineError,
     RouteNotFoundError,
     SlowRequestError,
-    TooLargeError,
     TruthGPTError,
 )
 from truthgpt_serve.http.asgi import (
@@ -118,10 +118,7 @@ class Connection:
             size += len(part)
             more = message.get("more_body", False) and size <= max_bytes
         if max(size, self.length) > max_bytes:
-            raise TooLargeError(
-                f"the body is larger than {max_bytes} bytes, the most this model takes "
-                "(`serving.max_body_bytes`)"
-            )
+            raise body_too_large(max_bytes, "`serving.max_body_bytes`")
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def guard(self, limit_s: float) -> Guard:

@@ -11,9 +11,10 @@ import re
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
-from truthgpt_serve.errors import OverloadedError, UnavailableError
+from truthgpt_serve.errors import UnavailableError
 from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, send_error
 from truthgpt_serve.http.cors import is_preflight
+from truthgpt_serve.queue_full import queue_full
 
 TIMEOUT_S = 10.0
 """How long an answer may take: Prometheus' own limit."""
@@ -50,8 +51,7 @@ class Probes:
         if not self._is_probe(scope):
             await self._app(scope, receive, send)
         elif self._ongoing >= MAX_TOGETHER:
-            message = f"{MAX_TOGETHER} health checks and scrapes are being answered already"
-            error = OverloadedError(message, retry_after_s=1)
+            error = queue_full("health checks and scrapes", MAX_TOGETHER)
             await send_error(send, error, path=scope["path"])
         else:
             self._ongoing += 1

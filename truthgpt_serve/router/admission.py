@@ -14,13 +14,12 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
-from truthgpt_serve.errors import OverloadedError
+from truthgpt_serve.queue_full import queue_full
 from truthgpt_serve.router.model_entry import ModelEntry
 
 WAIT_S = 1.0
 RESERVE = 32
 """Requests beyond what the models hold: those that a router answers by itself, or has wait."""
-RETRY_AFTER_S = 1
 
 
 @dataclass(slots=True)
@@ -115,11 +114,7 @@ class Admission:
             with suppress(ValueError):
                 requests.waiting.remove(place)
             if isinstance(error, TimeoutError):
-                raise OverloadedError(
-                    f"The model {entry.name!r} is overloaded: it has {limit} requests from here; "
-                    "try again in a second",
-                    retry_after_s=RETRY_AFTER_S,
-                ) from None
+                raise queue_full(f"model {entry.name!r}", limit) from None
             raise
 
     def _end(self, requests: _Requests, entry: ModelEntry) -> None:

@@ -7,7 +7,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from truthgpt_serve.errors import SlowRequestError, TooLargeError, TruthGPTError, UpstreamError
+from truthgpt_serve.body_limits import body_too_large
+from truthgpt_serve.errors import SlowRequestError, TruthGPTError, UpstreamError
 from truthgpt_serve.http.asgi import Message, Receive
 from truthgpt_serve.http.compression import Replay
 from truthgpt_serve.router.upstream import UpstreamConnection
@@ -52,10 +53,7 @@ class ClientLeftError(Exception):
 def check_size(num_bytes: int, max_body_bytes: int) -> None:
     """Raises TooLargeError for a body above the limit."""
     if num_bytes > max_body_bytes:
-        raise TooLargeError(
-            f"the request body is larger than {max_body_bytes} bytes, the limit that the router's "
-            "`max_body_bytes` sets"
-        )
+        raise body_too_large(max_body_bytes, "the router's `max_body_bytes`")
 
 
 async def receive_piece(receive: Receive) -> Message:

@@ -32,11 +32,11 @@ from truthgpt_serve.server.images.request import ROUTES
 from truthgpt_serve.server.images.routes import ImageRoutes
 from truthgpt_serve.server.infer.codec import InferExchange
 from truthgpt_serve.server.instance import ModelInstance
-from truthgpt_serve.server.request_limits import RequestLimits
 from truthgpt_serve.server.shaped_errors import ShapedErrors
 from truthgpt_serve.server.text.codec import DEFAULT_MAX_NEW_TOKENS, TextExchange
 from truthgpt_serve.server.text.request import ChatRequest, CompletionRequest, parse_text
 from truthgpt_serve.server.text.routes import Tokenizer
+from truthgpt_serve.server.text_limits import TextLimits
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Application(RoutedFront):
         self._tokenizer: Tokenizer | None = None
         self._names = (host.name, *host.config.serving.aliases)
         self._task = host.config.task
-        self._limits = RequestLimits(host.config.serving.limits)
+        self._limits = TextLimits(host.config.serving.limits)
         self._images = ImageRoutes(host, host.files, self._max_body_bytes, self._check_name)
         self._audio = AudioRoutes(host, self._read, self._check_name)
         embeddings = EmbeddingRoutes(host, self._read, self._check_name, self._limits)

@@ -198,10 +198,7 @@ class StepEngine:
             task.probe = probe
             if self._queue.is_full:
                 self._counters.count("refused")
-                raise QueueFullError(
-                    f"max_ongoing ({self._options.max_ongoing}) and max_queued "
-                    f"({self._options.max_queued}) requests are there: try again later"
-                )
+                raise QueueFullError(self._options.max_ongoing + self._options.max_queued)
             self._counters.count("submitted")
             self._queue.put(task)
         job = task.job

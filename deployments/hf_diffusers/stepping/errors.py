@@ -31,7 +31,15 @@ class EngineFailedError(StepEngineError):
 
 
 class QueueFullError(StepEngineError):
-    """As many requests as allowed are ongoing and queued."""
+    """As many requests as `max_ongoing` and `max_queued` allow are there.
+
+    Args:
+        num_requests: How many these are.
+    """
+
+    def __init__(self, num_requests: int) -> None:
+        super().__init__(f"max_ongoing and max_queued allow {num_requests} requests: try later")
+        self.num_requests = num_requests
 
 
 class UnknownPipelineError(StepEngineError):

@@ -36,7 +36,8 @@ from deployments.hf_transformers.generation.plan import (
 )
 from deployments.hf_transformers.loading import load_config, load_model, load_tokenizer, read_source
 from truthgpt_serve.channel import Channel, ReaderGoneError, wake_all
-from truthgpt_serve.errors import OverloadedError, ServerError, UnavailableError, bad_setting
+from truthgpt_serve.errors import ServerError, UnavailableError, bad_setting
+from truthgpt_serve.queue_full import queue_full
 
 logger = logging.getLogger(__name__)
 
@@ -187,8 +188,7 @@ class TextEngine:
         job = TextJob(call, f"text-{next(self._numbers)}", self._decode, Channel())
         with self._lock:
             if len(self._jobs) >= self._max_jobs:
-                message = f"{len(self._jobs)} texts run or wait; try again later"
-                raise OverloadedError(message, retry_after_s=1)
+                raise queue_full("this model", len(self._jobs))
             self._jobs[job.name] = job
         try:
             self._backend.submit(job)

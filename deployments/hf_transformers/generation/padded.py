@@ -26,7 +26,8 @@ from transformers import (
 from deployments.hf_transformers.generation.backend import Update
 from deployments.hf_transformers.generation.job import TextJob
 from deployments.hf_transformers.generation.sampling import choose_tokens
-from truthgpt_serve.errors import OverloadedError, UnavailableError
+from truthgpt_serve.errors import UnavailableError
+from truthgpt_serve.queue_full import queue_full
 
 logger = logging.getLogger(__name__)
 IDLE_WAIT_S = 0.5
@@ -146,8 +147,7 @@ class PaddedBackend:
         try:
             self._waiting.put_nowait(job)
         except queue.Full:
-            message = f"{self._waiting.qsize()} texts wait; try again later"
-            raise OverloadedError(message, retry_after_s=1) from None
+            raise queue_full("this model", self._waiting.qsize()) from None
 
     def cancel(self, job: TextJob) -> None:
         """Nothing to do: a batch looks at `job.finished` before and after each token."""

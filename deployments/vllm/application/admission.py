@@ -12,7 +12,7 @@ from truthgpt_serve.http.asgi import Receive, Scope, Send
 from truthgpt_serve.http.compression import replay
 from truthgpt_serve.http.connection import ClientGoneError, Connection
 from truthgpt_serve.http.json_body import parse_object
-from truthgpt_serve.server.request_limits import RequestLimits
+from truthgpt_serve.server.text_limits import TextLimits
 
 
 class AdmittedRequests:
@@ -29,7 +29,7 @@ class AdmittedRequests:
     def __init__(
         self,
         app: Any,
-        limits: RequestLimits,
+        limits: TextLimits,
         grammars: GrammarGate | None,
         *,
         max_body_bytes: int,

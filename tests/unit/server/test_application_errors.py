@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from deployments.echo.config import FAMILY
 from tests.support.servers import serve_asgi
+from truthgpt_serve.body_limits import MAX_BODY_BYTES
 from truthgpt_serve.config import RouterConfig, load_model_config
-from truthgpt_serve.config.base import MAX_BODY_BYTES
 from truthgpt_serve.server import create_app
 
 CHAT, TEXT, INFER = "/v1/chat/completions", "/v1/completions", "/v1/infer"
@@ -82,7 +82,7 @@ BAD_BODIES: list[tuple[str, Any, int, str]] = [
         CHAT,
         b" " * 20_001,
         413,
-        "the body is larger than 20000 bytes, the most this model takes (`serving.max_body_bytes`)",
+        "the request body is larger than 20000 bytes, the limit that `serving.max_body_bytes` sets",
     ),
 ]
 BAD_FIELDS: list[tuple[str, Any, int, str, str | None]] = [

@@ -20,6 +20,7 @@ from truthgpt_serve.cluster.haproxy.limits import (
 )
 from truthgpt_serve.http.envelope import ANTHROPIC_TYPES
 from truthgpt_serve.http.retriable import READABLE, proxy_page
+from truthgpt_serve.queue_full import RETRY_AFTER_S
 
 _REQUEST, _SERVER = "invalid_request_error", "server_error"
 _PAGES = {
@@ -38,7 +39,7 @@ _PAGES = {
     425: ("Too Early", "The request came too early", _REQUEST, None),
     429: (
         "Too Many Requests",
-        "The service is overloaded; try again in a second",
+        f"The queues of all models are full; try again in {RETRY_AFTER_S} s",
         "rate_limit_error",
         "overloaded",
     ),
@@ -52,7 +53,7 @@ _PAGES = {
     ),
     504: ("Gateway Timeout", "The model did not answer in time", "timeout_error", "timeout"),
 }
-"""Reason, message, type and code by status; 503 is `unreached.proxy_page`."""
+"""Reason, message, type and code by status; 503 is `retriable.proxy_page`."""
 _TEXTS = {
     400: (_REQUEST, None),
     404: (_REQUEST, "not_found"),
@@ -90,7 +91,7 @@ def _page(status: int, reason: str, message: str, kind: str, code: str | None) -
         f"content-length: {len(body)}",
         "cache-control: no-cache",
         *(f"{name}: {value}" for name, value in READABLE),
-        *(["retry-after: 1"] if status in _WITH_RETRY_AFTER else []),
+        *([f"retry-after: {RETRY_AFTER_S}"] if status in _WITH_RETRY_AFTER else []),
     ]
     return "\r\n".join([*lines, "", body]).encode()
 

@@ -5,6 +5,9 @@ gets `audio`, a float32 numpy array `[samples]`, and `sampling_rate`; optionally
 `prompt`, `temperature`, `timestamps` (`segment`, `word` or a list of both), `detect_language` and
 `task` (`translate`). It gives `text`, and where it was asked `segments` and `words` with `start`
 and `end` in seconds; what else its segments have passes.
+
+A new route also needs a line in `server/application.py` (`_routes`), which sends requests here, and
+in `http/routes.py`, the list of all routes; and its description in `router/openapi/audio.yaml`.
 """
 
 from __future__ import annotations

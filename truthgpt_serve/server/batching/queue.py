@@ -10,7 +10,8 @@ from collections.abc import Hashable
 from enum import Enum
 from typing import Any
 
-from truthgpt_serve.errors import OverloadedError, UnavailableError
+from truthgpt_serve.errors import UnavailableError
+from truthgpt_serve.queue_full import queue_full
 from truthgpt_serve.server.execution.codec import Exchange
 
 
@@ -108,10 +109,7 @@ class RequestQueue:
             if self._closed:
                 raise shutting_down()
             if self.ongoing >= self._max_requests:
-                raise OverloadedError(
-                    f"{self._label}: {self.ongoing} requests run or wait; try again later",
-                    retry_after_s=1,
-                )
+                raise queue_full(self._label, self.ongoing)
             self._entries.add(entry)
             entry.line = self._arrived
             self._arrived[entry] = None

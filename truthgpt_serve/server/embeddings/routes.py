@@ -1,6 +1,9 @@
 """OpenAI's embedding route for any class whose task is embedding.
 
 `request` reads the fields, `codec` calls the class and encodes vectors.
+
+A new route also needs a line in `server/application.py` (`_routes`), which sends requests here, and
+in `http/routes.py`, the list of all routes; and its description in `router/openapi/vectors.yaml`.
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ from truthgpt_serve.server.embeddings.codec import EmbeddingExchange, Vector
 from truthgpt_serve.server.embeddings.request import EmbeddingRequest
 from truthgpt_serve.server.execution.gather import gather
 from truthgpt_serve.server.instance import ModelInstance
-from truthgpt_serve.server.request_limits import RequestLimits
 from truthgpt_serve.server.text.routes import Tokenizer
+from truthgpt_serve.server.text_limits import TextLimits
 
 PATH = "/v1/embeddings"
 Read = Callable[[Connection], Awaitable[bytes]]
@@ -42,7 +45,7 @@ class EmbeddingRoutes:
         host: ModelInstance,
         read: Read,
         check_name: Callable[[str], None],
-        limits: RequestLimits,
+        limits: TextLimits,
     ) -> None:
         self._host = host
         self._limits = limits

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from truthgpt_serve.cancellation import Call
-from truthgpt_serve.errors import OverloadedError
+from truthgpt_serve.queue_full import queue_full
 from truthgpt_serve.threads import LoopThread, contained, contained_async
 
 T = TypeVar("T")
@@ -105,11 +105,7 @@ class Workers:
     def _admit(self) -> None:
         with self._lock:
             if self._ongoing >= self._max_calls:
-                raise OverloadedError(
-                    f"model {self._name!r} has {self._ongoing} requests running or waiting; "
-                    "try again later",
-                    retry_after_s=1,
-                )
+                raise queue_full(f"model {self._name!r}", self._ongoing)
             self._ongoing += 1
 
     def _leave(self, _future: Future[Any] | None = None) -> None:

@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from truthgpt_serve.errors import OverloadedError, ServerError, TooLargeError
+from truthgpt_serve.errors import ServerError, TooLargeError
+from truthgpt_serve.queue_full import queue_full
 from truthgpt_serve.request_model import bad_field
 
 if TYPE_CHECKING:
@@ -45,10 +46,7 @@ class Codec:
             Exception: Whatever it raised.
         """
         if self._num_waiting >= MAX_WAITING:
-            raise OverloadedError(
-                f"{self._num_waiting} images wait to be decoded or encoded; try again later",
-                retry_after_s=1,
-            )
+            raise queue_full("image files", self._num_waiting)
         if self._threads is None:
             self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="image-codec")
         self._num_waiting += 1

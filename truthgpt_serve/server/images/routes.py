@@ -1,6 +1,9 @@
 """OpenAI's image routes for any class whose task is image-generation.
 
 `request` reads fields and files, `codec` calls the class, `response` writes the answer.
+
+A new route also needs a line in `server/application.py` (`_routes`), which sends requests here, and
+in `http/routes.py`, the list of all routes; and its description in `router/openapi/images.yaml`.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeVar
 
+from truthgpt_serve.body_limits import body_too_large
 from truthgpt_serve.errors import TooLargeError, UnsupportedError
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.file_store import FILES_PATH, FileStore, fetch_file
@@ -110,10 +114,7 @@ class ImageRoutes:
         except TooLargeError:
             if limit == self._max_body_bytes:
                 raise
-            raise TooLargeError(
-                f"the body is larger than {limit} bytes, the most that an image request may have "
-                "(`serving.images.max_upload_bytes`)"
-            ) from None
+            raise body_too_large(limit, "`serving.images.max_upload_bytes`") from None
 
     async def _form(self, connection: Connection, operation: Operation) -> None:
         body = await self._read(connection)

@@ -11,7 +11,7 @@ import schemathesis
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped] # it has none
 
 from truthgpt_serve.config.images import ImagesSection
-from truthgpt_serve.config.limits import LimitsSection
+from truthgpt_serve.config.text_limits import TextLimitsSection
 from truthgpt_serve.errors import MethodError, OriginError, RequestError, TruthGPTError
 from truthgpt_serve.http.routes import ROUTES
 from truthgpt_serve.router.openapi import openapi_document
@@ -185,7 +185,7 @@ def test_the_bounds_of_images_are_those_that_are_checked() -> None:
 
 
 def test_other_bounds_are_those_that_are_checked() -> None:
-    limits = LimitsSection()
+    limits = TextLimitsSection()
     text, chat = properties("TextFields"), properties("ChatRequest")
     assert text["n"]["maximum"] == limits.max_n
     assert chat["messages"]["maxItems"] == limits.max_messages

@@ -63,8 +63,8 @@ BAD_JSON: list[tuple[Any, int, str, str | None]] = [
     (
         b" " * (MAX_BODY_BYTES + 1),
         413,
-        "the body is larger than 200000 bytes, the most this model takes "
-        "(`serving.max_body_bytes`)",
+        "the request body is larger than 200000 bytes, the limit that "
+        "`serving.max_body_bytes` sets",
         "request_too_large",
     ),
 ]
@@ -468,8 +468,8 @@ def test_image_requests_have_a_size_limit_of_their_own() -> None:
             f"{own.base_url}images/edits", data=FORM, files={"image": ("i", bytes(5000))}
         )
     message = (
-        "the body is larger than 5000 bytes, the most that an image request may have "
-        "(`serving.images.max_upload_bytes`)"
+        "the request body is larger than 5000 bytes, the limit that "
+        "`serving.images.max_upload_bytes` sets"
     )
     refusal(answer, 413, None, message, "request_too_large")
 

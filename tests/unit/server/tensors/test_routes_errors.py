@@ -364,8 +364,8 @@ COMPRESSION: dict[str, Bad] = {
     ),
     "too long": Bad(
         bytes(MAX_BODY_BYTES + 1), 413,
-        "the body is larger than 4194304 bytes, the most this model takes "
-        "(`serving.max_body_bytes`)",
+        "the request body is larger than 4194304 bytes, the limit that "
+        "`serving.max_body_bytes` sets",
     ),
 }  # fmt: skip
 

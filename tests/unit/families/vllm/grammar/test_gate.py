@@ -21,7 +21,7 @@ from deployments.vllm.grammar import gate as grammar_gate
 from deployments.vllm.grammar.fields import Grammar, find_grammars
 from deployments.vllm.grammar.gate import GrammarGate
 from tests.support.grammar_schemas import hostile, ordinary, wide
-from truthgpt_serve.config.limits import LimitsSection
+from truthgpt_serve.config.text_limits import TextLimitsSection
 from truthgpt_serve.errors import OverloadedError, RequestError, TruthGPTError, UnavailableError
 
 WORDS = [*(bytes([code]) for code in range(256)), b' "', b'": ', b'", "', b"</s>"]
@@ -44,7 +44,7 @@ def as_compiled(kind: str, text: str) -> tuple[str, str]:
 
 @asynccontextmanager
 async def gate(**limits: Any) -> AsyncIterator[GrammarGate]:
-    one = GrammarGate(LimitsSection(**limits).model_dump(), describe, as_compiled)
+    one = GrammarGate(TextLimitsSection(**limits).model_dump(), describe, as_compiled)
     try:
         await one.check(Grammar("regex", "start", "x"))
         yield one
@@ -187,7 +187,7 @@ def test_a_large_one_is_refused_unseen(grammar: Grammar, key: str) -> None:
     def unreached() -> dict[str, Any]:
         raise AssertionError("it needs no compiling process")
 
-    one = GrammarGate(LimitsSection().model_dump(), unreached, as_compiled)
+    one = GrammarGate(TextLimitsSection().model_dump(), unreached, as_compiled)
     assert f"`serving.limits.{key}`" in asyncio.run(refusal(one, grammar)).message
 
 
@@ -215,7 +215,7 @@ def test_a_model_whose_tokenizer_has_no_compiler_keeps_its_engine_s_own_checks()
 
     async def main() -> None:
         for describe_nothing in (fail, None):
-            one = GrammarGate(LimitsSection().model_dump(), describe_nothing, as_compiled)
+            one = GrammarGate(TextLimitsSection().model_dump(), describe_nothing, as_compiled)
             for _ in range(2):
                 assert (await one.check(Grammar("regex", "((", "x"))).outcome == "unchecked"
             await refusal(one, schema(wide(20_000)))

@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from truthgpt_serve.config.limits import LimitsSection
+from truthgpt_serve.config.text_limits import TextLimitsSection
 from truthgpt_serve.errors import RequestError
 from truthgpt_serve.http.json_body import parse_object
-from truthgpt_serve.server.request_limits import RequestLimits
+from truthgpt_serve.server.text_limits import TextLimits
 
 CHAT, COMPLETION, EMBEDDING = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 RESPONSES = "/v1/responses"
-DEFAULTS = LimitsSection()
+DEFAULTS = TextLimitsSection()
 
 
-def limits(**changed: Any) -> RequestLimits:
-    return RequestLimits(LimitsSection(**changed), max_model_len=1024, vocab_size=2000)
+def limits(**changed: Any) -> TextLimits:
+    return TextLimits(TextLimitsSection(**changed), max_model_len=1024, vocab_size=2000)
 
 
 def check(body: dict[str, Any], path: str = COMPLETION, **changed: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from truthgpt_serve.config.base import Count, PositiveNumber, Section
 
 
-class LimitsSection(Section):
+class TextLimitsSection(Section):
     """How much one request may ask for, so that it does not hold up the others.
 
     A request beyond a limit is answered 400 with the limit's name. They hold for text and embedding

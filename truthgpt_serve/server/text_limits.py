@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from truthgpt_serve.config.limits import LimitsSection
+from truthgpt_serve.config.text_limits import TextLimitsSection
 from truthgpt_serve.errors import RequestError
 from truthgpt_serve.request_model import bad_field
 from truthgpt_serve.wording import shown
@@ -38,7 +38,7 @@ _LONG_NUMBER = b"0" * 19
 _INTEGERS = range(-(2**63), 2**64)
 
 
-class RequestLimits:
+class TextLimits:
     """The limits of one model.
 
     Args:
@@ -49,7 +49,7 @@ class RequestLimits:
 
     def __init__(
         self,
-        limits: LimitsSection,
+        limits: TextLimitsSection,
         max_model_len: int = sys.maxsize,
         vocab_size: int = sys.maxsize,
     ) -> None:

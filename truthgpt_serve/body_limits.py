@@ -1,0 +1,34 @@
+"""The limits of request bodies and uploads: their ceilings and defaults, and the 413's words.
+
+| setting | bounds | checked in |
+|---|---|---|
+| the router's `max_body_bytes` | every request that comes through the router | `router/upload.py` |
+| `serving.max_body_bytes` | a request to one model | `http/connection.py` |
+| `serving.images.max_upload_bytes` | an image request and its files | `server/images/routes.py` |
+| the playground's `max_upload_bytes` | a recording | `playground/uploads.py` |
+
+What a compressed body may become is bounded in `http/compression.py`.
+"""
+
+from __future__ import annotations
+
+from truthgpt_serve.errors import TooLargeError
+
+MIB = 2**20
+MAX_BODY_BYTES = 1024 * MIB
+"""The largest request body that any setting can allow, and the default of a model's."""
+ROUTER_BODY_BYTES = 64 * MIB
+IMAGE_UPLOAD_BYTES = 64 * MIB
+RECORDING_BYTES = 25 * MIB
+
+
+def body_too_large(max_bytes: int, setting: str) -> TooLargeError:
+    """Returns the refusal of a body.
+
+    Args:
+        max_bytes: The limit.
+        setting: What sets it, such as `serving.max_body_bytes` in backticks.
+    """
+    return TooLargeError(
+        f"the request body is larger than {max_bytes} bytes, the limit that {setting} sets"
+    )

@@ -1,0 +1,42 @@
+"""The 429 of a full queue: its words, and who answers it.
+
+A request that finds a queue full gets 429, the code `overloaded` and `retry-after`, at once or
+after a short wait. From the client inwards, these refuse:
+
+- HAProxy, what all models together cannot hold: `cluster/haproxy/limits.py` says when,
+  `cluster/haproxy/answers.py` holds the page.
+- The router, what the model's replicas cannot hold: `router/admission.py`.
+- Ray Serve, before a replica, by `ray_backpressure`.
+- The replica: `server/execution/workers.py` for calls one by one, `server/batching/queue.py` for
+  batches, and the queues of the families.
+
+How long the queues are: `max_ongoing_requests` and `max_queued_requests` in `config/serving.py` and
+`config/router.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from truthgpt_serve.errors import OverloadedError
+
+RETRY_AFTER_S = 1
+
+
+def queue_full(owner: str, num_requests: int) -> OverloadedError:
+    """Returns the refusal of a queue.
+
+    Args:
+        owner: Whose queue it is, such as `model 'story'`.
+        num_requests: Requests that run or wait there.
+    """
+    return OverloadedError(
+        f"The queue of {owner} is full: {num_requests} requests run or wait; try again in "
+        f"{RETRY_AFTER_S} s",
+        retry_after_s=RETRY_AFTER_S,
+    )
+
+
+def ray_backpressure() -> dict[str, Any]:
+    """Returns Ray Serve's `backpressure_config`: how it answers where every queue is full."""
+    return {"status_code": OverloadedError.status, "retry_after_s": RETRY_AFTER_S}
