@@ -158,10 +158,10 @@ def run_case(
         for pair in range(options.pairs):
             for turn in turns if pair % 2 == 0 else reversed(turns):
                 take_turn(turn)
-    return summarise(found, loops)
+    return summarize(found, loops)
 
 
-def summarise(found: dict[str, list[Measurement]], loops: dict[str, list[float]]) -> dict[str, Any]:
+def summarize(found: dict[str, list[Measurement]], loops: dict[str, list[float]]) -> dict[str, Any]:
     """Returns each side's medians, and the medians of the pairs' ratios to ours."""
     report: dict[str, Any] = {}
     for side, measurements in found.items():

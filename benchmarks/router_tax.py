@@ -81,7 +81,7 @@ def run_case(
     for pair in range(options.pairs):
         for name, side in sides if pair % 2 == 0 else reversed(sides):
             found[name].append(_measure(side, body, num_clients, options.seconds))
-    return summarise(found)
+    return summarize(found)
 
 
 def _measure(side: Side, body: dict[str, Any], num_clients: int, duration_s: float) -> Measurement:
@@ -94,7 +94,7 @@ def _measure(side: Side, body: dict[str, Any], num_clients: int, duration_s: flo
     )
 
 
-def summarise(found: dict[str, list[Measurement]]) -> dict[str, Any]:
+def summarize(found: dict[str, list[Measurement]]) -> dict[str, Any]:
     """Returns each side's medians, and the median of the pairs' ratios (ours to the reference)."""
     medians = {
         name: {

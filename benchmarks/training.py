@@ -5,7 +5,7 @@ order and come to the same loss. The sides take turns, pair by pair, so that a n
 noisy for both: the bare trainer with its own defaults, and the loop that a worker runs, with its
 monitor, events and curves. With `--ray` the second side is the whole command, in a worker of Ray
 Train. Compared are tokens per second from the end of step `--warmup` to the end of the last, so
-without starting; and tokens per second of CPU time, which a busy neighbour hardly changes.
+without starting; and tokens per second of CPU time, which a busy neighbor hardly changes.
 Prints medians; writes `benchmarks/results/training.json`.
 Command: `python -m benchmarks.training --pairs 7`.
 """
@@ -195,7 +195,7 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def compare(job: TrainingJob, warmup: int, ours: Times, bare: Times) -> dict[str, float]:
-    """Returns the rates of one pair, after checking that both sides have learnt the same."""
+    """Returns the rates of one pair, after checking that both sides have learned the same."""
     steps = steps_of(job.folder)
     mean = statistics.fmean(step["loss"] for step in steps)
     if abs(mean - bare.loss) > 1e-4 * bare.loss:

@@ -20,7 +20,7 @@ from truthgpt_serve.queue_full import queue_full
 T = TypeVar("T")
 
 NUM_THREADS = 2
-"""Threads that convert pictures: the libraries they call release the interpreter's lock."""
+"""Threads that convert images: the libraries they call release the interpreter's lock."""
 QUEUE_FACTOR = 12
 """Images that may run and wait for each request that may: one request asks for up to ten."""
 
@@ -58,7 +58,7 @@ class DiffusersModel:
         self._max_ongoing = QUEUE_FACTOR * int(ongoing)
         self._engine = ImageEngine(cfg)
         self.operations = self._engine.operations
-        self._pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="pictures")
+        self._pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="images")
 
     @property
     def acceleration(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class DiffusersModel:
 
         Yields:
             `{"queue_position"}` while it waits, `{"step", "num_steps"}`, and with `partial_images`
-            `{"partial_image", "index"}`. A slow reader misses steps, never pictures.
+            `{"partial_image", "index"}`. A slow reader misses steps, never images.
         """
         async with aclosing(self._make(inputs, progress=True)) as items:
             async for item in items:

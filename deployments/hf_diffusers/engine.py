@@ -14,14 +14,14 @@ from deployments.hf_diffusers.config import DiffusersSettings, default_ongoing_r
 from deployments.hf_diffusers.inputs.image_inputs import check_size, default_size
 from deployments.hf_diffusers.inputs.images import to_image
 from deployments.hf_diffusers.inputs.prompts import PromptCounter
-from deployments.hf_diffusers.inputs.requests import Call, Catalog, plan_call
+from deployments.hf_diffusers.inputs.requests import Call, Capabilities, plan_call
 from deployments.hf_diffusers.metrics import format_metrics
 from deployments.hf_diffusers.pipelines.acceleration import accelerate, batch_buckets
 from deployments.hf_diffusers.pipelines.info import (
     IMAGE_TO_IMAGE,
     TEXT_TO_IMAGE,
-    PipelineFacts,
-    read_facts,
+    PipelineInfo,
+    read_info,
 )
 from deployments.hf_diffusers.pipelines.loading import Loaded, load_pipelines
 from deployments.hf_diffusers.pipelines.schedulers import Schedulers
@@ -72,11 +72,11 @@ class ImageEngine:
     def __init__(self, cfg: Mapping[str, Any]) -> None:
         settings = DiffusersSettings.model_validate(cfg["serving"]["engine"])
         loaded = load_pipelines(cfg, settings)
-        facts = {role: read_facts(pipeline, role) for role, pipeline in loaded.roles.items()}
-        mode, self.acceleration = accelerate(loaded, facts, cfg, settings)
-        defaults = next(iter(facts.values())).defaults
-        self.catalog = Catalog(
-            facts=facts,
+        info = {role: read_info(pipeline, role) for role, pipeline in loaded.roles.items()}
+        mode, self.acceleration = accelerate(loaded, info, cfg, settings)
+        defaults = next(iter(info.values())).defaults
+        self.capabilities = Capabilities(
+            info=info,
             settings=settings,
             counter=PromptCounter(loaded.base, settings.max_prompt_tokens, defaults),
             schedulers=Schedulers(loaded.base.scheduler, settings.schedulers),
@@ -92,18 +92,18 @@ class ImageEngine:
                     role, pipeline, mode=mode, adapters=tuple(loaded.adapters.names.values())
                 )
             self.acceleration["batching"] = self._engine.mode(next(iter(loaded.roles)))
-            self._profile(loaded, facts, settings)
+            self._profile(loaded, info, settings)
         except BaseException:
             self._engine.close(CLOSE_TIMEOUT_S)
             raise
 
     def _profile(
-        self, loaded: Loaded, facts: Mapping[str, PipelineFacts], settings: DiffusersSettings
+        self, loaded: Loaded, info: Mapping[str, PipelineInfo], settings: DiffusersSettings
     ) -> None:
         wanted = settings.profile_rows
         if wanted is None:
             wanted = loaded.device.type == "cuda"
-        role, first = next(iter(facts.items()))
+        role, first = next(iter(info.items()))
         if not wanted or self._engine.mode(role) != "batched" or first.takes("image"):
             return
         started = time.perf_counter()
@@ -112,14 +112,14 @@ class ImageEngine:
         logger.info("row caps, measured in %.1f s: %s", time.perf_counter() - started, caps)
 
     def _trial_inputs(
-        self, facts: PipelineFacts, settings: DiffusersSettings
+        self, info: PipelineInfo, settings: DiffusersSettings
     ) -> Iterator[dict[str, Any]]:
         """Yields requests of the default size, half and twice its edges, as far as allowed."""
-        width, height = default_size(facts, settings)
+        width, height = default_size(info, settings)
         for factor in PROFILED_EDGES:
             size = {"width": int(width * factor), "height": int(height * factor)}
             try:
-                check_size(size["width"], size["height"], facts, settings)
+                check_size(size["width"], size["height"], info, settings)
             except RequestError:
                 continue
             yield {"prompt": "a trial", "steps": 2, "seed": 0, **size}
@@ -127,22 +127,22 @@ class ImageEngine:
     @property
     def operations(self) -> tuple[str, ...]:
         """What the model can do for a client: `generation`, `edit`, `variation`."""
-        facts = self.catalog.facts
-        edits = [role for role in facts if role != TEXT_TO_IMAGE]
+        info = self.capabilities.info
+        edits = [role for role in info if role != TEXT_TO_IMAGE]
         found = {
-            "generation": TEXT_TO_IMAGE in facts,
+            "generation": TEXT_TO_IMAGE in info,
             "edit": bool(edits),
-            "variation": IMAGE_TO_IMAGE in facts,
+            "variation": IMAGE_TO_IMAGE in info,
         }
         return tuple(name for name, can in found.items() if can)
 
     def plan(self, inputs: Mapping[str, Any]) -> Call:
-        """Checks a request and prepares its pictures; may take tens of milliseconds.
+        """Checks a request and prepares its images; may take tens of milliseconds.
 
         Raises:
             RequestError: An input is wrong.
         """
-        return plan_call(inputs, self.catalog)
+        return plan_call(inputs, self.capabilities)
 
     def submit(self, call: Call, on_event: Callable[[Event], None] | None = None) -> Job:
         """Starts an image.
@@ -191,7 +191,7 @@ class ImageEngine:
 
     @staticmethod
     def convert(event: PartialImage) -> dict[str, Any]:
-        """Returns a stream's item for a picture of an unfinished image."""
+        """Returns a stream's item for a preview of an unfinished image."""
         return {"partial_image": to_image(event.image), "index": event.index}
 
     def count_usage(self, call: Call, image: Image.Image) -> dict[str, int]:
@@ -200,7 +200,7 @@ class ImageEngine:
         A patch is what the denoiser reads as one position: 8x8 pixels for a UNet, usually 16x16
         for a transformer.
         """
-        patch = self.catalog.facts[call.role].patch
+        patch = self.capabilities.info[call.role].patch
         patches = (image.width // patch) * (image.height // patch)
         if call.input_tokens is None:
             return {}

@@ -90,7 +90,7 @@ async def gpu_turn(
 ) -> AsyncIterator[None]:
     """Waits until no other replica starts on this replica's GPU, and holds the turn.
 
-    The engine measures free memory while it starts, and fails if a neighbour changes it meanwhile.
+    The engine measures free memory while it starts, and fails if a neighbor changes it meanwhile.
     Replicas with whole GPUs, or none, do not wait. The kernel gives up the turn of a process that
     dies.
 

@@ -17,7 +17,7 @@ def encode(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
 
 
 def picture(width: int = 40, height: int = 30, mode: str = "RGB") -> Image.Image:
-    """An image whose pixels all differ from their neighbours, so that turning it shows."""
+    """An image whose pixels all differ from their neighbors, so that turning it shows."""
     image = Image.new("RGB", (width, height))
     image.putdata([(x * 6 % 256, y * 8 % 256, 9) for y in range(height) for x in range(width)])
     return image.convert(mode)

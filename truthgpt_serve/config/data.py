@@ -49,7 +49,7 @@ class DataSection(Section):
     """Column with the training text, or with a list of chat messages (`role`, `content`)."""
 
     prompt_field: Text | None = None
-    """Column with the prompt, where it is apart from what is to be learnt: `sft` then learns only
+    """Column with the prompt, where it is apart from what is to be learned: `sft` then learns only
     `completion_field`. A text, or a list of chat messages."""
 
     completion_field: Text | None = None

@@ -23,19 +23,19 @@ from deployments.hf_diffusers.pipelines.info import (
     IMAGE_TO_IMAGE,
     INPAINTING,
     TEXT_TO_IMAGE,
-    PipelineFacts,
+    PipelineInfo,
 )
 from truthgpt_serve.errors import RequestError, UnsupportedError
 from truthgpt_serve.wording import shown, suggest
 
 OPERATIONS = ("generation", "edit", "variation")
 LEAST_EDGE = 64
-Facts = Mapping[str, PipelineFacts]
+InfoByRole = Mapping[str, PipelineInfo]
 
 
 @dataclass(slots=True)
-class Pictures:
-    """The pictures of a request, upright.
+class InputImages:
+    """The images of a request, upright.
 
     Attributes:
         images: What is edited; empty for text to image.
@@ -48,8 +48,8 @@ class Pictures:
     control: Image.Image | None = None
 
 
-def read_pictures(fields: Fields, facts: Facts) -> Pictures:
-    """Returns the pictures of a request.
+def read_input_images(fields: Fields, info: InfoByRole) -> InputImages:
+    """Returns the images of a request.
 
     With a ControlNet the last image of an edit is what it follows. Without a mask, the transparent
     parts of an edited image are painted anew.
@@ -72,7 +72,7 @@ def read_pictures(fields: Fields, facts: Facts) -> Pictures:
         raise RequestError(f"`{name}` must be one image", param=name)
     if mask and not images:
         raise RequestError("`mask` needs the `image` that it belongs to", param="mask")
-    has_control = any(role.startswith(CONTROL) for role in facts)
+    has_control = any(role.startswith(CONTROL) for role in info)
     if has_control and operation == "edit" and not control and images:
         control = [images.pop()]  # the last image of an edit is what the ControlNet follows
     if control and not has_control:
@@ -81,12 +81,12 @@ def read_pictures(fields: Fields, facts: Facts) -> Pictures:
     upright_images = [upright(image) for image in images]
     painted = upright(mask[0]) if mask else None
     if painted is None and operation == "edit" and len(images) == 1:
-        can_paint = any(role.endswith(INPAINTING) for role in facts)
+        can_paint = any(role.endswith(INPAINTING) for role in info)
         painted = images[0] if can_paint and has_holes(images[0]) else None
-    pictures = Pictures(upright_images, control=upright(control[0]) if control else None)
+    input_images = InputImages(upright_images, control=upright(control[0]) if control else None)
     if painted is not None:
-        pictures.mask = _check_mask(painted, upright_images)
-    return pictures
+        input_images.mask = _check_mask(painted, upright_images)
+    return input_images
 
 
 def _check_mask(mask: Image.Image, images: list[Image.Image]) -> Image.Image:
@@ -100,35 +100,35 @@ def _check_mask(mask: Image.Image, images: list[Image.Image]) -> Image.Image:
     return to_mask(mask)
 
 
-def choose_role(pictures: Pictures, facts: Facts) -> str:
-    """Returns the role that the pictures ask for.
+def choose_role(input_images: InputImages, info: InfoByRole) -> str:
+    """Returns the role that the images ask for.
 
     Raises:
         UnsupportedError: The model does not have it, or takes fewer images.
     """
     role = TEXT_TO_IMAGE
-    if pictures.images:
-        role = INPAINTING if pictures.mask is not None else IMAGE_TO_IMAGE
-    if pictures.control is not None:
+    if input_images.images:
+        role = INPAINTING if input_images.mask is not None else IMAGE_TO_IMAGE
+    if input_images.control is not None:
         role = CONTROL + role
-    if role not in facts:
-        known = ", ".join(facts)
-        param = "mask" if pictures.mask else "image" if pictures.images else "prompt"
+    if role not in info:
+        known = ", ".join(info)
+        param = "mask" if input_images.mask else "image" if input_images.images else "prompt"
         raise UnsupportedError(f"this model cannot do {role}; it can do {known}", param=param)
-    if len(pictures.images) > 1 and not facts[role].several_images:
-        message = f"`image` holds {len(pictures.images)} images, and this model takes one"
+    if len(input_images.images) > 1 and not info[role].several_images:
+        message = f"`image` holds {len(input_images.images)} images, and this model takes one"
         raise UnsupportedError(message, param="image")
     return role
 
 
-def place_pictures(
+def place_input_images(
     fields: Fields,
-    pictures: Pictures,
-    facts: PipelineFacts,
+    input_images: InputImages,
+    info: PipelineInfo,
     settings: DiffusersSettings,
     arguments: dict[str, Any],
 ) -> None:
-    """Adds size, pictures and mask to the arguments of the call.
+    """Adds size, images and mask to the arguments of the call.
 
     An edit without a size takes that of its image, made to fit; a given size stretches the image.
 
@@ -136,65 +136,63 @@ def place_pictures(
         RequestError: The size is not possible.
     """
     width, height = fields.width, fields.height
-    first = pictures.images[0] if pictures.images else pictures.control
-    looks = bool(pictures.images) and not facts.starts_from_image
+    first = input_images.images[0] if input_images.images else input_images.control
+    looks = bool(input_images.images) and not info.starts_from_image
     if width is None and height is None and looks:
-        # The pipeline looks at the pictures and chooses a size by itself.
-        arguments["image"] = _to_rgb(pictures.images, facts)
+        # The pipeline looks at the images and chooses a size by itself.
+        arguments["image"] = _to_rgb(input_images.images, info)
         return
     if width is None and height is None and first is not None:
         width, height = fit(
             *first.size,
-            multiple=facts.size_multiple,
+            multiple=info.size_multiple,
             max_pixels=settings.max_pixels,
             max_edge=settings.max_edge,
-            min_edge=least_edge(facts, settings),
+            min_edge=least_edge(info, settings),
         )
-    fallback = default_size(facts, settings)
+    fallback = default_size(info, settings)
     width = fallback[0] if width is None else width
     height = fallback[1] if height is None else height
-    check_size(width, height, facts, settings)
-    if facts.takes("width") and facts.takes("height"):
+    check_size(width, height, info, settings)
+    if info.takes("width") and info.takes("height"):
         arguments["width"], arguments["height"] = width, height
     if looks:
-        arguments["image"] = _to_rgb(pictures.images, facts)
-    elif pictures.images:
-        arguments["image"] = to_tensor(pictures.images[0], width, height)
-    if pictures.mask is not None:
-        arguments["mask_image"] = to_mask_tensor(pictures.mask, width, height)
-    if pictures.control is not None:
-        key = "control_image" if facts.takes("control_image") else "image"
-        arguments[key] = to_tensor(pictures.control, width, height)
+        arguments["image"] = _to_rgb(input_images.images, info)
+    elif input_images.images:
+        arguments["image"] = to_tensor(input_images.images[0], width, height)
+    if input_images.mask is not None:
+        arguments["mask_image"] = to_mask_tensor(input_images.mask, width, height)
+    if input_images.control is not None:
+        key = "control_image" if info.takes("control_image") else "image"
+        arguments[key] = to_tensor(input_images.control, width, height)
     if (scale := fields.control_scale) is not None:
-        if not facts.role.startswith(CONTROL):
+        if not info.role.startswith(CONTROL):
             raise UnsupportedError("`control_scale` needs a `control_image`", param="control_scale")
         arguments["controlnet_conditioning_scale"] = scale
 
 
-def default_size(facts: PipelineFacts, settings: DiffusersSettings) -> tuple[int, int]:
+def default_size(info: PipelineInfo, settings: DiffusersSettings) -> tuple[int, int]:
     """Returns width and height of an image whose request names none."""
-    return (
-        parse_size(settings.default_size) if settings.default_size else (facts.width, facts.height)
-    )
+    return parse_size(settings.default_size) if settings.default_size else (info.width, info.height)
 
 
-def _to_rgb(images: list[Image.Image], facts: PipelineFacts) -> Any:
+def _to_rgb(images: list[Image.Image], info: PipelineInfo) -> Any:
     converted = [image.convert("RGB") for image in images]
-    return converted if facts.several_images else converted[0]
+    return converted if info.several_images else converted[0]
 
 
-def least_edge(facts: PipelineFacts, settings: DiffusersSettings) -> int:
+def least_edge(info: PipelineInfo, settings: DiffusersSettings) -> int:
     """Returns the least width and height in pixels."""
-    return settings.min_edge or min(LEAST_EDGE, facts.width, facts.height)
+    return settings.min_edge or min(LEAST_EDGE, info.width, info.height)
 
 
-def check_size(width: int, height: int, facts: PipelineFacts, settings: DiffusersSettings) -> None:
+def check_size(width: int, height: int, info: PipelineInfo, settings: DiffusersSettings) -> None:
     """Refuses a size that the VAE or the settings do not allow.
 
     Raises:
         RequestError: The message names the number, the limit and the nearest size that would do.
     """
-    step, low, high = facts.size_multiple, least_edge(facts, settings), settings.max_edge
+    step, low, high = info.size_multiple, least_edge(info, settings), settings.max_edge
     problem = ""
     for name, edge in (("width", width), ("height", height)):
         if edge % step:

@@ -16,9 +16,13 @@ import torch
 
 from deployments.hf_diffusers.config import DiffusersSettings
 from deployments.hf_diffusers.inputs.fields import Fields, read_fields
-from deployments.hf_diffusers.inputs.image_inputs import choose_role, place_pictures, read_pictures
+from deployments.hf_diffusers.inputs.image_inputs import (
+    choose_role,
+    place_input_images,
+    read_input_images,
+)
 from deployments.hf_diffusers.inputs.prompts import PromptCounter
-from deployments.hf_diffusers.pipelines.info import TEXT_TO_IMAGE, PipelineFacts
+from deployments.hf_diffusers.pipelines.info import TEXT_TO_IMAGE, PipelineInfo
 from deployments.hf_diffusers.pipelines.schedulers import Schedulers
 from deployments.hf_diffusers.stepping import JobOptions
 from truthgpt_serve.errors import RequestError, UnsupportedError, failed_adapter
@@ -40,11 +44,11 @@ QUALITY_FACTORS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Catalog:
+class Capabilities:
     """What the loaded model offers to requests.
 
     Attributes:
-        facts: By role.
+        info: By role.
         settings: Limits and defaults.
         counter: Counts prompts.
         schedulers: Makes schedulers by name.
@@ -53,7 +57,7 @@ class Catalog:
         checks_images: Whether a safety checker judges the finished images.
     """
 
-    facts: Mapping[str, PipelineFacts]
+    info: Mapping[str, PipelineInfo]
     settings: DiffusersSettings
     counter: PromptCounter
     schedulers: Schedulers
@@ -82,40 +86,40 @@ class Call:
     input_tokens: int | None = None
 
 
-def plan_call(inputs: Mapping[str, Any], catalog: Catalog) -> Call:
-    """Checks a request's inputs and returns the call for them; takes pictures' time.
+def plan_call(inputs: Mapping[str, Any], capabilities: Capabilities) -> Call:
+    """Checks a request's inputs and returns the call for them; may take tens of milliseconds.
 
     Args:
         inputs: See docs/images.md; a value of None counts as not given.
-        catalog: What the model offers.
+        capabilities: What the model offers.
 
     Raises:
         RequestError: An input is wrong; the message names it, the limit and what would do.
     """
     fields = read_fields(inputs)
-    pictures = read_pictures(fields, catalog.facts)
-    facts = catalog.facts[choose_role(pictures, catalog.facts)]
-    arguments: dict[str, Any] = dict(facts.fixed)
-    steps = _steps(fields, catalog.settings, facts)
-    num_steps = _strength(fields, facts, steps, catalog.settings.max_steps, arguments)
-    _guidance(fields, facts, catalog.settings, arguments)
-    tokens = _prompts(fields, facts, catalog, arguments)
-    place_pictures(fields, pictures, facts, catalog.settings, arguments)
+    input_images = read_input_images(fields, capabilities.info)
+    info = capabilities.info[choose_role(input_images, capabilities.info)]
+    arguments: dict[str, Any] = dict(info.fixed)
+    steps = _steps(fields, capabilities.settings, info)
+    num_steps = _strength(fields, info, steps, capabilities.settings.max_steps, arguments)
+    _guidance(fields, info, capabilities.settings, arguments)
+    tokens = _prompts(fields, info, capabilities, arguments)
+    place_input_images(fields, input_images, info, capabilities.settings, arguments)
     seed = secrets.randbelow(MAX_DRAWN_SEED) if fields.seed is None else fields.seed
-    scheduler = catalog.schedulers.make(fields.scheduler, steps) if fields.scheduler else None
+    scheduler = capabilities.schedulers.make(fields.scheduler, steps) if fields.scheduler else None
     call = Call(
-        role=facts.role,
+        role=info.role,
         arguments=arguments,
         seed=seed,
         options=JobOptions(
             num_steps=num_steps,
             scheduler=scheduler,
-            adapters=_adapters(fields, catalog),
-            partial_images=_partial_images(fields, catalog),
+            adapters=_adapters(fields, capabilities),
+            partial_images=_partial_images(fields, capabilities),
         ),
         input_tokens=tokens,
     )
-    if facts.takes("num_inference_steps"):
+    if info.takes("num_inference_steps"):
         arguments["num_inference_steps"] = steps
     arguments["generator"] = functools.partial(make_generator, seed)
     arguments["output_type"] = "pt"
@@ -127,10 +131,10 @@ def make_generator(seed: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(seed)
 
 
-def _steps(fields: Fields, settings: DiffusersSettings, facts: PipelineFacts) -> int:
+def _steps(fields: Fields, settings: DiffusersSettings, info: PipelineInfo) -> int:
     check_at_most("steps", fields.steps, settings.max_steps)
     quality, steps = fields.quality, fields.steps
-    default = settings.default_steps or facts.defaults.get("num_inference_steps") or 50
+    default = settings.default_steps or info.defaults.get("num_inference_steps") or 50
     default = min(int(default), settings.max_steps)
     if quality:
         scaled = {name: math.ceil(default * factor) for name, factor in QUALITY_FACTORS.items()}
@@ -143,18 +147,18 @@ def _steps(fields: Fields, settings: DiffusersSettings, facts: PipelineFacts) ->
 
 
 def _strength(
-    fields: Fields, facts: PipelineFacts, steps: int, max_steps: int, arguments: dict[str, Any]
+    fields: Fields, info: PipelineInfo, steps: int, max_steps: int, arguments: dict[str, Any]
 ) -> int:
     """Returns the steps that run: with a strength below 1 the first ones are left out."""
     strength = fields.strength
-    if not facts.starts_from_image:
+    if not info.starts_from_image:
         if strength is not None:
-            message = f"`strength` has no effect for {facts.role} with this model"
+            message = f"`strength` has no effect for {info.role} with this model"
             raise UnsupportedError(message, param="strength")
         return steps
     if strength is not None:
         arguments["strength"] = strength
-    effective = float(facts.defaults["strength"] if strength is None else strength)
+    effective = float(info.defaults["strength"] if strength is None else strength)
     num_steps = min(int(steps * effective), steps)
     if num_steps < 1:
         least = 1 / effective  # infinite for the smallest numbers
@@ -167,25 +171,25 @@ def _strength(
 
 
 def _guidance(
-    fields: Fields, facts: PipelineFacts, settings: DiffusersSettings, arguments: dict[str, Any]
+    fields: Fields, info: PipelineInfo, settings: DiffusersSettings, arguments: dict[str, Any]
 ) -> None:
     check_at_most("guidance_scale", fields.guidance_scale, settings.max_guidance_scale)
     guidance, negative = fields.guidance_scale, fields.negative_prompt or None
-    if guidance is not None and facts.guidance is None:
+    if guidance is not None and info.guidance is None:
         message = "`guidance_scale` has no effect with this model: its guidance is distilled"
         raise UnsupportedError(message, param="guidance_scale")
     if guidance is None:
         guidance = settings.default_guidance_scale
-    if facts.guidance is not None and guidance is not None:
-        arguments[facts.guidance] = guidance
-        if facts.negative_needed and guidance > 1 and negative is None:
+    if info.guidance is not None and guidance is not None:
+        arguments[info.guidance] = guidance
+        if info.negative_needed and guidance > 1 and negative is None:
             arguments["negative_prompt"] = " "  # without one these pipelines do not guide at all
     if negative is None:
         return
-    if facts.no_negative:
-        message = f"`negative_prompt` has no effect with this model: {facts.no_negative}"
+    if info.no_negative:
+        message = f"`negative_prompt` has no effect with this model: {info.no_negative}"
         raise UnsupportedError(message, param="negative_prompt")
-    used = facts.defaults.get(facts.guidance or "") if guidance is None else guidance
+    used = info.defaults.get(info.guidance or "") if guidance is None else guidance
     if isinstance(used, (int, float)) and used <= 1:
         message = f"`negative_prompt` has no effect at guidance_scale {used:g}: raise it above 1"
         raise RequestError(message, param="negative_prompt")
@@ -193,43 +197,43 @@ def _guidance(
 
 
 def _prompts(
-    fields: Fields, facts: PipelineFacts, catalog: Catalog, arguments: dict[str, Any]
+    fields: Fields, info: PipelineInfo, capabilities: Capabilities, arguments: dict[str, Any]
 ) -> int | None:
     """Adds the prompt; returns the tokens of it and of the negative prompt."""
     prompt = fields.prompt
     if prompt is None:
-        if TEXT_TO_IMAGE in facts.role:
+        if TEXT_TO_IMAGE in info.role:
             raise RequestError("`prompt` is required", param="prompt")
         prompt = ""
-    tokens = catalog.counter.check(prompt, "prompt")
+    tokens = capabilities.counter.check(prompt, "prompt")
     negative = arguments.get("negative_prompt")
     if tokens is not None and negative:
-        tokens += catalog.counter.check(negative, "negative_prompt") or 0
-    if facts.takes("prompt"):
+        tokens += capabilities.counter.check(negative, "negative_prompt") or 0
+    if info.takes("prompt"):
         arguments["prompt"] = prompt
-    limit = catalog.settings.max_prompt_tokens
-    if limit is not None and facts.takes("max_sequence_length"):
+    limit = capabilities.settings.max_prompt_tokens
+    if limit is not None and info.takes("max_sequence_length"):
         arguments["max_sequence_length"] = limit
     return tokens
 
 
-def _adapters(fields: Fields, catalog: Catalog) -> dict[str, float]:
-    known = catalog.adapters
+def _adapters(fields: Fields, capabilities: Capabilities) -> dict[str, float]:
+    known = capabilities.adapters
     for name in fields.adapters:
-        if name in catalog.failed_adapters:
-            raise failed_adapter(name, catalog.failed_adapters[name])
+        if name in capabilities.failed_adapters:
+            raise failed_adapter(name, capabilities.failed_adapters[name])
         if name not in known:
             message = f"there is no adapter {shown(name)} ({suggest(name, known)})"
             raise RequestError(message, param="adapters")
     return {name: weight for name, weight in fields.adapters.items() if weight}
 
 
-def _partial_images(fields: Fields, catalog: Catalog) -> int:
+def _partial_images(fields: Fields, capabilities: Capabilities) -> int:
     number = fields.partial_images
     message = ""
-    if not catalog.settings.previews:
+    if not capabilities.settings.previews:
         message = "this model gives no partial images"
-    elif catalog.checks_images:  # else a client would see what is then refused
+    elif capabilities.checks_images:  # else a client would see what is then refused
         message = "this model gives no partial images: its safety checker judges finished ones"
     if number and message:
         raise UnsupportedError(message, param="partial_images")

@@ -11,7 +11,7 @@ import torch
 
 from deployments.hf_diffusers.config import DiffusersSettings
 from deployments.hf_diffusers.pipelines.attention import choose_attention, read_shape
-from deployments.hf_diffusers.pipelines.info import PipelineFacts, denoiser_of
+from deployments.hf_diffusers.pipelines.info import PipelineInfo, denoiser_of
 from deployments.hf_diffusers.pipelines.loading import Loaded
 from truthgpt_serve.device import refused_compiler
 from truthgpt_serve.errors import bad_setting
@@ -27,7 +27,7 @@ PROBE_EDGES = 8
 
 def accelerate(
     loaded: Loaded,
-    facts: Mapping[str, PipelineFacts],
+    info: Mapping[str, PipelineInfo],
     cfg: Mapping[str, Any],
     settings: DiffusersSettings,
 ) -> tuple[Mode, dict[str, Any]]:
@@ -40,7 +40,7 @@ def accelerate(
     Raises:
         ConfigError: The machine or the model cannot do what is asked for.
     """
-    role, first = next(iter(facts.items()))
+    role, first = next(iter(info.items()))
     pipeline, denoiser = loaded.roles[role], denoiser_of(loaded.base)
     _arrange(loaded, denoiser, settings)
     exclusive = settings.step_cache is not None or settings.offload != "none"
@@ -90,18 +90,18 @@ def _arrange(loaded: Loaded, denoiser: Any, settings: DiffusersSettings) -> None
             raise bad_setting(f"serving.engine.{key}", message, "write false") from error
 
 
-def try_out(pipeline: Any, facts: PipelineFacts) -> None:
+def try_out(pipeline: Any, info: PipelineInfo) -> None:
     """Runs one denoising step of a small image, text encoders included.
 
     Raises:
         Exception: Whatever fails; for a result with NaN, a `FloatingPointError`.
     """
-    if facts.takes("image"):  # roles that need one share the denoiser with those that do not
+    if info.takes("image"):  # roles that need one share the denoiser with those that do not
         return
-    edge = facts.size_multiple * PROBE_EDGES
-    inputs: dict[str, Any] = {"num_inference_steps": 1, "output_type": "latent", **facts.fixed}
-    inputs |= {key: edge for key in ("width", "height") if facts.takes(key)}
-    if facts.takes("prompt"):
+    edge = info.size_multiple * PROBE_EDGES
+    inputs: dict[str, Any] = {"num_inference_steps": 1, "output_type": "latent", **info.fixed}
+    inputs |= {key: edge for key in ("width", "height") if info.takes(key)}
+    if info.takes("prompt"):
         inputs["prompt"] = "a trial"
     with torch.no_grad():
         latents = pipeline(**inputs).images

@@ -28,7 +28,7 @@ SEVERAL_IMAGES = frozenset({"Flux2Pipeline", "Flux2KleinPipeline", "QwenImageEdi
 
 
 @dataclass(frozen=True, slots=True)
-class PipelineFacts:
+class PipelineInfo:
     """One pipeline in one role.
 
     Attributes:
@@ -93,8 +93,8 @@ def call_defaults(pipeline: Any) -> dict[str, Any]:
     }
 
 
-def read_facts(pipeline: Any, role: str) -> PipelineFacts:
-    """Returns the facts of a loaded pipeline."""
+def read_info(pipeline: Any, role: str) -> PipelineInfo:
+    """Returns the info of a loaded pipeline."""
     denoiser = denoiser_of(pipeline)
     config: Mapping[str, Any] = denoiser.config if denoiser is not None else {}
     defaults = call_defaults(pipeline)
@@ -104,7 +104,7 @@ def read_facts(pipeline: Any, role: str) -> PipelineFacts:
     fixed = {}
     if defaults.get("use_resolution_binning") and not _has_bins(pipeline, config):
         fixed["use_resolution_binning"] = False
-    return PipelineFacts(
+    return PipelineInfo(
         role=role,
         defaults=defaults,
         size_multiple=multiple,

@@ -34,7 +34,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class PartialImage:
-    """A picture decoded from the latents of an unfinished image."""
+    """A preview decoded from the latents of an unfinished image."""
 
     index: int
     """Counts the partial images of a job from 0."""

@@ -19,7 +19,7 @@ from deployments.hf_diffusers.tiny_models.weights import draw_weights
 LATENT_CHANNELS = 4
 """Of the VAE."""
 
-# Halving the size once leaves a denoiser enough to work on in pictures of 32 to 64 pixels.
+# Halving the size once leaves a denoiser enough to work on in images of 32 to 64 pixels.
 VAE_SIZES = {
     "block_out_channels": (8, 16),
     "down_block_types": ("DownEncoderBlock2D",) * 2,

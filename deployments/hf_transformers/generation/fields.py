@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from deployments.hf_transformers.generation.job import TextCall
-from deployments.hf_transformers.generation.plan import TextFacts
+from deployments.hf_transformers.generation.plan import TextInfo
 from deployments.hf_transformers.generation.sampling import Sampling
 from truthgpt_serve.errors import ContextLengthError
 from truthgpt_serve.request_fields import SamplingFields, Stops
@@ -30,7 +30,7 @@ class TextInputs(SamplingFields):
 
 def read_call(
     inputs: Mapping[str, Any],
-    facts: TextFacts,
+    info: TextInfo,
     encode: Callable[[str, bool], list[int]],
     *,
     default_tokens: int,
@@ -42,7 +42,7 @@ def read_call(
 
     Args:
         inputs: See `TextInputs`.
-        facts: What the model says of itself.
+        info: What the model says of itself.
         encode: Turns a text into token ids; the second argument is whether to add special tokens.
         default_tokens: `max_new_tokens` for a request that does not say.
         max_tokens: The most that one may say, or None.
@@ -61,24 +61,24 @@ def read_call(
     if max_tokens is not None and (request.max_new_tokens or 0) > max_tokens:
         message = f"is {wanted}; this model makes at most {max_tokens} tokens"
         raise bad_field("max_new_tokens", message)
-    room = max_len if facts.encodes else max_len - len(prompt)
+    room = max_len if info.encodes else max_len - len(prompt)
     if room < 1 or len(prompt) > max_len:
         # With a prompt that fills it all there is no room for the answer's first token.
-        num_tokens = len(prompt) + (not facts.encodes)
+        num_tokens = len(prompt) + (not info.encodes)
         raise ContextLengthError(max_len, num_tokens, param="text")
     return TextCall(
         prompt=prompt,
         max_new_tokens=min(wanted, room),
-        sampling=_sampling(request, facts, next_seed),
+        sampling=_sampling(request, info, next_seed),
         stops=tuple(request.stop),
-        end_ids=frozenset() if request.ignore_eos else facts.end_ids,
+        end_ids=frozenset() if request.ignore_eos else info.end_ids,
     )
 
 
-def _sampling(request: TextInputs, facts: TextFacts, next_seed: Callable[[], int]) -> Sampling:
+def _sampling(request: TextInputs, info: TextInfo, next_seed: Callable[[], int]) -> Sampling:
     given = request.sampling
     given.pop("ignore_eos", None)
-    base = facts.sampled if any(name in given for name in SAMPLES) else facts.sampling
+    base = info.sampled if any(name in given for name in SAMPLES) else info.sampling
     if "seed" not in given:
         given["seed"] = next_seed()
     return replace(base, **given)

@@ -32,7 +32,7 @@ from deployments.hf_transformers.generation.plan import (
     plan_padding,
     plan_pages,
     plan_rows,
-    read_facts,
+    read_info,
 )
 from deployments.hf_transformers.loading import load_config, load_model, load_tokenizer, read_source
 from truthgpt_serve.channel import Channel, ReaderGoneError, wake_all
@@ -69,7 +69,7 @@ class TextEngine:
         self.tokenizer = load_tokenizer(source)
         kind = "AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM"
         model = load_model(getattr(transformers, kind), source, config)
-        self._facts = read_facts(model, self.tokenizer, settings)
+        self._info = read_info(model, self.tokenizer, settings)
         wanted = str(cfg["model_optim"]["attention"])
         self.attention = choose_attention(wanted, model, lambda: _trial_logits(model))
         self._backend = self._make_backend(cfg, model)
@@ -81,7 +81,7 @@ class TextEngine:
             "batching": self.batching,
         }
         logger.info("attention: %s; batching: %s", self.attention, self.batching)
-        self._max_len = self._facts.max_model_len
+        self._max_len = self._info.max_model_len
         if self._backend.max_tokens is not None:
             self._max_len = min(self._max_len, self._backend.max_tokens)
         tokens = settings.default_max_new_tokens
@@ -102,7 +102,7 @@ class TextEngine:
         expected = [expected_steps(model, prompt) for prompt in trial_prompts(model)]
         if settings.batching != "padded" and settings.use_cache:
             problem = "its generation configuration has fields that only padded batches apply"
-            if self._facts.pages:
+            if self._info.pages:
                 try:
                     return self._paged(cfg, model, expected)
                 except Exception as error:  # an architecture without a paged cache fails anyhow
@@ -125,7 +125,7 @@ class TextEngine:
             raise
 
     def _paged(self, cfg: Mapping[str, Any], model: Any, expected: list[Any]) -> Backend:
-        plan = plan_pages(cfg, self._settings, model, self._facts.max_model_len)
+        plan = plan_pages(cfg, self._settings, model, self._info.max_model_len)
         backend = PagedBackend(model, plan)
         try:
             check_paged(backend, model, expected)
@@ -135,7 +135,7 @@ class TextEngine:
         return backend
 
     def _padded(self, cfg: Mapping[str, Any], model: Any, expected: list[Any]) -> Backend:
-        backend = PaddedBackend(model, plan_padding(cfg, self._settings, self._facts, mixed=True))
+        backend = PaddedBackend(model, plan_padding(cfg, self._settings, self._info, mixed=True))
         try:
             if takes_padding(backend, model, expected):
                 return backend
@@ -145,7 +145,7 @@ class TextEngine:
             raise bad_setting("model.name_or_path", message) from error
         backend.close(CLOSE_TIMEOUT_S)
         logger.warning("padding changes this model's tokens: only equal lengths share a batch")
-        backend = PaddedBackend(model, plan_padding(cfg, self._settings, self._facts, mixed=False))
+        backend = PaddedBackend(model, plan_padding(cfg, self._settings, self._info, mixed=False))
         run_trial(backend, trial_prompts(model)[:1])
         return backend
 
@@ -159,7 +159,7 @@ class TextEngine:
         """
         return read_call(
             inputs,
-            self._facts,
+            self._info,
             self._encode,
             default_tokens=self.default_max_new_tokens,
             max_tokens=self._settings.max_new_tokens,

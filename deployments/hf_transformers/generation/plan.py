@@ -43,7 +43,7 @@ PLAIN_ONLY = (
 
 
 @dataclass(frozen=True, slots=True)
-class TextFacts:
+class TextInfo:
     """What a language model says of itself.
 
     Attributes:
@@ -65,7 +65,7 @@ class TextFacts:
     pages: bool
 
 
-def read_facts(model: Any, tokenizer: Any, settings: TransformersSettings) -> TextFacts:
+def read_info(model: Any, tokenizer: Any, settings: TransformersSettings) -> TextInfo:
     """Reads the model's generation configuration, and takes out of it what is done here instead."""
     own = model.generation_config
     end = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id
@@ -81,7 +81,7 @@ def read_facts(model: Any, tokenizer: Any, settings: TransformersSettings) -> Te
     )
     greedy = Sampling(repetition_penalty=sampled.repetition_penalty, min_tokens=sampled.min_tokens)
     encodes = bool(model.config.is_encoder_decoder)
-    facts = TextFacts(
+    info = TextInfo(
         end_ids=ends,
         pad_id=int(pad if pad is not None else min(ends, default=0)),
         sampling=sampled if own.do_sample else greedy,
@@ -92,9 +92,9 @@ def read_facts(model: Any, tokenizer: Any, settings: TransformersSettings) -> Te
     )
     kept = {name: getattr(own, name, None) for name in (*PLAIN_ONLY, "decoder_start_token_id")}
     model.generation_config = GenerationConfig(
-        bos_token_id=own.bos_token_id, pad_token_id=facts.pad_id, do_sample=False, **kept
+        bos_token_id=own.bos_token_id, pad_token_id=info.pad_id, do_sample=False, **kept
     )
-    return facts
+    return info
 
 
 def _own_length(model: Any, tokenizer: Any) -> int:
@@ -160,7 +160,7 @@ def _gpu_bytes(cfg: Mapping[str, Any], model: Any) -> int:
 
 
 def plan_padding(
-    cfg: Mapping[str, Any], settings: TransformersSettings, facts: TextFacts, *, mixed: bool
+    cfg: Mapping[str, Any], settings: TransformersSettings, info: TextInfo, *, mixed: bool
 ) -> PaddedPlan:
     """Returns how padded batches are made."""
     rows, waiting = plan_rows(cfg, settings)
@@ -168,7 +168,7 @@ def plan_padding(
         max_rows=rows,
         max_waiting=waiting,
         wait_s=float(cfg["serving"]["batching"]["batch_wait_timeout_s"]),
-        pad_id=facts.pad_id,
+        pad_id=info.pad_id,
         use_cache=settings.use_cache,
         mixed_lengths=mixed,
     )

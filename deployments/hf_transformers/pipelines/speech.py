@@ -42,7 +42,7 @@ class SpeechInputs(RequestModel):
 
 
 class SpeechEngine(PipelineEngine):
-    """Recognises speech; see `PipelineEngine`."""
+    """Recognizes speech; see `PipelineEngine`."""
 
     def __init__(self, cfg: Mapping[str, Any]) -> None:
         self._seed = int(cfg["seed"])
@@ -164,7 +164,7 @@ class SpeechEngine(PipelineEngine):
         return [ids[0], *ids[1:][-keep:]]  # the end of a long prompt counts, as in Whisper
 
     def run(self, values: list[Any], parameters: Mapping[str, Any]) -> list[Any]:
-        """Recognises recordings, together where the model hears them in windows of one length."""
+        """Recognizes recordings, together where the model hears them in windows of one length."""
         options = dict(parameters)
         generate = dict(options.pop("generate_kwargs", {}))
         if "prompt_ids" in generate:
@@ -183,12 +183,12 @@ class SpeechEngine(PipelineEngine):
         answers: list[Any] = [None] * len(values)
         for group in groups:
             recordings = [values[place] for place in group]
-            for place, output in zip(group, self._recognise(recordings, options), strict=True):
+            for place, output in zip(group, self._recognize(recordings, options), strict=True):
                 seconds = len(values[place]) / self.sampling_rate
                 answers[place] = self._answer(output, options, seconds)
         return answers
 
-    def _recognise(self, recordings: list[Any], options: Mapping[str, Any]) -> list[Any]:
+    def _recognize(self, recordings: list[Any], options: Mapping[str, Any]) -> list[Any]:
         rate = self.sampling_rate
         with torch.inference_mode(), torch.random.fork_rng(enabled="generate_kwargs" in options):
             torch.manual_seed(self._seed)  # only a temperature draws random numbers
@@ -201,7 +201,7 @@ class SpeechEngine(PipelineEngine):
     def _answer(
         self, output: Mapping[str, Any], options: Mapping[str, Any], seconds: float
     ) -> dict[str, Any]:
-        """Returns the contract's shape of one recognised recording."""
+        """Returns the contract's shape of one recognized recording."""
         answer: dict[str, Any] = {"text": str(output["text"]).strip(), "duration": seconds}
         chunks = output.get("chunks") or []
         language = options.get("generate_kwargs", {}).get("language") or output.get("language")

@@ -44,15 +44,15 @@ class Drawing:
         """Returns the image with its seed and its progress."""
         name = f"Image {self.number + 1}"
         seed = "" if self.seed is None else f", seed {self.seed}"
-        picture = '<div class="tg-blank" aria-hidden="true"></div>'
+        image = '<div class="tg-blank" aria-hidden="true"></div>'
         if self.data:
             kind = "" if self.done else "Unfinished: "
-            picture = (
+            image = (
                 f'<img alt="{escape(kind + self.prompt)}" '
                 f'src="data:image/{self.format};base64,{self.data}">'
             )
         return (
-            f'<figure class="tg-figure">{picture}<figcaption>{name}{seed}'
+            f'<figure class="tg-figure">{image}<figcaption>{name}{seed}'
             f"{self._progress(name)}</figcaption></figure>"
         )
 

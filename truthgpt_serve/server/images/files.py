@@ -182,7 +182,7 @@ def _decode(data: bytes, place: str, max_pixels: int) -> Image:
         found = f"{width}x{height} pixels, {width * height} in all, more than"
         raise _too_many_pixels(place, found, max_pixels)
     frames = getattr(image, "n_frames", 1)
-    # A JPEG of several pictures is a photograph with its preview or depth: the first one is meant.
+    # A JPEG of several images is a photograph with its preview or depth: the first one is meant.
     if frames > 1 and image.format != "MPO":
         raise bad_field(place, f"is animated ({frames} frames): send a still image")
     try:

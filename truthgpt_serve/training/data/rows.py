@@ -75,7 +75,7 @@ def text_of(values: Mapping[str, Any], field: str) -> tuple[str, str]:
 
 
 def text_problem(text: str) -> str:
-    """Returns why a text cannot be learnt as it is, or nothing."""
+    """Returns why a text cannot be learned as it is, or nothing."""
     if "\0" in text:
         return f"has a NUL character at position {text.index(chr(0))} (is it a binary file?)"
     try:

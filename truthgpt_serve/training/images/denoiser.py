@@ -168,7 +168,7 @@ class DenoiserTask:
         moments = batch["examples"]
         if moments.dtype == torch.uint8:
             moments = encode_moments(self._kind.vae, moments)
-        latents = self._kind.normalise(draw_latents(moments, batch["posterior"]))
+        latents = self._kind.normalize(draw_latents(moments, batch["posterior"]))
         noise, levels = batch["noise"], batch["levels"]
         noisy, timesteps = self._objective.mix(latents, noise, levels)
         told = None if len(self.trained_parts) > 1 else self._captioner(batch["captions"])

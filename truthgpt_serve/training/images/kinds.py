@@ -70,7 +70,7 @@ class Kind:
         """Returns what the pipeline's guidance compares with: usually the empty caption's."""
         return self.encode([""], device)
 
-    def normalise(self, latents: Any) -> Any:
+    def normalize(self, latents: Any) -> Any:
         """Returns the VAE's latents as the denoiser sees them: shifted, if it is so, and scaled."""
         vae = self.vae.config
         shift = (vae.shift_factor or 0.0) if self.shifts_latents else 0.0
@@ -101,12 +101,12 @@ class XLKind(Kind):
             return conditions
         return {name: torch.zeros_like(value) for name, value in conditions.items()}
 
-    def normalise(self, latents: Any) -> Any:
+    def normalize(self, latents: Any) -> Any:
         """Returns the latents scaled; a VAE may give statistics of each channel."""
         vae = self.vae.config
         mean, std = vae.get("latents_mean"), vae.get("latents_std")
         if mean is None or std is None:
-            return super().normalise(latents)
+            return super().normalize(latents)
         mean, std = (
             torch.tensor(one, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1)
             for one in (mean, std)

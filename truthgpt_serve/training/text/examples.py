@@ -20,7 +20,7 @@ from truthgpt_serve.training.text.messages import (
 from truthgpt_serve.training.text.templates import ChatTemplate, spans
 
 IGNORED = -100
-"""The label of a token that is read but not learnt, in PyTorch's cross entropy."""
+"""The label of a token that is read but not learned, in PyTorch's cross entropy."""
 Example = dict[str, Any]
 Labelled = tuple[list[int], list[int]]
 """Tokens, and the label of each."""

@@ -171,5 +171,5 @@ def check_tools(values: Mapping[str, Any]) -> list[Any] | None:
 
 
 def is_learned(message: ChatMessage) -> bool:
-    """Returns whether a message is to be learnt: `weight: 0` says that it is only read."""
+    """Returns whether a message is to be learned: `weight: 0` says that it is only read."""
     return bool(message.get("weight", 1))

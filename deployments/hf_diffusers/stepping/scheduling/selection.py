@@ -79,7 +79,7 @@ class CallChooser:
 
 def _group_key(call: Call) -> Hashable:
     bank = call.module.adapters
-    # Whether adapters may share a forward is learnt while calls are waiting already.
+    # Whether adapters may share a forward is learned while calls are waiting already.
     return call.key, call.adapters if bank is not None and not bank.mixable else None
 
 

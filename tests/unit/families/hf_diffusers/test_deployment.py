@@ -125,10 +125,10 @@ async def test_edits_and_inpainting_equal_the_stock_pipelines(
 
 @pytest.mark.parametrize("name", ["ddim", "euler-ancestral", "dpm++", "dpm++-single", "heun"])
 async def test_schedulers_by_name(model: DiffusersModel, weights: Path, name: str) -> None:
-    catalog = engine_of(model).catalog
+    capabilities = engine_of(model).capabilities
     alone = DiffusionPipeline.from_pretrained(weights)
     alone.set_progress_bar_config(disable=True)
-    alone.scheduler = catalog.schedulers.make(name, 3)
+    alone.scheduler = capabilities.schedulers.make(name, 3)
     answer = await model.infer({"prompt": "a boat", "seed": 5, "scheduler": name})
     expected = stock_image(alone, 5, prompt="a boat", width=64, height=64)
     assert_same(answer["image"], expected)
@@ -137,7 +137,7 @@ async def test_schedulers_by_name(model: DiffusersModel, weights: Path, name: st
 async def test_every_scheduler_makes_an_image_in_few_steps(model: DiffusersModel) -> None:
     requests = [
         {"prompt": "a boat", "seed": 1, "scheduler": name, "steps": steps}
-        for name in engine_of(model).catalog.schedulers.names
+        for name in engine_of(model).capabilities.schedulers.names
         for steps in (4 if name == "pndm" else 1, 5)
     ]
     answers = await asyncio.gather(*map(model.infer, requests), return_exceptions=True)
@@ -238,7 +238,7 @@ async def test_requests_that_leave_leave_nothing(model: DiffusersModel) -> None:
 async def test_every_architecture_is_served_as_it_is_loaded(kind: str, tmp_path: Path) -> None:
     with open_model(make_cfg(save_model(kind, tmp_path), SETTINGS)) as model:
         answer = await model.infer({"prompt": "a boat", "seed": 1, "guidance_scale": 2})
-        fixed = engine_of(model).catalog.facts["text-to-image"].fixed
+        fixed = engine_of(model).capabilities.info["text-to-image"].fixed
     alone = DiffusionPipeline.from_pretrained(tmp_path)
     alone.set_progress_bar_config(disable=True)
     guidance: dict[str, Any] = {"guidance_scale": 2.0}

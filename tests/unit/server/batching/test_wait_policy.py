@@ -36,7 +36,7 @@ def test_nothing_is_assumed_about_calls_of_one_size() -> None:
     assert cost.fixed_s == 0
 
 
-def learnt(*, fixed_s: float = 0.02, each_s: float = 0.001, max_wait_s: float = 1.0) -> BatchWait:
+def learned(*, fixed_s: float = 0.02, each_s: float = 0.001, max_wait_s: float = 1.0) -> BatchWait:
     wait = BatchWait(8, max_wait_s)
     for size in (1, 2, 4, 8) * 10:
         wait.called(size, fixed_s + each_s * size, num_waiting=0, now_s=0)
@@ -45,7 +45,7 @@ def learnt(*, fixed_s: float = 0.02, each_s: float = 0.001, max_wait_s: float = 
 
 def test_an_idle_model_starts_at_once() -> None:
     assert BatchWait(8, 1.0).pause_s(1, 0) == 0
-    wait = learnt()
+    wait = learned()
     wait.called(1, 0.021, num_waiting=0, now_s=100)
     assert wait.pause_s(1, 100) == 0, "one client alone is nobody to wait for"
     wait.called(8, 0.028, num_waiting=0, now_s=100)
@@ -53,7 +53,7 @@ def test_an_idle_model_starts_at_once() -> None:
 
 
 def test_the_pause_is_worth_it() -> None:
-    wait = learnt()
+    wait = learned()
     wait.called(8, 0.028, num_waiting=0, now_s=100)
     # 2 of 8 are here. A call now answers 2 in 22 ms; after a pause p, 8 in 28 ms + p.
     pause_s = wait.pause_s(2, 100)
@@ -65,22 +65,22 @@ def test_the_pause_is_worth_it() -> None:
 
 
 def test_nobody_waits_for_a_model_that_gains_nothing() -> None:
-    wait = learnt(fixed_s=0.0)
+    wait = learned(fixed_s=0.0)
     wait.called(8, 0.008, num_waiting=0, now_s=100)
     assert wait.pause_s(2, 100) < 1e-4
 
 
 def test_the_configured_limit_holds() -> None:
-    wait = learnt(max_wait_s=0.003)
+    wait = learned(max_wait_s=0.003)
     wait.called(8, 0.028, num_waiting=0, now_s=100)
     assert wait.pause_s(1, 100) == pytest.approx(0.003)
-    none = learnt(max_wait_s=0.0)
+    none = learned(max_wait_s=0.0)
     none.called(8, 0.028, num_waiting=0, now_s=100)
     assert none.pause_s(1, 100) == 0
 
 
 def test_no_more_are_expected_than_fit_or_than_there_are() -> None:
-    wait = learnt()
+    wait = learned()
     wait.called(8, 0.028, num_waiting=50, now_s=100)
     assert wait.pause_s(8, 100) == 0
     wait.called(2, 0.022, num_waiting=1, now_s=100)

@@ -1,4 +1,4 @@
-"""Chats with calls of functions: what is learnt is what the chat template renders, or a refusal."""
+"""Chats with function calls: what is learned is what the chat template renders, or a refusal."""
 
 from __future__ import annotations
 
@@ -217,8 +217,8 @@ def test_messages_of_weight_0_are_read_and_not_learnt(tokenizer: Any) -> None:
     assert "I guess." in hidden
     assert "get_weather" in hidden
     assert "sunny" not in hidden
-    learnt = TokenExamples(data_of(), tokenizer)({"text": chat("I guess.", weight=1)})
-    assert learnt["labels"] == learnt["input_ids"] == example["input_ids"]
+    learned = TokenExamples(data_of(), tokenizer)({"text": chat("I guess.", weight=1)})
+    assert learned["labels"] == learned["input_ids"] == example["input_ids"]
 
 
 def test_a_row_of_which_nothing_would_be_learnt_is_bad(tokenizer: Any) -> None:
@@ -244,8 +244,8 @@ def test_answers_to_a_prompt_may_be_calls(tokenizer: Any) -> None:
     example = TokenExamples(data_of(**fields), tokenizer)(row)
     assert example["input_ids"] == rendered(tokenizer, messages, tools=TOOLS)
     prompt = rendered(tokenizer, messages[:1], tools=TOOLS, add_generation_prompt=True)
-    learnt = [label for label in example["labels"] if label != -100]
-    assert learnt == example["input_ids"][len(prompt) :]
+    learned = [label for label in example["labels"] if label != -100]
+    assert learned == example["input_ids"][len(prompt) :]
 
 
 TEMPLATES = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))

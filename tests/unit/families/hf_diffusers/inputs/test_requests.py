@@ -12,8 +12,8 @@ from PIL import Image
 
 from deployments.hf_diffusers.config import DiffusersSettings
 from deployments.hf_diffusers.inputs.prompts import PromptCounter
-from deployments.hf_diffusers.inputs.requests import Call, Catalog, plan_call
-from deployments.hf_diffusers.pipelines.info import read_facts
+from deployments.hf_diffusers.inputs.requests import Call, Capabilities, plan_call
+from deployments.hf_diffusers.pipelines.info import read_info
 from deployments.hf_diffusers.pipelines.roles import make_roles
 from deployments.hf_diffusers.pipelines.schedulers import Schedulers
 from tests.support.tiny_images import create_pipeline
@@ -29,18 +29,18 @@ def pipeline_of(kind: str) -> Any:
     return PIPELINES[kind]
 
 
-def make_catalog(kind: str = "sd", **settings: Any) -> Catalog:
+def make_capabilities(kind: str = "sd", **settings: Any) -> Capabilities:
     base = pipeline_of(kind)
-    facts = {role: read_facts(pipe, role) for role, pipe in make_roles(base).items()}
+    info = {role: read_info(pipe, role) for role, pipe in make_roles(base).items()}
     checked = DiffusersSettings.model_validate(settings)
-    counter = PromptCounter(base, checked.max_prompt_tokens, next(iter(facts.values())).defaults)
+    counter = PromptCounter(base, checked.max_prompt_tokens, next(iter(info.values())).defaults)
     schedulers = Schedulers(base.scheduler, checked.schedulers)
-    return Catalog(facts, checked, counter, schedulers, ("ink", "oil"))
+    return Capabilities(info, checked, counter, schedulers, ("ink", "oil"))
 
 
 @pytest.fixture(scope="module")
-def catalog() -> Iterator[Catalog]:
-    yield make_catalog(max_pixels=128 * 128, quality_steps={"low": 3})
+def capabilities() -> Iterator[Capabilities]:
+    yield make_capabilities(max_pixels=128 * 128, quality_steps={"low": 3})
     PIPELINES.clear()
 
 
@@ -49,20 +49,20 @@ def picture(width: int = 64, height: int = 48, mode: str = "RGB") -> Image.Image
     return Image.fromarray(values).convert(mode)
 
 
-def plan(catalog: Catalog, **inputs: Any) -> Call:
-    return plan_call({"prompt": "a boat", **inputs}, catalog)
+def plan(capabilities: Capabilities, **inputs: Any) -> Call:
+    return plan_call({"prompt": "a boat", **inputs}, capabilities)
 
 
-def refusal(catalog: Catalog, **inputs: Any) -> RequestError:
+def refusal(capabilities: Capabilities, **inputs: Any) -> RequestError:
     with pytest.raises(RequestError) as caught:
-        plan(catalog, **inputs)
+        plan(capabilities, **inputs)
     assert caught.value.status == 400
     return caught.value
 
 
-def test_arguments_of_the_stock_call(catalog: Catalog) -> None:
+def test_arguments_of_the_stock_call(capabilities: Capabilities) -> None:
     call = plan(
-        catalog, steps=7, width=64, height=72, seed=5, guidance_scale=3, negative_prompt="fog"
+        capabilities, steps=7, width=64, height=72, seed=5, guidance_scale=3, negative_prompt="fog"
     )
     generator = call.arguments.pop("generator")()
     assert call.arguments == {
@@ -80,27 +80,27 @@ def test_arguments_of_the_stock_call(catalog: Catalog) -> None:
     assert torch.equal(torch.rand(4, generator=generator), torch.rand(4, generator=expected))
 
 
-def test_defaults(catalog: Catalog) -> None:
-    call = plan(catalog, quality=None)
+def test_defaults(capabilities: Capabilities) -> None:
+    call = plan(capabilities, quality=None)
     assert call.arguments["num_inference_steps"] == 50
     assert (call.arguments["width"], call.arguments["height"]) == (32, 32)
     assert "guidance_scale" not in call.arguments
     assert 0 <= call.seed < 2**32
-    assert plan(catalog).seed != call.seed
-    settings = make_catalog(default_steps=9, default_size="64x128", default_guidance_scale=2)
+    assert plan(capabilities).seed != call.seed
+    settings = make_capabilities(default_steps=9, default_size="64x128", default_guidance_scale=2)
     arguments = plan(settings).arguments
     assert (arguments["num_inference_steps"], arguments["guidance_scale"]) == (9, 2.0)
     assert (arguments["width"], arguments["height"]) == (64, 128)
 
 
-def test_quality_is_steps_and_steps_win(catalog: Catalog) -> None:
-    assert plan(catalog, quality="low").options.num_steps == 3
-    assert plan(catalog, quality="auto").options.num_steps == 50
-    assert plan(catalog, quality="hd").options.num_steps == 75
-    assert plan(make_catalog(default_steps=9), quality="low").options.num_steps == 5
-    assert plan(make_catalog(max_steps=60), quality="max").options.num_steps == 60
-    assert plan(catalog, quality="low", steps=4).options.num_steps == 4
-    assert "did you mean 'low'?" in refusal(catalog, quality="lo").message
+def test_quality_is_steps_and_steps_win(capabilities: Capabilities) -> None:
+    assert plan(capabilities, quality="low").options.num_steps == 3
+    assert plan(capabilities, quality="auto").options.num_steps == 50
+    assert plan(capabilities, quality="hd").options.num_steps == 75
+    assert plan(make_capabilities(default_steps=9), quality="low").options.num_steps == 5
+    assert plan(make_capabilities(max_steps=60), quality="max").options.num_steps == 60
+    assert plan(capabilities, quality="low", steps=4).options.num_steps == 4
+    assert "did you mean 'low'?" in refusal(capabilities, quality="lo").message
 
 
 @pytest.mark.parametrize(
@@ -150,37 +150,37 @@ def test_quality_is_steps_and_steps_win(catalog: Catalog) -> None:
     ],
 )
 def test_a_wrong_input_is_named(
-    catalog: Catalog, inputs: dict[str, Any], param: str, message: str
+    capabilities: Capabilities, inputs: dict[str, Any], param: str, message: str
 ) -> None:
-    error = refusal(catalog, **inputs)
+    error = refusal(capabilities, **inputs)
     assert message in error.message
     assert error.param == param
 
 
-def test_a_long_prompt_is_counted_as_the_pipeline_counts(catalog: Catalog) -> None:
+def test_a_long_prompt_is_counted_as_the_pipeline_counts(capabilities: Capabilities) -> None:
     tokens = len(pipeline_of("sd").tokenizer(LONG).input_ids)
     expected = f"has {tokens} tokens, and the text encoder reads at most 77: shorten it by"
-    assert f"{expected} {tokens - 77}" in refusal(catalog, prompt=LONG).message
-    error = refusal(catalog, negative_prompt=LONG)
+    assert f"{expected} {tokens - 77}" in refusal(capabilities, prompt=LONG).message
+    error = refusal(capabilities, negative_prompt=LONG)
     assert f"`negative_prompt` {expected} {tokens - 77}" in error.message
 
 
-def test_an_edit_takes_the_size_of_its_image(catalog: Catalog) -> None:
-    call = plan(catalog, image=picture(71, 50), strength=0.5, steps=10)
+def test_an_edit_takes_the_size_of_its_image(capabilities: Capabilities) -> None:
+    call = plan(capabilities, image=picture(71, 50), strength=0.5, steps=10)
     assert call.role == "image-to-image"
     assert call.options.num_steps == 5
     assert call.arguments["image"].shape == (1, 3, 48, 64)
     assert call.arguments["strength"] == 0.5
     assert "width" not in call.arguments  # the stock call has no such parameter
-    large = plan(catalog, image=picture(400, 200), operation="variation", prompt=None)
+    large = plan(capabilities, image=picture(400, 200), operation="variation", prompt=None)
     assert large.arguments["image"].shape == (1, 3, 88, 176)
     assert large.arguments["prompt"] == ""
 
 
-def test_a_mask_means_inpainting(catalog: Catalog) -> None:
+def test_a_mask_means_inpainting(capabilities: Capabilities) -> None:
     mask = Image.new("L", (64, 48), 0)
     mask.paste(255, (0, 0, 32, 48))
-    call = plan(catalog, image=picture(), mask=mask, width=32, height=32)
+    call = plan(capabilities, image=picture(), mask=mask, width=32, height=32)
     assert call.role == "inpainting"
     painted = call.arguments["mask_image"]
     assert painted.shape == (1, 1, 32, 32)
@@ -189,93 +189,93 @@ def test_a_mask_means_inpainting(catalog: Catalog) -> None:
     assert (call.arguments["width"], call.arguments["height"]) == (32, 32)
 
 
-def test_transparent_parts_are_painted(catalog: Catalog) -> None:
+def test_transparent_parts_are_painted(capabilities: Capabilities) -> None:
     holed = picture(mode="RGBA")
     holed.putalpha(Image.new("L", holed.size, 255))
-    assert plan(catalog, image=holed, operation="edit").role == "image-to-image"
+    assert plan(capabilities, image=holed, operation="edit").role == "image-to-image"
     holed.paste((0, 0, 0, 0), (0, 0, 16, 48))
-    call = plan(catalog, image=holed, operation="edit")
+    call = plan(capabilities, image=holed, operation="edit")
     assert call.role == "inpainting"
     assert call.arguments["mask_image"][..., :16].min() == 1
     assert call.arguments["mask_image"][..., 16:].max() == 0
-    assert plan(catalog, image=holed, operation="variation").role == "image-to-image"
+    assert plan(capabilities, image=holed, operation="variation").role == "image-to-image"
 
 
 @pytest.mark.parametrize("kind", ["flux", "flux2"])
 def test_distilled_guidance_has_no_negative_prompt(kind: str) -> None:
-    error = refusal(make_catalog(kind), negative_prompt="fog")
+    error = refusal(make_capabilities(kind), negative_prompt="fog")
     assert "`negative_prompt` has no effect with this model" in error.message
-    arguments = plan(make_catalog(kind), guidance_scale=2).arguments
+    arguments = plan(make_capabilities(kind), guidance_scale=2).arguments
     assert arguments["guidance_scale"] == 2.0
 
 
 def test_a_model_that_guides_only_with_a_negative_prompt_gets_one() -> None:
-    catalog = make_catalog("qwen")
-    arguments = plan(catalog, guidance_scale=2).arguments
+    capabilities = make_capabilities("qwen")
+    arguments = plan(capabilities, guidance_scale=2).arguments
     assert (arguments["true_cfg_scale"], arguments["negative_prompt"]) == (2.0, " ")
-    assert "negative_prompt" not in plan(catalog).arguments
-    given = plan(catalog, guidance_scale=2, negative_prompt="fog").arguments
+    assert "negative_prompt" not in plan(capabilities).arguments
+    given = plan(capabilities, guidance_scale=2, negative_prompt="fog").arguments
     assert given["negative_prompt"] == "fog"
 
 
 def test_control_images() -> None:
-    catalog = make_catalog("sd-controlnet")
-    assert plan(catalog).role == "text-to-image"
-    alone = plan(catalog, image=picture(), operation="edit", control_scale=0.5)
+    capabilities = make_capabilities("sd-controlnet")
+    assert plan(capabilities).role == "text-to-image"
+    alone = plan(capabilities, image=picture(), operation="edit", control_scale=0.5)
     assert alone.role == "control-text-to-image"
     assert alone.arguments["image"].shape == (1, 3, 48, 64)
     assert alone.arguments["controlnet_conditioning_scale"] == 0.5
-    both = plan(catalog, image=[picture(32, 32), picture()], operation="edit")
+    both = plan(capabilities, image=[picture(32, 32), picture()], operation="edit")
     assert both.role == "control-image-to-image"
     assert both.arguments["image"].shape == both.arguments["control_image"].shape
     assert both.arguments["image"].shape == (1, 3, 32, 32)
-    named = plan(catalog, image=picture(), control_image=picture(), mask=picture(mode="L"))
+    named = plan(capabilities, image=picture(), control_image=picture(), mask=picture(mode="L"))
     assert named.role == "control-inpainting"
-    varied = plan(catalog, image=picture(), operation="variation")
+    varied = plan(capabilities, image=picture(), operation="variation")
     assert varied.role == "image-to-image"
 
 
 def test_several_images_go_to_a_model_that_takes_them() -> None:
-    catalog = make_catalog("flux2")
-    arguments = plan(catalog, image=[picture(), picture(32, 32)], operation="edit").arguments
+    capabilities = make_capabilities("flux2")
+    arguments = plan(capabilities, image=[picture(), picture(32, 32)], operation="edit").arguments
     assert [image.size for image in arguments["image"]] == [(64, 48), (32, 32)]
     assert "width" not in arguments
 
 
-def test_schedulers_are_new_for_each_request(catalog: Catalog) -> None:
-    first, second = (plan(catalog, scheduler=name) for name in ("dpm++", "dpm++"))
+def test_schedulers_are_new_for_each_request(capabilities: Capabilities) -> None:
+    first, second = (plan(capabilities, scheduler=name) for name in ("dpm++", "dpm++"))
     assert type(first.options.scheduler).__name__ == "DPMSolverMultistepScheduler"
     assert first.options.scheduler is not second.options.scheduler
-    by_class = plan(catalog, scheduler="DPMSolverMultistepScheduler")
+    by_class = plan(capabilities, scheduler="DPMSolverMultistepScheduler")
     assert type(by_class.options.scheduler) is type(first.options.scheduler)
     own = pipeline_of("sd").scheduler.config
     assert first.options.scheduler.config.beta_schedule == own.beta_schedule
 
 
 def test_the_settings_narrow_the_schedulers() -> None:
-    catalog = make_catalog(schedulers=["ddim"])
-    assert catalog.schedulers.names == ["ddim"]
-    assert "known: ddim" in refusal(catalog, scheduler="unipc").message
+    capabilities = make_capabilities(schedulers=["ddim"])
+    assert capabilities.schedulers.names == ["ddim"]
+    assert "known: ddim" in refusal(capabilities, scheduler="unipc").message
     with pytest.raises(ConfigError, match=r"'flow-heun' does not fit this pipeline"):
-        make_catalog(schedulers=["flow-heun"])
+        make_capabilities(schedulers=["flow-heun"])
 
 
-def test_adapters_of_weight_zero_are_left_out(catalog: Catalog) -> None:
-    assert plan(catalog, adapters={"ink": 0.5, "oil": 0}).options.adapters == {"ink": 0.5}
+def test_adapters_of_weight_zero_are_left_out(capabilities: Capabilities) -> None:
+    assert plan(capabilities, adapters={"ink": 0.5, "oil": 0}).options.adapters == {"ink": 0.5}
 
 
 def test_prompt_tokens_are_those_of_the_widest_encoder() -> None:
-    catalog = make_catalog("sd3")
+    capabilities = make_capabilities("sd3")
     between = "word " * 40
-    tokens = plan(catalog, prompt=between).input_tokens
+    tokens = plan(capabilities, prompt=between).input_tokens
     assert tokens is not None
     assert 77 < tokens <= 256
-    limited = make_catalog("sd3", max_prompt_tokens=64)
+    limited = make_capabilities("sd3", max_prompt_tokens=64)
     assert "reads at most 77" in refusal(limited, prompt=between).message
     assert plan(limited).arguments["max_sequence_length"] == 64
 
 
 def test_previews_can_be_off() -> None:
-    catalog = make_catalog(previews=False)
-    assert plan(catalog, partial_images=0).options.partial_images == 0
-    assert "no partial images" in refusal(catalog, partial_images=1).message
+    capabilities = make_capabilities(previews=False)
+    assert plan(capabilities, partial_images=0).options.partial_images == 0
+    assert "no partial images" in refusal(capabilities, partial_images=1).message

@@ -139,14 +139,14 @@ async def test_an_end_token_ends_the_text(llama: Path, model: Any, reference: Re
     tokens = reference.tokens(PROMPTS[3])
     end = tokens[6]
     engine = model._engine
-    facts = engine._facts
-    engine._facts = transformers_replace(facts, end_ids=frozenset({end}))
+    info = engine._info
+    engine._info = transformers_replace(info, end_ids=frozenset({end}))
     try:
         answer = await model.infer(inputs(PROMPTS[3]))
         ignoring = await model.infer(inputs(PROMPTS[3], ignore_eos=True))
         longer = await model.infer(inputs(PROMPTS[3], min_tokens=tokens.index(end) + 3))
     finally:
-        engine._facts = facts
+        engine._info = info
     assert answer["finish_reason"] == "stop"
     assert answer["usage"]["completion_tokens"] == tokens.index(end) + 1
     assert answer["text"] == reference.tokenizer.decode(tokens[: tokens.index(end)])
@@ -154,10 +154,10 @@ async def test_an_end_token_ends_the_text(llama: Path, model: Any, reference: Re
     assert longer["usage"]["completion_tokens"] > tokens.index(end) + 1
 
 
-def transformers_replace(facts: Any, **changes: Any) -> Any:
+def transformers_replace(info: Any, **changes: Any) -> Any:
     from dataclasses import replace
 
-    return replace(facts, **changes)
+    return replace(info, **changes)
 
 
 async def test_tokens_come_one_by_one(model: Any, reference: Reference) -> None:
