@@ -21,7 +21,7 @@ from truthgpt_serve.config.load import load_playground_args
 from truthgpt_serve.errors import ConfigError
 from truthgpt_serve.hardware import plan_playground, plan_replica, plan_router
 from truthgpt_serve.playground.application import Playground
-from truthgpt_serve.replica import ModelReplica, Router
+from truthgpt_serve.replica.classes import ModelReplica, Router
 
 LIMITED_TASKS = ("text-generation", "embedding", "custom")
 """Tasks for which `serving.limits` has a meaning."""

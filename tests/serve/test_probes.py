@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.local_cluster import LocalCluster, model_application, router_application
 from deployments.vllm.tiny_model import make_tiny_llama
-from truthgpt_serve.replica_metrics import UP
+from truthgpt_serve.replica.metrics import UP
 
 RAY_ENV = Path(__file__).resolve().parents[2] / "configs" / "ray.env"
 START_TIMEOUT_S = 300

@@ -22,7 +22,7 @@ from benchmarks.local_cluster import Host, LocalCluster, model_application, rout
 from tests.serve.intrusion import INTRUDER
 from tests.serve.listeners import find_listeners
 from tests.serve.two_nodes import Network, WorkerNode, can_make_networks, nodes_of
-from truthgpt_serve.replica_metrics import UP
+from truthgpt_serve.replica.metrics import UP
 
 RAY_ENV = Path(__file__).resolve().parents[2] / "configs" / "ray.env"
 HEAD, WORKER = 1, 2

@@ -16,7 +16,7 @@ from starlette.routing import Mount
 from tests.support.servers import serve_asgi
 from truthgpt_serve.cluster.ports import free_port
 from truthgpt_serve.http.asgi import Receive, Scope, Send, send_bytes
-from truthgpt_serve.replica_metrics import UP, Address, ReplicaMetrics, label, merge
+from truthgpt_serve.replica.metrics import UP, Address, ReplicaMetrics, label, merge
 
 PATH = "/metrics"
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]

@@ -14,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.servers import serve_asgi
 from truthgpt_serve.http.asgi import send_json
-from truthgpt_serve.replica_load import ReplicaLoad, resident_bytes
-from truthgpt_serve.replica_metrics import ReplicaMetrics
+from truthgpt_serve.replica.load import ReplicaLoad, resident_bytes
+from truthgpt_serve.replica.metrics import ReplicaMetrics
 
 
 def numbers(page: str) -> dict[tuple[str, str], float]:

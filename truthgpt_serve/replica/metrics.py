@@ -15,7 +15,7 @@ from typing import Any
 from truthgpt_serve.errors import TruthGPTError, UpstreamError
 from truthgpt_serve.http.asgi import Headers, Message, Receive, Scope, Send, send_bytes
 from truthgpt_serve.http.probes import METRICS
-from truthgpt_serve.replica_load import ReplicaLoad
+from truthgpt_serve.replica.load import ReplicaLoad
 from truthgpt_serve.router.pool import ConnectionPool
 
 logger = logging.getLogger(__name__)

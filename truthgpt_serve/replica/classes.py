@@ -31,8 +31,8 @@ from truthgpt_serve.http.cors import Cors
 from truthgpt_serve.http.headers import EditedHeads, without_request_id
 from truthgpt_serve.http.probes import HEALTH, METRICS
 from truthgpt_serve.http.sse import with_stream_headers
-from truthgpt_serve.replica_load import ReplicaLoad
-from truthgpt_serve.replica_metrics import ReplicaMetrics
+from truthgpt_serve.replica.load import ReplicaLoad
+from truthgpt_serve.replica.metrics import ReplicaMetrics
 from truthgpt_serve.router.app import RouterApp
 from truthgpt_serve.server import ModelInstance, create_asgi_app
 from truthgpt_serve.server.encoded_bodies import EncodedBodies

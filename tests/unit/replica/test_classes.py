@@ -15,7 +15,7 @@ import pytest
 from ray import serve
 
 from truthgpt_serve.cluster.start_errors import StartError
-from truthgpt_serve.replica import ModelReplica
+from truthgpt_serve.replica.classes import ModelReplica
 
 SICK = """
 from truthgpt_serve import register_model
@@ -45,7 +45,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
     context = types.SimpleNamespace(app_name="x", replica_tag="x#one")
     monkeypatch.setattr(serve, "get_replica_context", lambda: context)
     # It changes where Ray's servers of this process listen, and no replica's is started here.
-    monkeypatch.setattr("truthgpt_serve.replica.answer_aside", lambda *_: None)
+    monkeypatch.setattr("truthgpt_serve.replica.classes.answer_aside", lambda *_: None)
     return f"{number}"
 
 
