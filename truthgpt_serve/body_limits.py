@@ -1,9 +1,12 @@
 """The limits of request bodies and uploads: their ceilings and defaults, and the 413's words.
 
+The settings are in `config/router.py`, `config/serving.py`, `config/images.py` and
+`config/playground.py`.
+
 | setting | bounds | checked in |
 |---|---|---|
 | the router's `max_body_bytes` | every request that comes through the router | `router/upload.py` |
-| `serving.max_body_bytes` | a request to one model | `http/connection.py` |
+| `serving.max_body_bytes` | a request to one model | `http/connection.py`, vLLM's `application/` |
 | `serving.images.max_upload_bytes` | an image request and its files | `server/images/routes.py` |
 | the playground's `max_upload_bytes` | a recording | `playground/uploads.py` |
 

@@ -255,7 +255,7 @@ class QuarantinedError(RequestError):
 
 
 class OverloadedError(TruthGPTError):
-    """Every queue is full; the client should come back after `retry_after_s`."""
+    """A queue is full (`queue_full.py`); the client should come back after `retry_after_s`."""
 
     status = 429
     type = "rate_limit_error"

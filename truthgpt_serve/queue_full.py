@@ -1,17 +1,19 @@
 """The 429 of a full queue: its words, and who answers it.
 
-A request that finds a queue full gets 429, the code `overloaded` and `retry-after`, at once or
-after a short wait. From the client inwards, these refuse:
+A request that finds a queue full gets 429, the code `overloaded` and `retry-after` (status, type
+and code are those of `errors.OverloadedError`), at once or after a short wait. From the client
+inwards, these refuse:
 
 - HAProxy, what all models together cannot hold: `cluster/haproxy/limits.py` says when,
   `cluster/haproxy/answers.py` holds the page.
 - The router, what the model's replicas cannot hold: `router/admission.py`.
-- Ray Serve, before a replica, by `ray_backpressure`.
-- The replica: `server/execution/workers.py` for calls one by one, `server/batching/queue.py` for
-  batches, and the queues of the families.
+- Ray Serve, before a replica, by `ray_backpressure`, which `hardware.py` sets.
+- The replica: `http/probes.py` for health checks and scrapes, `server/execution/workers.py` for
+  calls one by one, `server/batching/queue.py` for batches, `server/images/files.py` for files, and
+  the queues of hf-transformers and hf-diffusers.
 
-How long the queues are: `max_ongoing_requests` and `max_queued_requests` in `config/serving.py` and
-`config/router.py`.
+How long the queues are: `max_ongoing_requests` and `max_queued_requests` in `config/serving.py`,
+with defaults in `hardware.py`, in `config/router.py` and in `config/playground.py`.
 """
 
 from __future__ import annotations

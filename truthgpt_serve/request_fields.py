@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from truthgpt_serve.request_model import (
+from truthgpt_serve.request_schema import (
     WHOLE,
     AtMost,
     FullText,

@@ -21,7 +21,7 @@ from truthgpt_serve.http.model_key import (
     decode_model,
 )
 from truthgpt_serve.http.multipart import FORM_TYPE, FormParser, form_boundary
-from truthgpt_serve.request_model import bad_field
+from truthgpt_serve.request_schema import bad_field
 
 Span = tuple[int, int]
 

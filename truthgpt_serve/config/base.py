@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic_core import PydanticCustomError
 
 from truthgpt_serve.config.variables import Expanded, read_scalar
-from truthgpt_serve.request_model import kinds_in
+from truthgpt_serve.request_schema import kinds_in
 from truthgpt_serve.wording import shown
 
 SCIENTIFIC = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+")

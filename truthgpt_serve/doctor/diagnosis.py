@@ -1,4 +1,9 @@
-"""Puts the probes of machine, service and families together, and says what is at fault."""
+"""Puts the probes of machine, service and families together, and says what is at fault.
+
+The probes are in `machine.py` (Python, memory, GPUs), `packages.py`, `service.py` (HAProxy, Ray's
+settings, the hub, the port), `needs.py` (weights and faults of files) and, of each family, in
+`deployments/<family>/doctor.py`, which `families.py` runs in a process of its own.
+"""
 
 from __future__ import annotations
 

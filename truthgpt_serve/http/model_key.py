@@ -16,7 +16,7 @@ from python_multipart.multipart import parse_options_header
 from truthgpt_serve.errors import RequestError
 from truthgpt_serve.http.json_body import not_json
 from truthgpt_serve.http.multipart import FormParts
-from truthgpt_serve.request_model import bad_field
+from truthgpt_serve.request_schema import bad_field
 
 SLICE_BYTES = 64 * 1024
 """What is looked at in one step: a few milliseconds, whatever it holds."""

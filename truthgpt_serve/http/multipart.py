@@ -11,7 +11,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.request_model import bad_field
+from truthgpt_serve.request_schema import bad_field
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks

@@ -21,6 +21,7 @@ from gradio.processing_utils import hash_file
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from truthgpt_serve.body_limits import body_too_large
 from truthgpt_serve.errors import OverloadedError, RequestError, SlowRequestError, TooLargeError
 from truthgpt_serve.http.asgi import Receive, Scope, Send, header, send_bytes, send_json
 
@@ -215,7 +216,7 @@ class Uploads:
         return str(path)
 
     def _too_large(self) -> TooLargeError:
-        return TooLargeError(f"the recording has more than {self._max_bytes} bytes")
+        return body_too_large(self._max_bytes, "the playground's `max_upload_bytes`")
 
 
 def _query(scope: Scope, name: str) -> str:

@@ -1,6 +1,9 @@
 """Finds the top-level `model` of a request body, reading no further than it must.
 
-Two body types name a model: JSON and multipart forms.
+Two body types name a model: JSON and multipart forms; `http/model_key.py` decodes the name. Beside
+it: `request_body.py` reads the body and calls this, `unnamed.py` adds the only model where a body
+names none, `open_inference.py` takes the name from a path below `/v2`, and `discovery.py` knows
+which application has the name.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from truthgpt_serve.http.model_key import (
     may_repeat,
 )
 from truthgpt_serve.http.multipart import FORM_TYPE, FormParser, form_boundary
-from truthgpt_serve.request_model import bad_field
+from truthgpt_serve.request_schema import bad_field
 
 MAX_SCANNED_BYTES = 256 * 1024
 """Bytes of a JSON body that are parsed as they come: clients that write `model` early write it

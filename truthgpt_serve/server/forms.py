@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 from truthgpt_serve.http.multipart import Part
-from truthgpt_serve.request_model import RequestModel, bad_field, read_text
+from truthgpt_serve.request_schema import RequestModel, bad_field, read_text
 
 
 def read_form(

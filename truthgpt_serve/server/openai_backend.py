@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from truthgpt_serve.errors import TruthGPTError, UnsupportedError
 from truthgpt_serve.http.sse import EventSplitter
-from truthgpt_serve.request_model import bad_field
+from truthgpt_serve.request_schema import bad_field
 from truthgpt_serve.server.infer.routes import Caller
 
 MAX_ANSWER_BYTES = 256 * 1024 * 1024

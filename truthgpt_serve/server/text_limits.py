@@ -13,7 +13,7 @@ from typing import Any
 
 from truthgpt_serve.config.text_limits import TextLimitsSection
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.request_model import bad_field
+from truthgpt_serve.request_schema import bad_field
 from truthgpt_serve.wording import shown
 
 Body = Mapping[str, Any]

@@ -26,7 +26,7 @@ from deployments.hf_diffusers.pipelines.info import TEXT_TO_IMAGE, PipelineInfo
 from deployments.hf_diffusers.pipelines.schedulers import Schedulers
 from deployments.hf_diffusers.stepping import JobOptions
 from truthgpt_serve.errors import RequestError, UnsupportedError, failed_adapter
-from truthgpt_serve.request_model import check_at_most
+from truthgpt_serve.request_schema import check_at_most
 from truthgpt_serve.wording import shown, suggest
 
 MAX_DRAWN_SEED = 2**32

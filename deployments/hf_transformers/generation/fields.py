@@ -13,7 +13,7 @@ from deployments.hf_transformers.generation.plan import TextInfo
 from deployments.hf_transformers.generation.sampling import Sampling
 from truthgpt_serve.errors import ContextLengthError
 from truthgpt_serve.request_fields import SamplingFields, Stops
-from truthgpt_serve.request_model import Count, bad_field, read_request, refuse_unknown
+from truthgpt_serve.request_schema import Count, bad_field, read_request, refuse_unknown
 
 SAMPLES = ("temperature", "top_p", "top_k", "min_p", "seed")
 """Fields that make a request one for sampling, unless `temperature` is 0."""

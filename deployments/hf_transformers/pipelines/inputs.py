@@ -11,7 +11,7 @@ from PIL import Image
 from pydantic import Field
 
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.request_model import (
+from truthgpt_serve.request_schema import (
     WHOLE,
     FullText,
     RequestModel,

@@ -13,7 +13,7 @@ from deployments.hf_transformers.pipelines.inputs import Recording
 from deployments.hf_transformers.pipelines.model import PipelineEngine
 from deployments.hf_transformers.pipelines.speech_details import transcribe
 from truthgpt_serve.errors import UnsupportedError
-from truthgpt_serve.request_model import (
+from truthgpt_serve.request_schema import (
     RequestModel,
     Wanted,
     bad_field,

@@ -17,7 +17,7 @@ from truthgpt_serve.errors import RequestError
 from truthgpt_serve.http.asgi import relative_path
 from truthgpt_serve.http.envelope import error_body
 from truthgpt_serve.http.json_body import encode_json
-from truthgpt_serve.request_model import RequestModel, Wanted, bad_field, read_request
+from truthgpt_serve.request_schema import RequestModel, Wanted, bad_field, read_request
 
 
 def _is(kind: type, tag: str) -> Discriminator:

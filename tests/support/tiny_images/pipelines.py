@@ -68,7 +68,7 @@ CALL_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 def create_pipeline(kind: str, seed: int = 0) -> DiffusionPipeline:
     """Returns a stock pipeline of real, tiny parts with random float32 weights, on the CPU.
 
-    Pictures are 32 to 64 pixels wide. The same kind and seed give the same weights. Nothing is
+    Images are 32 to 64 pixels wide. The same kind and seed give the same weights. Nothing is
     downloaded.
 
     Raises:

@@ -150,7 +150,7 @@ BAD_FIELDS: list[tuple[str, Any, int, str, str | None]] = [
     (INFER, {"model": "echo", "inputs": "hi"}, 400, "inputs", None),
     (INFER, {"model": "echo", "inputs": {}, "stream": 0}, 400, "stream", None),
 ]
-"""Each with its parameter and code; tests of `request_model` pin one wording for each kind."""
+"""Each with its parameter and code; tests of `request_schema` pin one wording for each kind."""
 
 
 def refusal(client: httpx.Client, path: str, body: Any, status: int) -> dict[str, Any]:

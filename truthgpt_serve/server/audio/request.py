@@ -8,7 +8,7 @@ from pydantic import Field
 
 from truthgpt_serve.errors import UnsupportedError
 from truthgpt_serve.http.multipart import Part
-from truthgpt_serve.request_model import (
+from truthgpt_serve.request_schema import (
     FullText,
     RequestModel,
     Wanted,

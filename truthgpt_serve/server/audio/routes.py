@@ -1,10 +1,11 @@
 """OpenAI's speech routes for any class that says it can: `transcription`, `translation`.
 
-`request` reads fields and files, `codec` calls the class, `response` writes the answer. The class
-gets `audio`, a float32 numpy array `[samples]`, and `sampling_rate`; optionally `language`,
-`prompt`, `temperature`, `timestamps` (`segment`, `word` or a list of both), `detect_language` and
-`task` (`translate`). It gives `text`, and where it was asked `segments` and `words` with `start`
-and `end` in seconds; what else its segments have passes.
+A class says what it can by its attribute `operations`. `request` reads fields and files, `codec`
+calls the class, `response` writes the answer. The class gets `audio`, a float32 numpy array
+`[samples]`, and `sampling_rate`; optionally `language`, `prompt`, `temperature`, `timestamps`
+(`segment`, `word` or a list of both), `detect_language` and `task` (`translate`). It gives `text`,
+and where it was asked `segments` and `words` with `start` and `end` in seconds; what else its
+segments have passes.
 
 A new route also needs a line in `server/application.py` (`_routes`), which sends requests here, and
 in `http/routes.py`, the list of all routes; and its description in `router/openapi/audio.yaml`.

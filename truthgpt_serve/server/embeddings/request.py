@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from truthgpt_serve.request_model import Count, FullText, NonNegative, RequestModel, Via, Wanted
+from truthgpt_serve.request_schema import Count, FullText, NonNegative, RequestModel, Via, Wanted
 
 TokenIds = Annotated[list[NonNegative], Field(min_length=1, fail_fast=True)]
 

@@ -16,7 +16,7 @@ from typing import Any
 from truthgpt_serve.errors import UnsupportedError
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.json_body import encode_json, parse_object
-from truthgpt_serve.request_model import read_request
+from truthgpt_serve.request_schema import read_request
 from truthgpt_serve.server.embeddings.codec import EmbeddingExchange, Vector
 from truthgpt_serve.server.embeddings.request import EmbeddingRequest
 from truthgpt_serve.server.execution.gather import gather

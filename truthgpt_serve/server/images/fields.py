@@ -20,7 +20,7 @@ from truthgpt_serve.request_fields import (
     Steps,
     Strength,
 )
-from truthgpt_serve.request_model import (
+from truthgpt_serve.request_schema import (
     WHOLE,
     Count,
     FullText,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from truthgpt_serve.errors import ServerError, TooLargeError
 from truthgpt_serve.queue_full import queue_full
-from truthgpt_serve.request_model import bad_field
+from truthgpt_serve.request_schema import bad_field
 
 if TYPE_CHECKING:
     from PIL.Image import Image

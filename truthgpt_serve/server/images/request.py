@@ -10,7 +10,7 @@ from truthgpt_serve.config.images import ImagesSection
 from truthgpt_serve.errors import RequestError, TooLargeError, UnsupportedError
 from truthgpt_serve.http.multipart import Part
 from truthgpt_serve.request_fields import MAX_SEED
-from truthgpt_serve.request_model import bad_field, check_at_most, read_request, refuse_unknown
+from truthgpt_serve.request_schema import bad_field, check_at_most, read_request, refuse_unknown
 from truthgpt_serve.server.forms import read_form
 from truthgpt_serve.server.images.fields import (
     MEANT,

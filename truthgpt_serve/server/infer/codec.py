@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from truthgpt_serve.http.json_body import encode_json
-from truthgpt_serve.request_model import FullText, RequestModel, bad_field, read_request
+from truthgpt_serve.request_schema import FullText, RequestModel, bad_field, read_request
 from truthgpt_serve.server.infer.values import decode_value, encode_value
 
 

@@ -13,7 +13,7 @@ import msgspec
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from truthgpt_serve.errors import UnsupportedError
-from truthgpt_serve.request_model import (
+from truthgpt_serve.request_schema import (
     FullText,
     RequestModel,
     Wanted,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import BeforeValidator, Field
 
 from truthgpt_serve.request_fields import SamplingFields, Stops
-from truthgpt_serve.request_model import (
+from truthgpt_serve.request_schema import (
     WHOLE,
     Count,
     FullText,

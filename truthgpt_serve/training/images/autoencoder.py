@@ -28,11 +28,11 @@ KL_WEIGHT = 1e-4
 """Of the divergence from a standard normal, by latent element: enough that latents do not drift
 apart, little enough that they may say something."""
 MAX_MEASURED = 2048
-"""Pictures whose latents give the scaling factor."""
+"""Images whose latents give the scaling factor."""
 
 
 def prepare(job: TrainingJob) -> Facts:
-    """Returns what the plan says of the run; reads rows but no pictures, configs but no weights.
+    """Returns what the plan says of the run; reads rows but no images, configs but no weights.
 
     Raises:
         TrainingError: The configuration does not fit the pipeline, or the data cannot be read.
@@ -93,7 +93,7 @@ class _Trainee(torch.nn.Module):  # type: ignore[misc] # torch counts as Any her
         self.vae = vae
 
     def forward(self, signal: Any, posterior: Any) -> tuple[Any, Any]:
-        """Returns the reconstruction and the divergence of each picture's latent."""
+        """Returns the reconstruction and the divergence of each image's latent."""
         latent = self.vae.encode(signal).latent_dist
         decoded = self.vae.decode(latent.mean + latent.std * posterior, return_dict=False)[0]
         # In float32 whatever the model computes in: `exp` of a log-variance overflows early.
@@ -137,8 +137,8 @@ def set_scale(kind: Kind, data: Source, batch_size: int, device: Any) -> None:
 
     Args:
         kind: Of the pipeline.
-        data: Pictures, as pixels.
-        batch_size: Pictures that are encoded at once.
+        data: Images, as pixels.
+        batch_size: Images that are encoded at once.
         device: Where the autoencoder is.
     """
     kind.vae.eval()

@@ -36,7 +36,7 @@ ADAPTER = "default"
 
 
 def prepare(job: TrainingJob) -> Facts:
-    """Returns what the plan says of the run; reads rows but no pictures, configs but no weights.
+    """Returns what the plan says of the run; reads rows but no images, configs but no weights.
 
     Raises:
         TrainingError: The configuration does not fit the pipeline, or the data cannot be read.

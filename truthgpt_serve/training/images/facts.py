@@ -14,7 +14,7 @@ from peft import LoraConfig
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.images.kinds import KINDS, Kind
 from truthgpt_serve.training.images.pipelines import INDEX
-from truthgpt_serve.training.images.rows import load_pictures
+from truthgpt_serve.training.images.rows import load_images
 from truthgpt_serve.training.plan import FLOAT_BYTES, Facts
 
 ACTIVATIONS = 40
@@ -48,12 +48,12 @@ def read_facts(cfg: dict[str, Any], folder: Path) -> Facts:
         trained = _count_adapter(parts[kind.denoiser_name], cfg["model_optim"]["lora"], kind)
         total += trained
     sources: list[str] = []
-    pictures, held_out = load_pictures(cfg, sources)
+    images, held_out = load_images(cfg, sources)
     main = parts[names[0]].config
     return Facts(
         units="images",
-        num_examples=len(pictures),
-        num_units=len(pictures),
+        num_examples=len(images),
+        num_units=len(images),
         num_parameters=total,
         num_trainable=trained,
         weight_bytes=total * FLOAT_BYTES,

@@ -23,7 +23,7 @@ class Kind:
 
     Args:
         pipeline: A pipeline of Diffusers.
-        resolution: Edge of the pictures in pixels.
+        resolution: Edge of the images in pixels.
     """
 
     denoiser_name = "unet"
@@ -82,7 +82,7 @@ class Kind:
 
 
 class XLKind(Kind):
-    """SDXL: two text encoders, a pooled embedding, and the picture's size."""
+    """SDXL: two text encoders, a pooled embedding, and the image's size."""
 
     encoder_names = ("text_encoder", "text_encoder_2")
     trained_encoder_names = encoder_names
@@ -114,7 +114,7 @@ class XLKind(Kind):
         return (latents - mean) * vae.scaling_factor / std
 
     def predict(self, denoiser: Any, noisy: Any, timesteps: Any, conditions: Conditions) -> Any:
-        """Adds the size: the picture's own, nothing cut off, as requests have it by default."""
+        """Adds the size: the image's own, nothing cut off, as requests have it by default."""
         edge = self.resolution
         sizes = noisy.new_tensor([[edge, edge, 0, 0, edge, edge]]).repeat(len(noisy), 1)
         added = {"text_embeds": conditions["text_embeds"], "time_ids": sizes}
@@ -169,7 +169,7 @@ class FluxKind(Kind):
     patch = 2
 
     def objective(self, min_snr_gamma: float | None) -> Objective:
-        """Returns rectified flow, shifted as for pictures of this size."""
+        """Returns rectified flow, shifted as for images of this size."""
         self._refuse_gamma(min_snr_gamma)
         scheduler = self.pipeline.scheduler.config
         num_patches = self.latent_shape[1] * self.latent_shape[2] // 4

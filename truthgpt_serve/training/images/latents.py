@@ -15,7 +15,7 @@ def to_signal(pixels: Any) -> Any:
 
 
 def encode_moments(vae: Any, pixels: Any) -> Any:
-    """Returns mean and standard deviation of each picture's latent, stacked as channels.
+    """Returns mean and standard deviation of each image's latent, stacked as channels.
 
     Args:
         vae: An AutoencoderKL in float32.

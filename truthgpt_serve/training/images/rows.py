@@ -21,7 +21,7 @@ from truthgpt_serve.training.data.rows import columns_of, text_of
 from truthgpt_serve.training.data.sources import is_local
 from truthgpt_serve.training.data.splits import TRAIN, VALIDATION, Split
 from truthgpt_serve.training.errors import TrainingError
-from truthgpt_serve.training.images.pictures import PictureError, Pixels, load_picture
+from truthgpt_serve.training.images.image_files import ImageFileError, Pixels, load_image
 
 logger = logging.getLogger(__name__)
 
@@ -55,15 +55,15 @@ class HubRows(Sequence[Row]):
 
 
 def hub_rows(name: str, source: Any) -> HubRows:
-    """Returns the rows of a `datasets.Dataset`, whose pictures stay files.
+    """Returns the rows of a `datasets.Dataset`, whose images stay files.
 
     They are decoded with all others here, so that a damaged one is found with its row.
     """
     return HubRows(name, as_files(source))
 
 
-class Pictures:
-    """Some rows of a data set, whose pictures are decoded whenever they are asked for.
+class ImageRows:
+    """Some rows of a data set, whose images are decoded whenever they are asked for.
 
     Args:
         rows: The rows of the data set.
@@ -83,7 +83,7 @@ class Pictures:
 
     @property
     def resolution(self) -> int:
-        """Edge of the pictures in pixels."""
+        """Edge of the images in pixels."""
         return int(self._data["resolution"])
 
     def caption(self, row: int) -> str:
@@ -133,8 +133,8 @@ class Pictures:
         if not problem:
             try:
                 image = _beside(found, field)
-                return load_picture(image, self.resolution), caption
-            except PictureError as error:
+                return load_image(image, self.resolution), caption
+            except ImageFileError as error:
                 problem = error.message
         if row not in self._reported:
             self._bad_rows.report(found.place, problem)
@@ -144,7 +144,7 @@ class Pictures:
 
 
 def _beside(row: Row, field: str) -> Any:
-    """Returns a row's picture; a relative path is looked up beside the file of the row."""
+    """Returns a row's image; a relative path is looked up beside the file of the row."""
     image = row.values[field]
     if isinstance(image, str) and not Path(image).is_absolute():
         beside = Path(row.place.rpartition(":")[0]).parent / image
@@ -153,10 +153,10 @@ def _beside(row: Row, field: str) -> Any:
     return image
 
 
-def load_pictures(
+def load_images(
     cfg: dict[str, Any], sources: list[str] | None = None
-) -> tuple[Pictures, Pictures | None]:
-    """Returns the pictures to train on and those to evaluate on.
+) -> tuple[ImageRows, ImageRows | None]:
+    """Returns the images to train on and those to evaluate on.
 
     Args:
         cfg: The configuration.
@@ -173,14 +173,14 @@ def load_pictures(
     everything = range(len(rows))
     if data["eval_dataset"] is not None:
         others = _read(VALIDATION, data, sources)
-        return Pictures(rows, everything, data), Pictures(others, range(len(others)), data)
+        return ImageRows(rows, everything, data), ImageRows(others, range(len(others)), data)
     if data["eval_share"] == 0:
-        return Pictures(rows, everything, data), None
+        return ImageRows(rows, everything, data), None
     if len(rows) < 2:
         raise TrainingError(f"data.eval_share needs at least 2 rows, found {len(rows)}")
     shuffled = np.random.default_rng((cfg["seed"], _SPLIT)).permutation(len(rows)).tolist()
     kept = min(max(1, round(data["eval_share"] * len(rows))), len(rows) - 1)
-    return Pictures(rows, sorted(shuffled[kept:]), data), Pictures(rows, shuffled[:kept], data)
+    return ImageRows(rows, sorted(shuffled[kept:]), data), ImageRows(rows, shuffled[:kept], data)
 
 
 def _read(split: Split, data: dict[str, Any], sources: list[str]) -> Sequence[Row]:

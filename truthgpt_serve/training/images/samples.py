@@ -15,13 +15,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from truthgpt_serve.training.errors import TrainingError
-from truthgpt_serve.training.images.rows import Pictures
+from truthgpt_serve.training.images.rows import ImageRows
 from truthgpt_serve.training.images.sampling_order import Draws
 
 logger = logging.getLogger(__name__)
 
 MAX_CACHED_BYTES = 2 * 2**30
-"""Memory of each worker that the encoded pictures of one data set may take."""
+"""Memory of each worker that the encoded images of one data set may take."""
 PREFETCHED_BATCHES = 2
 """Of each loader process."""
 LOADER_TIMEOUT_S = 600
@@ -42,7 +42,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    """A data set whose encoded pictures are in memory.
+    """A data set whose encoded images are in memory.
 
     Attributes:
         encoded: First dimension the rows.
@@ -56,31 +56,31 @@ class Cached:
         return len(self.captions)
 
     def get(self, rows: Sequence[int]) -> tuple[Any, list[str]]:
-        """Returns the encoded pictures and captions of the rows."""
+        """Returns the encoded images and captions of the rows."""
         return self.encoded[torch.as_tensor(rows)], [self.captions[row] for row in rows]
 
 
 def cache(
-    pictures: Pictures, encode: Callable[[Any], Any], batch_size: int, accelerator: Any
+    images: ImageRows, encode: Callable[[Any], Any], batch_size: int, accelerator: Any
 ) -> Cached:
-    """Encodes all pictures, each worker a share; every worker gets all of them.
+    """Encodes all images, each worker a share; every worker gets all of them.
 
     Args:
-        pictures: The data set; bad rows are left out if it skips them.
+        images: The data set; bad rows are left out if it skips them.
         encode: Maps uint8 pixels on the accelerator's device to what is kept.
-        batch_size: Pictures that are encoded at once.
+        batch_size: Images that are encoded at once.
         accelerator: Of accelerate.
 
     Raises:
         TrainingError: A row is bad and not to be skipped, or all are bad.
     """
-    num_rows, num_workers = len(pictures), accelerator.num_processes
+    num_rows, num_workers = len(images), accelerator.num_processes
     encoded, good = [], []
     for start in range(0, num_rows, batch_size * num_workers):
         first = start + accelerator.process_index * batch_size
         # Past the end the last row is done again, so that all workers gather equally much.
         rows = [min(first + offset, num_rows - 1) for offset in range(batch_size)]
-        pixels, flags = pictures.pixels(rows)
+        pixels, flags = images.pixels(rows)
         encoded.append(_gather(encode(pixels.to(accelerator.device)), accelerator))
         good.append(_gather(flags.to(accelerator.device), accelerator))
     kept = torch.cat(good)[:num_rows].nonzero().flatten()
@@ -88,7 +88,7 @@ def cache(
         raise TrainingError("no row of the data set can be used (see the warnings above)")
     if len(kept) < num_rows:
         logger.warning("%d of %d rows are bad and left out", num_rows - len(kept), num_rows)
-    captions = [pictures.caption(row) for row in kept.tolist()]
+    captions = [images.caption(row) for row in kept.tolist()]
     return Cached(torch.cat(encoded)[:num_rows][kept], captions)
 
 

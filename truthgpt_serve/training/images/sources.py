@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from truthgpt_serve.training.images.rows import Pictures, load_pictures
+from truthgpt_serve.training.images.rows import ImageRows, load_images
 from truthgpt_serve.training.images.samples import MAX_CACHED_BYTES, Source, cache
 
 
@@ -18,18 +18,18 @@ def open_sources(
         cfg: The configuration.
         accelerator: Of accelerate.
         encode: Maps uint8 pixels on the device to what is kept of them.
-        bytes_per_row: What it keeps of one picture.
+        bytes_per_row: What it keeps of one image.
 
     Raises:
         TrainingError: There is no data, or a row is bad.
     """
-    pictures, held_out = load_pictures(cfg)
-    num_rows = len(pictures) + (len(held_out) if held_out is not None else 0)
+    images, held_out = load_images(cfg)
+    num_rows = len(images) + (len(held_out) if held_out is not None else 0)
     if num_rows * bytes_per_row > MAX_CACHED_BYTES:
-        return pictures, held_out, False
+        return images, held_out, False
     size = cfg["training"]["eval_batch_size"]
 
-    def hold(one: Pictures) -> Source:
+    def hold(one: ImageRows) -> Source:
         return cache(one, encode, size, accelerator)
 
-    return hold(pictures), None if held_out is None else hold(held_out), True
+    return hold(images), None if held_out is None else hold(held_out), True

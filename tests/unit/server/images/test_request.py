@@ -69,7 +69,7 @@ BAD_JSON: list[tuple[Any, int, str, str | None]] = [
     ),
 ]
 BAD_SIZES = ("big", "64", "0x64", "-8x8", "64X64", "64x64x3", 64, [64, 64])
-# body, param, code; tests of `request_model` pin one wording for each kind of fault
+# body, param, code; tests of `request_schema` pin one wording for each kind of fault
 BAD_FIELDS: list[tuple[dict[str, Any], str, str | None]] = [
     ({"prompt": "x"}, "model", None),
     (made(model=3), "model", None),

@@ -19,8 +19,8 @@ from deployments.vllm.tiny_model import make_tiny_llama
 from tests.support.training_runs import job_of, sections_of
 from truthgpt_serve.training.data import BadRows, Inventory, hub, read_rows, readers
 from truthgpt_serve.training.errors import TrainingError
-from truthgpt_serve.training.images.pictures import PictureError, load_picture
-from truthgpt_serve.training.images.rows import load_pictures
+from truthgpt_serve.training.images.image_files import ImageFileError, load_image
+from truthgpt_serve.training.images.rows import load_images
 from truthgpt_serve.training.text.prepare import prepare, train_table
 
 GOOD: dict[str, Any] = {
@@ -262,8 +262,8 @@ BAD_PICTURES = {
 
 @pytest.mark.parametrize("name", list(BAD_PICTURES))
 def test_a_picture_that_is_none(name: str) -> None:
-    with pytest.raises(PictureError):
-        load_picture(BAD_PICTURES[name], 8)
+    with pytest.raises(ImageFileError):
+        load_image(BAD_PICTURES[name], 8)
 
 
 def test_damage_anywhere_in_a_picture_is_a_bad_row() -> None:
@@ -276,27 +276,27 @@ def test_damage_anywhere_in_a_picture_is_a_bad_row() -> None:
             for place in draw.integers(0, max(1, len(content)), 5 if content else 0):
                 content[place] = draw.integers(0, 256)
             try:
-                pixels = load_picture(bytes(content), 8)
-            except PictureError:
+                pixels = load_image(bytes(content), 8)
+            except ImageFileError:
                 continue
             assert pixels.shape == (3, 8, 8)
 
 
 def test_other_color_models_are_read_as_they_look() -> None:
     ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
-    deep = load_picture(png(Image.fromarray(ramp)), 8)
+    deep = load_image(png(Image.fromarray(ramp)), 8)
     assert np.abs(deep[0].astype(int) - np.round(ramp / 257.0)).max() <= 1
     inks = Image.new("RGB", (8, 8), (200, 30, 60)).convert("CMYK")
-    pixels = load_picture(png(inks, "JPEG", quality=95), 8)
+    pixels = load_image(png(inks, "JPEG", quality=95), 8)
     assert np.abs(pixels[:, 4, 4].astype(int) - (200, 30, 60)).max() < 12
-    gray = load_picture(png(Image.new("LA", (8, 8), (100, 255))), 8)
+    gray = load_image(png(Image.new("LA", (8, 8), (100, 255))), 8)
     assert (gray == 100).all()
 
 
 @pytest.mark.parametrize("image", ["/" + "x" * 5000, "a\0b", "\ud83d.png", "/dev/zero", "/tmp"])
 def test_a_path_that_is_no_picture(image: str) -> None:
-    with pytest.raises(PictureError) as caught:
-        load_picture(image, 8)
+    with pytest.raises(ImageFileError) as caught:
+        load_image(image, 8)
     assert "does not exist" in caught.value.message
 
 
@@ -313,8 +313,8 @@ def test_a_caption_that_is_none(name: str, tmp_path: Path) -> None:
         "image_field": "image", "caption_field": "text", "resolution": 8, "subset": None,
     }  # fmt: skip
     with pytest.raises(TrainingError, match=f"metadata.jsonl:2: .*{problem}"):
-        load_pictures({"data": data})
+        load_images({"data": data})
     sources: list[str] = []
-    pictures, _ = load_pictures({"data": {**data, "on_bad_row": "skip"}}, sources)
+    pictures, _ = load_images({"data": {**data, "on_bad_row": "skip"}}, sources)
     assert len(pictures) == 1
     assert problem in "\n".join(sources)

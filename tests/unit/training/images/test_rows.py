@@ -11,8 +11,8 @@ from tests.support.training_images import EDGE, make_cfg, run, save_pictures, sa
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.images import sources
 from truthgpt_serve.training.images.facts import read_facts
-from truthgpt_serve.training.images.pictures import load_picture
-from truthgpt_serve.training.images.rows import Pictures, hub_rows, load_pictures
+from truthgpt_serve.training.images.image_files import load_image
+from truthgpt_serve.training.images.rows import ImageRows, hub_rows, load_images
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +80,10 @@ def test_rows_of_the_hub_are_decoded_here(sd: Path, pictures: Path) -> None:
     source = datasets.Dataset.from_dict(columns, features=features)
     rows = hub_rows("someone/squares", source)
     data = make_cfg(sd, pictures)["data"]
-    found = Pictures(rows, range(4), data)
+    found = ImageRows(rows, range(4), data)
     pixels, captions = found.get([0, 2])
     assert captions == ["a", "c"]
-    assert (pixels[1].numpy() == load_picture(pictures / "2.png", EDGE)).all()
+    assert (pixels[1].numpy() == load_image(pictures / "2.png", EDGE)).all()
     with pytest.raises(TrainingError, match=r"someone/squares: row 4: .*cannot be decoded"):
         found.get([3])
 
@@ -103,7 +103,7 @@ def test_evaluation_is_the_same_every_time(sd: Path, pictures: Path, tmp_path: P
 def test_the_split_is_by_the_seed_and_shares_no_row(sd: Path, pictures: Path) -> None:
     def captions(seed: int) -> tuple[set[str], set[str]]:
         cfg = make_cfg(sd, pictures, data={"eval_share": 0.25}, seed=seed)
-        one, other = load_pictures(cfg)
+        one, other = load_images(cfg)
         assert other is not None
         return tuple({part.caption(row) for row in range(len(part))} for part in (one, other))  # type: ignore[return-value] # a pair
 

@@ -1,4 +1,7 @@
-"""The base of every request body's model, the kinds of its fields, and its errors."""
+"""The base of every request body's pydantic model, the kinds of its fields, and its errors.
+
+The field `model`, by which the router finds a model, is `router/model_field.py`.
+"""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from truthgpt_serve.errors import RequestError, UnsupportedError
 from truthgpt_serve.request_fields import AdapterWeights
-from truthgpt_serve.request_model import (
+from truthgpt_serve.request_schema import (
     Count,
     FullText,
     RequestModel,

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from tests.support.training_images import EDGE
-from truthgpt_serve.training.images import pictures as pictures_module
-from truthgpt_serve.training.images.pictures import PictureError, load_picture
+from truthgpt_serve.training.images import image_files as image_files_module
+from truthgpt_serve.training.images.image_files import ImageFileError, load_image
 
 
 def _file(picture: Image.Image, form: str = "PNG", **more: Any) -> bytes:
@@ -23,38 +23,38 @@ def _file(picture: Image.Image, form: str = "PNG", **more: Any) -> bytes:
 def test_a_picture_is_resized_and_cut_in_the_centre() -> None:
     picture = Image.new("RGB", (300, 100), "red")
     picture.paste("blue", (100, 0, 200, 100))
-    pixels = load_picture(_file(picture), EDGE)
+    pixels = load_image(_file(picture), EDGE)
     assert pixels.shape == (3, EDGE, EDGE)
     # Rings of the filter at the two edges are left out.
     assert (pixels[:, :, 3:-3] == np.array([0, 0, 255])[:, None, None]).all()
-    same = load_picture({"bytes": _file(picture), "path": "x.png"}, EDGE)
+    same = load_image({"bytes": _file(picture), "path": "x.png"}, EDGE)
     assert (same == pixels).all()
 
 
 def test_transparency_is_laid_over_white_and_pictures_stand_upright() -> None:
     clear = Image.new("RGBA", (EDGE, EDGE), (255, 0, 0, 0))
-    assert (load_picture(_file(clear), EDGE) == 255).all()
+    assert (load_image(_file(clear), EDGE) == 255).all()
     sideways = Image.new("RGB", (EDGE, EDGE), "black")
     sideways.paste("white", (0, 0, EDGE, EDGE // 2))
     turned = Image.Exif()
     turned[0x0112] = 3  # upside down
-    pixels = load_picture(_file(sideways, exif=turned), EDGE)
+    pixels = load_image(_file(sideways, exif=turned), EDGE)
     assert pixels[0, 0, 0] == 0
     assert pixels[0, -1, 0] == 255
 
 
 def test_a_huge_picture_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures_module, "MAX_PIXELS", 99)
-    with pytest.raises(PictureError, match=r"10x10 pixels; at most 99"):
-        load_picture(_file(Image.new("L", (10, 10))), EDGE)
+    monkeypatch.setattr(image_files_module, "MAX_PIXELS", 99)
+    with pytest.raises(ImageFileError, match=r"10x10 pixels; at most 99"):
+        load_image(_file(Image.new("L", (10, 10))), EDGE)
     # As large as PIL refuses by itself: a header is enough.
     header = bytearray(_file(Image.new("1", (8, 8)), "BMP"))
     header[18:26] = (50_000).to_bytes(4, "little") * 2
-    with pytest.raises(PictureError, match="pixels"):
-        load_picture(bytes(header), EDGE)
+    with pytest.raises(ImageFileError, match="pixels"):
+        load_image(bytes(header), EDGE)
 
 
 @pytest.mark.parametrize("image", [b"no picture", None, 7, {"bytes": None, "path": None}])
 def test_what_is_no_picture_is_refused(image: Any) -> None:
-    with pytest.raises(PictureError):
-        load_picture(image, EDGE)
+    with pytest.raises(ImageFileError):
+        load_image(image, EDGE)
