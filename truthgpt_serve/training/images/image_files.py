@@ -28,11 +28,11 @@ Pixels = NDArray[np.uint8]
 
 
 class ImageFileError(TruthGPTError):
-    """A image that cannot be used; the message says why, and whoever knows the row says where."""
+    """An image that cannot be used; the message says why, and whoever knows the row says where."""
 
 
 def load_image(image: Any, resolution: int) -> Pixels:
-    """Returns a image as a square: its shorter edge resized, then the center cut out.
+    """Returns an image as a square: its shorter edge resized, then the center cut out.
 
     Args:
         image: A path, a file's bytes, a PIL image, or a mapping with `bytes` or `path`.
@@ -42,16 +42,16 @@ def load_image(image: Any, resolution: int) -> Pixels:
         Of shape (3, resolution, resolution), RGB, transparency laid over white, upright.
 
     Raises:
-        ImageFileError: It is not such a image, is damaged, or has too many pixels.
+        ImageFileError: It is not such an image, is damaged, or has too many pixels.
     """
     with warnings.catch_warnings():
         # PIL's own limit comes in two steps; ours is the lower one and gives an error of ours.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            with _open(image) as image:
-                check_size(image)
-                _check_still(image)
-                square = _cut(_flatten(ImageOps.exif_transpose(image)), resolution)
+            with _open(image) as opened:
+                check_size(opened)
+                _check_still(opened)
+                square = _cut(_flatten(ImageOps.exif_transpose(opened)), resolution)
         except ImageFileError:
             raise
         except Exception as error:  # PIL's decoders raise whatever their arithmetic meets
@@ -60,7 +60,7 @@ def load_image(image: Any, resolution: int) -> Pixels:
 
 
 def check_size(image: Image.Image) -> None:
-    """Raises `ImageFileError` for a image of too many pixels; nothing is decoded for it."""
+    """Raises `ImageFileError` for an image of too many pixels; nothing is decoded for it."""
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
         size = f"{image.width}x{image.height}"
@@ -68,7 +68,7 @@ def check_size(image: Image.Image) -> None:
 
 
 def _check_still(image: Image.Image) -> None:
-    """Refuses a image of several frames, all but one of which would be lost."""
+    """Refuses an image of several frames, all but one of which would be lost."""
     # A telephone's JPEG (MPO) carries maps of depth and light as further frames.
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if frames > 1:
