@@ -11,6 +11,7 @@ TEST_WORKERS ?= 2
 SERVE_WORKERS ?= 2
 PYTEST_ARGS ?=
 VERBOSE ?=
+COVERAGE ?=
 
 .PHONY: bench-training help install serve stop status test test-unit coverage check format lock docs bench-router bench-batching clean
 
@@ -32,14 +33,15 @@ status: ## List the processes that `make serve` started
 test: install ## Run the tests, two files at a time: first those without Ray, then those with a real service
 	@echo "[test] at most $(TEST_MINUTES) minutes"
 	@HF_HUB_OFFLINE=1 timeout --foreground --kill-after=30 $(TEST_MINUTES)m $(VENV)/python -m scripts.run_tests \
-		--workers $(TEST_WORKERS) --serve-workers $(SERVE_WORKERS) -- $(PYTEST_ARGS)
+		--workers $(TEST_WORKERS) --serve-workers $(SERVE_WORKERS) $(if $(COVERAGE),--coverage) -- $(PYTEST_ARGS)
 
 test-unit: install ## Run the tests without Ray, two files at a time
 	@HF_HUB_OFFLINE=1 $(VENV)/python -m scripts.run_tests --only unit --workers $(TEST_WORKERS) -- $(PYTEST_ARGS)
 
 coverage: install ## Run the tests without Ray, and say how much of the code they run
-	@HF_HUB_OFFLINE=1 $(VENV)/python -m scripts.run_tests --only unit --workers $(TEST_WORKERS) \
-		-- --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+	@HF_HUB_OFFLINE=1 $(VENV)/python -m scripts.run_tests --only unit --coverage --workers $(TEST_WORKERS) \
+		-- $(PYTEST_ARGS)
+	@echo "[test] each file's lines: .pytest_cache/unit/coverage.json"
 
 check: install ## Format, lint, types and import rules, as in CI; changes nothing
 	@$(VENV)/ruff format --check .

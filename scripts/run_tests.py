@@ -13,6 +13,7 @@ import compileall
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 FAILED = 1
@@ -26,6 +27,10 @@ PACKAGES = ("truthgpt_serve", "deployments")
 installed packages, an import takes 0.5 s less where PYTHONDONTWRITEBYTECODE is set."""
 
 
+_LATE = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"
+"""slipcover imports its plugin for pytest before pytest does."""
+
+
 def narrow(arguments: list[str], marks: str) -> list[str]:
     """Returns pytest's arguments, with these marks on top of what they say by `-m`."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -34,11 +39,34 @@ def narrow(arguments: list[str], marks: str) -> list[str]:
     return [*rest, "-m", f"({known.given}) and {marks}" if known.given else marks]
 
 
-def run(name: str, arguments: list[str], workers: int = 0) -> int:
-    """Runs pytest with this pass's cache, on `workers` files at a time; returns its status."""
+def run(name: str, arguments: list[str], workers: int = 0, *, coverage: Path | None = None) -> int:
+    """Runs pytest with this pass's cache, on `workers` files at a time; returns its status.
+
+    Args:
+        name: The pass's.
+        arguments: pytest's.
+        workers: Files at a time; 0 is one after another, without processes beside.
+        coverage: Where to write which lines of the packages ran, or None.
+    """
     command = [sys.executable, "-m", "pytest", "-o", f"cache_dir={CACHE / name}"]
+    if coverage is not None:
+        coverage.parent.mkdir(parents=True, exist_ok=True)
+        options = ["--source", ",".join(PACKAGES), "--json", "--out", str(coverage)]
+        command[1:1] = ["-m", "slipcover", *options]
+        command += ["-W", _LATE]
     command += ["-n", str(workers), "--dist", "loadfile", "--no-loadscope-reorder", *arguments]
     return subprocess.run(command, check=False).returncode
+
+
+def run_covered(arguments: list[str], workers: int) -> int:
+    """Runs the tests without Ray and says how much of the code they run; returns the status."""
+    path = CACHE / "unit" / "coverage.json"
+    path.unlink(missing_ok=True)
+    status = run("unit", arguments, workers, coverage=path)
+    if path.exists():
+        summary = json.loads(path.read_text())["summary"]
+        say(f"the tests without Ray run {summary['percent_covered']:.1f} % of the product's lines")
+    return status
 
 
 def read_failed(name: str) -> list[str]:
@@ -74,6 +102,7 @@ def main() -> int:
     parser.add_argument("--only", choices=("unit", "serve"), help="one folder, not both")
     parser.add_argument("--workers", type=int, default=2, help="files of tests/unit at a time")
     parser.add_argument("--serve-workers", type=int, default=2, help="files of tests/serve")
+    parser.add_argument("--coverage", action="store_true", help="of the tests without Ray")
     parser.add_argument("arguments", nargs="*", help="for pytest")
     options = parser.parse_args()
     for package in PACKAGES:
@@ -81,7 +110,8 @@ def main() -> int:
             compileall.compile_dir(package, quiet=2)
     statuses = []
     if options.only != "serve":
-        statuses.append(run("unit", ["tests/unit", *options.arguments], options.workers))
+        unit = run_covered if options.coverage else partial(run, "unit")
+        statuses.append(unit(["tests/unit", *options.arguments], options.workers))
     if options.only != "unit":
         beside, alone = (narrow(options.arguments, marks) for marks in ("not alone", "alone"))
         statuses.append(run_beside("serve", "tests/serve", options.serve_workers, beside))

@@ -43,7 +43,8 @@ def run_tests(folder: Path, *arguments: str) -> tuple[int, str, list[str]]:
     notes = folder / "notes"
     notes.unlink(missing_ok=True)
     # No plugins but this one: the others are slow to import.
-    plugins = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "xdist.plugin"}
+    loaded = "xdist.plugin" + (",slipcover.pytest_plugin" if "--coverage" in arguments else "")
+    plugins = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": loaded}
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | plugins
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "run_tests.py"), *arguments],
@@ -115,3 +116,19 @@ def test_a_choice_of_tests(folder: Path) -> None:
     assert status == PASSED, output
     assert [line.split()[0] for line in ran] == ["test_o", "test_t"]
     assert narrow(["-v", "-m", "a or b", "-x"], "alone") == ["-v", "-x", "-m", "(a or b) and alone"]
+
+
+def test_how_much_of_the_code_the_tests_without_ray_run(folder: Path) -> None:
+    for name in ("truthgpt_serve", "deployments"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").touch()
+    code = "def double(x):\n    if x:\n        return 2 * x\n    return 0\n"
+    (folder / "truthgpt_serve" / "code.py").write_text(code)
+    body = "import sys; sys.path.insert(0, '.'); from truthgpt_serve.code import double"
+    write(folder, "unit", "test_u", f"{body}; assert double(2) == 4")
+    status, output, ran = run_tests(folder, "--only", "unit", "--coverage")
+    assert status == PASSED, output
+    assert "the tests without Ray run 75.0 % of the product's lines" in output
+    assert ran[0].startswith("test_u gw")
+    write(folder, "unit", "test_v", "assert False")
+    assert run_tests(folder, "--only", "unit", "--coverage")[0] == FAILED
