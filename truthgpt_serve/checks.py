@@ -230,5 +230,5 @@ def _check_by_family(
     # The family's check may rely on arguments that its own model accepts.
     for key in faulty_engine_keys:
         cfg["serving"]["engine"].pop(key, None)
-    for path, message, fix in spec.check(cfg):
-        yield Fault(source.at(*parse_dotted(path)), message, fix)
+    for fault in spec.check(cfg):
+        yield replace(fault, place=source.at(*parse_dotted(fault.place)))

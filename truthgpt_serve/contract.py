@@ -12,12 +12,10 @@ from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
 
 from pydantic import BaseModel
 
-from truthgpt_serve.errors import ConfigError, RegistryError
+from truthgpt_serve.errors import ConfigError, Fault, RegistryError
 
 Task = Literal["text-generation", "image-generation", "embedding", "tensor", "custom"]
 TASKS: tuple[str, ...] = get_args(Task)
-Faults = list[tuple[str, str, str]]
-"""What a family finds wrong in a configuration: dotted path, message and fix of each fault."""
 MAX_DETAIL = 300
 """Most characters of a probe's detail: some libraries raise pages."""
 
@@ -144,7 +142,7 @@ class FamilySpec:
     tensor_parallel: bool = False
     uses_gpus: bool = True
     max_ongoing_requests: Callable[[Mapping[str, Any]], int] | None = None
-    check: Callable[[Mapping[str, Any]], Faults] | None = None
+    check: Callable[[Mapping[str, Any]], list[Fault]] | None = None
     class_paths: Mapping[str, str] = field(default_factory=dict, hash=False)
     doctor_path: str | None = None
     model_class: type[Model] | None = None

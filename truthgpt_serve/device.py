@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from truthgpt_serve.errors import ConfigError, bad_setting
+from truthgpt_serve.errors import ConfigError, Fault, bad_setting
 from truthgpt_serve.wording import suggest
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -64,8 +64,8 @@ def choose_dtype(wanted: str, stored: Any, device: Any, torch: Any) -> Any:
 
 def find_kernel_faults(
     cfg: Mapping[str, Any], key: str, known: Collection[str], gpu_only: Collection[str], fix: str
-) -> list[tuple[str, str, str]]:
-    """Returns what is wrong with a choice in `model_optim`, as (dotted path, message, fix).
+) -> list[Fault]:
+    """Returns what is wrong with a choice in `model_optim`; their places are dotted paths.
 
     Args:
         cfg: The configuration as a nested dict.
@@ -76,9 +76,9 @@ def find_kernel_faults(
     """
     name, place = cfg["model_optim"][key], f"model_optim.{key}"
     if name is not None and name not in known:
-        return [(place, f"there is no {key} {name!r}", suggest(name, known))]
+        return [Fault(place, f"there is no {key} {name!r}", suggest(name, known))]
     if name in gpu_only and runs_on_cpu(cfg):
-        return [(place, f"{name} needs an NVIDIA GPU, and the model runs on CPU", fix)]
+        return [Fault(place, f"{name} needs an NVIDIA GPU, and the model runs on CPU", fix)]
     return []
 
 

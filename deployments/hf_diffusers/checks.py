@@ -18,14 +18,14 @@ from deployments.hf_diffusers.choices import (
 )
 from truthgpt_serve.config.paths import expand, must_be_local, resolve_local
 from truthgpt_serve.config.source import Source
-from truthgpt_serve.contract import Faults
 from truthgpt_serve.device import find_kernel_faults, runs_on_cpu
+from truthgpt_serve.errors import Fault
 from truthgpt_serve.model_files import ModelFileError, has_tokenizer, read_header, read_object
 
 
-def check_config(cfg: Mapping[str, Any]) -> Faults:
-    """Returns the faults between sections, as (dotted path, message, fix)."""
-    checks: tuple[Callable[[Mapping[str, Any]], Faults], ...] = (
+def check_config(cfg: Mapping[str, Any]) -> list[Fault]:
+    """Returns the faults between sections; their places are dotted paths."""
+    checks: tuple[Callable[[Mapping[str, Any]], list[Fault]], ...] = (
         _check_hardware,
         _check_attention,
         _check_quantization,
@@ -36,25 +36,25 @@ def check_config(cfg: Mapping[str, Any]) -> Faults:
     return [fault for check in checks for fault in check(cfg)]
 
 
-def _check_hardware(cfg: Mapping[str, Any]) -> Faults:
-    faults: Faults = []
+def _check_hardware(cfg: Mapping[str, Any]) -> list[Fault]:
+    faults: list[Fault] = []
     gpus = cfg["hardware"]["gpus"]
     if isinstance(gpus, (int, float)) and gpus > 1:
         message = f"{gpus} is more than one: an image engine uses one GPU"
-        faults.append(("hardware.gpus", message, "write 1, and raise serving.num_replicas"))
+        faults.append(Fault("hardware.gpus", message, "write 1, and raise serving.num_replicas"))
     offload = cfg["serving"]["engine"].get("offload", "none")
     if offload != "none" and runs_on_cpu(cfg):
         message = f"{offload} moves weights to a GPU, and the model has none"
-        faults.append(("serving.engine.offload", message, "write none, or set hardware.gpus"))
+        faults.append(Fault("serving.engine.offload", message, "write none, or set hardware.gpus"))
     return faults
 
 
-def _check_attention(cfg: Mapping[str, Any]) -> Faults:
+def _check_attention(cfg: Mapping[str, Any]) -> list[Fault]:
     known = (*ATTENTION, "auto")
     return find_kernel_faults(cfg, "attention", known, GPU_ATTENTION, "write auto or sdpa")
 
 
-def _check_quantization(cfg: Mapping[str, Any]) -> Faults:
+def _check_quantization(cfg: Mapping[str, Any]) -> list[Fault]:
     name = cfg["model_optim"]["quantization"]
     gguf_file = cfg["serving"]["engine"].get("gguf_file")
     fix = "write torchao-int8, or null"
@@ -63,31 +63,35 @@ def _check_quantization(cfg: Mapping[str, Any]) -> Faults:
         return faults
     if name == "gguf" and gguf_file is None:
         message = "gguf needs the file with the denoiser's weights"
-        return [("model_optim.quantization", message, "set serving.engine.gguf_file")]
+        return [Fault("model_optim.quantization", message, "set serving.engine.gguf_file")]
     if gguf_file is not None and name != "gguf":
         message = "has no effect without model_optim.quantization: gguf"
-        return [("serving.engine.gguf_file", message, "set that, or remove it")]
+        return [Fault("serving.engine.gguf_file", message, "set that, or remove it")]
     return []
 
 
-def _check_files(cfg: Mapping[str, Any]) -> Faults:
-    faults: Faults = []
+def _check_files(cfg: Mapping[str, Any]) -> list[Fault]:
+    faults: list[Fault] = []
     engine, weights = cfg["serving"]["engine"], str(cfg["model"]["name_or_path"] or "")
     if weights.endswith(SINGLE_FILES) and engine.get("pipeline") is None:
         message = f"{weights!r} is a single file, which does not say its pipeline"
         fix = "set serving.engine.pipeline, such as StableDiffusionXLPipeline"
-        faults.append(("model.name_or_path", message, fix))
+        faults.append(Fault("model.name_or_path", message, fix))
     path = engine.get("gguf_file")
     if isinstance(path, str) and not Path(find_local(path)).is_file():
-        faults.append(("serving.engine.gguf_file", f"{path!r} does not exist", "correct the path"))
+        faults.append(_missing("gguf_file", path))
     for key in ("vae", "controlnet"):
         path = engine.get(key)
         if isinstance(path, str) and must_be_local(path) and not Path(find_local(path)).exists():
-            faults.append((f"serving.engine.{key}", f"{path!r} does not exist", "correct the path"))
+            faults.append(_missing(key, path))
     return faults
 
 
-def _check_parts(cfg: Mapping[str, Any]) -> Faults:
+def _missing(key: str, path: str) -> Fault:
+    return Fault(f"serving.engine.{key}", f"{path!r} does not exist", "correct the path")
+
+
+def _check_parts(cfg: Mapping[str, Any]) -> list[Fault]:
     """Checks that the folder of a pipeline has each part that its index names."""
     folder = expand(str(cfg["model"]["name_or_path"] or ""))
     index = folder / "model_index.json"
@@ -97,7 +101,7 @@ def _check_parts(cfg: Mapping[str, Any]) -> Faults:
     try:
         parts = read_object(index)
     except ModelFileError as error:
-        return [(place, error.message, "fetch it again")]
+        return [Fault(place, error.message, "fetch it again")]
     needed = [
         name
         for name, kind in parts.items()
@@ -112,20 +116,20 @@ def _check_parts(cfg: Mapping[str, Any]) -> Faults:
     missing = [name for name in needed if name not in spared and not (folder / name).is_dir()]
     if missing:
         message = f"{index}: names {', '.join(missing)}, which the folder does not have"
-        return [(place, message, "fetch the missing folders, or correct the index")]
+        return [Fault(place, message, "fetch the missing folders, or correct the index")]
     return [
-        (place, f"{folder / name}: has no tokenizer", "fetch the files of the tokenizer")
+        Fault(place, f"{folder / name}: has no tokenizer", "fetch the files of the tokenizer")
         for name in needed
         if name.startswith("tokenizer") and not has_tokenizer(folder / name)
     ]
 
 
-def _check_adapters(cfg: Mapping[str, Any]) -> Faults:
+def _check_adapters(cfg: Mapping[str, Any]) -> list[Fault]:
     """Checks adapters that are local; those of the hub are checked when they load."""
-    faults: Faults = []
+    faults: list[Fault] = []
     for number, adapter in enumerate(cfg["serving"]["adapters"]):
         place = f"serving.adapters[{number}].path"
-        faults += [(place, *problem) for problem in _check_adapter(Path(adapter["path"]))]
+        faults += [Fault(place, *problem) for problem in _check_adapter(Path(adapter["path"]))]
     return faults
 
 

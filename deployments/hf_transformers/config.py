@@ -12,8 +12,9 @@ from pydantic import model_validator
 
 from truthgpt_serve.config.base import Count, PositiveNumber, Refusal, Section, refuse
 from truthgpt_serve.config.paths import expand
-from truthgpt_serve.contract import FamilySpec, Faults
+from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.device import find_kernel_faults
+from truthgpt_serve.errors import Fault
 from truthgpt_serve.model_files import has_tokenizer
 
 PipelineTask = Literal[
@@ -121,9 +122,9 @@ class TransformersSettings(Section):
         return self
 
 
-def check_config(cfg: Mapping[str, Any]) -> Faults:
-    """Returns the faults between sections, as (dotted path, message, fix)."""
-    checks: tuple[Callable[[Mapping[str, Any]], Faults], ...] = (
+def check_config(cfg: Mapping[str, Any]) -> list[Fault]:
+    """Returns the faults between sections; their places are dotted paths."""
+    checks: tuple[Callable[[Mapping[str, Any]], list[Fault]], ...] = (
         _check_task,
         _check_hardware,
         _check_attention,
@@ -133,48 +134,48 @@ def check_config(cfg: Mapping[str, Any]) -> Faults:
     return [fault for check in checks for fault in check(cfg)]
 
 
-def _check_task(cfg: Mapping[str, Any]) -> Faults:
+def _check_task(cfg: Mapping[str, Any]) -> list[Fault]:
     given = cfg["serving"]["engine"].get("pipeline_task")
     if cfg["task"] == "custom" and given is None:
         message = "task: custom needs the transformers pipeline that runs the model"
-        return [("serving.engine", message, "set pipeline_task, such as image-classification")]
+        return [Fault("serving.engine", message, "set pipeline_task, such as image-classification")]
     if cfg["task"] != "custom" and given is not None:
         message = f"{given} has no effect with task: {cfg['task']}"
-        return [("serving.engine.pipeline_task", message, "write task: custom, or remove it")]
+        return [Fault("serving.engine.pipeline_task", message, "write task: custom, or remove it")]
     return []
 
 
-def _check_hardware(cfg: Mapping[str, Any]) -> Faults:
+def _check_hardware(cfg: Mapping[str, Any]) -> list[Fault]:
     gpus = cfg["hardware"]["gpus"]
     if isinstance(gpus, (int, float)) and gpus > 1:
         message = f"{gpus} is more than one: this family uses one GPU"
         fix = "write 1 and raise serving.num_replicas, or use family vllm"
-        return [("hardware.gpus", message, fix)]
+        return [Fault("hardware.gpus", message, fix)]
     return []
 
 
-def _check_attention(cfg: Mapping[str, Any]) -> Faults:
+def _check_attention(cfg: Mapping[str, Any]) -> list[Fault]:
     name, known = cfg["model_optim"]["attention"], (*ATTENTION, "auto")
     fix = "write auto or sdpa"
     faults = find_kernel_faults(cfg, "attention", known, GPU_ATTENTION, fix)
     if not faults and name in GPU_ATTENTION and cfg["model_optim"]["dtype"] == "float32":
         message = f"{name} computes in bfloat16 or float16, not in float32"
-        return [("model_optim.attention", message, "write sdpa, or another model_optim.dtype")]
+        return [Fault("model_optim.attention", message, "write sdpa, or another model_optim.dtype")]
     return faults
 
 
-def _check_quantization(cfg: Mapping[str, Any]) -> Faults:
+def _check_quantization(cfg: Mapping[str, Any]) -> list[Fault]:
     fix = "write torchao-int8, or null"
     return find_kernel_faults(cfg, "quantization", QUANTIZATION, GPU_QUANTIZATION, fix)
 
 
-def _check_tokenizer(cfg: Mapping[str, Any]) -> Faults:
+def _check_tokenizer(cfg: Mapping[str, Any]) -> list[Fault]:
     folder = expand(str(cfg["model"]["name_or_path"] or "no model"))
     reads_text = cfg["task"] in ("text-generation", "embedding")
     if not reads_text or not (folder / "config.json").is_file() or has_tokenizer(folder):
         return []
     fix = "put the tokenizer's files into it"
-    return [("model.name_or_path", f"{str(folder)!r} has no tokenizer", fix)]
+    return [Fault("model.name_or_path", f"{str(folder)!r} has no tokenizer", fix)]
 
 
 def default_ongoing_requests(cfg: Mapping[str, Any]) -> int:

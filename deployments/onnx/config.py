@@ -10,7 +10,8 @@ from pydantic import Field
 
 from truthgpt_serve.config.base import Count, Section, Text
 from truthgpt_serve.config.paths import expand, must_be_local
-from truthgpt_serve.contract import FamilySpec, Faults
+from truthgpt_serve.contract import FamilySpec
+from truthgpt_serve.errors import Fault
 
 DEFAULT_FILE = "model.onnx"
 MIN_ONGOING_REQUESTS = 64
@@ -53,38 +54,39 @@ def settings_of(cfg: Mapping[str, Any]) -> OnnxSettings:
     return OnnxSettings.model_validate(cfg["serving"]["engine"])
 
 
-def find_file(cfg: Mapping[str, Any]) -> Path | tuple[str, str, str]:
-    """Returns the .onnx file, or what is wrong with the name of it: path, message and fix."""
+def find_file(cfg: Mapping[str, Any]) -> Path | Fault:
+    """Returns the .onnx file, or what is wrong with its name."""
     place = "model.name_or_path"
     name = cfg["model"]["name_or_path"]
     if not name:
-        return place, "is required", "write the path of an .onnx file, or of its folder"
+        return Fault(place, "is required", "write the path of an .onnx file, or of its folder")
     path = expand(name)
     wanted = settings_of(cfg).file
     if path.is_dir():
         return _find_in(path, wanted)
     if not path.exists():
         fix = "download the model, and write the path of the .onnx file or of its folder"
-        return place, f"{name!r} is no local file or folder", fix
+        return Fault(place, f"{name!r} is no local file or folder", fix)
     if wanted is not None:
         fix = "leave it out, or name the folder in model.name_or_path"
-        return "serving.engine.file", f"{wanted!r} has no meaning: {name!r} is a file", fix
+        return Fault("serving.engine.file", f"{wanted!r} has no meaning: {name!r} is a file", fix)
     return path
 
 
-def _find_in(folder: Path, wanted: str | None) -> Path | tuple[str, str, str]:
+def _find_in(folder: Path, wanted: str | None) -> Path | Fault:
     if wanted is not None:
         path = folder / wanted
         if path.is_file():
             return path
-        return "serving.engine.file", f"{str(folder)!r} has no file {wanted!r}", _list(folder)
+        message = f"{str(folder)!r} has no file {wanted!r}"
+        return Fault("serving.engine.file", message, _list(folder))
     files = sorted(folder.glob("*.onnx"))
     if len(files) == 1:
         return files[0]
     if (folder / DEFAULT_FILE) in files:
         return folder / DEFAULT_FILE
     what = "several .onnx files" if files else "no .onnx file"
-    return "model.name_or_path", f"{str(folder)!r} has {what}", _list(folder)
+    return Fault("model.name_or_path", f"{str(folder)!r} has {what}", _list(folder))
 
 
 def _list(folder: Path) -> str:
@@ -100,37 +102,37 @@ def default_ongoing_requests(cfg: Mapping[str, Any]) -> int:
     return max(MIN_ONGOING_REQUESTS, 2 * max_batch_size)
 
 
-def check_config(cfg: Mapping[str, Any]) -> Faults:
-    """Returns the faults between sections, as (dotted path, message, fix)."""
+def check_config(cfg: Mapping[str, Any]) -> list[Fault]:
+    """Returns the faults between sections; their places are dotted paths."""
     return [*_check_file(cfg), *_check_provider(cfg), *_check_optim(cfg["model_optim"])]
 
 
-def _check_file(cfg: Mapping[str, Any]) -> Faults:
+def _check_file(cfg: Mapping[str, Any]) -> list[Fault]:
     name = cfg["model"]["name_or_path"]
     if not name or (must_be_local(name) and not expand(name).exists()):
         return []  # the general check says so
     found = find_file(cfg)
-    return [found] if isinstance(found, tuple) else []
+    return [found] if isinstance(found, Fault) else []
 
 
-def _check_provider(cfg: Mapping[str, Any]) -> Faults:
+def _check_provider(cfg: Mapping[str, Any]) -> list[Fault]:
     place = "serving.engine.execution_provider"
     hardware, provider = cfg["hardware"], settings_of(cfg).execution_provider
     gpus = hardware["gpus"]
     on_cpu = hardware["device"] == "cpu" or gpus == 0
     if provider in ("cuda", "tensorrt") and on_cpu:
         fix = "set hardware.gpus: 1, or execution_provider: cpu"
-        return [(place, f"{provider} needs a GPU, but hardware gives none", fix)]
+        return [Fault(place, f"{provider} needs a GPU, but hardware gives none", fix)]
     if provider == "cpu" and hardware["device"] == "cuda":
         fix = "set hardware.device: cpu, or leave execution_provider out"
-        return [(place, "cpu contradicts hardware.device: cuda", fix)]
+        return [Fault(place, "cpu contradicts hardware.device: cuda", fix)]
     if isinstance(gpus, (int, float)) and gpus > 1:
         fix = "set hardware.gpus: 1 and raise serving.num_replicas"
-        return [("hardware.gpus", f"a session runs on one GPU, not on {gpus}", fix)]
+        return [Fault("hardware.gpus", f"a session runs on one GPU, not on {gpus}", fix)]
     return []
 
 
-def _check_optim(optim: Mapping[str, Any]) -> Faults:
+def _check_optim(optim: Mapping[str, Any]) -> list[Fault]:
     """Returns faults for settings that an .onnx file has inside it already."""
     fixes = (
         ("dtype", "auto", "leave it out, and export the model with this type"),
@@ -139,7 +141,7 @@ def _check_optim(optim: Mapping[str, Any]) -> Faults:
         ("attention", "auto", "leave it out: the graph in the file says how attention is computed"),
     )
     return [
-        (f"model_optim.{key}", f"{optim[key]!r} cannot be chosen for an .onnx file", fix)
+        Fault(f"model_optim.{key}", f"{optim[key]!r} cannot be chosen for an .onnx file", fix)
         for key, default, fix in fixes
         if optim[key] != default
     ]

@@ -35,8 +35,8 @@ class OnnxModel:
                 not work here.
         """
         path = find_file(cfg)
-        if isinstance(path, tuple):
-            raise ConfigError([Fault(*path)])
+        if isinstance(path, Fault):
+            raise ConfigError([path])
         settings = settings_of(cfg)
         self._session = session = Session(path, cfg)
         self._max_rows = settings.max_batch_rows

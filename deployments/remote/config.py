@@ -13,6 +13,7 @@ from deployments.remote.address import find_url_fault, has_dot_segments
 from deployments.remote.headers import WRITTEN_HERE, find_header_fault
 from truthgpt_serve.config.base import Count, PositiveNumber, Refusal, Section, Text, refuse
 from truthgpt_serve.contract import FamilySpec
+from truthgpt_serve.errors import Fault
 
 DEFAULT_ONGOING_REQUESTS = 64
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,127}")
@@ -146,15 +147,12 @@ class RemoteSettings(Section):
         return self
 
 
-Faults = list[tuple[str, str, str]]
-
-
-def check_config(cfg: Mapping[str, Any]) -> Faults:
-    """Returns the faults between sections, as (dotted path, message, fix)."""
+def check_config(cfg: Mapping[str, Any]) -> list[Fault]:
+    """Returns the faults between sections; their places are dotted paths."""
     return [*check_server(cfg), *_check_hardware(cfg)]
 
 
-def check_server(cfg: Mapping[str, Any]) -> Faults:
+def check_server(cfg: Mapping[str, Any]) -> list[Fault]:
     """Returns the faults that leave no server to relay to, or too few connections.
 
     `hardware` is not among them: where a replica loads, `gpus: auto` has become a number.
@@ -162,34 +160,36 @@ def check_server(cfg: Mapping[str, Any]) -> Faults:
     return [*_check_url(cfg), *_check_connections(cfg)]
 
 
-def _check_url(cfg: Mapping[str, Any]) -> Faults:
+def _check_url(cfg: Mapping[str, Any]) -> list[Fault]:
     url, engine = cfg["model"]["name_or_path"], cfg["serving"]["engine"]
     fault = find_url_fault(url)
     if fault is not None:
-        return [("model.name_or_path", *fault)]
+        return [Fault("model.name_or_path", *fault)]
     if str(url).lower().startswith("https:"):
         return []
     return [
-        (f"serving.engine.{key}", "has no effect with an http URL", "write https, or remove it")
+        Fault(
+            f"serving.engine.{key}", "has no effect with an http URL", "write https, or remove it"
+        )
         for key, default in (("ca_file", None), ("verify_tls", True))
         if engine.get(key, default) != default
     ]
 
 
-def _check_connections(cfg: Mapping[str, Any]) -> Faults:
+def _check_connections(cfg: Mapping[str, Any]) -> list[Fault]:
     ongoing, most = cfg["serving"]["max_ongoing_requests"], max_connections(cfg)
     if ongoing is None or ongoing <= most:
         return []
     message = f"{ongoing} is more than serving.engine.max_connections, which is {most}"
-    return [("serving.max_ongoing_requests", message, "lower it, or raise max_connections")]
+    return [Fault("serving.max_ongoing_requests", message, "lower it, or raise max_connections")]
 
 
-def _check_hardware(cfg: Mapping[str, Any]) -> Faults:
+def _check_hardware(cfg: Mapping[str, Any]) -> list[Fault]:
     gpus = cfg["hardware"]["gpus"]
     if not isinstance(gpus, (int, float)) or gpus == 0:
         return []
     message = f"{gpus:g} would be reserved for nothing: the remote server computes"
-    return [("hardware.gpus", message, "write 0")]
+    return [Fault("hardware.gpus", message, "write 0")]
 
 
 def max_connections(cfg: Mapping[str, Any]) -> int:

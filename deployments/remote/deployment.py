@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -195,7 +195,7 @@ def _read_settings(cfg: Mapping[str, Any]) -> RemoteSettings:
     found = check_server(cfg)
     if found:
         raise ConfigError(
-            [Fault(_PLACE.at(*parse_dotted(path)), message, fix) for path, message, fix in found]
+            [replace(fault, place=_PLACE.at(*parse_dotted(fault.place))) for fault in found]
         )
     return settings
 

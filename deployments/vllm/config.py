@@ -16,6 +16,7 @@ from deployments.vllm.adapters.files import find_problems
 from deployments.vllm.arguments import JSON_TYPES, find_faults, load_arguments, open_arguments
 from truthgpt_serve.config.paths import expand, must_be_local
 from truthgpt_serve.contract import FamilySpec
+from truthgpt_serve.errors import Fault
 from truthgpt_serve.model_files import has_tokenizer
 from truthgpt_serve.wording import suggest
 
@@ -150,12 +151,9 @@ def _default_sequences(hardware: Mapping[str, Any], workers: int) -> int:
     return _DEFAULT_SEQUENCES_LARGE_GPU
 
 
-Faults = list[tuple[str, str, str]]
-
-
-def check_config(cfg: Mapping[str, Any]) -> Faults:
-    """Returns the faults between sections, as (dotted path, message, fix)."""
-    checks: tuple[Callable[[Mapping[str, Any]], Faults], ...] = (
+def check_config(cfg: Mapping[str, Any]) -> list[Fault]:
+    """Returns the faults between sections; their places are dotted paths."""
+    checks: tuple[Callable[[Mapping[str, Any]], list[Fault]], ...] = (
         _check_gpu_share,
         _check_parallel,
         _check_names,
@@ -166,17 +164,17 @@ def check_config(cfg: Mapping[str, Any]) -> Faults:
     return [fault for check in checks for fault in check(cfg)]
 
 
-def _check_gpu_share(cfg: Mapping[str, Any]) -> Faults:
+def _check_gpu_share(cfg: Mapping[str, Any]) -> list[Fault]:
     gpus, share = cfg["hardware"]["gpus"], gpu_memory_share(cfg)
     if share is None:
         return []
     if share <= 0:
         message = f"{gpus} leaves the engine no memory: {GPU_MARGIN} of a GPU is kept free"
-        return [("hardware.gpus", message, f"write more than {GPU_MARGIN}")]
+        return [Fault("hardware.gpus", message, f"write more than {GPU_MARGIN}")]
     given = cfg["serving"]["engine"].get("gpu_memory_utilization")
     if isinstance(given, (int, float)) and given > share:
         return [
-            (
+            Fault(
                 "serving.engine.gpu_memory_utilization",
                 f"{given} is more than the {share} that hardware.gpus: {gpus} leaves "
                 f"({GPU_MARGIN} is kept free)",
@@ -186,7 +184,7 @@ def _check_gpu_share(cfg: Mapping[str, Any]) -> Faults:
     return []
 
 
-def _check_parallel(cfg: Mapping[str, Any]) -> Faults:
+def _check_parallel(cfg: Mapping[str, Any]) -> list[Fault]:
     engine, gpus = cfg["serving"]["engine"], cfg["hardware"]["gpus"]
     sizes = [engine.get(f"{name}_parallel_size") for name in ("tensor", "pipeline")]
     if sizes == [None, None] or not isinstance(gpus, (int, float)) or gpus == 0:
@@ -199,11 +197,11 @@ def _check_parallel(cfg: Mapping[str, Any]) -> Faults:
     key = "tensor" if sizes[0] is not None else "pipeline"
     message = f"the engine would use {workers} GPUs, but hardware.gpus is {gpus}"
     fix = f"set hardware.gpus: {workers}, or leave {key}_parallel_size out"
-    return [(f"serving.engine.{key}_parallel_size", message, fix)]
+    return [Fault(f"serving.engine.{key}_parallel_size", message, fix)]
 
 
-def _check_names(cfg: Mapping[str, Any]) -> Faults:
-    faults: Faults = []
+def _check_names(cfg: Mapping[str, Any]) -> list[Fault]:
+    faults: list[Fault] = []
     for key, value, argument in (
         ("quantization", cfg["model_optim"]["quantization"], "quantization"),
         ("attention", attention_backend(cfg), "attention_backend"),
@@ -213,38 +211,38 @@ def _check_names(cfg: Mapping[str, Any]) -> Faults:
             continue
         given = cfg["model_optim"][key]
         message = f"vLLM has no {key} {given!r}"
-        faults.append((f"model_optim.{key}", message, suggest(value, known)))
+        faults.append(Fault(f"model_optim.{key}", message, suggest(value, known)))
     return faults
 
 
-def _check_adapters(cfg: Mapping[str, Any]) -> Faults:
+def _check_adapters(cfg: Mapping[str, Any]) -> list[Fault]:
     engine, adapters = cfg["serving"]["engine"], cfg["serving"]["adapters"]
     if adapters:
         return []
     return [
-        (f"serving.engine.{key}", "has no effect without serving.adapters", "remove it")
+        Fault(f"serving.engine.{key}", "has no effect without serving.adapters", "remove it")
         for key in ("max_loras", "max_lora_rank", "max_cpu_loras")
         if engine.get(key) is not None
     ]
 
 
-def _check_adapter_files(cfg: Mapping[str, Any]) -> Faults:
+def _check_adapter_files(cfg: Mapping[str, Any]) -> list[Fault]:
     """Checks adapters that are local folders; those of the hub are checked when they load."""
     weights = cfg["model"]["name_or_path"]
     base = expand(weights) if weights else None
     max_rank = cfg["serving"]["engine"].get("max_lora_rank")
-    faults: Faults = []
+    faults: list[Fault] = []
     for index, adapter in enumerate(cfg["serving"]["adapters"]):
         folder = expand(adapter["path"])
         place = f"serving.adapters[{index}].path"
         if folder.is_dir():
-            faults += [(place, *found) for found in find_problems(folder, base, max_rank)]
+            faults += [Fault(place, *found) for found in find_problems(folder, base, max_rank)]
         elif folder.is_file():
-            faults.append((place, f"{str(folder)!r} is a file", "name the adapter's folder"))
+            faults.append(Fault(place, f"{str(folder)!r} is a file", "name the adapter's folder"))
     return faults
 
 
-def _check_tokenizer(cfg: Mapping[str, Any]) -> Faults:
+def _check_tokenizer(cfg: Mapping[str, Any]) -> list[Fault]:
     engine, weights = cfg["serving"]["engine"], cfg["model"]["name_or_path"]
     folder = expand(engine.get("tokenizer") or weights or "no model")
     if engine.get("skip_tokenizer_init") or not must_be_local(str(folder)) or not folder.is_dir():
@@ -253,7 +251,7 @@ def _check_tokenizer(cfg: Mapping[str, Any]) -> Faults:
         return []
     place = "serving.engine.tokenizer" if engine.get("tokenizer") else "model.name_or_path"
     fix = "put the tokenizer's files into it, or set serving.engine.tokenizer"
-    return [(place, f"{str(folder)!r} has no tokenizer", fix)]
+    return [Fault(place, f"{str(folder)!r} has no tokenizer", fix)]
 
 
 FAMILY = FamilySpec(

@@ -50,7 +50,7 @@ def test_configuration_imports_no_engine() -> None:
 )
 def test_sections_are_checked_together(gpus: Any, engine: dict[str, Any], path: str | None) -> None:
     faults = check_config(make_cfg(hardware={"gpus": gpus}, serving={"engine": engine}))
-    assert [fault[0] for fault in faults] == ([path] if path else [])
+    assert [fault.place for fault in faults] == ([path] if path else [])
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def test_sections_are_checked_together(gpus: Any, engine: dict[str, Any], path: 
 )
 def test_names_that_the_engine_must_know(optim: dict[str, Any], path: str | None, fix: str) -> None:
     faults = check_config(make_cfg(model_optim=optim))
-    assert [fault[0] for fault in faults] == ([path] if path else [])
-    assert all(fix in fault[2] for fault in faults)
+    assert [fault.place for fault in faults] == ([path] if path else [])
+    assert all(fix in fault.fix for fault in faults)
 
 
 def test_attention_names() -> None:
