@@ -205,7 +205,7 @@ def test_what_cannot_be_accepted_is_refused() -> None:
             engine.submit("p", {}, JobOptions(deadline_s=0))
         with pytest.raises(ValueError, match="partial_images is -1"):
             engine.submit("p", {}, JobOptions(partial_images=-1))
-        with pytest.raises(ValueError, match="there already"):
+        with pytest.raises(ValueError, match="exists already"):
             engine.add_pipeline("p", ours)
         with pytest.raises(ValueError, match="no adapter"):
             engine.add_pipeline("r", ours, adapters=["ink"])
