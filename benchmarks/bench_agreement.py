@@ -90,13 +90,17 @@ def main() -> None:
         action="store_true",
         help="measure a server that streams at a fixed pace, which a busy machine disturbs less",
     )
+    parser.add_argument("--first-ms", type=float, default=100.0, help="with --paced: its TTFT")
+    parser.add_argument("--interval-ms", type=float, default=10.0, help="with --paced: its ITL")
     parser.add_argument("--pairs", type=int, default=5)
     options = parser.parse_args()
     results = []
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         if options.paced:
-            options.url = stack.enter_context(paced_server(options.tokens, 0.01, 0.1))
+            options.url = stack.enter_context(
+                paced_server(options.tokens, options.interval_ms / 1000, options.first_ms / 1000)
+            )
         dataset, out = Path(folder) / "prompts.jsonl", Path(folder) / "result.json"
         for pair in range(options.pairs):
             rng = random.Random(pair)
