@@ -200,7 +200,7 @@ def create_sana_transformer(seed: int) -> Any:
         cross_attention_head_dim=16,
         cross_attention_dim=32,
         caption_channels=WIDTH,
-        sample_size=32,
+        sample_size=16,  # the pipeline makes 512 pixels of a smaller image, with 32 even 1024
     )
     return draw_weights(transformer, seed)
 
