@@ -6,7 +6,7 @@ The settings are in `config/router.py`, `config/serving.py`, `config/images.py` 
 | setting | bounds | checked in |
 |---|---|---|
 | the router's `max_body_bytes` | every request that comes through the router | `router/upload.py` |
-| `serving.max_body_bytes` | a request to one model | `http/connection.py`, vLLM's `application/` |
+| `serving.max_body_bytes` | a request to one model | `server/bounded.py`, `http/connection.py` |
 | `serving.images.max_upload_bytes` | an image request and its files | `server/images/routes.py` |
 | the playground's `max_upload_bytes` | a recording | `playground/uploads.py` |
 
@@ -15,7 +15,7 @@ What a compressed body may become is bounded in `http/compression.py`.
 
 from __future__ import annotations
 
-from truthgpt_serve.errors import TooLargeError
+from truthgpt_serve.errors import SlowRequestError, TooLargeError
 
 MIB = 2**20
 MAX_BODY_BYTES = 1024 * MIB
@@ -23,6 +23,10 @@ MAX_BODY_BYTES = 1024 * MIB
 ROUTER_BODY_BYTES = 64 * MIB
 IMAGE_UPLOAD_BYTES = 64 * MIB
 RECORDING_BYTES = 25 * MIB
+STALL_S = 25.0
+"""The longest pause between two pieces of a body; HAProxy's, `timeout client`, is 30 s: it answers
+in other words, and knows neither the limit nor the form of the API's errors.
+"""
 
 
 def body_too_large(max_bytes: int, setting: str) -> TooLargeError:
@@ -35,3 +39,13 @@ def body_too_large(max_bytes: int, setting: str) -> TooLargeError:
     return TooLargeError(
         f"the request body is larger than {max_bytes} bytes, the limit that {setting} sets"
     )
+
+
+def slow_body(limit_s: float) -> SlowRequestError:
+    """Returns the refusal of a body that was not whole after `limit_s` seconds."""
+    return SlowRequestError(f"the request body did not arrive within {limit_s:g} s")
+
+
+def stalled_body(pause_s: float) -> SlowRequestError:
+    """Returns the refusal of a body of which nothing came for `pause_s` seconds."""
+    return SlowRequestError(f"no data of the request body arrived for {pause_s:g} s")

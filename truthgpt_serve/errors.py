@@ -326,6 +326,18 @@ class DeadlineError(ServerError):
     default_code = "timeout"
 
 
+def late_answer(model: str, limit_s: float) -> DeadlineError:
+    """Returns the error of a request that took longer than it may."""
+    return DeadlineError(f"The model {model!r} did not finish within {limit_s:g} s")
+
+
+def not_here(model: str, own: str) -> ModelNotFoundError:
+    """Returns the error of a request that came to the model `own` and names another."""
+    return ModelNotFoundError(
+        f"the model {model[:200]!r} does not exist here; this is {own!r}", param="model"
+    )
+
+
 def failed_adapter(name: str, reason: str) -> UnavailableError:
     """Returns the error of a request for an adapter that its model could not load."""
     return UnavailableError(

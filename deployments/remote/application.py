@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote
 from deployments.remote.address import has_dot_segments
 from deployments.remote.health import Monitor
 from deployments.remote.relay import Relay
-from truthgpt_serve.errors import ModelNotFoundError, RequestError
+from truthgpt_serve.errors import RequestError, not_here
 from truthgpt_serve.http.asgi import Scope
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.front import Handler, RoutedFront
@@ -102,9 +102,7 @@ class RemoteApplication(RoutedFront):
 
     def _own_name(self, model: str) -> str:
         if model not in self._names:
-            raise ModelNotFoundError(
-                f"the model {model!r} does not exist here; this is {self._name!r}", param="model"
-            )
+            raise not_here(model, self._name)
         return self._name
 
 

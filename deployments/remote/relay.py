@@ -13,7 +13,7 @@ from deployments.remote.engine import Answer, Remote
 from deployments.remote.headers import RequestHeaders
 from deployments.remote.health import REFUSALS, Monitor
 from deployments.remote.model_rename import AnswerNames, find_model_aside
-from truthgpt_serve.errors import ModelNotFoundError, TruthGPTError, UpstreamError
+from truthgpt_serve.errors import TruthGPTError, UpstreamError, not_here
 from truthgpt_serve.http.asgi import UNREAD_TIMEOUT_S, Send, header
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.envelope import error_event
@@ -93,10 +93,7 @@ class Relay:
 
     async def _their_name(self, model: str) -> str:
         if model not in self._names:
-            raise ModelNotFoundError(
-                f"the model {model!r} does not exist here; this is {self._names[0]!r}",
-                param="model",
-            )
+            raise not_here(model, self._names[0])
         return await self._monitor.find_model()
 
     async def _in_their_words(self, path: str) -> str:

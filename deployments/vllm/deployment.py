@@ -13,8 +13,6 @@ from contextlib import aclosing
 from typing import Any
 
 from deployments.vllm.application.admission import AdmittedRequests
-from deployments.vllm.application.body_limits import BoundedBodies
-from deployments.vllm.application.cancellation import CancellableApp
 from deployments.vllm.application.dead_engine import DeadEngineAnswers
 from deployments.vllm.application.early_errors import EarlyErrors
 from deployments.vllm.application.errors import ReadableErrors, report_validation
@@ -22,6 +20,7 @@ from deployments.vllm.application.generic import Cards, Dispatcher, create_backe
 from deployments.vllm.application.request_models import refuse_misread_fields
 from deployments.vllm.application.routes import ListedRoutes
 from truthgpt_serve.errors import ServerError
+from truthgpt_serve.server.bounded import BoundedRequests
 from truthgpt_serve.server.infer.routes import Bounds, Caller
 from truthgpt_serve.server.openai_backend import OpenAIBackend
 
@@ -70,10 +69,10 @@ class VllmModel:
         refuse_misread_fields(vllm_app)
         readable = ReadableErrors(EarlyErrors(vllm_app))
         answering = DeadEngineAnswers(readable, engine.is_dead, name)
-        stoppable = CancellableApp(answering, max_request_s=limits["max_request_s"])
-        bounded = BoundedBodies(stoppable, **limits)
-        admitted = AdmittedRequests(bounded, engine.limits, engine.grammars, **limits)
-        self._backend = create_backend(admitted, name, engine.tasks)
+        admitted = AdmittedRequests(answering, engine.limits, engine.grammars, **limits)
+        # Requests of clients are bounded around all of this; those of ours must end, too.
+        bounded = BoundedRequests(admitted, name, **limits)
+        self._backend = create_backend(bounded, name, engine.tasks)
         cards = Cards(admitted, name, engine.acceleration, engine.adapters.failed)
         listed = ListedRoutes(admitted, paths, name)
         names = (name, *serving["aliases"])

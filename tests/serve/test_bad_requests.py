@@ -429,7 +429,7 @@ VLLM: dict[str, Bad] = {
     ),
     "another model on its own route": Bad(
         chat("echo"), 404,
-        "The model `echo` does not exist. Valid aliases: tiny, org/Tiny-1B:latest.",
+        "the model 'echo' does not exist here; this is 'tiny'",
         code="model_not_found", param="model", path="/models/tiny/v1/chat/completions",
     ),
     "infer without inputs": Bad(
@@ -628,7 +628,9 @@ CLASSES: dict[str, Bad] = {
         code="model_not_found", param="model", path="/models/echo/v1/infer",
     ),
     "no model on its own route": Bad(
-        {"inputs": {}}, 400, "`model` is required",
+        {"inputs": {}}, 400,
+        "the request has no `model`: add the top-level field `model`, one of the names at "
+        "GET /v1/models",
         param="model", path="/models/echo/v1/infer",
     ),
     "half a body on its own route": Bad(

@@ -11,13 +11,8 @@ import os
 import re
 from types import TracebackType
 
-from truthgpt_serve.body_limits import body_too_large
-from truthgpt_serve.errors import (
-    DeadlineError,
-    RouteNotFoundError,
-    SlowRequestError,
-    TruthGPTError,
-)
+from truthgpt_serve.body_limits import body_too_large, slow_body
+from truthgpt_serve.errors import DeadlineError, RouteNotFoundError, TruthGPTError
 from truthgpt_serve.http.asgi import (
     UNREAD_TIMEOUT_S,
     Headers,
@@ -101,9 +96,7 @@ class Connection:
             async with asyncio.timeout(limit_s):
                 return await self._read(max_bytes)
         except TimeoutError:
-            raise SlowRequestError(
-                f"the request body did not arrive within {limit_s:g} s"
-            ) from None
+            raise slow_body(limit_s) from None
 
     async def _read(self, max_bytes: int) -> bytes:
         parts: list[bytes] = []

@@ -13,6 +13,9 @@ HOP_BY_HOP = frozenset(
 )
 """RFC 9110, 7.6.1: they belong to one connection."""
 
+NOT_OF_APPLICATIONS = HOP_BY_HOP.union((b"date", b"server", b"x-request-id"))
+"""Headers of answers that our own HTTP servers and Ray Serve add: they would be there twice."""
+
 Edit = Callable[[Headers], Headers]
 """Takes an answer's headers, names in lower case, and returns those that go out."""
 
@@ -61,6 +64,6 @@ def lower_case(start: Message) -> Headers:
     return [(bytes(name).lower(), bytes(value)) for name, value in start.get("headers", ())]
 
 
-def without_request_id(headers: Headers) -> Headers:
-    """Leaves `x-request-id` to Ray Serve, which adds the request's own to every answer."""
-    return [header for header in headers if header[0] != b"x-request-id"]
+def of_application(headers: Headers) -> Headers:
+    """Returns the headers of an answer that are not the server's to add."""
+    return end_to_end(headers, NOT_OF_APPLICATIONS)

@@ -12,10 +12,10 @@ from functools import cached_property
 
 from truthgpt_serve.errors import (
     MethodError,
-    ModelNotFoundError,
     RouteNotFoundError,
     TruthGPTError,
     UnsupportedError,
+    not_here,
 )
 from truthgpt_serve.http.open_inference import MODELS_PREFIX, model_of_path
 
@@ -163,9 +163,7 @@ def refuse(method: str, path: str, model: str) -> TruthGPTError:
     if (error := find_error(method, path, "model")) is not None:
         return error
     if path.startswith(MODELS_PREFIX) and (name := model_of_path(path)) != model:
-        return ModelNotFoundError(
-            f"the model {name[:200]!r} does not exist here; this is {model!r}", param="model"
-        )
+        return not_here(name, model)
     kinds = [route.models for route in find_routes(path, "model") if route.models]
     what = f": it is for {kinds[0]}" if kinds else ""
     return UnsupportedError(

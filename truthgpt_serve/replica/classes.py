@@ -26,15 +26,19 @@ from truthgpt_serve.cluster.state import (
 )
 from truthgpt_serve.config import load_model_config, load_router_config
 from truthgpt_serve.config.hiding import HiddenValues
+from truthgpt_serve.hardware import request_limits
 from truthgpt_serve.http.coalescing import JoinedStreams
 from truthgpt_serve.http.cors import Cors
-from truthgpt_serve.http.headers import EditedHeads, without_request_id
+from truthgpt_serve.http.headers import EditedHeads, of_application
 from truthgpt_serve.http.probes import HEALTH, METRICS
 from truthgpt_serve.http.sse import with_stream_headers
 from truthgpt_serve.replica.load import ReplicaLoad
 from truthgpt_serve.replica.metrics import ReplicaMetrics
+from truthgpt_serve.replica.named import NamedRequests
+from truthgpt_serve.replica.queue_answers import QueueAnswers
 from truthgpt_serve.router.app import RouterApp
 from truthgpt_serve.server import ModelInstance, create_asgi_app
+from truthgpt_serve.server.bounded import BoundedRequests
 from truthgpt_serve.server.encoded_bodies import EncodedBodies
 from truthgpt_serve.server.execution.garbage import collecting_seldom
 from truthgpt_serve.server.faults import ReplicaGuard
@@ -58,6 +62,8 @@ class ModelReplica:
         mend_print()
         config = load_model_config(cfg)
         self._name = serve.get_replica_context().app_name
+        adapters = (adapter.name for adapter in config.serving.adapters)
+        self._names = (self._name, *config.serving.aliases, *adapters)
         self._allow_origins = allow_origins
         self._hide = HiddenValues(dict(hidden or {})).hide
         self._stream_interval_s = config.serving.stream_interval_s
@@ -79,22 +85,34 @@ class ModelReplica:
                 await self._host.close()
                 raise
         app = self._guard.wrap(app, getattr(self._host.model, "fatal_error", None))
-        if self._stream_interval_s:
-            app = JoinedStreams(app, self._stream_interval_s)
-        app = EncodedBodies(
-            app,
-            max_body_bytes=self._host.max_body_bytes,
-            max_request_s=self._host.max_request_s,
-        )
-        app = EditedHeads(app, without_request_id, with_stream_headers)
+        app = self._surround(app)
         context = serve.get_replica_context()
         own = context.replica_tag
         load = ReplicaLoad()
         find_others = partial(_find_others, context.app_name, own)
         metrics = ReplicaMetrics(app, own, find_others, load)
         aside = Cors(metrics, self._allow_origins)
-        answer_aside(aside, (HEALTH, METRICS), load.arriving)
+        answer_aside(aside, (HEALTH, METRICS), lambda app: load.arriving(self._worded(app)))
         return load.working(Cors(app, self._allow_origins))
+
+    def _surround(self, app: Any) -> Any:
+        """Puts around the application what answers the same for every family, as the router does.
+
+        What stands further out sees a request first, and an answer last.
+        """
+        host = self._host
+        if self._stream_interval_s:
+            app = JoinedStreams(app, self._stream_interval_s)
+        size, limit_s = host.max_body_bytes, host.max_request_s
+        app = NamedRequests(app, self._names)
+        app = EncodedBodies(app, max_body_bytes=size, max_request_s=limit_s)
+        app = BoundedRequests(app, self._name, max_body_bytes=size, max_request_s=limit_s)
+        return EditedHeads(app, of_application, with_stream_headers)
+
+    def _worded(self, app: Any) -> Any:
+        """Has Ray's queue in front of this replica refuse in our words."""
+        num_requests = sum(request_limits(self._host.config, self._host.spec))
+        return QueueAnswers(app, self._name, num_requests, self._allow_origins)
 
     @contextlib.contextmanager
     def _closing_on_error(self) -> Iterator[None]:

@@ -33,13 +33,11 @@ from truthgpt_serve.router.discovery import MODELS_PREFIX, ModelDirectory
 from truthgpt_serve.router.open_inference import model_of
 from truthgpt_serve.router.pool import ConnectionPool
 from truthgpt_serve.router.relay import BrokenAnswerError, Relay
-from truthgpt_serve.router.request_body import BodyReader, is_encoded
+from truthgpt_serve.router.request_body import BODY_METHODS, BodyReader, is_encoded
 from truthgpt_serve.router.routes import RouterRoutes
 from truthgpt_serve.router.upload import ClientLeftError, RequestBody
 
 logger = logging.getLogger(__name__)
-
-_BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
 
 
 class RouterApp(Front):
@@ -175,7 +173,7 @@ class RouterApp(Front):
         if only and missing and find_error(scope["method"], path, "model") is None:
             await self._forward(scope, send, only, await self._bodies.take_unread(scope, receive))
             return
-        if missing is not None and scope["method"] not in _BODY_METHODS:
+        if missing is not None and scope["method"] not in BODY_METHODS:
             raise missing
         try:
             model, body = await self._bodies.read_model(scope, receive, only)
@@ -189,7 +187,7 @@ class RouterApp(Front):
 
     async def _forward(self, scope: Scope, send: Send, model: str, body: RequestBody) -> None:
         entry = await self.directory.resolve(model)
-        if scope["method"] not in _BODY_METHODS:  # it asks about the model, which costs little
+        if scope["method"] not in BODY_METHODS:  # it asks about the model, which costs little
             await self._relay(scope, send, entry, body)
             return
         if body.more:

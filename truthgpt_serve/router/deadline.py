@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from truthgpt_serve.config import RouterConfig
-from truthgpt_serve.errors import DeadlineError, TruthGPTError, UnavailableError
+from truthgpt_serve.errors import TruthGPTError, UnavailableError, late_answer
 from truthgpt_serve.http.asgi import UNREAD_TIMEOUT_S
 from truthgpt_serve.router.upstream import UpstreamConnection
 
@@ -59,9 +59,7 @@ class Deadline:
         waited_s = now_s - self._started_s
         if waited_s >= config.request_timeout_s:
             self._patience.reschedule(asyncio.get_running_loop().time() + UNREAD_TIMEOUT_S)
-            return DeadlineError(
-                f"The model {self._model!r} did not finish within {config.request_timeout_s:g} s"
-            )
+            return late_answer(self._model, config.request_timeout_s)
         self._held_since_s = (self._held_since_s or now_s) if self._is_held() else None
         if self._held_since_s is not None and now_s - self._held_since_s >= config.hold_timeout_s:
             return UnavailableError(

@@ -11,7 +11,7 @@ from truthgpt_serve.errors import TruthGPTError, UnavailableError, UpstreamError
 from truthgpt_serve.http.asgi import UNREAD_TIMEOUT_S, Headers, Scope, Send, header, send_error
 from truthgpt_serve.http.envelope import error_event
 from truthgpt_serve.http.foreign_errors import MAX_ERROR_BYTES, may_be_foreign, read_proxied_error
-from truthgpt_serve.http.headers import HOP_BY_HOP, end_to_end
+from truthgpt_serve.http.headers import HOP_BY_HOP, end_to_end, of_application
 from truthgpt_serve.http.retriable import RETRY_AFTER_S, is_unreached
 from truthgpt_serve.http.sse import CONTENT_TYPE, WholeEvents, with_stream_headers
 from truthgpt_serve.router.deadline import Deadline
@@ -26,8 +26,6 @@ logger = logging.getLogger(__name__)
 _NOT_SENT_UP = HOP_BY_HOP.union(
     (b"host", b"content-length", b"expect", b"x-request-disconnect-disabled")
 )
-# Our own server adds them: they would be there twice.
-_NOT_SENT_DOWN = HOP_BY_HOP.union((b"date", b"server", b"x-request-id"))
 _KEPT_OF_ERRORS = frozenset((b"retry-after", b"allow", b"www-authenticate"))
 """Headers of an error that stay when its body is written anew."""
 _ATTEMPTS = ((False, 0.0), (True, 0.0), (True, 0.1), (True, 0.3), (True, 0.8))
@@ -211,7 +209,7 @@ class Relay:
         send: Send,
         entry: ModelEntry,
     ) -> None:
-        kept = with_stream_headers(end_to_end(headers, _NOT_SENT_DOWN))
+        kept = with_stream_headers(of_application(headers))
         content_type = header(kept, b"content-type") or b""
         data, more = b"", True
         if may_be_foreign(status, kept):

@@ -9,19 +9,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from truthgpt_serve.body_limits import MAX_BODY_BYTES, STALL_S, slow_body
 from truthgpt_serve.config import RouterConfig
-from truthgpt_serve.errors import SlowRequestError
 from truthgpt_serve.http.asgi import Message, Receive, Scope, header
 from truthgpt_serve.http.compression import Grown, Growth, content_coding, decompress, plain_request
 from truthgpt_serve.router.model_field import (
     MissingModelError,
-    ModelScanner,
     model_of_json,
     scanner_for,
 )
 from truthgpt_serve.router.unnamed import add_model
 from truthgpt_serve.router.upload import (
-    STALL_S,
     RequestBody,
     check_size,
     read_whole,
@@ -31,12 +29,37 @@ from truthgpt_serve.router.upload import (
 
 GATHERED_BYTES = 256 * 1024
 """A body is sent on when so much of it is there, or all."""
+BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
 _TYPE, _ENCODING = b"content-type", b"content-encoding"
 
 
 def is_encoded(scope: Scope) -> bool:
     """Returns whether a request's body may be compressed."""
     return header(scope["headers"], _ENCODING) is not None
+
+
+async def read_name(
+    body: RequestBody, content_type: bytes, max_body_bytes: int = MAX_BODY_BYTES
+) -> str:
+    """Returns the model that a body names, of which the first piece has been read.
+
+    Raises:
+        RequestError: The body is malformed or names none.
+        ClientLeftError: The client left.
+    """
+    check_size(body.num_bytes, max_body_bytes)
+    if not body.more and content_type[:10].lower() != b"multipart/":
+        return model_of_json(body.pieces[0])
+    scanner, piece = scanner_for(content_type), body.pieces[0]
+    while True:
+        model = scanner.feed(piece)
+        if model is not None:
+            body.watch = scanner.watch(body.pieces)
+            return model
+        if not body.more:
+            return scanner.finish(body.pieces)
+        piece = take(await receive_piece(body.receive), body)
+        check_size(body.num_bytes, max_body_bytes)
 
 
 class BodyReader:
@@ -113,29 +136,17 @@ class BodyReader:
         content_type = header(scope["headers"], _TYPE) or b""
         self._check_length(scope)
         body = RequestBody([], 0, True, receive)
-        piece = take(await self._first_piece(receive), body)
+        take(await self._first_piece(receive), body)
         try:
-            if not body.more and content_type[:10].lower() != b"multipart/":
-                check_size(body.num_bytes, self._max_bytes)
-                return model_of_json(piece), body
+            if not body.more:
+                return await read_name(body, content_type, self._max_bytes), body
             async with self._in_time():
-                return await self._scan(scanner_for(content_type), piece, body), body
+                return await read_name(body, content_type, self._max_bytes), body
         except MissingModelError:
             if only_model is None:
                 raise
             add_model(body, content_type, only_model)
             return only_model, body
-
-    async def _scan(self, scanner: ModelScanner, piece: bytes, body: RequestBody) -> str:
-        while True:
-            check_size(body.num_bytes, self._max_bytes)
-            model = scanner.feed(piece)
-            if model is not None:
-                body.watch = scanner.watch(body.pieces)
-                return model
-            if not body.more:
-                return scanner.finish(body.pieces)
-            piece = take(await receive_piece(body.receive), body)
 
     def _check_length(self, scope: Scope) -> None:
         for name, value in scope["headers"]:
@@ -163,5 +174,4 @@ class BodyReader:
             async with asyncio.timeout(self._limit_s):
                 yield
         except TimeoutError:
-            message = f"the request body did not arrive within {self._limit_s:g} s"
-            raise SlowRequestError(message) from None
+            raise slow_body(self._limit_s) from None

@@ -7,18 +7,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from truthgpt_serve.body_limits import body_too_large
+from truthgpt_serve.body_limits import STALL_S, body_too_large, stalled_body
 from truthgpt_serve.errors import SlowRequestError, TruthGPTError, UpstreamError
 from truthgpt_serve.http.asgi import Message, Receive
 from truthgpt_serve.http.compression import Replay
 from truthgpt_serve.router.upstream import UpstreamConnection
 
 logger = logging.getLogger(__name__)
-
-STALL_S = 25.0
-"""The longest pause between two pieces of a body; HAProxy's, `timeout client`, is 30 s: it answers
-in other words, and knows neither the limit nor the form of the API's errors.
-"""
 
 
 @dataclass(slots=True)
@@ -66,7 +61,7 @@ async def receive_piece(receive: Receive) -> Message:
         async with asyncio.timeout(STALL_S):
             return await receive()
     except TimeoutError:
-        raise SlowRequestError(f"no data of the request body arrived for {STALL_S:g} s") from None
+        raise stalled_body(STALL_S) from None
 
 
 def take(message: Message, body: RequestBody) -> bytes:

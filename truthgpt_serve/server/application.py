@@ -14,6 +14,7 @@ from truthgpt_serve.errors import (
     TruthGPTError,
     UnavailableError,
     UnsupportedError,
+    not_here,
 )
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.file_store import FILES_PATH
@@ -208,10 +209,7 @@ class Application(RoutedFront):
 
     def _check_name(self, model: str) -> None:
         if model not in self._names:
-            raise ModelNotFoundError(
-                f"the model {model!r} does not exist here; this is {self._host.name!r}",
-                param="model",
-            )
+            raise not_here(model, self._host.name)
 
     def _card(self, name: str) -> dict[str, Any]:
         card = model_entry(name, self._created, self._host.name)

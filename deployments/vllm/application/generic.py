@@ -23,6 +23,7 @@ from truthgpt_serve.errors import (
     TruthGPTError,
     UnavailableError,
     failed_adapter,
+    not_here,
 )
 from truthgpt_serve.http.asgi import relative_path
 from truthgpt_serve.http.connection import Connection
@@ -134,9 +135,7 @@ class Cards:
                 if self._failed_adapters and model == self._name:
                     found["failed_adapters"] = dict(self._failed_adapters)
                 return found
-        raise ModelNotFoundError(
-            f"the model {model!r} does not exist here; this is {self._name!r}", param="model"
-        )
+        raise not_here(model, self._name)
 
 
 class Dispatcher(RoutedFront):

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.support.servers import serve_asgi
-from truthgpt_serve.http.headers import HOP_BY_HOP, EditedHeads, end_to_end, without_request_id
+from truthgpt_serve.http.headers import HOP_BY_HOP, EditedHeads, end_to_end, of_application
 from truthgpt_serve.http.sse import with_stream_headers
 
 
@@ -18,7 +18,7 @@ def answer_with(*headers: tuple[bytes, bytes], body: bytes = b"data: x\n\n") -> 
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    return EditedHeads(app, without_request_id, with_stream_headers)
+    return EditedHeads(app, of_application, with_stream_headers)
 
 
 def headers_of(app: Any) -> httpx.Headers:
@@ -39,7 +39,7 @@ async def test_other_connections_pass_untouched() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         assert (scope, receive, send) == ({"type": "lifespan"}, 1, 2)
 
-    other: Any = EditedHeads(app, without_request_id)
+    other: Any = EditedHeads(app, of_application)
     await other({"type": "lifespan"}, 1, 2)
 
 

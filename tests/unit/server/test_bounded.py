@@ -1,9 +1,10 @@
-"""Requests to vLLM's application end with their clients and in time, however the server says so."""
+"""Requests end with their clients and in time, and with a whole answer, however they fail."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,12 +12,19 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
-from deployments.vllm.application.cancellation import CancellableApp
 from deployments.vllm.application.local_request import LocalRequest
+from truthgpt_serve.errors import UnsupportedError
 from truthgpt_serve.http.asgi import Message, Scope
+from truthgpt_serve.server.bounded import BoundedRequests
 
 WAIT_S = 10.0
 MAX_REQUEST_S = 60.0
+
+
+def bounded(
+    app: Any, *, max_body_bytes: int = 1000, max_request_s: float = MAX_REQUEST_S
+) -> BoundedRequests:
+    return BoundedRequests(app, "m", max_body_bytes=max_body_bytes, max_request_s=max_request_s)
 
 
 class Work:
@@ -81,13 +89,19 @@ async def listen(request: Request) -> None:
 class Client:
     """One request as a server makes it: a body in pieces, and a client that may leave."""
 
-    def __init__(self, app: Any, path: str, pieces: tuple[bytes, ...] = (b"{}",)) -> None:
+    def __init__(
+        self,
+        app: Any,
+        path: str,
+        pieces: tuple[bytes, ...] = (b"{}",),
+        length: int | None = None,
+    ) -> None:
         self.sent: list[Message] = []
         self._messages: asyncio.Queue[Message] = asyncio.Queue()
         for index, piece in enumerate(pieces):
             more = index + 1 < len(pieces)
             self._messages.put_nowait({"type": "http.request", "body": piece, "more_body": more})
-        self.task = asyncio.create_task(app(scope_of(path), self._messages.get, self._send))
+        self.task = asyncio.create_task(app(scope_of(path, length), self._messages.get, self._send))
 
     async def _send(self, message: Message) -> None:
         self.sent.append(message)
@@ -96,7 +110,8 @@ class Client:
         self._messages.put_nowait({"type": "http.disconnect"})
 
 
-def scope_of(path: str) -> Scope:
+def scope_of(path: str, length: int | None = None) -> Scope:
+    sized = [] if length is None else [(b"content-length", b"%d" % length)]
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -107,7 +122,7 @@ def scope_of(path: str) -> Scope:
         "raw_path": path.encode(),
         "query_string": b"",
         "root_path": "",
-        "headers": [(b"content-type", b"application/json")],
+        "headers": [(b"content-type", b"application/json"), *sized],
         "client": None,
         "server": None,
     }
@@ -117,7 +132,7 @@ def scope_of(path: str) -> Scope:
 @pytest.mark.parametrize("path", ["/aside", "/direct", "/stream"])
 async def test_a_cancelled_request_ends_with_its_work(path: str, tells: bool) -> None:
     work = Work()
-    client = Client(CancellableApp(create_app(work), max_request_s=MAX_REQUEST_S), path)
+    client = Client(bounded(create_app(work)), path)
     await asyncio.wait_for(work.begun.wait(), WAIT_S)
     if tells:  # Ray Serve does both, in either order
         client.leave()
@@ -131,7 +146,7 @@ async def test_a_cancelled_request_ends_with_its_work(path: str, tells: bool) ->
 
 async def test_a_request_cancelled_in_its_body_ends() -> None:
     work = Work()
-    app = CancellableApp(create_app(work), max_request_s=MAX_REQUEST_S)
+    app = bounded(create_app(work))
     client = Client(app, "/body", ())
     await asyncio.wait_for(work.begun.wait(), WAIT_S)
     client.task.cancel()
@@ -143,7 +158,7 @@ async def test_a_request_cancelled_in_its_body_ends() -> None:
 @pytest.mark.parametrize("path", ["/aside", "/stream"])
 async def test_a_disconnect_reaches_the_application(path: str) -> None:
     work = Work()
-    client = Client(CancellableApp(create_app(work), max_request_s=MAX_REQUEST_S), path)
+    client = Client(bounded(create_app(work)), path)
     await asyncio.wait_for(work.begun.wait(), WAIT_S)
     client.leave()
     await asyncio.wait_for(work.ended.wait(), WAIT_S)
@@ -154,7 +169,7 @@ async def test_a_disconnect_reaches_the_application(path: str) -> None:
 @pytest.mark.parametrize("path", ["/aside", "/direct", "/stream"])
 async def test_time_ends_the_work_and_says_so(path: str) -> None:
     work = Work()
-    client = Client(CancellableApp(create_app(work), max_request_s=0.2), path)
+    client = Client(bounded(create_app(work), max_request_s=0.2), path)
     await asyncio.wait_for(client.task, WAIT_S)
     assert work.ended.is_set()
     assert not work.finished
@@ -176,7 +191,7 @@ async def test_work_that_ignores_its_cancellation_keeps_its_place() -> None:
             with contextlib.suppress(asyncio.CancelledError):
                 await released.wait()
 
-    client = Client(CancellableApp(stubborn, max_request_s=MAX_REQUEST_S), "/")
+    client = Client(bounded(stubborn), "/")
     await asyncio.wait_for(begun.wait(), WAIT_S)
     client.task.cancel()
     done, _ = await asyncio.wait((client.task,), timeout=0.3)
@@ -186,18 +201,113 @@ async def test_work_that_ignores_its_cancellation_keeps_its_place() -> None:
         await asyncio.wait_for(client.task, WAIT_S)
 
 
-async def test_what_the_application_raises_passes() -> None:
+def start(kind: bytes) -> Message:
+    return {"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]}
+
+
+def piece(body: bytes, *, more: bool = True) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": more}
+
+
+EVENTS, HALF = b"text/event-stream", b'data: {"te'
+FAILED = b"the model 'm' failed; its log has the cause under request id "
+
+
+@pytest.mark.parametrize("raises", [ZeroDivisionError("secret"), None], ids=["raises", "returns"])
+@pytest.mark.parametrize(
+    ("messages", "status", "whole"),
+    [
+        ([], 500, True),
+        ([start(EVENTS), piece(b"data: 1\n\n")], 200, True),
+        ([start(EVENTS), piece(b"data: 1\n\n"), piece(HALF)], 200, True),
+        ([start(b"text/plain"), piece(b"abc")], 200, False),
+    ],
+    ids=["at once", "in a stream", "in an event", "in a body"],
+)
+async def test_an_application_that_fails_is_answered_for(
+    messages: list[Message], status: int, whole: bool, raises: Exception | None
+) -> None:
     async def broken(scope: Scope, receive: Any, send: Any) -> None:
+        for message in messages:
+            await send(message)
+        if raises is not None:
+            raise raises
+
+    client = Client(bounded(broken), "/")
+    await asyncio.wait_for(client.task, WAIT_S)
+    text = b"".join(message.get("body", b"") for message in client.sent)
+    assert client.sent[0]["status"] == status
+    assert client.sent[-1].get("more_body", False) is not whole
+    assert (FAILED in text) is whole
+    assert b"secret" not in text
+    assert HALF not in text
+
+
+async def test_an_error_of_ours_keeps_its_status() -> None:
+    async def refusing(scope: Scope, receive: Any, send: Any) -> None:
+        raise UnsupportedError("not today", param="day")
+
+    client = Client(bounded(refusing), "/")
+    await asyncio.wait_for(client.task, WAIT_S)
+    assert client.sent[0]["status"] == 400
+    assert json.loads(client.sent[1]["body"])["error"]["param"] == "day"
+
+
+async def test_what_fails_behind_a_whole_answer_changes_nothing() -> None:
+    async def late(scope: Scope, receive: Any, send: Any) -> None:
+        await send(start(b"text/plain"))
+        await send(piece(b"abc", more=False))
         raise ZeroDivisionError
 
-    client = Client(CancellableApp(broken, max_request_s=MAX_REQUEST_S), "/")
-    with pytest.raises(ZeroDivisionError):
-        await asyncio.wait_for(client.task, WAIT_S)
+    client = Client(bounded(late), "/")
+    await asyncio.wait_for(client.task, WAIT_S)
+    assert client.sent == [start(b"text/plain"), piece(b"abc", more=False)]
+
+
+@pytest.mark.parametrize("pieces", [(b"x" * 11,), (b"x" * 6, b"x" * 6, b"x")])
+async def test_a_large_body_is_refused_as_it_comes(pieces: tuple[bytes, ...]) -> None:
+    client = Client(bounded(create_app(Work()), max_body_bytes=10), "/body", pieces)
+    await asyncio.wait_for(client.task, WAIT_S)
+    assert client.sent[0]["status"] == 413
+    assert b"larger than 10 bytes" in client.sent[1]["body"]
+
+
+async def test_a_body_that_says_too_large_a_length_is_not_read() -> None:
+    work = Work()
+    client = Client(bounded(create_app(work), max_body_bytes=10), "/body", (), length=11)
+    await asyncio.wait_for(client.task, WAIT_S)
+    assert client.sent[0]["status"] == 413
+    assert not work.begun.is_set()
+
+
+async def test_a_body_that_takes_the_whole_time_is_answered_408() -> None:
+    client = Client(bounded(create_app(Work()), max_request_s=0.1), "/body", ())
+    await asyncio.wait_for(client.task, WAIT_S)
+    assert client.sent[0]["status"] == 408
+    assert b"did not arrive within 0.1 s" in client.sent[1]["body"]
+
+
+async def test_a_body_that_stops_is_answered_408(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("truthgpt_serve.server.bounded.STALL_S", 0.1)
+    client = Client(bounded(create_app(Work())), "/body", ())
+    await asyncio.wait_for(client.task, WAIT_S)
+    assert client.sent[0]["status"] == 408
+    assert b"no data of the request body arrived for" in client.sent[1]["body"]
+
+
+async def test_a_client_that_left_is_not_answered() -> None:
+    async def gone(scope: Scope, receive: Any, send: Any) -> None:
+        await receive()
+
+    client = Client(bounded(gone), "/", ())
+    client.leave()
+    await asyncio.wait_for(client.task, WAIT_S)
+    assert client.sent == []
 
 
 async def test_a_local_request_that_is_left_ends_with_its_work() -> None:
     work = Work()
-    app = CancellableApp(create_app(work), max_request_s=MAX_REQUEST_S)
+    app = bounded(create_app(work))
     async with LocalRequest(app, "/aside", {}, "id"):
         await asyncio.wait_for(work.begun.wait(), WAIT_S)
     await asyncio.wait_for(work.ended.wait(), WAIT_S)

@@ -1,0 +1,116 @@
+"""Checks, at a model's own address, what the router checks at the service's: method and `model`.
+
+A request that comes past the router is refused in the same words, whatever application answers it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from truthgpt_serve.errors import RequestError, TruthGPTError, not_here
+from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, header, relative_path
+from truthgpt_serve.http.compression import replay
+from truthgpt_serve.http.routes import find_error, find_routes
+from truthgpt_serve.router.open_inference import model_of
+from truthgpt_serve.router.request_body import BODY_METHODS, read_name
+from truthgpt_serve.router.upload import ClientLeftError, RequestBody, take
+
+_CARDS = "/v1/models/"
+_READS = ("GET", "HEAD")
+
+
+class NamedRequests:
+    """An application that gets only requests for its model.
+
+    Routes that an application has beside those of the service pass unread: they need no `model`.
+
+    Args:
+        app: The application; something around it answers the errors that this raises.
+        names: The model's name, its aliases and its adapters.
+    """
+
+    def __init__(self, app: Any, names: Sequence[str]) -> None:
+        self._app = app
+        self._name = names[0]
+        self._names = frozenset(names)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one ASGI connection.
+
+        Raises:
+            TruthGPTError: The request is refused.
+        """
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        method, path = scope["method"], relative_path(scope)
+        routes = find_routes(path, "service")
+        if not routes:
+            await self._app(scope, receive, send)
+            return
+        if not any(method in route.allow for route in routes):
+            error = find_error(method, path, "service")
+            if error is not None:
+                raise error
+        if method in _READS and path.startswith(_CARDS):
+            self._check(path.removeprefix(_CARDS))
+        if method not in BODY_METHODS or model_of(method, path) is not None:
+            await self._app(scope, receive, send)
+            return
+        body = RequestBody([], 0, True, receive)
+        try:
+            take(await receive(), body)
+            self._check(await read_name(body, header(scope["headers"], b"content-type") or b""))
+        except ClientLeftError:
+            return
+        await self._pass_on(scope, body, send)
+
+    def _check(self, model: str) -> None:
+        if model not in self._names:
+            raise not_here(model, self._name)
+
+    async def _pass_on(self, scope: Scope, body: RequestBody, send: Send) -> None:
+        if not body.more:
+            pieces = body.pieces
+            whole = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            await self._app(scope, replay(whole, body.receive), send)
+            return
+        rest = _Rest(body, send)
+        try:
+            await self._app(scope, rest.receive, rest.send)
+        finally:
+            if rest.error is not None:
+                raise rest.error
+
+
+class _Rest:
+    """A body of which the rest is still to come, and to be looked at.
+
+    Attributes:
+        error: What is wrong with the rest.
+    """
+
+    def __init__(self, body: RequestBody, send: Send) -> None:
+        self._body = body
+        self._send = send
+        self.error: TruthGPTError | None = None
+
+    async def receive(self) -> Message:
+        """Returns the next piece; an application learns no more of a body that is refused."""
+        body = self._body
+        if body.pieces:
+            return {"type": "http.request", "body": body.pieces.pop(0), "more_body": True}
+        message = await body.receive()
+        if message["type"] == "http.request":
+            try:
+                body.watch(message.get("body", b""))
+            except RequestError as error:
+                self.error = error
+                return {"type": "http.disconnect"}
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Sends on what is no answer to half a body."""
+        if self.error is None:
+            await self._send(message)

@@ -1,0 +1,272 @@
+"""Bounds each request to a model: its body, its time, and how it ends when something fails.
+
+Ray Serve cancels the task of a request whose client left. A handler that an application runs in a
+task of its own, as vLLM does, outlives that cancellation, so the application is told
+`http.disconnect` first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+from truthgpt_serve.body_limits import STALL_S, body_too_large, slow_body, stalled_body
+from truthgpt_serve.errors import (
+    ServerError,
+    TruthGPTError,
+    UnavailableError,
+    UpstreamError,
+    late_answer,
+)
+from truthgpt_serve.http.asgi import Message, Receive, Scope, Send
+from truthgpt_serve.http.connection import Connection
+from truthgpt_serve.http.sse import WholeEvents, is_event_stream
+
+logger = logging.getLogger(__name__)
+
+STOP_TIMEOUT_S = 5.0
+"""How long an application that was told of the disconnect may take before its task is cancelled."""
+
+_NUM_TURNS = 20
+"""Turns of the event loop in which an application starts to listen; vLLM needs two."""
+_EXPECTED = (UnavailableError, UpstreamError)
+"""Errors that another place logs once, not once for each request."""
+_DISCONNECT = "http.disconnect"
+
+
+class BoundedRequests:
+    """An application whose requests end with their clients, in time, and with a whole answer.
+
+    A request counts until its work has ended, so that a server's limit of concurrent requests
+    bounds the work too. An error before the answer has its own status; one in a stream of events is
+    its last event; any other answer that fails is left unfinished, and the server then closes the
+    connection.
+
+    Args:
+        app: The application.
+        name: The model name, for messages.
+        max_body_bytes: Largest body; a larger one is answered 413.
+        max_request_s: Longest time for one request, its body included, in seconds.
+    """
+
+    def __init__(self, app: Any, name: str, *, max_body_bytes: int, max_request_s: float) -> None:
+        self.app = app
+        self.name = name
+        self.max_body_bytes = max_body_bytes
+        self.max_request_s = max_request_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one ASGI connection."""
+        if scope["type"] == "http":
+            await _Request(self, scope, receive, send).run()
+        else:
+            await self.app(scope, receive, send)
+
+
+class _Request:
+    """One request, and what its application may still learn and send of it."""
+
+    __slots__ = (
+        "_arriving",
+        "_bounds",
+        "_end_s",
+        "_ended",
+        "_error",
+        "_events",
+        "_given_receive",
+        "_given_send",
+        "_listening",
+        "_loop",
+        "_num_bytes",
+        "_over",
+        "_scope",
+        "_since_s",
+        "_started",
+        "_timer",
+        "_told",
+    )
+
+    def __init__(self, bounds: BoundedRequests, scope: Scope, receive: Receive, send: Send) -> None:
+        self._bounds = bounds
+        self._scope = scope
+        self._given_receive = receive
+        self._given_send = send
+        self._loop = asyncio.get_running_loop()
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        self._error: TruthGPTError | None = None
+        self._listening: set[asyncio.Task[Any]] = set()
+        self._events: WholeEvents | None = None
+        self._num_bytes = 0
+        self._arriving = True
+        self._told = self._started = self._ended = False
+
+    async def run(self) -> None:
+        """Runs the application, and answers what it does not."""
+        bounds = self._bounds
+        for name, value in self._scope["headers"]:
+            if name == b"content-length" and value.isdigit() and int(value) > bounds.max_body_bytes:
+                await self._fail(self._too_large())
+                return
+        app: Coroutine[Any, Any, None] = bounds.app(self._scope, self._receive, self._send)
+        work = self._loop.create_task(app)
+        work.add_done_callback(self._wake)
+        self._since_s = self._loop.time()
+        self._end_s = self._since_s + bounds.max_request_s
+        first_s = min(self._end_s, self._since_s + STALL_S)
+        self._timer = self._loop.call_at(first_s, self._look)
+        try:
+            await self._over
+            if self._error is not None:
+                await self._fail(self._error)
+                await self._stop(work)
+                return
+        except asyncio.CancelledError:
+            await self._stop(work)
+            raise
+        finally:
+            self._timer.cancel()
+        if work.cancelled() or work.exception() is not None or not self._ended:
+            await self._conclude(None if work.cancelled() else work.exception())
+
+    def _wake(self, work: asyncio.Task[None]) -> None:
+        if not self._over.done():
+            self._over.set_result(None)
+
+    # -- limits
+
+    def _look(self) -> None:
+        """Ends the request if its time is over; one timer sees to the body's pauses too."""
+        limit_s, now_s = self._bounds.max_request_s, self._loop.time()
+        waits = self._arriving and bool(self._listening)  # for more of the body
+        if now_s >= self._end_s:
+            self._refuse(slow_body(limit_s) if waits else late_answer(self._bounds.name, limit_s))
+        elif waits and now_s >= self._since_s + STALL_S:
+            self._refuse(stalled_body(STALL_S))
+        else:
+            next_s = self._since_s + STALL_S if waits else now_s + STALL_S
+            next_s = min(next_s, self._end_s) if self._arriving else self._end_s
+            self._timer = self._loop.call_at(next_s, self._look)
+
+    def _refuse(self, error: TruthGPTError) -> None:
+        """Ends the request with an error, whatever its application does."""
+        if not self._over.done():
+            self._error = error
+            self._over.set_result(None)
+
+    def _too_large(self) -> TruthGPTError:
+        return body_too_large(self._bounds.max_body_bytes, "`serving.max_body_bytes`")
+
+    # -- the application's side
+
+    async def _receive(self) -> Message:
+        task = asyncio.current_task()
+        if self._over.done() or task is None:
+            self._told = True
+            return {"type": _DISCONNECT}
+        self._listening.add(task)
+        self._since_s = self._loop.time()
+        try:
+            message = await self._given_receive()
+        except asyncio.CancelledError:
+            if task in self._listening or task.uncancel() > 0:
+                raise
+            self._told = True
+            return {"type": _DISCONNECT}
+        finally:
+            self._listening.discard(task)
+        return self._checked(message)
+
+    def _checked(self, message: Message) -> Message:
+        if message["type"] == _DISCONNECT:
+            self._told = True
+        elif self._arriving:
+            self._num_bytes += len(message.get("body", b""))
+            self._arriving = message.get("more_body", False)
+            if self._num_bytes > self._bounds.max_body_bytes:
+                self._refuse(self._too_large())
+                self._told = True
+                return {"type": _DISCONNECT}
+        return message
+
+    async def _send(self, message: Message) -> None:
+        if self._ended or self._error is not None:
+            return
+        if message["type"] == "http.response.start":
+            self._started = True
+            if is_event_stream(message.get("headers", ())):
+                self._events = WholeEvents()
+        elif message["type"] == "http.response.body":
+            more = message.get("more_body", False)
+            self._ended = not more
+            if self._events is not None:
+                data = message.get("body", b"")
+                whole = self._events.feed(data)
+                if not more:
+                    whole += self._events.finish()
+                elif not whole:
+                    return
+                if whole is not data:
+                    message = {**message, "body": whole}
+        await self._given_send(message)
+
+    # -- ends
+
+    async def _conclude(self, error: BaseException | None) -> None:
+        """Answers for an application that has ended without a whole answer, or failed behind it."""
+        connection = Connection(self._scope, self._given_receive, self._given_send)
+        label, request_id = f"the model {self._bounds.name!r}", connection.request_id
+        if isinstance(error, TruthGPTError):
+            if isinstance(error, ServerError) and not isinstance(error, _EXPECTED):
+                logger.error("request %s: %s", request_id, error, exc_info=error.__cause__)
+            await self._fail(error)
+        elif error is not None or not self._told:
+            logger.error("request %s: %s failed", request_id, label, exc_info=error)
+            message = f"{label} failed; its log has the cause under request id {request_id}"
+            await self._fail(ServerError(message))
+
+    async def _fail(self, error: TruthGPTError) -> None:
+        """Sends an error if one can still be sent; nothing of the application follows."""
+        ended, self._ended = self._ended, True
+        if ended:
+            return
+        connection = Connection(self._scope, self._given_receive, self._given_send)
+        if not self._started:
+            await connection.fail(error)
+        elif self._events is not None and self._events.between:
+            connection.started = True
+            await connection.fail(error)
+        else:
+            logger.warning("request %s broke off: %s", connection.request_id, error)
+
+    async def _stop(self, work: asyncio.Task[None]) -> None:
+        """Ends the work of an application, and waits for its end."""
+        self._ended = True
+        if not self._over.done():
+            self._over.cancel()
+        try:
+            await self._end(work)
+        finally:
+            work.cancel()
+        if not work.done():
+            limit_s = self._bounds.max_request_s
+            logger.warning("a request still runs %g s after it was cancelled", limit_s)
+        elif not work.cancelled() and (error := work.exception()):
+            logger.debug("a request failed after its end: %r", error)
+
+    async def _end(self, work: asyncio.Task[None]) -> None:
+        # Cancelled while its handler runs in another task, an application loses that task: it has
+        # the time to hear of the disconnect first.
+        listening, self._listening = self._listening, set()
+        for task in listening:
+            task.cancel()
+        for _ in range(_NUM_TURNS):
+            if self._told or work.done():
+                break
+            await asyncio.sleep(0)
+        if self._told:
+            await asyncio.wait((work,), timeout=STOP_TIMEOUT_S)
+        if not work.done():
+            work.cancel()
+            await asyncio.wait((work,), timeout=self._bounds.max_request_s)
