@@ -122,7 +122,7 @@ class _Request:
                 await self._fail(self._error)
                 await self._stop(work)
                 return
-        except asyncio.CancelledError:
+        except BaseException:  # the client left, or the error could not be sent
             await self._stop(work)
             raise
         finally:
