@@ -28,7 +28,6 @@ PURPOSES = {
     "Ray's node manager (raylet)": r"/raylet ",
     "Ray's dashboard": r"dashboard",
     "Ray's node agents": r"ray::(DashboardAgent|RuntimeEnvAgent)|dashboard_agent|runtime_env",
-    "Ray's log and autoscaler monitors": r"/(log_monitor|monitor)\.py",
     "Ray's forked processes": r"multiprocessing\.",
     "the process of `serve run`": r"serve_run\.py",
     "Ray Serve's controller": r"ray::ServeController",

@@ -155,6 +155,7 @@ def test_ray_knows_each_variable(name: str, value: str) -> None:
         package / "_private" / "ray_constants.py",
         package / "_private" / "node.py",
         package / "dashboard" / "consts.py",
+        package / "dashboard" / "modules" / "reporter" / "reporter_consts.py",
         # Settings of the C++ core are named in its programs, without their prefix.
         package / "core" / "src" / "ray" / "raylet" / "raylet",
         ROOT
@@ -162,6 +163,7 @@ def test_ray_knows_each_variable(name: str, value: str) -> None:
         / "cluster"
         / "haproxy"
         / "limits.py",  # ours, which Ray hands on to HAProxy
+        ROOT / "truthgpt_serve" / "cluster" / "service" / "ray_idle.py",
     ]
     assert value != ""
     assert any(short in place.read_bytes() for place in places), f"Ray does not read {name}"

@@ -25,6 +25,8 @@ from truthgpt_serve.playground.uploads import Uploads
 
 MOUNT = "/ui"
 TITLE = "TruthGPT Serve playground"
+QUEUE_PERIOD_S = 0.02
+"""How often Gradio's queue is looked at; by itself every millisecond, 3 % of a core when idle."""
 MAX_SESSIONS = 200
 """Open pages whose conversations are kept; then the one that was used longest ago is forgotten."""
 TASKS = (
@@ -87,6 +89,9 @@ def build_pages(config: PlaygroundConfig, client: ServiceClient, running: Runnin
 
         pages.unload(leave)
     pages.queue(max_size=config.max_waiting, api_open=False, default_concurrency_limit=16)
+    if not hasattr(pages._queue, "sleep_when_free"):
+        raise RuntimeError(f"Gradio's queue has no `sleep_when_free` any more: adapt {__file__}")
+    pages._queue.sleep_when_free = QUEUE_PERIOD_S
     return pages
 
 

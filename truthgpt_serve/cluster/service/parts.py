@@ -70,7 +70,6 @@ PARTS = (
     Part("Ray's runtime_env agent", ("ray::RuntimeEnvAgent",), Remedy.RESTART),
     Part("Ray's dashboard", ("/ray/dashboard/dashboard.py",), Remedy.RUN_AGAIN),
     Part("Ray's log monitor", ("/ray/_private/log_monitor.py",), Remedy.RUN_AGAIN),
-    Part("Ray's autoscaler monitor", ("/ray/autoscaler/_private/monitor.py",), Remedy.RUN_AGAIN),
     Part("Ray Serve's controller", ("ray::ServeController",), Remedy.WAIT),
     Part("Ray Serve's proxy manager", ("ray::HAProxyManager",), Remedy.WAIT),
     Part("Ray Serve's fallback proxy", ("ray::ProxyActor",), Remedy.WAIT),

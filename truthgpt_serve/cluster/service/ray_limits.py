@@ -6,7 +6,8 @@
 - Serve waits 60 s for its proxies.
 
 On a busy machine each of them ends the whole start. Run as a program it is Ray's own command line
-with these limits: `python -m truthgpt_serve.cluster.service.ray_limits start --head`.
+with these limits, and as light as `ray_idle` makes it:
+`python -m truthgpt_serve.cluster.service.ray_limits start --head`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import psutil
 
 from truthgpt_serve.cluster.ports import free_port
 from truthgpt_serve.cluster.processes import read_arguments
+from truthgpt_serve.cluster.service.ray_idle import lighten_ray
+from truthgpt_serve.cluster.service.ray_worker import leave_out_pandas
 
 START_LIMIT_S = 600.0
 """How long each of these steps may take; what fails earlier says so earlier."""
@@ -129,7 +132,9 @@ def _has_raylet() -> bool:
 
 def main() -> None:
     """Ray's command line."""
+    leave_out_pandas()
     lengthen_limits()
+    lighten_ray()
     command = importlib.import_module("ray.scripts.scripts")
     sys.argv[0] = "ray"
     command.main()
