@@ -154,6 +154,7 @@ def test_ray_knows_each_variable(name: str, value: str) -> None:
         package / "_common" / "usage" / "usage_constants.py",
         package / "_private" / "ray_constants.py",
         package / "_private" / "node.py",
+        package / "_private" / "log_monitor.py",
         package / "dashboard" / "consts.py",
         package / "dashboard" / "modules" / "reporter" / "reporter_consts.py",
         # Settings of the C++ core are named in its programs, without their prefix.
