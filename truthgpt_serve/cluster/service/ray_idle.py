@@ -69,7 +69,8 @@ def _light_params(params: type[Any]) -> type[Any]:
             for name in ("worker_path", "no_monitor", "autoscaling_config"):
                 if not hasattr(self, name):
                     raise RayChangedError(f"Ray's parameters of a node have no {name}")
-            self.worker_path = self.worker_path or ray_worker.__file__
-            self.no_monitor = self.no_monitor or self.autoscaling_config is None
+            self.worker_path: str = vars(self)["worker_path"] or ray_worker.__file__
+            if vars(self)["autoscaling_config"] is None:
+                self.no_monitor = True
 
     return LightParams
