@@ -35,6 +35,7 @@ class Replica(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.name = name
         self.paths: list[str] = []
+        self.headers: dict[str, str] = {}
         self.released = threading.Event()
         self.cut = threading.Event()
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
@@ -62,6 +63,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.paths.append(self.path)
+        self.server.headers = {name.lower(): value for name, value in self.headers.items()}
         self._read_body()
         if "/wait" in self.path:
             self.server.released.wait(LIMIT_S)

@@ -30,6 +30,10 @@ class RouterConfig(Section):
     """Seconds from a request's arrival to the end of its answer; then the model's work is aborted
     and the client gets 504. Keep it at most the models' `serving.max_request_s`."""
 
+    direct: bool = True
+    """Whether the proxy sends a request straight to its model where it can read which it is. Off,
+    every request goes through the router, which costs more and changes no answer."""
+
     hold_timeout_s: NonNegativeNumber = 60
     """Seconds that a request for a model which has run before is held while it scales from zero or
     is replaced, then 503. More hides longer starts and keeps clients waiting longer."""

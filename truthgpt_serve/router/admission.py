@@ -41,6 +41,21 @@ def capacity(entries: Iterable[ModelEntry]) -> int | None:
     return sum(known) + RESERVE if len(known) == len(held) else None
 
 
+def held_by_model(entries: Iterable[ModelEntry], most_s: float) -> dict[str, int]:
+    """Returns how many requests each running model holds, by name, where that is known.
+
+    Args:
+        entries: All models, adapters and aliases.
+        most_s: Only models that end their requests within so many seconds by themselves.
+    """
+    held = {}
+    for entry in entries:
+        limits = _limits(entry) if entry.is_model and entry.running else None
+        if limits is not None and entry.card["limits"].get("max_request_s", most_s + 1) <= most_s:
+            held[entry.name] = sum(limits)
+    return held
+
+
 def _limits(entry: ModelEntry) -> tuple[int, int] | None:
     """Returns how many requests all replicas of a model work on, and how many they queue."""
     limits = entry.card.get("limits") or {}

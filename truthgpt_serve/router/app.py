@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from truthgpt_serve.cluster.haproxy.direct import NEWS_PATH, news_query
 from truthgpt_serve.cluster.haproxy.limits import CAPACITY_HEADER
 from truthgpt_serve.cluster.state import ServeState, metrics_address
 from truthgpt_serve.config import RouterConfig
@@ -27,7 +28,7 @@ from truthgpt_serve.http.file_store import FileStore
 from truthgpt_serve.http.front import Front
 from truthgpt_serve.http.retriable import HEADER, RETRY_AFTER_S
 from truthgpt_serve.http.routes import find_error
-from truthgpt_serve.router.admission import Admission, capacity
+from truthgpt_serve.router.admission import Admission, capacity, held_by_model
 from truthgpt_serve.router.backend_info import BackendInfo
 from truthgpt_serve.router.discovery import MODELS_PREFIX, ModelDirectory
 from truthgpt_serve.router.open_inference import model_of
@@ -84,7 +85,12 @@ class RouterApp(Front):
             # What still arrives is in HAProxy's count, and at no model; the others have as much.
             held += self._bodies.num_arriving * self._config.num_replicas
             told = [(CAPACITY_HEADER.encode(), b"%d" % held)]
-        _, routes = await self._pool.fetch(b"/-/routes", told)
+        query = news_query(
+            self._config.max_body_bytes if self._config.direct else 0,
+            held_by_model(self.directory.entries(), self._config.request_timeout_s),
+        )
+        path = f"{NEWS_PATH}?{query}" if self.directory.loaded else NEWS_PATH
+        _, routes = await self._pool.fetch(path.encode(), told)
         return routes
 
     async def _fetch_metrics(self) -> bytes:

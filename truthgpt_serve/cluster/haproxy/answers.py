@@ -30,7 +30,8 @@ _PAGES = {
     405: ("Method Not Allowed", "The path has no such method", _REQUEST, "method_not_allowed"),
     408: (
         "Request Timeout",
-        f"The request did not arrive in time; a head must be there within {HEAD_TIMEOUT_S} s",
+        f"The request did not arrive in time; a head must be there within {HEAD_TIMEOUT_S} s, and "
+        "a body may not stop on its way",
         _REQUEST,
         "request_timeout",
     ),

@@ -6,7 +6,7 @@ Works on the lines of the configuration that Ray Serve writes; starts nothing.
   model. With one limit for both, clients fill it, the routers' requests find no room, and nothing
   is answered any more. The routers have a frontend of their own, on a socket in the file system.
 - A connection is held only as long as something moves on it: a head must be there within 10 s. A
-  request goes on to a router or a model when its body is there, or fills a buffer (16 KB): slow
+  request goes on to a router or a model when its body is there, or fills a buffer: slow
   clients take up neither.
 - More requests than all models hold, as the routers say once a second, are answered 429 here, where
   that costs a hundredth of what a request costs. The answer is held for a moment: clients that ask
@@ -170,7 +170,6 @@ def _refuse_what_is_too_much(lines: list[str], root: str, most: int, crowded: in
     insert(
         lines,
         CLIENTS,
-        f"http-request wait-for-body time {BODY_TIMEOUT_S}s if !METH_GET",
         f"timeout tarpit {REFUSED_AFTER_S}s",
         *(f"{refusal} {condition}" for condition in conditions for refusal in refusals),
     )
@@ -180,6 +179,11 @@ def _refuse_what_is_too_much(lines: list[str], root: str, most: int, crowded: in
         f"backend {root}",
         f"http-request return status 429 default-errorfiles if {{ be_conn gt {reserve} }}",
     )
+
+
+def wait_for_bodies(lines: list[str]) -> None:
+    """Has a client's request go on when its body is there, or fills a buffer."""
+    insert(lines, CLIENTS, f"http-request wait-for-body time {BODY_TIMEOUT_S}s if !METH_GET")
 
 
 def _limit_total(lines: list[str]) -> Limits:

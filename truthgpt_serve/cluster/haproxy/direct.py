@@ -1,0 +1,217 @@
+"""Has HAProxy read `model` itself and send a request straight to its model, without the router.
+
+Works on the lines of the configuration that Ray Serve writes. What comes to a model in this way is
+what comes to `/models/<name>`: its path is rewritten, and HAProxy sees its connections in the same
+backend.
+
+- Only a `POST` with a JSON body that fits into HAProxy's buffer, to a route that every request for
+  a model has, whose top-level `model` is the name of an application with a replica. All else goes
+  to the router: adapters and aliases, models without a replica, forms, long or compressed bodies,
+  requests of browsers from other pages, whose origin the router checks, and bodies that may say
+  `model` twice.
+- Only while the routers say so, once a second, with how many requests each model holds. What is
+  more is answered 429 here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from urllib.parse import urlencode
+
+from truthgpt_serve.cluster.haproxy.limits import CLIENTS, ROUTERS, insert, section
+from truthgpt_serve.errors import OverloadedError
+from truthgpt_serve.http.routes import ROUTES
+from truthgpt_serve.queue_full import RETRY_AFTER_S, queue_full
+
+MAP_NAME = "models.map"
+BUFFER_BYTES = 65536
+MAX_BODY_BYTES = 49152
+"""The longest body that HAProxy reads: the buffer has the request's head too."""
+NEWS_PATH = "/-/routes"
+LIMIT_KEY, MODEL_KEY = "direct", "model."
+"""In the query of the routers' request: the longest body, and how many requests a model holds."""
+
+_BUFFER = re.compile(r"^\s*tune\.bufsize \d+$")
+_ROUTES = re.compile(r'^\s*http-request return status \d+ .* string "(\{.*\})" if routes$')
+_PREFIX = re.compile(r"^\s*acl is_(\S+) path (/models/\S+)$")
+_SERVER = re.compile(r"^\s*server (\S+) (\S+) (?!.*\bbackup\b)")
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_TWICE = r'(?s)"model"[ \t\r\n]*:.*"model"[ \t\r\n]*:'
+_ESCAPED = r"\\u00(64|65|6[cCdDfF])"
+"""A key of escaped letters is `model` too; nobody escapes these."""
+WAY_HEADER = "x-truthgpt-way"
+"""A request that has it goes through the router, whatever else it is: for comparisons."""
+_OTHERWISE = (WAY_HEADER, "origin", "content-encoding", "transfer-encoding", "expect", "upgrade")
+"""Headers of requests that need the router."""
+_IGNORE_CLIENT = "x-request-disconnect-disabled"
+"""It would have Ray Serve go on for a client that left; the router does not pass it on either."""
+_ANTHROPIC = "/v1/messages"
+_FOUND = "{ var(txn.direct) -m found }"
+
+
+def direct_paths() -> list[str]:
+    """Returns the routes of requests that may go straight to a model.
+
+    HAProxy's own pages have OpenAI's envelope, so the routes of the other APIs are not among them.
+    """
+    return [
+        route.path
+        for route in ROUTES
+        if route.methods == ("POST",)
+        and {"service", "model"} <= {*route.places}
+        and "{" not in route.path
+        and not route.path.startswith(_ANTHROPIC)
+    ]
+
+
+def news_query(max_body_bytes: int, held: Mapping[str, int]) -> str:
+    """Returns the query by which a router says what may go straight to the models.
+
+    Args:
+        max_body_bytes: The longest body; 0 for no request at all.
+        held: How many requests each model holds, by name.
+    """
+    models = {MODEL_KEY + name: str(number) for name, number in held.items()}
+    return urlencode({LIMIT_KEY: str(min(max_body_bytes, MAX_BODY_BYTES)), **models})
+
+
+def send_direct(lines: list[str], folder: Path) -> None:
+    """Adds the rules for requests that go straight to their model.
+
+    Args:
+        lines: The configuration, which is changed.
+        folder: Where the map of models is; `write_map` writes it.
+    """
+    backends = find_backends(lines)
+    if not backends:
+        return
+    start, end = section(lines, "global")
+    lines[start:end] = [
+        f"    tune.bufsize {BUFFER_BYTES}" if _BUFFER.match(line) else line
+        for line in lines[start:end]
+    ]
+    for backend in backends.values():
+        _track(lines, backend)
+    insert(lines, ROUTERS, *_news_rules(list(backends)))
+    insert(lines, CLIENTS, *_rules(backends, folder))
+
+
+def find_backends(lines: list[str]) -> dict[str, str]:
+    """Returns the backend of each model that has a replica and a plain name, by that name."""
+    routes = next((found[1] for line in lines if (found := _ROUTES.match(line))), "{}")
+    names: dict[str, str] = json.loads(routes.replace('\\"', '"'))
+    backends = {}
+    for line in lines:
+        found = _PREFIX.match(line)
+        if found is None or names.get(found[2]) != found[2].removeprefix("/models/"):
+            continue
+        name = names[found[2]]
+        if _NAME.fullmatch(name) and f"backend {found[1]}" in lines and _servers(lines, found[1]):
+            backends[name] = found[1]
+    return backends
+
+
+def write_map(lines: Iterable[str]) -> str:
+    """Returns the text of the map from models to the sections that say whether a replica is up."""
+    return "".join(f"{name} {_up(backend)}\n" for name, backend in find_backends([*lines]).items())
+
+
+def _up(backend: str) -> str:
+    return f"up-{backend}"
+
+
+def _servers(lines: list[str], backend: str) -> list[tuple[str, str]]:
+    start, end = section(lines, f"backend {backend}")
+    found = (_SERVER.match(line) for line in lines[start:end])
+    return [(server[1], server[2]) for server in found if server]
+
+
+def _track(lines: list[str], backend: str) -> None:
+    """Adds a section without Ray's fallback, which counts the replicas that are up."""
+    tracked = [
+        f"    server {name} {address} track {backend}/{name}"
+        for name, address in _servers(lines, backend)
+    ]
+    lines += [f"backend {_up(backend)}", *tracked]
+
+
+def _refusal(name: str, backend: str, at: int) -> str:
+    """Returns the rule for what a model does not hold; the answer is held back as `limits` says.
+
+    It stands in the frontend: in the backend, those that wait for it would count as requests.
+    """
+    body = json.dumps(queue_full(f"model {name!r}", 0).to_envelope())
+    body = body.replace(": 0 requests", f": %[var(proc.held_{at})] requests")
+    return (
+        f"http-request tarpit status {OverloadedError.status} content-type application/json "
+        f"lf-string '{_quoted(body)}' hdr retry-after {RETRY_AFTER_S} "
+        f"hdr x-request-id %[var(txn.id)] if {_FOUND} {{ var(txn.model) -m str {name} }} "
+        f"{{ be_conn({backend}),sub(proc.held_{at}) ge 0 }}"
+    )
+
+
+def _quoted(text: str) -> str:
+    """Returns a text between single quotes of HAProxy's, which end at the next one."""
+    return text.replace("'", "'\\''")
+
+
+def _news_rules(names: list[str]) -> list[str]:
+    told = f"{{ path {NEWS_PATH} }} {{ urlp({LIMIT_KEY}) -m found }}"
+    rules = [f"http-request set-var(proc.direct) urlp({LIMIT_KEY}),add(0) if {told}"]
+    for at, name in enumerate(names):
+        key = MODEL_KEY + name
+        rules += [
+            f"http-request set-var(proc.held_{at}) urlp({key}),add(0) if {told}",
+            f"http-request unset-var(proc.held_{at}) if {told} !{{ urlp({key}) -m found }}",
+        ]
+    return rules
+
+
+def _conditions() -> list[str]:
+    """Returns the conditions of requests whose `model` is read, by name: a line has 64 words."""
+    json_type = r"req.hdr(content-type) -m reg -i ^application/json[[:space:]]*(;|$)"
+    others = (
+        *(f"req.hdr({name}) -m found" for name in _OTHERWISE),
+        "req.hdr_cnt(content-type) gt 1",
+        "req.hdr_cnt(content-length) gt 1",
+        f"req.body -m reg '{_TWICE}'",
+        f"req.body -m reg '{_ESCAPED}'",
+    )
+    return [
+        f"acl direct_route path {' '.join(direct_paths())}",
+        "acl direct_on var(proc.direct) -m found",
+        f"acl direct_json {json_type}",
+        "acl direct_short req.hdr_val(content-length),sub(proc.direct) le 0",
+        *(f"acl direct_other {other}" for other in others),
+    ]
+
+
+def _rules(backends: Mapping[str, str], folder: Path) -> list[str]:
+    forwarded = {"host": "%[req.hdr(host)]", "proto": "http", "prefix": "/"}
+    return [
+        f"http-request del-header {_IGNORE_CLIENT}",
+        *_conditions(),
+        "http-request set-var(txn.model) req.body,json_query('$.model') "
+        "if METH_POST direct_route direct_on direct_json direct_short !direct_other",
+        f"http-request set-var(txn.direct) var(txn.model),map_str({folder / MAP_NAME}) "
+        "if { var(txn.model) -m found }",
+        f"http-request unset-var(txn.direct) if {_FOUND} {{ var(txn.direct),nbsrv lt 1 }}",
+        *(
+            f"http-request unset-var(txn.direct) if {_FOUND} {{ var(txn.model) -m str {name} }} "
+            f"!{{ var(proc.held_{at}) -m found }}"
+            for at, name in enumerate(backends)
+        ),
+        f"http-request set-header x-request-id %[uuid()] if {_FOUND} "
+        "!{ req.hdr(x-request-id) -m found }",
+        f"http-request set-var(txn.id) req.hdr(x-request-id) if {_FOUND}",  # a tarpit has none
+        *(_refusal(name, backend, at) for at, (name, backend) in enumerate(backends.items())),
+        *(
+            f"http-request set-header x-forwarded-{name} {value} if {_FOUND} "
+            f"!{{ req.hdr(x-forwarded-{name}) -m found }}"
+            for name, value in forwarded.items()
+        ),
+        f"http-request set-path /models/%[var(txn.model)]%[path] if {_FOUND}",
+    ]
