@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 
 from benchmarks.disconnects import num_descriptors, ongoing_requests, send_requests
 from benchmarks.local_cluster import LocalCluster, model_application, router_application
+from truthgpt_serve.cluster.haproxy.direct import WAY_HEADER
 
 ROOT = Path(__file__).resolve().parents[2]
 ECHO: dict[str, Any] = {
@@ -25,6 +27,7 @@ ECHO: dict[str, Any] = {
     "serving": {"max_ongoing_requests": 128, "engine": {"token_interval_s": 0.02}},
 }
 BROKEN: dict[str, Any] = {"model": {"family": "custom", "import": "no_such_module"}}
+WAYS: dict[str, dict[str, str]] = {"direct": {}, "router": {WAY_HEADER: "router"}}
 NAMES = ["echo", "victim", "router"]
 EXPORT_TIMEOUT_S = 60
 RECOVERY_S = 60
@@ -79,30 +82,46 @@ def test_clients_that_leave_leave_nothing_behind(cluster: LocalCluster) -> None:
     assert all(after[name] <= before[name] + 40 for name in NAMES), (before, after)
 
 
-def test_a_killed_replica_ends_streams_with_an_error_and_is_replaced(
-    cluster: LocalCluster, client: httpx.Client
+def _ask_victim(client: httpx.Client, way: str) -> httpx.Response | httpx.RemoteProtocolError:
+    body = {"model": "victim", "prompt": "a b", "max_tokens": 500}
+    try:
+        return client.post("/v1/completions", json=body, headers=WAYS[way])
+    except httpx.RemoteProtocolError as error:
+        return error
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_killed_replica_ends_its_streams_and_is_replaced(
+    cluster: LocalCluster, client: httpx.Client, way: str
 ) -> None:
+    """The router tells the clients; HAProxy, on the direct way, can only close a stream."""
     (pid,) = cluster.replica_pids("victim")
-    unary: list[httpx.Response] = []
-    waiting = threading.Thread(
-        target=lambda: unary.append(complete(client, "victim", max_tokens=500))
-    )
+    unary: list[httpx.Response | httpx.RemoteProtocolError] = []
+    waiting = threading.Thread(target=lambda: unary.append(_ask_victim(client, way)))
     waiting.start()
     body = {"model": "victim", "prompt": "a", "max_tokens": 500, "stream": True}
     events = []
-    with client.stream("POST", "/v1/completions", json=body) as response:
+    closed = pytest.raises(httpx.RemoteProtocolError) if way == "direct" else nullcontext()
+    with (
+        closed,
+        client.stream("POST", "/v1/completions", json=body, headers=WAYS[way]) as response,
+    ):
         assert response.status_code == 200
         for line in response.iter_lines():
             if line:
                 events.append(line)
             if len(events) == 5:
                 os.kill(pid, signal.SIGKILL)
-    error = json.loads(events[-1].removeprefix("data: "))["error"]
-    assert error["code"] == "upstream_error"
     assert "[DONE]" not in "".join(events)
+    if way == "router":
+        error = json.loads(events[-1].removeprefix("data: "))["error"]
+        assert error["code"] == "upstream_error"
     waiting.join(90)
-    assert unary[0].status_code in (502, 503)
-    assert unary[0].json()["error"]["code"] in ("upstream_error", "model_unavailable")
+    if isinstance(unary[0], httpx.Response):
+        assert unary[0].status_code in (502, 503)
+        assert unary[0].json()["error"]["code"] in ("upstream_error", "model_unavailable")
+    else:
+        assert way == "direct"
 
     assert complete(client, "echo").status_code == 200  # the others did not notice
     deadline = time.monotonic() + RECOVERY_S

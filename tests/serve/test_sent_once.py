@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from benchmarks.local_cluster import LocalCluster, model_application, router_application
+from truthgpt_serve.cluster.haproxy.direct import WAY_HEADER
 from truthgpt_serve.cluster.processes import read_process
 
 HERE = Path(__file__).parent
@@ -26,6 +27,7 @@ COUNTING: dict[str, Any] = {
     "serving": {"num_replicas": 2, "max_ongoing_requests": 64},
 }
 ECHO: dict[str, Any] = {"model": {"family": "echo"}, "hardware": {"gpus": 0, "cpus": 0.1}}
+WAYS: dict[str, dict[str, str]] = {"direct": {}, "router": {WAY_HEADER: "router"}}
 NUM_CLIENTS = 8
 RECOVERY_S = 120
 IDLE_S = (0.0, 0.5, 5.1)
@@ -39,9 +41,11 @@ class Counted:
     cluster: LocalCluster
     marks: Path
 
-    def ask(self, client: httpx.Client, name: str, **inputs: Any) -> httpx.Response:
+    def ask(
+        self, client: httpx.Client, name: str, *, way: str = "direct", **inputs: Any
+    ) -> httpx.Response:
         body = {"model": "counting", "inputs": {"text": name, **inputs}}
-        return client.post("/v1/infer", json=body)
+        return client.post("/v1/infer", json=body, headers=WAYS[way])
 
     def num_runs(self, name: str) -> int:
         path = self.marks / name
@@ -81,20 +85,27 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Counted]:
         yield counted
 
 
-@pytest.mark.parametrize("kept", [False, True], ids=["first", "kept"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("end", ["exit", "segfault"])
 def test_a_request_that_kills_its_replica_kills_no_other(
-    counted: Counted, end: str, kept: bool
+    counted: Counted, end: str, way: str
 ) -> None:
-    """Also on connections that carried requests before, which HAProxy closes in silence."""
+    """Also on connections that carried requests before, which HAProxy closes in silence.
+
+    Of that the router makes an answer; on the direct way the client sees it.
+    """
     before = counted.wait_for_replicas()
-    name = f"{end}-{kept}"
+    name = f"{end}-{way}"
     with httpx.Client(base_url=counted.cluster.url, timeout=60) as client:
-        for number in range(20 if kept else 0):
-            assert counted.ask(client, f"{name}-{number}").status_code == 200
-        refused = counted.ask(client, name, end=end)
-        assert refused.status_code in (502, 503)
-        assert refused.json()["error"]["code"] in ("upstream_error", "model_unavailable")
+        for number in range(20):
+            assert counted.ask(client, f"{name}-{number}", way=way).status_code == 200
+        try:
+            refused = counted.ask(client, name, way=way, end=end)
+        except httpx.RemoteProtocolError:
+            assert way == "direct"
+        else:
+            assert refused.status_code in (502, 503)
+            assert refused.json()["error"]["code"] in ("upstream_error", "model_unavailable")
         assert counted.num_runs(name) == 1
         # Until its last moment the port of the dead one takes connections.
         counted.wait_for_end(int((counted.marks / name).read_text()))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from truthgpt_serve.cluster.haproxy.direct import WAY_HEADER
 from truthgpt_serve.http.sse import read_data
 
 TIMEOUT_S = 60.0
@@ -51,9 +52,10 @@ class Way:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-ROUTER = Way("router", "")
+ROUTER = Way("router", "", {WAY_HEADER: "router"})
 MODEL = Way("model", "/models/{model}")
-WAYS = (ROUTER, MODEL)
+DIRECT = Way("direct", "")
+WAYS = (ROUTER, MODEL, DIRECT)
 """All ways; each is compared with the first. One more way is one more entry."""
 
 
