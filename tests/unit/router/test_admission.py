@@ -10,7 +10,7 @@ import pytest
 from truthgpt_serve.cluster.state import ApplicationState
 from truthgpt_serve.errors import OverloadedError
 from truthgpt_serve.router import admission as module
-from truthgpt_serve.router.admission import RESERVE, Admission, capacity
+from truthgpt_serve.router.admission import RESERVE, Admission, capacity, held_by_model
 from truthgpt_serve.router.model_entry import ModelEntry, adapter_entries, model_entry
 
 LIMITS = {"max_ongoing_requests": 2, "max_queued_requests": 4}
@@ -109,3 +109,21 @@ def test_the_service_holds_what_its_models_hold() -> None:
     first, second = entry_of(2, limits=LIMITS, adapters=["lora"]), entry_of(0, limits=LIMITS)
     assert capacity([first, *adapter_entries(first), second]) == 12 + 6 + RESERVE
     assert capacity([first, entry_of(1)]) is None
+
+
+@pytest.mark.parametrize(
+    ("num_replicas", "limits", "held"),
+    [
+        (1, {**LIMITS, "max_request_s": 600}, {"m": 6}),
+        (3, {**LIMITS, "max_request_s": 600}, {"m": 18}),
+        (0, {**LIMITS, "max_request_s": 600}, {}),  # the router waits for a replica
+        (1, {**LIMITS, "max_request_s": 601}, {}),  # the router's own limit is shorter
+        (1, LIMITS, {}),
+        (1, {"max_request_s": 1}, {}),
+    ],
+)
+def test_what_goes_straight_to_a_model_is_bounded(
+    num_replicas: int, limits: dict[str, Any], held: dict[str, int]
+) -> None:
+    entry = entry_of(num_replicas, limits=limits, adapters=["lora"])
+    assert held_by_model([entry, *adapter_entries(entry)], 600) == held
