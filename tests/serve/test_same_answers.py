@@ -321,6 +321,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
         "kv_cache_memory_bytes": "128M",
     }  # fmt: skip
     brief = {"max_request_s": BRIEF_S}
+    four = {"max_ongoing_requests": 4}  # one for each way, and one that has been answered
     models: dict[str, dict[str, Any]] = {
         "echo": {**echo, "serving": bounds},
         "breaking": {**echo, "serving": {"engine": {"fail_after": 3}}},
@@ -329,8 +330,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
         "narrow": {
             **shouting, "serving": {"max_ongoing_requests": 1, "max_queued_requests": 1}
         },
-        "own": {**application, **small, "serving": {**bounds, **brief}},
-        "slow-own": {**application, **small},
+        "own": {**application, **small, "serving": {**bounds, **brief, **four}},
+        "slow-own": {**application, **small, "serving": four},
         "tiny": {
             "model": {"name_or_path": str(weights)},
             "hardware": {"cpus": 1, "gpus": 0},
