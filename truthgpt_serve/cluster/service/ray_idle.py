@@ -21,24 +21,24 @@ _MODULES_OPTION = "--modules-to-load"
 _DASHBOARD = "dashboard"
 
 
-class RayChangedError(RuntimeError):
-    """Ray has no longer what this file changes."""
+class RayMovedError(RuntimeError):
+    """Ray has no longer what a file of this package changes."""
 
 
 def lighten_ray() -> None:
     """Changes what this process starts as a node of Ray; call it before Ray starts, once.
 
     Raises:
-        RayChangedError: This release of Ray has other parts.
+        RayMovedError: This release of Ray has other parts.
     """
     services = importlib.import_module("ray._private.services")
     parameter = importlib.import_module("ray._private.parameter")
     constants = importlib.import_module("ray._private.ray_constants")
     if getattr(constants, "PROCESS_TYPE_DASHBOARD", None) != _DASHBOARD:
-        raise RayChangedError(f"Ray's dashboard is named differently: adapt {__file__}")
+        raise RayMovedError(f"Ray's dashboard is named differently: adapt {__file__}")
     for module, name in ((services, "start_ray_process"), (parameter, "RayParams")):
         if not hasattr(module, name):
-            raise RayChangedError(f"{module.__name__}.{name} is gone: adapt {__file__}")
+            raise RayMovedError(f"{module.__name__}.{name} is gone: adapt {__file__}")
     _set(services, "start_ray_process", _with_few_modules(services.start_ray_process))
     _set(parameter, "RayParams", _light_params(parameter.RayParams))
 
@@ -68,7 +68,7 @@ def _light_params(params: type[Any]) -> type[Any]:
             super().__init__(*args, **kwargs)
             for name in ("worker_path", "no_monitor", "autoscaling_config"):
                 if not hasattr(self, name):
-                    raise RayChangedError(f"Ray's parameters of a node have no {name}")
+                    raise RayMovedError(f"Ray's parameters of a node have no {name}")
             self.worker_path: str = vars(self)["worker_path"] or ray_worker.__file__
             if vars(self)["autoscaling_config"] is None:
                 self.no_monitor = True

@@ -23,7 +23,7 @@ import psutil
 
 from truthgpt_serve.cluster.ports import free_port
 from truthgpt_serve.cluster.processes import read_arguments
-from truthgpt_serve.cluster.service.ray_idle import lighten_ray
+from truthgpt_serve.cluster.service.ray_idle import RayMovedError, lighten_ray
 from truthgpt_serve.cluster.service.ray_worker import leave_out_pandas
 
 START_LIMIT_S = 600.0
@@ -36,10 +36,6 @@ AGENT_PORTS = {
 }
 """Ray's parameters of a node by which the agents' ports are given, and what names their files."""
 _POLL_S = 0.5
-
-
-class RayMovedError(RuntimeError):
-    """Ray has no longer what this file changes."""
 
 
 def lengthen_limits() -> None:

@@ -75,4 +75,4 @@ def test_another_release_is_named() -> None:
     )
     command = [sys.executable, "-c", program]
     found = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert "RayChangedError: ray._private.services.start_ray_process is gone" in found.stderr
+    assert "RayMovedError: ray._private.services.start_ray_process is gone" in found.stderr

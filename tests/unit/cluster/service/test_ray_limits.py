@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from truthgpt_serve.cluster.service import ray_limits
-from truthgpt_serve.cluster.service.ray_limits import RayMovedError
+from truthgpt_serve.cluster.service.ray_idle import RayMovedError
 
 PARAMS = """
 from truthgpt_serve.cluster.service.ray_limits import AGENT_PORTS, START_LIMIT_S, lengthen_limits
