@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.serve.conftest import Service
+from truthgpt_serve.cluster.haproxy.direct import BUFFER_BYTES
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -700,14 +702,14 @@ def check(service: Service, bad: Bad) -> None:
 def test_a_body_above_the_limit_is_refused_before_it_is_whole(service: Service) -> None:
     parts = urlsplit(service.cluster.url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
-    connection.putrequest("POST", CHAT)
-    connection.putheader("content-length", str(100 * 2**20))
-    connection.endheaders()
-    connection.send(bytes(2**15))  # the proxy passes a request on when its buffer is full
-    answer = connection.getresponse()
-    assert answer.status == 413
-    assert b"larger than 67108864 bytes, the limit that the router's" in answer.read()
-    connection.close()
+    with contextlib.closing(connection):
+        connection.putrequest("POST", CHAT)
+        connection.putheader("content-length", str(100 * 2**20))
+        connection.endheaders()
+        connection.send(bytes(BUFFER_BYTES))  # HAProxy passes a request on when its buffer is full
+        answer = connection.getresponse()
+        assert answer.status == 413
+        assert b"larger than 67108864 bytes, the limit that the router's" in answer.read()
 
 
 def test_a_websocket_is_refused(service: Service) -> None:

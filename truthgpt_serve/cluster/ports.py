@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
+import sys
 import time
 from collections.abc import Iterable
 
@@ -14,17 +15,33 @@ PORTS = range(20000, 30000)
 
 
 def free_port() -> int:
-    """Returns a port that is free now, and that nobody takes by chance before it is bound.
+    """Returns a port that is free now, and that no other call returns while this process lives.
 
     Raises:
         OSError: Every one of many that were tried is in use.
     """
-    for port in random.SystemRandom().sample(PORTS, 100):
+    for port in random.SystemRandom().sample(PORTS, min(100, len(PORTS))):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
+            _claim(port)
             return port
     raise OSError(f"no free port from {PORTS.start} to {PORTS.stop - 1}")
+
+
+def _claim(port: int) -> None:
+    """Keeps a port from other calls, in this process and others, until this process ends.
+
+    An abstract socket has the port's number in its name: the system frees it with the process, and
+    a network namespace has its own. The port itself stays free for the server that shall have it.
+
+    Raises:
+        OSError: The port is claimed.
+    """
+    if sys.platform == "linux":
+        with socket.socket(socket.AF_UNIX) as claim:
+            claim.bind(f"\0truthgpt-port-{port}")
+            claim.detach()
 
 
 def busy_ports(host: str, ports: Iterable[int]) -> list[int]:
