@@ -7,6 +7,7 @@ They turn `args` into Serve applications; they start nothing and import no engin
 
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -18,6 +19,7 @@ from truthgpt_serve.cluster.start_errors import to_cause
 from truthgpt_serve.cluster.state import CARD_KEY
 from truthgpt_serve.config import load_model_args, load_model_cors, load_router_args
 from truthgpt_serve.config.load import load_playground_args
+from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import ConfigError
 from truthgpt_serve.hardware import plan_playground, plan_replica, plan_router
 from truthgpt_serve.playground.application import Playground
@@ -51,6 +53,7 @@ def model(args: dict[str, Any]) -> Application:
         "run_name": config.run_name,
         "aliases": config.serving.aliases,
         "adapters": [adapter.name for adapter in config.serving.adapters],
+        "affinity": find_affinity(plan.cfg, spec),
         "limits": {
             "max_ongoing_requests": plan.max_ongoing_requests,
             "max_queued_requests": plan.max_queued_requests,
@@ -64,6 +67,19 @@ def model(args: dict[str, Any]) -> Application:
     return deploy(serve.ingress()(ModelReplica)).bind(
         plan.cfg, cors.allow_origins, config.source.hidden.written
     )
+
+
+def find_affinity(cfg: Mapping[str, Any], spec: FamilySpec) -> str:
+    """Returns what `serving.affinity` comes to: `session`, `prefix` or `none`.
+
+    Args:
+        cfg: The configuration of a model.
+        spec: Its family.
+    """
+    affinity: str = cfg["serving"]["affinity"]
+    if affinity != "auto":
+        return affinity
+    return "prefix" if spec.keeps_prefixes and spec.keeps_prefixes(cfg) else "session"
 
 
 def router(args: dict[str, Any]) -> Application:

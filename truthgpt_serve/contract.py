@@ -123,6 +123,9 @@ class FamilySpec:
         tensor_parallel: Whether a whole number of GPUs above 1 means one engine over a placement
             group with one bundle for each GPU.
         uses_gpus: Whether `gpus: auto` may come to one; not for families that compute elsewhere.
+        keeps_prefixes: Says from the configuration (as a nested dict) whether the engine keeps what
+            it computed for the beginnings of texts, so that a conversation should stay on one
+            replica; None for never.
         max_ongoing_requests: Computes the default from the configuration (as a nested dict), or
             None for the general rule: 64 for a class with `infer_batch` or `stream`, else 1.
         doctor_path: `package.module:function` of what tries the family on this machine, or None.
@@ -141,6 +144,7 @@ class FamilySpec:
     on_event_loop: bool = False
     tensor_parallel: bool = False
     uses_gpus: bool = True
+    keeps_prefixes: Callable[[Mapping[str, Any]], bool] | None = None
     max_ongoing_requests: Callable[[Mapping[str, Any]], int] | None = None
     check: Callable[[Mapping[str, Any]], list[Fault]] | None = None
     class_paths: Mapping[str, str] = field(default_factory=dict, hash=False)

@@ -254,6 +254,11 @@ def _check_tokenizer(cfg: Mapping[str, Any]) -> list[Fault]:
     return [Fault(place, f"{str(folder)!r} has no tokenizer", fix)]
 
 
+def keeps_prefixes(cfg: Mapping[str, Any]) -> bool:
+    """Returns whether the engine has its prefix cache, as it does unless told otherwise."""
+    return cfg["serving"]["engine"].get("enable_prefix_caching") is not False
+
+
 FAMILY = FamilySpec(
     name="vllm",
     class_path="deployments.vllm.deployment:VllmModel",
@@ -263,6 +268,7 @@ FAMILY = FamilySpec(
     needs_weights=True,
     on_event_loop=True,
     tensor_parallel=True,
+    keeps_prefixes=keeps_prefixes,
     max_ongoing_requests=default_ongoing_requests,
     check=check_config,
     doctor_path="deployments.vllm.doctor:examine",

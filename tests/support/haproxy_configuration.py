@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
@@ -11,24 +11,34 @@ from ray.serve.config import HTTPOptions
 
 
 def ray_configuration(
-    folder: Path, port: int, applications: Mapping[str, int], *, fallback: int | None = None
+    folder: Path,
+    port: int,
+    applications: Mapping[str, int | Sequence[int]],
+    *,
+    fallback: int | None = None,
 ) -> Path:
     """Writes the file and returns its path.
 
     Args:
         folder: Where it is written.
         port: Where HAProxy listens.
-        applications: By route prefix, the port of the one replica.
+        applications: By route prefix, the port of the one replica, or those of several.
         fallback: Port of Ray's fallback proxy, or None for none.
     """
     backends = {}
-    for prefix, replica in applications.items():
+    for prefix, given in applications.items():
         name = prefix.rpartition("/")[2] or "router"
+        first, *others = [given] if isinstance(given, int) else given
+        replicas = {f"{name}-replica": first}
+        replicas |= {f"{name}-replica-{port}": port for port in others}
         backends[f"http-{name}"] = BackendConfig(
             name=f"http-{name}",
             path_prefix=prefix,
             app_name=name,
-            servers=[ServerConfig(name=f"{name}-replica", host="127.0.0.1", port=replica)],
+            servers=[
+                ServerConfig(name=name, host="127.0.0.1", port=port)
+                for name, port in replicas.items()
+            ],
             fallback_server=None
             if fallback is None
             else ServerConfig(name="fallback", host="127.0.0.1", port=fallback),

@@ -113,7 +113,11 @@ class _Handler(BaseHTTPRequestHandler):
 
 @dataclass(frozen=True)
 class Proxy:
-    """A running HAProxy, its folder, and the servers behind it."""
+    """A running HAProxy, its folder, and the servers behind it.
+
+    Attributes:
+        models: The replicas of the model `m`; the first is `model`.
+    """
 
     port: int
     pid: int
@@ -121,6 +125,7 @@ class Proxy:
     router: Replica
     model: Replica
     fallback: Replica
+    models: tuple[Replica, ...] = ()
 
     @property
     def url(self) -> str:
@@ -143,12 +148,24 @@ def running(
     change: Callable[[str], str] = lambda text: text,
     *,
     env: Mapping[str, str] | None = None,
+    num_replicas: int = 1,
 ) -> Iterator[Proxy]:
-    """Runs the program with the configuration that Ray writes, `change` applied to it."""
-    replicas = [Replica(name) for name in ("router", "model", "fallback")]
-    router, model, fallback = replicas
+    """Runs the program with the configuration that Ray writes, `change` applied to it.
+
+    Args:
+        folder: Where its files are.
+        change: Changes Ray's text.
+        env: Further variables.
+        num_replicas: Replicas of the model; those after the first are `model-1` and so on.
+    """
+    names = ["model", *(f"model-{number}" for number in range(1, num_replicas))]
+    replicas = [Replica(name) for name in ("router", "fallback", *names)]
+    router, fallback, *models = replicas
     port = free_port()
-    applications = {"/models/m": model.server_port, "/": router.server_port}
+    applications: dict[str, int | list[int]] = {
+        "/models/m": [model.server_port for model in models],
+        "/": router.server_port,
+    }
     path = ray_configuration(folder, port, applications, fallback=fallback.server_port)
     text = path.read_text().replace(":9101", f":{free_port()}").replace(":8404", f":{free_port()}")
     path.write_text(change(text))
@@ -164,7 +181,7 @@ def running(
             except OSError:
                 assert time.monotonic() < deadline, "HAProxy does not start"
                 time.sleep(0.05)
-        yield Proxy(port, process.pid, folder, router, model, fallback)
+        yield Proxy(port, process.pid, folder, router, models[0], fallback, tuple(models))
     finally:
         process.kill()
         errors = process.communicate(timeout=LIMIT_S)[1].decode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -122,6 +122,13 @@ class ServingSection(Section):
 
     autoscaling: AutoscalingSection | None = None
     """Replicas by load; null for a fixed number."""
+
+    affinity: Literal["auto", "session", "prefix", "none"] = "auto"
+    """Which requests stay on one replica, where there are several: `session` those with the same
+    header `x-session-id`, or else the same `prompt_cache_key`; `prefix` these, and by the same
+    beginning those that have neither, for the replica that has it in its prefix cache; `none`
+    spreads all. `auto` is `prefix` for vLLM with its prefix cache, else `session`. A replica that
+    holds 1.25 times its part of the requests is passed over."""
 
     aliases: Annotated[list[Alias], Field(max_length=64)] = Field(default_factory=list)
     """Further names that clients may send as `model`, such as `Qwen/Qwen3-0.6B` or `gpt-4o-mini`.

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from truthgpt_serve.cluster.haproxy.affinity import affinity_news
 from truthgpt_serve.cluster.haproxy.direct import NEWS_PATH, news_query
 from truthgpt_serve.cluster.haproxy.limits import CAPACITY_HEADER
 from truthgpt_serve.cluster.state import ServeState, metrics_address
@@ -29,6 +30,7 @@ from truthgpt_serve.http.front import Front
 from truthgpt_serve.http.retriable import HEADER, RETRY_AFTER_S
 from truthgpt_serve.http.routes import find_error
 from truthgpt_serve.router.admission import Admission, capacity, held_by_model
+from truthgpt_serve.router.affinity import affinity_by_model
 from truthgpt_serve.router.backend_info import BackendInfo
 from truthgpt_serve.router.discovery import MODELS_PREFIX, ModelDirectory
 from truthgpt_serve.router.open_inference import model_of
@@ -88,6 +90,7 @@ class RouterApp(Front):
         query = news_query(
             self._config.max_body_bytes if self._config.direct else 0,
             held_by_model(self.directory.entries(), self._config.request_timeout_s),
+            affinity_news(affinity_by_model(self.directory.entries())),
         )
         path = f"{NEWS_PATH}?{query}" if self.directory.loaded else NEWS_PATH
         _, routes = await self._pool.fetch(path.encode(), told)

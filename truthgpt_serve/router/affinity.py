@@ -1,0 +1,62 @@
+"""What the proxy must know to keep a conversation on one replica of its model.
+
+The proxy reads the beginning of a request itself (`cluster/haproxy/affinity.py`). The router tells
+it which models have an affinity, and of a request what stands behind that beginning.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from urllib.parse import quote
+
+from truthgpt_serve.cluster.haproxy.affinity import (
+    ADAPTER_HEADER,
+    CACHE_KEY_HEADER,
+    MAX_CACHE_KEY_BYTES,
+    MODES,
+)
+from truthgpt_serve.cluster.haproxy.direct import MAX_BODY_BYTES
+from truthgpt_serve.http.asgi import Headers
+from truthgpt_serve.router.model_entry import ModelEntry
+from truthgpt_serve.router.upload import RequestBody
+
+_CACHE_KEY = b'"prompt_cache_key"'
+_VALUE = re.compile(rb'%b[ \t\r\n]*:[ \t\r\n]*"([^"]{1,%d})' % (_CACHE_KEY, MAX_CACHE_KEY_BYTES))
+"""As the proxy finds it: in the text, without parsing."""
+
+
+def affinity_by_model(entries: Iterable[ModelEntry]) -> dict[str, str]:
+    """Returns `session` or `prefix` for each model with several replicas that has it, by name.
+
+    Args:
+        entries: All models, adapters and aliases.
+    """
+    return {
+        entry.name: entry.card["affinity"]
+        for entry in entries
+        if entry.is_model and _has_affinity(entry)
+    }
+
+
+def affinity_headers(entry: ModelEntry, body: RequestBody) -> Headers:
+    """Returns headers of a relayed request for the proxy, which takes them away.
+
+    Args:
+        entry: The model or adapter.
+        body: What was read of the body.
+    """
+    if not _has_affinity(entry):
+        return []
+    headers = []
+    if entry.parent is not None:
+        headers.append((ADAPTER_HEADER.encode(), quote(entry.name, safe="").encode()))
+    if body.num_bytes > MAX_BODY_BYTES and any(_CACHE_KEY in piece for piece in body.pieces):
+        key = _VALUE.search(b"".join(body.pieces))
+        if key is not None:
+            headers.append((CACHE_KEY_HEADER.encode(), key[1].hex().encode()))
+    return headers
+
+
+def _has_affinity(entry: ModelEntry) -> bool:
+    return entry.num_replicas > 1 and entry.card.get("affinity") in MODES
