@@ -14,6 +14,7 @@ from truthgpt_serve.cluster.start_errors import to_cause
 from truthgpt_serve.cluster.state import DEFAULT_PROXY_PORT, fetch_serve_state, worker_proxy_port
 from truthgpt_serve.config.playground import PlaygroundConfig
 from truthgpt_serve.errors import ConfigError, Fault
+from truthgpt_serve.playground.first_request import OnFirstRequest
 
 NICENESS = 10
 """Added to that of Serve's replicas: where the machine is busy the models come first."""
@@ -36,13 +37,18 @@ class Playground:
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
-        os.nice(NICENESS)  # the imports below would otherwise delay the models that start
+        os.nice(NICENESS)
         self._config = PlaygroundConfig.model_validate(config)
         self._files: Path | None = None
 
     async def __serve_build_asgi_app__(self) -> Any:
-        """Builds the pages in a thread, so that health checks are answered meanwhile."""
+        """Returns an application that builds the pages for their first visitor."""
         require_gradio()
+        self._pages = OnFirstRequest(self._create)
+        return self._pages
+
+    async def _create(self) -> Any:
+        """Builds the pages in a thread, so that health checks are answered meanwhile."""
         address = self._config.base_url
         if address is None:
             address = await asyncio.to_thread(_find_service)
