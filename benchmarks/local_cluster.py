@@ -31,6 +31,7 @@ from truthgpt_serve.cluster.private_files import (
     write_token,
 )
 from truthgpt_serve.cluster.processes import create_run_environment, create_run_id, end_run
+from truthgpt_serve.validate.applications import MODEL_IMPORT, ROUTER_IMPORT
 
 START_TIMEOUT_S = 300.0
 RAY = (sys.executable, "-P", "-m", "truthgpt_serve.cluster.service.ray_limits")
@@ -175,7 +176,7 @@ class LocalCluster:
             "proxy_location": "EveryNode",
             "http_options": {"host": self._listen_address, "port": self.port},
             "logging_config": {"enable_access_log": False},
-            "applications": applications,
+            "applications": [self._with_auth(application) for application in applications],
             **top,
         }
         self._deployed = [application["name"] for application in applications]
@@ -188,6 +189,13 @@ class LocalCluster:
             if SLOW_PROXIES not in str(error):
                 raise
             self._run(*command)  # the proxies go on starting meanwhile
+
+    def _with_auth(self, application: dict[str, Any]) -> dict[str, Any]:
+        """Lets a cluster of several nodes ask for no keys, where the application does not say."""
+        ours = application["import_path"] in (MODEL_IMPORT, ROUTER_IMPORT)
+        if self.host.is_alone or not ours or "auth" in application["args"]:
+            return application
+        return {**application, "args": {**application["args"], "auth": "none"}}
 
     def details(self) -> dict[str, Any]:
         """Returns Serve's own account of the cluster."""
@@ -252,7 +260,7 @@ def model_application(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": name,
         "route_prefix": f"/models/{name}",
-        "import_path": "truthgpt_serve.app:model",
+        "import_path": MODEL_IMPORT,
         "args": dict(config),
     }
 
@@ -262,6 +270,6 @@ def router_application(port: int, **config: Any) -> dict[str, Any]:
     return {
         "name": "router",
         "route_prefix": "/",
-        "import_path": "truthgpt_serve.app:router",
+        "import_path": ROUTER_IMPORT,
         "args": {"proxy_port": port, **config},
     }

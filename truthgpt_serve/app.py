@@ -14,10 +14,17 @@ import ray
 from ray import serve
 from ray.serve import Application
 
+from truthgpt_serve.access.settings import Auth, check_listening, check_same, find_auth
 from truthgpt_serve.checks import check_model, resolve_family
 from truthgpt_serve.cluster.start_errors import to_cause
-from truthgpt_serve.cluster.state import CARD_KEY
-from truthgpt_serve.config import load_model_args, load_model_cors, load_router_args
+from truthgpt_serve.cluster.state import CARD_KEY, fetch_serve_file
+from truthgpt_serve.config import (
+    load_model_args,
+    load_model_auth,
+    load_model_cors,
+    load_router_args,
+)
+from truthgpt_serve.config.auth import AuthSection
 from truthgpt_serve.config.load import load_playground_args
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import ConfigError
@@ -33,7 +40,8 @@ def model(args: dict[str, Any]) -> Application:
     """Builds a model's application.
 
     Args:
-        args: `{"config": path}` of a model's YAML file, or the file's keys themselves; and `cors`.
+        args: `{"config": path}` of a model's YAML file, or the file's keys themselves; and `cors`
+            and `auth`.
 
     Raises:
         ConfigError: The configuration has faults; the message lists them all.
@@ -41,6 +49,7 @@ def model(args: dict[str, Any]) -> Application:
     try:
         config = load_model_args(args, place="args")
         cors = load_model_cors(args, place="args")
+        auth = _find_auth(load_model_auth(args, place="args"), "args")
         if faults := check_model(config):
             raise ConfigError(faults)
     except Exception as error:
@@ -65,7 +74,7 @@ def model(args: dict[str, Any]) -> Application:
         name="ModelReplica", user_config={CARD_KEY: card}, **plan.deployment_options()
     )
     return deploy(serve.ingress()(ModelReplica)).bind(
-        plan.cfg, cors.allow_origins, config.source.hidden.written
+        plan.cfg, cors.allow_origins, config.source.hidden.written, auth
     )
 
 
@@ -92,13 +101,17 @@ def router(args: dict[str, Any]) -> Application:
         ConfigError: The configuration has faults; the message lists them all.
     """
     config = load_router_args(args, place="router: args")
+    try:
+        auth = _find_auth(config.auth, "router: args")
+    except Exception as error:
+        raise error from to_cause(error)
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
         sys.stderr.write(
             "TruthGPT Serve: Ray's environment is not set, so requests go through Ray's slower "
             'Python proxy; run `eval "$(truthgpt environment .run)"` first, or `make serve`\n'
         )
     deploy = serve.deployment(name="Router", **plan_router(config).deployment_options())
-    return deploy(serve.ingress()(Router)).bind(config.model_dump())
+    return deploy(serve.ingress()(Router)).bind(config.model_dump(exclude={"auth"}), auth)
 
 
 def playground(args: dict[str, Any]) -> Application:
@@ -113,6 +126,23 @@ def playground(args: dict[str, Any]) -> Application:
     config = load_playground_args(args, place="ui: args")
     deploy = serve.deployment(name="Playground", **plan_playground(config).deployment_options())
     return deploy(serve.ingress()(Playground)).bind(config.model_dump())
+
+
+def _find_auth(section: AuthSection | None, place: str) -> Auth | None:
+    """Returns who may use an application.
+
+    Raises:
+        ConfigError: There is no file with keys, nothing says who may use a service that others
+            reach, or this application would ask for no keys and another one does.
+    """
+    auth = find_auth(section, f"{place}.auth.keys_file")
+    running = fetch_serve_file()
+    host = running.get("http_options", {}).get("host")
+    faults = check_listening(auth, host, "http_options.host")
+    faults += check_same(auth, running.get("applications", []), f"{place}.auth")
+    if faults:
+        raise ConfigError(faults)
+    return auth
 
 
 def _cluster_gpus() -> float:

@@ -8,6 +8,7 @@ A server turns `to_envelope()` into a response.
     ├── RequestError             400  the client's request cannot be served as it is
     │   ├── UnsupportedError     400  a field or a route that this model does not have
     │   ├── ContextLengthError   400  a text has more tokens than the model takes
+    │   ├── AuthenticationError  401  no API key, or one that does not count
     │   ├── OriginError          403
     │   ├── ModelNotFoundError   404
     │   ├── RouteNotFoundError   404
@@ -44,6 +45,7 @@ class TruthGPTError(Exception):
         default_retry_after_s: The same where an error does not say it.
         allow: HTTP methods for the `Allow` header.
         accepted_codings: Content codings for the `Accept-Encoding` header.
+        challenge: The `WWW-Authenticate` header, or an empty text.
     """
 
     status: int = 500
@@ -52,6 +54,7 @@ class TruthGPTError(Exception):
     default_retry_after_s: int | None = None
     allow: tuple[str, ...] = ()
     accepted_codings: tuple[str, ...] = ()
+    challenge: str = ""
 
     def __init__(
         self,
@@ -161,6 +164,14 @@ class ContextLengthError(RequestError):
             f"{num_tokens} tokens. {advice}",
             param=param,
         )
+
+
+class AuthenticationError(RequestError):
+    """The request carries no API key, or one that does not count; worded without the key."""
+
+    status = 401
+    default_code = "invalid_api_key"
+    challenge = "Bearer"
 
 
 class OriginError(RequestError):

@@ -20,6 +20,7 @@ from tests.serve.two_nodes import can_make_networks
 from tests.support.tiny_images import create_pipeline
 from truthgpt_serve.cluster.private_files import TOKEN_FILE
 from truthgpt_serve.cluster.processes import find_run
+from truthgpt_serve.validate.applications import MODEL_IMPORT, ROUTER_IMPORT
 
 PORTS_PAGE = ROOT / "docs" / "ports.md"
 PURPOSES = {
@@ -71,6 +72,9 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         bound,
         model_application("painter", image),
     ]
+    for application in config["applications"]:
+        if application["import_path"] in (MODEL_IMPORT, ROUTER_IMPORT):
+            application["args"]["auth"] = "none"
     with scene(folder, 78, config, "0.0.0.0") as found:
         yield found
 

@@ -28,8 +28,9 @@ _FALLBACK_PORT = "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"
 
 Start = Callable[..., Awaitable[tuple[Any, Any]]]
 Wrap = Callable[[Any], Any]
+WrapMounted = Callable[[Any, str], Any]
 
-_probed: tuple[Any, Collection[str], Wrap] | None = None
+_probed: tuple[Any, Collection[str], Wrap, WrapMounted] | None = None
 
 
 def own_addresses() -> list[str]:
@@ -43,7 +44,12 @@ def own_addresses() -> list[str]:
     return [LOOPBACK] if address in (LOOPBACK, "localhost", "::1") else [LOOPBACK, address]
 
 
-def answer_aside(app: Any, paths: Collection[str], wrap: Wrap = lambda app: app) -> None:
+def answer_aside(
+    app: Any,
+    paths: Collection[str],
+    wrap: Wrap = lambda app: app,
+    guard: WrapMounted = lambda app, mount: app,
+) -> None:
     """Lets this replica's server give these paths to an application past the queue of requests.
 
     Call it in the replica before its server starts.
@@ -52,9 +58,10 @@ def answer_aside(app: Any, paths: Collection[str], wrap: Wrap = lambda app: app)
         app: Answers these paths.
         paths: The paths.
         wrap: Goes around the application that has the queue.
+        guard: Goes around all of it; takes an application and where it is mounted.
     """
     global _probed
-    _probed = (app, paths, wrap)
+    _probed = (app, paths, wrap, guard)
     close_replica()
 
 
@@ -77,8 +84,9 @@ def _with_probes(app: Any) -> Any:
     if _probed is None:
         return app
     prefix = getattr(getattr(app, "__self__", None), "_route_prefix", None) or ""
-    probed, paths, wrap = _probed
-    return Probes(wrap(app), probed, prefix.rstrip("/"), paths)
+    probed, paths, wrap, guard = _probed
+    mount = prefix.rstrip("/")
+    return guard(Probes(wrap(app), probed, mount, paths), mount)
 
 
 def _add_grpc_port(server: Any, address: str) -> int:

@@ -30,7 +30,7 @@ class StartError(ServerError):
 
 _MARK = f"{Cause.__module__}.{Cause.__qualname__}: "
 _SECRETS = re.compile(
-    r"\b(hf_|sk-|ghp_|github_pat_|xox[a-z]-|AKIA|glpat-)[\w-]{8,}"
+    r"\b(hf_|sk-|ghp_|github_pat_|tgpt-|xox[a-z]-|AKIA|glpat-)[\w-]{8,}"
     r"|(?<=://)[^/\s@]+@"
     r"|(?i:(?<=bearer )|(?<=token=)|(?<=password=)|(?<=api_key=))[^\s&'\"]+"
 )

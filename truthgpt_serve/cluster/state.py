@@ -118,6 +118,29 @@ def _serve_client() -> Any:
     return client
 
 
+def fetch_serve_file() -> dict[str, Any]:
+    """Returns what a Serve file has in common with what runs; blocks as `fetch_serve_state` does.
+
+    Returns:
+        `http_options` and `applications`, or nothing where Serve does not run or does not answer.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    if not ray.is_initialized():
+        return {}
+    try:
+        details = _serve_client().get_serve_details()
+    except (RayError, RuntimeError):
+        return {}
+    applications = [
+        dict(value["deployed_app_config"])
+        for value in details["applications"].values()
+        if value.get("deployed_app_config")
+    ]
+    return {"http_options": details.get("http_options") or {}, "applications": applications}
+
+
 def fetch_replica_addresses(application: str) -> dict[str, tuple[str, int]]:
     """Returns host and HTTP port of an application's running replicas by their names.
 

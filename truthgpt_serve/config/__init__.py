@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from truthgpt_serve.config.load import (
     load_model_args,
+    load_model_auth,
     load_model_config,
     load_model_cors,
     load_router_args,
@@ -21,6 +22,7 @@ __all__ = [
     "RouterConfig",
     "Source",
     "load_model_args",
+    "load_model_auth",
     "load_model_config",
     "load_model_cors",
     "load_router_args",

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from truthgpt_serve.config.auth import AuthArgs, AuthSection
 from truthgpt_serve.config.base import show_value
 from truthgpt_serve.config.cors import CorsSection
 from truthgpt_serve.config.hiding import HiddenValues
@@ -22,7 +23,7 @@ from truthgpt_serve.config.source import Source, read_yaml
 from truthgpt_serve.config.variables import VariableError, expand
 from truthgpt_serve.errors import ConfigError, Fault
 
-SERVICE_KEYS = ("cors",)
+SERVICE_KEYS = ("cors", "auth")
 """Keys of a model's `args` that say how its address is served, not what the model is."""
 
 
@@ -155,6 +156,16 @@ def load_model_cors(args: Mapping[str, Any], *, place: str) -> CorsSection:
     """
     source = Source(place, has_variables=True)
     return _load(CorsSection, args.get("cors", {}), source.under("cors"))
+
+
+def load_model_auth(args: Mapping[str, Any], *, place: str) -> AuthSection | None:
+    """Returns who may use a model's own address, by its application's `args`; None: not said.
+
+    Raises:
+        ConfigError: With every fault.
+    """
+    given = {"auth": args.get("auth")}
+    return _load(AuthArgs, given, Source(place, has_variables=True)).auth
 
 
 def without_service_keys(args: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,9 @@ def parse(
             config = model.model_validate(_without(data, removed))
             break
         except ValidationError as error:
-            faults += faults_of(error, model, source, removed)
+            faulty = {fault.place for fault in faults}  # a required key that was taken out is one
+            further = faults_of(error, model, source, removed)
+            faults += [fault for fault in further if fault.place not in faulty]
             removed += places(error)
     else:
         config = None

@@ -1,6 +1,6 @@
 """The configuration of the router application, which is the `args` of its entry in a Serve file.
 
-API keys and quotas become sections of their own beside these settings.
+Quotas become a section of their own beside these settings.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from truthgpt_serve.body_limits import MAX_BODY_BYTES, ROUTER_BODY_BYTES
+from truthgpt_serve.config.auth import AuthSection
 from truthgpt_serve.config.base import (
     Count,
     NonNegativeNumber,
@@ -67,3 +68,6 @@ class RouterConfig(Section):
 
     cors: CorsSection = Field(default_factory=CorsSection)
     """Which web pages may use the service from a browser."""
+
+    auth: AuthSection | None = None
+    """Who may use the service."""

@@ -84,6 +84,8 @@ def _error_headers(error: TruthGPTError) -> Headers:
         lines.append((b"retry-after", b"%d" % retry_after_s))
     if error.allow:
         lines.append((b"allow", ", ".join(error.allow).encode()))
+    if error.challenge:
+        lines.append((b"www-authenticate", error.challenge.encode()))
     if error.accepted_codings:
         lines.append((b"accept-encoding", ", ".join(error.accepted_codings).encode()))
     return lines

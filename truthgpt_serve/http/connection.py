@@ -36,17 +36,27 @@ class ClientGoneError(Exception):
     """The client closed the connection; there is nobody to answer."""
 
 
-async def refuse_websocket(scope: Scope, receive: Receive, send: Send) -> None:
-    """Refuses a WebSocket before it is accepted, in words where the server can send them."""
+async def refuse_websocket(
+    scope: Scope, receive: Receive, send: Send, error: TruthGPTError | None = None
+) -> None:
+    """Refuses a WebSocket before it is accepted, in words where the server can send them.
+
+    Args:
+        scope: ASGI scope.
+        receive: ASGI `receive`.
+        send: ASGI `send`.
+        error: Why; by default because there are none.
+    """
     await receive()
+    error = error or RouteNotFoundError("there are no WebSocket routes here")
     if "websocket.http.response" not in (scope.get("extensions") or {}):
-        await send({"type": "websocket.close", "code": 1008, "reason": "no WebSocket here"})
+        await send({"type": "websocket.close", "code": 1008, "reason": error.message[:100]})
         return
 
     async def send_refusal(message: Message) -> None:
         await send({**message, "type": f"websocket.{message['type']}"})
 
-    await send_error(send_refusal, RouteNotFoundError("there are no WebSocket routes here"))
+    await send_error(send_refusal, error)
 
 
 class Connection:

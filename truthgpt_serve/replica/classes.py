@@ -13,6 +13,7 @@ from typing import Any
 
 from ray import serve
 
+from truthgpt_serve.access.settings import Access, Auth
 from truthgpt_serve.checks import resolve_family
 from truthgpt_serve.cluster.ray_servers import answer_aside, mend_print
 from truthgpt_serve.cluster.shared_files import SharedFiles
@@ -51,6 +52,7 @@ class ModelReplica:
         cfg: The model's whole configuration as a nested dict.
         allow_origins: Origins whose pages may use the model's own address from a browser.
         hidden: Values of variables, which causes of failures do not show, and how to name them.
+        auth: Who may use it.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class ModelReplica:
         cfg: dict[str, Any],
         allow_origins: Sequence[str] = (),
         hidden: Mapping[str, str] | None = None,
+        auth: Auth | None = None,
     ) -> None:
         mend_print()
         config = load_model_config(cfg)
@@ -70,6 +73,7 @@ class ModelReplica:
         # Before the import of a user's module, which may end the process.
         self._guard = ReplicaGuard(self._name, config.to_cfg())
         with self._closing_on_error(), cause_first(self._name, self._hide):
+            self._access = Access(auth, allow_origins, self._names)
             spec = resolve_family(config)
             self._host = ModelInstance(spec, config, name=self._name, files=SharedFiles())
 
@@ -90,10 +94,18 @@ class ModelReplica:
         own = context.replica_tag
         load = ReplicaLoad()
         find_others = partial(_find_others, context.app_name, own)
-        metrics = ReplicaMetrics(app, own, find_others, load)
+        access = self._access
+        metrics = ReplicaMetrics(app, own, find_others, load, access.internal_headers)
         aside = Cors(metrics, self._allow_origins)
-        answer_aside(aside, (HEALTH, METRICS), lambda app: load.arriving(self._worded(app)))
-        return load.working(Cors(app, self._allow_origins))
+        answer_aside(
+            aside,
+            (HEALTH, METRICS),
+            lambda app: load.arriving(self._worded(app)),
+            access.guard,
+        )
+        # Again: what comes by Ray's fallback proxy does not pass this replica's own port.
+        app = access.guard(Cors(app, self._allow_origins), hides_key=True)
+        return load.working(app)
 
     def _surround(self, app: Any) -> Any:
         """Puts around the application what answers the same for every family, as the router does.
@@ -142,6 +154,7 @@ class ModelReplica:
     async def __del__(self) -> None:
         """Frees the engine; Serve awaits this at the end of a graceful shutdown."""
         self._guard.close()
+        self._access.close()
         await self._host.close()
 
 
@@ -156,20 +169,28 @@ class Router:
 
     Args:
         config: The router's configuration as a nested dict.
+        auth: Who may use the service.
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], auth: Auth | None = None) -> None:
         mend_print()
         self._config = load_router_config(config)
+        with cause_first("router", lambda text: text):
+            self._access = Access(auth, self._config.cors.allow_origins)
 
-    async def __serve_build_asgi_app__(self) -> Cors:
+    async def __serve_build_asgi_app__(self) -> Any:
         """Finds this node's proxy; the application starts with Serve's lifespan event."""
         state = await asyncio.to_thread(fetch_serve_state)
         port = worker_proxy_port() or self._config.proxy_port or state.proxy_port
         proxy = (state.proxy_host, port or DEFAULT_PROXY_PORT)
         router = RouterApp(
-            self._config, fetch_serve_state, proxy, files=SharedFiles(), socket=proxy_socket()
+            self._config,
+            fetch_serve_state,
+            proxy,
+            files=SharedFiles(),
+            socket=proxy_socket(),
+            internal_headers=self._access.internal_headers,
         )
         app = Cors(router, self._config.cors.allow_origins)
-        answer_aside(app, (HEALTH, METRICS, "/ready"))
-        return app
+        answer_aside(app, (HEALTH, METRICS, "/ready"), lambda app: app, self._access.guard)
+        return self._access.guard(app)

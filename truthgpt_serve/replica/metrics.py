@@ -45,15 +45,22 @@ class ReplicaMetrics:
         replica: The name of this replica, for the label.
         find_others: Returns host and port of the others by their names.
         load: What it has to do now.
+        internal_headers: Returns the headers with which it asks the others.
     """
 
     def __init__(
-        self, app: Any, replica: str, find_others: FindOthers, load: ReplicaLoad | None = None
+        self,
+        app: Any,
+        replica: str,
+        find_others: FindOthers,
+        load: ReplicaLoad | None = None,
+        internal_headers: Callable[[], Headers] = list,
     ) -> None:
         self._app = app
         self._replica = replica
         self._find_others = find_others
         self._load = load
+        self._internal_headers = internal_headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one ASGI connection."""
@@ -84,15 +91,17 @@ class ReplicaMetrics:
         except (TimeoutError, RuntimeError) as error:
             logger.warning("the other replicas are unknown, and not in this scrape: %s", error)
             return {}
-        pages = await asyncio.gather(*(_fetch(address, path) for address in others.values()))
+        headers = self._internal_headers()
+        asked = (_fetch(address, path, headers) for address in others.values())
+        pages = await asyncio.gather(*asked)
         return dict(zip(others, pages, strict=True))
 
 
-async def _fetch(address: Address, path: bytes) -> str | None:
+async def _fetch(address: Address, path: bytes, headers: Headers) -> str | None:
     pool = ConnectionPool(*address, connect_timeout_s=FETCH_TIMEOUT_S, peer="a replica")
     try:
         async with asyncio.timeout(FETCH_TIMEOUT_S):
-            status, body = await pool.fetch(path + b"?" + OWN_QUERY)
+            status, body = await pool.fetch(path + b"?" + OWN_QUERY, headers)
             if status != 200:
                 raise UpstreamError(f"status {status}")
             return body.decode()

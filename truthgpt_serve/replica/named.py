@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from truthgpt_serve.access.gate import hidden_model
+from truthgpt_serve.access.identity import Identity, identity_of
 from truthgpt_serve.errors import RequestError, TruthGPTError, not_here
 from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, header, relative_path
 from truthgpt_serve.http.compression import replay
@@ -23,7 +25,8 @@ _READS = ("GET", "HEAD")
 class NamedRequests:
     """An application that gets only requests for its model.
 
-    Routes that an application has beside those of the service pass unread: they need no `model`.
+    Routes that an application has beside those of the service pass unread: they need no `model`. A
+    key that may use an adapter or an alias alone has neither those nor the other names.
 
     Args:
         app: The application; something around it answers the errors that this raises.
@@ -46,7 +49,9 @@ class NamedRequests:
             return
         method, path = scope["method"], relative_path(scope)
         routes = find_routes(path, "service")
+        identity = identity_of(scope)
         if not routes:
+            self._check_key(identity, self._name)
             await self._app(scope, receive, send)
             return
         if not any(method in route.allow for route in routes):
@@ -54,21 +59,30 @@ class NamedRequests:
             if error is not None:
                 raise error
         if method in _READS and path.startswith(_CARDS):
-            self._check(path.removeprefix(_CARDS))
-        if method not in BODY_METHODS or model_of(method, path) is not None:
+            self._check(path.removeprefix(_CARDS), identity)
+        named_by_path = model_of(method, path)
+        if method not in BODY_METHODS or named_by_path is not None:
+            if named_by_path is not None:
+                self._check_key(identity, named_by_path)
             await self._app(scope, receive, send)
             return
         body = RequestBody([], 0, True, receive)
         try:
             take(await receive(), body)
-            self._check(await read_name(body, header(scope["headers"], b"content-type") or b""))
+            name = await read_name(body, header(scope["headers"], b"content-type") or b"")
+            self._check(name, identity)
         except ClientLeftError:
             return
         await self._pass_on(scope, body, send)
 
-    def _check(self, model: str) -> None:
+    def _check(self, model: str, identity: Identity | None) -> None:
         if model not in self._names:
             raise not_here(model, self._name)
+        self._check_key(identity, model)
+
+    def _check_key(self, identity: Identity | None, name: str) -> None:
+        if identity is not None and not identity.may_use(name, self._name):
+            raise hidden_model(name)
 
     async def _pass_on(self, scope: Scope, body: RequestBody, send: Send) -> None:
         if not body.more:

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from truthgpt_serve.access.identity import identity_of
 from truthgpt_serve.cluster.haproxy.affinity import affinity_news
 from truthgpt_serve.cluster.haproxy.direct import NEWS_PATH, news_query
 from truthgpt_serve.cluster.haproxy.limits import CAPACITY_HEADER
@@ -24,13 +25,14 @@ from truthgpt_serve.errors import (
     UnavailableError,
     UpstreamError,
 )
-from truthgpt_serve.http.asgi import Receive, Scope, Send, send_error
+from truthgpt_serve.http.asgi import Headers, Receive, Scope, Send, send_error
 from truthgpt_serve.http.file_store import FileStore
 from truthgpt_serve.http.front import Front
 from truthgpt_serve.http.retriable import HEADER, RETRY_AFTER_S
 from truthgpt_serve.http.routes import find_error
 from truthgpt_serve.router.admission import Admission, capacity, held_by_model
 from truthgpt_serve.router.affinity import affinity_by_model
+from truthgpt_serve.router.allowed import AllowedModels
 from truthgpt_serve.router.backend_info import BackendInfo
 from truthgpt_serve.router.discovery import MODELS_PREFIX, ModelDirectory
 from truthgpt_serve.router.open_inference import model_of
@@ -53,6 +55,7 @@ class RouterApp(Front):
         find_exporter: Returns host and port of this node's metrics exporter; runs in a thread.
         files: Where models put results that clients fetch by address, or None.
         socket: The proxy's own way in for this node's routers, or None.
+        internal_headers: Returns the headers with which it asks models for itself.
     """
 
     def __init__(
@@ -63,8 +66,10 @@ class RouterApp(Front):
         find_exporter: Callable[[], tuple[str, int] | None] = metrics_address,
         files: FileStore | None = None,
         socket: Path | None = None,
+        internal_headers: Callable[[], Headers] = list,
     ) -> None:
         self._config = config
+        self._internal_headers = internal_headers
         self._pool = ConnectionPool(
             *proxy, connect_timeout_s=config.connect_timeout_s, socket=socket
         )
@@ -77,7 +82,7 @@ class RouterApp(Front):
         self._relay = Relay(
             self._pool, config, models.is_running, models.is_draining, models.confirm
         )
-        self._backend_info = BackendInfo(self.directory, self._pool.fetch)
+        self._backend_info = BackendInfo(self.directory, self._fetch_of_model)
         self._routes = RouterRoutes(self.directory, self._backend_info, self._fetch_metrics, files)
 
     async def _fetch_routes(self) -> bytes:
@@ -95,6 +100,9 @@ class RouterApp(Front):
         path = f"{NEWS_PATH}?{query}" if self.directory.loaded else NEWS_PATH
         _, routes = await self._pool.fetch(path.encode(), told)
         return routes
+
+    async def _fetch_of_model(self, path: bytes) -> tuple[int, bytes]:
+        return await self._pool.fetch(path, self._internal_headers())
 
     async def _fetch_metrics(self) -> bytes:
         """Reads the metrics exporter of this node. Raises TruthGPTError when it fails."""
@@ -127,11 +135,12 @@ class RouterApp(Front):
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
         try:
-            handler = self._routes.find(scope["method"], scope["path"])
+            identity = identity_of(scope)
+            handler = self._routes.find(scope["method"], scope["path"], identity)
             if handler is not None:
                 await handler(send)
             elif scope["path"].startswith(MODELS_PREFIX):
-                await self._send_unreached(scope["path"], send)
+                await self._send_unreached(scope, send)
             elif is_encoded(scope):
                 async with self._bodies.decoded(scope, receive) as (plain, receive_plain):
                     await self._route(plain, receive_plain, send)
@@ -149,15 +158,15 @@ class RouterApp(Front):
             failure = ServerError("the router failed; its log says why")
             await send_error(send, failure, path=scope["path"])
 
-    async def _send_unreached(self, path: str, send: Send) -> None:
+    async def _send_unreached(self, scope: Scope, send: Send) -> None:
         """Answers what was meant for a model, and came here because the proxy knows none there.
 
         Relayed, it would come back.
         """
-        name, slash, rest = path.removeprefix(MODELS_PREFIX).partition("/")
+        name, slash, rest = scope["path"].removeprefix(MODELS_PREFIX).partition("/")
         error: TruthGPTError
         try:
-            entry = await self.directory.resolve(name)
+            entry = await AllowedModels(self.directory, identity_of(scope)).resolve(name)
             if not entry.is_model:
                 kind = "an adapter" if entry.alias_of is None else "an alias"
                 raise ModelNotFoundError(
@@ -195,7 +204,7 @@ class RouterApp(Front):
         await self._forward(scope, send, model, body)
 
     async def _forward(self, scope: Scope, send: Send, model: str, body: RequestBody) -> None:
-        entry = await self.directory.resolve(model)
+        entry = await AllowedModels(self.directory, identity_of(scope)).resolve(model)
         if scope["method"] not in BODY_METHODS:  # it asks about the model, which costs little
             await self._relay(scope, send, entry, body)
             return

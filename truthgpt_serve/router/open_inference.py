@@ -24,6 +24,7 @@ from truthgpt_serve.http.open_inference import (
     server_metadata,
     split_model_path,
 )
+from truthgpt_serve.router.allowed import AllowedModels
 from truthgpt_serve.router.discovery import RETRY_AFTER_S, ModelDirectory
 
 METHODS = ("GET", "POST")
@@ -62,15 +63,20 @@ class OpenInferenceRoutes:
             f"{PREFIX}/health/ready": self._ready,
         }
 
-    def find(self, path: str) -> Handler | None:
-        """Returns the handler of `path`, or None."""
+    def find(self, path: str, models: AllowedModels) -> Handler | None:
+        """Returns the handler of `path`, or None.
+
+        Args:
+            path: The path.
+            models: The models of who asks.
+        """
         if path.startswith(MODELS_PREFIX):
             name, rest = split_model_path(path)
             match rest.split("/"):
                 case ["", "ready"]:
-                    return partial(self._model_ready, name, MODEL_VERSION)
+                    return partial(_model_ready, models, name, MODEL_VERSION)
                 case ["", "versions", version, "ready"]:
-                    return partial(self._model_ready, name, version)
+                    return partial(_model_ready, models, name, version)
         return self._routes.get(path)
 
     async def _ready(self, send: Send) -> None:
@@ -84,16 +90,17 @@ class OpenInferenceRoutes:
             )
         await send_json(send, {"ready": True})
 
-    async def _model_ready(self, name: str, version: str, send: Send) -> None:
-        """Says whether a request would be answered, at once or when the model has woken."""
-        entry = await self._directory.look_up(name)
-        if entry is None:
-            raise ModelNotFoundError(f"The model {name!r} does not exist", param="model")
-        if version != MODEL_VERSION:
-            raise ModelNotFoundError(f"the model {name!r} has version {MODEL_VERSION} only")
-        if entry.error is not None:
-            raise UnavailableError(entry.error, retry_after_s=RETRY_AFTER_S)
-        await send_json(send, {"name": name, "ready": True})
+
+async def _model_ready(models: AllowedModels, name: str, version: str, send: Send) -> None:
+    """Says whether a request would be answered, at once or when the model has woken."""
+    entry = await models.look_up(name)
+    if entry is None:
+        raise ModelNotFoundError(f"The model {name!r} does not exist", param="model")
+    if version != MODEL_VERSION:
+        raise ModelNotFoundError(f"the model {name!r} has version {MODEL_VERSION} only")
+    if entry.error is not None:
+        raise UnavailableError(entry.error, retry_after_s=RETRY_AFTER_S)
+    await send_json(send, {"name": name, "ready": True})
 
 
 async def _server(send: Send) -> None:

@@ -10,10 +10,12 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
+from truthgpt_serve.access.identity import ANONYMOUS, Identity
 from truthgpt_serve.cluster.state import ApplicationState
 from truthgpt_serve.errors import MethodError, MissingFileError, ModelNotFoundError
 from truthgpt_serve.http.asgi import Send, send_bytes, send_json
 from truthgpt_serve.http.file_store import FILES_PATH, FileStore, fetch_file
+from truthgpt_serve.router.allowed import AllowedModels
 from truthgpt_serve.router.backend_info import BackendInfo
 from truthgpt_serve.router.discovery import ModelDirectory
 from truthgpt_serve.router.model_entry import ModelEntry
@@ -54,23 +56,31 @@ class RouterRoutes:
         self._open_inference = OpenInferenceRoutes(directory)
         self._routes: dict[str, Handler] = {
             "/health": self._health,
-            "/ready": self._ready,
             "/metrics": self._metrics,
-            _MODELS: self._models,
             "/openapi.json": _openapi,
             "/docs": _docs,
             "/": self._home,
         }
 
-    def find(self, method: str, path: str) -> Handler | None:
+    def find(self, method: str, path: str, identity: Identity | None = None) -> Handler | None:
         """Returns the handler of `path`, or None when the request is for a model.
+
+        Args:
+            method: The request's method.
+            path: Its path.
+            identity: Who asks; None where the service asks for no keys.
 
         Raises:
             MethodError: The route exists, but only for GET and HEAD.
         """
-        handler = self._routes.get(path) or self._open_inference.find(path)
-        if handler is None and path.startswith(f"{_MODELS}/"):
-            handler = partial(self._model, path.removeprefix(f"{_MODELS}/"))
+        models = AllowedModels(self._directory, identity)
+        handler = self._routes.get(path) or self._open_inference.find(path, models)
+        if path == "/ready":
+            handler = partial(self._ready, identity is not ANONYMOUS)
+        elif path == _MODELS:
+            handler = partial(self._models, models)
+        elif handler is None and path.startswith(f"{_MODELS}/"):
+            handler = partial(self._model, models, path.removeprefix(f"{_MODELS}/"))
         if handler is None and path.startswith(FILES_PATH):
             handler = partial(self._file, path.removeprefix(FILES_PATH))
         if handler is None:
@@ -88,13 +98,13 @@ class RouterRoutes:
     async def _health(self, send: Send) -> None:
         await send_json(send, {"status": "ok"})
 
-    async def _ready(self, send: Send) -> None:
+    async def _ready(self, causes: bool, send: Send) -> None:
         states, lost_s = self._directory.states(), self._directory.lost_s
         ready = self._directory.loaded and all(state.status == "RUNNING" for state in states)
         ready = ready and lost_s is None
         value: dict[str, Any] = {
             "status": "ready" if ready else "not ready",
-            "models": {state.name: _state_object(state) for state in states},
+            "models": {state.name: _state_object(state, causes=causes) for state in states},
         }
         if lost_s is not None:
             value["message"] = f"Ray Serve's controller has not answered for {lost_s:.0f} s"
@@ -106,12 +116,12 @@ class RouterRoutes:
             send, await self._fetch_metrics(), b"text/plain; version=0.0.4; charset=utf-8"
         )
 
-    async def _models(self, send: Send) -> None:
-        data = [_model_object(entry) for entry in self._directory.entries()]
+    async def _models(self, models: AllowedModels, send: Send) -> None:
+        data = [_model_object(entry) for entry in models.entries()]
         await send_json(send, {"object": "list", "data": data})
 
-    async def _model(self, name: str, send: Send) -> None:
-        entry = await self._directory.look_up(name)
+    async def _model(self, models: AllowedModels, name: str, send: Send) -> None:
+        entry = await models.look_up(name)
         if entry is None:
             raise ModelNotFoundError(f"The model {name!r} does not exist", param="model")
         acceleration, last_death = await self._backend_info.find(name)
@@ -129,14 +139,15 @@ class RouterRoutes:
         await send_bytes(send, file.data, file.content_type.encode(), headers=file.headers())
 
 
-def _state_object(state: ApplicationState) -> dict[str, Any]:
+def _state_object(state: ApplicationState, *, causes: bool) -> dict[str, Any]:
+    """Returns what `/ready` says of a model; the last error only to those who have a key."""
     value: dict[str, Any] = {
         "status": state.status,
         "num_running_replicas": state.num_running_replicas,
     }
     if state.waits_for:
         value["message"] = state.waits_for
-    if state.last_error:
+    if state.last_error and causes:
         value["last_error"] = state.last_error
     return value
 

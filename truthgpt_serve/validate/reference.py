@@ -21,7 +21,7 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 _MODEL_ARGS = (
     "Either `config: models/<name>.yaml` or the keys of one model's file. Beside them the router's "
-    "section {keys}, for what comes to `/models/<name>` without the router."
+    "sections {keys}, for what comes to `/models/<name>` without the router."
 )
 
 
@@ -51,7 +51,8 @@ def serve_schema() -> dict[str, Any]:
         ours = model.model_json_schema(ref_template=reference)
         definitions.update(ours.pop("$defs", {}))
         definitions[model.__name__] = ours
-    shared = {"cors": RouterConfig.model_json_schema(ref_template=reference)["properties"]["cors"]}
+    router = RouterConfig.model_json_schema(ref_template=reference)["properties"]
+    shared = {key: router[key] for key in SERVICE_KEYS}
     by_file = {
         "type": "object",
         "properties": {"config": {"type": "string", "description": "A model's file."}, **shared},
@@ -109,7 +110,7 @@ def markdown() -> str:
     parts += _tables(RouterConfig, "")
     parts.append("# The playground's `args` in the Serve file\n\n")
     parts += _tables(PlaygroundConfig, "")
-    keys = ", ".join(f"`{key}`" for key in SERVICE_KEYS)
+    keys = " and ".join(f"`{key}`" for key in SERVICE_KEYS)
     parts.append(f"# A model's `args` in the Serve file\n\n{_MODEL_ARGS.format(keys=keys)}\n")
     return "".join(parts).rstrip() + "\n"
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from truthgpt_serve.checks import check_model, resolve_family
 from truthgpt_serve.config import ModelConfig, RouterConfig, Source
+from truthgpt_serve.config.auth import AuthArgs
 from truthgpt_serve.config.cors import CorsSection
 from truthgpt_serve.config.faults import in_file_order
 from truthgpt_serve.config.load import (
@@ -41,6 +42,7 @@ from truthgpt_serve.validate.applications import (
     find_deployment,
     import_target,
 )
+from truthgpt_serve.validate.keys import KeysCheck
 from truthgpt_serve.validate.machine import check_machine, note_shortages
 from truthgpt_serve.validate.ray_settings import check_host, check_request_time
 from truthgpt_serve.validate.report import Checked, CheckedModel, Report
@@ -151,6 +153,7 @@ class _ServiceCheck:
         self._names: dict[str, str] = {}
         """Each model and application name with the place that took it."""
         self._routers: list[Source] = []
+        self._keys = KeysCheck()
 
     def run(self) -> None:
         """Fills the report."""
@@ -164,7 +167,10 @@ class _ServiceCheck:
             if isinstance(application, dict):
                 self._check_application(application, self._source.under("applications", index))
         self._check_further_names()
-        self._report.add(check_host(self._data.get("http_options"), self._source))
+        options = self._data.get("http_options")
+        self._report.add(check_host(options, self._source))
+        host = options.get("host") if isinstance(options, Mapping) else None
+        self._report.add(self._keys.finish(host, self._source))
 
     def _check_application(self, application: dict[str, Any], source: Source) -> None:
         target = import_target(application.get("import_path"))
@@ -202,6 +208,10 @@ class _ServiceCheck:
             return  # Ray's schema says so
         faults = check_model_args(args, at)
         report.add([*faults, *parse(CorsSection, args.get("cors", {}), at.under("cors"))[1]])
+        auth, wrong, _ = parse(AuthArgs, {"auth": args.get("auth")}, at)
+        report.add(wrong)
+        if auth is not None and not wrong:
+            self._keys.add(str(application.get("name", "")), auth.auth, at)
         if faults:
             return
         args = without_service_keys(args)
@@ -239,6 +249,8 @@ class _ServiceCheck:
         if config is None:
             report.add(faults)
             return
+        if not any(".auth" in fault.place for fault in faults):
+            self._keys.add(str(application.get("name", "router")), config.auth, args)
         faults += self._check_port(config, args)
         faults += check_request_time(config.request_timeout_s, args, "request_timeout_s")
         faults += check_overrides(application, source, config)

@@ -141,6 +141,12 @@ def mounted(folder: Path, overlay: str, monkeypatch: pytest.MonkeyPatch) -> Path
     serve_file = folder / "serveConfigV2.yaml"
     serve_file.write_text(serve_config(overlay), encoding="utf-8")
     (folder / "models").symlink_to(ROOT / "models")  # in the image (k8s/Dockerfile)
+    environment = next(
+        m["data"]
+        for m in manifests
+        if m["kind"] == "ConfigMap" and m["metadata"]["name"].startswith("truthgpt-env-")
+    )
+    monkeypatch.setenv("TRUTHGPT_KEYS_FILE", environment["TRUTHGPT_KEYS_FILE"])
     monkeypatch.setenv("TRUTHGPT_CONFIG_DIR", str(config_dir))
     monkeypatch.chdir(folder)
     return serve_file
@@ -175,6 +181,24 @@ def test_mistakes_in_models_are_found(
     assert old in text
     path.write_text(text.replace(old, new), encoding="utf-8")
     assert validate_file(serve_file).faults != []
+
+
+def test_pods_ask_for_the_keys_of_a_secret(tmp_path: Path) -> None:
+    lines = ["configMapGenerator:", "  - name: truthgpt-env", "    behavior: merge"]
+    lines += ["    literals: [TRUTHGPT_KEYS_FILE=/opt/truthgpt/keys/keys.yaml]"]
+    folder = write_overlay(tmp_path, ("components/gpu-l4",), "\n".join(lines))
+    manifests = list(yaml.safe_load_all(run_kustomize(folder).stdout))
+    values = [m["data"] for m in manifests if "TRUTHGPT_KEYS_FILE" in (m.get("data") or {})]
+    assert [value["TRUTHGPT_KEYS_FILE"] for value in values] == ["/opt/truthgpt/keys/keys.yaml"]
+    cluster = one(manifests, "RayService")["spec"]["rayClusterConfig"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    assert len(groups) == 3
+    for group in groups:
+        mounts = {m["name"]: m for m in ray_container(group)["volumeMounts"]}
+        assert mounts["keys"]["mountPath"] == "/opt/truthgpt/keys"
+        assert "subPath" not in mounts["keys"]  # such a mount sees no change
+        volumes = {volume["name"]: volume for volume in group["template"]["spec"]["volumes"]}
+        assert volumes["keys"]["secret"] == {"secretName": "truthgpt-keys", "optional": True}
 
 
 def test_every_model_of_the_serve_file_is_mounted() -> None:

@@ -92,7 +92,10 @@ def test_rays_default_counts_where_nothing_is_set(
     assert f"111 is too long for {HARD_STOP}=120 by Ray's default" in faults[0]
 
 
-def test_without_haproxy_nothing_is_cut_and_any_host_works(service: Path) -> None:
+def test_without_haproxy_nothing_is_cut_and_any_host_works(
+    service: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRUTHGPT_KEYS_FILE", "none")
     assert faults_of(service, model_s=900, host="192.0.2.1") == []
     write_ray_env(service, haproxy="0")
     assert faults_of(service, model_s=900, host="192.0.2.1") == []
@@ -107,13 +110,19 @@ def test_a_models_own_file_is_compared_too(service: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0", "'::'"])
-def test_hosts_that_haproxy_reaches(service: Path, host: str) -> None:
+def test_hosts_that_haproxy_reaches(
+    service: Path, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRUTHGPT_KEYS_FILE", "none")
     write_ray_env(service)
     assert faults_of(service, host=host) == []
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "127.0.0.2", "::1", "serving.example"])
-def test_another_host_is_refused_with_haproxy(service: Path, host: str) -> None:
+def test_another_host_is_refused_with_haproxy(
+    service: Path, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRUTHGPT_KEYS_FILE", "none")
     write_ray_env(service)
     assert faults_of(service, host=f"'{host}'") == [
         f"serve.yaml:2: http_options.host: {host!r} is out of reach for HAProxy, which uses "

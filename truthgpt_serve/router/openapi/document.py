@@ -20,7 +20,8 @@ from typing import Any
 
 import yaml
 
-from truthgpt_serve.errors import OverloadedError, UnavailableError
+from truthgpt_serve.access.gate import OPEN_AT_SERVICE
+from truthgpt_serve.errors import AuthenticationError, OverloadedError, UnavailableError
 from truthgpt_serve.http.envelope import is_anthropic
 from truthgpt_serve.http.json_body import encode_json
 from truthgpt_serve.http.open_inference import is_open_inference
@@ -31,6 +32,7 @@ SERVED = tuple(route for route in ROUTES if "service" in route.places)
 
 ERRORS = {
     400: "A field is missing, wrong, or asks for what this model does not do.",
+    401: "The service asks for an API key, and the request carries none that counts.",
     404: "The model, or the file, does not exist.",
     408: "The request body did not arrive in time.",
     410: "The file's time is over.",
@@ -134,7 +136,8 @@ def _complete(operation: dict[str, Any], method: str, path: str, summary: str) -
     responses = {
         status: _answer(response, schema) for status, response in operation["responses"].items()
     }
-    for status in operation.pop("errors", POST_ERRORS if method == "POST" else ()):
+    errors = operation.pop("errors", POST_ERRORS if method == "POST" else ())
+    for status in errors if path in OPEN_AT_SERVICE else (AuthenticationError.status, *errors):
         responses[str(status)] = {"$ref": f"#/components/responses/{schema}{status}"}
     operation["responses"] = dict(sorted(responses.items()))
 

@@ -1,0 +1,235 @@
+"""A service that asks for keys: the router, a model's own address, a replica's own port."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+
+from benchmarks.local_cluster import LocalCluster, model_application, router_application
+from tests.serve.conftest import RAY_ENV, START_TIMEOUT_S
+from truthgpt_serve.access.key_edit import add_key, revoke_key, rotate_key
+
+LIMIT_S = 30.0
+REREAD_S = 2.0
+CHAT = {"model": "echo", "messages": [{"role": "user", "content": "one two"}], "max_tokens": 2}
+WAYS = ("", "/models/echo")
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """The running service and its keys.
+
+    Attributes:
+        cluster: Its cluster.
+        file: The file with the keys.
+        keys: The keys by name; `narrow` may use `other` only.
+        replica: The address of a replica's own port.
+    """
+
+    cluster: LocalCluster
+    file: Path
+    keys: dict[str, str]
+    replica: str
+
+    def base(self, way: str) -> str:
+        return self.replica if way == "port" else f"{self.cluster.url}{way}"
+
+    def read_logs(self) -> str:
+        files = (self.cluster.folder / "ray" / "session_latest" / "logs").rglob("*")
+        return "\n".join(path.read_text(errors="replace") for path in files if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    file = tmp_path_factory.mktemp("keys") / "keys.yaml"
+    keys = {
+        "team": add_key(file, {"name": "team"}),
+        "narrow": add_key(file, {"name": "narrow", "models": ["other"]}),
+        "alias": add_key(file, {"name": "alias", "models": ["gpt-4o-mini"]}),
+    }
+    auth = {"keys_file": str(file)}
+    small = {"model": {"family": "echo"}, "hardware": {"cpus": 0.1, "gpus": 0}, "auth": auth}
+    with LocalCluster(RAY_ENV) as cluster:
+        aliases = {"serving": {"aliases": ["gpt-4o-mini"], "num_replicas": 2}}
+        applications = [
+            model_application("echo", {**small, **aliases}),
+            model_application("other", small),
+            router_application(cluster.port, num_replicas=1, auth=auth),
+        ]
+        cluster.deploy(applications)
+        cluster.wait_until_ready(timeout_s=START_TIMEOUT_S)
+        yield Guarded(cluster, file, keys, f"{replica_address(cluster, 'echo')}/models/echo")
+
+
+def replica_address(cluster: LocalCluster, application: str) -> str:
+    """Returns where a replica listens itself."""
+    for pid in cluster.replica_pids(application):
+        for found in psutil.Process(pid).net_connections("tcp"):
+            address = f"http://127.0.0.1:{found.laddr.port}"
+            if found.status == psutil.CONN_LISTEN:
+                with contextlib.suppress(httpx.HTTPError):
+                    path = f"{address}/models/{application}/health"
+                    if httpx.get(path, timeout=LIMIT_S).status_code == 200:
+                        return address
+    raise AssertionError("no replica listens")
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def post(base: str, headers: dict[str, str], body: Any = CHAT, path: str = "") -> httpx.Response:
+    path = path or "/v1/chat/completions"
+    return httpx.post(f"{base}{path}", json=body, headers=headers, timeout=LIMIT_S)
+
+
+def wait_for(check: Callable[[], bool], limit_s: float = REREAD_S) -> float:
+    """Returns how long it took until a check holds, which must be in time."""
+    start_s = time.monotonic()
+    while not check():
+        assert time.monotonic() - start_s < limit_s
+        time.sleep(0.05)
+    return time.monotonic() - start_s
+
+
+@pytest.mark.parametrize("way", [*WAYS, "port"])
+def test_only_with_a_key(guarded: Guarded, way: str) -> None:
+    base = guarded.base(way)
+    assert post(base, bearer(guarded.keys["team"])).status_code == 200
+    assert post(base, {"x-api-key": guarded.keys["team"]}).status_code == 200
+    for headers in ({}, bearer("wrong"), bearer(guarded.keys["team"][:-1]), {"x-api-key": "no"}):
+        for path in ("/v1/chat/completions", "/v1/infer", "/v1/audio/transcriptions"):
+            answer = post(base, headers, path=path)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+            assert answer.headers["www-authenticate"] == "Bearer"
+            assert answer.headers["x-request-id"]
+    for path in ("/v1/models", "/metrics", "/v1/models/echo", "/nothing"):
+        assert httpx.get(f"{base}{path}", timeout=LIMIT_S).status_code == 401
+        assert httpx.head(f"{base}{path}", timeout=LIMIT_S).status_code == 401
+    assert httpx.get(f"{base}/health", timeout=LIMIT_S).status_code == 200
+
+
+def test_what_stays_open(guarded: Guarded) -> None:
+    url = guarded.cluster.url
+    for path in ("/health", "/ready", "/v2/health/live"):
+        assert httpx.get(f"{url}{path}", timeout=LIMIT_S).status_code == 200
+    assert httpx.get(url, timeout=LIMIT_S).status_code == 307
+    page = {"origin": "http://localhost:5173", "access-control-request-method": "POST"}
+    for way in WAYS:
+        path = f"{url}{way}/v1/chat/completions"
+        assert httpx.options(path, headers=page, timeout=LIMIT_S).status_code == 204
+        refused = httpx.post(path, json=CHAT, headers=page, timeout=LIMIT_S)
+        assert refused.status_code == 401
+        assert refused.headers["access-control-allow-origin"] == page["origin"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_client_of_openai(guarded: Guarded, way: str) -> None:
+    options: Any = {"base_url": f"{guarded.base(way)}/v1", "max_retries": 0, "timeout": LIMIT_S}
+    messages: Any = CHAT["messages"]
+    with openai.OpenAI(api_key=guarded.keys["team"], **options) as client:
+        chunks = client.chat.completions.create(
+            model="echo", messages=messages, max_tokens=2, stream=True
+        )
+        assert [chunk.model for chunk in chunks]
+        assert "echo" in {model.id for model in client.models.list()}
+    with (
+        openai.OpenAI(api_key="sk-wrong", **options) as client,
+        pytest.raises(openai.AuthenticationError) as raised,
+    ):
+        client.chat.completions.create(model="echo", messages=messages)
+    assert raised.value.code == "invalid_api_key"
+    assert "sk-wrong" not in str(raised.value)
+
+
+def test_errors_of_the_messages_api(guarded: Guarded) -> None:
+    for way in (*WAYS, "port"):
+        answer = post(guarded.base(way), {"x-api-key": "wrong"}, path="/v1/messages")
+        assert answer.status_code == 401
+        assert answer.json()["error"]["type"] == "authentication_error"
+
+
+def test_the_models_of_a_key(guarded: Guarded) -> None:
+    narrow, url = bearer(guarded.keys["narrow"]), guarded.cluster.url
+    assert post(url, narrow, {**CHAT, "model": "other"}).status_code == 200
+    for base in (url, f"{url}/models/echo", guarded.replica):
+        for body in (CHAT, {**CHAT, "model": "gpt-4o-mini"}):
+            answer = post(base, narrow, body)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+    listed = httpx.get(f"{url}/v1/models", headers=narrow, timeout=LIMIT_S).json()["data"]
+    assert [model["id"] for model in listed] == ["other"]
+    for path in ("/v1/models/echo", "/models/echo/metrics", "/models/echo/v1/models"):
+        assert httpx.get(f"{url}{path}", headers=narrow, timeout=LIMIT_S).status_code == 404
+    alias = bearer(guarded.keys["alias"])
+    for base in (url, f"{url}/models/echo"):
+        assert post(base, alias, {**CHAT, "model": "gpt-4o-mini"}).status_code == 200
+        assert post(base, alias).status_code == 404
+
+
+def test_processes_of_the_service_ask_each_other(guarded: Guarded) -> None:
+    team, url = bearer(guarded.keys["team"]), guarded.cluster.url
+    page = httpx.get(f"{url}/models/echo/metrics", headers=team, timeout=LIMIT_S).text
+    assert page.count("truthgpt_replica_up{") == 2
+    assert page.count("truthgpt_replica_up{") == page.count("truthgpt_replica_memory_bytes{")
+
+
+def test_changes_count_within_two_seconds(guarded: Guarded) -> None:
+    bases = [guarded.base(way) for way in (*WAYS, "port")]
+    key = add_key(guarded.file, {"name": "late"})
+
+    def works() -> bool:
+        return all(post(base, bearer(key)).status_code == 200 for base in bases)
+
+    def fails() -> bool:
+        return all(post(base, bearer(key)).status_code == 401 for base in bases)
+
+    wait_for(works)
+    before, key = key, rotate_key(guarded.file, "late", grace_s=3600)
+    wait_for(works)
+    assert post(bases[0], bearer(before)).status_code == 200
+    revoke_key(guarded.file, "late")
+    wait_for(fails)
+    text = guarded.file.read_text()
+    guarded.file.write_text("keys: [")
+    time.sleep(REREAD_S)
+    team = bearer(guarded.keys["team"])
+    assert [post(base, team).status_code for base in bases] == [200] * 3
+    guarded.file.unlink()
+    time.sleep(REREAD_S)
+    assert [post(base, team).status_code for base in bases] == [200] * 3
+    assert [post(base, {}).status_code for base in bases] == [401] * 3
+    guarded.file.write_text(text)
+
+
+def test_no_key_is_in_a_log(guarded: Guarded) -> None:
+    for key in guarded.keys.values():
+        for way in WAYS:
+            post(guarded.base(way), bearer(key), {"model": "echo"})
+    logs = guarded.read_logs()
+    assert "keys stay as they were" in logs
+    assert not [name for name, key in guarded.keys.items() if key in logs]
+    assert "sk-wrong" not in logs
+
+
+def test_an_application_that_forgets_its_keys_does_not_start(guarded: Guarded) -> None:
+    small = {"model": {"family": "echo"}, "hardware": {"cpus": 0.1, "gpus": 0}}
+    auth = {"keys_file": str(guarded.file)}
+    deployed = [
+        model_application("open", small),
+        model_application("echo", {**small, "auth": auth}),
+        router_application(guarded.cluster.port, num_replicas=1, auth=auth),
+    ]
+    guarded.cluster.deploy(deployed)
+    wait_for(lambda: guarded.cluster.statuses().get("open") == "DEPLOY_FAILED", 60)
+    message = guarded.cluster.details()["applications"]["open"]["message"]
+    assert "asks for no keys" in message, json.dumps(message)

@@ -1,0 +1,107 @@
+"""Changes of the file: whole, private, one at a time."""
+
+from __future__ import annotations
+
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from truthgpt_serve.access.credentials import digest
+from truthgpt_serve.access.key_edit import add_key, revoke_key, rotate_key
+from truthgpt_serve.access.key_file import read_keys
+from truthgpt_serve.errors import ConfigError
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "keys.yaml"
+
+
+def test_a_key_is_kept_as_its_hash(path: Path) -> None:
+    key = add_key(path, {"name": "a", "models": ["m"], "priority": 2})
+    (entry,) = read_keys(path).keys
+    assert entry.sha256 == digest(key.encode()).hex()
+    assert (entry.models, entry.priority) == (["m"], 2)
+    assert key not in path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert sorted(file.name for file in path.parent.iterdir()) == [".keys.yaml.lock", "keys.yaml"]
+
+
+def test_many_writers(path: Path) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        keys = list(threads.map(lambda n: add_key(path, {"name": f"k{n}"}), range(16)))
+    found = {entry.sha256 for entry in read_keys(path).keys}
+    assert found == {digest(key.encode()).hex() for key in keys}
+    assert read_keys(path).internal_secret is not None
+
+
+def test_rotation(path: Path) -> None:
+    first = add_key(path, {"name": "a", "max_concurrent": 4})
+    secret = read_keys(path).internal_secret
+    second = rotate_key(path, "a", grace_s=60)
+    (entry,) = read_keys(path).keys
+    assert entry.sha256 == digest(second.encode()).hex()
+    assert entry.previous is not None
+    assert entry.previous.sha256 == digest(first.encode()).hex()
+    assert entry.max_concurrent == 4
+    rotate_key(path, "a", grace_s=0)
+    file = read_keys(path)
+    assert file.keys[0].previous is None
+    assert file.internal_secret == secret
+
+
+def test_revocation(path: Path) -> None:
+    add_key(path, {"name": "a"})
+    add_key(path, {"name": "b"})
+    revoke_key(path, "a")
+    assert [entry.name for entry in read_keys(path).keys] == ["b"]
+    for change in (lambda: revoke_key(path, "bb"), lambda: rotate_key(path, "bb", 0)):
+        with pytest.raises(ConfigError, match=r"has no key 'bb' \(did you mean 'b'\?\)"):
+            change()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "a"}, "has a key 'a' already"),
+        ({"name": "a b"}, "name: 'a b' is not usable"),
+        ({"name": "n" * 65}, "name: must have at most 64"),
+        ({"name": "b", "max_concurrent": 0}, "max_concurrent: must be at least 1"),
+    ],
+)
+def test_refusals_change_nothing(path: Path, fields: dict[str, object], message: str) -> None:
+    add_key(path, {"name": "a"})
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match=message) as raised:
+        add_key(path, fields)
+    assert len(raised.value.faults) == 1
+    assert path.read_bytes() == before
+
+
+def test_a_link_and_a_mode_stay(path: Path, tmp_path: Path) -> None:
+    real = tmp_path / "real.yaml"
+    add_key(real, {"name": "a"})
+    real.chmod(0o640)
+    path.symlink_to(real)
+    add_key(path, {"name": "b"})
+    assert path.is_symlink()
+    assert len(read_keys(real).keys) == 2
+    assert stat.S_IMODE(real.stat().st_mode) == 0o640
+
+
+def test_a_broken_file_is_not_written_over(path: Path) -> None:
+    path.write_text("keys: [")
+    with pytest.raises(ConfigError, match="is not valid YAML"):
+        add_key(path, {"name": "a"})
+    assert path.read_text() == "keys: ["
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be written: No such file or directory"):
+        add_key(tmp_path / "none" / "keys.yaml", {"name": "a"})
+    with pytest.raises(ConfigError, match="cannot be read"):
+        revoke_key(tmp_path / "none.yaml", "a")
+    assert "none.yaml" not in os.listdir(tmp_path)

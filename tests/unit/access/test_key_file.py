@@ -1,0 +1,102 @@
+"""The form of the file with the keys; its faults name places and show no key."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from truthgpt_serve.access.credentials import create_key
+from truthgpt_serve.access.identity import Limits
+from truthgpt_serve.access.key_file import read_keys
+from truthgpt_serve.errors import ConfigError
+
+A, B = "a" * 64, "b" * 64
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "keys.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_every_field(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        f"""
+keys:
+- name: team
+  sha256: {A}
+  created: 2026-11-27
+  expires: 2027-01-31T00:00:00Z
+  models: [story, "sh*", org/a:b]
+  requests_per_minute: 1
+  tokens_per_minute: 2
+  image_megapixel_steps_per_minute: 2.5
+  max_concurrent: 3
+  priority: -1
+  admin: true
+  previous: {{sha256: {B}, until: 2026-12-01}}
+""",
+    )
+    (entry,) = read_keys(path).keys
+    identity = entry.to_identity()
+    assert identity.limits == Limits(1, 2, 2.5, 3)
+    assert (identity.name, identity.priority, identity.admin) == ("team", -1, True)
+    assert identity.models == ("story", "sh*", "org/a:b")
+    assert identity.expires_s == 1801353600
+    plain = write(tmp_path, f"keys: [{{name: x, sha256: {A}}}]")
+    assert read_keys(plain).keys[0].to_identity().expires_s == math.inf
+
+
+@pytest.mark.parametrize("text", ["", "keys: []", "# nothing"])
+def test_no_keys(tmp_path: Path, text: str) -> None:
+    assert read_keys(write(tmp_path, text)).keys == []
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("keys: [", ":1: is not valid YAML"),
+        ("- a", "must be a mapping"),
+        ("kyes: []", ":1: kyes: unknown field"),
+        (f"keys: [{{name: a, sha256: {A}, keys: 1}}]", "keys[0].keys: unknown field"),
+        (f"keys: [{{name: a/b, sha256: {A}}}]", "keys[0].name"),
+        (f"keys: [{{sha256: {A}}}]", "keys[0].name: is required"),
+        ("keys: [{name: a}]", "keys[0].sha256: is required"),
+        (f"keys: [{{name: a, sha256: {A[1:]}}}]", "keys[0].sha256: is not a SHA-256"),
+        (f"keys: [{{name: a, sha256: {A}, expires: never}}]", "keys[0].expires: is no moment"),
+        (f"keys: [{{name: a, sha256: {A}, models: []}}]", "keys[0].models: must not be empty"),
+        (f"keys: [{{name: a, sha256: {A}, models: ['?']}}]", "keys[0].models[0]: is no pattern"),
+        (f"keys: [{{name: a, sha256: {A}, max_concurrent: 0}}]", "keys[0].max_concurrent"),
+        (f"keys: [{{name: a, sha256: {A}, priority: 101}}]", "keys[0].priority"),
+        (
+            f"keys: [{{name: a, sha256: {A}}}, {{name: a, sha256: {B}}}]",
+            "keys[1].name: is given twice, first at keys[0]",
+        ),
+        (
+            f"keys: [{{name: a, sha256: {A}}}, {{name: b, sha256: {A}}}]",
+            "keys[1].sha256: is given twice",
+        ),
+    ],
+)
+def test_faults(tmp_path: Path, text: str, place: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        read_keys(write(tmp_path, text))
+    assert len(raised.value.faults) == 1
+    assert place in raised.value.message
+
+
+def test_a_key_in_the_place_of_its_hash_is_not_shown(tmp_path: Path) -> None:
+    key = create_key()
+    for text in (f"keys: [{{name: a, sha256: {key}}}]", f"keys: [{{name: a, key: {key}}}]"):
+        with pytest.raises(ConfigError) as raised:
+            read_keys(write(tmp_path, text))
+        assert key not in raised.value.message
+        assert key[:20] not in raised.value.message
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_keys(tmp_path / "none.yaml")

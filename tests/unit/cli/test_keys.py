@@ -1,0 +1,86 @@
+"""`truthgpt keys`: a key is printed once, and nothing else is on stdout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from tests.support.cli_service import run_cli
+from truthgpt_serve.access.credentials import PREFIX, digest
+from truthgpt_serve.access.key_file import read_keys
+
+
+def run(folder: Path, *arguments: str, **env: str) -> CompletedProcess[str]:
+    return run_cli("keys", *arguments, env={"TRUTHGPT_CONFIG_DIR": str(folder), **env})
+
+
+def test_a_keys_life(tmp_path: Path) -> None:
+    path = tmp_path / "keys.yaml"
+    done = run(
+        tmp_path, "add", "team", "--models", "story, sh*", "--requests-per-minute", "60",
+        "--tokens-per-minute", "1000", "--image-megapixel-steps-per-minute", "2.5",
+        "--max-concurrent", "4", "--priority", "-3", "--expires", "90d", "--admin",
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.count("\n")) == (0, 1)
+    key = done.stdout.strip()
+    assert key.startswith(PREFIX)
+    assert str(path) in done.stderr
+    assert key not in done.stderr
+    (entry,) = read_keys(path).keys
+    assert entry.sha256 == digest(key.encode()).hex()
+    assert (entry.models, entry.requests_per_minute) == (["story", "sh*"], 60)
+    assert (entry.priority, entry.admin, entry.max_concurrent) == (-3, True, 4)
+    rotated = run(tmp_path, "rotate", "team", "--grace", "5").stdout.strip()
+    assert rotated != key
+    listed = run(tmp_path, "list").stdout
+    assert "team (admin)" in listed
+    assert "story, sh*" in listed
+    assert "rotated" in listed
+    (shown,) = json.loads(run(tmp_path, "list", "--json").stdout)["keys"]
+    assert shown["name"] == "team"
+    hashes = [entry.sha256, digest(rotated.encode()).hex()]
+    assert not [value for value in (key, rotated, *hashes) if value in f"{shown}{listed}"]
+    assert run(tmp_path, "revoke", "team").stdout == ""
+    assert read_keys(path).keys == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["add", "a b"], "name: 'a b' is not usable here"),
+        (["add", "a", "--expires", "soon"], "'soon' is no moment"),
+        (["add", "a", "--requests-per-minute", "0"], "requests_per_minute: must be at least 1"),
+        (["add", "a", "--models", ","], "models: must not be empty"),
+        (["add", "a", "--models", "a?"], "models[0]: is no pattern of model names"),
+        (["revoke", "nobody"], "has no key 'nobody'"),
+        (["rotate", "nobody"], "has no key 'nobody'"),
+        (["rotate", "there", "--grace", "-1"], "--grace"),
+        (["add", "there"], "has a key 'there' already"),
+    ],
+)
+def test_faults(tmp_path: Path, arguments: list[str], message: str) -> None:
+    run(tmp_path, "add", "there")
+    before = (tmp_path / "keys.yaml").read_bytes()
+    done = run(tmp_path, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert (tmp_path / "keys.yaml").read_bytes() == before
+
+
+def test_which_file(tmp_path: Path) -> None:
+    folder, other = tmp_path / "configs", tmp_path / "other.yaml"
+    folder.mkdir()
+    args = "{auth: {keys_file: named.yaml}}"
+    (folder / "serve.yaml").write_text(f"applications: [{{name: router, args: {args}}}]")
+    run(folder, "add", "a")
+    assert (folder / "named.yaml").is_file()
+    run(folder, "add", "a", TRUTHGPT_KEYS_FILE=str(other))
+    assert other.is_file()
+    run(folder, "add", "a", "--file", str(tmp_path / "third.yaml"))
+    assert (tmp_path / "third.yaml").is_file()
+    (folder / "serve.yaml").write_text("applications: 3")
+    run(folder, "add", "a")
+    assert (folder / "keys.yaml").is_file()

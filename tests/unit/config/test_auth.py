@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from typing import Any
+
+import jsonschema
+import pytest
+
+from truthgpt_serve.config import load_model_auth, load_router_args
+from truthgpt_serve.errors import ConfigError
+from truthgpt_serve.validate.reference import router_schema
+
+
+@pytest.mark.parametrize(
+    ("auth", "keys_file"),
+    [("none", None), ({"keys_file": "a.yaml"}, "a.yaml"), ({"keys_file": "${FILE}"}, "b.yaml")],
+)
+def test_forms(auth: Any, keys_file: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FILE", "b.yaml")
+    for found in (
+        load_model_auth({"auth": auth}, place="args"),
+        load_router_args({"auth": auth}, place="args").auth,
+    ):
+        assert found is not None
+        assert found.keys_file == keys_file
+    jsonschema.validate({"auth": auth}, router_schema())
+
+
+def test_nothing_said() -> None:
+    assert load_model_auth({}, place="args") is None
+    assert load_router_args({}, place="args").auth is None
+
+
+@pytest.mark.parametrize(
+    ("auth", "fault"),
+    [
+        ("all", "args: auth: must be a mapping of keys to values, not 'all'"),
+        (False, "args: auth: must be a mapping of keys to values, not false"),
+        ({}, "args: auth.keys_file: is required"),
+        ({"keys_file": 3}, "args: auth.keys_file: must be a string, not 3 (put it in quotes)"),
+        ({"keys_file": None}, "args: auth.keys_file: is empty (name the file"),
+        ({"keys_file": ""}, "args: auth.keys_file: must not be empty"),
+        (
+            {"keys_file": "k", "public_routes": ["/v1"]},
+            "args: auth.public_routes[0]: must be one of",
+        ),
+    ],
+)
+def test_faults(auth: Any, fault: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_model_auth({"auth": auth}, place="args")
+    assert [str(one)[: len(fault)] for one in raised.value.faults] == [fault]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"auth": auth}, router_schema())

@@ -1,0 +1,71 @@
+"""The keys themselves: made at random, kept as SHA-256, and read from a request's headers.
+
+Where clients put them: https://platform.openai.com/docs/api-reference/authentication (RFC 6750) and
+https://docs.anthropic.com/en/api/overview (`x-api-key`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterable
+
+from truthgpt_serve.errors import AuthenticationError
+
+PREFIX = "tgpt-"
+"""How keys begin, so that scanners for secrets find them."""
+NUM_RANDOM_BYTES = 32
+MAX_BYTES = 256
+"""The longest key that is looked at."""
+HEADERS = frozenset((b"authorization", b"x-api-key"))
+_SCHEME = b"bearer"
+_FORM = "send `Authorization: Bearer KEY`, or `x-api-key: KEY`"
+
+
+def create_key() -> str:
+    """Returns a new key of 256 random bits."""
+    return PREFIX + secrets.token_urlsafe(NUM_RANDOM_BYTES)
+
+
+def digest(key: bytes) -> bytes:
+    """Returns what is kept of a key."""
+    return hashlib.sha256(key).digest()
+
+
+def read_credential(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Returns the key that a request carries.
+
+    Args:
+        headers: Names in lower case.
+
+    Raises:
+        AuthenticationError: There is none, or several, or in another form.
+    """
+    bearer = key = None
+    for name, value in headers:
+        if name == b"authorization":
+            if bearer is not None:
+                raise AuthenticationError("the request has several headers `Authorization`")
+            bearer = value
+        elif name == b"x-api-key":
+            if key is not None:
+                raise AuthenticationError("the request has several headers `x-api-key`")
+            key = value
+    if bearer is not None:
+        own = _read_bearer(bearer)
+        if key is not None and key.strip() != own:
+            raise AuthenticationError("`Authorization` and `x-api-key` carry two different keys")
+        return own
+    if key is None or not key.strip():
+        raise AuthenticationError(f"an API key is missing: {_FORM}")
+    return key.strip()
+
+
+def _read_bearer(value: bytes) -> bytes:
+    scheme, _, key = value.partition(b" ")
+    if scheme.lower() != _SCHEME:
+        raise AuthenticationError(f"`Authorization` does not carry a Bearer key: {_FORM}")
+    key = key.strip()
+    if not key:
+        raise AuthenticationError(f"an API key is missing: {_FORM}")
+    return key

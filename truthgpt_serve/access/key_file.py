@@ -1,0 +1,163 @@
+"""The file with the keys: its form, and reading it with every fault at once.
+
+Only the SHA-256 of each key is in it, and no message shows what a field holds that could be one.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from truthgpt_serve.access.identity import Identity, Limits
+from truthgpt_serve.access.moments import FORM, as_text, read_moment
+from truthgpt_serve.config.base import Count, Name, PositiveNumber, Refusal, Section, refuse
+from truthgpt_serve.config.load import read_file
+from truthgpt_serve.config.parse import parse
+from truthgpt_serve.errors import ConfigError, Fault
+
+MAX_NAME = 64
+MAX_MODELS = 256
+MAX_KEYS = 4000
+_HEX = re.compile(r"[0-9a-f]{64}")
+_PATTERN = re.compile(r"[A-Za-z0-9*][A-Za-z0-9._:@+/*-]*")
+
+
+def _check_hex(value: str) -> str:
+    if _HEX.fullmatch(value) is None:
+        fix = "make keys with `truthgpt keys add`: the file never has a key itself"
+        raise refuse([Refusal("", "is not a SHA-256 in 64 hexadecimal digits", fix)])
+    return value
+
+
+def _check_moment(value: str) -> str:
+    try:
+        read_moment(value)
+    except ValueError as error:
+        raise refuse([Refusal("", "is no moment", FORM.removesuffix(" or 90d"))]) from error
+    return value
+
+
+def _check_pattern(value: str) -> str:
+    if _PATTERN.fullmatch(value) is None:
+        fix = "write a model's name, in which * stands for any letters"
+        raise refuse([Refusal("", "is no pattern of model names", fix)])
+    return value
+
+
+Hex = Annotated[str, AfterValidator(_check_hex)]
+Moment = Annotated[str, BeforeValidator(as_text), AfterValidator(_check_moment)]
+ModelPattern = Annotated[str, Field(max_length=256), AfterValidator(_check_pattern)]
+
+
+class FormerKey(Section):
+    """The key before the last rotation, which still works for a while."""
+
+    sha256: Hex
+    """SHA-256 of the key."""
+
+    until: Moment
+    """When it stops to work."""
+
+
+class KeyEntry(Section):
+    """One key."""
+
+    name: Annotated[Name, Field(max_length=MAX_NAME)]
+    """Its name, which stands in logs and metrics in its place."""
+
+    sha256: Hex
+    """SHA-256 of the key."""
+
+    created: Moment | None = None
+    """When it was made, or rotated last."""
+
+    expires: Moment | None = None
+    """When it stops to work; a day alone is its beginning in UTC."""
+
+    models: Annotated[list[ModelPattern], Field(min_length=1, max_length=MAX_MODELS)] | None = None
+    """Models that it may use, by name, with `*` for any letters; all by default."""
+
+    requests_per_minute: Count | None = None
+    """Requests in a minute."""
+
+    tokens_per_minute: Count | None = None
+    """Prompt and generation tokens in a minute."""
+
+    image_megapixel_steps_per_minute: PositiveNumber | None = None
+    """Denoising steps times megapixels in a minute."""
+
+    max_concurrent: Count | None = None
+    """Requests at the same time."""
+
+    priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    """Requests of keys with a higher number wait less."""
+
+    admin: bool = False
+    """Whether it may read what all keys use."""
+
+    previous: FormerKey | None = None
+    """The key before the last rotation."""
+
+    def to_identity(self) -> Identity:
+        """Returns the key without the key itself."""
+        limits = Limits(
+            self.requests_per_minute,
+            self.tokens_per_minute,
+            self.image_megapixel_steps_per_minute,
+            self.max_concurrent,
+        )
+        return Identity(
+            name=self.name,
+            models=None if self.models is None else tuple(self.models),
+            limits=limits,
+            priority=self.priority,
+            admin=self.admin,
+            expires_s=read_moment(self.expires).timestamp() if self.expires else math.inf,
+        )
+
+
+class KeyFile(Section):
+    """The whole file."""
+
+    internal_secret: Hex | None = None
+    """Random, for what the service's own processes ask of each other. Without it a scrape of
+    metrics has one replica of each model, and cards of models say less."""
+
+    keys: Annotated[list[KeyEntry], Field(max_length=MAX_KEYS)] = Field(default_factory=list)
+    """The keys."""
+
+    @model_validator(mode="after")
+    def _check_twice(self) -> KeyFile:
+        names: dict[str, int] = {}
+        digests: dict[str, int] = {}
+        refusals = []
+        for at, key in enumerate(self.keys):
+            given = [(names, key.name, "name"), (digests, key.sha256, "sha256")]
+            if key.previous is not None:
+                given.append((digests, key.previous.sha256, "previous.sha256"))
+            for taken, value, field in given:
+                first = taken.setdefault(value, at)
+                is_own = field == "previous.sha256" and value == key.sha256
+                if first != at or is_own:
+                    message = f"is given twice, first at keys[{first}]"
+                    refusals.append(Refusal(f"keys[{at}].{field}", message, "keep one"))
+        if refusals:
+            raise refuse(refusals)
+        return self
+
+
+def read_keys(path: Path) -> KeyFile:
+    """Returns what a file with keys holds.
+
+    Raises:
+        ConfigError: It cannot be read, or has faults; the message names them all.
+    """
+    data, source = read_file(path)
+    config, faults, _ = parse(KeyFile, {} if data is None else data, source)
+    if config is None or faults:
+        raise ConfigError(faults or [Fault(str(path), "is no file of keys")])
+    return config

@@ -1,0 +1,171 @@
+"""The keys that count now: found by their SHA-256, and read again when their file changes."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from truthgpt_serve.access.credentials import MAX_BYTES, digest, read_credential
+from truthgpt_serve.access.identity import Identity
+from truthgpt_serve.access.key_file import KeyFile, read_keys
+from truthgpt_serve.access.moments import read_moment
+from truthgpt_serve.errors import AuthenticationError, ConfigError
+
+logger = logging.getLogger(__name__)
+
+PERIOD_S = 0.5
+"""How often the file is looked at: a change counts within twice that, and the time to read it."""
+INTERNAL = Identity("-internal", is_internal=True)
+"""A process of the service; no key can have this name."""
+_INDEX_BYTES = 8
+_NOBODY = bytes(32)
+_WRONG = "the API key is wrong"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Key:
+    digest: bytes
+    identity: Identity
+    until_s: float
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Keys:
+    """One state of the file.
+
+    Attributes:
+        by_index: The keys by the first bytes of their SHA-256, from which no key can be told.
+        internal: The key of the service's own processes, or None.
+    """
+
+    by_index: MappingProxyType[bytes, _Key] = field(default_factory=lambda: MappingProxyType({}))
+    internal: bytes | None = None
+
+
+class KeyRing:
+    """The keys of a file; a thread looks whether it has changed.
+
+    A file that breaks or goes away later leaves the keys as they were.
+
+    Args:
+        path: The file.
+        period_s: How often it is looked at, in seconds.
+
+    Raises:
+        ConfigError: The file cannot be used.
+    """
+
+    def __init__(self, path: Path, *, period_s: float = PERIOD_S) -> None:
+        self._path = path
+        self._period_s = period_s
+        # Before it is read: what changes meanwhile is seen the next time.
+        self._seen = _signature(path) if path.exists() else None
+        self._keys = _index(read_keys(path))
+        self._reported = ""
+        self._closed = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="keys", daemon=True)
+        self._watcher.start()
+
+    def __repr__(self) -> str:
+        return f"KeyRing({str(self._path)!r})"
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._closed.set()
+        self._watcher.join(timeout=5)
+
+    def identify(self, headers: Iterable[tuple[bytes, bytes]]) -> Identity:
+        """Returns who sends a request with these headers.
+
+        Args:
+            headers: Names in lower case.
+
+        Raises:
+            AuthenticationError: It carries no key that counts.
+        """
+        credential = read_credential(headers)
+        if len(credential) > MAX_BYTES:
+            raise AuthenticationError(_WRONG)
+        given = digest(credential)
+        key = self._keys.by_index.get(given[:_INDEX_BYTES])
+        if not hmac.compare_digest(given, _NOBODY if key is None else key.digest) or key is None:
+            raise AuthenticationError(_WRONG)
+        if key.until_s != math.inf and time.time() >= key.until_s:
+            raise AuthenticationError("the API key has expired")
+        return key.identity
+
+    def internal_headers(self) -> list[tuple[bytes, bytes]]:
+        """Returns the headers with which a process of the service asks another."""
+        key = self._keys.internal
+        return [] if key is None else [(b"authorization", b"Bearer " + key)]
+
+    def refresh(self) -> None:
+        """Reads the file again if it has changed."""
+        try:
+            seen = _signature(self._path)
+            if seen == self._seen:
+                self._report("")
+                return
+            keys = _index(read_keys(self._path))
+        except (ConfigError, OSError) as error:
+            self._report(_without_values(error))
+            return
+        self._seen, self._keys = seen, keys
+        self._report("")
+        logger.info("read the keys anew from %s", self._path)
+
+    def _watch(self) -> None:
+        while not self._closed.wait(self._period_s):
+            try:
+                self.refresh()
+            except Exception as error:  # the keys stay as they are, whatever it was
+                self._report(type(error).__name__)
+
+    def _report(self, problem: str) -> None:
+        """Logs each problem once, as long as it lasts."""
+        if problem and problem != self._reported:
+            logger.error(
+                "the keys stay as they were, because %s cannot be used now: %s; "
+                "`truthgpt keys list` says more",
+                self._path,
+                problem,
+            )
+        self._reported = problem
+
+
+def _without_values(error: ConfigError | OSError) -> str:
+    """Says what is wrong without showing what the file holds."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    places = [fault.place for fault in error.faults]
+    return ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
+
+
+def _signature(path: Path) -> tuple[int, ...]:
+    """Returns what changes with the file, and when a link to it leads elsewhere."""
+    found = os.stat(path)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _index(file: KeyFile) -> _Keys:
+    found = []
+    for entry in file.keys:
+        identity = entry.to_identity()
+        found.append(_Key(bytes.fromhex(entry.sha256), identity, identity.expires_s))
+        if (former := entry.previous) is not None:
+            until_s = min(read_moment(former.until).timestamp(), identity.expires_s)
+            found.append(_Key(bytes.fromhex(former.sha256), identity, until_s))
+    internal = None
+    if file.internal_secret is not None:
+        secret = bytes.fromhex(file.internal_secret)
+        internal = b"internal-" + hmac.digest(secret, b"truthgpt-internal", "sha256").hex().encode()
+        found.append(_Key(digest(internal), INTERNAL, math.inf))
+    return _Keys(MappingProxyType({key.digest[:_INDEX_BYTES]: key for key in found}), internal)

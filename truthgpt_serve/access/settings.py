@@ -1,0 +1,161 @@
+"""What an application is told of keys: from its `args` or the environment to the gate before it."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from truthgpt_serve.access.gate import OPEN_AT_MODEL, OPEN_AT_SERVICE, Gate
+from truthgpt_serve.access.key_ring import KeyRing
+from truthgpt_serve.config.auth import NONE, AuthSection
+from truthgpt_serve.config.paths import find_config
+from truthgpt_serve.errors import ConfigError, Fault
+
+KEYS_VARIABLE = "TRUTHGPT_KEYS_FILE"
+FIX = "write `auth: {keys_file: keys.yaml}` or `auth: none` into the `args` of every application"
+_SERVICE_ONLY = frozenset(("/docs", "/openapi.json"))
+
+
+@dataclass(frozen=True, slots=True)
+class Auth:
+    """What a Serve file says about keys.
+
+    Attributes:
+        keys_file: Path of the file, absolute; None for `auth: none`.
+        public_routes: Routes that need no key.
+    """
+
+    keys_file: str | None
+    public_routes: tuple[str, ...] = ()
+
+
+def find_auth(
+    section: AuthSection | None, place: str, environ: Mapping[str, str] = os.environ
+) -> Auth | None:
+    """Returns what an application is told: by its section, else by the environment, else nothing.
+
+    Args:
+        section: The section of its `args`.
+        place: Where that stands, for faults.
+        environ: The environment.
+
+    Raises:
+        ConfigError: There is no such file.
+    """
+    if section is None:
+        given = environ.get(KEYS_VARIABLE, "").strip()
+        if not given:
+            return None
+        place = KEYS_VARIABLE
+        section = AuthSection(keys_file=given) if given != NONE else None
+    if section is None or section.keys_file is None:
+        return Auth(None)
+    try:
+        path = find_config(section.keys_file, place)
+    except ConfigError as error:
+        fix = f"make it: truthgpt keys add NAME --file {section.keys_file}"
+        faults = [Fault(fault.place, fault.message, fix) for fault in error.faults]
+        raise ConfigError(faults) from None
+    return Auth(str(path.absolute()), tuple(sorted(section.public_routes)))
+
+
+def is_loopback(host: str | None) -> bool:
+    """Returns whether a server that listens on this host is reached from its machine alone."""
+    if host is None or host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def check_listening(auth: Auth | None, host: str | None, place: str) -> list[Fault]:
+    """Returns the fault of a service that lets everybody in and does not say that it shall.
+
+    Args:
+        auth: What an application is told of keys.
+        host: `http_options.host`; None for Ray Serve's default, this machine.
+        place: Where that stands.
+    """
+    if auth is not None or is_loopback(host):
+        return []
+    message = f"{host!r} opens the service to others, and nothing says who may use it"
+    return [Fault(place, message, FIX)]
+
+
+def check_same(
+    auth: Auth | None, applications: Iterable[Mapping[str, Any]], place: str
+) -> list[Fault]:
+    """Returns the fault of an application that asks for no keys where another one does.
+
+    Args:
+        auth: What this application is told of keys.
+        applications: The Serve file's entries, as they run.
+        place: Where this one's `auth` stands.
+    """
+    if auth is not None and auth.keys_file is not None:
+        return []
+    for other in applications:
+        given = (other.get("args") or {}).get("auth")
+        if isinstance(given, Mapping) and given.get("keys_file"):
+            message = f"asks for no keys, and the application {other.get('name')!r} does"
+            return [Fault(place, message, "write the same `auth` into every application's `args`")]
+    return []
+
+
+class Access:
+    """The gates of one application; without keys there are none.
+
+    Args:
+        auth: What it is told of keys.
+        allow_origins: Origins whose pages may read a refusal.
+        names: The model's own name, aliases and adapters; empty for the router.
+
+    Raises:
+        ConfigError: The file with the keys cannot be used.
+    """
+
+    def __init__(
+        self, auth: Auth | None, allow_origins: Sequence[str], names: Sequence[str] = ()
+    ) -> None:
+        keys_file = None if auth is None else auth.keys_file
+        self._keys = None if keys_file is None else KeyRing(Path(keys_file))
+        self._names = names
+        self._allow_origins = allow_origins
+        public = frozenset(() if auth is None else auth.public_routes)
+        self._open: Collection[str] = (
+            OPEN_AT_MODEL | (public - _SERVICE_ONLY) if names else OPEN_AT_SERVICE | public
+        )
+
+    def guard(self, app: Any, mount: str = "", *, hides_key: bool = False) -> Any:
+        """Returns the application behind a gate.
+
+        Args:
+            app: The application.
+            mount: Where it is mounted, if the server leaves that in the path.
+            hides_key: Whether the application does not see the key.
+        """
+        if self._keys is None:
+            return app
+        return Gate(
+            app,
+            self._keys,
+            self._open,
+            mount=mount,
+            names=self._names,
+            allow_origins=self._allow_origins,
+            hides_key=hides_key,
+        )
+
+    def internal_headers(self) -> list[tuple[bytes, bytes]]:
+        """Returns the headers with which this process asks another one of the service."""
+        return [] if self._keys is None else self._keys.internal_headers()
+
+    def close(self) -> None:
+        """Ends what follows the file."""
+        if self._keys is not None:
+            self._keys.close()

@@ -1,0 +1,65 @@
+"""The `auth` section: who may use the service, the same in every application's `args`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from truthgpt_serve.config.base import Refusal, Section, Text, refuse
+
+NONE = "none"
+"""What a file says in the place of the section: no keys, whoever reaches the service."""
+
+PublicRoute = Literal["/metrics", "/docs", "/openapi.json", "/v1/files/images"]
+
+
+class AuthSection(Section):
+    """Who may use the service ([keys](keys.md)). `auth: none` lets everybody in who reaches it.
+
+    Without the section the service asks for no keys, and starts only where it listens on this
+    machine alone. Every application of the file needs the same one: write it once, as
+    `auth: &auth {keys_file: keys.yaml}`, and `auth: *auth` in the others. `TRUTHGPT_KEYS_FILE`, a
+    path or `none`, stands for the section in all of them.
+    """
+
+    keys_file: Text | None
+    """File with the keys, which `truthgpt keys` writes; looked up as a model's file is. It must be
+    there under the same path on every node, and changes count within 2 seconds."""
+
+    public_routes: Annotated[list[PublicRoute], Field(max_length=4)] = Field(default_factory=list)
+    """Routes that need no key, beside `/health` and `/ready`: `/metrics`, `/docs`, `/openapi.json`,
+    `/v1/files/images`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_none(cls, data: Any) -> Any:
+        if isinstance(data, str) and data == NONE:
+            return {"keys_file": None}
+        if isinstance(data, dict) and "keys_file" in data and data["keys_file"] is None:
+            message, fix = "is empty", "name the file with the keys, or write auth: none"
+            raise refuse([Refusal("keys_file", message, fix)])
+        return data
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Returns the schema of the section or the word `none`."""
+        section = handler.resolve_ref_schema(handler(schema))
+        section["properties"]["keys_file"] = {
+            "type": "string",
+            "minLength": 1,
+            "title": "Keys File",
+            "description": section["properties"]["keys_file"]["description"],
+        }
+        return {"anyOf": [{"const": NONE}, section]}
+
+
+class AuthArgs(Section):
+    """The part of a model's `args` that says who may use its address."""
+
+    auth: AuthSection | None = None
+    """Who may use it."""
