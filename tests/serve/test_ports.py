@@ -74,7 +74,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     ]
     for application in config["applications"]:
         if application["import_path"] in (MODEL_IMPORT, ROUTER_IMPORT):
-            application["args"]["auth"] = "none"
+            application.setdefault("args", {})["auth"] = "none"
     with scene(folder, 78, config, "0.0.0.0") as found:
         yield found
 

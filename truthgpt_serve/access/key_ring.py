@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 from truthgpt_serve.access.credentials import MAX_BYTES, digest, read_credential
 from truthgpt_serve.access.identity import Identity
-from truthgpt_serve.access.key_file import KeyFile, read_keys
+from truthgpt_serve.access.key_file import KeyFile, read_keys, reread_keys
 from truthgpt_serve.access.moments import read_moment
 from truthgpt_serve.errors import AuthenticationError, ConfigError
 
@@ -114,7 +114,7 @@ class KeyRing:
             if seen == self._seen:
                 self._report("")
                 return
-            keys = _index(read_keys(self._path))
+            keys = _index(reread_keys(self._path))
         except (ConfigError, OSError) as error:
             self._report(_without_values(error))
             return

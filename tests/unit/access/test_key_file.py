@@ -9,7 +9,7 @@ import pytest
 
 from truthgpt_serve.access.credentials import create_key
 from truthgpt_serve.access.identity import Limits
-from truthgpt_serve.access.key_file import read_keys
+from truthgpt_serve.access.key_file import read_keys, reread_keys
 from truthgpt_serve.errors import ConfigError
 
 A, B = "a" * 64, "b" * 64
@@ -41,6 +41,7 @@ keys:
 """,
     )
     (entry,) = read_keys(path).keys
+    assert reread_keys(path).keys == [entry]
     identity = entry.to_identity()
     assert identity.limits == Limits(1, 2, 2.5, 3)
     assert (identity.name, identity.priority, identity.admin) == ("team", -1, True)
@@ -52,7 +53,8 @@ keys:
 
 @pytest.mark.parametrize("text", ["", "keys: []", "# nothing"])
 def test_no_keys(tmp_path: Path, text: str) -> None:
-    assert read_keys(write(tmp_path, text)).keys == []
+    path = write(tmp_path, text)
+    assert read_keys(path).keys == reread_keys(path).keys == []
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,8 @@ def test_no_keys(tmp_path: Path, text: str) -> None:
         (f"keys: [{{name: a, sha256: {A}, keys: 1}}]", "keys[0].keys: unknown field"),
         (f"keys: [{{name: a/b, sha256: {A}}}]", "keys[0].name"),
         (f"keys: [{{sha256: {A}}}]", "keys[0].name: is required"),
+        (f"keys: [{{name: a, sha256: {A}, admin: true, admin: false}}]", "admin: is given twice"),
+        ("keys: [&a {name: a, of: *a}]", "an alias repeats itself"),
         ("keys: [{name: a}]", "keys[0].sha256: is required"),
         (f"keys: [{{name: a, sha256: {A[1:]}}}]", "keys[0].sha256: is not a SHA-256"),
         (f"keys: [{{name: a, sha256: {A}, expires: never}}]", "keys[0].expires: is no moment"),
@@ -82,10 +86,12 @@ def test_no_keys(tmp_path: Path, text: str) -> None:
     ],
 )
 def test_faults(tmp_path: Path, text: str, place: str) -> None:
-    with pytest.raises(ConfigError) as raised:
-        read_keys(write(tmp_path, text))
-    assert len(raised.value.faults) == 1
-    assert place in raised.value.message
+    path = write(tmp_path, text)
+    for read in (read_keys, reread_keys):
+        with pytest.raises(ConfigError) as raised:
+            read(path)
+        assert len(raised.value.faults) == 1
+        assert place in raised.value.message
 
 
 def test_a_key_in_the_place_of_its_hash_is_not_shown(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_nothing_none_and_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("0.0.0.0", False),
         ("::", False),
         ("", False),
-        ("10.0.0.1", False),
+        ("192.0.2.1", False),
         ("models.example.com", False),
     ],
 )
