@@ -214,7 +214,7 @@ async def test_the_body_is_not_read_and_websockets_are_refused(tmp_path: Path) -
     await gate({"type": "websocket", "path": "/", "headers": []}, connect, note)
     assert sent[0]["type"] == "websocket.close"
     sent.clear()
-    extension = {"extensions": {"websocket.http.response": {}}}
+    extension: dict[str, Any] = {"extensions": {"websocket.http.response": {}}}
     await gate({"type": "websocket", "path": "/", "headers": [], **extension}, connect, note)
     assert (sent[0]["type"], sent[0]["status"]) == ("websocket.http.response.start", 401)
     ring.close()

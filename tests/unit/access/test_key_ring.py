@@ -49,7 +49,15 @@ def test_keys_and_what_is_none(path: Path, rings: list[KeyRing]) -> None:
     rings.append(ring)
     assert (name_of(ring, one), name_of(ring, two)) == ("one", "two")
     hashes = [entry.sha256 for entry in read_keys(path).keys]
-    wrong = [one[:-1], one + "x", one.upper(), "x", "é".encode(), b"\xff" * 9, *hashes]
+    wrong: list[str | bytes] = [
+        one[:-1],
+        one + "x",
+        one.upper(),
+        "x",
+        "é".encode(),
+        b"\xff" * 9,
+        *hashes,
+    ]
     wrong += ["x" * MAX_BYTES, "x" * (1 << 20), f"{one} {two}", "internal-"]
     assert [name_of(ring, key) for key in wrong] == [None] * len(wrong)
     assert one not in repr(ring)
