@@ -21,8 +21,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import urlencode
 
-from truthgpt_serve.cluster.haproxy.limits import CLIENTS, ROUTERS, insert, section
-from truthgpt_serve.errors import OverloadedError
+from truthgpt_serve.cluster.haproxy.limits import CLIENTS, ROUTERS, insert, refuse, section
 from truthgpt_serve.http.routes import ROUTES
 from truthgpt_serve.queue_full import RETRY_AFTER_S, queue_full
 
@@ -144,18 +143,15 @@ def _track(lines: list[str], backend: str) -> None:
     lines += [f"backend {_up(backend)}", *tracked]
 
 
-def _refusal(name: str, backend: str, at: int) -> str:
-    """Returns the rule for what a model does not hold; the answer is held back as `limits` says.
-
-    It stands in the frontend: in the backend, those that wait for it would count as requests.
-    """
+def _refusal(name: str, backend: str, at: int) -> list[str]:
+    """Returns the rules for what a model does not hold."""
     body = json.dumps(queue_full(f"model {name!r}", 0).to_envelope())
     body = body.replace(": 0 requests", f": %[var(proc.held_{at})] requests")
-    return (
-        f"http-request tarpit status {OverloadedError.status} content-type application/json "
-        f"lf-string '{_quoted(body)}' hdr retry-after {RETRY_AFTER_S} "
-        f"hdr x-request-id %[var(txn.id)] if {_FOUND} {{ var(txn.model) -m str {name} }} "
-        f"{{ be_conn({backend}),sub(proc.held_{at}) ge 0 }}"
+    return refuse(
+        f"{_FOUND} {{ var(txn.model) -m str {name} }} "
+        f"{{ be_conn({backend}),sub(proc.held_{at}) ge 0 }}",
+        f"content-type application/json lf-string '{_quoted(body)}' "
+        f"hdr retry-after {RETRY_AFTER_S} hdr x-request-id %[var(txn.id)]",
     )
 
 
@@ -213,7 +209,11 @@ def _rules(backends: Mapping[str, str], folder: Path) -> list[str]:
         f"http-request set-header x-request-id %[uuid()] if {_FOUND} "
         "!{ req.hdr(x-request-id) -m found }",
         f"http-request set-var(txn.id) req.hdr(x-request-id) if {_FOUND}",  # a tarpit has none
-        *(_refusal(name, backend, at) for at, (name, backend) in enumerate(backends.items())),
+        *(
+            rule
+            for at, (name, backend) in enumerate(backends.items())
+            for rule in _refusal(name, backend, at)
+        ),
         *(
             f"http-request set-header x-forwarded-{name} {value} if {_FOUND} "
             f"!{{ req.hdr(x-forwarded-{name}) -m found }}"

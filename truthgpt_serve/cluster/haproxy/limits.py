@@ -9,8 +9,9 @@ Works on the lines of the configuration that Ray Serve writes; starts nothing.
   request goes on to a router or a model when its body is there, or fills a buffer: slow
   clients take up neither.
 - More requests than all models hold, as the routers say once a second, are answered 429 here, where
-  that costs a hundredth of what a request costs. The answer is held for a moment: clients that ask
-  again at once would otherwise keep HAProxy and themselves busy with nothing else.
+  that costs a hundredth of what a request costs: at once, but for a client that asks again on the
+  same connection before `Retry-After` has passed. Its answer is held: such clients would otherwise
+  keep HAProxy and themselves busy with nothing else.
 - A replica is alive while its port takes connections. One that is asked over HTTP answers late when
   it is busy, and is taken out when it is needed most.
 """
@@ -23,6 +24,8 @@ import resource
 from dataclasses import dataclass
 from pathlib import Path
 
+from truthgpt_serve.queue_full import RETRY_AFTER_S
+
 CLIENTS = "frontend http_frontend"
 ROUTERS = "frontend router_frontend"
 DEFAULT_BACKEND = "backend default_backend"
@@ -33,13 +36,18 @@ REQUESTS_VARIABLE, DEFAULT_REQUESTS = "TRUTHGPT_PROXY_MAX_REQUESTS", 2048
 CLIENTS_VARIABLE, DEFAULT_CLIENTS = "TRUTHGPT_PROXY_MAX_CLIENTS", 32768
 CAPACITY_HEADER = "x-truthgpt-capacity"
 """How many requests the models hold, in the routers' request for HAProxy's routes."""
-REFUSED_AFTER_S = 1
+HELD_S = 3
+"""For how long the refusal of a client is held that does not wait as it was told."""
 HEAD_TIMEOUT_S = 10
 BODY_TIMEOUT_S = 600
 """For a body that fits into HAProxy's buffer; one that stops is closed long before."""
 CROWDED_SHARE = 0.75
 """From this share of its connections on, clients are told to close theirs after each answer."""
 
+TOLERANCE_MS = 100
+"""By how much a client's clock and timers may be early."""
+_NEXT, _OVER, _EARLY = "sess.next", "txn.over", "txn.early"
+"""When a connection that was refused may ask again, in ms; of a request, whether it is too much."""
 _OTHER_CONNECTIONS = 64
 _MAXCONN = re.compile(r"^\s*maxconn \d+$")
 _BIND = re.compile(r"^(\s*)bind \S+$")
@@ -145,12 +153,34 @@ def limit(lines: list[str], folder: Path, root: str | None) -> None:
         _refuse_what_is_too_much(lines, root, limits.requests, crowded)
 
 
+def refuse(condition: str, page: str) -> list[str]:
+    """Returns the rules that answer 429: at once, or held for a client that asked too early.
+
+    They stand in the frontend: those that are held would count as requests of the backend.
+
+    Args:
+        condition: When; one of HAProxy's without `if`.
+        page: The answer behind `status 429`.
+    """
+    over, early = f"{{ var({_OVER}) -m bool }}", f"{{ var({_EARLY}) -m bool }}"
+    again_ms = RETRY_AFTER_S * 1000 - TOLERANCE_MS
+    return [
+        f"http-request set-var({_OVER}) bool(true) if {condition}",
+        f"http-request set-var({_EARLY}) bool(true) if {over} {{ var({_NEXT}) -m found }} "
+        f"{{ date(0,ms),sub({_NEXT}) lt 0 }}",
+        f"http-request set-var({_NEXT}) date({again_ms},ms) if {over} !{early}",
+        f"http-request set-var({_NEXT}) date({HELD_S * 1000 + again_ms},ms) if {over} {early}",
+        f"http-request tarpit status 429 {page} if {over} {early}",
+        f"http-request return status 429 {page} if {over}",
+    ]
+
+
 def _refuse_what_is_too_much(lines: list[str], root: str, most: int, crowded: int) -> None:
     """Bounds the requests that are in the routers' backend.
 
-    A refusal is held as long as there are connections to spare. What only reads has a reserve: an
-    overloaded service must still say that it lives. So has what a browser asks beforehand: a page
-    could not read the refusal of that.
+    A refusal is held only as long as there are connections to spare. What only reads has a
+    reserve: an overloaded service must still say that it lives. So has what a browser asks
+    beforehand: a page could not read the refusal of that.
     """
     insert(
         lines,
@@ -158,20 +188,24 @@ def _refuse_what_is_too_much(lines: list[str], root: str, most: int, crowded: in
         f"http-request set-var(proc.capacity) req.hdr({CAPACITY_HEADER}),add(0) "
         f"if {{ path /-/routes }} {{ req.hdr({CAPACITY_HEADER}) -m found }}",
     )
-    end = "status 429 default-errorfiles if !METH_GET !METH_OPTIONS !{ path_beg /models/ }"
-    refusals = (
-        f"http-request return {end} {{ fe_conn gt {crowded} }}",
-        f"http-request tarpit {end}",
-    )
+    work = "!METH_GET !METH_OPTIONS !{ path_beg /models/ }"
     conditions = (
-        f"{{ be_conn({root}) ge {most} }}",
-        f"{{ var(proc.capacity) -m found }} {{ be_conn({root}),sub(proc.capacity) ge 0 }}",
+        f"{work} {{ be_conn({root}) ge {most} }}",
+        f"{work} {{ var(proc.capacity) -m found }} {{ be_conn({root}),sub(proc.capacity) ge 0 }}",
     )
+    page = "default-errorfiles"
     insert(
         lines,
         CLIENTS,
-        f"timeout tarpit {REFUSED_AFTER_S}s",
-        *(f"{refusal} {condition}" for condition in conditions for refusal in refusals),
+        f"timeout tarpit {HELD_S}s",
+        *(
+            rule
+            for condition in conditions
+            for rule in (
+                f"http-request return status 429 {page} if {condition} {{ fe_conn gt {crowded} }}",
+                *refuse(condition, page),
+            )
+        ),
     )
     reserve = most + most // 8
     insert(

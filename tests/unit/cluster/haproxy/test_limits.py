@@ -21,7 +21,7 @@ from truthgpt_serve.cluster.haproxy.limits import (
     CAPACITY_HEADER,
     CLIENTS_VARIABLE,
     HEAD_TIMEOUT_S,
-    REFUSED_AFTER_S,
+    HELD_S,
     REQUESTS_VARIABLE,
     SOCKET_NAME,
     UnknownConfigurationError,
@@ -30,6 +30,7 @@ from truthgpt_serve.cluster.haproxy.limits import (
     section,
     share_out,
 )
+from truthgpt_serve.queue_full import RETRY_AFTER_S
 
 SHORT_S = 2
 TRIES = 10
@@ -109,12 +110,33 @@ def test_what_the_models_hold_bounds_requests(tmp_path: Path) -> None:
         assert {answer.result(LIMIT_S).status_code for answer in held} == {200}
 
 
-def test_refusals_are_held_only_while_there_are_connections_to_spare(tmp_path: Path) -> None:
-    def ask(client: httpx.Client) -> float:
-        began_s = time.monotonic()
-        assert client.post("/x", content=b"{}").status_code == 429
-        return time.monotonic() - began_s
+def ask(client: httpx.Client) -> float:
+    """Returns after how many seconds a request was refused."""
+    began_s = time.monotonic()
+    assert client.post("/x", content=b"{}").status_code == 429
+    return time.monotonic() - began_s
 
+
+def test_a_refusal_is_held_for_who_asks_again_too_early(tmp_path: Path) -> None:
+    with (
+        running(tmp_path) as proxy,
+        proxy.over_socket() as routers,
+        proxy.over_port() as early,
+        proxy.over_port() as patient,
+    ):
+        routers.get("/-/routes", headers={CAPACITY_HEADER: "0"})
+        assert ask(early) < HELD_S * 0.9
+        assert ask(early) >= HELD_S * 0.9
+        assert ask(early) >= HELD_S * 0.9
+        assert ask(patient) < HELD_S * 0.9
+        for client in (early, patient):
+            time.sleep(RETRY_AFTER_S)
+            assert ask(client) < HELD_S * 0.9
+        routers.get("/-/routes", headers={CAPACITY_HEADER: "9"})
+        assert patient.post("/x", content=b"{}").status_code == 200
+
+
+def test_refusals_are_held_only_while_there_are_connections_to_spare(tmp_path: Path) -> None:
     with (
         running(tmp_path, env={CLIENTS_VARIABLE: "128"}) as proxy,
         contextlib.ExitStack() as stack,
@@ -122,10 +144,11 @@ def test_refusals_are_held_only_while_there_are_connections_to_spare(tmp_path: P
         proxy.over_port() as client,
     ):
         routers.get("/-/routes", headers={CAPACITY_HEADER: "0"})
-        assert ask(client) >= REFUSED_AFTER_S * 0.9
+        ask(client)
+        assert ask(client) >= HELD_S * 0.9
         for _ in range(110):
             stack.enter_context(proxy.connect())
-        assert min(ask(client) for _ in range(5)) < REFUSED_AFTER_S * 0.9
+        assert min(ask(client) for _ in range(5)) < HELD_S * 0.9
 
 
 def test_half_a_head_is_closed_in_time_with_408(proxy: Proxy) -> None:

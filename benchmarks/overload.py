@@ -1,0 +1,204 @@
+"""Many more requests than a model holds: what it still answers, and how soon it refuses the others.
+
+Command: `python -m benchmarks.overload --connections 8000`. wrk sends unary requests to an echo
+model, first from so many clients that nothing is refused (the peak), then from `--connections`,
+which ask again as soon as they are refused, or wait as `Retry-After` says (`--patient`). Both take
+turns. Beside that load one client after another asks once, and the time of its answer is measured.
+Prints goodput against the peak, every status, and the memory of HAProxy; writes
+`benchmarks/results/overload.json`. Needs wrk, and open files for the connections (`ulimit -n`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import resource
+import shutil
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from benchmarks.idle import pss_bytes
+from benchmarks.local_cluster import LocalCluster, model_application, router_application
+from benchmarks.sides import ROOT
+from truthgpt_serve.cluster.processes import find_run
+
+PATH = "/v1/completions"
+BODY = json.dumps({"model": "echo", "prompt": "one two three four", "max_tokens": 4})
+PROBE_INTERVAL_S = 0.02
+SCRIPT = """
+wrk.method = "POST"
+wrk.body = [[%(body)s]]
+wrk.headers["content-type"] = "application/json"
+wrk.headers["x-truthgpt-way"] = %(way)s
+local threads = {}
+function setup(thread) table.insert(threads, thread) end
+function init(args) counts = {}; refused = false end
+function delay() if %(patient)s and refused then refused = false; return 1000 end return 0 end
+function response(status)
+  counts[status] = (counts[status] or 0) + 1
+  refused = status == 429
+end
+function done(summary)
+  local all = {}
+  for _, thread in ipairs(threads) do
+    for status, n in pairs(thread:get("counts")) do all[status] = (all[status] or 0) + n end
+  end
+  io.write("counts")
+  for status, n in pairs(all) do io.write(" ", status, "=", n) end
+  local e = summary.errors
+  io.write(" connect=", e.connect, " read=", e.read, " write=", e.write, " timeout=", e.timeout)
+  io.write(" us=", summary.duration, "\\n")
+end
+"""
+
+
+@dataclass(slots=True)
+class Load:
+    """What one run of wrk and the client beside it saw.
+
+    Attributes:
+        seconds: How long it took.
+        counts: Answers by status, and wrk's errors by kind.
+        haproxy_bytes: HAProxy's memory (PSS) meanwhile.
+        probes: Seconds of each answer to the client beside it, by status; 0 is none.
+    """
+
+    seconds: float
+    counts: dict[str, int]
+    haproxy_bytes: int
+    probes: dict[int, list[float]] = field(default_factory=dict)
+
+    @property
+    def goodput(self) -> float:
+        """Answers with status 200 a second."""
+        return self.counts.get("200", 0) / self.seconds
+
+    def refused_ms(self, quantile: float) -> float | None:
+        """Returns in how many milliseconds this share of the refusals came."""
+        times = sorted(self.probes.get(429, []))
+        return round(times[int(quantile * (len(times) - 1))] * 1e3, 1) if times else None
+
+
+def run_wrk(url: str, run_id: str, connections: int, options: argparse.Namespace) -> Load:
+    """Sends requests for some seconds; a client beside it measures single answers."""
+    values = {
+        "body": BODY,
+        "way": '"router"' if options.router else "nil",
+        "patient": "true" if options.patient else "false",
+    }
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+        script.write(SCRIPT % values)
+        script.flush()
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{options.seconds:g}s", "--timeout", "30s"]
+        process = subprocess.Popen(
+            [*command, "-s", script.name, f"{url}{PATH}"], stdout=subprocess.PIPE, text=True
+        )
+        probes: dict[int, list[float]] = {}
+        stop = threading.Event()
+        prober = threading.Thread(target=_probe, args=(url, probes, stop))
+        time.sleep(min(3.0, options.seconds / 3))  # all connections are open by then
+        prober.start()
+        time.sleep(1.0)
+        memory = haproxy_bytes(run_id)
+        output, _ = process.communicate(timeout=options.seconds + 60)
+        stop.set()
+        prober.join(60)
+    line = next(line for line in output.splitlines() if line.startswith("counts"))
+    counts = {name: int(n) for name, n in (word.split("=") for word in line.split()[1:])}
+    return Load(counts.pop("us") / 1e6, counts, memory, probes)
+
+
+def haproxy_bytes(run_id: str) -> int:
+    """Returns the memory of the HAProxy processes of a run."""
+    pids = [process.pid for process in find_run(run_id) if "/haproxy " in f"{process.command} "]
+    return sum(pss_bytes(pid) for pid in pids)
+
+
+def _probe(url: str, probes: dict[int, list[float]], stop: threading.Event) -> None:
+    while not stop.wait(PROBE_INTERVAL_S):
+        started_s = time.perf_counter()
+        status = _ask(url)
+        probes.setdefault(status, []).append(time.perf_counter() - started_s)
+
+
+def _ask(url: str) -> int:
+    """Asks once on a connection of its own; returns the status, or 0 without one."""
+    host = urlsplit(url).netloc
+    with closing(http.client.HTTPConnection(host, timeout=30)) as connection:
+        try:
+            connection.request("POST", PATH, BODY, {"content-type": "application/json"})
+            answer = connection.getresponse()
+            answer.read()
+        except OSError:
+            return 0
+        return answer.status
+
+
+def measure_overload(url: str, run_id: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Measures peak and overload in turn; returns medians and sums."""
+    warm = argparse.Namespace(**{**vars(options), "seconds": 2.0})
+    run_wrk(url, run_id, options.peak_connections, warm)
+    peaks, loads = [], []
+    for _ in range(options.pairs):
+        peaks.append(run_wrk(url, run_id, options.peak_connections, options))
+        loads.append(run_wrk(url, run_id, options.connections, options))
+    counts: Counter[str] = Counter()
+    probes: Counter[int] = Counter()
+    for load in loads:
+        counts.update(load.counts)
+        probes.update({status: len(times) for status, times in load.probes.items()})
+    ratios = [load.goodput / peak.goodput for peak, load in zip(peaks, loads, strict=True)]
+    return {
+        "connections": options.connections,
+        "patient": options.patient,
+        "way": "router" if options.router else "direct",
+        "peak_requests_per_s": round(statistics.median(peak.goodput for peak in peaks), 1),
+        "goodput_ratio": round(statistics.median(ratios), 3),
+        "goodput_ratios": [round(ratio, 3) for ratio in ratios],
+        "refusals_per_s": round(counts["429"] / sum(load.seconds for load in loads), 1),
+        "refused_ms_p50": [load.refused_ms(0.5) for load in loads],
+        "refused_ms_p99": [load.refused_ms(0.99) for load in loads],
+        "haproxy_mb": round(max(load.haproxy_bytes for load in loads) / 2**20),
+        "counts": dict(counts),
+        "probes": {str(status): number for status, number in sorted(probes.items())},
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--connections", type=int, default=8000)
+    parser.add_argument("--peak-connections", type=int, default=128)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--patient", action="store_true", help="clients wait as told")
+    parser.add_argument("--router", action="store_true", help="through the router, not direct")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    options = parser.parse_args()
+    if shutil.which("wrk") is None:
+        raise SystemExit("wrk is missing: install the package `wrk`")
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    echo = {"model": {"family": "echo"}, "hardware": {"gpus": 0, "cpus": 0.1}}
+    with LocalCluster(ROOT / "configs" / "ray.env") as cluster:
+        cluster.deploy([model_application("echo", echo), router_application(cluster.port)])
+        cluster.wait_until_ready()
+        time.sleep(2)  # the routers' first news of what goes direct
+        result = measure_overload(cluster.url, cluster.run_id, options)
+    print(json.dumps(result, indent=1))
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "overload.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
