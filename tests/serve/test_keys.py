@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -10,19 +11,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx
 import openai
 import psutil
 import pytest
 
 from benchmarks.local_cluster import LocalCluster, model_application, router_application
+from tests.serve.browser import open_browser
 from tests.serve.conftest import RAY_ENV, START_TIMEOUT_S
+from tests.support.cli_service import run_cli
 from truthgpt_serve.access.key_edit import add_key, revoke_key, rotate_key
 
 LIMIT_S = 30.0
 REREAD_S = 2.0
+"""In which a change counts; a busy machine has longer."""
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "one two"}], "max_tokens": 2}
+ASKED: Any = CHAT["messages"]
 WAYS = ("", "/models/echo")
+PLAYGROUND = {
+    "name": "ui",
+    "route_prefix": "/ui",
+    "import_path": "truthgpt_serve.app:playground",
+    "args": {"cpus": 0.1},
+}
+KEPT = "return sessionStorage.getItem('truthgpt-api-key')"
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
             model_application("echo", {**small, **aliases}),
             model_application("other", small),
             router_application(cluster.port, num_replicas=1, auth=auth),
+            *([] if importlib.util.find_spec("gradio") is None else [PLAYGROUND]),
         ]
         cluster.deploy(applications)
         cluster.wait_until_ready(timeout_s=START_TIMEOUT_S)
@@ -93,13 +107,12 @@ def post(base: str, headers: dict[str, str], body: Any = CHAT, path: str = "") -
     return httpx.post(f"{base}{path}", json=body, headers=headers, timeout=LIMIT_S)
 
 
-def wait_for(check: Callable[[], bool], limit_s: float = REREAD_S) -> float:
-    """Returns how long it took until a check holds, which must be in time."""
-    start_s = time.monotonic()
+def wait_for(check: Callable[[], bool], limit_s: float = LIMIT_S) -> None:
+    """Waits until a check holds."""
+    deadline = time.monotonic() + limit_s
     while not check():
-        assert time.monotonic() - start_s < limit_s
+        assert time.monotonic() < deadline
         time.sleep(0.05)
-    return time.monotonic() - start_s
 
 
 @pytest.mark.parametrize("way", [*WAYS, "port"])
@@ -183,7 +196,51 @@ def test_processes_of_the_service_ask_each_other(guarded: Guarded) -> None:
     assert page.count("truthgpt_replica_up{") == page.count("truthgpt_replica_memory_bytes{")
 
 
-def test_changes_count_within_two_seconds(guarded: Guarded) -> None:
+def test_the_client_of_anthropic(guarded: Guarded) -> None:
+    for way in WAYS:
+        options: Any = {"base_url": guarded.base(way), "max_retries": 0, "timeout": LIMIT_S}
+        for key, error in (
+            (guarded.keys["team"], anthropic.BadRequestError),  # the family has no such route
+            ("sk-wrong", anthropic.AuthenticationError),
+        ):
+            with anthropic.Anthropic(api_key=key, **options) as client, pytest.raises(error):
+                client.messages.create(model="echo", max_tokens=2, messages=ASKED)
+
+
+def test_the_command_line(guarded: Guarded) -> None:
+    url = {"TRUTHGPT_URL": guarded.cluster.url}
+    refused = run_cli("models", env=url)
+    assert refused.returncode == 1
+    assert "set TRUTHGPT_API_KEY" in refused.stderr
+    keyed = {**url, "TRUTHGPT_API_KEY": guarded.keys["team"]}
+    shown = run_cli("models", "--json", env=keyed)
+    states = {model["name"]: model["state"] for model in json.loads(shown.stdout)["models"]}
+    assert states == {"echo": "RUNNING", "other": "RUNNING"}
+    said = run_cli("chat", "echo", "-p", "one two", env=keyed)
+    assert (said.returncode, bool(said.stdout.strip())) == (0, True)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="needs the extra `ui`")
+def test_the_playground_keeps_the_key_of_a_tab(guarded: Guarded) -> None:
+    with open_browser() as browser:
+        browser.driver.get(f"{guarded.cluster.url}/ui/")
+        browser.wait(".tg-fault", "enter an API key at the top of the page")
+        browser.open("API key")
+        browser.field("API key").send_keys(guarded.keys["team"])
+        browser.until(lambda: browser.field("Model").get_attribute("value"), "a model")
+        assert browser.find(".tg-fault") == []
+        assert browser.driver.execute_script(KEPT) == guarded.keys["team"]
+        assert browser.driver.execute_script("return localStorage.length") == 0
+        browser.driver.refresh()
+        browser.until(lambda: browser.field("Model").get_attribute("value"), "a model")
+        assert guarded.keys["team"] not in browser.driver.page_source
+        browser.driver.switch_to.new_window("tab")
+        browser.driver.get(f"{guarded.cluster.url}/ui/")
+        browser.wait(".tg-fault", "enter an API key at the top of the page")
+        assert browser.driver.execute_script(KEPT) is None
+
+
+def test_changes_count_without_a_restart(guarded: Guarded) -> None:
     bases = [guarded.base(way) for way in (*WAYS, "port")]
     key = add_key(guarded.file, {"name": "late"})
 
@@ -233,3 +290,20 @@ def test_an_application_that_forgets_its_keys_does_not_start(guarded: Guarded) -
     wait_for(lambda: guarded.cluster.statuses().get("open") == "DEPLOY_FAILED", 60)
     message = guarded.cluster.details()["applications"]["open"]["message"]
     assert "asks for no keys" in message, json.dumps(message)
+
+
+def test_an_open_service_that_does_not_say_so_does_not_start() -> None:
+    small = {"model": {"family": "echo"}, "hardware": {"cpus": 0.1, "gpus": 0}}
+    with LocalCluster(RAY_ENV) as cluster:
+        options = {"host": "0.0.0.0", "port": cluster.port}
+        applications = [model_application("echo", small), router_application(cluster.port)]
+        cluster.deploy(applications, http_options=options)
+        for name in ("echo", "router"):
+            wait_for(lambda name=name: cluster.statuses().get(name) == "DEPLOY_FAILED", 90)
+            message = cluster.details()["applications"][name]["message"]
+            assert "nothing says who may use it" in message
+        for application in applications:
+            application["args"]["auth"] = "none"
+        cluster.deploy(applications, http_options=options)
+        cluster.wait_until_ready(timeout_s=START_TIMEOUT_S)
+        assert post(cluster.url, {}).status_code == 200

@@ -44,6 +44,9 @@ ICON = (
     'fill=%22%231d4ed8%22/%3E%3Cpath d=%22M3 4h10v2H9v7H7V6H3z%22 fill=%22white%22/%3E%3C/svg%3E">'
 )
 STATIC = Path(__file__).with_name("static")
+READ_KEY = "() => truthgptKey.read()"
+KEEP_KEY = "(key) => truthgptKey.keep(key)"
+"""`static/playground.js` has both."""
 
 
 def build_pages(config: PlaygroundConfig, client: ServiceClient, running: Running) -> gr.Blocks:
@@ -62,7 +65,7 @@ def build_pages(config: PlaygroundConfig, client: ServiceClient, running: Runnin
                 type="password",
                 max_length=4096,
                 autofocus=False,
-                info="Only if the service asks for one. It stays in this page and is sent with "
+                info="Only if the service asks for one. It stays in this tab and is sent with "
                 "each request.",
             )
         tools = Tools(client, running, config, key)
@@ -81,7 +84,11 @@ def build_pages(config: PlaygroundConfig, client: ServiceClient, running: Runnin
                 add_models(tools, tab)
 
         find_models = _make_finder(client)
-        pages.load(find_models, [key, *choosers], [problem, *choosers], **QUICK)
+        # The key that this tab had before it was loaded again; then the models that it shows.
+        pages.load(None, None, key, js=READ_KEY, **QUICK).then(
+            find_models, [key, *choosers], [problem, *choosers], **QUICK
+        )
+        key.change(None, key, None, js=KEEP_KEY, **QUICK)
         key.change(find_models, [key, *choosers], [problem, *choosers], **QUICK)
 
         def leave(request: gr.Request) -> None:

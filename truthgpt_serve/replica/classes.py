@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from ray import serve
 
 from truthgpt_serve.access.settings import Access, Auth
 from truthgpt_serve.checks import resolve_family
-from truthgpt_serve.cluster.ray_servers import answer_aside, mend_print
+from truthgpt_serve.cluster.ray_servers import answer_aside, mend_print, own_addresses
 from truthgpt_serve.cluster.shared_files import SharedFiles
 from truthgpt_serve.cluster.start_errors import cause_first, to_cause
 from truthgpt_serve.cluster.state import (
@@ -43,6 +44,8 @@ from truthgpt_serve.server.bounded import BoundedRequests
 from truthgpt_serve.server.encoded_bodies import EncodedBodies
 from truthgpt_serve.server.execution.garbage import collecting_seldom
 from truthgpt_serve.server.faults import ReplicaGuard
+
+logger = logging.getLogger(__name__)
 
 
 class ModelReplica:
@@ -74,6 +77,7 @@ class ModelReplica:
         self._guard = ReplicaGuard(self._name, config.to_cfg())
         with self._closing_on_error(), cause_first(self._name, self._hide):
             self._access = Access(auth, allow_origins, self._names)
+            self._is_unsaid = auth is None
             spec = resolve_family(config)
             self._host = ModelInstance(spec, config, name=self._name, files=SharedFiles())
 
@@ -94,6 +98,8 @@ class ModelReplica:
         own = context.replica_tag
         load = ReplicaLoad()
         find_others = partial(_find_others, context.app_name, own)
+        if self._is_unsaid:
+            await asyncio.to_thread(_warn_of_open_port)
         access = self._access
         metrics = ReplicaMetrics(app, own, find_others, load, access.internal_headers)
         aside = Cors(metrics, self._allow_origins)
@@ -156,6 +162,16 @@ class ModelReplica:
         self._guard.close()
         self._access.close()
         await self._host.close()
+
+
+def _warn_of_open_port() -> None:
+    """Says it where other machines reach a replica that asks nobody for a key."""
+    if others := own_addresses()[1:]:
+        logger.warning(
+            "others reach this replica at %s without a key: write `auth` into the `args` of every "
+            "application (docs/keys.md)",
+            others[0],
+        )
 
 
 async def _find_others(application: str, own: str) -> dict[str, tuple[str, int]]:
