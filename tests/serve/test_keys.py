@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,10 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
         cluster.deploy(applications)
         cluster.wait_until_ready(timeout_s=START_TIMEOUT_S)
         yield Guarded(cluster, file, keys, f"{replica_address(cluster, 'echo')}/models/echo")
+
+
+def has_failed(cluster: LocalCluster, application: str) -> bool:
+    return cluster.statuses().get(application) == "DEPLOY_FAILED"
 
 
 def replica_address(cluster: LocalCluster, application: str) -> str:
@@ -287,7 +292,7 @@ def test_an_application_that_forgets_its_keys_does_not_start(guarded: Guarded) -
         router_application(guarded.cluster.port, num_replicas=1, auth=auth),
     ]
     guarded.cluster.deploy(deployed)
-    wait_for(lambda: guarded.cluster.statuses().get("open") == "DEPLOY_FAILED", 60)
+    wait_for(partial(has_failed, guarded.cluster, "open"), 90)
     message = guarded.cluster.details()["applications"]["open"]["message"]
     assert "asks for no keys" in message, json.dumps(message)
 
@@ -299,7 +304,7 @@ def test_an_open_service_that_does_not_say_so_does_not_start() -> None:
         applications = [model_application("echo", small), router_application(cluster.port)]
         cluster.deploy(applications, http_options=options)
         for name in ("echo", "router"):
-            wait_for(lambda name=name: cluster.statuses().get(name) == "DEPLOY_FAILED", 90)
+            wait_for(partial(has_failed, cluster, name), 90)
             message = cluster.details()["applications"][name]["message"]
             assert "nothing says who may use it" in message
         for application in applications:
