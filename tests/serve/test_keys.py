@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import importlib.util
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -90,6 +92,18 @@ def has_failed(cluster: LocalCluster, application: str) -> bool:
     return cluster.statuses().get(application) == "DEPLOY_FAILED"
 
 
+def server_states(admin: Path) -> set[str]:
+    """Returns what HAProxy thinks of the models' replicas, of those that it checks."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(LIMIT_S)
+        client.connect(str(admin))
+        client.sendall(b"show stat\n")
+        text = b"".join(iter(lambda: client.recv(65536), b"")).decode()
+    rows = list(csv.DictReader(text.removeprefix("# ").splitlines()))
+    own = [row for row in rows if row["svname"] not in ("BACKEND", "FRONTEND")]
+    return {row["status"] for row in own if "echo" in row["pxname"] and not int(row["bck"])}
+
+
 def replica_address(cluster: LocalCluster, application: str) -> str:
     """Returns where a replica listens itself."""
     for pid in cluster.replica_pids(application):
@@ -135,6 +149,17 @@ def test_only_with_a_key(guarded: Guarded, way: str) -> None:
         assert httpx.get(f"{base}{path}", timeout=LIMIT_S).status_code == 401
         assert httpx.head(f"{base}{path}", timeout=LIMIT_S).status_code == 401
     assert httpx.get(f"{base}/health", timeout=LIMIT_S).status_code == 200
+
+
+def test_haproxy_believes_in_the_replicas(guarded: Guarded) -> None:
+    """Else it sends their requests to Ray's fallback proxy, and none straight to them."""
+    server = guarded.replica.removesuffix("/models/echo")
+    assert httpx.get(f"{server}/-/healthz", timeout=LIMIT_S).status_code == 200
+    asked = [post(guarded.cluster.url, bearer(guarded.keys["team"])) for _ in range(20)]
+    assert {answer.status_code for answer in asked} == {200}
+    admin = sorted(guarded.cluster.folder.rglob("admin*.sock"))
+    assert admin, sorted(guarded.cluster.folder.glob("haproxy*/*"))
+    assert server_states(admin[0]) == {"UP"}
 
 
 def test_what_stays_open(guarded: Guarded) -> None:

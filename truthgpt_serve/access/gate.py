@@ -20,6 +20,8 @@ from truthgpt_serve.http.file_store import FILES_PATH
 OPEN_AT_SERVICE = frozenset(("/", "/health", "/ready", "/v2/health/live", "/v2/health/ready"))
 """Routes of the router that need no key: they say whether it lives, and where its pages are."""
 OPEN_AT_MODEL = frozenset(("/health",))
+SERVER_ROUTES = frozenset(("/-/healthz", "/-/routes"))
+"""What Ray's server of a replica answers itself, and HAProxy asks it for."""
 _READS = ("GET", "HEAD")
 _REFUSAL = "truthgpt.refusal"
 
@@ -33,7 +35,8 @@ class Gate:
         app: The application.
         keys: The keys.
         open_routes: Paths that need no key to be read, below the mount point.
-        mount: Where the application is mounted, if the server leaves that in the path.
+        mount: Where the application is mounted, if this gate stands in front of Ray's server, which
+            answers `SERVER_ROUTES` itself; None behind it.
         names: The model's own name, aliases and adapters; empty for the router, which looks
             itself which models a key may use.
         allow_origins: Origins whose pages may read a refusal.
@@ -46,7 +49,7 @@ class Gate:
         keys: KeyRing,
         open_routes: Collection[str],
         *,
-        mount: str = "",
+        mount: str | None = None,
         names: Sequence[str] = (),
         allow_origins: Sequence[str] = (),
         hides_key: bool = False,
@@ -91,6 +94,8 @@ class Gate:
     def _is_open(self, scope: Scope) -> bool:
         if scope["type"] != "http" or scope["method"] not in _READS:
             return False
+        if self._mount is not None and relative_path(scope) in SERVER_ROUTES:
+            return True
         path = relative_path(self._mounted(scope))
         if path.startswith(FILES_PATH):
             return FILES_PATH.rstrip("/") in self._open

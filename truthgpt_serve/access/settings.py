@@ -131,12 +131,12 @@ class Access:
             OPEN_AT_MODEL | (public - _SERVICE_ONLY) if names else OPEN_AT_SERVICE | public
         )
 
-    def guard(self, app: Any, mount: str = "", *, hides_key: bool = False) -> Any:
+    def guard(self, app: Any, mount: str | None = None, *, hides_key: bool = False) -> Any:
         """Returns the application behind a gate.
 
         Args:
             app: The application.
-            mount: Where it is mounted, if the server leaves that in the path.
+            mount: Where it is mounted, if the gate stands in front of Ray's server.
             hides_key: Whether the application does not see the key.
         """
         if self._keys is None:

@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from tests.support.servers import serve_asgi
-from truthgpt_serve.access.gate import OPEN_AT_MODEL, OPEN_AT_SERVICE, Gate
+from truthgpt_serve.access.gate import OPEN_AT_MODEL, OPEN_AT_SERVICE, SERVER_ROUTES, Gate
 from truthgpt_serve.access.identity import ANONYMOUS, SCOPE_KEY
 from truthgpt_serve.access.key_edit import add_key
 from truthgpt_serve.access.key_ring import KeyRing
@@ -32,6 +32,19 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
         return
     names = sorted(name.decode() for name, _ in scope["headers"])
     await send_json(send, {"key": scope[SCOPE_KEY].name, "headers": names})
+
+
+@dataclass(frozen=True)
+class ServerRoutes:
+    """Answers two routes as Ray's server of a replica does."""
+
+    app: Gate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] in SERVER_ROUTES:
+            await send_json(send, "success")
+        else:
+            await self.app(scope, receive, send)
 
 
 @dataclass(frozen=True)
@@ -58,7 +71,8 @@ def gates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gates]:
     keys["internal"] = ring.internal_headers()[0][1].removeprefix(b"Bearer ").decode()
     router = Gate(application, ring, OPEN_AT_SERVICE | {"/docs"}, allow_origins=[ORIGIN])
     inner = Gate(application, ring, OPEN_AT_MODEL, names=NAMES, hides_key=True)
-    model = Gate(inner, ring, OPEN_AT_MODEL, names=NAMES, mount=MOUNT)
+    # Ray's server answers what it answers itself between the two.
+    model = Gate(ServerRoutes(inner), ring, OPEN_AT_MODEL, names=NAMES, mount=MOUNT)
     with serve_asgi(router) as service, serve_asgi(model) as replica:
         yield Gates(service, f"{replica}{MOUNT}", keys)
     ring.close()
@@ -109,6 +123,16 @@ def test_what_is_open(gates: Gates, method: str, path: str, service: int, model:
         assert answer.status_code == status
         if status == 200 and method == "GET":
             assert answer.json()["key"] == ANONYMOUS.name
+
+
+def test_what_haproxy_asks_rays_server(gates: Gates) -> None:
+    server = gates.model.removesuffix(MOUNT)
+    for path in ("/-/healthz", "/-/routes"):
+        assert send(f"{server}{path}", method="GET").status_code == 200
+        assert send(f"{server}{path}").status_code == 401
+        assert send(f"{gates.model}{path}", method="GET").status_code == 401
+        assert send(f"{gates.service}{path}", method="GET").status_code == 401
+    assert send(f"{server}/v1/models", method="GET").status_code == 401
 
 
 def test_a_wrong_key_at_an_open_route(gates: Gates) -> None:
