@@ -35,8 +35,8 @@ test: install ## Run the tests, two files at a time: first those without Ray, th
 	@HF_HUB_OFFLINE=1 timeout --foreground --kill-after=30 $(TEST_MINUTES)m $(VENV)/python -m scripts.run_tests \
 		--workers $(TEST_WORKERS) --serve-workers $(SERVE_WORKERS) $(if $(COVERAGE),--coverage) -- $(PYTEST_ARGS)
 
-test-unit: install ## Run the tests without Ray, two files at a time
-	@HF_HUB_OFFLINE=1 $(VENV)/python -m scripts.run_tests --only unit --workers $(TEST_WORKERS) -- $(PYTEST_ARGS)
+test-unit: install ## Run the tests without Ray but those marked `long`, two files at a time
+	@HF_HUB_OFFLINE=1 $(VENV)/python -m scripts.run_tests --only unit --short --workers $(TEST_WORKERS) -- $(PYTEST_ARGS)
 
 coverage: install ## Run the tests without Ray, and say how much of the code they run
 	@HF_HUB_OFFLINE=1 $(VENV)/python -m scripts.run_tests --only unit --coverage --workers $(TEST_WORKERS) \

@@ -1,9 +1,9 @@
 """Runs the tests: those without Ray, those with a real service, and last the ones marked `alone`.
 
-The first two run several files at a time, the marked ones one after another. A test with a service
-that failed while others ran runs once more, alone, and that result counts. Exits with the first
-status of pytest's that is not success; that no test of one pass was chosen is none, unless it is so
-of all.
+The first two run several files at a time, the marked ones one after another. `--short` leaves out
+those marked `long`. A test with a service that failed while others ran runs once more, alone, and
+that result counts. Exits with the first status of pytest's that is not success; that no test of one
+pass was chosen is none, unless it is so of all.
 """
 
 from __future__ import annotations
@@ -97,23 +97,25 @@ def say(text: str) -> None:
 
 
 def main() -> int:
-    """Command line: `run_tests.py [--only unit|serve] [--workers N] -- ARGUMENTS OF PYTEST`."""
+    """Command line: `run_tests.py [--only unit|serve] [--short] [--workers N] -- PYTEST'S`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", choices=("unit", "serve"), help="one folder, not both")
+    parser.add_argument("--short", action="store_true", help="without the tests marked `long`")
     parser.add_argument("--workers", type=int, default=2, help="files of tests/unit at a time")
     parser.add_argument("--serve-workers", type=int, default=2, help="files of tests/serve")
     parser.add_argument("--coverage", action="store_true", help="of the tests without Ray")
     parser.add_argument("arguments", nargs="*", help="for pytest")
     options = parser.parse_args()
+    given = narrow(options.arguments, "not long") if options.short else options.arguments
     for package in PACKAGES:
         if Path(package).is_dir():
             compileall.compile_dir(package, quiet=2)
     statuses = []
     if options.only != "serve":
         unit = run_covered if options.coverage else partial(run, "unit")
-        statuses.append(unit(["tests/unit", *options.arguments], options.workers))
+        statuses.append(unit(["tests/unit", *given], options.workers))
     if options.only != "unit":
-        beside, alone = (narrow(options.arguments, marks) for marks in ("not alone", "alone"))
+        beside, alone = (narrow(given, marks) for marks in ("not alone", "alone"))
         statuses.append(run_beside("serve", "tests/serve", options.serve_workers, beside))
         statuses.append(run("alone", ["tests/serve", *alone]))
     failed = [status for status in statuses if status not in (0, NOTHING_CHOSEN)]

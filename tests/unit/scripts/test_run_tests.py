@@ -24,7 +24,9 @@ BESIDE_FAILS = "assert 'PYTEST_XDIST_WORKER' not in os.environ"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    alone: apart\n    odd: some\n")
+    (tmp_path / "pytest.ini").write_text(
+        "[pytest]\nmarkers =\n    alone: apart\n    long: slow\n    odd: some\n"
+    )
     for name in ("unit", "serve"):
         (tmp_path / "tests" / name).mkdir(parents=True)
     write(tmp_path, "unit", "test_u", "pass")
@@ -116,6 +118,16 @@ def test_a_choice_of_tests(folder: Path) -> None:
     assert status == PASSED, output
     assert [line.split()[0] for line in ran] == ["test_o", "test_t"]
     assert narrow(["-v", "-m", "a or b", "-x"], "alone") == ["-v", "-x", "-m", "(a or b) and alone"]
+
+
+def test_long_tests_are_left_out_when_asked_for(folder: Path) -> None:
+    write(folder, "unit", "test_v", "pass", "@pytest.mark.long")
+    assert len(run_tests(folder, "--only", "unit")[2]) == 2
+    status, output, ran = run_tests(folder, "--only", "unit", "--short")
+    assert status == PASSED, output
+    assert [line.split()[0] for line in ran] == ["test_u"]
+    given = ("--only", "unit", "--short", "--", "-m", "long or odd")
+    assert run_tests(folder, *given)[::2] == (NOTHING_CHOSEN, [])
 
 
 def test_how_much_of_the_code_the_tests_without_ray_run(folder: Path) -> None:

@@ -29,6 +29,7 @@ def vectors(cfg: dict[str, Any]) -> tuple[Any, Any]:
         return numpy.stack([answer["embedding"] for answer in answers]), model._engine
 
 
+@pytest.mark.long("compiles a model")
 def test_a_compiled_model_gives_the_same(encoder: Path) -> None:
     expected, _ = vectors(configuration(encoder, "embedding"))
     sections = {"model_optim": {"compile": True}}

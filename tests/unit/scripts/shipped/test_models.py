@@ -57,6 +57,7 @@ def assert_near(printed: str, stated: str, tolerance: float, pairs: dict[str, st
         assert float(found) == pytest.approx(float(claim), abs=tolerance), (measured, printed)
 
 
+@pytest.mark.long("makes 150 stories")
 @pytest.mark.timeout(CHECK_S)
 @pytest.mark.parametrize("name", ["story", "story-moral"])
 def test_stories(name: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,6 +71,7 @@ def test_stories(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert_near(printed, card, 0.002, {r"loss: ([\d.]+) nats": r"loss: ([\d.]+) nats"})
 
 
+@pytest.mark.long("draws 200 pictures")
 @pytest.mark.timeout(CHECK_S)
 @pytest.mark.parametrize("name", ["shapes", "shapes-night"])
 def test_shapes(name: str, capsys: pytest.CaptureFixture[str]) -> None:

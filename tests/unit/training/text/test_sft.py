@@ -96,6 +96,7 @@ def test_goes_on_from_any_checkpoint_with_the_same_losses(
     assert len(checkpoints(job.folder)) >= 3
 
 
+@pytest.mark.long("compiles a model")
 @pytest.mark.timeout(COMPILE_S + 30)
 def test_a_compiled_model_learns_the_same_and_is_saved_as_it_was(
     model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

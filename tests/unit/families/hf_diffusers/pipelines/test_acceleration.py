@@ -55,6 +55,7 @@ async def test_switches_that_do_not_change_the_image(sdxl: Path) -> None:
     assert (exact != await draw(sdxl, {"vae_tiling": True})).any()
 
 
+@pytest.mark.long("compiles a model")
 async def test_compiled_blocks_give_the_same_image(sdxl: Path) -> None:
     cfg = make_cfg(sdxl, {**SETTINGS, "max_rows": 4}, model_optim={"compile": True})
     with open_model(cfg) as model:

@@ -24,6 +24,7 @@ from truthgpt_serve.errors import ConfigError, OverloadedError, RequestError, Un
 
 PROMPTS = [f"number {index} of many " * (1 + index % 9) for index in range(32)]
 NUM_TOKENS = 24
+COMPILE_S = 400
 
 
 @pytest.fixture(scope="module")
@@ -335,6 +336,8 @@ async def test_without_cache_the_text_is_the_same(llama: Path, reference: Refere
         assert (await model.infer(inputs("the end")))["text"] == reference.text("the end")
 
 
+@pytest.mark.long("compiles a model")
+@pytest.mark.timeout(COMPILE_S)
 @pytest.mark.parametrize("batching", ["continuous", "padded"])
 async def test_a_compiled_model_gives_the_same(
     batching: str, llama: Path, reference: Reference
