@@ -195,6 +195,50 @@ def test_the_client_of_openai(guarded: Guarded, way: str) -> None:
     assert "sk-wrong" not in str(raised.value)
 
 
+HOSTILE = {
+    "two headers": b"authorization: Bearer %b\r\nauthorization: Bearer %b\r\n",
+    "two kinds": b"authorization: Bearer x\r\nx-api-key: %b\r\n",
+    "no scheme": b"authorization: %b\r\n",
+    "another scheme": b"authorization: Basic %b\r\n",
+    "in two words": b"authorization: Bearer %b %b\r\n",
+    "in quotes": b'authorization: Bearer "%b"\r\n',
+    "empty": b"authorization: Bearer \r\nx-api-key:\r\n",
+    "not ASCII": b"authorization: Bearer \xff\xfe%b\r\n",
+    "with a null": b"authorization: Bearer %b\0\r\n",
+    "long": b"authorization: Bearer " + b"x" * 8000 + b"\r\n",
+    "too long": b"authorization: Bearer " + b"x" * (1 << 20) + b"\r\n",
+    "folded": b"authorization: Bearer\r\n %b\r\n",
+    "a WebSocket": b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
+    b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
+    "a form": b"content-type: multipart/form-data; boundary=b\r\n",
+    "a body to come": b"content-length: 1000000\r\nexpect: 100-continue\r\n",
+}
+
+
+@pytest.mark.parametrize("way", [*WAYS, "port"])
+def test_hostile_heads(guarded: Guarded, way: str) -> None:
+    url = httpx.URL(guarded.base(way))
+    key = guarded.keys["team"].encode()
+    statuses = {}
+    for name, head in HOSTILE.items():
+        method = b"GET" if "WebSocket" in name else b"POST"
+        lines = head.replace(b"%b", key)
+        start = b"%b %b/v1/infer HTTP/1.1\r\nhost: x\r\n" % (method, url.raw_path.rstrip(b"/"))
+        with socket.create_connection((url.host, url.port or 80), LIMIT_S) as client:
+            with contextlib.suppress(ConnectionError):
+                client.sendall(start + lines + b"\r\n")
+            with contextlib.suppress(ConnectionError):
+                statuses[name] = int(client.recv(4096).split()[1])
+    # HAProxy reads a body as far as its buffer goes, to find `model`.
+    assert statuses.pop("a body to come") == (401 if way == "port" else 100)
+    refused = {name: status for name, status in statuses.items() if status in (400, 401, 403, 431)}
+    assert refused == statuses
+    assert statuses["a WebSocket"] in (401, 403)
+    asked = ("two headers", "two kinds", "no scheme", "in two words", "empty", "a form")
+    assert {statuses[name] for name in asked} == {401}
+    assert post(guarded.base(way), bearer(guarded.keys["team"])).status_code == 200
+
+
 def test_errors_of_the_messages_api(guarded: Guarded) -> None:
     for way in (*WAYS, "port"):
         answer = post(guarded.base(way), {"x-api-key": "wrong"}, path="/v1/messages")

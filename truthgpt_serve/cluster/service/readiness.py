@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPException
 from typing import Any
 
+KEY_VARIABLE = "TRUTHGPT_API_KEY"
 TIMEOUT_S = 3.0
 MAX_ANSWER_BYTES = 4 << 20
 FIRST_PERIOD_S = 0.3
@@ -70,8 +71,16 @@ class Readiness:
 
 
 def open_local(url: str, timeout_s: float) -> Any:
-    """Opens an address of this machine: not through a proxy, whatever the environment says."""
-    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=timeout_s)
+    """Opens an address of this machine: not through a proxy, whatever the environment says.
+
+    With the key of `TRUTHGPT_API_KEY`, where the service may ask for one.
+    """
+    request = urllib.request.Request(url)
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if key.isascii() and key.isprintable() and key:
+        request.add_unredirected_header("Authorization", f"Bearer {key}")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    return opener.open(request, timeout=timeout_s)
 
 
 def ask_ready(address: str) -> Readiness:

@@ -36,3 +36,22 @@ def test_no_proxy_is_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> 
     with serve_asgi(serve) as url:
         assert ask_ready(url) == answer(a=RUNNING)
         assert describe_service(url, {"a": 1.0})[0].startswith("  a ")
+
+
+@pytest.mark.parametrize("key", [None, "tgpt-one", "not one\nheader"])
+def test_the_key_of_the_environment_goes_with_it(
+    key: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    async def serve(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(dict(scope["headers"]).get(b"authorization"))
+        await send({"type": "http.response.start", "status": 503, "headers": []})
+        await send({"type": "http.response.body", "body": b'{"models": {}}'})
+
+    monkeypatch.delenv("TRUTHGPT_API_KEY", raising=False)
+    if key is not None:
+        monkeypatch.setenv("TRUTHGPT_API_KEY", key)
+    with serve_asgi(serve) as url:
+        assert ask_ready(url).answered
+    assert seen == [b"Bearer tgpt-one" if key == "tgpt-one" else None]
