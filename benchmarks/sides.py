@@ -57,13 +57,16 @@ class Side:
 
 
 @contextmanager
-def product(*, num_routers: int = 1, env: Mapping[str, str] | None = None) -> Iterator[Side]:
+def product(
+    *, num_routers: int = 1, env: Mapping[str, str] | None = None, dtype: str = "auto"
+) -> Iterator[Side]:
     """Starts this product with three models: the small language model and two others, idle."""
     weights = make_tiny_llama(MODEL)
     started_s = time.monotonic()
     with LocalCluster(ROOT / "configs" / "ray.env", env={**ENGINE_ENV, **(env or {})}) as cluster:
         language_model = {
             "model": {"family": "vllm", "name_or_path": str(weights)},
+            "model_optim": {"dtype": dtype},
             "hardware": {"gpus": 0, "cpus": 1},
             "serving": {"engine": ENGINE, "max_ongoing_requests": 128},
         }
@@ -88,12 +91,13 @@ ECHO_ENGINE: dict[str, Any] = {"token_interval_s": 0.005}
 
 
 @contextmanager
-def own_server(executor: str | None = CPU_EXECUTOR) -> Iterator[Side]:
+def own_server(executor: str | None = CPU_EXECUTOR, *, dtype: str = "auto") -> Iterator[Side]:
     """Starts vLLM's own OpenAI server on the same model with the same engine arguments.
 
     Args:
         executor: By default the product's, so that nothing differs; None is what vLLM takes on CPU
             when nobody says anything: a worker process more.
+        dtype: The number format.
     """
     port = free_port()
     command = [
@@ -101,6 +105,7 @@ def own_server(executor: str | None = CPU_EXECUTOR) -> Iterator[Side]:
         "--host", "127.0.0.1", "--port", str(port),
         "--model", str(make_tiny_llama(MODEL)), "--served-model-name", "llm",
         "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning", "--seed", "42",
+        "--dtype", dtype,
     ]  # fmt: skip
     if executor is not None:
         command += ["--distributed-executor-backend", executor]
