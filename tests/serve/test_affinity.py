@@ -1,0 +1,122 @@
+"""A conversation stays on its replica of a real service, on every way to the model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from benchmarks.local_cluster import LocalCluster, model_application, router_application
+from tests.serve.ways import DIRECT, MODEL, ROUTER, WAYS, Request, Way, send
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+NUM_REPLICAS = 2
+NUMBERS = range(24)
+LIMIT_S = 60
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    folder = tmp_path_factory.mktemp("affinity")
+    shutil.copy(HERE / "user_telling.py", folder / "affinity_telling.py")
+
+    def model(affinity: str) -> dict[str, Any]:
+        telling = {
+            "model": {"family": "telling", "import": "affinity_telling"},
+            "hardware": {"cpus": 0.1, "gpus": 0},
+            "serving": {
+                "num_replicas": NUM_REPLICAS, "affinity": affinity, "max_ongoing_requests": 8
+            },
+        }  # fmt: skip
+        return model_application(affinity, telling)
+
+    with LocalCluster(ROOT / "configs" / "ray.env", env={"PYTHONPATH": f"{folder}:{ROOT}"}) as it:
+        router = router_application(it.port, num_replicas=1)
+        it.deploy([model("prefix"), model("none"), router])
+        it.wait_until_ready()
+        yield it
+
+
+def replica_of(cluster: LocalCluster, way: Way, number: int, num_turns: int, model: str) -> int:
+    """Sends a turn of a conversation and returns the process that answers it."""
+    messages = [{"role": "system", "content": "Be brief."}]
+    for turn in range(num_turns):
+        messages.append({"role": "user", "content": f"Question {number}, {turn}"})
+        messages.append({"role": "assistant", "content": "Yes."})
+    body = {"messages": messages[:-1], "model": model}
+    answer = send(cluster.url, way, Request(model, body, path=CHAT))
+    assert answer.status == 200, answer
+    return int(answer.body["choices"][0]["message"]["content"])
+
+
+def replicas_of(
+    cluster: LocalCluster, way: Way, num_turns: int = 1, model: str = "prefix"
+) -> list[int]:
+    return [replica_of(cluster, way, number, num_turns, model) for number in NUMBERS]
+
+
+def wait_for_replicas(cluster: LocalCluster, gone: int | None = None) -> set[int]:
+    """Waits until all replicas of the model run and HAProxy gives each of them requests."""
+    deadline = time.monotonic() + LIMIT_S
+    pids: set[int] = set()
+    while len(pids) < NUM_REPLICAS or gone in pids:
+        assert time.monotonic() < deadline, pids
+        pids = {int(ask_without_a_key(cluster)) for _ in range(4 * NUM_REPLICAS)}
+        time.sleep(0.1)
+    return pids
+
+
+def ask_without_a_key(cluster: LocalCluster) -> str:
+    body = {"model": "prefix", "inputs": {"text": "a"}}
+    answer = httpx.post(f"{cluster.url}/v1/infer", json=body, timeout=LIMIT_S)
+    return str(answer.json()["outputs"]["text"]) if answer.status_code == 200 else "0"
+
+
+def settled(cluster: LocalCluster) -> list[int]:
+    """Returns the replicas of all conversations, once they do not change any more."""
+    deadline = time.monotonic() + LIMIT_S
+    found: list[list[int]] = []
+    while len(found) < 3 or any(one != found[-1] for one in found[-3:]):
+        assert time.monotonic() < deadline, found[-3:]
+        found.append(replicas_of(cluster, DIRECT))
+    return found[-1]
+
+
+def test_a_conversation_stays_on_its_replica_on_every_way(cluster: LocalCluster) -> None:
+    pids = wait_for_replicas(cluster)
+    first = settled(cluster)
+    assert {*first} == pids
+    for num_turns in (2, 9):
+        for way in WAYS:
+            assert replicas_of(cluster, way, num_turns) == first, way.name
+    assert replicas_of(cluster, DIRECT, 1500) == first  # it is too long for the direct way
+    assert replicas_of(cluster, MODEL, 1500) == first
+
+
+def test_without_affinity_a_conversation_is_spread(cluster: LocalCluster) -> None:
+    for way in (DIRECT, ROUTER, MODEL):
+        seen = {replica_of(cluster, way, 1, 1, "none") for _ in range(8)}
+        assert len(seen) == NUM_REPLICAS, way.name
+
+
+def test_a_killed_replica_moves_only_its_share(cluster: LocalCluster) -> None:
+    wait_for_replicas(cluster)
+    before = settled(cluster)
+    killed = before[0]
+    stays = [at for at in NUMBERS if before[at] != killed]
+    os.kill(killed, signal.SIGKILL)
+    (new,) = wait_for_replicas(cluster, gone=killed) - {*before}
+    after = settled(cluster)
+    for at in stays:
+        assert after[at] in (before[at], new)
+    assert {*after} <= {*before, new} - {killed}
+    assert any(after[at] == before[at] for at in stays)
