@@ -128,7 +128,7 @@ class ServingSection(Section):
     header `x-session-id`, or else the same `prompt_cache_key`; `prefix` these, and by the same
     beginning those that have neither, for the replica that has it in its prefix cache; `none`
     spreads all. `auto` is `prefix` for vLLM with its prefix cache, else `session`. A replica that
-    holds 1.25 times its part of the requests is passed over."""
+    is much busier than the others is passed over."""
 
     aliases: Annotated[list[Alias], Field(max_length=64)] = Field(default_factory=list)
     """Further names that clients may send as `model`, such as `Qwen/Qwen3-0.6B` or `gpt-4o-mini`.

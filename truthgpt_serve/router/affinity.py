@@ -15,6 +15,7 @@ from truthgpt_serve.cluster.haproxy.affinity import (
     CACHE_KEY_HEADER,
     MAX_CACHE_KEY_BYTES,
     MODES,
+    Affinity,
 )
 from truthgpt_serve.cluster.haproxy.direct import MAX_BODY_BYTES
 from truthgpt_serve.http.asgi import Headers
@@ -26,14 +27,14 @@ _VALUE = re.compile(rb'%b[ \t\r\n]*:[ \t\r\n]*"([^"]{1,%d})' % (_CACHE_KEY, MAX_
 """As the proxy finds it: in the text, without parsing."""
 
 
-def affinity_by_model(entries: Iterable[ModelEntry]) -> dict[str, str]:
-    """Returns `session` or `prefix` for each model with several replicas that has it, by name.
+def affinity_by_model(entries: Iterable[ModelEntry]) -> dict[str, Affinity]:
+    """Returns the affinity of each model with several replicas that has one, by name.
 
     Args:
         entries: All models, adapters and aliases.
     """
     return {
-        entry.name: entry.card["affinity"]
+        entry.name: Affinity(entry.card["affinity"], entry.card["limits"]["max_ongoing_requests"])
         for entry in entries
         if entry.is_model and _has_affinity(entry)
     }
@@ -59,4 +60,9 @@ def affinity_headers(entry: ModelEntry, body: RequestBody) -> Headers:
 
 
 def _has_affinity(entry: ModelEntry) -> bool:
-    return entry.num_replicas > 1 and entry.card.get("affinity") in MODES
+    limits = entry.card.get("limits") or {}
+    return (
+        entry.num_replicas > 1
+        and entry.card.get("affinity") in MODES
+        and isinstance(limits.get("max_ongoing_requests"), int)
+    )

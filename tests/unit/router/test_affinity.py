@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from truthgpt_serve.cluster.haproxy.affinity import ADAPTER_HEADER, CACHE_KEY_HEADER
+from truthgpt_serve.cluster.haproxy.affinity import ADAPTER_HEADER, CACHE_KEY_HEADER, Affinity
 from truthgpt_serve.cluster.haproxy.direct import MAX_BODY_BYTES
 from truthgpt_serve.cluster.state import ApplicationState
 from truthgpt_serve.http.asgi import Message
@@ -25,7 +25,8 @@ LONG = "x" * MAX_BODY_BYTES
 
 
 def entry_of(num_replicas: int, affinity: Any = "prefix") -> ModelEntry:
-    card = {"affinity": affinity, "adapters": ["lo ra"], "aliases": ["org/m"]}
+    limits = {"max_ongoing_requests": 4}
+    card = {"affinity": affinity, "adapters": ["lo ra"], "aliases": ["org/m"], "limits": limits}
     state = ApplicationState("m", "/models/m", "RUNNING", "", num_replicas, card, 0.0)
     return model_entry(state, has_run=True)
 
@@ -41,8 +42,8 @@ def body_of(*pieces: bytes) -> RequestBody:
 @pytest.mark.parametrize(
     ("num_replicas", "affinity", "told"),
     [
-        (2, "prefix", {"m": "prefix"}),
-        (3, "session", {"m": "session"}),
+        (2, "prefix", {"m": Affinity("prefix", 4)}),
+        (3, "session", {"m": Affinity("session", 4)}),
         (2, "none", {}),
         (2, None, {}),  # a model of an older version
         (1, "prefix", {}),
@@ -50,7 +51,7 @@ def body_of(*pieces: bytes) -> RequestBody:
     ],
 )
 def test_models_with_several_replicas_are_told(
-    num_replicas: int, affinity: str | None, told: dict[str, str]
+    num_replicas: int, affinity: str | None, told: dict[str, Affinity]
 ) -> None:
     entry = entry_of(num_replicas, affinity)
     entries = [entry, *adapter_entries(entry), *alias_entries(entry)]

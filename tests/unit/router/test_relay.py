@@ -15,6 +15,8 @@ import httpx
 import pytest
 
 from tests.support.servers import serve_asgi
+from truthgpt_serve.cluster.haproxy.affinity import ADAPTER_HEADER, CACHE_KEY_HEADER
+from truthgpt_serve.cluster.haproxy.direct import MAX_BODY_BYTES
 from truthgpt_serve.cluster.haproxy.limits import CAPACITY_HEADER
 from truthgpt_serve.cluster.state import ApplicationState, ServeState
 from truthgpt_serve.config import RouterConfig
@@ -23,6 +25,8 @@ from truthgpt_serve.http.retriable import is_unreached
 from truthgpt_serve.router.admission import RESERVE
 from truthgpt_serve.router.app import RouterApp
 from truthgpt_serve.router.request_body import GATHERED_BYTES
+
+ADAPTER, CACHE_KEY = ADAPTER_HEADER.encode(), CACHE_KEY_HEADER.encode()
 
 
 class Proxy:
@@ -171,7 +175,10 @@ class Cluster:
                     "adapters": ["m-lora"],
                     "aliases": ["org/M-1B:8b", "gpt-4o-mini"],
                     "task": "text-generation",
+                    "affinity": "prefix",
+                    "limits": {"max_ongoing_requests": 9},
                 },
+                num_running_replicas=2,
             ),
             application("other"),
             application("starting", status="DEPLOYING", num_running_replicas=0),
@@ -282,6 +289,16 @@ async def test_an_engines_own_status_and_message_pass(client: httpx.AsyncClient)
     assert response.status_code == 418
     assert response.json() == {"error": {**error, "param": None, "code": None}}
     assert (await post(client, "/v1/empty")).status_code == 204
+
+
+async def test_the_proxy_is_told_what_it_does_not_see(
+    client: httpx.AsyncClient, proxy: Proxy
+) -> None:
+    long = {"prompt": "x" * MAX_BODY_BYTES, "prompt_cache_key": "k"}
+    for model, told in (("m-lora", {ADAPTER: b"m-lora", CACHE_KEY: b"6b"}), ("other", {})):
+        await client.post("/v1/plain", json={"model": model, **long})
+        seen = proxy.requests[-1]["headers"]
+        assert {name: seen[name] for name in (ADAPTER, CACHE_KEY) if name in seen} == told
 
 
 async def test_adapters_go_to_their_model(client: httpx.AsyncClient, proxy: Proxy) -> None:

@@ -10,7 +10,12 @@ local MAX_PROMPT_BYTES = 1024
 local MAX_TRIES = 8
 local MAX_MESSAGES = 64
 local MAX_STEPS = 2048
-local LOAD_FACTOR = 1.25
+
+-- A replica takes a request if it has not had too many of the last requests and does not hold far too
+-- many now. While there are fewer requests than replicas, one without a request takes any.
+local RATE_FACTOR, RATE_SLACK, WINDOW = 1.15, 4, 64
+local LOAD_FACTOR, LOAD_SLACK = 1.5, 3
+local MAX_KNOWN = 4096
 
 local QUOTE, OPENS, BACKSLASH = 34, { [91] = true, [123] = true }, 92
 local ARRAY = "^[ \t\r\n]*:[ \t\r\n]*%["
@@ -159,8 +164,6 @@ local function find_key(txn, mode)
   return adapter and adapter .. "\n" .. key or key
 end
 
-local servers = {}
-
 local function seed(name)
   local hash = 0xcbf29ce484222325
   for at = 1, #name do
@@ -176,49 +179,85 @@ local function weight(key, salt)
   return hash ~ (hash >> 33)
 end
 
--- Returns the servers of a backend but those that stand in when there is no other.
-local function servers_of(backend)
-  local found = servers[backend]
-  if found then
-    return found
+local pools = {}
+
+-- Returns a backend's servers but those that stand in when there is no other, and where the last
+-- conversations were: in `known`, and those before them in `older`.
+local function pool_of(backend)
+  local pool = pools[backend]
+  if pool then
+    return pool
   end
-  found = {}
+  pool = { servers = {}, known = {}, older = {}, num_known = 0, step = 1 }
   for name, server in pairs(core.backends[backend].servers) do
     if not server:is_backup() then
-      found[#found + 1] = { name = name, seed = seed(name) }
+      local one = { name = name, seed = seed(name), connections = 0, rate = 0, is_up = false }
+      pool.servers[#pool.servers + 1] = one
     end
   end
-  servers[backend] = found
-  return found
+  pools[backend] = pool
+  return pool
 end
 
--- Returns, of the backend in whose rule this runs, the name of the server with the highest weight among those that are not too loaded.
-local function choose(txn, backend, key)
-  local hash = txn.c:xxh64(key)
-  local up, connections, total = {}, {}, 0
-  for _, server in ipairs(servers_of(backend)) do
-    if txn.f:srv_is_up(server.name) then
-      local number = txn.f:srv_conn(server.name)
-      up[#up + 1], connections[#up + 1], total = server, number, total + number
+-- Notes where a conversation is, and counts its request; later requests count more than earlier ones.
+local function note(pool, hash, server)
+  if pool.known[hash] ~= server then
+    pool.num_known = pool.num_known + (pool.known[hash] and 0 or 1)
+    pool.known[hash] = server
+    if pool.num_known >= MAX_KNOWN then
+      pool.known, pool.older, pool.num_known = {}, pool.known, 0
     end
   end
-  local most = math.ceil(LOAD_FACTOR * (total + 1) / #up)
-  local best, highest = nil, nil
-  for at, server in ipairs(up) do
-    if connections[at] < most then
+  server.rate = server.rate + pool.step
+  pool.step = pool.step * (1 + 1 / (WINDOW * #pool.servers))
+  if pool.step > 1e9 then
+    for _, one in ipairs(pool.servers) do
+      one.rate = one.rate / pool.step
+    end
+    pool.step = 1
+  end
+end
+
+-- Returns the server of a conversation: the one that it was on, else the one with the highest weight
+-- among those that have room; nil where none has. Runs in a rule of the backend itself.
+local function choose(txn, backend, key, places)
+  local pool, hash = pool_of(backend), txn.c:xxh64(key)
+  local num_up, connections, rate = 0, 0, 0
+  for _, server in ipairs(pool.servers) do
+    server.is_up = txn.f:srv_is_up(server.name)
+    if server.is_up then
+      server.connections = txn.f:srv_conn(server.name)
+      num_up = num_up + 1
+      connections, rate = connections + server.connections, rate + server.rate
+    end
+  end
+  local most = math.min(places, LOAD_FACTOR * (connections + 1) / num_up + LOAD_SLACK)
+  local most_rate = RATE_FACTOR * rate / num_up + RATE_SLACK * pool.step
+  local function has_room(server)
+    return server.is_up
+      and server.connections < most
+      and (server.rate < most_rate or server.connections == 0 and connections < num_up)
+  end
+  local best, highest = pool.known[hash] or pool.older[hash], nil
+  if not best or not has_room(best) then
+    best = nil
+    for _, server in ipairs(pool.servers) do
       local own = weight(hash, server.seed)
-      if not highest or own > highest then
-        best, highest = server.name, own
+      if (not best or own > highest) and has_room(server) then
+        best, highest = server, own
       end
     end
   end
-  return best
+  if best then
+    note(pool, hash, best)
+  end
+  return best and best.name
 end
 
-core.register_action("affinity", { "http-req" }, function(txn, backend, mode)
+core.register_action("affinity", { "http-req" }, function(txn, backend, mode, places)
   local key = find_key(txn, mode)
-  local server = key and choose(txn, backend, key)
+  local server = key and choose(txn, backend, key, txn:get_var(places) or math.huge)
   if server then
     txn:set_var("txn.server", server)
   end
-end, 2)
+end, 3)

@@ -7,8 +7,9 @@ chooses the replica.
   looks for a session's id, a cache key, and the beginning of the conversation, `session` for the
   first two only. A request without any goes to the replica with the fewest connections.
 - Each replica has a weight for each key (highest random weight): one that comes or goes takes or
-  leaves its own share, and all others stay where they are. A replica that holds more than 1.25
-  times its part of the model's requests is passed over for the next one.
+  leaves its own share, and all others stay where they are. One that is busier than the others and
+  has had more than its part of the last requests is passed over for the next one, where the
+  conversation then stays. No request waits for a place at one replica while another has one.
 - The servers stay in Ray's own backends, whose connections Ray counts before it stops a replica.
 - All ways to a model end in its backend, so one rule there serves them all.
 """
@@ -16,6 +17,7 @@ chooses the replica.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from truthgpt_serve.cluster.haproxy.direct import LIMIT_KEY, NEWS_PATH, find_bac
 from truthgpt_serve.cluster.haproxy.limits import CLIENTS, ROUTERS, insert
 
 SCRIPT_NAME = "affinity.lua"
-AFFINITY_KEY = "affinity."
+AFFINITY_KEY, PLACES_KEY = "affinity.", "places."
 """In the query of the routers' request, before a model's name."""
 MODES = ("session", "prefix")
 CACHE_KEY_HEADER = "x-truthgpt-cache-key"
@@ -38,9 +40,25 @@ BODY_TIMEOUT_S = 1
 """For the body of a router's request, which is at hand."""
 
 
-def affinity_news(affinities: Mapping[str, str]) -> dict[str, str]:
+@dataclass(frozen=True, slots=True)
+class Affinity:
+    """The affinity of a model with several replicas.
+
+    Attributes:
+        mode: One of `MODES`.
+        places: Requests that one replica works on at the same time.
+    """
+
+    mode: str
+    places: int
+
+
+def affinity_news(affinities: Mapping[str, Affinity]) -> dict[str, str]:
     """Returns what a router's query says of the affinities of models, by name."""
-    return {AFFINITY_KEY + name: mode for name, mode in affinities.items()}
+    return {
+        **{AFFINITY_KEY + name: one.mode for name, one in affinities.items()},
+        **{PLACES_KEY + name: str(one.places) for name, one in affinities.items()},
+    }
 
 
 def read_script() -> bytes:
@@ -78,22 +96,31 @@ def keep_conversations(lines: list[str], folder: Path) -> None:
         insert(lines, CLIENTS, f"http-request del-header {header}")
     told = f"{{ path {NEWS_PATH} }} {{ urlp({LIMIT_KEY}) -m found }}"
     for at, (name, backend) in enumerate(backends):
+        mode, places = f"proc.affinity_{at}", f"proc.places_{at}"
         key = f"urlp({AFFINITY_KEY}{name})"
         insert(
             lines,
             ROUTERS,
-            f"http-request set-var(proc.affinity_{at}) {key} if {told}",
-            f"http-request unset-var(proc.affinity_{at}) if {told} !{{ {key} -m found }}",
+            f"http-request set-var({mode}) {key} if {told}",
+            f"http-request unset-var({mode}) if {told} !{{ {key} -m found }}",
+            f"http-request set-var({places}) urlp({PLACES_KEY}{name}),add(0) if {told}",
         )
-        insert(lines, f"backend {backend}", *_rules(backend, f"var(proc.affinity_{at})"))
+        insert(lines, f"backend {backend}", *_rules(backend, mode, places))
 
 
-def _rules(backend: str, mode: str) -> list[str]:
-    """Returns the rules of one backend."""
+def _rules(backend: str, mode: str, places: str) -> list[str]:
+    """Returns the rules of one backend.
+
+    Args:
+        backend: Its name.
+        mode: The variable with its affinity.
+        places: The variable with the requests that each of its servers works on.
+    """
     return [
-        f"http-request wait-for-body time {BODY_TIMEOUT_S}s if METH_POST {{ {mode} -m found }}",
+        f"http-request wait-for-body time {BODY_TIMEOUT_S}s "
+        f"if METH_POST {{ var({mode}) -m found }}",
         *(
-            f"http-request lua.affinity {backend} {one} if {{ {mode} -m str {one} }}"
+            f"http-request lua.affinity {backend} {one} {places} if {{ var({mode}) -m str {one} }}"
             for one in MODES
         ),
         *(f"http-request del-header {name}" for name in (CACHE_KEY_HEADER, ADAPTER_HEADER)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from truthgpt_serve.cluster.haproxy import program
 from truthgpt_serve.cluster.haproxy.affinity import (
     ADAPTER_HEADER,
     CACHE_KEY_HEADER,
+    Affinity,
     affinity_news,
     keep_conversations,
 )
@@ -35,9 +37,9 @@ SYSTEM = {"role": "system", "content": 'Be "brief", {please}. ]\\'}
 JSON = {"content-type": "application/json"}
 
 
-def tell(proxy: Proxy, mode: str | None) -> None:
+def tell(proxy: Proxy, mode: str | None, places: int = 100) -> None:
     """Says what a router says once a second."""
-    more = affinity_news({"m": mode} if mode else {})
+    more = affinity_news({"m": Affinity(mode, places)} if mode else {})
     with proxy.over_socket() as client:
         client.get(f"{NEWS_PATH}?{news_query(MAX_BODY_BYTES, {'m': 1000}, more)}")
 
@@ -261,33 +263,56 @@ def test_no_header_changes_an_answer(proxy: Proxy) -> None:
         assert answer.json()["by"].startswith("model")
 
 
-def test_a_busy_replica_is_passed_over_for_the_same_other_one(proxy: Proxy) -> None:
-    """One conversation fills its replica and then the next, not all at once."""
+def loads(proxy: Proxy, bodies: list[Any]) -> Counter[str]:
+    """Holds these requests at the same time; returns how many each replica had."""
     for model in proxy.models:
         model.released.clear()
-    body, path = json.dumps(chat(1)).encode(), "/models/m/v1/infer?/wait"
-    num_clients = 12
-    with ThreadPoolExecutor(num_clients) as clients:
+
+    def post(body: Any) -> httpx.Response:
+        url = f"{proxy.url}/models/m/v1/infer?/wait"
+        return httpx.post(url, json=body, timeout=LIMIT_S)
+
+    def num_seen() -> int:
+        return sum(len(model.paths) for model in proxy.models)
+
+    with ThreadPoolExecutor(len(bodies)) as clients:
         try:
             held = []
-            for number in range(num_clients):
-                before = sum(len(model.paths) for model in proxy.models)
-                held.append(
-                    clients.submit(
-                        httpx.post, proxy.url + path, content=body, headers=JSON, timeout=LIMIT_S
-                    )
-                )
-                deadline = time.monotonic() + LIMIT_S
-                while sum(len(model.paths) for model in proxy.models) == before:
-                    assert time.monotonic() < deadline, number
-                    time.sleep(0.01)
+            for body in bodies:
+                before, deadline = num_seen(), time.monotonic() + LIMIT_S
+                held.append(clients.submit(post, body))
+                while num_seen() == before:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.002)
         finally:
             for model in proxy.models:
                 model.released.set()
-        answers = [answer.result(LIMIT_S) for answer in held]
-    loads = Counter(answer.json()["by"] for answer in answers)
-    assert max(loads.values()) == 4  # 1.25 of 12 requests on 4 replicas, and the next whole number
-    assert sorted(loads.values())[-3:] == [4, 4, 4]
+        return Counter(answer.result(LIMIT_S).json()["by"] for answer in held)
+
+
+def test_one_conversation_does_not_fill_one_replica_alone(proxy: Proxy) -> None:
+    found = loads(proxy, [chat(1)] * 24)
+    assert len(found) > 1
+    assert max(found.values()) <= 1.5 * 24 / NUM_REPLICAS + 3
+
+
+def test_no_request_waits_while_another_replica_has_a_place(proxy: Proxy) -> None:
+    tell(proxy, "prefix", places=2)
+    for each in (2, 4):
+        found = loads(proxy, [chat(2)] * each * NUM_REPLICAS)
+        assert [*found.values()] == [each] * NUM_REPLICAS
+
+
+def test_popular_conversations_share_the_replicas(tmp_path: Path) -> None:
+    """The first of 32 has a quarter of the requests, as much as a replica should have in all."""
+    ranks = range(32)
+    drawn = random.Random(1).choices(ranks, [1 / (rank + 1) for rank in ranks], k=320)
+    found = Counter[str]()
+    with running(tmp_path, num_replicas=NUM_REPLICAS) as proxy:
+        tell(proxy, "prefix")
+        for at in range(0, len(drawn), 64):  # the first of each find the replicas idle
+            found += loads(proxy, [chat(rank) for rank in drawn[at : at + 64]])
+    assert max(found.values()) <= 1.4 * len(drawn) / NUM_REPLICAS
 
 
 def test_a_replica_that_is_lost_leaves_its_share_alone(tmp_path: Path) -> None:
