@@ -12,7 +12,7 @@ local MAX_MESSAGES = 64
 local MAX_STEPS = 2048
 
 -- A replica takes a request if it has not had too many of the last requests and does not hold far too
--- many now. While there are fewer requests than replicas, one without a request takes any.
+-- many now. While there are no more requests than replicas, one with a single request takes any.
 local RATE_FACTOR, RATE_SLACK, WINDOW = 1.15, 4, 64
 local LOAD_FACTOR, LOAD_SLACK = 1.5, 3
 local MAX_KNOWN = 4096
@@ -236,7 +236,7 @@ local function choose(txn, backend, key, places)
   local function has_room(server)
     return server.is_up
       and server.connections < most
-      and (server.rate < most_rate or server.connections == 0 and connections < num_up)
+      and (server.rate < most_rate or server.connections <= 1 and connections <= num_up)
   end
   local best, highest = pool.known[hash] or pool.older[hash], nil
   if not best or not has_room(best) then
