@@ -16,6 +16,8 @@ from tests.support.transformers_models import configuration, loaded
 from truthgpt_serve.device import DTYPES
 from truthgpt_serve.errors import ConfigError
 
+COMPILE_S = 400
+
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -30,6 +32,7 @@ def vectors(cfg: dict[str, Any]) -> tuple[Any, Any]:
 
 
 @pytest.mark.long("compiles a model")
+@pytest.mark.timeout(COMPILE_S)
 def test_a_compiled_model_gives_the_same(encoder: Path) -> None:
     expected, _ = vectors(configuration(encoder, "embedding"))
     sections = {"model_optim": {"compile": True}}

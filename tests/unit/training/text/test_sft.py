@@ -20,7 +20,7 @@ from truthgpt_serve.training.monitor import RunMonitor
 from truthgpt_serve.training.run_folder import checkpoints, latest_checkpoint
 
 NUM_ROWS = 24
-COMPILE_S = 240
+COMPILE_S = 400
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from tests.support.image_models import make_cfg, open_model, save_model
 from truthgpt_serve.errors import ConfigError
 
 SETTINGS = {"default_steps": 3, "default_size": "64x64"}
+COMPILE_S = 400
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,7 @@ async def test_switches_that_do_not_change_the_image(sdxl: Path) -> None:
 
 
 @pytest.mark.long("compiles a model")
+@pytest.mark.timeout(COMPILE_S)
 async def test_compiled_blocks_give_the_same_image(sdxl: Path) -> None:
     cfg = make_cfg(sdxl, {**SETTINGS, "max_rows": 4}, model_optim={"compile": True})
     with open_model(cfg) as model:
