@@ -41,8 +41,12 @@ LONGEST = (
     "unit/scripts/shipped/test_models.py",
     "unit/training/text/test_sft.py",
     "unit/families/hf_diffusers/pipelines/test_acceleration.py",
+    "unit/scripts/shipped/test_starting_models.py",
+    "unit/training/images/test_loop.py",
+    "unit/doctor/test_engines.py",
+    "unit/families/hf_transformers/pipelines/test_speech.py",
 )
-"""Modules of more than a minute and a half, by `--durations=40`."""
+"""Modules of more than a minute and a half, in tests/unit of half a minute, by `--durations=40`."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
