@@ -122,8 +122,8 @@ def run_case(
 
     LitServe's processes are stopped while another side has its turn.
     """
-    inputs, travelling = create_inputs(name)
-    body = {"model": name, "inputs": travelling}
+    inputs, traveling = create_inputs(name)
+    body = {"model": name, "inputs": traveling}
     model = CLASSES[name]()
     model.load({})
     sides: dict[str, tuple[str, Side]] = {

@@ -132,7 +132,7 @@ class RequestError(TruthGPTError):
 
 
 class UnsupportedError(RequestError):
-    """The model has no such route, or cannot honour a field of the request."""
+    """The model has no such route, or cannot honor a field of the request."""
 
     default_code = "unsupported"
 

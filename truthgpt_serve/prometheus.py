@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 Family = TypeVar("Family", GaugeMetricFamily, CounterMetricFamily)
 
 
-def labelled(
+def labeled(
     kind: type[Family], name: str, text: str, label: str, values: Mapping[str, float]
 ) -> Family:
     """Returns a metric with one sample for each value of a label.

@@ -8,7 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from deployments.hf_diffusers.stepping import Statistics
-from truthgpt_serve.prometheus import labelled, write_page
+from truthgpt_serve.prometheus import labeled, write_page
 
 PREFIX = "truthgpt_images_"
 OUTCOMES = ("completed", "failed", "cancelled", "refused")
@@ -36,11 +36,11 @@ def _metrics(statistics: Statistics) -> Iterator[Metric]:
     name = f"{PREFIX}jobs"
     text = "Images that wait or are being made."
     now = {state: getattr(statistics, state) for state in STATES}
-    yield labelled(GaugeMetricFamily, name, text, "state", now)
+    yield labeled(GaugeMetricFamily, name, text, "state", now)
     ended = {outcome: getattr(statistics, outcome) for outcome in OUTCOMES}
-    yield labelled(CounterMetricFamily, name, "Images by their end.", "outcome", ended)
+    yield labeled(CounterMetricFamily, name, "Images by their end.", "outcome", ended)
     for name, text in BY_MODULE.items():
         values = getattr(statistics, name)
-        yield labelled(CounterMetricFamily, PREFIX + name, text, "module", values)
+        yield labeled(CounterMetricFamily, PREFIX + name, text, "module", values)
     for name, text in EVENTS.items():
         yield CounterMetricFamily(PREFIX + name, text, getattr(statistics, name))

@@ -1,4 +1,4 @@
-"""Checks an image model: does it draw the colour, the shape and the place that it was asked for?
+"""Checks an image model: does it draw the color, the shape and the place that it was asked for?
 
 Does not know how it was trained. `python -m scripts.shipped.shapes_check --model FOLDER`
 """
@@ -17,7 +17,7 @@ from PIL import Image
 
 from scripts.shipped.shapes_data import write_prompts
 from scripts.shipped.shapes_draw import Kind, Style
-from scripts.shipped.shapes_recognise import DARK, measure_ground, recognise
+from scripts.shipped.shapes_recognize import DARK, measure_ground, recognize
 
 LEAST_SEEN = 0.90
 LEAST_HELD_OUT = 0.75
@@ -49,14 +49,14 @@ def count_right(
     kinds: Sequence[Kind], pictures: Sequence[Image.Image], style: Style
 ) -> dict[str, int]:
     """Returns how many pictures are right in each respect, and in all."""
-    right = {"colour": 0, "shape": 0, "place": 0, "ground": 0, "all": 0}
+    right = {"color": 0, "shape": 0, "place": 0, "ground": 0, "all": 0}
     for wanted, picture in zip(kinds, pictures, strict=True):
-        found = recognise(picture)
+        found = recognize(picture)
         ground = (measure_ground(picture) < DARK) == (style == "night")
         right["ground"] += ground
         right["all"] += found == wanted and ground
         if found is not None:
-            right["colour"] += found.colour == wanted.colour
+            right["color"] += found.color == wanted.color
             right["shape"] += found.shape == wanted.shape
             right["place"] += found.place == wanted.place
     return right

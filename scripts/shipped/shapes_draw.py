@@ -1,4 +1,4 @@
-"""Draws coloured shapes in named places, and says in words what was drawn.
+"""Draws colored shapes in named places, and says in words what was drawn.
 
 Does not know files or models.
 """
@@ -23,7 +23,7 @@ Style = Literal["plain", "night"]
 EDGE = 64
 """Pixels of a picture's edge."""
 
-COLOURS = {
+COLORS = {
     "red": (0, 0.85),
     "orange": (28, 0.9),
     "yellow": (54, 0.9),
@@ -33,7 +33,7 @@ COLOURS = {
     "purple": (275, 0.75),
     "pink": (326, 0.6),
 }
-"""Each colour's hue in degrees, and its saturation."""
+"""Each color's hue in degrees, and its saturation."""
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 
@@ -53,13 +53,13 @@ PLACES = {
 SYNONYMS = {"turquoise": "cyan", "purple": "violet", "cross": "plus", "ring": "hoop"}
 
 SPACING = 17
-"""Pixels between the middles of neighbouring places."""
+"""Pixels between the middles of neighboring places."""
 
 SMALLEST, LARGEST = 8.0, 12.5
 """Radius of the shapes in pixels."""
 
 HELD_OUT_SHARE = 0.15
-"""Share of the combinations of colour, shape and place that no training picture shows."""
+"""Share of the combinations of color, shape and place that no training picture shows."""
 
 _SHIFT = 2.0
 _OVERSAMPLING = 4
@@ -69,7 +69,7 @@ _OVERSAMPLING = 4
 class Kind:
     """What a picture shows, as far as it is checked."""
 
-    colour: str
+    color: str
     shape: str
     place: str
 
@@ -80,9 +80,9 @@ class Kind:
 
 
 def all_kinds() -> Iterator[Kind]:
-    """Yields every combination of colour, shape and place."""
-    for colour, shape, place in product(COLOURS, SHAPES, PLACES):
-        yield Kind(colour, shape, place)
+    """Yields every combination of color, shape and place."""
+    for color, shape, place in product(COLORS, SHAPES, PLACES):
+        yield Kind(color, shape, place)
 
 
 @lru_cache(maxsize=1)
@@ -90,7 +90,7 @@ def _held_out() -> frozenset[Kind]:
     """Returns a choice of combinations that looks random and is the same everywhere."""
 
     def digest(kind: Kind) -> str:
-        return hashlib.sha256(f"{kind.colour} {kind.shape} {kind.place}".encode()).hexdigest()
+        return hashlib.sha256(f"{kind.color} {kind.shape} {kind.place}".encode()).hexdigest()
 
     kinds = sorted(all_kinds(), key=digest)
     return frozenset(kinds[: round(HELD_OUT_SHARE * len(kinds))])
@@ -101,16 +101,16 @@ class Scene:
     """A picture's kind, and all else that decides its pixels.
 
     Attributes:
-        kind: Colour, shape and place.
+        kind: Color, shape and place.
         radius: In pixels.
-        centre: x and y in pixels, from the top left.
+        center: x and y in pixels, from the top left.
         paint: Red, green and blue of the shape, from 0 to 1.
         ground: Red, green and blue of the ground at the top and at the bottom.
     """
 
     kind: Kind
     radius: float
-    centre: tuple[float, float]
+    center: tuple[float, float]
     paint: tuple[float, float, float]
     ground: tuple[tuple[float, float, float], tuple[float, float, float]]
 
@@ -121,7 +121,7 @@ def create_scene(kind: Kind, rng: random.Random, style: Style = "plain") -> Scen
     middle = EDGE / 2
     x = middle + SPACING * (index % 3 - 1) + rng.uniform(-_SHIFT, _SHIFT)
     y = middle + SPACING * (index // 3 - 1) + rng.uniform(-_SHIFT, _SHIFT)
-    pure, saturation = COLOURS[kind.colour]
+    pure, saturation = COLORS[kind.color]
     hue = (pure + rng.uniform(-5, 5)) % 360
     paint = colorsys.hsv_to_rgb(
         hue / 360, saturation + rng.uniform(-0.07, 0.07), rng.uniform(0.78, 0.95)
@@ -139,20 +139,20 @@ def create_scene(kind: Kind, rng: random.Random, style: Style = "plain") -> Scen
 
 def draw_scene(scene: Scene) -> Image.Image:
     """Returns the scene as an RGB picture of EDGE x EDGE pixels."""
-    top, bottom = (tuple(round(255 * part) for part in colour) for colour in scene.ground)
+    top, bottom = (tuple(round(255 * part) for part in color) for color in scene.ground)
     mix = Image.linear_gradient("L").resize((EDGE, EDGE))
     ground = Image.composite(
         Image.new("RGB", (EDGE, EDGE), bottom), Image.new("RGB", (EDGE, EDGE), top), mix
     )
     paint = Image.new("RGB", (EDGE, EDGE), tuple(round(255 * part) for part in scene.paint))
-    return Image.composite(paint, ground, draw_mask(scene.kind.shape, scene.centre, scene.radius))
+    return Image.composite(paint, ground, draw_mask(scene.kind.shape, scene.center, scene.radius))
 
 
-def draw_mask(shape: str, centre: tuple[float, float], radius: float) -> Image.Image:
-    """Returns how much of each pixel the shape covers, 0 to 255, as EDGE x EDGE grey pixels."""
+def draw_mask(shape: str, center: tuple[float, float], radius: float) -> Image.Image:
+    """Returns how much of each pixel the shape covers, 0 to 255, as EDGE x EDGE gray pixels."""
     big = EDGE * _OVERSAMPLING
     mask = Image.new("L", (big, big), 0)
-    x, y = (_OVERSAMPLING * part for part in centre)
+    x, y = (_OVERSAMPLING * part for part in center)
     _draw_shape(ImageDraw.Draw(mask), shape, x, y, _OVERSAMPLING * radius)
     return mask.resize((EDGE, EDGE), Image.Resampling.BOX)
 
@@ -187,7 +187,7 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: fl
 def write_caption(scene: Scene, rng: random.Random) -> str:
     """Returns one of many ways to say what the scene shows."""
     kind = scene.kind
-    words = [kind.colour, kind.shape]
+    words = [kind.color, kind.shape]
     words = [SYNONYMS.get(word, word) if rng.random() < 0.2 else word for word in words]
     third = (LARGEST - SMALLEST) / 3
     if rng.random() < 0.4 and scene.radius < SMALLEST + third:

@@ -23,7 +23,7 @@ from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from scripts.shipped.shapes_data import write_example
-from scripts.shipped.shapes_draw import COLOURS, EDGE, PLACES, SHAPES, SYNONYMS
+from scripts.shipped.shapes_draw import COLORS, EDGE, PLACES, SHAPES, SYNONYMS
 from scripts.shipped.shapes_transparent import begin_transparent
 
 MAX_TOKENS = 24
@@ -76,7 +76,7 @@ def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def _words() -> list[str]:
-    names = " ".join([*COLOURS, *SHAPES, *PLACES, *SYNONYMS.values()])
+    names = " ".join([*COLORS, *SHAPES, *PLACES, *SYNONYMS.values()])
     captions = " ".join(write_example("tokenizer", 0, index)[2] for index in range(2000))
     return sorted(set(f"{names} {captions}".replace(",", " ").split()))
 
@@ -106,7 +106,7 @@ def _create_vae() -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * len(VAE_CHANNELS),
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
-        # With more groups a norm over so few channels would take the colours away.
+        # With more groups a norm over so few channels would take the colors away.
         norm_num_groups=2,
         sample_size=EDGE,
         force_upcast=False,

@@ -1,6 +1,6 @@
 """Gives an untrained autoencoder weights with which it lets a small blurred picture through.
 
-From the usual random weights it learns for thousands of steps before any colour comes through: its
+From the usual random weights it learns for thousands of steps before any color comes through: its
 latents begin as noise. Knows nothing of data.
 """
 

@@ -30,7 +30,7 @@ from scripts.shipped.stories_model import TEMPERATURE
 LEAST_PARSED: dict[Style, float] = {"plain": 0.95, "moral": 0.65}
 """By style: a moral that names the wrong animal makes the whole story one that does not fit."""
 LEAST_NEW = 0.90
-LEAST_HONOURED: dict[Style, float] = {"plain": 0.60, "moral": 0.40}
+LEAST_HONORED: dict[Style, float] = {"plain": 0.60, "moral": 0.40}
 """Share of the requests that are answered with a story of all that they name."""
 
 MAX_NEW_TOKENS = 320
@@ -177,22 +177,22 @@ def check(options: argparse.Namespace) -> bool:
             print(f"does not parse: {prompt.text} |{text}")
     requests = create_requests(options.num_requests, options.seed)
     answers = write_continuations(model, tokenizer, requests, **sampling)
-    honoured = sum(count_parsed(requests, answers, options.style))
+    honored = sum(count_parsed(requests, answers, options.style))
     held_out = list(write_eval(200, options.train_seed, options.style))
     loss = measure_loss(model, tokenizer, held_out)
-    least_parsed, least_honoured = LEAST_PARSED[options.style], LEAST_HONOURED[options.style]
+    least_parsed, least_honored = LEAST_PARSED[options.style], LEAST_HONORED[options.style]
     print(f"continuations at temperature {options.temperature}: {options.num}")
     print(f"  parse, and fit their beginning: {sum(parsed)} (wanted: {least_parsed:.0%})")
     print(f"  absent from the training data: {new} (wanted: {LEAST_NEW:.0%})")
     print(
-        f"requests answered with a story of what they name: {honoured} of {len(requests)} "
-        f"(wanted: {least_honoured:.0%})"
+        f"requests answered with a story of what they name: {honored} of {len(requests)} "
+        f"(wanted: {least_honored:.0%})"
     )
     print(f"held-out loss: {loss:.4f} nats a token")
     reached = [
         sum(parsed) >= least_parsed * options.num,
         new >= LEAST_NEW * options.num,
-        honoured >= least_honoured * options.num_requests,
+        honored >= least_honored * options.num_requests,
     ]
     return all(reached)
 

@@ -21,7 +21,7 @@ import yaml
 from PIL import Image
 
 from scripts.shipped.shapes_draw import Kind
-from scripts.shipped.shapes_recognise import DARK, measure_ground, recognise
+from scripts.shipped.shapes_recognize import DARK, measure_ground, recognize
 from scripts.shipped.stories import Style, read_story
 from tests.serve.shell import ROOT, Shell, assert_nothing_is_left, open_shell
 
@@ -171,7 +171,7 @@ def test_the_story_and_the_picture_are_what_was_asked_for(
             )
             assert made.data is not None
             picture = Image.open(BytesIO(base64.b64decode(made.data[0].b64_json or "")))
-            assert recognise(picture) == Kind("red", "star", "top left")
+            assert recognize(picture) == Kind("red", "star", "top left")
             assert (measure_ground(picture) < DARK) == is_dark
 
 

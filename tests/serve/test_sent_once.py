@@ -31,7 +31,7 @@ WAYS: dict[str, dict[str, str]] = {"direct": {}, "router": {WAY_HEADER: "router"
 NUM_CLIENTS = 8
 RECOVERY_S = 120
 IDLE_S = (0.0, 0.5, 5.1)
-"""Pauses between requests; HAProxy closes what is idle towards a replica after 5 s."""
+"""Pauses between requests; HAProxy closes what is idle toward a replica after 5 s."""
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ class Odd(Recorder):
             "empty": lambda: {"image": Image.new("RGB", (0, 0))},
             "error": lambda: inputs["secret-key"],
             "rgba": lambda: {"image": Image.new("RGBA", (8, 8), (255, 0, 0, 0))},
-            "grey": lambda: {"image": Image.new("L", (8, 8), 77)},
+            "gray": lambda: {"image": Image.new("L", (8, 8), 77)},
             "float": lambda: {"image": Image.new("F", (8, 8), 77.0)},
             "cmyk": lambda: {"image": Image.new("CMYK", (8, 8), (0, 255, 255, 0))},
         }
@@ -146,6 +146,6 @@ class OddStream(Odd):
             "negative": [{"queue_position": -1}],
             "partial": [{"partial_image": "x", "index": 0}],
             "index": [{"partial_image": image}],
-            "unknown": [{"colour": 1}],
+            "unknown": [{"color": 1}],
         }
         yield from items[inputs["prompt"]]

@@ -47,7 +47,7 @@ class Request:
         return json.loads(self.body)
 
 
-Behaviour = Callable[[Request, Send], Awaitable[None]]
+Behavior = Callable[[Request, Send], Awaitable[None]]
 
 
 @dataclass
@@ -63,7 +63,7 @@ class OtherServer:
 
     models: tuple[str, ...] = ("there",)
     requests: list[Request] = field(default_factory=list)
-    behave: Behaviour | None = None
+    behave: Behavior | None = None
     health_status: int = 200
     left: threading.Event = field(default_factory=threading.Event)
 

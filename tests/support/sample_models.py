@@ -201,7 +201,7 @@ class Misbehaving(Base):
         raise SystemExit(1)
 
     def _refuse(self) -> None:
-        raise UnsupportedError("`seed` cannot be honoured", param="seed")
+        raise UnsupportedError("`seed` cannot be honored", param="seed")
 
     def stream(self, inputs: dict[str, Any]) -> Any:
         if inputs["text"] == "list":

@@ -29,7 +29,7 @@ from truthgpt_serve.training.job import TrainingJob
 from truthgpt_serve.training.run_folder import latest_checkpoint
 
 ROOT = Path(__file__).parents[2]
-COLOURS = ("red", "green", "blue", "orange")
+COLORS = ("red", "green", "blue", "orange")
 EDGE = 32
 TIMEOUT_S = 100
 LOOPS = {"denoiser": denoiser.train, "vae": autoencoder.train}
@@ -82,16 +82,16 @@ def save_pipeline(kind: str, folder: Path, change: Callable[[Any], None] | None 
 
 
 def save_pictures(folder: Path, count: int = 8) -> Path:
-    """Writes pictures of one coloured square each, with captions; returns the folder."""
+    """Writes pictures of one colored square each, with captions; returns the folder."""
     folder.mkdir(parents=True)
     lines = []
     for index in range(count):
-        colour = COLOURS[index % len(COLOURS)]
+        color = COLORS[index % len(COLORS)]
         picture = Image.new("RGB", (EDGE + 8, EDGE), "white")
         left = 4 + index % 8
-        ImageDraw.Draw(picture).rectangle((left, 4, left + 14, 20), fill=colour)
+        ImageDraw.Draw(picture).rectangle((left, 4, left + 14, 20), fill=color)
         picture.save(folder / f"{index}.png")
-        caption = f"a {colour} square {index}"
+        caption = f"a {color} square {index}"
         lines.append(json.dumps({"file_name": f"{index}.png", "text": caption}))
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder

@@ -5,13 +5,13 @@ from __future__ import annotations
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
-from truthgpt_serve.prometheus import labelled, write_page
+from truthgpt_serve.prometheus import labeled, write_page
 
 ODD = 'a "quoted" \\ name\nof two lines'
 
 
 def test_labels_are_escaped() -> None:
-    page = write_page([labelled(CounterMetricFamily, "runs", "Runs.", "module", {ODD: 2, "b": 3})])
+    page = write_page([labeled(CounterMetricFamily, "runs", "Runs.", "module", {ODD: 2, "b": 3})])
     assert 'runs_total{module="a \\"quoted\\" \\\\ name\\nof two lines"} 2.0\n' in page
     [family] = text_string_to_metric_families(page)
     found = {sample.labels["module"]: sample.value for sample in family.samples}

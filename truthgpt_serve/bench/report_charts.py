@@ -106,7 +106,7 @@ def _distribution_charts(groups: Sequence[Group]) -> list[str]:
     found = []
     for name, title in TIMES.items():
         lines: list[Line] = []
-        for label, result in _labelled(groups):
+        for label, result in _labeled(groups):
             values = _quantiles(result, name)
             if len(values) > 1 and values[-1] > 0:
                 points = [(value, float(at)) for at, value in enumerate(values)]
@@ -136,7 +136,7 @@ def _course_charts(groups: Sequence[Group]) -> list[str]:
         ("requests", "Requests in flight over time", "requests"),
     ):
         lines: list[Line] = []
-        for label, result in _labelled(groups):
+        for label, result in _labeled(groups):
             course = extras(result).get("course") or {}
             values, step_s = course.get(key) or [], course.get("step_s") or 1
             if len(values) > 2 and any(values):
@@ -146,7 +146,7 @@ def _course_charts(groups: Sequence[Group]) -> list[str]:
     return [chart for chart in found if chart]
 
 
-def _labelled(groups: Sequence[Group]) -> list[tuple[str, Result]]:
+def _labeled(groups: Sequence[Group]) -> list[tuple[str, Result]]:
     """Returns the results with names for one line each, as many as can be told apart."""
     found = []
     for group in groups:

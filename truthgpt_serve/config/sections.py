@@ -60,7 +60,7 @@ class LoraSection(Section):
     """Scale of the update, applied as `alpha / r`. More makes the adapter's effect stronger."""
 
     dropout: Annotated[Ratio, Field(lt=1)] = 0.05
-    """Share of the adapter's inputs dropped while training, from 0 to below 1. More regularises
+    """Share of the adapter's inputs dropped while training, from 0 to below 1. More regularizes
     more."""
 
     target_modules: Annotated[list[Text], Field(min_length=1)] | None = None

@@ -63,7 +63,7 @@ class TrainingSection(Section):
     """Peak step size of the optimizer. More learns faster until it diverges."""
 
     weight_decay: NonNegativeNumber = 0.0
-    """Pull of the weights towards zero (AdamW). More keeps them smaller and fits less closely."""
+    """Pull of the weights toward zero (AdamW). More keeps them smaller and fits less closely."""
 
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = (
         "cosine"

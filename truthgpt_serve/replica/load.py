@@ -11,7 +11,7 @@ import psutil
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from truthgpt_serve.http.asgi import Receive, Scope, Send
-from truthgpt_serve.prometheus import labelled, write_page
+from truthgpt_serve.prometheus import labeled, write_page
 
 REQUESTS = "truthgpt_replica_requests"
 MEMORY = "truthgpt_replica_memory_bytes"
@@ -68,7 +68,7 @@ class ReplicaLoad:
         ended = "Requests that it has ended, however they ended."
         return write_page(
             [
-                labelled(GaugeMetricFamily, REQUESTS, text, "state", now),
+                labeled(GaugeMetricFamily, REQUESTS, text, "state", now),
                 CounterMetricFamily(REQUESTS, ended, self._ended),
                 GaugeMetricFamily(MEMORY, MEMORY_TEXT, resident_bytes(os.getpid())),
             ]

@@ -180,7 +180,7 @@ def test_a_model_is_written_and_added_and_passes_validate(folder: Path) -> None:
         ("theirs", "https://api.example.com/v1", "remote"),
     ],
 )
-def test_what_ships_is_recognised(folder: Path, name: str, source: str, family: str) -> None:
+def test_what_ships_is_recognized(folder: Path, name: str, source: str, family: str) -> None:
     done = init(name, "--from", source)
     assert done.exit_code == 0, done.stderr
     assert done.stderr == ""

@@ -141,7 +141,7 @@ def test_ending_nothing_is_quick(run_id: str) -> None:
     assert time.monotonic() - began < 2
 
 
-def test_a_later_process_with_the_same_pid_is_not_signalled(run_id: str) -> None:
+def test_a_later_process_with_the_same_pid_is_not_signaled(run_id: str) -> None:
     child = launch(run_id, SLEEP)
     process = read_process(child.pid)
     assert process is not None

@@ -103,7 +103,7 @@ def test_the_view_has_labels_and_timeouts_of_gpu_groups(service: Manifest) -> No
 
 
 @pytest.mark.parametrize("gpu", ["l4", "a100", "h100"])
-def test_a_labelled_model_starts_its_gpu_from_zero(service: Manifest, gpu: str) -> None:
+def test_a_labeled_model_starts_its_gpu_from_zero(service: Manifest, gpu: str) -> None:
     found = started(service, {"CPU": 1, "GPU": 1}, {"truthgpt.io/gpu": gpu})
     assert found == {f"gpu-{gpu}": 1}
 

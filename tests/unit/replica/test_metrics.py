@@ -133,7 +133,7 @@ def test_the_format_is_the_one_that_can_be_merged() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "labelled"),
+    ("line", "labeled"),
     [
         ("up 1", 'up{replica="r"} 1'),
         ("up{} 1", 'up{replica="r"} 1'),
@@ -143,8 +143,8 @@ def test_the_format_is_the_one_that_can_be_merged() -> None:
         ("# a remark", "# a remark"),
     ],
 )
-def test_lines(line: str, labelled: str) -> None:
-    assert label(line, "r") == f"{labelled}\n"
+def test_lines(line: str, labeled: str) -> None:
+    assert label(line, "r") == f"{labeled}\n"
 
 
 def test_a_name_is_escaped() -> None:

@@ -279,7 +279,7 @@ def test_a_class_may_refuse_a_field() -> None:
             answer = complete(client, "refuse", stream=stream)
             assert answer.status_code == 400
             assert answer.json()["error"]["param"] == "seed"
-            assert answer.json()["error"]["message"] == "`seed` cannot be honoured"
+            assert answer.json()["error"]["message"] == "`seed` cannot be honored"
 
 
 def test_a_stream_that_fails_on_the_way_ends_with_an_error_event() -> None:

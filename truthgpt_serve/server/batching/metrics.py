@@ -8,7 +8,7 @@ from itertools import accumulate
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from truthgpt_serve.prometheus import labelled, write_page
+from truthgpt_serve.prometheus import labeled, write_page
 from truthgpt_serve.server.batching.statistics import BatchStatistics
 
 PREFIX = "truthgpt_batch_"
@@ -39,9 +39,9 @@ def format_metrics(statistics: BatchStatistics, *, num_queued: int, num_ongoing:
 def _metrics(statistics: BatchStatistics, states: dict[str, float]) -> Iterator[Metric]:
     name = f"{PREFIX}requests"
     text = "Requests that wait for a batch or are in one."
-    yield labelled(GaugeMetricFamily, name, text, "state", states)
+    yield labeled(GaugeMetricFamily, name, text, "state", states)
     ended = {outcome: getattr(statistics, f"num_{outcome}") for outcome in OUTCOMES}
-    yield labelled(CounterMetricFamily, name, "Requests by their end.", "outcome", ended)
+    yield labeled(CounterMetricFamily, name, "Requests by their end.", "outcome", ended)
     for name, (attribute, text) in COUNTERS.items():
         yield CounterMetricFamily(PREFIX + name, text, getattr(statistics, attribute))
     for name, (attribute, text) in HISTOGRAMS.items():

@@ -132,7 +132,7 @@ def decode_image(data: bytes, place: str, max_pixels: int) -> Image:
 
 
 def decode_mask(data: bytes, place: str, max_pixels: int, size: tuple[int, int]) -> Image:
-    """Returns an uploaded mask as 8-bit grey, white where the image is to be painted anew.
+    """Returns an uploaded mask as 8-bit gray, white where the image is to be painted anew.
 
     OpenAI's masks say that with transparency: what is transparent is painted anew.
 

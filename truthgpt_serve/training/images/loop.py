@@ -100,7 +100,7 @@ class Loop:
         decay = training["weight_decay"]
         groups = [
             {"params": [one for one in weights.values() if one.ndim > 1], "weight_decay": decay},
-            # Biases and the scales of norms are not pulled towards zero.
+            # Biases and the scales of norms are not pulled toward zero.
             {"params": [one for one in weights.values() if one.ndim <= 1], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(

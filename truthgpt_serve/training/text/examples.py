@@ -22,7 +22,7 @@ from truthgpt_serve.training.text.templates import ChatTemplate, spans
 IGNORED = -100
 """The label of a token that is read but not learned, in PyTorch's cross entropy."""
 Example = dict[str, Any]
-Labelled = tuple[list[int], list[int]]
+Labeled = tuple[list[int], list[int]]
 """Tokens, and the label of each."""
 
 
@@ -50,14 +50,14 @@ class TokenExamples:
             ids, labels = self._text(values)
         return {"input_ids": ids[: self._max_len], "labels": labels[: self._max_len]}
 
-    def _text(self, values: Mapping[str, Any]) -> Labelled:
+    def _text(self, values: Mapping[str, Any]) -> Labeled:
         field = self._data["text_field"]
         ids = self._ids(check_text(values, field)) + self._end()
         if len(ids) < 2:
             raise BadRow(f"{field!r} has fewer than two tokens, so there is nothing to predict")
         return ids, list(ids)
 
-    def _chat(self, values: Mapping[str, Any]) -> Labelled:
+    def _chat(self, values: Mapping[str, Any]) -> Labeled:
         field = self._data["text_field"]
         messages = check_messages(values, field)
         ids, labels = self._render(messages, 0, check_tools(values), field)
@@ -68,7 +68,7 @@ class TokenExamples:
             )
         return ids, labels
 
-    def _answered(self, values: Mapping[str, Any]) -> Labelled:
+    def _answered(self, values: Mapping[str, Any]) -> Labeled:
         prompt_field = self._data["prompt_field"]
         answer_field = self._data["completion_field"] or "completion"
         if isinstance(values.get(prompt_field), list):
@@ -92,7 +92,7 @@ class TokenExamples:
 
     def _render(
         self, messages: list[ChatMessage], num_prompt: int, tools: list[Any] | None, field: str
-    ) -> Labelled:
+    ) -> Labeled:
         """Returns the tokens of a chat, of which the first messages are the prompt."""
         bare = self._template.prepare(messages, tools, field)
 

@@ -29,7 +29,7 @@ def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("level", ["none", "basic", "extended", "layout", "all"])
-def test_every_level_of_optimisation_gives_the_same(vision: Path, level: str) -> None:
+def test_every_level_of_optimization_gives_the_same(vision: Path, level: str) -> None:
     inputs = images(1, 6, 6)
     engine = {"graph_optimization": level, "parallel_branches": True, "spinning": True}
     assert_same(load(vision, engine=engine).infer(inputs), reference(vision, inputs))

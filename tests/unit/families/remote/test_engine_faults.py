@@ -16,7 +16,7 @@ import pytest
 from tests.support.remote_servers import (
     KEY,
     KEY_VARIABLE,
-    Behaviour,
+    Behavior,
     OtherServer,
     Request,
     chat_event,
@@ -42,7 +42,7 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
     return error
 
 
-def plain(status: int, body: bytes, **headers: str) -> Behaviour:
+def plain(status: int, body: bytes, **headers: str) -> Behavior:
     async def behave(request: Request, send: Send) -> None:
         lines = [(name.replace("_", "-").encode(), text.encode()) for name, text in headers.items()]
         await send_bytes(send, body, b"application/json", status=status, headers=lines)

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from scripts.shipped import shapes_data
 from scripts.shipped.shapes_draw import (
-    COLOURS,
+    COLORS,
     EDGE,
     HELD_OUT_SHARE,
     PLACES,
@@ -24,7 +24,7 @@ from scripts.shipped.shapes_draw import (
     draw_scene,
     write_caption,
 )
-from scripts.shipped.shapes_recognise import measure_ground, recognise
+from scripts.shipped.shapes_recognize import measure_ground, recognize
 
 GROUND = (240, 240, 240)
 
@@ -36,69 +36,69 @@ def pictures(kind: Kind, num: int, style: Style = "plain") -> Iterator[Image.Ima
 
 
 @pytest.mark.parametrize("style", ["plain", "night"])
-def test_what_is_drawn_is_recognised(style: Style) -> None:
+def test_what_is_drawn_is_recognized(style: Style) -> None:
     rng = random.Random(1)
     kinds = [*all_kinds(), *all_kinds()]
     wrong = [
-        kind for kind in kinds if recognise(draw_scene(create_scene(kind, rng, style))) != kind
+        kind for kind in kinds if recognize(draw_scene(create_scene(kind, rng, style))) != kind
     ]
     assert len(wrong) < 0.01 * len(kinds), wrong
 
 
-def test_it_is_recognised_with_a_little_noise_too() -> None:
+def test_it_is_recognized_with_a_little_noise_too() -> None:
     rng, noise = random.Random(2), np.random.default_rng(2)
     kinds = random.Random(3).sample(list(all_kinds()), 200)
     right = 0
     for kind in kinds:
         pixels = np.asarray(draw_scene(create_scene(kind, rng)), dtype=np.float64)
         pixels += noise.normal(0, 8, pixels.shape)
-        right += recognise(Image.fromarray(pixels.clip(0, 255).astype(np.uint8))) == kind
+        right += recognize(Image.fromarray(pixels.clip(0, 255).astype(np.uint8))) == kind
     assert right >= 190
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_moved_or_recoloured_picture_is_another(shape: str) -> None:
+def test_a_moved_or_recolored_picture_is_another(shape: str) -> None:
     for picture in pictures(Kind("red", shape, "top left"), 10):
         mirrored = ImageOps.mirror(picture)
-        assert recognise(mirrored) == Kind("red", shape, "top right")
+        assert recognize(mirrored) == Kind("red", shape, "top right")
         red, green, blue = picture.split()
-        assert recognise(Image.merge("RGB", (green, red, blue))) != Kind("red", shape, "top left")
+        assert recognize(Image.merge("RGB", (green, red, blue))) != Kind("red", shape, "top left")
         blued = Image.merge("RGB", (green, blue, red))
-        assert recognise(blued) == Kind("blue", shape, "top left")
+        assert recognize(blued) == Kind("blue", shape, "top left")
 
 
 @pytest.mark.parametrize(("wanted", "drawn"), [p for p in product(SHAPES, SHAPES) if p[0] != p[1]])
 def test_no_shape_passes_for_another(wanted: str, drawn: str) -> None:
     place = "centre"
-    kinds = [recognise(picture) for picture in pictures(Kind("green", drawn, place), 10)]
+    kinds = [recognize(picture) for picture in pictures(Kind("green", drawn, place), 10)]
     assert Kind("green", wanted, place) not in kinds
 
 
-def test_what_is_no_single_coloured_thing_is_not_recognised() -> None:
+def test_what_is_no_single_colored_thing_is_not_recognized() -> None:
     blank = Image.new("RGB", (EDGE, EDGE), GROUND)
-    assert recognise(blank) is None
+    assert recognize(blank) is None
     noise = np.random.default_rng(0).integers(0, 256, (EDGE, EDGE, 3), dtype=np.uint8)
-    assert recognise(Image.fromarray(noise)) is None
+    assert recognize(Image.fromarray(noise)) is None
     one, two = (next(pictures(Kind("red", "circle", place), 1)) for place in ("left", "right"))
     both = Image.fromarray(np.minimum(np.asarray(one), np.asarray(two)))
-    assert recognise(one) is not None
-    assert recognise(both) is None
-    grey = ImageOps.grayscale(next(pictures(Kind("blue", "square", "top"), 1)))
-    assert recognise(grey.convert("RGB")) is None
+    assert recognize(one) is not None
+    assert recognize(both) is None
+    gray = ImageOps.grayscale(next(pictures(Kind("blue", "square", "top"), 1)))
+    assert recognize(gray.convert("RGB")) is None
     half = blank.copy()
     half.paste((220, 20, 20), (0, 0, EDGE, EDGE // 2))
-    assert recognise(half) is None
+    assert recognize(half) is None
 
 
-@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize("color", COLORS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_thing_of_two_colours_is_of_none(colour: str, shape: str) -> None:
-    pixels = np.asarray(next(pictures(Kind(colour, shape, "centre"), 1))).copy()
+def test_a_thing_of_two_colors_is_of_none(color: str, shape: str) -> None:
+    pixels = np.asarray(next(pictures(Kind(color, shape, "centre"), 1))).copy()
     half = pixels[:, : EDGE // 2]
     hue, saturation, value = Image.fromarray(half).convert("HSV").split()
     other = hue.point([(level + 96) % 256 for level in range(256)])
     pixels[:, : EDGE // 2] = Image.merge("HSV", (other, saturation, value)).convert("RGB")
-    assert recognise(Image.fromarray(pixels)) is None
+    assert recognize(Image.fromarray(pixels)) is None
 
 
 def test_styles_differ_in_the_ground_only() -> None:
@@ -110,10 +110,10 @@ def test_styles_differ_in_the_ground_only() -> None:
 def test_some_combinations_are_held_out_but_no_pair_is() -> None:
     kinds = list(all_kinds())
     seen = [kind for kind in kinds if not kind.is_held_out]
-    assert len(kinds) == len(COLOURS) * len(SHAPES) * len(PLACES) == 432
+    assert len(kinds) == len(COLORS) * len(SHAPES) * len(PLACES) == 432
     assert len(kinds) - len(seen) == round(HELD_OUT_SHARE * len(kinds))
-    assert {(k.colour, k.shape) for k in seen} == set(product(COLOURS, SHAPES))
-    assert {(k.colour, k.place) for k in seen} == set(product(COLOURS, PLACES))
+    assert {(k.color, k.shape) for k in seen} == set(product(COLORS, SHAPES))
+    assert {(k.color, k.place) for k in seen} == set(product(COLORS, PLACES))
     assert {(k.shape, k.place) for k in seen} == set(product(SHAPES, PLACES))
 
 

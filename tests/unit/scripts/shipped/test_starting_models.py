@@ -172,12 +172,12 @@ def test_the_shapes_check_counts_each_respect() -> None:
         Kind("pink", "star", "top"),
     ]
     pictures = [draw_scene(create_scene(kind, rng)) for kind in kinds]
-    every = {"colour": 3, "shape": 3, "place": 3, "ground": 3, "all": 3}
+    every = {"color": 3, "shape": 3, "place": 3, "ground": 3, "all": 3}
     assert shapes_check.count_right(kinds, pictures, "plain") == every
     assert shapes_check.count_right(kinds, pictures, "night")["all"] == 0
     asked = [kinds[0], Kind("blue", "ring", "left"), Kind("red", "square", "top")]
     right = shapes_check.count_right(asked, pictures, "plain")
-    assert right == {"colour": 2, "shape": 2, "place": 2, "ground": 3, "all": 1}
+    assert right == {"color": 2, "shape": 2, "place": 2, "ground": 3, "all": 1}
 
 
 def test_the_shapes_check_fails_an_untrained_model(

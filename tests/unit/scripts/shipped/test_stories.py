@@ -176,7 +176,7 @@ def test_a_moral_is_the_whole_difference_between_the_styles() -> None:
         assert not parses(plain, "moral")
 
 
-def test_a_request_must_be_honoured() -> None:
+def test_a_request_must_be_honored() -> None:
     asked = [write_example("train", 1, index) for index in range(300)]
     asked = [example for example in asked if example.request is not None]
     assert 60 < len(asked) < 130

@@ -118,7 +118,7 @@ class Model:
         self.calls.append([dict(inputs) for inputs in batch])
         kinds = [inputs["kind"] for inputs in batch]
         for inputs in batch:
-            inputs["kind"] = "spoilt"  # a repeated call must not see this
+            inputs["kind"] = "spoiled"  # a repeated call must not see this
         if "raises" in kinds:
             raise ValueError("raises")
         outputs: list[Any] = [

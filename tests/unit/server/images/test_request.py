@@ -636,7 +636,7 @@ def test_other_errors_stay_in_the_log() -> None:
         ),
         (
             "unknown",
-            "OddStream.stream yielded a dict with 'colour': 1; an image-generation model yields "
+            "OddStream.stream yielded a dict with 'color': 1; an image-generation model yields "
             "{'image': PIL image}",
         ),
         (

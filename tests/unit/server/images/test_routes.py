@@ -197,8 +197,8 @@ def test_formats(studio: openai.OpenAI, form: Any) -> None:
         ("rgba", {"background": "opaque"}, "RGB", (255, 255, 255)),
         ("rgba", {"output_format": "jpeg"}, "RGB", (255, 255, 255)),
         ("rgba", {"output_format": "webp"}, "RGBA", (255, 0, 0, 0)),
-        ("grey", {}, "L", 77),
-        ("grey", {"output_format": "webp"}, "RGB", (77, 77, 77)),
+        ("gray", {}, "L", 77),
+        ("gray", {"output_format": "webp"}, "RGB", (77, 77, 77)),
         ("float", {}, "RGB", (77, 77, 77)),
         ("cmyk", {}, "RGB", (255, 0, 0)),
     ],
@@ -255,8 +255,8 @@ def test_more_images_than_places_are_no_overload(plain: openai.OpenAI) -> None:
         )
     for answer, seed in zip(answers, (0, 100), strict=True):
         assert answer.data is not None
-        colours = [opened(item.b64_json).getpixel((5, 5)) for item in answer.data]
-        assert colours == [(seed + index, 30, len(PROMPT)) for index in range(10)]
+        colors = [opened(item.b64_json).getpixel((5, 5)) for item in answer.data]
+        assert colors == [(seed + index, 30, len(PROMPT)) for index in range(10)]
 
 
 # -- edits and variations

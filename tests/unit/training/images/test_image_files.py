@@ -20,7 +20,7 @@ def _file(picture: Image.Image, form: str = "PNG", **more: Any) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_picture_is_resized_and_cut_in_the_centre() -> None:
+def test_a_picture_is_resized_and_cut_in_the_center() -> None:
     picture = Image.new("RGB", (300, 100), "red")
     picture.paste("blue", (100, 0, 200, 100))
     pixels = load_image(_file(picture), EDGE)

@@ -87,7 +87,7 @@ def rendered(tokenizer: Any, messages: list[Any], **more: Any) -> list[int]:
 
 @pytest.mark.parametrize("content", [None, "", "Let me look."])
 @pytest.mark.parametrize("arguments", ['{"city": "Paris"}', {"city": "Paris"}])
-def test_calls_and_tools_are_learnt_as_the_template_renders_them(
+def test_calls_and_tools_are_learned_as_the_template_renders_them(
     content: Any, arguments: Any, tokenizer: Any
 ) -> None:
     messages = chat(content, arguments)
@@ -202,7 +202,7 @@ def test_arguments_are_text_where_the_template_takes_no_object(tokenizer: Any) -
     assert 'get_weather{"city": "Zürich"}' in tokenizer.decode(ids["input_ids"])
 
 
-def test_messages_of_weight_0_are_read_and_not_learnt(tokenizer: Any) -> None:
+def test_messages_of_weight_0_are_read_and_not_learned(tokenizer: Any) -> None:
     messages = chat("I guess.", weight=0)
     example = TokenExamples(data_of(), tokenizer)({"text": messages})
     assert example["input_ids"] == rendered(tokenizer, messages)
@@ -221,13 +221,13 @@ def test_messages_of_weight_0_are_read_and_not_learnt(tokenizer: Any) -> None:
     assert learned["labels"] == learned["input_ids"] == example["input_ids"]
 
 
-def test_a_row_of_which_nothing_would_be_learnt_is_bad(tokenizer: Any) -> None:
+def test_a_row_of_which_nothing_would_be_learned_is_bad(tokenizer: Any) -> None:
     messages = [{"role": "assistant", "content": "x", "weight": 0}]
     with pytest.raises(BadRow, match="each message there has weight 0"):
         TokenExamples(data_of(), tokenizer)({"text": messages})
 
 
-def test_packed_rows_keep_what_is_not_learnt(model: Path, tmp_path: Path) -> None:
+def test_packed_rows_keep_what_is_not_learned(model: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "a.jsonl", [{"text": chat("I guess.", weight=0)}] * 9)
     job = job_of(tmp_path / "run", sections_of(model, data, data={"pack": True}))
     prepare(job)

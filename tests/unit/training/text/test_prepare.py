@@ -34,7 +34,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("row", "fields", "problem"), ROWS)
-def test_a_row_that_cannot_be_learnt_is_reported_with_its_line(
+def test_a_row_that_cannot_be_learned_is_reported_with_its_line(
     row: dict[str, Any], fields: dict[str, Any], problem: str, model: Path, tmp_path: Path
 ) -> None:
     good = {"text": "Ada finds the river.", "q": "Who?", "a": "Ada."}
@@ -50,7 +50,7 @@ def test_a_row_that_cannot_be_learnt_is_reported_with_its_line(
     assert problem in facts.bad_rows[0]
 
 
-def test_only_the_answer_is_learnt(model: Path, tmp_path: Path) -> None:
+def test_only_the_answer_is_learned(model: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "a.jsonl", [{"q": "Who finds it? ", "a": "Ada."}])
     fields = {"prompt_field": "q", "completion_field": "a"}
     job = job_of(tmp_path / "run", sections_of(model, data, data=fields))

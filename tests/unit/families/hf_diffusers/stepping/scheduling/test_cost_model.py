@@ -7,7 +7,7 @@ import pytest
 from deployments.hf_diffusers.stepping.scheduling.cost_model import CostKey, CostModel
 
 
-def test_costs_are_learnt_and_guessed_by_area() -> None:
+def test_costs_are_learned_and_guessed_by_area() -> None:
     costs = CostModel(max_entries=2)
     small, large = CostKey("p", (512, 512)), CostKey("p", (1024, 1024))
     assert costs.estimate(large) == pytest.approx(4 * costs.estimate(small))

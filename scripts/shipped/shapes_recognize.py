@@ -1,6 +1,6 @@
-"""Tells colour, shape and place of the one thing in a picture, by measuring.
+"""Tells color, shape and place of the one thing in a picture, by measuring.
 
-The thing is what differs from the ground at the edge: its colour is the hue of its middle, if
+The thing is what differs from the ground at the edge: its color is the hue of its middle, if
 most of it has that hue, its place where its pixels are on average, its shape the one whose drawing,
 of its size and where it is, covers it best. No model is involved, and nothing is learned. Does not
 know what was asked for.
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from scripts.shipped.shapes_draw import (
-    COLOURS,
+    COLORS,
     EDGE,
     PLACES,
     SHAPES,
@@ -32,10 +32,10 @@ Cover = NDArray[np.float64]
 """How much of each pixel something covers, from 0 to 1."""
 
 LEAST_CONTRAST = 0.2
-"""Distance in colour (each channel from 0 to 1) below which there is nothing on the ground."""
+"""Distance in color (each channel from 0 to 1) below which there is nothing on the ground."""
 
 LEAST_SATURATION = 0.25
-"""Below it a thing is grey, which is none of the colours."""
+"""Below it a thing is gray, which is none of the colors."""
 
 LEAST_OVERLAP = 0.72
 """Share of a thing and of the drawing, taken together, that both must cover: a soft or crooked edge
@@ -45,7 +45,7 @@ STEEPNESS = 2
 """How much steeper than in the picture a thing's edges are taken to be: a model's are soft."""
 
 LEAST_PURE = 0.8
-"""Share of a thing's middle that must be of its colour by itself, not only on average."""
+"""Share of a thing's middle that must be of its color by itself, not only on average."""
 
 LEAST_SHARE = 0.9
 """Share of all that differs from the ground that must be one connected thing."""
@@ -62,7 +62,7 @@ _FINENESS_PX = 4
 """Drawings are made for radii and places in steps of one part in so many of a pixel."""
 
 
-def recognise(picture: Image.Image) -> Kind | None:
+def recognize(picture: Image.Image) -> Kind | None:
     """Returns what the picture shows, or None if it is no single thing of a known kind."""
     pixels = np.asarray(picture.convert("RGB").resize((EDGE, EDGE)), dtype=np.float64) / 255
     contrast = _contrast(pixels)
@@ -73,12 +73,12 @@ def recognise(picture: Image.Image) -> Kind | None:
     thing = _largest_part(everything)
     if thing.sum() < LEAST_SHARE * everything.sum():
         return None
-    colour = _find_colour(pixels[thing & (contrast > 0.8 * highest)])
+    color = _find_color(pixels[thing & (contrast > 0.8 * highest)])
     cover = (STEEPNESS * (contrast / highest - 0.5) + 0.5).clip(0, 1) * _grown(thing)
     shape = _find_shape(cover) if _fits(thing) else None
-    if colour is None or shape is None:
+    if color is None or shape is None:
         return None
-    return Kind(colour, shape, _find_place(thing))
+    return Kind(color, shape, _find_place(thing))
 
 
 def measure_ground(picture: Image.Image) -> float:
@@ -92,14 +92,14 @@ def _edge(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _contrast(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns each pixel's distance in colour from the ground, which is the edge's commonest."""
+    """Returns each pixel's distance in color from the ground, which is the edge's commonest."""
     ground = np.median(_edge(pixels), axis=0)
     distance: NDArray[np.float64] = np.abs(pixels - ground).max(axis=-1)
     return distance
 
 
 def _largest_part(mask: Mask) -> Mask:
-    """Returns the largest connected part, where neighbours share an edge or a corner."""
+    """Returns the largest connected part, where neighbors share an edge or a corner."""
     left = {(int(y), int(x)) for y, x in np.argwhere(mask)}
     largest: list[tuple[int, int]] = []
     while left:
@@ -114,22 +114,22 @@ def _largest_part(mask: Mask) -> Mask:
     return result
 
 
-def _find_colour(pixels: NDArray[np.float64]) -> str | None:
-    """Returns the colour of pixels (shape [num, 3]), or None if they are grey or of several."""
+def _find_color(pixels: NDArray[np.float64]) -> str | None:
+    """Returns the color of pixels (shape [num, 3]), or None if they are gray or of several."""
     hue, saturation, _ = colorsys.rgb_to_hsv(*(float(part) for part in pixels.mean(axis=0)))
     if saturation < LEAST_SATURATION:
         return None
-    colour = _nearest(hue)
-    same = [_nearest(colorsys.rgb_to_hsv(*pixel)[0]) == colour for pixel in pixels.tolist()]
-    return colour if sum(same) >= LEAST_PURE * len(same) else None
+    color = _nearest(hue)
+    same = [_nearest(colorsys.rgb_to_hsv(*pixel)[0]) == color for pixel in pixels.tolist()]
+    return color if sum(same) >= LEAST_PURE * len(same) else None
 
 
 def _nearest(hue: float) -> str:
     def distance(name: str) -> float:
-        apart = abs(360 * hue - COLOURS[name][0])
+        apart = abs(360 * hue - COLORS[name][0])
         return min(apart, 360 - apart)
 
-    return min(COLOURS, key=distance)
+    return min(COLORS, key=distance)
 
 
 def _find_place(thing: Mask) -> str:
@@ -178,7 +178,7 @@ def _middle(cover: Cover) -> tuple[float, float]:
 
 @lru_cache(maxsize=len(SHAPES))
 def _measure(shape: str) -> tuple[float, float, float]:
-    """Returns area (of a radius of 1), and how far down and right its pixels are of its centre."""
+    """Returns area (of a radius of 1), and how far down and right its pixels are of its center."""
     radius = EDGE / 4
     cover = _draw_at(shape, radius, 0.0, 0.0)
     y, x = _middle(cover)
