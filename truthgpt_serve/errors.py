@@ -29,6 +29,7 @@ A server turns `to_envelope()` into a response.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,7 @@ class TruthGPTError(Exception):
         allow: HTTP methods for the `Allow` header.
         accepted_codings: Content codings for the `Accept-Encoding` header.
         challenge: The `WWW-Authenticate` header, or an empty text.
+        headers: Further headers of the answer, names in lower case.
     """
 
     status: int = 500
@@ -55,6 +57,7 @@ class TruthGPTError(Exception):
     allow: tuple[str, ...] = ()
     accepted_codings: tuple[str, ...] = ()
     challenge: str = ""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
     def __init__(
         self,
@@ -272,6 +275,29 @@ class OverloadedError(TruthGPTError):
     type = "rate_limit_error"
     default_code = "overloaded"
     default_retry_after_s = 1
+
+
+class RateLimitError(TruthGPTError):
+    """A key has sent as much as it may.
+
+    Args:
+        headers: Of the answer: what the limit is, and what is left of it.
+    """
+
+    status = 429
+    type = "rate_limit_error"
+    default_code = "rate_limit_exceeded"
+    default_retry_after_s = 1
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: int | None = None,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.headers = tuple(headers)
 
 
 class PassedError(TruthGPTError):

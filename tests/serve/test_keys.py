@@ -25,6 +25,7 @@ from tests.serve.browser import open_browser
 from tests.serve.conftest import RAY_ENV, START_TIMEOUT_S
 from tests.support.cli_service import run_cli
 from truthgpt_serve.access.key_edit import add_key, revoke_key, rotate_key
+from truthgpt_serve.cluster.haproxy.direct import WAY_HEADER
 
 LIMIT_S = 30.0
 REREAD_S = 2.0
@@ -86,6 +87,34 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
         cluster.deploy(applications)
         cluster.wait_until_ready(timeout_s=START_TIMEOUT_S)
         yield Guarded(cluster, file, keys, f"{replica_address(cluster, 'echo')}/models/echo")
+
+
+def test_a_limited_key_counts_on_all_ways_together(guarded: Guarded) -> None:
+    key = add_key(guarded.file, {"name": "limited", "requests_per_minute": 6})
+    ways = [("", {}), ("", {WAY_HEADER: "router"}), ("/models/echo", {}), ("port", {})]
+
+    def ask(way: str, more: dict[str, str]) -> httpx.Response:
+        headers = {"authorization": f"Bearer {key}", **more}
+        url = f"{guarded.base(way)}/v1/chat/completions"
+        return httpx.post(url, json=CHAT, headers=headers, timeout=LIMIT_S)
+
+    deadline = time.monotonic() + LIMIT_S
+    while (first := ask("port", {})).status_code == 401 or ask("", {}).status_code == 401:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    left = []
+    for at in range(8):
+        answer = ask(*ways[at % len(ways)])
+        if answer.status_code == 429:
+            break
+        left.append(int(answer.headers["x-ratelimit-remaining-requests"]))
+    assert int(first.headers["x-ratelimit-limit-requests"]) == 6
+    assert left == list(range(left[0], -1, -1))
+    for way, more in ways:
+        refused = ask(way, more)
+        assert refused.status_code == 429
+        assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+        assert 1 <= int(refused.headers["retry-after"]) <= 61
 
 
 def has_failed(cluster: LocalCluster, application: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from truthgpt_serve.access.gate import OPEN_AT_MODEL, OPEN_AT_SERVICE, Gate
 from truthgpt_serve.access.key_ring import KeyRing
+from truthgpt_serve.access.quota import Quota
 from truthgpt_serve.config.auth import NONE, AuthSection
 from truthgpt_serve.config.paths import find_config
 from truthgpt_serve.errors import ConfigError, Fault
@@ -124,6 +125,8 @@ class Access:
     ) -> None:
         keys_file = None if auth is None else auth.keys_file
         self._keys = None if keys_file is None else KeyRing(Path(keys_file))
+        # At the models alone: the router's requests come to one of them.
+        self._quota = Quota(Path(keys_file)) if keys_file is not None and names else None
         self._names = names
         self._allow_origins = allow_origins
         public = frozenset(() if auth is None else auth.public_routes)
@@ -149,6 +152,7 @@ class Access:
             names=self._names,
             allow_origins=self._allow_origins,
             hides_key=hides_key,
+            quota=self._quota,
         )
 
     def internal_headers(self) -> list[tuple[bytes, bytes]]:
@@ -159,3 +163,5 @@ class Access:
         """Ends what follows the file."""
         if self._keys is not None:
             self._keys.close()
+        if self._quota is not None:
+            self._quota.close()

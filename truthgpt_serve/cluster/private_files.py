@@ -41,7 +41,7 @@ def find_private_folder(run_folder: Path) -> Path:
     link = run_folder / LINK
     if link.is_symlink():
         folder = link.readlink()
-        if _is_private(folder):
+        if is_private(folder):
             return folder
         link.unlink()
     folder = make_private_folder()
@@ -49,7 +49,8 @@ def find_private_folder(run_folder: Path) -> Path:
     return folder
 
 
-def _is_private(folder: Path) -> bool:
+def is_private(folder: Path) -> bool:
+    """Returns whether a folder is there, and this user's alone."""
     try:
         found = folder.lstat()
     except OSError:

@@ -88,4 +88,4 @@ def _error_headers(error: TruthGPTError) -> Headers:
         lines.append((b"www-authenticate", error.challenge.encode()))
     if error.accepted_codings:
         lines.append((b"accept-encoding", ", ".join(error.accepted_codings).encode()))
-    return lines
+    return [*lines, *error.headers]

@@ -18,6 +18,7 @@ from truthgpt_serve.access.gate import OPEN_AT_MODEL, OPEN_AT_SERVICE, SERVER_RO
 from truthgpt_serve.access.identity import ANONYMOUS, SCOPE_KEY
 from truthgpt_serve.access.key_edit import add_key
 from truthgpt_serve.access.key_ring import KeyRing
+from truthgpt_serve.access.quota import Quota
 from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, send_json
 
 ORIGIN = "http://localhost:3000"
@@ -133,6 +134,40 @@ def test_what_haproxy_asks_rays_server(gates: Gates) -> None:
         assert send(f"{gates.model}{path}", method="GET").status_code == 401
         assert send(f"{gates.service}{path}", method="GET").status_code == 401
     assert send(f"{server}/v1/models", method="GET").status_code == 401
+
+
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """The address of a model with two gates and limits, and a key that may send two requests."""
+    folder = tmp_path_factory.mktemp("limited")
+    given = {"name": "team", "requests_per_minute": 2}
+    key = add_key(folder / "keys.yaml", given)
+    ring, quota = KeyRing(folder / "keys.yaml"), Quota(folder / "keys.yaml")
+    inner = Gate(application, ring, OPEN_AT_MODEL, names=NAMES, quota=quota)
+    outer = Gate(inner, ring, OPEN_AT_MODEL, names=NAMES, quota=quota, allow_origins=[ORIGIN])
+    with serve_asgi(outer) as url:
+        yield url, key
+    ring.close()
+    quota.close()
+
+
+def test_a_request_counts_once_and_reading_does_not(limited: tuple[str, str]) -> None:
+    url, key = limited
+    for left in ("1", "0"):
+        assert send(f"{url}/v1/models", key, "GET").status_code == 200
+        assert send(f"{url}/v1/infer").status_code == 401
+        answer = send(f"{url}/v1/infer", key)
+        assert answer.status_code == 200
+        assert answer.headers["x-ratelimit-remaining-requests"] == left
+    refused = send(f"{url}/v1/infer", key, headers={"origin": ORIGIN})
+    assert refused.status_code == 429
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+    assert refused.headers["access-control-allow-origin"] == ORIGIN
+    assert 55 <= int(refused.headers["retry-after"]) <= 61
+    assert refused.headers["x-ratelimit-limit-requests"] == "2"
+    anthropics = send(f"{url}/v1/messages", key).json()
+    assert anthropics["error"]["type"] == "rate_limit_error"
+    assert send(f"{url}/v1/models", key, "GET").status_code == 200
 
 
 def test_a_wrong_key_at_an_open_route(gates: Gates) -> None:

@@ -1,0 +1,187 @@
+"""Counts that processes share: of a minute, and of what runs now."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from truthgpt_serve.access import counters
+from truthgpt_serve.access.counters import NUM_PROCESSES, SIZE, WINDOW_S, Counters
+
+LIMIT_S = 60
+TAKE = """
+import sys, time
+from pathlib import Path
+from truthgpt_serve.access.counters import Counters
+
+counters = Counters(Path(sys.argv[1]))
+number = sum(
+    not counters.take("team", 1, 100, None, time.time()).wait_s for _ in range(int(sys.argv[2]))
+)
+print(number, flush=True)
+"""
+RUN = """
+import sys, time
+from pathlib import Path
+from truthgpt_serve.access.counters import Counters
+
+counters = Counters(Path(sys.argv[1]))
+print(counters.take("team", 1, None, 2, time.time()).running, flush=True)
+sys.stdin.read()
+"""
+HOLD = """
+import fcntl, sys
+
+file = open(sys.argv[1], "r+b")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "counters"
+
+
+@pytest.fixture
+def shared(path: Path) -> Iterator[Counters]:
+    shared = Counters(path)
+    yield shared
+    shared.close()
+
+
+def start(program: str, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", program, *(str(argument) for argument in arguments)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_minute_has_more_than_the_limit_and_the_rate_is_used(
+    shared: Counters, seed: int
+) -> None:
+    rng = random.Random(seed)
+    limit, now_s, admitted = 50, 1e9 + rng.random(), deque[float]()
+    for _ in range(20_000):
+        now_s += rng.expovariate(5 * limit / WINDOW_S)
+        if shared.take("team", 1, limit, None, now_s).wait_s:
+            continue
+        admitted.append(now_s)
+        shared.finish("team", now_s)
+    times = list(admitted)
+    late = [second - first for first, second in zip(times, times[limit:], strict=False)]
+    assert min(late) > WINDOW_S
+    assert len(times) / (times[-1] - times[0]) > 0.97 * limit / WINDOW_S
+
+
+def test_after_the_wait_it_fits_and_not_before(shared: Counters) -> None:
+    now_s = 1e9 + 0.3
+    for second in (0, 0, 20):
+        assert not shared.take("team", 1, 3, None, now_s + second).wait_s
+    refused = shared.take("team", 2, 3, None, now_s + 21)
+    assert refused.used == 3
+    assert WINDOW_S - 21 <= refused.wait_s <= WINDOW_S - 21 + 0.5
+    then_s = now_s + 21 + refused.wait_s
+    assert shared.take("team", 2, 3, None, then_s - 0.01).wait_s
+    assert not shared.take("team", 2, 3, None, then_s + 0.01).wait_s
+    assert not shared.take("other", 3, 3, None, now_s).wait_s
+
+
+def test_what_is_more_than_the_limit_never_fits(shared: Counters) -> None:
+    assert shared.take("team", 4, 3, None, 1e9).wait_s >= 0
+    assert shared.take("team", 1, 3, None, 1e9).used == 1
+
+
+def test_a_clock_that_is_set_back_lets_nothing_more_in(shared: Counters) -> None:
+    for _ in range(3):
+        shared.take("team", 1, 3, None, 1e9)
+    assert shared.take("team", 1, 3, None, 1e9 - 20).wait_s
+    shared.take("team", 1, 3, None, 1e9 - 1e6)  # set for good
+    assert not shared.take("team", 1, 3, None, 1e9 - 1e6 + 1).wait_s
+
+
+def test_processes_count_together(path: Path, shared: Counters) -> None:
+    processes = [start(TAKE, path, 80) for _ in range(4)]
+    assert sum(int(process.communicate(timeout=LIMIT_S)[0]) for process in processes) == 100
+    assert shared.take("team", 1, 100, None, time.time()).used == 100
+
+
+def test_what_a_killed_process_ran_is_taken_back(path: Path, shared: Counters) -> None:
+    process = start(RUN, path)
+    with process:
+        assert first_line(process) == "1"
+        assert shared.take("team", 1, None, 2, time.time()).running == 2
+        assert shared.take("team", 1, None, 2, time.time()).running == -1
+        process.kill()
+        process.wait(LIMIT_S)
+    deadline = time.monotonic() + LIMIT_S
+    while shared.take("team", 1, None, 2, time.time()).running != 2:
+        assert time.monotonic() < deadline
+        time.sleep(counters.REAP_S / 5)
+
+
+def test_what_runs_is_counted_until_it_ends(shared: Counters) -> None:
+    assert shared.take("team", 1, None, 1, 1e9).running == 1
+    assert shared.take("team", 1, None, 1, 1e9).running == -1
+    for _ in range(3):
+        shared.finish("team", 1e9)
+    assert shared.take("team", 1, None, 1, 1e9).running == 1
+
+
+def test_a_process_that_keeps_the_lock_stops_no_other(path: Path, shared: Counters) -> None:
+    with start(HOLD, path) as process:
+        assert first_line(process) == "held"
+        began_s = time.monotonic()
+        for number in range(20):
+            assert shared.take("team", 1, 30, None, 1e9).used == number + 1
+        assert time.monotonic() - began_s < LIMIT_S / 4
+        process.kill()
+
+
+def test_a_name_that_is_used_takes_the_place_of_one_that_is_idle(
+    shared: Counters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared.take("runs", 1, None, 1, 1e9)
+    monkeypatch.setattr(counters, "NUM_RECORDS", 1)
+    monkeypatch.setattr(counters, "NUM_PROBES", 1)
+    for number in range(5):
+        assert shared.take(f"team-{number}", 1, 1, None, 1e9 + number).used == 1
+
+
+def test_more_processes_than_columns_share_the_last(path: Path, shared: Counters) -> None:
+    others = [Counters(path) for _ in range(NUM_PROCESSES + 1)]
+    for number, other in enumerate(others):
+        assert other.take("team", 1, None, None, 1e9).running == number + 1
+    for other in others:
+        other.close()
+
+
+def test_a_file_of_another_size_is_made_anew(path: Path) -> None:
+    path.write_bytes(b"x" * 10)
+    Counters(path).close()
+    assert path.stat().st_size == SIZE
+    assert path.stat().st_mode & 0o777 & ~0o600 == 0 or path.stat().st_mode & 0o777 == 0o644
+
+
+def test_after_the_end_nothing_counts(path: Path) -> None:
+    ended = Counters(path)
+    ended.take("team", 1, None, 1, 1e9)
+    ended.close()
+    ended.close()
+    ended.finish("team", 1e9)
+    assert not ended.take("team", 1, 0, 0, 1e9).wait_s
+    other = Counters(path)
+    assert other.take("team", 1, None, 1, 1e9).running == 1
+    other.close()
