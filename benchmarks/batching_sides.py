@@ -95,7 +95,7 @@ def litserve(name: str, folder: Path, options: LitServeOptions) -> Iterator[Side
 def stopped(side: Side) -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """Stops a server's processes; yields a function whose context lets them run for a while.
 
-    LitServe with a `batch_timeout` of 0, its fastest, spins on a whole core while nobody asks.
+    LitServe with a `batch_timeout` of 0, its fastest, spins on a whole core without requests.
     """
 
     @contextmanager

@@ -117,8 +117,8 @@ def num_descriptors(cluster: LocalCluster, applications: list[str]) -> dict[str,
 def wait_until_idle(metrics_port: int, *, timeout_s: float = SETTLE_TIMEOUT_S) -> dict[str, float]:
     """Waits until no replica has an ongoing request; returns what is left when the time is over."""
     deadline = time.monotonic() + timeout_s
-    # The gauges are exported every few seconds: older values must not count. And connections that
-    # nobody uses are kept for 30 s.
+    # The gauges are exported every few seconds: older values must not count. And unused
+    # connections are kept for 30 s.
     time.sleep(EXPORT_S)
     left = ongoing_requests(metrics_port)
     while any(left.values()) and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""What a service costs while nobody asks it: CPU and memory of each of its processes.
+"""What a service costs without requests: CPU and memory of each of its processes.
 
 Command: `python -m benchmarks.idle`, beside a service that `make serve` has made ready. Memory is
 PSS, in which what processes share is divided among them; a core's share is counted over

@@ -180,7 +180,7 @@ async def time_to_first_byte(url: str, body: dict[str, Any], num_clients: int) -
 
 @contextmanager
 def idle_cpu(run_id: str, seconds: float) -> Iterator[list[float]]:
-    """Measures the share of one core that a run uses while nobody asks for anything."""
+    """Measures the share of one core that a run uses without requests."""
     before_s = cpu_seconds(run_id)
     time.sleep(seconds)
     yield [(cpu_seconds(run_id) - before_s) / seconds]

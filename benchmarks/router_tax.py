@@ -2,7 +2,7 @@
 
 All sides run at the same time and take turns, pair by pair, so that a noisy machine is noisy for
 all. vLLM's own server runs twice: `vllm` as the product runs the engine, `vllm-default` as it runs
-when nobody chooses an executor. Prints medians and ratios; writes JSON and a plot to
+when no executor is named. Prints medians and ratios; writes JSON and a plot to
 `benchmarks/results/`. Command: `make bench-router`, or `python -m benchmarks.router_tax --pairs 5`.
 """
 

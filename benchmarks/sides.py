@@ -96,7 +96,7 @@ def own_server(executor: str | None = CPU_EXECUTOR, *, dtype: str = "auto") -> I
 
     Args:
         executor: By default the product's, so that nothing differs; None is what vLLM takes on CPU
-            when nobody says anything: a worker process more.
+            when none is named: a worker process more.
         dtype: The number format.
     """
     port = free_port()

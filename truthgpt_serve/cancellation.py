@@ -67,7 +67,7 @@ _current: ContextVar[Call] = ContextVar("truthgpt_call")
 
 
 def current_call() -> Call:
-    """Returns the call in which this code runs; outside any, one that nobody cancels."""
+    """Returns the call in which this code runs; outside any, one that is never cancelled."""
     return _current.get(None) or Call()
 
 

@@ -153,7 +153,7 @@ def wake_all(channels: Iterable[Channel]) -> None:
         if waiter is not None:
             waiters.setdefault(channel._loop, []).append(waiter)
     for loop, found in waiters.items():
-        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody reads any more
+        with contextlib.suppress(RuntimeError):  # the reader's loop was closed
             loop.call_soon_threadsafe(_resolve, found)
 
 

@@ -161,5 +161,5 @@ def _put(events: Channel, event: Any) -> None:
 
 
 def _merge(last: Any, item: Any) -> Any:
-    """Has newer progress take the place of older that nobody has read yet."""
+    """Has newer progress take the place of older that is still unread."""
     return item if isinstance(item, dict) and isinstance(last, dict) else None

@@ -71,7 +71,7 @@ def choose_provider(cfg: Mapping[str, Any]) -> str:
     problem = probe_provider("cuda", settings)
     if problem is None:
         return "cuda"
-    # In a replica `gpus` is a number: a GPU is reserved and would idle. Elsewhere nobody chose.
+    # In a replica `gpus` is a number: a GPU is reserved and would idle. With `auto` none is.
     level = logging.INFO if gpus == "auto" else logging.WARNING
     logger.log(level, "the GPU is not used: %s; %s", problem, INSTALL["cuda"])
     return "cpu"
@@ -200,7 +200,7 @@ class Session:
         Raises:
             RequestError: The graph refuses the inputs, such as an index out of range.
             ServerError: Anything else fails in the graph.
-            CallCancelledError: Nobody waits for the outputs any more.
+            CallCancelledError: The call was cancelled: no request waits for the outputs.
         """
         call, options = current_call(), onnxruntime.RunOptions()
         options.log_severity_level = _FATAL_ONLY

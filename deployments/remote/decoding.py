@@ -23,7 +23,7 @@ def find_coding(headers: Headers, label: str) -> str:
         label: The server, for messages.
 
     Raises:
-        UpstreamError: It is one that nobody asked for and that cannot be read.
+        UpstreamError: It is one that was not asked for and that cannot be read.
     """
     values = [value for name, value in headers if name == _ENCODING]
     try:

@@ -211,7 +211,7 @@ class Remote:
             raise
 
     def translate(self, error: Exception) -> TruthGPTError:
-        """Returns the error for a client; the address, which is nobody's business, is logged."""
+        """Returns the error for a client; the address, which clients must not see, is logged."""
         logger.info("%s at %s: %r", self.label, self.addresses.origin, error)
         return _translate(error, self.label, self._settings)
 

@@ -42,7 +42,7 @@ class Monitor:
 
     Attributes:
         is_down: Whether nothing but failures came for `down_after_s`; never without a
-            `health_path`, as nobody would notice that it is over.
+            `health_path`, as nothing would notice that it is over.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Monitor:
                 answer.close()
 
     async def find_model(self) -> str:
-        """Returns the model's name on the remote server, asking for it where nobody has yet.
+        """Returns the model's name on the remote server, asking for it the first time.
 
         Raises:
             TruthGPTError: The remote server does not answer.

@@ -37,8 +37,8 @@ def describe(config: Any) -> dict[str, Any]:
 def _attention(config: Any) -> str | None:
     """Returns the backend of the attention layers; None for a model of another kind.
 
-    Unless it was named, the engine's process chooses it as it builds the layers and tells nobody:
-    here the same function chooses again.
+    Unless it was named, the engine's process chooses it as it builds the layers and does not say
+    which: here the same function chooses again.
     """
     model = config.model_config
     if (named := config.attention_config.backend) is not None:

@@ -108,7 +108,7 @@ def _reading(url: str, media_io: MediaIO[Any]) -> Iterator[None]:
 
 def _cause(url: str, error: Exception) -> str:
     scheme, host = _split(url)
-    if scheme == "file":  # what is in other folders is nobody's business
+    if scheme == "file":  # clients must not learn what is in other folders
         return f"the folder that `{_FOLDER_KEY}` names has no such file that can be read"
     if isinstance(error, (OSError, ClientError, RequestException)):
         reason = f"it answered {error.status}" if isinstance(error, ClientResponseError) else ""

@@ -32,7 +32,7 @@ class Listener:
 
     @property
     def is_local(self) -> bool:
-        """Whether nobody outside this machine reaches it."""
+        """Whether no other machine reaches it."""
         return self.kind == "unix" or self.address in LOOPBACK
 
 

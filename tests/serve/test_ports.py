@@ -90,7 +90,7 @@ def test_each_socket_has_a_known_purpose(opened: Scene) -> None:
     assert len(listeners) > 10
     for each in listeners:
         purposes = [name for name, title in PURPOSES.items() if re.search(title, each.title)]
-        assert purposes, f"nobody knows what this is for: {each}"
+        assert purposes, f"docs/ports.md does not say what this is for: {each}"
         assert purposes[0] in page, f"{PORTS_PAGE.name} does not explain {purposes[0]!r}: {each}"
 
 

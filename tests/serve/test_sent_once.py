@@ -109,7 +109,7 @@ def test_a_request_that_kills_its_replica_kills_no_other(
         assert counted.num_runs(name) == 1
         # Until its last moment the port of the dead one takes connections.
         counted.wait_for_end(int((counted.marks / name).read_text()))
-        # The other one goes on, and nobody else notices.
+        # The other one goes on, and no other client notices.
         answers = [counted.ask(client, f"{name}-after-{number}") for number in range(20)]
     assert {answer.status_code for answer in answers} == {200}
     assert len(before & counted.wait_for_replicas(without=before)) == 1

@@ -292,7 +292,7 @@ def test_a_killed_node_costs_its_own_streams_only(nodes: Nodes) -> None:
 
 
 def test_a_silent_node_costs_its_own_streams_only(nodes: Nodes) -> None:
-    """Nobody says that a connection is gone, as when a machine loses its power."""
+    """Neither side closes the connection, as when a machine loses its power."""
     streams, asked, lost_s = asyncio.run(
         lose(nodes.cluster.url, lambda: nodes.network.unplug(WORKER))
     )

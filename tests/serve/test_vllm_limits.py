@@ -228,7 +228,7 @@ HOSTILE: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_large_grammar_holds_up_nobody(service: VllmService, kind: str) -> None:
+def test_a_large_grammar_holds_up_no_other_request(service: VllmService, kind: str) -> None:
     alone = timed(service, choice=["alone", kind])[1]
     with ThreadPoolExecutor(3) as pool:
         slow = pool.submit(timed, service, **HOSTILE[kind])

@@ -26,7 +26,7 @@ PERIOD_S = 0.5
 INTERNAL = Identity("-internal", is_internal=True)
 """A process of the service; no key can have this name."""
 _INDEX_BYTES = 8
-_NOBODY = bytes(32)
+_NO_DIGEST = bytes(32)
 _WRONG = "the API key is wrong"
 
 
@@ -96,7 +96,7 @@ class KeyRing:
             raise AuthenticationError(_WRONG)
         given = digest(credential)
         key = self._keys.by_index.get(given[:_INDEX_BYTES])
-        if not hmac.compare_digest(given, _NOBODY if key is None else key.digest) or key is None:
+        if not hmac.compare_digest(given, _NO_DIGEST if key is None else key.digest) or key is None:
             raise AuthenticationError(_WRONG)
         if key.until_s != math.inf and time.time() >= key.until_s:
             raise AuthenticationError("the API key has expired")

@@ -169,7 +169,7 @@ def _measure(options: dict[str, Any], console: Console) -> int:
         results, interrupted = asyncio.run(_run(options, console))
         try:
             _show(results, options, console)
-        finally:  # also where nobody reads what is printed
+        finally:  # also where the output is closed
             if results:
                 _write(results, options["label"] or "", files)
     return EXIT_INTERRUPTED if interrupted else _exit_code(results, options["allow_failed"])

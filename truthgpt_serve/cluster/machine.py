@@ -24,7 +24,7 @@ class Gpu:
         driver: Version of the driver.
         name: Such as `NVIDIA H100 80GB HBM3`.
         memory: Such as `81559 MiB`.
-        free: Memory that nobody uses.
+        free: Unused memory.
         capability: Compute capability, such as `9.0`.
     """
 

@@ -62,7 +62,7 @@ def is_private(folder: Path) -> bool:
 def write_token(folder: Path, token: str = "") -> Path:
     """Writes the token that Ray's ports ask for, by default a new one; returns its file.
 
-    Give a folder that nobody cleans up: each of Ray's processes reads the file when it starts.
+    Give a folder that is not cleaned up: each of Ray's processes reads the file when it starts.
     """
     path = folder / TOKEN_FILE
     path.unlink(missing_ok=True)

@@ -70,7 +70,7 @@ class LoraSection(Section):
 
     @model_validator(mode="after")
     def _say_whether(self) -> LoraSection:
-        """Refuses settings of an adapter that nobody asked for: all weights would be trained."""
+        """Refuses settings of an adapter without `enabled`: all weights would be trained."""
         if "enabled" not in self.model_fields_set and self.model_fields_set:
             fix = "add enabled: true, or enabled: false to train all weights"
             message = "has no effect without model_optim.lora.enabled"

@@ -33,7 +33,7 @@ _SANE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
 class ClientGoneError(Exception):
-    """The client closed the connection; there is nobody to answer."""
+    """The client closed the connection; no answer can be sent."""
 
 
 async def refuse_websocket(

@@ -179,7 +179,7 @@ class LocalFileStore:
         return file_id
 
     def keep(self, file_id: str, file: StoredFile, group: str, max_bytes: int) -> None:
-        """Keeps a file under an id that exists already; frees it in time though nobody asks."""
+        """Keeps a file under an id that exists already; frees it in time, also without requests."""
         self._shelf.put(file_id, file, group=group, max_bytes=max_bytes)
         delay_s = max(0.0, file.expires_at_s - time.time()) + 0.1
         asyncio.get_running_loop().call_later(delay_s, self._shelf.purge)

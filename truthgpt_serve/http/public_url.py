@@ -15,7 +15,7 @@ def public_url(scope: Scope, path: str) -> str:
 
     The proxies in front say where they stand by `x-forwarded-proto`, `-host` and `-prefix`; of
     several values the first, the client's side, counts. Without them it is what the request itself
-    says. A client that invents them misleads only itself: the address goes to nobody else.
+    says. A client that invents them misleads only itself: the address goes to no other client.
 
     Args:
         scope: The request.

@@ -26,7 +26,7 @@ ENVIRONMENT = {
     "GRADIO_ANALYTICS_MAX_EVENTS": "1",
     "HF_HUB_OFFLINE": "1",
 }
-"""What Gradio reads at import: it tells nobody, and asks nobody."""
+"""What Gradio reads at import: it sends nothing to other machines, and asks none."""
 
 
 class Playground:

@@ -165,7 +165,7 @@ class ModelReplica:
 
 
 def _warn_of_open_port() -> None:
-    """Says it where other machines reach a replica that asks nobody for a key."""
+    """Warns where other machines reach a replica that asks for no key."""
     if others := own_addresses()[1:]:
         logger.warning(
             "others reach this replica at %s without a key: write `auth` into the `args` of every "

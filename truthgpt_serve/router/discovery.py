@@ -304,6 +304,6 @@ class ModelDirectory:
 
 
 def _retrieve(call: asyncio.Future[ServeState]) -> None:
-    """Has asyncio not report the failure of a call that nobody waits for any more."""
+    """Has asyncio not report the failure of a call that no request waits for any more."""
     if not call.cancelled():
         call.exception()

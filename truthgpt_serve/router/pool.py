@@ -53,7 +53,7 @@ class ConnectionPool:
         """Returns a connection with a begun exchange.
 
         Raises:
-            UnavailableError: Nobody accepts connections there.
+            UnavailableError: Nothing accepts connections there.
         """
         connection = None if fresh else self._pop_idle()
         if connection is None:
@@ -77,7 +77,7 @@ class ConnectionPool:
             self._idle.popleft().abort()
 
     def _expire(self) -> None:
-        """Closes what nobody has used for long, also when nobody asks for a connection."""
+        """Closes what has been idle for long, also when no request needs a connection."""
         self._expiry = None
         self._close_expired()
         if self._idle:

@@ -42,7 +42,7 @@ class RequestBody:
 
 
 class ClientLeftError(Exception):
-    """The client closed its connection; nobody reads an answer."""
+    """The client closed its connection; no answer can be sent."""
 
 
 def check_size(num_bytes: int, max_body_bytes: int) -> None:
@@ -89,7 +89,7 @@ async def upload(
 ) -> None:
     """Sends a request whose body is not whole yet.
 
-    Whatever goes wrong ends the exchange, so that nobody waits for an answer to half a request.
+    Whatever goes wrong ends the exchange, so that nothing waits for an answer to half a request.
 
     Raises:
         TooLargeError: The body grew above the limit.

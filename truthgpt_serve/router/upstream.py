@@ -69,7 +69,7 @@ class UpstreamConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Parses what arrived and wakes the relay once for all of it."""
         if not self._active or self.complete:
-            self.abort()  # bytes that nobody asked for: the connection is out of step
+            self.abort()  # bytes that no request asked for: the connection is out of step
             return
         try:
             self._parser.feed_data(data)
@@ -251,7 +251,7 @@ class UpstreamConnection(asyncio.Protocol):
         return reusable
 
     def abort(self) -> None:
-        """Closes at once, dropping what is buffered, so that the model learns that nobody waits."""
+        """Closes at once, dropping what is buffered, so that the model stops its work."""
         self.clear_deadline()
         if not self.closed:
             self.closed = True

@@ -230,7 +230,7 @@ def work(config: Mapping[str, Any]) -> None:
     job: TrainingJob = config["job"]
     rank: int = train.get_context().get_world_rank()
     if job.num_workers == 1:
-        # One worker has nobody to agree with: without these a trainer leaves DDP out.
+        # One worker has no peers: without these a trainer leaves DDP out.
         for name in _DISTRIBUTED:
             os.environ.pop(name, None)
     sys.path += [path for path in config["path"] if path not in sys.path]

@@ -36,7 +36,7 @@ class StepEngine:
     together a batch of them from all requests, so each image is what the stock pipeline would have
     made alone, up to the rounding of batched matrix products.
 
-    While a pipeline is in an engine nobody else may run it, change its modules or its adapters. Its
+    While a pipeline is in an engine no other code may run it, change its modules or adapters. Its
     tokenizers are used on the engine's thread only; use copies elsewhere, for they are not
     thread-safe.
     """
@@ -71,7 +71,7 @@ class StepEngine:
             name: What requests call it.
             pipeline: A `diffusers.DiffusionPipeline`.
             mode: `batched`; `solo`: interleaved with others, but each call on its own; `exclusive`:
-                one request at a time on the real pipeline with nobody else on, for pipelines that
+                one request at a time on the real pipeline with no other, for pipelines that
                 change their modules, for offloading and for step caches; `auto`: exclusive where
                 the pipeline is known to need it, or shows it in its first request, else batched.
             adapters: Names of loaded LoRA adapters that requests may ask for; a request without any

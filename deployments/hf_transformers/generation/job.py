@@ -109,7 +109,7 @@ class TextJob:
         """Takes the next token, in the engine's thread.
 
         Raises:
-            ReaderGoneError: Nobody takes the pieces any more.
+            ReaderGoneError: The reader of the pieces is gone.
         """
         if self.finished:
             return

@@ -18,8 +18,8 @@ import torch
 from transformers import LogitsProcessor
 
 NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")
-"""The token that a model puts after `<|startoftranscript|>` where it hears nobody: of newer and of
-older models."""
+"""The token that a model puts after `<|startoftranscript|>` where it hears no speech: of newer and
+of older models."""
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class _Window:
     Attributes:
         seeks: Where it begins, in frames of 10 ms, for each recording of the batch.
         heard: The recordings that are not at their end, in the order of the rows.
-        no_speech: Probability that nobody speaks, for each row.
+        no_speech: Probability of no speech, for each row.
         logprobs: Log probability of the last token of each beginning.
         before: The rows of the last step's beginnings, and log probabilities of what may follow.
     """

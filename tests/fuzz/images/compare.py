@@ -186,7 +186,7 @@ def _compare(
         images = job.result(TIMEOUT_S).images
     except CancelledError:
         report.num_cancelled += 1
-        return None if plan.cancel_at_step is not None else "cancelled by nobody"
+        return None if plan.cancel_at_step is not None else "cancelled without being asked"
     except Exception as raised:
         return f"the engine raised {type(raised).__name__}: {raised}"
     expected = _run_alone(plan, family[plan.task], kind)

@@ -39,7 +39,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_nobody_else_enters(run_folder: Path) -> None:
+def test_other_users_cannot_enter(run_folder: Path) -> None:
     umask = os.umask(0)
     try:
         folder = find_private_folder(run_folder)

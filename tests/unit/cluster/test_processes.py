@@ -27,7 +27,7 @@ from truthgpt_serve.cluster.processes import (
 IGNORE = "import signal; [signal.signal(n, signal.SIG_IGN) for n in (2, 15)];"
 SLEEP = "import time; print('up', flush=True); time.sleep(60)"
 RENAMED = f"import setproctitle; setproctitle.setproctitle('renamed ' * 50); {SLEEP}"
-# Leaves a child behind that nobody waits for, in a session of its own.
+# Leaves a child behind that no process waits for, in a session of its own.
 ORPHAN = (
     "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', sys.argv[1]], "
     "start_new_session=True, stdout=subprocess.PIPE); p.stdout.readline(); print('up', flush=True)"

@@ -36,7 +36,7 @@ def faults(folder: Path, text: str) -> list[str]:
     ("text", "value"),
     [("010", 8), ("-010", -8), ("0_17", 15), ("1:30", 90), ("12:30:45", 45045), ("1:30.5", 90.5)],
 )
-def test_numbers_that_nobody_means_so(tmp_path: Path, text: str, value: float) -> None:
+def test_numbers_in_unusual_notation(tmp_path: Path, text: str, value: float) -> None:
     shown = f"m.yaml:2: seed: {text} is the number {value} in YAML 1.1"
     assert faults(tmp_path, f"model: {{family: echo}}\nseed: {text}\n") == [
         f"{shown} (write '{text}' if it is a text, or {value} if it is that number)"

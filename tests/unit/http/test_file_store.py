@@ -71,7 +71,7 @@ def test_files_expire_in_any_order() -> None:
     assert shelf.num_bytes == 0
 
 
-def test_expired_files_are_freed_though_nobody_asks() -> None:
+def test_expired_files_are_freed_without_requests() -> None:
     async def run() -> tuple[int, int]:
         store = LocalFileStore()
         await store.put(bytes(9), "image/png", group="m", expiry_s=0.1, max_bytes=100)

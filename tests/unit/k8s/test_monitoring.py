@@ -100,7 +100,7 @@ def test_metrics_exist(expression: str) -> None:
         "truthgpt_images_frames_total",
     ],
 )
-def test_metrics_that_nobody_has_are_found(metric: str) -> None:
+def test_metrics_that_do_not_exist_are_found(metric: str) -> None:
     assert not exists(metric)
 
 

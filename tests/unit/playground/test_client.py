@@ -125,7 +125,7 @@ async def test_other_answers_are_readable(answer: Answer, said: str) -> None:
         await client.close()
 
 
-async def test_an_error_in_a_stream_and_nobody_there() -> None:
+async def test_an_error_in_a_stream_and_no_service_there() -> None:
     pieces = events({"choices": []}, envelope("the engine died"), done=False)
     with serve({CHAT: Answer(pieces=pieces, content_type="text/event-stream")}) as found:
         client = ServiceClient(found.url)

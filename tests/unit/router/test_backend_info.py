@@ -118,7 +118,7 @@ async def test_a_model_is_asked_once_for_all_readers(
     assert (await page(client, "two words"))["acceleration"] == GPU
 
 
-async def test_the_list_asks_nobody(client: httpx.AsyncClient, models: Models) -> None:
+async def test_the_list_asks_no_model(client: httpx.AsyncClient, models: Models) -> None:
     data = (await client.get("/v1/models")).json()["data"]
     assert all("acceleration" not in entry for entry in data)
     assert models.asked == []
@@ -179,7 +179,7 @@ async def test_a_stuck_model_holds_no_reader_up(
     assert models.asked == ["stuck"]
 
 
-async def test_a_model_that_nobody_listens_for_is_null(cluster: Cluster) -> None:
+async def test_a_model_that_does_not_listen_is_null(cluster: Cluster) -> None:
     app = RouterApp(RouterConfig(), cluster.fetch, ("127.0.0.1", 1))
     app.directory.update(cluster.fetch())
     with serve_asgi(app, lifespan="on") as url:

@@ -276,7 +276,7 @@ async def test_state_that_is_too_old_counts_no_more(monkeypatch: pytest.MonkeyPa
     assert directory.lost_s is None  # it has never had any
     directory.update(state(application("m")))
     await directory.confirm("m")
-    monkeypatch.setattr(module, "MIN_REFRESH_PERIOD_S", 1e9)  # nobody answers from here on
+    monkeypatch.setattr(module, "MIN_REFRESH_PERIOD_S", 1e9)  # nothing answers from here on
     age_s = 0.0
     clock = time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: clock() + age_s)
@@ -286,7 +286,7 @@ async def test_state_that_is_too_old_counts_no_more(monkeypatch: pytest.MonkeyPa
     lost_s = directory.lost_s
     assert lost_s is not None
     assert lost_s > module.MAX_AGE_S
-    # Requests go on; one that reached nobody is not held for news that do not come.
+    # Requests go on; one that reached no model is not held for news that do not come.
     assert (await directory.resolve("m")).running
     with pytest.raises(UnavailableError, match="has not answered for 6"):
         await directory.confirm("m")

@@ -1,4 +1,4 @@
-"""Kept connections are used again, and closed when nobody uses them."""
+"""Kept connections are used again, and closed when unused."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def test_a_kept_connection_is_used_again(peer: tuple[Peer, ConnectionPool]
     assert server.num_open == 1
 
 
-async def test_idle_connections_are_closed_though_nobody_asks(
+async def test_idle_connections_are_closed_without_requests(
     peer: tuple[Peer, ConnectionPool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, pool = peer

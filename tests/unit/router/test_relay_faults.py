@@ -280,7 +280,7 @@ def test_a_proxy_that_leaves_during_an_upload_is_told_as_that(create_loop: Any) 
         runner.run(_leaves_during_an_upload())
 
 
-async def test_a_body_without_a_length_is_counted_also_while_nobody_takes_it() -> None:
+async def test_a_body_without_a_length_is_counted_also_while_it_is_not_taken() -> None:
     """Serve reads ahead of the application, so waiting for the proxy would bound nothing."""
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -16,7 +16,7 @@ def choose_model(client: ServiceClient, task: str, *, ask: bool = False) -> str:
         ask: Ask on the terminal when there are several.
 
     Raises:
-        click.UsageError: There is none, or several and nobody to ask.
+        click.UsageError: There is none, or several and `ask` is False.
         ServiceFault: The service does not answer.
     """
     further = ("parent", "alias_of")  # adapters, and other names of the same models

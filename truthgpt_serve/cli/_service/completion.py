@@ -16,7 +16,7 @@ PIECE_BYTES = 1 << 16
 
 
 def complete_models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Returns the names of models and adapters that begin so; none where nobody answers."""
+    """Returns the names of models and adapters that begin so; none where no service answers."""
     from http.client import HTTPException
 
     try:

@@ -10,7 +10,7 @@ import re
 _EXTRA_SECTIONS = ("frontend prometheus", "listen stats")
 """Metrics and statistics: Ray listens with them on every address, and reads neither."""
 _DEFAULT_LOG = re.compile(r"^\s*log 127\.0\.0\.1:514 ")
-"""Ray's own choice: a datagram for each request, from a port on every address, to nobody."""
+"""Ray's own choice: a datagram for each request, from a port on every address; nothing reads it."""
 _LOG_FORMAT = "option httplog"
 _SOCKET = re.compile(r"^(\s*stats socket \S+) mode 666 level admin\b")
 

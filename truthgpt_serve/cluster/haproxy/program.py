@@ -5,7 +5,7 @@ HAProxy.
 
 - Without splice(2). Ray's configuration has `option splice-request`. With it HAProxy 2.8 does not
   see that a client closed its connection while it waits for the answer, if the request's body came
-  in a later packet than its head, as most HTTP clients send it: the model then works on for nobody.
+  in a later packet than its head, as most HTTP clients send it: the model then works on.
 - Keepalive toward replicas. A node that loses its power or its network sends no word, and a
   connection on which HAProxy only waits stays open for ever: after 11 s without a sign of life it
   is closed, and the client hears of it.

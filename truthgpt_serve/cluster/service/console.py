@@ -14,5 +14,5 @@ def say(text: str) -> None:
 
 def write(text: str) -> None:
     """Prints text as it is."""
-    with suppress(OSError):  # nobody reads it any more; what runs must be ended all the same
+    with suppress(OSError):  # the terminal is closed; what runs must be ended all the same
         print(text, flush=True)

@@ -50,7 +50,7 @@ class RunFile:
         """Returns what a running service of this user, or of root, wrote, else None.
 
         Whoever writes the file says where API keys are sent: so it counts only in a folder, and
-        as a file, that nobody else can write, and for a process of the file's owner.
+        as a file, that no other user can write, and for a process of the file's owner.
 
         Raises:
             KeyError, TypeError, ValueError: The file is not a service's.

@@ -146,13 +146,13 @@ class Batcher:
 
     def _leave(self, entry: Entry) -> None:
         cancel_call = self._cancel_call  # of this batch at the latest, never of the next
-        nobody_waits = self._queue.abandon(entry)
+        is_abandoned = self._queue.abandon(entry)
         if not entry.future.done():  # the coroutine was closed, not cancelled
             entry.future.cancel()
         # Asking for the exception also tells asyncio that it does not get lost.
         if entry.future.cancelled() or (entry.future.exception() and not entry.in_time):
             self._statistics.num_left += 1
-            if nobody_waits:
+            if is_abandoned:
                 cancel_call()
 
     def _start(self) -> None:
@@ -167,7 +167,7 @@ class Batcher:
         self._runner.add_done_callback(self._ended)
 
     def _ended(self, runner: Future[None]) -> None:
-        """Leaves nobody waiting for a runner that was cancelled before it began, or that died."""
+        """Fails all requests if the runner was cancelled before it began, or died."""
         if not runner.cancelled():
             error = runner.exception()
             if error is None:

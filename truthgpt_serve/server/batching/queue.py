@@ -30,7 +30,7 @@ class Entry:
         exchange: Its own steps.
         future: What its caller waits for.
         since_s: When it came, by the monotonic clock.
-        expires_s: When nobody wants its answer any more, by the same clock.
+        expires_s: Its deadline, by the same clock.
         inputs: What the model gets, once prepared.
         state: Changed by its queue only.
         line: The requests among which it waits; None on its way from one line to the next.

@@ -123,7 +123,7 @@ class EmbeddingRoutes:
         return b'{"object":"list","data":[%b],%b' % (data, encode_json(end)[1:])
 
     def _count(self, request: EmbeddingRequest, vectors: list[Vector]) -> int | None:
-        """Returns the tokens of all texts, or None when nobody can count them."""
+        """Returns the tokens of all texts, or None when the model does not count them."""
         total = 0
         for inputs, vector in zip(request.inputs, vectors, strict=True):
             count = vector.num_tokens

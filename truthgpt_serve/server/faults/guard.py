@@ -23,7 +23,7 @@ from truthgpt_serve.server.faults.record import Record
 logger = logging.getLogger(__name__)
 
 LOOK_S = 0.25
-"""How often an idle engine is looked at: nobody else notices that it died."""
+"""How often an idle engine is checked: without requests nothing else shows that it died."""
 FLUSH_S = 5.0
 """How long the answers of a dead engine may take to reach their clients."""
 MAX_DEATHS_LOADING = 2

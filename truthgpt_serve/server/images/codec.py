@@ -44,7 +44,7 @@ class ImageResult:
 
     Attributes:
         image: A PIL image.
-        seed: The seed that made it, or None when nobody knows.
+        seed: The seed that made it, or None when it is unknown.
         usage: Token counts as the class gave them, or None.
     """
 
@@ -101,7 +101,7 @@ class ImageExchange:
         return self._result(outputs, "infer")
 
     def piece(self, item: Any) -> Progress | PartialImage | ImageResult | None:
-        """Returns what one item of `stream` says, or None when nobody asked for it.
+        """Returns what one item of `stream` says, or None when it was not asked for.
 
         Raises:
             ServerError: It is nothing that an image class may yield.

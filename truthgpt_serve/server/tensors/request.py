@@ -108,7 +108,7 @@ def parse_request(
 
     Raises:
         RequestError: The request is malformed; the message names the tensor or the place.
-        UnsupportedError: It has a parameter that nobody here honors.
+        UnsupportedError: It has a parameter that is not supported.
     """
     view = memoryview(body)
     parsed = _parse_json(view[:json_bytes])

@@ -122,7 +122,7 @@ class Tokenizer:
             answer: Tokens that the answer needs at least.
 
         Raises:
-            ContextLengthError: There are too few; never where nobody can count.
+            ContextLengthError: There are too few; never where the tokens cannot be counted.
         """
         num_tokens = self.count(text, special=special)
         if num_tokens is None:

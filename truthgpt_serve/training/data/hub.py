@@ -79,7 +79,7 @@ def load_hub(name: str, subset: str | None, split: Split, inventory: Inventory) 
 
 
 def as_files(source: Any) -> Any:
-    """Returns a data set whose images and sounds stay files: nobody decodes what is not used."""
+    """Returns a data set whose images and sounds stay files: only what is used is decoded."""
     import datasets
 
     media = (datasets.Image, datasets.Audio, datasets.Video)

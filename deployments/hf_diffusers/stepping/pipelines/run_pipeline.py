@@ -41,7 +41,7 @@ def run_batched(task: Task, on_step: OnStep, *, cpu_timesteps: bool) -> None:
 
 
 def run_exclusively(task: Task, on_step: OnStep) -> None:
-    """Runs the stock `__call__` on the real pipeline, nobody else on. Sets the task's output."""
+    """Runs the stock `__call__` on the real pipeline, with no other call; sets its output."""
     pipeline = task.entry.pipeline
     with contextlib.ExitStack() as stack:
         stack.enter_context(_borrowed(pipeline, task.scheduler))

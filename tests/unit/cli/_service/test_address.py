@@ -1,4 +1,4 @@
-"""Addresses and keys: given, found on this machine, and shown to no one else."""
+"""Addresses and keys: given, found on this machine, and kept private."""
 
 from __future__ import annotations
 

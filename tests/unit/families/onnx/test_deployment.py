@@ -179,7 +179,7 @@ def test_a_number_out_of_range_and_a_fixed_axis(tmp_path: Path) -> None:
 # -- execution providers
 
 
-def test_a_run_that_nobody_waits_for_ends_before_its_end(tmp_path: Path) -> None:
+def test_a_cancelled_run_ends_before_its_end(tmp_path: Path) -> None:
     model = load(make_endless(tmp_path / "endless.onnx"), engine={"batch_requests": False})
     call = Call()
     timer = threading.Timer(0.5, call.cancel)

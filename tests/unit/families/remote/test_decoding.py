@@ -1,4 +1,4 @@
-"""A remote server that compresses its answers, though nobody asked: clients get them plain."""
+"""A remote server that compresses its answers, without being asked: clients get them plain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client of the family `remote` gets when the second server fails, and what no one sees."""
+"""What a client of the family `remote` gets when the second server fails, and what it does not."""
 
 from __future__ import annotations
 

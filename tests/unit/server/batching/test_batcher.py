@@ -107,7 +107,7 @@ async def test_what_comes_together_to_an_idle_model_is_one_batch() -> None:
         assert [len(call) for call in model.calls] == [256]
 
 
-async def test_a_lone_call_waits_for_nobody_and_costs_less_than_a_millisecond() -> None:
+async def test_a_lone_call_waits_for_no_other_and_costs_less_than_a_millisecond() -> None:
     model = Model()
     async with batching(model.infer_batch, wait_s=0.5) as batcher:
         seconds = []

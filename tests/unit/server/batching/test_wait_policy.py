@@ -47,7 +47,7 @@ def test_an_idle_model_starts_at_once() -> None:
     assert BatchWait(8, 1.0).pause_s(1, 0) == 0
     wait = learned()
     wait.called(1, 0.021, num_waiting=0, now_s=100)
-    assert wait.pause_s(1, 100) == 0, "one client alone is nobody to wait for"
+    assert wait.pause_s(1, 100) == 0, "one client alone: there is no other to wait for"
     wait.called(8, 0.028, num_waiting=0, now_s=100)
     assert wait.pause_s(1, 101) == 0, "the others had time to come back"
 
@@ -64,7 +64,7 @@ def test_the_pause_is_worth_it() -> None:
     assert wait.pause_s(8, 100) == 0
 
 
-def test_nobody_waits_for_a_model_that_gains_nothing() -> None:
+def test_no_request_waits_for_a_model_that_gains_nothing() -> None:
     wait = learned(fixed_s=0.0)
     wait.called(8, 0.008, num_waiting=0, now_s=100)
     assert wait.pause_s(2, 100) < 1e-4

@@ -106,7 +106,7 @@ def test_arrays_and_wrong_returns() -> None:
             answer = client.embeddings.create(model="sample", input=kind)
             assert answer.data[0].embedding == [1, 2]
         assert post(client, input="numpy").json()["usage"]["total_tokens"] == 5
-        assert "usage" not in post(client, input="bare").json(), "nobody can count"
+        assert "usage" not in post(client, input="bare").json(), "no tokenizer counts"
         for kind in ("matrix", "text", "none", "empty", "nan", "words"):
             refused = post(client, input=kind)
             assert refused.status_code == 500

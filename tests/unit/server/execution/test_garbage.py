@@ -25,7 +25,7 @@ def test_less_is_collected_inside_and_as_before_afterwards() -> None:
     assert gc.get_threshold() == before
 
 
-def test_what_nobody_refers_to_is_freed_inside_too() -> None:
+def test_what_is_unreferenced_is_freed_inside_too() -> None:
     with collecting_seldom():
         node = weakref.ref(Node())
         kept = [Node() for _ in range(3 * ALLOCATIONS)]

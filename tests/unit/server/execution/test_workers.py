@@ -110,7 +110,7 @@ def test_a_cancelled_request_keeps_its_place_and_a_queued_one_never_runs() -> No
         for left in (first, second):
             assert isinstance(left.exception(), httpx.TimeoutException)
         time.sleep(0.1)
-        assert len(model.events) == 2, "the first still runs, so nobody else may"
+        assert len(model.events) == 2, "the first still runs, so no other call may"
         model.release.set()
         assert third.result().status_code == 200
         entered = [event[1] for event in model.events if event[0] == "enter"]

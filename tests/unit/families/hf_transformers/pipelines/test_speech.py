@@ -265,7 +265,7 @@ def test_bad_forms_are_refused(speech: Path) -> None:
         assert "this route takes a form" in answer.json()["error"]["message"]
 
 
-def test_a_call_that_nobody_waits_for_ends_within_a_token(model: Any) -> None:
+def test_a_cancelled_call_ends_within_a_token(model: Any) -> None:
     call = Call()
     steps: list[int] = []
     decoder = model._engine.pipeline.model.model.decoder

@@ -64,8 +64,8 @@ class Forced:
         place = len(start) + len(tokens)
         allowed = filter_times(ids, logits[place - 1 : place].clone())
         self.end = float(torch.log_softmax(allowed[0], dim=-1)[config.eos_token_id])
-        nobody = plain.tokenizer.convert_tokens_to_ids("<|nospeech|>")
-        self.no_speech = float(logits[0].softmax(dim=-1)[nobody])
+        silence = plain.tokenizer.convert_tokens_to_ids("<|nospeech|>")
+        self.no_speech = float(logits[0].softmax(dim=-1)[silence])
 
 
 def start_of(plain: Any, language: str, task: str = "transcribe") -> list[int]:
