@@ -30,8 +30,8 @@ BATCH = 25
 def draw(
     pipeline: Any, captions: Sequence[str], *, steps: int, guidance: float, seed: int
 ) -> list[Image.Image]:
-    """Returns one picture for each caption."""
-    pictures: list[Image.Image] = []
+    """Returns one image for each caption."""
+    images: list[Image.Image] = []
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, len(captions), BATCH):
         with torch.inference_mode():
@@ -41,18 +41,18 @@ def draw(
                 guidance_scale=guidance,
                 generator=generator,
             )
-        pictures.extend(output.images)
-    return pictures
+        images.extend(output.images)
+    return images
 
 
 def count_right(
-    kinds: Sequence[Kind], pictures: Sequence[Image.Image], style: Style
+    kinds: Sequence[Kind], images: Sequence[Image.Image], style: Style
 ) -> dict[str, int]:
-    """Returns how many pictures are right in each respect, and in all."""
+    """Returns how many images are right in each respect, and in all."""
     right = {"color": 0, "shape": 0, "place": 0, "ground": 0, "all": 0}
-    for wanted, picture in zip(kinds, pictures, strict=True):
-        found = recognize(picture)
-        ground = (measure_ground(picture) < DARK) == (style == "night")
+    for wanted, image in zip(kinds, images, strict=True):
+        found = recognize(image)
+        ground = (measure_ground(image) < DARK) == (style == "night")
         right["ground"] += ground
         right["all"] += found == wanted and ground
         if found is not None:
@@ -77,31 +77,31 @@ def check(options: argparse.Namespace) -> bool:
     is_good = True
     for held_out, least in ((False, LEAST_SEEN), (True, LEAST_HELD_OUT)):
         asked = list(write_prompts(options.num // 2, options.seed, held_out=held_out))
-        pictures = draw(
+        images = draw(
             pipeline,
             [caption for _, caption in asked],
             steps=options.steps,
             guidance=options.guidance,
             seed=options.seed,
         )
-        right = count_right([kind for kind, _ in asked], pictures, options.style)
+        right = count_right([kind for kind, _ in asked], images, options.style)
         name = "held-out" if held_out else "seen"
         parts = ", ".join(f"{part} {num}" for part, num in right.items() if part != "all")
         print(f"{name} combinations: {right['all']} of {len(asked)} right (wanted: {least:.0%})")
         print(f"  {parts}")
         is_good &= right["all"] >= least * len(asked)
         if options.out is not None:
-            _save(options.out / f"{name}.png", pictures)
+            _save(options.out / f"{name}.png", images)
     return is_good
 
 
-def _save(path: Path, pictures: Sequence[Image.Image], columns: int = 10) -> None:
-    """Writes the pictures as one."""
-    width, height = pictures[0].size
-    rows = -(-len(pictures) // columns)
+def _save(path: Path, images: Sequence[Image.Image], columns: int = 10) -> None:
+    """Writes the images as one."""
+    width, height = images[0].size
+    rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * width, rows * height))
-    for index, picture in enumerate(pictures):
-        sheet.paste(picture, (index % columns * width, index // columns * height))
+    for index, image in enumerate(images):
+        sheet.paste(image, (index % columns * width, index // columns * height))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
 
@@ -112,11 +112,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--adapter", type=Path, help="a LoRA adapter to put on it")
     parser.add_argument("--style", choices=get_args(Style), default="plain")
-    parser.add_argument("--num", type=int, default=200, help="pictures, half of them held out, 2+")
+    parser.add_argument("--num", type=int, default=200, help="images, half of them held out, 2+")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="a folder for the pictures")
+    parser.add_argument("--out", type=Path, help="a folder for the images")
     options = parser.parse_args(arguments)
     if options.num < 2:
         parser.error(f"--num {options.num}: at least 2")

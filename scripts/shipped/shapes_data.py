@@ -1,4 +1,4 @@
-"""Writes the image model's data: folders of pictures with a `metadata.jsonl` of captions.
+"""Writes the image model's data: folders of images with a `metadata.jsonl` of captions.
 
 Does not know models. `python -m scripts.shipped.shapes_data --out runs/data/shapes`
 """
@@ -33,7 +33,7 @@ SEED = 1
 def write_example(
     split: str, seed: int, index: int, style: Style = "plain"
 ) -> tuple[Scene, Image.Image, str]:
-    """Returns (scene, picture, caption) of one example, the same for the same arguments.
+    """Returns (scene, image, caption) of one example, the same for the same arguments.
 
     Combinations that are held out never occur, in no split.
     """
@@ -59,7 +59,7 @@ def _kinds(*, held_out: bool) -> list[Kind]:
 
 
 def write_folder(folder: Path, split: str, *, num: int, seed: int, styles: Sequence[Style]) -> None:
-    """Writes pictures and their captions into the folder, the styles in turn.
+    """Writes images and their captions into the folder, the styles in turn.
 
     Raises:
         OSError: The folder cannot be written.
@@ -67,9 +67,9 @@ def write_folder(folder: Path, split: str, *, num: int, seed: int, styles: Seque
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "metadata.jsonl").open("w", encoding="utf-8") as file:
         for index in range(num):
-            _, picture, caption = write_example(split, seed, index, styles[index % len(styles)])
+            _, image, caption = write_example(split, seed, index, styles[index % len(styles)])
             name = f"{index:06d}.png"
-            picture.save(folder / name)
+            image.save(folder / name)
             file.write(json.dumps({"file_name": name, "text": caption}) + "\n")
 
 
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Write the image model's data.")
     parser.add_argument("--out", type=Path, default=Path("runs/data/shapes"))
-    parser.add_argument("--num", type=int, default=TRAIN_NUM, help="training pictures")
+    parser.add_argument("--num", type=int, default=TRAIN_NUM, help="training images")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument(
         "--style", choices=[*get_args(Style), "mixed"], default="plain", help="mixed: all in turn"
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for split, num in (("train", options.num), ("eval", EVAL_NUM)):
         folder = options.out / split
         write_folder(folder, split, num=num, seed=options.seed, styles=styles)
-    print(f"{options.num} training and {EVAL_NUM} evaluation pictures: {options.out}")
+    print(f"{options.num} training and {EVAL_NUM} evaluation images: {options.out}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ Style = Literal["plain", "night"]
 """`plain`: on a pale ground; `night`: on a dark one."""
 
 EDGE = 64
-"""Pixels of a picture's edge."""
+"""Pixels of an image's edge."""
 
 COLORS = {
     "red": (0, 0.85),
@@ -59,7 +59,7 @@ SMALLEST, LARGEST = 8.0, 12.5
 """Radius of the shapes in pixels."""
 
 HELD_OUT_SHARE = 0.15
-"""Share of the combinations of color, shape and place that no training picture shows."""
+"""Share of the combinations of color, shape and place that no training image shows."""
 
 _SHIFT = 2.0
 _OVERSAMPLING = 4
@@ -67,7 +67,7 @@ _OVERSAMPLING = 4
 
 @dataclass(frozen=True)
 class Kind:
-    """What a picture shows, as far as it is checked."""
+    """What an image shows, as far as it is checked."""
 
     color: str
     shape: str
@@ -98,7 +98,7 @@ def _held_out() -> frozenset[Kind]:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's kind, and all else that decides its pixels.
+    """An image's kind, and all else that decides its pixels.
 
     Attributes:
         kind: Color, shape and place.
@@ -138,7 +138,7 @@ def create_scene(kind: Kind, rng: random.Random, style: Style = "plain") -> Scen
 
 
 def draw_scene(scene: Scene) -> Image.Image:
-    """Returns the scene as an RGB picture of EDGE x EDGE pixels."""
+    """Returns the scene as an RGB image of EDGE x EDGE pixels."""
     top, bottom = (tuple(round(255 * part) for part in color) for color in scene.ground)
     mix = Image.linear_gradient("L").resize((EDGE, EDGE))
     ground = Image.composite(

@@ -165,7 +165,7 @@ def _create_scheduler() -> DDIMScheduler:
         beta_schedule="scaled_linear",
         beta_start=0.00085,
         beta_end=0.012,
-        # The last step of training is noise alone, so that a picture can be as light or as dark as
+        # The last step of training is noise alone, so that an image can be as light or as dark as
         # asked for (Lin et al. 2024, arXiv:2305.08891).
         rescale_betas_zero_snr=True,
         prediction_type="v_prediction",

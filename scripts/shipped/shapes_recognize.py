@@ -1,4 +1,4 @@
-"""Tells color, shape and place of the one thing in a picture, by measuring.
+"""Tells color, shape and place of the one thing in an image, by measuring.
 
 The thing is what differs from the ground at the edge: its color is the hue of its middle, if
 most of it has that hue, its place where its pixels are on average, its shape the one whose drawing,
@@ -42,7 +42,7 @@ LEAST_OVERLAP = 0.72
 takes a tenth of it. A kind of shape that is none of the six counts as the nearest."""
 
 STEEPNESS = 2
-"""How much steeper than in the picture a thing's edges are taken to be: a model's are soft."""
+"""How much steeper than in the image a thing's edges are taken to be: a model's are soft."""
 
 LEAST_PURE = 0.8
 """Share of a thing's middle that must be of its color by itself, not only on average."""
@@ -51,10 +51,10 @@ LEAST_SHARE = 0.9
 """Share of all that differs from the ground that must be one connected thing."""
 
 LARGEST_SHARE = 0.6
-"""Share of the picture's edge that a thing may measure; what is larger is no thing but a ground."""
+"""Share of the image's edge that a thing may measure; what is larger is no thing but a ground."""
 
 DARK = 0.35
-"""Lightness of the ground below which a picture is one of the night."""
+"""Lightness of the ground below which an image is one of the night."""
 
 _SIZES, _SHIFTS = (0.92, 1.0, 1.08), (-0.5, 0.0, 0.5)
 """Around the size and the place that a thing's pixels suggest: how much larger, how far off."""
@@ -62,9 +62,9 @@ _FINENESS_PX = 4
 """Drawings are made for radii and places in steps of one part in so many of a pixel."""
 
 
-def recognize(picture: Image.Image) -> Kind | None:
-    """Returns what the picture shows, or None if it is no single thing of a known kind."""
-    pixels = np.asarray(picture.convert("RGB").resize((EDGE, EDGE)), dtype=np.float64) / 255
+def recognize(image: Image.Image) -> Kind | None:
+    """Returns what the image shows, or None if it is no single thing of a known kind."""
+    pixels = np.asarray(image.convert("RGB").resize((EDGE, EDGE)), dtype=np.float64) / 255
     contrast = _contrast(pixels)
     highest = float(np.quantile(contrast, 0.99))
     if highest < LEAST_CONTRAST:
@@ -81,9 +81,9 @@ def recognize(picture: Image.Image) -> Kind | None:
     return Kind(color, shape, _find_place(thing))
 
 
-def measure_ground(picture: Image.Image) -> float:
-    """Returns how light the picture's edge is, from 0 (black) to 1."""
-    pixels = np.asarray(picture.convert("RGB"), dtype=np.float64) / 255
+def measure_ground(image: Image.Image) -> float:
+    """Returns how light the image's edge is, from 0 (black) to 1."""
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float64) / 255
     return float(np.median(_edge(pixels).max(axis=-1)))
 
 

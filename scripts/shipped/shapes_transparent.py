@@ -1,4 +1,4 @@
-"""Gives an untrained autoencoder weights with which it lets a small blurred picture through.
+"""Gives an untrained autoencoder weights with which it lets a small blurred image through.
 
 From the usual random weights it learns for thousands of steps before any color comes through: its
 latents begin as noise. Knows nothing of data.
@@ -17,7 +17,7 @@ LOG_VARIANCE = -5.0
 """Of the latents before training: little noise."""
 
 _NEW = 0.1
-"""How much is left of the random weights that the picture passes through."""
+"""How much is left of the random weights that the image passes through."""
 
 
 def begin_transparent(vae: Any) -> None:

@@ -153,7 +153,7 @@ def test_requests(shell: Shell, service: subprocess.Popen[bytes], number: int) -
     assert answer.keys() & {"choices", "data", "outputs"}, answer
 
 
-def test_the_story_and_the_picture_are_what_was_asked_for(
+def test_the_story_and_the_image_are_what_was_asked_for(
     shell: Shell, service: subprocess.Popen[bytes]
 ) -> None:
     url = f"http://127.0.0.1:{shell.port}/v1"
@@ -170,9 +170,9 @@ def test_the_story_and_the_picture_are_what_was_asked_for(
                 model=name, prompt="a big red star in the top left", extra_body={"seed": 1}
             )
             assert made.data is not None
-            picture = Image.open(BytesIO(base64.b64decode(made.data[0].b64_json or "")))
-            assert recognize(picture) == Kind("red", "star", "top left")
-            assert (measure_ground(picture) < DARK) == is_dark
+            image = Image.open(BytesIO(base64.b64decode(made.data[0].b64_json or "")))
+            assert recognize(image) == Kind("red", "star", "top left")
+            assert (measure_ground(image) < DARK) == is_dark
 
 
 @pytest.mark.parametrize("number", range(len(PROGRAMS)))

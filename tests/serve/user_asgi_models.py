@@ -18,7 +18,7 @@ OWN_HEADERS = [
     (b"Keep-Alive", b"timeout=7"),
 ]
 ERRORS: dict[str, tuple[int, list[tuple[bytes, bytes]], bytes]] = {
-    "detail": (422, JSON, b'{"detail":"the picture is too dark"}'),
+    "detail": (422, JSON, b'{"detail":"the image is too dark"}'),
     "number for a code": (400, JSON, b'{"error":{"message":"no","type":"BadRequest","code":400}}'),
     "text": (503, [(b"content-type", b"text/plain")], b"warming up"),
     "page": (502, [(b"content-type", b"text/html")], b"<h1>Bad Gateway</h1>"),

@@ -16,7 +16,7 @@ def encode(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def picture(width: int = 40, height: int = 30, mode: str = "RGB") -> Image.Image:
+def create_image(width: int = 40, height: int = 30, mode: str = "RGB") -> Image.Image:
     """An image whose pixels all differ from their neighbors, so that turning it shows."""
     image = Image.new("RGB", (width, height))
     image.putdata([(x * 6 % 256, y * 8 % 256, 9) for y in range(height) for x in range(width)])
@@ -24,7 +24,7 @@ def picture(width: int = 40, height: int = 30, mode: str = "RGB") -> Image.Image
 
 
 def png(width: int = 40, height: int = 30, mode: str = "RGB") -> bytes:
-    return encode(picture(width, height, mode))
+    return encode(create_image(width, height, mode))
 
 
 def mask_png(width: int = 40, height: int = 30, *, transparent: bool = True) -> bytes:

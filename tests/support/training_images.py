@@ -1,4 +1,4 @@
-"""What the tests of image training share: tiny pipelines, pictures, and runs without Ray.
+"""What the tests of image training share: tiny pipelines, images, and runs without Ray.
 
 Does not know what a test compares.
 """
@@ -81,24 +81,24 @@ def save_pipeline(kind: str, folder: Path, change: Callable[[Any], None] | None 
     return folder
 
 
-def save_pictures(folder: Path, count: int = 8) -> Path:
-    """Writes pictures of one colored square each, with captions; returns the folder."""
+def save_images(folder: Path, count: int = 8) -> Path:
+    """Writes images of one colored square each, with captions; returns the folder."""
     folder.mkdir(parents=True)
     lines = []
     for index in range(count):
         color = COLORS[index % len(COLORS)]
-        picture = Image.new("RGB", (EDGE + 8, EDGE), "white")
+        image = Image.new("RGB", (EDGE + 8, EDGE), "white")
         left = 4 + index % 8
-        ImageDraw.Draw(picture).rectangle((left, 4, left + 14, 20), fill=color)
-        picture.save(folder / f"{index}.png")
+        ImageDraw.Draw(image).rectangle((left, 4, left + 14, 20), fill=color)
+        image.save(folder / f"{index}.png")
         caption = f"a {color} square {index}"
         lines.append(json.dumps({"file_name": f"{index}.png", "text": caption}))
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
 
-def make_cfg(weights: Path, pictures: Path, /, **sections: Any) -> dict[str, Any]:
-    """Returns a whole configuration: float32, no warm-up, 8 steps of 4 pictures."""
+def make_cfg(weights: Path, images: Path, /, **sections: Any) -> dict[str, Any]:
+    """Returns a whole configuration: float32, no warm-up, 8 steps of 4 images."""
     training = {
         "train_batch_size": 4,
         "grad_accum_steps": 1,
@@ -116,7 +116,7 @@ def make_cfg(weights: Path, pictures: Path, /, **sections: Any) -> dict[str, Any
         "hardware": {"gpus": 0},
         "training": {**training, **sections.pop("training", {})},
         "model_optim": {**optim, **sections.pop("model_optim", {})},
-        "data": {"dataset": str(pictures), "resolution": EDGE, **sections.pop("data", {})},
+        "data": {"dataset": str(images), "resolution": EDGE, **sections.pop("data", {})},
         **sections,
     }
     return load_model_config(given).to_cfg()

@@ -1,7 +1,7 @@
 """Compares the step engine with stock pipelines run alone, over any number of random requests.
 
 Does not know how the engine works: requests of differing steps, guidance, sizes, schedulers and
-adapters go in at random times, some are cancelled, and each picture must be the one that a second
+adapters go in at random times, some are cancelled, and each image must be the one that a second
 pipeline of the same weights makes for the request alone. Needs neither Ray nor the service.
 """
 
@@ -40,7 +40,7 @@ TOLERANCE = 1e-5
 """Largest difference of a pixel in [0, 1] from the stock pipeline's, in float32 on the CPU."""
 
 PSNR_FLOOR = 35.0
-"""Least peak signal-to-noise ratio in dB to the stock pipeline's picture, in bfloat16: a batch of
+"""Least peak signal-to-noise ratio in dB to the stock pipeline's image, in bfloat16: a batch of
 another size sums in another order, and 8 bits of mantissa show it."""
 
 TIMEOUT_S = 120.0
@@ -79,7 +79,7 @@ def run_fuzz(
 ) -> Report:
     """Runs random requests through the engine and, one by one, through stock pipelines.
 
-    Stops at the first request whose picture differs by more than TOLERANCE (in another dtype than
+    Stops at the first request whose image differs by more than TOLERANCE (in another dtype than
     float32: whose PSNR is below `psnr_floor`), or whose outcome is another.
     """
     stock, adapters = _create_family(kind, dtype)

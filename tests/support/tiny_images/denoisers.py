@@ -68,7 +68,7 @@ def create_unet(seed: int, *, xl: bool = False, in_channels: int = LATENT_CHANNE
 
 
 def create_controlnet(seed: int, *, xl: bool = False) -> Any:
-    """Returns a ControlNetModel that fits `create_unet`, for hint images of the picture's size."""
+    """Returns a ControlNetModel that fits `create_unet`, for hint images of the image's size."""
     controlnet = ControlNetModel(
         **{name: value for name, value in _UNET.items() if name != "sample_size"},
         **_unet_conditions(xl),

@@ -29,16 +29,16 @@ run_name: offline
 model: {family: echo}
 serving: {engine: {num_tokens: 3, token_interval_s: 0.05}}
 """
-PICTURE = """
+PAINTER = """
 task: custom
-model: {import: tg_picture}
+model: {import: tg_painter}
 """
-PICTURE_MODULE = """
+PAINTER_MODULE = """
 from PIL import Image
 from truthgpt_serve import register_model
 
-@register_model("tg-picture")
-class Picture:
+@register_model("tg-painter")
+class Painter:
     closed = 0
 
     def load(self, cfg):
@@ -50,7 +50,7 @@ class Picture:
         return {"image": Image.new("RGB", self.size), "prompt": inputs["prompt"]}
 
     def close(self):
-        Picture.closed += 1
+        Painter.closed += 1
 """
 LOOK_MODULE = """
 from truthgpt_serve import register_model
@@ -93,13 +93,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "echo.yaml").write_text(ECHO)
-    (tmp_path / "picture.yaml").write_text(PICTURE)
-    (tmp_path / "tg_picture.py").write_text(PICTURE_MODULE)
+    (tmp_path / "painter.yaml").write_text(PAINTER)
+    (tmp_path / "tg_painter.py").write_text(PAINTER_MODULE)
     families = dict(MODEL_REGISTRY._registered)
     yield tmp_path
     MODEL_REGISTRY._registered.clear()
     MODEL_REGISTRY._registered.update(families)
-    sys.modules.pop("tg_picture", None)
+    sys.modules.pop("tg_painter", None)
 
 
 def infer(*arguments: str, stdin: str | None = None) -> Result:
@@ -153,12 +153,12 @@ async def test_run_infer_works_inside_an_event_loop_as_in_a_notebook() -> None:
 
 
 def test_run_infer_closes_the_model_whatever_happens() -> None:
-    assert run_infer("picture.yaml", {"prompt": "x"})["image"].size == (42, 1)
-    picture: Any = sys.modules["tg_picture"].Picture
-    assert picture.closed == 1
+    assert run_infer("painter.yaml", {"prompt": "x"})["image"].size == (42, 1)
+    painter: Any = sys.modules["tg_painter"].Painter
+    assert painter.closed == 1
     with pytest.raises(ValueError, match="cannot draw"):
-        run_infer("picture.yaml", {"prompt": "fail"})
-    assert picture.closed == 2
+        run_infer("painter.yaml", {"prompt": "fail"})
+    assert painter.closed == 2
 
 
 def test_run_infer_lists_every_fault(folder: Path) -> None:
@@ -177,11 +177,11 @@ def test_run_stream_yields_as_the_model_does() -> None:
         items.append(item["text"])
     assert items == [" a", " b", " a", ""]
     assert times[1] - times[0] > 0.03
-    assert [item["prompt"] for item in run_stream("picture.yaml", {"prompt": "x"})] == ["x"]
-    stream = run_stream("picture.yaml", {"prompt": "x"})
+    assert [item["prompt"] for item in run_stream("painter.yaml", {"prompt": "x"})] == ["x"]
+    stream = run_stream("painter.yaml", {"prompt": "x"})
     next(stream)
     del stream
-    assert sys.modules["tg_picture"].Picture.closed == 2
+    assert sys.modules["tg_painter"].Painter.closed == 2
 
 
 def test_the_command_prints_json_or_text(folder: Path) -> None:
@@ -196,16 +196,16 @@ def test_the_command_prints_json_or_text(folder: Path) -> None:
 
 
 def test_the_command_writes_files(folder: Path) -> None:
-    assert infer("picture.yaml", "--prompt", "x", "--out", "x.png").exit_code == 0
+    assert infer("painter.yaml", "--prompt", "x", "--out", "x.png").exit_code == 0
     with Image.open(folder / "x.png") as image:
         assert image.size == (42, 1)
     assert infer("echo.yaml", "--text", "x", "--out", "x.json").exit_code == 0
     assert json.loads((folder / "x.json").read_text())["text"] == " x x x"
-    output = json.loads(infer("picture.yaml", "--prompt", "x").stdout)
+    output = json.loads(infer("painter.yaml", "--prompt", "x").stdout)
     assert output["image"]["format"] == "png"
 
 
-def test_the_command_reads_pictures_recordings_and_arrays(folder: Path) -> None:
+def test_the_command_reads_images_recordings_and_arrays(folder: Path) -> None:
     (folder / "look.yaml").write_text("task: custom\nmodel: {import: tg_look}\n")
     (folder / "tg_look.py").write_text(LOOK_MODULE)
     Image.new("L", (3, 2)).save(folder / "x.png")
@@ -253,19 +253,19 @@ def test_only_the_answer_is_on_standard_output(folder: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["echo.yaml"], 2, "give the inputs of a model with task text-generation: --text TEXT"),
-        (["picture.yaml"], 2, "with task custom: --text, --image, --audio or --inputs FILE"),
+        (["painter.yaml"], 2, "with task custom: --text, --image, --audio or --inputs FILE"),
         (["echo.yaml", "--prompt", "x"], 2, "needs `text`, found prompt: give --text TEXT"),
         (["echo.yaml", "--text", "x", "--out", "x.png"], 1, "the model returned no image"),
-        (["picture.yaml", "--image", "absent.png"], 2, "absent.png cannot be read: "),
-        (["picture.yaml", "--audio", "list.wav"], 2, "`file` cannot be read"),
-        (["picture.yaml", "--prompt", "fail"], 1, "the model failed: ValueError: cannot draw"),
+        (["painter.yaml", "--image", "absent.png"], 2, "absent.png cannot be read: "),
+        (["painter.yaml", "--audio", "list.wav"], 2, "`file` cannot be read"),
+        (["painter.yaml", "--prompt", "fail"], 1, "the model failed: ValueError: cannot draw"),
         (["nosuch.yaml", "--text", "x"], 2, "nosuch.yaml"),
         (["echo.yaml", "--inputs", "echo.yaml"], 2, "--inputs echo.yaml is not JSON: "),
         (["echo.yaml", "--inputs", "list.json"], 2, "must hold a JSON object"),
         (["echo.yaml", "--inputs", "absent.json"], 2, "absent.json cannot be read: "),
         (["echo.yaml", "--text", "x", "--max-new-tokens", "0"], 2, "0 is not in the range x>=1"),
         (["echo.yaml", "--text", "x", "--stream", "--out", "y"], 2, "--stream prints; leave --out"),
-        (["picture.yaml", "--prompt", "x", "--out", "x.nosuch"], 1, "x.nosuch cannot be written"),
+        (["painter.yaml", "--prompt", "x", "--out", "x.nosuch"], 1, "x.nosuch cannot be written"),
     ],
 )
 def test_a_wrong_command(folder: Path, arguments: list[str], code: int, message: str) -> None:

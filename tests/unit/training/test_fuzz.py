@@ -179,10 +179,10 @@ def test_damaged_folders_of_images_give_rows_or_one_clear_error(start: int, tmp_
             "on_bad_row": draw.choice(["stop", "skip"]), "image_field": "image",
             "caption_field": "text", "resolution": 8,
         }  # fmt: skip
-        if message := error_of(lambda section=section: read_pictures(section)):  # type: ignore[misc]
+        if message := error_of(lambda section=section: read_images(section)):  # type: ignore[misc]
             check_message(message, seed)
 
 
-def read_pictures(section: dict[str, Any]) -> None:
-    pictures, _ = load_images({"data": section})
-    pictures.get(range(len(pictures)))
+def read_images(section: dict[str, Any]) -> None:
+    images, _ = load_images({"data": section})
+    images.get(range(len(images)))

@@ -41,7 +41,7 @@ def test_filled_buckets_change_nothing() -> None:
     assert report.fault is None
 
 
-def test_a_wrong_picture_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_image_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison itself can fail: a stock run of other seeds is a mismatch."""
 
     def with_other_seeds(*arguments: Any) -> dict[str, Any]:

@@ -177,7 +177,7 @@ async def test_adapters_change_one_request_only(
     assert np.abs(np.asarray(expected[0], int) - np.asarray(expected[1], int)).max() > 3
 
 
-async def test_a_stream_tells_steps_and_pictures(model: DiffusersModel) -> None:
+async def test_a_stream_tells_steps_and_images(model: DiffusersModel) -> None:
     request = {"prompt": "a boat", "seed": 1, "steps": 6, "partial_images": 2}
     items = [item async for item in model.stream(request)]
     steps = [item["step"] for item in items if "step" in item]

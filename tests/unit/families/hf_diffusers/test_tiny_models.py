@@ -41,12 +41,12 @@ def folder_hash(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_draws_a_picture_that_depends_on_seed_and_prompt(kind: str) -> None:
+def test_each_kind_draws_an_image_that_depends_on_seed_and_prompt(kind: str) -> None:
     first = draw(create_pipeline(kind), kind)
     assert first.shape == (1, 3, 32, 64)
     assert torch.isfinite(first).all()
     assert float(first.std()) > 0.02
-    # A picture of pixels at the ends of the range would hide differences.
+    # An image of pixels at the ends of the range would hide differences.
     assert float(((first <= 0) | (first >= 1)).float().mean()) < 0.2
     torch.testing.assert_close(draw(create_pipeline(kind), kind), first, atol=0, rtol=0)
     assert float((draw(create_pipeline(kind, seed=1), kind) - first).abs().max()) > 0.01
@@ -92,7 +92,7 @@ def test_variants_keep_the_type_of_the_weights() -> None:
 
 
 @pytest.mark.parametrize("kind", ["sd", "flux", "zimage"])
-def test_adapters_change_the_picture_and_come_from_a_file(kind: str, tmp_path: Path) -> None:
+def test_adapters_change_the_image_and_come_from_a_file(kind: str, tmp_path: Path) -> None:
     pipeline = create_pipeline(kind)
     plain = draw(pipeline, kind)
     folder = save_lora(pipeline, tmp_path / "style", seed=5)

@@ -19,19 +19,19 @@ from deployments.vllm.media import ListedMediaConnector, use_listed_media
 from tests.support.servers import serve_asgi
 
 
-def picture() -> bytes:
+def image_bytes() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 6), (250, 10, 10)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 ANSWERS: dict[str, tuple[int, list[tuple[bytes, bytes]], bytes]] = {
-    "/picture": (200, [(b"content-type", b"image/png")], picture()),
+    "/image": (200, [(b"content-type", b"image/png")], image_bytes()),
     "/missing": (404, [], b"no"),
     "/broken": (500, [], b"no"),
     "/empty": (200, [], b""),
-    "/text": (200, [], b"no picture"),
-    "/elsewhere": (302, [(b"location", b"/picture")], b""),
+    "/text": (200, [], b"no image"),
+    "/elsewhere": (302, [(b"location", b"/image")], b""),
 }
 
 
@@ -78,20 +78,20 @@ def load(address: str, domains: list[str] | None, *, waits: bool, **kwargs: Any)
 @pytest.mark.parametrize("waits", [True, False])
 def test_a_named_domain_is_fetched_from(source: tuple[Source, str], waits: bool) -> None:
     app, port = source
-    found = load(f"http://localhost:{port}/picture", ["LOCALHOST"], waits=waits)
+    found = load(f"http://localhost:{port}/image", ["LOCALHOST"], waits=waits)
     assert found.media.getpixel((3, 3)) == (250, 10, 10)
-    assert app.paths == ["/picture"]
+    assert app.paths == ["/image"]
 
 
 @pytest.mark.parametrize("waits", [True, False])
 @pytest.mark.parametrize(
     "address",
     [
-        "http://127.0.0.1:{port}/picture",
-        "http://localhost@127.0.0.1:{port}/picture",
-        "http://127.0.0.1:{port}/picture?@localhost",
-        "http://localhost.:{port}/picture",
-        "http://[::1]:{port}/picture",
+        "http://127.0.0.1:{port}/image",
+        "http://localhost@127.0.0.1:{port}/image",
+        "http://127.0.0.1:{port}/image?@localhost",
+        "http://localhost.:{port}/image",
+        "http://[::1]:{port}/image",
     ],
 )
 def test_nothing_else_is_asked(source: tuple[Source, str], address: str, waits: bool) -> None:
@@ -124,7 +124,7 @@ def test_a_source_that_is_away_is_an_error_of_the_request(
     source: tuple[Source, str], waits: bool
 ) -> None:
     with pytest.raises(VLLMValidationError, match="nothing could be fetched from 'localhost'"):
-        load("http://localhost:9/picture", ["localhost"], waits=waits)
+        load("http://localhost:9/image", ["localhost"], waits=waits)
 
 
 READERS: dict[str, MediaIO[Any]] = {
@@ -168,7 +168,7 @@ def test_files_come_from_the_named_folder_only(tmp_path: Path) -> None:
     inside, outside = tmp_path / "media", tmp_path / "outside.png"
     inside.mkdir()
     for path in (inside / "a.png", outside):
-        path.write_bytes(picture())
+        path.write_bytes(image_bytes())
     (inside / "link.png").symlink_to(outside)
     folder = {"allowed_local_media_path": str(inside)}
     assert load(f"file://{inside}/a.png", None, waits=True, **folder).media.size == (8, 6)
@@ -179,5 +179,5 @@ def test_files_come_from_the_named_folder_only(tmp_path: Path) -> None:
 
 
 def test_data_needs_no_source() -> None:
-    data = base64.b64encode(picture()).decode()
+    data = base64.b64encode(image_bytes()).decode()
     assert load(f"data:image/png;base64,{data}", None, waits=False).media.size == (8, 6)

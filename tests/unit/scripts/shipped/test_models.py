@@ -23,7 +23,7 @@ NAMES = ("shapes", "shapes-night", "story", "story-moral")
 CHECK_S = 600
 MAX_BYTES = 25_000_000
 OF_ANOTHER_CPU = 2
-"""Pictures or stories of a hundred that come out otherwise where numbers are rounded otherwise."""
+"""Images or stories of a hundred that come out otherwise where numbers are rounded otherwise."""
 PATH = re.compile(r"(?:^|[\s\"'=:])/\w+/\w")
 
 Check = Callable[[Sequence[str]], None]
@@ -71,13 +71,13 @@ def test_stories(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert_near(printed, card, 0.002, {r"loss: ([\d.]+) nats": r"loss: ([\d.]+) nats"})
 
 
-@pytest.mark.long("draws 200 pictures")
+@pytest.mark.long("draws 200 images")
 @pytest.mark.timeout(CHECK_S)
 @pytest.mark.parametrize("name", ["shapes", "shapes-night"])
 def test_shapes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     printed = run_as_the_card_says(name, shapes_check.main, capsys)
     counts = {
-        r"seen combinations: (\d+) of 100": r"(\d+) of 100 pictures of combinations that it was",
+        r"seen combinations: (\d+) of 100": r"(\d+) of 100 images of combinations that it was",
         r"held-out combinations: (\d+) of 100": r"(\d+) of 100 of combinations that it never",
     }
     assert_near(printed, read_card(name), OF_ANOTHER_CPU, counts)

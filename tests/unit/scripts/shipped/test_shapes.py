@@ -29,7 +29,7 @@ from scripts.shipped.shapes_recognize import measure_ground, recognize
 GROUND = (240, 240, 240)
 
 
-def pictures(kind: Kind, num: int, style: Style = "plain") -> Iterator[Image.Image]:
+def images(kind: Kind, num: int, style: Style = "plain") -> Iterator[Image.Image]:
     rng = random.Random(0)
     for _ in range(num):
         yield draw_scene(create_scene(kind, rng, style))
@@ -57,11 +57,11 @@ def test_it_is_recognized_with_a_little_noise_too() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_moved_or_recolored_picture_is_another(shape: str) -> None:
-    for picture in pictures(Kind("red", shape, "top left"), 10):
-        mirrored = ImageOps.mirror(picture)
+def test_a_moved_or_recolored_image_is_another(shape: str) -> None:
+    for image in images(Kind("red", shape, "top left"), 10):
+        mirrored = ImageOps.mirror(image)
         assert recognize(mirrored) == Kind("red", shape, "top right")
-        red, green, blue = picture.split()
+        red, green, blue = image.split()
         assert recognize(Image.merge("RGB", (green, red, blue))) != Kind("red", shape, "top left")
         blued = Image.merge("RGB", (green, blue, red))
         assert recognize(blued) == Kind("blue", shape, "top left")
@@ -70,7 +70,7 @@ def test_a_moved_or_recolored_picture_is_another(shape: str) -> None:
 @pytest.mark.parametrize(("wanted", "drawn"), [p for p in product(SHAPES, SHAPES) if p[0] != p[1]])
 def test_no_shape_passes_for_another(wanted: str, drawn: str) -> None:
     place = "centre"
-    kinds = [recognize(picture) for picture in pictures(Kind("green", drawn, place), 10)]
+    kinds = [recognize(image) for image in images(Kind("green", drawn, place), 10)]
     assert Kind("green", wanted, place) not in kinds
 
 
@@ -79,11 +79,11 @@ def test_what_is_no_single_colored_thing_is_not_recognized() -> None:
     assert recognize(blank) is None
     noise = np.random.default_rng(0).integers(0, 256, (EDGE, EDGE, 3), dtype=np.uint8)
     assert recognize(Image.fromarray(noise)) is None
-    one, two = (next(pictures(Kind("red", "circle", place), 1)) for place in ("left", "right"))
+    one, two = (next(images(Kind("red", "circle", place), 1)) for place in ("left", "right"))
     both = Image.fromarray(np.minimum(np.asarray(one), np.asarray(two)))
     assert recognize(one) is not None
     assert recognize(both) is None
-    gray = ImageOps.grayscale(next(pictures(Kind("blue", "square", "top"), 1)))
+    gray = ImageOps.grayscale(next(images(Kind("blue", "square", "top"), 1)))
     assert recognize(gray.convert("RGB")) is None
     half = blank.copy()
     half.paste((220, 20, 20), (0, 0, EDGE, EDGE // 2))
@@ -93,7 +93,7 @@ def test_what_is_no_single_colored_thing_is_not_recognized() -> None:
 @pytest.mark.parametrize("color", COLORS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_thing_of_two_colors_is_of_none(color: str, shape: str) -> None:
-    pixels = np.asarray(next(pictures(Kind(color, shape, "centre"), 1))).copy()
+    pixels = np.asarray(next(images(Kind(color, shape, "centre"), 1))).copy()
     half = pixels[:, : EDGE // 2]
     hue, saturation, value = Image.fromarray(half).convert("HSV").split()
     other = hue.point([(level + 96) % 256 for level in range(256)])
@@ -103,8 +103,8 @@ def test_a_thing_of_two_colors_is_of_none(color: str, shape: str) -> None:
 
 def test_styles_differ_in_the_ground_only() -> None:
     kind = Kind("yellow", "star", "bottom")
-    assert all(measure_ground(picture) > 0.8 for picture in pictures(kind, 20))
-    assert all(measure_ground(picture) < 0.25 for picture in pictures(kind, 20, "night"))
+    assert all(measure_ground(image) > 0.8 for image in images(kind, 20))
+    assert all(measure_ground(image) < 0.25 for image in images(kind, 20, "night"))
 
 
 def test_some_combinations_are_held_out_but_no_pair_is() -> None:
@@ -141,7 +141,7 @@ def test_captions_say_what_is_there_in_many_ways() -> None:
         assert "left" in caption
 
 
-def test_the_folder_is_one_of_pictures_with_captions(tmp_path: Path) -> None:
+def test_the_folder_is_one_of_images_with_captions(tmp_path: Path) -> None:
     for name in ("one", "two"):
         shapes_data.main(["--out", str(tmp_path / name), "--num", "30", "--style", "mixed"])
     folder = tmp_path / "one" / "train"
@@ -149,10 +149,10 @@ def test_the_folder_is_one_of_pictures_with_captions(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in lines]
     assert len(rows) == 30
     for index, row in enumerate(rows):
-        with Image.open(folder / row["file_name"]) as picture:
-            assert picture.size == (EDGE, EDGE)
-            assert picture.mode == "RGB"
-            assert (measure_ground(picture) < 0.35) == (index % 2 == 1)
+        with Image.open(folder / row["file_name"]) as image:
+            assert image.size == (EDGE, EDGE)
+            assert image.mode == "RGB"
+            assert (measure_ground(image) < 0.35) == (index % 2 == 1)
     for file in folder.iterdir():
         assert file.read_bytes() == (tmp_path / "two" / "train" / file.name).read_bytes()
     held_out = (tmp_path / "one" / "eval" / "metadata.jsonl").read_text(encoding="utf-8")

@@ -136,10 +136,10 @@ def test_the_story_check_fails_an_untrained_model(
 def test_the_pipeline_draws_something_of_the_right_size(shapes_folder: Path) -> None:
     pipeline = shapes_check.load(shapes_folder, None)
     assert type(pipeline) is StableDiffusionPipeline
-    pictures = shapes_check.draw(pipeline, ["a red circle"] * 2, steps=2, guidance=3, seed=0)
-    assert [picture.size for picture in pictures] == [(64, 64)] * 2
+    images = shapes_check.draw(pipeline, ["a red circle"] * 2, steps=2, guidance=3, seed=0)
+    assert [image.size for image in images] == [(64, 64)] * 2
     again = shapes_check.draw(pipeline, ["a red circle"] * 2, steps=2, guidance=3, seed=0)
-    assert [p.tobytes() for p in pictures] == [p.tobytes() for p in again]
+    assert [p.tobytes() for p in images] == [p.tobytes() for p in again]
 
 
 def test_the_pipeline_is_stored_in_half_precision(shapes_folder: Path) -> None:
@@ -171,12 +171,12 @@ def test_the_shapes_check_counts_each_respect() -> None:
         Kind("blue", "ring", "top"),
         Kind("pink", "star", "top"),
     ]
-    pictures = [draw_scene(create_scene(kind, rng)) for kind in kinds]
+    images = [draw_scene(create_scene(kind, rng)) for kind in kinds]
     every = {"color": 3, "shape": 3, "place": 3, "ground": 3, "all": 3}
-    assert shapes_check.count_right(kinds, pictures, "plain") == every
-    assert shapes_check.count_right(kinds, pictures, "night")["all"] == 0
+    assert shapes_check.count_right(kinds, images, "plain") == every
+    assert shapes_check.count_right(kinds, images, "night")["all"] == 0
     asked = [kinds[0], Kind("blue", "ring", "left"), Kind("red", "square", "top")]
-    right = shapes_check.count_right(asked, pictures, "plain")
+    right = shapes_check.count_right(asked, images, "plain")
     assert right == {"color": 2, "shape": 2, "place": 2, "ground": 3, "all": 1}
 
 

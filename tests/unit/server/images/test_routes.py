@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from tests.support.image_classes import Batching, Odd, Plain, Studio
-from tests.support.image_files import encode, mask_png, picture, png
+from tests.support.image_files import create_image, encode, mask_png, png
 from tests.support.servers import serve_asgi
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.server import create_app
@@ -185,7 +185,7 @@ def test_formats(studio: openai.OpenAI, form: Any) -> None:
         image = opened(answer.data[0].b64_json)
         assert (image.format, image.mode, image.size) == (form.upper(), "RGB", (128, 128))
         if form == "png":
-            assert ImageChops.difference(image, picture(128, 128)).getbbox() is None
+            assert ImageChops.difference(image, create_image(128, 128)).getbbox() is None
         sizes.append(len(answer.data[0].b64_json or ""))
     assert form == "png" or sizes[0] > 2 * sizes[1]
 
@@ -298,12 +298,12 @@ def test_an_edit_gets_image_mask_and_fields(studio: openai.OpenAI) -> None:
             "adapters": {"ink": 0.5, "a b": 2.0},
         }
         assert (image.mode, image.size) == ("RGB", (40, 30))
-        assert ImageChops.difference(image, picture()).getbbox() is None
+        assert ImageChops.difference(image, create_image()).getbbox() is None
         assert (mask.mode, mask.size) == ("L", (40, 30))
         assert mask.getpixel((5, 5)) == 255, "what is transparent is painted anew"
         assert mask.getpixel((35, 5)) == 0
     assert answer.data is not None
-    assert ImageChops.difference(opened(answer.data[1].b64_json), picture()).getbbox() is None
+    assert ImageChops.difference(opened(answer.data[1].b64_json), create_image()).getbbox() is None
 
 
 def test_images_of_one_request_do_not_share_their_uploads(studio: openai.OpenAI) -> None:
@@ -316,7 +316,7 @@ def test_images_of_one_request_do_not_share_their_uploads(studio: openai.OpenAI)
 def test_an_edit_of_several_images(studio: openai.OpenAI) -> None:
     answer = studio.images.edit(
         model="painter",
-        image=[png(), ("photo.jpg", encode(picture(20, 10), "JPEG"), "image/jpeg")],
+        image=[png(), ("photo.jpg", encode(create_image(20, 10), "JPEG"), "image/jpeg")],
         mask=mask_png(),
         prompt=PROMPT,
         extra_body={"adapters": ["ink", "oil"]},
@@ -400,15 +400,19 @@ def test_photographs_are_turned_upright(studio: openai.OpenAI, orientation: int)
         7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_270,
     }
-    stored = picture().transpose(turns[orientation]) if orientation in turns else picture()
+    stored = (
+        create_image().transpose(turns[orientation]) if orientation in turns else create_image()
+    )
     exif = Image.Exif()
     exif[0x0112] = orientation
     studio.images.edit(model="painter", image=encode(stored, exif=exif), prompt=PROMPT)
-    assert ImageChops.difference(Studio.last.inputs[-1]["image"], picture()).getbbox() is None
+    assert ImageChops.difference(Studio.last.inputs[-1]["image"], create_image()).getbbox() is None
 
 
-def test_a_photograph_with_a_preview_is_its_first_picture(studio: openai.OpenAI) -> None:
-    photo = encode(picture(), "MPO", save_all=True, append_images=[picture(20, 15)], quality=95)
+def test_a_photograph_with_a_preview_is_its_first_image(studio: openai.OpenAI) -> None:
+    photo = encode(
+        create_image(), "MPO", save_all=True, append_images=[create_image(20, 15)], quality=95
+    )
     studio.images.edit(model="painter", image=photo, prompt=PROMPT)
     assert Studio.last.inputs[-1]["image"].size == (40, 30)
 

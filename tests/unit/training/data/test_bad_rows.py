@@ -212,7 +212,7 @@ def test_text_of_tables_that_is_not_utf8_is_a_bad_row(tmp_path: Path) -> None:
 def test_rows_of_the_hub_that_cannot_be_decoded_are_bad_rows(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = arrow.table({"text": _invalid(), "image": [b"no picture"] * 3})
+    table = arrow.table({"text": _invalid(), "image": [b"no image"] * 3})
     source = datasets.Dataset(table).cast_column("image", datasets.Image())
     monkeypatch.setattr(
         datasets, "load_dataset", lambda *_: datasets.DatasetDict(train=source, test=source)
@@ -226,12 +226,12 @@ def test_rows_of_the_hub_that_cannot_be_decoded_are_bad_rows(
         "left out someone/texts, split test (another split)",
     ]
     rows = list(hub.read_hub("someone/texts", None, "validation", Inventory()))
-    assert rows[2].values["image"]["bytes"] == b"no picture"
+    assert rows[2].values["image"]["bytes"] == b"no image"
 
 
-def png(picture: Image.Image, form: str = "PNG", **more: Any) -> bytes:
+def png(image: Image.Image, form: str = "PNG", **more: Any) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, form, **more)
+    image.save(buffer, form, **more)
     return buffer.getvalue()
 
 
@@ -248,7 +248,7 @@ def _cut() -> bytes:
 
 
 FRAMES: dict[str, Any] = {"save_all": True, "append_images": [Image.new("RGB", (8, 8), "red")]}
-BAD_PICTURES = {
+BAD_IMAGES = {
     "empty": b"",
     "cut": _cut(),
     "no-size": _no_size(),
@@ -260,13 +260,13 @@ BAD_PICTURES = {
 }
 
 
-@pytest.mark.parametrize("name", list(BAD_PICTURES))
-def test_a_picture_that_is_none(name: str) -> None:
+@pytest.mark.parametrize("name", list(BAD_IMAGES))
+def test_an_image_that_is_none(name: str) -> None:
     with pytest.raises(ImageFileError):
-        load_image(BAD_PICTURES[name], 8)
+        load_image(BAD_IMAGES[name], 8)
 
 
-def test_damage_anywhere_in_a_picture_is_a_bad_row() -> None:
+def test_damage_anywhere_in_an_image_is_a_bad_row() -> None:
     draw = np.random.default_rng(1)
     noise = draw.integers(0, 255, (16, 16, 3), dtype=np.uint8)
     for form in ("PNG", "JPEG", "WEBP", "BMP"):
@@ -294,7 +294,7 @@ def test_other_color_models_are_read_as_they_look() -> None:
 
 
 @pytest.mark.parametrize("image", ["/" + "x" * 5000, "a\0b", "\ud83d.png", "/dev/zero", "/tmp"])
-def test_a_path_that_is_no_picture(image: str) -> None:
+def test_a_path_that_is_no_image(image: str) -> None:
     with pytest.raises(ImageFileError) as caught:
         load_image(image, 8)
     assert "does not exist" in caught.value.message
@@ -315,6 +315,6 @@ def test_a_caption_that_is_none(name: str, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=f"metadata.jsonl:2: .*{problem}"):
         load_images({"data": data})
     sources: list[str] = []
-    pictures, _ = load_images({"data": {**data, "on_bad_row": "skip"}}, sources)
-    assert len(pictures) == 1
+    images, _ = load_images({"data": {**data, "on_bad_row": "skip"}}, sources)
+    assert len(images) == 1
     assert problem in "\n".join(sources)

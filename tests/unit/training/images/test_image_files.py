@@ -14,24 +14,24 @@ from truthgpt_serve.training.images import image_files as image_files_module
 from truthgpt_serve.training.images.image_files import ImageFileError, load_image
 
 
-def _file(picture: Image.Image, form: str = "PNG", **more: Any) -> bytes:
+def _file(image: Image.Image, form: str = "PNG", **more: Any) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, form, **more)
+    image.save(buffer, form, **more)
     return buffer.getvalue()
 
 
-def test_a_picture_is_resized_and_cut_in_the_center() -> None:
-    picture = Image.new("RGB", (300, 100), "red")
-    picture.paste("blue", (100, 0, 200, 100))
-    pixels = load_image(_file(picture), EDGE)
+def test_an_image_is_resized_and_cut_in_the_center() -> None:
+    image = Image.new("RGB", (300, 100), "red")
+    image.paste("blue", (100, 0, 200, 100))
+    pixels = load_image(_file(image), EDGE)
     assert pixels.shape == (3, EDGE, EDGE)
     # Rings of the filter at the two edges are left out.
     assert (pixels[:, :, 3:-3] == np.array([0, 0, 255])[:, None, None]).all()
-    same = load_image({"bytes": _file(picture), "path": "x.png"}, EDGE)
+    same = load_image({"bytes": _file(image), "path": "x.png"}, EDGE)
     assert (same == pixels).all()
 
 
-def test_transparency_is_laid_over_white_and_pictures_stand_upright() -> None:
+def test_transparency_is_laid_over_white_and_images_stand_upright() -> None:
     clear = Image.new("RGBA", (EDGE, EDGE), (255, 0, 0, 0))
     assert (load_image(_file(clear), EDGE) == 255).all()
     sideways = Image.new("RGB", (EDGE, EDGE), "black")
@@ -43,7 +43,7 @@ def test_transparency_is_laid_over_white_and_pictures_stand_upright() -> None:
     assert pixels[0, -1, 0] == 255
 
 
-def test_a_huge_picture_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_huge_image_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_files_module, "MAX_PIXELS", 99)
     with pytest.raises(ImageFileError, match=r"10x10 pixels; at most 99"):
         load_image(_file(Image.new("L", (10, 10))), EDGE)
@@ -54,7 +54,7 @@ def test_a_huge_picture_is_refused_before_it_is_decoded(monkeypatch: pytest.Monk
         load_image(bytes(header), EDGE)
 
 
-@pytest.mark.parametrize("image", [b"no picture", None, 7, {"bytes": None, "path": None}])
-def test_what_is_no_picture_is_refused(image: Any) -> None:
+@pytest.mark.parametrize("image", [b"no image", None, 7, {"bytes": None, "path": None}])
+def test_what_is_no_image_is_refused(image: Any) -> None:
     with pytest.raises(ImageFileError):
         load_image(image, EDGE)

@@ -19,7 +19,7 @@ from tests.support.training_images import (
     run,
     run_until_killed,
     run_workers,
-    save_pictures,
+    save_images,
     save_pipeline,
 )
 from truthgpt_serve.training.errors import TrainingError
@@ -32,8 +32,8 @@ TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_pictures(tmp_path_factory.mktemp("data") / "pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_images(tmp_path_factory.mktemp("data") / "images")
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +59,11 @@ def _predict_velocity(pipeline: Any) -> None:
     ids=["epsilon", "velocity", "sdxl", "sd3", "flux"],
 )
 def test_the_loss_falls_and_the_pipeline_is_whole(
-    kind: str, change: Any, more: dict[str, Any], pictures: Path, tmp_path: Path
+    kind: str, change: Any, more: dict[str, Any], images: Path, tmp_path: Path
 ) -> None:
     weights = save_pipeline(kind, tmp_path / "weights", change)
     training = {"max_steps": 20, "eval_every": 10, "caption_dropout": 0.2, **more}
-    cfg = make_cfg(weights, pictures, training=training, data={"eval_dataset": str(pictures)})
+    cfg = make_cfg(weights, images, training=training, data={"eval_dataset": str(images)})
     before = run(
         {**cfg, "training": {**cfg["training"], "learning_rate": 1e-9, "max_steps": 1}},
         tmp_path / "untrained",
@@ -77,14 +77,14 @@ def test_the_loss_falls_and_the_pipeline_is_whole(
     assert distance(read_weights(tmp_path / "run/model/vae"), read_weights(weights / "vae")) == 0
     more = dict(CALL_DEFAULTS.get(kind, {}))
     size = {"width": 32, "height": 32, "num_inference_steps": 2}
-    images = load_result(tmp_path / "run")("a red square", **size, **more).images
-    assert images[0].size == (32, 32)
+    drawn = load_result(tmp_path / "run")("a red square", **size, **more).images
+    assert drawn[0].size == (32, 32)
 
 
-def test_accumulation_equals_a_larger_batch(sd: Path, pictures: Path, tmp_path: Path) -> None:
-    whole = run(make_cfg(sd, pictures), tmp_path / "whole")
+def test_accumulation_equals_a_larger_batch(sd: Path, images: Path, tmp_path: Path) -> None:
+    whole = run(make_cfg(sd, images), tmp_path / "whole")
     parts = {"train_batch_size": 1, "grad_accum_steps": 4}
-    split = run(make_cfg(sd, pictures, training=parts), tmp_path / "split")
+    split = run(make_cfg(sd, images, training=parts), tmp_path / "split")
     assert split.losses == pytest.approx(whole.losses, rel=TOLERANCE)
     assert len(whole.losses) == 8
     results = [read_weights(tmp_path / name / "model/unet") for name in ("whole", "split")]
@@ -93,14 +93,14 @@ def test_accumulation_equals_a_larger_batch(sd: Path, pictures: Path, tmp_path: 
 
 
 def test_two_workers_equal_one_with_twice_the_accumulation(
-    sd: Path, pictures: Path, tmp_path: Path
+    sd: Path, images: Path, tmp_path: Path
 ) -> None:
-    data = {"eval_dataset": str(pictures)}
+    data = {"eval_dataset": str(images)}
     sizes = {"train_batch_size": 2, "max_steps": 6}
     alone = {**sizes, "grad_accum_steps": 4}
-    one = run(make_cfg(sd, pictures, training=alone, data=data), tmp_path / "one")
+    one = run(make_cfg(sd, images, training=alone, data=data), tmp_path / "one")
     shared = {**sizes, "grad_accum_steps": 2}
-    cfg = make_cfg(sd, pictures, training=shared, data=data)
+    cfg = make_cfg(sd, images, training=shared, data=data)
     told = run_workers(cfg, tmp_path / "two", 2)
     assert told[0] == told[1]
     assert told[0] == pytest.approx(one.losses, rel=TOLERANCE)
@@ -108,13 +108,11 @@ def test_two_workers_equal_one_with_twice_the_accumulation(
     assert distance(*results) < 1e-4
 
 
-def test_resumed_after_a_kill_equals_uninterrupted(
-    sd: Path, pictures: Path, tmp_path: Path
-) -> None:
+def test_resumed_after_a_kill_equals_uninterrupted(sd: Path, images: Path, tmp_path: Path) -> None:
     # Everything that a checkpoint must hold: the average, a schedule, and a generator for dropout.
     cfg = make_cfg(
         sd,
-        pictures,
+        images,
         training={
             "scheduler": "cosine",
             "warmup_ratio": 0.25,
@@ -137,8 +135,8 @@ def test_resumed_after_a_kill_equals_uninterrupted(
     assert distance(*results) < 1e-6
 
 
-def test_asked_to_stop_it_saves_and_goes_on_later(sd: Path, pictures: Path, tmp_path: Path) -> None:
-    cfg = make_cfg(sd, pictures)
+def test_asked_to_stop_it_saves_and_goes_on_later(sd: Path, images: Path, tmp_path: Path) -> None:
+    cfg = make_cfg(sd, images)
     whole = run(cfg, tmp_path / "whole")
     stopped = run(cfg, tmp_path / "stopped", Recorder(stop_after=5))
     assert len(stopped.losses) == 5
@@ -149,28 +147,28 @@ def test_asked_to_stop_it_saves_and_goes_on_later(sd: Path, pictures: Path, tmp_
 
 
 def test_the_rate_rises_and_falls_by_optimizer_steps(
-    sd: Path, pictures: Path, tmp_path: Path
+    sd: Path, images: Path, tmp_path: Path
 ) -> None:
     training = {"scheduler": "linear", "warmup_ratio": 0.25, "grad_accum_steps": 2}
-    rates = run(make_cfg(sd, pictures, training=training), tmp_path / "run").rates
+    rates = run(make_cfg(sd, images, training=training), tmp_path / "run").rates
     expected = [0, 1 / 2, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
     assert rates == pytest.approx([1e-3 * share for share in expected])
 
 
-def test_checkpointing_and_bf16_learn_the_same(sd: Path, pictures: Path, tmp_path: Path) -> None:
-    plain = run(make_cfg(sd, pictures), tmp_path / "plain")
+def test_checkpointing_and_bf16_learn_the_same(sd: Path, images: Path, tmp_path: Path) -> None:
+    plain = run(make_cfg(sd, images), tmp_path / "plain")
     optim = {"gradient_checkpointing": True}
-    again = run(make_cfg(sd, pictures, model_optim=optim), tmp_path / "again")
+    again = run(make_cfg(sd, images, model_optim=optim), tmp_path / "again")
     assert again.losses == pytest.approx(plain.losses, rel=TOLERANCE)
     short = {"mixed_precision": "bf16"}
-    mixed = run(make_cfg(sd, pictures, training=short), tmp_path / "mixed")
+    mixed = run(make_cfg(sd, images, training=short), tmp_path / "mixed")
     assert mixed.losses == pytest.approx(plain.losses, rel=0.05)
     assert mixed.losses != plain.losses
 
 
-def test_gradients_that_are_no_numbers_are_told(sd: Path, pictures: Path, tmp_path: Path) -> None:
+def test_gradients_that_are_no_numbers_are_told(sd: Path, images: Path, tmp_path: Path) -> None:
     training = {"learning_rate": 1e30, "max_grad_norm": 0.0, "max_steps": 4}
-    losses = run(make_cfg(sd, pictures, training=training), tmp_path / "run").losses
+    losses = run(make_cfg(sd, images, training=training), tmp_path / "run").losses
     assert math.isfinite(losses[0])
     assert not math.isfinite(losses[-1])
 
@@ -194,16 +192,16 @@ def test_gradients_that_are_no_numbers_are_told(sd: Path, pictures: Path, tmp_pa
     ],
 )
 def test_what_cannot_be_trained_is_refused(
-    kind: str, sections: dict[str, Any], words: str, pictures: Path, tmp_path: Path
+    kind: str, sections: dict[str, Any], words: str, images: Path, tmp_path: Path
 ) -> None:
-    cfg = make_cfg(save_pipeline(kind, tmp_path / "weights"), pictures, **sections)
+    cfg = make_cfg(save_pipeline(kind, tmp_path / "weights"), images, **sections)
     with pytest.raises(TrainingError, match=words):
         run(cfg, tmp_path / "run")
 
 
-def test_the_plan_counts_what_is_trained(sd: Path, pictures: Path, tmp_path: Path) -> None:
+def test_the_plan_counts_what_is_trained(sd: Path, images: Path, tmp_path: Path) -> None:
     optim = {"lora": {"enabled": True, "r": 2}}
-    cfg = make_cfg(sd, pictures, model_optim=optim, data={"eval_share": 0.25})
+    cfg = make_cfg(sd, images, model_optim=optim, data={"eval_share": 0.25})
     facts = denoiser.prepare(TrainingJob(cfg=cfg, folder=tmp_path, checkpoint=None, num_workers=1))
     run(cfg, tmp_path / "run")
     adapter = read_weights(tmp_path / "run/model")

@@ -21,7 +21,7 @@ from tests.support.training_images import (
     make_cfg,
     read_weights,
     run,
-    save_pictures,
+    save_images,
     save_pipeline,
 )
 from truthgpt_serve.training.errors import TrainingError
@@ -32,8 +32,8 @@ from truthgpt_serve.training.run_folder import checkpoints
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_pictures(tmp_path_factory.mktemp("data") / "pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_images(tmp_path_factory.mktemp("data") / "images")
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +65,11 @@ def _pixels(image: Image.Image) -> Any:
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
 async def test_an_adapter_is_loaded_by_diffusers_and_by_the_engine(
-    sd: Path, pictures: Path, tmp_path: Path
+    sd: Path, images: Path, tmp_path: Path
 ) -> None:
     lora = {"enabled": True, "r": 4, "alpha": 16.0, "dropout": 0.0}
     training = {"learning_rate": 1e-2, "max_steps": 12}
-    cfg = make_cfg(sd, pictures, training=training, model_optim={"lora": lora})
+    cfg = make_cfg(sd, images, training=training, model_optim={"lora": lora})
     losses = run(cfg, tmp_path / "run").losses
     assert np.mean(losses[-4:]) < np.mean(losses[:4])
     plain = DiffusionPipeline.from_pretrained(sd)
@@ -91,19 +91,19 @@ async def test_an_adapter_is_loaded_by_diffusers_and_by_the_engine(
     assert float(np.abs(shown - adapted).max()) <= 1 / 255
 
 
-def test_the_text_encoder_is_trained_and_saved(sd: Path, pictures: Path, tmp_path: Path) -> None:
+def test_the_text_encoder_is_trained_and_saved(sd: Path, images: Path, tmp_path: Path) -> None:
     training = {"train_text_encoder": True, "caption_dropout": 0.3}
     optim = {"gradient_checkpointing": True}
-    run(make_cfg(sd, pictures, training=training, model_optim=optim), tmp_path / "run")
+    run(make_cfg(sd, images, training=training, model_optim=optim), tmp_path / "run")
     for part in ("unet", "text_encoder"):
         saved = read_weights(tmp_path / "run/model" / part)
         assert distance(saved, read_weights(sd / part)) > 1e-4, part
     assert _draw(load_result(tmp_path / "run")).shape == (EDGE, EDGE, 3)
 
 
-def test_the_average_is_the_result(sd: Path, pictures: Path, tmp_path: Path) -> None:
+def test_the_average_is_the_result(sd: Path, images: Path, tmp_path: Path) -> None:
     training = {"max_steps": 4, "checkpoint_every": 1, "keep_checkpoints": 4, "ema_decay": 0.6}
-    run(make_cfg(sd, pictures, training=training), tmp_path / "run")
+    run(make_cfg(sd, images, training=training), tmp_path / "run")
     first, *others = [_read(one / WEIGHTS) for one in checkpoints(tmp_path / "run")]
     # The decay itself rises at first: 2/11, then 3/12, 4/13 in steps 2 to 4.
     average = dict(first)
@@ -117,7 +117,7 @@ def test_the_average_is_the_result(sd: Path, pictures: Path, tmp_path: Path) -> 
     assert distance(result, others[-1]) > 1e-5
 
 
-def test_it_stops_early_and_gives_the_best(sd: Path, pictures: Path, tmp_path: Path) -> None:
+def test_it_stops_early_and_gives_the_best(sd: Path, images: Path, tmp_path: Path) -> None:
     # The rate is so high that the loss soon rises again.
     training = {
         "max_steps": 40,
@@ -126,7 +126,7 @@ def test_it_stops_early_and_gives_the_best(sd: Path, pictures: Path, tmp_path: P
         "early_stopping_patience": 3,
         "keep_checkpoints": 1,
     }
-    cfg = make_cfg(sd, pictures, training=training, data={"eval_dataset": str(pictures)})
+    cfg = make_cfg(sd, images, training=training, data={"eval_dataset": str(images)})
     monitor = run(cfg, tmp_path / "run")
     assert len(monitor.losses) < 40
     best = int(np.argmin(monitor.evaluations)) + 1
@@ -136,14 +136,14 @@ def test_it_stops_early_and_gives_the_best(sd: Path, pictures: Path, tmp_path: P
     assert distance(read_weights(tmp_path / "run/model/unet"), saved) == 0
 
 
-def test_the_result_has_the_wanted_number_format(sd: Path, pictures: Path, tmp_path: Path) -> None:
+def test_the_result_has_the_wanted_number_format(sd: Path, images: Path, tmp_path: Path) -> None:
     optim = {"dtype": "bfloat16"}
-    cfg = make_cfg(sd, pictures, training={"max_steps": 1}, model_optim=optim)
+    cfg = make_cfg(sd, images, training={"max_steps": 1}, model_optim=optim)
     run(cfg, tmp_path / "run")
     kinds = {one.dtype for one in read_weights(tmp_path / "run/model/unet").values()}
     assert kinds == {torch.bfloat16}
     # `auto` keeps what it began with.
-    cfg = make_cfg(tmp_path / "run/model", pictures, training={"max_steps": 1})
+    cfg = make_cfg(tmp_path / "run/model", images, training={"max_steps": 1})
     run(cfg, tmp_path / "again")
     kinds = {one.dtype for one in read_weights(tmp_path / "again/model/unet").values()}
     assert kinds == {torch.bfloat16}
@@ -151,15 +151,15 @@ def test_the_result_has_the_wanted_number_format(sd: Path, pictures: Path, tmp_p
 
 @pytest.mark.parametrize("kind", ["sd", "sd3"])
 def test_the_autoencoder_learns_and_knows_its_scale(
-    kind: str, pictures: Path, tmp_path: Path
+    kind: str, images: Path, tmp_path: Path
 ) -> None:
     weights = save_pipeline(kind, tmp_path / "weights")
     training = {"component": "vae", "max_steps": 40, "learning_rate": 3e-3, "eval_every": 20}
-    cfg = make_cfg(weights, pictures, training=training, data={"eval_dataset": str(pictures)})
+    cfg = make_cfg(weights, images, training=training, data={"eval_dataset": str(images)})
     monitor = run(cfg, tmp_path / "run")
     assert monitor.evaluations[1] < monitor.evaluations[0] < monitor.losses[0]
     vae = load_result(tmp_path / "run").vae
-    pixels = [load_image(pictures / f"{index}.png", EDGE) for index in range(8)]
+    pixels = [load_image(images / f"{index}.png", EDGE) for index in range(8)]
     stacked = torch.stack([torch.from_numpy(one) for one in pixels])
     drawn = [
         latents.draw_latents(
@@ -185,8 +185,8 @@ def _latent_shape(vae: Any) -> tuple[int, int, int]:
 
 
 def test_settings_of_denoisers_are_refused_for_autoencoders(
-    sd: Path, pictures: Path, tmp_path: Path
+    sd: Path, images: Path, tmp_path: Path
 ) -> None:
     training = {"component": "vae", "caption_dropout": 0.1}
     with pytest.raises(TrainingError, match=r"training\.caption_dropout"):
-        run(make_cfg(sd, pictures, training=training), tmp_path / "run")
+        run(make_cfg(sd, images, training=training), tmp_path / "run")

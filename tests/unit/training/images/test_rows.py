@@ -1,4 +1,4 @@
-"""Pictures, captions and random numbers of image training."""
+"""Images, captions and random numbers of image training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.training_images import EDGE, make_cfg, run, save_pictures, save_pipeline
+from tests.support.training_images import EDGE, make_cfg, run, save_images, save_pipeline
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.images import sources
 from truthgpt_serve.training.images.facts import read_facts
@@ -16,8 +16,8 @@ from truthgpt_serve.training.images.rows import ImageRows, hub_rows, load_images
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_pictures(tmp_path_factory.mktemp("data") / "pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_images(tmp_path_factory.mktemp("data") / "images")
 
 
 @pytest.fixture(scope="module")
@@ -26,18 +26,18 @@ def sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _with_damage(folder: Path) -> Path:
-    save_pictures(folder)
+    save_images(folder)
     whole = (folder / "2.png").read_bytes()
     (folder / "2.png").write_bytes(whole[: len(whole) // 2])
     return folder
 
 
 @pytest.mark.parametrize("cached_bytes", [2**30, 0], ids=["cached", "decoded-each-time"])
-def test_a_bad_picture_is_named_with_its_line_or_skipped(
+def test_a_bad_image_is_named_with_its_line_or_skipped(
     cached_bytes: int, sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources, "MAX_CACHED_BYTES", cached_bytes)
-    data = _with_damage(tmp_path / "pictures")
+    data = _with_damage(tmp_path / "images")
     with pytest.raises(TrainingError, match=r"metadata\.jsonl:3: .*2\.png.*cannot be decoded"):
         run(make_cfg(sd, data), tmp_path / "stopped")
     skipping = make_cfg(sd, data, data={"on_bad_row": "skip"})
@@ -45,9 +45,9 @@ def test_a_bad_picture_is_named_with_its_line_or_skipped(
 
 
 def test_cached_latents_give_the_same_losses(
-    sd: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sd: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cfg = make_cfg(sd, pictures, data={"eval_share": 0.25})
+    cfg = make_cfg(sd, images, data={"eval_share": 0.25})
     cached = run(cfg, tmp_path / "cached")
     monkeypatch.setattr(sources, "MAX_CACHED_BYTES", 0)
     decoded = run(cfg, tmp_path / "decoded")
@@ -55,54 +55,54 @@ def test_cached_latents_give_the_same_losses(
     assert decoded.evaluations == pytest.approx(cached.evaluations, rel=1e-4)
 
 
-def test_rows_of_parquet_hold_pictures(sd: Path, pictures: Path, tmp_path: Path) -> None:
+def test_rows_of_parquet_hold_images(sd: Path, images: Path, tmp_path: Path) -> None:
     arrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    lines = (pictures / "metadata.jsonl").read_text().splitlines()
+    lines = (images / "metadata.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     table = {
         "image": [
-            {"bytes": (pictures / row["file_name"]).read_bytes(), "path": None} for row in rows
+            {"bytes": (images / row["file_name"]).read_bytes(), "path": None} for row in rows
         ],
         "text": [row["text"] for row in rows],
     }
     parquet.write_table(arrow.table(table), tmp_path / "rows.parquet")
-    one = run(make_cfg(sd, pictures), tmp_path / "folder")
+    one = run(make_cfg(sd, images), tmp_path / "folder")
     other = run(make_cfg(sd, tmp_path / "rows.parquet"), tmp_path / "parquet")
     assert other.losses == pytest.approx(one.losses, rel=1e-6)
 
 
-def test_rows_of_the_hub_are_decoded_here(sd: Path, pictures: Path) -> None:
+def test_rows_of_the_hub_are_decoded_here(sd: Path, images: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    files = [(pictures / f"{index}.png").read_bytes() for index in range(3)]
-    columns = {"image": [*files, b"no picture"], "text": list("abcd")}
+    files = [(images / f"{index}.png").read_bytes() for index in range(3)]
+    columns = {"image": [*files, b"no image"], "text": list("abcd")}
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
     source = datasets.Dataset.from_dict(columns, features=features)
     rows = hub_rows("someone/squares", source)
-    data = make_cfg(sd, pictures)["data"]
+    data = make_cfg(sd, images)["data"]
     found = ImageRows(rows, range(4), data)
     pixels, captions = found.get([0, 2])
     assert captions == ["a", "c"]
-    assert (pixels[1].numpy() == load_image(pictures / "2.png", EDGE)).all()
+    assert (pixels[1].numpy() == load_image(images / "2.png", EDGE)).all()
     with pytest.raises(TrainingError, match=r"someone/squares: row 4: .*cannot be decoded"):
         found.get([3])
 
 
-def test_evaluation_is_the_same_every_time(sd: Path, pictures: Path, tmp_path: Path) -> None:
+def test_evaluation_is_the_same_every_time(sd: Path, images: Path, tmp_path: Path) -> None:
     # With hardly any learning between them, evaluations differ by hardly anything.
     training = {"learning_rate": 1e-12, "eval_every": 2, "caption_dropout": 0.5}
-    cfg = make_cfg(sd, pictures, training=training, data={"eval_share": 0.4})
+    cfg = make_cfg(sd, images, training=training, data={"eval_share": 0.4})
     evaluations = run(cfg, tmp_path / "run").evaluations
     assert len(evaluations) == 4
     assert evaluations == pytest.approx([evaluations[0]] * 4, rel=1e-5)
     larger = {**training, "eval_batch_size": 1}
-    cfg = make_cfg(sd, pictures, training=larger, data={"eval_share": 0.4})
+    cfg = make_cfg(sd, images, training=larger, data={"eval_share": 0.4})
     assert run(cfg, tmp_path / "other").evaluations == pytest.approx(evaluations, rel=1e-5)
 
 
-def test_the_split_is_by_the_seed_and_shares_no_row(sd: Path, pictures: Path) -> None:
+def test_the_split_is_by_the_seed_and_shares_no_row(sd: Path, images: Path) -> None:
     def captions(seed: int) -> tuple[set[str], set[str]]:
-        cfg = make_cfg(sd, pictures, data={"eval_share": 0.25}, seed=seed)
+        cfg = make_cfg(sd, images, data={"eval_share": 0.25}, seed=seed)
         one, other = load_images(cfg)
         assert other is not None
         return tuple({part.caption(row) for row in range(len(part))} for part in (one, other))  # type: ignore[return-value] # a pair
@@ -117,7 +117,7 @@ def test_the_split_is_by_the_seed_and_shares_no_row(sd: Path, pictures: Path) ->
 def test_the_plan_says_which_images_are_left_out_and_which_rows_are_bad(
     sd: Path, tmp_path: Path
 ) -> None:
-    folder = save_pictures(tmp_path / "pictures")
+    folder = save_images(tmp_path / "images")
     (folder / "extra.png").write_bytes((folder / "0.png").read_bytes())
     (folder / ".thumbs").mkdir()
     with (folder / "metadata.jsonl").open("a") as stream:

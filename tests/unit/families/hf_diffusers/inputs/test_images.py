@@ -7,13 +7,13 @@ from PIL import Image
 from deployments.hf_diffusers.inputs.images import fit, to_image, to_mask, to_tensor
 
 
-def picture(width: int = 64, height: int = 48, mode: str = "RGB") -> Image.Image:
+def create_image(width: int = 64, height: int = 48, mode: str = "RGB") -> Image.Image:
     values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(values).convert(mode)
 
 
-def test_pictures_survive_the_way_in_and_out() -> None:
-    image = picture()
+def test_images_survive_the_way_in_and_out() -> None:
+    image = create_image()
     assert to_image(to_tensor(image, 64, 48)).tobytes() == image.tobytes()
     assert to_image(image) is image
     halves = torch.full((3, 1, 1), 127.5 / 255)

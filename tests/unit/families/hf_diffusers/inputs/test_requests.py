@@ -44,7 +44,7 @@ def capabilities() -> Iterator[Capabilities]:
     PIPELINES.clear()
 
 
-def picture(width: int = 64, height: int = 48, mode: str = "RGB") -> Image.Image:
+def create_image(width: int = 64, height: int = 48, mode: str = "RGB") -> Image.Image:
     values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(values).convert(mode)
 
@@ -132,18 +132,26 @@ def test_quality_is_steps_and_steps_win(capabilities: Capabilities) -> None:
         ({"adapters": {"ink": "1"}}, "adapters.ink", "must be a number"),
         ({"adapters": ["ink"]}, "adapters", "must be an object, not a list"),
         ({"strength": 0.5}, "strength", "no effect for text-to-image"),
-        ({"mask": picture()}, "mask", "needs the `image`"),
+        ({"mask": create_image()}, "mask", "needs the `image`"),
         ({"operation": "edit"}, "image", "is required for an edit"),
         ({"operation": "paint"}, "operation", "known: generation, edit"),
-        ({"operation": "generation", "image": picture()}, "image", "belongs to an edit"),
+        ({"operation": "generation", "image": create_image()}, "image", "belongs to an edit"),
         ({"image": "a.png"}, "image", "an image, not 'a.png'"),
-        ({"image": [picture(), picture()]}, "image", "holds 2 images"),
-        ({"image": picture(), "mask": picture(32, 32)}, "mask", "is 32x32 and `image` 64x48"),
-        ({"image": picture(), "strength": 0}, "strength", "must be more than 0, not 0"),
-        ({"image": picture(), "strength": 0.1, "steps": 5}, "strength", "at least 10 steps"),
-        ({"image": picture(), "strength": 1e-9}, "strength", "leaves none: use more strength"),
-        ({"image": picture(), "strength": 5e-324}, "strength", "leaves none: use more strength"),
-        ({"control_image": picture()}, "control_image", "has no ControlNet"),
+        ({"image": [create_image(), create_image()]}, "image", "holds 2 images"),
+        (
+            {"image": create_image(), "mask": create_image(32, 32)},
+            "mask",
+            "is 32x32 and `image` 64x48",
+        ),
+        ({"image": create_image(), "strength": 0}, "strength", "must be more than 0, not 0"),
+        ({"image": create_image(), "strength": 0.1, "steps": 5}, "strength", "at least 10 steps"),
+        ({"image": create_image(), "strength": 1e-9}, "strength", "leaves none: use more strength"),
+        (
+            {"image": create_image(), "strength": 5e-324},
+            "strength",
+            "leaves none: use more strength",
+        ),
+        ({"control_image": create_image()}, "control_image", "has no ControlNet"),
         ({"control_scale": 1}, "control_scale", "needs a `control_image`"),
         ({"partial_images": 4}, "partial_images", "at most 3"),
         ({"step": 4}, "step", "did you mean `steps`?"),
@@ -166,13 +174,13 @@ def test_a_long_prompt_is_counted_as_the_pipeline_counts(capabilities: Capabilit
 
 
 def test_an_edit_takes_the_size_of_its_image(capabilities: Capabilities) -> None:
-    call = plan(capabilities, image=picture(71, 50), strength=0.5, steps=10)
+    call = plan(capabilities, image=create_image(71, 50), strength=0.5, steps=10)
     assert call.role == "image-to-image"
     assert call.options.num_steps == 5
     assert call.arguments["image"].shape == (1, 3, 48, 64)
     assert call.arguments["strength"] == 0.5
     assert "width" not in call.arguments  # the stock call has no such parameter
-    large = plan(capabilities, image=picture(400, 200), operation="variation", prompt=None)
+    large = plan(capabilities, image=create_image(400, 200), operation="variation", prompt=None)
     assert large.arguments["image"].shape == (1, 3, 88, 176)
     assert large.arguments["prompt"] == ""
 
@@ -180,7 +188,7 @@ def test_an_edit_takes_the_size_of_its_image(capabilities: Capabilities) -> None
 def test_a_mask_means_inpainting(capabilities: Capabilities) -> None:
     mask = Image.new("L", (64, 48), 0)
     mask.paste(255, (0, 0, 32, 48))
-    call = plan(capabilities, image=picture(), mask=mask, width=32, height=32)
+    call = plan(capabilities, image=create_image(), mask=mask, width=32, height=32)
     assert call.role == "inpainting"
     painted = call.arguments["mask_image"]
     assert painted.shape == (1, 1, 32, 32)
@@ -190,7 +198,7 @@ def test_a_mask_means_inpainting(capabilities: Capabilities) -> None:
 
 
 def test_transparent_parts_are_painted(capabilities: Capabilities) -> None:
-    holed = picture(mode="RGBA")
+    holed = create_image(mode="RGBA")
     holed.putalpha(Image.new("L", holed.size, 255))
     assert plan(capabilities, image=holed, operation="edit").role == "image-to-image"
     holed.paste((0, 0, 0, 0), (0, 0, 16, 48))
@@ -221,23 +229,30 @@ def test_a_model_that_guides_only_with_a_negative_prompt_gets_one() -> None:
 def test_control_images() -> None:
     capabilities = make_capabilities("sd-controlnet")
     assert plan(capabilities).role == "text-to-image"
-    alone = plan(capabilities, image=picture(), operation="edit", control_scale=0.5)
+    alone = plan(capabilities, image=create_image(), operation="edit", control_scale=0.5)
     assert alone.role == "control-text-to-image"
     assert alone.arguments["image"].shape == (1, 3, 48, 64)
     assert alone.arguments["controlnet_conditioning_scale"] == 0.5
-    both = plan(capabilities, image=[picture(32, 32), picture()], operation="edit")
+    both = plan(capabilities, image=[create_image(32, 32), create_image()], operation="edit")
     assert both.role == "control-image-to-image"
     assert both.arguments["image"].shape == both.arguments["control_image"].shape
     assert both.arguments["image"].shape == (1, 3, 32, 32)
-    named = plan(capabilities, image=picture(), control_image=picture(), mask=picture(mode="L"))
+    named = plan(
+        capabilities,
+        image=create_image(),
+        control_image=create_image(),
+        mask=create_image(mode="L"),
+    )
     assert named.role == "control-inpainting"
-    varied = plan(capabilities, image=picture(), operation="variation")
+    varied = plan(capabilities, image=create_image(), operation="variation")
     assert varied.role == "image-to-image"
 
 
 def test_several_images_go_to_a_model_that_takes_them() -> None:
     capabilities = make_capabilities("flux2")
-    arguments = plan(capabilities, image=[picture(), picture(32, 32)], operation="edit").arguments
+    arguments = plan(
+        capabilities, image=[create_image(), create_image(32, 32)], operation="edit"
+    ).arguments
     assert [image.size for image in arguments["image"]] == [(64, 48), (32, 32)]
     assert "width" not in arguments
 

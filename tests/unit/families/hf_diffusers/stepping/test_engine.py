@@ -40,8 +40,8 @@ from tests.support.tiny_images import KINDS, create_family, create_pipeline
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_supported_pipeline_gives_the_stock_images(kind: str) -> None:
     ours, stock = create_pair(kind)
-    picture = Image.effect_noise((32, 32), 60).convert("RGB")
-    more = {"image": picture} if "controlnet" in kind else {}
+    image = Image.effect_noise((32, 32), 60).convert("RGB")
+    more = {"image": image} if "controlnet" in kind else {}
     requests = [create_inputs(seed, kind=kind, steps=2 + seed, **more) for seed in range(3)]
     with engine_of(ours) as engine:
         jobs = [engine.submit("p", inputs) for inputs in requests]
@@ -55,14 +55,14 @@ def test_each_supported_pipeline_gives_the_stock_images(kind: str) -> None:
 
 def test_four_tasks_over_one_set_of_weights_share_forwards() -> None:
     ours, stock = create_family("sd"), create_family("sd")
-    picture = Image.effect_noise((32, 32), 60).convert("RGB")
+    image = Image.effect_noise((32, 32), 60).convert("RGB")
     mask = Image.new("L", (32, 32), 0)
     mask.paste(255, (8, 8, 24, 24))
     more: dict[str, dict[str, Any]] = {
         "text-to-image": {},
-        "image-to-image": {"image": picture, "strength": 0.7},
-        "inpainting": {"image": picture, "mask_image": mask, "strength": 1.0},
-        "controlnet": {"image": picture, "controlnet_conditioning_scale": 0.8},
+        "image-to-image": {"image": image, "strength": 0.7},
+        "inpainting": {"image": image, "mask_image": mask, "strength": 1.0},
+        "controlnet": {"image": image, "controlnet_conditioning_scale": 0.8},
     }
     assert set(more) == set(ours)
     requests = [

@@ -22,7 +22,7 @@ from tests.support.transformers_models import client_of, configuration, loaded
 from truthgpt_serve.errors import ConfigError, RequestError
 
 
-def picture(seed: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
+def create_image(seed: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
     pixels = numpy.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=numpy.uint8)
     return Image.fromarray(pixels)
 
@@ -67,7 +67,7 @@ def test_text_classification(classifier: Path) -> None:
 def test_image_classification(vision: Path) -> None:
     plain: Any = transformers.pipeline("image-classification", str(vision))
     cfg = configuration(vision, "custom", pipeline_task="image-classification")
-    images = [picture(index, (20 + 7 * index, 64)) for index in range(6)]
+    images = [create_image(index, (20 + 7 * index, 64)) for index in range(6)]
     with loaded(cfg) as model:
         found = model.infer_batch([{"image": image} for image in images])
     for image, answer in zip(images, found, strict=True):
@@ -78,14 +78,14 @@ def test_image_classification(vision: Path) -> None:
 def test_classification_over_http(vision: Path, classifier: Path) -> None:
     plain: Any = transformers.pipeline("image-classification", str(vision))
     buffer = io.BytesIO()
-    picture(3).save(buffer, "PNG")
+    create_image(3).save(buffer, "PNG")
     image = {"b64_json": base64.b64encode(buffer.getvalue()).decode(), "format": "png"}
     cfg = configuration(vision, "custom", pipeline_task="image-classification")
     with client_of(cfg) as client:
         url = f"{client.base_url}infer"
         body = {"model": "tiny", "inputs": {"image": image, "top_k": 2}}
         answer = httpx.post(url, json=body).json()
-        assert_alike(answer["outputs"], plain(picture(3), top_k=2))
+        assert_alike(answer["outputs"], plain(create_image(3), top_k=2))
         for inputs, message in (
             ({"image": "x"}, "`image` must be an image, as {b64_json, format}"),
             ({"image": image, "top_k": 0}, "`top_k` must be at least 1, not 0"),
@@ -113,7 +113,7 @@ def test_other_tasks(
 ) -> None:
     path = tmp_path
     if task == "image-feature-extraction":
-        path, inputs = vision, {"image": picture(1)}
+        path, inputs = vision, {"image": create_image(1)}
     else:
         tokenizer = transformers.AutoTokenizer.from_pretrained(classifier)
         config = transformers.BertConfig(

@@ -26,8 +26,8 @@ from tests.support.tiny_images import KINDS, create_pipeline
 @pytest.mark.parametrize("kind", KINDS)
 def test_progress_and_partial_images(kind: str) -> None:
     ours = create_pipeline(kind)
-    picture = Image.effect_noise((32, 32), 60).convert("RGB")
-    more = {"image": picture} if "controlnet" in kind else {}
+    image = Image.effect_noise((32, 32), 60).convert("RGB")
+    more = {"image": image} if "controlnet" in kind else {}
     events: list[Event] = []
     with engine_of(ours) as engine:
         inputs = create_inputs(1, kind=kind, steps=6, **more)

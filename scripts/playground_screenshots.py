@@ -1,4 +1,4 @@
-"""Takes the pictures of docs/playground.md from a running service.
+"""Takes the screenshots of docs/playground.md from a running service.
 
 Needs Chromium and chromedriver, and the models that configs/serve.yaml names.
 """
@@ -59,7 +59,7 @@ def save(browser: Browser, path: Path) -> None:
 
 
 def main() -> None:
-    """Takes both pictures."""
+    """Takes both screenshots."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--url", default="http://127.0.0.1:8000/ui/")
     parser.add_argument("--folder", type=Path, default=FOLDER)
