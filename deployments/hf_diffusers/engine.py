@@ -14,7 +14,7 @@ from deployments.hf_diffusers.config import DiffusersSettings, default_ongoing_r
 from deployments.hf_diffusers.inputs.image_inputs import check_size, default_size
 from deployments.hf_diffusers.inputs.images import to_image
 from deployments.hf_diffusers.inputs.prompts import PromptCounter
-from deployments.hf_diffusers.inputs.requests import Call, Capabilities, plan_call
+from deployments.hf_diffusers.inputs.requests import Capabilities, ImageCall, plan_call
 from deployments.hf_diffusers.metrics import format_metrics
 from deployments.hf_diffusers.pipelines.acceleration import accelerate, batch_buckets
 from deployments.hf_diffusers.pipelines.info import (
@@ -136,7 +136,7 @@ class ImageEngine:
         }
         return tuple(name for name, can in found.items() if can)
 
-    def plan(self, inputs: Mapping[str, Any]) -> Call:
+    def plan(self, inputs: Mapping[str, Any]) -> ImageCall:
         """Checks a request and prepares its images; may take tens of milliseconds.
 
         Raises:
@@ -144,7 +144,7 @@ class ImageEngine:
         """
         return plan_call(inputs, self.capabilities)
 
-    def submit(self, call: Call, on_event: Callable[[Event], None] | None = None) -> Job:
+    def submit(self, call: ImageCall, on_event: Callable[[Event], None] | None = None) -> Job:
         """Starts an image.
 
         Args:
@@ -167,7 +167,7 @@ class ImageEngine:
         """Ends a job within one denoising step."""
         self._engine.cancel(job)
 
-    def finish(self, call: Call, job: Job) -> dict[str, Any]:
+    def finish(self, call: ImageCall, job: Job) -> dict[str, Any]:
         """Returns the answer of a job that is done; converts pixels, so it takes milliseconds.
 
         Returns:
@@ -194,7 +194,7 @@ class ImageEngine:
         """Returns a stream's item for a preview of an unfinished image."""
         return {"partial_image": to_image(event.image), "index": event.index}
 
-    def count_usage(self, call: Call, image: Image.Image) -> dict[str, int]:
+    def count_usage(self, call: ImageCall, image: Image.Image) -> dict[str, int]:
         """Returns the tokens of the prompts, and as output the latent patches of the image.
 
         A patch is what the denoiser reads as one position: 8x8 pixels for a UNet, usually 16x16

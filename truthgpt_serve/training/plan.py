@@ -53,7 +53,7 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
+class StepCounts:
     """How many optimizer steps a run has.
 
     Attributes:
@@ -76,7 +76,7 @@ def count_steps(
     *,
     rows_per_example: int = 1,
     drops_rest: bool = False,
-) -> Steps:
+) -> StepCounts:
     """Counts optimizer steps; the last of an epoch may have fewer rows.
 
     Args:
@@ -96,7 +96,7 @@ def count_steps(
     total = training["max_steps"] or per_epoch * training["epochs"]
     warmup = min(total, math.ceil(training["warmup_ratio"] * total))
     rows = training["train_batch_size"] * training["grad_accum_steps"] * num_workers
-    return Steps(per_epoch, total, warmup, rows)
+    return StepCounts(per_epoch, total, warmup, rows)
 
 
 def memory_bytes(facts: Facts) -> int:
@@ -124,7 +124,7 @@ class Plan:
     method: str
     devices: str
     facts: Facts
-    steps: Steps
+    steps: StepCounts
     first_step: int = 0
 
     @property

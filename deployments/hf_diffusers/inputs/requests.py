@@ -67,7 +67,7 @@ class Capabilities:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ImageCall:
     """One image to be made.
 
     Attributes:
@@ -86,7 +86,7 @@ class Call:
     input_tokens: int | None = None
 
 
-def plan_call(inputs: Mapping[str, Any], capabilities: Capabilities) -> Call:
+def plan_call(inputs: Mapping[str, Any], capabilities: Capabilities) -> ImageCall:
     """Checks a request's inputs and returns the call for them; may take tens of milliseconds.
 
     Args:
@@ -107,7 +107,7 @@ def plan_call(inputs: Mapping[str, Any], capabilities: Capabilities) -> Call:
     place_input_images(fields, input_images, info, capabilities.settings, arguments)
     seed = secrets.randbelow(MAX_DRAWN_SEED) if fields.seed is None else fields.seed
     scheduler = capabilities.schedulers.make(fields.scheduler, steps) if fields.scheduler else None
-    call = Call(
+    call = ImageCall(
         role=info.role,
         arguments=arguments,
         seed=seed,

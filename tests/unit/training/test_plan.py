@@ -15,7 +15,7 @@ from truthgpt_serve.errors import ConfigError
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.launch import Workers
 from truthgpt_serve.training.loops import find_loop
-from truthgpt_serve.training.plan import Facts, Plan, Steps, count_steps, memory_bytes
+from truthgpt_serve.training.plan import Facts, Plan, StepCounts, count_steps, memory_bytes
 from truthgpt_serve.training.text.prepare import prepare, train_table
 
 
@@ -32,17 +32,17 @@ def training(**given: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("num_examples", "num_workers", "given", "steps"),
     [
-        (8, 1, {}, Steps(2, 6, 1, 4)),
-        (9, 1, {}, Steps(3, 9, 1, 4)),
-        (9, 2, {}, Steps(2, 6, 1, 8)),
-        (1, 4, {}, Steps(1, 3, 1, 16)),
-        (8, 1, {"max_steps": 50}, Steps(2, 50, 5, 4)),
-        (8, 1, {"warmup_ratio": 0.0}, Steps(2, 6, 0, 4)),
-        (8, 1, {"warmup_ratio": 1.0}, Steps(2, 6, 6, 4)),
+        (8, 1, {}, StepCounts(2, 6, 1, 4)),
+        (9, 1, {}, StepCounts(3, 9, 1, 4)),
+        (9, 2, {}, StepCounts(2, 6, 1, 8)),
+        (1, 4, {}, StepCounts(1, 3, 1, 16)),
+        (8, 1, {"max_steps": 50}, StepCounts(2, 50, 5, 4)),
+        (8, 1, {"warmup_ratio": 0.0}, StepCounts(2, 6, 0, 4)),
+        (8, 1, {"warmup_ratio": 1.0}, StepCounts(2, 6, 6, 4)),
     ],
 )
 def test_steps_are_counted(
-    num_examples: int, num_workers: int, given: dict[str, Any], steps: Steps
+    num_examples: int, num_workers: int, given: dict[str, Any], steps: StepCounts
 ) -> None:
     assert count_steps(training(**given), num_examples, num_workers) == steps
 

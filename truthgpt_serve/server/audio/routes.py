@@ -23,7 +23,7 @@ from truthgpt_serve.http.multipart import form_boundary, parse_form
 from truthgpt_serve.server.audio.codec import AudioExchange
 from truthgpt_serve.server.audio.decode import decode_audio
 from truthgpt_serve.server.audio.request import AudioRequest, parse_audio
-from truthgpt_serve.server.images.files import Codec
+from truthgpt_serve.server.images.files import BoundedExecutor
 from truthgpt_serve.server.instance import ModelInstance
 
 PATH = "/v1/audio/transcriptions"
@@ -48,11 +48,11 @@ class AudioRoutes:
         self._host = host
         self._read = read
         self._check_name = check_name
-        self._codec = Codec()
+        self._executor = BoundedExecutor()
 
     def close(self) -> None:
         """Ends the threads."""
-        self._codec.close()
+        self._executor.close()
 
     async def transcribe(self, connection: Connection) -> None:
         """Answers `POST /v1/audio/transcriptions`."""
@@ -70,7 +70,7 @@ class AudioRoutes:
                 f"the model {host.name!r} does not {task} recordings", param="model"
             )
         boundary = form_boundary(connection.header(b"content-type"))
-        parts = await self._codec.run(lambda: parse_form(boundary, body))
+        parts = await self._executor.run(lambda: parse_form(boundary, body))
         request = parse_audio(parts, task)
         self._check_name(request.model)
         async with connection.guard(host.max_request_s) as guard:
@@ -88,7 +88,7 @@ class AudioRoutes:
         model = self._host.model
         rate = int(getattr(model, "sampling_rate", DEFAULT_RATE))
         max_s = float(getattr(model, "max_audio_s", DEFAULT_MAX_S))
-        samples: Any = await self._codec.run(partial(decode_audio, request.file, rate, max_s))
+        samples: Any = await self._executor.run(partial(decode_audio, request.file, rate, max_s))
         request.file = b""  # the samples are what is needed from here on
         inputs = {"audio": samples, "sampling_rate": rate, **request.inputs}
         return AudioExchange(request, inputs, len(samples) / rate, self._host.label)

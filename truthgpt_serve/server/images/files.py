@@ -31,7 +31,7 @@ PNG_LEVEL = 1
 long."""
 
 
-class Codec:
+class BoundedExecutor:
     """Runs decoding and encoding off the event loop, a few at a time; for one event loop."""
 
     def __init__(self) -> None:

@@ -25,7 +25,7 @@ from truthgpt_serve.request_fields import MAX_SEED
 from truthgpt_serve.server.execution.gather import gather
 from truthgpt_serve.server.images.codec import ImageExchange, ImageResult, PartialImage, Progress
 from truthgpt_serve.server.images.files import (
-    Codec,
+    BoundedExecutor,
     EncodedImage,
     decode_image,
     decode_mask,
@@ -76,13 +76,13 @@ class ImageRoutes:
         self._adapters = [adapter.name for adapter in serving.adapters]
         known = self._adapters if host.spec.takes_adapters else None
         self._parser = ImageParser(self._limits, known)
-        self._codec = Codec()
+        self._executor = BoundedExecutor()
         self._has_pil = False
         self._places: asyncio.Semaphore | None = None
 
     def close(self) -> None:
         """Ends the threads."""
-        self._codec.close()
+        self._executor.close()
 
     async def generate(self, connection: Connection) -> None:
         """Answers `POST /v1/images/generations`."""
@@ -120,7 +120,7 @@ class ImageRoutes:
         body = await self._read(connection)
         self._check_operation(operation)
         boundary = form_boundary(connection.header(b"content-type"))
-        parts = await self._codec.run(lambda: parse_form(boundary, body))
+        parts = await self._executor.run(lambda: parse_form(boundary, body))
         await self._answer(connection, self._parser.parse_form(operation, parts))
 
     def _check_operation(self, operation: Operation) -> None:
@@ -162,7 +162,7 @@ class ImageRoutes:
                 if request.fields.response_format == "url"
                 else []
             )
-            body = await self._codec.run(lambda: encode_response(request, images, urls))
+            body = await self._executor.run(lambda: encode_response(request, images, urls))
             guard.release()
             await connection.reply(body)
 
@@ -170,7 +170,7 @@ class ImageRoutes:
         """Puts the uploaded images into the inputs."""
         uploads, limit = request.images, self._limits.max_pixels
         if not self._has_pil:  # its absence is found before the model works
-            await self._codec.run(load_pil)
+            await self._executor.run(load_pil)
             self._has_pil = True
         if not uploads:
             return
@@ -178,7 +178,7 @@ class ImageRoutes:
         num_pixels = 0
         for index, data in enumerate(uploads):
             place = "image" if len(uploads) == 1 else f"image[{index}]"
-            image = await self._codec.run(partial(decode_image, data, place, limit))
+            image = await self._executor.run(partial(decode_image, data, place, limit))
             num_pixels += image.width * image.height
             if num_pixels > MAX_TOTAL * limit:
                 raise TooLargeError(
@@ -190,7 +190,7 @@ class ImageRoutes:
             images.append(image)
         request.inputs["image"] = images[0] if len(images) == 1 else images
         if request.mask is not None:
-            request.inputs["mask"] = await self._codec.run(
+            request.inputs["mask"] = await self._executor.run(
                 partial(decode_mask, request.mask, "mask", limit, images[0].size)
             )
         request.images, request.mask = [], None
@@ -234,7 +234,7 @@ class ImageRoutes:
 
     async def _encode(self, request: ImageRequest, image: Any, method: str) -> EncodedImage:
         label = f"{self._host.label}.{method}"
-        return await self._codec.run(lambda: encode_image(image, request.output, label))
+        return await self._executor.run(lambda: encode_image(image, request.output, label))
 
     async def _store(
         self, connection: Connection, request: ImageRequest, images: list[Image]
@@ -279,6 +279,6 @@ class ImageRoutes:
         method = "stream" if self._host.streams else "infer"
         file = await self._encode(request, piece.image, method)
         if isinstance(piece, PartialImage):
-            return await self._codec.run(lambda: encode_partial(request, file, piece, index))
+            return await self._executor.run(lambda: encode_partial(request, file, piece, index))
         image = Image(file, piece)
-        return await self._codec.run(lambda: encode_completed(request, image, index))
+        return await self._executor.run(lambda: encode_completed(request, image, index))

@@ -103,7 +103,7 @@ class _Trainee(torch.nn.Module):  # type: ignore[misc] # torch counts as Any her
 
 
 class AutoencoderTask:
-    """What is learned of a batch; see `Task`.
+    """What is learned of a batch; see `TrainingTask`.
 
     Args:
         kind: Of the pipeline, on the CPU; its autoencoder is moved to the device.

@@ -125,7 +125,7 @@ class _Trainee(torch.nn.Module):  # type: ignore[misc] # torch counts as Any her
 
 
 class DenoiserTask:
-    """What is learned of a batch; see `Task`.
+    """What is learned of a batch; see `TrainingTask`.
 
     Args:
         kind: Of the pipeline, on the CPU; its parts are moved to the device.
@@ -164,7 +164,7 @@ class DenoiserTask:
         self.module = _Trainee(kind, self.trained_parts, self._captioner if encodes else None)
 
     def losses(self, module: Any, batch: Batch) -> Any:
-        """Returns the loss of each example; see `Task`."""
+        """Returns the loss of each example; see `TrainingTask`."""
         moments = batch["examples"]
         if moments.dtype == torch.uint8:
             moments = encode_moments(self._kind.vae, moments)

@@ -1,6 +1,6 @@
 """The loop that trains one module of an image pipeline: steps, evaluations, checkpoints.
 
-A `Task` says what the module is and how its loss is computed.
+A `TrainingTask` says what the module is and how its loss is computed.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from truthgpt_serve.training.images.state import (
     save_checkpoint,
 )
 from truthgpt_serve.training.job import Monitor, TrainingJob
-from truthgpt_serve.training.plan import Steps, count_steps
+from truthgpt_serve.training.plan import StepCounts, count_steps
 
 
-class Task(Protocol):
+class TrainingTask(Protocol):
     """What is trained.
 
     Attributes:
@@ -69,7 +69,7 @@ class Loop:
         job: TrainingJob,
         monitor: Monitor,
         accelerator: Any,
-        task: Task,
+        task: TrainingTask,
         data: Source,
         eval_data: Source | None,
     ) -> None:
@@ -86,7 +86,7 @@ class Loop:
             accumulation=training["grad_accum_steps"],
             num_workers=accelerator.num_processes,
         )
-        self._steps: Steps = count_steps(training, len(data), accelerator.num_processes)
+        self._steps: StepCounts = count_steps(training, len(data), accelerator.num_processes)
         self._model = accelerator.prepare_model(task.module)
         self._trained = self._create_trained()
 

@@ -9,7 +9,7 @@ import torch
 
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.job import TrainingJob
-from truthgpt_serve.training.plan import Steps
+from truthgpt_serve.training.plan import StepCounts
 from truthgpt_serve.training.run_folder import CHECKPOINTS
 from truthgpt_serve.training.text.models import is_on_cpu
 
@@ -17,7 +17,7 @@ PREFETCH = 4
 """Batches that each loader process reads ahead."""
 
 
-def trainer_arguments(job: TrainingJob, steps: Steps) -> dict[str, Any]:
+def trainer_arguments(job: TrainingJob, steps: StepCounts) -> dict[str, Any]:
     """Returns the keyword arguments that `TrainingArguments` and trl's configurations share.
 
     Saving and evaluating are left to `CourseCallback`: both must happen at the same step, the

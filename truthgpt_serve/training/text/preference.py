@@ -9,7 +9,7 @@ from typing import Any
 
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.job import Monitor, TrainingJob
-from truthgpt_serve.training.plan import Facts, Steps, count_steps
+from truthgpt_serve.training.plan import Facts, StepCounts, count_steps
 from truthgpt_serve.training.text import prepare as tables
 from truthgpt_serve.training.text.arguments import trainer_arguments
 from truthgpt_serve.training.text.messages import TOOLS_FIELD
@@ -134,7 +134,7 @@ def train(job: TrainingJob, monitor: Monitor) -> None:
         trainer.write_result(load_tokenizer(cfg), dtype)
 
 
-def _dpo_arguments(job: TrainingJob, steps: Steps) -> DPOConfig:
+def _dpo_arguments(job: TrainingJob, steps: StepCounts) -> DPOConfig:
     return DPOConfig(
         beta=job.cfg["training"]["beta"],
         max_length=job.cfg["data"]["max_seq_len"],
@@ -142,7 +142,7 @@ def _dpo_arguments(job: TrainingJob, steps: Steps) -> DPOConfig:
     )
 
 
-def _grpo_arguments(job: TrainingJob, steps: Steps) -> GRPOConfig:
+def _grpo_arguments(job: TrainingJob, steps: StepCounts) -> GRPOConfig:
     training = job.cfg["training"]
     return GRPOConfig(
         beta=training["beta"],

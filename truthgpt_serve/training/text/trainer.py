@@ -21,7 +21,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.guards import what_is_left
 from truthgpt_serve.training.job import Monitor, TrainingJob
-from truthgpt_serve.training.plan import ADAM_BYTES, Steps
+from truthgpt_serve.training.plan import ADAM_BYTES, StepCounts
 from truthgpt_serve.training.run_folder import (
     CHECKPOINTS,
     MODEL,
@@ -51,7 +51,7 @@ class Course:
 
     job: TrainingJob
     monitor: Monitor
-    steps: Steps
+    steps: StepCounts
     evaluates: bool
     num_units: int = 0
     num_step_units: int = 0

@@ -35,7 +35,7 @@ def describe(value: Any) -> str:
     return text if len(text) <= 60 else f"a {type(value).__name__}"
 
 
-class Role(ABC):
+class ArgumentRole(ABC):
     """How one argument is compared between calls and joined into one batch."""
 
     @abstractmethod
@@ -55,7 +55,7 @@ class Role(ABC):
 
 
 @dataclass(frozen=True)
-class Row(Role):
+class Row(ArgumentRole):
     """A tensor whose dimension 0 counts the rows, or None: concatenated."""
 
     def key(self, name: str, value: Any, num_rows: int, digests: Digests) -> Hashable:
@@ -72,7 +72,7 @@ class Row(Role):
 
 
 @dataclass(frozen=True)
-class Timestep(Role):
+class Timestep(ArgumentRole):
     """A number, a 0-d tensor, or a tensor with one item or an item per row: one item per row.
 
     `dtype` is given where the module converts to it anyway before it reads the value; then
@@ -109,7 +109,7 @@ class Timestep(Role):
 
 
 @dataclass(frozen=True)
-class Shared(Role):
+class Shared(ArgumentRole):
     """A tensor that the module reads once for the whole batch: its content must be equal.
 
     With `batched_ndim` dimensions it has a leading batch dimension of which the module reads only
@@ -137,7 +137,7 @@ class Shared(Role):
 
 
 @dataclass(frozen=True)
-class RowList(Role):
+class RowList(ArgumentRole):
     """A list with a tensor per row: lists are joined, for modules that take them so.
 
     `ragged`: the items may differ in their first dimension, because the module itself pads and
@@ -169,7 +169,7 @@ class RowList(Role):
 
 
 @dataclass(frozen=True)
-class RowListEqual(Role):
+class RowListEqual(ArgumentRole):
     """A list with a plain value per row, all equal: the module reads only the first."""
 
     def key(self, name: str, value: Any, num_rows: int, digests: Digests) -> Hashable:
@@ -188,10 +188,10 @@ class RowListEqual(Role):
 
 
 @dataclass(frozen=True)
-class Items(Role):
+class Items(ArgumentRole):
     """A list or tuple of values that each have the same role, such as one tensor per block."""
 
-    item: Role
+    item: ArgumentRole
 
     def key(self, name: str, value: Any, num_rows: int, digests: Digests) -> Hashable:
         """Compares the type, the length and the items' keys."""
@@ -213,10 +213,10 @@ class Items(Role):
 
 
 @dataclass(frozen=True)
-class Entries(Role):
+class Entries(ArgumentRole):
     """A dict whose entries have roles of their own; an entry without a role must be None."""
 
-    roles: tuple[tuple[str, Role], ...]
+    roles: tuple[tuple[str, ArgumentRole], ...]
 
     def key(self, name: str, value: Any, num_rows: int, digests: Digests) -> Hashable:
         """Compares the names present and their keys."""
@@ -248,7 +248,7 @@ class Entries(Role):
 
 
 @dataclass(frozen=True)
-class Value(Role):
+class Value(ArgumentRole):
     """A plain value (number, text, None; lists, tuples, dicts of them) compared by equality."""
 
     def key(self, name: str, value: Any, num_rows: int, digests: Digests) -> Hashable:
@@ -257,7 +257,7 @@ class Value(Role):
 
 
 @dataclass(frozen=True)
-class Exactly(Role):
+class Exactly(ArgumentRole):
     """A plain value for which the output can be split; with any other the call runs alone."""
 
     value: Any
@@ -269,7 +269,7 @@ class Exactly(Role):
 
 
 @dataclass(frozen=True)
-class Ignore(Role):
+class Ignore(ArgumentRole):
     """An argument that the module does not read: any value, and left out of the merged call."""
 
     def key(self, name: str, value: Any, num_rows: int, digests: Digests) -> Hashable:

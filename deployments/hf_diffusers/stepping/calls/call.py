@@ -11,7 +11,7 @@ import torch
 from deployments.hf_diffusers.stepping.calls.argument_roles import UnbatchableError
 from deployments.hf_diffusers.stepping.calls.schemas import CallSchema, find_schema, guess_schema
 from deployments.hf_diffusers.stepping.pipelines.added import ModuleEntry
-from deployments.hf_diffusers.stepping.scheduling.task import Call, Task
+from deployments.hf_diffusers.stepping.scheduling.task import ModuleCall, Task
 
 
 class Alone:
@@ -20,12 +20,12 @@ class Alone:
 
 def create_call(
     task: Task, entry: ModuleEntry, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Call, str]:
+) -> tuple[ModuleCall, str]:
     """Returns the call, and why it must run alone although its module could be batched, or ''."""
     bank = entry.adapters
     if entry.is_decoder:
         args, kwargs = _as_dtype(entry.dtype, args, kwargs)
-    call = Call(
+    call = ModuleCall(
         task=task,
         module=entry,
         method=method,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from deployments.hf_diffusers.stepping.calls.argument_roles import (
-    Role,
+    ArgumentRole,
     Row,
     Shared,
     Timestep,
@@ -49,7 +49,7 @@ def guess_spec(kwargs: Mapping[str, Any]) -> ModuleSpec | None:
     if primary is None or kwargs[primary].ndim < 2:
         return None
     num_rows = kwargs[primary].shape[0]
-    roles: dict[str, Role] = {primary: Row()}
+    roles: dict[str, ArgumentRole] = {primary: Row()}
     for name, value in kwargs.items():
         if name == primary or value is None:
             continue
@@ -64,7 +64,7 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-def _guess_role(name: str, value: Any, num_rows: int) -> Role | None:
+def _guess_role(name: str, value: Any, num_rows: int) -> ArgumentRole | None:
     if name in TIMESTEP_NAMES:
         return Timestep() if _is_tensor(value) and value.ndim <= 1 else None
     if _is_tensor(value):

@@ -12,11 +12,11 @@ from types import MappingProxyType
 import torch
 
 from deployments.hf_diffusers.stepping.calls.argument_roles import (
+    ArgumentRole,
     Entries,
     Exactly,
     Ignore,
     Items,
-    Role,
     Row,
     RowList,
     RowListEqual,
@@ -46,7 +46,7 @@ class ModuleSpec:
 
     primary: str
     """The argument that says how many rows a call has, and on which device: a tensor or a list."""
-    roles: Mapping[str, Role]
+    roles: Mapping[str, ArgumentRole]
     is_denoiser: bool = False
     padded: Padded | None = None
     row_lists: bool = False
@@ -65,7 +65,7 @@ BLOCKS = Items(ROW)
 IDS = Shared(batched_ndim=3)
 
 
-def _spec(primary: str, roles: Mapping[str, Role], is_denoiser: bool = False) -> ModuleSpec:
+def _spec(primary: str, roles: Mapping[str, ArgumentRole], is_denoiser: bool = False) -> ModuleSpec:
     return ModuleSpec(
         primary=primary,
         roles=MappingProxyType({"return_dict": VALUE, **roles}),
@@ -78,7 +78,7 @@ _UNET_CONDITIONS = Entries(
     (("text_embeds", ROW), ("time_ids", ROW), ("image_embeds", ROW), ("hint", ROW))
 )
 
-_UNET: dict[str, Role] = {
+_UNET: dict[str, ArgumentRole] = {
     "sample": ROW,
     "timestep": FLOAT_STEP,
     "encoder_hidden_states": ROW,
@@ -109,7 +109,7 @@ _MULTI_CONTROLNET = _spec(
     "sample", dict(_UNET, controlnet_cond=Items(ROW), conditioning_scale=VALUE, guess_mode=VALUE)
 )
 
-_SD3_INPUTS: dict[str, Role] = {
+_SD3_INPUTS: dict[str, ArgumentRole] = {
     "hidden_states": ROW,
     "encoder_hidden_states": ROW,
     "pooled_projections": ROW,
@@ -127,7 +127,7 @@ _SD3_CONTROLNET = _spec(
     "hidden_states", dict(_SD3_INPUTS, controlnet_cond=ROW, conditioning_scale=VALUE)
 )
 
-_FLUX_INPUTS: dict[str, Role] = {
+_FLUX_INPUTS: dict[str, ArgumentRole] = {
     "hidden_states": ROW,
     "encoder_hidden_states": ROW,
     "pooled_projections": ROW,
@@ -207,7 +207,7 @@ _Z_IMAGE = ModuleSpec(
     is_denoiser=True,
 )
 
-_SANA_INPUTS: dict[str, Role] = {
+_SANA_INPUTS: dict[str, ArgumentRole] = {
     "hidden_states": ROW,
     "encoder_hidden_states": ROW,
     "timestep": FLOAT_STEP,
@@ -240,7 +240,7 @@ _PIXART = _spec(
     is_denoiser=True,
 )
 
-_TEXT_INPUTS: dict[str, Role] = {
+_TEXT_INPUTS: dict[str, ArgumentRole] = {
     "input_ids": ROW,
     "attention_mask": ROW,
     "output_hidden_states": VALUE,

@@ -22,7 +22,7 @@ from deployments.hf_diffusers.stepping.pipelines.added import ModuleEntry
 from deployments.hf_diffusers.stepping.pipelines.nan_check import not_finite
 from deployments.hf_diffusers.stepping.scheduling.forward_timer import ForwardClock
 from deployments.hf_diffusers.stepping.scheduling.row_caps import RowCapTable, measure_row_cap
-from deployments.hf_diffusers.stepping.scheduling.task import Call, Outcome
+from deployments.hf_diffusers.stepping.scheduling.task import ModuleCall, Outcome
 from deployments.hf_diffusers.stepping.statistics import Counters
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Executor:
         self._clock = ForwardClock(options.max_run_ahead)
         self._false_alarms: dict[int, int] = {}
 
-    def run(self, calls: Sequence[Call]) -> list[Outcome]:
+    def run(self, calls: Sequence[ModuleCall]) -> list[Outcome]:
         """Returns what each call came to.
 
         Raises:
@@ -81,7 +81,7 @@ class Executor:
                 error.__traceback__ = None
             return error
 
-    def _run_one(self, call: Call) -> Outcome:
+    def _run_one(self, call: ModuleCall) -> Outcome:
         outcomes = self._try(lambda: self._forward([call]))
         if isinstance(outcomes, torch.OutOfMemoryError):
             # What other requests' batches left in the allocator's cache may be what is missing.
@@ -94,7 +94,7 @@ class Executor:
             return Outcome(error=outcomes)
         return outcomes[0]
 
-    def _split(self, calls: Sequence[Call]) -> list[Outcome]:
+    def _split(self, calls: Sequence[ModuleCall]) -> list[Outcome]:
         first = calls[0]
         total = sum(call.num_rows for call in calls)
         self._counters.count("out_of_memory_splits")
@@ -107,7 +107,7 @@ class Executor:
         middle = len(calls) // 2
         return self.run(calls[:middle]) + self.run(calls[middle:])
 
-    def _unmix(self, calls: Sequence[Call], error: MixedRowsError) -> list[Outcome]:
+    def _unmix(self, calls: Sequence[ModuleCall], error: MixedRowsError) -> list[Outcome]:
         bank = calls[0].module.adapters
         if bank is not None:
             bank.mixable = False
@@ -118,7 +118,7 @@ class Executor:
             outcomes.update(zip(map(id, group), self.run(group), strict=True))
         return [outcomes[id(call)] for call in calls]
 
-    def _run_each(self, calls: Sequence[Call], error: Exception) -> list[Outcome]:
+    def _run_each(self, calls: Sequence[ModuleCall], error: Exception) -> list[Outcome]:
         entry = calls[0].module
         self._counters.count("solo_fallbacks")
         logger.warning("%s: a batch of %d failed", entry.name, len(calls), exc_info=error)
@@ -131,11 +131,11 @@ class Executor:
                 logger.error("%s: its calls run alone from now on: %r", entry.name, error)
         return outcomes
 
-    def _needs_check(self, call: Call) -> bool:
+    def _needs_check(self, call: ModuleCall) -> bool:
         entry = call.module
         return bool(entry.guesses) and structure(call.bound) not in entry.checked
 
-    def _check(self, calls: Sequence[Call]) -> list[Outcome]:
+    def _check(self, calls: Sequence[ModuleCall]) -> list[Outcome]:
         """Runs each call alone, hands that back, and compares with the batch of them."""
         entry = calls[0].module
         outcomes = [self._run_one(call) for call in calls]
@@ -164,7 +164,7 @@ class Executor:
             logger.info("%s: calls may be batched, the self-check passed", entry.name)
         return outcomes
 
-    def _measure(self, call: Call) -> None:
+    def _measure(self, call: ModuleCall) -> None:
         probe, schema = call.task.probe, call.schema
         if probe is None or schema is None:
             return
@@ -190,7 +190,7 @@ class Executor:
         self._caps.put(probe.key, cap)
         logger.info("%s: at most %d rows of shape %s", call.module.name, cap.max_rows, call.shape)
 
-    def _forward(self, calls: Sequence[Call]) -> list[Outcome]:
+    def _forward(self, calls: Sequence[ModuleCall]) -> list[Outcome]:
         first = calls[0]
         rows = [call.num_rows for call in calls]
         filled = [*calls, *self._filling(calls)]
@@ -215,7 +215,7 @@ class Executor:
             return [Outcome(part, not_finite(part, first.module.name)) for part in parts]
         return [Outcome(part) for part in parts]
 
-    def _filling(self, calls: Sequence[Call]) -> list[Call]:
+    def _filling(self, calls: Sequence[ModuleCall]) -> list[ModuleCall]:
         """Returns calls to repeat so that the rows reach a bucket; none if they cannot exactly."""
         buckets = self._options.batch_buckets
         total = sum(_num_rows(calls))
@@ -229,7 +229,7 @@ class Executor:
                 missing -= call.num_rows
         return [] if missing else filling
 
-    def _account(self, calls: Sequence[Call], seconds: float) -> None:
+    def _account(self, calls: Sequence[ModuleCall], seconds: float) -> None:
         entry = calls[0].module
         self._counters.add_seconds(entry.name, seconds)
         if entry.is_denoiser:
@@ -238,11 +238,11 @@ class Executor:
                 call.task.measured_seconds += seconds * call.num_rows / total
 
 
-def _num_rows(calls: Sequence[Call]) -> list[int]:
+def _num_rows(calls: Sequence[ModuleCall]) -> list[int]:
     return [call.num_rows for call in calls]
 
 
-def _plan(calls: Sequence[Call]) -> list[Rows]:
+def _plan(calls: Sequence[ModuleCall]) -> list[Rows]:
     plan, start = [], 0
     for call in calls:
         plan.append(Rows(start, start + call.num_rows, call.adapters))
@@ -256,7 +256,7 @@ def _adapters(entry: ModuleEntry, plan: Sequence[Rows]) -> contextlib.AbstractCo
     return entry.adapters.applied(plan)
 
 
-def _on_device(call: Call) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+def _on_device(call: ModuleCall) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
     """Returns a call's own arguments, timesteps that were kept on the CPU moved to its device."""
     device = call.device
     if device.type == "cpu":
@@ -269,18 +269,18 @@ def _on_device(call: Call) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
     return tuple(map(moved, call.args)), {name: moved(v) for name, v in call.kwargs.items()}
 
 
-def _does_not_fit(call: Call) -> DoesNotFitError:
+def _does_not_fit(call: ModuleCall) -> DoesNotFitError:
     return DoesNotFitError(
         f"{call.module.name} needs more memory than {call.device} has, for {call.num_rows} "
         f"rows of shape {call.shape or 'unknown'}: ask for a smaller image or for fewer at once"
     )
 
 
-def _free_cache(call: Call) -> None:
+def _free_cache(call: ModuleCall) -> None:
     if call.device.type == "cuda":
         torch.cuda.empty_cache()
 
 
-def _synchronize(call: Call) -> None:
+def _synchronize(call: ModuleCall) -> None:
     if call.device.type == "cuda":
         torch.cuda.synchronize(call.device)

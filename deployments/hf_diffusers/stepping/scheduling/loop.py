@@ -31,7 +31,7 @@ from deployments.hf_diffusers.stepping.scheduling.cost_model import CostModel
 from deployments.hf_diffusers.stepping.scheduling.executor import Executor
 from deployments.hf_diffusers.stepping.scheduling.row_caps import RowCapTable
 from deployments.hf_diffusers.stepping.scheduling.selection import CallChooser
-from deployments.hf_diffusers.stepping.scheduling.task import Call, Outcome, Task
+from deployments.hf_diffusers.stepping.scheduling.task import ModuleCall, Outcome, Task
 from deployments.hf_diffusers.stepping.scheduling.task_queue import TaskQueue
 from deployments.hf_diffusers.stepping.statistics import Counters
 
@@ -63,7 +63,7 @@ class Loop:
         self._chooser = CallChooser(
             aging=options.aging, oldest_share=options.oldest_share, max_rows=self._max_rows
         )
-        self._parked: list[Call] = []
+        self._parked: list[ModuleCall] = []
         self._ready: deque[tuple[Task, Outcome]] = deque()
 
     def park(self, entry: ModuleEntry) -> Park:
@@ -110,7 +110,7 @@ class Loop:
         for call, outcome in zip(calls, self._executor.run(calls), strict=True):
             self._ready.append((call.task, outcome))
 
-    def _max_rows(self, call: Call) -> int:
+    def _max_rows(self, call: ModuleCall) -> int:
         is_decoder, options = call.module.is_decoder, self._options
         cap = options.max_decode_rows if is_decoder else options.max_rows
         return min(cap, self._caps.max_rows(self._caps.key(call.module, call.shape)))

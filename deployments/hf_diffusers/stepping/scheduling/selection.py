@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 
-from deployments.hf_diffusers.stepping.scheduling.task import Call, Task
+from deployments.hf_diffusers.stepping.scheduling.task import ModuleCall, Task
 
 Urgency = tuple[int, tuple[int, float]]
 """The smallest goes first."""
@@ -20,7 +20,7 @@ class CallChooser:
     """
 
     def __init__(
-        self, *, aging: float, oldest_share: float, max_rows: Callable[[Call], int]
+        self, *, aging: float, oldest_share: float, max_rows: Callable[[ModuleCall], int]
     ) -> None:
         self._aging = aging
         self._oldest_share = oldest_share
@@ -30,7 +30,7 @@ class CallChooser:
         self._owed_s = 0.0
         self._chosen_at = 0.0
 
-    def choose(self, parked: Sequence[Call], now: float) -> list[Call]:
+    def choose(self, parked: Sequence[ModuleCall], now: float) -> list[ModuleCall]:
         """Returns calls of one key, within the row cap, most urgent first.
 
         They are the most urgent call and as many others of its key as fit. A call with more rows
@@ -41,13 +41,13 @@ class CallChooser:
             now: Seconds of the monotonic clock.
         """
         self._account(parked, now)
-        groups: dict[Hashable, list[tuple[Urgency, int, Call]]] = {}
+        groups: dict[Hashable, list[tuple[Urgency, int, ModuleCall]]] = {}
         for index, call in enumerate(parked):
             # The index breaks ties in the order of arrival, and keeps calls from being compared.
             item = (self._urgency(call, now), index, call)
             groups.setdefault(_group_key(call), []).append(item)
         best = min(groups.values(), key=lambda group: min(item[:2] for item in group))
-        chosen: list[Call] = []
+        chosen: list[ModuleCall] = []
         num_rows = limit = 0
         for _, _, call in sorted(best, key=lambda item: item[:2]):
             if not chosen:
@@ -59,14 +59,14 @@ class CallChooser:
         self._was_served = any(call.task is self._oldest for call in chosen)
         return chosen
 
-    def _urgency(self, call: Call, now: float) -> Urgency:
+    def _urgency(self, call: ModuleCall, now: float) -> Urgency:
         if call.is_light:
             return 0, call.task.priority(now, self._aging)
         if call.task is self._oldest and self._owed_s > 0:
             return 1, (0, 0.0)
         return 2, call.task.priority(now, self._aging)
 
-    def _account(self, parked: Sequence[Call], now: float) -> None:
+    def _account(self, parked: Sequence[ModuleCall], now: float) -> None:
         """Counts what the oldest job was served since the last choice, and what it is owed."""
         oldest = min((call.task for call in parked), key=lambda task: task.submitted_at)
         if oldest is not self._oldest:
@@ -77,7 +77,7 @@ class CallChooser:
         self._chosen_at = now
 
 
-def _group_key(call: Call) -> Hashable:
+def _group_key(call: ModuleCall) -> Hashable:
     bank = call.module.adapters
     # Whether adapters may share a forward is learned while calls are waiting already.
     return call.key, call.adapters if bank is not None and not bank.mixable else None

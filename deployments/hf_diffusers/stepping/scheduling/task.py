@@ -72,7 +72,7 @@ class Task:
 
 
 @dataclass(eq=False, slots=True)
-class Call:
+class ModuleCall:
     """A call of a module by a pipeline that waits for its result."""
 
     task: Task

@@ -12,7 +12,7 @@ from PIL import Image
 
 from deployments.hf_diffusers.config import DiffusersSettings
 from deployments.hf_diffusers.inputs.prompts import PromptCounter
-from deployments.hf_diffusers.inputs.requests import Call, Capabilities, plan_call
+from deployments.hf_diffusers.inputs.requests import Capabilities, ImageCall, plan_call
 from deployments.hf_diffusers.pipelines.info import read_info
 from deployments.hf_diffusers.pipelines.roles import make_roles
 from deployments.hf_diffusers.pipelines.schedulers import Schedulers
@@ -49,7 +49,7 @@ def create_image(width: int = 64, height: int = 48, mode: str = "RGB") -> Image.
     return Image.fromarray(values).convert(mode)
 
 
-def plan(capabilities: Capabilities, **inputs: Any) -> Call:
+def plan(capabilities: Capabilities, **inputs: Any) -> ImageCall:
     return plan_call({"prompt": "a boat", **inputs}, capabilities)
 
 

@@ -12,7 +12,7 @@ from deployments.hf_diffusers.stepping import JobOptions
 from deployments.hf_diffusers.stepping.job import Job
 from deployments.hf_diffusers.stepping.scheduling.cost_model import CostKey
 from deployments.hf_diffusers.stepping.scheduling.selection import Admission, CallChooser
-from deployments.hf_diffusers.stepping.scheduling.task import Call, Task
+from deployments.hf_diffusers.stepping.scheduling.task import ModuleCall, Task
 from tests.support.images_engine import WAIT_S, create_inputs, engine_of
 from tests.support.tiny_images import create_pipeline
 
@@ -39,9 +39,9 @@ def _task(
     )
 
 
-def _call(task: Task, key: str = "unet", *, rows: int = 1, is_light: bool = False) -> Call:
+def _call(task: Task, key: str = "unet", *, rows: int = 1, is_light: bool = False) -> ModuleCall:
     module: Any = SimpleNamespace(adapters=None)
-    return Call(
+    return ModuleCall(
         task=task,
         module=module,
         method="__call__",
@@ -63,7 +63,7 @@ def _chooser(cap: int, **options: float) -> CallChooser:
     return CallChooser(max_rows=lambda _: cap, **given)
 
 
-def _choose(calls: list[Call], now: float = 0.0, cap: int = 8) -> list[Call]:
+def _choose(calls: list[ModuleCall], now: float = 0.0, cap: int = 8) -> list[ModuleCall]:
     return _chooser(cap).choose(calls, now)
 
 
@@ -108,7 +108,7 @@ def _simulate(
     """
     now = 0.0
     waiting = sorted(arrivals)
-    calls: list[Call] = []
+    calls: list[ModuleCall] = []
     ended: dict[str, list[tuple[float, float]]] = {}
     chooser = _chooser(1, **options)
     while now < until and (waiting or calls):
