@@ -76,7 +76,7 @@ class DiffusersModel:
 
         Raises:
             RequestError: An input is wrong.
-            OverloadedError: As many images run and wait as may.
+            OverloadedError: The queue is full.
             ServerError: The image could not be made.
         """
         async with aclosing(self._make(inputs, progress=False)) as items:

@@ -152,7 +152,7 @@ class ImageEngine:
             on_event: Called on the engine's thread with each step; it must not block.
 
         Raises:
-            OverloadedError: As many images run and wait as may.
+            OverloadedError: The queue is full.
             UnavailableError: The engine is closed, or failed.
         """
         try:

@@ -84,7 +84,7 @@ class TextModel(EngineModel):
 
         Raises:
             RequestError: An input is wrong.
-            OverloadedError: As many texts run and wait as may.
+            OverloadedError: The queue is full.
         """
         parts: list[str] = []
         last: dict[str, Any] = {}

@@ -166,7 +166,7 @@ class ModelInstance:
         """Calls `infer` with the exchange's inputs; returns the exchange's answer.
 
         Raises:
-            OverloadedError: As many calls wait as may.
+            OverloadedError: The queue is full.
             Exception: Whatever the class raised.
         """
         workers = self.workers
@@ -203,7 +203,7 @@ class ModelInstance:
         else here. A class without `stream` gives everything in one piece.
 
         Raises:
-            OverloadedError: As many calls wait as may.
+            OverloadedError: The queue is full.
             Exception: Whatever the class raised.
         """
         if not self.streams:

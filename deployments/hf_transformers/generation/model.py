@@ -182,7 +182,7 @@ class TextEngine:
         """Starts a text; its pieces go to the running event loop.
 
         Raises:
-            OverloadedError: As many texts run and wait as may.
+            OverloadedError: The queue is full.
             UnavailableError: The engine has stopped.
         """
         job = TextJob(call, f"text-{next(self._numbers)}", self._decode, Channel())

@@ -119,7 +119,7 @@ class Batcher:
             limit_s: The longest time for it, in seconds; None for no limit of its own.
 
         Raises:
-            OverloadedError: As many requests wait as may.
+            OverloadedError: The queue is full.
             DeadlineError: There was no answer after `limit_s`.
             UnavailableError: The batcher is closed.
             Exception: Whatever the class raised for this request.

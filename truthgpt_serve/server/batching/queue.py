@@ -102,7 +102,7 @@ class RequestQueue:
         """Lets a request wait; returns whether a runner must be started.
 
         Raises:
-            OverloadedError: As many requests wait and run as may.
+            OverloadedError: The queue is full.
             UnavailableError: The queue is closed.
         """
         with self._lock:

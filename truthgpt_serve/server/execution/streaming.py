@@ -66,7 +66,7 @@ class Pump:
         """Starts in a worker thread, or on the separate event loop for asynchronous code.
 
         Raises:
-            OverloadedError: As many calls wait as may.
+            OverloadedError: The queue is full.
         """
         asynchronous = inspect.isasyncgenfunction(self._method) or inspect.iscoroutinefunction(
             self._method

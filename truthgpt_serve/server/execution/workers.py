@@ -44,7 +44,7 @@ class Workers:
         """Runs blocking code in a worker thread.
 
         Raises:
-            OverloadedError: As many calls wait as may.
+            OverloadedError: The queue is full.
         """
         self._admit()
         future = self._pool.submit(contained, function)

@@ -42,7 +42,7 @@ class BoundedExecutor:
         """Returns what `function` returns.
 
         Raises:
-            OverloadedError: As many wait as may.
+            OverloadedError: The queue is full.
             Exception: Whatever it raised.
         """
         if self._num_waiting >= MAX_WAITING:
