@@ -15,6 +15,16 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 class OldClientsProtocol(HttpToolsProtocol):
     """uvicorn's protocol; give it to `uvicorn.Config` as `http`."""
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Frees the connection, also one that was reset.
+
+        uvicorn leaves the timer of such a one, and with it all of its objects for 90 s: HAProxy
+        resets what it does not keep, and the garbage collector then has hundreds of thousands of
+        objects to look through.
+        """
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+
     def on_headers_complete(self) -> None:
         """Starts the request, which runs in a task a moment later."""
         super().on_headers_complete()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
+import struct
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -73,3 +76,24 @@ def test_http_1_1_keeps_its_chunks(port: int) -> None:
     head, body = ask(port, b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
     assert b"transfer-encoding: chunked" in head
     assert body == b"9\r\ndata: 1\n\n\r\n9\r\ndata: 2\n\n\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_connection_that_ends_leaves_nothing(port: int, reset: bool) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as client:
+        client.sendall(b"GET /length HTTP/1.1\r\nhost: x\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"data: 3\n\n") and b"data: 2\n\n" not in answer:
+            answer += client.recv(65536)
+        assert len(live_protocols()) == 1
+        if reset:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    deadline = time.monotonic() + LIMIT_S
+    while live_protocols():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def live_protocols() -> list[OldClientsProtocol]:
+    gc.collect()
+    return [one for one in gc.get_objects() if type(one) is OldClientsProtocol]

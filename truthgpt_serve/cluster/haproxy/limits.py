@@ -36,7 +36,7 @@ REQUESTS_VARIABLE, DEFAULT_REQUESTS = "TRUTHGPT_PROXY_MAX_REQUESTS", 2048
 CLIENTS_VARIABLE, DEFAULT_CLIENTS = "TRUTHGPT_PROXY_MAX_CLIENTS", 32768
 CAPACITY_HEADER = "x-truthgpt-capacity"
 """How many requests the models hold, in the routers' request for HAProxy's routes."""
-HELD_S = 3
+HELD_S = 6
 """For how long the refusal of a client is held that does not wait as it was told."""
 HEAD_TIMEOUT_S = 10
 BODY_TIMEOUT_S = 600
@@ -44,6 +44,11 @@ BODY_TIMEOUT_S = 600
 CROWDED_SHARE = 0.75
 """From this share of its connections on, clients are told to close theirs after each answer."""
 
+POOL_PERCENT = 90
+"""Of the files that may be open: while fewer are, connections to replicas are kept, as many as
+there were requests at work at the same time. At HAProxy's own quarter, many idle clients have it
+open a new one for each request.
+"""
 TOLERANCE_MS = 100
 """By how much a client's clock and timers may be early."""
 _NEXT, _OVER, _EARLY = "sess.next", "txn.over", "txn.early"
@@ -230,7 +235,12 @@ def _limit_total(lines: list[str]) -> Limits:
             )
             # HAProxy counts two files for each connection, and would not start where that is more
             # than it may open; most of them are idle and take one.
-            lines[at : at + 1] = ["    no strict-limits", f"    maxconn {limits.total}"]
+            lines[at : at + 1] = [
+                "    no strict-limits",
+                f"    maxconn {limits.total}",
+                f"    tune.pool-high-fd-ratio {POOL_PERCENT}",
+                f"    tune.pool-low-fd-ratio {POOL_PERCENT - 10}",
+            ]
             return limits
     raise UnknownConfigurationError("the section `global` has no `maxconn`")
 

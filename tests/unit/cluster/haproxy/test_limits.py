@@ -110,6 +110,13 @@ def test_what_the_models_hold_bounds_requests(tmp_path: Path) -> None:
         assert {answer.result(LIMIT_S).status_code for answer in held} == {200}
 
 
+def test_connections_to_replicas_are_kept_beside_many_clients(tmp_path: Path) -> None:
+    """At HAProxy's own quarter of its files it would open a new one for each request."""
+    lines = ray_configuration(tmp_path, 8000, {"/": 8001}).read_text().splitlines()
+    limit(lines, tmp_path, "http-router")
+    assert "    tune.pool-high-fd-ratio 90" in lines[slice(*section(lines, "global"))]
+
+
 def ask(client: httpx.Client) -> float:
     """Returns after how many seconds a request was refused."""
     began_s = time.monotonic()
