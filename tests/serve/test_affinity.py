@@ -20,6 +20,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 NUM_REPLICAS = 2
 NUMBERS = range(24)
+MAX_MOVED = 3
+"""Conversations that may move at once to balance the replicas; half of them would by chance."""
 LIMIT_S = 60
 CHAT = "/v1/chat/completions"
 
@@ -95,11 +97,13 @@ def test_a_conversation_stays_on_its_replica_on_every_way(cluster: LocalCluster)
     pids = wait_for_replicas(cluster)
     first = settled(cluster)
     assert {*first} == pids
-    for num_turns in (2, 9):
-        for way in WAYS:
-            assert replicas_of(cluster, way, num_turns) == first, way.name
-    assert replicas_of(cluster, DIRECT, 1500) == first  # it is too long for the direct way
-    assert replicas_of(cluster, MODEL, 1500) == first
+    turns = [(way, num_turns) for num_turns in (2, 9) for way in WAYS]
+    turns += [(DIRECT, 1500), (MODEL, 1500)]  # they are too long for the direct way
+    for way, num_turns in turns:
+        found = replicas_of(cluster, way, num_turns)
+        moved = sum(now != before for now, before in zip(found, first, strict=True))
+        assert moved <= MAX_MOVED, (way.name, num_turns)
+        first = found
 
 
 def test_without_affinity_a_conversation_is_spread(cluster: LocalCluster) -> None:
@@ -118,5 +122,4 @@ def test_a_killed_replica_moves_only_its_share(cluster: LocalCluster) -> None:
     after = settled(cluster)
     for at in stays:
         assert after[at] in (before[at], new)
-    assert {*after} <= {*before, new} - {killed}
-    assert any(after[at] == before[at] for at in stays)
+    assert {*after} == {*before, new} - {killed}

@@ -376,6 +376,7 @@ def test_a_model_has_a_card(service: Service) -> None:
         "task": "text-generation",
         "family": "vllm",
         "run_name": "demo",
+        "affinity": "prefix",
         "aliases": ["org/Tiny-1B:latest"],
         "adapters": ["tiny-adapter"],
         "limits": {

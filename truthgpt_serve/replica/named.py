@@ -13,6 +13,7 @@ from truthgpt_serve.access.identity import Identity, identity_of
 from truthgpt_serve.errors import RequestError, TruthGPTError, not_here
 from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, header, relative_path
 from truthgpt_serve.http.compression import replay
+from truthgpt_serve.http.open_inference import MODELS_PREFIX, model_of_path
 from truthgpt_serve.http.routes import find_error, find_routes
 from truthgpt_serve.router.open_inference import model_of
 from truthgpt_serve.router.request_body import BODY_METHODS, read_name
@@ -60,10 +61,9 @@ class NamedRequests:
                 raise error
         if method in _READS and path.startswith(_CARDS):
             self._check(path.removeprefix(_CARDS), identity)
-        named_by_path = model_of(method, path)
-        if method not in BODY_METHODS or named_by_path is not None:
-            if named_by_path is not None:
-                self._check_key(identity, named_by_path)
+        if path.startswith(MODELS_PREFIX):
+            self._check_key(identity, model_of_path(path) or self._name)
+        if method not in BODY_METHODS or model_of(method, path) is not None:
             await self._app(scope, receive, send)
             return
         body = RequestBody([], 0, True, receive)
