@@ -172,7 +172,10 @@ def test_a_file_of_another_size_is_made_anew(path: Path) -> None:
     path.write_bytes(b"x" * 10)
     Counters(path).close()
     assert path.stat().st_size == SIZE
-    assert path.stat().st_mode & 0o777 & ~0o600 == 0 or path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_new_file_is_its_users_alone(path: Path, shared: Counters) -> None:
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_after_the_end_nothing_counts(path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from truthgpt_serve.access.identity import SCOPE_KEY, Identity
 from truthgpt_serve.http.asgi import Receive, Scope, Send, send_json
 from truthgpt_serve.replica.named import NamedRequests
 from truthgpt_serve.server.bounded import BoundedRequests
@@ -111,3 +112,29 @@ async def test_forms_name_their_model_too() -> None:
 async def test_only_routes_of_the_service_are_checked(method: str, path: str, status: int) -> None:
     answer = await ask(method, path, b"")
     assert answer.status_code == status
+
+
+@pytest.mark.parametrize("path", ["/v2", "/v2/health/live", "/v2/models/m", "/v2/models/adapter"])
+async def test_reading_the_tensor_protocol_passes(path: str) -> None:
+    assert (await ask("GET", path)).json() == {"size": 0}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v2/models/adapter", 200),
+        ("POST", "/v2/models/adapter/infer", 200),
+        ("GET", "/v2/models/m", 404),
+        ("POST", "/v2/models/m/infer", 404),
+    ],
+)
+async def test_a_key_of_an_adapter_has_no_other_name(method: str, path: str, status: int) -> None:
+    named = NamedRequests(application, ("m", "adapter"))
+
+    async def identified(scope: Scope, receive: Receive, send: Send) -> None:
+        await named({**scope, SCOPE_KEY: Identity("team", models=("adapter",))}, receive, send)
+
+    bounded = BoundedRequests(identified, "m", max_body_bytes=2**20, max_request_s=10)
+    transport = httpx.ASGITransport(bounded)
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        assert (await client.request(method, path, content=b"")).status_code == status
