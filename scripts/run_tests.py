@@ -1,8 +1,8 @@
 """Runs the tests: those without Ray, those with a real service, and last the ones marked `alone`.
 
 The first two run several files at a time, the marked ones one after another. `--short` leaves out
-those marked `long`. A test with a service that failed while others ran runs once more, alone, and
-that result counts. Exits with the first status of pytest's that is not success; that no test of one
+those marked `long`. A test that failed while others ran runs once more, alone, and that result
+counts. Exits with the first status of pytest's that is not success; that no test of one
 pass was chosen is none, unless it is so of all.
 """
 
@@ -13,7 +13,6 @@ import compileall
 import json
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 FAILED = 1
@@ -112,8 +111,10 @@ def main() -> int:
             compileall.compile_dir(package, quiet=2)
     statuses = []
     if options.only != "serve":
-        unit = run_covered if options.coverage else partial(run, "unit")
-        statuses.append(unit(["tests/unit", *given], options.workers))
+        if options.coverage:
+            statuses.append(run_covered(["tests/unit", *given], options.workers))
+        else:
+            statuses.append(run_beside("unit", "tests/unit", options.workers, given))
     if options.only != "unit":
         beside, alone = (narrow(given, marks) for marks in ("not alone", "alone"))
         statuses.append(run_beside("serve", "tests/serve", options.serve_workers, beside))

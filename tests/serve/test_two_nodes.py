@@ -29,6 +29,8 @@ HEAD, WORKER = 1, 2
 MODELS = ["both", "half", "here", "there", "third"]
 NUM_STREAMS = 50
 NUM_TOKENS = 60
+BEGIN_S = 10.0
+"""Less than a stream lasts."""
 TOKEN_INTERVAL_S = 0.2
 RECOVERY_S = 5.0
 """New requests succeed again after so long."""
@@ -130,8 +132,8 @@ class Stream:
     ended_s: float = 0.0
 
 
-async def read_stream(client: httpx.AsyncClient, number: int) -> Stream:
-    found = Stream()
+async def read_stream(client: httpx.AsyncClient, number: int, found: Stream) -> None:
+    """Fills `found` while it reads."""
     body = {
         "model": "both",
         "prompt": f"w{number}",
@@ -147,7 +149,6 @@ async def read_stream(client: httpx.AsyncClient, number: int) -> Stream:
     except httpx.HTTPError as error:
         found.error = repr(error)
     found.ended_s = time.monotonic()
-    return found
 
 
 def _read_event(text: str, found: Stream) -> None:
@@ -183,14 +184,21 @@ async def lose(
 ) -> tuple[list[Stream], list[tuple[float, float, int | str]], float]:
     """Loses the worker while streams run; returns them, the new requests, and when it was lost."""
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        found = [Stream() for _ in range(NUM_STREAMS)]
         streams = [
-            asyncio.create_task(read_stream(client, number)) for number in range(NUM_STREAMS)
+            asyncio.create_task(read_stream(client, number, stream))
+            for number, stream in enumerate(found)
         ]
-        await asyncio.sleep(3)
+        # One that has not begun would get an answer of HAProxy's, and be no stream that broke.
+        deadline = time.monotonic() + BEGIN_S
+        while not all(stream.words for stream in found):
+            assert time.monotonic() < deadline, found
+            await asyncio.sleep(0.05)
         await asyncio.to_thread(loss)
         lost_s = time.monotonic()
         asked = await ask_until(client, lost_s + 2 * RECOVERY_S)
-        return await asyncio.gather(*streams), asked, lost_s
+        await asyncio.gather(*streams)
+        return found, asked, lost_s
 
 
 def check_streams(streams: list[Stream]) -> list[Stream]:

@@ -10,11 +10,12 @@ import pytest
 
 from truthgpt_serve.cluster import ports
 
-RANGE = range(21000, 21010)
+RANGE = range(31500, 31510)
+"""None of those from which tests that run beside this one are given theirs."""
 OTHERS = """
 from truthgpt_serve.cluster import ports
 
-ports.PORTS = range(21000, 21010)
+ports.PORTS = range(31500, 31510)
 try:
     ports.free_port()
 except OSError as error:
@@ -42,7 +43,7 @@ def test_no_port_is_given_twice_to_this_process_or_to_another(
         others = subprocess.run(
             [sys.executable, "-c", OTHERS], capture_output=True, text=True, timeout=60, check=True
         )
-    assert others.stdout == "no free port from 21000 to 21009\n"
+    assert others.stdout == "no free port from 31500 to 31509\n"
 
 
 def test_a_port_that_was_given_is_free_for_its_server() -> None:

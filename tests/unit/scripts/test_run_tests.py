@@ -69,6 +69,12 @@ def test_three_passes_one_after_another(folder: Path) -> None:
 
 
 def test_what_fails_beside_others_runs_once_more_alone(folder: Path) -> None:
+    write(folder, "unit", "test_a", BESIDE_FAILS)
+    status, output, ran = run_tests(folder, "--only", "unit")
+    assert status == PASSED, output
+    assert "failed beside others, passed alone: tests/unit/test_a.py::test_a" in output
+    assert ran[2:] == ["test_a alone"]
+
     write(folder, "serve", "test_b", BESIDE_FAILS)
     status, output, ran = run_tests(folder, "--only", "serve")
     assert status == PASSED, output
@@ -97,8 +103,7 @@ def test_no_second_run_for_many_failures_nor_after_a_stop(folder: Path) -> None:
 
 
 def test_failures_without_a_second_run(folder: Path) -> None:
-    """Those of tests without Ray, of marked ones, and where nothing ran beside them."""
-    write(folder, "unit", "test_u", BESIDE_FAILS)
+    """Those of marked ones, and where nothing ran beside them."""
     write(folder, "serve", "test_t", "assert False", "@pytest.mark.alone")
     status, output, _ = run_tests(folder)
     assert status == FAILED
