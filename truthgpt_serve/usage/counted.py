@@ -1,0 +1,77 @@
+"""What one request used, noted where it is known: tokens, images and seconds of audio.
+
+The gate in front of a replica opens a `Usage` for each request of a key; the routes and engines
+behind it add to it, in whatever task they run, by the functions here. Without keys nothing is
+counted, and the functions do nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+_current: ContextVar[Usage | None] = ContextVar("truthgpt_usage", default=None)
+
+
+@dataclass(slots=True)
+class Usage:
+    """What a request has used so far.
+
+    Attributes:
+        prompt_tokens: Tokens of its prompts, those from the prefix cache included.
+        cached_tokens: Those of them that came from the prefix cache.
+        completion_tokens: Tokens that were generated, also if the client did not wait for them.
+        images: Images that were made.
+        megapixel_steps: Denoising steps times megapixels of these images.
+        audio_s: Seconds of audio that were read or made.
+    """
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    images: int = 0
+    megapixel_steps: float = 0.0
+    audio_s: float = 0.0
+
+
+@contextmanager
+def counting(usage: Usage) -> Iterator[None]:
+    """Has what runs in this block, and in the tasks that it starts, add to `usage`."""
+    token = _current.set(usage)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def current_usage() -> Usage | None:
+    """Returns that of the request of this task, to add to it later from elsewhere; None if none."""
+    return _current.get()
+
+
+def add_tokens(prompt: int, completion: int, cached: int = 0) -> None:
+    """Adds tokens to the request of this task."""
+    if (usage := _current.get()) is not None:
+        usage.prompt_tokens += prompt
+        usage.completion_tokens += completion
+        usage.cached_tokens += cached
+
+
+def add_images(number: int, megapixel_steps: float) -> None:
+    """Adds images to the request of this task.
+
+    Args:
+        number: How many.
+        megapixel_steps: Denoising steps times megapixels of all of them.
+    """
+    if (usage := _current.get()) is not None:
+        usage.images += number
+        usage.megapixel_steps += megapixel_steps
+
+
+def add_audio(seconds: float) -> None:
+    """Adds seconds of audio to the request of this task."""
+    if (usage := _current.get()) is not None:
+        usage.audio_s += seconds
