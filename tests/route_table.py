@@ -17,7 +17,7 @@ METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 NOWHERE = ("/v1/nosuch", "/v1/chat", "/v1/files", "/v1/embeddings/x", "/v2/nosuch", "/v3", "/x")
 SPECIAL = ("/v1/models/{id}", "/v1/files/images/{id}", "/v1/responses/{id}", "/metrics")
 """Routes whose answer is about something else than the model: a name, a file, an optional page."""
-TEXT = ("/v1/chat/completions", "/v1/completions")
+TEXT = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 IMAGES = ("/v1/images/generations", "/v1/images/edits", "/v1/images/variations")
 SPEECH = ("/v1/audio/transcriptions", "/v1/audio/translations")
 TENSORS = tuple(route.path for route in ROUTES if route.path.startswith("/v2"))

@@ -52,9 +52,12 @@ def _is_engine(model: Model) -> bool:
 
 
 GROUPS: tuple[tuple[str, Any], ...] = (
-    (r"/v1/(chat/)?completions", lambda model: model.task == "text-generation"),
     (
-        r"/(v1/chat/completions/batch|v1/responses|v1/messages.*)",
+        r"/v1/((chat/)?completions|responses|messages)",
+        lambda model: model.task == "text-generation",
+    ),
+    (
+        r"/v1/(chat/completions/batch|messages/count_tokens)",
         lambda model: model.task == "text-generation" and _is_engine(model),
     ),
     (r"/(de)?tokenize", _is_engine),

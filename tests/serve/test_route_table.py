@@ -10,8 +10,6 @@ from tests.serve.conftest import Service
 ENGINE_TEXT = (
     *route_table.TEXT,
     "/v1/chat/completions/batch",
-    "/v1/responses",
-    "/v1/messages",
     "/v1/messages/count_tokens",
     "/tokenize",
     "/detokenize",

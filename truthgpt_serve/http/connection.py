@@ -90,6 +90,11 @@ class Connection:
         else:
             self.request_id = os.urandom(16).hex()
 
+    @property
+    def receive(self) -> Receive:
+        """ASGI `receive`, for what comes behind the body."""
+        return self._receive
+
     def header(self, name: bytes) -> bytes:
         """Returns a header of the request by its name in lower case, or nothing."""
         return header(self.scope["headers"], name) or b""

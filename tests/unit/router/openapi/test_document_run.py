@@ -87,6 +87,6 @@ def test_models_are_asked_what_they_can_do() -> None:
         names[path] = document["components"]["schemas"][f"ModelName_{suffix}"]["enum"]
     assert names == {
         "/v1/chat/completions": ["story", "echo"],
-        "/v1/messages": ["story"],
+        "/v1/messages": ["story", "echo"],
         "/v1/images/generations": ["story", "echo"],
     }

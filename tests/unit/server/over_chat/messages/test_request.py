@@ -1,0 +1,154 @@
+"""What a request for Anthropic's Messages API is on the chat route."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from truthgpt_serve.errors import RequestError, UnsupportedError
+from truthgpt_serve.server.over_chat.messages.request import chat_of_message, tokenize_of_message
+
+USER: Any = {"role": "user", "content": "hi"}
+TOOL = {"name": "add", "description": "Adds.", "input_schema": {"type": "object"}}
+USE = {"type": "tool_use", "id": "t1", "name": "add", "input": {"a": 1}}
+
+
+def chat(**fields: Any) -> dict[str, Any]:
+    return chat_of_message({"model": "m", "max_tokens": 5, "messages": [USER], **fields})
+
+
+def test_fields() -> None:
+    found = chat(
+        system=[{"type": "text", "text": "A"}, {"type": "text", "text": "B"}],
+        stop_sequences=["x"],
+        temperature=0.5,
+        top_k=3,
+        stream=True,
+        metadata={"user_id": "u"},
+        thinking={"type": "disabled"},
+    )
+    assert found == {
+        "model": "m",
+        "max_tokens": 5,
+        "temperature": 0.5,
+        "top_k": 3,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "stop": ["x"],
+        "messages": [{"role": "system", "content": "A\n\nB"}, USER],
+    }
+
+
+def test_a_conversation_with_tools() -> None:
+    result = {
+        "type": "tool_result",
+        "tool_use_id": "t1",
+        "content": [{"type": "text", "text": "2"}],
+    }
+    failed = {"type": "tool_result", "tool_use_id": "t2", "is_error": True}
+    thought = {"type": "thinking", "thinking": "hm", "signature": "s"}
+    found = chat(
+        messages=[
+            USER,
+            USER,
+            {"role": "assistant", "content": [thought, {"type": "text", "text": "I add."}, USE]},
+            {"role": "user", "content": [result, failed, {"type": "text", "text": "so?"}]},
+        ],
+        tools=[TOOL],
+    )
+    call = {"id": "t1", "type": "function", "function": {"name": "add", "arguments": '{"a":1}'}}
+    assert found["messages"] == [
+        {"role": "user", "content": "hi\n\nhi"},
+        {
+            "role": "assistant",
+            "content": "I add.",
+            "reasoning_content": "hm",
+            "tool_calls": [call],
+        },
+        {"role": "tool", "tool_call_id": "t1", "content": "2"},
+        {"role": "tool", "tool_call_id": "t2", "content": "error"},
+        {"role": "user", "content": "so?"},
+    ]
+    function = {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}
+    assert found["tools"] == [{"type": "function", "function": function}]
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ({"type": "auto"}, {"tool_choice": "auto"}),
+        ({"type": "none"}, {"tool_choice": "none"}),
+        (
+            {"type": "any", "disable_parallel_tool_use": True},
+            {"tool_choice": "required", "parallel_tool_calls": False},
+        ),
+        (
+            {"type": "tool", "name": "add"},
+            {"tool_choice": {"type": "function", "function": {"name": "add"}}},
+        ),
+    ],
+)
+def test_tool_choice(choice: Any, expected: Any) -> None:
+    found = chat(tools=[TOOL], tool_choice=choice)
+    assert {name: found[name] for name in found if "choice" in name or "parallel" in name} == (
+        expected
+    )
+
+
+def test_images_and_documents() -> None:
+    source = {"type": "base64", "media_type": "image/png", "data": "AA=="}
+    document = {"type": "document", "source": {"type": "text", "data": "doc"}}
+    content = [{"type": "image", "source": source}, document]
+    [message] = chat(messages=[{"role": "user", "content": content}])["messages"]
+    assert message["content"] == [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
+        {"type": "text", "text": "doc"},
+    ]
+
+
+def test_structured_output() -> None:
+    form = {"type": "json_schema", "schema": {"type": "object"}}
+    for fields in ({"output_config": {"format": form}}, {"output_format": form}):
+        found = chat(**fields)["response_format"]
+        assert found["json_schema"]["schema"] == {"type": "object"}
+
+
+def test_counting_needs_no_limit() -> None:
+    found = tokenize_of_message({"model": "m", "messages": [USER], "tools": [TOOL], "system": "A"})
+    assert list(found) == ["model", "messages", "tools"]
+    assert found["messages"][0] == {"role": "system", "content": "A"}
+
+
+WEB = {"type": "web_search_20250305", "name": "web_search"}
+PDF = {"type": "document", "source": {"type": "base64", "data": ""}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "kind"),
+    [
+        ({"max_tokens": None}, "max_tokens", RequestError),
+        ({"messages": None}, "messages", RequestError),
+        ({"messages": []}, "messages", RequestError),
+        ({"messages": [5]}, "messages[0]", RequestError),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role", RequestError),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", RequestError),
+        ({"messages": [USER, {"role": "assistant", "content": "a"}]}, "messages", RequestError),
+        (
+            {"messages": [{"role": "user", "content": [PDF]}]},
+            "messages[0].content[0].type",
+            UnsupportedError,
+        ),
+        ({"system": [{"type": "image"}]}, "system[0].type", UnsupportedError),
+        ({"tools": [WEB]}, "tools[0].type", UnsupportedError),
+        ({"tools": [{"name": "a"}]}, "tools[0].input_schema", RequestError),
+        ({"tools": [TOOL], "tool_choice": {"type": "x"}}, "tool_choice.type", RequestError),
+        ({"output_format": {"type": "x"}}, "output_format.type", RequestError),
+        ({"stop_sequences": "x"}, "stop_sequences", RequestError),
+    ],
+)
+def test_errors_name_the_place(fields: Any, param: str, kind: type[RequestError]) -> None:
+    with pytest.raises(kind) as raised:
+        chat(**fields)
+    assert raised.value.param == param
+    assert type(raised.value) is kind

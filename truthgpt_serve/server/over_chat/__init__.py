@@ -1,0 +1,1 @@
+"""OpenAI's Responses API and Anthropic's Messages API, translated onto the chat route."""

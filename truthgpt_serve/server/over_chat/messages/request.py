@@ -1,0 +1,233 @@
+"""A request for Anthropic's Messages API as one for the chat route."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from truthgpt_serve.http.json_body import encode_json
+from truthgpt_serve.request_schema import bad_field
+from truthgpt_serve.server.over_chat.fields import (
+    choice_at,
+    list_at,
+    object_at,
+    picked,
+    text_at,
+    unsupported_at,
+)
+
+Chat = dict[str, Any]
+_SAME = ("model", "max_tokens", "stream", "temperature", "top_p", "top_k")
+_SKIPPED = frozenset(("redacted_thinking",))
+_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+
+
+def chat_of_message(body: Mapping[str, Any]) -> Chat:
+    """Returns the chat request.
+
+    Raises:
+        RequestError: A field is missing or wrong.
+        UnsupportedError: A field asks for what only Anthropic's servers have.
+    """
+    if body.get("max_tokens") is None:
+        raise bad_field("max_tokens", "is required")
+    chat = {**picked(body, _SAME), "messages": _messages(body)}
+    if body.get("stream") is True:
+        chat["stream_options"] = {"include_usage": True}
+    if body.get("stop_sequences"):
+        chat["stop"] = list_at(body["stop_sequences"], "stop_sequences")
+    if body.get("tools"):
+        chat |= {"tools": _tools(body["tools"]), **_tool_choice(body.get("tool_choice"))}
+    return {**chat, **_response_format(body)}
+
+
+def tokenize_of_message(body: Mapping[str, Any]) -> Chat:
+    """Returns the request for `/tokenize`; errors as above."""
+    payload = {**picked(body, ("model",)), "messages": _messages(body)}
+    return {**payload, "tools": _tools(body["tools"])} if body.get("tools") else payload
+
+
+def _messages(body: Mapping[str, Any]) -> list[Chat]:
+    given = list_at(body.get("messages"), "messages")
+    messages: list[Chat] = []
+    if body.get("system"):
+        messages.append({"role": "system", "content": _system(body["system"])})
+    for index, value in enumerate(given):
+        place = f"messages[{index}]"
+        message = object_at(value, place)
+        role = choice_at(message.get("role"), f"{place}.role", ("user", "assistant", "system"))
+        at, blocks = f"{place}.content", message.get("content")
+        if not isinstance(blocks, list):
+            blocks = [{"type": "text", "text": text_at(blocks, at)}]
+        found = _assistant(blocks, at) if role == "assistant" else _user(role, blocks, at)
+        for part in found:
+            _append(messages, part)
+    if not given or messages[-1]["role"] == "assistant":
+        what = "must end with a message of the user: this model does not continue an answer"
+        raise bad_field("messages", what)
+    return messages
+
+
+def _append(messages: list[Chat], message: Chat) -> None:
+    """Appends a message; the user's that follow each other become one, as at Anthropic's."""
+    last = messages[-1] if messages else {}
+    if not last.get("role") == message["role"] == "user":
+        messages.append(message)
+    elif isinstance(last["content"], str) and isinstance(message["content"], str):
+        last["content"] += "\n\n" + message["content"]
+    else:
+        last["content"] = [*_parts(last["content"]), *_parts(message["content"])]
+
+
+def _parts(content: str | list[Chat]) -> list[Chat]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _system(system: Any) -> str:
+    if isinstance(system, str):
+        return system
+    return "\n\n".join(
+        _text(block, f"system[{at}]") for at, block in enumerate(list_at(system, "system"))
+    )
+
+
+def _text(value: Any, place: str) -> str:
+    block = object_at(value, place)
+    if block.get("type") != "text":
+        raise unsupported_at(f"{place}.type", block.get("type"), "this model takes text here")
+    return text_at(block.get("text"), f"{place}.text")
+
+
+def _user(role: str, blocks: list[Any], place: str) -> list[Chat]:
+    """Returns a user's message: results of tools are messages of their own, in their order."""
+    messages: list[Chat] = []
+    parts: list[Chat] = []
+    for index, value in enumerate(blocks):
+        at = f"{place}[{index}]"
+        block = object_at(value, at)
+        if block.get("type") == "tool_result":
+            messages += _joined(role, parts)
+            parts = []
+            messages.append(_result(block, at))
+        else:
+            parts.append(_user_part(block, at))
+    return [*messages, *_joined(role, parts)]
+
+
+def _joined(role: str, parts: list[Chat]) -> list[Chat]:
+    if not parts:
+        return []
+    if all(part["type"] == "text" for part in parts):
+        return [{"role": role, "content": "\n".join(part["text"] for part in parts)}]
+    return [{"role": role, "content": parts}]
+
+
+def _user_part(block: Mapping[str, Any], place: str) -> Chat:
+    kind = block.get("type")
+    if kind == "text":
+        return {"type": "text", "text": text_at(block.get("text"), f"{place}.text")}
+    source = block.get("source")
+    if kind == "image":
+        return {"type": "image_url", "image_url": {"url": _image(source, f"{place}.source")}}
+    if kind == "document" and isinstance(source, dict) and source.get("type") == "text":
+        return {"type": "text", "text": text_at(source.get("data"), f"{place}.source.data")}
+    raise unsupported_at(f"{place}.type", kind, "this model takes texts, images and tool results")
+
+
+def _image(value: Any, place: str) -> str:
+    source = object_at(value, place)
+    if choice_at(source.get("type"), f"{place}.type", ("base64", "url")) == "url":
+        return text_at(source.get("url"), f"{place}.url")
+    media = text_at(source.get("media_type"), f"{place}.media_type")
+    return f"data:{media};base64,{text_at(source.get('data'), f'{place}.data')}"
+
+
+def _result(block: Mapping[str, Any], place: str) -> Chat:
+    content = block.get("content") or ""
+    if not isinstance(content, str):
+        blocks = enumerate(list_at(content, f"{place}.content"))
+        content = "\n".join(_text(part, f"{place}.content[{at}]") for at, part in blocks)
+    if not content and block.get("is_error"):
+        content = "error"
+    call_id = text_at(block.get("tool_use_id"), f"{place}.tool_use_id")
+    return {"role": "tool", "tool_call_id": call_id, "content": content}
+
+
+def _assistant(blocks: list[Any], place: str) -> list[Chat]:
+    texts: list[str] = []
+    thoughts: list[str] = []
+    calls: list[Chat] = []
+    for index, value in enumerate(blocks):
+        at = f"{place}[{index}]"
+        block = object_at(value, at)
+        kind = block.get("type")
+        if kind == "text":
+            texts.append(text_at(block.get("text"), f"{at}.text"))
+        elif kind == "thinking":
+            thoughts.append(text_at(block.get("thinking"), f"{at}.thinking"))
+        elif kind == "tool_use":
+            calls.append(_call(block, at))
+        elif kind not in _SKIPPED:
+            what = "this model takes its own texts, thoughts and tool calls"
+            raise unsupported_at(f"{at}.type", kind, what)
+    message: Chat = {"role": "assistant", "content": "".join(texts)}
+    if thoughts:
+        message["reasoning_content"] = "\n".join(thoughts)
+    if calls:
+        message["tool_calls"] = calls
+        message["content"] = message["content"] or None
+    return [message]
+
+
+def _call(block: Mapping[str, Any], place: str) -> Chat:
+    arguments = encode_json(object_at(block.get("input"), f"{place}.input")).decode()
+    name = text_at(block.get("name"), f"{place}.name")
+    function = {"name": name, "arguments": arguments}
+    return {
+        "id": text_at(block.get("id"), f"{place}.id"),
+        "type": "function",
+        "function": function,
+    }
+
+
+def _tools(value: Any) -> list[Chat]:
+    tools = []
+    for index, given in enumerate(list_at(value, "tools")):
+        place = f"tools[{index}]"
+        tool = object_at(given, place)
+        if tool.get("type") not in (None, "custom"):
+            what = "tools that Anthropic defines are not here; give `name` and `input_schema`"
+            raise unsupported_at(f"{place}.type", tool["type"], what)
+        function: Chat = {"name": text_at(tool.get("name"), f"{place}.name")}
+        if tool.get("description"):
+            function["description"] = text_at(tool["description"], f"{place}.description")
+        schema = object_at(tool.get("input_schema"), f"{place}.input_schema")
+        function["parameters"] = schema
+        tools.append({"type": "function", "function": function})
+    return tools
+
+
+def _tool_choice(value: Any) -> Chat:
+    if value is None:
+        return {}
+    given = object_at(value, "tool_choice")
+    kind = choice_at(given.get("type"), "tool_choice.type", (*_CHOICES, "tool"))
+    choice: Any = _CHOICES.get(kind)
+    if kind == "tool":
+        name = text_at(given.get("name"), "tool_choice.name")
+        choice = {"type": "function", "function": {"name": name}}
+    single = {"parallel_tool_calls": False} if given.get("disable_parallel_tool_use") else {}
+    return {"tool_choice": choice, **single}
+
+
+def _response_format(body: Mapping[str, Any]) -> Chat:
+    config = body.get("output_config") or {}
+    place = "output_config.format" if body.get("output_config") else "output_format"
+    value = object_at(config, "output_config").get("format") or body.get("output_format")
+    if value is None:
+        return {}
+    form = object_at(value, place)
+    choice_at(form.get("type"), f"{place}.type", ("json_schema",))
+    schema = object_at(form.get("schema"), f"{place}.schema")
+    described = {"name": "output", "schema": schema, "strict": True}
+    return {"response_format": {"type": "json_schema", "json_schema": described}}

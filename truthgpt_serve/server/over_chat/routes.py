@@ -1,0 +1,93 @@
+"""The routes `/v1/responses`, `/v1/messages` and `/v1/messages/count_tokens` over chat routes.
+
+A request becomes one for the chat route of the same application, called in the same process, and
+its answer is translated as it comes. So limits, sampling and errors are those of the chat route.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from truthgpt_serve.http.asgi import Receive, Scope, Send
+from truthgpt_serve.http.compression import replay
+from truthgpt_serve.http.connection import Connection
+from truthgpt_serve.http.json_body import encode_json, parse_object
+from truthgpt_serve.server.over_chat.answer import TranslatedAnswer, Translation
+from truthgpt_serve.server.over_chat.messages.answer import CountAnswer, MessagesAnswer
+from truthgpt_serve.server.over_chat.messages.request import chat_of_message, tokenize_of_message
+from truthgpt_serve.server.over_chat.responses.answer import ResponsesAnswer
+from truthgpt_serve.server.over_chat.responses.request import chat_of_response
+
+RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
+COUNT_TOKENS = f"{MESSAGES}/count_tokens"
+CHAT, TOKENIZE = "/v1/chat/completions", "/tokenize"
+
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+Check = Callable[[str, bytes, Mapping[str, Any]], None]
+"""Checks a body against limits: path, bytes, fields. Raises RequestError."""
+
+
+class OverChat:
+    """Handles the routes.
+
+    Args:
+        app: The application with the chat route, and `/tokenize` for counting.
+        read: Returns a request's body.
+        check: See `Check`.
+    """
+
+    def __init__(
+        self, app: Application, read: Callable[[Connection], Awaitable[bytes]], check: Check
+    ) -> None:
+        self._app = app
+        self._read = read
+        self._check = check
+
+    async def answer(self, connection: Connection) -> None:
+        """Answers a request for one of the routes.
+
+        Raises:
+            TruthGPTError: The request cannot be translated; nothing was sent.
+        """
+        await self.translate(connection, await self._read(connection))
+
+    async def translate(self, connection: Connection, raw: bytes) -> None:
+        """Does the same with a body that was read already."""
+        body = parse_object(raw)
+        self._check(connection.path, raw, body)
+        path = CHAT
+        translation: Translation
+        if connection.path == RESPONSES:
+            payload, translation = chat_of_response(body), ResponsesAnswer(body)
+        elif connection.path == MESSAGES:
+            payload, translation = chat_of_message(body), MessagesAnswer()
+        else:
+            path, payload, translation = TOKENIZE, tokenize_of_message(body), CountAnswer()
+        sent = encode_json(payload)
+        scope = _inner_scope(connection, path, len(sent))
+        answer = TranslatedAnswer(connection, translation)
+        await self._app(scope, replay(sent, connection.receive), answer.send)
+
+
+def _inner_scope(connection: Connection, path: str, length: int) -> Scope:
+    """Returns the scope of the request for another route of the same application."""
+    outer = connection.scope
+    whole: str = outer["path"]
+    mount = whole[: len(whole) - len(connection.path)] if whole.endswith(connection.path) else ""
+    headers = [
+        line
+        for line in outer["headers"]
+        if line[0] not in (b"content-length", b"content-type", b"transfer-encoding")
+        and not line[0].startswith(b"anthropic-")
+    ]
+    headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % length)]
+    inner = mount + path
+    return {
+        **outer,
+        "path": inner,
+        "raw_path": quote(inner).encode(),
+        "query_string": b"" if connection.path != RESPONSES else outer.get("query_string", b""),
+        "headers": headers,
+    }
