@@ -29,6 +29,7 @@ from truthgpt_serve.cluster.state import (
 from truthgpt_serve.config import load_model_config, load_router_config
 from truthgpt_serve.config.hiding import HiddenValues
 from truthgpt_serve.hardware import request_limits
+from truthgpt_serve.http.anthropic_answers import AnthropicAnswers
 from truthgpt_serve.http.coalescing import JoinedStreams
 from truthgpt_serve.http.cors import Cors
 from truthgpt_serve.http.headers import EditedHeads, of_application
@@ -111,7 +112,7 @@ class ModelReplica:
         )
         # Again: what comes by Ray's fallback proxy does not pass this replica's own port.
         app = access.guard(Cors(app, self._allow_origins), hides_key=True)
-        return load.working(app)
+        return load.working(AnthropicAnswers(app))
 
     def _surround(self, app: Any) -> Any:
         """Puts around the application what answers the same for every family, as the router does.
@@ -209,4 +210,4 @@ class Router:
         )
         app = Cors(router, self._config.cors.allow_origins)
         answer_aside(app, (HEALTH, METRICS, "/ready"), lambda app: app, self._access.guard)
-        return self._access.guard(app)
+        return AnthropicAnswers(self._access.guard(app))

@@ -158,7 +158,11 @@ WRONG: dict[str, tuple[dict[str, Any], type[anthropic.APIStatusError], str]] = {
     "unknown model": ({"model": "nosuch"}, anthropic.NotFoundError, "not_found_error"),
     "no model": ({"model": ""}, anthropic.BadRequestError, "invalid_request_error"),
     "starting": ({"model": "starting"}, anthropic.InternalServerError, "overloaded_error"),
-    "not what it does": ({"model": "plain"}, anthropic.BadRequestError, "invalid_request_error"),
+    "not what it does": (
+        {"model": "plain", "tools": [{"type": "web_search_20250305", "name": "web_search"}]},
+        anthropic.BadRequestError,
+        "invalid_request_error",
+    ),
     "too large": (
         {"model": "own", "system": "x" * 20_000},
         anthropic.RequestTooLargeError,
