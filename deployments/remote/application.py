@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote
 from deployments.remote.address import has_dot_segments
 from deployments.remote.health import Monitor
 from deployments.remote.relay import Relay
+from deployments.remote.translating import Translating
 from truthgpt_serve.errors import RequestError, not_here
 from truthgpt_serve.http.asgi import Scope
 from truthgpt_serve.http.connection import Connection
@@ -23,6 +24,7 @@ from truthgpt_serve.http.routes import refuse
 from truthgpt_serve.server.infer.routes import PATH as INFER
 from truthgpt_serve.server.infer.routes import Bounds, InferRoute
 from truthgpt_serve.server.openai_backend import OpenAIBackend
+from truthgpt_serve.server.over_chat.routes import TRANSLATED
 
 MODELS = "/v1/models"
 HEALTH = "/health"
@@ -38,6 +40,7 @@ class RemoteApplication(RoutedFront):
         monitor: Knows how the remote server is.
         bounds: What one request may take.
         paths: Paths that are relayed, with all below them, or None for all.
+        is_text: Whether the model generates text, so that other APIs can be had over its chat.
     """
 
     def __init__(
@@ -48,11 +51,15 @@ class RemoteApplication(RoutedFront):
         monitor: Monitor,
         bounds: Bounds,
         paths: list[str] | None,
+        *,
+        is_text: bool = False,
     ) -> None:
         super().__init__(f"the relay of the model {names[0]!r}")
         self._name, self._names = names[0], names
         self._relay = relay
         self._infer = InferRoute(backend, "RemoteModel", self._own_name, bounds)
+        self._translating = Translating(relay, self.serve, self._name, bounds)
+        self._translated = TRANSLATED if is_text else ()
         self._monitor = monitor
         self._paths = paths
         self._created = int(time.time())
@@ -71,6 +78,8 @@ class RemoteApplication(RoutedFront):
             return handler
         if self._paths is not None and not _is_below(path, self._paths):
             raise refuse(method, path, self._name)
+        if method == "POST" and path in self._translated:
+            return partial(self._translating, path=raw)
         return partial(self._relay, path=raw)
 
     def _find_own(self, path: str) -> tuple[tuple[str, ...], Handler] | None:

@@ -141,6 +141,7 @@ class RemoteModel:
             parts.monitor,
             self._limits,
             self._settings.paths,
+            is_text=self._cfg["task"] == "text-generation",
         )
 
     @contextlib.asynccontextmanager

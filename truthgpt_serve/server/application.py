@@ -33,7 +33,7 @@ from truthgpt_serve.server.images.request import ROUTES
 from truthgpt_serve.server.images.routes import ImageRoutes
 from truthgpt_serve.server.infer.codec import InferExchange
 from truthgpt_serve.server.instance import ModelInstance
-from truthgpt_serve.server.over_chat.routes import COUNT_TOKENS, MESSAGES, RESPONSES, OverChat
+from truthgpt_serve.server.over_chat.routes import TRANSLATED, OverChat
 from truthgpt_serve.server.shaped_errors import ShapedErrors
 from truthgpt_serve.server.text.codec import DEFAULT_MAX_NEW_TOKENS, TextExchange
 from truthgpt_serve.server.text.request import ChatRequest, CompletionRequest, parse_text
@@ -96,13 +96,13 @@ class Application(RoutedFront):
         self._limits = TextLimits(host.config.serving.limits)
         self._images = ImageRoutes(host, host.files, self._max_body_bytes, self._check_name)
         self._audio = AudioRoutes(host, self._read, self._check_name)
-        self._over_chat = OverChat(self.serve, self._read, self._limits.check)
+        self._over_chat = OverChat(self.serve, self._read, self._limits.check, host.name)
         embeddings = EmbeddingRoutes(host, self._read, self._check_name, self._limits)
         self._routes: dict[str, dict[str, Handler]] = {
             "/v1/infer": {"POST": self._infer},
             "/v1/chat/completions": {"POST": self._chat},
             "/v1/completions": {"POST": self._completion},
-            **{path: {"POST": self._translated} for path in (RESPONSES, MESSAGES, COUNT_TOKENS)},
+            **{path: {"POST": self._translated} for path in TRANSLATED},
             EMBEDDINGS_PATH: {"POST": embeddings.create},
             TRANSCRIPTIONS_PATH: {"POST": self._audio.transcribe},
             TRANSLATIONS_PATH: {"POST": self._audio.translate},

@@ -11,7 +11,7 @@ from truthgpt_serve.errors import TruthGPTError, UpstreamError
 from truthgpt_serve.http.asgi import Headers, Message, send_error
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.envelope import error_event
-from truthgpt_serve.http.foreign_errors import MAX_ERROR_BYTES, read_passed_error
+from truthgpt_serve.http.foreign_errors import MAX_ERROR_BYTES, read_error, read_passed_error
 from truthgpt_serve.http.headers import lower_case
 from truthgpt_serve.http.sse import EventSplitter, EventTooLargeError, is_event_stream
 
@@ -48,10 +48,16 @@ class TranslatedAnswer:
     Args:
         connection: The request; nothing has been sent yet.
         translation: Makes the answer.
+        path: The route behind.
+        name: The model name, for messages.
     """
 
-    def __init__(self, connection: Connection, translation: Translation) -> None:
+    def __init__(
+        self, connection: Connection, translation: Translation, path: str, name: str
+    ) -> None:
         self._connection = connection
+        self._path = path
+        self._name = name
         self._translation = translation
         self._status = 200
         self._headers: Headers = []
@@ -106,7 +112,9 @@ class TranslatedAnswer:
     def _whole(self) -> bytes:
         body = bytes(self._body)
         if self._status >= 400:
-            raise read_passed_error(self._status, body[:MAX_ERROR_BYTES])
+            body = body[:MAX_ERROR_BYTES]
+            error = read_error(self._status, body, method="POST", path=self._path, model=self._name)
+            raise error or read_passed_error(self._status, body)
         try:
             return self._translation.whole(msgspec.json.decode(body))
         except _UNREADABLE as error:

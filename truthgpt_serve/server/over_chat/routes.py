@@ -22,6 +22,7 @@ from truthgpt_serve.server.over_chat.responses.request import chat_of_response
 
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 COUNT_TOKENS = f"{MESSAGES}/count_tokens"
+TRANSLATED = (RESPONSES, MESSAGES, COUNT_TOKENS)
 CHAT, TOKENIZE = "/v1/chat/completions", "/tokenize"
 
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -36,12 +37,18 @@ class OverChat:
         app: The application with the chat route, and `/tokenize` for counting.
         read: Returns a request's body.
         check: See `Check`.
+        name: The model name, for messages.
     """
 
     def __init__(
-        self, app: Application, read: Callable[[Connection], Awaitable[bytes]], check: Check
+        self,
+        app: Application,
+        read: Callable[[Connection], Awaitable[bytes]],
+        check: Check,
+        name: str,
     ) -> None:
         self._app = app
+        self._name = name
         self._read = read
         self._check = check
 
@@ -67,7 +74,7 @@ class OverChat:
             path, payload, translation = TOKENIZE, tokenize_of_message(body), CountAnswer()
         sent = encode_json(payload)
         scope = _inner_scope(connection, path, len(sent))
-        answer = TranslatedAnswer(connection, translation)
+        answer = TranslatedAnswer(connection, translation, path, self._name)
         await self._app(scope, replay(sent, connection.receive), answer.send)
 
 

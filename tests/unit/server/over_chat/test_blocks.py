@@ -76,7 +76,7 @@ class Recorded:
     def __init__(self, chunks: list[dict[str, Any]] = CHUNKS, *, ends: bool = True) -> None:
         self._chunks = chunks
         self._ends = ends
-        self._over_chat = OverChat(self, lambda c: c.read(10**6), lambda *_: None)
+        self._over_chat = OverChat(self, lambda c: c.read(10**6), lambda *_: None, "m")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         connection = Connection(scope, receive, send)
