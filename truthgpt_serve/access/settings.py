@@ -13,10 +13,12 @@ from truthgpt_serve.access.gate import OPEN_AT_MODEL, OPEN_AT_SERVICE, Gate
 from truthgpt_serve.access.key_ring import KeyRing
 from truthgpt_serve.access.quota import Quota
 from truthgpt_serve.config.auth import NONE, AuthSection
-from truthgpt_serve.config.paths import find_config
+from truthgpt_serve.config.paths import expand, find_config
 from truthgpt_serve.errors import ConfigError, Fault
+from truthgpt_serve.usage.batch import KEEP_DAYS
 
 KEYS_VARIABLE = "TRUTHGPT_KEYS_FILE"
+USAGE_VARIABLE = "TRUTHGPT_USAGE_FILE"
 FIX = "write `auth: {keys_file: keys.yaml}` or `auth: none` into the `args` of every application"
 _SERVICE_ONLY = frozenset(("/docs", "/openapi.json"))
 
@@ -28,10 +30,14 @@ class Auth:
     Attributes:
         keys_file: Path of the file, absolute; None for `auth: none`.
         public_routes: Routes that need no key.
+        usage_file: Where what the keys use is kept, absolute; None for a place by `keys_file`.
+        keep_days: Days after which that is dropped.
     """
 
     keys_file: str | None
     public_routes: tuple[str, ...] = ()
+    usage_file: str | None = None
+    keep_days: int = KEEP_DAYS
 
 
 def find_auth(
@@ -61,7 +67,10 @@ def find_auth(
         fix = f"make it: truthgpt keys add NAME --file {section.keys_file}"
         faults = [Fault(fault.place, fault.message, fix) for fault in error.faults]
         raise ConfigError(faults) from None
-    return Auth(str(path.absolute()), tuple(sorted(section.public_routes)))
+    keys, usage = path.absolute(), section.usage
+    named = usage.file or environ.get(USAGE_VARIABLE, "").strip()
+    file = str(keys.parent / expand(named)) if named else None
+    return Auth(str(keys), tuple(sorted(section.public_routes)), file, usage.keep_days)
 
 
 def is_loopback(host: str | None) -> bool:

@@ -16,6 +16,18 @@ NONE = "none"
 PublicRoute = Literal["/metrics", "/docs", "/openapi.json", "/v1/files/images"]
 
 
+class UsageSection(Section):
+    """How what the keys use is kept ([usage](usage.md))."""
+
+    file: Text | None = None
+    """The SQLite file, on the head node; below the folder of the keys if it is not absolute. By
+    default the one beside the keys, where that folder can be written, else one in
+    `$XDG_STATE_HOME/truthgpt`."""
+
+    keep_days: Annotated[int, Field(ge=1, le=4000)] = 400
+    """Days after which it is dropped."""
+
+
 class AuthSection(Section):
     """Who may use the service ([keys](keys.md)). `auth: none` lets everybody in who reaches it.
 
@@ -32,6 +44,9 @@ class AuthSection(Section):
     public_routes: Annotated[list[PublicRoute], Field(max_length=4)] = Field(default_factory=list)
     """Routes that need no key, beside `/health` and `/ready`: `/metrics`, `/docs`, `/openapi.json`,
     `/v1/files/images`."""
+
+    usage: UsageSection = Field(default_factory=UsageSection)
+    """How what the keys use is kept."""
 
     @model_validator(mode="before")
     @classmethod

@@ -42,6 +42,20 @@ def test_nothing_none_and_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         find_auth(None, "x", {"TRUTHGPT_KEYS_FILE": "no.yaml"})
 
 
+def test_where_usage_is_kept(tmp_path: Path) -> None:
+    add_key(tmp_path / "keys.yaml", {"name": "a"})
+    file = str(tmp_path / "keys.yaml")
+    environ = {"TRUTHGPT_USAGE_FILE": "/data/usage.sqlite"}
+    assert find_auth(section({"keys_file": file}), "x", environ) == Auth(
+        file, usage_file="/data/usage.sqlite", keep_days=400
+    )
+    own = section({"keys_file": file, "usage": {"file": "usage.sqlite", "keep_days": 30}})
+    for given in ({}, environ):
+        assert find_auth(own, "x", given) == Auth(
+            file, usage_file=str(tmp_path / "usage.sqlite"), keep_days=30
+        )
+
+
 @pytest.mark.parametrize(
     ("host", "is_local"),
     [

@@ -40,6 +40,14 @@ def test_nothing_said() -> None:
         ({"keys_file": None}, "args: auth.keys_file: is empty (name the file"),
         ({"keys_file": ""}, "args: auth.keys_file: must not be empty"),
         (
+            {"keys_file": "k", "usage": {"file": ""}},
+            "args: auth.usage.file: must not be empty",
+        ),
+        (
+            {"keys_file": "k", "usage": {"keep_days": 0}},
+            "args: auth.usage.keep_days: must be at least 1, not 0",
+        ),
+        (
             {"keys_file": "k", "public_routes": ["/v1"]},
             "args: auth.public_routes[0]: must be one of",
         ),
