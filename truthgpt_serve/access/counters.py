@@ -56,13 +56,37 @@ class Standing:
         used: In the last minute, what was asked for now included if it was let in.
         wait_s: Seconds until what was asked for fits; 0 if it was let in.
         reset_s: Seconds until nothing of the minute counts any more.
-        running: What runs now, this included.
+        running: What runs now, this included; -1 if it was not let in for that.
     """
 
     used: float
     wait_s: float
     reset_s: float
     running: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether it was let in, as far as this name goes."""
+        return not self.wait_s and self.running >= 0
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What shall be counted under one name.
+
+    Attributes:
+        name: Whose count.
+        amount: How much.
+        limit: Most in a minute; None for no limit.
+        max_running: Most at the same time; None for no limit.
+        runs: Whether it also counts as one thing that runs, until `finish`.
+    """
+
+    name: str
+    amount: float
+    limit: float | None
+    max_running: int | None = None
+    runs: bool = True
 
 
 class Counters:
@@ -99,26 +123,69 @@ class Counters:
             max_running: Most at the same time; None for no limit.
             now_s: The time, as `time.time` gives it.
         """
+        return self.take_all([Charge(name, amount, limit, max_running)], now_s)[0]
+
+    def take_all(self, charges: Sequence[Charge], now_s: float) -> list[Standing]:
+        """Counts all of these, if all limits allow it; else nothing.
+
+        Args:
+            charges: What to count, each under another name.
+            now_s: The time, as `time.time` gives it.
+        """
         with self._locked():
             if self._closed:
-                return Standing(0.0, 0.0, 0.0, 0)
+                return [Standing(0.0, 0.0, 0.0, 0) for _ in charges]
+            places = [self._find(charge.name, now_s) for charge in charges]
+            found = [
+                self._look(place, charge, now_s)
+                for place, charge in zip(places, charges, strict=True)
+            ]
+            if all(standing.fits for standing in found):
+                for place, charge in zip(places, charges, strict=True):
+                    self._add(place, charge, now_s)
+            return found
+
+    def _look(self, record: int, charge: Charge, now_s: float) -> Standing:
+        """Returns how a name will stand if it is counted, or how it stands if it does not fit."""
+        bucket = self._advance(record, now_s)
+        counts, running = self._counts(record), sum(self._running(record))
+        used, most, limit = sum(counts), charge.max_running, charge.limit
+        if most is not None and running >= most:
+            self._reap()
+            running = sum(self._running(record))
+        fits = limit is None or used + charge.amount <= limit
+        free = most is None or running < most
+        if fits and free:
+            return Standing(used + charge.amount, 0.0, WINDOW_S, running + charge.runs)
+        spare = 0.0 if limit is None else limit - charge.amount
+        wait_s = 0.0 if fits else _time_until(counts, bucket, spare, now_s)
+        reset_s = _time_until(counts, bucket, 0.0, now_s)
+        return Standing(used, wait_s, reset_s, running if free else -1)
+
+    def _add(self, record: int, charge: Charge, now_s: float) -> None:
+        bucket = self._advance(record, now_s)
+        self._real[record + _COUNTS + bucket] += charge.amount
+        if charge.runs:
+            self._half[2 * (record + _RUNNING) + self._own] += 1
+
+    def correct(self, name: str, amount: float, then_s: float, now_s: float) -> None:
+        """Adds to what was counted at an earlier time; what is no longer of this minute stays.
+
+        Args:
+            name: Whose count.
+            amount: How much more, or less.
+            then_s: When it was counted.
+            now_s: The time.
+        """
+        with self._locked():
+            if self._closed:
+                return
             record = self._find(name, now_s)
             bucket = self._advance(record, now_s)
-            used, running = sum(self._counts(record)), sum(self._running(record))
-            if max_running is not None and running >= max_running:
-                self._reap()
-                running = sum(self._running(record))
-            fits = limit is None or used + amount <= limit
-            free = max_running is None or running < max_running
-            if fits and free:
-                self._real[record + _COUNTS + bucket] += amount
-                self._half[2 * (record + _RUNNING) + self._own] += 1
-                return Standing(used + amount, 0.0, WINDOW_S, running + 1)
-            counts = self._counts(record)
-            spare = 0.0 if limit is None else limit - amount
-            wait_s = 0.0 if fits else _time_until(counts, bucket, spare, now_s)
-            reset_s = _time_until(counts, bucket, 0.0, now_s)
-            return Standing(used, wait_s, reset_s, running if free else -1)
+            age = max(0, self._whole[record + _LAST] - int(then_s / BUCKET_S))
+            if age < NUM_BUCKETS:
+                at = record + _COUNTS + (bucket - age) % NUM_BUCKETS
+                self._real[at] = max(0.0, self._real[at] + amount)
 
     def finish(self, name: str, now_s: float) -> None:
         """Takes back one thing that ran."""

@@ -11,13 +11,13 @@ from typing import Any
 from truthgpt_serve.access.credentials import HEADERS
 from truthgpt_serve.access.identity import ANONYMOUS, SCOPE_KEY, Identity
 from truthgpt_serve.access.key_ring import KeyRing
-from truthgpt_serve.access.quota import Quota
+from truthgpt_serve.access.meter import USAGE_KEY, Meter
 from truthgpt_serve.errors import AuthenticationError, ModelNotFoundError, TruthGPTError
 from truthgpt_serve.http.asgi import Receive, Scope, Send, relative_path
 from truthgpt_serve.http.connection import Connection, refuse_websocket
 from truthgpt_serve.http.cors import Cors, is_preflight
 from truthgpt_serve.http.file_store import FILES_PATH
-from truthgpt_serve.http.headers import EditedHeads
+from truthgpt_serve.usage.counted import Usage, counting
 
 OPEN_AT_SERVICE = frozenset(("/", "/health", "/ready", "/v2/health/live", "/v2/health/ready"))
 """Routes of the router that need no key: they say whether it lives, and where its pages are."""
@@ -43,7 +43,7 @@ class Gate:
             itself which models a key may use.
         allow_origins: Origins whose pages may read a refusal.
         hides_key: Whether the application does not see the key.
-        quota: The keys' limits; None where requests do not count.
+        meter: Counts what requests do; None where they do not count.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class Gate:
         names: Sequence[str] = (),
         allow_origins: Sequence[str] = (),
         hides_key: bool = False,
-        quota: Quota | None = None,
+        meter: Meter | None = None,
     ) -> None:
         self._app = app
-        self._quota = quota
+        self._meter = meter
         self._keys = keys
         self._open = frozenset(open_routes)
         self._mount = mount
@@ -72,24 +72,25 @@ class Gate:
         if scope["type"] == "lifespan" or is_preflight(scope):
             await self._app(scope, receive, send)
             return
-        lease = None
-        if SCOPE_KEY not in scope:
-            try:
-                identity = self._identify(scope)
-                if self._quota is not None and scope.get("method") not in _READS:
-                    lease = self._quota.admit(identity)
-            except TruthGPTError as error:
-                await self._refuse(error, scope, receive, send)
-                return
-            scope[SCOPE_KEY] = identity
-        if lease is None:
+        if SCOPE_KEY in scope:  # a gate further out has let it in
+            with counting(scope.get(USAGE_KEY) or Usage()):
+                await self._app(self._without_key(scope), receive, send)
+            return
+        lease, meter = None, self._meter
+        is_counted = meter is not None and scope.get("method") not in _READS
+        try:
+            identity = self._identify(scope)
+            if meter is not None and is_counted:
+                lease = meter.admit(identity)
+        except TruthGPTError as error:
+            await self._refuse(error, scope, receive, send)
+            return
+        scope[SCOPE_KEY] = identity
+        if meter is None or not is_counted:
             await self._app(self._without_key(scope), receive, send)
             return
-        app = EditedHeads(self._app, lambda headers: [*headers, *lease.headers])
-        try:
-            await app(self._without_key(scope), receive, send)
-        finally:
-            lease.end()
+        inner = self._without_key(scope)
+        await meter.serve(self._app, identity, lease, inner, receive, send)
 
     def _identify(self, scope: Scope) -> Identity:
         try:

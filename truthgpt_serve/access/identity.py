@@ -41,6 +41,8 @@ class Identity:
         admin: Whether it may read what others use.
         expires_s: When it stops to work, seconds since the epoch.
         is_internal: Whether it is that of a process of the service, which only reads.
+        model_limits: Further limits of the requests to some models, by patterns of their names.
+        cached_token_weight: As how much of a token one from the prefix cache counts.
     """
 
     name: str
@@ -50,6 +52,15 @@ class Identity:
     admin: bool = False
     expires_s: float = math.inf
     is_internal: bool = False
+    model_limits: tuple[tuple[str, Limits], ...] = ()
+    cached_token_weight: float = 1.0
+
+    def limits_of(self, model: str) -> Limits | None:
+        """Returns the further limits of the requests to a model: those of the first pattern."""
+        for pattern, limits in self.model_limits:
+            if _matches(pattern, model):
+                return limits
+        return None
 
     def may_use(self, name: str, model: str) -> bool:
         """Returns whether it may use a model under a name.

@@ -66,8 +66,8 @@ class FormerKey(Section):
     """When it stops to work."""
 
 
-class KeyEntry(Section):
-    """One key."""
+class KeyHead(Section):
+    """Which key it is, and what for."""
 
     name: Annotated[Name, Field(max_length=MAX_NAME)]
     """Its name, which stands in logs and metrics in its place."""
@@ -84,6 +84,10 @@ class KeyEntry(Section):
     models: Annotated[list[ModelPattern], Field(min_length=1, max_length=MAX_MODELS)] | None = None
     """Models that it may use, by name, with `*` for any letters; all by default."""
 
+
+class LimitsSection(Section):
+    """What may be used; what is left out has no limit."""
+
     requests_per_minute: Count | None = None
     """Requests in a minute."""
 
@@ -96,6 +100,25 @@ class KeyEntry(Section):
     max_concurrent: Count | None = None
     """Requests at the same time."""
 
+    def to_limits(self) -> Limits:
+        """Returns the limits."""
+        return Limits(
+            self.requests_per_minute,
+            self.tokens_per_minute,
+            self.image_megapixel_steps_per_minute,
+            self.max_concurrent,
+        )
+
+
+class KeyEntry(LimitsSection, KeyHead):
+    """One key."""
+
+    model_limits: Annotated[dict[ModelPattern, LimitsSection], Field(max_length=MAX_MODELS)] = (
+        Field(default_factory=dict)
+    )
+    """Further limits of the requests to some models, by name, with `*` for any letters; the first
+    name that fits counts."""
+
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
     """Requests of keys with a higher number wait less."""
 
@@ -105,21 +128,23 @@ class KeyEntry(Section):
     previous: FormerKey | None = None
     """The key before the last rotation."""
 
-    def to_identity(self) -> Identity:
-        """Returns the key without the key itself."""
-        limits = Limits(
-            self.requests_per_minute,
-            self.tokens_per_minute,
-            self.image_megapixel_steps_per_minute,
-            self.max_concurrent,
-        )
+    def to_identity(self, cached_token_weight: float = 1.0) -> Identity:
+        """Returns the key without the key itself.
+
+        Args:
+            cached_token_weight: That of the whole file.
+        """
         return Identity(
             name=self.name,
             models=None if self.models is None else tuple(self.models),
-            limits=limits,
+            limits=self.to_limits(),
+            model_limits=tuple(
+                (name, limits.to_limits()) for name, limits in self.model_limits.items()
+            ),
             priority=self.priority,
             admin=self.admin,
             expires_s=read_moment(self.expires).timestamp() if self.expires else math.inf,
+            cached_token_weight=cached_token_weight,
         )
 
 
@@ -129,6 +154,9 @@ class KeyFile(Section):
     internal_secret: Hex | None = None
     """Random, for what the service's own processes ask of each other. Without it a scrape of
     metrics has one replica of each model, and cards of models say less."""
+
+    cached_token_weight: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """As how much of a token one from the prefix cache counts in `tokens_per_minute`."""
 
     keys: Annotated[list[KeyEntry], Field(max_length=MAX_KEYS)] = Field(default_factory=list)
     """The keys."""

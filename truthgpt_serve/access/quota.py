@@ -1,4 +1,4 @@
-"""Holds keys to their limits: requests in a minute, and requests at the same time.
+"""Holds keys to their limits: of a minute, and of what runs at the same time.
 
 Each request to a model counts once, at its replica, whatever way it came. All replicas of one
 machine count together; each machine counts for itself.
@@ -12,18 +12,47 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from truthgpt_serve.access.counters import Counters, Standing
-from truthgpt_serve.access.identity import Identity
+from truthgpt_serve.access.counters import Charge, Counters, Standing
+from truthgpt_serve.access.identity import Identity, Limits
 from truthgpt_serve.cluster.private_files import is_private
 from truthgpt_serve.errors import RateLimitError
 from truthgpt_serve.http.asgi import Headers
 
 logger = logging.getLogger(__name__)
 
-_REQUESTS = "requests"
+_SEPARATOR = "\0"
+"""Between the parts of a count's name; in no name of a key or model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What is counted in a minute.
+
+    Attributes:
+        field: Of `Limits`.
+        name: In headers.
+        words: In messages, with the number of the limit.
+        suffix: Of the count's name.
+    """
+
+    field: str
+    name: str
+    words: str
+    suffix: str
+
+
+REQUESTS = Unit("requests_per_minute", "requests", "send {} requests in a minute", "")
+TOKENS = Unit("tokens_per_minute", "tokens", "use {} tokens in a minute", "tokens")
+IMAGES = Unit(
+    "image_megapixel_steps_per_minute",
+    "image-megapixel-steps",
+    "use {:g} denoising steps times megapixels in a minute",
+    "images",
+)
 
 
 class Quota:
@@ -31,47 +60,117 @@ class Quota:
 
     Args:
         keys_file: The file, which names the counters too.
+        model: The model whose requests are counted here, for limits of a key and a model.
         clock: The time, as `time.time` gives it.
     """
 
-    def __init__(self, keys_file: Path, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, keys_file: Path, model: str = "", *, clock: Callable[[], float] = time.time
+    ) -> None:
         self._clock = clock
+        self._model = model
         self._counters = _open_counters(keys_file)
 
     def admit(self, identity: Identity) -> Lease | None:
-        """Counts a request; returns what ends it, or None for a key without limits.
+        """Counts a request; returns what ends it, or None for a key without limits of requests.
 
         Raises:
             RateLimitError: It is too much; nothing was counted.
         """
-        limits = identity.limits
-        per_minute, most = limits.requests_per_minute, limits.max_concurrent
-        if per_minute is None and most is None:
+        charges = [
+            Charge(name, 1, limits.requests_per_minute, limits.max_concurrent)
+            for name, limits in self._limits(identity)
+            if limits.requests_per_minute is not None or limits.max_concurrent is not None
+        ]
+        if not charges:
             return None
-        standing = self._counters.take(identity.name, 1, per_minute, most, self._clock())
-        if standing.wait_s:
-            retry_after_s = math.ceil(standing.wait_s)
-            raise RateLimitError(
-                f"The key {identity.name!r} may send {per_minute} requests in a minute; try again "
-                f"in {retry_after_s} s",
-                retry_after_s=retry_after_s,
-                headers=_headers(per_minute, standing),
-            )
-        if standing.running < 0:
-            raise RateLimitError(
-                f"The key {identity.name!r} may have {most} requests at the same time; try again "
-                "when one of them has ended",
-                headers=_headers(per_minute, standing),
-            )
-        return Lease(self, identity.name, _headers(per_minute, standing))
+        headers = self._take(identity, REQUESTS, charges, self._clock())
+        return Lease(self, [charge.name for charge in charges], headers)
 
-    def finish(self, name: str) -> None:
-        """Ends a request of a key."""
-        self._counters.finish(name, self._clock())
+    def reserve(self, identity: Identity, unit: Unit, amount: float) -> Reservation | None:
+        """Counts what a request may use; returns what corrects it, or None for no such limit.
+
+        A request that alone may use more than its limit is let in where nothing else counts.
+
+        Args:
+            identity: Whose request it is.
+            unit: What it uses.
+            amount: How much, at the most likely.
+
+        Raises:
+            RateLimitError: It is too much; nothing was counted.
+        """
+        charges = []
+        for name, limits in self._limits(identity):
+            limit = getattr(limits, unit.field)
+            if limit is not None:
+                counted = f"{name}{_SEPARATOR}{unit.suffix}"
+                charges.append(Charge(counted, min(amount, limit), limit, runs=False))
+        if not charges:
+            return None
+        now_s = self._clock()
+        headers = self._take(identity, unit, charges, now_s)
+        return Reservation(self, charges, headers, now_s)
+
+    def is_limited(self, identity: Identity, unit: Unit) -> bool:
+        """Returns whether a key has a limit of this unit."""
+        return any(getattr(limits, unit.field) is not None for _, limits in self._limits(identity))
+
+    def finish(self, names: Sequence[str]) -> None:
+        """Ends a request that counts under these names."""
+        for name in names:
+            self._counters.finish(name, self._clock())
+
+    def correct(self, charges: Sequence[Charge], amount: float, then_s: float) -> None:
+        """Has an amount count in the place of what was charged at an earlier time."""
+        now_s = self._clock()
+        for charge in charges:
+            self._counters.correct(charge.name, amount - charge.amount, then_s, now_s)
 
     def close(self) -> None:
         """Leaves the counters to the other processes."""
         self._counters.close()
+
+    def _limits(self, identity: Identity) -> list[tuple[str, Limits]]:
+        """Returns the limits that hold here, each with the name of its count."""
+        found = [(identity.name, identity.limits)]
+        of_model = identity.limits_of(self._model)
+        if of_model is not None:
+            found.append((f"{identity.name}{_SEPARATOR}{self._model}", of_model))
+        return found
+
+    def _take(
+        self, identity: Identity, unit: Unit, charges: Sequence[Charge], now_s: float
+    ) -> Headers:
+        """Counts the charges; returns the headers of the tightest limit of the unit."""
+        found = self._counters.take_all(charges, now_s)
+        limited = [
+            (charge.limit, standing)
+            for charge, standing in zip(charges, found, strict=True)
+            if charge.limit is not None
+        ]
+        tightest = min(limited, key=lambda pair: pair[0] - pair[1].used, default=None)
+        headers = [] if tightest is None else _headers(unit, *tightest)
+        if all(standing.fits for standing in found):
+            return headers
+        name = identity.name
+        for charge, standing in zip(charges, found, strict=True):
+            where = (
+                f" of the model {self._model!r}" if _SEPARATOR + self._model in charge.name else ""
+            )
+            if standing.wait_s and charge.limit is not None:
+                after_s = math.ceil(max(each.wait_s for each in found))
+                may = unit.words.format(charge.limit)
+                message = f"The key {name!r} may {may}{where}; try again in {after_s} s"
+                headers = _headers(unit, charge.limit, standing)
+                raise RateLimitError(message, retry_after_s=after_s, headers=headers)
+            if standing.running < 0:
+                raise RateLimitError(
+                    f"The key {name!r} may have {charge.max_running} requests{where} at the same "
+                    "time; try again when one of them has ended",
+                    headers=headers,
+                )
+        raise AssertionError("one of them does not fit")
 
 
 class Lease:
@@ -81,11 +180,11 @@ class Lease:
         headers: Of its answer: what the key may still send.
     """
 
-    __slots__ = ("_ended", "_name", "_quota", "headers")
+    __slots__ = ("_ended", "_names", "_quota", "headers")
 
-    def __init__(self, quota: Quota, name: str, headers: Headers) -> None:
+    def __init__(self, quota: Quota, names: Sequence[str], headers: Headers) -> None:
         self._quota = quota
-        self._name = name
+        self._names = names
         self._ended = False
         self.headers = headers
 
@@ -93,20 +192,43 @@ class Lease:
         """Ends it; once is enough."""
         if not self._ended:
             self._ended = True
-            self._quota.finish(self._name)
+            self._quota.finish(self._names)
 
 
-def _headers(limit: int | None, standing: Standing) -> Headers:
-    """Returns OpenAI's headers of limits; none without a limit of requests."""
-    if limit is None:
-        return []
+class Reservation:
+    """What one request may use, until it is known what it used.
+
+    Attributes:
+        headers: Of its answer: what the key may still use.
+    """
+
+    __slots__ = ("_charges", "_quota", "_settled", "_then_s", "headers")
+
+    def __init__(
+        self, quota: Quota, charges: Sequence[Charge], headers: Headers, then_s: float
+    ) -> None:
+        self._quota = quota
+        self._charges = charges
+        self._then_s = then_s
+        self._settled = False
+        self.headers = headers
+
+    def settle(self, amount: float) -> None:
+        """Has the request count with what it used; the first call does it."""
+        if not self._settled:
+            self._settled = True
+            self._quota.correct(self._charges, amount, self._then_s)
+
+
+def _headers(unit: Unit, limit: float, standing: Standing) -> Headers:
+    """Returns OpenAI's headers of a limit."""
     values = {
-        "limit": f"{limit}",
+        "limit": f"{limit:.15g}",
         "remaining": f"{max(0, math.floor(limit - standing.used))}",
         "reset": f"{math.ceil(standing.reset_s)}s",
     }
     return [
-        (f"x-ratelimit-{name}-{_REQUESTS}".encode(), value.encode())
+        (f"x-ratelimit-{name}-{unit.name}".encode(), value.encode())
         for name, value in values.items()
     ]
 

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from truthgpt_serve.access.gate import OPEN_AT_MODEL, OPEN_AT_SERVICE, Gate
+from truthgpt_serve.access.key_metrics import KeyMetrics
 from truthgpt_serve.access.key_ring import KeyRing
+from truthgpt_serve.access.meter import Meter
 from truthgpt_serve.access.quota import Quota
+from truthgpt_serve.access.token_quota import TokenQuota
 from truthgpt_serve.config.auth import NONE, AuthSection
 from truthgpt_serve.config.paths import expand, find_config
 from truthgpt_serve.errors import ConfigError, Fault
@@ -134,14 +137,29 @@ class Access:
     ) -> None:
         keys_file = None if auth is None else auth.keys_file
         self._keys = None if keys_file is None else KeyRing(Path(keys_file))
-        # At the models alone: the router's requests come to one of them.
-        self._quota = Quota(Path(keys_file)) if keys_file is not None and names else None
+        self._quota = self._metrics = self._meter = None
+        if keys_file is not None and names:  # at the models alone: each request comes to one
+            self._quota = Quota(Path(keys_file), names[0])
+            self._metrics = KeyMetrics()
+            self._meter = Meter(self._quota, self._metrics.report)
         self._names = names
         self._allow_origins = allow_origins
         public = frozenset(() if auth is None else auth.public_routes)
         self._open: Collection[str] = (
             OPEN_AT_MODEL | (public - _SERVICE_ONLY) if names else OPEN_AT_SERVICE | public
         )
+
+    def counting(self, app: Any) -> Any:
+        """Returns the application behind the limits of what its requests use.
+
+        Args:
+            app: The application, around which something bounds bodies and answers errors.
+        """
+        return app if self._quota is None else TokenQuota(app, self._quota)
+
+    def metrics_page(self) -> str:
+        """Returns what the requests of each key did, in Prometheus' text format."""
+        return "" if self._metrics is None else self._metrics.page()
 
     def guard(self, app: Any, mount: str | None = None, *, hides_key: bool = False) -> Any:
         """Returns the application behind a gate.
@@ -161,7 +179,7 @@ class Access:
             names=self._names,
             allow_origins=self._allow_origins,
             hides_key=hides_key,
-            quota=self._quota,
+            meter=self._meter,
         )
 
     def internal_headers(self) -> list[tuple[bytes, bytes]]:

@@ -102,7 +102,8 @@ class ModelReplica:
         if self._is_unsaid:
             await asyncio.to_thread(_warn_of_open_port)
         access = self._access
-        metrics = ReplicaMetrics(app, own, find_others, load, access.internal_headers)
+        pages = (load.page, access.metrics_page)
+        metrics = ReplicaMetrics(app, own, find_others, pages, access.internal_headers)
         aside = Cors(metrics, self._allow_origins)
         answer_aside(
             aside,
@@ -123,7 +124,7 @@ class ModelReplica:
         if self._stream_interval_s:
             app = JoinedStreams(app, self._stream_interval_s)
         size, limit_s = host.max_body_bytes, host.max_request_s
-        app = NamedRequests(app, self._names)
+        app = self._access.counting(NamedRequests(app, self._names))
         app = EncodedBodies(app, max_body_bytes=size, max_request_s=limit_s)
         app = BoundedRequests(app, self._name, max_body_bytes=size, max_request_s=limit_s)
         return EditedHeads(app, of_application, with_stream_headers)

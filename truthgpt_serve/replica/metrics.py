@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from truthgpt_serve.errors import TruthGPTError, UpstreamError
 from truthgpt_serve.http.asgi import Headers, Message, Receive, Scope, Send, send_bytes
 from truthgpt_serve.http.probes import METRICS
-from truthgpt_serve.replica.load import ReplicaLoad
 from truthgpt_serve.router.pool import ConnectionPool
 
 logger = logging.getLogger(__name__)
@@ -44,7 +43,7 @@ class ReplicaMetrics:
         app: This replica's own.
         replica: The name of this replica, for the label.
         find_others: Returns host and port of the others by their names.
-        load: What it has to do now.
+        pages: Give further metrics of this replica; called in a thread.
         internal_headers: Returns the headers with which it asks the others.
     """
 
@@ -53,13 +52,13 @@ class ReplicaMetrics:
         app: Any,
         replica: str,
         find_others: FindOthers,
-        load: ReplicaLoad | None = None,
+        pages: Sequence[Callable[[], str]] = (),
         internal_headers: Callable[[], Headers] = list,
     ) -> None:
         self._app = app
         self._replica = replica
         self._find_others = find_others
-        self._load = load
+        self._pages = pages
         self._internal_headers = internal_headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,8 +76,8 @@ class ReplicaMetrics:
             await send({"type": "http.response.body", "body": body})
             return
         text = body.decode() if status == 200 else ""
-        if self._load is not None:
-            text = f"{text.rstrip()}\n{await asyncio.to_thread(self._load.page)}".lstrip()
+        for page in self._pages:
+            text = f"{text.rstrip()}\n{await asyncio.to_thread(page)}".lstrip()
         if scope.get("query_string", b"") != OWN_QUERY:
             text = merge({self._replica: text, **await self._others(path.encode())})
         await send_bytes(send, text.encode(), CONTENT_TYPE)

@@ -23,6 +23,7 @@ from truthgpt_serve.errors import (
 from truthgpt_serve.http.asgi import Message, Receive, Scope, Send
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.sse import WholeEvents, is_event_stream
+from truthgpt_serve.usage.counted import note_break
 
 logger = logging.getLogger(__name__)
 
@@ -232,6 +233,8 @@ class _Request:
         if ended:
             return
         connection = Connection(self._scope, self._given_receive, self._given_send)
+        if self._started:
+            note_break()
         if not self._started:
             await connection.fail(error)
         elif self._events is not None and self._events.between:

@@ -7,7 +7,7 @@ counted, and the functions do nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -26,6 +26,9 @@ class Usage:
         images: Images that were made.
         megapixel_steps: Denoising steps times megapixels of these images.
         audio_s: Seconds of audio that were read or made.
+        broke_off: Whether an answer that had begun failed.
+        reserve_images: Counts megapixel steps before the work, and may refuse them; None where
+            they have no limit.
     """
 
     prompt_tokens: int = 0
@@ -34,6 +37,8 @@ class Usage:
     images: int = 0
     megapixel_steps: float = 0.0
     audio_s: float = 0.0
+    broke_off: bool = False
+    reserve_images: Callable[[float], None] | None = None
 
 
 @contextmanager
@@ -69,6 +74,26 @@ def add_images(number: int, megapixel_steps: float) -> None:
     if (usage := _current.get()) is not None:
         usage.images += number
         usage.megapixel_steps += megapixel_steps
+
+
+def reserve_images(megapixel_steps: float) -> None:
+    """Asks whether the request of this task may make images.
+
+    Args:
+        megapixel_steps: Denoising steps times megapixels of all of them.
+
+    Raises:
+        RateLimitError: Its key has used too much.
+    """
+    usage = _current.get()
+    if usage is not None and usage.reserve_images is not None:
+        usage.reserve_images(megapixel_steps)
+
+
+def note_break() -> None:
+    """Notes that the answer of the request of this task failed after it had begun."""
+    if (usage := _current.get()) is not None:
+        usage.broke_off = True
 
 
 def add_audio(seconds: float) -> None:

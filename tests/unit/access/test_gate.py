@@ -18,6 +18,7 @@ from truthgpt_serve.access.gate import OPEN_AT_MODEL, OPEN_AT_SERVICE, SERVER_RO
 from truthgpt_serve.access.identity import ANONYMOUS, SCOPE_KEY
 from truthgpt_serve.access.key_edit import add_key
 from truthgpt_serve.access.key_ring import KeyRing
+from truthgpt_serve.access.meter import Meter
 from truthgpt_serve.access.quota import Quota
 from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, send_json
 
@@ -143,8 +144,9 @@ def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str
     given = {"name": "team", "requests_per_minute": 2}
     key = add_key(folder / "keys.yaml", given)
     ring, quota = KeyRing(folder / "keys.yaml"), Quota(folder / "keys.yaml")
-    inner = Gate(application, ring, OPEN_AT_MODEL, names=NAMES, quota=quota)
-    outer = Gate(inner, ring, OPEN_AT_MODEL, names=NAMES, quota=quota, allow_origins=[ORIGIN])
+    meter = Meter(quota, lambda ended: None)
+    inner = Gate(application, ring, OPEN_AT_MODEL, names=NAMES, meter=meter)
+    outer = Gate(inner, ring, OPEN_AT_MODEL, names=NAMES, meter=meter, allow_origins=[ORIGIN])
     with serve_asgi(outer) as url:
         yield url, key
     ring.close()

@@ -45,7 +45,7 @@ def test_requests_are_counted_where_they_wait_and_where_they_run() -> None:
         await send_json(send, {})
 
     working = load.working(model)
-    metrics = ReplicaMetrics(model, "r1", no_others, load)
+    metrics = ReplicaMetrics(model, "r1", no_others, [load.page])
     place = asyncio.Semaphore(2)
 
     async def queue(scope: Any, receive: Any, send: Any) -> None:

@@ -1,0 +1,43 @@
+"""Metrics of keys, read again by Prometheus' own parser."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from truthgpt_serve.access.key_metrics import KeyMetrics
+from truthgpt_serve.access.meter import Ended
+from truthgpt_serve.usage.counted import Usage
+
+
+def samples(metrics: KeyMetrics) -> dict[tuple[str, ...], float]:
+    return {
+        (sample.name, *(sample.labels[name] for name in sorted(sample.labels))): sample.value
+        for family in text_string_to_metric_families(metrics.page())
+        for sample in family.samples
+        if not sample.name.endswith(("_created", "_bucket"))
+    }
+
+
+def test_what_requests_did() -> None:
+    metrics = KeyMetrics()
+    text = Usage(prompt_tokens=100, cached_tokens=64, completion_tokens=11)
+    metrics.report(Ended("a", text, 200, "ok", 0.5, 1.5))
+    metrics.report(Ended("a", Usage(prompt_tokens=7), 200, "cancelled", 0.5, 1.5))
+    metrics.report(Ended('b"\n', Usage(images=2, megapixel_steps=60.5), 200, "ok", 2.0, 2.0))
+    metrics.report(Ended("b", Usage(audio_s=2.5), 200, "ok", 1.0, 1.0))
+    metrics.report(Ended("b", Usage(), 429, "refused", None, 0.0))
+    found = samples(metrics)
+    assert found["truthgpt_key_requests_total", "a", "ok"] == 1
+    assert found["truthgpt_key_requests_total", "a", "cancelled"] == 1
+    assert found["truthgpt_key_requests_total", "b", "refused"] == 1
+    assert found["truthgpt_key_tokens_total", "a", "prompt"] == 107
+    assert found["truthgpt_key_tokens_total", "a", "cached"] == 64
+    assert found["truthgpt_key_tokens_total", "a", "completion"] == 11
+    assert found["truthgpt_key_images_total", 'b"\n'] == 2
+    assert found["truthgpt_key_image_megapixel_steps_total", 'b"\n'] == 60.5
+    assert found["truthgpt_key_audio_seconds_total", "b"] == 2.5
+    assert found["truthgpt_key_first_byte_seconds_sum", "a"] == 0.5
+    assert found["truthgpt_key_request_seconds_count", "a"] == 1
+    assert found["truthgpt_key_output_token_seconds_sum", "a"] == pytest.approx(0.1)
+    assert ("truthgpt_key_output_token_seconds_count", "b") not in found

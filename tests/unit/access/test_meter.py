@@ -1,0 +1,106 @@
+"""What a request of a key did is told when it has ended, however it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from truthgpt_serve.access.identity import Identity, Limits
+from truthgpt_serve.access.meter import Ended, Meter
+from truthgpt_serve.access.quota import Quota
+from truthgpt_serve.errors import RateLimitError
+from truthgpt_serve.http.asgi import Message, Receive, Scope, Send
+from truthgpt_serve.usage.counted import add_tokens, note_break
+
+TEAM = Identity("team", limits=Limits(max_concurrent=1, requests_per_minute=100))
+
+
+@pytest.fixture
+def quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Quota]:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    quota = Quota(tmp_path / "keys.yaml")
+    yield quota
+    quota.close()
+
+
+def answering(status: int, *steps: Callable[[], Any]) -> Any:
+    """Returns an application that sends a piece after each step."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        for step in steps:
+            found = step()
+            if found is not None:
+                await found
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    return app
+
+
+async def serve(quota: Quota, app: Any) -> tuple[list[Ended], list[Message]]:
+    told: list[Ended] = []
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    meter = Meter(quota, told.append)
+    lease = meter.admit(TEAM)
+    task = asyncio.create_task(meter.serve(app, TEAM, lease, {"type": "http"}, receive, send))
+    with pytest.raises(RateLimitError):  # it holds the key's only place until it ends
+        meter.admit(TEAM)
+    assert told.pop().outcome == "refused"
+    done, _ = await asyncio.wait((task,), timeout=0.5)
+    if not done:
+        task.cancel()
+        await asyncio.wait((task,))
+    elif error := task.exception():
+        assert str(error) == "gone"
+    last = meter.admit(TEAM)
+    assert last is not None
+    last.end()
+    return told, sent
+
+
+async def test_a_whole_answer(quota: Quota) -> None:
+    app = answering(200, lambda: add_tokens(3, 1), lambda: asyncio.sleep(0.1))
+    (ended,), sent = await serve(quota, app)
+    assert (ended.key, ended.status, ended.outcome) == ("team", 200, "ok")
+    assert (ended.usage.prompt_tokens, ended.usage.completion_tokens) == (3, 1)
+    assert ended.first_s is not None
+    assert 0 <= ended.first_s <= ended.whole_s - 0.09
+    assert dict(sent[0]["headers"])[b"x-ratelimit-limit-requests"] == b"100"
+
+
+async def test_answers_that_fail(quota: Quota) -> None:
+    def gone() -> None:
+        raise OSError("gone")
+
+    for app, status in (
+        (answering(500), 500),
+        (answering(200, gone), 200),
+        (answering(200, note_break), 200),
+    ):
+        (ended,), _ = await serve(quota, app)
+        assert (ended.status, ended.outcome) == (status, "error")
+
+
+async def test_a_client_that_leaves(quota: Quota) -> None:
+    app = answering(200, lambda: add_tokens(9, 2), lambda: asyncio.sleep(60))
+    (ended,), _ = await serve(quota, app)
+    assert ended.outcome == "cancelled"
+    assert ended.usage.completion_tokens == 2
+
+
+async def test_a_refusal_behind_the_gate(quota: Quota) -> None:
+    (ended,), _ = await serve(quota, answering(429))
+    assert ended.outcome == "refused"

@@ -1,0 +1,90 @@
+"""What the requests of each key did at one replica, as metrics in Prometheus' text format."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+
+from truthgpt_serve.access.meter import Ended
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+
+class KeyMetrics:
+    """Counts by the names of keys; a replica has them for the keys that it has met."""
+
+    def __init__(self) -> None:
+        registry = self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "truthgpt_key_requests",
+            "Requests that have ended: ok, error, cancelled by their client, or refused (429).",
+            ["key", "outcome"],
+            registry=registry,
+        )
+        self._tokens = Counter(
+            "truthgpt_key_tokens",
+            "Tokens: prompt, those of them from the prefix cache (cached), and completion.",
+            ["key", "kind"],
+            registry=registry,
+        )
+        self._images = Counter(
+            "truthgpt_key_images", "Images that were made.", ["key"], registry=registry
+        )
+        self._steps = Counter(
+            "truthgpt_key_image_megapixel_steps",
+            "Denoising steps times megapixels of these images.",
+            ["key"],
+            registry=registry,
+        )
+        self._audio = Counter(
+            "truthgpt_key_audio_seconds", "Seconds of audio.", ["key"], registry=registry
+        )
+        self._first = Histogram(
+            "truthgpt_key_first_byte_seconds",
+            "From a request's arrival at the replica to the first piece of its answer.",
+            ["key"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._whole = Histogram(
+            "truthgpt_key_request_seconds",
+            "From a request's arrival at the replica to the last piece of its answer.",
+            ["key"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._token = Histogram(
+            "truthgpt_key_output_token_seconds",
+            "Time of each token after the first piece of an answer that came in pieces, on average.",
+            ["key"],
+            buckets=_TOKEN_SECONDS,
+            registry=registry,
+        )
+
+    def report(self, ended: Ended) -> None:
+        """Counts a request that has ended."""
+        key, usage = ended.key, ended.usage
+        self._requests.labels(key, ended.outcome).inc()
+        kinds = {
+            "prompt": usage.prompt_tokens,
+            "cached": usage.cached_tokens,
+            "completion": usage.completion_tokens,
+        }
+        for kind, number in kinds.items():
+            if number:
+                self._tokens.labels(key, kind).inc(number)
+        if usage.images:
+            self._images.labels(key).inc(usage.images)
+            self._steps.labels(key).inc(usage.megapixel_steps)
+        if usage.audio_s:
+            self._audio.labels(key).inc(usage.audio_s)
+        if ended.outcome == "ok" and ended.first_s is not None:
+            self._first.labels(key).observe(ended.first_s)
+            self._whole.labels(key).observe(ended.whole_s)
+            between_s, number = ended.whole_s - ended.first_s, usage.completion_tokens
+            if between_s > 0 and number > 1:
+                self._token.labels(key).observe(between_s / (number - 1))
+
+    def page(self) -> str:
+        """Returns the metrics, in version 0.0.4 of the text format."""
+        return generate_latest(self._registry).decode()

@@ -1,0 +1,149 @@
+"""Counts what each request of a key does at a model, from the gate to the end of its answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from truthgpt_serve.access.identity import Identity
+from truthgpt_serve.access.quota import Lease, Quota
+from truthgpt_serve.errors import RateLimitError
+from truthgpt_serve.http.asgi import Headers, Message, Receive, Scope, Send
+from truthgpt_serve.usage.counted import Usage, counting
+
+USAGE_KEY = "truthgpt.usage"
+"""Where the usage of a request stands in its ASGI scope."""
+REFUSED = 429
+_FAILED = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A request that has ended.
+
+    Attributes:
+        key: The name of its key.
+        usage: What it used.
+        status: Of its answer; 0 if there was none.
+        outcome: `ok`, `error`, `cancelled` (its client left) or `refused` (429).
+        first_s: Seconds until the first piece of its answer; None if there was none.
+        whole_s: Seconds until the last piece.
+    """
+
+    key: str
+    usage: Usage
+    status: int
+    outcome: str
+    first_s: float | None
+    whole_s: float
+
+
+class Meter:
+    """Holds requests to the limits of their number, and says what each of them did.
+
+    Args:
+        quota: The limits of all keys.
+        report: Is told of each request that has ended; raises nothing.
+    """
+
+    def __init__(self, quota: Quota, report: Callable[[Ended], None]) -> None:
+        self._quota = quota
+        self._report = report
+
+    def admit(self, identity: Identity) -> Lease | None:
+        """Counts a request; returns what ends it, or None for a key without such limits.
+
+        Raises:
+            RateLimitError: It is too much.
+        """
+        try:
+            return self._quota.admit(identity)
+        except RateLimitError:
+            self._report(Ended(identity.name, Usage(), REFUSED, "refused", None, 0.0))
+            raise
+
+    async def serve(
+        self,
+        app: Any,
+        identity: Identity,
+        lease: Lease | None,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """Serves one request that was admitted, and ends it.
+
+        Args:
+            app: The application.
+            identity: Whose request it is.
+            lease: What `admit` gave.
+            scope: Of ASGI, as the others.
+            receive: Of ASGI.
+            send: Of ASGI.
+        """
+        usage = scope[USAGE_KEY] = Usage()
+        watch = _Watch(send, [] if lease is None else lease.headers)
+        is_over = False
+        try:
+            with counting(usage):
+                await app(scope, receive, watch.send)
+            is_over = True
+        except Exception:
+            usage.broke_off = is_over = True
+            raise
+        finally:
+            if lease is not None:
+                lease.end()
+            self._report(watch.ended(identity.name, usage, cancelled=not is_over))
+
+
+class _Watch:
+    """The answer of a request on its way out.
+
+    Args:
+        send: Where it goes.
+        headers: Go out with it.
+    """
+
+    __slots__ = ("_began_s", "_first_s", "_headers", "_last_s", "_send", "_status", "_whole")
+
+    def __init__(self, send: Send, headers: Headers) -> None:
+        self._send = send
+        self._headers = headers
+        self._began_s = self._last_s = time.perf_counter()
+        self._first_s: float | None = None
+        self._status = 0
+        self._whole = False
+
+    async def send(self, message: Message) -> None:
+        """Sends a message on."""
+        if message["type"] == "http.response.body":
+            self._last_s = time.perf_counter()
+            if self._first_s is None:
+                self._first_s = self._last_s
+            self._whole = not message.get("more_body", False)
+        elif message["type"] == "http.response.start":
+            self._status = message["status"]
+            if self._headers:
+                message = {**message, "headers": [*message.get("headers", ()), *self._headers]}
+        await self._send(message)
+
+    def ended(self, key: str, usage: Usage, *, cancelled: bool) -> Ended:
+        """Returns what has been seen of the request.
+
+        Args:
+            key: The name of its key.
+            usage: What it used.
+            cancelled: Whether its task was cancelled.
+        """
+        if self._status == REFUSED:
+            outcome = "refused"
+        elif self._status >= _FAILED or usage.broke_off:
+            outcome = "error"
+        else:
+            outcome = "cancelled" if cancelled or not self._whole else "ok"
+        first_s = None if self._first_s is None else self._first_s - self._began_s
+        whole_s = self._last_s - self._began_s
+        return Ended(key, usage, self._status, outcome, first_s, whole_s)

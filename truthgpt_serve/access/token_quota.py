@@ -1,0 +1,150 @@
+"""Holds requests to the limits of what they use: tokens, and the work of images.
+
+Stands where a body is read whole and in time, behind the queue: a request counts with an estimate,
+and with what it used as soon as that is known. An answer that has begun is never cut.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from truthgpt_serve.access.estimate import MAX_READ_BYTES, TokenEstimate
+from truthgpt_serve.access.identity import Identity, identity_of
+from truthgpt_serve.access.quota import IMAGES, TOKENS, Quota, Reservation
+from truthgpt_serve.http.asgi import Headers, Message, Receive, Scope, Send, header
+from truthgpt_serve.usage.counted import Usage, current_usage
+
+_READS = ("GET", "HEAD")
+_FAILED = 400
+
+
+class TokenQuota:
+    """An application whose requests count with what they use.
+
+    Args:
+        app: The application; something around it answers the errors that this raises.
+        quota: The limits of all keys.
+    """
+
+    def __init__(self, app: Any, quota: Quota) -> None:
+        self._app = app
+        self._quota = quota
+        self._estimate = TokenEstimate()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one ASGI connection.
+
+        Raises:
+            RateLimitError: The key has used too much.
+        """
+        identity, usage = identity_of(scope), current_usage()
+        if identity is None or usage is None or scope.get("method", "GET") in _READS:
+            await self._app(scope, receive, send)
+            return
+        counts_tokens = self._quota.is_limited(identity, TOKENS)
+        if not counts_tokens and not self._quota.is_limited(identity, IMAGES):
+            await self._app(scope, receive, send)
+            return
+        request = _Request(identity, usage)
+        usage.reserve_images = partial(self._reserve_images, request)
+        if counts_tokens:
+            body = _Body(receive)
+            await body.read()
+            size = max(body.num_bytes, _content_length(scope))
+            amount = self._estimate.estimate(identity.name, body.whole(), size)
+            request.tokens = self._quota.reserve(identity, TOKENS, amount)
+            receive = body.receive
+        await self._serve(request, scope, receive, send)
+
+    async def _serve(self, request: _Request, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_noted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                request.status = message["status"]
+                message = {**message, "headers": [*message["headers"], *request.headers()]}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noted)
+        finally:
+            self._settle(request)
+
+    def _settle(self, request: _Request) -> None:
+        usage, identity = request.usage, request.identity
+        failed = not 0 < request.status < _FAILED
+        if request.images is not None and (usage.megapixel_steps or failed):
+            request.images.settle(usage.megapixel_steps)
+        if request.tokens is None:
+            return
+        new = usage.prompt_tokens - usage.cached_tokens
+        used = new + usage.completion_tokens + identity.cached_token_weight * usage.cached_tokens
+        # A model that does not count its tokens leaves the estimate.
+        if used or usage.images or usage.audio_s or failed:
+            request.tokens.settle(used)
+        if used:
+            self._estimate.learn(identity.name, usage.prompt_tokens, usage.completion_tokens)
+
+    def _reserve_images(self, request: _Request, amount: float) -> None:
+        if request.images is None:
+            request.images = self._quota.reserve(request.identity, IMAGES, amount)
+
+
+class _Request:
+    """One request that counts with an estimate.
+
+    Attributes:
+        tokens: Its estimate of tokens, or None without a limit.
+        images: Its images' work, or None without a limit, or before it is known.
+        status: Of its answer; 0 before that has begun.
+    """
+
+    __slots__ = ("identity", "images", "status", "tokens", "usage")
+
+    def __init__(self, identity: Identity, usage: Usage) -> None:
+        self.identity = identity
+        self.usage = usage
+        self.tokens: Reservation | None = None
+        self.images: Reservation | None = None
+        self.status = 0
+
+    def headers(self) -> Headers:
+        """Returns the headers of its answer."""
+        counted = (each for each in (self.tokens, self.images) if each is not None)
+        return [header for each in counted for header in each.headers]
+
+
+class _Body:
+    """The beginning of a body, which is read before and given again.
+
+    Attributes:
+        num_bytes: Bytes that were read.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._messages: list[Message] = []
+        self._more = True
+        self.num_bytes = 0
+
+    async def read(self) -> None:
+        """Reads as much as counts."""
+        while self._more and self.num_bytes <= MAX_READ_BYTES:
+            message = await self._receive()
+            self._messages.append(message)
+            self._more = message["type"] == "http.request" and message.get("more_body", False)
+            self.num_bytes += len(message.get("body", b""))
+
+    def whole(self) -> bytes | None:
+        """Returns the body if it was read to its end, and is not too long."""
+        if self._more or self.num_bytes > MAX_READ_BYTES:
+            return None
+        return b"".join(message.get("body", b"") for message in self._messages)
+
+    async def receive(self) -> Message:
+        """Returns the next message, as ASGI's `receive` does."""
+        return self._messages.pop(0) if self._messages else await self._receive()
+
+
+def _content_length(scope: Scope) -> int:
+    value = header(scope["headers"], b"content-length") or b""
+    return int(value) if value.isdigit() and len(value) < 16 else 0
