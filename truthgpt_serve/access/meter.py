@@ -96,6 +96,7 @@ class Meter:
         finally:
             if lease is not None:
                 lease.end()
+            usage.finish()
             self._report(watch.ended(identity.name, usage, cancelled=not is_over))
 
 

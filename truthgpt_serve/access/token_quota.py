@@ -71,6 +71,7 @@ class TokenQuota:
 
     def _settle(self, request: _Request) -> None:
         usage, identity = request.usage, request.identity
+        usage.finish()
         failed = not 0 < request.status < _FAILED
         if request.images is not None and (usage.megapixel_steps or failed):
             request.images.settle(usage.megapixel_steps)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _current: ContextVar[Usage | None] = ContextVar("truthgpt_usage", default=None)
 
@@ -29,6 +29,7 @@ class Usage:
         broke_off: Whether an answer that had begun failed.
         reserve_images: Counts megapixel steps before the work, and may refuse them; None where
             they have no limit.
+        at_end: Add what is known at the request's end, however it ended; called once.
     """
 
     prompt_tokens: int = 0
@@ -39,6 +40,12 @@ class Usage:
     audio_s: float = 0.0
     broke_off: bool = False
     reserve_images: Callable[[float], None] | None = None
+    at_end: list[Callable[[Usage], None]] = field(default_factory=list, compare=False)
+
+    def finish(self) -> None:
+        """Adds what is known at the end of the request."""
+        while self.at_end:
+            self.at_end.pop()(self)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from truthgpt_serve.server.audio.response import (
     encode_done,
     encode_transcription,
 )
+from truthgpt_serve.usage.counted import add_audio
 
 KEYS = {"segment": ("segments", "text"), "word": ("words", "word")}
 
@@ -36,6 +37,7 @@ class AudioExchange:
         self._duration = duration
         self._label = label
         self._texts: list[str] = []
+        add_audio(duration)
 
     def prepare(self) -> dict[str, Any]:
         """Returns the inputs for the class, which may change them."""

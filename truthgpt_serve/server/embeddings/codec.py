@@ -16,6 +16,9 @@ from typing import Any
 
 from truthgpt_serve.errors import ServerError, UnsupportedError
 from truthgpt_serve.http.json_body import encode_json
+from truthgpt_serve.usage.counted import current_usage
+
+CHARACTERS_A_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ class EmbeddingExchange:
         check: Raises ContextLengthError for a text that is too long.
     """
 
-    __slots__ = ("_base64", "_check", "_inputs", "_label", "done")
+    __slots__ = ("_base64", "_check", "_inputs", "_label", "_used", "done")
 
     def __init__(
         self,
@@ -52,6 +55,7 @@ class EmbeddingExchange:
         check: Callable[[str], object] | None = None,
     ) -> None:
         self.done = False
+        self._used = current_usage()
         self._check = check
         self._inputs = inputs
         self._label = label
@@ -83,11 +87,17 @@ class EmbeddingExchange:
             )
         count = outputs.get("num_tokens") if isinstance(outputs, Mapping) else None
         num_tokens = count if type(count) is int and count >= 0 else None
+        if self._used is not None:
+            self._used.prompt_tokens += self._about() if num_tokens is None else num_tokens
         if not self._base64:
             return Vector(encode_json(values.tolist()), num_tokens)
         if sys.byteorder == "big":
             values.byteswap()
         return Vector(b'"' + base64.b64encode(values.tobytes()) + b'"', num_tokens)
+
+    def _about(self) -> int:
+        """Returns about how many tokens the text has, where the class does not say it."""
+        return len(self._inputs.get("text") or "") // CHARACTERS_A_TOKEN
 
     def _values(self, found: Any) -> array[float]:
         """Returns the vector as float32."""

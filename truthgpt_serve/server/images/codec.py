@@ -11,6 +11,7 @@ from typing import Any
 
 from truthgpt_serve.errors import ServerError
 from truthgpt_serve.server.images.files import is_image
+from truthgpt_serve.usage.counted import Usage, current_usage
 
 USAGE_KEYS = ("input_tokens", "output_tokens")
 
@@ -53,6 +54,16 @@ class ImageResult:
     usage: dict[str, Any] | None
 
 
+def megapixel_steps(inputs: Mapping[str, Any], num_pixels: int) -> float:
+    """Returns what an image costs: denoising steps times megapixels.
+
+    Args:
+        inputs: Of the class; without `steps` there is one.
+        num_pixels: Of the image.
+    """
+    return int(inputs.get("steps") or 1) * num_pixels / 1e6
+
+
 class ImageExchange:
     """One image of a request.
 
@@ -77,6 +88,9 @@ class ImageExchange:
         self._inputs = inputs
         self._label = label
         self._partial_images = partial_images
+        self._num_pixels = 0
+        if (usage := current_usage()) is not None:
+            usage.at_end.append(self._count)
         self._progress = progress
         self._shared = shared
 
@@ -157,7 +171,14 @@ class ImageExchange:
             )
         if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
             raise self._wrong(method, seed, "a whole number as `seed`")
+        self._num_pixels = image.width * image.height
         return ImageResult(image, seed, dict(usage) if usage is not None else None)
+
+    def _count(self, usage: Usage) -> None:
+        """Adds the image, if it was made, to what its request used."""
+        if self._num_pixels:
+            usage.images += 1
+            usage.megapixel_steps += megapixel_steps(self._inputs, self._num_pixels)
 
     def _wrong(self, method: str, found: Any, wanted: str) -> ServerError:
         verb = "yielded" if method == "stream" else "returned"

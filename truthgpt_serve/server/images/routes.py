@@ -23,7 +23,13 @@ from truthgpt_serve.http.multipart import FORM_TYPE, form_boundary, parse_form
 from truthgpt_serve.http.public_url import public_url
 from truthgpt_serve.request_fields import MAX_SEED
 from truthgpt_serve.server.execution.gather import gather
-from truthgpt_serve.server.images.codec import ImageExchange, ImageResult, PartialImage, Progress
+from truthgpt_serve.server.images.codec import (
+    ImageExchange,
+    ImageResult,
+    PartialImage,
+    Progress,
+    megapixel_steps,
+)
 from truthgpt_serve.server.images.files import (
     BoundedExecutor,
     EncodedImage,
@@ -41,11 +47,14 @@ from truthgpt_serve.server.images.response import (
     encode_response,
 )
 from truthgpt_serve.server.instance import ModelInstance
+from truthgpt_serve.usage.counted import reserve_images
 
 T = TypeVar("T")
 
 DEFAULT_STEPS = 30
 """`steps` when neither the request nor the class (`default_steps`) says one."""
+DEFAULT_PIXELS = 1024 * 1024
+"""Of an image whose request does not say its size, before it is made."""
 MAX_TOTAL = 4
 """All images of one request may have this many times the pixels of one."""
 
@@ -149,6 +158,7 @@ class ImageRoutes:
         async with connection.guard(self._host.max_request_s) as guard:
             await self._decode(request)
             exchanges = self._exchanges(request)
+            reserve_images(_expected_work(request))
             if request.fields.stream:
                 await self._stream(connection, request, exchanges)
                 guard.release()
@@ -282,3 +292,13 @@ class ImageRoutes:
             return await self._executor.run(lambda: encode_partial(request, file, piece, index))
         image = Image(file, piece)
         return await self._executor.run(lambda: encode_completed(request, image, index))
+
+
+def _expected_work(request: ImageRequest) -> float:
+    """Returns denoising steps times megapixels of all images of a request."""
+    inputs, num_pixels = request.inputs, DEFAULT_PIXELS
+    if "width" in inputs:
+        num_pixels = inputs["width"] * inputs["height"]
+    elif (image := inputs.get("image")) is not None and not isinstance(image, list):
+        num_pixels = image.width * image.height
+    return request.fields.n * megapixel_steps(inputs, num_pixels)

@@ -9,11 +9,15 @@ from truthgpt_serve.http.json_body import encode_json
 from truthgpt_serve.server.text.request import ChatRequest, CompletionRequest
 from truthgpt_serve.server.text.response import AnswerFormat, Usage
 from truthgpt_serve.server.text.routes import TextFilter, Tokenizer
+from truthgpt_serve.usage.counted import Usage as Counted
+from truthgpt_serve.usage.counted import current_usage
 
 DEFAULT_MAX_NEW_TOKENS = 256
 """`max_new_tokens` when neither the request nor the class (`default_max_new_tokens`) says one."""
 FINISH_REASONS = ("stop", "length", "content_filter")
 USAGE_KEYS = ("prompt_tokens", "completion_tokens")
+CHARACTERS_A_TOKEN = 4
+"""About, where a text is not tokenized."""
 
 
 class TextExchange:
@@ -45,6 +49,7 @@ class TextExchange:
         "_started",
         "_tokenizer",
         "_usage_given",
+        "_used",
         "done",
     )
 
@@ -78,6 +83,9 @@ class TextExchange:
         self._started = False
         self._passes = False
         self._before = self._behind = b""
+        self._used = current_usage()
+        if self._used is not None:
+            self._used.at_end.append(self._count_unfinished)
 
     def prepare(self) -> dict[str, Any]:
         """Renders the prompt and returns the inputs for the class.
@@ -115,6 +123,7 @@ class TextExchange:
         text = self._cut(self._take(outputs, "infer")) + self._rest()
         self._collected = [text]
         usage = self._usage()
+        self._count(usage)
         return self._format.whole(text, self._reason(usage), usage)
 
     def piece(self, item: Any) -> bytes | None:
@@ -134,7 +143,8 @@ class TextExchange:
         if not self._started:
             chunk = self._format.first()
         needs_usage = self._request.include_usage or self._finish_reason is None
-        usage = self._usage() if needs_usage else None
+        usage = self._usage() if needs_usage or self._used is not None else None
+        self._count(usage)
         return chunk + self._format.last(self._reason(usage), usage)
 
     def _chunk(self, text: str) -> bytes:
@@ -199,6 +209,21 @@ class TextExchange:
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
         }
+
+    def _count(self, usage: Usage | None) -> None:
+        """Adds the answer to what its request used."""
+        if self._used is None or usage is None:
+            return
+        used, self._used = self._used, None
+        used.prompt_tokens += usage["prompt_tokens"]
+        used.completion_tokens += usage["completion_tokens"]
+
+    def _count_unfinished(self, used: Counted) -> None:
+        """Adds an answer that was not finished: nearly, as nothing is read on the event loop."""
+        if self._used is None or not self._collected:
+            return
+        used.prompt_tokens += len(self._prompt) // CHARACTERS_A_TOKEN
+        used.completion_tokens += len(self._collected)
 
     def _reason(self, usage: Usage | None) -> str:
         if self._finish_reason is not None:
