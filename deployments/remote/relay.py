@@ -13,6 +13,7 @@ from deployments.remote.engine import Answer, Remote
 from deployments.remote.headers import RequestHeaders
 from deployments.remote.health import REFUSALS, Monitor
 from deployments.remote.model_rename import AnswerNames, find_model_aside
+from deployments.remote.usage import UsageReader, ask_for_usage
 from truthgpt_serve.errors import TruthGPTError, UpstreamError, not_here
 from truthgpt_serve.http.asgi import UNREAD_TIMEOUT_S, Send, header
 from truthgpt_serve.http.connection import Connection
@@ -20,9 +21,11 @@ from truthgpt_serve.http.envelope import error_event
 from truthgpt_serve.http.open_inference import MODELS_PREFIX, split_model_path
 from truthgpt_serve.http.sse import WholeEvents, is_event_stream
 from truthgpt_serve.server.infer.routes import Bounds
+from truthgpt_serve.usage.counted import Usage, current_usage
 
 logger = logging.getLogger(__name__)
 
+_REFUSES = (400, 422)
 DOWN_STATUS = 502
 """From here on an answer may come from a proxy in front of a server that is gone."""
 
@@ -54,6 +57,7 @@ class Relay:
         self._settings = settings
         self._names = names
         self._limits = limits
+        self._tells_usage = True
 
     async def __call__(self, connection: Connection, *, path: str) -> None:
         """Relays one request.
@@ -78,7 +82,7 @@ class Relay:
                     theirs = await self._their_name(named.name)
                     body = body if theirs == named.name else named.renamed(theirs)
                     reply.rename(theirs, self._names[0])
-                answer = await self.send(connection, path, body)
+                answer = await self._ask(connection, path, body, reply)
                 try:
                     self.refuse(answer)
                     await reply.pass_on(answer)
@@ -90,6 +94,20 @@ class Relay:
                 raise
             logger.warning("request %s: the answer broke off: %s", connection.request_id, error)
             await reply.break_off(error, connection.path)
+
+    async def _ask(self, connection: Connection, path: str, body: bytes, reply: _Reply) -> Answer:
+        """Sends a request, and has it say its tokens where they are counted."""
+        usage = current_usage()
+        if usage is None:
+            return await self.send(connection, path, body)
+        asking = ask_for_usage(path, body) if self._tells_usage else None
+        answer = await self.send(connection, path, asking or body)
+        if asking is not None and answer.status in _REFUSES:
+            answer.close()
+            asking, answer = None, await self.send(connection, path, body)
+            self._tells_usage = answer.status in _REFUSES  # else the server does not know the field
+        reply.count(usage, hides=asking is not None)
+        return answer
 
     async def _their_name(self, model: str) -> str:
         if model not in self._names:
@@ -156,10 +174,14 @@ class _Reply:
         self._request_id = request_id.encode("latin-1")
         self._names: AnswerNames | None = None
         self._events: WholeEvents | None = None
+        self._usage: UsageReader | None = None
         self.started = False
 
     def rename(self, theirs: str, ours: str) -> None:
         self._names = AnswerNames(theirs, ours) if theirs != ours else None
+
+    def count(self, usage: Usage, *, hides: bool) -> None:
+        self._usage = UsageReader(usage, hides=hides)
 
     async def pass_on(self, answer: Answer) -> None:
         """Sends the answer as it comes."""
@@ -167,7 +189,7 @@ class _Reply:
         if is_event_stream(headers):
             self._events = WholeEvents()
         elif not (header(headers, b"content-type") or b"").startswith(b"application/json"):
-            self._names = None
+            self._names = self._usage = None
         # An answer that is all there keeps its length, and is one write.
         is_stream = self._events is not None
         data, more = (b"", True) if is_stream else await answer.read()
@@ -197,7 +219,11 @@ class _Reply:
             data = self._events.feed(data)
             if not more:
                 data += self._events.finish()
+            if self._usage is not None:
+                data = self._usage.events(data)
             return self._names.whole(data) if self._names is not None else data
+        if self._usage is not None:
+            self._usage.piece(data, more=more)
         return self._names.piece(data, more=more) if self._names is not None else data
 
     async def _write(self, data: bytes, *, more: bool) -> None:

@@ -1,4 +1,4 @@
-"""Says before the work how many tokens a request may use: from its body, and from the key's past."""
+"""Says before the work how many tokens a request may use: from its body, and the key's past."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class KeyMetrics:
         )
         self._token = Histogram(
             "truthgpt_key_output_token_seconds",
-            "Time of each token after the first piece of an answer that came in pieces, on average.",
+            "Mean time of each token after the first piece of an answer that came in pieces.",
             ["key"],
             buckets=_TOKEN_SECONDS,
             registry=registry,

@@ -31,8 +31,9 @@ from truthgpt_serve import build_async_model, build_model, run_infer
 from truthgpt_serve.cluster.ports import free_port
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.http.asgi import Send
+from truthgpt_serve.http.asgi import Receive, Scope, Send
 from truthgpt_serve.runner import run_stream
+from truthgpt_serve.usage.counted import Usage, counting
 
 ROOT = Path(__file__).parents[4]
 WORDS = [{"role": "user", "content": "one two"}]
@@ -97,6 +98,33 @@ def test_streams(client: openai.OpenAI) -> None:
     assert {chunk.model for chunk in chunks} == {"far"}
     texts = client.completions.create(model="far", prompt="a b", max_tokens=4, stream=True)
     assert "".join(chunk.choices[0].text for chunk in texts) == " a b a b"
+
+
+def test_tokens_are_counted_for_requests_that_have_a_key(second: str) -> None:
+    counted: list[Usage] = []
+    hosted = Hosted(remote_cfg(second), "far")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await hosted(scope, receive, send)
+            return
+        usage = Usage()
+        with counting(usage):
+            await hosted(scope, receive, send)
+        usage.finish()
+        counted.append(usage)
+
+    body = {"model": "far", "messages": WORDS, "max_tokens": 5}
+    with serve_asgi(app, lifespan="on") as url, httpx.Client(base_url=url, timeout=30) as client:
+        whole = client.post("/v1/chat/completions", json=body).json()["usage"]
+        plain = client.post("/v1/chat/completions", json={**body, "stream": True}).text
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        told = client.post("/v1/chat/completions", json={**body, **options}).text
+        assert client.post("/v1/chat/completions", json={**body, "top_p": 7}).status_code == 400
+    assert '"choices":[]' not in plain
+    assert '"choices":[]' in told
+    tokens = [(usage.prompt_tokens, usage.completion_tokens) for usage in counted]
+    assert tokens == [(whole["prompt_tokens"], whole["completion_tokens"])] * 3 + [(0, 0)]
 
 
 def test_errors_of_the_other_server_pass(client: openai.OpenAI) -> None:

@@ -1,0 +1,137 @@
+"""Reads from a server's answers how many tokens they cost, for requests that have a key.
+
+A stream of OpenAI's text routes says it only if it is asked to: the request asks for it then, and
+what the client did not ask for is taken out of the answer again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from truthgpt_serve.http.json_body import encode_json
+from truthgpt_serve.http.sse import read_data
+from truthgpt_serve.usage.counted import Usage
+
+MAX_READ_BYTES = 1 << 20
+"""Requests and answers up to this size are read; a longer one has images or vectors in it."""
+_ASKED = ("/chat/completions", "/completions")
+_NEEDED = b'"usage"'
+_PROMPT, _COMPLETION = ("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens")
+
+
+def ask_for_usage(path: str, body: bytes) -> bytes | None:
+    """Returns a streaming request that asks for its tokens, or None if it needs no change.
+
+    Args:
+        path: Its path.
+        body: Its body as it came.
+    """
+    if not path.endswith(_ASKED) or len(body) > MAX_READ_BYTES or b'"stream"' not in body:
+        return None
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or found.get("stream") is not True:
+        return None
+    options = found.get("stream_options") or {}
+    if not isinstance(options, dict) or options.get("include_usage"):
+        return None
+    asked = {**options, "include_usage": True}
+    if "stream_options" in found:
+        return encode_json({**found, "stream_options": asked})
+    end = body.rindex(b"}")  # the rest stays byte for byte
+    return body[:end] + b',"stream_options":' + encode_json(asked) + body[end:]
+
+
+class UsageReader:
+    """Reads one answer as it passes.
+
+    Args:
+        usage: Gets what the answer says at its end.
+        hides: Whether the last chunk of a stream, which has nothing but the tokens, is taken out.
+    """
+
+    def __init__(self, usage: Usage, *, hides: bool) -> None:
+        self._hides = hides
+        self._prompt = self._completion = self._cached = self._num_events = 0
+        self._held: list[bytes] | None = []
+        self._num_held = 0
+        usage.at_end.append(self._add)
+
+    def events(self, data: bytes) -> bytes:
+        """Takes whole events of a stream; returns those that pass."""
+        if _NEEDED not in data:
+            self._num_events += data.count(b"data:")
+            return data
+        kept = b""
+        for event in _split(data):
+            found = next((_read(text) for text in read_data(event)), None)
+            if found is None or not self._take(found):
+                self._num_events += 1
+            elif self._hides and found.get("choices") == []:
+                continue
+            kept += event
+        return kept
+
+    def piece(self, data: bytes, *, more: bool) -> None:
+        """Takes a piece of a JSON body."""
+        if self._held is None:
+            return
+        self._num_held += len(data)
+        self._held.append(data)
+        if self._num_held > MAX_READ_BYTES:
+            self._held = None
+        elif not more and (found := _read(b"".join(self._held))) is not None:
+            self._take(found)
+
+    def _take(self, found: Mapping[str, Any]) -> bool:
+        """Takes the tokens of an event or a body; returns whether it has some."""
+        inner = found.get("response") or found.get("message")
+        places = (found.get("usage"), inner.get("usage") if isinstance(inner, dict) else None)
+        usage = next((place for place in places if isinstance(place, dict)), None)
+        if usage is None:
+            return False
+        self._prompt = max(self._prompt, *(_number(usage, name) for name in _PROMPT))
+        self._completion = max(self._completion, *(_number(usage, name) for name in _COMPLETION))
+        for name in ("prompt_tokens_details", "input_tokens_details"):
+            if isinstance(details := usage.get(name), dict):
+                self._cached = max(self._cached, _number(details, "cached_tokens"))
+        self._cached = max(self._cached, _number(usage, "cache_read_input_tokens"))
+        return True
+
+    def _add(self, usage: Usage) -> None:
+        usage.prompt_tokens += self._prompt
+        usage.cached_tokens += min(self._cached, self._prompt)
+        # A stream that broke off, or of a server that does not tell: an event is a token.
+        usage.completion_tokens += self._completion or max(0, self._num_events - 1)
+
+
+def _split(data: bytes) -> list[bytes]:
+    """Returns the events of some whole ones, each with what ends it."""
+    found, start = [], 0
+    while start < len(data):
+        ends = [
+            at + len(end)
+            for end in (b"\n\n", b"\r\n\r\n", b"\r\r")
+            if (at := data.find(end, start)) >= 0
+        ]
+        stop = min(ends, default=len(data))
+        found.append(data[start:stop])
+        start = stop
+    return found
+
+
+def _read(data: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _number(usage: Mapping[str, Any], name: str) -> int:
+    value = usage.get(name)
+    return value if type(value) is int and 0 <= value < 1 << 40 else 0
