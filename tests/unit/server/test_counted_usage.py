@@ -1,0 +1,154 @@
+"""What requests to classes as users write them use, counted behind the gate's limits."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.image_classes import Plain as Painter
+from tests.support.sample_models import Base, spec_of
+from tests.support.servers import serve_asgi
+from truthgpt_serve.access.gate import OPEN_AT_MODEL, Gate
+from truthgpt_serve.access.key_edit import add_key
+from truthgpt_serve.access.key_ring import KeyRing
+from truthgpt_serve.access.meter import Ended, Meter
+from truthgpt_serve.access.quota import Quota
+from truthgpt_serve.access.token_quota import TokenQuota
+from truthgpt_serve.server import create_app
+from truthgpt_serve.server.bounded import BoundedRequests
+
+PROMPT = "one two three"
+
+
+class Words:
+    def encode(self, text: str) -> list[str]:
+        return text.split()
+
+
+class Whole(Base):
+    tokenizer = Words()
+
+    def infer(self, inputs: dict[str, Any]) -> Any:
+        return {"text": "four five"}
+
+
+class Streamed(Whole):
+    def stream(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        for _ in range(40):
+            time.sleep(0.02)
+            yield {"text": "word "}
+        yield {"text": "", "finish_reason": "length"}
+
+
+class Telling(Whole):
+    def infer(self, inputs: dict[str, Any]) -> Any:
+        return {"text": "x", "usage": {"prompt_tokens": 30, "completion_tokens": 40}}
+
+
+class Vectors(Whole):
+    def infer(self, inputs: dict[str, Any]) -> Any:
+        return {"embedding": [1.0], "num_tokens": len(inputs["text"].split())}
+
+
+@contextmanager
+def serving(
+    folder: Path, cls: type, task: str = "text-generation", **limits: Any
+) -> Iterator[tuple[httpx.Client, list[Ended]]]:
+    """Serves a class behind the gate and limits of a key; yields a client with the key."""
+    key = add_key(folder / "keys.yaml", {"name": "team", **limits})
+    ring, quota = KeyRing(folder / "keys.yaml"), Quota(folder / "keys.yaml", "sample")
+    told: list[Ended] = []
+    app = create_app(spec_of(cls), {"task": task}, name="sample")
+    bounds = {"max_body_bytes": 1 << 20, "max_request_s": 20.0}
+    app = BoundedRequests(TokenQuota(app, quota), "sample", **bounds)  # type: ignore[arg-type]
+    app = Gate(app, ring, OPEN_AT_MODEL, names=["sample"], meter=Meter(quota, told.append))
+    headers = {"authorization": f"Bearer {key}"}
+    with (
+        serve_asgi(app, lifespan="on") as url,
+        httpx.Client(base_url=url, headers=headers, timeout=20) as client,
+    ):
+        yield client, told
+    ring.close()
+    quota.close()
+
+
+@pytest.fixture(autouse=True)
+def own_counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
+def complete(client: httpx.Client, **fields: Any) -> httpx.Response:
+    body = {"model": "sample", "prompt": PROMPT, **fields}
+    return client.post("/v1/completions", json=body)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("cls", "tokens"), [(Whole, (3, 2)), (Telling, (30, 40))])
+def test_text(tmp_path: Path, cls: type, tokens: tuple[int, int], stream: bool) -> None:
+    with serving(tmp_path, cls) as (client, told):
+        assert complete(client, stream=stream).status_code == 200
+    (ended,) = told
+    assert (ended.usage.prompt_tokens, ended.usage.completion_tokens) == tokens
+    assert ended.outcome == "ok"
+
+
+def test_a_stream_to_its_end_and_one_whose_client_leaves(tmp_path: Path) -> None:
+    with serving(tmp_path, Streamed) as (client, told):
+        complete(client, stream=True)
+        body = {"model": "sample", "prompt": PROMPT, "stream": True}
+        with client.stream("POST", "/v1/completions", json=body) as answer:
+            next(answer.iter_lines())
+        deadline = time.monotonic() + 10
+        while len(told) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    whole, left = told
+    assert (whole.usage.completion_tokens, whole.outcome) == (40, "ok")
+    assert left.outcome == "cancelled"
+    assert 1 <= left.usage.completion_tokens < 30
+    assert left.usage.prompt_tokens == len(PROMPT) // 4
+
+
+def test_tokens_of_a_minute(tmp_path: Path) -> None:
+    with serving(tmp_path, Telling, tokens_per_minute=150) as (client, told):
+        first = complete(client, max_tokens=10)
+        assert first.status_code == 200
+        assert complete(client, max_tokens=10).headers["x-ratelimit-remaining-tokens"].isdigit()
+        refused = complete(client, max_tokens=10)
+        assert refused.status_code == 429
+        assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+        assert 55 <= int(refused.headers["retry-after"]) <= 61
+        assert refused.headers["x-ratelimit-remaining-tokens"] == "10"
+        assert client.get("/v1/models").status_code == 200
+        bad = complete(client, max_tokens="x")
+        assert bad.status_code in (400, 429)
+    assert [ended.outcome for ended in told][:3] == ["ok", "ok", "refused"]
+
+
+def test_embeddings(tmp_path: Path) -> None:
+    with serving(tmp_path, Vectors, "embedding") as (client, told):
+        body = {"model": "sample", "input": ["one two", "three"]}
+        assert client.post("/v1/embeddings", json=body).status_code == 200
+    assert told[0].usage.prompt_tokens == 3
+
+
+def test_images(tmp_path: Path) -> None:
+    limit = {"image_megapixel_steps_per_minute": 40}
+    with serving(tmp_path, Painter, "image-generation", **limit) as (client, told):
+        body = {"model": "sample", "prompt": "red", "size": "500x400", "steps": 50, "n": 2}
+        answer = client.post("/v1/images/generations", json=body)
+        assert answer.status_code == 200
+        assert answer.headers["x-ratelimit-remaining-image-megapixel-steps"] == "20"
+        assert client.post("/v1/images/generations", json=body).status_code == 200
+        refused = client.post("/v1/images/generations", json=body)
+        assert refused.status_code == 429
+        assert "40 denoising steps times megapixels" in refused.json()["error"]["message"]
+    assert (told[0].usage.images, told[0].usage.megapixel_steps) == (2, 20)
+    assert told[-1].usage.images == 0
