@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ from typing import Any
 from truthgpt_serve.access.gate import OPEN_AT_MODEL, OPEN_AT_SERVICE, Gate
 from truthgpt_serve.access.key_metrics import KeyMetrics
 from truthgpt_serve.access.key_ring import KeyRing
-from truthgpt_serve.access.meter import Meter
+from truthgpt_serve.access.meter import Ended, Meter
 from truthgpt_serve.access.quota import Quota
 from truthgpt_serve.access.token_quota import TokenQuota
 from truthgpt_serve.config.auth import NONE, AuthSection
 from truthgpt_serve.config.paths import expand, find_config
 from truthgpt_serve.errors import ConfigError, Fault
 from truthgpt_serve.usage.batch import KEEP_DAYS
+from truthgpt_serve.usage.recorder import UsageRecorder
 
 KEYS_VARIABLE = "TRUTHGPT_KEYS_FILE"
 USAGE_VARIABLE = "TRUTHGPT_USAGE_FILE"
@@ -127,21 +128,30 @@ class Access:
         auth: What it is told of keys.
         allow_origins: Origins whose pages may read a refusal.
         names: The model's own name, aliases and adapters; empty for the router.
+        open_recorder: Opens what keeps the usage of keys: takes their file, the usage's, and for
+            how many days. None keeps none.
 
     Raises:
         ConfigError: The file with the keys cannot be used.
     """
 
     def __init__(
-        self, auth: Auth | None, allow_origins: Sequence[str], names: Sequence[str] = ()
+        self,
+        auth: Auth | None,
+        allow_origins: Sequence[str],
+        names: Sequence[str] = (),
+        open_recorder: Callable[[str, str | None, int], UsageRecorder] | None = None,
     ) -> None:
         keys_file = None if auth is None else auth.keys_file
         self._keys = None if keys_file is None else KeyRing(Path(keys_file))
-        self._quota = self._metrics = self._meter = None
-        if keys_file is not None and names:  # at the models alone: each request comes to one
+        self._quota = self._metrics = self._meter = self._recorder = None
+        if auth is not None and keys_file is not None and names:
+            # At the models alone: each request comes to one.
             self._quota = Quota(Path(keys_file), names[0])
             self._metrics = KeyMetrics()
-            self._meter = Meter(self._quota, self._metrics.report)
+            self._meter = Meter(self._quota, self._report)
+            if open_recorder is not None:
+                self._recorder = open_recorder(keys_file, auth.usage_file, auth.keep_days)
         self._names = names
         self._allow_origins = allow_origins
         public = frozenset(() if auth is None else auth.public_routes)
@@ -182,6 +192,13 @@ class Access:
             meter=self._meter,
         )
 
+    def _report(self, ended: Ended) -> None:
+        if self._metrics is not None:
+            self._metrics.report(ended)
+        if self._recorder is not None:
+            is_error = ended.outcome in ("error", "refused")
+            self._recorder.add(ended.key, self._names[0], ended.usage, is_error)
+
     def internal_headers(self) -> list[tuple[bytes, bytes]]:
         """Returns the headers with which this process asks another one of the service."""
         return [] if self._keys is None else self._keys.internal_headers()
@@ -192,3 +209,5 @@ class Access:
             self._keys.close()
         if self._quota is not None:
             self._quota.close()
+        if self._recorder is not None:
+            self._recorder.close()

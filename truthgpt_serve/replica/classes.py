@@ -45,6 +45,7 @@ from truthgpt_serve.server.bounded import BoundedRequests
 from truthgpt_serve.server.encoded_bodies import EncodedBodies
 from truthgpt_serve.server.execution.garbage import collecting_seldom
 from truthgpt_serve.server.faults import ReplicaGuard
+from truthgpt_serve.usage.collector import open_recorder
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class ModelReplica:
         # Before the import of a user's module, which may end the process.
         self._guard = ReplicaGuard(self._name, config.to_cfg())
         with self._closing_on_error(), cause_first(self._name, self._hide):
-            self._access = Access(auth, allow_origins, self._names)
+            self._access = Access(auth, allow_origins, self._names, open_recorder)
             self._is_unsaid = auth is None
             spec = resolve_family(config)
             self._host = ModelInstance(spec, config, name=self._name, files=SharedFiles())

@@ -65,9 +65,9 @@ def serving(
     key = add_key(folder / "keys.yaml", {"name": "team", **limits})
     ring, quota = KeyRing(folder / "keys.yaml"), Quota(folder / "keys.yaml", "sample")
     told: list[Ended] = []
-    app = create_app(spec_of(cls), {"task": task}, name="sample")
-    bounds = {"max_body_bytes": 1 << 20, "max_request_s": 20.0}
-    app = BoundedRequests(TokenQuota(app, quota), "sample", **bounds)  # type: ignore[arg-type]
+    app: Any = create_app(spec_of(cls), {"task": task}, name="sample")
+    counted = TokenQuota(app, quota)
+    app = BoundedRequests(counted, "sample", max_body_bytes=1 << 20, max_request_s=20)
     app = Gate(app, ring, OPEN_AT_MODEL, names=["sample"], meter=Meter(quota, told.append))
     headers = {"authorization": f"Bearer {key}"}
     with (
