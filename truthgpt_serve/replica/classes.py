@@ -163,7 +163,7 @@ class ModelReplica:
     async def __del__(self) -> None:
         """Frees the engine; Serve awaits this at the end of a graceful shutdown."""
         self._guard.close()
-        self._access.close()
+        await asyncio.to_thread(self._access.close)  # it sends the last usage
         await self._host.close()
 
 

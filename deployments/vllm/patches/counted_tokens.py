@@ -21,7 +21,7 @@ def count_tokens(client: Any) -> None:
     def counted_generate(
         prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any
     ) -> AsyncGenerator[Any, None]:
-        outputs = generate(prompt, sampling_params, *args, **kwargs)
+        outputs: AsyncGenerator[Any, None] = generate(prompt, sampling_params, *args, **kwargs)
         usage = current_usage()
         if usage is None:
             return outputs
@@ -29,7 +29,8 @@ def count_tokens(client: Any) -> None:
         return _count_generated(outputs, usage, is_delta=is_delta)
 
     def counted_encode(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        outputs, usage = encode(*args, **kwargs), current_usage()
+        outputs: AsyncGenerator[Any, None] = encode(*args, **kwargs)
+        usage = current_usage()
         return outputs if usage is None else _count_read(outputs, usage)
 
     client.generate, client.encode = counted_generate, counted_encode

@@ -161,7 +161,7 @@ class ImageExchange:
         return Progress(**numbers) if self._progress else None
 
     def _result(self, outputs: Any, method: str) -> ImageResult:
-        image = outputs.get("image") if isinstance(outputs, Mapping) else None
+        image: Any = outputs.get("image") if isinstance(outputs, Mapping) else None
         if not is_image(image):
             raise self._wrong(method, outputs, "{'image': PIL image}")
         usage, seed = outputs.get("usage"), outputs.get("seed", self._inputs.get("seed"))
