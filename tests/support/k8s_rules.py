@@ -17,6 +17,21 @@ from tests.support.k8s_manifests import (
     one,
     ray_container,
 )
+from tests.support.k8s_rules_links import (
+    autoscaler_can_write,
+    one_namespace,
+    paths_agree,
+    redis_is_reached,
+    routes_lead_to_the_service,
+    secrets_are_documented,
+    selectors_select,
+)
+from tests.support.k8s_rules_monitoring import (
+    expressions_read_metrics,
+    monitors_are_found,
+    scrapes_find_their_targets,
+)
+from tests.support.k8s_rules_network import policies_hold_off, policies_let_through
 from tests.support.k8s_rules_pods import (
     disruption_budget,
     graceful_shutdown,
@@ -24,6 +39,15 @@ from tests.support.k8s_rules_pods import (
     operator_probes,
     references_resolve,
     writable_folders,
+)
+from tests.support.k8s_rules_values import (
+    cache_is_shared,
+    gpu_nodes_agree,
+    models_fit_a_group,
+    ports_agree,
+    sizes_fit,
+    times_agree,
+    versions_agree,
 )
 
 DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
@@ -181,7 +205,10 @@ def haproxy_everywhere(manifests: list[Manifest]) -> Iterator[str]:
         for name, variables in found.items():
             if not variables.get(variable):
                 yield f"{name}: {variable} is not set"
-    if len({tuple(sorted(variables.items())) for variables in found.values()}) > 1:
+    # The head, which has no replica, ends sooner.
+    own = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"}
+    plain = ({k: v for k, v in variables.items() if k not in own} for variables in found.values())
+    if len({tuple(sorted(variables.items())) for variables in plain}) > 1:
         yield "groups have different environments"
     if re.search(r"^proxy_location: (?!EveryNode)", service["spec"]["serveConfigV2"], re.M):
         yield "proxy_location must be EveryNode"
@@ -204,4 +231,23 @@ RULES: tuple[Rule, ...] = (
     writable_folders,
     references_resolve,
     network_is_closed,
+    one_namespace,
+    secrets_are_documented,
+    routes_lead_to_the_service,
+    redis_is_reached,
+    selectors_select,
+    paths_agree,
+    autoscaler_can_write,
+    policies_let_through,
+    policies_hold_off,
+    ports_agree,
+    versions_agree,
+    sizes_fit,
+    gpu_nodes_agree,
+    models_fit_a_group,
+    cache_is_shared,
+    times_agree,
+    scrapes_find_their_targets,
+    monitors_are_found,
+    expressions_read_metrics,
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tests.support.k8s_links import selects
 from tests.support.k8s_manifests import (
     Manifest,
     cluster_spec,
@@ -19,6 +20,7 @@ from tests.support.k8s_manifests import (
 
 CLOSED_PORTS = (6379, 10001, 52365, 8404, 9101, *range(30000, 31001), *range(40000, 41001))
 """Ray's own, HAProxy's statistics and metrics, and replicas' HTTP and gRPC."""
+OURS = {"podSelector": {"matchLabels": {"truthgpt.io/component": "ray"}}}
 
 
 def operator_probes(manifests: list[Manifest]) -> Iterator[str]:
@@ -42,24 +44,35 @@ def graceful_shutdown(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def disruption_budget(manifests: list[Manifest]) -> Iterator[str]:
-    """An integer that leaves something to drain, over labels that the Pods have."""
-    service = one(manifests, "RayService")
+    """Integers that leave something to drain, over all workers; GPU groups have their own."""
+    specs = cluster_spec(one(manifests, "RayService"))["workerGroupSpecs"]
     budgets = [manifest for manifest in manifests if manifest["kind"] == "PodDisruptionBudget"]
-    workers = sum(group["minReplicas"] for group in cluster_spec(service)["workerGroupSpecs"])
-    if not budgets and workers > 1:
+    if not budgets and sum(group["minReplicas"] for group in specs) > 1:
         yield "several workers and no PodDisruptionBudget"
+    covered = set()
     for budget in budgets:
-        least = budget["spec"].get("minAvailable")
+        spec = budget["spec"]
+        least = spec.get("minAvailable")
+        chosen = [group for group in specs if selects(spec["selector"], _worker_labels(group))]
+        covered |= {group["groupName"] for group in chosen}
+        workers = sum(group["minReplicas"] or group["maxReplicas"] for group in chosen)
         if type(least) is not int:
             yield f"minAvailable is {least!r}: only an integer works over a RayCluster's Pods"
         elif least >= workers:
             yield f"minAvailable {least} of {workers} workers lets no node drain"
-        wanted = set(budget["spec"]["selector"]["matchLabels"].items())
-        for name, group in groups(service):
-            if name != "headgroup":
-                labels = {**group["template"]["metadata"]["labels"], "ray.io/node-type": "worker"}
-                if not wanted <= set(labels.items()):
-                    yield f"the budget does not select {name}"
+        if len(chosen) > 1:
+            yield f"one budget for {len(chosen)} groups lets one group drain to nothing"
+        if spec.get("unhealthyPodEvictionPolicy") != "AlwaysAllow":
+            yield "a Pod that never gets ready would keep its node from draining"
+    if budgets:
+        for group in specs:
+            if group["groupName"] not in covered:
+                yield f"no budget selects {group['groupName']}"
+
+
+def _worker_labels(group: Manifest) -> dict[str, str]:
+    added = {"ray.io/node-type": "worker", "ray.io/group": group["groupName"]}
+    return {**group["template"]["metadata"]["labels"], **added}
 
 
 def writable_folders(manifests: list[Manifest]) -> Iterator[str]:
@@ -125,8 +138,7 @@ def network_is_closed(manifests: list[Manifest]) -> Iterator[str]:
             senders = rule.get("from") or []
             if not senders:
                 yield f"{name}: anybody may come in"
-            ours = {"podSelector": {"matchLabels": {"truthgpt.io/component": "ray"}}}
             ports = [port["port"] for port in rule.get("ports", [])]
             is_open = not ports or any(port in CLOSED_PORTS for port in ports)
-            if is_open and senders != [ours]:
+            if is_open and senders != [OURS]:
                 yield f"{name}: {senders} reaches ports {ports or 'all'}"

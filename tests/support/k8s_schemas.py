@@ -173,24 +173,22 @@ _ROUTE_SPEC = closed(
     "parentRefs",
     "rules",
 )
-_RELABELING = closed({"sourceLabels": listed(TEXT), "targetLabel": TEXT}, "targetLabel")
+_RELABELING = closed(
+    {"sourceLabels": listed(TEXT), "targetLabel": TEXT, "replacement": TEXT}, "targetLabel"
+)
 _POD_MONITOR_SPEC = closed(
     {
         "selector": closed({"matchLabels": TEXTS}, "matchLabels"),
         "podMetricsEndpoints": listed(
-            closed({"port": TEXT, "path": TEXT, "relabelings": listed(_RELABELING)}, "port")
+            closed(
+                {"port": TEXT, "path": TEXT, "interval": DURATION}
+                | {"relabelings": listed(_RELABELING)},
+                "port",
+            )
         ),
     },
     "selector",
     "podMetricsEndpoints",
-)
-_SCRAPE_SPEC = closed(
-    {
-        "metricsPath": {"type": "string", "pattern": "^/"},
-        "scrapeInterval": DURATION,
-        "staticConfigs": listed(closed({"targets": listed(TEXT), "labels": TEXTS}, "targets")),
-    },
-    "staticConfigs",
 )
 _RULE = closed(
     {"expr": TEXT, "alert": TEXT, "record": TEXT, "for": DURATION}
@@ -212,7 +210,6 @@ OTHER_PROJECTS: dict[str, Schema] = {
         ("gateway.networking.k8s.io/v1", "HTTPRoute", _ROUTE_SPEC),
         ("monitoring.coreos.com/v1", "PodMonitor", _POD_MONITOR_SPEC),
         ("monitoring.coreos.com/v1", "PrometheusRule", _RULES_SPEC),
-        ("monitoring.coreos.com/v1alpha1", "ScrapeConfig", _SCRAPE_SPEC),
     )
 }
 """What the manifests here use of the Gateway API and of the Prometheus operator, and nothing else:

@@ -105,8 +105,8 @@ def test_mistakes_in_built_in_kinds_are_found(kind: str, path: str, value: Any) 
         ("PodMonitor", "spec.selector", REMOVE),
         ("PrometheusRule", "spec.groups.0.rules.0.expression", "up"),
         ("PrometheusRule", "spec.groups.0.rules.1.for", "five minutes"),
-        ("ScrapeConfig", "spec.staticConfig", []),
-        ("ScrapeConfig", "apiVersion", "monitoring.coreos.com/v1"),
+        ("PodMonitor", "spec.podMetricsEndpoints.0.scrapeInterval", "30s"),
+        ("PodMonitor", "apiVersion", "monitoring.coreos.com/v1alpha1"),
     ],
 )
 def test_mistakes_in_kinds_of_other_projects_are_found(kind: str, path: str, value: Any) -> None:
