@@ -18,6 +18,7 @@ from truthgpt_serve.errors import ConfigError, Fault
 from truthgpt_serve.queue_full import ray_backpressure
 
 ACCELERATOR_VARIABLE = "TRUTHGPT_ACCELERATOR"
+CPU_NODE_VARIABLE = "TRUTHGPT_CPU_NODE_LABEL"
 BATCHING_MAX_ONGOING_REQUESTS = 64
 TARGET_SHARE = 0.7
 """Share of `max_ongoing_requests` that autoscaling aims at: below 1, so that a replica is added
@@ -127,6 +128,28 @@ def resolve_gpus(
     return 1 if cluster_gpus >= 1 else 0
 
 
+def cpu_node_labels(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Returns the label of the nodes where replicas without a GPU run; else they run anywhere.
+
+    Ray spreads replicas over all nodes, and one without a GPU keeps a GPU node from going idle.
+
+    Args:
+        environ: `TRUTHGPT_CPU_NODE_LABEL=key=value` in it, as a cluster with GPU nodes has it.
+
+    Raises:
+        ConfigError: The variable has another form.
+    """
+    written = environ.get(CPU_NODE_VARIABLE, "")
+    if not written:
+        return {}
+    key, _, value = written.partition("=")
+    if not key or not value:
+        fix = "write a label of the nodes, or unset it: such replicas then run on any node"
+        message = f"must be key=value, not {written!r}"
+        raise ConfigError([Fault(f"environment variable {CPU_NODE_VARIABLE}", message, fix)])
+    return {key: value}
+
+
 def request_limits(
     config: ModelConfig, spec: FamilySpec, *, environ: Mapping[str, str] = os.environ
 ) -> tuple[int, int]:
@@ -191,7 +214,7 @@ def plan_replica(
     return ReplicaPlan(
         gpus=gpus,
         cfg=config.to_cfg(),
-        ray_actor_options=_actor_options(config, 0 if spans else gpus, spans=spans),
+        ray_actor_options=_actor_options(config, 0 if spans else gpus, spans, environ),
         placement_group_bundles=_bundles(config, int(gpus)) if spans else None,
         placement_group_strategy=_strategy(config) if spans else None,
         placement_group_label_selector=_bundle_labels(config) if spans else None,
@@ -206,13 +229,23 @@ def plan_replica(
     )
 
 
-def _actor_options(config: ModelConfig, gpus: float, *, spans: bool) -> dict[str, Any]:
+def _actor_options(
+    config: ModelConfig, gpus: float, spans: bool, environ: Mapping[str, str]
+) -> dict[str, Any]:
     options: dict[str, Any] = {"num_cpus": config.hardware.cpus, "num_gpus": gpus}
     if config.hardware.accelerator_type is not None and gpus > 0 and not spans:
         options["accelerator_type"] = config.hardware.accelerator_type
     if config.hardware.label_selector and not spans:
         options["label_selector"] = dict(config.hardware.label_selector)
+    elif gpus == 0 and not spans and (labels := cpu_node_labels(environ)):
+        options["label_selector"] = labels
     return options
+
+
+def _cpu_options(cpus: float, environ: Mapping[str, str]) -> dict[str, Any]:
+    options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": 0}
+    labels = cpu_node_labels(environ)
+    return {**options, "label_selector": labels} if labels else options
 
 
 def _strategy(config: ModelConfig) -> str:
@@ -243,10 +276,10 @@ def _autoscaling(config: ModelConfig, max_ongoing: int) -> dict[str, Any] | None
     return settings
 
 
-def plan_router(config: RouterConfig) -> ReplicaPlan:
-    """Returns what the router's deployment needs."""
+def plan_router(config: RouterConfig, environ: Mapping[str, str] = os.environ) -> ReplicaPlan:
+    """Returns what the router's deployment needs; see `cpu_node_labels` for `environ`."""
     return ReplicaPlan(
-        ray_actor_options={"num_cpus": config.cpus, "num_gpus": 0},
+        ray_actor_options=_cpu_options(config.cpus, environ),
         max_ongoing_requests=config.max_ongoing_requests,
         max_queued_requests=config.max_queued_requests,
         num_replicas=config.num_replicas,
@@ -257,10 +290,12 @@ def plan_router(config: RouterConfig) -> ReplicaPlan:
     )
 
 
-def plan_playground(config: PlaygroundConfig) -> ReplicaPlan:
+def plan_playground(
+    config: PlaygroundConfig, environ: Mapping[str, str] = os.environ
+) -> ReplicaPlan:
     """Returns what the playground's deployment needs: one replica, which keeps the open pages."""
     return ReplicaPlan(
-        ray_actor_options={"num_cpus": config.cpus, "num_gpus": 0},
+        ray_actor_options=_cpu_options(config.cpus, environ),
         max_ongoing_requests=config.max_ongoing_requests,
         max_queued_requests=config.max_queued_requests,
         graceful_shutdown_timeout_s=2,  # open pages never end their event streams

@@ -11,10 +11,12 @@ from ray.serve.schema import RayActorOptionsSchema
 
 from truthgpt_serve.checks import check_model
 from truthgpt_serve.config import load_model_config, load_router_config
+from truthgpt_serve.config.playground import PlaygroundConfig
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import ConfigError
 from truthgpt_serve.hardware import (
     ReplicaPlan,
+    plan_playground,
     plan_replica,
     plan_router,
     request_limits,
@@ -244,6 +246,46 @@ def test_open_gpus_are_decided_before_the_family_is_asked() -> None:
             2 * ongoing,
         )
         assert replica.max_ongoing_requests == ongoing
+
+
+CPU_NODES = {"TRUTHGPT_CPU_NODE_LABEL": "truthgpt.io/gpu=none"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "hardware", "expected"),
+    [
+        (PLAIN, {"gpus": 0}, {"truthgpt.io/gpu": "none"}),
+        (PLAIN, {}, {"truthgpt.io/gpu": "none"}),
+        (PLAIN, {"gpus": 0.5}, None),
+        (PLAIN, {"gpus": 1}, None),
+        (WIDE, {"gpus": 2}, None),
+        (PLAIN, {"gpus": 0, "label_selector": {"zone": "eu"}}, {"zone": "eu"}),
+    ],
+)
+def test_only_replicas_without_gpus_are_kept_on_cpu_nodes(
+    spec: FamilySpec, hardware: dict[str, Any], expected: dict[str, str] | None
+) -> None:
+    config = load_model_config({"hardware": hardware})
+    replica = plan_replica(config, spec, environ=CPU_NODES)
+    assert replica.ray_actor_options.get("label_selector") == expected
+    RayActorOptionsSchema(**replica.ray_actor_options)
+
+
+def test_router_and_playground_are_kept_on_cpu_nodes() -> None:
+    router = load_router_config({})
+    for replica in (
+        plan_router(router, CPU_NODES),
+        plan_playground(PlaygroundConfig(), CPU_NODES),
+    ):
+        assert replica.ray_actor_options["label_selector"] == {"truthgpt.io/gpu": "none"}
+        accept(replica.deployment_options())
+    assert "label_selector" not in plan_router(router, {}).ray_actor_options
+
+
+@pytest.mark.parametrize("value", ["none", "=none", "truthgpt.io/gpu="])
+def test_a_label_that_is_none_is_a_fault(value: str) -> None:
+    with pytest.raises(ConfigError, match="TRUTHGPT_CPU_NODE_LABEL: must be key=value"):
+        plan_router(load_router_config({}), {"TRUTHGPT_CPU_NODE_LABEL": value})
 
 
 def test_limit_of_the_engine_imports_no_class() -> None:

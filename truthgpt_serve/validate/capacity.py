@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from truthgpt_serve.errors import Fault
-from truthgpt_serve.hardware import ReplicaPlan
+from truthgpt_serve.hardware import ReplicaPlan, cpu_node_labels
 
 WORDS = {"CPU": "CPU cores", "GPU": "GPUs", "memory": "bytes of memory"}
 TOTAL_FIX = "lower hardware.cpus or hardware.gpus, or add nodes to the cluster"
@@ -134,7 +134,13 @@ def _replica_shortages(demand: Demand, machine: Mapping[str, float]) -> Iterator
             f"(max_replicas_per_node): {demand.replicas - demand.per_node} wait for more nodes"
         )
         yield Fault(demand.place, message, "lower num_replicas, or add nodes to the cluster")
-    labels = {key: value for key, value in demand.labels.items() if _OWN_LABELS not in key}
+    # What the cluster's own environment adds, where this runs in one of its Pods, is there.
+    given = cpu_node_labels().items()
+    labels = {
+        key: value
+        for key, value in demand.labels.items()
+        if _OWN_LABELS not in key and (key, value) not in given
+    }
     if any(not value.startswith("!") for value in labels.values()):
         shown = ", ".join(f"{key}={value}" for key, value in labels.items())
         message = f"asks for a node with the labels {shown}; `make serve` gives this machine none"

@@ -13,6 +13,7 @@ from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingReque
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated import common_pb2
 
+from tests.support.k8s_links import gpu_groups
 from tests.support.k8s_manifests import (
     OVERLAYS,
     REMOVE,
@@ -24,8 +25,9 @@ from tests.support.k8s_manifests import (
     spoiled,
     write_overlay,
 )
+from truthgpt_serve.hardware import cpu_node_labels
 
-GPUS = ("components/gpu-l4", "components/gpu-a100", "components/gpu-h100")
+GPUS = tuple(f"components/gpu-{name}" for name in gpu_groups())
 GROUP = "spec.rayClusterConfig.workerGroupSpecs.1"
 CONTAINER = f"{GROUP}.template.spec.containers.0"
 
@@ -95,14 +97,14 @@ def test_ray_reads_every_overlay(overlay: str) -> None:
 def test_the_view_has_labels_and_timeouts_of_gpu_groups(service: Manifest) -> None:
     derived = view(service)
     assert derived["idle_timeout_minutes"] == 5
-    for gpu in ("l4", "a100", "h100"):
+    for gpu in gpu_groups():
         group = derived["available_node_types"][f"gpu-{gpu}"]
         assert group["labels"] == {"truthgpt.io/gpu": gpu}
         assert group["idle_timeout_s"] == 600
         assert group["min_workers"] == 0
 
 
-@pytest.mark.parametrize("gpu", ["l4", "a100", "h100"])
+@pytest.mark.parametrize("gpu", list(gpu_groups()))
 def test_a_labeled_model_starts_its_gpu_from_zero(service: Manifest, gpu: str) -> None:
     found = started(service, {"CPU": 1, "GPU": 1}, {"truthgpt.io/gpu": gpu})
     assert found == {f"gpu-{gpu}": 1}
@@ -110,6 +112,14 @@ def test_a_labeled_model_starts_its_gpu_from_zero(service: Manifest, gpu: str) -
 
 def test_a_model_without_gpus_starts_none(service: Manifest) -> None:
     assert started(service, {"CPU": 1}) == {}
+
+
+def test_the_label_of_cpu_nodes_starts_no_gpu(service: Manifest) -> None:
+    """By CPUs alone a node with GPUs would do, and then never be idle."""
+    labels = cpu_node_labels({"TRUTHGPT_CPU_NODE_LABEL": "truthgpt.io/gpu=none"})
+    assert started(service, {"CPU": 6}) is not None
+    assert started(service, {"CPU": 6}, labels) is None
+    assert started(service, {"CPU": 3}, labels) == {}
 
 
 def test_an_accelerator_type_does_not_start_from_zero(service: Manifest) -> None:
