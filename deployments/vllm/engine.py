@@ -49,6 +49,7 @@ from deployments.vllm.hardware import (
 from deployments.vllm.logs import added_log_settings
 from deployments.vllm.media import use_listed_media
 from deployments.vllm.orphans import bind_children
+from deployments.vllm.parsers import choose_parsers
 from deployments.vllm.patches.counted_tokens import count_tokens
 from deployments.vllm.patches.rejected_tokens import mend_answers
 from truthgpt_serve.config.text_limits import TextLimitsSection
@@ -97,7 +98,7 @@ class Engine:
         prepare_environment(cfg)
         use_listed_media()
         self.adapters = Adapters(cfg)
-        self.args = parse_arguments(cfg, name, self.adapters.usable)
+        self.args = parse_arguments(cfg, name, self.adapters.usable, choose_parsers(cfg))
 
     async def start(self) -> Any:
         """Starts the engine on the running event loop; returns vLLM's ASGI application.
@@ -140,7 +141,11 @@ class Engine:
         # vLLM's own start-up: statistics in the log, and a heap that the collector skips.
         await stack.enter_async_context(app.router.lifespan_context(app))
         self._client = client
-        self.acceleration = describe(client.vllm_config)
+        parsers = ("tool_call_parser", "reasoning_parser")
+        self.acceleration = {
+            **describe(client.vllm_config),
+            **{key: getattr(args, key) or None for key in parsers},
+        }
         self.limits = TextLimits(
             TextLimitsSection.model_validate(self._cfg["serving"]["limits"]),
             client.model_config.max_model_len,
@@ -189,7 +194,10 @@ class Engine:
 
 
 def parse_arguments(
-    cfg: Mapping[str, Any], name: str, adapters: Sequence[Mapping[str, Any]] = ()
+    cfg: Mapping[str, Any],
+    name: str,
+    adapters: Sequence[Mapping[str, Any]] = (),
+    chosen: Mapping[str, Any] | None = None,
 ) -> Namespace:
     """Returns vLLM's arguments for a model, read by vLLM's own parser.
 
@@ -197,12 +205,14 @@ def parse_arguments(
         cfg: The whole configuration.
         name: The model name.
         adapters: Those that will be loaded, each with a local `path`.
+        chosen: What `serving.engine` leaves open, and the model's files decide.
 
     Raises:
         ConfigError: vLLM refuses one.
     """
     parser = make_arg_parser(_Parser())
-    values = {**cfg["serving"]["engine"], **_product_arguments(cfg, name, adapters)}
+    given = {key: value for key, value in cfg["serving"]["engine"].items() if value is not None}
+    values = {**(chosen or {}), **given, **_product_arguments(cfg, name, adapters)}
     tokens: list[str] = []
     for key, value in values.items():
         if value is not None and value != parser.get_default(key):

@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 
 from deployments.vllm.application.early_errors import error_in, read_error
 from deployments.vllm.application.pydantic_text import in_plain_words
+from deployments.vllm.arguments import open_arguments
 from truthgpt_serve.errors import PassedError
 from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, relative_path
 from truthgpt_serve.http.envelope import error_event
@@ -26,6 +27,7 @@ from truthgpt_serve.http.sse import is_event_stream
 _MAX_REPORTED = 10
 _CONTEXT = "maximum context length is"
 _LENGTH = re.compile(r"(?:max_model_len\D{0,4}|maximum (?:model |context )?length\D{0,4})(\d+)")
+_FLAG = re.compile(r"--([a-z][a-z0-9-]{2,60})")
 _SUFFIX = re.compile(r" \(parameter=[^()]*\)$")
 _PLACE = re.compile(r"[a-z_][A-Za-z0-9_]*")
 _KINDS = frozenset(("str", "int", "float", "bool", "bytes", "list", "tuple", "dict", "none"))
@@ -39,10 +41,17 @@ def clean_message(message: str) -> str:
     LiteLLM and LangChain know a request that is too long by "maximum context length is N tokens".
     """
     message = in_plain_words(_SUFFIX.sub("", message))[0]
+    message = _FLAG.sub(_as_key, message)
     found = _LENGTH.search(message)
     if found and _CONTEXT not in message:
         return f"This model's {_CONTEXT} {found[1]} tokens. {message}"
     return message
+
+
+def _as_key(flag: re.Match[str]) -> str:
+    """Returns the key of the YAML for one of vLLM's flags."""
+    name = flag[1].replace("-", "_")
+    return f"`serving.engine.{name}`" if name in open_arguments() else flag[0]
 
 
 def report_validation(app: FastAPI) -> None:

@@ -27,6 +27,12 @@ LONG = "This model's maximum context length is 16 tokens. However, your prompt c
     [
         ("n must be at least 1, got 0.", "n must be at least 1, got 0."),
         ("must be positive. (parameter=n, value=-1.0)", "must be positive."),
+        (
+            "requires --enable-auto-tool-choice and --tool-call-parser to be set",
+            "requires `serving.engine.enable_auto_tool_choice` and "
+            "`serving.engine.tool_call_parser` to be set",
+        ),
+        ("the text --no-such-flag", "the text --no-such-flag"),
         (f"{LONG} (parameter=input_tokens, value=20)", LONG),
         (
             "max_tokens=50 cannot be greater than max_model_len=16. (parameter=max_tokens)",

@@ -1,0 +1,100 @@
+"""Chooses the parsers of tool calls and of reasoning that fit a model's chat template.
+
+What `serving.engine` says counts: `tool_call_parser`, `reasoning_parser` (an empty text for none),
+and `enable_auto_tool_choice: false` for no tools.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from vllm.renderers.chat_utils import load_chat_template
+from vllm.tokenizers import get_tokenizer
+
+from deployments.vllm.arguments import load_arguments
+from truthgpt_serve.server.text.tools.forms import Apply, find_form, takes_tools
+
+logger = logging.getLogger(__name__)
+
+_THINK, _THOUGHT = "<think>", "</think>"
+
+
+def choose_parsers(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns engine arguments, none where the template is no clear sign or cannot be read.
+
+    Args:
+        cfg: The whole configuration.
+    """
+    engine = cfg["serving"]["engine"]
+    wants_tools = _is_open(engine, "tool_call_parser", "enable_auto_tool_choice")
+    wants_reasoning = _is_open(engine, "reasoning_parser", "reasoning_parser_plugin")
+    if cfg["task"] != "text-generation" or not (wants_tools or wants_reasoning):
+        return {}
+    try:
+        tokenizer = _load_tokenizer(cfg)
+        apply = _find_template(tokenizer, engine.get("chat_template"))
+        chosen = _choose(apply, tokenizer) if apply is not None else {}
+    except Exception:  # the engine reads the same files and says what is wrong with them
+        logger.info("the chat template cannot be read", exc_info=True)
+        return {}
+    if not wants_reasoning:
+        chosen.pop("reasoning_parser", None)
+    if not wants_tools:
+        chosen.pop("tool_call_parser", None)
+    elif "tool_call_parser" in chosen:
+        chosen["enable_auto_tool_choice"] = True
+    if chosen:
+        logger.info("chosen by the chat template: %s", chosen)
+    return chosen
+
+
+def _is_open(engine: Mapping[str, Any], *names: str) -> bool:
+    if engine.get("skip_tokenizer_init"):
+        return False
+    return all(engine.get(name) is None for name in names)
+
+
+def _load_tokenizer(cfg: Mapping[str, Any]) -> Any:
+    engine, model = cfg["serving"]["engine"], cfg["model"]
+    own = engine.get("tokenizer")
+    return get_tokenizer(
+        own or model["name_or_path"],
+        revision=engine.get("tokenizer_revision") or (None if own else model["revision"]),
+        tokenizer_mode=engine.get("tokenizer_mode") or "auto",
+        trust_remote_code=bool(engine.get("trust_remote_code")),
+    )
+
+
+def _find_template(tokenizer: Any, given: str | None) -> Apply | None:
+    apply: Apply | None = getattr(tokenizer, "apply_chat_template", None)
+    if apply is None or given is None:
+        return apply if getattr(tokenizer, "chat_template", None) is not None else None
+    return partial(apply, chat_template=load_chat_template(given))
+
+
+def _choose(apply: Apply, tokenizer: Any) -> dict[str, Any]:
+    chosen: dict[str, Any] = {}
+    form = find_form(apply) if takes_tools(apply) else None
+    if form is not None and form.name in load_arguments()["tool_call_parser"]["known"]:
+        chosen["tool_call_parser"] = form.name
+    reasoning = _find_reasoning(apply)
+    if reasoning is not None and {_THINK, _THOUGHT} <= tokenizer.get_vocab().keys():
+        chosen["reasoning_parser"] = reasoning
+    return chosen
+
+
+def _find_reasoning(apply: Apply) -> str | None:
+    """Returns the parser for a template that begins the answer's thoughts, or can switch them off.
+
+    DeepSeek-R1's has the answer begin within them; Qwen3's writes empty ones if `enable_thinking`
+    is false.
+    """
+    chat = [{"role": "user", "content": "x"}]
+    begun = str(apply(chat, tokenize=False, add_generation_prompt=True))
+    if begun.rstrip().endswith(_THINK):
+        return "deepseek_r1"
+    off = apply(chat, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    return "qwen3" if _THOUGHT not in begun and str(off).rstrip().endswith(_THOUGHT) else None

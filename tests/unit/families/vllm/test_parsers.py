@@ -1,0 +1,69 @@
+"""Which parsers of vLLM's fit a chat template, found with vLLM's own tokenizers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments.vllm.parsers import choose_parsers
+from deployments.vllm.tiny_model import make_tiny_llama
+from truthgpt_serve.config import load_model_config
+
+CHAT = """{%- for message in messages %}{{- message.role + message.content }}{%- endfor %}"""
+THINKS = CHAT + "{%- if add_generation_prompt %}{{- 'assistant<think>\\n' }}{%- endif %}"
+MAY_THINK = (
+    CHAT
+    + """{%- if add_generation_prompt %}{{- 'assistant' }}
+{%- if enable_thinking is defined and not enable_thinking %}{{- '<think>\\n\\n</think>\\n\\n' }}
+{%- endif %}{%- endif %}"""
+)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama, whose vocabulary has tokens for thoughts too."""
+    import transformers
+
+    folder = make_tiny_llama(tmp_path_factory.mktemp("made"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def choose(weights: Path, *, task: str = "text-generation", **engine: Any) -> dict[str, Any]:
+    keys = {
+        "task": task,
+        "model": {"family": "vllm", "name_or_path": str(weights)},
+        "serving": {"engine": engine},
+    }
+    return choose_parsers(load_model_config(keys).to_cfg())
+
+
+def test_the_parser_of_the_models_own_template(weights: Path) -> None:
+    assert choose(weights) == {"tool_call_parser": "hermes", "enable_auto_tool_choice": True}
+
+
+def test_what_the_configuration_says_counts(weights: Path) -> None:
+    assert choose(weights, enable_auto_tool_choice=False) == {}
+    assert choose(weights, tool_call_parser="mistral", enable_auto_tool_choice=True) == {}
+    assert choose(weights, task="embedding") == {}
+    assert choose(weights, chat_template=THINKS, reasoning_parser="") == {}
+
+
+@pytest.mark.parametrize(
+    ("template", "parser"), [(THINKS, "deepseek_r1"), (MAY_THINK, "qwen3"), (CHAT, None)]
+)
+def test_the_parser_of_reasoning(weights: Path, template: str, parser: str | None) -> None:
+    expected = {} if parser is None else {"reasoning_parser": parser}
+    assert choose(weights, chat_template=template) == expected
+
+
+def test_a_vocabulary_without_the_tokens_has_no_reasoning(tmp_path: Path) -> None:
+    assert choose(make_tiny_llama(tmp_path / "plain"), chat_template=THINKS) == {}
+
+
+def test_a_model_that_cannot_be_read_is_left_to_the_engine(tmp_path: Path) -> None:
+    assert choose(tmp_path) == {}

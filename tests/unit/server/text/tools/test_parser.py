@@ -1,0 +1,180 @@
+"""Answers of models with tools, in the forms of their templates and in pieces of every size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from truthgpt_serve.server.text.tools.forms import ANY, FORMS, HERMES, Form
+from truthgpt_serve.server.text.tools.parser import MAX_CALLS, CallParser
+
+BY_NAME = {form.name: form for _, form in FORMS}
+SCHEMAS: dict[str, Any] = {
+    "add": {"properties": {"a": {"type": "integer"}, "s": {"type": "string"}}},
+    "sub": {},
+}
+
+
+def read(form: Form, text: str, size: int, *, single: bool = False) -> tuple[str, list[list[str]]]:
+    """Returns the text of an answer, and name and arguments of each call."""
+    parser = CallParser(form, SCHEMAS, single=single)
+    said, calls = "", []
+    pieces = [text[at : at + size] for at in range(0, len(text), size)]
+    for deltas in (*map(parser.feed, pieces), parser.finish()):
+        for delta in deltas:
+            said += delta.text
+            if delta.name:
+                calls.append([delta.name, ""])
+            if delta.arguments:
+                calls[-1][1] += delta.arguments
+    assert len(calls) == parser.num_calls
+    return said, calls
+
+
+ADD = '{"name": "add", "arguments": {"a": 1}}'
+CASES: dict[str, tuple[Form, str, str, list[list[str]]]] = {
+    "hermes": (
+        HERMES,
+        f"I add.\n<tool_call>\n{ADD}\n</tool_call>",
+        "I add.",
+        [["add", '{"a": 1}']],
+    ),
+    "hermes, two": (
+        HERMES,
+        f"<tool_call>\n{ADD}\n</tool_call>\n"
+        '<tool_call>{"name": "sub", "arguments": {}}</tool_call>\n',
+        "",
+        [["add", '{"a": 1}'], ["sub", "{}"]],
+    ),
+    "hermes, another order": (
+        HERMES,
+        '<tool_call>{"arguments": {"s": "}\\"{"}, "name": "add"}</tool_call>',
+        "",
+        [["add", '{"s":"}\\"{"}']],
+    ),
+    "hermes, brackets in texts": (
+        HERMES,
+        '<tool_call>{"name": "add", "arguments": {"s": "}]\\"{<tool_call>"}}</tool_call> Done.',
+        " Done.",
+        [["add", '{"s": "}]\\"{<tool_call>"}']],
+    ),
+    "hermes, arguments as a text": (
+        HERMES,
+        '<tool_call>{"name": "add", "arguments": "{\\"a\\": 1}"}</tool_call>',
+        "",
+        [["add", '{"a": 1}']],
+    ),
+    "hermes, no arguments": (HERMES, '<tool_call>{"name": "sub"}</tool_call>', "", [["sub", "{}"]]),
+    "hermes, cut off": (
+        HERMES,
+        '<tool_call>\n{"name": "add", "arguments": {"a"',
+        "",
+        [["add", '{"a"']],
+    ),
+    "hermes, no call": (
+        HERMES,
+        'a <tool_call>{"x": 1}</tool_call>',
+        'a<tool_call>{"x": 1}</tool_call>',
+        [],
+    ),
+    "no call": (HERMES, "  a < b <tool and\n more \n", "  a < b <tool and\n more \n", []),
+    "qwen3_coder": (
+        BY_NAME["qwen3_coder"],
+        "Well.\n\n<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n<parameter=s>\n2\n"
+        "</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=sub>\n</function>\n"
+        "</tool_call>",
+        "Well.",
+        [["add", '{"a": 1, "s": "2"}'], ["sub", "{}"]],
+    ),
+    "glm45": (
+        BY_NAME["glm45"],
+        "<tool_call>add\n<arg_key>a</arg_key>\n<arg_value>[1]</arg_value>\n</tool_call>",
+        "",
+        [["add", '{"a": [1]}']],
+    ),
+    "mistral": (
+        BY_NAME["mistral"],
+        f'Ok.[TOOL_CALLS] [{ADD}, {{"name": "sub", "arguments": {{}}}}]',
+        "Ok.",
+        [["add", '{"a": 1}'], ["sub", "{}"]],
+    ),
+    "mistral without its special token": (
+        BY_NAME["mistral"],
+        f"[{ADD}]",
+        "",
+        [["add", '{"a": 1}']],
+    ),
+    "mistral's newer form": (
+        BY_NAME["mistral"],
+        '[TOOL_CALLS]add[CALL_ID]abcdefghi[ARGS]{"a": 1}[TOOL_CALLS]sub[ARGS]{}',
+        "",
+        [["add", '{"a": 1}'], ["sub", "{}"]],
+    ),
+    "mistral's newer form without special tokens": (
+        BY_NAME["mistral"],
+        'add{"a": 1}',
+        "",
+        [["add", '{"a": 1}']],
+    ),
+    "llama3_json": (
+        BY_NAME["llama3_json"],
+        '{"name": "add", "parameters": {"a": 1}}; {"name": "sub", "parameters": {}}',
+        "",
+        [["add", '{"a": 1}'], ["sub", "{}"]],
+    ),
+    "llama3_json with its token": (
+        BY_NAME["llama3_json"],
+        '<|python_tag|>{"type": "function", "name": "add", "parameters": {"a": 1}}',
+        "",
+        [["add", '{"a": 1}']],
+    ),
+    "JSON that is no call": (
+        BY_NAME["llama3_json"],
+        '{"name": "Ann", "parameters": {"age": 5}}',
+        '{"name": "Ann", "parameters": {"age": 5}}',
+        [],
+    ),
+    "JSON of another kind": (BY_NAME["llama3_json"], '{"a": [1, 2]} so.', '{"a": [1, 2]} so.', []),
+    "a list": (BY_NAME["mistral"], "[1, 2]", "[1, 2]", []),
+    "a name": (BY_NAME["mistral"], "add one", "add one", []),
+    "an unknown form": (ANY, ADD, "", [["add", '{"a": 1}']]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_form_in_pieces_of_every_size(case: str) -> None:
+    form, text, said, calls = CASES[case]
+    for size in (1, 2, 3, 5, 7, 11, 1000):
+        assert read(form, text, size) == (said, calls), f"in pieces of {size}"
+
+
+def test_text_is_given_as_soon_as_it_is_certain() -> None:
+    parser = CallParser(HERMES, SCHEMAS)
+    assert [delta.text for delta in parser.feed("Hello you")] == ["Hello you"]
+    assert parser.feed("\n<tool") == []
+    assert [delta.text for delta in parser.feed("box")] == ["\n<toolbox"]
+
+
+def test_arguments_are_given_as_they_come() -> None:
+    parser = CallParser(HERMES, SCHEMAS)
+    deltas = parser.feed('<tool_call>{"name": "add", "arguments": {"s": "on')
+    assert [tuple(delta) for delta in deltas] == [("", "add", ""), ("", "", '{"s": "on')]
+    assert [delta.arguments for delta in parser.feed('ce"')] == ['ce"']
+
+
+def test_one_call_only() -> None:
+    text = f"<tool_call>{ADD}</tool_call><tool_call>{ADD}</tool_call> more"
+    assert read(HERMES, text, 1000, single=True) == ("", [["add", '{"a": 1}']])
+    assert (
+        len(read(HERMES, f"<tool_call>{ADD}</tool_call>" * (MAX_CALLS + 5), 1000)[1]) == MAX_CALLS
+    )
+
+
+@pytest.mark.parametrize("form", [form for form in BY_NAME.values() if form.arguments])
+def test_an_answer_that_the_prompt_begins(form: Form) -> None:
+    parser = CallParser(form, SCHEMAS)
+    deltas = [*parser.feed(form.opening("add")), *parser.feed('{"a": 1}'), *parser.finish()]
+    assert [delta.name for delta in deltas if delta.name] == ["add"]
+    assert "".join(delta.arguments for delta in deltas) == '{"a": 1}'
+    assert not any(delta.text for delta in deltas)

@@ -1,0 +1,99 @@
+"""What real tokenizers' templates say of tools, and how the others are told in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from deployments.vllm.tiny_model import make_tiny_llama
+from truthgpt_serve.server.text.tools.forms import find_form, takes_tools
+from truthgpt_serve.server.text.tools.prompt import ToolTemplate
+
+TOOLS_FIRST = """{%- for tool in tools or [] %}{{- tool | tojson }}{%- endfor %}
+{%- for message in messages %}{{- '<|' + message.role + '|>' + (message.content or '') }}
+{%- for call in message.tool_calls or [] %}CALL{%- endfor %}{%- endfor %}"""
+CALLS = {
+    "hermes": """{{- '<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}
+{{- call.function.arguments | tojson }}{{- '}\\n</tool_call>' }}""",
+    "qwen3_coder": """{{- '<tool_call>\\n<function=' + call.function.name + '>\\n' }}
+{%- for key, value in call.function.arguments.items() %}
+{{- '<parameter=' + key + '>\\n' + value + '\\n</parameter>\\n' }}{%- endfor %}
+{{- '</function>\\n</tool_call>' }}""",
+    "glm45": """{{- '<tool_call>' + call.function.name + '\\n' }}
+{%- for key, value in call.function.arguments.items() %}
+{{- '<arg_key>' + key + '</arg_key>\\n<arg_value>' + value + '</arg_value>\\n' }}{%- endfor %}
+{{- '</tool_call>' }}""",
+    "mistral": """{%- if call.id | length != 9 %}{{- raise_exception('ids have 9') }}{%- endif %}
+{{- '[TOOL_CALLS] [{"name": "' + call.function.name + '", "arguments": ' }}
+{{- call.function.arguments | tojson }}{{- ', "id": "' + call.id + '"}]' }}""",
+    "llama3_json": """{{- '{"name": "' + call.function.name + '", "parameters": ' }}
+{{- call.function.arguments | tojson }}{{- '}' }}""",
+}
+WORDY = CALLS["hermes"].replace("arguments | tojson", "arguments.strip()")
+"""Handles arguments as a text."""
+TOOL = {
+    "type": "function",
+    "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}},
+}
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+CHAT: list[dict[str, Any]] = [
+    {"role": "user", "content": "1 + 1?"},
+    {"role": "assistant", "content": "I add.", "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "c1", "content": "2"},
+    {"role": "user", "content": "so?"},
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder: Path = make_tiny_llama(tmp_path_factory.mktemp("text"))
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_form_of_a_template(tokenizer: Any, name: str) -> None:
+    for call in (CALLS[name], WORDY) if name == "hermes" else (CALLS[name],):
+        tokenizer.chat_template = TOOLS_FIRST.replace("CALL", call)
+        apply = tokenizer.apply_chat_template
+        form = find_form(apply)
+        assert form is not None
+        assert (form.name, takes_tools(apply)) == (name, True)
+        assert ToolTemplate(apply).form is form
+
+
+def test_templates_of_other_forms(tokenizer: Any) -> None:
+    tokenizer.chat_template = TOOLS_FIRST
+    template = ToolTemplate(tokenizer.apply_chat_template)
+    assert (template.takes_tools, template.form.name) == (True, "json")
+    tokenizer.chat_template = "{%- for message in messages %}{{- message.content }}{%- endfor %}"
+    template = ToolTemplate(tokenizer.apply_chat_template)
+    assert (template.takes_tools, template.form.name) == (False, "hermes")
+    assert ToolTemplate(None).form.name == "hermes"
+    tokenizer.chat_template = "{{- raise_exception('no') }}"
+    assert ToolTemplate(tokenizer.apply_chat_template).takes_tools is False
+
+
+def test_in_words() -> None:
+    system, user, called, result = ToolTemplate(None).in_words(CHAT, [TOOL])
+    assert system["role"] == "system"
+    assert '{"name":"add","description":"Adds."' in system["content"]
+    assert user == CHAT[0]
+    assert called == {
+        "role": "assistant",
+        "content": 'I add.\n<tool_call>\n{"name":"add","arguments":{"a":1}}\n</tool_call>',
+    }
+    assert result == {"role": "user", "content": "<tool_response>\n2\n</tool_response>\nso?"}
+
+
+def test_in_words_where_there_is_a_system_message_or_no_place_for_one(tokenizer: Any) -> None:
+    chat = [{"role": "system", "content": "Be."}, CHAT[0]]
+    system, _ = ToolTemplate(None).in_words(chat, [TOOL])
+    assert system["content"].startswith("Be.\n\nYou can call")
+    tokenizer.chat_template = """{%- for message in messages if message.role != 'system' %}
+{{- message.content }}{%- endfor %}"""
+    [user] = ToolTemplate(tokenizer.apply_chat_template).in_words(CHAT[:1], [TOOL])
+    assert user["content"].startswith("You can call")
+    assert user["content"].endswith("\n\n1 + 1?")

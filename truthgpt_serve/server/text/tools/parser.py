@@ -1,0 +1,167 @@
+"""Reads the calls of tools in an answer's text as it comes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from truthgpt_serve.server.text.tools.forms import Form
+from truthgpt_serve.server.text.tools.json_call import Delta, JsonCall
+from truthgpt_serve.server.text.tools.tagged_call import TaggedCall
+
+MAX_CALLS = 128
+"""Calls that are read from one answer, as a message may have; the rest is not given."""
+_SEPARATORS, _BRACKETS = " \t\r\n,;", "[]"
+"""What may stand between calls, and around a list of them."""
+_NAMED = re.compile(r"\s*([\w.-]+)(?:\[CALL_ID\]\w*)?\s*(?:\[ARGS\])?\s*(?=\{)")
+"""Mistral's newer form: the name in front of the arguments."""
+
+
+class CallParser:
+    """Splits one answer into text and calls.
+
+    What may still turn out to begin a call is held back, and so is white space in front of one.
+
+    Args:
+        form: How the model writes calls.
+        schemas: The parameters of each function as JSON Schemas.
+        single: Whether nothing is read behind the first call.
+
+    Attributes:
+        num_calls: Calls that have begun.
+        done: Whether nothing more is wanted.
+    """
+
+    def __init__(
+        self, form: Form, schemas: Mapping[str, Mapping[str, Any]], *, single: bool = False
+    ) -> None:
+        self.num_calls = 0
+        self.done = False
+        self._form = form
+        self._schemas = schemas
+        self._most = 1 if single else MAX_CALLS
+        self._held = ""
+        self._said_text = False
+        self._marked = False  # behind a mark, where calls stand
+        self._prefix = ""  # what stood in front of the call, should it be none
+        self._call: JsonCall | TaggedCall | None = None
+
+    def feed(self, text: str) -> list[Delta]:
+        """Takes the text that follows; returns what is certain by now."""
+        self._held += text
+        deltas: list[Delta] = []
+        going = True
+        while going and self._held and not self.done:
+            going = self._step(deltas)
+        return deltas
+
+    def finish(self) -> list[Delta]:
+        """Returns what was held back, at the end of the answer."""
+        held, call, self._held = self._held, self._call, ""
+        if self.done or (call is not None and call.begun):
+            return []
+        if call is not None:
+            held = self._prefix + call.text + held
+        elif self._marked:
+            held = "" if self.num_calls else self._form.begin + held
+        elif self.num_calls and not held.strip():
+            held = ""
+        return list(self._say(held))
+
+    def _bare(self) -> bool:
+        return self._form.is_bare and not self._said_text and self.num_calls == 0
+
+    def _step(self, deltas: list[Delta]) -> bool:
+        """Reads on; returns whether there may be more to read in what is held."""
+        if self._call is not None:
+            return self._read_call(self._call, deltas)
+        if self._marked:
+            return self._find_call(deltas)
+        if self._bare() and (going := self._find_bare()) is not None:
+            return going
+        return self._find_mark(deltas)
+
+    def _find_mark(self, deltas: list[Delta]) -> bool:
+        mark, held = self._form.begin, self._held
+        at = held.find(mark)
+        if at >= 0:
+            if held[:at].strip():
+                deltas += self._say(held[:at].rstrip())
+            self._held, self._marked = held[at + len(mark) :], True
+            return True
+        sizes = range(min(len(mark) - 1, len(held)), 0, -1)
+        keep = next((size for size in sizes if held.endswith(mark[:size])), 0)
+        text = held[: len(held) - keep].rstrip()  # white space may stand in front of a call
+        self._held = held[len(text) :]
+        deltas += self._say(text)
+        return False
+
+    def _find_bare(self) -> bool | None:
+        """Looks for a call without a mark at the beginning; None where there is certainly none."""
+        text = self._held.lstrip(" \t\r\n[")
+        if not text:
+            return False
+        named = _NAMED.match(text)
+        if text[0] == "{":
+            self._call = JsonCall(names=self._schemas)
+        elif named is not None and named[1] in self._schemas:
+            self._call = JsonCall(named[1])
+            text = text[named.end() :]
+        else:
+            starts = (name for name in self._schemas if name.startswith(text.rstrip()))
+            return False if next(starts, None) is not None else None
+        self._prefix = self._held[: len(self._held) - len(text)]
+        self._held = text
+        return True
+
+    def _find_call(self, deltas: list[Delta]) -> bool:
+        """Looks for the next call behind a mark."""
+        held = self._held.lstrip(_SEPARATORS)
+        end, begin = self._form.end, self._form.begin
+        for mark in (end, begin):
+            if mark and held.startswith(mark):
+                self._held, self._marked = held[len(mark) :], mark == begin
+                return True
+            if mark and held and mark.startswith(held):
+                return False
+        held = held.lstrip(_SEPARATORS + _BRACKETS)
+        if not held:
+            return False
+        self._prefix = begin
+        named = _NAMED.match(held) if self._form.name == "mistral" else None
+        if held[0] == "{":
+            self._call = JsonCall()
+        elif named is not None:
+            self._call, held = JsonCall(named[1]), held[named.end() :]
+        elif self._form.name == "mistral" and re.fullmatch(r"[\w.\-\[\] ]+", held):
+            return False
+        elif end:
+            self._call = TaggedCall(self._schemas)
+        else:
+            self._marked = False
+            deltas += self._say(held)
+            held = ""
+        self._held = held
+        return True
+
+    def _read_call(self, call: JsonCall | TaggedCall, deltas: list[Delta]) -> bool:
+        found, used = call.feed(self._held)
+        self._held = self._held[used:]
+        for delta in found:
+            self.num_calls += bool(delta.name)
+            deltas.append(delta)
+        if call.is_none:
+            self._call, self._marked = None, False
+            deltas += self._say(self._prefix + call.text)
+            return True
+        if call.ended:
+            self._call = None
+            self._marked = not call.closed
+            self.done = self.num_calls >= self._most
+        return call.ended
+
+    def _say(self, text: str) -> Iterator[Delta]:
+        if text:
+            self._said_text = self._said_text or bool(text.strip())
+            yield Delta(text=text)

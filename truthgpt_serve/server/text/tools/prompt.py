@@ -1,0 +1,104 @@
+"""Tells a model of tools: by its chat template, or in words where that has no place for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import msgspec
+
+from truthgpt_serve.server.text.messages import ChatMessage, parse_arguments
+from truthgpt_serve.server.text.tools.forms import ANY, HERMES, Apply, Form, find_form, takes_tools
+
+_MARK = "QxSystemZ"
+_WORDS = """You can call these functions; each line describes one in JSON:
+<tools>
+{tools}
+</tools>
+To call a function, write its name and its arguments in this form, one for each call:
+<tool_call>
+{{"name": "the name", "arguments": {{"argument": "value"}}}}
+</tool_call>
+What it returns then comes between <tool_response> and </tool_response>."""
+
+
+class ToolTemplate:
+    """What one class's chat template knows of tools.
+
+    Args:
+        apply: The tokenizer's `apply_chat_template`, or None where it has no template.
+    """
+
+    def __init__(self, apply: Apply | None) -> None:
+        self._apply = apply
+
+    @cached_property
+    def takes_tools(self) -> bool:
+        """Whether the template itself tells the model of tools."""
+        return self._apply is not None and takes_tools(self._apply)
+
+    @cached_property
+    def form(self) -> Form:
+        """How the model writes calls."""
+        if self._apply is None or not self.takes_tools:
+            return HERMES
+        return find_form(self._apply) or ANY
+
+    @cached_property
+    def _takes_system(self) -> bool:
+        if self._apply is None:
+            return True
+        probe = [{"role": "system", "content": _MARK}, {"role": "user", "content": "x"}]
+        try:
+            return _MARK in self._apply(probe, tokenize=False, add_generation_prompt=True)
+        except Exception:  # templates raise what they like about what they do not take
+            return False
+
+    def in_words(
+        self, messages: Sequence[ChatMessage], tools: list[dict[str, Any]]
+    ) -> list[ChatMessage]:
+        """Returns messages that tell of the tools, their calls and results in plain text.
+
+        Args:
+            messages: The chat, as `read_messages` returns it.
+            tools: The tools, as templates take them.
+        """
+        lines = "\n".join(_encode(tool["function"]) for tool in tools)
+        told = _WORDS.format(tools=lines)
+        plain: list[ChatMessage] = []
+        for message in map(_in_words, messages):
+            last = plain[-1] if plain else {}
+            if last.get("role") == message["role"] == "user":
+                plain[-1] = {**last, "content": f"{last['content']}\n{message['content']}"}
+            else:
+                plain.append(message)
+        if plain and plain[0]["role"] in ("system", "developer") and self._takes_system:
+            first = plain[0]
+            return [{**first, "content": f"{first['content']}\n\n{told}"}, *plain[1:]]
+        if self._takes_system:
+            return [{"role": "system", "content": told}, *plain]
+        at = next((at for at, message in enumerate(plain) if message["role"] == "user"), None)
+        if at is None:
+            return [*plain, {"role": "user", "content": told}]
+        asked = {**plain[at], "content": f"{told}\n\n{plain[at]['content']}"}
+        return [*plain[:at], asked, *plain[at + 1 :]]
+
+
+def _in_words(message: ChatMessage) -> ChatMessage:
+    if message["role"] == "tool":
+        content = f"<tool_response>\n{message['content']}\n</tool_response>"
+        return {"role": "user", "content": content}
+    if "tool_calls" not in message:
+        return message
+    blocks = [message["content"]] if message["content"] else []
+    for call in parse_arguments(message)["tool_calls"]:
+        function = call["function"]
+        text = _encode({"name": function["name"], "arguments": function["arguments"]})
+        blocks.append(f"<tool_call>\n{text}\n</tool_call>")
+    kept = {key: value for key, value in message.items() if key != "tool_calls"}
+    return {**kept, "content": "\n".join(blocks)}
+
+
+def _encode(value: Any) -> str:
+    return msgspec.json.encode(value).decode()

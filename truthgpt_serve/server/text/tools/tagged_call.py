@@ -1,0 +1,98 @@
+"""Reads one call from tags: a function with one tag for each parameter, whose value is plain text.
+
+As Qwen3-Coder writes it, `<function=add><parameter=a>1</parameter></function>`, and as GLM-4.5
+does, `add<arg_key>a</arg_key><arg_value>1</arg_value>`. A value is JSON, unless the parameter's
+schema says that it is a string.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from truthgpt_serve.server.text.tools.json_call import Delta
+
+_FUNCTION = re.compile(r"\s*<function=([^>\s]+)>")
+_PARAMETER = re.compile(r"\s*<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
+_NAME = re.compile(r"\s*([\w.-]+)\s*(?=<arg_key>|</tool_call>)")
+_PAIR = re.compile(r"\s*<arg_key>(.*?)</arg_key>\s*<arg_value>\n?(.*?)\n?</arg_value>", re.DOTALL)
+_END = re.compile(r"\s*(</function>|</tool_call>)")
+
+
+class TaggedCall:
+    """One call that is being read; like `JsonCall`, and every name is taken.
+
+    Args:
+        schemas: The parameters of each function as JSON Schemas.
+    """
+
+    is_none = False
+
+    def __init__(self, schemas: Mapping[str, Mapping[str, Any]]) -> None:
+        self.text = ""
+        self.begun = False
+        self.ended = False
+        self.closed = False
+        self._schemas = schemas
+        self._name = ""
+        self._read = 0
+        self._pair = _PARAMETER
+        self._num_pairs = 0
+        self._searched = 0
+
+    def feed(self, text: str) -> tuple[list[Delta], int]:
+        """Takes the text that follows; returns what is new, and how many characters are its."""
+        before = len(self.text)
+        self.text += text
+        deltas: list[Delta] = []
+        if not self.begun:
+            self._begin(deltas)
+        while self.begun and self._has_end() and (pair := self._match()):
+            self._read = self._searched = pair.end()
+            opening = ", " if self._num_pairs else "{"
+            self._num_pairs += 1
+            key, value = pair[1].strip(), self._value(pair[1].strip(), pair[2])
+            deltas.append(Delta(arguments=f"{opening}{_encode(key)}: {_encode(value)}"))
+        if self.begun and (end := _END.match(self.text, self._read)):
+            self.ended, self.closed = True, end[1] == "</tool_call>"
+            deltas.append(Delta(arguments="}" if self._num_pairs else "{}"))
+            self.text = self.text[: end.end()]
+            return deltas, end.end() - before
+        return deltas, len(text)
+
+    def _has_end(self) -> bool:
+        """Returns whether the end of a parameter has come; a long value is looked through once."""
+        tag = "</parameter>" if self._pair is _PARAMETER else "</arg_value>"
+        if self.text.find(tag, self._searched) >= 0:
+            return True
+        self._searched = max(self._read, len(self.text) - len(tag))
+        return False
+
+    def _match(self) -> re.Match[str] | None:
+        return self._pair.match(self.text, self._read)
+
+    def _begin(self, deltas: list[Delta]) -> None:
+        head = _FUNCTION.match(self.text)
+        if head is None and (head := _NAME.match(self.text)) is not None:
+            self._pair = _PAIR
+        if head is not None:
+            self.begun, self._read, self._name = True, head.end(), head[1]
+            deltas.append(Delta(name=head[1]))
+
+    def _value(self, key: str, text: str) -> Any:
+        properties = self._schemas.get(self._name, {}).get("properties")
+        schema = properties.get(key) if isinstance(properties, dict) else None
+        kind = schema.get("type") if isinstance(schema, dict) else None
+        if kind == "string":
+            return text
+        try:
+            return msgspec.json.decode(text.strip())
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            return text
+
+
+def _encode(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
