@@ -15,6 +15,9 @@ from typing import Any
 from deployments.hf_transformers.config import DEFAULT_EMBEDDING_REQUESTS
 from truthgpt_serve.errors import UnavailableError
 
+ENTRIES = ("logprobs", "prompt_logprobs")
+"""What items of a text have beside it, where it is asked for."""
+
 
 class EngineModel:
     """What the classes have in common: an engine, from `load` to `close`."""
@@ -44,15 +47,26 @@ class TextModel(EngineModel):
         tokenizer: The model's tokenizer, once it is loaded.
         default_max_new_tokens: Tokens of an answer when the request does not say.
         repeats_prompt: False: the text is the answer only, even when it begins like the prompt.
+        accepts_token_ids: Prompts may come as token ids.
+        gives_logprobs: Tokens may come with their log probabilities.
+        gives_prompt_logprobs: The same for those of prompts; known once the model is loaded.
+        takes_logit_bias: Logits may be changed by `logit_bias`.
+        context_length: Tokens of prompt and answer together, once the model is loaded.
     """
 
     repeats_prompt = False
+    accepts_token_ids = True
+    gives_logprobs = True
+    takes_logit_bias = True
 
     def __init__(self) -> None:
         super().__init__()
         self.tokenizer: Any = None
         self.default_max_new_tokens = 256
+        self.gives_prompt_logprobs = False
+        self.context_length = 0
         self._pool: ThreadPoolExecutor | None = None
+        self._scoring: ThreadPoolExecutor | None = None
 
     def load(self, cfg: dict[str, Any]) -> None:
         """Loads the weights and starts the engine.
@@ -65,6 +79,9 @@ class TextModel(EngineModel):
         self._engine = TextEngine(cfg)
         self.tokenizer = self._engine.tokenizer
         self.default_max_new_tokens = self._engine.default_max_new_tokens
+        self.gives_prompt_logprobs = self._engine.scores_prompts
+        self.context_length = self._engine.context_length
+        self._scoring = ThreadPoolExecutor(1, thread_name_prefix="scoring")
         # One thread: a fast tokenizer refuses two callers that need different settings.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
 
@@ -80,7 +97,8 @@ class TextModel(EngineModel):
             inputs: `text` and what else docs/transformers.md lists.
 
         Returns:
-            `text`, `finish_reason` and `usage`.
+            `text`, `finish_reason` and `usage`; `logprobs` and `prompt_logprobs` where they are
+            asked for.
 
         Raises:
             RequestError: An input is wrong.
@@ -88,23 +106,34 @@ class TextModel(EngineModel):
         """
         parts: list[str] = []
         last: dict[str, Any] = {}
+        entries: dict[str, list[Any]] = {}
         async with aclosing(self.stream(inputs)) as items:
             async for item in items:
                 parts.append(item["text"])
                 last = item
-        return {**last, "text": "".join(parts)}
+                for name in ENTRIES:
+                    if name in item:
+                        entries.setdefault(name, []).extend(item[name])
+        return {**last, **entries, "text": "".join(parts)}
 
     async def stream(self, inputs: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Yields `{"text": delta}`, the last with `finish_reason` and `usage`; errors as above."""
         engine, pool = self._loaded(), self._pool
-        call = await asyncio.get_running_loop().run_in_executor(pool, engine.plan, inputs)
+        loop = asyncio.get_running_loop()
+        call = await loop.run_in_executor(pool, engine.plan, inputs)
+        if call.scores_prompt:
+            scores = await loop.run_in_executor(self._scoring, engine.score, call)
+            yield {"text": "", "prompt_logprobs": [score.to_entry() for score in scores]}
         job = engine.submit(call)
         try:
             while (text := await job.next()) is not None:
-                yield {"text": text}
+                yield (
+                    {"text": text, **_entries(job)} if call.num_top is not None else {"text": text}
+                )
             num_prompt = len(call.prompt)
             yield {
                 "text": "",
+                **(_entries(job) if call.num_top is not None else {}),
                 "finish_reason": job.reason,
                 "usage": {
                     "prompt_tokens": num_prompt,
@@ -123,9 +152,10 @@ class TextModel(EngineModel):
     def close(self) -> None:
         """Ends all texts and frees the engine; safe to call twice."""
         engine, self._engine = self._engine, None
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._scoring):
+            if pool is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
+        self._pool = self._scoring = None
         if engine is not None:
             engine.close()
 
@@ -205,6 +235,10 @@ class PipelineModel(EngineModel):
         """Returns the outputs for many inputs; see `PipelineEngine.infer_batch`."""
         found: list[Any] = self._loaded().infer_batch(batch)
         return found
+
+
+def _entries(job: Any) -> dict[str, Any]:
+    return {"logprobs": [entry.to_entry() for entry in job.take_logprobs()]}
 
 
 def _only(answers: list[Any]) -> Any:

@@ -88,8 +88,8 @@ ROUTES: tuple[Route, ...] = (
     _post("/score", "The same as `/v1/score`", _POOLING),
     _post("/pooling", "What an engine's pooling layer gives", _POOLING),
     _post("/classify", "Classes of texts, where the engine has it", _POOLING),
-    _post("/tokenize", "Tokens of a text, where the model's engine has it", "models on vLLM"),
-    _post("/detokenize", "The text of tokens, where the model's engine has it", "models on vLLM"),
+    _post("/tokenize", "Tokens of a text or a chat, where the model has a tokenizer", _TEXT),
+    _post("/detokenize", "The text of tokens, where the model has a tokenizer", _TEXT),
     _post("/v1/audio/transcriptions", "Speech to text, whole or with times", _SPEECH),
     _post("/v1/audio/translations", "Speech to English text, whole or with times", _SPEECH),
     _post(

@@ -35,9 +35,11 @@ from truthgpt_serve.server.infer.codec import InferExchange
 from truthgpt_serve.server.instance import ModelInstance
 from truthgpt_serve.server.over_chat.routes import TRANSLATED, OverChat
 from truthgpt_serve.server.shaped_errors import ShapedErrors
-from truthgpt_serve.server.text.codec import DEFAULT_MAX_NEW_TOKENS, TextExchange
-from truthgpt_serve.server.text.request import ChatRequest, CompletionRequest, parse_text
-from truthgpt_serve.server.text.routes import Tokenizer
+from truthgpt_serve.server.text.endpoints import (
+    DETOKENIZE_PATH,
+    TOKENIZE_PATH,
+    TextEndpoints,
+)
 from truthgpt_serve.server.text_limits import TextLimits
 
 logger = logging.getLogger(__name__)
@@ -90,18 +92,20 @@ class Application(RoutedFront):
         self._max_body_bytes = max_body_bytes or host.max_body_bytes
         self._owns_host = owns_host
         self._created = int(time.time())
-        self._tokenizer: Tokenizer | None = None
         self._names = (host.name, *host.config.serving.aliases)
         self._task = host.config.task
-        self._limits = TextLimits(host.config.serving.limits)
+        limits = TextLimits(host.config.serving.limits)
+        self._text = TextEndpoints(host, self._read, self._check_name, limits)
         self._images = ImageRoutes(host, host.files, self._max_body_bytes, self._check_name)
         self._audio = AudioRoutes(host, self._read, self._check_name)
-        self._over_chat = OverChat(self.serve, self._read, self._limits.check, host.name)
-        embeddings = EmbeddingRoutes(host, self._read, self._check_name, self._limits)
+        self._over_chat = OverChat(self.serve, self._read, limits.check, host.name)
+        embeddings = EmbeddingRoutes(host, self._read, self._check_name, limits)
         self._routes: dict[str, dict[str, Handler]] = {
             "/v1/infer": {"POST": self._infer},
-            "/v1/chat/completions": {"POST": self._chat},
-            "/v1/completions": {"POST": self._completion},
+            "/v1/chat/completions": {"POST": self._text.chat},
+            "/v1/completions": {"POST": self._text.complete},
+            TOKENIZE_PATH: {"POST": self._text.tokenize},
+            DETOKENIZE_PATH: {"POST": self._text.detokenize},
             **{path: {"POST": self._translated} for path in TRANSLATED},
             EMBEDDINGS_PATH: {"POST": embeddings.create},
             TRANSCRIPTIONS_PATH: {"POST": self._audio.transcribe},
@@ -170,38 +174,9 @@ class Application(RoutedFront):
         exchange.name_model(self._host.name)
         await self._run(connection, exchange, stream=exchange.stream)
 
-    async def _chat(self, connection: Connection) -> None:
-        await self._text(connection, ChatRequest)
-
-    async def _completion(self, connection: Connection) -> None:
-        await self._text(connection, CompletionRequest)
-
     async def _translated(self, connection: Connection) -> None:
         self._host.check_task("text-generation", "text routes")
         await self._over_chat.answer(connection)
-
-    async def _text(
-        self, connection: Connection, kind: type[ChatRequest] | type[CompletionRequest]
-    ) -> None:
-        body = await self._read(connection)
-        self._host.check_task("text-generation", "text routes")
-        fields = parse_object(body)
-        self._limits.check(connection.path, body, fields)
-        request = parse_text(kind, fields)
-        self._check_name(request.model)
-        request.model = self._host.name
-        if self._tokenizer is None:
-            self._tokenizer = Tokenizer(getattr(self._host.model, "tokenizer", None))
-        default = getattr(self._host.model, "default_max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
-        exchange = TextExchange(
-            request,
-            self._tokenizer,
-            default,
-            self._host.label,
-            repeats_prompt=getattr(self._host.model, "repeats_prompt", True),
-            max_model_len=getattr(self._host.model, "max_model_len", None),
-        )
-        await self._run(connection, exchange, stream=bool(request.stream))
 
     async def _run(self, connection: Connection, exchange: Exchange, *, stream: bool) -> None:
         async with connection.guard(self._host.max_request_s) as guard:

@@ -4,28 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from deployments.hf_transformers.generation.job import TextCall
 from deployments.hf_transformers.generation.plan import TextInfo
 from deployments.hf_transformers.generation.sampling import Sampling
 from truthgpt_serve.errors import ContextLengthError
 from truthgpt_serve.request_fields import SamplingFields, Stops
-from truthgpt_serve.request_schema import Count, bad_field, read_request, refuse_unknown
+from truthgpt_serve.request_schema import Count, bad_field, read_request, refuse_unknown, wanted
 
 SAMPLES = ("temperature", "top_p", "top_k", "min_p", "seed")
 """Fields that make a request one for sampling, unless `temperature` is 0."""
 
 
+MAX_TOP = 1024
+"""Most likeliest tokens that are noted beside each token; `serving.limits.max_logprobs` is the
+limit of requests."""
+
+
+def _check_ids(value: list[Any]) -> list[int]:
+    if not value or any(type(token) is not int or token < 0 for token in value):
+        raise wanted("a list of token ids")
+    return value
+
+
 class TextInputs(SamplingFields):
     """The inputs of one request."""
 
-    text: str
+    text: str | None = None
+    token_ids: Annotated[list[Any], AfterValidator(_check_ids)] | None = None
     max_new_tokens: Count | None = None
     stop: Stops = Field(default_factory=list)
     add_special_tokens: bool = True
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
+    prompt_logprobs: bool = False
+    logit_bias: dict[int, float] = Field(default_factory=dict)
 
 
 def read_call(
@@ -54,7 +69,7 @@ def read_call(
     """
     refuse_unknown(inputs, TextInputs.model_fields)
     request = read_request(TextInputs, inputs)
-    prompt = encode(request.text, request.add_special_tokens)
+    prompt = _prompt(request, info, encode)
     if not prompt:
         raise bad_field("text", "is empty: the model needs at least one token to begin with")
     wanted = request.max_new_tokens or default_tokens
@@ -72,12 +87,35 @@ def read_call(
         sampling=_sampling(request, info, next_seed),
         stops=tuple(request.stop),
         end_ids=frozenset() if request.ignore_eos else info.end_ids,
+        num_top=request.logprobs,
+        scores_prompt=request.prompt_logprobs and request.logprobs is not None,
     )
+
+
+def _prompt(
+    request: TextInputs, info: TextInfo, encode: Callable[[str, bool], list[int]]
+) -> list[int]:
+    if (request.text is None) == (request.token_ids is None):
+        raise bad_field("text", "or `token_ids` is required, and not both")
+    if request.token_ids is None:
+        return encode(request.text or "", request.add_special_tokens)
+    if (token := max(request.token_ids)) >= info.vocab_size:
+        raise bad_field("token_ids", _beyond(token, info))
+    return request.token_ids
+
+
+def _beyond(token: int, info: TextInfo) -> str:
+    return f"has {token}, but the model's vocabulary has {info.vocab_size} tokens, from 0"
 
 
 def _sampling(request: TextInputs, info: TextInfo, next_seed: Callable[[], int]) -> Sampling:
     given = request.sampling
     given.pop("ignore_eos", None)
+    if (token := max(request.logit_bias, default=0)) >= info.vocab_size:
+        raise bad_field("logit_bias", _beyond(token, info))
+    if min(request.logit_bias, default=0) < 0:
+        raise bad_field("logit_bias", "has a token id below 0")
+    given["logit_bias"] = tuple(request.logit_bias.items())
     base = info.sampled if any(name in given for name in SAMPLES) else info.sampling
     if "seed" not in given:
         given["seed"] = next_seed()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from deployments.hf_transformers.generation.sampling import Row, Sampling
+from deployments.hf_transformers.generation.sampling import Row, Sampling, TokenLogprob
 from truthgpt_serve.channel import Channel
 from truthgpt_serve.server.text.routes import TextFilter
 
@@ -29,6 +29,9 @@ class TextCall:
         sampling: How the tokens are chosen.
         stops: Texts that end the answer.
         end_ids: Tokens that end it.
+        num_top: How many of the likeliest tokens are wanted beside each token; None for no log
+            probabilities.
+        scores_prompt: Whether the log probabilities of the prompt are wanted, too.
     """
 
     prompt: list[int]
@@ -36,6 +39,8 @@ class TextCall:
     sampling: Sampling
     stops: tuple[str, ...] = ()
     end_ids: frozenset[int] = frozenset()
+    num_top: int | None = None
+    scores_prompt: bool = False
 
 
 class Detokenizer:
@@ -91,11 +96,12 @@ class TextJob:
     ) -> None:
         self.call = call
         self.name = name
-        self.row = Row(call.sampling, call.prompt, call.end_ids)
+        self.row = Row(call.sampling, call.prompt, call.end_ids, num_top=call.num_top)
         self.num_tokens = 0
         self.finished = False
         self.reason: str | None = None
         self.channel = channel
+        self._num_given = 0
         self._detokenizer = Detokenizer(decode, call.prompt)
         self._filter = TextFilter("", list(call.stops))
 
@@ -128,6 +134,11 @@ class TextJob:
             self.channel.put(text, wake=False)
         if self.reason is not None:
             self._end(None)
+
+    def take_logprobs(self) -> list[TokenLogprob]:
+        """Returns the log probabilities of the tokens since the last call, for the reader."""
+        first, self._num_given = self._num_given, self.num_tokens
+        return self.row.logprobs[first : self._num_given]
 
     def fail(self, error: BaseException) -> None:
         """Ends the text with an error; without effect on one that has ended."""

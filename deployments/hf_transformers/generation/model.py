@@ -34,9 +34,16 @@ from deployments.hf_transformers.generation.plan import (
     plan_rows,
     read_info,
 )
+from deployments.hf_transformers.generation.sampling import TokenLogprob
+from deployments.hf_transformers.generation.scoring import PromptScorer
 from deployments.hf_transformers.loading import load_config, load_model, load_tokenizer, read_source
 from truthgpt_serve.channel import Channel, ReaderGoneError, wake_all
-from truthgpt_serve.errors import ServerError, UnavailableError, bad_setting
+from truthgpt_serve.errors import (
+    ServerError,
+    UnavailableError,
+    UnsupportedError,
+    bad_setting,
+)
 from truthgpt_serve.queue_full import queue_full
 
 logger = logging.getLogger(__name__)
@@ -57,6 +64,8 @@ class TextEngine:
         attention: The attention that computes.
         acceleration: The model's backend, for its card.
         batching: `continuous` or `padded`.
+        context_length: Tokens of prompt and answer together.
+        scores_prompts: Whether prompts have log probabilities.
 
     Raises:
         ConfigError: The weights cannot be loaded, or the machine cannot do what is asked for.
@@ -72,6 +81,8 @@ class TextEngine:
         self._info = read_info(model, self.tokenizer, settings)
         wanted = str(cfg["model_optim"]["attention"])
         self.attention = choose_attention(wanted, model, lambda: _trial_logits(model))
+        self._expected = [expected_steps(model, prompt) for prompt in trial_prompts(model)]
+        self._scorer = self._make_scorer(model)
         self._backend = self._make_backend(cfg, model)
         if cfg["model_optim"]["compile"]:
             self._compile(model)
@@ -84,6 +95,8 @@ class TextEngine:
         self._max_len = self._info.max_model_len
         if self._backend.max_tokens is not None:
             self._max_len = min(self._max_len, self._backend.max_tokens)
+        self.context_length = self._max_len
+        self.scores_prompts = self._scorer is not None
         tokens = settings.default_max_new_tokens
         self.default_max_new_tokens = min(tokens, settings.max_new_tokens or tokens)
         self._max_jobs = sum(plan_rows(cfg, settings))
@@ -99,7 +112,7 @@ class TextEngine:
 
     def _make_backend(self, cfg: Mapping[str, Any], model: Any) -> Backend:
         settings = self._settings
-        expected = [expected_steps(model, prompt) for prompt in trial_prompts(model)]
+        expected = self._expected
         if settings.batching != "padded" and settings.use_cache:
             problem = "its generation configuration has fields that only padded batches apply"
             if self._info.pages:
@@ -149,6 +162,18 @@ class TextEngine:
         run_trial(backend, trial_prompts(model)[:1])
         return backend
 
+    def _make_scorer(self, model: Any) -> PromptScorer | None:
+        """Returns what scores prompts, or None where its logits are not the model's own."""
+        if self._info.encodes:
+            return None
+        try:
+            scorer = PromptScorer(model, self._info.vocab_size)
+        except Exception:  # weights of a kind that cannot be shared
+            logger.warning("prompts have no log probabilities", exc_info=True)
+            return None
+        prompt, (tokens, logits) = trial_prompts(model)[1], self._expected[1]
+        return scorer if scorer.agrees(prompt, tokens, logits) else None
+
     # -- requests
 
     def plan(self, inputs: Mapping[str, Any]) -> TextCall:
@@ -166,6 +191,17 @@ class TextEngine:
             max_len=self._max_len,
             next_seed=lambda: self._random.getrandbits(63),
         )
+
+    def score(self, call: TextCall) -> list[TokenLogprob]:
+        """Returns the log probabilities of a prompt; takes as long as its forward pass.
+
+        Raises:
+            UnsupportedError: The model has none for prompts.
+        """
+        if self._scorer is None:
+            message = "`prompt_logprobs` is set, but this model gives none of prompts"
+            raise UnsupportedError(message, param="prompt_logprobs")
+        return self._scorer.score(call.prompt, call.num_top or 0)
 
     def _encode(self, text: str, special: bool) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=special)

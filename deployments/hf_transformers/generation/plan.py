@@ -54,6 +54,7 @@ class TextInfo:
         max_model_len: Tokens of prompt and answer together.
         encodes: Whether the prompt goes into an encoder, apart from the answer.
         pages: Whether a paged cache is worth a trial.
+        vocab_size: Tokens that the model knows.
     """
 
     end_ids: frozenset[int]
@@ -63,6 +64,7 @@ class TextInfo:
     max_model_len: int
     encodes: bool
     pages: bool
+    vocab_size: int
 
 
 def read_info(model: Any, tokenizer: Any, settings: TransformersSettings) -> TextInfo:
@@ -89,6 +91,7 @@ def read_info(model: Any, tokenizer: Any, settings: TransformersSettings) -> Tex
         max_model_len=settings.max_model_len or _own_length(model, tokenizer),
         encodes=encodes,
         pages=not encodes and all(getattr(own, name, None) in (None, []) for name in PLAIN_ONLY),
+        vocab_size=int(model.config.get_text_config(decoder=True).vocab_size),
     )
     kept = {name: getattr(own, name, None) for name in (*PLAIN_ONLY, "decoder_start_token_id")}
     model.generation_config = GenerationConfig(

@@ -6,6 +6,7 @@ The same for every way of batching, so that a request gets the same tokens alone
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -25,6 +26,7 @@ class Sampling:
         presence_penalty: Subtracted from the logits of tokens in the answer.
         frequency_penalty: The same for each time that they occur.
         min_tokens: Tokens before which the sequence does not end.
+        logit_bias: Token ids and what is added to their logits.
     """
 
     temperature: float = 0.0
@@ -36,6 +38,7 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     min_tokens: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     @property
     def changes_logits(self) -> bool:
@@ -45,7 +48,28 @@ class Sampling:
             or self.presence_penalty != 0
             or self.frequency_penalty != 0
             or self.min_tokens > 0
+            or bool(self.logit_bias)
         )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely one token was.
+
+    Attributes:
+        token: Its id.
+        logprob: The natural logarithm of its probability; None for a prompt's first token.
+        top: The likeliest tokens in its place with theirs, the likeliest first.
+    """
+
+    token: int
+    logprob: float | None
+    top: list[tuple[int, float]]
+
+    def to_entry(self) -> dict[str, Any]:
+        """Returns it as a class gives it to the server."""
+        top = [{"token_id": token, "logprob": value} for token, value in self.top]
+        return {"token_id": self.token, "logprob": self.logprob, "top": top}
 
 
 @dataclass(slots=True)
@@ -58,6 +82,9 @@ class Row:
         end_ids: Tokens that end it.
         tokens: The tokens that were chosen so far.
         generator: Its random numbers; made with the first.
+        num_top: How many of the likeliest tokens are noted beside each token, or None for no log
+            probabilities.
+        logprobs: The log probabilities of `tokens`, where they are wanted.
     """
 
     sampling: Sampling
@@ -65,6 +92,8 @@ class Row:
     end_ids: frozenset[int]
     tokens: list[int] = field(default_factory=list)
     generator: torch.Generator | None = None
+    num_top: int | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list)
 
 
 def choose_tokens(logits: torch.Tensor, rows: list[Row | None]) -> torch.Tensor:
@@ -89,15 +118,51 @@ def choose_tokens(logits: torch.Tensor, rows: list[Row | None]) -> torch.Tensor:
     drawn = [i for i, row in enumerate(rows) if row is not None and row.sampling.temperature > 0]
     if drawn:
         tokens[drawn] = _draw(scores[drawn], [row for i in drawn if (row := rows[i]) is not None])
+    _note_logprobs(logits, rows, tokens)
     for row, token in zip(rows, tokens.tolist(), strict=True):
         if row is not None:
             row.tokens.append(token)
     return tokens
 
 
+def _note_logprobs(logits: torch.Tensor, rows: list[Row | None], tokens: torch.Tensor) -> None:
+    """Notes the log probabilities of tokens in the rows that want them."""
+    found = [i for i, row in enumerate(rows) if row is not None and row.num_top is not None]
+    if not found:
+        return
+    kept = [row for i in found if (row := rows[i]) is not None]
+    entries = token_logprobs(logits[found], tokens[found], [row.num_top or 0 for row in kept])
+    for row, entry in zip(kept, entries, strict=True):
+        row.logprobs.append(entry)
+
+
+def token_logprobs(
+    logits: torch.Tensor, tokens: torch.Tensor, num_top: list[int]
+) -> list[TokenLogprob]:
+    """Returns the log probabilities of tokens by the model's own logits, before any change of them.
+
+    Args:
+        logits: `[rows, vocabulary]`.
+        tokens: `[rows]`, int64.
+        num_top: How many of the likeliest tokens each row wants beside its own.
+    """
+    scores = logits.float().log_softmax(dim=-1)
+    own = scores.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).tolist()
+    values, ids = scores.topk(min(max(num_top, default=0), scores.shape[-1]), dim=-1)
+    return [
+        TokenLogprob(token, value, list(zip(top_ids[:number], top[:number], strict=True)))
+        for token, value, top_ids, top, number in zip(
+            tokens.tolist(), own, ids.tolist(), values.tolist(), num_top, strict=True
+        )
+    ]
+
+
 def _change(scores: torch.Tensor, row: Row) -> None:
     """Applies the penalties of one row to its logits in place."""
     sampling, device = row.sampling, scores.device
+    if sampling.logit_bias:
+        biased, values = zip(*sampling.logit_bias, strict=True)
+        scores[list(biased)] += torch.tensor(values, device=device)
     if sampling.min_tokens > len(row.tokens) and row.end_ids:
         scores[list(row.end_ids)] = -torch.inf
     if sampling.repetition_penalty != 1:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from truthgpt_serve.errors import ServerError
+from truthgpt_serve.errors import ContextLengthError, ServerError
 from truthgpt_serve.http.json_body import encode_json
-from truthgpt_serve.server.text.request import ChatRequest, CompletionRequest
+from truthgpt_serve.server.text.logprobs import LogprobFormat
+from truthgpt_serve.server.text.request import ChatRequest, CompletionRequest, Prompt
 from truthgpt_serve.server.text.response import AnswerFormat, Usage
 from truthgpt_serve.server.text.routes import TextFilter, Tokenizer
 from truthgpt_serve.usage.counted import Usage as Counted
@@ -20,6 +22,26 @@ CHARACTERS_A_TOKEN = 4
 """About, where a text is not tokenized."""
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Which of a request's answers an exchange makes.
+
+    Attributes:
+        prompt: The number of its prompt.
+        number: Which of the answers to that prompt.
+        index: The number of its choice.
+        alone: Whether it is the only one: then it makes the whole body, and the end of a stream.
+    """
+
+    prompt: int = 0
+    number: int = 0
+    index: int = 0
+    alone: bool = True
+
+
+ONLY = Part()
+
+
 class TextExchange:
     """Renders the prompt, checks what the class returns, cuts it and encodes it.
 
@@ -30,18 +52,28 @@ class TextExchange:
         label: The class's name, for messages.
         repeats_prompt: Whether a text that begins with the exact prompt is one that repeats it.
         max_model_len: The most tokens of prompt and answer together, or None.
+        part: Which of the request's answers it makes.
+        constraint: What binds the answer, for a class that takes it, or None.
+
+    Attributes:
+        usage: The token counts, once they are known.
     """
 
     __slots__ = (
         "_before",
         "_behind",
         "_collected",
+        "_constraint",
+        "_entries",
         "_filter",
         "_finish_reason",
         "_format",
         "_label",
+        "_lead",
         "_limit",
+        "_logprobs",
         "_max_model_len",
+        "_part",
         "_passes",
         "_prompt",
         "_repeats_prompt",
@@ -51,6 +83,7 @@ class TextExchange:
         "_usage_given",
         "_used",
         "done",
+        "usage",
     )
 
     def __init__(
@@ -62,21 +95,30 @@ class TextExchange:
         *,
         repeats_prompt: bool = True,
         max_model_len: int | None = None,
+        part: Part = ONLY,
+        constraint: Any = None,
     ) -> None:
         self.done = False
+        self.usage: Usage | None = None
+        self._part = part
+        self._constraint = constraint
         self._max_model_len = max_model_len
         self._repeats_prompt = repeats_prompt
         self._usage_given: Usage | None = None
         self._request = request
         self._tokenizer = tokenizer
         self._limit = request.max_new_tokens or default_max_new_tokens
+        if request.max_new_tokens == 0:
+            self._limit = 1  # the prompt alone is wanted, which no class answers with
         self._label = label
-        self._format = AnswerFormat(
-            request.model,
-            chat=request.messages is not None,
-            include_usage=request.include_usage,
-        )
-        self._prompt = request.prompt
+        self._format = format_of(request)
+        self._prompt: Prompt = request.prompt[part.prompt]
+        self._lead = ""
+        self._entries: list[Any] = []
+        self._logprobs: LogprobFormat | None = None
+        if (num_top := request.num_logprobs) is not None:
+            chat = request.messages is not None
+            self._logprobs = LogprobFormat(tokenizer, chat=chat, num_top=num_top, label=label)
         self._filter: TextFilter | None = None
         self._collected: list[str] = []
         self._finish_reason: str | None = None
@@ -86,6 +128,10 @@ class TextExchange:
         self._used = current_usage()
         if self._used is not None:
             self._used.at_end.append(self._count_unfinished)
+
+    def use(self, answer_format: AnswerFormat) -> None:
+        """Makes the answer one of several of the same body."""
+        self._format = answer_format.numbered(self._part.index)
 
     def prepare(self) -> dict[str, Any]:
         """Renders the prompt and returns the inputs for the class.
@@ -97,34 +143,68 @@ class TextExchange:
         request = self._request
         if request.messages is not None:
             self._prompt = self._tokenizer.render(request.messages)
+        if request.suffix and self._tokenizer.infilling is not None:
+            before, middle, last = self._tokenizer.infilling
+            self._prompt = f"{before}{self._prompt}{middle}{request.suffix}{last}"
         if self._max_model_len is not None:
-            left = self._tokenizer.check(
-                self._prompt,
-                self._max_model_len,
-                special=not self._is_templated,
-                param="prompt" if request.messages is None else "messages",
-                answer=1,
-            )
-            self._limit = min(self._limit, left)
-        self._filter = TextFilter(self._prompt if self._repeats_prompt else "", request.stop)
-        inputs = {"text": self._prompt, "max_new_tokens": self._limit, **request.sampling}
+            self._limit = min(self._limit, self._check_length(self._max_model_len))
+        repeated = self._prompt_text() if self._repeats_prompt else ""
+        self._filter = TextFilter(repeated, request.stop)
+        if request.echo:
+            self._lead = self._prompt_text()
+        return self._inputs()
+
+    def _inputs(self) -> dict[str, Any]:
+        request, prompt = self._request, self._prompt
+        inputs: dict[str, Any] = {"text" if isinstance(prompt, str) else "token_ids": prompt}
+        inputs["max_new_tokens"] = self._limit
+        inputs |= request.sampling
+        if self._part.number and "seed" in inputs:
+            inputs["seed"] = (inputs["seed"] + self._part.number + 2**63) % 2**64 - 2**63
         if request.stop:
             inputs["stop"] = list(request.stop)
         if self._is_templated:
             inputs["add_special_tokens"] = False  # the template has written them
+        if request.logit_bias:
+            inputs["logit_bias"] = request.logit_bias
+        if request.num_logprobs is not None:
+            inputs["logprobs"] = request.num_logprobs
+            if request.echo:
+                inputs["prompt_logprobs"] = True
+        if self._constraint is not None:
+            inputs["constraint"] = self._constraint
         return inputs
+
+    def _check_length(self, limit: int) -> int:
+        """Returns how many tokens are left for the answer."""
+        param = "prompt" if self._request.messages is None else "messages"
+        if isinstance(self._prompt, str):
+            special = not self._is_templated
+            return self._tokenizer.check(
+                self._prompt, limit, special=special, param=param, answer=1
+            )
+        if len(self._prompt) + 1 > limit:
+            raise ContextLengthError(limit, len(self._prompt) + 1, param=param)
+        return limit - len(self._prompt)
+
+    def _prompt_text(self) -> str:
+        if isinstance(self._prompt, str):
+            return self._prompt
+        return self._tokenizer.decode(self._prompt) if self._tokenizer.decodes else ""
 
     @property
     def _is_templated(self) -> bool:
         return self._request.messages is not None and self._tokenizer.has_template
 
-    def answer(self, outputs: Any) -> bytes:
-        """Returns the body of the whole answer."""
+    def answer(self, outputs: Any) -> Any:
+        """Returns the body of the whole answer; its choice, where it is one of several."""
         text = self._cut(self._take(outputs, "infer")) + self._rest()
         self._collected = [text]
-        usage = self._usage()
+        self.usage = usage = self._usage()
         self._count(usage)
-        return self._format.whole(text, self._reason(usage), usage)
+        logprobs = None if self._logprobs is None else self._logprobs.shape(self._entries)
+        choice = self._format.choice(self._lead + text, self._reason(usage), logprobs)
+        return self._format.body([choice], usage) if self._part.alone else choice
 
     def piece(self, item: Any) -> bytes | None:
         """Returns the chunk for one item of `stream`, or None when no text is certain yet."""
@@ -134,27 +214,32 @@ class TextExchange:
                 self._collected.append(text)
                 return self._before + encode_json(text) + self._behind
         text = self._cut(self._take(item, "stream"))
-        return self._chunk(text) if text else None
+        return self._chunk(text) if text or self._entries else None
 
     def finish(self) -> bytes:
         """Returns the last chunks."""
         rest = self._rest()
-        chunk = self._chunk(rest) if rest else b""
+        chunk = self._chunk(rest) if rest or self._lead else b""
         if not self._started:
             chunk = self._format.first()
         needs_usage = self._request.include_usage or self._finish_reason is None
-        usage = self._usage() if needs_usage or self._used is not None else None
+        self.usage = usage = self._usage() if needs_usage or self._used is not None else None
         self._count(usage)
-        return chunk + self._format.last(self._reason(usage), usage)
+        chunk += self._format.last(self._reason(usage))
+        return chunk + self._format.end(usage) if self._part.alone else chunk
 
     def _chunk(self, text: str) -> bytes:
         self._collected.append(text)
-        if self._started:
-            return self._before + encode_json(text) + self._behind
-        self._started = True
-        self._passes = self._filter is None
-        self._before, self._behind = self._format.frame()
-        return self._format.first() + self._before + encode_json(text) + self._behind
+        text, self._lead = self._lead + text, ""
+        first = b"" if self._started else self._format.first()
+        if not self._started:
+            self._started = True
+            self._passes = self._filter is None and self._logprobs is None
+            self._before, self._behind = self._format.frame()
+        if self._logprobs is not None:
+            entries, self._entries = self._entries, []
+            return first + self._format.chunk(text, self._logprobs.shape(entries))
+        return first + self._before + encode_json(text) + self._behind
 
     def _take(self, item: Any, method: str) -> str:
         text = item.get("text") if isinstance(item, dict) else None
@@ -173,6 +258,13 @@ class TextExchange:
             self._finish_reason = reason
         if (usage := item.get("usage")) is not None:
             self._usage_given = _checked_usage(usage, f"{self._label}.{method}")
+        if self._logprobs is not None:
+            self._entries += item.get("prompt_logprobs") or ()
+            if self._request.max_new_tokens != 0:
+                self._entries += item.get("logprobs") or ()
+        if self._request.max_new_tokens == 0:
+            self._finish_reason = "length"
+            return ""
         return text
 
     def _cut(self, text: str) -> str:
@@ -184,7 +276,7 @@ class TextExchange:
             self._finish_reason = "stop"
         elif self._filter.transparent:
             self._filter = None
-            self._passes = self._started
+            self._passes = self._started and self._logprobs is None
         return text
 
     def _rest(self) -> str:
@@ -197,17 +289,20 @@ class TextExchange:
 
     def _usage(self) -> Usage | None:
         if self._usage_given is not None:
-            return self._usage_given
+            if self._request.max_new_tokens != 0:
+                return self._usage_given
+            prompt = self._usage_given["prompt_tokens"]
+            return {"prompt_tokens": prompt, "completion_tokens": 0, "total_tokens": prompt}
         if not self._tokenizer.counts:
             return None
-        prompt = self._tokenizer.count(self._prompt, special=not self._is_templated)
+        counted = self._count_prompt()
         completion = self._tokenizer.count("".join(self._collected))
-        if prompt is None or completion is None:
+        if counted is None or completion is None:
             return None
         return {
-            "prompt_tokens": prompt,
+            "prompt_tokens": counted,
             "completion_tokens": completion,
-            "total_tokens": prompt + completion,
+            "total_tokens": counted + completion,
         }
 
     def _count(self, usage: Usage | None) -> None:
@@ -215,20 +310,34 @@ class TextExchange:
         if self._used is None or usage is None:
             return
         used, self._used = self._used, None
-        used.prompt_tokens += usage["prompt_tokens"]
+        if self._part.number == 0:  # each prompt counts once, however many answers it has
+            used.prompt_tokens += usage["prompt_tokens"]
         used.completion_tokens += usage["completion_tokens"]
 
     def _count_unfinished(self, used: Counted) -> None:
         """Adds an answer that was not finished: nearly, as nothing is read on the event loop."""
         if self._used is None or not self._collected:
             return
-        used.prompt_tokens += len(self._prompt) // CHARACTERS_A_TOKEN
+        if self._part.number == 0:
+            is_text = isinstance(self._prompt, str)
+            used.prompt_tokens += len(self._prompt) // (CHARACTERS_A_TOKEN if is_text else 1)
         used.completion_tokens += len(self._collected)
+
+    def _count_prompt(self) -> int | None:
+        if isinstance(self._prompt, str):
+            return self._tokenizer.count(self._prompt, special=not self._is_templated)
+        return len(self._prompt)
 
     def _reason(self, usage: Usage | None) -> str:
         if self._finish_reason is not None:
             return self._finish_reason
         return "length" if usage and usage["completion_tokens"] >= self._limit else "stop"
+
+
+def format_of(request: ChatRequest | CompletionRequest) -> AnswerFormat:
+    """Returns the encoder of a request's answers."""
+    chat = request.messages is not None
+    return AnswerFormat(request.model, chat=chat, include_usage=request.include_usage)
 
 
 def _checked_usage(usage: Any, label: str) -> Usage:

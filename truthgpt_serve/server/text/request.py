@@ -7,24 +7,21 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BeforeValidator, Field
 
+from truthgpt_serve.errors import UnsupportedError
 from truthgpt_serve.request_fields import SamplingFields, Stops
 from truthgpt_serve.request_schema import (
-    WHOLE,
     Count,
     FullText,
+    NonNegative,
     RequestModel,
     Via,
+    Wanted,
     bad_field,
     read_request,
-    unsupported,
     unsupported_unless,
     wanted,
 )
 from truthgpt_serve.server.text.messages import ChatMessage, Message, check_number, read_messages
-
-
-def _is_one(value: Any) -> bool:
-    return bool(value == 1)
 
 
 def _is_empty(value: Any) -> bool:
@@ -35,18 +32,56 @@ def _unless_empty(reason: str) -> Any:
     return unsupported_unless(_is_empty, reason)
 
 
-def _prompt(value: Any) -> str:
-    if isinstance(value, list) and value:
-        if len(value) > 1 or not isinstance(value[0], str):
-            raise unsupported("takes neither several prompts nor token ids")
-        value = value[0]
-    if not isinstance(value, str):
-        raise wanted("a string")
+Prompt = str | list[int]
+"""A prompt as text or as token ids."""
+MAX_TOKEN_ID = 2**31 - 1
+MAX_LOGIT_BIAS = 100
+_PROMPTS = "a text, token ids, or a list of either"
+
+
+def _prompts(value: Any) -> list[Prompt]:
+    """Returns the prompts of a request, checked in plain Python: token ids come by thousands."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list) or not value:
+        raise wanted(_PROMPTS)
+    if type(value[0]) is int:
+        return [_token_ids(value)]
+    found: list[Prompt] = []
+    for item in value:
+        found.append(item if isinstance(item, str) else _token_ids(item))
+    return found
+
+
+def _token_ids(value: Any) -> list[int]:
+    if not isinstance(value, list) or not value:
+        raise wanted(_PROMPTS)
+    if any(type(token) is not int or not 0 <= token <= MAX_TOKEN_ID for token in value):
+        raise wanted(_PROMPTS)
     return value
 
 
-OneAnswer = Annotated[
-    int, Field(ge=1), unsupported_unless(_is_one, "gives one answer for each request"), WHOLE
+TokenIds = Annotated[list[int], Via(Any, _token_ids)]
+
+
+def _logit_bias(value: Any) -> dict[int, float]:
+    wish = f"an object of token ids with numbers from -{MAX_LOGIT_BIAS} to {MAX_LOGIT_BIAS}"
+    found = {}
+    for token, bias in (value or {}).items():
+        is_number = isinstance(bias, int | float) and not isinstance(bias, bool)
+        if not (token.isascii() and token.isdigit() and len(token) < 10 and is_number):
+            raise wanted(wish)
+        if not abs(bias) <= MAX_LOGIT_BIAS:
+            raise wanted(wish)
+        found[int(token)] = float(bias)
+    return found
+
+
+LogitBias = Annotated[
+    dict[int, float],
+    Via(
+        Annotated[dict[str, Any] | None, Wanted("an object of token ids and numbers")], _logit_bias
+    ),
 ]
 
 
@@ -65,13 +100,15 @@ class TextRequest(SamplingFields):
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     stop: Stops = Field(default_factory=list)
-    n: OneAnswer | None = None
-    logit_bias: Annotated[Any, _unless_empty("has no logit bias")] = None
+    n: Count | None = None
+    logit_bias: LogitBias = Field(default_factory=dict)
 
     @property
     def max_new_tokens(self) -> int | None:
         """The limit that the client gave, or None."""
-        return self.max_completion_tokens or self.max_tokens
+        if self.max_completion_tokens is not None:
+            return self.max_completion_tokens
+        return self.max_tokens
 
     @property
     def include_usage(self) -> bool:
@@ -82,7 +119,9 @@ class TextRequest(SamplingFields):
 class ChatRequest(TextRequest):
     """A body of `POST /v1/chat/completions`."""
 
-    prompt: ClassVar[str] = ""
+    prompt: ClassVar[list[Prompt]] = [""]
+    echo: ClassVar[bool] = False
+    suffix: ClassVar[str | None] = None
     messages: Annotated[
         list[ChatMessage],
         Via(Annotated[list[Message], Field(min_length=1, fail_fast=True)], read_messages),
@@ -90,8 +129,8 @@ class ChatRequest(TextRequest):
     ]
     """The messages as chat templates take them."""
 
-    logprobs: Annotated[Any, _unless_empty("has no log probabilities")] = None
-    top_logprobs: Annotated[Any, _unless_empty("has no log probabilities")] = None
+    logprobs: bool | None = None
+    top_logprobs: NonNegative | None = None
     tools: Annotated[Any, _unless_empty("has no tool calls")] = None
     functions: Annotated[Any, _unless_empty("has no function calls")] = None
     response_format: Annotated[
@@ -103,18 +142,29 @@ class ChatRequest(TextRequest):
     ] = None
     audio: Annotated[Any, _unless_empty("answers in text only")] = None
 
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the likeliest tokens are wanted beside each token, or None."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
 
 class CompletionRequest(TextRequest):
     """A body of `POST /v1/completions`."""
 
     messages: ClassVar[None] = None
-    prompt: Annotated[str, Via(Any, _prompt)]
-    best_of: OneAnswer | None = None
+    prompt: Annotated[list[Prompt], Via(Any, _prompts)]
+    max_tokens: NonNegative | None = None
+    best_of: Count | None = None
     logprobs: Annotated[
-        Any, unsupported_unless(lambda v: v is None or v is False, "has no log probabilities")
+        NonNegative | None, BeforeValidator(lambda v: None if v is False else v)
     ] = None
-    echo: Annotated[Any, _unless_empty("does not repeat the prompt")] = None
-    suffix: Annotated[Any, _unless_empty("does not insert text before a suffix")] = None
+    echo: bool | None = None
+    suffix: str | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the likeliest tokens are wanted beside each token, or None."""
+        return self.logprobs
 
 
 TextT = TypeVar("TextT", bound=TextRequest)
@@ -130,4 +180,21 @@ def parse_text(model: type[TextT], body: Mapping[str, Any]) -> TextT:
     request = read_request(model, body)
     if request.stream_options is not None and not request.stream:
         raise bad_field("stream_options", "is only allowed when `stream` is true")
+    if isinstance(request, ChatRequest):
+        if request.top_logprobs is not None and not request.logprobs:
+            raise bad_field("top_logprobs", "is only allowed when `logprobs` is true")
+    elif isinstance(request, CompletionRequest):
+        _check_completion(request)
     return request
+
+
+def _check_completion(request: CompletionRequest) -> None:
+    if request.max_new_tokens == 0 and not request.echo:
+        raise bad_field("max_tokens", "must be at least 1 where `echo` is not true, not 0")
+    if (request.best_of or 1) != (request.n or 1) and request.best_of is not None:
+        message = (
+            f"is {request.best_of}, but this model gives as many answers as it makes: leave it"
+        )
+        raise UnsupportedError(f"`best_of` {message} out", param="best_of")
+    if request.suffix and request.echo:
+        raise bad_field("suffix", "cannot be used together with `echo`")

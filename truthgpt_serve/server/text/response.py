@@ -5,6 +5,7 @@ Shapes: `chat.completion`, `chat.completion.chunk` and `text_completion` of Open
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from typing import Any
@@ -21,11 +22,15 @@ class AnswerFormat:
         model: The model name of the request.
         chat: Chat completions, else completions.
         include_usage: Whether a stream ends with a chunk of token counts.
+        index: The choice's number.
     """
 
-    def __init__(self, model: str, *, chat: bool, include_usage: bool = False) -> None:
+    def __init__(
+        self, model: str, *, chat: bool, include_usage: bool = False, index: int = 0
+    ) -> None:
         self._chat = chat
         self._include_usage = include_usage
+        self._index = index
         self._head: dict[str, Any] = {
             "id": ("chatcmpl-" if chat else "cmpl-") + os.urandom(16).hex(),
             "object": "chat.completion" if chat else "text_completion",
@@ -33,18 +38,37 @@ class AnswerFormat:
             "model": model,
         }
 
-    def whole(self, text: str, finish_reason: str, usage: Usage | None) -> bytes:
-        """Returns the body of an answer that is not streamed."""
-        choice: dict[str, Any] = {"index": 0}
+    def numbered(self, index: int) -> AnswerFormat:
+        """Returns the format of another choice of the same answer."""
+        other = copy.copy(self)
+        other._index = index
+        return other
+
+    def choice(self, text: str, finish_reason: str, logprobs: Any) -> dict[str, Any]:
+        """Returns one choice of an answer that is not streamed."""
+        choice: dict[str, Any] = {"index": self._index}
         if self._chat:
             choice["message"] = {"role": "assistant", "content": text, "refusal": None}
         else:
             choice["text"] = text
-        choice |= {"logprobs": None, "finish_reason": finish_reason}
-        body: dict[str, Any] = {**self._head, "choices": [choice]}
+        return choice | {"logprobs": logprobs, "finish_reason": finish_reason}
+
+    def body(self, choices: list[dict[str, Any]], usage: Usage | None) -> bytes:
+        """Returns the body of an answer that is not streamed."""
+        body: dict[str, Any] = {**self._head, "choices": choices}
         if usage is not None:
             body["usage"] = usage
         return encode_json(body)
+
+    def chunk(self, text: str, logprobs: Any) -> bytes:
+        """Returns a chunk with log probabilities."""
+        choice: dict[str, Any] = {"index": self._index}
+        choice |= {"delta": {"content": text}} if self._chat else {"text": text}
+        choice |= {"logprobs": logprobs, "finish_reason": None}
+        body: dict[str, Any] = {**self._chunk_head(), "choices": [choice]}
+        if self._include_usage:
+            body["usage"] = None
+        return b"data: " + encode_json(body) + b"\n\n"
 
     def frame(self) -> tuple[bytes, bytes]:
         """Returns what stands before and behind the encoded delta in every chunk."""
@@ -57,18 +81,22 @@ class AnswerFormat:
         before, behind = self._frame(b"null", b'{"role":"assistant","content":')
         return before + b'""' + behind
 
-    def last(self, finish_reason: str, usage: Usage | None) -> bytes:
-        """Returns the chunks behind the last delta, up to `[DONE]`."""
+    def last(self, finish_reason: str) -> bytes:
+        """Returns the chunk behind the last delta."""
         before, behind = self._frame(encode_json(finish_reason), b'{"content":')
         if self._chat:
             before = before.removesuffix(b'{"content":') + b"{"
             chunk = before + behind
         else:
             chunk = before + b'""' + behind
-        if self._include_usage and usage is not None:
-            body = {**self._chunk_head(), "choices": [], "usage": usage}
-            chunk += b"data: " + encode_json(body) + b"\n\n"
-        return chunk + b"data: [DONE]\n\n"
+        return chunk
+
+    def end(self, usage: Usage | None) -> bytes:
+        """Returns what ends a stream: the chunk of token counts, if it is wanted, and `[DONE]`."""
+        if not self._include_usage or usage is None:
+            return b"data: [DONE]\n\n"
+        body = {**self._chunk_head(), "choices": [], "usage": usage}
+        return b"data: " + encode_json(body) + b"\n\ndata: [DONE]\n\n"
 
     def _chunk_head(self) -> dict[str, Any]:
         if self._chat:
@@ -77,7 +105,7 @@ class AnswerFormat:
 
     def _frame(self, finish_reason: bytes, delta: bytes) -> tuple[bytes, bytes]:
         head = encode_json(self._chunk_head())[:-1]
-        before = b"data: " + head + b',"choices":[{"index":0,'
+        before = b"data: " + head + b',"choices":[{"index":%d,' % self._index
         before += b'"delta":' + delta if self._chat else b'"text":'
         behind = b"}" if self._chat else b""
         behind += b',"logprobs":null,"finish_reason":' + finish_reason + b"}]"

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import inspect
 import logging
+from functools import cached_property
 from typing import Any
 
-from truthgpt_serve.errors import ContextLengthError
+from truthgpt_serve.errors import ContextLengthError, RequestError, UnsupportedError
 from truthgpt_serve.server.text.chat_template import ChatTemplate
 from truthgpt_serve.server.text.messages import ChatMessage
 
 logger = logging.getLogger(__name__)
+
+MAX_REMEMBERED = 1 << 18
+"""Most texts of single tokens that are kept."""
+_INFILLING = (
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+    ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
+)
+"""Tokens by which models know what to write between a prompt and a suffix."""
 
 
 class TextFilter:
@@ -95,6 +105,9 @@ class Tokenizer:
         self._template = template if callable(template) and has_one else None
         self._chat = ChatTemplate(self._template)
         self._special = self._encode is not None and _takes(encode, "add_special_tokens")
+        decode = getattr(tokenizer, "decode", None)
+        self._decode = decode if callable(decode) else None
+        self._texts: dict[int, str] = {}
         self._warned = False
 
     @property
@@ -106,6 +119,65 @@ class Tokenizer:
     def has_template(self) -> bool:
         """Whether `render` uses a chat template."""
         return self._template is not None
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it can turn token ids into a text."""
+        return self._decode is not None
+
+    @cached_property
+    def infilling(self) -> tuple[str, str, str] | None:
+        """The tokens before the prompt, before the suffix and before what comes between, or None.
+
+        Bavarian et al., 2022, "Efficient Training of Language Models to Fill in the Middle".
+        """
+        get = getattr(self._tokenizer, "get_vocab", None)
+        vocabulary = get() if callable(get) else {}
+        return next(
+            (names for names in _INFILLING if all(map(vocabulary.__contains__, names))), None
+        )
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Returns the token ids of a text.
+
+        Args:
+            text: The text.
+            special: As for `count`.
+
+        Raises:
+            UnsupportedError: The class has no tokenizer that encodes.
+        """
+        if self._encode is None:
+            raise UnsupportedError("this model has no tokenizer with `encode`", param="model")
+        options = {"add_special_tokens": special} if self._special else {}
+        try:
+            return [int(token) for token in self._encode(text, **options)]
+        except ValueError as error:
+            message = "the tokenizer of this model gives no numbers for tokens"
+            raise UnsupportedError(message, param="model") from error
+
+    def decode(self, tokens: list[int]) -> str:
+        """Returns the text of token ids, special tokens included.
+
+        Raises:
+            UnsupportedError: The class has no tokenizer that decodes.
+            RequestError: A token is none of the tokenizer's.
+        """
+        if self._decode is None:
+            raise UnsupportedError("this model has no tokenizer with `decode`", param="model")
+        try:
+            return str(self._decode(tokens))
+        except (IndexError, KeyError, OverflowError, TypeError) as error:
+            raise RequestError(f"`tokens` cannot be decoded: {error}", param="tokens") from error
+
+    def token_text(self, token: int) -> str:
+        """Returns the text of one token; remembered, since answers repeat them."""
+        text = self._texts.get(token)
+        if text is None:
+            text = self.decode([token]) if self._decode is not None else str(token)
+            if len(self._texts) < MAX_REMEMBERED:
+                self._texts[token] = text
+        return text
 
     def render(self, messages: list[ChatMessage]) -> str:
         """Returns the prompt of a chat; see `ChatTemplate.render`."""

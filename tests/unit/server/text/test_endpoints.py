@@ -1,0 +1,209 @@
+"""What the text routes offer to classes that say by attributes what they can do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.support.sample_models import Base, spec_of
+from tests.support.servers import serve_asgi
+from truthgpt_serve.server import create_app
+
+
+class Letters:
+    """A tokenizer of single characters."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return [1] * add_special_tokens + [ord(letter) for letter in text]
+
+    def decode(self, tokens: list[int]) -> str:
+        return "".join(chr(token) for token in tokens if token > 1)
+
+    def get_vocab(self) -> dict[str, int]:
+        return {"<fim_prefix>": 1, "<fim_suffix>": 2, "<fim_middle>": 3}
+
+
+class Able(Base):
+    """Continues the alphabet, and does all that a class may say."""
+
+    accepts_token_ids = True
+    gives_logprobs = True
+    gives_prompt_logprobs = True
+    takes_logit_bias = True
+    repeats_prompt = False
+    tokenizer = Letters()
+
+    def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        self.events.append(inputs)
+        tokens = inputs.get("token_ids") or [ord(letter) for letter in inputs["text"]]
+        step = 1 + inputs.get("seed", 0)
+        made = [tokens[-1] + step * (1 + i) for i in range(inputs["max_new_tokens"])]
+        found: dict[str, Any] = {"text": "".join(map(chr, made)), "finish_reason": "length"}
+        if "logprobs" in inputs:
+            found["logprobs"] = [self._entry(token, inputs["logprobs"]) for token in made]
+        if "prompt_logprobs" in inputs:
+            first, *rest = [self._entry(token, inputs["logprobs"]) for token in tokens]
+            found["prompt_logprobs"] = [{"token_id": first["token_id"], "logprob": None}, *rest]
+        return found
+
+    def stream(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        whole = self.infer(inputs)
+        if "prompt_logprobs" in whole:
+            yield {"text": "", "prompt_logprobs": whole["prompt_logprobs"]}
+        for at, letter in enumerate(whole["text"]):
+            item = {"text": letter}
+            yield item | ({"logprobs": [whole["logprobs"][at]]} if "logprobs" in whole else {})
+
+    def _entry(self, token: int, num_top: int) -> dict[str, Any]:
+        top = [
+            {"token_id": token - i, "logprob": -float(i) or float("-inf")} for i in range(num_top)
+        ]
+        return {"token_id": token, "logprob": -0.5, "top": top}
+
+
+class Plain(Base):
+    """Says nothing of itself, and has no tokenizer."""
+
+    def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return {"text": f"{inputs['text']}!{inputs.get('seed', '')}"}
+
+
+@contextmanager
+def serving(cls: type) -> Iterator[openai.OpenAI]:
+    app = create_app(spec_of(cls), {}, name="sample")
+    with (
+        serve_asgi(app, lifespan="on") as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        yield client
+
+
+@pytest.fixture(scope="module")
+def able() -> Iterator[openai.OpenAI]:
+    with serving(Able) as client:
+        yield client
+
+
+def post(client: openai.OpenAI, path: str, **fields: Any) -> Any:
+    url = str(client.base_url).removesuffix("/v1/") + path
+    return httpx.post(url, json={"model": "sample", **fields}).json()
+
+
+def test_a_plain_class_gives_several_answers_to_several_prompts() -> None:
+    with serving(Plain) as client:
+        answer = client.completions.create(model="sample", prompt=["a", "b"], n=2, seed=7)
+        texts = [(choice.index, choice.text) for choice in answer.choices]
+        assert texts == [(0, "!7"), (1, "!8"), (2, "!7"), (3, "!8")]
+        assert answer.usage is None
+        messages: Any = [{"role": "user", "content": "hi"}]
+        stream = client.chat.completions.create(model="sample", messages=messages, n=3, stream=True)
+        found = ["", "", ""]
+        for chunk in stream:
+            for choice in chunk.choices:
+                found[choice.index] += choice.delta.content or ""
+        assert found == ["!"] * 3
+        echoed = client.completions.create(model="sample", prompt="a", echo=True)
+        assert echoed.choices[0].text == "a!"
+        for path, fields in (
+            ("/tokenize", {"prompt": "x"}),
+            ("/detokenize", {"tokens": [1]}),
+            ("/v1/completions", {"prompt": [1, 2]}),
+            ("/v1/completions", {"prompt": "x", "logprobs": 0}),
+            ("/v1/completions", {"prompt": "x", "suffix": "y"}),
+            ("/v1/chat/completions", {"messages": messages, "logit_bias": {"1": 2}}),
+        ):
+            error = post(client, path, **fields)["error"]
+            assert (error["type"], error["code"]) == ("invalid_request_error", "unsupported")
+
+
+def test_log_probabilities_of_a_completion(able: openai.OpenAI) -> None:
+    fields: Any = {"model": "sample", "prompt": "ab", "max_tokens": 2, "logprobs": 2, "echo": True}
+    choice = able.completions.create(**fields).choices[0]
+    assert choice.text == "abcd"
+    assert choice.logprobs is not None
+    assert choice.logprobs.model_dump() == {
+        "tokens": ["a", "b", "c", "d"],
+        "text_offset": [0, 1, 2, 3],
+        "token_logprobs": [None, -0.5, -0.5, -0.5],
+        "top_logprobs": [None, {"b": -0.5, "a": -1}, {"c": -0.5, "b": -1}, {"d": -0.5, "c": -1}],
+    }
+    chunks = [chunk.choices[0] for chunk in able.completions.create(**fields, stream=True)]
+    assert "".join(chunk.text for chunk in chunks) == "abcd"
+    streamed = [chunk.logprobs for chunk in chunks if chunk.logprobs is not None]
+    joined = {
+        name: [value for one in streamed for value in getattr(one, name)]
+        for name in choice.logprobs.model_dump()
+    }
+    assert joined == choice.logprobs.model_dump()
+
+
+def test_log_probabilities_of_a_chat(able: openai.OpenAI) -> None:
+    messages: Any = [{"role": "user", "content": "é"}]
+    fields: Any = {"model": "sample", "messages": messages, "max_tokens": 1}
+    answer = able.chat.completions.create(**fields, logprobs=True, top_logprobs=1)
+    assert answer.choices[0].logprobs is not None
+    [token] = answer.choices[0].logprobs.content or []
+    assert (token.token, token.logprob, token.bytes) == ("ê", -0.5, list("ê".encode()))
+    # JSON has no infinity.
+    assert [top.logprob for top in token.top_logprobs] == [-9999]
+    without = able.chat.completions.create(**fields)
+    assert without.choices[0].logprobs is None
+
+
+def test_token_ids_bias_and_the_prompt_alone(able: openai.OpenAI) -> None:
+    fields: Any = {"model": "sample", "max_tokens": 1}
+    answer = able.completions.create(**fields, prompt=[[97, 98], [99]], logit_bias={"5": -1})
+    assert [choice.text for choice in answer.choices] == ["c", "d"]
+    assert Able.last.events[-1]["logit_bias"] == {5: -1.0}
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == 3
+    none = able.completions.create(model="sample", prompt=[97, 98], max_tokens=0, echo=True)
+    assert (none.choices[0].text, none.choices[0].finish_reason) == ("ab", "length")
+    assert none.usage is not None
+    assert none.usage.completion_tokens == 0
+
+
+def test_a_suffix_is_put_behind_the_tokens_of_the_model(able: openai.OpenAI) -> None:
+    able.completions.create(model="sample", prompt="ab", suffix="z", max_tokens=1)
+    assert Able.last.events[-1]["text"] == "<fim_prefix>ab<fim_suffix>z<fim_middle>"
+
+
+def test_tokens(able: openai.OpenAI) -> None:
+    answer = post(able, "/tokenize", prompt="ab", return_token_strs=True)
+    assert (answer["tokens"], answer["token_strs"]) == ([1, 97, 98], ["", "a", "b"])
+    assert post(able, "/tokenize", prompt="ab", add_special_tokens=False)["count"] == 2
+    chat = post(able, "/tokenize", messages=[{"role": "user", "content": "x"}])
+    assert post(able, "/detokenize", tokens=chat["tokens"])["prompt"] == "user: x"
+
+
+class Words(Plain):
+    class tokenizer:
+        @staticmethod
+        def encode(text: str) -> list[str]:
+            return text.split()
+
+
+def test_a_tokenizer_of_words_has_no_token_ids() -> None:
+    with serving(Words) as client:
+        error = post(client, "/tokenize", prompt="a b")["error"]
+        assert (error["code"], error["param"]) == ("unsupported", "model")
+
+
+class Broken(Able):
+    def _entry(self, token: int, num_top: int) -> Any:
+        return (token, -1.0)
+
+
+def test_log_probabilities_of_another_form_are_the_classs_fault() -> None:
+    with serving(Broken) as client, pytest.raises(openai.InternalServerError, match="`logprob`"):
+        client.completions.create(model="sample", prompt="a", logprobs=0, max_tokens=1)
+
+
+def test_one_answer_that_fails_fails_the_request(able: openai.OpenAI) -> None:
+    with pytest.raises(openai.InternalServerError):
+        able.completions.create(model="sample", prompt=["a", "\U0010ffff"], max_tokens=1)

@@ -1,0 +1,104 @@
+"""Several answers to one request, made at the same time: `n` to each of its prompts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, TypeVar
+
+from truthgpt_serve.server.execution.codec import Emit
+from truthgpt_serve.server.execution.gather import gather
+from truthgpt_serve.server.instance import ModelInstance
+from truthgpt_serve.server.text.codec import Part, TextExchange
+from truthgpt_serve.server.text.response import AnswerFormat, Usage
+
+T = TypeVar("T")
+
+
+class ChoiceRunner:
+    """Runs the exchanges of requests with several answers.
+
+    The first answer of a request competes with other requests; further ones wait here until one of
+    the places that requests have is free, so that many answers are no overload.
+
+    Args:
+        host: The model; started before the first request.
+    """
+
+    def __init__(self, host: ModelInstance) -> None:
+        self._host = host
+        self._places: asyncio.Semaphore | None = None
+
+    async def answer(
+        self, exchanges: list[TextExchange], answer_format: AnswerFormat, num_answers: int
+    ) -> bytes:
+        """Returns the body of an answer.
+
+        Args:
+            exchanges: One for each choice, those of one prompt after the other.
+            answer_format: Encodes the body.
+            num_answers: Choices for each prompt.
+        """
+        choices = await gather(
+            [
+                self._one(index, partial(self._host.run, exchange))
+                for index, exchange in enumerate(exchanges)
+            ]
+        )
+        return answer_format.body(choices, add_usage(exchanges, num_answers))
+
+    async def stream(
+        self,
+        exchanges: list[TextExchange],
+        answer_format: AnswerFormat,
+        num_answers: int,
+        emit: Emit,
+    ) -> None:
+        """Emits the chunks of all choices as they come, and the end; arguments as above."""
+        lock = asyncio.Lock()
+
+        async def emit_one(chunk: Any) -> None:
+            async with lock:  # the head of the answer goes out with the first
+                await emit(chunk)
+
+        await gather(
+            [
+                self._one(index, partial(self._host.stream, exchange, emit_one))
+                for index, exchange in enumerate(exchanges)
+            ]
+        )
+        await emit(answer_format.end(add_usage(exchanges, num_answers)))
+
+    async def _one(self, index: int, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        if index == 0:
+            return await call()
+        if self._places is None:
+            self._places = asyncio.Semaphore(self._host.max_ongoing)
+        async with self._places:
+            return await call()
+
+
+def parts_of(num_prompts: int, num_answers: int) -> list[Part]:
+    """Returns the parts of a request, those of one prompt after the other."""
+    alone = num_prompts * num_answers == 1
+    return [
+        Part(prompt, number, prompt * num_answers + number, alone)
+        for prompt in range(num_prompts)
+        for number in range(num_answers)
+    ]
+
+
+def add_usage(exchanges: list[TextExchange], num_answers: int) -> Usage | None:
+    """Returns the token counts of all choices; each prompt counts once."""
+    counts = [exchange.usage for exchange in exchanges]
+    known = [usage for usage in counts if usage is not None]
+    if len(known) < len(counts):
+        return None
+    prompt = sum(usage["prompt_tokens"] for usage in known[::num_answers])
+    completion = sum(usage["completion_tokens"] for usage in known)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }

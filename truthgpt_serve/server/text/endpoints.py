@@ -1,0 +1,174 @@
+"""The text routes of one model: chats, completions, and what its tokenizer says.
+
+`request` reads the fields, `abilities` says what the class can do, `codec` calls it for each
+answer, `choices` runs several, `response` encodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from truthgpt_serve.errors import UnsupportedError
+from truthgpt_serve.http.connection import Connection
+from truthgpt_serve.http.json_body import parse_object
+from truthgpt_serve.request_schema import read_request
+from truthgpt_serve.server.instance import ModelInstance
+from truthgpt_serve.server.text.abilities import Abilities, check_abilities
+from truthgpt_serve.server.text.choices import ChoiceRunner, parts_of
+from truthgpt_serve.server.text.codec import DEFAULT_MAX_NEW_TOKENS, TextExchange, format_of
+from truthgpt_serve.server.text.request import ChatRequest, CompletionRequest, parse_text
+from truthgpt_serve.server.text.routes import Tokenizer
+from truthgpt_serve.server.text.tokens import (
+    DetokenizeRequest,
+    TokenizeRequest,
+    detokenize,
+    tokenize,
+)
+from truthgpt_serve.server.text_limits import TextLimits
+
+TOKENIZE_PATH, DETOKENIZE_PATH = "/tokenize", "/detokenize"
+Read = Callable[[Connection], Awaitable[bytes]]
+
+
+class TextEndpoints:
+    """Answers text requests with the model of a host.
+
+    Args:
+        host: The model; started before the first request.
+        read: Reads a request's body.
+        check_name: Raises ModelNotFoundError for a model name that is not the host's.
+        limits: What a request may ask for.
+    """
+
+    def __init__(
+        self,
+        host: ModelInstance,
+        read: Read,
+        check_name: Callable[[str], None],
+        limits: TextLimits,
+    ) -> None:
+        self._host = host
+        self._read = read
+        self._check_name = check_name
+        self._limits = limits
+        self._choices = ChoiceRunner(host)
+        self._tokenizer: Tokenizer | None = None
+        self._abilities: Abilities | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the loaded class."""
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer(getattr(self._host.model, "tokenizer", None))
+        return self._tokenizer
+
+    @property
+    def abilities(self) -> Abilities:
+        """What the loaded class can do."""
+        if self._abilities is None:
+            self._abilities = Abilities.of(self._host.model)
+        return self._abilities
+
+    async def chat(self, connection: Connection) -> None:
+        """Answers `POST /v1/chat/completions`."""
+        await self._text(connection, ChatRequest)
+
+    async def complete(self, connection: Connection) -> None:
+        """Answers `POST /v1/completions`."""
+        await self._text(connection, CompletionRequest)
+
+    async def _fields(self, connection: Connection) -> dict[str, Any]:
+        body = await self._read(connection)
+        self._host.check_task("text-generation", "text routes")
+        fields = parse_object(body)
+        self._limits.check(connection.path, body, fields)
+        return fields
+
+    async def _text(
+        self, connection: Connection, kind: type[ChatRequest] | type[CompletionRequest]
+    ) -> None:
+        request = parse_text(kind, await self._fields(connection))
+        self._check_name(request.model)
+        request.model = self._host.name
+        check_abilities(request, self.abilities, self.tokenizer)
+        async with connection.guard(self._host.max_request_s) as guard:
+            exchanges = self._exchanges(request)
+            if len(exchanges) > 1:
+                await self._run_many(connection, request, exchanges, guard.release)
+            elif request.stream:
+                await self._host.stream(exchanges[0], connection.emit)
+                guard.release()
+                await connection.end_events()
+            else:
+                answer = await self._host.run(exchanges[0])
+                guard.release()
+                await connection.reply(answer)
+
+    async def _run_many(
+        self,
+        connection: Connection,
+        request: ChatRequest | CompletionRequest,
+        exchanges: list[TextExchange],
+        release: Callable[[], None],
+    ) -> None:
+        answer_format, num_answers = format_of(request), request.n or 1
+        for exchange in exchanges:
+            exchange.use(answer_format)
+        if request.stream:
+            emit = connection.emit
+            await self._choices.stream(exchanges, answer_format, num_answers, emit)
+            release()
+            await connection.end_events()
+            return
+        answer = await self._choices.answer(exchanges, answer_format, num_answers)
+        release()
+        await connection.reply(answer)
+
+    def _exchanges(self, request: ChatRequest | CompletionRequest) -> list[TextExchange]:
+        model = self._host.model
+        default = getattr(model, "default_max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
+        return [
+            TextExchange(
+                request,
+                self.tokenizer,
+                default,
+                self._host.label,
+                repeats_prompt=getattr(model, "repeats_prompt", True),
+                max_model_len=getattr(model, "max_model_len", None),
+                part=part,
+            )
+            for part in parts_of(len(request.prompt), request.n or 1)
+        ]
+
+    async def tokenize(self, connection: Connection) -> None:
+        """Answers `POST /tokenize`."""
+        self._check_tokenizer(connection, "encode", known=self.tokenizer.counts)
+        request = await self._named(connection, TokenizeRequest)
+        answer = await asyncio.to_thread(tokenize, request, self.tokenizer, self.context_length)
+        await connection.reply(answer)
+
+    async def detokenize(self, connection: Connection) -> None:
+        """Answers `POST /detokenize`."""
+        self._check_tokenizer(connection, "decode", known=self.tokenizer.decodes)
+        request = await self._named(connection, DetokenizeRequest)
+        await connection.reply(await asyncio.to_thread(detokenize, request, self.tokenizer))
+
+    def _check_tokenizer(self, connection: Connection, method: str, *, known: bool) -> None:
+        self._host.check_task("text-generation", "text routes")
+        if not known:
+            message = f"cannot answer POST {connection.path}: its class has no `tokenizer.{method}`"
+            raise UnsupportedError(f"the model {self._host.name!r} {message}", param="model")
+
+    async def _named(self, connection: Connection, kind: Any) -> Any:
+        request: Any = read_request(kind, await self._fields(connection))
+        self._check_name(request.model)
+        return request
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens of prompt and answer together that the class takes, where it says so."""
+        model = self._host.model
+        length = getattr(model, "context_length", None) or getattr(model, "max_model_len", None)
+        return length if isinstance(length, int) else None
