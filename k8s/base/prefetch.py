@@ -1,68 +1,180 @@
-"""Downloads the weights and adapters that a Serve file names into the hub's cache.
+"""Downloads the weights that a Serve file names into the hub's cache, and what belongs to them.
 
-Run by the prefetch Job, with the product's own reading of the files; starts no model.
+Run by the prefetch Job, with the product's own reading of the files; starts no model. Of a
+repository only what is loaded is taken. What fails is named at the end, and stops nothing else.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
 from truthgpt_serve.config import load_model_args
+from truthgpt_serve.config.model import ModelConfig
 from truthgpt_serve.config.paths import must_be_local
 
 MODEL_IMPORTS = ("truthgpt_serve.app:model", "truthgpt_serve.app.model")
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+NEVER_LOADED = (".msgpack", ".h5", ".ot", ".tflite", ".mlmodel", ".png", ".jpg", ".gif", ".mp4")
+OTHER_FORMATS = ("original", "openvino", "coreml", "onnx")
+"""Folders with the same weights for other programs."""
+VARIANT = re.compile(r"\.(fp16|bf16|non_ema|fp8|int8)\b")
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """One repository of the hub; `revision` None is its default branch."""
+    """One repository of the hub, and what is taken of it.
+
+    Attributes:
+        repository: Its name.
+        revision: Branch, tag or commit; None is its default branch.
+        weights: Take the weights too, not only configuration and tokenizer.
+        family: The family that loads it, which says what formats it reads.
+        variant: The variant of the weight files that is loaded.
+        mistral: Take Mistral's own form of weights instead of the usual one.
+    """
 
     repository: str
-    revision: str | None
+    revision: str | None = None
+    weights: bool = True
+    family: str = ""
+    variant: str | None = None
+    mistral: bool = False
 
 
-def hub_weights(serve_file: dict[str, Any]) -> list[Weights]:
-    """Returns what the models of a Serve file load from the hub, each once, in the file's order.
-
-    Raises:
-        ConfigError: A model's configuration has faults.
-    """
-    return list(dict.fromkeys(_all_weights(serve_file)))
-
-
-def _all_weights(serve_file: dict[str, Any]) -> Iterator[Weights]:
+def hub_weights(serve_file: dict[str, Any]) -> tuple[list[Weights], list[str]]:
+    """Returns what the models of a Serve file load from the hub, each once, and their faults."""
+    found: list[Weights] = []
+    failed: list[str] = []
     for application in serve_file.get("applications") or []:
         if application.get("import_path") not in MODEL_IMPORTS:
             continue
-        config = load_model_args(application.get("args") or {}, place=str(application.get("name")))
-        named = [(config.model.name_or_path, config.model.revision)]
-        named += [(adapter.path, None) for adapter in config.serving.adapters]
-        for name, revision in named:
-            if name is not None and _is_on_the_hub(name):
-                yield Weights(name, revision)
+        name = str(application.get("name"))
+        try:
+            config = load_model_args(application.get("args") or {}, place=name)
+        except Exception as error:
+            failed.append(str(error))  # which begins with the name
+        else:
+            found += [each for each in _of_model(config) if _is_on_the_hub(each.repository)]
+    return list(dict.fromkeys(found)), failed
+
+
+def _of_model(config: ModelConfig) -> Iterator[Weights]:
+    engine, family = config.serving.engine, config.model.family or ""
+    mistral = "mistral" in (engine.get("load_format"), engine.get("config_format"))
+    options: dict[str, Any] = {
+        "family": family,
+        "variant": engine.get("variant"),
+        "mistral": mistral,
+    }
+    if config.model.name_or_path is not None:
+        yield Weights(config.model.name_or_path, config.model.revision, **options)
+    for adapter in config.serving.adapters:
+        yield Weights(adapter.path, family=family)
+    for key in ("vae", "controlnet"):
+        if engine.get(key):
+            yield Weights(engine[key], family=family)
+    if engine.get("tokenizer"):
+        yield Weights(engine["tokenizer"], engine.get("tokenizer_revision"), weights=False)
+    if engine.get("hf_config_path"):
+        yield Weights(engine["hf_config_path"], weights=False)
+    draft = engine.get("speculative_config") or {}
+    draft = json.loads(draft) if isinstance(draft, str) else draft
+    if draft.get("model") and draft.get("method") not in ("ngram", "suffix"):
+        yield Weights(draft["model"], draft.get("revision"), family=family)
 
 
 def _is_on_the_hub(name: str) -> bool:
     # Where a local path exists, reading the file has made it absolute; a remote model has a URL.
-    return "://" not in name and not must_be_local(name) and not Path(name).exists()
+    is_name = HUB_NAME.fullmatch(name) is not None
+    return is_name and not must_be_local(name) and not Path(name).exists()
+
+
+def loaded_files(files: Iterable[str], wanted: Weights) -> list[str]:
+    """Returns the files of a repository that loading takes, in their order.
+
+    Left out are forms of the same weights that the family does not read: of other programs, pickles
+    where there are safetensors, single files beside a pipeline's folders, and other variants.
+    """
+    there = list(files)
+    safe = {str(PurePosixPath(name).parent) for name in there if name.endswith(".safetensors")}
+    is_pipeline = "model_index.json" in there
+    usual = any(re.fullmatch(r"model[^/]*\.safetensors", name) for name in there)
+    reads_onnx = wanted.family == "onnxruntime"
+    kept = []
+    for name in there:
+        path = PurePosixPath(name)
+        folder, is_weight = str(path.parent), path.suffix in WEIGHTS
+        is_own = path.name.startswith("consolidated")
+        left_out = (
+            path.suffix in NEVER_LOADED
+            or (path.parts[0] in OTHER_FORMATS and not reads_onnx)
+            or (path.suffix in (".onnx", ".onnx_data") and not reads_onnx)
+            or path.suffix == ".gguf"
+            or (is_weight and not wanted.weights)
+            or (is_weight and path.suffix != ".safetensors" and folder in safe)
+            or (is_weight and is_pipeline and folder == ".")
+            or (is_weight and usual and folder == "." and is_own != wanted.mistral)
+        )
+        if not left_out:
+            kept.append(name)
+    return _of_variant(kept, wanted.variant)
+
+
+def _of_variant(files: list[str], variant: str | None) -> list[str]:
+    mark = f".{variant}." if variant else None
+    if mark and any(mark in name for name in files):
+        with_variant = {str(PurePosixPath(name).parent) for name in files if mark in name}
+        return [
+            name
+            for name in files
+            if PurePosixPath(name).suffix not in WEIGHTS
+            or mark in name
+            or str(PurePosixPath(name).parent) not in with_variant
+        ]
+    plain = {
+        str(PurePosixPath(name).parent)
+        for name in files
+        if PurePosixPath(name).suffix in WEIGHTS and not VARIANT.search(name)
+    }
+    return [
+        name
+        for name in files
+        if not VARIANT.search(name) or str(PurePosixPath(name).parent) not in plain
+    ]
+
+
+def download(wanted: Weights) -> str:
+    """Returns the folder of the cache where a repository's files now are."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    files = HfApi().list_repo_files(wanted.repository, revision=wanted.revision)
+    chosen = [re.sub(r"([\[*?])", r"[\1]", name) for name in loaded_files(files, wanted)]
+    return snapshot_download(
+        wanted.repository, revision=wanted.revision, allow_patterns=chosen, max_workers=4
+    )
 
 
 def main() -> None:
     """Command line: `prefetch.py SERVE_FILE`."""
-    from huggingface_hub import snapshot_download
-
     serve_file = yaml.safe_load(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    wanted = hub_weights(serve_file)
+    wanted, failed = hub_weights(serve_file)
     print(f"{len(wanted)} repositories to download", flush=True)
     for weights in wanted:
-        folder = snapshot_download(weights.repository, revision=weights.revision)
-        print(f"{weights.repository}: {folder}", flush=True)
+        try:
+            print(f"{weights.repository}: {download(weights)}", flush=True)
+        except Exception as error:  # a gated or misspelled one is no reason to leave out the rest
+            failed.append(f"{weights.repository}: {type(error).__name__}: {error}")
+    if failed:
+        sys.exit("\n".join([f"{len(failed)} failed, the rest is there:", *failed]))
 
 
 if __name__ == "__main__":

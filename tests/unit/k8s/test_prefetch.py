@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
+import os
+import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
 
 from tests.support.k8s_manifests import K8S, ROOT, build, one
-from truthgpt_serve.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +39,206 @@ def test_hub_weights_and_adapters_are_found_once(prefetch: ModuleType) -> None:
     model = {"family": "vllm", "name_or_path": "org/model", "revision": "abc"}
     adapters = [{"name": "a", "path": "org/adapter"}, {"name": "b", "path": "/gone/adapter"}]
     first = application("one", {"model": model, "serving": {"adapters": adapters}})
-    found = prefetch.hub_weights({"applications": [first, {**first, "name": "two"}]})
+    found, failed = prefetch.hub_weights({"applications": [first, {**first, "name": "two"}]})
+    assert failed == []
     assert [(item.repository, item.revision) for item in found] == [
         ("org/model", "abc"),
         ("org/adapter", None),
     ]
+
+
+def names(prefetch: ModuleType, family: str, engine: dict[str, Any]) -> dict[str, Any]:
+    args = {"model": {"family": family, "name_or_path": "org/m"}, "serving": {"engine": engine}}
+    found, failed = prefetch.hub_weights({"applications": [application("one", args)]})
+    assert failed == []
+    return {item.repository: item for item in found}
+
+
+def test_what_an_engine_loads_beside_the_model_is_found(prefetch: ModuleType) -> None:
+    engine = {
+        "tokenizer": "org/tokenizer",
+        "tokenizer_revision": "v1",
+        "hf_config_path": "org/config",
+        "speculative_config": {"model": "org/draft", "num_speculative_tokens": 2},
+    }
+    found = names(prefetch, "vllm", engine)
+    assert list(found) == ["org/m", "org/tokenizer", "org/config", "org/draft"]
+    assert (found["org/tokenizer"].revision, found["org/tokenizer"].weights) == ("v1", False)
+    assert found["org/draft"].weights
+    ngram = {"speculative_config": {"method": "ngram", "model": "ngram"}}
+    assert list(names(prefetch, "vllm", ngram)) == ["org/m"]
+    parts = {"vae": "org/vae", "controlnet": "org/control", "variant": "fp16"}
+    found = names(prefetch, "hf-diffusers", parts)
+    assert list(found) == ["org/m", "org/vae", "org/control"]
+    assert found["org/m"].variant == "fp16"
+
+
+TEXT_FILES = [
+    "README.md",
+    "config.json",
+    "consolidated.safetensors",
+    "model-00001-of-00002.safetensors",
+    "model.safetensors.index.json",
+    "onnx/model.onnx",
+    "original/consolidated.00.pth",
+    "pytorch_model.bin",
+    "tokenizer.json",
+    "tf_model.h5",
+]
+PIPELINE_FILES = [
+    "all-in-one.safetensors",
+    "model_index.json",
+    "text_encoder/model.safetensors",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.bin",
+    "unet/diffusion_pytorch_model.fp16.safetensors",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.fp16.safetensors",
+]
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "expected"),
+    [
+        (
+            TEXT_FILES,
+            {"family": "vllm"},
+            [
+                "README.md",
+                "config.json",
+                "model-00001-of-00002.safetensors",
+                "model.safetensors.index.json",
+                "tokenizer.json",
+            ],
+        ),
+        (
+            TEXT_FILES,
+            {"family": "vllm", "mistral": True},
+            [
+                "README.md",
+                "config.json",
+                "consolidated.safetensors",
+                "model.safetensors.index.json",
+                "tokenizer.json",
+            ],
+        ),
+        (
+            TEXT_FILES,
+            {"weights": False},
+            ["README.md", "config.json", "model.safetensors.index.json", "tokenizer.json"],
+        ),
+        (["config.json", "pytorch_model.bin"], {}, ["config.json", "pytorch_model.bin"]),
+        (["config.json", "onnx/model.onnx"], {"family": "onnxruntime"}, None),
+        (
+            PIPELINE_FILES,
+            {},
+            [
+                "model_index.json",
+                "text_encoder/model.safetensors",
+                "unet/config.json",
+                "unet/diffusion_pytorch_model.safetensors",
+                "vae/diffusion_pytorch_model.fp16.safetensors",
+            ],
+        ),
+        (
+            PIPELINE_FILES,
+            {"variant": "fp16"},
+            [
+                "model_index.json",
+                "text_encoder/model.safetensors",
+                "unet/config.json",
+                "unet/diffusion_pytorch_model.fp16.safetensors",
+                "vae/diffusion_pytorch_model.fp16.safetensors",
+            ],
+        ),
+    ],
+)
+def test_only_files_that_are_loaded_are_taken(
+    prefetch: ModuleType, files: list[str], options: dict[str, Any], expected: list[str] | None
+) -> None:
+    wanted = prefetch.Weights("org/m", **options)
+    assert prefetch.loaded_files(files, wanted) == (files if expected is None else expected)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers as the hub does for one repository, `org/good`; all others are not there."""
+
+    COMMIT = "1" * 40
+    FILES: ClassVar[dict[str, bytes]] = {
+        "config.json": b"{}",
+        "model.safetensors": b"safe",
+        "pytorch_model.bin": b"pickle",
+    }
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        file = path.removeprefix(f"/org/good/resolve/{self.COMMIT}/")
+        if path.startswith("/api/models/org/good/tree/"):
+            tree = [
+                {"type": "file", "path": name, "size": len(data), "oid": "2" * 40}
+                for name, data in self.FILES.items()
+            ]
+            self.answer(200, json.dumps(tree).encode(), "application/json")
+        elif path.startswith("/api/models/org/good"):
+            files = [{"rfilename": name} for name in self.FILES]
+            body = json.dumps({"id": "org/good", "sha": self.COMMIT, "siblings": files}).encode()
+            self.answer(200, body, "application/json")
+        elif file in self.FILES:
+            self.answer(200, self.FILES[file], "application/octet-stream")
+        else:
+            self.answer(404, b"", "text/plain")
+
+    do_HEAD = do_GET
+
+    def answer(self, status: int, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        self.send_header("X-Repo-Commit", self.COMMIT)
+        if status == 404:
+            self.send_header("X-Error-Code", "RepoNotFound")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        """Says nothing."""
+
+
+def test_one_failure_does_not_stop_the_rest(tmp_path: Path) -> None:
+    models = [
+        application(name, {"model": {"family": "vllm", "name_or_path": f"org/{name}"}})
+        for name in ("gone", "good")
+    ]
+    models.insert(0, application("faulty", {"model": {"famly": "vllm"}}))
+    serve_file = tmp_path / "serve.yaml"
+    serve_file.write_text(yaml.safe_dump({"applications": models}), encoding="utf-8")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            done = subprocess.run(
+                [sys.executable, str(K8S / "base" / "prefetch.py"), str(serve_file)],
+                env={
+                    **{k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"},
+                    "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+                    "HF_HOME": str(tmp_path / "hub"),
+                },
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+        finally:
+            server.shutdown()
+            thread.join(timeout=30)
+    assert done.returncode == 1
+    assert "2 failed" in done.stderr
+    assert "faulty: " in done.stderr
+    assert "org/gone: RepositoryNotFoundError" in done.stderr
+    [folder] = (tmp_path / "hub").glob("hub/models--org--good/snapshots/*")
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+    assert (folder / "model.safetensors").read_bytes() == b"safe"
 
 
 def test_local_weights_other_applications_and_models_without_weights_are_left_out(
@@ -52,12 +252,7 @@ def test_local_weights_other_applications_and_models_without_weights_are_left_ou
         {"name": "router", "import_path": "truthgpt_serve.app:router", "args": {}},
         {"name": "other", "import_path": "my.app:build"},
     ]
-    assert prefetch.hub_weights({"applications": applications}) == []
-
-
-def test_a_faulty_model_stops_it(prefetch: ModuleType) -> None:
-    with pytest.raises(ConfigError, match="famly"):
-        prefetch.hub_weights({"applications": [application("x", {"model": {"famly": "vllm"}})]})
+    assert prefetch.hub_weights({"applications": applications}) == ([], [])
 
 
 def test_the_shipped_files_can_be_read(
@@ -65,7 +260,7 @@ def test_the_shipped_files_can_be_read(
 ) -> None:
     monkeypatch.setenv("TRUTHGPT_CONFIG_DIR", str(ROOT / "configs"))
     serve_file = yaml.safe_load((ROOT / "configs" / "serve.yaml").read_text(encoding="utf-8"))
-    assert prefetch.hub_weights(serve_file) == []
+    assert prefetch.hub_weights(serve_file) == ([], [])
 
 
 def test_the_job_runs_this_program_on_the_serve_file() -> None:
