@@ -21,7 +21,13 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "k8s"
-OVERLAYS = ("base", "overlays/cpu-dev", "overlays/nvidia", "overlays/ha")
+OVERLAYS = (
+    "base",
+    *sorted(f"overlays/{path.parent.name}" for path in K8S.glob("overlays/*/kustomization.yaml")),
+)
+"""With every environment that someone has put there: the tests hold it to the rules too."""
+SHIPPED = ("base", "overlays/cpu-dev", "overlays/nvidia", "overlays/ha")
+"""Those with the Serve file of configs/."""
 COMPONENTS = tuple(
     sorted(f"components/{path.parent.name}" for path in K8S.glob("components/*/kustomization.yaml"))
 )

@@ -157,17 +157,17 @@ MISTAKES: dict[str, list[tuple[str, str, Any]]] = {
         ),
         (
             "scrapes_find_their_targets",
-            "PodMonitor/truthgpt-story:spec.podMetricsEndpoints.0.port",
+            "PodMonitor/truthgpt-engines:spec.podMetricsEndpoints.0.port",
             "metrics",
         ),
         (
             "scrapes_find_their_targets",
-            "PodMonitor/truthgpt-story:spec.podMetricsEndpoints.0.path",
+            "PodMonitor/truthgpt-engines:spec.podMetricsEndpoints.0.path",
             "/models/tale/metrics",
         ),
         (
             "scrapes_find_their_targets",
-            "PodMonitor/truthgpt-story:spec.podMetricsEndpoints.0.relabelings.0.replacement",
+            "PodMonitor/truthgpt-engines:spec.podMetricsEndpoints.0.relabelings.0.replacement",
             "tale",
         ),
         (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import textwrap
 from pathlib import Path
@@ -16,13 +15,10 @@ from tests.support.k8s_manifests import (
     COMPONENTS,
     K8S,
     ROOT,
+    build,
     one,
-    parse,
     ray_container,
-    run_kustomize,
 )
-from tests.support.k8s_rules import RULES
-from tests.support.k8s_schemas import manifest_faults
 from truthgpt_serve.validate import validate_file
 
 TEXT = (K8S / "README.md").read_text(encoding="utf-8")
@@ -73,21 +69,32 @@ def test_links_and_paths_exist() -> None:
     assert {path for path in files if not (ROOT / path).exists()} == set()
 
 
-def test_the_example_overlay_builds_and_is_right(tmp_path: Path) -> None:
-    text = example("kind: Kustomization")
-    text = text.replace("../../", f"{os.path.relpath(K8S, tmp_path)}/")
-    (tmp_path / "kustomization.yaml").write_text(text, encoding="utf-8")
-    done = run_kustomize(tmp_path)
-    assert done.returncode == 0, done.stderr
-    manifests = parse(done.stdout)
-    assert [fault for rule in RULES for fault in rule(manifests)] == []
+def test_the_example_environment_has_all_of_its_own() -> None:
+    manifests = build("overlays/example")
+    assert {m["metadata"].get("namespace") for m in manifests if m["kind"] != "Namespace"} == {
+        one(manifests, "Namespace")["metadata"]["name"]
+    }
     claim = one(manifests, "PersistentVolumeClaim")
     assert claim["spec"]["storageClassName"] == "your-read-write-many-class"
     service = one(manifests, "RayService")
     head = ray_container(service["spec"]["rayClusterConfig"]["headGroupSpec"])
     assert head["image"] == "registry.example.com/truthgpt-serve-head:0.1.0"
-    assert "TRUTHGPT_ACCELERATOR: gpu" in done.stdout
-    assert [fault for manifest in manifests for fault in manifest_faults(manifest)] == []
+    ours = (K8S / "overlays/example/settings/serve.yaml").read_text(encoding="utf-8")
+    served = service["spec"]["serveConfigV2"]
+    assert served == ours.replace("host: 127.0.0.1", "host: 0.0.0.0")
+    serve_file = next(m for m in manifests if "serve.yaml" in (m.get("data") or {}))
+    assert serve_file["data"]["serve.yaml"] == ours  # which the prefetch Job reads
+    models = next(m for m in manifests if "chat.yaml" in (m.get("data") or {}))
+    assert {"chat.yaml", "story.yaml"} <= models["data"].keys()
+    assert service["spec"]["rayClusterConfig"]["workerGroupSpecs"][1]["maxReplicas"] == 4
+
+
+def test_the_files_of_an_environment_are_those_of_the_table() -> None:
+    folder = K8S / "overlays/example"
+    named = {path for row in rows("file") for path in re.findall(r"`([^`]+)`", row[0])}
+    there = {str(path.relative_to(folder)) for path in folder.rglob("*.yaml")}
+    assert named - {"settings/models/"} <= there
+    assert {path.split("/")[0] for path in there} == {path.split("/")[0] for path in named}
 
 
 def test_the_example_model_is_right(tmp_path: Path) -> None:
