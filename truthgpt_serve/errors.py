@@ -10,6 +10,7 @@ A server turns `to_envelope()` into a response.
     │   ├── ContextLengthError   400  a text has more tokens than the model takes
     │   ├── AuthenticationError  401  no API key, or one that does not count
     │   ├── OriginError          403
+    │   ├── PermissionDeniedError  403  the API key may not do this
     │   ├── ModelNotFoundError   404
     │   ├── RouteNotFoundError   404
     │   ├── MissingFileError     404
@@ -182,6 +183,13 @@ class OriginError(RequestError):
 
     status = 403
     default_code = "origin_not_allowed"
+
+
+class PermissionDeniedError(RequestError):
+    """The API key counts, and may not do this."""
+
+    status = 403
+    default_code = "insufficient_permissions"
 
 
 class ModelNotFoundError(RequestError):

@@ -108,6 +108,7 @@ ROUTES: tuple[Route, ...] = (
     _get("/v2/models/{id}/versions/{version}", "The same as without the version", _TENSORS),
     _get("/v2/models/{id}/versions/{version}/ready", "The same as without the version", _TENSORS),
     _post("/v2/models/{id}/versions/{version}/infer", "The same as without the version", _TENSORS),
+    _get("/v1/usage", "What the API keys used, for one that may read it", "", "service"),
     _get("/health", "Whether the router lives"),
     _get("/ready", "Whether every model is running", "", "service"),
     _get("/metrics", "Prometheus metrics of this node"),

@@ -45,7 +45,7 @@ from truthgpt_serve.server.bounded import BoundedRequests
 from truthgpt_serve.server.encoded_bodies import EncodedBodies
 from truthgpt_serve.server.execution.garbage import collecting_seldom
 from truthgpt_serve.server.faults import ReplicaGuard
-from truthgpt_serve.usage.collector import open_recorder
+from truthgpt_serve.usage.collector import UsageCollector, open_recorder
 
 logger = logging.getLogger(__name__)
 
@@ -196,6 +196,10 @@ class Router:
         self._config = load_router_config(config)
         with cause_first("router", lambda text: text):
             self._access = Access(auth, self._config.cors.allow_origins)
+        self._fetch_usage = None
+        if auth is not None and auth.keys_file is not None:
+            usage = UsageCollector(auth.keys_file, auth.usage_file, auth.keep_days)
+            self._fetch_usage = usage.query
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Finds this node's proxy; the application starts with Serve's lifespan event."""
@@ -209,6 +213,7 @@ class Router:
             files=SharedFiles(),
             socket=proxy_socket(),
             internal_headers=self._access.internal_headers,
+            fetch_usage=self._fetch_usage,
         )
         app = Cors(router, self._config.cors.allow_origins)
         answer_aside(app, (HEALTH, METRICS, "/ready"), lambda app: app, self._access.guard)

@@ -41,6 +41,7 @@ from truthgpt_serve.router.relay import BrokenAnswerError, Relay
 from truthgpt_serve.router.request_body import BODY_METHODS, BodyReader, is_encoded
 from truthgpt_serve.router.routes import RouterRoutes
 from truthgpt_serve.router.upload import ClientLeftError, RequestBody
+from truthgpt_serve.router.usage import Fetch, UsageRoute
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class RouterApp(Front):
         files: Where models put results that clients fetch by address, or None.
         socket: The proxy's own way in for this node's routers, or None.
         internal_headers: Returns the headers with which it asks models for itself.
+        fetch_usage: Asks what the keys used, and blocks; None where the service asks for none.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class RouterApp(Front):
         files: FileStore | None = None,
         socket: Path | None = None,
         internal_headers: Callable[[], Headers] = list,
+        fetch_usage: Fetch | None = None,
     ) -> None:
         self._config = config
         self._internal_headers = internal_headers
@@ -83,7 +86,13 @@ class RouterApp(Front):
             self._pool, config, models.is_running, models.is_draining, models.confirm
         )
         self._backend_info = BackendInfo(self.directory, self._fetch_of_model)
-        self._routes = RouterRoutes(self.directory, self._backend_info, self._fetch_metrics, files)
+        self._routes = RouterRoutes(
+            self.directory,
+            self._backend_info,
+            self._fetch_metrics,
+            files,
+            UsageRoute(fetch_usage),
+        )
 
     async def _fetch_routes(self) -> bytes:
         held = capacity(self.directory.entries())
@@ -136,7 +145,8 @@ class RouterApp(Front):
         """Answers one request."""
         try:
             identity = identity_of(scope)
-            handler = self._routes.find(scope["method"], scope["path"], identity)
+            query = scope.get("query_string") or b""
+            handler = self._routes.find(scope["method"], scope["path"], identity, query)
             if handler is not None:
                 await handler(send)
             elif scope["path"].startswith(MODELS_PREFIX):

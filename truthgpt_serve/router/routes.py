@@ -21,6 +21,8 @@ from truthgpt_serve.router.discovery import ModelDirectory
 from truthgpt_serve.router.model_entry import ModelEntry
 from truthgpt_serve.router.open_inference import OpenInferenceRoutes
 from truthgpt_serve.router.openapi import docs_html, openapi_json
+from truthgpt_serve.router.usage import PATH as USAGE_PATH
+from truthgpt_serve.router.usage import UsageRoute
 
 Handler = Callable[[Send], Awaitable[None]]
 
@@ -40,6 +42,7 @@ class RouterRoutes:
         backend_info: The backend info of models.
         fetch_metrics: Returns the metrics of this node.
         files: Where models put results that clients fetch by address, or None.
+        usage: Says what the keys used.
     """
 
     def __init__(
@@ -48,11 +51,13 @@ class RouterRoutes:
         backend_info: BackendInfo,
         fetch_metrics: Callable[[], Awaitable[bytes]],
         files: FileStore | None = None,
+        usage: UsageRoute | None = None,
     ) -> None:
         self._directory = directory
         self._backend_info = backend_info
         self._fetch_metrics = fetch_metrics
         self._files = files
+        self._usage = usage or UsageRoute(None)
         self._open_inference = OpenInferenceRoutes(directory)
         self._routes: dict[str, Handler] = {
             "/health": self._health,
@@ -62,13 +67,16 @@ class RouterRoutes:
             "/": self._home,
         }
 
-    def find(self, method: str, path: str, identity: Identity | None = None) -> Handler | None:
+    def find(
+        self, method: str, path: str, identity: Identity | None = None, query: bytes = b""
+    ) -> Handler | None:
         """Returns the handler of `path`, or None when the request is for a model.
 
         Args:
             method: The request's method.
             path: Its path.
             identity: Who asks; None where the service asks for no keys.
+            query: The query of its address.
 
         Raises:
             MethodError: The route exists, but only for GET and HEAD.
@@ -77,6 +85,8 @@ class RouterRoutes:
         handler = self._routes.get(path) or self._open_inference.find(path, models)
         if path == "/ready":
             handler = partial(self._ready, identity is not ANONYMOUS)
+        elif path == USAGE_PATH:
+            handler = partial(self._usage.answer, identity, query)
         elif path == _MODELS:
             handler = partial(self._models, models)
         elif handler is None and path.startswith(f"{_MODELS}/"):

@@ -33,6 +33,7 @@ SERVED = tuple(route for route in ROUTES if "service" in route.places)
 ERRORS = {
     400: "A field is missing, wrong, or asks for what this model does not do.",
     401: "The service asks for an API key, and the request carries none that counts.",
+    403: "The API key may not do this.",
     404: "The model, or the file, does not exist.",
     408: "The request body did not arrive in time.",
     410: "The file's time is over.",

@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped] # it
 
 from truthgpt_serve.config.images import ImagesSection
 from truthgpt_serve.config.text_limits import TextLimitsSection
-from truthgpt_serve.errors import MethodError, OriginError, RequestError, TruthGPTError
+from truthgpt_serve.errors import MethodError, RequestError, TruthGPTError
 from truthgpt_serve.http.routes import ROUTES
 from truthgpt_serve.router.openapi import openapi_document
 from truthgpt_serve.router.openapi.document import ERRORS
@@ -130,8 +130,8 @@ def test_each_status_of_the_services_errors_is_described() -> None:
         kinds.add(kind := waiting.pop())
         waiting += kind.__subclasses__()
     statuses = {kind.status for kind in kinds if kind.__module__ == TruthGPTError.__module__}
-    # Those that a request of a described method to the service's own address never gets.
-    assert statuses - ERRORS.keys() == {OriginError.status, MethodError.status}
+    # That which a request of a described method to the service's own address never gets.
+    assert statuses - ERRORS.keys() == {MethodError.status}
     described = {int(status) for _, _, one in operations() for status in one["responses"]}
     assert ERRORS.keys() <= described
 

@@ -18,7 +18,9 @@ from tests.unit.server.audio.test_routes import Interpreter
 from tests.unit.server.embeddings.test_routes import Letters
 from truthgpt_serve.router.openapi import openapi_document
 
-PATHS = r"/v1/(audio|models|files)/?.*|/v1/embeddings|/v2.*|/(docs|health|openapi.json|ready)?"
+PATHS = (
+    r"/v1/(audio|models|files|usage)/?.*|/v1/embeddings|/v2.*|/(docs|health|openapi.json|ready)?"
+)
 SEED = 7
 
 
@@ -45,10 +47,10 @@ def test_answers_are_as_documented(url: str, tmp_path: Path) -> None:
     )
     assert outcome.passed, outcome.text
     for label, statuses in outcome.statuses.items():
-        good = {"GET /": 307, "GET /v1/files/images/{id}": 404}
+        good = {"GET /": 307, "GET /v1/files/images/{id}": 404, "GET /v1/usage": 404}
         assert statuses[good.get(label, 200)], outcome.table()
         assert statuses[405], outcome.table()
-    assert len(outcome.statuses) == 20, outcome.table()
+    assert len(outcome.statuses) == 21, outcome.table()
 
 
 def test_a_fault_of_the_service_is_found(url: str, tmp_path: Path) -> None:
