@@ -530,9 +530,9 @@ CLASSES: dict[str, Bad] = {
         param="stop",
     ),
     "tools": Bad(
-        chat("echo", tools=[tool("f")]), 400,
-        "`tools` is a list, but this model has no tool calls",
-        code="unsupported", param="tools",
+        chat("echo", tools=[{**tool("f"), "type": "custom"}]), 400,
+        "`tools[0].type` is 'custom', but this model calls functions only",
+        code="unsupported", param="tools[0].type",
     ),
     "JSON mode": Bad(
         chat("echo", response_format={"type": "json_object"}), 400,

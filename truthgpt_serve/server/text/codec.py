@@ -142,7 +142,7 @@ class TextExchange:
         """
         request = self._request
         if request.messages is not None:
-            self._prompt = self._tokenizer.render(request.messages)
+            self._prompt = self._render()
         if request.suffix and self._tokenizer.infilling is not None:
             before, middle, last = self._tokenizer.infilling
             self._prompt = f"{before}{self._prompt}{middle}{request.suffix}{last}"
@@ -153,6 +153,10 @@ class TextExchange:
         if request.echo:
             self._lead = self._prompt_text()
         return self._inputs()
+
+    def _render(self) -> str:
+        """Returns the prompt of a chat."""
+        return self._tokenizer.render(self._request.messages or [])
 
     def _inputs(self) -> dict[str, Any]:
         request, prompt = self._request, self._prompt
@@ -203,8 +207,11 @@ class TextExchange:
         self.usage = usage = self._usage()
         self._count(usage)
         logprobs = None if self._logprobs is None else self._logprobs.shape(self._entries)
-        choice = self._format.choice(self._lead + text, self._reason(usage), logprobs)
+        choice = self._choice(text, usage, logprobs)
         return self._format.body([choice], usage) if self._part.alone else choice
+
+    def _choice(self, text: str, usage: Usage | None, logprobs: Any) -> dict[str, Any]:
+        return self._format.choice(self._lead + text, self._reason(usage), logprobs)
 
     def piece(self, item: Any) -> bytes | None:
         """Returns the chunk for one item of `stream`, or None when no text is certain yet."""
@@ -220,6 +227,7 @@ class TextExchange:
         """Returns the last chunks."""
         rest = self._rest()
         chunk = self._chunk(rest) if rest or self._lead else b""
+        chunk += self._last_chunk()
         if not self._started:
             chunk = self._format.first()
         needs_usage = self._request.include_usage or self._finish_reason is None
@@ -227,6 +235,10 @@ class TextExchange:
         self._count(usage)
         chunk += self._format.last(self._reason(usage))
         return chunk + self._format.end(usage) if self._part.alone else chunk
+
+    def _last_chunk(self) -> bytes:
+        """Returns what only the end of the text makes certain."""
+        return b""
 
     def _chunk(self, text: str) -> bytes:
         self._collected.append(text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from truthgpt_serve.errors import UnsupportedError
@@ -26,6 +27,7 @@ from truthgpt_serve.server.text.tokens import (
     detokenize,
     tokenize,
 )
+from truthgpt_serve.server.text.tools.exchange import ToolExchange
 from truthgpt_serve.server.text_limits import TextLimits
 
 TOKENIZE_PATH, DETOKENIZE_PATH = "/tokenize", "/detokenize"
@@ -129,8 +131,10 @@ class TextEndpoints:
     def _exchanges(self, request: ChatRequest | CompletionRequest) -> list[TextExchange]:
         model = self._host.model
         default = getattr(model, "default_max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
+        use = request.tool_use
+        make = TextExchange if use is None else partial(ToolExchange, use)
         return [
-            TextExchange(
+            make(
                 request,
                 self.tokenizer,
                 default,

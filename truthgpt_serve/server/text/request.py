@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BeforeValidator, Field
@@ -22,6 +23,7 @@ from truthgpt_serve.request_schema import (
     wanted,
 )
 from truthgpt_serve.server.text.messages import ChatMessage, Message, check_number, read_messages
+from truthgpt_serve.server.text.tools.request import ToolChoice, Tools, ToolUse, read_tools
 
 
 def _is_empty(value: Any) -> bool:
@@ -131,7 +133,9 @@ class ChatRequest(TextRequest):
 
     logprobs: bool | None = None
     top_logprobs: NonNegative | None = None
-    tools: Annotated[Any, _unless_empty("has no tool calls")] = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     functions: Annotated[Any, _unless_empty("has no function calls")] = None
     response_format: Annotated[
         Any,
@@ -141,6 +145,15 @@ class ChatRequest(TextRequest):
         Any, unsupported_unless(lambda v: v in (None, ["text"]), "answers in text only")
     ] = None
     audio: Annotated[Any, _unless_empty("answers in text only")] = None
+
+    @cached_property
+    def tool_use(self) -> ToolUse | None:
+        """What it says of tools, or None where the model is to call none.
+
+        Raises:
+            RequestError: `tool_choice` names no function of the request.
+        """
+        return read_tools(self.tools, self.tool_choice, parallel=self.parallel_tool_calls)
 
     @property
     def num_logprobs(self) -> int | None:
@@ -152,6 +165,7 @@ class CompletionRequest(TextRequest):
     """A body of `POST /v1/completions`."""
 
     messages: ClassVar[None] = None
+    tool_use: ClassVar[None] = None
     prompt: Annotated[list[Prompt], Via(Any, _prompts)]
     max_tokens: NonNegative | None = None
     best_of: Count | None = None
@@ -183,6 +197,7 @@ def parse_text(model: type[TextT], body: Mapping[str, Any]) -> TextT:
     if isinstance(request, ChatRequest):
         if request.top_logprobs is not None and not request.logprobs:
             raise bad_field("top_logprobs", "is only allowed when `logprobs` is true")
+        _ = request.tool_use  # whose faults are found now
     elif isinstance(request, CompletionRequest):
         _check_completion(request)
     return request

@@ -70,6 +70,14 @@ class AnswerFormat:
             body["usage"] = None
         return b"data: " + encode_json(body) + b"\n\n"
 
+    def delta(self, delta: dict[str, Any], logprobs: Any = None) -> bytes:
+        """Returns a chunk of a chat with any delta."""
+        choice = {"index": self._index, "delta": delta, "logprobs": logprobs}
+        body: dict[str, Any] = {**self._chunk_head(), "choices": [choice | {"finish_reason": None}]}
+        if self._include_usage:
+            body["usage"] = None
+        return b"data: " + encode_json(body) + b"\n\n"
+
     def frame(self) -> tuple[bytes, bytes]:
         """Returns what stands before and behind the encoded delta in every chunk."""
         return self._frame(b"null", b'{"content":')

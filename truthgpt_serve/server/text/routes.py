@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import logging
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from truthgpt_serve.errors import ContextLengthError, RequestError, UnsupportedError
 from truthgpt_serve.server.text.chat_template import ChatTemplate
 from truthgpt_serve.server.text.messages import ChatMessage
+from truthgpt_serve.server.text.tools.prompt import ToolTemplate
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,11 @@ class TextFilter:
 
 
 class Tokenizer:
-    """What is asked of a class's `tokenizer` attribute, each part of which may be missing."""
+    """What is asked of a class's `tokenizer` attribute, each part of which may be missing.
+
+    Attributes:
+        tooling: What its chat template knows of tools.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -104,6 +109,7 @@ class Tokenizer:
         has_one = getattr(tokenizer, "chat_template", "") is not None
         self._template = template if callable(template) and has_one else None
         self._chat = ChatTemplate(self._template)
+        self.tooling = ToolTemplate(self._template)
         self._special = self._encode is not None and _takes(encode, "add_special_tokens")
         decode = getattr(tokenizer, "decode", None)
         self._decode = decode if callable(decode) else None
@@ -179,9 +185,18 @@ class Tokenizer:
                 self._texts[token] = text
         return text
 
-    def render(self, messages: list[ChatMessage]) -> str:
-        """Returns the prompt of a chat; see `ChatTemplate.render`."""
-        return self._chat.render(messages)
+    def render(self, messages: list[ChatMessage], tools: list[dict[str, Any]] | None = None) -> str:
+        """Returns the prompt of a chat; see `ChatTemplate.render`.
+
+        Args:
+            messages: The chat.
+            tools: What the model may call, told by the template, or else in words.
+        """
+        if not tools:
+            return self._chat.render(messages)
+        if self._template is not None and self.tooling.takes_tools:
+            return ChatTemplate(partial(self._template, tools=tools)).render(messages)
+        return self._chat.render(self.tooling.in_words(messages, tools))
 
     def check(self, text: str, limit: int, *, special: bool, param: str, answer: int = 0) -> int:
         """Returns how many tokens of a limit are left behind a text.

@@ -17,6 +17,7 @@ from truthgpt_serve.request_schema import (
 from truthgpt_serve.server.text.messages import ChatMessage, Message, check_number, read_messages
 from truthgpt_serve.server.text.request import TokenIds
 from truthgpt_serve.server.text.routes import Tokenizer
+from truthgpt_serve.server.text.tools.request import Tools, read_tools
 
 
 class TokenizeRequest(RequestModel):
@@ -40,6 +41,7 @@ class TokenizeRequest(RequestModel):
         unsupported_unless(lambda v: v is not False, "ends each chat where its answer begins"),
     ] = None
     return_token_strs: bool | None = None
+    tools: Tools | None = None
 
 
 class DetokenizeRequest(RequestModel):
@@ -60,7 +62,8 @@ def tokenize(request: TokenizeRequest, tokenizer: Tokenizer, max_model_len: int 
         raise bad_field("prompt", "or `messages` is required, and not both")
     special = request.add_special_tokens
     if request.messages is not None:
-        text = tokenizer.render(request.messages)
+        use = read_tools(request.tools, None, parallel=None)
+        text = tokenizer.render(request.messages, use.tools if use is not None else None)
         special = not tokenizer.has_template if special is None else special
     else:
         text = request.prompt or ""

@@ -1,0 +1,110 @@
+"""The steps of a chat with tools: the prompt tells of them, and the answer is read for calls."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from truthgpt_serve.server.text.codec import TextExchange
+from truthgpt_serve.server.text.response import Usage
+from truthgpt_serve.server.text.tools.json_call import Delta
+from truthgpt_serve.server.text.tools.parser import CallParser
+from truthgpt_serve.server.text.tools.request import ToolUse
+
+
+class ToolExchange(TextExchange):
+    """One answer of a chat with tools.
+
+    Args:
+        use: What the request says of tools.
+        args: As for `TextExchange`.
+        kwargs: Likewise.
+    """
+
+    __slots__ = ("_calls", "_parser", "_pending", "_use")
+
+    def __init__(self, use: ToolUse, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._use = use
+        self._calls: list[dict[str, Any]] = []
+        self._pending: list[Delta] = []
+        form = self._tokenizer.tooling.form
+        self._parser = CallParser(form, use.schemas, single=use.single)
+
+    def _render(self) -> str:
+        """Returns the prompt; a call that must be made is begun in it."""
+        use = self._use
+        prompt = self._tokenizer.render(self._request.messages or [], use.tools)
+        if not use.is_forced:
+            return prompt
+        opening = self._tokenizer.tooling.form.opening(use.name)
+        self._pending = self._parser.feed(opening)
+        return prompt + opening
+
+    def _choice(self, text: str, usage: Usage | None, logprobs: Any) -> dict[str, Any]:
+        deltas = [*self._pending, *self._parser.feed(text), *self._parser.finish()]
+        said = "".join(delta.text for delta in deltas)
+        for delta in deltas:
+            self._note(delta)
+        choice = self._format.choice(said, self._reason(usage), logprobs)
+        if self._calls:
+            choice["message"] |= {"content": said or None, "tool_calls": self._calls}
+        return choice
+
+    def piece(self, item: Any) -> bytes | None:
+        """Returns the chunks for one item of `stream`, or None when nothing is certain yet."""
+        text = self._cut(self._take(item, "stream"))
+        chunk = self._chunk(text) if text or self._entries else b""
+        self.done = self.done or self._parser.done
+        return chunk or None
+
+    def _chunk(self, text: str) -> bytes:
+        self._collected.append(text)
+        return self._encoded(self._parser.feed(text))
+
+    def _last_chunk(self) -> bytes:
+        return self._encoded(self._parser.finish())
+
+    def _encoded(self, deltas: list[Delta]) -> bytes:
+        pending, self._pending = self._pending, []
+        values = [self._value(delta) for delta in (*pending, *deltas)]
+        if not values and not self._entries:
+            return b""
+        chunk = b"" if self._started else self._format.first()
+        self._started = True
+        logprobs = None
+        if self._logprobs is not None and self._entries:
+            entries, self._entries = self._entries, []
+            logprobs = self._logprobs.shape(entries)
+            values = values or [{}]
+        for value in values:
+            chunk += self._format.delta(value, logprobs)
+            logprobs = None
+        return chunk
+
+    def _value(self, delta: Delta) -> dict[str, Any]:
+        """Returns what a chunk says of a delta."""
+        self._note(delta)
+        if delta.text:
+            return {"content": delta.text}
+        index = len(self._calls) - 1
+        if delta.name:
+            call = self._calls[-1]
+            return {"tool_calls": [{**call, "index": index, "function": {**call["function"]}}]}
+        return {"tool_calls": [{"index": index, "function": {"arguments": delta.arguments}}]}
+
+    def _note(self, delta: Delta) -> None:
+        if delta.name:
+            function = {"name": delta.name, "arguments": ""}
+            length = self._tokenizer.tooling.form.id_length
+            self._calls.append({"id": _new_id(length), "type": "function", "function": function})
+        if delta.arguments and self._calls:
+            self._calls[-1]["function"]["arguments"] += delta.arguments
+
+    def _reason(self, usage: Usage | None) -> str:
+        reason = super()._reason(usage)
+        return "tool_calls" if self._calls and reason == "stop" else reason
+
+
+def _new_id(length: int) -> str:
+    return os.urandom(12).hex()[:length] if length else f"call_{os.urandom(12).hex()}"
