@@ -26,6 +26,7 @@ from tests.serve.conftest import RAY_ENV, START_TIMEOUT_S
 from tests.support.cli_service import run_cli
 from truthgpt_serve.access.key_edit import add_key, revoke_key, rotate_key
 from truthgpt_serve.cluster.haproxy.direct import WAY_HEADER
+from truthgpt_serve.cluster.processes import find_run
 
 LIMIT_S = 30.0
 REREAD_S = 2.0
@@ -302,12 +303,14 @@ def test_processes_of_the_service_ask_each_other(guarded: Guarded) -> None:
 def test_the_client_of_anthropic(guarded: Guarded) -> None:
     for way in WAYS:
         options: Any = {"base_url": guarded.base(way), "max_retries": 0, "timeout": LIMIT_S}
-        for key, error in (
-            (guarded.keys["team"], anthropic.BadRequestError),  # the family has no such route
-            ("sk-wrong", anthropic.AuthenticationError),
+        with anthropic.Anthropic(api_key=guarded.keys["team"], **options) as client:
+            answer = client.messages.create(model="echo", max_tokens=2, messages=ASKED)
+            assert answer.usage.output_tokens == 2
+        with (
+            anthropic.Anthropic(api_key="sk-wrong", **options) as client,
+            pytest.raises(anthropic.AuthenticationError),
         ):
-            with anthropic.Anthropic(api_key=key, **options) as client, pytest.raises(error):
-                client.messages.create(model="echo", max_tokens=2, messages=ASKED)
+            client.messages.create(model="echo", max_tokens=2, messages=ASKED)
 
 
 def test_the_command_line(guarded: Guarded) -> None:
@@ -369,6 +372,63 @@ def test_changes_count_without_a_restart(guarded: Guarded) -> None:
     assert [post(base, team).status_code for base in bases] == [200] * 3
     assert [post(base, {}).status_code for base in bases] == [401] * 3
     guarded.file.write_text(text)
+
+
+def test_usage_is_whole_though_its_process_is_killed(guarded: Guarded) -> None:
+    url, counted = guarded.cluster.url, bearer(add_key(guarded.file, {"name": "counted"}))
+    admin = add_key(guarded.file, {"name": "billing", "admin": True, "models": ["other"]})
+    bases = [guarded.base(way) for way in (*WAYS, "port")]
+    path = f"{url}/v1/usage?group_by=key,model"
+
+    def read() -> Any:
+        answer = httpx.get(path, headers=bearer(admin), timeout=LIMIT_S).json()
+        found = {(row["key"], row["model"]): row for row in answer.get("data", ())}
+        return found.get(("counted", "echo"), {})
+
+    wait_for(lambda: httpx.get(path, headers=bearer(admin), timeout=LIMIT_S).status_code == 200)
+    wait_for(lambda: all(post(base, counted).status_code != 401 for base in bases for _ in "1234"))
+    time.sleep(5)  # in which those are counted
+    before = read()
+    assert before["requests"] >= len(bases)
+    refused = httpx.get(path, headers=counted, timeout=LIMIT_S)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (
+        403,
+        "insufficient_permissions",
+    )
+    used, rounds = [0, 0], 3
+    for at in range(rounds):
+        for base in bases:
+            answer = post(base, counted).json()["usage"]
+            used = [used[0] + answer["prompt_tokens"], used[1] + answer["completion_tokens"]]
+            assert post(base, counted, {**CHAT, "max_tokens": -1}).status_code == 400
+        if at < rounds - 1:
+            keeper = usage_keeper(guarded.cluster)
+            keeper.kill()
+            keeper.wait(LIMIT_S)
+    expected = {
+        "requests": before["requests"] + 2 * rounds * len(bases),
+        "errors": before["errors"] + rounds * len(bases),
+        "prompt_tokens": before["prompt_tokens"] + used[0],
+        "completion_tokens": before["completion_tokens"] + used[1],
+    }
+    wait_for(lambda: read().get("requests", 0) >= expected["requests"])
+    assert {name: read()[name] for name in expected} == expected
+    assert guarded.file.with_name("keys.usage.sqlite").exists()
+    shown = run_cli("usage", env={"TRUTHGPT_URL": url, "TRUTHGPT_API_KEY": admin})
+    assert shown.returncode == 0, shown.stderr
+    assert f"counted {expected['requests']} " in " ".join(shown.stdout.split())
+
+
+def usage_keeper(cluster: LocalCluster) -> psutil.Process:
+    """Returns the process of the actor that keeps usage; waits until it is there."""
+    deadline = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline:
+        for process in find_run(cluster.run_id):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if psutil.Process(process.pid).cmdline()[:1] == ["ray::UsageKeeper"]:
+                    return psutil.Process(process.pid)
+        time.sleep(0.05)
+    raise AssertionError("no process keeps usage")
 
 
 def test_no_key_is_in_a_log(guarded: Guarded) -> None:
