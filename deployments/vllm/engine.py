@@ -52,6 +52,7 @@ from deployments.vllm.orphans import bind_children
 from deployments.vllm.parsers import choose_parsers
 from deployments.vllm.patches.counted_tokens import count_tokens
 from deployments.vllm.patches.rejected_tokens import mend_answers
+from deployments.vllm.toolchain import prepare_compilers
 from truthgpt_serve.config.text_limits import TextLimitsSection
 from truthgpt_serve.errors import ConfigError, Fault, TruthGPTError, UnavailableError
 from truthgpt_serve.server.text_limits import TextLimits
@@ -82,7 +83,8 @@ class Engine:
         """Checks the arguments; nothing starts before `start`.
 
         Raises:
-            ConfigError: vLLM refuses an argument, or the hardware does not fit this vLLM.
+            ConfigError: vLLM refuses an argument, the hardware does not fit this vLLM, or a model
+                that would be compiled finds no compiler.
         """
         self._cfg = cfg
         self._name = name
@@ -95,6 +97,7 @@ class Engine:
         self.tasks: tuple[str, ...] = ()
         self.acceleration: dict[str, Any] = {}
         _check_platform(cfg)
+        prepare_compilers(cfg, on_cpu=current_platform.is_cpu())
         prepare_environment(cfg)
         use_listed_media()
         self.adapters = Adapters(cfg)

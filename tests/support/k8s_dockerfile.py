@@ -11,7 +11,9 @@ from pathlib import Path
 
 HEALTH_TOOLS = ("bash", "grep", "wget")
 """What KubeRay's probes run inside the container."""
-ENGINES = ("torch", "vllm", "[cpu", "[gpu", "images", "transformers")
+ENGINES = ("torch", "vllm", " cpu", " gpu", "images", "transformers")
+MOUNT = re.compile(r"--mount=\S+\s+")
+PRODUCT = ("truthgpt_serve", "deployments")
 INSTRUCTIONS = ("FROM", "ARG", "RUN", "COPY", "ENV", "WORKDIR", "USER", "CMD")
 
 
@@ -63,7 +65,8 @@ def dockerfile_faults(text: str, root: Path, targets: tuple[str, ...]) -> list[s
     for stage in stages.values():
         faults += _base_faults(stage, stages)
         faults += _copy_faults(stage, stages, root)
-        faults += _install_faults(stage)
+        faults += _install_faults(stage, stages)
+        faults += _layer_faults(stage, stages)
     for name in targets:
         if name in stages:
             faults += _target_faults(stages[name], stages)
@@ -99,16 +102,36 @@ def _copy_faults(stage: Stage, stages: dict[str, Stage], root: Path) -> Iterator
                 yield f"{stage.name}: {source} does not exist"
 
 
-def _install_faults(stage: Stage) -> Iterator[str]:
+def _install_faults(stage: Stage, stages: dict[str, Stage]) -> Iterator[str]:
     for argument in stage.all("RUN"):
-        for command in re.split(r"&&|;", argument):
+        yield from _mount_faults(stage, argument, stages)
+        for command in re.split(r"&&|;", MOUNT.sub("", argument)):
             words = shlex.split(command)
-            if words[:2] == ["pip", "install"] and "-c" not in words:
+            is_install = words[:2] == ["pip", "install"]
+            if is_install and not {"-c", "--no-deps"} & set(words):
                 yield f"{stage.name}: pip without constraints: {command.strip()[:60]}"
             if words[:2] == ["apt-get", "install"] and "--no-install-recommends" not in words:
                 yield f"{stage.name}: apt-get without --no-install-recommends"
         if "apt-get install" in argument and "rm -rf /var/lib/apt/lists" not in argument:
             yield f"{stage.name}: apt's lists stay in the image"
+
+
+def _mount_faults(stage: Stage, argument: str, stages: dict[str, Stage]) -> Iterator[str]:
+    for name in re.findall(r"--mount=\S*?\bfrom=([\w-]+)", argument):
+        if name not in stages:
+            yield f"{stage.name}: there is no stage {name}"
+
+
+def _layer_faults(stage: Stage, stages: dict[str, Stage]) -> Iterator[str]:
+    """Packages are a layer of their own, which a changed line of the product leaves as it is."""
+    copies = "\n".join(stage.all("COPY"))
+    for name in re.findall(r"--from=(\S+) /opt/truthgpt/venv", copies):
+        for copied in lineage(stages[name], stages) if name in stages else ():
+            sources = {word for copy in copied.all("COPY") for word in copy.split()[:-1]}
+            if sources & set(PRODUCT):
+                yield f"{stage.name}: the layer of packages has the product in it"
+    if "/opt/truthgpt/venv" in copies and "/wheels/*.whl" not in " ".join(stage.all("RUN")):
+        yield f"{stage.name}: the product is missing"
 
 
 def _target_faults(target: Stage, stages: dict[str, Stage]) -> Iterator[str]:
@@ -120,6 +143,11 @@ def _target_faults(target: Stage, stages: dict[str, Stage]) -> Iterator[str]:
     for tool in HEALTH_TOOLS:
         if tool not in installed:
             yield f"{target.name}: {tool} is missing, which KubeRay's probes run"
+    if (
+        any(word in installed_in(target.name, stages) for word in ENGINES)
+        and "g++" not in installed
+    ):
+        yield f"{target.name}: g++ is missing, which torch.compile runs"
     for command in target.all("CMD"):
         try:
             json.loads(command)
@@ -131,7 +159,7 @@ def installed_in(name: str, stages: dict[str, Stage]) -> str:
     """Returns every pip command whose result a stage has: its own, and of what it copies."""
     found = []
     for stage in lineage(stages[name], stages):
-        found += [run for run in stage.all("RUN") if "pip install" in run]
+        found += [run for run in stage.all("RUN") if "requirements.py" in run]
         for copied in re.findall(r"--from=(\S+) /opt/truthgpt/venv", "\n".join(stage.all("COPY"))):
-            found.append(installed_in(copied, stages))
+            found.append(installed_in(copied, stages) if copied in stages else "")
     return "\n".join(found)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -37,9 +39,13 @@ def test_the_dockerfile_has_no_faults() -> None:
         ("recommends bash", "recommends", "bash is missing"),
         ("COPY deployments", "COPY deploiments", "deploiments does not exist"),
         ("COPY constraints-cpu.txt", "COPY constraints.txt", "constraints.txt does not exist"),
-        ("--from=build-cuda", "--from=build-gpu", "no stage build-gpu"),
-        ("-c constraints-cpu.txt .", ".", "pip without constraints"),
+        ("--from=packages-cuda", "--from=packages-gpu", "no stage packages-gpu"),
+        ("from=product,", "from=wheel,", "no stage wheel"),
+        ("-c constraints-cpu.txt -r", "-r", "pip without constraints"),
         ("-c /opt/truthgpt/shared.txt", "", "pip without constraints"),
+        ("k8s/requirements.py ./", "k8s/requirements.py deployments ./", "the product in it"),
+        ("--no-cache-dir /wheels/*.whl", "torch", "the product is missing"),
+        ("g++ libc6-dev", "gcc libc6-dev", "g++ is missing"),
         ("    && rm -rf /var/lib/apt/lists/* \\\n", "", "apt's lists"),
         ('CMD ["bash"]', "CMD bash", "CMD is not a list"),
         ("WORKDIR /src", "WORKDIRS /src", "no instruction"),
@@ -53,19 +59,39 @@ def test_mistakes_are_found(old: str, new: str, expected: str) -> None:
 def test_the_head_has_no_engine_and_the_others_have() -> None:
     stages = read_stages(TEXT)
     assert [word for word in ENGINES if word in installed_in("head", stages)] == []
-    assert "[cpu," in installed_in("cpu", stages)
-    assert "[gpu," in installed_in("cuda", stages)
+    assert "requirements.py cpu images" in installed_in("cpu", stages)
+    assert "requirements.py gpu images" in installed_in("cuda", stages)
 
 
 def test_extras_exist_and_the_python_is_supported() -> None:
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
-    extras = {name for text in re.findall(r'"\.\[([a-z,]+)\]"', TEXT) for name in text.split(",")}
+    extras = {
+        name for text in re.findall(r"requirements\.py ([a-z ]+) >", TEXT) for name in text.split()
+    }
     assert {"cpu", "gpu", "images"} <= extras <= set(project["optional-dependencies"])
     python = re.findall(r"python:(\d+\.\d+)", TEXT)
     assert f"Programming Language :: Python :: {python[0]}" in project["classifiers"]
     images = {group["image"] for group in map(ray_container, ray_groups())}
     assert {image.rpartition(":")[2] for image in images} == {project["version"]}
+
+
+def test_requirements_are_those_of_the_project() -> None:
+    script = K8S / "requirements.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "gpu", "images"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    extras = project["optional-dependencies"]
+    lines = done.stdout.splitlines()
+    assert set(lines) == {*project["dependencies"], *extras["gpu"], *extras["images"]}
+    assert len(set(lines)) == len(lines)
 
 
 def ray_groups() -> list[dict[str, object]]:
