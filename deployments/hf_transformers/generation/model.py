@@ -24,6 +24,7 @@ from deployments.hf_transformers.generation.check import (
     takes_padding,
     trial_prompts,
 )
+from deployments.hf_transformers.generation.decoding import TextDecoder
 from deployments.hf_transformers.generation.fields import read_call
 from deployments.hf_transformers.generation.job import TextCall, TextJob
 from deployments.hf_transformers.generation.padded import PaddedBackend
@@ -76,6 +77,7 @@ class TextEngine:
         source = read_source(cfg)
         config = load_config(source)
         self.tokenizer = load_tokenizer(source)
+        self._decode = TextDecoder(self.tokenizer)
         kind = "AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM"
         model = load_model(getattr(transformers, kind), source, config)
         self._info = read_info(model, self.tokenizer, settings)
@@ -206,13 +208,6 @@ class TextEngine:
     def _encode(self, text: str, special: bool) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=special)
         return ids
-
-    def _decode(self, tokens: list[int]) -> str:
-        return str(
-            self.tokenizer.decode(
-                tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-        )
 
     def submit(self, call: TextCall) -> TextJob:
         """Starts a text; its pieces go to the running event loop.

@@ -1,0 +1,57 @@
+"""Turns tokens into text, without special tokens but for those that mark calls of tools.
+
+Some models write special tokens around calls, such as Mistral's `[TOOL_CALLS]`: without them
+nothing tells a call from text.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+from truthgpt_serve.server.text.tools.prompt import ToolTemplate
+
+_MISTRAL_MARKS = ("[ARGS]", "[CALL_ID]")
+"""Marks inside of a call in the newer form."""
+
+
+class TextDecoder:
+    """Decodes the tokens of one model.
+
+    Args:
+        tokenizer: The model's tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._kept = _kept(tokenizer)
+
+    def __call__(self, tokens: list[int]) -> str:
+        """Returns the text of tokens."""
+        if not self._kept or self._kept.isdisjoint(tokens):
+            return self._decode(tokens)
+        parts = []
+        for is_kept, some in groupby(tokens, self._kept.__contains__):
+            part = list(some)
+            decode = self._tokenizer.convert_ids_to_tokens
+            parts.append("".join(decode(part)) if is_kept else self._decode(part))
+        return "".join(parts)
+
+    def _decode(self, tokens: list[int]) -> str:
+        decode = self._tokenizer.decode
+        return str(decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _kept(tokenizer: Any) -> frozenset[int]:
+    """Returns the special tokens among the marks of the template's calls."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        return frozenset()
+    tooling = ToolTemplate(tokenizer.apply_chat_template)
+    if not tooling.takes_tools:
+        return frozenset()
+    form = tooling.form
+    marks = {form.begin, form.end, *(_MISTRAL_MARKS if form.name == "mistral" else ())}
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return frozenset(
+        number for number, token in added.items() if token.special and token.content in marks
+    )
