@@ -71,7 +71,9 @@ def model(args: dict[str, Any]) -> Application:
         },
     }
     deploy = serve.deployment(
-        name="ModelReplica", user_config={CARD_KEY: card}, **plan.deployment_options()
+        name="ModelReplica",
+        user_config={CARD_KEY: card},
+        **plan.deployment_options(has_queue=auth is not None and auth.keys_file is not None),
     )
     return deploy(serve.ingress()(ModelReplica)).bind(
         plan.cfg, cors.allow_origins, config.source.hidden.written, auth

@@ -68,11 +68,19 @@ class ReplicaPlan:
     placement_group_label_selector: list[dict[str, str]] | None = None
     backpressure_config: dict[str, Any] = field(default_factory=ray_backpressure)
 
-    def deployment_options(self) -> dict[str, Any]:
-        """Returns the keyword arguments for `serve.deployment(...).options(**options)`."""
+    def deployment_options(self, *, has_queue: bool = False) -> dict[str, Any]:
+        """Returns the keyword arguments for `serve.deployment(...).options(**options)`.
+
+        Args:
+            has_queue: Whether requests wait in the replica, in an order of its own: Ray then lets
+                in all that it may hold, and as many more as may be refused at the same time.
+        """
+        ongoing = self.max_ongoing_requests
+        if has_queue:
+            ongoing = 2 * (ongoing + self.max_queued_requests)
         options: dict[str, Any] = {
             "ray_actor_options": self.ray_actor_options,
-            "max_ongoing_requests": self.max_ongoing_requests,
+            "max_ongoing_requests": ongoing,
             "max_queued_requests": self.max_queued_requests,
             "backpressure_config": self.backpressure_config,
             "graceful_shutdown_timeout_s": self.graceful_shutdown_timeout_s,

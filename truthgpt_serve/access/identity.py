@@ -43,6 +43,7 @@ class Identity:
         is_internal: Whether it is that of a process of the service, which only reads.
         model_limits: Further limits of the requests to some models, by patterns of their names.
         cached_token_weight: As how much of a token one from the prefix cache counts.
+        weight: Its share of a model that cannot do all at once, in proportion to that of others.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Identity:
     is_internal: bool = False
     model_limits: tuple[tuple[str, Limits], ...] = ()
     cached_token_weight: float = 1.0
+    weight: float = 1.0
 
     def limits_of(self, model: str) -> Limits | None:
         """Returns the further limits of the requests to a model: those of the first pattern."""

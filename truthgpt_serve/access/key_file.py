@@ -120,7 +120,10 @@ class KeyEntry(LimitsSection, KeyHead):
     name that fits counts."""
 
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
-    """Requests of keys with a higher number wait less."""
+    """Requests of keys with a higher number come before those of others, wherever they wait."""
+
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """Its share of a model that cannot do all at once, in proportion to that of other keys."""
 
     admin: bool = False
     """Whether it may read what all keys use."""
@@ -142,6 +145,7 @@ class KeyEntry(LimitsSection, KeyHead):
                 (name, limits.to_limits()) for name, limits in self.model_limits.items()
             ),
             priority=self.priority,
+            weight=self.weight,
             admin=self.admin,
             expires_s=read_moment(self.expires).timestamp() if self.expires else math.inf,
             cached_token_weight=cached_token_weight,

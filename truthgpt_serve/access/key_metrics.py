@@ -53,6 +53,13 @@ class KeyMetrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self._queued = Histogram(
+            "truthgpt_key_queue_seconds",
+            "How long a request waited for its turn at the replica.",
+            ["key"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
         self._token = Histogram(
             "truthgpt_key_output_token_seconds",
             "Mean time of each token after the first piece of an answer that came in pieces.",
@@ -79,6 +86,7 @@ class KeyMetrics:
         if usage.audio_s:
             self._audio.labels(key).inc(usage.audio_s)
         if ended.outcome == "ok" and ended.first_s is not None:
+            self._queued.labels(key).observe(usage.queued_s)
             self._first.labels(key).observe(ended.first_s)
             self._whole.labels(key).observe(ended.whole_s)
             between_s, number = ended.whole_s - ended.first_s, usage.completion_tokens

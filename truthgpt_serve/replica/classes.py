@@ -95,10 +95,10 @@ class ModelReplica:
                 await self._host.close()
                 raise
         app = self._guard.wrap(app, getattr(self._host.model, "fatal_error", None))
-        app = self._surround(app)
+        load = ReplicaLoad()
+        app = self._surround(app, load)
         context = serve.get_replica_context()
         own = context.replica_tag
-        load = ReplicaLoad()
         find_others = partial(_find_others, context.app_name, own)
         if self._is_unsaid:
             await asyncio.to_thread(_warn_of_open_port)
@@ -116,10 +116,14 @@ class ModelReplica:
         app = access.guard(Cors(app, self._allow_origins), hides_key=True)
         return load.working(AnthropicAnswers(app))
 
-    def _surround(self, app: Any) -> Any:
+    def _surround(self, app: Any, load: ReplicaLoad) -> Any:
         """Puts around the application what answers the same for every family, as the router does.
 
         What stands further out sees a request first, and an answer last.
+
+        Args:
+            app: The application.
+            load: Counts what the model works on, where requests wait in here.
         """
         host = self._host
         if self._stream_interval_s:
@@ -127,6 +131,9 @@ class ModelReplica:
         size, limit_s = host.max_body_bytes, host.max_request_s
         app = self._access.counting(NamedRequests(app, self._names))
         app = EncodedBodies(app, max_body_bytes=size, max_request_s=limit_s)
+        if self._access.has_queue:
+            limits = request_limits(host.config, host.spec)
+            app = self._access.in_turn(load.working(app), *limits)
         app = BoundedRequests(app, self._name, max_body_bytes=size, max_request_s=limit_s)
         return EditedHeads(app, of_application, with_stream_headers)
 

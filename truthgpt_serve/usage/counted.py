@@ -26,6 +26,7 @@ class Usage:
         images: Images that were made.
         megapixel_steps: Denoising steps times megapixels of these images.
         audio_s: Seconds of audio that were read or made.
+        queued_s: Seconds that it waited for its turn.
         broke_off: Whether an answer that had begun failed.
         reserve_images: Counts megapixel steps before the work, and may refuse them; None where
             they have no limit.
@@ -38,6 +39,7 @@ class Usage:
     images: int = 0
     megapixel_steps: float = 0.0
     audio_s: float = 0.0
+    queued_s: float = 0.0
     broke_off: bool = False
     reserve_images: Callable[[float], None] | None = None
     at_end: list[Callable[[Usage], None]] = field(default_factory=list, compare=False)

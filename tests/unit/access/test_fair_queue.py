@@ -1,0 +1,213 @@
+"""Whose request comes next, and who leaves a full queue."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+
+from truthgpt_serve.access.fair_queue import FairQueue, Ticket
+from truthgpt_serve.errors import OverloadedError
+
+
+@dataclass
+class Clock:
+    now_s: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@dataclass
+class Place:
+    """A queue with its clock; `run` ends requests one by one and says whose came next."""
+
+    num_places: int = 1
+    max_waiting: int = 100
+    clock: Clock = field(default_factory=Clock)
+    tickets: list[tuple[str, Ticket]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.queue = FairQueue(self.num_places, self.max_waiting, "model 'story'", self.clock)
+
+    def enter(self, name: str, weight: float = 1.0, priority: int = 0) -> Ticket:
+        ticket = self.queue.enter(name, weight, priority)
+        self.tickets.append((name, ticket))
+        return ticket
+
+    def running(self) -> list[tuple[str, Ticket]]:
+        """Returns what runs, by when it began."""
+        found = [pair for pair in self.tickets if pair[1]._begun_s]
+        return sorted(found, key=lambda pair: pair[1]._begun_s)
+
+    def run(self, number: int, seconds: float = 1.0) -> str:
+        """Ends the request that has run for longest, again and again; returns whose they were."""
+        names = ""
+        for _ in range(number):
+            self.clock.now_s += seconds
+            name, ticket = self.running()[0]
+            self.tickets.remove((name, ticket))
+            self.queue.leave(ticket)
+            names += name
+        return names
+
+
+def enter_until_refused(place: Place, name: str) -> None:
+    while True:
+        place.enter(name)
+
+
+async def test_a_burst_of_one_key_does_not_hold_up_the_others() -> None:
+    place = Place()
+    for _ in range(20):
+        place.enter("a")
+    assert place.run(5) == "aaaaa"
+    for _ in range(3):
+        place.enter("b")
+    # The one that runs ends; then both in turn.
+    order = place.run(8)
+    assert order.count("b") == 3
+    assert order.index("b") <= 2
+    assert order.rindex("b") <= 7
+    assert place.run(10) == "a" * 10
+
+
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+async def test_shares_follow_weights(weight: float) -> None:
+    place = Place(num_places=4, max_waiting=1000)
+    for _ in range(300):
+        place.enter("a", weight)
+        place.enter("b")
+    counts = Counter(place.run(200))
+    assert counts["a"] / counts["b"] == pytest.approx(weight, rel=0.1)
+
+
+async def test_long_requests_use_up_the_share_of_their_key() -> None:
+    place = Place(max_waiting=1000)
+    for _ in range(300):
+        place.enter("a")
+        place.enter("b")
+    taken = Counter[str]()
+    for _ in range(200):
+        name = place.running()[0][0]
+        seconds = 9.0 if name == "a" else 1.0
+        taken[name] += int(seconds)
+        place.run(1, seconds)
+    assert taken["a"] / taken["b"] == pytest.approx(1, rel=0.15)
+
+
+async def test_a_key_that_was_away_has_no_claim_on_the_past() -> None:
+    place = Place()
+    for _ in range(50):
+        place.enter("a")
+    place.run(40)
+    for _ in range(20):
+        place.enter("b")
+    assert place.run(15).count("a") >= 6
+
+
+async def test_priorities() -> None:
+    place = Place()
+    for name, priority in (("a", 0), ("b", -1), ("c", 5)):
+        for _ in range(2):
+            place.enter(name, priority=priority)
+    assert place.run(6) == "accabb"
+
+
+async def test_a_full_queue_makes_room_for_a_key_that_has_less() -> None:
+    place = Place(max_waiting=10)
+    for _ in range(11):
+        place.enter("a")
+    with pytest.raises(OverloadedError) as refused:
+        place.enter("a")
+    assert refused.value.retry_after_s == 1
+    for number in range(5):
+        place.enter("b")
+        assert sum(t.future.done() for _, t in place.tickets) == 2 + number
+    with pytest.raises(OverloadedError, match="11 requests run or wait"):
+        place.enter("b")
+    # The newest of the key that had most are told so.
+    evicted = [t for n, t in place.tickets if t.future.done() and t.future.exception()]
+    assert len(evicted) == 5
+    assert [t for n, t in place.tickets if n == "a"][-5:] == evicted
+    for ticket in evicted:
+        place.queue.leave(ticket)
+    assert place.queue.num_waiting == 10
+    place.enter("c", priority=1)
+    with pytest.raises(OverloadedError):
+        place.enter("d", priority=-1)
+    assert place.queue.num_waiting == 10
+
+
+async def test_a_full_queue_says_when_it_will_be_empty() -> None:
+    place = Place(num_places=2, max_waiting=10)
+    for _ in range(12):
+        place.enter("a")
+    place.run(3, seconds=4.0)
+    for _ in range(3):
+        place.enter("b")
+    with pytest.raises(OverloadedError) as refused:
+        enter_until_refused(place, "b")
+    # Ten wait for two places; requests take 4 s, then 8 s, as two ran at once.
+    assert refused.value.retry_after_s is not None
+    assert 20 <= refused.value.retry_after_s <= 45
+    assert place.queue.expected_s(priority=9) < place.queue.expected_s()
+
+
+async def test_whoever_leaves_early_takes_nobodys_place() -> None:
+    place = Place()
+    first, second, third = (place.enter(name) for name in "abc")
+    place.queue.leave(second)
+    assert second.future.cancelled()
+    place.queue.leave(second)
+    place.queue.leave(first)
+    assert third.future.done()
+    place.queue.leave(third)
+    place.queue.leave(third)
+    assert (place.queue.num_running, place.queue.num_waiting) == (0, 0)
+    assert place.queue.expected_s() == 0
+
+
+async def test_nothing_is_lost_in_a_long_random_run() -> None:
+    rng = random.Random(3)
+    place = Place(num_places=3, max_waiting=20)
+    waiting: list[Ticket] = []
+    for _ in range(20_000):
+        place.clock.now_s += rng.random()
+        if rng.random() < 0.5:
+            try:
+                name, weight, priority = (
+                    rng.choice("abcdef"),
+                    rng.choice((0.5, 1, 4)),
+                    rng.choice((0, 1)),
+                )
+                waiting.append(place.queue.enter(name, weight, priority))
+            except OverloadedError:
+                assert place.queue.num_waiting == 20
+        elif waiting:
+            place.queue.leave(waiting.pop(rng.randrange(len(waiting))))
+        running = sum(1 for t in waiting if t._begun_s)
+        assert place.queue.num_running == running <= 3
+        queued = [t for t in waiting if not t.future.done()]
+        assert len(queued) == place.queue.num_waiting <= 20
+        assert not queued or running == 3
+        for ticket in waiting:
+            if ticket.future.done() and ticket.future.exception():
+                assert not ticket._begun_s
+    for ticket in waiting:
+        place.queue.leave(ticket)
+    assert (place.queue.num_running, place.queue.num_waiting) == (0, 0)
+    assert len(place.queue._keys) <= 6
+
+
+async def test_many_keys_leave_nothing_behind() -> None:
+    place = Place()
+    for number in range(10_000):
+        ticket = place.queue.enter(f"key-{number}")
+        place.clock.now_s += 0.001
+        place.queue.leave(ticket)
+    assert len(place.queue._keys) <= 4096
+    await asyncio.sleep(0)

@@ -1,0 +1,139 @@
+"""Requests of keys wait for their turn, over real HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from truthgpt_serve.access.fair_queue import FairQueue
+from truthgpt_serve.access.identity import SCOPE_KEY, Identity
+from truthgpt_serve.access.turns import Turns, read_timeout
+from truthgpt_serve.errors import RequestError
+from truthgpt_serve.http.asgi import Receive, Scope, Send, send_json
+from truthgpt_serve.server.bounded import BoundedRequests
+from truthgpt_serve.usage.counted import Usage, counting
+
+OWNER = "model 'story'"
+
+
+class Service:
+    """A model that serves two requests at a time until they are let go; four may wait."""
+
+    def __init__(self) -> None:
+        self.queue = FairQueue(2, 4, OWNER)
+        self.usages: list[Usage] = []
+        self.served: list[str] = []
+        self.hold = asyncio.Semaphore(0)
+        turns = Turns(self._serve, self.queue, OWNER)
+        self._app = BoundedRequests(turns, "story", max_body_bytes=1000, max_request_s=20)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        name = dict(scope["headers"])[b"x-name"].decode()
+        identity = Identity(name, priority=5 if name == "first" else 0)
+        usage = Usage()
+        self.usages.append(usage)
+        with counting(usage):
+            await self._app({**scope, SCOPE_KEY: identity}, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.served.append(dict(scope["headers"])[b"x-name"].decode())
+        if scope["method"] == "POST":
+            await self.hold.acquire()
+        await send_json(send, {})
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[tuple[Service, httpx.AsyncClient]]:
+    service = Service()
+    transport = httpx.ASGITransport(service)
+    async with httpx.AsyncClient(transport=transport, base_url="http://model") as client:
+        yield service, client
+        service.hold.release()
+
+
+async def ask(client: httpx.AsyncClient, name: str, method: str = "POST", **headers: str) -> Any:
+    given = {"x-name": name, **{key.replace("_", "-"): value for key, value in headers.items()}}
+    return await client.request(method, "/", headers=given)
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_order_and_refusals(service: tuple[Service, httpx.AsyncClient]) -> None:
+    model, client = service
+    asked = []
+    for name in ("a", "a", "a", "a", "a", "b", "first"):
+        asked.append(asyncio.create_task(ask(client, name)))
+        await until(lambda: model.queue.num_running + model.queue.num_waiting >= min(6, len(asked)))
+    # `first` took the place of the newest of the key with the most.
+    refused = await asked[4]
+    assert refused.status_code == 429
+    assert refused.json()["error"]["code"] == "overloaded"
+    assert int(refused.headers["retry-after"]) >= 1
+    # What is read does not wait.
+    assert (await ask(client, "reader", "GET")).status_code == 200
+    for _ in range(6):
+        model.hold.release()
+    answers = await asyncio.gather(*asked[:4], *asked[5:])
+    assert [answer.status_code for answer in answers] == [200] * 6
+    assert model.served[:4] == ["a", "a", "reader", "first"]
+    assert sorted(model.served[4:]) == ["a", "a", "b"]
+    assert model.usages[0].queued_s == 0
+    assert model.usages[5].queued_s > 0
+
+
+async def test_a_client_that_leaves_never_begins(
+    service: tuple[Service, httpx.AsyncClient],
+) -> None:
+    model, client = service
+    running = [asyncio.create_task(ask(client, "a")) for _ in range(2)]
+    await until(lambda: model.queue.num_running == 2)
+    left = asyncio.create_task(ask(client, "left"))
+    await until(lambda: model.queue.num_waiting == 1)
+    left.cancel()
+    await until(lambda: model.queue.num_waiting == 0)
+    for _ in range(2):
+        model.hold.release()
+    await asyncio.gather(*running)
+    assert model.served == ["a", "a"]
+    assert model.queue.num_running == 0
+
+
+async def test_deadlines(service: tuple[Service, httpx.AsyncClient]) -> None:
+    model, client = service
+    for _ in range(2):  # so that it is known how long requests take
+        asked = asyncio.create_task(ask(client, "a"))
+        await asyncio.sleep(0.2)
+        model.hold.release()
+        await asked
+    running = [asyncio.create_task(ask(client, "a")) for _ in range(3)]
+    await until(lambda: model.queue.num_waiting == 1)
+    early = await ask(client, "b", x_request_timeout_ms="20")
+    assert early.status_code == 429
+    message = early.json()["error"]["message"]
+    assert message.startswith("The turn of this request at model 'story' would come in about 0.")
+    late = await ask(client, "b", x_request_timeout_ms="500")
+    assert late.status_code == 429
+    assert "has not come, and it may take 0.5 s" in late.json()["error"]["message"]
+    assert model.queue.num_waiting == 1
+    for _ in range(3):
+        model.hold.release()
+    assert [answer.status_code for answer in await asyncio.gather(*running)] == [200] * 3
+    model.hold.release()
+    assert (await ask(client, "b", x_request_timeout_ms="20")).status_code == 200
+
+
+@pytest.mark.parametrize("value", ["", "0", "-5", "1.5", "soon", "9999999999", "¹"])
+def test_headers_that_say_no_time(value: str) -> None:
+    headers = [(b"x-request-timeout-ms", value.encode("latin-1"))]
+    with pytest.raises(RequestError, match="whole number of milliseconds"):
+        read_timeout({"headers": headers})
+    assert read_timeout({"headers": []}) is None
+    assert read_timeout({"headers": [(b"x-request-timeout-ms", b"1500")]}) == 1.5

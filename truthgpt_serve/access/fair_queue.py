@@ -1,0 +1,221 @@
+"""Says which waiting request comes next: a key with many requests does not hold up the others.
+
+Requests with a higher priority come first. Among those of one priority each key gets a share of the
+time that requests take, by its weight: start-time fair queueing (Goyal et al., SIGCOMM 1996), with
+the mean time of the key's requests charged when one begins, and corrected when it ends. In a full
+queue a request takes the place of the newest one of the key that has the most there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+
+from truthgpt_serve.errors import OverloadedError
+
+MAX_RETRY_S = 60
+_NEW_SHARE = 0.2
+"""How much the newest request counts in a mean."""
+_MAX_IDLE_KEYS = 4096
+
+
+class _Key:
+    """What is known of a key.
+
+    Attributes:
+        waiting: Its requests, oldest first.
+        running: How many of its requests run.
+        ready_s: The time of requests that it has had, divided by its weight, on the queue's clock
+            of shares; the key with the least comes next.
+        mean_s: How long its requests take.
+        weight: Its share, in proportion to those of others.
+    """
+
+    __slots__ = ("mean_s", "name", "priority", "ready_s", "running", "waiting", "weight")
+
+    def __init__(self, name: str, ready_s: float, mean_s: float) -> None:
+        self.name = name
+        self.waiting: deque[Ticket] = deque()
+        self.running = 0
+        self.ready_s = ready_s
+        self.mean_s = mean_s
+        self.weight = 1.0
+        self.priority = 0
+
+
+class Ticket:
+    """One request in the queue, or at work."""
+
+    __slots__ = ("_begun_s", "_charged_s", "_key", "future")
+
+    def __init__(self, key: _Key, future: asyncio.Future[None]) -> None:
+        self._key = key
+        self._begun_s = self._charged_s = 0.0
+        self.future = future
+
+
+class FairQueue:
+    """The places of one replica, and who waits for them. For one event loop.
+
+    Args:
+        num_places: Requests that run at the same time.
+        max_waiting: Requests that wait for a place.
+        owner: Whose queue it is, for messages, such as `model 'story'`.
+        clock: The time in seconds, which only goes forward.
+    """
+
+    def __init__(
+        self,
+        num_places: int,
+        max_waiting: int,
+        owner: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._num_places = num_places
+        self._max_waiting = max_waiting
+        self._owner = owner
+        self._clock = clock
+        self._keys: dict[str, _Key] = {}
+        self._share_s = 0.0
+        self._mean_s = 0.0
+        self.num_running = 0
+        self.num_waiting = 0
+
+    def enter(self, name: str, weight: float = 1.0, priority: int = 0) -> Ticket:
+        """Takes a place, or a place in the queue; the ticket's future says when its turn comes.
+
+        Whoever has entered leaves by `leave`, whatever happened.
+
+        Args:
+            name: Of the key.
+            weight: Its share.
+            priority: The higher, the earlier.
+
+        Raises:
+            OverloadedError: The queue is full.
+        """
+        key = self._find(name)
+        key.weight, key.priority = weight, priority
+        ticket = Ticket(key, asyncio.get_running_loop().create_future())
+        if self.num_running < self._num_places and not self.num_waiting:
+            self._begin(key, ticket)
+            return ticket
+        if self.num_waiting >= self._max_waiting:
+            try:
+                self._make_room(key)
+            except OverloadedError:
+                self._forget(key)
+                raise
+        if not key.waiting and not key.running:
+            key.ready_s = max(key.ready_s, self._share_s)
+        key.waiting.append(ticket)
+        self.num_waiting += 1
+        return ticket
+
+    def leave(self, ticket: Ticket) -> None:
+        """Gives a place back, or the place in the queue; the next one's turn comes."""
+        key = ticket._key
+        if ticket in key.waiting:
+            key.waiting.remove(ticket)
+            self.num_waiting -= 1
+            ticket.future.cancel()
+        elif ticket._begun_s:
+            taken_s = self._clock() - ticket._begun_s
+            ticket._begun_s = 0.0
+            key.running -= 1
+            self.num_running -= 1
+            key.ready_s += (taken_s - ticket._charged_s) / key.weight
+            key.mean_s = _mean(key.mean_s, taken_s)
+            self._mean_s = _mean(self._mean_s, taken_s)
+        elif ticket.future.done() and not ticket.future.cancelled():
+            ticket.future.exception()  # whoever waited may have left before it was told
+        self._forget(key)
+        while self.num_waiting and self.num_running < self._num_places:
+            self._next()
+
+    def expected_s(self, priority: int = 0) -> float:
+        """Returns how long a request that comes now may wait, as requests have been lately."""
+        if self.num_running < self._num_places and not self.num_waiting:
+            return 0.0
+        before = sum(len(key.waiting) for key in self._keys.values() if key.priority >= priority)
+        return (before + 1) * self._mean_s / self._num_places
+
+    def _next(self) -> None:
+        key = min(
+            (key for key in self._keys.values() if key.waiting),
+            key=lambda key: (-key.priority, key.ready_s),
+        )
+        ticket = key.waiting.popleft()
+        self.num_waiting -= 1
+        self._begin(key, ticket)
+
+    def _begin(self, key: _Key, ticket: Ticket) -> None:
+        if not key.running and not key.waiting:
+            key.ready_s = max(key.ready_s, self._share_s)
+        self._share_s = max(self._share_s, key.ready_s)
+        key.running += 1
+        self.num_running += 1
+        # At least 1 us, as it also says that the request runs.
+        ticket._begun_s = self._clock() or 1e-6
+        ticket._charged_s = key.mean_s
+        key.ready_s += key.mean_s / key.weight
+        if not ticket.future.done():
+            ticket.future.set_result(None)
+
+    def _make_room(self, arriving: _Key) -> None:
+        """Puts the newest request of the key with the most waiting out of the queue.
+
+        Raises:
+            OverloadedError: That key is the arriving one, or has no more than it.
+        """
+        longest = min(
+            (key for key in self._keys.values() if key.waiting),
+            key=lambda key: (key.priority, -len(key.waiting) / key.weight),
+            default=None,
+        )
+        error = self._overloaded(arriving)
+        if longest is None or longest.priority > arriving.priority:
+            raise error
+        share = (len(arriving.waiting) + 1) / arriving.weight
+        is_even = len(longest.waiting) / longest.weight <= share
+        if longest.priority == arriving.priority and is_even:
+            raise error
+        ticket = longest.waiting.pop()
+        self.num_waiting -= 1
+        if not ticket.future.done():
+            ticket.future.set_exception(self._overloaded(longest))
+        self._forget(longest)
+
+    def _overloaded(self, key: _Key) -> OverloadedError:
+        wait_s = min(MAX_RETRY_S, max(1, math.ceil(self.expected_s(key.priority))))
+        number = self.num_running + self.num_waiting
+        return OverloadedError(
+            f"The queue of {self._owner} is full: {number} requests run or wait; try again in "
+            f"{wait_s} s",
+            retry_after_s=wait_s,
+        )
+
+    def _find(self, name: str) -> _Key:
+        key = self._keys.get(name)
+        if key is None:
+            if len(self._keys) >= _MAX_IDLE_KEYS:
+                self._drop_idle()
+            key = self._keys[name] = _Key(name, self._share_s, self._mean_s)
+        return key
+
+    def _forget(self, key: _Key) -> None:
+        """Drops a key of which nothing is left to be known."""
+        is_idle = not key.waiting and not key.running and key.ready_s <= self._share_s
+        if is_idle and self._keys.get(key.name) is key:  # a ticket may outlive its key
+            del self._keys[key.name]
+
+    def _drop_idle(self) -> None:
+        for key in [key for key in self._keys.values() if not key.waiting and not key.running]:
+            del self._keys[key.name]
+
+
+def _mean(mean_s: float, new_s: float) -> float:
+    return new_s if not mean_s else mean_s + _NEW_SHARE * (new_s - mean_s)

@@ -1,0 +1,98 @@
+"""Has the requests of keys wait for their turn at a model, in a fair order.
+
+Stands where a request's time is bounded and its client's leaving cancels it. Without keys, Ray
+Serve's own queue, first come first served, does it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from typing import Any
+
+from truthgpt_serve.access.fair_queue import FairQueue, Ticket
+from truthgpt_serve.access.identity import ANONYMOUS, identity_of
+from truthgpt_serve.errors import OverloadedError, RequestError
+from truthgpt_serve.http.asgi import Receive, Scope, Send, header
+from truthgpt_serve.usage.counted import current_usage
+
+TIMEOUT_HEADER = b"x-request-timeout-ms"
+MAX_DIGITS = 9
+_READS = ("GET", "HEAD")
+
+
+class Turns:
+    """An application with some places, for which requests wait in a fair queue.
+
+    Args:
+        app: The application; something around it answers the errors that this raises.
+        queue: The places.
+        owner: Whose queue it is, for messages, such as `model 'story'`.
+    """
+
+    def __init__(self, app: Any, queue: FairQueue, owner: str) -> None:
+        self._app = app
+        self._queue = queue
+        self._owner = owner
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one ASGI connection.
+
+        Raises:
+            OverloadedError: The queue is full, or its turn would come too late.
+            RequestError: Its header says no time.
+        """
+        if scope["type"] != "http" or scope["method"] in _READS:
+            await self._app(scope, receive, send)
+            return
+        identity = identity_of(scope) or ANONYMOUS
+        limit_s = read_timeout(scope)
+        if limit_s is not None:
+            self._check(identity.priority, limit_s)
+        ticket = self._queue.enter(identity.name, identity.weight, identity.priority)
+        try:
+            await self._wait(ticket, limit_s)
+            await self._app(scope, receive, send)
+        finally:
+            self._queue.leave(ticket)
+
+    def _check(self, priority: int, limit_s: float) -> None:
+        expected_s = self._queue.expected_s(priority)
+        if expected_s > limit_s:
+            raise self._too_late(f"would come in about {expected_s:.1f} s", limit_s, expected_s)
+
+    async def _wait(self, ticket: Ticket, limit_s: float | None) -> None:
+        if ticket.future.done() and not ticket.future.exception():
+            return
+        began_s = time.monotonic()
+        try:
+            async with asyncio.timeout(limit_s):
+                await ticket.future
+        except TimeoutError:
+            raise self._too_late("has not come", limit_s or 0.0, 1) from None
+        finally:
+            if (usage := current_usage()) is not None:
+                usage.queued_s += time.monotonic() - began_s
+
+    def _too_late(self, what: str, limit_s: float, retry_after_s: float) -> OverloadedError:
+        return OverloadedError(
+            f"The turn of this request at {self._owner} {what}, and it may take {limit_s:g} s "
+            "(`x-request-timeout-ms`)",
+            retry_after_s=max(1, math.ceil(retry_after_s)),
+        )
+
+
+def read_timeout(scope: Scope) -> float | None:
+    """Returns how long a request may take as its header says, in seconds; None without one.
+
+    Raises:
+        RequestError: It says no time.
+    """
+    value = header(scope["headers"], TIMEOUT_HEADER)
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > MAX_DIGITS or not int(value):
+        message = "`x-request-timeout-ms` must be a whole number of milliseconds from 1"
+        raise RequestError(message)
+    return int(value) / 1000
