@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import csv
 import importlib.util
@@ -19,6 +20,7 @@ import httpx
 import openai
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.local_cluster import LocalCluster, model_application, router_application
 from tests.serve.browser import open_browser
@@ -34,6 +36,7 @@ REREAD_S = 2.0
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "one two"}], "max_tokens": 2}
 ASKED: Any = CHAT["messages"]
 WAYS = ("", "/models/echo")
+FEW_ENGINE = {"token_interval_s": 0.05}
 PLAYGROUND = {
     "name": "ui",
     "route_prefix": "/ui",
@@ -74,14 +77,19 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
         "team": add_key(file, {"name": "team"}),
         "narrow": add_key(file, {"name": "narrow", "models": ["other"]}),
         "alias": add_key(file, {"name": "alias", "models": ["gpt-4o-mini"]}),
+        "greedy": add_key(file, {"name": "greedy", "models": ["few"]}),
+        "steady": add_key(file, {"name": "steady", "models": ["few"]}),
+        "modest": add_key(file, {"name": "modest", "models": ["few"], "tokens_per_minute": 120}),
     }
     auth = {"keys_file": str(file)}
     small = {"model": {"family": "echo"}, "hardware": {"cpus": 0.1, "gpus": 0}, "auth": auth}
     with LocalCluster(RAY_ENV) as cluster:
         aliases = {"serving": {"aliases": ["gpt-4o-mini"], "num_replicas": 2}}
+        few = {"max_ongoing_requests": 2, "max_queued_requests": 40, "engine": FEW_ENGINE}
         applications = [
             model_application("echo", {**small, **aliases}),
             model_application("other", small),
+            model_application("few", {**small, "serving": few}),
             router_application(cluster.port, num_replicas=1, auth=auth),
             *([] if importlib.util.find_spec("gradio") is None else [PLAYGROUND]),
         ]
@@ -116,6 +124,81 @@ def test_a_limited_key_counts_on_all_ways_together(guarded: Guarded) -> None:
         assert refused.status_code == 429
         assert refused.json()["error"]["code"] == "rate_limit_exceeded"
         assert 1 <= int(refused.headers["retry-after"]) <= 61
+
+
+async def use_few(guarded: Guarded) -> tuple[list[float], list[int], float]:
+    """One key asks for more than the model can do at once; returns how another one fares.
+
+    Returns:
+        How long its requests took, in seconds; the statuses of the first key's; how long those
+        took together.
+    """
+    url = f"{guarded.cluster.url}/v1/chat/completions"
+    began_s = time.monotonic()
+    async with httpx.AsyncClient(timeout=LIMIT_S) as client:
+
+        async def ask(key: str) -> int:
+            body = {**CHAT, "model": "few", "max_tokens": 10}
+            headers = {"authorization": f"Bearer {guarded.keys[key]}"}
+            answer = await client.post(url, json=body, headers=headers)
+            assert answer.status_code in (200, 429), answer.text
+            assert answer.status_code == 200 or key == "greedy", answer.text
+            return answer.status_code
+
+        burst = [asyncio.create_task(ask("greedy")) for _ in range(60)]
+        await asyncio.sleep(0.5)
+        times = []
+        for _ in range(4):
+            asked_s = time.monotonic()
+            await ask("steady")
+            times.append(time.monotonic() - asked_s)
+        statuses = list(await asyncio.gather(*burst))
+    return times, statuses, time.monotonic() - began_s
+
+
+def test_a_burst_of_one_key_does_not_hold_up_another(guarded: Guarded) -> None:
+    times, statuses, whole_s = asyncio.run(use_few(guarded))
+    # Two at a time, half a second each: one that comes last would wait for ten seconds.
+    assert whole_s > 8
+    assert max(times) < 3
+    assert set(statuses) == {200, 429}
+    assert 38 <= statuses.count(200) <= 42
+
+
+def test_tokens_are_counted_and_limited(guarded: Guarded) -> None:
+    url = f"{guarded.cluster.url}/v1/chat/completions"
+    headers = {"authorization": f"Bearer {guarded.keys['modest']}"}
+    statuses = []
+    for _ in range(30):
+        answer = httpx.post(
+            url, json={**CHAT, "model": "few", "stream": True}, headers=headers, timeout=LIMIT_S
+        )
+        statuses.append(answer.status_code)
+        if answer.status_code == 429:
+            break
+        assert answer.headers["x-ratelimit-limit-tokens"] == "120"
+    assert answer.json()["error"]["code"] == "rate_limit_exceeded"
+    assert answer.json()["error"]["message"].startswith("The key 'modest' may use 120 tokens in a")
+    assert "x-ratelimit-reset-tokens" in answer.headers
+    page = httpx.get(
+        f"{guarded.cluster.url}/models/few/metrics",
+        headers={"authorization": f"Bearer {guarded.keys['modest']}"},
+        timeout=LIMIT_S,
+    ).text
+    found = {
+        (
+            sample.name,
+            sample.labels["key"],
+            sample.labels.get("kind", sample.labels.get("outcome")),
+        ): sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+        if "key" in sample.labels
+    }
+    assert found["truthgpt_key_requests_total", "modest", "ok"] >= len(statuses) - 1
+    assert found["truthgpt_key_requests_total", "modest", "refused"] >= 1
+    assert found["truthgpt_key_tokens_total", "modest", "completion"] >= 2 * (len(statuses) - 1)
+    assert found["truthgpt_key_tokens_total", "modest", "prompt"] >= 2 * (len(statuses) - 1)
 
 
 def has_failed(cluster: LocalCluster, application: str) -> bool:
@@ -303,14 +386,15 @@ def test_processes_of_the_service_ask_each_other(guarded: Guarded) -> None:
 def test_the_client_of_anthropic(guarded: Guarded) -> None:
     for way in WAYS:
         options: Any = {"base_url": guarded.base(way), "max_retries": 0, "timeout": LIMIT_S}
-        with anthropic.Anthropic(api_key=guarded.keys["team"], **options) as client:
-            answer = client.messages.create(model="echo", max_tokens=2, messages=ASKED)
-            assert answer.usage.output_tokens == 2
-        with (
-            anthropic.Anthropic(api_key="sk-wrong", **options) as client,
-            pytest.raises(anthropic.AuthenticationError),
+        for key, error in (
+            (guarded.keys["narrow"], anthropic.NotFoundError),
+            ("sk-wrong", anthropic.AuthenticationError),
         ):
-            client.messages.create(model="echo", max_tokens=2, messages=ASKED)
+            with anthropic.Anthropic(api_key=key, **options) as client, pytest.raises(error):
+                client.messages.create(model="echo", max_tokens=2, messages=ASKED)
+        with anthropic.Anthropic(api_key=guarded.keys["team"], **options) as client:
+            found: Any = client.messages.create(model="echo", max_tokens=2, messages=ASKED)
+        assert found.content[0].text.split() == ["one", "two"]
 
 
 def test_the_command_line(guarded: Guarded) -> None:
