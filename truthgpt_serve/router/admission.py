@@ -18,6 +18,8 @@ from truthgpt_serve.queue_full import queue_full
 from truthgpt_serve.router.model_entry import ModelEntry
 
 WAIT_S = 1.0
+FAIR_QUEUE = "fair"
+"""What `limits.queue` of a model's card says if requests wait in an order of their keys."""
 RESERVE = 32
 """Requests beyond what the models hold: those that a router answers by itself, or has wait."""
 
@@ -57,13 +59,19 @@ def held_by_model(entries: Iterable[ModelEntry], most_s: float) -> dict[str, int
 
 
 def _limits(entry: ModelEntry) -> tuple[int, int] | None:
-    """Returns how many requests all replicas of a model work on, and how many they queue."""
+    """Returns how many requests all replicas of a model work on, and how many they queue.
+
+    Replicas with a fair queue get twice as many: a request may take the place of another key's
+    there, so they have to see more than they hold.
+    """
     limits = entry.card.get("limits") or {}
     ongoing = limits.get("max_ongoing_requests")
     queued = limits.get("max_queued_requests")
     if not isinstance(ongoing, int) or not isinstance(queued, int):
         return None
     num_replicas = max(1, entry.num_replicas)  # where none runs yet, one is about to
+    if limits.get("queue") == FAIR_QUEUE:
+        queued = ongoing + 2 * queued
     return ongoing * num_replicas, queued * num_replicas
 
 
