@@ -44,6 +44,7 @@ def keys() -> None:
 )  # fmt: skip
 @click.option("--max-concurrent", type=int, metavar="N", help="Requests at the same time.")
 @click.option("--priority", type=int, metavar="P", help="The higher, the less it waits.")
+@click.option("--weight", type=float, metavar="W", help="Its share where models are busy; 1.")
 @click.option("--expires", metavar="WHEN", help="2027-01-31, 2027-01-31T12:00:00Z, or 90d.")
 @click.option("--admin", is_flag=True, help="It may read what all keys use.")
 def add(name: str, file: Path | None, models: str | None, **options: Any) -> None:
@@ -191,7 +192,7 @@ def _print_table(entries: list[KeyEntry]) -> None:
     from rich.table import Table
 
     table = Table(box=None)
-    for title in ("NAME", "MODELS", "LIMITS", "PRIORITY", "EXPIRES", "CREATED", "STATE"):
+    for title in ("NAME", "MODELS", "LIMITS", "PRIORITY", "WEIGHT", "EXPIRES", "CREATED", "STATE"):
         table.add_column(title, overflow="fold")
     for entry in entries:
         table.add_row(
@@ -199,6 +200,7 @@ def _print_table(entries: list[KeyEntry]) -> None:
             escape(", ".join(entry.models or ["all"])),
             _limits(entry),
             str(entry.priority),
+            f"{entry.weight:g}",
             entry.expires or DASH,
             entry.created or DASH,
             _state(entry),

@@ -22,7 +22,8 @@ def test_a_keys_life(tmp_path: Path) -> None:
     done = run(
         tmp_path, "add", "team", "--models", "story, sh*", "--requests-per-minute", "60",
         "--tokens-per-minute", "1000", "--image-megapixel-steps-per-minute", "2.5",
-        "--max-concurrent", "4", "--priority", "-3", "--expires", "90d", "--admin",
+        "--max-concurrent", "4", "--priority", "-3", "--weight", "2.5",
+        "--expires", "90d", "--admin",
     )  # fmt: skip
     assert (done.returncode, done.stdout.count("\n")) == (0, 1)
     key = done.stdout.strip()
@@ -33,6 +34,7 @@ def test_a_keys_life(tmp_path: Path) -> None:
     assert entry.sha256 == digest(key.encode()).hex()
     assert (entry.models, entry.requests_per_minute) == (["story", "sh*"], 60)
     assert (entry.priority, entry.admin, entry.max_concurrent) == (-3, True, 4)
+    assert entry.weight == 2.5
     rotated = run(tmp_path, "rotate", "team", "--grace", "5").stdout.strip()
     assert rotated != key
     listed = run(tmp_path, "list").stdout

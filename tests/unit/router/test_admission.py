@@ -43,6 +43,13 @@ class Client:
         return True
 
 
+def test_more_than_a_fair_queue_holds_comes_to_it() -> None:
+    """For there a request may take the place of another key's."""
+    fair = entry_of(2, limits={**LIMITS, "queue": "fair", "max_request_s": 5})
+    assert held_by_model([fair], 10) == {"m": 2 * 2 * (2 + 4)}
+    assert capacity([fair]) == 24 + RESERVE
+
+
 @pytest.mark.parametrize(
     ("num_replicas", "num_routers", "limit"),
     [(0, 1, 6), (1, 1, 6), (1, 2, 3), (1, 9, 2), (3, 2, 9)],
