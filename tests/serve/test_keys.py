@@ -98,6 +98,10 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
         yield Guarded(cluster, file, keys, f"{replica_address(cluster, 'echo')}/models/echo")
 
 
+def test_what_keeps_usage_starts_with_the_router(guarded: Guarded) -> None:
+    assert usage_keeper(guarded.cluster).is_running()
+
+
 def test_a_limited_key_counts_on_all_ways_together(guarded: Guarded) -> None:
     key = add_key(guarded.file, {"name": "limited", "requests_per_minute": 6})
     ways = [("", {}), ("", {WAY_HEADER: "router"}), ("/models/echo", {}), ("port", {})]

@@ -45,7 +45,7 @@ from truthgpt_serve.server.bounded import BoundedRequests
 from truthgpt_serve.server.encoded_bodies import EncodedBodies
 from truthgpt_serve.server.execution.garbage import collecting_seldom
 from truthgpt_serve.server.faults import ReplicaGuard
-from truthgpt_serve.usage.collector import UsageCollector, open_recorder
+from truthgpt_serve.usage.collector import CollectorError, UsageCollector, open_recorder
 
 logger = logging.getLogger(__name__)
 
@@ -203,10 +203,9 @@ class Router:
         self._config = load_router_config(config)
         with cause_first("router", lambda text: text):
             self._access = Access(auth, self._config.cors.allow_origins)
-        self._fetch_usage = None
+        self._usage = None
         if auth is not None and auth.keys_file is not None:
-            usage = UsageCollector(auth.keys_file, auth.usage_file, auth.keep_days)
-            self._fetch_usage = usage.query
+            self._usage = UsageCollector(auth.keys_file, auth.usage_file, auth.keep_days)
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Finds this node's proxy; the application starts with Serve's lifespan event."""
@@ -220,8 +219,11 @@ class Router:
             files=SharedFiles(),
             socket=proxy_socket(),
             internal_headers=self._access.internal_headers,
-            fetch_usage=self._fetch_usage,
+            fetch_usage=self._usage.query if self._usage is not None else None,
         )
+        if self._usage is not None:
+            with contextlib.suppress(CollectorError):  # whoever needs it says so
+                await asyncio.to_thread(self._usage.start)
         app = Cors(router, self._config.cors.allow_origins)
         answer_aside(app, (HEALTH, METRICS, "/ready"), lambda app: app, self._access.guard)
         return AnthropicAnswers(self._access.guard(app))

@@ -1,7 +1,8 @@
 """One process of the cluster keeps the usage of all replicas: a named actor on the head node.
 
-The actor is made when the first usage comes, outlives the replicas, and is started again when it
-dies. Its file stays on the head node's disk. What is here blocks: call it from a thread.
+The router makes the actor, or the replica that has usage first. It outlives both, and is started
+again when it dies. Its file stays on the head node's disk. What is here blocks: call it from a
+thread.
 """
 
 from __future__ import annotations
@@ -88,6 +89,16 @@ class UsageCollector:
         self._lock = threading.Lock()
         self._actor: Any = None
         self._waiting: tuple[Batch, Any] | None = None
+
+    def start(self) -> None:
+        """Has the actor started, and does not wait for it.
+
+        The router does: the actor would have the packages of a model's `runtime_env` too.
+
+        Raises:
+            CollectorError: Ray does not start it now.
+        """
+        self._find()
 
     def send(self, batch: Batch) -> None:
         """Hands a batch over; returns when it is on the disk. For one thread.

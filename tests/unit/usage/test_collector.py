@@ -47,8 +47,10 @@ def test_outside_a_cluster_nothing_is_started(
     recorder.add("a", "m", Usage(), False)
     recorder.close()
     assert "belongs to no Ray cluster" in caplog.text
-    with pytest.raises(CollectorError, match="belongs to no Ray cluster"):
-        UsageCollector("keys.yaml").query(ALL)
+    collector = UsageCollector("keys.yaml")
+    for call in (collector.start, lambda: collector.query(ALL)):
+        with pytest.raises(CollectorError, match="belongs to no Ray cluster"):
+            call()
 
 
 def test_its_imports_are_light() -> None:
