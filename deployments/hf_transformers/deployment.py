@@ -7,6 +7,7 @@ one of the class's.
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -51,6 +52,9 @@ class TextModel(EngineModel):
         gives_logprobs: Tokens may come with their log probabilities.
         gives_prompt_logprobs: The same for those of prompts; known once the model is loaded.
         takes_logit_bias: Logits may be changed by `logit_bias`.
+        takes_constraint: Answers may be bound by a compiled grammar, where `xgrammar` is installed.
+        vocab_size: Logits of one position, once the model is loaded.
+        end_token_ids: Tokens that end an answer, once the model is loaded.
         context_length: Tokens of prompt and answer together, once the model is loaded.
     """
 
@@ -64,7 +68,9 @@ class TextModel(EngineModel):
         self.tokenizer: Any = None
         self.default_max_new_tokens = 256
         self.gives_prompt_logprobs = False
-        self.context_length = 0
+        self.takes_constraint = False
+        self.context_length = self.vocab_size = 0
+        self.end_token_ids: tuple[int, ...] = ()
         self._pool: ThreadPoolExecutor | None = None
         self._scoring: ThreadPoolExecutor | None = None
 
@@ -81,6 +87,10 @@ class TextModel(EngineModel):
         self.default_max_new_tokens = self._engine.default_max_new_tokens
         self.gives_prompt_logprobs = self._engine.scores_prompts
         self.context_length = self._engine.context_length
+        self.vocab_size = self._engine.vocab_size
+        self.end_token_ids = tuple(self._engine.end_ids)
+        has_compiler = importlib.util.find_spec("xgrammar") is not None
+        self.takes_constraint = has_compiler and bool(self.end_token_ids)
         self._scoring = ThreadPoolExecutor(1, thread_name_prefix="scoring")
         # One thread: a fast tokenizer refuses two callers that need different settings.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")

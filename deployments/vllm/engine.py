@@ -39,7 +39,6 @@ from deployments.vllm.grammar.engine_hooks import (
     describe_compiler,
     mend_checks,
 )
-from deployments.vllm.grammar.gate import GrammarGate
 from deployments.vllm.hardware import (
     binds_threads,
     gpu_turn,
@@ -55,6 +54,7 @@ from deployments.vllm.patches.rejected_tokens import mend_answers
 from deployments.vllm.toolchain import prepare_compilers
 from truthgpt_serve.config.text_limits import TextLimitsSection
 from truthgpt_serve.errors import ConfigError, Fault, TruthGPTError, UnavailableError
+from truthgpt_serve.grammar.gate import GrammarGate
 from truthgpt_serve.server.text_limits import TextLimits
 
 logger = logging.getLogger(__name__)

@@ -131,6 +131,7 @@ class Application(RoutedFront):
 
     async def stop(self) -> None:
         """Closes what the routes hold, and the host if it is the application's own."""
+        self._text.close()
         self._images.close()
         self._audio.close()
         if self._owns_host:

@@ -30,6 +30,12 @@ def _check_ids(value: list[Any]) -> list[int]:
     return value
 
 
+def _check_constraint(value: Any) -> Any:
+    if value is not None and type(value).__name__ != "CompiledGrammar":
+        raise wanted("a compiled grammar, which `response_format` on OpenAI's routes becomes")
+    return value
+
+
 class TextInputs(SamplingFields):
     """The inputs of one request."""
 
@@ -41,6 +47,7 @@ class TextInputs(SamplingFields):
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
     prompt_logprobs: bool = False
     logit_bias: dict[int, float] = Field(default_factory=dict)
+    constraint: Annotated[Any, AfterValidator(_check_constraint)] = None
 
 
 def read_call(
@@ -81,14 +88,16 @@ def read_call(
         # With a prompt that fills it all there is no room for the answer's first token.
         num_tokens = len(prompt) + (not info.encodes)
         raise ContextLengthError(max_len, num_tokens, param="text")
+    bound = request.constraint is not None  # then the grammar says where the answer ends
     return TextCall(
         prompt=prompt,
         max_new_tokens=min(wanted, room),
         sampling=_sampling(request, info, next_seed),
         stops=tuple(request.stop),
-        end_ids=frozenset() if request.ignore_eos else info.end_ids,
+        end_ids=frozenset() if request.ignore_eos and not bound else info.end_ids,
         num_top=request.logprobs,
         scores_prompt=request.prompt_logprobs and request.logprobs is not None,
+        constraint=request.constraint,
     )
 
 
@@ -115,6 +124,8 @@ def _sampling(request: TextInputs, info: TextInfo, next_seed: Callable[[], int])
         raise bad_field("logit_bias", _beyond(token, info))
     if min(request.logit_bias, default=0) < 0:
         raise bad_field("logit_bias", "has a token id below 0")
+    if request.constraint is not None:
+        given["min_tokens"] = 0
     given["logit_bias"] = tuple(request.logit_bias.items())
     base = info.sampled if any(name in given for name in SAMPLES) else info.sampling
     if "seed" not in given:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from deployments.hf_transformers.generation.binding import start_matcher
 from deployments.hf_transformers.generation.sampling import Row, Sampling, TokenLogprob
 from truthgpt_serve.channel import Channel
 from truthgpt_serve.server.text.routes import TextFilter
@@ -32,6 +34,7 @@ class TextCall:
         num_top: How many of the likeliest tokens are wanted beside each token; None for no log
             probabilities.
         scores_prompt: Whether the log probabilities of the prompt are wanted, too.
+        constraint: The compiled grammar that binds the answer, or None.
     """
 
     prompt: list[int]
@@ -41,6 +44,7 @@ class TextCall:
     end_ids: frozenset[int] = frozenset()
     num_top: int | None = None
     scores_prompt: bool = False
+    constraint: Any = None
 
 
 class Detokenizer:
@@ -96,7 +100,10 @@ class TextJob:
     ) -> None:
         self.call = call
         self.name = name
-        self.row = Row(call.sampling, call.prompt, call.end_ids, num_top=call.num_top)
+        matcher = start_matcher(call.constraint)
+        self.row = Row(
+            call.sampling, call.prompt, call.end_ids, num_top=call.num_top, matcher=matcher
+        )
         self.num_tokens = 0
         self.finished = False
         self.reason: str | None = None

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from deployments.vllm.application.request_models import check_kinds
-from deployments.vllm.grammar.fields import find_grammars
-from deployments.vllm.grammar.gate import GrammarGate
 from truthgpt_serve.errors import TruthGPTError
+from truthgpt_serve.grammar.fields import find_grammars
+from truthgpt_serve.grammar.gate import GrammarGate
 from truthgpt_serve.http.asgi import Receive, Scope, Send
 from truthgpt_serve.http.compression import replay
 from truthgpt_serve.http.connection import ClientGoneError, Connection

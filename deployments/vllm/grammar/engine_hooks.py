@@ -25,12 +25,12 @@ from vllm.v1.structured_output.backend_xgrammar import (
 )
 from vllm.v1.structured_output.utils import choice_as_grammar, grammar_is_likely_lark
 
-from deployments.vllm.grammar.fields import Grammar
-from deployments.vllm.grammar.gate import GrammarGate
 from deployments.vllm.grammar.lane import SlowLane
 from deployments.vllm.grammar.threads import GrammarThreads
 from deployments.vllm.patches.methods import replace_method
 from truthgpt_serve.errors import RequestError, ServerError, TruthGPTError
+from truthgpt_serve.grammar.fields import Grammar
+from truthgpt_serve.grammar.gate import GrammarGate
 
 BACKENDS = ("auto", "xgrammar")
 """Values of `structured_outputs_config.backend` for which grammars are compiled beforehand."""

@@ -51,6 +51,9 @@ def check_abilities(
         if request.echo and not abilities.gives_prompt_logprobs:
             what = "gives no log probabilities of prompts: leave `echo` or `logprobs` out"
             raise _cannot("echo", what, "gives_prompt_logprobs")
+    if (grammar := request.grammar) is not None and not abilities.takes_constraint:
+        what = "answers in plain text only: nothing can bind its answers to a form"
+        raise _cannot(grammar.param, what, "takes_constraint")
     if request.logit_bias and not abilities.takes_logit_bias:
         raise _cannot("logit_bias", "changes no logits", "takes_logit_bias")
     has_ids = any(not isinstance(prompt, str) for prompt in request.prompt)

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from truthgpt_serve.errors import UnsupportedError
+from truthgpt_serve.grammar.constraints import ConstraintCompiler
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.json_body import parse_object
 from truthgpt_serve.request_schema import read_request
@@ -58,6 +59,7 @@ class TextEndpoints:
         self._choices = ChoiceRunner(host)
         self._tokenizer: Tokenizer | None = None
         self._abilities: Abilities | None = None
+        self._compiler: ConstraintCompiler | None = None
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -96,7 +98,7 @@ class TextEndpoints:
         request.model = self._host.name
         check_abilities(request, self.abilities, self.tokenizer)
         async with connection.guard(self._host.max_request_s) as guard:
-            exchanges = self._exchanges(request)
+            exchanges = self._exchanges(request, await self._constraint(request))
             if len(exchanges) > 1:
                 await self._run_many(connection, request, exchanges, guard.release)
             elif request.stream:
@@ -128,7 +130,29 @@ class TextEndpoints:
         release()
         await connection.reply(answer)
 
-    def _exchanges(self, request: ChatRequest | CompletionRequest) -> list[TextExchange]:
+    async def _constraint(self, request: ChatRequest | CompletionRequest) -> Any:
+        """Returns what binds the answers of a request, compiled, or None."""
+        grammar = request.grammar
+        if grammar is None:
+            return None
+        if self._compiler is None:
+            model = self._host.model
+            self._compiler = ConstraintCompiler(
+                self._host.config.serving.limits.model_dump(),
+                getattr(model, "tokenizer", None),
+                vocab_size=getattr(model, "vocab_size", None),
+                end_ids=getattr(model, "end_token_ids", ()),
+            )
+        return await self._compiler.compile(grammar)
+
+    def close(self) -> None:
+        """Ends what compiles grammars."""
+        if self._compiler is not None:
+            self._compiler.close()
+
+    def _exchanges(
+        self, request: ChatRequest | CompletionRequest, constraint: Any
+    ) -> list[TextExchange]:
         model = self._host.model
         default = getattr(model, "default_max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
         use = request.tool_use
@@ -142,6 +166,7 @@ class TextEndpoints:
                 repeats_prompt=getattr(model, "repeats_prompt", True),
                 max_model_len=getattr(model, "max_model_len", None),
                 part=part,
+                constraint=constraint,
             )
             for part in parts_of(len(request.prompt), request.n or 1)
         ]

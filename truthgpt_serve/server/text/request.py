@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import BeforeValidator, Field
 
 from truthgpt_serve.errors import UnsupportedError
+from truthgpt_serve.grammar.fields import Grammar
 from truthgpt_serve.request_fields import SamplingFields, Stops
 from truthgpt_serve.request_schema import (
     Count,
@@ -23,6 +24,11 @@ from truthgpt_serve.request_schema import (
     wanted,
 )
 from truthgpt_serve.server.text.messages import ChatMessage, Message, check_number, read_messages
+from truthgpt_serve.server.text.structured import (
+    ResponseFormat,
+    StructuredOutputs,
+    find_grammar,
+)
 from truthgpt_serve.server.text.tools.request import ToolChoice, Tools, ToolUse, read_tools
 
 
@@ -104,6 +110,13 @@ class TextRequest(SamplingFields):
     stop: Stops = Field(default_factory=list)
     n: Count | None = None
     logit_bias: LogitBias = Field(default_factory=dict)
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What binds the answer, or None; see `find_grammar`."""
+        return find_grammar(self.response_format, self.structured_outputs)
 
     @property
     def max_new_tokens(self) -> int | None:
@@ -137,10 +150,6 @@ class ChatRequest(TextRequest):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     functions: Annotated[Any, _unless_empty("has no function calls")] = None
-    response_format: Annotated[
-        Any,
-        unsupported_unless(lambda v: v in (None, {"type": "text"}), "answers in plain text only"),
-    ] = None
     modalities: Annotated[
         Any, unsupported_unless(lambda v: v in (None, ["text"]), "answers in text only")
     ] = None

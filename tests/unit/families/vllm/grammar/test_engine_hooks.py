@@ -18,10 +18,10 @@ from vllm.v1.structured_output import StructuredOutputManager
 from deployments.vllm.grammar import engine_hooks as grammar_engine
 from deployments.vllm.grammar import lane as grammar_lane
 from deployments.vllm.grammar.engine_hooks import GuardedClient, as_compiled, grammar_of
-from deployments.vllm.grammar.fields import Grammar
-from deployments.vllm.grammar.gate import Verdict
 from deployments.vllm.grammar.lane import PLACES, SlowLane
 from truthgpt_serve.errors import OverloadedError, RequestError, ServerError
+from truthgpt_serve.grammar.fields import Grammar
+from truthgpt_serve.grammar.gate import Verdict
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "number", "multipleOf": 2}}}
 

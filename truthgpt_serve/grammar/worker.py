@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deployments.vllm.grammar.compile import Compiler, UnusableError
-from deployments.vllm.grammar.frames import FrameReader, frame
+from truthgpt_serve.grammar.compile import Compiler, UnusableError
+from truthgpt_serve.grammar.frames import FrameReader, frame
 
 MIN_TURN_S = 2.0
 """A grammar's time where others wait."""

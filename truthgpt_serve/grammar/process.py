@@ -13,8 +13,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from deployments.vllm.grammar.frames import FrameReader, frame
 from truthgpt_serve.errors import UnavailableError
+from truthgpt_serve.grammar.frames import FrameReader, frame
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class CompilingProcess:
         with theirs:
             # From this thread, which lives as long as the model: the process dies with it.
             self._process = subprocess.Popen(  # returns when the child has begun
-                [sys.executable, "-m", "deployments.vllm.grammar.worker", str(theirs.fileno())],
+                [sys.executable, "-m", "truthgpt_serve.grammar.worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={

@@ -17,12 +17,12 @@ import psutil
 import pytest
 import xgrammar as xgr
 
-from deployments.vllm.grammar import gate as grammar_gate
-from deployments.vllm.grammar.fields import Grammar, find_grammars
-from deployments.vllm.grammar.gate import GrammarGate
 from tests.support.grammar_schemas import hostile, ordinary, wide
 from truthgpt_serve.config.text_limits import TextLimitsSection
 from truthgpt_serve.errors import OverloadedError, RequestError, TruthGPTError, UnavailableError
+from truthgpt_serve.grammar import gate as grammar_gate
+from truthgpt_serve.grammar.fields import Grammar, find_grammars
+from truthgpt_serve.grammar.gate import GrammarGate
 
 WORDS = [*(bytes([code]) for code in range(256)), b' "', b'": ', b'", "', b"</s>"]
 BUSY_S = 20  # more than any limit here and what a busy machine adds

@@ -36,12 +36,25 @@ class Compiler:
         tokenizer_info: xgrammar's description of the tokenizer, as JSON.
         any_whitespace: Whether JSON may have white space between its parts.
         threads: Threads for one grammar.
+        cache_bytes: Compiled grammars that `compile` keeps.
     """
 
-    def __init__(self, tokenizer_info: str, *, any_whitespace: bool, threads: int) -> None:
+    def __init__(
+        self, tokenizer_info: str, *, any_whitespace: bool, threads: int, cache_bytes: int = 0
+    ) -> None:
         self._info = xgr.TokenizerInfo.deserialize_json(tokenizer_info)
         self._any_whitespace = any_whitespace
         self._threads = threads
+        self._kept = xgr.GrammarCompiler(
+            self._info,
+            max_threads=threads,
+            cache_enabled=cache_bytes > 0,
+            cache_limit_bytes=cache_bytes or -1,
+        )
+
+    def compile(self, kind: str, text: str) -> Any:
+        """Returns a grammar compiled, or the one kept; kinds and texts as for `examine`."""
+        return self._compile(self._kept, kind, text)
 
     def examine(self, kind: str, text: str) -> float:
         """Compiles a grammar and follows it for some tokens.

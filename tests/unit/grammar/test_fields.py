@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from deployments.vllm.grammar.fields import find_grammars
+from truthgpt_serve.grammar.fields import find_grammars
 
 
 def test_grammars_are_found_in_every_field() -> None:

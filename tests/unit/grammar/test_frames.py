@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from deployments.vllm.grammar.frames import FrameReader, frame
+from truthgpt_serve.grammar.frames import FrameReader, frame
 
 
 def test_frames_come_whole_however_they_are_cut() -> None:

@@ -15,14 +15,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from deployments.vllm.grammar.fields import Grammar
-from deployments.vllm.grammar.process import CompilingProcess
 from truthgpt_serve.errors import (
     OverloadedError,
     RequestError,
     TruthGPTError,
     UnavailableError,
 )
+from truthgpt_serve.grammar.fields import Grammar
+from truthgpt_serve.grammar.process import CompilingProcess
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Grammars that bind the answers of text models: found in requests, compiled in bounds."""
