@@ -37,8 +37,12 @@ class ToolExchange(TextExchange):
         prompt = self._tokenizer.render(self._request.messages or [], use.tools)
         if not use.is_forced:
             return prompt
-        opening = self._tokenizer.tooling.form.opening(use.name)
-        self._pending = self._parser.feed(opening)
+        form = self._tokenizer.tooling.form
+        opening = form.opening(use.name)
+        if use.name and form.arguments:
+            self._pending = self._parser.expect(use.name)
+        else:
+            self._pending = self._parser.feed(opening)
         return prompt + opening
 
     def _choice(self, text: str, usage: Usage | None, logprobs: Any) -> dict[str, Any]:

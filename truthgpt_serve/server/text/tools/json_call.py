@@ -79,9 +79,11 @@ class JsonCall:
         closed: Whether the mark behind it was read too.
     """
 
-    def __init__(self, name: str = "", names: Collection[str] | None = None) -> None:
+    def __init__(
+        self, name: str = "", names: Collection[str] | None = None, *, begun: bool = False
+    ) -> None:
         self.text = ""
-        self.begun = False
+        self.begun = begun
         self.ended = False
         self.is_none = False
         self.closed = False

@@ -12,8 +12,8 @@ from truthgpt_serve.server.text.tools.tagged_call import TaggedCall
 
 MAX_CALLS = 128
 """Calls that are read from one answer, as a message may have; the rest is not given."""
-_SEPARATORS, _BRACKETS = " \t\r\n,;", "[]"
-"""What may stand between calls, and around a list of them."""
+_SEPARATORS, _BRACKETS = " \t\r\n,;", "[]}"
+"""What may stand between calls, and around them."""
 _NAMED = re.compile(r"\s*([\w.-]+)(?:\[CALL_ID\]\w*)?\s*(?:\[ARGS\])?\s*(?=\{)")
 """Mistral's newer form: the name in front of the arguments."""
 
@@ -46,6 +46,16 @@ class CallParser:
         self._marked = False  # behind a mark, where calls stand
         self._prefix = ""  # what stood in front of the call, should it be none
         self._call: JsonCall | TaggedCall | None = None
+
+    def expect(self, name: str) -> list[Delta]:
+        """Reads what follows as the arguments of a call that the prompt has begun.
+
+        Args:
+            name: The function.
+        """
+        self.num_calls += 1
+        self._call, self._marked = JsonCall(name, begun=True), True
+        return [Delta(name=name)]
 
     def feed(self, text: str) -> list[Delta]:
         """Takes the text that follows; returns what is certain by now."""
@@ -125,9 +135,11 @@ class CallParser:
                 return True
             if mark and held and mark.startswith(held):
                 return False
-        held = held.lstrip(_SEPARATORS + _BRACKETS)
         if not held:
             return False
+        if held[0] in _BRACKETS:
+            self._held = held[1:]
+            return True
         self._prefix = begin
         named = _NAMED.match(held) if self._form.name == "mistral" else None
         if held[0] == "{":

@@ -173,6 +173,13 @@ def test_one_call_only() -> None:
 
 @pytest.mark.parametrize("form", [form for form in BY_NAME.values() if form.arguments])
 def test_an_answer_that_the_prompt_begins(form: Form) -> None:
+    for rest in ("", "}", "}]", f"}}\n{form.end}\n"):
+        parser = CallParser(form, SCHEMAS)
+        deltas = [*parser.expect("add"), *parser.feed('{"a"'), *parser.feed(f": 1}}{rest}")]
+        deltas += parser.finish()
+        assert [delta.name for delta in deltas if delta.name] == ["add"]
+        assert "".join(delta.arguments for delta in deltas) == '{"a": 1}'
+        assert not any(delta.text for delta in deltas)
     parser = CallParser(form, SCHEMAS)
     deltas = [*parser.feed(form.opening("add")), *parser.feed('{"a": 1}'), *parser.finish()]
     assert [delta.name for delta in deltas if delta.name] == ["add"]

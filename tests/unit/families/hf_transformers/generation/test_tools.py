@@ -1,0 +1,65 @@
+"""Tools, responses and messages on the shipped story model, with the clients of both APIs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import openai
+import pytest
+
+from tests.support.transformers_models import client_of, configuration
+
+STORY = Path(__file__).parents[5] / "models" / "story"
+ASK: Any = [{"role": "user", "content": "Tell me a story about Mia."}]
+PARAMETERS = {"type": "object", "properties": {"name": {"type": "string"}}}
+TOOL: Any = {"type": "function", "function": {"name": "tell", "parameters": PARAMETERS}}
+
+
+@pytest.fixture(scope="module")
+def gpt() -> Iterator[openai.OpenAI]:
+    with client_of(configuration(STORY, default_max_new_tokens=12), name="story") as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def claude(gpt: openai.OpenAI) -> Iterator[anthropic.Anthropic]:
+    url = str(gpt.base_url).removesuffix("/v1/")
+    with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_other_apis_say_what_the_chat_says(gpt: openai.OpenAI, claude: anthropic.Anthropic) -> None:
+    chat = gpt.chat.completions.create(model="story", messages=ASK, max_tokens=8, temperature=0)
+    said, counted = chat.choices[0].message.content, chat.usage
+    assert said
+    assert counted is not None
+    response = gpt.responses.create(model="story", input=ASK, max_output_tokens=8, temperature=0)
+    assert (response.output_text, response.status) == (said, "incomplete")
+    fields: Any = {"model": "story", "messages": ASK, "max_tokens": 8}
+    fields["extra_body"] = {"temperature": 0}
+    message: Any = claude.messages.create(**fields)
+    assert (message.content[0].text, message.stop_reason) == (said, "max_tokens")
+    assert message.usage.input_tokens == counted.prompt_tokens
+    with claude.messages.stream(**fields) as stream:
+        assert "".join(stream.text_stream) == said
+    count = claude.messages.count_tokens(model="story", messages=ASK)
+    assert count.input_tokens == counted.prompt_tokens
+
+
+def test_tools_that_the_template_does_not_know(
+    gpt: openai.OpenAI, claude: anthropic.Anthropic
+) -> None:
+    plain = claude.messages.count_tokens(model="story", messages=ASK).input_tokens
+    tool: Any = {"name": "tell", "input_schema": PARAMETERS}
+    told = claude.messages.count_tokens(model="story", messages=ASK, tools=[tool]).input_tokens
+    assert told > plain + 20
+    free = gpt.chat.completions.create(model="story", messages=ASK, tools=[TOOL])
+    assert free.choices[0].message.content or free.choices[0].message.tool_calls
+    for choice in ("required", {"type": "function", "function": {"name": "tell"}}):
+        fields: Any = {"model": "story", "messages": ASK, "tools": [TOOL], "tool_choice": choice}
+        choice_made: Any = gpt.chat.completions.create(**fields).choices[0]
+        [call] = choice_made.message.tool_calls
+        assert call.function.name == "tell"
