@@ -49,7 +49,7 @@ from deployments.vllm.logs import added_log_settings
 from deployments.vllm.media import use_listed_media
 from deployments.vllm.orphans import bind_children
 from deployments.vllm.parsers import choose_parsers
-from deployments.vllm.patches.counted_tokens import count_tokens
+from deployments.vllm.patches.key_requests import mark_requests
 from deployments.vllm.patches.rejected_tokens import mend_answers
 from deployments.vllm.toolchain import prepare_compilers
 from truthgpt_serve.config.text_limits import TextLimitsSection
@@ -134,7 +134,7 @@ class Engine:
         async with gpu_turn(self._cfg):
             with bind_children():
                 client = await stack.enter_async_context(build_async_engine_client(args))
-        count_tokens(client)
+        mark_requests(client)
         self.tasks = await client.get_supported_tasks()
         app = build_app(args, self.tasks, client.model_config)
         await init_app_state(client, app.state, args, self.tasks)

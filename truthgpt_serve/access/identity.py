@@ -44,6 +44,7 @@ class Identity:
         model_limits: Further limits of the requests to some models, by patterns of their names.
         cached_token_weight: As how much of a token one from the prefix cache counts.
         weight: Its share of a model that cannot do all at once, in proportion to that of others.
+        has_own_cache: Whether its requests find no prefixes of other keys in a prefix cache.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Identity:
     model_limits: tuple[tuple[str, Limits], ...] = ()
     cached_token_weight: float = 1.0
     weight: float = 1.0
+    has_own_cache: bool = False
 
     def limits_of(self, model: str) -> Limits | None:
         """Returns the further limits of the requests to a model: those of the first pattern."""

@@ -131,11 +131,14 @@ class KeyEntry(LimitsSection, KeyHead):
     previous: FormerKey | None = None
     """The key before the last rotation."""
 
-    def to_identity(self, cached_token_weight: float = 1.0) -> Identity:
+    def to_identity(
+        self, cached_token_weight: float = 1.0, *, has_own_cache: bool = False
+    ) -> Identity:
         """Returns the key without the key itself.
 
         Args:
             cached_token_weight: That of the whole file.
+            has_own_cache: As the whole file says.
         """
         return Identity(
             name=self.name,
@@ -149,6 +152,7 @@ class KeyEntry(LimitsSection, KeyHead):
             admin=self.admin,
             expires_s=read_moment(self.expires).timestamp() if self.expires else math.inf,
             cached_token_weight=cached_token_weight,
+            has_own_cache=has_own_cache,
         )
 
 
@@ -161,6 +165,10 @@ class KeyFile(Section):
 
     cached_token_weight: Annotated[float, Field(ge=0, le=1)] = 1.0
     """As how much of a token one from the prefix cache counts in `tokens_per_minute`."""
+
+    separate_prefix_caches: bool = False
+    """Whether no key finds another one's prompts in vLLM's prefix cache, which answers that come
+    early would tell it. What keys have in common is then computed for each."""
 
     keys: Annotated[list[KeyEntry], Field(max_length=MAX_KEYS)] = Field(default_factory=list)
     """The keys."""

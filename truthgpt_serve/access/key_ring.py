@@ -158,7 +158,9 @@ def _signature(path: Path) -> tuple[int, ...]:
 def _index(file: KeyFile) -> _Keys:
     found = []
     for entry in file.keys:
-        identity = entry.to_identity(file.cached_token_weight)
+        identity = entry.to_identity(
+            file.cached_token_weight, has_own_cache=file.separate_prefix_caches
+        )
         found.append(_Key(bytes.fromhex(entry.sha256), identity, identity.expires_s))
         if (former := entry.previous) is not None:
             until_s = min(read_moment(former.until).timestamp(), identity.expires_s)

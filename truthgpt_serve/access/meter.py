@@ -83,7 +83,8 @@ class Meter:
             receive: Of ASGI.
             send: Of ASGI.
         """
-        usage = scope[USAGE_KEY] = Usage()
+        salt = identity.name if identity.has_own_cache else ""
+        usage = scope[USAGE_KEY] = Usage(priority=identity.priority, cache_salt=salt)
         watch = _Watch(send, [] if lease is None else lease.headers)
         is_over = False
         try:

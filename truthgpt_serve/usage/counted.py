@@ -17,9 +17,11 @@ _current: ContextVar[Usage | None] = ContextVar("truthgpt_usage", default=None)
 
 @dataclass(slots=True)
 class Usage:
-    """What a request has used so far.
+    """What a request has used so far, and what its engine has to know of its key.
 
     Attributes:
+        priority: Of the key: the higher, the earlier.
+        cache_salt: Whose prefixes it may find in a cache: those of requests with the same salt.
         prompt_tokens: Tokens of its prompts, those from the prefix cache included.
         cached_tokens: Those of them that came from the prefix cache.
         completion_tokens: Tokens that were generated, also if the client did not wait for them.
@@ -33,6 +35,8 @@ class Usage:
         at_end: Add what is known at the request's end, however it ended; called once.
     """
 
+    priority: int = 0
+    cache_salt: str = ""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0

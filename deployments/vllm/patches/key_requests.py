@@ -1,11 +1,12 @@
-"""Counts the tokens of each request at vLLM's client, where every route's requests pass.
+"""What vLLM's client does for a request of a key, whatever route of vLLM it came by.
 
-So they are exact for all routes of vLLM, whatever their answers say, and also where a client left.
+It counts the tokens exactly, also where a client left, and carries the key's priority and salt into
+the engine, where no client can set them.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -13,27 +14,49 @@ from vllm.sampling_params import RequestOutputKind
 
 from truthgpt_serve.usage.counted import Usage, current_usage
 
+_SEPARATOR = "\0"
+"""Between the key's name, which cannot have it, and a salt of the client's own."""
 
-def count_tokens(client: Any) -> None:
-    """Has an engine client add what it does to the usage of the request that asks for it."""
+
+def mark_requests(client: Any) -> None:
+    """Has an engine client look whose request it gets, and add what it does to its usage.
+
+    Args:
+        client: vLLM's; two of its methods are replaced.
+    """
     generate, encode = client.generate, client.encode
+    has_priorities = client.vllm_config.scheduler_config.policy == "priority"
 
-    def counted_generate(
+    def marked_generate(
         prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any
     ) -> AsyncGenerator[Any, None]:
-        outputs: AsyncGenerator[Any, None] = generate(prompt, sampling_params, *args, **kwargs)
         usage = current_usage()
         if usage is None:
+            outputs: AsyncGenerator[Any, None] = generate(prompt, sampling_params, *args, **kwargs)
             return outputs
+        if has_priorities:
+            kwargs["priority"] = -usage.priority  # vLLM begins with the lowest
+        outputs = generate(_salted(prompt, usage.cache_salt), sampling_params, *args, **kwargs)
         is_delta = sampling_params.output_kind == RequestOutputKind.DELTA
         return _count_generated(outputs, usage, is_delta=is_delta)
 
-    def counted_encode(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        outputs: AsyncGenerator[Any, None] = encode(*args, **kwargs)
+    def marked_encode(prompt: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
         usage = current_usage()
-        return outputs if usage is None else _count_read(outputs, usage)
+        if usage is None:
+            outputs: AsyncGenerator[Any, None] = encode(prompt, *args, **kwargs)
+            return outputs
+        if has_priorities:
+            kwargs["priority"] = -usage.priority
+        return _count_read(encode(_salted(prompt, usage.cache_salt), *args, **kwargs), usage)
 
-    client.generate, client.encode = counted_generate, counted_encode
+    client.generate, client.encode = marked_generate, marked_encode
+
+
+def _salted(prompt: Any, salt: str) -> Any:
+    """Returns a prompt whose prefixes are found by requests with the same salt only."""
+    if not salt or not isinstance(prompt, Mapping):
+        return prompt
+    return {**prompt, "cache_salt": f"{salt}{_SEPARATOR}{prompt.get('cache_salt') or ''}"}
 
 
 async def _count_generated(

@@ -1,9 +1,10 @@
-"""Tokens are counted at the client, whatever a route reads of its outputs."""
+"""Requests of keys are marked and counted at the client, whatever route they came by."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from vllm.outputs import CompletionOutput, PoolingOutput, PoolingRequestOutput, 
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from deployments.vllm.patches.counted_tokens import count_tokens
+from deployments.vllm.patches.key_requests import mark_requests
 from truthgpt_serve.usage.counted import Usage, counting
 
 PROMPT = [1, 2, 3, 4, 5]
@@ -21,13 +22,16 @@ PROMPT = [1, 2, 3, 4, 5]
 class Client:
     """Gives vLLM's own outputs, as its client does: six tokens each of two answers."""
 
-    def __init__(self) -> None:
+    def __init__(self, policy: str = "fcfs") -> None:
         self.closed = False
+        self.vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(policy=policy))
+        self.got: list[tuple[Any, int]] = []
 
     async def generate(
-        self, prompt: Any, sampling_params: SamplingParams, request_id: str
+        self, prompt: Any, sampling_params: SamplingParams, request_id: str, *, priority: int = 0
     ) -> AsyncGenerator[RequestOutput, None]:
         is_delta = sampling_params.output_kind == RequestOutputKind.DELTA
+        self.got.append((prompt, priority))
         try:
             for step in (1, 2, 3):
                 tokens = [7, 8] if is_delta else [7, 8] * step
@@ -45,7 +49,7 @@ class Client:
 @pytest.mark.parametrize("kind", RequestOutputKind)
 async def test_every_kind_of_output(kind: RequestOutputKind) -> None:
     client = Client()
-    count_tokens(client)
+    mark_requests(client)
     usage = Usage()
     with counting(usage):
         outputs = client.generate("p", SamplingParams(n=2, output_kind=kind), "r")
@@ -55,7 +59,7 @@ async def test_every_kind_of_output(kind: RequestOutputKind) -> None:
 
 async def test_a_client_that_leaves_pays_for_what_was_made() -> None:
     client = Client()
-    count_tokens(client)
+    mark_requests(client)
     usage = Usage()
     with counting(usage):
         outputs = client.generate("p", SamplingParams(output_kind=RequestOutputKind.DELTA), "r")
@@ -68,13 +72,32 @@ async def test_a_client_that_leaves_pays_for_what_was_made() -> None:
 
 async def test_pooling() -> None:
     client = Client()
-    count_tokens(client)
+    mark_requests(client)
     usage = Usage()
     with counting(usage):
         assert len([output async for output in client.encode("p")]) == 1
     assert usage == Usage(prompt_tokens=5)
     assert len([output async for output in client.encode("p")]) == 1
     assert usage == Usage(prompt_tokens=5)
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+async def test_priority_and_salt_are_those_of_the_key(policy: str) -> None:
+    client = Client(policy)
+    mark_requests(client)
+    prompts: list[Any] = [{"prompt_token_ids": [1]}, {"prompt_token_ids": [1], "cache_salt": "x"}]
+    with counting(Usage(priority=7, cache_salt="team")):
+        for prompt in prompts:
+            outputs = client.generate(prompt, SamplingParams(), "r", priority=-100)
+            assert [output async for output in outputs]
+    asked = -7 if policy == "priority" else -100  # which that scheduler does not heed
+    assert client.got == [
+        ({"prompt_token_ids": [1], "cache_salt": "team\0"}, asked),
+        ({"prompt_token_ids": [1], "cache_salt": "team\0x"}, asked),
+    ]
+    with counting(Usage()):
+        assert [output async for output in client.generate(prompts[1], SamplingParams(), "r")]
+    assert client.got[-1] == (prompts[1], 0)
 
 
 def test_vllms_client_has_both_methods() -> None:
