@@ -20,8 +20,6 @@ class Usage:
     """What a request has used so far, and what its engine has to know of its key.
 
     Attributes:
-        priority: Of the key: the higher, the earlier.
-        cache_salt: Whose prefixes it may find in a cache: those of requests with the same salt.
         prompt_tokens: Tokens of its prompts, those from the prefix cache included.
         cached_tokens: Those of them that came from the prefix cache.
         completion_tokens: Tokens that were generated, also if the client did not wait for them.
@@ -30,13 +28,13 @@ class Usage:
         audio_s: Seconds of audio that were read or made.
         queued_s: Seconds that it waited for its turn.
         broke_off: Whether an answer that had begun failed.
+        priority: Of the key: the higher, the earlier.
+        cache_salt: Whose prefixes it may find in a cache: those of requests with the same salt.
         reserve_images: Counts megapixel steps before the work, and may refuse them; None where
             they have no limit.
         at_end: Add what is known at the request's end, however it ended; called once.
     """
 
-    priority: int = 0
-    cache_salt: str = ""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
@@ -45,6 +43,8 @@ class Usage:
     audio_s: float = 0.0
     queued_s: float = 0.0
     broke_off: bool = False
+    priority: int = 0
+    cache_salt: str = ""
     reserve_images: Callable[[float], None] | None = None
     at_end: list[Callable[[Usage], None]] = field(default_factory=list, compare=False)
 
