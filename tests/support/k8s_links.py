@@ -174,11 +174,11 @@ def seconds(text: str) -> float:
 
 def quantity(text: str | int) -> float:
     """Returns the number that a quantity of Kubernetes stands for: `500m`, `4Gi`, `2`."""
-    units = {"m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 1e3, "M": 1e6}
+    units = {"": 1, "m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
     match = re.fullmatch(r"([\d.]+)([a-zA-Z]*)", str(text))
-    if match is None:
-        raise ValueError(f"no quantity: {text!r}")
-    return float(match[1]) * units.get(match[2], 1)
+    if match is None or match[2] not in units:
+        return float("nan")  # which is neither above nor below anything
+    return float(match[1]) * units[match[2]]
 
 
 @functools.cache

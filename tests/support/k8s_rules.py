@@ -27,6 +27,9 @@ from tests.support.k8s_rules_links import (
     selectors_select,
 )
 from tests.support.k8s_rules_monitoring import (
+    alerts_are_whole,
+    exporters_are_scraped_once,
+    expressions_name_objects,
     expressions_read_metrics,
     monitors_are_found,
     scrapes_find_their_targets,
@@ -40,9 +43,15 @@ from tests.support.k8s_rules_pods import (
     references_resolve,
     writable_folders,
 )
+from tests.support.k8s_rules_security import (
+    commands_and_probes_fit,
+    pods_are_restricted,
+    volumes_are_whole,
+)
 from tests.support.k8s_rules_values import (
     cache_is_shared,
     gpu_nodes_agree,
+    head_serves_no_client,
     models_fit_a_group,
     ports_agree,
     sizes_fit,
@@ -250,4 +259,11 @@ RULES: tuple[Rule, ...] = (
     scrapes_find_their_targets,
     monitors_are_found,
     expressions_read_metrics,
+    expressions_name_objects,
+    exporters_are_scraped_once,
+    pods_are_restricted,
+    volumes_are_whole,
+    commands_and_probes_fit,
+    alerts_are_whole,
+    head_serves_no_client,
 )

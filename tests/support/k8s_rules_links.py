@@ -27,7 +27,7 @@ from tests.support.k8s_links import (
 )
 from tests.support.k8s_manifests import Manifest, cluster_spec, one
 
-CLIENT_PATHS = ("/v1", "/v2", "/health", "/ready", "/ui")
+CLIENT_PATHS = {"/v1", "/v2", "/health", "/ready", "/ui"}
 """What a gateway may route: no way past the router, and nothing of operators."""
 OPERATOR_CLEANUP_S = 300
 """What the operator's clean-up of Redis may take once the Pods have ended."""
@@ -104,9 +104,10 @@ def _rule_faults(rule: dict[str, Any], protocols: set[str], least: float) -> Ite
         if seconds(waits.get(key, "0s")) <= least:
             yield f"timeouts.{key} is {waits.get(key)}, a request may take {least:.0f} s"
     paths = [match.get("path", {}).get("value", "/") for match in rule.get("matches", [{}])]
-    for path in paths:
-        if path not in CLIENT_PATHS:
-            yield f"routes {path}"
+    for path in {*paths} - CLIENT_PATHS:
+        yield f"routes {path}"
+    for path in CLIENT_PATHS - {"/v2", *paths}:
+        yield f"does not route {path}"
 
 
 def _listener_faults(gateway: Manifest) -> Iterator[str]:
@@ -114,8 +115,10 @@ def _listener_faults(gateway: Manifest) -> Iterator[str]:
         name, protocol = listener["name"], listener["protocol"]
         if listener["port"] != {"HTTPS": 443, "HTTP": 80}.get(protocol):
             yield f"listener {name}: {protocol} at {listener['port']}"
-        if protocol == "HTTPS" and not listener.get("tls", {}).get("certificateRefs"):
-            yield f"listener {name}: no certificate"
+        certificates = listener.get("tls", {}).get("certificateRefs", [])
+        kinds = {reference.get("kind", "Secret") for reference in certificates}
+        if protocol == "HTTPS" and kinds != {"Secret"}:
+            yield f"listener {name}: certificates are {kinds}"
 
 
 def redis_is_reached(manifests: list[Manifest]) -> Iterator[str]:
@@ -181,7 +184,8 @@ def selectors_select(manifests: list[Manifest]) -> Iterator[str]:
         kind, spec = manifest["kind"], manifest.get("spec", {})
         name = f"{kind} {manifest['metadata']['name']}"
         if kind in ("StatefulSet", "Deployment"):
-            if not selects(spec["selector"], spec["template"]["metadata"].get("labels", {})):
+            own = spec["template"]["metadata"].get("labels", {})
+            if not spec["selector"].get("matchLabels") or not selects(spec["selector"], own):
                 yield f"{name} does not select its own Pods"
             if kind == "StatefulSet" and spec["serviceName"] not in services:
                 yield f"{name}: there is no Service {spec['serviceName']}"
@@ -191,8 +195,19 @@ def selectors_select(manifests: list[Manifest]) -> Iterator[str]:
             selector = _labels(manifest) if kind == "Service" else selector
             if not any(selects(selector, pod.labels) for pod in there):
                 yield f"{name} selects no Pod"
+            if not selector.get("matchLabels"):
+                yield f"{name} selects every Pod"
     for pod in there:
         yield from _spread_faults(pod)
+    yield from _unspread_groups(manifests)
+
+
+def _unspread_groups(manifests: list[Manifest]) -> Iterator[str]:
+    for group in cluster_spec(one(manifests, "RayService"))["workerGroupSpecs"]:
+        spreads = group["template"]["spec"].get("topologySpreadConstraints", [])
+        keys = {spread["topologyKey"] for spread in spreads}
+        if group["minReplicas"] > 1 and "kubernetes.io/hostname" not in keys:
+            yield f"{group['groupName']}: its workers may all be on one node"
 
 
 def _spread_faults(pod: Pod) -> Iterator[str]:
@@ -202,6 +217,12 @@ def _spread_faults(pod: Pod) -> Iterator[str]:
             yield f"{pod.name}: the spread over {key} counts other Pods"
         if key not in ("kubernetes.io/hostname", "topology.kubernetes.io/zone"):
             yield f"{pod.name}: nodes have no label {key}"
+        if not spread.get("labelSelector", {}).get("matchLabels"):
+            yield f"{pod.name}: the spread over {key} counts every Pod"
+        if spread.get("whenUnsatisfiable") not in ("ScheduleAnyway", "DoNotSchedule"):
+            yield f"{pod.name}: whenUnsatisfiable is {spread.get('whenUnsatisfiable')}"
+        if spread.get("maxSkew") != 1:
+            yield f"{pod.name}: the spread over {key} may differ by {spread.get('maxSkew')}"
 
 
 def paths_agree(manifests: list[Manifest]) -> Iterator[str]:
@@ -225,7 +246,7 @@ def paths_agree(manifests: list[Manifest]) -> Iterator[str]:
         source = volumes.get(models["name"], {}).get("configMap", {}).get("name", "")
         if not source.startswith("truthgpt-models"):
             yield f"{pod.name}: no models below {found.get('TRUTHGPT_CONFIG_DIR')}"
-        keys = PurePosixPath(found.get("TRUTHGPT_KEYS_FILE", "none"))
+        keys = PurePosixPath(found.get("TRUTHGPT_KEYS_FILE", "/nowhere"))
         if not is_job and str(keys) != "none":
             holder = mounts.get(str(keys.parent), {"name": ""})["name"]
             if "secret" not in volumes.get(holder, {}):
@@ -247,3 +268,10 @@ def autoscaler_can_write(manifests: list[Manifest]) -> Iterator[str]:
     context = options.get("securityContext", {})
     if not context.get("readOnlyRootFilesystem") or context.get("allowPrivilegeEscalation", True):
         yield "the autoscaler has more rights than the head"
+    if context.get("capabilities") != {"drop": ["ALL"]}:
+        yield f"the autoscaler's capabilities are {context.get('capabilities')}"
+    resources = options.get("resources", {})
+    if not {"cpu", "memory"} <= {*resources.get("requests", {})} or "memory" not in resources.get(
+        "limits", {}
+    ):
+        yield "the autoscaler has no requests or no limit"

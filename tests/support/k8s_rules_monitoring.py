@@ -10,11 +10,36 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from tests.support.k8s_links import namespace_of, pods, selects, serve_file, serve_service
+from tests.support.k8s_links import (
+    Pod,
+    namespace_of,
+    pods,
+    ray_pods,
+    selects,
+    serve_file,
+    serve_service,
+)
 from tests.support.k8s_manifests import Manifest
-from tests.support.k8s_promql import expression_faults, result_labels
+from tests.support.k8s_promql import expression_faults, parse, result_labels, selectors
 
 ENGINE_METRICS = re.compile(r"(/models/[^/]+)/metrics")
+SEVERITIES = ("critical", "warning")
+NOTICED = (
+    "truthgpt:errors:ratio5m",
+    'application_status{job=~".+/truthgpt-ray"}) <= 2',
+    'application_status{job=~".+/truthgpt-ray"}) >= 3',
+    "absent(ray_serve_application_status",
+    "kuberay_service_condition_ready",
+    "kuberay_service_condition_upgrade_in_progress",
+    "kube_statefulset_status_replicas_ready",
+    'kube_pod_status_reason{reason="Evicted"',
+    "kubelet_volume_stats_available_bytes",
+    'error_code="429"',
+    "ray_serve_controller_control_loop_duration_s",
+    "up{",
+    "ray_node_disk_free",
+)
+"""What some alert must read."""
 EXPORTERS = ("metrics", "as-metrics", "dash-metrics")
 
 
@@ -31,6 +56,7 @@ def scrapes_find_their_targets(manifests: list[Manifest]) -> Iterator[str]:
             if not any(endpoint["port"] in pod.ports for pod in chosen):
                 yield f"{name}: no Pod has a port {endpoint['port']}"
             yield from (f"{name}: {fault}" for fault in _endpoint_faults(endpoint, routes))
+            yield from (f"{name}: {fault}" for fault in _label_faults(endpoint, chosen))
     service, port = serve_service(manifests)
     wanted = f"{service}.{namespace_of(manifests)}.svc:{port}"
     for scrape in (m for m in manifests if m["kind"] == "ScrapeConfig"):
@@ -40,6 +66,45 @@ def scrapes_find_their_targets(manifests: list[Manifest]) -> Iterator[str]:
                 yield f"{name}: target {target} is not {wanted}"
         if _application_of(spec.get("metricsPath", ""), routes) is None:
             yield f"{name}: no application answers {spec.get('metricsPath')}"
+
+
+def _label_faults(endpoint: dict[str, Any], chosen: list[Pod]) -> Iterator[str]:
+    """Labels of series come from labels that the Pods have; dashboards ask for the cluster."""
+    known = {label for pod in chosen for label in pod.labels}
+    meta = {"__meta_kubernetes_pod_label_" + re.sub(r"\W", "_", label) for label in known}
+    targets = set()
+    for entry in endpoint.get("relabelings", []):
+        targets.add(entry["targetLabel"])
+        sources = entry.get("sourceLabels", [])
+        expected = f"__meta_kubernetes_pod_label_{entry['targetLabel']}"
+        if "replacement" not in entry and (sources != [expected] or not {*sources} <= meta):
+            yield f"{entry['targetLabel']} is made of {sources}"
+    missing = {"ray_io_cluster"} - targets
+    if endpoint["port"] in EXPORTERS:
+        missing |= {"ray_io_group"} - targets
+    if missing:
+        yield f"series of port {endpoint['port']} have no {sorted(missing)}"
+
+
+def exporters_are_scraped_once(manifests: list[Manifest]) -> Iterator[str]:
+    """Every exporter of every Pod of Ray's is in one monitor; engines are read from one Pod."""
+    monitors = [m["spec"] for m in manifests if m["kind"] == "PodMonitor"]
+    for pod in ray_pods(manifests) if monitors else []:
+        for port in EXPORTERS:
+            times = [
+                endpoint
+                for monitor in monitors
+                if selects(monitor["selector"], pod.labels)
+                for endpoint in monitor["podMetricsEndpoints"]
+                if endpoint["port"] == port
+            ]
+            if port in pod.ports and len(times) != 1:
+                yield f"{pod.name}: port {port} is scraped {len(times)} times"
+    for monitor in monitors:
+        chosen = [p for p in ray_pods(manifests) if selects(monitor["selector"], p.labels)]
+        names = {endpoint["port"] for endpoint in monitor["podMetricsEndpoints"]}
+        if "serve" in names and [p.name for p in chosen] != ["headgroup"]:
+            yield f"engines are read once for each of {[p.name for p in chosen]}"
 
 
 def _endpoint_faults(endpoint: dict[str, Any], routes: dict[str, str]) -> Iterator[str]:
@@ -75,13 +140,7 @@ def monitors_are_found(manifests: list[Manifest]) -> Iterator[str]:
 
 def expressions_read_metrics(manifests: list[Manifest]) -> Iterator[str]:
     """Alerts and panels are PromQL about metrics and labels that are there, texts too."""
-    rules = [
-        rule
-        for manifest in manifests
-        if manifest["kind"] == "PrometheusRule"
-        for group in manifest["spec"]["groups"]
-        for rule in group["rules"]
-    ]
+    rules = _rules(manifests)
     recorded = {rule["record"]: rule["expr"] for rule in rules if "record" in rule}
     for rule in rules:
         name = rule.get("alert", rule.get("record"))
@@ -93,6 +152,65 @@ def expressions_read_metrics(manifests: list[Manifest]) -> Iterator[str]:
             yield from (f"{name}: its text names {each}" for each in sorted(used - has))
     for title, expression in _panels(manifests):
         yield from (f"{title}: {fault}" for fault in expression_faults(expression, recorded))
+
+
+def expressions_name_objects(manifests: list[Manifest]) -> Iterator[str]:
+    """Names of objects in alerts are those of objects in the build."""
+    names: dict[str, set[str]] = {}
+    for manifest in manifests:
+        names.setdefault(manifest["kind"], set()).add(manifest["metadata"]["name"])
+    space = namespace_of(manifests)
+    jobs = {f"{space}/{name}" for name in names.get("PodMonitor", set())}
+    service = {*names["RayService"]}
+    there = {
+        "job": jobs,
+        "statefulset": names.get("StatefulSet", set()),
+        "persistentvolumeclaim": names.get("PersistentVolumeClaim", set()),
+        "name": service,
+        "pod": {f"{name}-abcde-head-x" for name in service},
+    }
+    for rule in _rules(manifests):
+        title = rule.get("alert", rule.get("record"))
+        try:
+            tree = parse(rule["expr"])
+        except ValueError:
+            continue  # expressions_read_metrics has it
+        for selector in selectors(tree):
+            for matcher in selector.matchers.matchers:
+                known = there.get(matcher.name)
+                if known and not any(re.fullmatch(matcher.value, name) for name in known):
+                    yield f"{title}: no {matcher.name} {matcher.value}"
+            needs_job = (selector.name or "").startswith(("ray_", "up"))
+            if needs_job and "job" not in {m.name for m in selector.matchers.matchers}:
+                yield f"{title}: series of other services too"
+
+
+def alerts_are_whole(manifests: list[Manifest]) -> Iterator[str]:
+    """Alerts wait, have a severity and say what to do; what must be noticed is."""
+    rules = _rules(manifests)
+    for rule in rules:
+        texts = rule.get("annotations", {})
+        if "alert" not in rule:
+            if "record" not in rule:
+                yield f"a rule has no name: {rule['expr'].strip()[:60]}"
+        elif not rule.get("for") or rule.get("labels", {}).get("severity") not in SEVERITIES:
+            yield f"{rule['alert']}: for {rule.get('for')}, {rule.get('labels')}"
+        elif not texts.get("summary") or not texts.get("description"):
+            yield f"{rule['alert']}: {sorted(texts)}"
+    text = "\n".join(rule["expr"] for rule in rules if "alert" in rule)
+    for metric in NOTICED if rules else ():
+        if metric not in text:
+            yield f"no alert reads {metric}"
+
+
+def _rules(manifests: list[Manifest]) -> list[dict[str, Any]]:
+    return [
+        rule
+        for manifest in manifests
+        if manifest["kind"] == "PrometheusRule"
+        for group in manifest["spec"]["groups"]
+        for rule in group["rules"]
+    ]
 
 
 def _panels(manifests: list[Manifest]) -> Iterator[tuple[str, str]]:

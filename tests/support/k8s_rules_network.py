@@ -156,6 +156,26 @@ def _redis_faults(manifests: list[Manifest]) -> Iterator[str]:
         yield "any Pod reaches Redis"
 
 
+def _open_ends(manifests: list[Manifest]) -> Iterator[str]:
+    """Ways out that nothing needs, and rules that say less than they should."""
+    elsewhere = Peer({"app": "x"}, {"kubernetes.io/metadata.name": "x"})
+    for pod in pods(manifests):
+        for peer, port in product((elsewhere, Peer({"app": "x"})), (22, 6379, 12345)):
+            if passes(manifests, pod, "egress", peer, port):
+                yield f"{pod.name} reaches port {port} of any Pod"
+    for policy in (m for m in manifests if m["kind"] == "NetworkPolicy"):
+        name, spec = policy["metadata"]["name"], policy["spec"]
+        rules = [*spec.get("ingress", []), *spec.get("egress", [])]
+        for entry in (port for rule in rules for port in rule.get("ports", [])):
+            if "port" not in entry or "protocol" not in entry:
+                yield f"{name}: {entry} is every port"
+        for rule in rules:
+            peers = rule.get("from", rule.get("to", []))
+            ours = {"podSelector": {"matchLabels": {"truthgpt.io/component": "ray"}}}
+            if not rule.get("ports") and peers != [ours]:
+                yield f"{name}: all ports of {peers}"
+
+
 def policies_hold_off(manifests: list[Manifest]) -> Iterator[str]:
     """Nothing else passes: no stranger, no false operator, and clients the service's port only."""
     strangers = {
@@ -163,7 +183,9 @@ def policies_hold_off(manifests: list[Manifest]) -> Iterator[str]:
         "a Pod elsewhere": Peer({"app": "x"}, {"kubernetes.io/metadata.name": "x"}),
         "a false operator": Peer(OPERATOR, {"kubernetes.io/metadata.name": "x"}),
         "a false client": Peer({"truthgpt.io/client": "true"}, {}),
+        "the operator's neighbor": Peer({"app": "x"}, THE_OPERATOR.namespace),
     }
+    yield from _open_ends(manifests)
     for pod in pods(manifests):
         for (who, peer), port in product(strangers.items(), (*INTERNAL_PORTS, *pod.ports.values())):
             if passes(manifests, pod, "ingress", peer, port):

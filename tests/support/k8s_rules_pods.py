@@ -58,7 +58,7 @@ def disruption_budget(manifests: list[Manifest]) -> Iterator[str]:
         workers = sum(group["minReplicas"] or group["maxReplicas"] for group in chosen)
         if type(least) is not int:
             yield f"minAvailable is {least!r}: only an integer works over a RayCluster's Pods"
-        elif least >= workers:
+        elif least >= workers or least > max(1, sum(g["minReplicas"] for g in chosen) - 1):
             yield f"minAvailable {least} of {workers} workers lets no node drain"
         if len(chosen) > 1:
             yield f"one budget for {len(chosen)} groups lets one group drain to nothing"

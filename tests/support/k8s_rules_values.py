@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from math import isnan
 from typing import Any
 
 import yaml
@@ -44,6 +45,11 @@ NODE_LABELS = {
     "aks": "node.kubernetes.io/instance-type",
 }
 GPU_LABEL = "truthgpt.io/gpu"
+TOLERATIONS = [
+    {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+    {"key": "sku", "operator": "Equal", "value": "gpu", "effect": "NoSchedule"},
+]
+"""Of the taints that GPU nodes have: GKE's and NVIDIA's, and AKS'."""
 
 
 def ports_agree(manifests: list[Manifest]) -> Iterator[str]:
@@ -57,6 +63,9 @@ def ports_agree(manifests: list[Manifest]) -> Iterator[str]:
         for name, number in pod.ports.items():
             if RAY_PORTS.get(name, number) != number:
                 yield f"{pod.name}: port {name} is {number}, Ray's {RAY_PORTS[name]}"
+        is_head = pod.labels["ray.io/node-type"] == "head"
+        for name in {*(RAY_PORTS if is_head else ("metrics",)), "serve"} - {*pod.ports}:
+            yield f"{pod.name}: has no port {name}"
 
 
 def versions_agree(manifests: list[Manifest]) -> Iterator[str]:
@@ -94,7 +103,7 @@ def sizes_fit(manifests: list[Manifest]) -> Iterator[str]:
         held = 0.0
         for volume in pod.spec.get("volumes", []):
             if "emptyDir" in volume:
-                if "sizeLimit" not in (volume["emptyDir"] or {}):
+                if not quantity((volume["emptyDir"] or {}).get("sizeLimit", 0)) > 0:
                     yield f"{pod.name}: emptyDir {volume['name']} has no sizeLimit"
                 held += quantity((volume["emptyDir"] or {}).get("sizeLimit", 0))
         for container in pod.spec["containers"]:
@@ -105,18 +114,21 @@ def sizes_fit(manifests: list[Manifest]) -> Iterator[str]:
 def _container_faults(container: dict[str, Any], held: float) -> Iterator[str]:
     resources = container.get("resources", {})
     requests, limits = resources.get("requests", {}), resources.get("limits", {})
+    yield from (
+        f"{name}: {text!r} is no quantity"
+        for name, text in [*requests.items(), *limits.items()]
+        if isnan(quantity(text))
+    )
     for name in {*requests, *limits}:
         asked, most = requests.get(name), limits.get(name)
         if name.startswith("nvidia.com/") and asked != most:
             yield f"{name} is {asked} in requests, {most} in limits"
         elif asked is not None and most is not None and quantity(asked) > quantity(most):
             yield f"{name} is {asked} in requests, above {most} in limits"
-    for name in ("cpu", "memory", "ephemeral-storage"):
-        if name not in requests:
-            yield f"no {name} in requests"
-    for name in ("memory", "ephemeral-storage"):
-        if name not in limits:
-            yield f"no {name} in limits"
+    for name in {"cpu", "memory", "ephemeral-storage"} - {*requests}:
+        yield f"no {name} in requests"
+    for name in {"memory", "ephemeral-storage"} - {*limits}:
+        yield f"no {name} in limits"
     if quantity(limits.get("ephemeral-storage", 0)) < held:
         yield f"ephemeral-storage {limits.get('ephemeral-storage')} is below its emptyDirs"
 
@@ -161,9 +173,8 @@ def gpu_nodes_agree(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def _placement_faults(pod: Pod, gpu: dict[str, Any]) -> Iterator[str]:
-    tolerated = [entry for entry in pod.spec.get("tolerations", []) if _takes_gpu_taint(entry)]
-    if not tolerated:
-        yield "does not tolerate the taint nvidia.com/gpu"
+    if pod.spec.get("tolerations") != TOLERATIONS:
+        yield f"tolerates {pod.spec.get('tolerations')}, the taints are of {TOLERATIONS}"
     affinity = pod.spec.get("affinity", {}).get("nodeAffinity", {})
     chosen = affinity.get("requiredDuringSchedulingIgnoredDuringExecution", {})
     asked = [
@@ -177,12 +188,6 @@ def _placement_faults(pod: Pod, gpu: dict[str, Any]) -> Iterator[str]:
     terms = chosen.get("nodeSelectorTerms", [])
     if any(len(term["matchExpressions"]) != 1 for term in terms):
         yield "no node has all labels of a term"
-
-
-def _takes_gpu_taint(entry: dict[str, Any]) -> bool:
-    key = entry.get("key") in ("nvidia.com/gpu", None)
-    value = entry.get("operator") == "Exists" or entry.get("value") == "present"
-    return key and value and entry.get("effect", "NoSchedule") == "NoSchedule"
 
 
 def models_fit_a_group(manifests: list[Manifest]) -> Iterator[str]:
@@ -223,6 +228,22 @@ def _holds(pod: Pod, group: Manifest, hardware: dict[str, Any]) -> bool:
     if hardware.get("span_nodes"):
         need = min(need, gpus_of(pod))
     return need <= gpus_of(pod) and group["maxReplicas"] > 0
+
+
+def head_serves_no_client(manifests: list[Manifest]) -> Iterator[str]:
+    """The head has no replicas and no clients, so that its loss cuts no stream; groups agree."""
+    service = one(manifests, "RayService")
+    spec = cluster_spec(service)
+    if service["spec"].get("excludeHeadPodFromServeSvc") is not True:
+        yield "clients reach the head"
+    if spec["headGroupSpec"].get("rayStartParams", {}).get("num-cpus") != "0":
+        yield "replicas run on the head"
+    sources = [pod.spec["containers"][0].get("envFrom") for pod in ray_pods(manifests)]
+    if any(source != sources[0] for source in sources):
+        yield "groups have different sources of variables"
+    stores = [m["metadata"]["name"] for m in manifests if m["kind"] == "StatefulSet"]
+    if stores and "gcsFaultToleranceOptions" not in spec:
+        yield f"{stores} is there, and the head does not use it"
 
 
 def cache_is_shared(manifests: list[Manifest]) -> Iterator[str]:

@@ -67,11 +67,11 @@ def spoil(manifests: list[Manifest], place: str, value: Any) -> list[Manifest]:
         old = at(chosen, path) if file is None else chosen["data"][file]
         assert value[0] in old, (place, value)
         value = old.replace(value[0], value[1])
-    changed = (
-        spoiled(chosen, path, value)
-        if file is None
-        else {**chosen, "data": {**chosen["data"], file: value}}
-    )
+    if file is None:
+        changed = spoiled(chosen, path, value)
+    else:  # a file's name has dots, too
+        data = {key: text for key, text in chosen["data"].items() if key != file}
+        changed = {**chosen, "data": data if value is REMOVE else {**data, file: value}}
     return [changed if manifest is chosen else manifest for manifest in manifests]
 
 
@@ -371,6 +371,7 @@ MISTAKES: dict[str, list[tuple[str, str, Any]]] = {
         ("paths_agree", f"{A100_POD}.containers.0.volumeMounts.1.mountPath", "/cache"),
         ("paths_agree", f"{HEAD_POD}.containers.0.volumeMounts.3.mountPath", "/keys"),
         ("paths_agree", f"{ENV}.TRUTHGPT_KEYS_FILE", "/opt/keys/keys.yaml"),
+        ("paths_agree", f"{ENV}.TRUTHGPT_KEYS_FILE", REMOVE),
         ("paths_agree", f"{ENV}.TRUTHGPT_CONFIG_DIR", "/opt/truthgpt"),
         ("paths_agree", f"{JOB_POD}.containers.0.volumeMounts.2.mountPath", "/models"),
     ],
@@ -402,6 +403,75 @@ MISTAKES: dict[str, list[tuple[str, str, Any]]] = {
             f"{A100_POD}.containers.0.resources.limits",
             {"cpu": "11", "memory": "72Gi", "nvidia.com/gpu": "2"},
         ),
+    ],
+    "rights": [
+        (
+            "pods_are_restricted",
+            "Namespace:metadata.labels",
+            {"pod-security.kubernetes.io/enforce": "privileged"},
+        ),
+        ("pods_are_restricted", f"{CPU_POD}.containers.0.securityContext.capabilities", REMOVE),
+        ("pods_are_restricted", f"{HEAD_POD}.securityContext.seccompProfile", REMOVE),
+        ("pods_are_restricted", f"{REDIS_POD}.securityContext.fsGroup", 1000),
+        ("pods_are_restricted", f"{JOB_POD}.securityContext.runAsUser", 1001),
+        ("pods_are_restricted", f"{A100_POD}.automountServiceAccountToken", True),
+        ("pods_are_restricted", f"{A100_POD}.imagePullSecrets", REMOVE),
+    ],
+    "volumes": [
+        ("volumes_are_whole", "StatefulSet:spec.volumeClaimTemplates.0.metadata.name", "store"),
+        ("volumes_are_whole", f"{JOB_POD}.volumes.0.configMap", REMOVE),
+        ("volumes_are_whole", "PersistentVolumeClaim:spec.resources.requests.storage", "200"),
+    ],
+    "commands and probes": [
+        ("commands_and_probes_fit", f"{JOB_POD}.containers.0.command.1", "/opt/prefetch.py"),
+        ("commands_and_probes_fit", f"{JOB_POD}.containers.0.volumeMounts.1.mountPath", "/serve"),
+        ("commands_and_probes_fit", f"{JOB_POD}.restartPolicy", "Always"),
+        ("commands_and_probes_fit", f"{REDIS_POD}.containers.0.readinessProbe", REMOVE),
+        (
+            "commands_and_probes_fit",
+            f"{REDIS_POD}.containers.0.livenessProbe.tcpSocket.port",
+            "db",
+        ),
+        ("commands_and_probes_fit", "StatefulSet:spec.replicas", 2),
+    ],
+    "objects of alerts": [
+        ("expressions_name_objects", "PodMonitor/truthgpt-ray:metadata.name", "ray"),
+        ("expressions_name_objects", f"{ALERTS}.7.expr", Text(("truthgpt-redis", "redis"))),
+        ("expressions_name_objects", f"{ALERTS}.5.expr", Text(('"truthgpt"', '"truth"'))),
+        ("expressions_name_objects", f"{ALERTS}.12.expr", "up == 0"),
+        ("alerts_are_whole", f"{ALERTS}.4", REMOVE),
+        ("alerts_are_whole", f"{ALERTS}.5.labels", REMOVE),
+        ("alerts_are_whole", f"{ALERTS}.6.annotations.description", ""),
+    ],
+    "scraped twice or never": [
+        (
+            "exporters_are_scraped_once",
+            "PodMonitor/truthgpt-ray:spec.podMetricsEndpoints.1",
+            REMOVE,
+        ),
+        (
+            "exporters_are_scraped_once",
+            "PodMonitor/truthgpt-engines:spec.selector.matchLabels",
+            {"truthgpt.io/component": "ray"},
+        ),
+        (
+            "scrapes_find_their_targets",
+            "PodMonitor/truthgpt-ray:spec.podMetricsEndpoints.0.relabelings.0.sourceLabels.0",
+            "__meta_kubernetes_pod_label_ray_cluster",
+        ),
+    ],
+    "head": [
+        ("head_serves_no_client", "RayService:spec.excludeHeadPodFromServeSvc", False),
+        ("head_serves_no_client", f"{HEAD}.rayStartParams", {}),
+        ("head_serves_no_client", f"{A100_POD}.containers.0.envFrom.2", REMOVE),
+        ("head_serves_no_client", FT, REMOVE),
+    ],
+    "too open": [
+        ("policies_hold_off", f"{RAY_POLICY}.egress.0.to", REMOVE),
+        ("policies_hold_off", f"{RAY_POLICY}.egress.2.ports.0.port", REMOVE),
+        ("policies_hold_off", f"{RAY_POLICY}.egress.3.to.0.podSelector", {}),
+        ("policies_hold_off", f"{RAY_POLICY}.ingress.1.from.0.podSelector", {}),
+        ("policies_hold_off", "NetworkPolicy/truthgpt-prefetch:spec.egress.1.ports", REMOVE),
     ],
     "budget": [
         ("disruption_budget", "PodDisruptionBudget/truthgpt-gpu-a100:spec.selector", {}),
