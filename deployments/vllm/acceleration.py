@@ -34,6 +34,28 @@ def describe(config: Any) -> dict[str, Any]:
     }
 
 
+def describe_capabilities(model_config: Any, args: Any) -> dict[str, Any]:
+    """Returns what a model that generates text can do, as the card of any family says it.
+
+    Args:
+        model_config: vLLM's `ModelConfig`.
+        args: The engine's arguments.
+    """
+    media = model_config.multimodal_config if model_config.is_multimodal_model else None
+    images = 0
+    if media is not None and hasattr(model_config.hf_config, "vision_config"):
+        images = media.get_limit_per_prompt("image")
+    has_tokenizer = not model_config.skip_tokenizer_init
+    return {
+        "context_length": model_config.max_model_len,
+        "tools": bool(args.enable_auto_tool_choice and args.tool_call_parser),
+        "json": has_tokenizer,
+        "logprobs": model_config.max_logprobs != 0,
+        "images": images > 0,
+        "reasoning": bool(args.reasoning_parser),
+    }
+
+
 def _attention(config: Any) -> str | None:
     """Returns the backend of the attention layers; None for a model of another kind.
 

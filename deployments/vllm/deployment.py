@@ -73,7 +73,8 @@ class VllmModel:
         # Requests of clients are bounded around all of this; those of ours must end, too.
         bounded = BoundedRequests(admitted, name, **limits)
         self._backend = create_backend(bounded, name, engine.tasks)
-        cards = Cards(admitted, name, engine.acceleration, engine.adapters.failed)
+        backend = engine.acceleration, engine.capabilities
+        cards = Cards(admitted, name, *backend, engine.adapters.failed)
         listed = ListedRoutes(admitted, paths, name)
         names = (name, *serving["aliases"])
         self._app = Dispatcher(listed, self._backend, cards, names, Bounds(**limits))

@@ -26,7 +26,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.system_utils import set_ulimit
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from deployments.vllm.acceleration import describe
+from deployments.vllm.acceleration import describe, describe_capabilities
 from deployments.vllm.adapters.files import largest_rank, read_config
 from deployments.vllm.adapters.loading import Adapters
 from deployments.vllm.arguments import load_arguments
@@ -75,6 +75,7 @@ class Engine:
         adapters: The model's adapters, and which of them failed.
         tasks: What the started engine can do, in vLLM's words (`generate`, `embed`, ...).
         acceleration: Backend of the started engine, for the model's card.
+        capabilities: What a model that generates text can do, for its card.
         limits: What a request to the started engine may ask for.
         grammars: Lets grammars through to the started engine; None if it does not generate.
     """
@@ -96,6 +97,7 @@ class Engine:
         self._error_note: ErrorNote | None = None
         self.tasks: tuple[str, ...] = ()
         self.acceleration: dict[str, Any] = {}
+        self.capabilities: dict[str, Any] = {}
         _check_platform(cfg)
         prepare_compilers(cfg, on_cpu=current_platform.is_cpu())
         prepare_environment(cfg)
@@ -155,6 +157,7 @@ class Engine:
             client.model_config.get_vocab_size(),
         )
         if "generate" in self.tasks:
+            self.capabilities = describe_capabilities(client.model_config, args)
             self._guard_grammars(client, stack)
         return app
 

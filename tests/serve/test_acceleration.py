@@ -37,6 +37,9 @@ def test_the_models_own_page_has_it_beside_vllms_entry(service: Service) -> None
     own = service.http.get("/models/tiny/v1/models/tiny").json()
     assert own["max_model_len"] == MAX_MODEL_LEN
     assert own["acceleration"] == acceleration(service, "tiny")
+    can = own["capabilities"]
+    assert can == service.http.get("/v1/models/tiny").json()["capabilities"]
+    assert (can["context_length"], can["json"], can["images"]) == (MAX_MODEL_LEN, True, False)
     adapter = service.http.get("/models/tiny/v1/models/tiny-adapter").json()
     assert adapter["parent"] == "tiny"
     missing = service.http.get("/models/tiny/v1/models/nosuch")

@@ -37,7 +37,8 @@ def models(watch: bool, interval: float, as_json: bool) -> None:
     State, replicas, requests, speed and memory of each.
 
     A dash stands for what is not known. The speed is that of the last second, with --watch of the
-    last interval. Memory is that of a model's processes, without that of GPUs.
+    last interval. What a text model can do is what its card says, behind the tokens of prompt and
+    answer together. Memory is that of a model's processes, without that of GPUs.
     """
     from truthgpt_serve.cli._service.client import ServiceClient
     from truthgpt_serve.cli._service.models import ModelReader
@@ -106,6 +107,7 @@ def table_of(found: list[Model], title: str | None = None) -> Table:
         table.add_column(name, overflow="fold")
     for name in ("REPLICAS", "ONGOING", "QUEUED", "SPEED", "MEMORY"):
         table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("CAN", overflow="fold")
     table.add_column("NOTE", overflow="fold")
     for model in found:
         style = _STYLES.get(model.state or "", "")
@@ -118,6 +120,7 @@ def table_of(found: list[Model], title: str | None = None) -> Table:
             _number(model.queued),
             _speed(model),
             _size(model.memory_bytes),
+            _can(model),
             escape(_note(model)),
         )
     return table
@@ -142,6 +145,15 @@ def _size(value: int | None) -> str:
     if value is None:
         return DASH
     return f"{value / (1 << 30):.1f} GiB" if value >= 1 << 30 else f"{value / (1 << 20):.0f} MiB"
+
+
+def _can(model: Model) -> str:
+    from truthgpt_serve.cli._service.models import CAPABILITIES
+
+    length = model.capabilities.get("context_length")
+    parts = [f"{length} tokens"] if length else []
+    parts += [title for name, title in CAPABILITIES.items() if model.capabilities.get(name)]
+    return ", ".join(parts) or DASH
 
 
 def _note(model: Model) -> str:

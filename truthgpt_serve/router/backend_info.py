@@ -1,4 +1,4 @@
-"""The backend of each model and how its last process died, from the model's own card.
+"""The backend of each model, what it can do and how its last process died, from its own card.
 
 The card is fetched once for each deployment, and again when its replicas change.
 """
@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from truthgpt_serve.errors import TruthGPTError
@@ -28,6 +28,20 @@ RETRY_AFTER_S = 10.0
 Found = dict[str, Any] | None
 Fetch = Callable[[bytes], Awaitable[tuple[int, bytes]]]
 """Returns status and body of `GET path`."""
+
+
+class BackendCard(NamedTuple):
+    """What a model says of itself; each is None where that is not known.
+
+    Attributes:
+        acceleration: Its backend.
+        capabilities: What it can do.
+        last_error: How its last process died.
+    """
+
+    acceleration: dict[str, Any] | None
+    capabilities: dict[str, Any] | None
+    last_error: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +75,18 @@ class BackendInfo:
         self._answers: dict[str, _Answer] = {}
         self._asking: dict[str, asyncio.Task[Found]] = {}
 
-    async def find(self, name: str) -> tuple[dict[str, Any] | None, str | None]:
-        """Returns the backend of the model of this name, and how its last process died.
+    async def find(self, name: str) -> BackendCard:
+        """Returns what the model of this name says of itself.
 
-        Each is None where that is not known. A model without a running replica is not asked,
-        because that would wake it.
+        A model without a running replica is not asked, because that would wake it.
         """
         card = await self._find_card(name) or {}
-        acceleration, error = card.get("acceleration"), card.get("last_error")
-        return (
-            acceleration if isinstance(acceleration, dict) else None,
+        backend, can, error = (
+            card.get(key) for key in ("acceleration", "capabilities", "last_error")
+        )
+        return BackendCard(
+            backend if isinstance(backend, dict) else None,
+            can if isinstance(can, dict) else None,
             error if isinstance(error, str) else None,
         )
 

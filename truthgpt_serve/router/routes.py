@@ -134,12 +134,17 @@ class RouterRoutes:
         entry = await models.look_up(name)
         if entry is None:
             raise ModelNotFoundError(f"The model {name!r} does not exist", param="model")
-        acceleration, last_death = await self._backend_info.find(name)
-        value = {**_model_object(entry), "card": entry.card, "acceleration": acceleration}
+        known = await self._backend_info.find(name)
+        value = {
+            **_model_object(entry),
+            "card": entry.card,
+            "acceleration": known.acceleration,
+            "capabilities": known.capabilities,
+        }
         states = {state.name: state for state in self._directory.states()}
         if (state := states.get(entry.application)) is not None:
             value["status"] = state.status
-            value["last_error"] = state.last_error or (last_death if entry.running else None)
+            value["last_error"] = state.last_error or (known.last_error if entry.running else None)
         await send_json(send, value)
 
     async def _file(self, file_id: str, send: Send) -> None:

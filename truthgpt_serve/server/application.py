@@ -198,6 +198,8 @@ class Application(RoutedFront):
         card = model_entry(name, self._created, self._host.name)
         if acceleration := getattr(self._host.model, "acceleration", None):
             card["acceleration"] = acceleration
+        if self._task == "text-generation":
+            card["capabilities"] = self._text.describe()
         return card
 
     async def _models(self, connection: Connection) -> None:

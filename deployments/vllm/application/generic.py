@@ -101,6 +101,7 @@ class Cards:
         app: vLLM's application.
         name: The model name.
         acceleration: The backend.
+        capabilities: What the model can do; empty where it generates no text.
         failed_adapters: Why each adapter that is not served is not, by name.
     """
 
@@ -109,11 +110,13 @@ class Cards:
         app: Any,
         name: str,
         acceleration: Mapping[str, Any],
+        capabilities: Mapping[str, Any],
         failed_adapters: Mapping[str, str],
     ) -> None:
         self._app = app
         self._name = name
         self._acceleration = acceleration
+        self._capabilities = capabilities
         self._failed_adapters = failed_adapters
 
     async def find(self, model: str) -> dict[str, Any]:
@@ -132,6 +135,8 @@ class Cards:
         for entry in answer["data"]:
             if entry["id"] == model:
                 found = {**entry, "acceleration": self._acceleration}
+                if self._capabilities:
+                    found["capabilities"] = self._capabilities
                 if self._failed_adapters and model == self._name:
                     found["failed_adapters"] = dict(self._failed_adapters)
                 return found

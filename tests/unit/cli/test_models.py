@@ -36,6 +36,16 @@ vllm:generation_tokens_total{{replica="a"}} {tokens}
 """
 
 
+CAN = {
+    "context_length": 4096,
+    "tools": True,
+    "json": True,
+    "images": False,
+    "new": 5,
+    "logprobs": 1,
+}
+
+
 def card(name: str, family: str, **more: Any) -> Answer:
     return Answer({"id": name, "card": {"task": "text-generation", "family": family}, **more})
 
@@ -54,7 +64,7 @@ def answers(tokens: list[int]) -> dict[str, Any]:
     return {
         "/v1/models": models,
         "/ready": Answer({"status": "not ready", "models": states}, 503),
-        "/v1/models/story": card("story", "vllm"),
+        "/v1/models/story": card("story", "vllm", capabilities=CAN),
         "/v1/models/bad": card(
             "bad", "mine", last_error="FileNotFoundError:\n no weights\x1b]0;x\x07"
         ),
@@ -79,6 +89,10 @@ def test_each_model_has_what_is_known_of_it() -> None:
     assert (first.num_replicas, first.adapters, first.aliases) == (2, ("moral",), ("org/Story",))
     # Of the seven that the replicas have, three wait in the engine.
     assert (first.ongoing, first.queued) == (4, 4)
+    assert first.capabilities == {
+        "context_length": 4096, "tools": True, "json": True, "images": False,
+    }  # fmt: skip
+    assert bad.capabilities == {}
     assert first.memory_bytes == 2_500_000_000
     assert (first.rate, first.rate_unit) == (None, "tokens")
     assert second.rate == 150.0
@@ -103,7 +117,9 @@ def test_programs_get_json_and_users_a_table() -> None:
     assert head[:5] == ["MODEL", "FAMILY", "STATE", "REPLICAS", "ONGOING"]
     assert rows[0][:8] == ["bad", "mine", "DEPLOY_FAILED", "0", "-", "-", "-", "-"]
     assert rows[1][:5] == ["story", "vllm", "RUNNING", "2", "4"]
-    assert "tokens/s 2.3 GiB adapters: moral; also: org/Story" in " ".join(rows[1])
+    assert "tokens/s 2.3 GiB 4096 tokens, tools, JSON adapters: moral; also: org/Story" in " ".join(
+        rows[1]
+    )
     assert "truthgpt why MODEL" in table.stdout
 
 
@@ -128,7 +144,7 @@ def test_another_server_has_only_names() -> None:
     with serve({"/v1/models": model_list("llama")}) as service:
         done = run_cli("models", env=service.env())
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[1].split() == ["llama", "-", "-", "-", "-", "-", "-", "-"]
+    assert done.stdout.splitlines()[1].split() == ["llama", *"--------"]
 
 
 @pytest.mark.parametrize("body", [[], {"data": 5}, {"object": "list"}])

@@ -28,10 +28,10 @@ class Models:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.cards: dict[str, Any] = {
-            "fast": {"acceleration": GPU},
+            "fast": {"acceleration": GPU, "capabilities": {"json": True}},
             "two words": {"acceleration": GPU},
             "plain": {"id": "plain"},
-            "odd": {"acceleration": "much"},
+            "odd": {"acceleration": "much", "capabilities": ["all"]},
             "broken": b"not JSON",
         }
 
@@ -111,6 +111,7 @@ async def test_a_model_is_asked_once_for_all_readers(
 ) -> None:
     found = await asyncio.gather(*(page(client, "fast") for _ in range(20)))
     assert all(value["acceleration"] == GPU for value in found)
+    assert all(value["capabilities"] == {"json": True} for value in found)
     assert models.asked == ["fast"]
     assert (await page(client, "fast-lora"))["acceleration"] == GPU
     assert (await page(client, "fast"))["card"] == {"adapters": ["fast-lora"]}
@@ -130,6 +131,7 @@ async def test_what_is_not_known_is_null_and_not_asked_again_at_once(
 ) -> None:
     for _ in range(3):
         assert (await page(client, name))["acceleration"] is None
+        assert (await page(client, name))["capabilities"] is None
     assert models.asked == [name]
 
 

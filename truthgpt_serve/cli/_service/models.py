@@ -13,6 +13,14 @@ from truthgpt_serve.cli._service.failures import ServiceFault, text_of
 from truthgpt_serve.cli._service.scrape import Samples
 
 MAX_AT_ONCE = 8
+CAPABILITIES = {
+    "tools": "tools",
+    "json": "JSON",
+    "logprobs": "logprobs",
+    "images": "images in",
+    "reasoning": "reasoning",
+}
+"""What a card says that a text model can do, and how it is shown."""
 _REQUESTS = "truthgpt_replica_requests"
 _ENDED = "truthgpt_replica_requests_total"
 _MEMORY = "truthgpt_replica_memory_bytes"
@@ -52,6 +60,7 @@ class Model:
         memory_bytes: Resident memory of its processes; not that of GPUs.
         waits_for: What replicas that have no node wait for.
         last_error: Why it does not run as it should.
+        capabilities: What it can do, by name; of text models.
     """
 
     name: str
@@ -68,6 +77,7 @@ class Model:
     memory_bytes: int | None = None
     waits_for: str | None = None
     last_error: str | None = None
+    capabilities: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Returns it for programs."""
@@ -155,6 +165,7 @@ class ModelReader:
             memory_bytes=None if memory is None else int(memory),
             waits_for=text_of(card.get("waits_for") or state.get("message")),
             last_error=text_of(card.get("last_error") or state.get("last_error")),
+            capabilities=_capabilities(card.get("capabilities")),
         )
 
     def _samples(self, name: str) -> Samples | None:
@@ -180,6 +191,14 @@ class ModelReader:
         if before is None or before[0] != unit or count < before[1] or now_s <= before[2]:
             return None, unit
         return (count - before[1]) / (now_s - before[2]), unit
+
+
+def _capabilities(found: Any) -> dict[str, Any]:
+    """Returns what of a card's `capabilities` is known here, whatever a server says."""
+    given = found if isinstance(found, dict) else {}
+    known = {name: given[name] for name in CAPABILITIES if isinstance(given.get(name), bool)}
+    length = given.get("context_length")
+    return {**({"context_length": length} if type(length) is int else {}), **known}
 
 
 def load_of(samples: Samples | None) -> tuple[int | None, int | None]:

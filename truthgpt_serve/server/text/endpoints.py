@@ -18,6 +18,7 @@ from truthgpt_serve.http.json_body import parse_object
 from truthgpt_serve.request_schema import read_request
 from truthgpt_serve.server.instance import ModelInstance
 from truthgpt_serve.server.text.abilities import Abilities, check_abilities
+from truthgpt_serve.server.text.card import describe
 from truthgpt_serve.server.text.choices import ChoiceRunner, parts_of
 from truthgpt_serve.server.text.codec import DEFAULT_MAX_NEW_TOKENS, TextExchange, format_of
 from truthgpt_serve.server.text.request import ChatRequest, CompletionRequest, parse_text
@@ -194,6 +195,10 @@ class TextEndpoints:
         request: Any = read_request(kind, await self._fields(connection))
         self._check_name(request.model)
         return request
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what the model can do, for its card."""
+        return describe(self.abilities, self.tokenizer, self.context_length)
 
     @property
     def context_length(self) -> int | None:

@@ -168,6 +168,18 @@ def test_token_ids_bias_and_the_prompt_alone(able: openai.OpenAI) -> None:
     assert none.usage.completion_tokens == 0
 
 
+def test_the_card_says_what_the_class_can_do(able: openai.OpenAI) -> None:
+    card: Any = able.models.retrieve("sample")
+    assert card.capabilities == {
+        "context_length": None,
+        "tools": False,
+        "json": False,
+        "logprobs": True,
+        "images": False,
+        "reasoning": False,
+    }
+
+
 def test_a_suffix_is_put_behind_the_tokens_of_the_model(able: openai.OpenAI) -> None:
     able.completions.create(model="sample", prompt="ab", suffix="z", max_tokens=1)
     assert Able.last.events[-1]["text"] == "<fim_prefix>ab<fim_suffix>z<fim_middle>"

@@ -147,6 +147,18 @@ def test_openais_parse(client: openai.OpenAI) -> None:
     assert final.choices[0].message.parsed == answer.choices[0].message.parsed
 
 
+def test_the_card(client: openai.OpenAI) -> None:
+    card: Any = client.models.retrieve("story")
+    assert card.capabilities == {
+        "context_length": 1024,
+        "tools": False,
+        "json": True,
+        "logprobs": True,
+        "images": False,
+        "reasoning": False,
+    }
+
+
 def test_any_object_and_grammars(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model="story",
