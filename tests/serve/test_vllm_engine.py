@@ -61,8 +61,6 @@ def make_config(folder: Path, **changes: Any) -> dict[str, Any]:
         "enforce_eager": True,
         "max_model_len": 1024,
         "kv_cache_memory_bytes": "64M",
-        "enable_auto_tool_choice": True,
-        "tool_call_parser": "hermes",
     }
     engine |= changes.pop("engine", {})
     return {
@@ -202,6 +200,11 @@ def test_adapter_changes_the_output(reference: dict[str, list[str]]) -> None:
 
 def test_models_lists_model_and_adapter(server: Server) -> None:
     assert [model.id for model in server.client.models.list()] == ["tiny", "tiny-adapter"]
+
+
+def test_the_card_names_the_parsers_that_the_template_chose(server: Server) -> None:
+    card = httpx.get(f"{server.url}/v1/models/tiny", timeout=30).json()["acceleration"]
+    assert (card["tool_call_parser"], card["reasoning_parser"]) == ("hermes", None)
 
 
 def test_chat_streams_what_it_answers_whole(server: Server) -> None:
@@ -406,7 +409,7 @@ def test_health_fails_after_the_engine_dies(server: Server) -> None:
 
 
 def test_embeddings_and_no_orphans_after_kill(folder: Path, tmp_path: Path) -> None:
-    config = make_config(folder, task="embedding", engine={"enable_auto_tool_choice": False})
+    config = make_config(folder, task="embedding")
     with serve(config, tmp_path / "log") as server:
         answer = server.client.embeddings.create(
             model="tiny", input=["Hello world"], encoding_format="float"
