@@ -7,12 +7,14 @@ answer, `choices` runs several, `response` encodes.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from truthgpt_serve.errors import UnsupportedError
+from truthgpt_serve.errors import RequestError, UnsupportedError
 from truthgpt_serve.grammar.constraints import ConstraintCompiler
+from truthgpt_serve.grammar.fields import Grammar
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.json_body import parse_object
 from truthgpt_serve.request_schema import read_request
@@ -30,7 +32,10 @@ from truthgpt_serve.server.text.tokens import (
     tokenize,
 )
 from truthgpt_serve.server.text.tools.exchange import ToolExchange
+from truthgpt_serve.server.text.tools.request import ToolUse
 from truthgpt_serve.server.text_limits import TextLimits
+
+logger = logging.getLogger(__name__)
 
 TOKENIZE_PATH, DETOKENIZE_PATH = "/tokenize", "/detokenize"
 Read = Callable[[Connection], Awaitable[bytes]]
@@ -133,9 +138,23 @@ class TextEndpoints:
 
     async def _constraint(self, request: ChatRequest | CompletionRequest) -> Any:
         """Returns what binds the answers of a request, compiled, or None."""
-        grammar = request.grammar
-        if grammar is None:
+        use = request.tool_use
+        if use is not None and use.is_forced:
+            return await self._forced(use)
+        return None if request.grammar is None else await self._compile(request.grammar)
+
+    async def _forced(self, use: ToolUse) -> Any:
+        """Returns what binds an answer to a call; None where the model or a schema cannot be."""
+        form = self.tokenizer.tooling.form
+        if not (self.abilities.takes_constraint and form.arguments):
             return None
+        try:
+            return await self._compile(use.grammar(form.arguments))
+        except RequestError as error:
+            logger.info("a forced call is not bound: %s", error)
+            return None
+
+    async def _compile(self, grammar: Grammar) -> Any:
         if self._compiler is None:
             model = self._host.model
             self._compiler = ConstraintCompiler(

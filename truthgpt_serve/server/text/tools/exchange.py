@@ -38,7 +38,7 @@ class ToolExchange(TextExchange):
         if not use.is_forced:
             return prompt
         form = self._tokenizer.tooling.form
-        opening = form.opening(use.name)
+        opening = form.opening(use.name, is_bound=self._constraint is not None)
         if use.name and form.arguments:
             self._pending = self._parser.expect(use.name)
         else:

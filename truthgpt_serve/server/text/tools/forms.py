@@ -38,16 +38,19 @@ class Form:
     arguments: str = "arguments"
     id_length: int = 0
 
-    def opening(self, name: str = "") -> str:
+    def opening(self, name: str = "", *, is_bound: bool = False) -> str:
         """Returns how an answer begins that calls a function, up to its arguments.
 
         Args:
             name: The function; empty leaves it open.
+            is_bound: Whether a grammar binds the rest, which is then all of the JSON.
         """
         if not self.arguments:
             return f"{self.begin}\n<function={name}>\n" if name else f"{self.begin}\n"
         break_ = "\n" if self.end else ""
         array = "[" if self.name == "mistral" else ""
+        if is_bound and not name:
+            return f"{self.begin}{break_}{array}"
         head = f'{self.begin}{break_}{array}{{"name": "'
         return f'{head}{name}", "{self.arguments}": ' if name else head
 

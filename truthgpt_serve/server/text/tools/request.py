@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import msgspec
 from pydantic import Field
 
+from truthgpt_serve.grammar.fields import Grammar
 from truthgpt_serve.request_schema import (
     RequestModel,
     Via,
@@ -76,6 +78,29 @@ class ToolUse:
     name: str = ""
     is_forced: bool = False
     single: bool = False
+
+    def grammar(self, key: str) -> Grammar:
+        """Returns what binds the answer to a call: its arguments, or all of it where it may choose.
+
+        Args:
+            key: The key of the arguments.
+        """
+        if self.name:
+            return Grammar("json", _encode(self.schemas[self.name]), "tools")
+        calls = [
+            {
+                "type": "object",
+                "properties": {"name": {"const": name}, key: schema},
+                "required": ["name", key],
+                "additionalProperties": False,
+            }
+            for name, schema in self.schemas.items()
+        ]
+        return Grammar("json", _encode({"anyOf": calls}), "tools")
+
+
+def _encode(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def read_tools(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,3 +64,21 @@ def test_tools_that_the_template_does_not_know(
         choice_made: Any = gpt.chat.completions.create(**fields).choices[0]
         [call] = choice_made.message.tool_calls
         assert call.function.name == "tell"
+
+
+def test_a_forced_call_keeps_to_its_schema(gpt: openai.OpenAI) -> None:
+    """The model knows nothing of JSON: what it writes is bound."""
+    unit: Any = {"type": "object", "properties": {"unit": {"enum": ["metre", "mile"]}}}
+    unit |= {"required": ["unit"], "additionalProperties": False}
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": unit}} for name in ("a", "b")
+    ]
+    named = {"type": "function", "function": {"name": "b"}}
+    fields: Any = {"model": "story", "messages": ASK, "tools": tools, "max_tokens": 100}
+    choices: Any = (("required", ("a", "b")), (named, ("b",)))
+    for choice, names in choices:
+        found: Any = gpt.chat.completions.create(**fields, tool_choice=choice).choices[0]
+        [call] = found.message.tool_calls
+        assert call.function.name in names
+        assert json.loads(call.function.arguments)["unit"] in ("metre", "mile")
+        assert (found.message.content, found.finish_reason) == (None, "tool_calls")
