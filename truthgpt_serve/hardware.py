@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from truthgpt_serve.autoscaling.policy import LOOK_BACK_S, POLICY, SAMPLE_S
 from truthgpt_serve.config.model import ModelConfig
 from truthgpt_serve.config.playground import PlaygroundConfig
 from truthgpt_serve.config.router import RouterConfig
@@ -23,6 +24,8 @@ BATCHING_MAX_ONGOING_REQUESTS = 64
 TARGET_SHARE = 0.7
 """Share of `max_ongoing_requests` that autoscaling aims at: below 1, so that a replica is added
 before the present ones are full."""
+UPSCALE_DELAY_S = 30
+"""Default with `target_ongoing_requests`."""
 SHUTDOWN_MARGIN_S = 10
 """Added to the longest request, for what a replica does after its last one."""
 _ANY_OF_TYPE = 0.001
@@ -280,8 +283,31 @@ def _autoscaling(config: ModelConfig, max_ongoing: int) -> dict[str, Any] | None
     if section is None:
         return None
     settings = section.model_dump(exclude_none=True)
+    target_queue_s = settings.pop("target_queue_s", None)
+    if target_queue_s is not None:
+        return _scaling_on_work(settings, target_queue_s)
+    settings.setdefault("upscale_delay_s", UPSCALE_DELAY_S)
     settings.setdefault("target_ongoing_requests", max(1.0, round(TARGET_SHARE * max_ongoing, 1)))
     return settings
+
+
+def _scaling_on_work(settings: dict[str, Any], target_queue_s: float) -> dict[str, Any]:
+    """Returns settings with our policy, which keeps the delays itself: Serve's own come after."""
+    down_s = settings["downscale_delay_s"]
+    kwargs = {
+        "target_queue_s": target_queue_s,
+        "upscale_delay_s": settings.get("upscale_delay_s", 0),
+        "downscale_delay_s": down_s,
+        "downscale_to_zero_delay_s": settings.pop("downscale_to_zero_delay_s", down_s),
+    }
+    return {
+        **settings,
+        "upscale_delay_s": 0,
+        "downscale_delay_s": 0,
+        "metrics_interval_s": SAMPLE_S,
+        "look_back_period_s": LOOK_BACK_S,
+        "policy": {"policy_function": POLICY, "policy_kwargs": kwargs},
+    }
 
 
 def plan_router(config: RouterConfig, environ: Mapping[str, str] = os.environ) -> ReplicaPlan:

@@ -109,6 +109,10 @@ class VllmModel:
         if self._engine is not None:
             self._engine.check_health()
 
+    def queued_work(self) -> dict[str, float]:
+        """Returns the work that waits in the engine, for scaling by it."""
+        return {} if self._engine is None else dict(self._engine.queued_work())
+
     def fatal_error(self) -> str | None:
         """Returns why the engine is dead, or None."""
         return None if self._engine is None else self._engine.fatal_error()

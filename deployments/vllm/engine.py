@@ -51,6 +51,7 @@ from deployments.vllm.orphans import bind_children
 from deployments.vllm.parsers import choose_parsers
 from deployments.vllm.patches.key_requests import mark_requests
 from deployments.vllm.patches.rejected_tokens import mend_answers
+from deployments.vllm.queued_work import QueuedWork, token_counter
 from deployments.vllm.toolchain import prepare_compilers
 from truthgpt_serve.config.text_limits import TextLimitsSection
 from truthgpt_serve.errors import ConfigError, Fault, TruthGPTError, UnavailableError
@@ -92,6 +93,7 @@ class Engine:
         self._stack: AsyncExitStack | None = None
         self._client: EngineClient | None = None
         self._guard: GuardedClient | None = None
+        self._queued_work: QueuedWork | None = None
         self.limits: TextLimits | None = None
         self.grammars: GrammarGate | None = None
         self._error_note: ErrorNote | None = None
@@ -146,6 +148,7 @@ class Engine:
         # vLLM's own start-up: statistics in the log, and a heap that the collector skips.
         await stack.enter_async_context(app.router.lifespan_context(app))
         self._client = client
+        self._queued_work = QueuedWork(token_counter(client))
         parsers = ("tool_call_parser", "reasoning_parser")
         self.acceleration = {
             **describe(client.vllm_config),
@@ -178,6 +181,10 @@ class Engine:
             raise self._client.dead_error
         if self._guard is not None:
             self._guard.check_health()
+
+    def queued_work(self) -> dict[str, float]:
+        """Returns the work that waits in the started engine; see `QueuedWork.read`."""
+        return {} if self._queued_work is None else self._queued_work.read()
 
     def is_dead(self) -> bool:
         """Returns whether the started engine can never answer again."""

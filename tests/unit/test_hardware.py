@@ -327,6 +327,31 @@ def test_autoscaling() -> None:
     assert config.downscale_to_zero_delay_s == 5
 
 
+def test_autoscaling_on_work() -> None:
+    scaling = {"min_replicas": 0, "max_replicas": 4, "target_queue_s": 8, "downscale_delay_s": 90}
+    options = plan(WIDE, serving={"autoscaling": scaling}).deployment_options()
+    assert options["autoscaling_config"] == {
+        "min_replicas": 0,
+        "max_replicas": 4,
+        "upscale_delay_s": 0,
+        "downscale_delay_s": 0,
+        "metrics_interval_s": 2.0,
+        "look_back_period_s": 10.0,
+        "policy": {
+            "policy_function": "truthgpt_serve.autoscaling.policy:WorkPolicy",
+            "policy_kwargs": {
+                "target_queue_s": 8,
+                "upscale_delay_s": 0,
+                "downscale_delay_s": 90,
+                "downscale_to_zero_delay_s": 90,
+            },
+        },
+    }
+    config = accept(options)._deployment_config.autoscaling_config
+    assert not config.policy.is_default_policy_function()
+    assert config.policy.get_policy().__name__ == "WorkPolicy"
+
+
 def test_shutdown_outlasts_the_longest_request() -> None:
     assert plan().graceful_shutdown_timeout_s > 600
     replica = plan(serving={"max_request_s": 30, "health_check_period_s": 2})

@@ -38,10 +38,17 @@ class AutoscalingSection(Section):
 
     target_ongoing_requests: PositiveNumber | None = None
     """Ongoing requests per replica that scaling aims at. Less scales up earlier, for lower latency
-    on more replicas. Null means 0.7 of `max_ongoing_requests`."""
+    on more replicas. Null means 0.7 of `max_ongoing_requests`. Not together with
+    `target_queue_s`."""
 
-    upscale_delay_s: NonNegativeNumber = 30
-    """Seconds of higher load before replicas are added. More ignores longer bursts."""
+    target_queue_s: PositiveNumber | None = None
+    """Seconds that a request may wait, for scaling by the work that waits instead of the number of
+    requests: prompt tokens, image steps times megapixels, or requests times their mean time. Null
+    scales by `target_ongoing_requests`."""
+
+    upscale_delay_s: NonNegativeNumber | None = None
+    """Seconds of higher load before replicas are added. More ignores longer bursts. Null means 30,
+    and 0 with `target_queue_s`, where two samples, 2 s apart, must ask for more anyway."""
 
     downscale_delay_s: NonNegativeNumber = 600
     """Seconds of lower load before replicas are removed. More keeps idle replicas longer."""
@@ -67,6 +74,9 @@ class AutoscalingSection(Section):
             message = f"has no effect with min_replicas {low}"
             fix = "set min_replicas: 0"
             found.append(Refusal("downscale_to_zero_delay_s", message, fix, ("min_replicas",)))
+        if self.target_queue_s is not None and self.target_ongoing_requests is not None:
+            message = f"{self.target_queue_s:g} is given together with target_ongoing_requests"
+            found.append(Refusal("target_queue_s", message, "keep one of them"))
         if found:
             raise refuse(found)
         return self

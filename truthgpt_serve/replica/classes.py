@@ -39,6 +39,7 @@ from truthgpt_serve.replica.load import ReplicaLoad
 from truthgpt_serve.replica.metrics import ReplicaMetrics
 from truthgpt_serve.replica.named import NamedRequests
 from truthgpt_serve.replica.queue_answers import QueueAnswers
+from truthgpt_serve.replica.work import WorkStats
 from truthgpt_serve.router.app import RouterApp
 from truthgpt_serve.server import ModelInstance, create_asgi_app
 from truthgpt_serve.server.bounded import BoundedRequests
@@ -82,6 +83,8 @@ class ModelReplica:
             self._is_unsaid = auth is None
             spec = resolve_family(config)
             self._host = ModelInstance(spec, config, name=self._name, files=SharedFiles())
+        scaling = config.serving.autoscaling
+        self._scales_on_work = scaling is not None and scaling.target_queue_s is not None
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Loads the model; Serve calls this once, before the replica takes requests."""
@@ -95,8 +98,10 @@ class ModelReplica:
                 await self._host.close()
                 raise
         app = self._guard.wrap(app, getattr(self._host.model, "fatal_error", None))
-        load = ReplicaLoad()
+        load = ReplicaLoad(request_limits(self._host.config, self._host.spec)[0])
         app = self._surround(app, load)
+        if self._scales_on_work:
+            self.record_autoscaling_stats = partial(_read_work, WorkStats(load, self._host))
         context = serve.get_replica_context()
         own = context.replica_tag
         find_others = partial(_find_others, context.app_name, own)
@@ -114,7 +119,9 @@ class ModelReplica:
         )
         # Again: what comes by Ray's fallback proxy does not pass this replica's own port.
         app = access.guard(Cors(app, self._allow_origins), hides_key=True)
-        return load.working(AnthropicAnswers(app))
+        app = AnthropicAnswers(app)
+        # With a queue in here, what waits in it is no work yet.
+        return app if self._access.has_queue else load.working(app)
 
     def _surround(self, app: Any, load: ReplicaLoad) -> Any:
         """Puts around the application what answers the same for every family, as the router does.
@@ -172,6 +179,11 @@ class ModelReplica:
         self._guard.close()
         await asyncio.to_thread(self._access.close)  # it sends the last usage
         await self._host.close()
+
+
+async def _read_work(stats: WorkStats) -> dict[str, float]:
+    """On the event loop that the requests run on, where nothing changes meanwhile."""
+    return stats.read()
 
 
 def _warn_of_open_port() -> None:

@@ -18,6 +18,7 @@ from truthgpt_serve.server.batching.batcher import Batcher, create_batcher, join
 from truthgpt_serve.server.execution.codec import Emit, Exchange, OnePiece, Plain
 from truthgpt_serve.server.execution.streaming import Pump, direct_stream
 from truthgpt_serve.server.execution.workers import Workers
+from truthgpt_serve.server.work import WorkMeter
 from truthgpt_serve.threads import contained_async
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class ModelInstance:
         config: The configuration.
         files: Where results that are asked for as addresses lie; by default in this process.
         max_ongoing: Calls of the model that may run at once; known after `start`.
+        work: The work of its requests, where their routes know it beforehand.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class ModelInstance:
         self._workers: Workers | None = None
         self._batcher: Batcher | None = None
         self._direct_ongoing = 0
+        self.work = WorkMeter()
 
     @property
     def label(self) -> str:
@@ -66,6 +69,11 @@ class ModelInstance:
         """Calls of the model that wait or run, those whose client has left included."""
         batched = self._batcher.ongoing if self._batcher else 0
         return self._direct_ongoing + batched + (self._workers.ongoing if self._workers else 0)
+
+    @property
+    def batcher(self) -> Batcher | None:
+        """What makes batches of its requests; None where the class makes none."""
+        return self._batcher
 
     def metrics(self) -> str | None:
         """Returns the metrics of the class and of its batches, or None where there are neither."""

@@ -89,6 +89,7 @@ class Batcher:
             max_batch_size=max_batch_size,
             batch_key=batch_key,
         )
+        self.max_batch_size = max_batch_size
         self._runner: Future[None] | None = None
         self._wake: Callable[[], object] = _nothing
         self._cancel_call: Callable[[], object] = _nothing
@@ -97,6 +98,11 @@ class Batcher:
     def ongoing(self) -> int:
         """Requests that wait for a batch or run in one."""
         return self._queue.ongoing
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for a batch."""
+        return self._queue.num_waiting
 
     def statistics(self) -> BatchStatistics:
         """Returns a copy of what has been counted."""

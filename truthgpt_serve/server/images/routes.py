@@ -158,15 +158,17 @@ class ImageRoutes:
         async with connection.guard(self._host.max_request_s) as guard:
             await self._decode(request)
             exchanges = self._exchanges(request)
-            reserve_images(_expected_work(request))
-            if request.fields.stream:
-                await self._stream(connection, request, exchanges)
-                guard.release()
-                await connection.end_events()
-                return
-            images = await gather(
-                [self._image(request, exchange, i) for i, exchange in enumerate(exchanges)]
-            )
+            work = _expected_work(request)
+            reserve_images(work)
+            with self._host.work.taking(work):
+                if request.fields.stream:
+                    await self._stream(connection, request, exchanges)
+                    guard.release()
+                    await connection.end_events()
+                    return
+                images = await gather(
+                    [self._image(request, exchange, i) for i, exchange in enumerate(exchanges)]
+                )
             urls = (
                 await self._store(connection, request, images)
                 if request.fields.response_format == "url"
