@@ -11,7 +11,6 @@ not stop them. They then count without it, and two of them may miss each other's
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import math
@@ -20,7 +19,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,6 +88,47 @@ class Charge:
     runs: bool = True
 
 
+class _Lock:
+    """Keeps out the other threads of this process, and for moments the other processes.
+
+    A class, as a request takes it up to four times: a generator takes longer.
+
+    Attributes:
+        has_file: Whether other processes have to be kept out.
+    """
+
+    __slots__ = ("_file", "_is_held", "_threads", "has_file")
+
+    def __init__(self, file: int) -> None:
+        self._threads = threading.Lock()
+        self._file = file
+        self._is_held = False
+        self.has_file = file >= 0
+
+    def __enter__(self) -> None:
+        self._threads.acquire()
+        self._is_held = self.has_file and self._take()
+
+    def __exit__(self, *error: object) -> None:
+        if self._is_held and self.has_file:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+        self._threads.release()
+
+    def _take(self) -> bool:
+        until_s = 0.0
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                now_s = time.monotonic()
+                until_s = until_s or now_s + LOCK_S
+                if now_s > until_s:
+                    return False
+                time.sleep(0)
+            else:
+                return True
+
+
 class Counters:
     """The counts of one file.
 
@@ -100,15 +140,15 @@ class Counters:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self._thread_lock = threading.Lock()
         self._file = -1 if path is None else _open(path)
+        self._lock = _Lock(self._file)
         self._map = mmap.mmap(self._file, SIZE)
         view = memoryview(self._map)
         self._whole, self._real, self._half = view.cast("q"), view.cast("d"), view.cast("i")
         self._known: dict[str, tuple[int, int, int]] = {}
         self._reaped_s = -math.inf
         self._closed = False
-        with self._locked():
+        with self._lock:
             self._own = self._register()
 
     def take(
@@ -132,7 +172,7 @@ class Counters:
             charges: What to count, each under another name.
             now_s: The time, as `time.time` gives it.
         """
-        with self._locked():
+        with self._lock:
             if self._closed:
                 return [Standing(0.0, 0.0, 0.0, 0) for _ in charges]
             places = [self._find(charge.name, now_s) for charge in charges]
@@ -177,7 +217,7 @@ class Counters:
             then_s: When it was counted.
             now_s: The time.
         """
-        with self._locked():
+        with self._lock:
             if self._closed:
                 return
             record = self._find(name, now_s)
@@ -189,7 +229,7 @@ class Counters:
 
     def finish(self, name: str, now_s: float) -> None:
         """Takes back one thing that ran."""
-        with self._locked():
+        with self._lock:
             if self._closed:
                 return
             at = 2 * (self._find(name, now_s) + _RUNNING) + self._own
@@ -200,38 +240,17 @@ class Counters:
 
         What is counted afterwards is let in uncounted.
         """
-        with self._locked():
+        with self._lock:
             if self._closed:
                 return
             self._closed = True
             self._forget(self._own)
+            self._lock.has_file = False
         for view in (self._whole, self._real, self._half):
             view.release()
         self._map.close()
         if self._file >= 0:
             os.close(self._file)
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        with self._thread_lock:
-            locked = self._file >= 0 and not self._closed and self._lock()
-            try:
-                yield
-            finally:
-                if locked and not self._closed:
-                    fcntl.flock(self._file, fcntl.LOCK_UN)
-
-    def _lock(self) -> bool:
-        until_s = time.monotonic() + LOCK_S
-        while True:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > until_s:
-                    return False
-                time.sleep(0)
-            else:
-                return True
 
     def _register(self) -> int:
         """Returns this process's column: a free one, or that of a dead process."""

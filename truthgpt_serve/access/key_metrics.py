@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
-from truthgpt_serve.access.meter import Ended
+from truthgpt_serve.access.meter import OUTCOMES, Ended
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+
+@dataclass(frozen=True, slots=True)
+class _OfKey:
+    """The metrics of one key, which are looked up once: that takes longer than to count."""
+
+    outcomes: dict[str, Counter]
+    prompt: Counter
+    cached: Counter
+    completion: Counter
+    queued: Histogram
+    first: Histogram
+    whole: Histogram
+    token: Histogram
 
 
 class KeyMetrics:
     """Counts by the names of keys; a replica has them for the keys that it has met."""
 
     def __init__(self) -> None:
+        self._of_keys: dict[str, _OfKey] = {}
         registry = self._registry = CollectorRegistry()
         self._requests = Counter(
             "truthgpt_key_requests",
@@ -70,28 +87,36 @@ class KeyMetrics:
 
     def report(self, ended: Ended) -> None:
         """Counts a request that has ended."""
-        key, usage = ended.key, ended.usage
-        self._requests.labels(key, ended.outcome).inc()
-        kinds = {
-            "prompt": usage.prompt_tokens,
-            "cached": usage.cached_tokens,
-            "completion": usage.completion_tokens,
-        }
-        for kind, number in kinds.items():
-            if number:
-                self._tokens.labels(key, kind).inc(number)
+        of_key = self._of_keys.get(ended.key)
+        if of_key is None:
+            of_key = self._of_keys[ended.key] = self._begin(ended.key)
+        usage = ended.usage
+        of_key.outcomes[ended.outcome].inc()
+        if usage.prompt_tokens:
+            of_key.prompt.inc(usage.prompt_tokens)
+        if usage.cached_tokens:
+            of_key.cached.inc(usage.cached_tokens)
+        if usage.completion_tokens:
+            of_key.completion.inc(usage.completion_tokens)
         if usage.images:
-            self._images.labels(key).inc(usage.images)
-            self._steps.labels(key).inc(usage.megapixel_steps)
+            self._images.labels(ended.key).inc(usage.images)
+            self._steps.labels(ended.key).inc(usage.megapixel_steps)
         if usage.audio_s:
-            self._audio.labels(key).inc(usage.audio_s)
+            self._audio.labels(ended.key).inc(usage.audio_s)
         if ended.outcome == "ok" and ended.first_s is not None:
-            self._queued.labels(key).observe(usage.queued_s)
-            self._first.labels(key).observe(ended.first_s)
-            self._whole.labels(key).observe(ended.whole_s)
+            of_key.queued.observe(usage.queued_s)
+            of_key.first.observe(ended.first_s)
+            of_key.whole.observe(ended.whole_s)
             between_s, number = ended.whole_s - ended.first_s, usage.completion_tokens
             if between_s > 0 and number > 1:
-                self._token.labels(key).observe(between_s / (number - 1))
+                of_key.token.observe(between_s / (number - 1))
+
+    def _begin(self, key: str) -> _OfKey:
+        return _OfKey(
+            {outcome: self._requests.labels(key, outcome) for outcome in OUTCOMES},
+            *(self._tokens.labels(key, kind) for kind in ("prompt", "cached", "completion")),
+            *(each.labels(key) for each in (self._queued, self._first, self._whole, self._token)),
+        )
 
     def page(self) -> str:
         """Returns the metrics, in version 0.0.4 of the text format."""

@@ -15,6 +15,7 @@ from truthgpt_serve.usage.counted import Usage, counting
 
 USAGE_KEY = "truthgpt.usage"
 """Where the usage of a request stands in its ASGI scope."""
+OUTCOMES = ("ok", "error", "cancelled", "refused")
 REFUSED = 429
 _FAILED = 400
 

@@ -24,6 +24,7 @@ from truthgpt_serve.http.asgi import Headers
 
 logger = logging.getLogger(__name__)
 
+_NONE = Limits()
 _SEPARATOR = "\0"
 """Between the parts of a count's name; in no name of a key or model."""
 
@@ -77,6 +78,8 @@ class Quota:
         Raises:
             RateLimitError: It is too much; nothing was counted.
         """
+        if identity.limits == _NONE and not identity.model_limits:
+            return None
         charges = [
             Charge(name, 1, limits.requests_per_minute, limits.max_concurrent)
             for name, limits in self._limits(identity)
@@ -114,6 +117,10 @@ class Quota:
 
     def is_limited(self, identity: Identity, unit: Unit) -> bool:
         """Returns whether a key has a limit of this unit."""
+        if getattr(identity.limits, unit.field) is not None:
+            return True
+        if not identity.model_limits:
+            return False
         return any(getattr(limits, unit.field) is not None for _, limits in self._limits(identity))
 
     def finish(self, names: Sequence[str]) -> None:

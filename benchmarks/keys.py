@@ -1,0 +1,247 @@
+"""What keys cost, how exact their limits are, and how a busy key moves the others.
+
+Command: `python -m benchmarks.keys`. Two services with an echo model run, one with keys and one
+without.
+
+- cost: unary requests from 16 clients (wrk), in turn to both; CPU time of the whole service for
+  each request, and requests a second. The key has limits of requests, tokens and concurrency, its
+  usage is kept and its metrics are counted.
+- quota: 20 clients send five times what a key may for a minute; what was let in to the limit.
+- fairness: a key asks 8 times a second for streams of a model that can do 32, while another one
+  asks for its share, and for ten times that: the time to the first token of the former.
+
+Prints medians of alternated pairs; writes `benchmarks/results/keys.json`. Needs wrk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from benchmarks.local_cluster import LocalCluster, model_application, router_application
+from benchmarks.sides import ROOT
+from truthgpt_serve.access.key_edit import add_key
+from truthgpt_serve.cluster.processes import find_run
+
+PATH = "/v1/completions"
+BODY = {"model": "echo", "prompt": "one two three four", "max_tokens": 4}
+LIMITS = {"requests_per_minute": 10**7, "tokens_per_minute": 10**9, "max_concurrent": 1000}
+NUM_CLIENTS = 20
+REQUESTS_PER_MINUTE, TOKENS_PER_MINUTE = 600, 6000
+SLOTS, TOKEN_INTERVAL_S, NUM_TOKENS = 16, 0.02, 25
+SHARE_PER_S, STEADY_PER_S = 16.0, 8.0
+SCRIPT = """
+wrk.method = "POST"
+wrk.body = [[%s]]
+wrk.headers["content-type"] = "application/json"
+wrk.headers["authorization"] = "Bearer %s"
+"""
+
+
+def serve(stack: ExitStack, folder: Path, keys: dict[str, dict[str, Any]]) -> tuple[Any, Any]:
+    """Starts a service with these keys; returns it and the keys."""
+    file = folder / "keys.yaml"
+    found = {name: add_key(file, {"name": name, **limits}) for name, limits in keys.items()}
+    auth = {"auth": {"keys_file": str(file)}} if keys else {}
+    small = {"model": {"family": "echo"}, "hardware": {"gpus": 0, "cpus": 0.1}, **auth}
+    slow = {
+        "max_ongoing_requests": SLOTS,
+        "max_queued_requests": 10 * SLOTS,
+        "engine": {"token_interval_s": TOKEN_INTERVAL_S},
+    }
+    cluster = stack.enter_context(LocalCluster(ROOT / "configs" / "ray.env"))
+    cluster.deploy(
+        [
+            model_application("echo", small),
+            model_application("slow", {**small, "serving": slow}),
+            router_application(cluster.port, **auth),
+        ]
+    )
+    cluster.wait_until_ready()
+    time.sleep(2)  # the routers' first news of what goes direct
+    return cluster, found
+
+
+def cpu_seconds(run_id: str) -> float:
+    """Returns the CPU time of all processes of a service."""
+    total = 0.0
+    for process in find_run(run_id):
+        try:
+            times = psutil.Process(process.pid).cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total
+
+
+def run_wrk(cluster: Any, key: str, seconds: float) -> tuple[float, float]:
+    """Returns CPU milliseconds for each request, and requests a second."""
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+        script.write(SCRIPT % (json.dumps(BODY), key))
+        script.flush()
+        before = cpu_seconds(cluster.run_id)
+        command = ["wrk", "-t1", "-c16", f"-d{seconds:g}s", "-s", script.name]
+        done = subprocess.run(
+            [*command, f"{cluster.url}{PATH}"], capture_output=True, text=True, check=True
+        )
+        used = cpu_seconds(cluster.run_id) - before
+    if "Non-2xx" in done.stdout:
+        raise SystemExit(done.stdout)
+    number = int(done.stdout.split(" requests in ")[0].split()[-1])
+    return 1e3 * used / number, number / seconds
+
+
+def measure_cost(keyed: Any, plain: Any, key: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Compares the two services."""
+    sides = {"keys": (keyed, key), "none": (plain, "none")}
+    for cluster, credential in sides.values():
+        run_wrk(cluster, credential, 2.0)
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    for _ in range(options.pairs):
+        for name, (cluster, credential) in sides.items():
+            found[name].append(run_wrk(cluster, credential, options.seconds))
+    pairs = list(zip(found["keys"], found["none"], strict=True))
+    return {
+        "cpu_ms_keys": round(statistics.median(cpu for cpu, _ in found["keys"]), 3),
+        "cpu_ms_none": round(statistics.median(cpu for cpu, _ in found["none"]), 3),
+        "cpu_ratio": round(statistics.median(a[0] / b[0] for a, b in pairs), 3),
+        "throughput_ratio": round(statistics.median(a[1] / b[1] for a, b in pairs), 3),
+    }
+
+
+async def send_at(rate: float, end_s: float, ask: Callable[[], Awaitable[None]]) -> None:
+    """Sends requests at random times, so many a second on average."""
+    rng = random.Random(1)
+    running: set[asyncio.Task[None]] = set()
+    while time.monotonic() < end_s:
+        await asyncio.sleep(rng.expovariate(rate))
+        task = asyncio.ensure_future(ask())
+        running.add(task)
+        task.add_done_callback(running.discard)
+    await asyncio.gather(*running)
+
+
+async def measure_quota(url: str, key: str, seconds: float) -> tuple[int, int]:
+    """Sends five times the limit; returns requests and tokens that were let in."""
+    requests = tokens = 0
+    interval_s = NUM_CLIENTS * 60 / (5 * REQUESTS_PER_MINUTE)
+    end_s = time.monotonic() + seconds
+
+    async def run(client: httpx.AsyncClient) -> None:
+        nonlocal requests, tokens
+        while (began_s := time.monotonic()) < end_s:
+            number = random.randrange(1, 60)
+            answer = await client.post(PATH, json={**BODY, "max_tokens": number})
+            if answer.status_code == 200:
+                requests += 1
+                tokens += answer.json()["usage"]["total_tokens"]
+            await asyncio.sleep(max(0.0, interval_s - (time.monotonic() - began_s)))
+
+    headers = {"authorization": f"Bearer {key}"}
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as client:
+        await asyncio.gather(*(run(client) for _ in range(NUM_CLIENTS)))
+    return requests, tokens
+
+
+async def measure_first_tokens(
+    url: str, keys: dict[str, str], busy_per_s: float, seconds: float
+) -> list[float]:
+    """Returns the times to the first token of the steady key's streams, in milliseconds."""
+    times: list[float] = []
+    rng = random.Random(2)
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=200)
+    async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
+
+        async def ask(name: str) -> None:
+            body = {**BODY, "model": "slow", "max_tokens": rng.randrange(1, 2 * NUM_TOKENS)}
+            body["stream"] = True
+            headers = {"authorization": f"Bearer {keys[name]}"}
+            began_s = time.perf_counter()
+            async with client.stream("POST", PATH, json=body, headers=headers) as answer:
+                async for _ in answer.aiter_raw():
+                    if name == "steady" and answer.status_code == 200:
+                        times.append(1e3 * (time.perf_counter() - began_s))
+                        name = ""
+
+        end_s = time.monotonic() + seconds
+        await asyncio.gather(
+            send_at(STEADY_PER_S, end_s, lambda: ask("steady")),
+            send_at(busy_per_s, end_s, lambda: ask("busy")),
+        )
+    return times
+
+
+def quantile(times: list[float], share: float) -> float:
+    """Returns the value below which this share of the times lies."""
+    return round(sorted(times)[int(share * (len(times) - 1))], 1)
+
+
+def measure_fairness(url: str, keys: dict[str, str], options: argparse.Namespace) -> dict[str, Any]:
+    """Has one key ask for its share, and for ten times that."""
+    found: dict[str, list[list[float]]] = {"1": [], "10": []}
+    for _ in range(options.pairs):
+        for times in found:
+            rate = SHARE_PER_S * int(times)
+            found[times].append(
+                asyncio.run(measure_first_tokens(url, keys, rate, 2 * options.seconds))
+            )
+    return {
+        f"ttft_ms_p{percent}_at_{times}x": statistics.median(
+            quantile(each, percent / 100) for each in runs
+        )
+        for times, runs in found.items()
+        for percent in (50, 99)
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--quota-seconds", type=float, default=60.0)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    options = parser.parse_args()
+    if shutil.which("wrk") is None:
+        raise SystemExit("wrk is missing: install the package `wrk`")
+    limits = {
+        "free": LIMITS,
+        "requests": {"requests_per_minute": REQUESTS_PER_MINUTE},
+        "tokens": {"tokens_per_minute": TOKENS_PER_MINUTE},
+        "steady": {},
+        "busy": {},
+    }
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        keyed, keys = serve(stack, folder, limits)
+        plain, _ = serve(stack, folder, {})
+        result: dict[str, Any] = {"cost": measure_cost(keyed, plain, keys["free"], options)}
+        url, seconds = keyed.url, options.quota_seconds
+        requests, _ = asyncio.run(measure_quota(url, keys["requests"], seconds))
+        _, tokens = asyncio.run(measure_quota(url, keys["tokens"], seconds))
+        result["quota"] = {
+            "requests_ratio": round(requests / REQUESTS_PER_MINUTE, 3),
+            "tokens_ratio": round(tokens / TOKENS_PER_MINUTE, 3),
+        }
+        result["fairness"] = measure_fairness(url, keys, options)
+    print(json.dumps(result, indent=1))
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "keys.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
