@@ -13,7 +13,7 @@ PYTEST_ARGS ?=
 VERBOSE ?=
 COVERAGE ?=
 
-.PHONY: bench-training help install serve stop status test test-unit coverage check format lock docs bench-router bench-batching clean
+.PHONY: audit bench-training help install serve stop status test test-unit coverage check format lock docs bench-router bench-batching clean
 
 help: ## List these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -48,6 +48,10 @@ check: install ## Format, lint, types and import rules, as in CI; changes nothin
 	@$(VENV)/ruff check .
 	@$(VENV)/mypy
 	@$(VENV)/lint-imports
+
+audit: install ## Look up known holes of what is installed, by pip-audit in a venv of its own; asks PyPI
+	@$(PYTHON) -m venv build/audit && build/audit/bin/pip -q install --upgrade pip-audit
+	@build/audit/bin/pip-audit --progress-spinner off --path $$($(VENV)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 format: install ## Format the code and fix what can be fixed by a program
 	@$(VENV)/ruff format .

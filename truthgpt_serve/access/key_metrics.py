@@ -112,10 +112,16 @@ class KeyMetrics:
                 of_key.token.observe(between_s / (number - 1))
 
     def _begin(self, key: str) -> _OfKey:
+        tokens = self._tokens
         return _OfKey(
-            {outcome: self._requests.labels(key, outcome) for outcome in OUTCOMES},
-            *(self._tokens.labels(key, kind) for kind in ("prompt", "cached", "completion")),
-            *(each.labels(key) for each in (self._queued, self._first, self._whole, self._token)),
+            outcomes={outcome: self._requests.labels(key, outcome) for outcome in OUTCOMES},
+            prompt=tokens.labels(key, "prompt"),
+            cached=tokens.labels(key, "cached"),
+            completion=tokens.labels(key, "completion"),
+            queued=self._queued.labels(key),
+            first=self._first.labels(key),
+            whole=self._whole.labels(key),
+            token=self._token.labels(key),
         )
 
     def page(self) -> str:
