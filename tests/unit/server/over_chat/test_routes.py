@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from deployments.echo.config import FAMILY
-from tests.support.sample_models import Base, spec_of
+from tests.support.sample_models import Base, Patient, spec_of, wait_until
 from tests.support.servers import serve_asgi
 from truthgpt_serve.server import create_app
 
@@ -187,3 +187,14 @@ def test_a_model_of_another_task_has_none_of_them() -> None:
         for path in ("/v1/messages", "/v1/messages/count_tokens", "/v1/responses"):
             answer = httpx.post(url + path, json={"model": "m"})
             assert (answer.status_code, "task custom" in answer.text) == (400, True)
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
+def test_the_model_stops_when_the_client_leaves(path: str) -> None:
+    body = {"model": "m", "max_tokens": 3, "messages": HI, "input": "a", "stream": True}
+    with serve_asgi(create_app(spec_of(Patient), {}, name="m"), lifespan="on") as url:
+        with httpx.stream("POST", url + path, json=body) as answer:
+            assert answer.status_code == 200
+            assert b"first" in next(answer.iter_raw())
+            wait_until(lambda: "enter" in Patient.last.events)
+        wait_until(lambda: "told" in Patient.last.events)
