@@ -31,6 +31,7 @@ from truthgpt_serve.server.text.tokens import (
     detokenize,
     tokenize,
 )
+from truthgpt_serve.server.text.tools.alternatives import JSON_KINDS, with_calls
 from truthgpt_serve.server.text.tools.exchange import ToolExchange
 from truthgpt_serve.server.text.tools.request import ToolUse
 from truthgpt_serve.server.text_limits import TextLimits
@@ -141,7 +142,18 @@ class TextEndpoints:
         use = request.tool_use
         if use is not None and use.is_forced:
             return await self._forced(use)
-        return None if request.grammar is None else await self._compile(request.grammar)
+        grammar = request.grammar
+        if grammar is None:
+            return None
+        bound = await self._compile(grammar)
+        form = self.tokenizer.tooling.form
+        if use is None or grammar.kind not in JSON_KINDS or not form.arguments:
+            return bound
+        try:
+            return await self._compile(with_calls(grammar, use, form))
+        except RequestError as error:
+            logger.info("an answer is bound to JSON without calls: %s", error)
+            return bound
 
     async def _forced(self, use: ToolUse) -> Any:
         """Returns what binds an answer to a call; None where the model or a schema cannot be."""

@@ -11,6 +11,7 @@ import anthropic
 import openai
 import pytest
 
+from deployments.hf_transformers.engine import TextEngine  # noqa: F401 - its import takes long
 from tests.support.transformers_models import client_of, configuration
 
 STORY = Path(__file__).parents[5] / "models" / "story"
@@ -82,3 +83,16 @@ def test_a_forced_call_keeps_to_its_schema(gpt: openai.OpenAI) -> None:
         assert call.function.name in names
         assert json.loads(call.function.arguments)["unit"] in ("metre", "mile")
         assert (found.message.content, found.finish_reason) == (None, "tool_calls")
+
+
+def test_an_answer_in_json_or_a_call(gpt: openai.OpenAI) -> None:
+    schema: Any = {"type": "object", "properties": {"ok": {"type": "boolean"}}}
+    schema |= {"required": ["ok"], "additionalProperties": False}
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    fields: Any = {"model": "story", "messages": ASK, "tools": [TOOL], "response_format": form}
+    for seed in range(8):
+        found: Any = gpt.chat.completions.create(**fields, seed=seed, max_tokens=200).choices[0]
+        if found.message.tool_calls:
+            assert {call.function.name for call in found.message.tool_calls} == {"tell"}
+        else:
+            assert set(json.loads(found.message.content)) == {"ok"}
