@@ -36,6 +36,7 @@ REREAD_S = 2.0
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "one two"}], "max_tokens": 2}
 ASKED: Any = CHAT["messages"]
 WAYS = ("", "/models/echo")
+LOGGING = {"encoding": "JSON", "enable_access_log": True}
 FEW_ENGINE = {"token_interval_s": 0.05}
 PLAYGROUND = {
     "name": "ui",
@@ -88,9 +89,12 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
         few = {"max_ongoing_requests": 2, "max_queued_requests": 40, "engine": FEW_ENGINE}
         applications = [
             model_application("echo", {**small, **aliases}),
-            model_application("other", small),
+            {**model_application("other", small), "logging_config": LOGGING},
             model_application("few", {**small, "serving": few}),
-            router_application(cluster.port, num_replicas=1, auth=auth),
+            {
+                **router_application(cluster.port, num_replicas=1, auth=auth),
+                "logging_config": LOGGING,
+            },
             *([] if importlib.util.find_spec("gradio") is None else [PLAYGROUND]),
         ]
         cluster.deploy(applications)
@@ -517,6 +521,39 @@ def usage_keeper(cluster: LocalCluster) -> psutil.Process:
                     return psutil.Process(process.pid)
         time.sleep(0.05)
     raise AssertionError("no process keeps usage")
+
+
+def test_each_request_has_a_line_where_it_ends(guarded: Guarded) -> None:
+    key, other = guarded.keys["narrow"], {**CHAT, "model": "other"}
+    for way, asked in (("", "direct"), ("", "router"), ("/models/other", "mounted")):
+        headers = {**bearer(key), WAY_HEADER: asked} if asked == "router" else bearer(key)
+        answer = post(guarded.base(way), {**headers, "x-request-id": f"line-{asked}"}, other)
+        assert answer.status_code == 200
+    unknown = {**bearer(key), WAY_HEADER: "router", "x-request-id": "line-unknown"}
+    assert post(guarded.base(""), unknown, CHAT).status_code == 404
+    refused = {**bearer("tgs-wrong"), "x-request-id": "line-refused"}
+    assert post(guarded.base("/models/other"), refused, other).status_code == 401
+
+    def lines() -> list[dict[str, Any]]:
+        found = (line for line in guarded.read_logs().splitlines() if '"line-' in line)
+        return [json.loads(line) for line in found]
+
+    wait_for(lambda: len(lines()) >= 5)
+    found = {line["request_id"].removeprefix("line-"): line for line in lines()}
+    assert len(lines()) == len(found) == 5
+    for asked in ("direct", "router", "mounted"):
+        line = found[asked]
+        assert (line["application"], line["model"], line["key_name"]) == (
+            "other",
+            "other",
+            "narrow",
+        )
+        assert (line["status"], line["outcome"], line["completion_tokens"]) == (200, "ok", 2)
+        assert line["path"] == "/v1/chat/completions"
+        assert 0 <= line["queue_ms"] <= line["first_byte_ms"] <= line["total_ms"] < 1000 * LIMIT_S
+    assert (found["unknown"]["status"], found["unknown"]["application"]) == (404, "router")
+    assert (found["refused"]["status"], found["refused"]["key_name"]) == (401, None)
+    assert "one two" not in json.dumps(lines())
 
 
 def test_no_key_is_in_a_log(guarded: Guarded) -> None:

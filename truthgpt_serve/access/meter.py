@@ -141,12 +141,23 @@ class _Watch:
             usage: What it used.
             cancelled: Whether its task was cancelled.
         """
-        if self._status == REFUSED:
-            outcome = "refused"
-        elif self._status >= _FAILED or usage.broke_off:
-            outcome = "error"
-        else:
-            outcome = "cancelled" if cancelled or not self._whole else "ok"
+        outcome = find_outcome(self._status, self._whole, usage.broke_off, cancelled)
         first_s = None if self._first_s is None else self._first_s - self._began_s
         whole_s = self._last_s - self._began_s
         return Ended(key, usage, self._status, outcome, first_s, whole_s)
+
+
+def find_outcome(status: int, is_whole: bool, broke_off: bool, is_cancelled: bool) -> str:
+    """Returns how a request ended: `ok`, `error`, `cancelled` or `refused`.
+
+    Args:
+        status: Of its answer; 0 if there was none.
+        is_whole: Whether its answer is complete.
+        broke_off: Whether its answer failed after it had begun.
+        is_cancelled: Whether its task was cancelled.
+    """
+    if status == REFUSED:
+        return "refused"
+    if status >= _FAILED or broke_off:
+        return "error"
+    return "cancelled" if is_cancelled or not is_whole else "ok"

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import re
+from collections.abc import Iterable
 from types import TracebackType
 
 from truthgpt_serve.body_limits import body_too_large, slow_body
@@ -59,6 +60,15 @@ async def refuse_websocket(
     await send_error(send_refusal, error)
 
 
+def sane_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """Returns the last `x-request-id` if it is short and printable, or nothing."""
+    request_id = b""
+    for name, value in headers:
+        if name == b"x-request-id":
+            request_id = value
+    return request_id.decode("latin-1") if _SANE_ID.fullmatch(request_id) else ""
+
+
 class Connection:
     """A request and the way back, for one call of the ASGI application.
 
@@ -79,16 +89,10 @@ class Connection:
         self.path = relative_path(scope)
         self.started = False
         self.length = 0
-        request_id = b""
         for name, value in scope["headers"]:
-            if name == b"x-request-id":
-                request_id = value
-            elif name == b"content-length" and value.isdigit():
+            if name == b"content-length" and value.isdigit():
                 self.length = int(value)
-        if _SANE_ID.fullmatch(request_id):
-            self.request_id = request_id.decode("latin-1")
-        else:
-            self.request_id = os.urandom(16).hex()
+        self.request_id = sane_id(scope["headers"]) or os.urandom(16).hex()
 
     @property
     def receive(self) -> Receive:

@@ -46,6 +46,8 @@ from truthgpt_serve.server.bounded import BoundedRequests
 from truthgpt_serve.server.encoded_bodies import EncodedBodies
 from truthgpt_serve.server.execution.garbage import collecting_seldom
 from truthgpt_serve.server.faults import ReplicaGuard
+from truthgpt_serve.telemetry.access_log import AccessLog
+from truthgpt_serve.telemetry.watched import Watched
 from truthgpt_serve.usage.collector import CollectorError, UsageCollector, open_recorder
 
 logger = logging.getLogger(__name__)
@@ -111,15 +113,18 @@ class ModelReplica:
         pages = (load.page, access.metrics_page)
         metrics = ReplicaMetrics(app, own, find_others, pages, access.internal_headers)
         aside = Cors(metrics, self._allow_origins)
+        log = AccessLog()
         answer_aside(
             aside,
             (HEALTH, METRICS),
             lambda app: load.arriving(self._worded(app)),
-            access.guard,
+            lambda app, mount: Watched(
+                access.guard(app, mount), log, model=self._name, mount=mount
+            ),
         )
         # Again: what comes by Ray's fallback proxy does not pass this replica's own port.
         app = access.guard(Cors(app, self._allow_origins), hides_key=True)
-        app = AnthropicAnswers(app)
+        app = Watched(AnthropicAnswers(app), log, model=self._name)
         # With a queue in here, what waits in it is no work yet.
         return app if self._access.has_queue else load.working(app)
 
@@ -237,5 +242,11 @@ class Router:
             with contextlib.suppress(CollectorError):  # whoever needs it says so
                 await asyncio.to_thread(self._usage.start)
         app = Cors(router, self._config.cors.allow_origins)
-        answer_aside(app, (HEALTH, METRICS, "/ready"), lambda app: app, self._access.guard)
-        return AnthropicAnswers(self._access.guard(app))
+        log, guard = AccessLog(), self._access.guard
+        answer_aside(
+            app,
+            (HEALTH, METRICS, "/ready"),
+            lambda app: app,
+            lambda app, mount: Watched(guard(app, mount), log, mount=mount),
+        )
+        return Watched(AnthropicAnswers(guard(app)), log)

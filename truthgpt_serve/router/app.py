@@ -42,6 +42,7 @@ from truthgpt_serve.router.request_body import BODY_METHODS, BodyReader, is_enco
 from truthgpt_serve.router.routes import RouterRoutes
 from truthgpt_serve.router.upload import ClientLeftError, RequestBody
 from truthgpt_serve.router.usage import Fetch, UsageRoute
+from truthgpt_serve.telemetry.record import record_of
 
 logger = logging.getLogger(__name__)
 
@@ -215,6 +216,8 @@ class RouterApp(Front):
 
     async def _forward(self, scope: Scope, send: Send, model: str, body: RequestBody) -> None:
         entry = await AllowedModels(self.directory, identity_of(scope)).resolve(model)
+        if (record := record_of(scope)) is not None:
+            record.model = entry.name
         if scope["method"] not in BODY_METHODS:  # it asks about the model, which costs little
             await self._relay(scope, send, entry, body)
             return

@@ -20,6 +20,8 @@ from truthgpt_serve.router.model_entry import ModelEntry
 from truthgpt_serve.router.pool import ConnectionPool
 from truthgpt_serve.router.upload import RequestBody, upload
 from truthgpt_serve.router.upstream import UpstreamConnection
+from truthgpt_serve.telemetry.record import record_of
+from truthgpt_serve.usage.counted import note_break
 
 logger = logging.getLogger(__name__)
 
@@ -232,6 +234,8 @@ class Relay:
                 lines = [line for line in kept if line[0] in _KEPT_OF_ERRORS]
                 await send_error(send, error, headers=lines, path=scope["path"])
                 return
+        if (record := record_of(scope)) is not None:
+            record.is_relayed = True
         await send({"type": "http.response.start", "status": status, "headers": kept})
         if data or not more:
             await send({"type": "http.response.body", "body": data, "more_body": more})
@@ -257,6 +261,7 @@ class Relay:
                         continue
                 await send({"type": "http.response.body", "body": data, "more_body": more})
         except TruthGPTError as error:
+            note_break()
             if events is None or not events.between:  # another event cannot begin within one
                 raise BrokenAnswerError(error.message) from error
             logger.warning("the stream of model %r broke off: %s", entry.name, error)

@@ -27,7 +27,7 @@ class Usage:
         audio_s: Seconds of audio that were read or made.
         queued_s: Seconds that it waited for its turn.
         broke_off: Whether an answer that had begun failed.
-        priority: Of the key: the higher, the earlier.
+        priority: Of the key: the higher, the earlier; None without keys.
         cache_salt: Whose prefixes it may find in a cache: those of requests with the same salt.
         reserve_images: Counts megapixel steps before the work, and may refuse them; None where
             they have no limit.
@@ -42,7 +42,7 @@ class Usage:
     audio_s: float = 0.0
     queued_s: float = 0.0
     broke_off: bool = False
-    priority: int = 0
+    priority: int | None = None
     cache_salt: str = ""
     reserve_images: Callable[[float], None] | None = None
     at_end: list[Callable[[Usage], None]] = field(default_factory=list, compare=False)

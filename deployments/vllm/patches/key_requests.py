@@ -34,7 +34,7 @@ def mark_requests(client: Any) -> None:
         if usage is None:
             outputs: AsyncGenerator[Any, None] = generate(prompt, sampling_params, *args, **kwargs)
             return outputs
-        if has_priorities:
+        if has_priorities and usage.priority is not None:
             kwargs["priority"] = -usage.priority  # vLLM begins with the lowest
         outputs = generate(_salted(prompt, usage.cache_salt), sampling_params, *args, **kwargs)
         is_delta = sampling_params.output_kind == RequestOutputKind.DELTA
@@ -45,7 +45,7 @@ def mark_requests(client: Any) -> None:
         if usage is None:
             outputs: AsyncGenerator[Any, None] = encode(prompt, *args, **kwargs)
             return outputs
-        if has_priorities:
+        if has_priorities and usage.priority is not None:
             kwargs["priority"] = -usage.priority
         return _count_read(encode(_salted(prompt, usage.cache_salt), *args, **kwargs), usage)
 

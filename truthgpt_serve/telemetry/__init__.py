@@ -1,0 +1,1 @@
+"""What is told of single requests: lines of the access log, and spans of traces."""

@@ -1,0 +1,89 @@
+"""An ASGI application around another that tells of each request when it has ended."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from truthgpt_serve.access.meter import USAGE_KEY
+from truthgpt_serve.http.asgi import Message, Receive, Scope, Send
+from truthgpt_serve.telemetry.access_log import AccessLog
+from truthgpt_serve.telemetry.record import RECORD_KEY, RequestRecord
+from truthgpt_serve.usage.counted import Usage, counting
+
+PROBES = frozenset(
+    (
+        *("/health", "/ready", "/metrics", "/-/healthz", "/-/routes"),
+        *("/v2/health/live", "/v2/health/ready"),
+    )
+)
+"""Routes that are read every second or so, and of which nothing is told."""
+_READS = ("GET", "HEAD")
+
+
+class Watched:
+    """Tells of the requests to an application.
+
+    What stands further out may be one too, in front of Ray Serve's queue: then this one only notes
+    that the queue has let the request through.
+
+    Args:
+        app: The application.
+        log: Gets a line for each request.
+        model: The model's name; empty for the router.
+        mount: Where the application is mounted, in front of Ray's server.
+    """
+
+    def __init__(self, app: Any, log: AccessLog, *, model: str = "", mount: str = "") -> None:
+        self._app = app
+        self._log = log
+        self._model = model
+        self._mount = mount
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one ASGI connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif (record := scope.get(RECORD_KEY)) is not None:
+            record.reach()
+            with counting(scope[USAGE_KEY]):
+                await self._app(scope, receive, send)
+        elif self._log.is_on:
+            await self._watch(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _watch(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record = RequestRecord(scope, self._model, self._mount)
+        if record.path in PROBES and scope["method"] in _READS:
+            await self._app(scope, receive, send)
+            return
+        usage = scope[USAGE_KEY] = Usage()
+        scope[RECORD_KEY] = record
+
+        async def send_noted(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                record.last_s = time.perf_counter()
+                if record.first_s is None:
+                    record.first_s = record.last_s
+                record.is_whole = not message.get("more_body", False)
+            elif message["type"] == "http.response.start":
+                record.begin_answer(message["status"], message.get("headers", []))
+            await send(message)
+
+        record.is_cancelled = True
+        try:
+            with counting(usage):
+                await self._app(scope, receive, send_noted)
+            record.is_cancelled = False
+        except Exception:
+            record.is_cancelled = False
+            record.fail()
+            raise
+        finally:
+            record.usage.finish()
+            self._end(record)
+
+    def _end(self, record: RequestRecord) -> None:
+        if not record.is_told_elsewhere:
+            self._log.write(record)
