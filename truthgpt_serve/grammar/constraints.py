@@ -43,7 +43,8 @@ class ConstraintCompiler:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._end_ids = sorted(end_ids)
-        self._compiler: Any = None
+        self._compilers: dict[bool, Any] = {}
+        """By whether the answer is JSON."""
         self._problem = "its tokenizer is not known yet"
         self._gate = GrammarGate(limits, self._describe, as_compiled)
         self._pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="grammar")
@@ -55,18 +56,24 @@ class ConstraintCompiler:
 
             from truthgpt_serve.grammar.compile import Compiler
 
-            info = xgrammar.TokenizerInfo.from_huggingface(
+            found = xgrammar.TokenizerInfo.from_huggingface(
                 self._tokenizer, vocab_size=self._vocab_size, stop_token_ids=self._end_ids or None
             )
+            plain = without(found, special_ids(self._tokenizer))
+            json = without(plain, control_ids(plain))
         except Exception as error:
             self._problem = f"{type(error).__name__}: {error}"
             raise
         settings: dict[str, Any] = {
-            "tokenizer_info": info.serialize_json(),
+            "tokenizer_info": plain.serialize_json(),
             "any_whitespace": False,  # small models would go on with blanks for ever
             "threads": min(MAX_THREADS, os.cpu_count() or 1),
         }
-        self._compiler = Compiler(**settings, cache_bytes=CACHE_BYTES)
+        own = settings | {"cache_bytes": CACHE_BYTES}
+        self._compilers = {
+            False: Compiler(**own),
+            True: Compiler(**own | {"tokenizer_info": json.serialize_json()}),
+        }
         return settings
 
     async def compile(self, grammar: Grammar) -> Any:
@@ -79,14 +86,49 @@ class ConstraintCompiler:
             UnavailableError: The process that tries grammars does not start.
         """
         await self._gate.check(grammar)
-        if self._compiler is None:
+        if not self._compilers:
             message = f"`{grammar.param}` cannot bind the answers of this model: {self._problem}"
             raise UnsupportedError(message, param=grammar.param)
         kind, text = as_compiled(grammar.kind, grammar.text)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._compiler.compile, kind, text)
+        compiler = self._compilers[kind == "json"]
+        return await loop.run_in_executor(self._pool, compiler.compile, kind, text)
 
     def close(self) -> None:
         """Ends the process and the threads; safe to call twice."""
         self._gate.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Returns the tokens of one of transformers' tokenizers that are no text of an answer."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return {
+        *getattr(tokenizer, "all_special_ids", ()),
+        *(token for token, known in added.items() if known.special),
+    }
+
+
+def control_ids(info: Any) -> set[int]:
+    """Returns the tokens with control characters, which JSON on one line has nowhere.
+
+    xgrammar lets some of them into texts of bounded length.
+    """
+    return {
+        token for token, word in enumerate(info.decoded_vocab) if any(byte < 32 for byte in word)
+    }
+
+
+def without(info: Any, tokens: set[int]) -> Any:
+    """Returns an `xgrammar.TokenizerInfo` in which some tokens, but for ends, are never allowed."""
+    import xgrammar
+
+    kept = tokens - set(info.stop_token_ids)
+    words = [b"" if token in kept else word for token, word in enumerate(info.decoded_vocab)]
+    return xgrammar.TokenizerInfo(
+        words,
+        vocab_type=xgrammar.VocabType.RAW,
+        vocab_size=info.vocab_size,
+        stop_token_ids=info.stop_token_ids,
+        add_prefix_space=info.add_prefix_space,
+    )

@@ -21,7 +21,7 @@ from tests.support.transformers_models import client_of, configuration
 from truthgpt_serve.server import create_app
 
 STORY = Path(__file__).parents[5] / "models" / "story"
-SEEDS = range(30)
+SEEDS = (*range(29), 198)  # in the last one a bounded text would have a tab
 ASK: Any = [{"role": "user", "content": "Tell me a story about Mia and a red boat."}]
 
 
