@@ -38,6 +38,17 @@ ASKED: Any = CHAT["messages"]
 WAYS = ("", "/models/echo")
 LOGGING = {"encoding": "JSON", "enable_access_log": True}
 FEW_ENGINE = {"token_interval_s": 0.05}
+SCALED = {
+    "max_ongoing_requests": 1,
+    "max_queued_requests": 20,
+    "engine": FEW_ENGINE,
+    "autoscaling": {
+        "min_replicas": 0,
+        "max_replicas": 2,
+        "target_queue_s": 1,
+        "downscale_delay_s": 2,
+    },
+}
 PLAYGROUND = {
     "name": "ui",
     "route_prefix": "/ui",
@@ -91,6 +102,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
             model_application("echo", {**small, **aliases}),
             {**model_application("other", small), "logging_config": LOGGING},
             model_application("few", {**small, "serving": few}),
+            model_application("scaled", {**small, "serving": SCALED}),
             {
                 **router_application(cluster.port, num_replicas=1, auth=auth),
                 "logging_config": LOGGING,
@@ -171,6 +183,57 @@ def test_a_burst_of_one_key_does_not_hold_up_another(guarded: Guarded) -> None:
     assert max(times) < 3
     assert set(statuses) == {200, 429}
     assert 38 <= statuses.count(200) <= 42
+
+
+def num_replicas(cluster: LocalCluster) -> int:
+    deployments = cluster.details()["applications"]["scaled"]["deployments"]
+    return int(deployments["ModelReplica"]["target_num_replicas"])
+
+
+async def use_scaled(guarded: Guarded) -> tuple[list[int], list[int], set[tuple[str, float]]]:
+    """Asks a model that has no replica, and then for more than one can do in time.
+
+    Returns:
+        The statuses; how many replicas there were; the states that the metrics showed.
+    """
+    headers = {"authorization": f"Bearer {guarded.keys['team']}"}
+    messages = [{"role": "user", "content": "word " * 20}]  # which take a second
+    body = {"model": "scaled", "messages": messages, "max_tokens": 20}
+    seen, states = [num_replicas(guarded.cluster)], set()
+    async with httpx.AsyncClient(timeout=2 * LIMIT_S, headers=headers) as client:
+
+        async def ask() -> int:
+            url = f"{guarded.cluster.url}/v1/chat/completions"
+            return (await client.post(url, json=body)).status_code
+
+        statuses = [await ask()]
+        burst = [asyncio.create_task(ask()) for _ in range(14)]
+        while not all(each.done() for each in burst):
+            await asyncio.sleep(0.5)
+            seen.append(await asyncio.to_thread(num_replicas, guarded.cluster))
+            page = (await client.get(f"{guarded.cluster.url}/models/scaled/metrics")).text
+            states |= {
+                (sample.labels["state"], sample.value)
+                for family in text_string_to_metric_families(page)
+                for sample in family.samples
+                if sample.name == "truthgpt_replica_requests"
+            }
+        statuses += [each.result() for each in burst]
+    return statuses, seen, states
+
+
+def test_a_model_scales_by_the_time_that_requests_of_keys_wait(guarded: Guarded) -> None:
+    statuses, seen, states = asyncio.run(use_scaled(guarded))
+    assert statuses == [200] * 15  # the first was held while a replica started
+    assert seen[0] == 0
+    assert max(seen) == 2
+    # One at a time; those that wait in the replica for their turn are seen as waiting.
+    assert {value for state, value in states if state == "ongoing"} <= {0, 1}
+    assert max(value for state, value in states if state == "queued") >= 5
+    deadline = time.monotonic() + 2 * LIMIT_S
+    while num_replicas(guarded.cluster):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
 
 
 def test_tokens_are_counted_and_limited(guarded: Guarded) -> None:
@@ -413,7 +476,7 @@ def test_the_command_line(guarded: Guarded) -> None:
     keyed = {**url, "TRUTHGPT_API_KEY": guarded.keys["team"]}
     shown = run_cli("models", "--json", env=keyed)
     states = {model["name"]: model["state"] for model in json.loads(shown.stdout)["models"]}
-    assert states == dict.fromkeys(("echo", "few", "other"), "RUNNING")
+    assert states == dict.fromkeys(("echo", "few", "other", "scaled"), "RUNNING")
     said = run_cli("chat", "echo", "-p", "one two", env=keyed)
     assert (said.returncode, bool(said.stdout.strip())) == (0, True)
 
