@@ -53,6 +53,7 @@ from deployments.vllm.patches.key_requests import mark_requests
 from deployments.vllm.patches.rejected_tokens import mend_answers
 from deployments.vllm.queued_work import QueuedWork, token_counter
 from deployments.vllm.toolchain import prepare_compilers
+from deployments.vllm.tracing import trace_endpoint
 from truthgpt_serve.config.text_limits import TextLimitsSection
 from truthgpt_serve.errors import ConfigError, Fault, TruthGPTError, UnavailableError
 from truthgpt_serve.grammar.gate import GrammarGate
@@ -285,6 +286,7 @@ def _product_arguments(
         "attention_backend": attention_backend(cfg),
         "tensor_parallel_size": tensor_parallel_size(cfg),
         "disable_uvicorn_access_log": True,
+        "otlp_traces_endpoint": trace_endpoint(engine),
         **_adapter_arguments(cfg, adapters),
     }
     runner = {"text-generation": "generate", "embedding": "pooling"}.get(cfg["task"])

@@ -35,6 +35,7 @@ OPTIONAL = {"PIL", "ml_dtypes", "numpy", "wandb"}
 EXTRAS = {
     "grammar": ("transformers",),
     "playground": ("ui",),
+    "telemetry": ("tracing",),
     "training": ("train", "images", "cpu"),
     "hf_diffusers": ("images", "cpu"),
     "hf_transformers": ("transformers", "cpu"),

@@ -47,6 +47,7 @@ from truthgpt_serve.server.encoded_bodies import EncodedBodies
 from truthgpt_serve.server.execution.garbage import collecting_seldom
 from truthgpt_serve.server.faults import ReplicaGuard
 from truthgpt_serve.telemetry.access_log import AccessLog
+from truthgpt_serve.telemetry.tracing import open_tracer
 from truthgpt_serve.telemetry.watched import Watched
 from truthgpt_serve.usage.collector import CollectorError, UsageCollector, open_recorder
 
@@ -84,6 +85,8 @@ class ModelReplica:
             self._access = Access(auth, allow_origins, self._names, open_recorder)
             self._is_unsaid = auth is None
             spec = resolve_family(config)
+            # Before the engine, which writes its own endpoint into the environment.
+            self._tracer = open_tracer("replica")
             self._host = ModelInstance(spec, config, name=self._name, files=SharedFiles())
         scaling = config.serving.autoscaling
         self._scales_on_work = scaling is not None and scaling.target_queue_s is not None
@@ -113,18 +116,18 @@ class ModelReplica:
         pages = (load.page, access.metrics_page)
         metrics = ReplicaMetrics(app, own, find_others, pages, access.internal_headers)
         aside = Cors(metrics, self._allow_origins)
-        log = AccessLog()
+        log, tracer = AccessLog(), self._tracer
         answer_aside(
             aside,
             (HEALTH, METRICS),
             lambda app: load.arriving(self._worded(app)),
             lambda app, mount: Watched(
-                access.guard(app, mount), log, model=self._name, mount=mount
+                access.guard(app, mount), log, model=self._name, mount=mount, tracer=tracer
             ),
         )
         # Again: what comes by Ray's fallback proxy does not pass this replica's own port.
         app = access.guard(Cors(app, self._allow_origins), hides_key=True)
-        app = Watched(AnthropicAnswers(app), log, model=self._name)
+        app = Watched(AnthropicAnswers(app), log, model=self._name, tracer=tracer)
         # With a queue in here, what waits in it is no work yet.
         return app if self._access.has_queue else load.working(app)
 
@@ -183,6 +186,8 @@ class ModelReplica:
         """Frees the engine; Serve awaits this at the end of a graceful shutdown."""
         self._guard.close()
         await asyncio.to_thread(self._access.close)  # it sends the last usage
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
         await self._host.close()
 
 
@@ -242,11 +247,11 @@ class Router:
             with contextlib.suppress(CollectorError):  # whoever needs it says so
                 await asyncio.to_thread(self._usage.start)
         app = Cors(router, self._config.cors.allow_origins)
-        log, guard = AccessLog(), self._access.guard
+        log, guard, tracer = AccessLog(), self._access.guard, open_tracer("router")
         answer_aside(
             app,
             (HEALTH, METRICS, "/ready"),
             lambda app: app,
-            lambda app, mount: Watched(guard(app, mount), log, mount=mount),
+            lambda app, mount: Watched(guard(app, mount), log, mount=mount, tracer=tracer),
         )
-        return Watched(AnthropicAnswers(guard(app)), log)
+        return Watched(AnthropicAnswers(guard(app)), log, tracer=tracer)

@@ -86,6 +86,8 @@ def describe(record: RequestRecord) -> dict[str, Any]:
     }
     if record.first_s is not None:
         fields["first_byte_ms"] = round(1000 * (record.first_s - record.began_s), 3)
+    if record.trace_id:
+        fields["trace_id"] = record.trace_id
     if usage.images:
         fields["images"] = usage.images
     if usage.audio_s:

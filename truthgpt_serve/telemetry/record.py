@@ -35,6 +35,7 @@ class RequestRecord:
         is_cancelled: Whether its task was cancelled.
         is_relayed: Whether the answer is a model's, whose replica tells of it too.
         span: What a tracer keeps here.
+        trace_id: Of its trace, 32 hexadecimal digits; empty without a tracer.
     """
 
     __slots__ = (
@@ -53,6 +54,7 @@ class RequestRecord:
         "scope",
         "span",
         "status",
+        "trace_id",
     )
 
     def __init__(self, scope: Scope, model: str, mount: str) -> None:
@@ -68,7 +70,7 @@ class RequestRecord:
         self.status = 0
         self.is_whole = self.is_cancelled = self.is_relayed = self._failed = False
         self.span: Any = None
-        self._answered_id = ""
+        self.trace_id = self._answered_id = ""
 
     def reach(self) -> None:
         """Notes that it has left Ray Serve's queue."""

@@ -9,6 +9,7 @@ from truthgpt_serve.access.meter import USAGE_KEY
 from truthgpt_serve.http.asgi import Message, Receive, Scope, Send
 from truthgpt_serve.telemetry.access_log import AccessLog
 from truthgpt_serve.telemetry.record import RECORD_KEY, RequestRecord
+from truthgpt_serve.telemetry.tracing import Tracer
 from truthgpt_serve.usage.counted import Usage, counting
 
 PROBES = frozenset(
@@ -32,9 +33,19 @@ class Watched:
         log: Gets a line for each request.
         model: The model's name; empty for the router.
         mount: Where the application is mounted, in front of Ray's server.
+        tracer: Makes a span of each request; None makes none.
     """
 
-    def __init__(self, app: Any, log: AccessLog, *, model: str = "", mount: str = "") -> None:
+    def __init__(
+        self,
+        app: Any,
+        log: AccessLog,
+        *,
+        model: str = "",
+        mount: str = "",
+        tracer: Tracer | None = None,
+    ) -> None:
+        self._tracer = tracer
         self._app = app
         self._log = log
         self._model = model
@@ -48,7 +59,7 @@ class Watched:
             record.reach()
             with counting(scope[USAGE_KEY]):
                 await self._app(scope, receive, send)
-        elif self._log.is_on:
+        elif self._tracer is not None or self._log.is_on:
             await self._watch(scope, receive, send)
         else:
             await self._app(scope, receive, send)
@@ -60,6 +71,8 @@ class Watched:
             return
         usage = scope[USAGE_KEY] = Usage()
         scope[RECORD_KEY] = record
+        if self._tracer is not None:
+            self._tracer.begin(record)
 
         async def send_noted(message: Message) -> None:
             if message["type"] == "http.response.body":
@@ -85,5 +98,7 @@ class Watched:
             self._end(record)
 
     def _end(self, record: RequestRecord) -> None:
+        if self._tracer is not None:
+            self._tracer.end(record)
         if not record.is_told_elsewhere:
             self._log.write(record)

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from deployments.vllm.application.local_request import LocalRequest
+from deployments.vllm.tracing import trace_headers
 from truthgpt_serve.errors import (
     ModelNotFoundError,
     OverloadedError,
@@ -78,7 +79,9 @@ class LocalTransport:
     ) -> AsyncGenerator[LocalRequest, None]:
         """Sends a request under the name that the caller gave, or the model's."""
         payload["model"] = caller.model or self._name
-        async with LocalRequest(self._app, path, payload, caller.request_id) as request:
+        headers = trace_headers(list(caller.headers))
+        request = LocalRequest(self._app, path, payload, caller.request_id, headers=headers)
+        async with request:
             status = await request.status()
             if status != 200:
                 raise _error(status, json.loads(await request.read()))

@@ -8,6 +8,8 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Self
 
+from truthgpt_serve.http.asgi import Headers
+
 _MAX_CHUNKS_WAITING = 64
 
 
@@ -20,6 +22,7 @@ class LocalRequest:
         payload: The body.
         request_id: Sent as `x-request-id`.
         method: The HTTP method.
+        headers: Further headers.
     """
 
     def __init__(
@@ -30,6 +33,7 @@ class LocalRequest:
         request_id: str,
         *,
         method: str = "POST",
+        headers: Headers | None = None,
     ) -> None:
         self._app = app
         self._body = json.dumps(payload).encode()
@@ -47,6 +51,7 @@ class LocalRequest:
                 (b"content-type", b"application/json"),
                 (b"content-length", b"%d" % len(self._body)),
                 (b"x-request-id", request_id.encode("latin-1", "replace")),
+                *(headers or ()),
             ],
             "client": None,
             "server": None,
