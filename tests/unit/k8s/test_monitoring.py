@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
+import subprocess
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -85,6 +88,18 @@ def test_labels_of_results_are_those_that_aggregation_leaves() -> None:
     assert "application" in (result_labels("ray_serve_application_status == 1", {}) or set())
     assert "pod" not in (result_labels("sum without (pod) (up)", {"x": "y"}) or set())
     assert result_labels("sum(up)", {}) == set()
+
+
+def test_prometheus_takes_the_rules(tmp_path: Path) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("needs promtool, which also reads the templates of texts: Debian's prometheus")
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(yaml.safe_dump({"groups": RULES["spec"]["groups"]}), encoding="utf-8")
+    done = subprocess.run(
+        [promtool, "check", "rules", str(rules)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_dashboards_are_those_of_the_generator() -> None:
