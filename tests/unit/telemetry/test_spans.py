@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from truthgpt_serve.usage.counted import add_tokens
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
+SILENT = logging.getLogger("tests.silent")
+"""Has no handlers, so that no lines are written of requests."""
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +60,7 @@ async def test_the_clients_trace_goes_through_router_and_replica() -> None:
 
     with otlp_receiver() as receiver:
         tracers = [tracer_to(receiver.endpoint, name) for name in ("replica", "router")]
-        log = AccessLog()
+        log = AccessLog(SILENT)
         replica = Watched(model, log, model="story", tracer=tracers[0])
 
         async def relay(scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,7 +97,7 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
 async def test_a_trace_that_is_not_sampled_has_no_spans() -> None:
     with otlp_receiver() as receiver:
         tracer = tracer_to(receiver.endpoint, "replica")
-        app = Watched(answer, AccessLog(), tracer=tracer)
+        app = Watched(answer, AccessLog(SILENT), tracer=tracer)
         await app(scope_of("00"), receive, send)
         await app(scope_of("01"), receive, send)
         receiver.wait_for(1)
@@ -108,7 +111,7 @@ async def test_a_receiver_that_is_away_costs_a_line(
     with otlp_receiver() as receiver:
         port = int(receiver.endpoint.rpartition(":")[2])
     tracer = tracer_to(receiver.endpoint, "replica")
-    app = Watched(answer, AccessLog(), tracer=tracer)
+    app = Watched(answer, AccessLog(SILENT), tracer=tracer)
     deadline = time.monotonic() + 20
     longest_s = 0.0
     while "takes no spans" not in caplog.text and time.monotonic() < deadline:
