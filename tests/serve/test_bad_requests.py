@@ -499,10 +499,10 @@ CLASSES: dict[str, Bad] = {
         chat("echo", seed=1.5), 400, "`seed` must be a whole number, not 1.5",
         param="seed",
     ),
-    "n is 2": Bad(
-        chat("echo", n=2), 400,
-        "`n` is 2, but this model gives one answer for each request",
-        code="unsupported", param="n",
+    "n is 65": Bad(
+        chat("echo", n=65), 400,
+        "`n` is 65, but this model takes at most 32 (`serving.limits.max_n`)",
+        param="n",
     ),
     "n is 0": Bad(
         chat("echo", n=0), 400, "`n` must be at least 1, not 0",
@@ -536,12 +536,14 @@ CLASSES: dict[str, Bad] = {
     ),
     "JSON mode": Bad(
         chat("echo", response_format={"type": "json_object"}), 400,
-        "`response_format` is an object, but this model answers in plain text only",
+        "`response_format` is set, but this model answers in plain text only: nothing can bind its "
+        "answers to a form (its class does not say `takes_constraint = True`)",
         code="unsupported", param="response_format",
     ),
     "logprobs": Bad(
         chat("echo", logprobs=True), 400,
-        "`logprobs` is true, but this model has no log probabilities",
+        "`logprobs` is set, but this model gives no log probabilities (its class does not say "
+        "`gives_logprobs = True`)",
         code="unsupported", param="logprobs",
     ),
     "stream is text": Bad(
@@ -579,19 +581,21 @@ CLASSES: dict[str, Bad] = {
         headers=FORM,
     ),
     "no prompt": Bad({"model": "echo"}, 400, "`prompt` is required", param="prompt", path=TEXT),
-    "two prompts": Bad(
-        {"model": "echo", "prompt": ["a", "b"]}, 400,
-        "`prompt` is a list, but this model takes neither several prompts nor token ids",
-        code="unsupported", param="prompt", path=TEXT,
+    "no prompts": Bad(
+        {"model": "echo", "prompt": []}, 400,
+        "`prompt` must be a text, token ids, or a list of either, not a list",
+        param="prompt", path=TEXT,
     ),
     "tokens as prompt": Bad(
         {"model": "echo", "prompt": [1, 2]}, 400,
-        "`prompt` is a list, but this model takes neither several prompts nor token ids",
+        "`prompt` is set, but this model takes texts, not token ids (its class does not say "
+        "`accepts_token_ids = True`)",
         code="unsupported", param="prompt", path=TEXT,
     ),
     "suffix": Bad(
         {"model": "echo", "prompt": "a", "suffix": "b"}, 400,
-        "`suffix` is 'b', but this model does not insert text before a suffix",
+        "`suffix` is set, but this model inserts no text before a suffix: its tokenizer has no "
+        "tokens for that",
         code="unsupported", param="suffix", path=TEXT,
     ),
     "infer without inputs": Bad(

@@ -95,7 +95,7 @@ class ReplicaLoad:
         async def measure(scope: Scope, receive: Receive, send: Send) -> None:
             began_s = self._clock()
             await app(scope, receive, send)
-            if scope["method"] not in _READS:  # and none that failed
+            if scope["type"] == "http" and scope["method"] not in _READS:  # and none that failed
                 taken_s = self._clock() - began_s
                 old_s = self.service_s or taken_s
                 self.service_s = old_s + _NEW_SHARE * (taken_s - old_s)

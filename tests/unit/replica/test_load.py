@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import psutil
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.servers import serve_asgi
@@ -28,6 +29,18 @@ def numbers(page: str) -> dict[tuple[str, str], float]:
 
 async def no_others() -> dict[str, tuple[str, int]]:
     return {}
+
+
+@pytest.mark.parametrize("kind", ["lifespan", "websocket"])
+async def test_what_is_no_request_passes(kind: str) -> None:
+    seen = []
+
+    async def model(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["type"])
+
+    load = ReplicaLoad()
+    await load.arriving(load.working(model))({"type": kind}, None, None)  # type: ignore[arg-type]
+    assert (seen, load.service_s, load.num_queued) == ([kind], 0, 0)
 
 
 def test_requests_are_counted_where_they_wait_and_where_they_run() -> None:
