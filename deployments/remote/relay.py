@@ -98,14 +98,15 @@ class Relay:
     async def _ask(self, connection: Connection, path: str, body: bytes, reply: _Reply) -> Answer:
         """Sends a request, and has it say its tokens where they are counted."""
         usage = current_usage()
-        if usage is None:
+        if usage is None or usage.priority is None:  # nobody's key: the request stays as it is
             return await self.send(connection, path, body)
         asking = ask_for_usage(path, body) if self._tells_usage else None
         answer = await self.send(connection, path, asking or body)
         if asking is not None and answer.status in _REFUSES:
             answer.close()
             asking, answer = None, await self.send(connection, path, body)
-            self._tells_usage = answer.status in _REFUSES  # else the server does not know the field
+            if answer.status < _REFUSES[0]:  # the server does not know the field
+                self._tells_usage = False
         reply.count(usage, hides=asking is not None)
         return answer
 

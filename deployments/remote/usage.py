@@ -7,17 +7,20 @@ what the client did not ask for is taken out of the answer again.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from truthgpt_serve.http.json_body import encode_json
 from truthgpt_serve.http.sse import read_data
 from truthgpt_serve.usage.counted import Usage
 
-MAX_READ_BYTES = 1 << 20
-"""Requests and answers up to this size are read; a longer one has images or vectors in it."""
+MAX_READ_BYTES = 65536
+"""Requests and answers up to this size are read whole, as that takes the event loop's time. Of a
+longer answer, which has images or vectors in it, the end is looked at."""
+TAIL_BYTES = 4096
 _ASKED = ("/chat/completions", "/completions")
 _NEEDED = b'"usage"'
+_USAGE = re.compile(rb'"usage"\s*+:\s*+(\{(?:[^{}]|\{[^{}]*+\})*+\})')
 _PROMPT, _COMPLETION = ("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens")
 
 
@@ -34,16 +37,10 @@ def ask_for_usage(path: str, body: bytes) -> bytes | None:
         found = json.loads(body)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(found, dict) or found.get("stream") is not True:
+    if not isinstance(found, dict) or found.get("stream") is not True or "stream_options" in found:
         return None
-    options = found.get("stream_options") or {}
-    if not isinstance(options, dict) or options.get("include_usage"):
-        return None
-    asked = {**options, "include_usage": True}
-    if "stream_options" in found:
-        return encode_json({**found, "stream_options": asked})
     end = body.rindex(b"}")  # the rest stays byte for byte
-    return body[:end] + b',"stream_options":' + encode_json(asked) + body[end:]
+    return body[:end] + b',"stream_options":{"include_usage":true}' + body[end:]
 
 
 class UsageReader:
@@ -57,8 +54,8 @@ class UsageReader:
     def __init__(self, usage: Usage, *, hides: bool) -> None:
         self._hides = hides
         self._prompt = self._completion = self._cached = self._num_events = 0
-        self._held: list[bytes] | None = []
-        self._num_held = 0
+        self._held = bytearray()
+        self._is_cut = False
         usage.at_end.append(self._add)
 
     def events(self, data: bytes) -> bytes:
@@ -78,13 +75,14 @@ class UsageReader:
 
     def piece(self, data: bytes, *, more: bool) -> None:
         """Takes a piece of a JSON body."""
-        if self._held is None:
+        self._held += data
+        if len(self._held) > MAX_READ_BYTES:
+            self._is_cut = True
+            del self._held[:-TAIL_BYTES]
+        if more:
             return
-        self._num_held += len(data)
-        self._held.append(data)
-        if self._num_held > MAX_READ_BYTES:
-            self._held = None
-        elif not more and (found := _read(b"".join(self._held))) is not None:
+        found = _read(bytes(self._held)) if not self._is_cut else _find_usage(bytes(self._held))
+        if found is not None:
             self._take(found)
 
     def _take(self, found: Mapping[str, Any]) -> bool:
@@ -122,6 +120,13 @@ def _split(data: bytes) -> list[bytes]:
         found.append(data[start:stop])
         start = stop
     return found
+
+
+def _find_usage(tail: bytes) -> dict[str, Any] | None:
+    """Returns what the end of a long body says of its tokens."""
+    found = _USAGE.findall(tail)
+    usage = _read(found[-1]) if found else None
+    return None if usage is None else {"usage": usage}
 
 
 def _read(data: bytes) -> dict[str, Any] | None:

@@ -30,7 +30,8 @@ BUCKET_S = 0.5
 NUM_BUCKETS = int(WINDOW_S / BUCKET_S) + 1
 NUM_PROCESSES = 64
 """More processes than this count what runs together, and none of it is taken back."""
-NUM_RECORDS = 2048
+NUM_RECORDS = 32768
+"""For 4,000 keys with three limits each, and some limits for models; the file has holes."""
 NUM_PROBES = 16
 """Records that are looked at for a name; of these the one idle for longest is used anew."""
 LOCK_S = 0.002
@@ -209,7 +210,10 @@ class Counters:
             self._half[2 * (record + _RUNNING) + self._own] += 1
 
     def correct(self, name: str, amount: float, then_s: float, now_s: float) -> None:
-        """Adds to what was counted at an earlier time; what is no longer of this minute stays.
+        """Corrects what was counted at an earlier time.
+
+        What is more counts now, so that a long request counts for a minute from its end; what is
+        less is taken back where it was counted, if that is still of this minute.
 
         Args:
             name: Whose count.
@@ -223,6 +227,8 @@ class Counters:
             record = self._find(name, now_s)
             bucket = self._advance(record, now_s)
             age = max(0, self._whole[record + _LAST] - int(then_s / BUCKET_S))
+            if amount > 0:
+                age = 0
             if age < NUM_BUCKETS:
                 at = record + _COUNTS + (bucket - age) % NUM_BUCKETS
                 self._real[at] = max(0.0, self._real[at] + amount)

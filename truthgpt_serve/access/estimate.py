@@ -12,7 +12,8 @@ MAX_READ_BYTES = 65536
 """Bodies up to this size are read; a longer one has images or audio in it, or is a long text."""
 BYTES_A_TOKEN = 4
 MAX_TOKENS = 256
-"""Of an answer whose request says nothing, of a key without a past."""
+"""Of an answer whose request says nothing, of a key without a past; and what a past of shorter
+answers does not go below, as the next one may be longer."""
 MAX_ASKED = 10_000_000
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "max_new_tokens")
 _MAX_KEYS = 4096
@@ -41,7 +42,7 @@ class TokenEstimate:
         limit, number = asked
         answer = float(MAX_TOKENS if limit is None else limit) * number
         if mean is not None:
-            answer = min(answer, mean[1])
+            answer = min(answer, max(mean[1], MAX_TOKENS))
         return num_bytes / BYTES_A_TOKEN + answer
 
     def learn(self, key: str, num_prompt: int, num_completion: int) -> None:

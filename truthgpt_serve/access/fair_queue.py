@@ -109,14 +109,18 @@ class FairQueue:
             except OverloadedError:
                 self._forget(key)
                 raise
-        if not key.waiting and not key.running:
-            key.ready_s = max(key.ready_s, self._share_s)
+        self._awake(key)
         key.waiting.append(ticket)
         self.num_waiting += 1
         return ticket
 
-    def leave(self, ticket: Ticket) -> None:
-        """Gives a place back, or the place in the queue; the next one's turn comes."""
+    def leave(self, ticket: Ticket, *, is_done: bool = True) -> None:
+        """Gives a place back, or the place in the queue; the next one's turn comes.
+
+        Args:
+            ticket: What `enter` gave.
+            is_done: Whether it took as long as such requests take: not if it failed.
+        """
         key = ticket._key
         if ticket in key.waiting:
             key.waiting.remove(ticket)
@@ -128,19 +132,33 @@ class FairQueue:
             key.running -= 1
             self.num_running -= 1
             key.ready_s += (taken_s - ticket._charged_s) / key.weight
-            key.mean_s = _mean(key.mean_s, taken_s)
-            self._mean_s = _mean(self._mean_s, taken_s)
+            if is_done:
+                key.mean_s = _mean(key.mean_s, taken_s)
+                self._mean_s = _mean(self._mean_s, taken_s)
         elif ticket.future.done() and not ticket.future.cancelled():
             ticket.future.exception()  # whoever waited may have left before it was told
         self._forget(key)
         while self.num_waiting and self.num_running < self._num_places:
             self._next()
 
-    def expected_s(self, priority: int = 0) -> float:
-        """Returns how long a request that comes now may wait, as requests have been lately."""
+    def expected_s(self, name: str, weight: float = 1.0, priority: int = 0) -> float:
+        """Returns how long a request that comes now may wait, as requests have been lately.
+
+        Args:
+            name: Of its key.
+            weight: Its share.
+            priority: The higher, the earlier.
+        """
         if self.num_running < self._num_places and not self.num_waiting:
             return 0.0
-        before = sum(len(key.waiting) for key in self._keys.values() if key.priority >= priority)
+        own = self._keys.get(name)
+        num_own = 0 if own is None else len(own.waiting)
+        before = float(num_own)
+        for key in self._keys.values():
+            if key.priority > priority:
+                before += len(key.waiting)
+            elif key.priority == priority and key is not own:
+                before += min(len(key.waiting), (num_own + 1) * key.weight / weight)
         return (before + 1) * self._mean_s / self._num_places
 
     def _next(self) -> None:
@@ -152,9 +170,19 @@ class FairQueue:
         self.num_waiting -= 1
         self._begin(key, ticket)
 
+    def _awake(self, key: _Key) -> None:
+        """Has a key that was idle begin where the others of its priority are: not before them."""
+        if key.waiting or key.running:
+            return
+        active = [
+            other.ready_s
+            for other in self._keys.values()
+            if (other.waiting or other.running) and other.priority == key.priority
+        ]
+        key.ready_s = max(key.ready_s, min(active, default=self._share_s))
+
     def _begin(self, key: _Key, ticket: Ticket) -> None:
-        if not key.running and not key.waiting:
-            key.ready_s = max(key.ready_s, self._share_s)
+        self._awake(key)
         self._share_s = max(self._share_s, key.ready_s)
         key.running += 1
         self.num_running += 1
@@ -190,7 +218,9 @@ class FairQueue:
         self._forget(longest)
 
     def _overloaded(self, key: _Key) -> OverloadedError:
-        wait_s = min(MAX_RETRY_S, max(1, math.ceil(self.expected_s(key.priority))))
+        wait_s = min(
+            MAX_RETRY_S, max(1, math.ceil(self.expected_s(key.name, key.weight, key.priority)))
+        )
         number = self.num_running + self.num_waiting
         return OverloadedError(
             f"The queue of {self._owner} is full: {number} requests run or wait; try again in "

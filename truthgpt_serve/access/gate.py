@@ -11,13 +11,12 @@ from typing import Any
 from truthgpt_serve.access.credentials import HEADERS
 from truthgpt_serve.access.identity import ANONYMOUS, SCOPE_KEY, Identity
 from truthgpt_serve.access.key_ring import KeyRing
-from truthgpt_serve.access.meter import USAGE_KEY, Meter
+from truthgpt_serve.access.meter import METERED_KEY, Meter, Metered
 from truthgpt_serve.errors import AuthenticationError, ModelNotFoundError, TruthGPTError
 from truthgpt_serve.http.asgi import Receive, Scope, Send, relative_path
 from truthgpt_serve.http.connection import Connection, refuse_websocket
 from truthgpt_serve.http.cors import Cors, is_preflight
 from truthgpt_serve.http.file_store import FILES_PATH
-from truthgpt_serve.usage.counted import Usage, counting
 
 OPEN_AT_SERVICE = frozenset(("/", "/health", "/ready", "/v2/health/live", "/v2/health/ready"))
 """Routes of the router that need no key: they say whether it lives, and where its pages are."""
@@ -73,24 +72,24 @@ class Gate:
             await self._app(scope, receive, send)
             return
         if SCOPE_KEY in scope:  # a gate further out has let it in
-            with counting(scope.get(USAGE_KEY) or Usage()):
+            metered: Metered | None = scope.get(METERED_KEY)
+            if metered is None:
                 await self._app(self._without_key(scope), receive, send)
+            else:
+                await metered.work(self._app, self._without_key(scope), receive, send)
             return
-        lease, meter = None, self._meter
-        is_counted = meter is not None and scope.get("method") not in _READS
+        meter = self._meter if scope.get("method") not in _READS else None
         try:
             identity = self._identify(scope)
-            if meter is not None and is_counted:
-                lease = meter.admit(identity)
+            metered = None if meter is None else meter.begin(identity, scope, send)
         except TruthGPTError as error:
             await self._refuse(error, scope, receive, send)
             return
         scope[SCOPE_KEY] = identity
-        if meter is None or not is_counted:
+        if metered is None:
             await self._app(self._without_key(scope), receive, send)
-            return
-        inner = self._without_key(scope)
-        await meter.serve(self._app, identity, lease, inner, receive, send)
+        else:
+            await metered.answer(self._app, self._without_key(scope), receive)
 
     def _identify(self, scope: Scope) -> Identity:
         try:

@@ -15,6 +15,8 @@ from truthgpt_serve.usage.counted import Usage, counting
 
 USAGE_KEY = "truthgpt.usage"
 """Where the usage of a request stands in its ASGI scope."""
+METERED_KEY = "truthgpt.metered"
+"""Where a request that counts stands in its ASGI scope."""
 OUTCOMES = ("ok", "error", "cancelled", "refused")
 REFUSED = 429
 _FAILED = 400
@@ -65,41 +67,86 @@ class Meter:
             self._report(Ended(identity.name, Usage(), REFUSED, "refused", None, 0.0))
             raise
 
-    async def serve(
-        self,
-        app: Any,
-        identity: Identity,
-        lease: Lease | None,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        """Serves one request that was admitted, and ends it.
+    def begin(self, identity: Identity, scope: Scope, send: Send) -> Metered:
+        """Counts a request, and notes in its scope what counts on.
 
         Args:
-            app: The application.
             identity: Whose request it is.
-            lease: What `admit` gave.
-            scope: Of ASGI, as the others.
-            receive: Of ASGI.
-            send: Of ASGI.
+            scope: Its scope.
+            send: Where its answer goes.
+
+        Raises:
+            RateLimitError: It is too much.
         """
+        lease = self.admit(identity)
         salt = identity.name if identity.has_own_cache else ""
         usage = scope[USAGE_KEY] = Usage(priority=identity.priority, cache_salt=salt)
         watch = _Watch(send, [] if lease is None else lease.headers)
+        metered = scope[METERED_KEY] = Metered(identity.name, usage, watch, lease, self._report)
+        return metered
+
+
+class Metered:
+    """One request that was admitted. It ends when its answer and its work have both ended.
+
+    The work is done behind Ray's server, which leaves it behind when the client goes: what it holds
+    is given back when it has really ended.
+
+    Args:
+        key: The name of its key.
+        usage: What it uses.
+        watch: Its answer.
+        lease: What it holds; None without limits of requests.
+        report: Is told of its end.
+    """
+
+    __slots__ = ("_is_cancelled", "_key", "_lease", "_num_open", "_report", "_usage", "_watch")
+
+    def __init__(
+        self,
+        key: str,
+        usage: Usage,
+        watch: _Watch,
+        lease: Lease | None,
+        report: Callable[[Ended], None],
+    ) -> None:
+        self._key = key
+        self._usage = usage
+        self._watch = watch
+        self._lease = lease
+        self._report = report
+        self._num_open = 0
+        self._is_cancelled = False
+
+    async def answer(self, app: Any, scope: Scope, receive: Receive) -> None:
+        """Serves the request by an application in which `work` may be called."""
+        await self._run(app, scope, receive, self._watch.send)
+
+    async def work(self, app: Any, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves the request by the application that does the work."""
+        await self._run(app, scope, receive, send)
+
+    async def _run(self, app: Any, scope: Scope, receive: Receive, send: Send) -> None:
+        self._num_open += 1
         is_over = False
         try:
-            with counting(usage):
-                await app(scope, receive, watch.send)
+            with counting(self._usage):
+                await app(scope, receive, send)
             is_over = True
         except Exception:
-            usage.broke_off = is_over = True
+            self._usage.broke_off = is_over = True
             raise
         finally:
-            if lease is not None:
-                lease.end()
-            usage.finish()
-            self._report(watch.ended(identity.name, usage, cancelled=not is_over))
+            self._is_cancelled |= not is_over
+            self._num_open -= 1
+            if not self._num_open:
+                self._end()
+
+    def _end(self) -> None:
+        if self._lease is not None:
+            self._lease.end()
+        self._usage.finish()
+        self._report(self._watch.ended(self._key, self._usage, cancelled=self._is_cancelled))
 
 
 class _Watch:

@@ -113,7 +113,7 @@ class Quota:
             return None
         now_s = self._clock()
         headers = self._take(identity, unit, charges, now_s)
-        return Reservation(self, charges, headers, now_s)
+        return Reservation(self, charges, amount, headers, now_s)
 
     def is_limited(self, identity: Identity, unit: Unit) -> bool:
         """Returns whether a key has a limit of this unit."""
@@ -206,14 +206,21 @@ class Reservation:
     """What one request may use, until it is known what it used.
 
     Attributes:
+        amount: How much that is.
         headers: Of its answer: what the key may still use.
     """
 
-    __slots__ = ("_charges", "_quota", "_settled", "_then_s", "headers")
+    __slots__ = ("_charges", "_quota", "_settled", "_then_s", "amount", "headers")
 
     def __init__(
-        self, quota: Quota, charges: Sequence[Charge], headers: Headers, then_s: float
+        self,
+        quota: Quota,
+        charges: Sequence[Charge],
+        amount: float,
+        headers: Headers,
+        then_s: float,
     ) -> None:
+        self.amount = amount
         self._quota = quota
         self._charges = charges
         self._then_s = then_s

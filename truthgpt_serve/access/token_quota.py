@@ -16,7 +16,7 @@ from truthgpt_serve.http.asgi import Headers, Message, Receive, Scope, Send, hea
 from truthgpt_serve.usage.counted import Usage, current_usage
 
 _READS = ("GET", "HEAD")
-_FAILED = 400
+_FAILED, _ERROR = 400, 500
 
 
 class TokenQuota:
@@ -61,18 +61,27 @@ class TokenQuota:
         async def send_noted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 request.status = message["status"]
-                message = {**message, "headers": [*message["headers"], *request.headers()]}
+                headers = message.get("headers", ())
+                message = {**message, "headers": [*headers, *request.headers()]}
             await send(message)
 
         try:
             await self._app(scope, receive, send_noted)
+        except Exception:
+            request.status = _ERROR
+            raise
         finally:
             self._settle(request)
 
     def _settle(self, request: _Request) -> None:
+        """Has a request count with what it used.
+
+        One whose client left before the answer began counts with its estimate at least: nobody
+        knows how far an engine came with it.
+        """
         usage, identity = request.usage, request.identity
         usage.finish()
-        failed = not 0 < request.status < _FAILED
+        failed = request.status >= _FAILED
         if request.images is not None and (usage.megapixel_steps or failed):
             request.images.settle(usage.megapixel_steps)
         if request.tokens is None:
@@ -80,7 +89,9 @@ class TokenQuota:
         new = usage.prompt_tokens - usage.cached_tokens
         used = new + usage.completion_tokens + identity.cached_token_weight * usage.cached_tokens
         # A model that does not count its tokens leaves the estimate.
-        if used or usage.images or usage.audio_s or failed:
+        is_told = bool(used or usage.images or usage.audio_s)
+        is_known = failed or (is_told and request.status)
+        if is_known or used > request.tokens.amount:
             request.tokens.settle(used)
         if used:
             self._estimate.learn(identity.name, usage.prompt_tokens, usage.completion_tokens)

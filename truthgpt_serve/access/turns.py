@@ -12,14 +12,15 @@ import time
 from typing import Any
 
 from truthgpt_serve.access.fair_queue import FairQueue, Ticket
-from truthgpt_serve.access.identity import ANONYMOUS, identity_of
+from truthgpt_serve.access.identity import ANONYMOUS, Identity, identity_of
 from truthgpt_serve.errors import OverloadedError, RequestError
-from truthgpt_serve.http.asgi import Receive, Scope, Send, header
+from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, header
 from truthgpt_serve.usage.counted import current_usage
 
 TIMEOUT_HEADER = b"x-request-timeout-ms"
 MAX_DIGITS = 9
 _READS = ("GET", "HEAD")
+_FAILED = 400
 
 
 class Turns:
@@ -49,16 +50,27 @@ class Turns:
         identity = identity_of(scope) or ANONYMOUS
         limit_s = read_timeout(scope)
         if limit_s is not None:
-            self._check(identity.priority, limit_s)
+            self._check(identity, limit_s)
         ticket = self._queue.enter(identity.name, identity.weight, identity.priority)
+        is_done = False
+
+        async def send_noted(message: Message) -> None:
+            nonlocal is_done
+            if message["type"] == "http.response.start":
+                is_done = message["status"] < _FAILED
+            await send(message)
+
         try:
             await self._wait(ticket, limit_s)
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, send_noted)
+        except BaseException:
+            is_done = False
+            raise
         finally:
-            self._queue.leave(ticket)
+            self._queue.leave(ticket, is_done=is_done)
 
-    def _check(self, priority: int, limit_s: float) -> None:
-        expected_s = self._queue.expected_s(priority)
+    def _check(self, identity: Identity, limit_s: float) -> None:
+        expected_s = self._queue.expected_s(identity.name, identity.weight, identity.priority)
         if expected_s > limit_s:
             raise self._too_late(f"would come in about {expected_s:.1f} s", limit_s, expected_s)
 

@@ -35,6 +35,7 @@ from truthgpt_serve.http.cors import Cors
 from truthgpt_serve.http.headers import EditedHeads, of_application
 from truthgpt_serve.http.probes import HEALTH, METRICS
 from truthgpt_serve.http.sse import with_stream_headers
+from truthgpt_serve.replica.held_bodies import HeldBodies
 from truthgpt_serve.replica.load import ReplicaLoad
 from truthgpt_serve.replica.metrics import ReplicaMetrics
 from truthgpt_serve.replica.named import NamedRequests
@@ -120,7 +121,7 @@ class ModelReplica:
         answer_aside(
             aside,
             (HEALTH, METRICS),
-            lambda app: load.arriving(self._worded(app)),
+            lambda app: load.arriving(HeldBodies(self._worded(app), self._host.max_body_bytes)),
             lambda app, mount: Watched(
                 access.guard(app, mount), log, model=self._name, mount=mount, tracer=tracer
             ),

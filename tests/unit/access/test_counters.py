@@ -188,3 +188,26 @@ def test_after_the_end_nothing_counts(path: Path) -> None:
     other = Counters(path)
     assert other.take("team", 1, None, 1, 1e9).running == 1
     other.close()
+
+
+def test_a_correction_counts_more_now_and_takes_less_back_then(shared: Counters) -> None:
+    begun_s = 1e9
+    shared.take("team", 10, 100, None, begun_s)
+    shared.take("other", 50, 100, None, begun_s)
+    # A request of 90 s used more than was thought: that counts for a minute from its end.
+    ended_s = begun_s + 90
+    shared.correct("team", 85, begun_s, ended_s)
+    assert shared.take("team", 20, 100, None, ended_s + 55).wait_s > 0
+    assert shared.take("team", 20, 100, None, ended_s + 61).fits
+    shared.correct("other", -40, begun_s, begun_s + 1)
+    assert shared.take("other", 90, 100, None, begun_s + 1).fits
+    shared.take("late", 100, 100, None, begun_s)
+    shared.take("late", 60, 100, None, begun_s + 70)
+    shared.correct("late", -100, begun_s, begun_s + 80)  # of another minute: nothing to take back
+    assert shared.take("late", 50, 100, None, begun_s + 80).wait_s > 0
+
+
+def test_every_key_has_a_place_of_its_own(shared: Counters) -> None:
+    names = [f"key-{number}\0{kind}" for number in range(2000) for kind in ("", "tokens")]
+    assert all(shared.take(name, 1, 1, None, 1e9).fits for name in names)
+    assert not any(shared.take(name, 1, 1, None, 1e9).fits for name in names)

@@ -39,10 +39,10 @@ def test_the_prompts_bytes_and_what_the_request_asks_for(body: Any, completion: 
 def test_the_keys_past_bounds_what_it_asks_for() -> None:
     estimates = TokenEstimate()
     estimates.learn("team", 1000, 50)
-    assert estimate({"max_tokens": 4096}, estimates) == 150
+    assert estimate({"max_tokens": 4096}, estimates) == 100 + MAX_TOKENS
     assert estimate({"max_tokens": 8}, estimates) == 108
     assert estimates.estimate("team", None, 9_000_000) == 1050
     for _ in range(100):
-        estimates.learn("team", 0, 10)
-    assert estimate({"max_tokens": 4096}, estimates) == pytest.approx(110, abs=0.1)
+        estimates.learn("team", 0, 1000)
+    assert estimate({"max_tokens": 4096}, estimates) == pytest.approx(1100, abs=0.1)
     assert estimates.estimate("other", None, 400) == 100 + MAX_TOKENS

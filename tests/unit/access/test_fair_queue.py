@@ -153,8 +153,45 @@ async def test_a_full_queue_says_when_it_will_be_empty() -> None:
         enter_until_refused(place, "b")
     # Ten wait for two places; requests take 4 s, then 8 s, as two ran at once.
     assert refused.value.retry_after_s is not None
-    assert 20 <= refused.value.retry_after_s <= 45
-    assert place.queue.expected_s(priority=9) < place.queue.expected_s()
+    assert 15 <= refused.value.retry_after_s <= 45
+    assert place.queue.expected_s("b", priority=9) < place.queue.expected_s("b")
+
+
+async def test_a_flood_of_one_key_is_not_in_the_way_of_another() -> None:
+    place = Place()
+    for _ in range(31):
+        place.enter("a")
+    place.run(1, seconds=10.0)
+    assert place.queue.expected_s("a") == pytest.approx(300)
+    assert place.queue.expected_s("b") == pytest.approx(20)
+    assert place.queue.expected_s("b", weight=0.25) == pytest.approx(50)
+    assert place.queue.expected_s("b", priority=1) == pytest.approx(10)
+
+
+async def test_a_time_of_higher_priority_starves_nobody_afterwards() -> None:
+    place = Place()
+    place.enter("b")
+    place.run(1)
+    for _ in range(60):
+        place.enter("h", priority=10)
+    place.enter("b")
+    assert place.run(60) == "h" * 60
+    for _ in range(5):
+        place.enter("b")
+    place.enter("c")
+    assert "c" in place.run(3)
+
+
+async def test_what_failed_at_once_tells_nothing_of_the_time_that_requests_take() -> None:
+    place = Place()
+    place.enter("a")
+    place.run(1, seconds=8.0)
+    for _ in range(20):
+        ticket = place.queue.enter("a")
+        place.clock.now_s += 0.001
+        place.queue.leave(ticket, is_done=False)
+    place.enter("a")
+    assert place.queue.expected_s("a") == pytest.approx(8)
 
 
 async def test_whoever_leaves_early_takes_nobodys_place() -> None:
@@ -168,7 +205,7 @@ async def test_whoever_leaves_early_takes_nobodys_place() -> None:
     place.queue.leave(third)
     place.queue.leave(third)
     assert (place.queue.num_running, place.queue.num_waiting) == (0, 0)
-    assert place.queue.expected_s() == 0
+    assert place.queue.expected_s("a") == 0
 
 
 async def test_nothing_is_lost_in_a_long_random_run() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from truthgpt_serve.access.identity import Identity, Limits
-from truthgpt_serve.access.meter import Ended, Meter
+from truthgpt_serve.access.meter import METERED_KEY, Ended, Meter
 from truthgpt_serve.access.quota import Quota
 from truthgpt_serve.errors import RateLimitError
 from truthgpt_serve.http.asgi import Message, Receive, Scope, Send
@@ -54,8 +54,9 @@ async def serve(quota: Quota, app: Any) -> tuple[list[Ended], list[Message]]:
         return {"type": "http.disconnect"}
 
     meter = Meter(quota, told.append)
-    lease = meter.admit(TEAM)
-    task = asyncio.create_task(meter.serve(app, TEAM, lease, {"type": "http"}, receive, send))
+    scope: Scope = {"type": "http"}
+    metered = meter.begin(TEAM, scope, send)
+    task = asyncio.create_task(metered.answer(app, scope, receive))
     with pytest.raises(RateLimitError):  # it holds the key's only place until it ends
         meter.admit(TEAM)
     assert told.pop().outcome == "refused"
@@ -104,3 +105,36 @@ async def test_a_client_that_leaves(quota: Quota) -> None:
 async def test_a_refusal_behind_the_gate(quota: Quota) -> None:
     (ended,), _ = await serve(quota, answering(429))
     assert ended.outcome == "refused"
+
+
+async def test_work_that_outlives_its_client_holds_its_place(quota: Quota) -> None:
+    """As Ray's server leaves behind what it has cancelled."""
+    told: list[Ended] = []
+    meter = Meter(quota, told.append)
+    scope: Scope = {"type": "http"}
+    go_on, works = asyncio.Event(), asyncio.Event()
+
+    async def work(scope: Scope, receive: Receive, send: Send) -> None:
+        works.set()
+        await go_on.wait()
+        add_tokens(5, 6)
+
+    tasks = []
+
+    async def leaving(scope: Scope, receive: Receive, send: Send) -> None:
+        tasks.append(asyncio.ensure_future(scope[METERED_KEY].work(work, scope, receive, send)))
+        await works.wait()
+        raise asyncio.CancelledError
+
+    async def nothing(message: Any = None) -> Any:
+        return {"type": "http.disconnect"}
+
+    with pytest.raises(asyncio.CancelledError):
+        await meter.begin(TEAM, scope, nothing).answer(leaving, scope, nothing)
+    with pytest.raises(RateLimitError):
+        meter.begin(TEAM, {"type": "http"}, nothing)
+    assert [ended.outcome for ended in told] == ["refused"]
+    go_on.set()
+    await asyncio.gather(*tasks)
+    assert (told[1].outcome, told[1].usage.completion_tokens) == ("cancelled", 6)
+    meter.begin(TEAM, {"type": "http"}, nothing)

@@ -231,7 +231,8 @@ class TextExchange:
         if not self._started:
             chunk = self._format.first()
         needs_usage = self._request.include_usage or self._finish_reason is None
-        self.usage = usage = self._usage() if needs_usage or self._used is not None else None
+        is_keyed = self._used is not None and self._used.priority is not None
+        self.usage = usage = self._usage() if needs_usage or is_keyed else None
         self._count(usage)
         chunk += self._format.last(self._reason(usage))
         return chunk + self._format.end(usage) if self._part.alone else chunk
@@ -330,6 +331,7 @@ class TextExchange:
         """Adds an answer that was not finished: nearly, as nothing is read on the event loop."""
         if self._used is None or not self._collected:
             return
+        self._used = None
         if self._part.number == 0:
             is_text = isinstance(self._prompt, str)
             used.prompt_tokens += len(self._prompt) // (CHARACTERS_A_TOKEN if is_text else 1)

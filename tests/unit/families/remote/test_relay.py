@@ -108,7 +108,7 @@ def test_tokens_are_counted_for_requests_that_have_a_key(second: str) -> None:
         if scope["type"] != "http":
             await hosted(scope, receive, send)
             return
-        usage = Usage()
+        usage = Usage(priority=0)
         with counting(usage):
             await hosted(scope, receive, send)
         usage.finish()
