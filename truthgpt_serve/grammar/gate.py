@@ -114,6 +114,9 @@ class GrammarGate:
             kind, text = self._as_compiled(grammar.kind, grammar.text)
         except ValueError as error:
             raise RequestError(f"`{grammar.param}`: {error}", param=grammar.param) from None
+        except RecursionError:
+            message = f"`{grammar.param}` is nested too deeply"
+            raise RequestError(message, param=grammar.param) from None
         verdict = await self._find(kind, text)
         if verdict.outcome not in ("ok", "unchecked"):
             raise self._error(verdict, grammar.param)

@@ -23,6 +23,7 @@ from truthgpt_serve.errors import OverloadedError, RequestError, TruthGPTError, 
 from truthgpt_serve.grammar import gate as grammar_gate
 from truthgpt_serve.grammar.fields import Grammar, find_grammars
 from truthgpt_serve.grammar.gate import GrammarGate
+from truthgpt_serve.grammar.kinds import as_compiled as as_bound
 
 WORDS = [*(bytes([code]) for code in range(256)), b' "', b'": ', b'", "', b"</s>"]
 BUSY_S = 20  # more than any limit here and what a busy machine adds
@@ -136,6 +137,13 @@ def test_wrong_ones_are_refused_and_remembered() -> None:
             assert (await refusal(one, grammar)).message == first.message
 
     run(check)
+
+
+@pytest.mark.parametrize("kind", ["json", "choice"])
+def test_one_that_nests_too_deeply_is_refused(kind: str) -> None:
+    one = GrammarGate(TextLimitsSection().model_dump(), None, as_bound)
+    deep = Grammar(kind, "[" * 50_000 + "]" * 50_000, "response_format.schema")
+    assert "is nested too deeply" in asyncio.run(refusal(one, deep)).message
 
 
 def test_a_slow_one_fails_alone() -> None:

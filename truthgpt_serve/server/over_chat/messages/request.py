@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import groupby
 from typing import Any
 
 from truthgpt_serve.http.json_body import encode_json
@@ -59,28 +60,42 @@ def _messages(body: Mapping[str, Any]) -> list[Chat]:
         at, blocks = f"{place}.content", message.get("content")
         if not isinstance(blocks, list):
             blocks = [{"type": "text", "text": text_at(blocks, at)}]
-        found = _assistant(blocks, at) if role == "assistant" else _user(role, blocks, at)
-        for part in found:
-            _append(messages, part)
+        if not blocks and role != "assistant":
+            raise bad_field(at, "must not be empty")
+        messages += _assistant(blocks, at) if role == "assistant" else _user(role, blocks, at)
     if not given or messages[-1]["role"] == "assistant":
         what = "must end with a message of the user: this model does not continue an answer"
         raise bad_field("messages", what)
-    return messages
+    return _merged(messages)
 
 
-def _append(messages: list[Chat], message: Chat) -> None:
-    """Appends a message; the user's that follow each other become one, as at Anthropic's."""
-    last = messages[-1] if messages else {}
-    if not last.get("role") == message["role"] == "user":
-        messages.append(message)
-    elif isinstance(last["content"], str) and isinstance(message["content"], str):
-        last["content"] += "\n\n" + message["content"]
-    else:
-        last["content"] = [*_parts(last["content"]), *_parts(message["content"])]
+def _merged(messages: list[Chat]) -> list[Chat]:
+    """Makes the user's messages that follow each other one, as at Anthropic's."""
+    merged: list[Chat] = []
+    for role, run in groupby(messages, lambda message: message["role"]):
+        if role == "user":
+            merged.append({"role": role, "content": _one([message["content"] for message in run])})
+        else:
+            merged += run
+    return merged
 
 
-def _parts(content: str | list[Chat]) -> list[Chat]:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+def _one(contents: list[str | list[Chat]]) -> str | list[Chat]:
+    """Joins the contents of one message or more; texts in front of the first list are one text."""
+    parts: list[Chat] = []
+    texts: list[str] = []
+    for content in contents:
+        if isinstance(content, str) and not parts:
+            texts.append(content)
+        elif isinstance(content, str):
+            parts.append({"type": "text", "text": content})
+        else:
+            parts += [*_text_parts(texts), *content] if not parts else content
+    return parts or "\n\n".join(texts)
+
+
+def _text_parts(texts: list[str]) -> list[Chat]:
+    return [{"type": "text", "text": "\n\n".join(texts)}] if texts else []
 
 
 def _system(system: Any) -> str:

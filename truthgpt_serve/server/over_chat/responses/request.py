@@ -15,6 +15,7 @@ from truthgpt_serve.server.over_chat.fields import (
     text_at,
     unsupported_at,
 )
+from truthgpt_serve.server.text.tools.request import MAX_TOOLS
 
 Chat = dict[str, Any]
 _SAME = ("model", "stream", "temperature", "top_p", "parallel_tool_calls")
@@ -50,7 +51,9 @@ def chat_of_response(body: Mapping[str, Any]) -> Chat:
     chat = {**picked(body, _SAME), "messages": _messages(body)}
     if numbers.max_output_tokens is not None:
         chat["max_tokens"] = numbers.max_output_tokens
-    if numbers.top_logprobs or _LOGPROBS in (body.get("include") or ()):
+    include = body.get("include")
+    included = [] if include is None else list_at(include, "include")
+    if numbers.top_logprobs or _LOGPROBS in included:
         chat |= {"logprobs": True, "top_logprobs": numbers.top_logprobs or 0}
     if body.get("stream") is True:
         chat["stream_options"] = {"include_usage": True}
@@ -184,7 +187,10 @@ def _tools(body: Mapping[str, Any]) -> Chat:
         return {"tools": tools, "tool_choice": {"type": "function", "function": {"name": name}}}
     if kind == "allowed_tools":
         allowed = list_at(choice.get("tools"), "tool_choice.tools")
-        names = [tool.get("name") for tool in allowed if isinstance(tool, dict)]
+        if len(allowed) > MAX_TOOLS:
+            raise bad_field("tool_choice.tools", f"must have at most {MAX_TOOLS} entries")
+        given = (tool.get("name") for tool in allowed if isinstance(tool, dict))
+        names = {name for name in given if isinstance(name, str)}
         kept = [tool for tool in tools if tool["function"]["name"] in names]
         return {"tools": kept, "tool_choice": choice.get("mode") or "auto"}
     raise unsupported_at("tool_choice.type", kind, "this model takes functions only")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import msgspec
@@ -67,12 +68,12 @@ class ToolTemplate:
         lines = "\n".join(_encode(tool["function"]) for tool in tools)
         told = _WORDS.format(tools=lines)
         plain: list[ChatMessage] = []
-        for message in map(_in_words, messages):
-            last = plain[-1] if plain else {}
-            if last.get("role") == message["role"] == "user":
-                plain[-1] = {**last, "content": f"{last['content']}\n{message['content']}"}
-            else:
-                plain.append(message)
+        for role, group in groupby(map(_in_words, messages), lambda message: message["role"]):
+            run = list(group)
+            if role == "user" and len(run) > 1:
+                content = "\n".join(str(message["content"]) for message in run)
+                run = [{**run[0], "content": content}]
+            plain += run
         if plain and plain[0]["role"] in ("system", "developer") and self._takes_system:
             first = plain[0]
             return [{**first, "content": f"{first['content']}\n\n{told}"}, *plain[1:]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -107,6 +108,34 @@ def test_images_and_documents() -> None:
     ]
 
 
+def test_messages_of_the_user_that_follow_each_other_are_one() -> None:
+    image = {"type": "image", "source": {"type": "url", "url": "http://x/y.png"}}
+    mixed = {"role": "user", "content": [image]}
+    part = {"type": "image_url", "image_url": {"url": "http://x/y.png"}}
+    text = {"type": "text", "text": "hi"}
+    [message] = chat(messages=[USER, USER, mixed, USER, USER])["messages"]
+    assert message["content"] == [{"type": "text", "text": "hi\n\nhi"}, part, text, text]
+    [message] = chat(messages=[mixed, USER])["messages"]
+    assert message["content"] == [part, text]
+
+
+@pytest.mark.parametrize("with_image", [False, True])
+def test_joining_takes_time_in_proportion(with_image: bool) -> None:
+    image = {"type": "image", "source": {"type": "url", "url": "http://x/y.png"}}
+    first = [{"role": "user", "content": [image]}] if with_image else []
+
+    def seconds(number: int) -> float:
+        messages = [*first, *[{"role": "user", "content": "x" * 2000}] * number]
+        best = float("inf")
+        for _ in range(3):
+            started = time.process_time()
+            chat(messages=messages)
+            best = min(best, time.process_time() - started)
+        return best
+
+    assert seconds(16_000) < 24 * seconds(2000)
+
+
 def test_structured_output() -> None:
     form = {"type": "json_schema", "schema": {"type": "object"}}
     for fields in ({"output_config": {"format": form}}, {"output_format": form}):
@@ -118,6 +147,9 @@ def test_counting_needs_no_limit() -> None:
     found = tokenize_of_message({"model": "m", "messages": [USER], "tools": [TOOL], "system": "A"})
     assert list(found) == ["model", "messages", "tools"]
     assert found["messages"][0] == {"role": "system", "content": "A"}
+    with pytest.raises(RequestError) as raised:
+        tokenize_of_message({"model": "m", "messages": [{"role": "user", "content": []}]})
+    assert raised.value.param == "messages[0].content"
 
 
 WEB = {"type": "web_search_20250305", "name": "web_search"}
@@ -133,7 +165,14 @@ PDF = {"type": "document", "source": {"type": "base64", "data": ""}}
         ({"messages": [5]}, "messages[0]", RequestError),
         ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role", RequestError),
         ({"messages": [{"role": "user"}]}, "messages[0].content", RequestError),
+        ({"messages": [{"role": "user", "content": []}]}, "messages[0].content", RequestError),
+        (
+            {"messages": [USER, {"role": "user", "content": []}], "system": "A"},
+            "messages[1].content",
+            RequestError,
+        ),
         ({"messages": [USER, {"role": "assistant", "content": "a"}]}, "messages", RequestError),
+        ({"messages": [{"role": "assistant", "content": []}]}, "messages", RequestError),
         (
             {"messages": [{"role": "user", "content": [PDF]}]},
             "messages[0].content[0].type",

@@ -97,6 +97,16 @@ def test_tools() -> None:
     allowed = {"type": "allowed_tools", "mode": "required", "tools": [named]}
     found = chat(tools=[other, TOOL], tool_choice=allowed)
     assert (len(found["tools"]), found["tool_choice"]) == (1, "required")
+    names: list[Any] = [{}, [], 5, None]
+    unnamed = [{"type": "function", "name": name} for name in names]
+    found = chat(tools=[other, TOOL], tool_choice={**allowed, "tools": [*unnamed, named]})
+    assert [tool["function"]["name"] for tool in found["tools"]] == ["add"]
+
+
+def test_log_probabilities_are_included() -> None:
+    assert chat(include=["message.output_text.logprobs"])["logprobs"] is True
+    for include in (None, [], ["reasoning.encrypted_content", {}]):
+        assert "logprobs" not in chat(include=include)
 
 
 def test_formats() -> None:
@@ -127,6 +137,14 @@ def test_formats() -> None:
         ({"max_output_tokens": "x"}, "max_output_tokens", RequestError),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type", UnsupportedError),
         ({"tools": [TOOL], "tool_choice": {"type": "mcp"}}, "tool_choice.type", UnsupportedError),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "tools": [TOOL] * 513}},
+            "tool_choice.tools",
+            RequestError,
+        ),
+        ({"include": True}, "include", RequestError),
+        ({"include": 5}, "include", RequestError),
+        ({"include": "message.output_text.logprobs"}, "include", RequestError),
         ({"conversation": "c"}, "conversation", UnsupportedError),
         ({"background": True}, "background", UnsupportedError),
         ({"prompt": {"id": "p"}}, "prompt", UnsupportedError),

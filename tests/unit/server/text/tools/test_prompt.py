@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,19 @@ def test_in_words() -> None:
         "content": 'I add.\n<tool_call>\n{"name":"add","arguments":{"a":1}}\n</tool_call>',
     }
     assert result == {"role": "user", "content": "<tool_response>\n2\n</tool_response>\nso?"}
+
+
+def test_joining_in_words_takes_time_in_proportion() -> None:
+    def seconds(number: int) -> float:
+        chat = [{"role": "user", "content": "x" * 2000}] * number
+        best = float("inf")
+        for _ in range(3):
+            started = time.process_time()
+            ToolTemplate(None).in_words(chat, [TOOL])
+            best = min(best, time.process_time() - started)
+        return best
+
+    assert seconds(16_000) < 24 * seconds(2000)
 
 
 def test_in_words_where_there_is_a_system_message_or_no_place_for_one(tokenizer: Any) -> None:
