@@ -30,6 +30,10 @@ _PROXY_ERROR_PAGE = b"Internal Server Error"
 """Body of the page by which Serve's proxy replaces its own 502, 503 and 504 (status 500)."""
 _NOT_HERE = ("not found", "404 page not found", "file not found", "invalid url")
 """What servers say, in lower case, of a path that they do not have."""
+_NO_ROUTE = ("no route", "resource not found", "unsupported method")
+"""What servers say, in lower case and among other words, of a route that they do not have."""
+_NO_API = " api"
+"""How messages of a model without a route end: "does not support Responses API"."""
 _UNSAID = "the model answered with status"
 _NOT_IMPLEMENTED = 501
 _CONTEXT = "maximum context length"
@@ -147,6 +151,31 @@ def _is_no_route(status: int, fields: Mapping[str, Any]) -> bool:
         return False
     unsaid = ("invalid url (", _UNSAID)
     return message in _NOT_HERE or message.startswith(unsaid)
+
+
+def says_no_route(status: int, body: bytes, path: str) -> bool:
+    """Returns whether an answer of another server says that it does not have the route asked for.
+
+    A page, a plain text or nothing comes from what stands in front of an API; the API itself says
+    in JSON that something else, such as a model or an earlier response, is not there.
+
+    Args:
+        status: Its status: 404, 405 or 501.
+        body: Its whole body.
+        path: The path that was asked for.
+    """
+    value = decode(body)
+    fields = find_fields(value)
+    if status == 405 or not isinstance(value, Mapping) or not value:
+        return True
+    if fields is None:
+        return False
+    message = fields["message"].lower().rstrip(" .")
+    if any(word in message for word in (*_NO_ROUTE, path.lower())):
+        return True
+    if status == _NOT_IMPLEMENTED:
+        return message.endswith(_NO_API)
+    return fields.get("code") == "unknown_url" or _is_no_route(status, fields)
 
 
 def _passed(status: int, fields: Mapping[str, Any]) -> PassedError:

@@ -14,7 +14,7 @@ import pytest
 from deployments.echo.config import FAMILY
 from tests.support.remote_servers import relay_to
 from tests.support.servers import serve_asgi
-from truthgpt_serve.http.asgi import Receive, Scope, Send, send_json
+from truthgpt_serve.http.asgi import Receive, Scope, Send, send_bytes, send_json
 from truthgpt_serve.server import create_app
 
 HI: Any = [{"role": "user", "content": "hello you"}]
@@ -32,6 +32,7 @@ class Upstream:
     def __init__(self, lacking: tuple[str, ...] = ALL) -> None:
         self.asked: list[str] = []
         self.lacking = lacking
+        self.refusal: tuple[int, Any] = (404, {"detail": "Not Found"})
         cfg = {"serving": {"engine": {"num_tokens": 3}}}
         self._app = create_app(FAMILY, cfg, name="far")
 
@@ -39,7 +40,11 @@ class Upstream:
         if scope["type"] == "http" and scope["path"] != "/v1/models":
             self.asked.append(scope["path"])
             if scope["path"] in self.lacking:
-                await send_json(send, {"detail": "Not Found"}, status=404)
+                status, value = self.refusal
+                if isinstance(value, bytes):
+                    await send_bytes(send, value, b"text/html", status=status)
+                else:
+                    await send_json(send, value, status=status)
                 return
         await self._app(scope, receive, send)
 
@@ -79,6 +84,62 @@ def test_what_the_server_has_is_relayed() -> None:
             for _ in range(2):
                 claude.messages.create(model=name, max_tokens=2, messages=HI)
     assert upstream.asked == ["/v1/messages"] * 2
+
+
+UNKNOWN = {
+    "error": {
+        "message": "Response with id 'resp_1' not found.",
+        "type": "invalid_request_error",
+        "param": "response_id",
+        "code": 404,
+    }
+}
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        (404, UNKNOWN),
+        (404, {"error": {**UNKNOWN["error"], "message": "x" * 70_000}}),
+        (404, {"object": "error"}),
+        (501, {"error": {"message": "only tools named by the model work", "type": "x"}}),
+    ],
+)
+def test_what_else_is_not_there_is_the_server_s_answer(refusal: Any) -> None:
+    upstream = Upstream(("/v1/responses",))
+    upstream.refusal = refusal
+    with behind(upstream) as url:
+        name = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
+        body = {"model": name, "input": "hello you", "max_output_tokens": 2}
+        answer = httpx.post(f"{url}/v1/responses", json=body)
+        assert answer.status_code == (404 if refusal[0] == 404 else 400)
+        if refusal[1] is UNKNOWN:
+            assert answer.json()["error"]["message"] == UNKNOWN["error"]["message"]
+        upstream.lacking = ()
+        assert httpx.post(f"{url}/v1/responses", json=body).status_code == 200
+    assert upstream.asked == ["/v1/responses"] * 2, "the route is asked for again"
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        (404, b""),
+        (404, b"<html><h1>404 Not Found</h1></html>"),
+        (405, {"detail": "Method Not Allowed"}),
+        (404, {"error": {"message": "Unknown request URL: POST /v1/responses."}}),
+        (501, {"error": {"message": "The model does not support Responses API", "code": 501}}),
+    ],
+)
+def test_a_route_that_is_not_there_in_other_words(refusal: Any) -> None:
+    upstream = Upstream(("/v1/responses",))
+    upstream.refusal = refusal
+    with behind(upstream) as url:
+        name = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
+        body = {"model": name, "input": "hello you", "max_output_tokens": 2}
+        for _ in range(2):
+            assert httpx.post(f"{url}/v1/responses", json=body).status_code == 200
+    chat = "/v1/chat/completions"
+    assert upstream.asked == ["/v1/responses", chat, chat], "it is asked for once"
 
 
 def test_errors_of_the_server_are_worded_for_the_client() -> None:
