@@ -170,7 +170,7 @@ def says_no_route(status: int, body: bytes, path: str) -> bool:
         return True
     if fields is None:
         return False
-    message = fields["message"].lower().rstrip(" .")
+    message: str = fields["message"].lower().rstrip(" .")
     if any(word in message for word in (*_NO_ROUTE, path.lower())):
         return True
     if status == _NOT_IMPLEMENTED:

@@ -14,7 +14,9 @@ MAX_CALLS = 128
 """Calls that are read from one answer, as a message may have; the rest is not given."""
 _SEPARATORS, _BRACKETS = " \t\r\n,;", "[]}"
 """What may stand between calls, and around them."""
-_NAMED = re.compile(r"\s*([\w.-]+)(?:\[CALL_ID\]\w*)?\s*(?:\[ARGS\])?\s*(?=\{)")
+MAX_HELD = 512
+"""Characters that are held back at most while they may still begin a call."""
+_NAMED = re.compile(r"\s*+([\w.-]++)(?:\[CALL_ID\]\w*+)?\s*+(?:\[ARGS\]\s*+)?(?=\{)")
 """Mistral's newer form: the name in front of the arguments."""
 
 
@@ -102,7 +104,9 @@ class CallParser:
             return True
         sizes = range(min(len(mark) - 1, len(held)), 0, -1)
         keep = next((size for size in sizes if held.endswith(mark[:size])), 0)
-        text = held[: len(held) - keep].rstrip()  # white space may stand in front of a call
+        text = held[: len(held) - keep]
+        if len(rest := text.rstrip()) + MAX_HELD > len(text):
+            text = rest  # white space may stand in front of a call
         self._held = held[len(text) :]
         deltas += self._say(text)
         return False
@@ -111,7 +115,7 @@ class CallParser:
         """Looks for a call without a mark at the beginning; None where there is certainly none."""
         text = self._held.lstrip(" \t\r\n[")
         if not text:
-            return False
+            return False if len(self._held) < MAX_HELD else None
         named = _NAMED.match(text)
         if text[0] == "{":
             self._call = JsonCall(names=self._schemas)
@@ -120,7 +124,8 @@ class CallParser:
             text = text[named.end() :]
         else:
             starts = (name for name in self._schemas if name.startswith(text.rstrip()))
-            return False if next(starts, None) is not None else None
+            is_short = len(self._held) < MAX_HELD
+            return False if is_short and next(starts, None) is not None else None
         self._prefix = self._held[: len(self._held) - len(text)]
         self._held = text
         return True
@@ -136,6 +141,7 @@ class CallParser:
             if mark and held and mark.startswith(held):
                 return False
         if not held:
+            self._held = self._held[:MAX_HELD]
             return False
         if held[0] in _BRACKETS:
             self._held = held[1:]
@@ -146,7 +152,7 @@ class CallParser:
             self._call = JsonCall()
         elif named is not None:
             self._call, held = JsonCall(named[1]), held[named.end() :]
-        elif self._form.name == "mistral" and re.fullmatch(r"[\w.\-\[\] ]+", held):
+        elif self._form.name == "mistral" and self._may_be_named(held):
             return False
         elif end:
             self._call = TaggedCall(self._schemas)
@@ -156,6 +162,9 @@ class CallParser:
             held = ""
         self._held = held
         return True
+
+    def _may_be_named(self, held: str) -> bool:
+        return len(held) < MAX_HELD and re.fullmatch(r"[\w.\-\[\] ]+", held) is not None
 
     def _read_call(self, call: JsonCall | TaggedCall, deltas: list[Delta]) -> bool:
         found, used = call.feed(self._held)

@@ -13,13 +13,14 @@ from typing import Any
 
 import msgspec
 
-from truthgpt_serve.server.text.tools.json_call import Delta
+from truthgpt_serve.server.text.tools.json_call import MAX_HEAD, Delta
 
-_FUNCTION = re.compile(r"\s*<function=([^>\s]+)>")
-_PARAMETER = re.compile(r"\s*<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
-_NAME = re.compile(r"\s*([\w.-]+)\s*(?=<arg_key>|</tool_call>)")
-_PAIR = re.compile(r"\s*<arg_key>(.*?)</arg_key>\s*<arg_value>\n?(.*?)\n?</arg_value>", re.DOTALL)
-_END = re.compile(r"\s*(</function>|</tool_call>)")
+_FUNCTION = re.compile(r"\s*+<function=([^>\s]++)>")
+_PARAMETER = re.compile(r"<parameter=([^<>\s]++)>\n?(.*?)\n?</parameter>", re.DOTALL)
+_NAME = re.compile(r"\s*+([\w.-]++)\s*+(?=<arg_key>|</tool_call>)")
+_PAIR = re.compile(r"<arg_key>([^<]*+)</arg_key>\s*+<arg_value>\n?(.*?)\n?</arg_value>", re.DOTALL)
+_END = re.compile(r"(</function>|</tool_call>)")
+_SPACE = re.compile(r"\s*+")
 
 
 class TaggedCall:
@@ -27,15 +28,17 @@ class TaggedCall:
 
     Args:
         schemas: The parameters of each function as JSON Schemas.
-    """
 
-    is_none = False
+    A name must end within `MAX_HEAD` characters, or it is no call.
+    """
 
     def __init__(self, schemas: Mapping[str, Mapping[str, Any]]) -> None:
         self.text = ""
         self.begun = False
         self.ended = False
         self.closed = False
+        self.is_none = False
+        self._is_broken = False
         self._schemas = schemas
         self._name = ""
         self._read = 0
@@ -50,7 +53,7 @@ class TaggedCall:
         deltas: list[Delta] = []
         if not self.begun:
             self._begin(deltas)
-        while self.begun and self._has_end() and (pair := self._match()):
+        while self.begun and (pair := self._match()):
             self._read = self._searched = pair.end()
             opening = ", " if self._num_pairs else "{"
             self._num_pairs += 1
@@ -72,7 +75,14 @@ class TaggedCall:
         return False
 
     def _match(self) -> re.Match[str] | None:
-        return self._pair.match(self.text, self._read)
+        """Returns the next parameter; what ends like one and is none is not looked at again."""
+        if (space := _SPACE.match(self.text, self._read)) is not None:
+            self._read = space.end()
+        if self._is_broken or not self._has_end():
+            return None
+        pair = self._pair.match(self.text, self._read)
+        self._is_broken = pair is None
+        return pair
 
     def _begin(self, deltas: list[Delta]) -> None:
         head = _FUNCTION.match(self.text)
@@ -81,6 +91,7 @@ class TaggedCall:
         if head is not None:
             self.begun, self._read, self._name = True, head.end(), head[1]
             deltas.append(Delta(name=head[1]))
+        self.is_none = head is None and len(self.text) > MAX_HEAD
 
     def _value(self, key: str, text: str) -> Any:
         properties = self._schemas.get(self._name, {}).get("properties")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 
 from truthgpt_serve.server.text.tools.forms import ANY, FORMS, HERMES, Form
-from truthgpt_serve.server.text.tools.parser import MAX_CALLS, CallParser
+from truthgpt_serve.server.text.tools.parser import MAX_CALLS, MAX_HELD, CallParser
 
 BY_NAME = {form.name: form for _, form in FORMS}
 SCHEMAS: dict[str, Any] = {
@@ -185,3 +186,44 @@ def test_an_answer_that_the_prompt_begins(form: Form) -> None:
     assert [delta.name for delta in deltas if delta.name] == ["add"]
     assert "".join(delta.arguments for delta in deltas) == '{"a": 1}'
     assert not any(delta.text for delta in deltas)
+
+
+GLM = BY_NAME["glm45"]
+MISTRAL = BY_NAME["mistral"]
+
+
+@pytest.mark.parametrize(
+    ("form", "begin", "repeated", "size"),
+    [
+        (ANY, "", " ", 1),
+        (ANY, "add", " ", 1),
+        (HERMES, "", "\n", 1),
+        (HERMES, "<tool_call>", " ", 1),
+        (HERMES, "<tool_call>", "a", 1),
+        (MISTRAL, "[TOOL_CALLS]", " ", 1),
+        (MISTRAL, "[TOOL_CALLS]add", " ", 1),
+        (MISTRAL, "[TOOL_CALLS]", "a", 1),
+        (GLM, "<tool_call>add\n<arg_key>", " ", 4),
+        (GLM, "<tool_call>add\n<arg_key>a</arg_value>", "<arg_key>a</arg_key>", 4),
+        (GLM, "<tool_call>add\n<arg_key>a</arg_key>", " </arg_value>", 4),
+        (GLM, "<tool_call>add\n", "<arg_key>a</arg_key><arg_value>1</arg_value>", 4),
+    ],
+)
+def test_reading_takes_time_in_proportion(form: Form, begin: str, repeated: str, size: int) -> None:
+    def seconds(length: int) -> float:
+        text = begin + repeated * (length // len(repeated))
+        best = float("inf")
+        for _ in range(3):
+            started = time.process_time()
+            read(form, text, size)
+            best = min(best, time.process_time() - started)
+        return best
+
+    assert seconds(16_000) < 24 * seconds(2000)
+
+
+@pytest.mark.parametrize("begin", ["", "add"])
+def test_white_space_is_given_when_it_is_too_long_to_hold(begin: str) -> None:
+    text = begin + " " * (3 * MAX_HELD)
+    for size in (1, 7, len(text)):
+        assert read(ANY, text, size) == (text, [])
