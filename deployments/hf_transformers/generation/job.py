@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deployments.hf_transformers.generation.binding import start_matcher
+from deployments.hf_transformers.generation.binding import start_follower
 from deployments.hf_transformers.generation.sampling import Row, Sampling, TokenLogprob
 from truthgpt_serve.channel import Channel
 from truthgpt_serve.server.text.routes import TextFilter
@@ -100,9 +100,9 @@ class TextJob:
     ) -> None:
         self.call = call
         self.name = name
-        matcher = start_matcher(call.constraint)
+        follower = start_follower(call.constraint)
         self.row = Row(
-            call.sampling, call.prompt, call.end_ids, num_top=call.num_top, matcher=matcher
+            call.sampling, call.prompt, call.end_ids, num_top=call.num_top, follower=follower
         )
         self.num_tokens = 0
         self.finished = False

@@ -40,6 +40,7 @@ from deployments.hf_transformers.generation.scoring import PromptScorer
 from deployments.hf_transformers.loading import load_config, load_model, load_tokenizer, read_source
 from truthgpt_serve.channel import Channel, ReaderGoneError, wake_all
 from truthgpt_serve.errors import (
+    RequestError,
     ServerError,
     UnavailableError,
     UnsupportedError,
@@ -262,6 +263,9 @@ class TextEngine:
         job = self._jobs.get(update.name)
         if job is None:
             return None
+        follower = job.row.follower
+        if follower is not None and follower.problem is not None:
+            job.fail(RequestError(follower.problem))
         try:
             for token in update.tokens:
                 job.take(token)

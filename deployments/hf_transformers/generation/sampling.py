@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from deployments.hf_transformers.generation.binding import mask_rows
+from deployments.hf_transformers.generation.binding import Follower, mask_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Row:
         num_top: How many of the likeliest tokens are noted beside each token, or None for no log
             probabilities.
         logprobs: The log probabilities of `tokens`, where they are wanted.
-        matcher: Follows the answer through the grammar that binds it, if one does.
+        follower: Follows the answer through the grammar that binds it, if one does.
     """
 
     sampling: Sampling
@@ -97,7 +97,7 @@ class Row:
     generator: torch.Generator | None = None
     num_top: int | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    matcher: Any = None
+    follower: Follower | None = None
 
 
 def choose_tokens(logits: torch.Tensor, rows: list[Row | None]) -> torch.Tensor:
@@ -112,17 +112,19 @@ def choose_tokens(logits: torch.Tensor, rows: list[Row | None]) -> torch.Tensor:
     """
     scores = logits.float()
     changed = [i for i, row in enumerate(rows) if row is not None and row.sampling.changes_logits]
-    matchers = {
-        i: row.matcher for i, row in enumerate(rows) if row is not None and row.matcher is not None
+    followers = {
+        i: row.follower
+        for i, row in enumerate(rows)
+        if row is not None and row.follower is not None
     }
-    if changed or matchers:
+    if changed or followers:
         scores = scores.clone()
         for index in changed:
             row = rows[index]
             if row is not None:
                 _change(scores[index], row)
-    if matchers:
-        mask_rows(scores, matchers)
+    if followers:
+        mask_rows(scores, followers)
     tokens = scores.argmax(dim=-1)
     drawn = [i for i, row in enumerate(rows) if row is not None and row.sampling.temperature > 0]
     if drawn:
@@ -131,8 +133,8 @@ def choose_tokens(logits: torch.Tensor, rows: list[Row | None]) -> torch.Tensor:
     for row, token in zip(rows, tokens.tolist(), strict=True):
         if row is not None:
             row.tokens.append(token)
-            if row.matcher is not None:
-                row.matcher.accept_token(token)
+            if row.follower is not None:
+                row.follower.accept(token)
     return tokens
 
 

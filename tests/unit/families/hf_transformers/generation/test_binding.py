@@ -7,6 +7,7 @@ import json
 import random
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import openai
 import pydantic
 import pytest
 
+from deployments.hf_transformers.generation import binding
 from tests.support.sample_models import Base, spec_of
 from tests.support.servers import serve_asgi
 from tests.support.transformers_models import client_of, configuration
@@ -127,6 +129,32 @@ def test_bound_answers_beside_free_ones(client: openai.OpenAI) -> None:
     assert chosen.message.content in ("yes", "no")
     assert re.fullmatch("[0-9]{3}", digits.message.content)
     assert (chosen.finish_reason, digits.finish_reason) == ("stop", "stop")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_grammar_that_becomes_slow_fails_alone(
+    client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setattr(binding, "SLOW_STEP_S", 0.001)
+    ask: Any = {"model": "story", "messages": ASK, "temperature": 0}
+    grammar: Any = {"structured_outputs": {"grammar": 'root ::= "a" | root root'}}
+    end = json.loads((STORY / "config.json").read_text())["eos_token_id"]
+    grammar["logit_bias"] = {str(end): -100}
+
+    def whole() -> list[Any]:
+        answer: Any = client.chat.completions.create(
+            **ask, max_tokens=900, stream=stream, extra_body=grammar
+        )
+        return list(answer)
+
+    with ThreadPoolExecutor(1) as pool:
+        failing = pool.submit(whole)
+        free = client.chat.completions.create(**ask, max_tokens=20)
+        with pytest.raises(openai.APIError, match="for one token") as caught:
+            failing.result()
+    assert stream or isinstance(caught.value, openai.BadRequestError)
+    assert free.usage is not None
+    assert free.usage.completion_tokens == 20
 
 
 class Boat(pydantic.BaseModel):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+import xgrammar
 
+from deployments.hf_transformers.generation import binding
+from deployments.hf_transformers.generation.binding import start_follower
 from deployments.hf_transformers.generation.job import Detokenizer, TextCall, TextJob
 from deployments.hf_transformers.generation.sampling import Row, Sampling, choose_tokens
 from deployments.vllm.tiny_model import make_tiny_llama
@@ -149,3 +153,35 @@ async def test_a_stop_string_across_tokens_is_found() -> None:
         short.take(token)
     assert await short.next() == "one two th"
     assert short.reason == "length"
+
+
+def test_a_row_whose_grammar_becomes_slow_stops_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [bytes([code]) for code in range(256)]
+    info = xgrammar.TokenizerInfo(
+        [*words, b"</s>"], vocab_type=xgrammar.VocabType.RAW, stop_token_ids=[256]
+    )
+    compiler = xgrammar.GrammarCompiler(info, max_threads=1)
+    slow, quick, free = row(Sampling()), row(Sampling()), row(Sampling())
+    slow.follower = start_follower(compiler.compile_grammar('root ::= "a" | root root'))
+    quick.follower = start_follower(compiler.compile_regex("a*"))
+    assert slow.follower is not None
+    assert quick.follower is not None
+    logits = torch.zeros(3, 257)
+    logits[:, ord("b")] = 1
+    monkeypatch.setattr(binding, "SLOW_STEP_S", 0.002)
+    for _ in range(2000):
+        choose_tokens(logits, [slow, quick, free])
+        if slow.follower.problem is not None:
+            break
+    assert "takes 0.0" in (slow.follower.problem or "")
+    assert binding.MAX_SLOW_STEPS < len(slow.tokens) < 2000
+    assert set(slow.tokens) <= {ord("a"), 256}
+    number = len(slow.tokens)
+    started = time.thread_time()
+    for _ in range(20):
+        choose_tokens(logits, [slow, quick, free])
+    assert time.thread_time() - started < 20 * 0.02, "it takes no more time"
+    assert quick.follower.problem is None
+    assert set(quick.tokens) <= {ord("a"), 256}
+    assert set(free.tokens) == {ord("b")}
+    assert len(quick.tokens) == len(free.tokens) == number + 20
