@@ -208,7 +208,13 @@ async def use_scaled(guarded: Guarded) -> tuple[list[int], list[int], set[tuple[
             return (await client.post(url, json=body)).status_code
 
         statuses = [await ask()]
-        burst = [asyncio.create_task(ask()) for _ in range(14)]
+        deadline = time.monotonic() + 2 * LIMIT_S
+
+        async def keep_asking() -> None:
+            while max(seen) < 2 and time.monotonic() < deadline:
+                statuses.append(await ask())
+
+        burst = [asyncio.create_task(keep_asking()) for _ in range(14)]
         while not all(each.done() for each in burst):
             await asyncio.sleep(0.5)
             seen.append(await asyncio.to_thread(num_replicas, guarded.cluster))
@@ -219,13 +225,13 @@ async def use_scaled(guarded: Guarded) -> tuple[list[int], list[int], set[tuple[
                 for sample in family.samples
                 if sample.name == "truthgpt_replica_requests"
             }
-        statuses += [each.result() for each in burst]
+        await asyncio.gather(*burst)
     return statuses, seen, states
 
 
 def test_a_model_scales_by_the_time_that_requests_of_keys_wait(guarded: Guarded) -> None:
     statuses, seen, states = asyncio.run(use_scaled(guarded))
-    assert statuses == [200] * 15  # the first was held while a replica started
+    assert set(statuses) == {200}  # the first was held while a replica started
     assert seen[0] == 0
     assert max(seen) == 2
     # One at a time; those that wait in the replica for their turn are seen as waiting.
