@@ -29,7 +29,6 @@ from truthgpt_serve.cluster.state import (
 from truthgpt_serve.config import load_model_config, load_router_config
 from truthgpt_serve.config.hiding import HiddenValues
 from truthgpt_serve.hardware import request_limits
-from truthgpt_serve.http.anthropic_answers import AnthropicAnswers
 from truthgpt_serve.http.coalescing import JoinedStreams
 from truthgpt_serve.http.cors import Cors
 from truthgpt_serve.http.headers import EditedHeads, of_application
@@ -41,6 +40,7 @@ from truthgpt_serve.replica.metrics import ReplicaMetrics
 from truthgpt_serve.replica.named import NamedRequests
 from truthgpt_serve.replica.queue_answers import QueueAnswers
 from truthgpt_serve.replica.work import WorkStats
+from truthgpt_serve.router.anthropic_answers import AnthropicAnswers
 from truthgpt_serve.router.app import RouterApp
 from truthgpt_serve.server import ModelInstance, create_asgi_app
 from truthgpt_serve.server.bounded import BoundedRequests

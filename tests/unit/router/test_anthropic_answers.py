@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.sample_models import Upper, spec_of
 from tests.support.servers import serve_asgi
-from truthgpt_serve.http.anthropic_answers import AnthropicAnswers
+from truthgpt_serve.router.anthropic_answers import AnthropicAnswers
 from truthgpt_serve.server import create_app
 
 HEADERS = {"anthropic-version": "2023-06-01"}
