@@ -132,11 +132,11 @@ class Stream:
     ended_s: float = 0.0
 
 
-async def read_stream(client: httpx.AsyncClient, number: int, found: Stream) -> None:
+async def read_stream(client: httpx.AsyncClient, word: str, found: Stream) -> None:
     """Fills `found` while it reads."""
     body = {
         "model": "both",
-        "prompt": f"w{number}",
+        "prompt": word,
         "max_tokens": NUM_TOKENS,
         "stream": True,
     }
@@ -180,13 +180,21 @@ async def ask_until(
 
 
 async def lose(
-    url: str, loss: Callable[[], None]
+    url: str, word: str, loss: Callable[[], None]
 ) -> tuple[list[Stream], list[tuple[float, float, int | str]], float]:
-    """Loses the worker while streams run; returns them, the new requests, and when it was lost."""
+    """Loses the worker while streams run; returns them, the new requests, and when it was lost.
+
+    Args:
+        url: The service's address.
+        word: Each stream repeats it with its number. What was under way as a replica died is
+            suspected of it, and the same request then begins alone on the next replica: so each
+            loss has a word of its own.
+        loss: Loses the worker.
+    """
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
         found = [Stream() for _ in range(NUM_STREAMS)]
         streams = [
-            asyncio.create_task(read_stream(client, number, stream))
+            asyncio.create_task(read_stream(client, f"{word}{number}", stream))
             for number, stream in enumerate(found)
         ]
         # One that has not begun would get an answer of HAProxy's, and be no stream that broke.
@@ -201,12 +209,12 @@ async def lose(
         return found, asked, lost_s
 
 
-def check_streams(streams: list[Stream]) -> list[Stream]:
+def check_streams(streams: list[Stream], word: str) -> list[Stream]:
     """Returns those that failed; the others are whole, and each failure was told."""
     failed = [stream for stream in streams if not stream.is_whole]
     for number, stream in enumerate(streams):
         # Nothing of another stream, nothing twice, and no gap.
-        assert stream.words == [f"w{number}"] * len(stream.words)
+        assert stream.words == [f"{word}{number}"] * len(stream.words)
         if stream.is_whole:
             assert (len(stream.words), stream.error) == (NUM_TOKENS, "")
     assert {stream.error for stream in failed} == {"closed"}, failed
@@ -285,8 +293,8 @@ def test_rays_ports_ask_for_the_token_between_nodes(nodes: Nodes, tmp_path: Path
 
 
 def test_a_killed_node_costs_its_own_streams_only(nodes: Nodes) -> None:
-    streams, asked, lost_s = asyncio.run(lose(nodes.cluster.url, nodes.worker.kill))
-    for stream in check_streams(streams):
+    streams, asked, lost_s = asyncio.run(lose(nodes.cluster.url, "k", nodes.worker.kill))
+    for stream in check_streams(streams, "k"):
         assert stream.ended_s < lost_s + RECOVERY_S
     check_new_requests(asked, lost_s)
     refused = httpx.post(
@@ -302,8 +310,8 @@ def test_a_killed_node_costs_its_own_streams_only(nodes: Nodes) -> None:
 def test_a_silent_node_costs_its_own_streams_only(nodes: Nodes) -> None:
     """Neither side closes the connection, as when a machine loses its power."""
     streams, asked, lost_s = asyncio.run(
-        lose(nodes.cluster.url, lambda: nodes.network.unplug(WORKER))
+        lose(nodes.cluster.url, "s", lambda: nodes.network.unplug(WORKER))
     )
-    for stream in check_streams(streams):
+    for stream in check_streams(streams, "s"):
         assert stream.ended_s < lost_s + SILENCE_S + RECOVERY_S
     check_new_requests(asked, lost_s)
