@@ -186,7 +186,7 @@ def test_deep_values_are_refused_by_their_fields() -> None:
         (chat(deep), "messages[0]"),
         (chat([{**USER, "content": deep}]), "messages[0].content[0]"),
         (chat([USER], temperature=deep), "temperature"),
-        (chat([USER], tools=deep), "tools"),
+        (chat([USER], tools=deep), "tools[0]"),
     ):
         with pytest.raises(RequestError) as caught:
             parse_text(ChatRequest, body)
