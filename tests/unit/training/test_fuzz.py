@@ -21,7 +21,7 @@ from deployments.vllm.tiny_model import make_tiny_llama
 from tests.support.training_runs import job_of, sections_of
 from truthgpt_serve.training.data import data_fingerprint
 from truthgpt_serve.training.errors import TrainingError
-from truthgpt_serve.training.images.rows import load_images
+from truthgpt_serve.training.images.data.rows import load_images
 from truthgpt_serve.training.text import prepare
 
 NUM_SEEDS = int(os.environ.get("TRUTHGPT_FUZZ", "150"))

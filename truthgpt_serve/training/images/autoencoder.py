@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.images.data.samples import Batch, Source
+from truthgpt_serve.training.images.data.sources import open_sources
 from truthgpt_serve.training.images.denoiser import enable_checkpointing
 from truthgpt_serve.training.images.facts import read_facts
 from truthgpt_serve.training.images.kinds import Kind, create_kind
 from truthgpt_serve.training.images.latents import encode_moments, measure_scale, to_signal
 from truthgpt_serve.training.images.loop import Loop
 from truthgpt_serve.training.images.pipelines import find_pipeline, load_pipeline, save_pipeline
-from truthgpt_serve.training.images.samples import Batch, Source
-from truthgpt_serve.training.images.sources import open_sources
 from truthgpt_serve.training.images.workers import open_accelerator
 from truthgpt_serve.training.job import Monitor, TrainingJob
 from truthgpt_serve.training.plan import Facts

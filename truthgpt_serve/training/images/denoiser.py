@@ -13,6 +13,8 @@ from peft import LoraConfig, get_peft_model_state_dict
 
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.images.captions import Captioner
+from truthgpt_serve.training.images.data.samples import Batch
+from truthgpt_serve.training.images.data.sources import open_sources
 from truthgpt_serve.training.images.facts import read_facts
 from truthgpt_serve.training.images.kinds import Kind, create_kind
 from truthgpt_serve.training.images.latents import draw_latents, encode_moments
@@ -25,8 +27,6 @@ from truthgpt_serve.training.images.pipelines import (
     save_adapter,
     save_pipeline,
 )
-from truthgpt_serve.training.images.samples import Batch
-from truthgpt_serve.training.images.sources import open_sources
 from truthgpt_serve.training.images.workers import open_accelerator
 from truthgpt_serve.training.job import Monitor, TrainingJob
 from truthgpt_serve.training.plan import Facts

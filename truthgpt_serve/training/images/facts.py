@@ -12,9 +12,9 @@ from accelerate import init_empty_weights
 from peft import LoraConfig
 
 from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.images.data.rows import load_images
 from truthgpt_serve.training.images.kinds import KINDS, Kind
 from truthgpt_serve.training.images.pipelines import INDEX
-from truthgpt_serve.training.images.rows import load_images
 from truthgpt_serve.training.plan import FLOAT_BYTES, Facts
 
 ACTIVATIONS = 40

@@ -15,8 +15,14 @@ import torch
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
-from truthgpt_serve.training.images.samples import Batch, Samples, Source, open_loader, to_device
-from truthgpt_serve.training.images.sampling_order import (
+from truthgpt_serve.training.images.data.samples import (
+    Batch,
+    Samples,
+    Source,
+    open_loader,
+    to_device,
+)
+from truthgpt_serve.training.images.data.sampling_order import (
     Order,
     draw_for_evaluation,
     draw_for_training,

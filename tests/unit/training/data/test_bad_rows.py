@@ -19,8 +19,8 @@ from deployments.vllm.tiny_model import make_tiny_llama
 from tests.support.training_runs import job_of, sections_of
 from truthgpt_serve.training.data import BadRows, Inventory, hub, read_rows, readers
 from truthgpt_serve.training.errors import TrainingError
-from truthgpt_serve.training.images.image_files import ImageFileError, load_image
-from truthgpt_serve.training.images.rows import load_images
+from truthgpt_serve.training.images.data.image_files import ImageFileError, load_image
+from truthgpt_serve.training.images.data.rows import load_images
 from truthgpt_serve.training.text.prepare import prepare, train_table
 
 GOOD: dict[str, Any] = {

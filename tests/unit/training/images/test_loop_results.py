@@ -26,7 +26,7 @@ from tests.support.training_images import (
 )
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.images import latents
-from truthgpt_serve.training.images.image_files import load_image
+from truthgpt_serve.training.images.data.image_files import load_image
 from truthgpt_serve.training.images.state import WEIGHTS
 from truthgpt_serve.training.run_folder import checkpoints
 

@@ -9,10 +9,10 @@ import pytest
 
 from tests.support.training_images import EDGE, make_cfg, run, save_images, save_pipeline
 from truthgpt_serve.training.errors import TrainingError
-from truthgpt_serve.training.images import sources
+from truthgpt_serve.training.images.data import sources
+from truthgpt_serve.training.images.data.image_files import load_image
+from truthgpt_serve.training.images.data.rows import ImageRows, hub_rows, load_images
 from truthgpt_serve.training.images.facts import read_facts
-from truthgpt_serve.training.images.image_files import load_image
-from truthgpt_serve.training.images.rows import ImageRows, hub_rows, load_images
 
 
 @pytest.fixture(scope="module")

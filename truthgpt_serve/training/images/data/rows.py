@@ -21,7 +21,7 @@ from truthgpt_serve.training.data.rows import columns_of, text_of
 from truthgpt_serve.training.data.sources import is_local
 from truthgpt_serve.training.data.splits import TRAIN, VALIDATION, Split
 from truthgpt_serve.training.errors import TrainingError
-from truthgpt_serve.training.images.image_files import ImageFileError, Pixels, load_image
+from truthgpt_serve.training.images.data.image_files import ImageFileError, Pixels, load_image
 
 logger = logging.getLogger(__name__)
 

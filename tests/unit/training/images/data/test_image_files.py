@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from tests.support.training_images import EDGE
-from truthgpt_serve.training.images import image_files as image_files_module
-from truthgpt_serve.training.images.image_files import ImageFileError, load_image
+from truthgpt_serve.training.images.data import image_files as image_files_module
+from truthgpt_serve.training.images.data.image_files import ImageFileError, load_image
 
 
 def _file(image: Image.Image, form: str = "PNG", **more: Any) -> bytes:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from truthgpt_serve.training.images.rows import ImageRows, load_images
-from truthgpt_serve.training.images.samples import MAX_CACHED_BYTES, Source, cache
+from truthgpt_serve.training.images.data.rows import ImageRows, load_images
+from truthgpt_serve.training.images.data.samples import MAX_CACHED_BYTES, Source, cache
 
 
 def open_sources(

@@ -15,8 +15,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from truthgpt_serve.training.errors import TrainingError
-from truthgpt_serve.training.images.rows import ImageRows
-from truthgpt_serve.training.images.sampling_order import Draws
+from truthgpt_serve.training.images.data.rows import ImageRows
+from truthgpt_serve.training.images.data.sampling_order import Draws
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from truthgpt_serve.training.images.samples import Samples
-from truthgpt_serve.training.images.sampling_order import (
+from truthgpt_serve.training.images.data.samples import Samples
+from truthgpt_serve.training.images.data.sampling_order import (
     Order,
     draw_for_evaluation,
     draw_for_training,
