@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
+from truthgpt_serve.config.training.methods import keeps_copy, method_of
 from truthgpt_serve.training.errors import TrainingError
 
 DTYPES = {
@@ -198,10 +199,7 @@ def measure_model(cfg: Mapping[str, Any], longest: int) -> Measure:
 
 def _num_models(cfg: Mapping[str, Any]) -> int:
     """Returns 2 where a copy of the model is kept to compare with; an adapter needs none."""
-    training = cfg["training"]
-    if cfg["model_optim"]["lora"]["enabled"] or training["method"] == "sft":
-        return 1
-    return 2 if training["method"] == "dpo" or training["beta"] else 1
+    return 2 if keeps_copy(cfg["training"]) and not cfg["model_optim"]["lora"]["enabled"] else 1
 
 
 def _activation_bytes(cfg: Mapping[str, Any], config: Any, longest: int) -> int:
@@ -212,7 +210,7 @@ def _activation_bytes(cfg: Mapping[str, Any], config: Any, longest: int) -> int:
     with their gradient.
     """
     training = cfg["training"]
-    rows = training["train_batch_size"] * (2 if training["method"] == "dpo" else 1)
+    rows = training["train_batch_size"] * method_of(cfg).num_sequences
     number = 4 if training["mixed_precision"] == "no" else 2
     layer = 17 * number * config.hidden_size
     layers = config.num_hidden_layers

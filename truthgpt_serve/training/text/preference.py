@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from truthgpt_serve.config.training.methods import method_of, rows_per_example
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.job import Monitor, TrainingJob
 from truthgpt_serve.training.plan import Facts, StepCounts, count_steps
@@ -64,17 +65,16 @@ def prepare(job: TrainingJob) -> Facts:
     Raises:
         TrainingError: The method cannot run with this configuration or data.
     """
-    training = job.cfg["training"]
-    if training["method"] == "grpo":
+    training, data = job.cfg["training"], job.cfg["data"]
+    if training["reward"] is not None:
         load_reward(training["reward"])
-        data = job.cfg["data"]
-        if data["eval_dataset"] is not None or data["eval_share"]:
-            fix = "remove data.eval_dataset and data.eval_share"
-            raise TrainingError(f"grpo has no loss to evaluate ({fix}): watch its reward")
-        facts = tables.prepare(job)
+    if not method_of(job.cfg).evaluates and (data["eval_dataset"] or data["eval_share"]):
+        fix = "remove data.eval_dataset and data.eval_share"
+        raise TrainingError(f"{training['method']} has no loss to evaluate ({fix}): watch reward")
+    facts = tables.prepare(job)
+    if facts.rows_per_example > 1:
         _check_group(job, facts)
-        return facts
-    return tables.prepare(job)
+    return facts
 
 
 def _check_group(job: TrainingJob, facts: Facts) -> None:
@@ -105,8 +105,8 @@ def train(job: TrainingJob, monitor: Monitor) -> None:
         cfg["training"],
         len(examples),
         job.num_workers,
-        rows_per_example=cfg["training"]["num_generations"] if grpo else 1,
-        drops_rest=grpo,
+        rows_per_example=rows_per_example(cfg["training"]),
+        drops_rest=method_of(cfg).samples,
     )
     tokenizer = load_tokenizer(cfg)
     if grpo:

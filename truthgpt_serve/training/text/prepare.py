@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from truthgpt_serve.config.training.methods import method_of, rows_per_example
 from truthgpt_serve.training.data import BadRows, Inventory, Row, data_fingerprint, read_rows
 from truthgpt_serve.training.data.rows import without_nulls
 from truthgpt_serve.training.data.splits import Split
@@ -54,7 +55,6 @@ def prepare(job: TrainingJob) -> Facts:
         (folder / COUNTS).unlink(missing_ok=True)
         counts = {"key": key, **_write_tables(job.cfg, folder)}
         write_json(folder / COUNTS, counts)
-    training, grpo = job.cfg["training"], job.cfg["training"]["method"] == "grpo"
     measure = measure_model(job.cfg, counts["longest"])
     return Facts(
         units="tokens",
@@ -69,8 +69,8 @@ def prepare(job: TrainingJob) -> Facts:
         weight_bytes=measure.weight_bytes,
         activation_bytes=measure.activation_bytes,
         notes=measure.notes,
-        rows_per_example=training["num_generations"] if grpo else 1,
-        drops_rest=grpo,
+        rows_per_example=rows_per_example(job.cfg["training"]),
+        drops_rest=method_of(job.cfg).samples,
     )
 
 
@@ -98,7 +98,7 @@ def _write_tables(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     tokenizer = load_tokenizer(cfg)
     tally = _Tally(cfg, tokenizer)
     (folder / EVAL).unlink(missing_ok=True)
-    schema = TOKENS if cfg["training"]["method"] == "sft" else None
+    schema = TOKENS if method_of(cfg).rows == "tokens" else None
     with ExitStack() as stack:
         train = stack.enter_context(TableWriter(folder / TRAIN, schema))
         evaluated = train
@@ -167,22 +167,22 @@ def _is_held_out(seed: int, index: int, share: float) -> bool:
 
 
 Maker = Callable[[Mapping[str, Any]], Iterator[Example]]
+_EXAMPLES: dict[str, Callable[[Mapping[str, Any], Any], Callable[..., Example]]] = {
+    "tokens": TokenExamples,
+    "pairs": PairExamples,
+    "prompts": PromptExamples,
+}
+"""What makes an example of a row, by `Method.rows`."""
 
 
 def _maker(cfg: Mapping[str, Any], tokenizer: Any) -> Maker:
     """Returns what makes the examples of one table from the columns of a row."""
-    data, method = cfg["data"], cfg["training"]["method"]
-    if method == "dpo":
-        pair = PairExamples(data, tokenizer)
-        return lambda values: iter([pair(values)])
-    if method == "grpo":
-        prompt = PromptExamples(data, tokenizer)
-        return lambda values: iter([prompt(values)])
-    tokens = TokenExamples(data, tokenizer)
-    if data["pack"]:
+    data, method = cfg["data"], method_of(cfg)
+    make = _EXAMPLES[method.rows](data, tokenizer)
+    if data["pack"] and method.packs:
         pack = Packer(data["max_seq_len"])
-        return lambda values: pack(tokens(values))
-    return lambda values: iter([tokens(values)])
+        return lambda values: pack(make(values))
+    return lambda values: iter([make(values)])
 
 
 def _add(row: Row, make: Maker, add: Callable[[Example], None], bad_rows: BadRows) -> None:
@@ -203,8 +203,8 @@ class _Tally:
         self._max_len = cfg["data"]["max_seq_len"]
         training = cfg["training"]
         self._answers = 0
-        if training["method"] == "grpo":
-            self._answers = training["num_generations"]
+        if method_of(cfg).samples:
+            self._answers = rows_per_example(training)
             self._max_len = None
         self._more = training["max_new_tokens"]
         self.num_tokens = 0

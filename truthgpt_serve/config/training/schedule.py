@@ -1,21 +1,18 @@
-"""The `training` section: how `truthgpt train` fits a model."""
+"""Settings of the `training` section that every method reads: steps, rates and checkpoints."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, WithJsonSchema
 
 from truthgpt_serve.config.base import (
-    FUNCTION_PATTERN,
     Count,
     NonNegativeCount,
     NonNegativeNumber,
     PositiveNumber,
     Ratio,
-    Refusal,
     Section,
-    refuse,
 )
 
 
@@ -36,8 +33,8 @@ Precision = Annotated[
 ]
 
 
-class TrainingSection(Section):
-    """Hyperparameters of `truthgpt train`; serving ignores them."""
+class Schedule(Section):
+    """How long and how fast a model learns, and what is kept of it."""
 
     method: Literal["sft", "dpo", "grpo"] = "sft"
     """How a text model learns: `sft` from texts, `dpo` from pairs of a chosen and a rejected
@@ -105,52 +102,3 @@ class TrainingSection(Section):
     )
     """Where the curves go: `tensorboard` writes into the run's `logs/`, `wandb` to Weights &
     Biases (its own package and account), `none` nowhere."""
-
-    reward: Annotated[str, Field(pattern=FUNCTION_PATTERN)] | None = None
-    """Reward function of `grpo` as `module:function`, found from the working directory too. It
-    takes `prompts`, `completions` and the data's other columns as lists by keyword, and returns a
-    number for each completion."""
-
-    beta: NonNegativeNumber = 0.1
-    """Weight of staying close to the model before training (`dpo`, `grpo`). More changes the model
-    less; 0 in `grpo` leaves the comparison, and its memory, out."""
-
-    num_generations: Annotated[int, Field(ge=2)] = 8
-    """Answers that `grpo` samples for each prompt and compares. More compares better and takes
-    longer. The examples of an optimizer step must be a multiple of it."""
-
-    max_new_tokens: Count = 256
-    """Longest answer that `grpo` samples, in tokens. More takes more time and memory."""
-
-    component: Literal["denoiser", "vae"] = "denoiser"
-    """Part of an image model that is trained. `vae` trains the encoder and decoder of latents,
-    which a model made from nothing needs first."""
-
-    train_text_encoder: bool = False
-    """Train the text encoder of an image model together with its denoiser. True takes more
-    memory."""
-
-    ema_decay: Annotated[Ratio, Field(lt=1)] = 0.0
-    """Decay of the running average of an image model's weights, which is then the result; 0
-    switches it off. More averages over more steps, and a second copy takes memory."""
-
-    caption_dropout: Ratio = 0.0
-    """Share of captions that an image model sees as empty, so that guidance works when it is
-    served; 0.1 is usual for a model made from nothing. More weakens the captions."""
-
-    min_snr_gamma: PositiveNumber | None = None
-    """Bound of the signal-to-noise weight of an image model's loss, such as 5; null weighs all
-    noise levels alike. More comes closer to null."""
-
-    @model_validator(mode="after")
-    def _check_reward(self) -> TrainingSection:
-        found = []
-        if self.method == "grpo" and self.reward is None:
-            message = "is required by method: grpo"
-            found.append(Refusal("reward", message, "write module:function", ("method",)))
-        if self.method != "grpo" and self.reward is not None:
-            message = f"is of no use to method: {self.method}"
-            found.append(Refusal("reward", message, "remove it, or set method: grpo", ("method",)))
-        if found:
-            raise refuse(found)
-        return self

@@ -1,0 +1,74 @@
+"""The methods by which a model learns: what each reads, and what it takes while it trains.
+
+Whoever must tell methods apart asks this table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Rows = Literal["tokens", "pairs", "prompts"]
+"""What a row of data becomes: token ids with labels, a prompt with a chosen and a rejected answer,
+or a prompt with the row's other columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What sets one method apart from the others.
+
+    Attributes:
+        rows: What a row of data becomes.
+        settings: Keys of the `training` section that only this method, or few, read.
+        required: Those of them that must be given.
+        evaluates: Whether it has a loss on data that it does not learn from.
+        samples: Whether the model makes answers while it trains.
+        copies: When a copy of the model before training is kept to compare with: `beta` where
+            `training.beta` is above 0. An adapter needs none.
+        num_sequences: Sequences of a forward pass that one example becomes.
+        packs: Whether `data.pack` may join examples.
+    """
+
+    rows: Rows
+    settings: frozenset[str] = frozenset()
+    required: frozenset[str] = frozenset()
+    evaluates: bool = True
+    samples: bool = False
+    copies: Literal["never", "always", "beta"] = "never"
+    num_sequences: int = 1
+    packs: bool = False
+
+
+METHODS: dict[str, Method] = {
+    "sft": Method("tokens", packs=True),
+    "dpo": Method("pairs", frozenset({"beta"}), copies="always", num_sequences=2),
+    "grpo": Method(
+        "prompts",
+        frozenset({"beta", "max_new_tokens", "num_generations", "reward"}),
+        required=frozenset({"reward"}),
+        evaluates=False,
+        samples=True,
+        copies="beta",
+    ),
+}
+"""By `training.method`."""
+OWN_SETTINGS = frozenset(name for method in METHODS.values() for name in method.settings)
+"""Keys of the `training` section that some methods do not read."""
+
+
+def method_of(cfg: Mapping[str, Any]) -> Method:
+    """Returns the method of a whole configuration."""
+    return METHODS[cfg["training"]["method"]]
+
+
+def keeps_copy(training: Mapping[str, Any]) -> bool:
+    """Returns whether whole weights are trained beside a copy of them as they were before."""
+    copies = METHODS[training["method"]].copies
+    return copies == "always" or (copies == "beta" and bool(training["beta"]))
+
+
+def rows_per_example(training: Mapping[str, Any]) -> int:
+    """Returns how many rows of a batch one example becomes: the answers that `grpo` samples."""
+    grouped = "num_generations" in METHODS[training["method"]].settings
+    return int(training["num_generations"]) if grouped else 1
