@@ -35,6 +35,7 @@ OPTIONAL = {"PIL", "ml_dtypes", "numpy", "wandb"}
 EXTRAS = {
     "grammar": ("transformers",),
     "playground": ("ui",),
+    "takeaway": ("train", "images", "cpu"),
     "telemetry": ("tracing",),
     "training": ("train", "images", "cpu"),
     "hf_diffusers": ("images", "cpu"),

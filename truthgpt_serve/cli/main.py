@@ -1,6 +1,7 @@
 """The command group: finds commands by their module, and turns errors into messages and exit codes.
 
-The module `cli/<name>.py` with a click command called `<name>` is a subcommand. `--help` imports
+The module `cli/<name>.py` with a click command called `<name>` is a subcommand, and so is one of
+`cli/_results/`, for what a training run has made; a `_` in a name is typed as `-`. `--help` imports
 them all, so each imports what it needs when it runs.
 """
 
@@ -20,7 +21,7 @@ EXIT_FAULT = 2
 """The command was used wrongly, or a file has faults."""
 EXIT_INTERRUPTED = 130
 """Ctrl-C."""
-_PACKAGE = "truthgpt_serve.cli"
+_PACKAGES = ("truthgpt_serve.cli", "truthgpt_serve.cli._results")
 _EPILOG = """\
 Commands that talk to the service find it by TRUTHGPT_URL, else they take the one that `make serve`
 runs here, else http://127.0.0.1:8000. They send TRUTHGPT_API_KEY, if it is set, as the API key.
@@ -34,16 +35,15 @@ class LazyGroup(click.Group):
     """A group whose commands are imported when they are used, so that each starts quickly."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Returns the names of all commands, from the modules of this package."""
-        path = importlib.import_module(_PACKAGE).__path__
-        names = [module.name for module in pkgutil.iter_modules(path)]
-        return sorted(name for name in names if name != "main" and not name.startswith("_"))
+        """Returns the names of all commands, from the modules of the packages."""
+        return sorted(_find_modules())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Returns one command, or None if there is no such module."""
-        if cmd_name not in self.list_commands(ctx):
+        module = _find_modules().get(cmd_name)
+        if module is None:
             return None
-        command = getattr(importlib.import_module(f"{_PACKAGE}.{cmd_name}"), cmd_name)
+        command = getattr(importlib.import_module(module), cmd_name.replace("-", "_"))
         return command if isinstance(command, click.Command) else None
 
     def resolve_command(
@@ -66,6 +66,16 @@ class LazyGroup(click.Group):
         except TruthGPTError as error:
             click.echo(error.message, err=True)
             ctx.exit(EXIT_FAULT)
+
+
+def _find_modules() -> dict[str, str]:
+    """Returns the module of each command by its name."""
+    found = {}
+    for package in _PACKAGES:
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+            if module.name != "main" and not module.name.startswith("_"):
+                found[module.name.replace("_", "-")] = f"{package}.{module.name}"
+    return found
 
 
 @click.group(

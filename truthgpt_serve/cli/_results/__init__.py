@@ -1,0 +1,1 @@
+"""The commands about what a training run has made."""

@@ -1,0 +1,77 @@
+"""Merges and exports results: finds, checks, and calls the conversion of the kind.
+
+Imports the libraries that convert only when it calls them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from truthgpt_serve.takeaway.errors import TakeawayError
+from truthgpt_serve.takeaway.output import check_output
+from truthgpt_serve.takeaway.result import Result, find_result
+
+DTYPES = ("float32", "float16", "bfloat16")
+MAX_SHARD = "5GB"
+_WHOLE = {False: "truthgpt_serve.takeaway.text.merge", True: "truthgpt_serve.takeaway.images.merge"}
+
+
+def merge(
+    given: Path,
+    *,
+    out: Path | None = None,
+    base: str | None = None,
+    dtype: str | None = None,
+    max_shard: str = MAX_SHARD,
+    force: bool = False,
+) -> tuple[Path, list[str]]:
+    """Merges the adapter of a run, or any adapter, into its base.
+
+    Args:
+        given: See `find_result`.
+        out: The new folder; by default `merged` in the run's folder, else beside the adapter's.
+        base: In place of the base that the run or the adapter names.
+        dtype: One of `DTYPES`; by default the base's.
+        max_shard: Largest file of weights.
+        force: Whether a folder that exists is replaced.
+
+    Returns:
+        The new folder, and lines on what was done.
+
+    Raises:
+        TakeawayError: It cannot be done; nothing was written.
+    """
+    result = find_result(given, base)
+    if not result.is_adapter:
+        fix = "serve or export it as it is"
+        raise TakeawayError(f"{result.folder}: is a whole model, there is nothing to merge ({fix})")
+    target = check_output(out or result.beside("merged"), force=force, source=result.folder)
+    return target, write_whole(result, target, dtype=dtype, max_shard=max_shard)
+
+
+def write_whole(result: Result, out: Path, *, dtype: str | None, max_shard: str) -> list[str]:
+    """Writes a result as a whole model's folder; returns lines on what was done.
+
+    Raises:
+        TakeawayError: It cannot be done.
+    """
+    module = load_module(_WHOLE[result.is_image])
+    lines: list[str] = module.write_whole(result, out, dtype=dtype, max_shard=max_shard)
+    return lines
+
+
+def load_module(name: str) -> Any:
+    """Imports a conversion.
+
+    Raises:
+        TakeawayError: A package is missing; says what to install.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("truthgpt_serve"):
+            raise
+        fix = "pip install 'truthgpt-serve[train]'"
+        raise TakeawayError(f"this needs the package {error.name!r} ({fix})") from error

@@ -1,0 +1,1 @@
+"""Conversions of image pipelines, by Diffusers."""

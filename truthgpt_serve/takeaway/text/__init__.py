@@ -1,0 +1,1 @@
+"""Conversions of text models, by transformers, peft, ONNX and GGUF."""
