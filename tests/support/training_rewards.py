@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 WANTED = "the"
 
 
@@ -25,3 +27,27 @@ def counts_words(prompts: list[Any], completions: list[Any], **_: Any) -> list[f
 
 
 NOT_A_FUNCTION = 3
+
+
+def gives_nothing(**_: Any) -> None:
+    """Returns nothing, as a function without `return` does."""
+
+
+def gives_too_few(**_: Any) -> list[float]:
+    """Returns one reward for all."""
+    return [1.0]
+
+
+def gives_no_number(completions: list[str], **_: Any) -> list[float | None]:
+    """Returns no reward for the second answer."""
+    return [None if at == 1 else 1.0 for at, _ in enumerate(completions)]
+
+
+def gives_an_array(**_: Any) -> Any:
+    """Returns rewards as numpy does."""
+    return np.array([0.5, 1.0])
+
+
+async def gives_later(completions: list[str], **_: Any) -> list[float]:
+    """Returns rewards asynchronously."""
+    return [1.0] * len(completions)

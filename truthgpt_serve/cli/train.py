@@ -44,8 +44,12 @@ def train(
     faults = check_model(model, for_training=True)
     if faults:
         raise ConfigError(faults)
-    finished = run_training(
-        model, say=click.echo, num_workers=workers, resume=resume, out=out, plan_only=plan
-    )
+    try:
+        finished = run_training(
+            model, say=click.echo, num_workers=workers, resume=resume, out=out, plan_only=plan
+        )
+    except KeyboardInterrupt:
+        click.echo("stopped before the first step; nothing is kept of it", err=True)
+        finished = False
     if not finished:
         ctx.exit(EXIT_STOPPED)

@@ -28,6 +28,8 @@ class EventWriter:
         file = events_file(folder)
         file.parent.mkdir(parents=True, exist_ok=True)
         self._stream = file.open("a", encoding="utf-8", buffering=1)
+        if _is_cut(file):
+            self._stream.write("\n")
 
     def write(self, event: str, **values: Any) -> None:
         """Appends one event."""
@@ -56,23 +58,55 @@ class EventReader:
             return
         self._offset += len(added)
         *lines, self._rest = (self._rest + added).split(b"\n")
-        for line in lines:
-            yield json.loads(line)
+        yield from filter(None, map(_parse, lines))
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
-    """Returns all events of a run; a last line that a kill cut short is left out."""
-    file = events_file(folder)
-    if not file.exists():
-        return []
-    *lines, _ = file.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines]
+    """Returns all events of a run; a line that a kill or a full disk cut short is left out."""
+    return list(_events(folder))
+
+
+def has_steps(folder: Path) -> bool:
+    """Returns whether a run has done a step."""
+    return any(event["event"] == "step" for event in _events(folder))
+
+
+def _events(folder: Path) -> Iterator[dict[str, Any]]:
+    try:
+        stream = events_file(folder).open(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return
+    with stream:
+        for line in stream:
+            if line.endswith("\n") and (event := _parse(line)) is not None:
+                yield event
+
+
+def _parse(line: str | bytes) -> dict[str, Any] | None:
+    """Returns the event of a line, or None where it was cut short."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "event" in event else None
+
+
+def _is_cut(file: Path) -> bool:
+    """Returns whether a kill or a full disk has cut the last line short."""
+    with file.open("rb") as stream:
+        if stream.seek(0, os.SEEK_END) == 0:
+            return False
+        stream.seek(-1, os.SEEK_END)
+        return stream.read() != b"\n"
 
 
 def forget_after(folder: Path, step: int) -> None:
-    """Removes the events of steps after `step`, which a resumed run will do again."""
+    """Removes the events of steps after `step`, which a resumed run will do again.
+
+    With `step` 0 nothing is left: the run begins anew.
+    """
     file = events_file(folder)
-    kept = [event for event in read_events(folder) if event.get("step", 0) <= step]
+    kept = [event for event in _events(folder) if step and event.get("step", 0) <= step]
     if file.exists():
         unfinished = file.with_name(f".{file.name}.part")
         unfinished.write_text("".join(json.dumps(event) + "\n" for event in kept))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,12 +18,18 @@ class TrainingJob:
         folder: The run's folder, which holds `checkpoints/`, `logs/` and in the end `model/`.
         checkpoint: The folder of the checkpoint to go on from, or None for a fresh start.
         num_workers: How many workers train together; `torch.distributed` is set up above 1.
+        module_folders: Where a user's modules are searched last.
     """
 
     cfg: dict[str, Any]
     folder: Path
     checkpoint: Path | None
     num_workers: int
+    module_folders: Sequence[str] = ()
+
+    def search_modules(self) -> None:
+        """Has this process find the user's modules."""
+        sys.path += [path for path in self.module_folders if path not in sys.path]
 
 
 class Monitor(Protocol):

@@ -10,7 +10,6 @@ import math
 import os
 import secrets
 import shutil
-import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +25,7 @@ from truthgpt_serve.cluster.private_files import (
     make_private_folder,
     write_token,
 )
-from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.errors import TrainingError, one_line
 from truthgpt_serve.training.events import EventWriter
 from truthgpt_serve.training.job import TrainingJob
 from truthgpt_serve.training.loops import load_loop
@@ -96,6 +95,9 @@ def ray_cluster(num_cpus: float) -> Iterator[float]:
 
     Yields:
         The GPUs of the cluster. A Ray that was started here ends with the block.
+
+    Raises:
+        TrainingError: Ray does not start, or the cluster cannot be reached.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -119,13 +121,18 @@ def _own_ray(num_cpus: float) -> Iterator[None]:
             os.environ.setdefault(name, value)
         import ray
 
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, math.ceil(num_cpus)),
-            include_dashboard=False,
-            _temp_dir=str(folder / "ray"),
-            **_QUIET,
-        )
+        try:
+            ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, math.ceil(num_cpus)),
+                include_dashboard=False,
+                _temp_dir=str(folder / "ray"),
+                **_QUIET,
+            )
+        except Exception as error:  # of a time-out it raises this very class
+            ray.shutdown()
+            fix = f"try again when the machine has less to do, or set {ADDRESS_VARIABLE}"
+            raise TrainingError(f"Ray did not start: {one_line(error)} ({fix})") from error
         try:
             yield
         finally:
@@ -146,9 +153,12 @@ def _ray_at(address: str) -> Iterator[None]:
 
     try:
         ray.init(address=address, **_QUIET)
-    except ConnectionError as error:
+    except Exception as error:
         fix = f"correct {ADDRESS_VARIABLE}, or unset it"
-        raise TrainingError(f"there is no Ray cluster at {address} ({fix})") from error
+        message = f"there is no Ray cluster at {address}"
+        if not isinstance(error, ConnectionError):
+            message = f"the Ray cluster at {address} cannot be used: {one_line(error)}"
+        raise TrainingError(f"{message} ({fix})") from error
     try:
         yield
     finally:
@@ -180,7 +190,7 @@ def run_workers(
         meanwhile()
     meanwhile()
     if failure:
-        raise TrainingError(f"{job.folder}: training failed: {failure[0]}") from failure[0]
+        raise TrainingError(f"{job.folder}: {one_line(failure[0])}") from failure[0]
 
 
 def _fit(
@@ -196,7 +206,7 @@ def _fit(
         TorchTrainer(
             work,
             torch_config=NamedAddressConfig(),
-            train_loop_config={"job": job, "loop": loop, "owner": owner, "path": [os.getcwd()]},
+            train_loop_config={"job": job, "loop": loop, "owner": owner},
             scaling_config=classes.ScalingConfig(
                 num_workers=workers.number,
                 use_gpu=workers.gpus > 0,
@@ -233,7 +243,7 @@ def work(config: Mapping[str, Any]) -> None:
         # One worker has no peers: without these a trainer leaves DDP out.
         for name in _DISTRIBUTED:
             os.environ.pop(name, None)
-    sys.path += [path for path in config["path"] if path not in sys.path]
+    job.search_modules()
     with (
         working(job.folder) if rank == 0 else nullcontext(),
         RunMonitor(job, rank, owner=config["owner"]) as monitor,

@@ -6,7 +6,9 @@ Knows no loop and no library that trains.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from truthgpt_serve.training.run_folder import (
 from truthgpt_serve.training.run_record import (
     check_same,
     create_record,
+    has_trained,
     is_finished,
     read_record,
     write_record,
@@ -71,9 +74,11 @@ def run_training(
     check_tracker(config.training.tracker)
     _check_dataset(config)
     workers = num_workers or _workers_of(config)
-    job = TrainingJob(config.to_cfg(), folder, None, workers)
-    with locked(folder) as owner:
-        job = _open_run(job, resume=resume, plan_only=plan_only)
+    job = TrainingJob(config.to_cfg(), folder, None, workers, _module_folders(config))
+    job.search_modules()
+    with _named_disk_faults(folder), locked(folder) as owner:
+        record = create_record(job)
+        job = _open_run(job, record, resume=resume, plan_only=plan_only)
         if is_finished(folder) and not plan_only:
             say(f"{folder}: this run is finished")
             _say_result(config, folder, say)
@@ -90,6 +95,7 @@ def run_training(
             if plan_only:
                 return True
             say("")
+            _begin_run(job, record)
             finished = _train(job, loop, where, owner)
         if finished:
             _say_result(config, folder, say)
@@ -104,6 +110,12 @@ def _check_dataset(config: ModelConfig) -> None:
         raise TrainingError(f"{place}: is required for training (write a hub name or a path)")
 
 
+def _module_folders(config: ModelConfig) -> list[str]:
+    """Returns where a reward function may be: the working directory, and beside the YAML file."""
+    beside = config.source.directory
+    return [str(Path.cwd()), *([] if beside is None else [str(beside.absolute())])]
+
+
 def _workers_of(config: ModelConfig) -> int:
     gpus = config.hardware.gpus
     return max(1, int(gpus)) if isinstance(gpus, int | float) else 1
@@ -116,25 +128,43 @@ def _check_precision(config: ModelConfig, gpus: float) -> None:
         raise TrainingError(f"{place}: fp16 does not work on CPU ({fix})")
 
 
-def _open_run(job: TrainingJob, *, resume: bool, plan_only: bool) -> TrainingJob:
-    """Returns the job with its checkpoint, after comparing it with the run in the folder."""
+@contextmanager
+def _named_disk_faults(folder: Path) -> Iterator[None]:
+    """Makes one line of what a full or failing disk says while a run is prepared."""
+    try:
+        yield
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        raise TrainingError(f"{folder}: {error.strerror or error}{place}") from error
+
+
+def _open_run(
+    job: TrainingJob, record: Mapping[str, Any], *, resume: bool, plan_only: bool
+) -> TrainingJob:
+    """Returns the job with its checkpoint, after comparing it with the run in the folder.
+
+    A run that has trained no step binds nobody: it is begun again, whatever it was to be.
+    """
     folder = job.folder
-    record, old = create_record(job), read_record(folder)
+    old = read_record(folder)
+    if resume and old is None:
+        raise TrainingError(f"{folder}: there is no run to continue (leave --resume out)")
+    if old is None or not has_trained(folder):
+        return job
     if resume:
-        if old is None:
-            raise TrainingError(f"{folder}: there is no run to continue (leave --resume out)")
         check_same(folder, old, record)
-        checkpoint = latest_checkpoint(folder)
-    else:
-        if old is not None and not plan_only:
-            fix = "go on with --resume, or start another with another run_name or --out"
-            raise TrainingError(f"{folder}: there is a run already ({fix})")
-        checkpoint = None
+        return replace(job, checkpoint=latest_checkpoint(folder))
     if not plan_only:
-        remove_leftovers(folder)
-        forget_after(folder, step_of(checkpoint) if checkpoint else 0)
-        write_record(folder, record)
-    return TrainingJob(job.cfg, folder, checkpoint, job.num_workers)
+        fix = "go on with --resume, or start another with another run_name or --out"
+        raise TrainingError(f"{folder}: there is a run already ({fix})")
+    return job
+
+
+def _begin_run(job: TrainingJob, record: Mapping[str, Any]) -> None:
+    """Writes the record of a run that is ready to train, and clears what an earlier part left."""
+    remove_leftovers(job.folder)
+    forget_after(job.folder, step_of(job.checkpoint) if job.checkpoint else 0)
+    write_record(job.folder, record)
 
 
 def _plan(config: ModelConfig, job: TrainingJob, facts: Facts, where: Workers) -> Plan:

@@ -13,8 +13,15 @@ from typing import Any
 from truthgpt_serve.config.base import show_value
 from truthgpt_serve.training.data import data_fingerprint
 from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.events import has_steps
 from truthgpt_serve.training.job import TrainingJob
-from truthgpt_serve.training.run_folder import MODEL, RECORD, read_json, write_json
+from truthgpt_serve.training.run_folder import (
+    MODEL,
+    RECORD,
+    latest_checkpoint,
+    read_json,
+    write_json,
+)
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "diffusers", "accelerate", "datasets", "ray")
 SECTIONS = ("seed", "task", "model", "training", "model_optim", "data")
@@ -68,6 +75,11 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 def is_finished(folder: Path) -> bool:
     """Returns whether the run has its result: `model/` is written last, and in one move."""
     return (folder / MODEL).is_dir()
+
+
+def has_trained(folder: Path) -> bool:
+    """Returns whether the run in this folder has done a step, or more."""
+    return is_finished(folder) or latest_checkpoint(folder) is not None or has_steps(folder)
 
 
 def check_same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -22,9 +22,9 @@ class TextTraining(Schedule):
     """The settings that only some methods read."""
 
     reward: Annotated[str, Field(pattern=FUNCTION_PATTERN)] | None = None
-    """Reward function of `grpo` as `module:function`, found from the working directory too. It
-    takes `prompts`, `completions` and the data's other columns as lists by keyword, and returns a
-    number for each completion."""
+    """Reward function of `grpo` as `module:function`, found in the working directory and
+    beside this file too. It takes `prompts`, `completions` and the data's other columns as lists by
+    keyword, and returns a number for each completion."""
 
     beta: NonNegativeNumber = 0.1
     """Weight of staying close to the model before training (`dpo`, `grpo`). More changes the model

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.events import forget_after, read_events
 from truthgpt_serve.training.loops import find_loop, load_loop
 from truthgpt_serve.training.run_folder import checkpoints
+from truthgpt_serve.training.text.reward import load_reward
 
 REWARD = "tests.support.training_rewards:counts_the"
 PAIR = {"prompt": "Who finds it? ", "chosen": "Ada does.", "rejected": "the clock the clock"}
@@ -160,3 +162,26 @@ def test_a_pair_that_is_none_is_reported(
     with pytest.raises(TrainingError) as caught:
         load_loop(find_loop(job.cfg)).prepare(job)
     assert str(caught.value).startswith(f"{data}:2: {problem}")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gives_nothing", "returned None (return a list of 8 numbers, one for each completion)"),
+        ("gives_too_few", "returned 1 rewards (return a list of 8 numbers"),
+        ("gives_no_number", "returned None for completion 1 (return a list of 8 numbers"),
+    ],
+)
+def test_a_reward_that_is_no_list_of_numbers_is_named(name: str, message: str) -> None:
+    reward = load_reward(f"tests.support.training_rewards:{name}")
+    with pytest.raises(TrainingError) as caught:
+        reward(prompts=["a"] * 8, completions=["b"] * 8)
+    assert message in str(caught.value)
+    assert name in str(caught.value)
+
+
+def test_a_reward_may_be_an_array_and_asynchronous() -> None:
+    asked = {"prompts": ["a"] * 2, "completions": ["b"] * 2}
+    assert load_reward("tests.support.training_rewards:gives_an_array")(**asked) == [0.5, 1.0]
+    waiting = load_reward("tests.support.training_rewards:gives_later")
+    assert asyncio.run(waiting(**asked)) == [1.0, 1.0]
