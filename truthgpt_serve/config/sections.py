@@ -68,6 +68,17 @@ class LoraSection(Section):
     usual ones: every linear layer of a text model but its output head, the attention layers of an
     image model. More layers learn more and take more memory."""
 
+    modules_to_save: Annotated[list[Text], Field(min_length=1)] | None = None
+    """Names of modules of a text model that are trained whole beside the adapter and saved with it,
+    such as `[embed_tokens, lm_head]` for added tokens. More takes much more memory."""
+
+    dora: bool = False
+    """Learn the length of each weight's column apart from its direction (DoRA): closer to training
+    all weights, slower, and served by vLLM only once it is merged."""
+
+    rslora: bool = False
+    """Scale the update by `alpha / sqrt(r)` instead, so that a large `r` does not weaken it."""
+
     @model_validator(mode="after")
     def _say_whether(self) -> LoraSection:
         """Refuses settings of an adapter without `enabled`: all weights would be trained."""

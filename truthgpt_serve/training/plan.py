@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 FLOAT_BYTES = 4
-ADAM_BYTES = 8
-"""AdamW keeps two float32 numbers for each trained one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +25,7 @@ class Facts:
         num_trainable: Those of them that are trained, an adapter's included.
         weight_bytes: Memory of the weights while training.
         activation_bytes: Estimated memory of one forward and backward pass of one worker.
+        optimizer_bytes: Memory of the optimizer's own numbers.
         num_eval_examples: Examples that are evaluated on.
         num_bad_rows: Rows that were skipped.
         bad_rows: Places and problems of the first of them.
@@ -43,6 +42,7 @@ class Facts:
     num_trainable: int
     weight_bytes: int
     activation_bytes: int
+    optimizer_bytes: int
     num_eval_examples: int = 0
     num_bad_rows: int = 0
     bad_rows: Sequence[str] = ()
@@ -101,7 +101,7 @@ def count_steps(
 
 def memory_bytes(facts: Facts) -> int:
     """Estimates the memory of one worker: weights, gradients, optimizer and activations."""
-    training = facts.num_trainable * (FLOAT_BYTES + ADAM_BYTES)
+    training = facts.num_trainable * FLOAT_BYTES + facts.optimizer_bytes
     return facts.weight_bytes + training + facts.activation_bytes
 
 

@@ -19,6 +19,7 @@ from truthgpt_serve.training.events import EventReader, forget_after
 from truthgpt_serve.training.job import TrainingJob
 from truthgpt_serve.training.launch import Workers, ray_cluster, run_workers
 from truthgpt_serve.training.loops import find_loop, load_loop
+from truthgpt_serve.training.memory.optimizers import check_optimizer
 from truthgpt_serve.training.plan import Facts, Plan, count_steps
 from truthgpt_serve.training.progress import Progress
 from truthgpt_serve.training.run_folder import (
@@ -87,6 +88,8 @@ def run_training(
         with ray_cluster(workers * config.hardware.cpus) as cluster_gpus:
             gpus = min(1, resolve_gpus(config, cluster_gpus=cluster_gpus))
             _check_precision(config, gpus)
+            place = config.source.at("training", "optimizer")
+            check_optimizer(job.cfg["training"], on_cpu=not gpus, place=place)
             hardware = config.hardware
             where = Workers(workers, max(1, hardware.cpus), gpus, hardware.accelerator_type)
             plan = _plan(config, job, facts, where)

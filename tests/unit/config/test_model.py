@@ -50,11 +50,13 @@ def test_defaults_are_the_specified_ones() -> None:
         "learning_rate": 5.0e-5, "scheduler": "cosine", "warmup_ratio": 0.06,
         "mixed_precision": "bf16", "max_grad_norm": 1.0, "early_stopping_patience": 2,
         "method": "sft", "max_steps": None, "tracker": "tensorboard", "reward": None,
+        "optimizer": "adamw",
     }.items()  # fmt: skip
     assert cfg["model_optim"] == {
         "gradient_checkpointing": True,
         "lora": {
             "enabled": False, "r": 16, "alpha": 32, "dropout": 0.05, "target_modules": None,
+            "modules_to_save": None, "dora": False, "rslora": False,
         },
         "dtype": "auto", "quantization": None, "compile": False, "attention": "auto",
     }  # fmt: skip

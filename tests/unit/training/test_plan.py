@@ -69,6 +69,7 @@ def test_the_plan_says_what_will_be_done() -> None:
         num_trainable=12_000,
         weight_bytes=14 * 2**30,
         activation_bytes=2**30,
+        optimizer_bytes=8 * 12_000,
         num_eval_examples=3,
         num_bad_rows=7,
         bad_rows=["a.jsonl:3: is not JSON"],

@@ -32,6 +32,22 @@ Precision = Annotated[
     WithJsonSchema({"enum": ["no", "fp16", "bf16", False]}),
 ]
 
+OptimizerName = Literal[
+    "adamw",
+    "adamw_8bit",
+    "adamw_torch_8bit",
+    "adamw_torch_4bit",
+    "paged_adamw_8bit",
+    "paged_adamw_32bit",
+    "lion",
+    "lion_8bit",
+    "paged_lion_8bit",
+    "adafactor",
+    "adagrad",
+    "rmsprop",
+    "sgd",
+]
+
 
 class Schedule(Section):
     """How long and how fast a model learns, and what is kept of it."""
@@ -59,8 +75,14 @@ class Schedule(Section):
     learning_rate: PositiveNumber = 5.0e-5
     """Peak step size of the optimizer. More learns faster until it diverges."""
 
+    optimizer: OptimizerName = "adamw"
+    """How gradients become steps. `adamw` keeps 8 bytes for each trained number, the 8-bit ones 2,
+    `adafactor` and `sgd` next to none. `adamw_8bit` and `lion` come with the package bitsandbytes,
+    as do the `paged_` ones, which move to CPU memory what a full GPU cannot hold;
+    `adamw_torch_8bit` and `adamw_torch_4bit` with torchao."""
+
     weight_decay: NonNegativeNumber = 0.0
-    """Pull of the weights toward zero (AdamW). More keeps them smaller and fits less closely."""
+    """Pull of the weights toward zero. More keeps them smaller and fits less closely."""
 
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = (
         "cosine"

@@ -29,6 +29,7 @@ from truthgpt_serve.training.images.pipelines import (
 )
 from truthgpt_serve.training.images.workers import open_accelerator
 from truthgpt_serve.training.job import Monitor, TrainingJob
+from truthgpt_serve.training.memory.lora import lora_arguments
 from truthgpt_serve.training.plan import Facts
 
 ADAPTER = "default"
@@ -54,6 +55,9 @@ def check(cfg: dict[str, Any]) -> None:
     if cfg["model_optim"]["lora"]["enabled"] and cfg["training"]["train_text_encoder"]:
         message = "training.train_text_encoder: an adapter is trained for the denoiser only"
         raise TrainingError(f"{message} (remove it, or set model_optim.lora.enabled: false)")
+    if cfg["model_optim"]["lora"]["modules_to_save"]:
+        message = "model_optim.lora.modules_to_save: Diffusers' adapters have no whole modules"
+        raise TrainingError(f"{message} (remove it)")
 
 
 def train(job: TrainingJob, monitor: Monitor) -> None:
@@ -183,12 +187,7 @@ def add_adapter(kind: Kind, lora: dict[str, Any]) -> None:
         TrainingError: The denoiser has no layers of the names that are asked for.
     """
     layers = lora["target_modules"] or kind.lora_layers
-    settings = LoraConfig(
-        r=lora["r"],
-        lora_alpha=lora["alpha"],
-        lora_dropout=lora["dropout"],
-        target_modules=list(layers),
-    )
+    settings = LoraConfig(**lora_arguments(lora), target_modules=list(layers))
     try:
         kind.denoiser.add_adapter(settings, adapter_name=ADAPTER)
     except ValueError as error:

@@ -15,6 +15,8 @@ from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.images.data.rows import load_images
 from truthgpt_serve.training.images.kinds import KINDS, Kind
 from truthgpt_serve.training.images.pipelines import INDEX
+from truthgpt_serve.training.memory.lora import lora_arguments
+from truthgpt_serve.training.memory.optimizers import state_bytes
 from truthgpt_serve.training.plan import FLOAT_BYTES, Facts
 
 ACTIVATIONS = 40
@@ -58,6 +60,7 @@ def read_facts(cfg: dict[str, Any], folder: Path) -> Facts:
         num_trainable=trained,
         weight_bytes=total * FLOAT_BYTES,
         activation_bytes=_estimate_activations(cfg, main, parts["vae"].config),
+        optimizer_bytes=state_bytes(training, trained),
         sources=sources,
         num_eval_examples=0 if held_out is None else len(held_out),
     )
@@ -78,7 +81,7 @@ def _count_adapter(denoiser: Any, lora: dict[str, Any], kind: type[Kind]) -> int
     before: int = sum(one.numel() for one in denoiser.parameters())
     try:
         with init_empty_weights():
-            denoiser.add_adapter(LoraConfig(r=lora["r"], target_modules=list(layers)))
+            denoiser.add_adapter(LoraConfig(**lora_arguments(lora), target_modules=list(layers)))
     except ValueError as error:
         message = f"model_optim.lora.target_modules: {error}"
         raise TrainingError(f"{message} (usual are {', '.join(kind.lora_layers)})") from error

@@ -35,6 +35,7 @@ from truthgpt_serve.training.images.state import (
     save_checkpoint,
 )
 from truthgpt_serve.training.job import Monitor, TrainingJob
+from truthgpt_serve.training.memory.optimizers import create_optimizer
 from truthgpt_serve.training.plan import StepCounts, count_steps
 
 
@@ -109,10 +110,10 @@ class Loop:
             # Biases and the scales of norms are not pulled toward zero.
             {"params": [one for one in weights.values() if one.ndim <= 1], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(
+        optimizer = create_optimizer(
+            training,
             [group for group in groups if group["params"]],
-            lr=training["learning_rate"],
-            fused=True,
+            on_cpu=self._accelerator.device.type == "cpu",
         )
         schedule = get_scheduler(
             training["scheduler"],

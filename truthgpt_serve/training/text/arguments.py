@@ -9,6 +9,7 @@ import torch
 
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.job import TrainingJob
+from truthgpt_serve.training.memory.optimizers import check_optimizer
 from truthgpt_serve.training.plan import StepCounts
 from truthgpt_serve.training.run_folder import CHECKPOINTS
 from truthgpt_serve.training.text.models import is_on_cpu
@@ -24,7 +25,7 @@ def trainer_arguments(job: TrainingJob, steps: StepCounts) -> dict[str, Any]:
     evaluation first, or a resumed run would not repeat the random numbers of an uninterrupted one.
 
     Raises:
-        TrainingError: fp16 on a CPU.
+        TrainingError: fp16 on a CPU, or an optimizer that cannot run here.
     """
     cfg = job.cfg
     training, optim = cfg["training"], cfg["model_optim"]
@@ -39,6 +40,7 @@ def trainer_arguments(job: TrainingJob, steps: StepCounts) -> dict[str, Any]:
         "per_device_eval_batch_size": training["eval_batch_size"],
         "gradient_accumulation_steps": training["grad_accum_steps"],
         "learning_rate": training["learning_rate"],
+        "optim": check_optimizer(training, on_cpu=on_cpu).trainer_name,
         "weight_decay": training["weight_decay"],
         "lr_scheduler_type": training["scheduler"],
         "warmup_steps": steps.warmup,

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_se
 
 from truthgpt_serve.config.training.methods import keeps_copy, method_of
 from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.memory.lora import lora_arguments
 
 DTYPES = {
     "float32": torch.float32,
@@ -150,12 +151,10 @@ def _create(cfg: Mapping[str, Any], config: Any, dtype: torch.dtype) -> Any:
 def adapter_config(cfg: Mapping[str, Any]) -> LoraConfig:
     """Returns peft's configuration of the adapter."""
     lora = cfg["model_optim"]["lora"]
-    alpha = lora["alpha"]
     return LoraConfig(
-        r=lora["r"],
-        lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
-        lora_dropout=lora["dropout"],
+        **lora_arguments(lora),
         target_modules=lora["target_modules"] or USUAL_LAYERS,
+        modules_to_save=lora["modules_to_save"],
         task_type="CAUSAL_LM",
     )
 
@@ -166,6 +165,10 @@ def add_adapter(model: Any, cfg: Mapping[str, Any]) -> Any:
     Raises:
         TrainingError: The model has no such layers.
     """
+    for name in cfg["model_optim"]["lora"]["modules_to_save"] or ():
+        if not any(f".{module}".endswith(f".{name}") for module, _ in model.named_modules()):
+            message = f"model_optim.lora.modules_to_save: the model has no module {name!r}"
+            raise TrainingError(f"{message} (correct it, or remove it)")
     try:
         return get_peft_model(model, adapter_config(cfg))
     except ValueError as error:

@@ -19,6 +19,7 @@ from truthgpt_serve.training.data.rows import without_nulls
 from truthgpt_serve.training.data.splits import Split
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.job import TrainingJob
+from truthgpt_serve.training.memory.optimizers import state_bytes
 from truthgpt_serve.training.plan import Facts
 from truthgpt_serve.training.run_folder import DATA, read_json, write_json
 from truthgpt_serve.training.text.examples import (
@@ -68,6 +69,7 @@ def prepare(job: TrainingJob) -> Facts:
         num_trainable=measure.num_trainable,
         weight_bytes=measure.weight_bytes,
         activation_bytes=measure.activation_bytes,
+        optimizer_bytes=state_bytes(job.cfg["training"], measure.num_trainable),
         notes=measure.notes,
         rows_per_example=rows_per_example(job.cfg["training"]),
         drops_rest=method_of(job.cfg).samples,

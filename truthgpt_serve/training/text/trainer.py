@@ -21,7 +21,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.guards import what_is_left
 from truthgpt_serve.training.job import Monitor, TrainingJob
-from truthgpt_serve.training.plan import ADAM_BYTES, StepCounts
+from truthgpt_serve.training.memory.optimizers import state_bytes
+from truthgpt_serve.training.plan import StepCounts
 from truthgpt_serve.training.run_folder import (
     CHECKPOINTS,
     MODEL,
@@ -249,8 +250,8 @@ class CourseTrainer:
                 )
 
     def _checkpoint_bytes(self) -> int:
-        trained = [int(w.numel()) for w in self.model.parameters() if w.requires_grad]
-        return self._trained_bytes() + ADAM_BYTES * sum(trained)
+        trained = sum(int(w.numel()) for w in self.model.parameters() if w.requires_grad)
+        return self._trained_bytes() + state_bytes(self.course.training, trained)
 
     def _trained_bytes(self) -> int:
         partly = any(not weight.requires_grad for weight in self.model.parameters())

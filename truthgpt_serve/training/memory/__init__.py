@@ -1,0 +1,1 @@
+"""What decides how much memory a run takes: optimizers and adapters, for texts and images."""
