@@ -228,7 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--extras",
-        default="audio,dev,docs,images,onnx,train,transformers,ui",
+        default="audio,dev,docs,images,onnx,redis,train,transformers,ui",
         help="further extras, separated by commas",
     )
     parser.add_argument("--accelerator", choices=("cpu", "gpu"), help="instead of looking")

@@ -37,6 +37,7 @@ EXTRAS = {
     "playground": ("ui",),
     "takeaway": ("train", "images", "cpu"),
     "telemetry": ("tracing",),
+    "access": ("redis",),
     "training": ("train", "images", "cpu"),
     "hf_diffusers": ("images", "cpu"),
     "hf_transformers": ("transformers", "cpu"),

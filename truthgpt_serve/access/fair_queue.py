@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 
 from truthgpt_serve.errors import OverloadedError
+from truthgpt_serve.queue_full import queue_full
 
 MAX_RETRY_S = 60
 _NEW_SHARE = 0.2
@@ -222,11 +223,7 @@ class FairQueue:
             MAX_RETRY_S, max(1, math.ceil(self.expected_s(key.name, key.weight, key.priority)))
         )
         number = self.num_running + self.num_waiting
-        return OverloadedError(
-            f"The queue of {self._owner} is full: {number} requests run or wait; try again in "
-            f"{wait_s} s",
-            retry_after_s=wait_s,
-        )
+        return queue_full(self._owner, number, wait_s)
 
     def _find(self, name: str) -> _Key:
         key = self._keys.get(name)

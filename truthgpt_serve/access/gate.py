@@ -81,7 +81,7 @@ class Gate:
         meter = self._meter if scope.get("method") not in _READS else None
         try:
             identity = self._identify(scope)
-            metered = None if meter is None else meter.begin(identity, scope, send)
+            metered = None if meter is None else await meter.begin(identity, scope, send)
         except TruthGPTError as error:
             await self._refuse(error, scope, receive, send)
             return

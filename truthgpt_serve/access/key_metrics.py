@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from truthgpt_serve.access.meter import OUTCOMES, Ended
+from truthgpt_serve.access.redis_counters import RedisCounters
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -27,11 +31,17 @@ class _OfKey:
 
 
 class KeyMetrics:
-    """Counts by the names of keys; a replica has them for the keys that it has met."""
+    """Counts by the names of keys; a replica has them for the keys that it has met.
 
-    def __init__(self) -> None:
+    Args:
+        store: What counts for all machines, whose state is shown too.
+    """
+
+    def __init__(self, store: RedisCounters | None = None) -> None:
         self._of_keys: dict[str, _OfKey] = {}
         registry = self._registry = CollectorRegistry()
+        if store is not None:
+            registry.register(_StoreMetrics(store))
         self._requests = Counter(
             "truthgpt_key_requests",
             "Requests that have ended: ok, error, cancelled by their client, or refused (429).",
@@ -56,33 +66,25 @@ class KeyMetrics:
         self._audio = Counter(
             "truthgpt_key_audio_seconds", "Seconds of audio.", ["key"], registry=registry
         )
-        self._first = Histogram(
-            "truthgpt_key_first_byte_seconds",
+        self._first = self._seconds(
+            "first_byte",
             "From a request's arrival at the replica to the first piece of its answer.",
-            ["key"],
-            buckets=_SECONDS,
-            registry=registry,
         )
-        self._whole = Histogram(
-            "truthgpt_key_request_seconds",
-            "From a request's arrival at the replica to the last piece of its answer.",
-            ["key"],
-            buckets=_SECONDS,
-            registry=registry,
+        self._whole = self._seconds(
+            "request", "From a request's arrival at the replica to the last piece of its answer."
         )
-        self._queued = Histogram(
-            "truthgpt_key_queue_seconds",
-            "How long a request waited for its turn at the replica.",
-            ["key"],
-            buckets=_SECONDS,
-            registry=registry,
+        self._queued = self._seconds(
+            "queue", "How long a request waited for its turn at the replica."
         )
-        self._token = Histogram(
-            "truthgpt_key_output_token_seconds",
+        self._token = self._seconds(
+            "output_token",
             "Mean time of each token after the first piece of an answer that came in pieces.",
-            ["key"],
-            buckets=_TOKEN_SECONDS,
-            registry=registry,
+            _TOKEN_SECONDS,
+        )
+
+    def _seconds(self, name: str, what: str, buckets: Sequence[float] = _SECONDS) -> Histogram:
+        return Histogram(
+            f"truthgpt_key_{name}_seconds", what, ["key"], buckets=buckets, registry=self._registry
         )
 
     def report(self, ended: Ended) -> None:
@@ -127,3 +129,23 @@ class KeyMetrics:
     def page(self) -> str:
         """Returns the metrics, in version 0.0.4 of the text format."""
         return generate_latest(self._registry).decode()
+
+
+class _StoreMetrics(Collector):
+    """Shows what counts the limits of keys for all machines."""
+
+    def __init__(self, store: RedisCounters) -> None:
+        self._store = store
+
+    def collect(self) -> Iterator[Metric]:
+        """Yields the metrics as they are now."""
+        yield GaugeMetricFamily(
+            "truthgpt_quota_store_up",
+            "Whether limits are counted in quota_store (1), or by each machine as it is away (0).",
+            value=int(self._store.is_up),
+        )
+        yield CounterMetricFamily(
+            "truthgpt_quota_store_missed",
+            "Counts that were left to the machine, as quota_store was away or too slow.",
+            value=self._store.num_missed,
+        )

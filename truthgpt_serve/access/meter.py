@@ -55,19 +55,19 @@ class Meter:
         self._quota = quota
         self._report = report
 
-    def admit(self, identity: Identity) -> Lease | None:
+    async def admit(self, identity: Identity) -> Lease | None:
         """Counts a request; returns what ends it, or None for a key without such limits.
 
         Raises:
             RateLimitError: It is too much.
         """
         try:
-            return self._quota.admit(identity)
+            return await self._quota.admit(identity)
         except RateLimitError:
             self._report(Ended(identity.name, Usage(), REFUSED, "refused", None, 0.0))
             raise
 
-    def begin(self, identity: Identity, scope: Scope, send: Send) -> Metered:
+    async def begin(self, identity: Identity, scope: Scope, send: Send) -> Metered:
         """Counts a request, and notes in its scope what counts on.
 
         Args:
@@ -78,7 +78,7 @@ class Meter:
         Raises:
             RateLimitError: It is too much.
         """
-        lease = self.admit(identity)
+        lease = await self.admit(identity)
         salt = identity.name if identity.has_own_cache else ""
         usage = scope[USAGE_KEY] = Usage(priority=identity.priority, cache_salt=salt)
         watch = _Watch(send, [] if lease is None else lease.headers)

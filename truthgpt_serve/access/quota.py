@@ -1,7 +1,8 @@
 """Holds keys to their limits: of a minute, and of what runs at the same time.
 
 Each request to a model counts once, at its replica, whatever way it came. All replicas of one
-machine count together; each machine counts for itself.
+machine count together; several machines do so in Redis, and without it each counts for itself.
+What a request counts with, beside as one request, is in `token_quota`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from truthgpt_serve.access.counters import Charge, Counters, Standing
 from truthgpt_serve.access.identity import Identity, Limits
+from truthgpt_serve.access.redis_counters import SEPARATOR, RedisCounters
 from truthgpt_serve.cluster.private_files import is_private
 from truthgpt_serve.errors import RateLimitError
 from truthgpt_serve.http.asgi import Headers
@@ -25,8 +27,6 @@ from truthgpt_serve.http.asgi import Headers
 logger = logging.getLogger(__name__)
 
 _NONE = Limits()
-_SEPARATOR = "\0"
-"""Between the parts of a count's name; in no name of a key or model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +62,27 @@ class Quota:
     Args:
         keys_file: The file, which names the counters too.
         model: The model whose requests are counted here, for limits of a key and a model.
+        store: Redis' address, to count for all machines together; None counts for this one.
         clock: The time, as `time.time` gives it.
+
+    Attributes:
+        shared: What counts in Redis, or None.
     """
 
     def __init__(
-        self, keys_file: Path, model: str = "", *, clock: Callable[[], float] = time.time
+        self,
+        keys_file: Path,
+        model: str = "",
+        *,
+        store: str | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
         self._model = model
-        self._counters = _open_counters(keys_file)
+        self._local = _open_counters(keys_file)
+        self.shared = None if store is None else RedisCounters(store)
 
-    def admit(self, identity: Identity) -> Lease | None:
+    async def admit(self, identity: Identity) -> Lease | None:
         """Counts a request; returns what ends it, or None for a key without limits of requests.
 
         Raises:
@@ -87,10 +97,11 @@ class Quota:
         ]
         if not charges:
             return None
-        headers = self._take(identity, REQUESTS, charges, self._clock())
-        return Lease(self, [charge.name for charge in charges], headers)
+        counters, headers = await self._take(identity, REQUESTS, charges, self._clock())
+        names = [charge.name for charge in charges]
+        return Lease(counters, names, headers, self._clock)
 
-    def reserve(self, identity: Identity, unit: Unit, amount: float) -> Reservation | None:
+    async def reserve(self, identity: Identity, unit: Unit, amount: float) -> Reservation | None:
         """Counts what a request may use; returns what corrects it, or None for no such limit.
 
         A request that alone may use more than its limit is let in where nothing else counts.
@@ -107,13 +118,13 @@ class Quota:
         for name, limits in self._limits(identity):
             limit = getattr(limits, unit.field)
             if limit is not None:
-                counted = f"{name}{_SEPARATOR}{unit.suffix}"
+                counted = f"{name}{SEPARATOR}{unit.suffix}"
                 charges.append(Charge(counted, min(amount, limit), limit, runs=False))
         if not charges:
             return None
         now_s = self._clock()
-        headers = self._take(identity, unit, charges, now_s)
-        return Reservation(self, charges, amount, headers, now_s)
+        counters, headers = await self._take(identity, unit, charges, now_s)
+        return Reservation(counters, charges, amount, headers, self._clock, now_s)
 
     def is_limited(self, identity: Identity, unit: Unit) -> bool:
         """Returns whether a key has a limit of this unit."""
@@ -123,34 +134,25 @@ class Quota:
             return False
         return any(getattr(limits, unit.field) is not None for _, limits in self._limits(identity))
 
-    def finish(self, names: Sequence[str]) -> None:
-        """Ends a request that counts under these names."""
-        for name in names:
-            self._counters.finish(name, self._clock())
-
-    def correct(self, charges: Sequence[Charge], amount: float, then_s: float) -> None:
-        """Has an amount count in the place of what was charged at an earlier time."""
-        now_s = self._clock()
-        for charge in charges:
-            self._counters.correct(charge.name, amount - charge.amount, then_s, now_s)
-
     def close(self) -> None:
         """Leaves the counters to the other processes."""
-        self._counters.close()
+        self._local.close()
+        if self.shared is not None:
+            self.shared.close()
 
     def _limits(self, identity: Identity) -> list[tuple[str, Limits]]:
         """Returns the limits that hold here, each with the name of its count."""
         found = [(identity.name, identity.limits)]
         of_model = identity.limits_of(self._model)
         if of_model is not None:
-            found.append((f"{identity.name}{_SEPARATOR}{self._model}", of_model))
+            found.append((f"{identity.name}{SEPARATOR}{self._model}", of_model))
         return found
 
-    def _take(
+    async def _take(
         self, identity: Identity, unit: Unit, charges: Sequence[Charge], now_s: float
-    ) -> Headers:
-        """Counts the charges; returns the headers of the tightest limit of the unit."""
-        found = self._counters.take_all(charges, now_s)
+    ) -> tuple[Counters | RedisCounters, Headers]:
+        """Counts the charges; returns where, and the headers of the tightest limit of the unit."""
+        counters, found = await self._count(charges, now_s)
         limited = [
             (charge.limit, standing)
             for charge, standing in zip(charges, found, strict=True)
@@ -159,11 +161,11 @@ class Quota:
         tightest = min(limited, key=lambda pair: pair[0] - pair[1].used, default=None)
         headers = [] if tightest is None else _headers(unit, *tightest)
         if all(standing.fits for standing in found):
-            return headers
+            return counters, headers
         name = identity.name
         for charge, standing in zip(charges, found, strict=True):
             where = (
-                f" of the model {self._model!r}" if _SEPARATOR + self._model in charge.name else ""
+                f" of the model {self._model!r}" if SEPARATOR + self._model in charge.name else ""
             )
             if standing.wait_s and charge.limit is not None:
                 after_s = math.ceil(max(each.wait_s for each in found))
@@ -179,6 +181,15 @@ class Quota:
                 )
         raise AssertionError("one of them does not fit")
 
+    async def _count(
+        self, charges: Sequence[Charge], now_s: float
+    ) -> tuple[Counters | RedisCounters, list[Standing]]:
+        if self.shared is not None:
+            found = await self.shared.take_all(charges)
+            if found is not None:
+                return self.shared, found
+        return self._local, self._local.take_all(charges, now_s)
+
 
 class Lease:
     """One request that was let in.
@@ -187,11 +198,18 @@ class Lease:
         headers: Of its answer: what the key may still send.
     """
 
-    __slots__ = ("_ended", "_names", "_quota", "headers")
+    __slots__ = ("_clock", "_counters", "_ended", "_names", "headers")
 
-    def __init__(self, quota: Quota, names: Sequence[str], headers: Headers) -> None:
-        self._quota = quota
+    def __init__(
+        self,
+        counters: Counters | RedisCounters,
+        names: Sequence[str],
+        headers: Headers,
+        clock: Callable[[], float],
+    ) -> None:
+        self._counters = counters
         self._names = names
+        self._clock = clock
         self._ended = False
         self.headers = headers
 
@@ -199,7 +217,8 @@ class Lease:
         """Ends it; once is enough."""
         if not self._ended:
             self._ended = True
-            self._quota.finish(self._names)
+            for name in self._names:
+                self._counters.finish(name, self._clock())
 
 
 class Reservation:
@@ -210,18 +229,20 @@ class Reservation:
         headers: Of its answer: what the key may still use.
     """
 
-    __slots__ = ("_charges", "_quota", "_settled", "_then_s", "amount", "headers")
+    __slots__ = ("_charges", "_clock", "_counters", "_settled", "_then_s", "amount", "headers")
 
     def __init__(
         self,
-        quota: Quota,
+        counters: Counters | RedisCounters,
         charges: Sequence[Charge],
         amount: float,
         headers: Headers,
+        clock: Callable[[], float],
         then_s: float,
     ) -> None:
         self.amount = amount
-        self._quota = quota
+        self._counters = counters
+        self._clock = clock
         self._charges = charges
         self._then_s = then_s
         self._settled = False
@@ -231,7 +252,10 @@ class Reservation:
         """Has the request count with what it used; the first call does it."""
         if not self._settled:
             self._settled = True
-            self._quota.correct(self._charges, amount, self._then_s)
+            now_s = self._clock()
+            for charge in self._charges:
+                more = amount - charge.amount
+                self._counters.correct(charge.name, more, self._then_s, now_s)
 
 
 def _headers(unit: Unit, limit: float, standing: Standing) -> Headers:

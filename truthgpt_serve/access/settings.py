@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import ipaddress
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from truthgpt_serve.access.meter import Ended, Meter
 from truthgpt_serve.access.quota import Quota
 from truthgpt_serve.access.token_quota import TokenQuota
 from truthgpt_serve.access.turns import Turns
-from truthgpt_serve.config.auth import NONE, AuthSection
+from truthgpt_serve.config.auth import MEMORY, NONE, AuthSection
 from truthgpt_serve.config.paths import expand, find_config
 from truthgpt_serve.errors import ConfigError, Fault
 from truthgpt_serve.usage.batch import KEEP_DAYS
@@ -25,6 +26,7 @@ from truthgpt_serve.usage.recorder import UsageRecorder
 
 KEYS_VARIABLE = "TRUTHGPT_KEYS_FILE"
 USAGE_VARIABLE = "TRUTHGPT_USAGE_FILE"
+STORE_VARIABLE = "TRUTHGPT_QUOTA_STORE"
 FIX = "write `auth: {keys_file: keys.yaml}` or `auth: none` into the `args` of every application"
 _SERVICE_ONLY = frozenset(("/docs", "/openapi.json"))
 
@@ -38,12 +40,14 @@ class Auth:
         public_routes: Routes that need no key.
         usage_file: Where what the keys use is kept, absolute; None for a place by `keys_file`.
         keep_days: Days after which that is dropped.
+        quota_store: Redis' address, which may hold a password; None counts in memory.
     """
 
     keys_file: str | None
     public_routes: tuple[str, ...] = ()
     usage_file: str | None = None
     keep_days: int = KEEP_DAYS
+    quota_store: str | None = field(default=None, repr=False)
 
 
 def find_auth(
@@ -57,7 +61,7 @@ def find_auth(
         environ: The environment.
 
     Raises:
-        ConfigError: There is no such file.
+        ConfigError: There is no such file, or Redis' client is not installed.
     """
     if section is None:
         given = environ.get(KEYS_VARIABLE, "").strip()
@@ -76,7 +80,27 @@ def find_auth(
     keys, usage = path.absolute(), section.usage
     named = usage.file or environ.get(USAGE_VARIABLE, "").strip()
     file = str(keys.parent / expand(named)) if named else None
-    return Auth(str(keys), tuple(sorted(section.public_routes)), file, usage.keep_days)
+    store = _find_store(section, place.removesuffix(".keys_file"), environ)
+    return Auth(str(keys), tuple(sorted(section.public_routes)), file, usage.keep_days, store)
+
+
+def _find_store(section: AuthSection, place: str, environ: Mapping[str, str]) -> str | None:
+    """Returns the address of what counts for all machines; None counts in memory."""
+    place = f"{place}.quota_store"
+    store, given = section.quota_store, environ.get(STORE_VARIABLE, "").strip()
+    if given and "quota_store" not in section.model_fields_set:
+        try:
+            store = AuthSection(keys_file=section.keys_file, quota_store=given).quota_store
+        except ValueError:
+            message = "is neither memory nor an address of Redis"
+            raise ConfigError([Fault(STORE_VARIABLE, message, "write redis://HOST:PORT")]) from None
+        place = STORE_VARIABLE
+    if store == MEMORY:
+        return None
+    if importlib.util.find_spec("redis") is None:
+        fix = "pip install 'truthgpt-serve[redis]'"
+        raise ConfigError([Fault(place, "needs the package redis", fix)])
+    return store
 
 
 def is_loopback(host: str | None) -> bool:
@@ -149,8 +173,8 @@ class Access:
         self._quota = self._metrics = self._meter = self._recorder = None
         if auth is not None and keys_file is not None and names:
             # At the models alone: each request comes to one.
-            self._quota = Quota(Path(keys_file), names[0])
-            self._metrics = KeyMetrics()
+            self._quota = Quota(Path(keys_file), names[0], store=auth.quota_store)
+            self._metrics = KeyMetrics(self._quota.shared)
             self._meter = Meter(self._quota, self._report)
             if open_recorder is not None:
                 self._recorder = open_recorder(keys_file, auth.usage_file, auth.keep_days)

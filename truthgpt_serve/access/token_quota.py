@@ -53,7 +53,7 @@ class TokenQuota:
             await body.read()
             size = max(body.num_bytes, _content_length(scope))
             amount = self._estimate.estimate(identity.name, body.whole(), size)
-            request.tokens = self._quota.reserve(identity, TOKENS, amount)
+            request.tokens = await self._quota.reserve(identity, TOKENS, amount)
             receive = body.receive
         await self._serve(request, scope, receive, send)
 
@@ -96,9 +96,9 @@ class TokenQuota:
         if used:
             self._estimate.learn(identity.name, usage.prompt_tokens, usage.completion_tokens)
 
-    def _reserve_images(self, request: _Request, amount: float) -> None:
+    async def _reserve_images(self, request: _Request, amount: float) -> None:
         if request.images is None:
-            request.images = self._quota.reserve(request.identity, IMAGES, amount)
+            request.images = await self._quota.reserve(request.identity, IMAGES, amount)
 
 
 class _Request:

@@ -13,6 +13,9 @@ from truthgpt_serve.config.base import Refusal, Section, Text, refuse
 NONE = "none"
 """What a file says in the place of the section: no keys, whoever reaches the service."""
 
+MEMORY = "memory"
+_STORES = ("redis://", "rediss://", "unix://")
+
 PublicRoute = Literal["/metrics", "/docs", "/openapi.json", "/v1/files/images"]
 
 
@@ -45,8 +48,23 @@ class AuthSection(Section):
     """Routes that need no key, beside `/health` and `/ready`: `/metrics`, `/docs`, `/openapi.json`,
     `/v1/files/images`."""
 
+    quota_store: Text = MEMORY
+    """Where limits are counted: `memory`, each machine for itself, or the address of one Redis or
+    Valkey server for all machines, such as `redis://redis:6379/0` (`rediss://` by TLS,
+    `unix:///path`). One with a password belongs in a variable: `${REDIS_URL}`.
+    `TRUTHGPT_QUOTA_STORE` stands for it where it is not given."""
+
     usage: UsageSection = Field(default_factory=UsageSection)
     """How what the keys use is kept."""
+
+    @model_validator(mode="after")
+    def _check_store(self) -> AuthSection:
+        # The value is not shown: it may hold a password.
+        if self.quota_store != MEMORY and not self.quota_store.startswith(_STORES):
+            message = "is neither memory nor an address of Redis"
+            fix = f"write memory, or an address with {', '.join(_STORES)}"
+            raise refuse([Refusal("quota_store", message, fix)])
+        return self
 
     @model_validator(mode="before")
     @classmethod

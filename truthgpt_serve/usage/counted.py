@@ -7,7 +7,7 @@ counted, and the functions do nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -44,7 +44,7 @@ class Usage:
     broke_off: bool = False
     priority: int | None = None
     cache_salt: str = ""
-    reserve_images: Callable[[float], None] | None = None
+    reserve_images: Callable[[float], Awaitable[None]] | None = None
     at_end: list[Callable[[Usage], None]] = field(default_factory=list, compare=False)
 
     def finish(self) -> None:
@@ -99,7 +99,7 @@ def add_images(number: int, megapixel_steps: float) -> None:
         usage.megapixel_steps += megapixel_steps
 
 
-def reserve_images(megapixel_steps: float) -> None:
+async def reserve_images(megapixel_steps: float) -> None:
     """Asks whether the request of this task may make images.
 
     Args:
@@ -110,7 +110,7 @@ def reserve_images(megapixel_steps: float) -> None:
     """
     usage = _current.get()
     if usage is not None and usage.reserve_images is not None:
-        usage.reserve_images(megapixel_steps)
+        await usage.reserve_images(megapixel_steps)
 
 
 def note_break() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from truthgpt_serve.access.counters import Charge
 from truthgpt_serve.access.key_metrics import KeyMetrics
 from truthgpt_serve.access.meter import Ended
+from truthgpt_serve.access.redis_counters import RedisCounters
 from truthgpt_serve.usage.counted import Usage
 
 
@@ -41,3 +45,15 @@ def test_what_requests_did() -> None:
     assert found["truthgpt_key_request_seconds_count", "a"] == 1
     assert found["truthgpt_key_output_token_seconds_sum", "a"] == pytest.approx(0.1)
     assert found["truthgpt_key_output_token_seconds_count", "b"] == 0
+
+
+async def test_whether_the_store_answers(tmp_path: Path) -> None:
+    assert "truthgpt_quota_store" not in KeyMetrics().page()
+    store = RedisCounters(f"unix://{tmp_path}/none.sock")
+    metrics = KeyMetrics(store)
+    assert samples(metrics)["truthgpt_quota_store_up",] == 1
+    assert await store.take_all([Charge("team", 1, 5, None)]) is None
+    found = samples(metrics)
+    assert found["truthgpt_quota_store_up",] == 0
+    assert found["truthgpt_quota_store_missed_total",] == 1
+    store.close()

@@ -55,10 +55,10 @@ async def serve(quota: Quota, app: Any) -> tuple[list[Ended], list[Message]]:
 
     meter = Meter(quota, told.append)
     scope: Scope = {"type": "http"}
-    metered = meter.begin(TEAM, scope, send)
+    metered = await meter.begin(TEAM, scope, send)
     task = asyncio.create_task(metered.answer(app, scope, receive))
     with pytest.raises(RateLimitError):  # it holds the key's only place until it ends
-        meter.admit(TEAM)
+        await meter.admit(TEAM)
     assert told.pop().outcome == "refused"
     done, _ = await asyncio.wait((task,), timeout=0.5)
     if not done:
@@ -66,7 +66,7 @@ async def serve(quota: Quota, app: Any) -> tuple[list[Ended], list[Message]]:
         await asyncio.wait((task,))
     elif error := task.exception():
         assert str(error) == "gone"
-    last = meter.admit(TEAM)
+    last = await meter.admit(TEAM)
     assert last is not None
     last.end()
     return told, sent
@@ -129,12 +129,13 @@ async def test_work_that_outlives_its_client_holds_its_place(quota: Quota) -> No
     async def nothing(message: Any = None) -> Any:
         return {"type": "http.disconnect"}
 
+    metered = await meter.begin(TEAM, scope, nothing)
     with pytest.raises(asyncio.CancelledError):
-        await meter.begin(TEAM, scope, nothing).answer(leaving, scope, nothing)
+        await metered.answer(leaving, scope, nothing)
     with pytest.raises(RateLimitError):
-        meter.begin(TEAM, {"type": "http"}, nothing)
+        await meter.begin(TEAM, {"type": "http"}, nothing)
     assert [ended.outcome for ended in told] == ["refused"]
     go_on.set()
     await asyncio.gather(*tasks)
     assert (told[1].outcome, told[1].usage.completion_tokens) == ("cancelled", 6)
-    meter.begin(TEAM, {"type": "http"}, nothing)
+    await meter.begin(TEAM, {"type": "http"}, nothing)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Quota]:
 class Model:
     """An application that uses what it is told to, and keeps the bodies that it got."""
 
-    work: Callable[[], None] = lambda: None
+    work: Callable[[], Awaitable[None] | None] = lambda: None
     status: int = 200
     bodies: list[bytes] = field(default_factory=list)
 
@@ -43,7 +43,9 @@ class Model:
             body += message.get("body", b"")
             more = message.get("more_body", False)
         self.bodies.append(body)
-        self.work()
+        found = self.work()
+        if found is not None:
+            await found
         await send({"type": "http.response.start", "status": self.status, "headers": []})
         await send({"type": "http.response.body", "body": b"x"})
 
@@ -180,12 +182,12 @@ def test_long_bodies_pass_whole_and_unread(quota: Quota) -> None:
 def test_images_count_with_their_work(quota: Quota) -> None:
     team = Identity("team", limits=Limits(image_megapixel_steps_per_minute=10.5))
 
-    def draw() -> None:
-        reserve_images(4.0)
+    async def draw() -> None:
+        await reserve_images(4.0)
         add_images(1, 4.0)
 
-    def fail() -> None:
-        reserve_images(4.0)
+    async def fail() -> None:
+        await reserve_images(4.0)
         raise OSError("gone")
 
     app = TokenQuota(Model(draw), quota)

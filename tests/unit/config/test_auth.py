@@ -48,6 +48,10 @@ def test_nothing_said() -> None:
             "args: auth.usage.keep_days: must be at least 1, not 0",
         ),
         (
+            {"keys_file": "k", "quota_store": ""},
+            "args: auth.quota_store: must not be empty",
+        ),
+        (
             {"keys_file": "k", "public_routes": ["/v1"]},
             "args: auth.public_routes[0]: must be one of",
         ),
@@ -59,3 +63,24 @@ def test_faults(auth: Any, fault: str) -> None:
     assert [str(one)[: len(fault)] for one in raised.value.faults] == [fault]
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"auth": auth}, router_schema())
+
+
+def test_where_limits_are_counted() -> None:
+    for given in (
+        "memory",
+        "redis://host:6379/0",
+        "rediss://:secret@host",
+        "unix:///run/redis.sock",
+    ):
+        auth = load_model_auth({"auth": {"keys_file": "k", "quota_store": given}}, place="args")
+        assert auth is not None
+        assert auth.quota_store == given
+    with pytest.raises(ConfigError) as raised:
+        load_model_auth(
+            {"auth": {"keys_file": "k", "quota_store": "http://:secret@host"}}, place="args"
+        )
+    (fault,) = raised.value.faults
+    assert str(fault).startswith(
+        "args: auth.quota_store: is neither memory nor an address of Redis (write memory, or"
+    )
+    assert "secret" not in str(fault)

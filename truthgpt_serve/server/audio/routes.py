@@ -8,7 +8,8 @@ and where it was asked `segments` and `words` with `start` and `end` in seconds;
 segments have passes.
 
 A new route also needs a line in `server/application.py` (`_routes`), which sends requests here, and
-in `http/routes.py`, the list of all routes; and its description in `router/openapi/audio.yaml`.
+in `http/routes.py`, the list of all routes; its description in `router/openapi/audio.yaml`; and for
+vLLM models an entry in `deployments/vllm/application/routes.py`.
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ class ImageRoutes:
             await self._decode(request)
             exchanges = self._exchanges(request)
             work = _expected_work(request)
-            reserve_images(work)
+            await reserve_images(work)
             with self._host.work.taking(work):
                 if request.fields.stream:
                     await self._stream(connection, request, exchanges)

@@ -1,4 +1,7 @@
-"""Reads the calls of tools in an answer's text as it comes."""
+"""Reads the calls of tools in an answer's text as it comes; `forms` has how models mark them.
+
+vLLM reads those of its models itself, by a parser that `deployments/vllm/parsers.py` chooses.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,289 @@
+"""Counts that several machines share in a real Redis, which may be away."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from tests.support.redis_server import RedisServer
+from truthgpt_serve.access import redis_counters
+from truthgpt_serve.access.counters import BUCKET_S, Charge, Standing
+from truthgpt_serve.access.redis_counters import ANSWER_S, RedisCounters
+
+SECRET = "sesame-of-the-test"
+LIMIT_S = 60
+TAKE = """
+import asyncio, sys
+from truthgpt_serve.access.counters import Charge
+from truthgpt_serve.access.redis_counters import RedisCounters
+
+async def main():
+    counters = RedisCounters(sys.argv[1])
+    charge = Charge("team", 1, 100, None, runs=False)
+    found = await asyncio.gather(*(counters.take_all([charge]) for _ in range(int(sys.argv[2]))))
+    print(sum(standing[0].fits for standing in found), flush=True)
+
+asyncio.run(main())
+"""
+RUN = """
+import asyncio, sys
+from truthgpt_serve.access.counters import Charge
+from truthgpt_serve.access.redis_counters import RedisCounters
+
+async def main():
+    counters = RedisCounters(sys.argv[1])
+    found = await counters.take_all([Charge("team", 1, None, 2)])
+    print(found[0].running, flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"), SECRET)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+async def counters(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[RedisCounters]:
+    monkeypatch.setattr(redis_counters, "RETRY_S", 0.05)
+    if server.process is None:
+        server.start()
+    found = RedisCounters(server.url)
+    yield found
+    await leave(found)
+
+
+async def leave(counters: RedisCounters) -> None:
+    counters.close()
+    if counters._task is not None:
+        await asyncio.wait([counters._task], timeout=5)
+        assert counters._task.done()
+
+
+async def take(counters: RedisCounters, charge: Charge) -> Standing:
+    found = await counters.take_all([charge])
+    assert found is not None
+    return found[0]
+
+
+async def until(counters: RedisCounters, is_up: bool) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while counters.is_up is not is_up:
+            await asyncio.sleep(0.01)
+
+
+def name_of(request: pytest.FixtureRequest) -> str:
+    return request.node.name  # type: ignore[no-any-return]
+
+
+async def test_a_minute(counters: RedisCounters, request: pytest.FixtureRequest) -> None:
+    charge = Charge(name_of(request), 3, 7, None, runs=False)
+    used = []
+    for _ in range(4):
+        found = await counters.take_all([charge])
+        assert found is not None
+        used.append((found[0].used, found[0].fits))
+    assert used == [(3, True), (6, True), (6, False), (6, False)]
+    assert found is not None
+    assert 60 < found[0].wait_s + BUCKET_S <= 61 + BUCKET_S
+    assert found[0].reset_s == pytest.approx(found[0].wait_s, abs=1)
+
+
+async def test_all_or_nothing(counters: RedisCounters, request: pytest.FixtureRequest) -> None:
+    name = name_of(request)
+    wide = Charge(f"{name}\0a", 1, 10, 5)
+    narrow = Charge(f"{name}\0b", 2, 1, None)
+    found = await counters.take_all([wide, narrow])
+    assert found is not None
+    assert [standing.fits for standing in found] == [True, False]
+    alone = await take(counters, wide)
+    assert (alone.used, alone.running) == (1, 1)
+
+
+async def test_what_is_known_later(counters: RedisCounters, request: pytest.FixtureRequest) -> None:
+    name = name_of(request)
+    charge = Charge(name, 300, 1000, None, runs=False)
+    then_s = time.time()
+    await counters.take_all([charge])
+    counters.correct(name, -250, then_s, time.time())
+    counters.correct(name, 25, then_s, time.time())
+    found = await counters.take_all([Charge(name, 0, None, None, runs=False)])
+    assert found is not None
+    assert found[0].used == 75
+    counters.correct(name, -1000, then_s, time.time())  # never below nothing
+    found = await counters.take_all([Charge(name, 5, None, None, runs=False)])
+    assert found is not None
+    assert 0 < found[0].used <= 30
+
+
+async def test_two_machines_share_a_minute(server: RedisServer, counters: RedisCounters) -> None:
+    command = [sys.executable, "-c", TAKE, server.url, "90"]
+    processes = [
+        await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE) for _ in range(3)
+    ]
+    async with asyncio.timeout(LIMIT_S):
+        printed = [(await process.communicate())[0] for process in processes]
+    assert sum(int(text) for text in printed) == 100
+
+
+async def test_what_runs_on_several_machines(
+    server: RedisServer, counters: RedisCounters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_counters, "_LEASE", "1500")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", RUN, server.url, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert (await process.stdout.readline()).strip() == b"1"
+    charge = Charge("team", 1, None, 2)
+    second = await take(counters, charge)
+    third = await take(counters, charge)
+    assert (second.running, third.running) == (2, -1)
+    counters.finish("team", 0)
+    again = await take(counters, charge)
+    assert again.running == 2
+    process.kill()  # its lease is 30 s, and it says nothing any more
+    await process.wait()
+    still = await take(counters, charge)
+    assert still.running == -1
+
+
+async def test_who_leaves_takes_back_what_ran(
+    server: RedisServer, counters: RedisCounters, request: pytest.FixtureRequest
+) -> None:
+    charge, other = Charge(name_of(request), 1, None, 1), RedisCounters(server.url)
+    held = await take(other, charge)
+    assert held.running == 1
+    await leave(other)
+    free = await take(counters, charge)
+    assert free.running == 1
+
+
+async def test_a_process_that_died_is_forgotten(
+    server: RedisServer,
+    counters: RedisCounters,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    charge, other = Charge(name_of(request), 1, None, 1), RedisCounters(server.url)
+    monkeypatch.setattr(redis_counters, "_LEASE", "300")
+    await other.take_all([charge])
+    held = await take(counters, charge)
+    assert held.running == -1
+    await asyncio.sleep(0.4)  # longer than its lease: it says nothing, as a dead one
+    free = await take(counters, charge)
+    assert free.running == 1
+    await leave(other)
+
+
+async def test_a_client_that_leaves_while_it_waits(
+    counters: RedisCounters, request: pytest.FixtureRequest
+) -> None:
+    charge = Charge(name_of(request), 1, 5, 1)
+    await counters.take_all([Charge(f"{charge.name}-", 1, 5, 1)])
+    task = asyncio.create_task(counters.take_all([charge]))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    async with asyncio.timeout(LIMIT_S):
+        while True:
+            found = await take(counters, charge)
+            if found.running == 1:
+                break
+    assert found.used == 1
+
+
+async def test_a_killed_server_that_returns(
+    server: RedisServer, counters: RedisCounters, caplog: pytest.LogCaptureFixture
+) -> None:
+    charge = Charge("killed", 1, 5, 3)
+    assert await counters.take_all([charge]) is not None
+    server.kill()
+    assert await counters.take_all([charge]) is None
+    await until(counters, is_up=False)
+    began_s = time.monotonic()
+    for _ in range(100):
+        assert await counters.take_all([charge]) is None
+    assert time.monotonic() - began_s < ANSWER_S  # nobody waits for it
+    assert counters.num_missed >= 101
+    server.start()
+    await until(counters, is_up=True)
+    found = await take(counters, charge)
+    assert found.used == 1  # it forgot its counts
+    assert found.running == 2  # what runs is said again
+    shown = [record.getMessage() for record in caplog.records]
+    assert sum("each machine counts for itself" in line for line in shown) == 1
+    assert not any(SECRET in line for line in shown)
+
+
+async def test_a_server_that_hangs(server: RedisServer, counters: RedisCounters) -> None:
+    charge = Charge("hangs", 1, 50, 3)
+    assert await counters.take_all([charge]) is not None
+    assert server.process is not None
+    os.kill(server.process.pid, signal.SIGSTOP)
+    try:
+        began_s = time.monotonic()
+        found = await asyncio.gather(*(counters.take_all([charge]) for _ in range(300)))
+        assert time.monotonic() - began_s < 10 * ANSWER_S
+        assert found == [None] * 300
+    finally:
+        os.kill(server.process.pid, signal.SIGCONT)
+    await until(counters, is_up=True)
+    async with asyncio.timeout(LIMIT_S):
+        while not (found := [await counters.take_all([charge])])[0]:
+            await asyncio.sleep(0.01)
+    assert found[0][0].running == 2
+
+
+async def test_a_wrong_password(
+    server: RedisServer, counters: RedisCounters, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = RedisCounters(server.url.replace(SECRET, "another-secret"))
+    assert await other.take_all([Charge("team", 1, 5, None)]) is None
+    assert not other.is_up
+    await leave(other)
+    assert "WRONGPASS" in caplog.text or "invalid username-password" in caplog.text
+    assert "another-secret" not in caplog.text
+
+
+async def test_more_than_it_takes(counters: RedisCounters, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_counters, "MAX_WAITING", 10)
+    charge = Charge("flood", 1, None, None, runs=False)
+    found = await asyncio.gather(*(counters.take_all([charge]) for _ in range(30)))
+    assert sum(each is None for each in found) == 20
+    assert counters.is_up
+
+
+async def test_nothing_is_left_behind(
+    server: RedisServer, counters: RedisCounters, request: pytest.FixtureRequest
+) -> None:
+    from redis import Redis
+
+    await counters.take_all([Charge(name_of(request), 1, 5, 3)])
+    with Redis.from_url(server.url) as client:
+        keys = client.keys(f"{redis_counters.PREFIX}*")
+        assert isinstance(keys, list)
+        assert keys
+        assert all(0 < client.pttl(key) <= 61_000 for key in keys)
+        assert not any(name_of(request).encode() in key for key in keys)
+
+
+def test_an_address_is_not_shown() -> None:
+    from truthgpt_serve.access.settings import Auth
+
+    assert SECRET not in repr(Auth("keys.yaml", quota_store=f"redis://:{SECRET}@host"))
