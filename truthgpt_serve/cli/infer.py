@@ -55,9 +55,8 @@ def infer(
 
     Only the answer goes to standard output; what libraries have to say goes to standard error.
     """
-    from truthgpt_serve.cli._infer_inputs import check_given, decode, read_inputs
+    from truthgpt_serve.cli._infer_inputs import check_given, read_inputs
     from truthgpt_serve.config import load_model_config
-    from truthgpt_serve.runner import run_infer
 
     if stream and out is not None:
         raise click.UsageError("--stream prints; leave --out out")
@@ -67,14 +66,15 @@ def infer(
     }
     files = {"image": image, "audio": audio}
     inputs |= {name: {"path": str(path)} for name, path in files.items() if path is not None}
-    check_given(inputs, load_model_config(config).task)
+    task = load_model_config(config).task
+    check_given(inputs, task)
     if max_new_tokens is not None:
         inputs["max_new_tokens"] = max_new_tokens
     with _answers_only() as answers, _named_failure():
         if stream:
-            _print_stream(config, inputs, answers)
+            _print_stream(config, task, inputs, answers)
             return
-        outputs = run_infer(config, inputs, prepare=decode)
+        outputs = _answer(config, task, inputs)
     _write(outputs, out)
 
 
@@ -107,28 +107,78 @@ def _answers_only() -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def _named_failure() -> Iterator[None]:
-    """Ends with the traceback and one line, when the model's own code fails."""
+    """Ends with one line when the model's own code fails, and with the traceback where it helps."""
     try:
         yield
     except (TruthGPTError, click.ClickException):
         raise
+    except ModuleNotFoundError as error:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        message = f"the model failed: {at.filename}:{at.lineno}: {error} (install it)"
+        raise click.ClickException(message) from error
     except Exception as error:
         traceback.print_exc()
         message = f"the model failed: {type(error).__name__}: {error}"
         raise click.ClickException(message) from error
 
 
-def _print_stream(config: str, inputs: dict[str, Any], answers: TextIO) -> None:
-    from truthgpt_serve.cli._infer_inputs import decode
+class _Checked:
+    """Makes the inputs ready, and has what comes back checked as the service checks it."""
+
+    def __init__(self, task: str) -> None:
+        self._task = task
+        self.streams = False
+        self.check: Any = None
+
+    def prepare(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Returns the inputs for the loaded model."""
+        from truthgpt_serve.cli._infer_inputs import decode
+        from truthgpt_serve.server.outputs import OutputCheck
+
+        decoded = decode(model, inputs)
+        self.check = OutputCheck(self._task, decoded, type(model).__qualname__)
+        self.streams = callable(getattr(model, "stream", None))
+        return decoded
+
+
+@contextlib.contextmanager
+def _refused_as_served() -> Iterator[None]:
+    """Ends with one line when the service would refuse what the class gave."""
+    from truthgpt_serve.errors import ServerError
+
+    try:
+        yield
+    except ServerError as error:
+        raise click.ClickException(f"the service would refuse this: {error.message}") from error
+
+
+def _answer(config: str, task: str, inputs: dict[str, Any]) -> Any:
+    from truthgpt_serve.runner import run_infer
+
+    checked = _Checked(task)
+    outputs = run_infer(config, inputs, prepare=checked.prepare)
+    with _refused_as_served():
+        checked.check.answer(outputs)
+    return outputs
+
+
+def _print_stream(config: str, task: str, inputs: dict[str, Any], answers: TextIO) -> None:
     from truthgpt_serve.runner import run_stream
     from truthgpt_serve.server.infer.values import encode_value
 
-    for item in run_stream(config, inputs, prepare=decode):
-        if isinstance(item, dict) and isinstance(item.get("text"), str):
-            click.echo(item["text"], file=answers, nl=False)
-        else:
-            click.echo(encode_value(item, "stream").decode(), file=answers)
-        answers.flush()
+    checked = _Checked(task)
+    with contextlib.closing(run_stream(config, inputs, prepare=checked.prepare)) as items:
+        for item in items:
+            with _refused_as_served():
+                (checked.check.piece if checked.streams else checked.check.answer)(item)
+            if isinstance(item, dict) and isinstance(item.get("text"), str):
+                click.echo(item["text"], file=answers, nl=False)
+            else:
+                click.echo(encode_value(item, "stream").decode(), file=answers)
+            answers.flush()
+    with _refused_as_served():
+        if checked.streams:
+            checked.check.finish()
     click.echo(file=answers)
 
 

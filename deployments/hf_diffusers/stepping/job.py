@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import StrEnum
+from numbers import Integral
 from typing import Any, TypeAlias
 
 
@@ -72,9 +73,25 @@ class JobOptions:
             raise ValueError(f"partial_images is {self.partial_images}: it must be at least 0")
         if self.deadline_s is not None and not self.deadline_s > 0:
             raise ValueError(f"deadline_s is {self.deadline_s}: it must be above 0 seconds")
+        if self.scheduler is not None and not callable(getattr(self.scheduler, "step", None)):
+            fix = "give an object, such as DDIMScheduler.from_config(pipeline.scheduler.config)"
+            raise ValueError(f"scheduler is {self.scheduler!r}, which is no scheduler: {fix}")
+        if self.num_steps is not None:
+            check_num_steps("num_steps", self.num_steps)
         for name, weight in self.adapters.items():
             if not math.isfinite(weight):
                 raise ValueError(f"adapters[{name!r}] is {weight}: the weight must be finite")
+
+
+def check_num_steps(name: str, value: Any) -> int:
+    """Returns a number of denoising steps.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} is {value!r}: it must be a whole number, at least 1")
+    return int(value)
 
 
 class Job:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deployments.hf_diffusers.stepping.errors import UnknownAdapterError
-from deployments.hf_diffusers.stepping.job import Job, JobOptions
+from deployments.hf_diffusers.stepping.job import Job, JobOptions, check_num_steps
 from deployments.hf_diffusers.stepping.pipelines.adapters import Adapters
 from deployments.hf_diffusers.stepping.pipelines.added import PipelineEntry
 from deployments.hf_diffusers.stepping.scheduling.cost_model import CostKey, CostModel
@@ -34,12 +34,13 @@ def create_task(
 
     Raises:
         UnknownAdapterError: The pipeline was not added with one of the adapters.
-        ValueError: A callback among the inputs.
+        ValueError: A callback among the inputs, or a number of steps that is none.
     """
     for name in CALLBACKS:
         if inputs.get(name) is not None:
             raise ValueError(f"inputs[{name!r}]: use `on_event` instead, which gets every step")
-    steps = options.num_steps or _num_steps(entry, inputs)
+    given = _num_steps(entry, inputs)
+    steps = options.num_steps or given
     images = _num_images(inputs)
     key = CostKey(entry.name, _size(inputs))
     now = time.monotonic()
@@ -72,8 +73,8 @@ def _adapters(entry: PipelineEntry, adapters: Mapping[str, float]) -> Adapters:
 
 def _num_steps(entry: PipelineEntry, inputs: Mapping[str, Any]) -> int:
     value = inputs.get("num_inference_steps")
-    if isinstance(value, int) and value > 0:
-        return value
+    if value is not None:
+        return check_num_steps("inputs['num_inference_steps']", value)
     parameters = inspect.signature(type(entry.pipeline).__call__).parameters
     default = getattr(parameters.get("num_inference_steps"), "default", None)
     return default if isinstance(default, int) and default > 0 else DEFAULT_NUM_STEPS

@@ -276,6 +276,81 @@ def test_a_wrong_command(folder: Path, arguments: list[str], code: int, message:
     assert message in result.stderr
 
 
+WRONG_MODULE = """
+from truthgpt_serve import register_model
+
+@register_model("tg-wrong")
+class Wrong:
+    def load(self, cfg):
+        if cfg["seed"] == 7:
+            import no_such_package
+
+    def infer(self, inputs):
+        return eval(inputs.get("text") or inputs["prompt"])
+
+    def stream(self, inputs):
+        yield from eval(inputs.get("text") or inputs["prompt"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("task", "returned", "said"),
+    [
+        ("text-generation", "'hello'", "Wrong.infer returned str; a text-generation model returns"),
+        ("text-generation", "{'text': 'a', 'finish_reason': 'x'}", "gave finish_reason 'x'"),
+        ("text-generation", "{'text': 'a', 'usage': {}}", "gave a usage without whole numbers"),
+        ("image-generation", "{'image': 'cat.png'}", "an image-generation model returns"),
+        ("embedding", "{'embedding': [[1.0]]}", "Wrong returned no vector"),
+        ("embedding", "{'embedding': []}", "a vector that is empty or not finite"),
+        ("tensor", "[1, 2]", "a tensor model returns a dict of output name to array"),
+    ],
+)
+def test_what_the_service_refuses_the_command_refuses(
+    folder: Path, task: str, returned: str, said: str
+) -> None:
+    (folder / "tg_wrong.py").write_text(WRONG_MODULE)
+    (folder / "wrong.yaml").write_text(
+        f"task: {task}\nmodel: {{family: custom, import: tg_wrong}}\n"
+    )
+    given = ["--prompt" if task == "image-generation" else "--text", returned]
+    try:
+        result = infer("wrong.yaml", *given)
+        assert (result.exit_code, result.stdout) == (1, ""), result.stderr
+        assert result.stderr.startswith("Error: the service would refuse this: ")
+        assert said in result.stderr
+        assert result.stderr.count("\n") == 1
+    finally:
+        sys.modules.pop("tg_wrong", None)
+
+
+def test_a_stream_is_checked_item_by_item(folder: Path) -> None:
+    (folder / "tg_wrong.py").write_text(WRONG_MODULE)
+    (folder / "text.yaml").write_text("model: {family: custom, import: tg_wrong}\n")
+    (folder / "image.yaml").write_text(
+        "task: image-generation\nmodel: {family: custom, import: tg_wrong}\n"
+    )
+    try:
+        result = infer("text.yaml", "--text", "[{'text': 'a'}, 'b']", "--stream")
+        assert result.exit_code == 1
+        assert "Wrong.stream yielded str" in result.stderr
+        result = infer("image.yaml", "--prompt", "[{'step': 1, 'num_steps': 2}]", "--stream")
+        assert "Wrong.stream ended without an image" in result.stderr
+    finally:
+        sys.modules.pop("tg_wrong", None)
+
+
+def test_a_module_that_a_class_misses_is_one_line(folder: Path) -> None:
+    (folder / "tg_wrong.py").write_text(WRONG_MODULE)
+    (folder / "missing.yaml").write_text("seed: 7\nmodel: {family: custom, import: tg_wrong}\n")
+    try:
+        result = infer("missing.yaml", "--text", "x")
+        assert result.exit_code == 1
+        assert "tg_wrong.py:8: No module named 'no_such_package' (install it)" in result.stderr
+        assert result.stderr.count("\n") == 1
+    finally:
+        sys.modules.pop("tg_wrong", None)
+
+
 def test_the_page_about_ones_own_model_is_true(root: Path, folder: Path) -> None:
     page = (root / "docs" / "your-own-model.md").read_text()
     blocks = dict(re.findall(r"`([\w.]+)`:\n\n```\w+\n(.*?)```", page, re.DOTALL))

@@ -255,22 +255,11 @@ class TextExchange:
         return first + self._before + encode_json(text) + self._behind
 
     def _take(self, item: Any, method: str) -> str:
-        text = item.get("text") if isinstance(item, dict) else None
-        if not isinstance(text, str):
-            verb = "yielded" if method == "stream" else "returned"
-            raise ServerError(
-                f"{self._label}.{method} {verb} {_described(item)}; a text-generation model "
-                f"{'yields' if method == 'stream' else 'returns'} {{'text': str}}"
-            )
-        if (reason := item.get("finish_reason")) is not None:
-            if reason not in FINISH_REASONS:
-                raise ServerError(
-                    f"{self._label}.{method} gave finish_reason {reason!r}; "
-                    f"it is one of {', '.join(FINISH_REASONS)}"
-                )
+        text, reason, usage = check_item(item, self._label, method)
+        if reason is not None:
             self._finish_reason = reason
-        if (usage := item.get("usage")) is not None:
-            self._usage_given = _checked_usage(usage, f"{self._label}.{method}")
+        if usage is not None:
+            self._usage_given = usage
         if self._logprobs is not None:
             self._entries += item.get("prompt_logprobs") or ()
             if self._request.max_new_tokens != 0:
@@ -352,6 +341,34 @@ def format_of(request: ChatRequest | CompletionRequest) -> AnswerFormat:
     """Returns the encoder of a request's answers."""
     chat = request.messages is not None
     return AnswerFormat(request.model, chat=chat, include_usage=request.include_usage)
+
+
+def check_item(item: Any, label: str, method: str) -> tuple[str, str | None, Usage | None]:
+    """Returns text, reason to finish and usage of what a class gave.
+
+    Args:
+        item: What `infer` returned, or `stream` yielded.
+        label: The class's name, for messages.
+        method: `infer` or `stream`.
+
+    Raises:
+        ServerError: It is nothing that a text model may give.
+    """
+    text = item.get("text") if isinstance(item, dict) else None
+    if not isinstance(text, str):
+        verb = "yielded" if method == "stream" else "returned"
+        raise ServerError(
+            f"{label}.{method} {verb} {_described(item)}; a text-generation model "
+            f"{'yields' if method == 'stream' else 'returns'} {{'text': str}}"
+        )
+    reason = item.get("finish_reason")
+    if reason is not None and reason not in FINISH_REASONS:
+        raise ServerError(
+            f"{label}.{method} gave finish_reason {reason!r}; "
+            f"it is one of {', '.join(FINISH_REASONS)}"
+        )
+    usage = item.get("usage")
+    return text, reason, None if usage is None else _checked_usage(usage, f"{label}.{method}")
 
 
 def _checked_usage(usage: Any, label: str) -> Usage:

@@ -145,3 +145,18 @@ def test_a_failed_job_keeps_no_tensor_alive() -> None:
         gc.collect()
         assert seen
         assert [item for item in seen if item() is not None] == []
+
+
+@pytest.mark.parametrize("steps", ["20", 0, -1, 2.5, True])
+def test_a_number_of_steps_that_is_none_is_refused_at_once(steps: Any) -> None:
+    with engine_of(create_pair()[0]) as engine:
+        with pytest.raises(ValueError, match=r"inputs\['num_inference_steps'\] is .* whole number"):
+            engine.submit("p", {**create_inputs(0), "num_inference_steps": steps})
+        with pytest.raises(ValueError, match=r"num_steps is .* whole number"):
+            JobOptions(num_steps=steps)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", {}, 3])
+def test_a_scheduler_that_is_none_is_refused_at_once(scheduler: Any) -> None:
+    with pytest.raises(ValueError, match="which is no scheduler: give an object"):
+        JobOptions(scheduler=scheduler)
