@@ -13,8 +13,14 @@ from truthgpt_serve.config.paths import expand, must_be_local
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import Fault
 
+TEXT = "text-generation"
 DEFAULT_FILE = "model.onnx"
 MIN_ONGOING_REQUESTS = 64
+TEXT_REQUESTS = 8
+"""Texts at the same time: each has a cache of its own, and all share the same cores."""
+OF_TENSORS = ("batch_requests", "max_batch_rows")
+OF_TEXTS = ("default_max_new_tokens", "max_model_len")
+"""Settings that mean something for one of the tasks only."""
 ExecutionProvider = Literal["auto", "cpu", "cuda", "tensorrt"]
 
 
@@ -47,6 +53,11 @@ class OnnxSettings(Section):
     max_batch_rows: Count = 256
     """Most rows of the first axis in one run. More raises throughput and memory; one request that
     has more by itself runs alone."""
+    default_max_new_tokens: Count = 256
+    """Tokens of an answer for requests that do not say, with `task: text-generation`."""
+    max_model_len: Count | None = None
+    """Tokens of prompt and answer together, with `task: text-generation`; null takes what the
+    model's configuration says. Less bounds the memory of each request."""
 
 
 def settings_of(cfg: Mapping[str, Any]) -> OnnxSettings:
@@ -97,14 +108,34 @@ def _list(folder: Path) -> str:
 
 
 def default_ongoing_requests(cfg: Mapping[str, Any]) -> int:
-    """Returns how many requests one replica gets: one batch that runs and one that gathers."""
+    """Returns how many requests one replica gets: one batch that runs and one that gathers.
+
+    Of texts as many as may take turns.
+    """
+    if cfg["task"] == TEXT:
+        return TEXT_REQUESTS
     max_batch_size: int = cfg["serving"]["batching"]["max_batch_size"] or 1
     return max(MIN_ONGOING_REQUESTS, 2 * max_batch_size)
 
 
 def check_config(cfg: Mapping[str, Any]) -> list[Fault]:
     """Returns the faults between sections; their places are dotted paths."""
-    return [*_check_file(cfg), *_check_provider(cfg), *_check_optim(cfg["model_optim"])]
+    return [
+        *_check_file(cfg),
+        *_check_task(cfg),
+        *_check_provider(cfg),
+        *_check_optim(cfg["model_optim"]),
+    ]
+
+
+def _check_task(cfg: Mapping[str, Any]) -> list[Fault]:
+    other = OF_TENSORS if cfg["task"] == TEXT else OF_TEXTS
+    message = f"has no effect with `task: {cfg['task']}`"
+    return [
+        Fault(f"serving.engine.{name}", message, "leave it out")
+        for name in other
+        if name in cfg["serving"]["engine"]
+    ]
 
 
 def _check_file(cfg: Mapping[str, Any]) -> list[Fault]:
@@ -150,7 +181,8 @@ def _check_optim(optim: Mapping[str, Any]) -> list[Fault]:
 FAMILY = FamilySpec(
     name="onnxruntime",
     class_path="deployments.onnx.deployment:OnnxModel",
-    tasks=("tensor",),
+    class_paths={TEXT: "deployments.onnx.text.deployment:OnnxTextModel"},
+    tasks=("tensor", TEXT),
     engine_config=OnnxSettings,
     needs_weights=True,
     max_ongoing_requests=default_ongoing_requests,

@@ -35,7 +35,7 @@ OPTIONAL = {"PIL", "ml_dtypes", "numpy", "wandb"}
 EXTRAS = {
     "grammar": ("transformers",),
     "playground": ("ui",),
-    "takeaway": ("train", "images", "cpu"),
+    "takeaway": ("train", "images", "cpu", "export"),
     "telemetry": ("tracing",),
     "access": ("redis",),
     "training": ("train", "images", "cpu"),

@@ -15,6 +15,10 @@ from truthgpt_serve.takeaway.result import Result, find_result
 
 DTYPES = ("float32", "float16", "bfloat16")
 MAX_SHARD = "5GB"
+_TEXT_ONLY = {
+    "onnx": "truthgpt_serve.takeaway.text.onnx_graph",
+}
+FORMATS = ("safetensors", *_TEXT_ONLY)
 _WHOLE = {False: "truthgpt_serve.takeaway.text.merge", True: "truthgpt_serve.takeaway.images.merge"}
 
 
@@ -51,6 +55,44 @@ def merge(
     return target, write_whole(result, target, dtype=dtype, max_shard=max_shard)
 
 
+def export(
+    given: Path,
+    to: str,
+    *,
+    out: Path | None = None,
+    base: str | None = None,
+    dtype: str | None = None,
+    max_shard: str = MAX_SHARD,
+    force: bool = False,
+) -> tuple[Path, list[str]]:
+    """Writes a result in another format; an adapter is merged on the way.
+
+    Args:
+        given: See `find_result`.
+        to: One of `FORMATS`.
+        out: The new folder; by default the format's name in the run's folder, else beside.
+        base: As in `merge`.
+        dtype: One of `DTYPES`; by default the base's, for `onnx` float32.
+        max_shard: Largest file of weights, for `safetensors`.
+        force: As in `merge`.
+
+    Returns:
+        The new folder, and lines on what was done.
+
+    Raises:
+        TakeawayError: It cannot be done; nothing was written.
+    """
+    result = find_result(given, base)
+    if result.is_image and to in _TEXT_ONLY:
+        fix = "write --to safetensors: the folder of a whole pipeline"
+        raise TakeawayError(f"{given}: an image pipeline is not exported to {to} ({fix})")
+    target = check_output(out or result.beside(to), force=force, source=result.folder)
+    if to not in _TEXT_ONLY:
+        return target, write_whole(result, target, dtype=dtype, max_shard=max_shard)
+    lines: list[str] = load_module(_TEXT_ONLY[to]).export(result, target, dtype=dtype)
+    return target, lines
+
+
 def write_whole(result: Result, out: Path, *, dtype: str | None, max_shard: str) -> list[str]:
     """Writes a result as a whole model's folder; returns lines on what was done.
 
@@ -73,5 +115,5 @@ def load_module(name: str) -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("truthgpt_serve"):
             raise
-        fix = "pip install 'truthgpt-serve[train]'"
+        fix = "pip install 'truthgpt-serve[train,export]'"
         raise TakeawayError(f"this needs the package {error.name!r} ({fix})") from error

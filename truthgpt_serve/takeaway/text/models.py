@@ -61,7 +61,7 @@ def load_config(name: str, revision: str | None) -> Any:
         config = AutoConfig.from_pretrained(name, revision=revision)
     except (OSError, ValueError, KeyError) as error:
         fix = "name the model with --base, or look at HF_HUB_OFFLINE"
-        raise TakeawayError(f"{name}: cannot be loaded: {_first_line(error)} ({fix})") from error
+        raise TakeawayError(f"{name}: cannot be loaded: {first_line(error)} ({fix})") from error
     settings = getattr(config, "quantization_config", None)
     if settings is not None:
         kind = settings.get("quant_method") if isinstance(settings, Mapping) else None
@@ -107,7 +107,7 @@ def _load_adapted(result: Result, dtype: str | None) -> Any:
     try:
         settings = PeftConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TakeawayError(f"{folder}: is no adapter of peft: {_first_line(error)}") from error
+        raise TakeawayError(f"{folder}: is no adapter of peft: {first_line(error)}") from error
     kind = settings.task_type or "CAUSAL_LM"
     if kind not in CLASSES:
         known = ", ".join(CLASSES)
@@ -122,7 +122,7 @@ def _load_adapted(result: Result, dtype: str | None) -> Any:
             warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
             return PeftModel.from_pretrained(model, folder).eval()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        message = f"does not fit the model {base}: {_first_line(error)}"
+        message = f"does not fit the model {base}: {first_line(error)}"
         raise TakeawayError(f"{folder}: {message} (name the right one with --base)") from error
 
 
@@ -134,7 +134,7 @@ def _load(kind: str, name: str, revision: str | None, dtype: str | None, more: A
             .eval()
         )
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
-        raise TakeawayError(f"{name}: cannot be loaded: {_first_line(error)}") from error
+        raise TakeawayError(f"{name}: cannot be loaded: {first_line(error)}") from error
 
 
 def _labels_of(folder: Path) -> dict[str, int]:
@@ -165,7 +165,7 @@ def _merge(model: Any) -> tuple[Any, float]:
             warnings.filterwarnings("ignore", message="Input and output embeddings are no longer")
             merged = model.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError, RuntimeError, AttributeError) as error:
-        raise TakeawayError(f"the adapter cannot be merged: {_first_line(error)}") from error
+        raise TakeawayError(f"the adapter cannot be merged: {first_line(error)}") from error
     return merged, _compare(_probe(merged), before, merged.dtype)
 
 
@@ -205,6 +205,11 @@ def write_model(model: Any, tokenizer: Any, folder: Path, max_shard: str, source
     model.save_pretrained(str(folder), max_shard_size=max_shard)
     if tokenizer is not None:
         tokenizer.save_pretrained(str(folder))
+    copy_side_files(source, folder)
+
+
+def copy_side_files(source: Result, folder: Path) -> None:
+    """Copies what a model for embeddings has beside its weights; of others there is nothing."""
     origin = source.folder if source.base is None else _snapshot(source)
     if origin is not None and (origin / SIDE_FILES[0]).is_file():
         modules = json.loads((origin / SIDE_FILES[0]).read_text(encoding="utf-8"))
@@ -229,6 +234,7 @@ def _copy(origin: Path, copy: Path) -> None:
         shutil.copyfile(origin, copy)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, else its class."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""Texts from decoder graphs, token by token."""
