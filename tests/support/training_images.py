@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 from tests.support.tiny_images import create_pipeline
 from truthgpt_serve.config import load_model_config
-from truthgpt_serve.training.images import autoencoder, denoiser
+from truthgpt_serve.training.images import autoencoder, controlnet, denoiser, textual_inversion
 from truthgpt_serve.training.job import TrainingJob
 from truthgpt_serve.training.run_folder import latest_checkpoint
 
@@ -32,7 +32,12 @@ ROOT = Path(__file__).parents[2]
 COLORS = ("red", "green", "blue", "orange")
 EDGE = 32
 TIMEOUT_S = 100
-LOOPS = {"denoiser": denoiser.train, "vae": autoencoder.train}
+LOOPS = {
+    "denoiser": denoiser.train,
+    "vae": autoencoder.train,
+    "controlnet": controlnet.train,
+    "textual_inversion": textual_inversion.train,
+}
 
 
 class Recorder:

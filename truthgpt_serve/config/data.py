@@ -78,6 +78,37 @@ class DataSection(Section):
     """Edge of the training images in pixels, a multiple of 8. More shows finer detail and takes
     quadratically more memory."""
 
+    caption: Text | Annotated[list[Text], Field(min_length=1)] | None = None
+    """Caption of every image, in place of those of the data: `a photo of sks dog`, for a folder of
+    images of one thing. Of a list one is drawn each time."""
+
+    conditioning_field: Text = "conditioning_image"
+    """Column with the image that a ControlNet follows, of the same size as the image."""
+
+    crop: Literal["center", "random"] = "center"
+    """Where images of another shape are cut. `random` draws the place anew each time; latents are
+    then encoded anew too, which takes longer."""
+
+    random_flip: bool = False
+    """Mirror every second image, left to right. Not for images with writing, or whose captions say
+    left and right."""
+
+    aspect_ratio_buckets: bool = False
+    """Cut each image to the nearest of several shapes of about the area of `resolution` squared,
+    instead of to a square. Each batch is of one shape."""
+
+    bucket_step: Annotated[int, Field(ge=8, multiple_of=8)] = 64
+    """Edges of `aspect_ratio_buckets` are multiples of it, in pixels. More makes fewer buckets and
+    cuts more off."""
+
+    max_aspect_ratio: Annotated[float, Field(ge=1, le=16)] = 2.0
+    """Longer edge to shorter edge of `aspect_ratio_buckets`, at most. More keeps long images
+    whole."""
+
+    min_edge: Count | None = None
+    """Shorter edge that an image must have, in pixels; a smaller one is a bad row. Null enlarges
+    small images."""
+
     @model_validator(mode="after")
     def _check_fields(self) -> DataSection:
         found = []
@@ -90,6 +121,10 @@ class DataSection(Section):
         if self.eval_dataset is not None and self.eval_share > 0:
             message = "is given together with eval_dataset"
             found.append(Refusal("eval_share", message, "remove one of them", ("eval_dataset",)))
+        if self.aspect_ratio_buckets and self.resolution % self.bucket_step:
+            message = f"{self.bucket_step} does not divide resolution, {self.resolution}"
+            fix = "write 8, or a larger multiple of 8 that divides it"
+            found.append(Refusal("bucket_step", message, fix, ("resolution",)))
         if found:
             raise refuse(found)
         return self

@@ -92,6 +92,8 @@ def parse_model(data: Any, source: Source) -> tuple[ModelConfig | None, list[Fau
         config.data.dataset = resolve_local(config.data.dataset, source)
     if config.data.eval_dataset is not None:
         config.data.eval_dataset = resolve_local(config.data.eval_dataset, source)
+    if config.training.prior is not None and config.training.prior.images is not None:
+        config.training.prior.images = resolve_local(config.training.prior.images, source)
     return config, faults
 
 

@@ -20,6 +20,8 @@ _TEXT = {
 _IMAGES = {
     "denoiser": "truthgpt_serve.training.images.denoiser",
     "vae": "truthgpt_serve.training.images.autoencoder",
+    "controlnet": "truthgpt_serve.training.images.controlnet",
+    "textual_inversion": "truthgpt_serve.training.images.textual_inversion",
 }
 
 

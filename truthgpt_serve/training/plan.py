@@ -33,6 +33,7 @@ class Facts:
         notes: Further lines for the plan.
         rows_per_example: Rows of a batch that one example becomes, such as the answers of `grpo`.
         drops_rest: Whether the last rows of an epoch are left out where they make no whole step.
+        size_counts: How many examples each size of images has, where a batch is of one size.
     """
 
     units: str
@@ -50,6 +51,7 @@ class Facts:
     notes: Sequence[str] = field(default_factory=tuple)
     rows_per_example: int = 1
     drops_rest: bool = False
+    size_counts: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ def count_steps(
     *,
     rows_per_example: int = 1,
     drops_rest: bool = False,
+    size_counts: Sequence[int] = (),
 ) -> StepCounts:
     """Counts optimizer steps; the last of an epoch may have fewer rows.
 
@@ -85,6 +88,7 @@ def count_steps(
         num_workers: Workers that share each step.
         rows_per_example: See `Facts`.
         drops_rest: See `Facts`.
+        size_counts: See `Facts`.
     """
     if drops_rest:
         rows = training["train_batch_size"] * training["grad_accum_steps"] * num_workers
@@ -94,9 +98,23 @@ def count_steps(
         per_worker = math.ceil(batches / num_workers)
         per_epoch = max(1, math.ceil(per_worker / training["grad_accum_steps"]))
     total = training["max_steps"] or per_epoch * training["epochs"]
+    if len(size_counts) > 1 and not training["max_steps"]:
+        batches = count_batches(size_counts, training["train_batch_size"], training["epochs"])
+        total = math.ceil(batches / (num_workers * training["grad_accum_steps"]))
     warmup = min(total, math.ceil(training["warmup_ratio"] * total))
     rows = training["train_batch_size"] * training["grad_accum_steps"] * num_workers
     return StepCounts(per_epoch, total, warmup, rows)
+
+
+def count_batches(size_counts: Sequence[int], batch_size: int, num_epochs: int) -> int:
+    """Returns how many batches of one size each the first epochs take.
+
+    Args:
+        size_counts: See `Facts`.
+        batch_size: Examples of a batch.
+        num_epochs: How many epochs.
+    """
+    return sum(math.ceil(num_epochs * count / batch_size) for count in size_counts)
 
 
 def memory_bytes(facts: Facts) -> int:

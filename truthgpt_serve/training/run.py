@@ -186,6 +186,7 @@ def _plan(config: ModelConfig, job: TrainingJob, facts: Facts, where: Workers) -
             where.number,
             rows_per_example=facts.rows_per_example,
             drops_rest=facts.drops_rest,
+            size_counts=facts.size_counts,
         ),
         first_step=step_of(job.checkpoint) if job.checkpoint else 0,
     )

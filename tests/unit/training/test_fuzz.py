@@ -19,9 +19,11 @@ from transformers import AutoTokenizer
 
 from deployments.vllm.tiny_model import make_tiny_llama
 from tests.support.training_runs import job_of, sections_of
+from truthgpt_serve.config import load_model_config
 from truthgpt_serve.training.data import data_fingerprint
 from truthgpt_serve.training.errors import TrainingError
-from truthgpt_serve.training.images.data.rows import load_images
+from truthgpt_serve.training.images.data.image_files import CENTER
+from truthgpt_serve.training.images.data.load import load_images
 from truthgpt_serve.training.text import prepare
 
 NUM_SEEDS = int(os.environ.get("TRUTHGPT_FUZZ", "150"))
@@ -184,5 +186,6 @@ def test_damaged_folders_of_images_give_rows_or_one_clear_error(start: int, tmp_
 
 
 def read_images(section: dict[str, Any]) -> None:
-    images, _ = load_images({"data": section})
-    images.get(range(len(images)))
+    cfg = load_model_config({"task": "image-generation"}).to_cfg()
+    images, _ = load_images({**cfg, "data": {**cfg["data"], **section}})
+    images.get(range(len(images)), [CENTER] * len(images))

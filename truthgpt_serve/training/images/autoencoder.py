@@ -12,11 +12,13 @@ from typing import Any
 import torch
 
 from truthgpt_serve.training.errors import TrainingError
-from truthgpt_serve.training.images.data.samples import Batch, Source
-from truthgpt_serve.training.images.data.sources import open_sources
-from truthgpt_serve.training.images.denoiser import enable_checkpointing
+from truthgpt_serve.training.images.data.image_files import CENTER
+from truthgpt_serve.training.images.data.rows import Batch
+from truthgpt_serve.training.images.data.samples import Source
+from truthgpt_serve.training.images.data.sources import Holder
 from truthgpt_serve.training.images.facts import read_facts
 from truthgpt_serve.training.images.kinds import Kind, create_kind
+from truthgpt_serve.training.images.latent_training import enable_checkpointing
 from truthgpt_serve.training.images.latents import encode_moments, measure_scale, to_signal
 from truthgpt_serve.training.images.loop import Loop
 from truthgpt_serve.training.images.pipelines import find_pipeline, load_pipeline, save_pipeline
@@ -38,7 +40,7 @@ def prepare(job: TrainingJob) -> Facts:
         TrainingError: The configuration does not fit the pipeline, or the data cannot be read.
     """
     check(job.cfg)
-    return read_facts(job.cfg, find_pipeline(job.cfg))
+    return read_facts(job.cfg, find_pipeline(job.cfg), job.folder)
 
 
 def check(cfg: dict[str, Any]) -> None:
@@ -71,11 +73,10 @@ def train(job: TrainingJob, monitor: Monitor) -> None:
     check(cfg)
     folder = find_pipeline(cfg)
     accelerator = open_accelerator(cfg)
-    kind = create_kind(load_pipeline(folder, torch.float32, ()), cfg["data"]["resolution"])
+    kind = create_kind(load_pipeline(folder, torch.float32, ()), cfg["data"])
     task = AutoencoderTask(kind, cfg, accelerator.device)
-    data, eval_data, _ = open_sources(
-        cfg, accelerator, lambda pixels: pixels, bytes_per_row=3 * kind.resolution**2
-    )
+    holder = Holder(cfg, accelerator, lambda pixels: pixels, bytes_per_row=3 * kind.resolution**2)
+    data, eval_data = holder.open()
     if not Loop(job, monitor, accelerator, task, data, eval_data).run():
         return
     if accelerator.is_main_process:
@@ -112,7 +113,7 @@ class AutoencoderTask:
     """
 
     def __init__(self, kind: Kind, cfg: dict[str, Any], device: Any) -> None:
-        self.latent_shape: tuple[int, ...] = kind.latent_shape
+        self.latent_shape = kind.latent_shape
         self.module = _Trainee(kind.vae)
         kind.vae.to(device)
         kind.vae.requires_grad_(True)
@@ -145,10 +146,12 @@ def set_scale(kind: Kind, data: Source, batch_size: int, device: Any) -> None:
 
     def moments() -> Iterator[Any]:
         count = min(len(data), MAX_MEASURED)
-        rows = [index * len(data) // count for index in range(count)]
-        for start in range(0, count, batch_size):
-            pixels, _ = data.get(rows[start : start + batch_size])
-            yield encode_moments(kind.vae, pixels.to(device))
+        measured = data.shapes.only([index * len(data) // count for index in range(count)])
+        for rows in measured.rows():
+            for start in range(0, len(rows), batch_size):
+                part = [int(row) * len(data) // count for row in rows[start : start + batch_size]]
+                pixels = data.get(part, [CENTER] * len(part))["examples"]
+                yield encode_moments(kind.vae, pixels.to(device))
 
     scale, shift = measure_scale(moments(), shifted=kind.shifts_latents)
     kind.vae.register_to_config(scaling_factor=scale)

@@ -13,20 +13,25 @@ from peft import LoraConfig, get_peft_model_state_dict
 
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.images.captions import Captioner
-from truthgpt_serve.training.images.data.samples import Batch
-from truthgpt_serve.training.images.data.sources import open_sources
+from truthgpt_serve.training.images.data.rows import Batch
 from truthgpt_serve.training.images.facts import read_facts
-from truthgpt_serve.training.images.kinds import Kind, create_kind
-from truthgpt_serve.training.images.latents import draw_latents, encode_moments
-from truthgpt_serve.training.images.loop import Loop
+from truthgpt_serve.training.images.kinds import Kind
+from truthgpt_serve.training.images.latent_training import (
+    Noised,
+    add_noise,
+    enable_checkpointing,
+    load_kind,
+    move_parts,
+    run_on_latents,
+    score,
+)
 from truthgpt_serve.training.images.pipelines import (
-    PRECISIONS,
     choose_dtype,
     find_pipeline,
-    load_pipeline,
     save_adapter,
     save_pipeline,
 )
+from truthgpt_serve.training.images.prior import make_prior
 from truthgpt_serve.training.images.workers import open_accelerator
 from truthgpt_serve.training.job import Monitor, TrainingJob
 from truthgpt_serve.training.memory.lora import lora_arguments
@@ -43,7 +48,7 @@ def prepare(job: TrainingJob) -> Facts:
         TrainingError: The configuration does not fit the pipeline, or the data cannot be read.
     """
     check(job.cfg)
-    return read_facts(job.cfg, find_pipeline(job.cfg))
+    return read_facts(job.cfg, find_pipeline(job.cfg), job.folder)
 
 
 def check(cfg: dict[str, Any]) -> None:
@@ -72,18 +77,16 @@ def train(job: TrainingJob, monitor: Monitor) -> None:
     folder = find_pipeline(cfg)
     train_encoders = cfg["training"]["train_text_encoder"]
     accelerator = open_accelerator(cfg, find_unused=train_encoders)
-    kind = _load_kind(cfg, folder, on_gpu=accelerator.device.type == "cuda")
+    if not make_prior(cfg, folder, job.folder, accelerator, monitor):
+        return
+    trained: tuple[str, ...] = ()
+    if not cfg["model_optim"]["lora"]["enabled"]:
+        trained = ("unet", "transformer")
+    if train_encoders:
+        trained = (*trained, "text_encoder", "text_encoder_2")
+    kind = load_kind(cfg, folder, trained, accelerator.device)
     task = DenoiserTask(kind, cfg, accelerator.device)
-    channels, height, width = kind.latent_shape
-    data, eval_data, cached = open_sources(
-        cfg,
-        accelerator,
-        lambda pixels: encode_moments(kind.vae, pixels),
-        bytes_per_row=2 * channels * height * width * 4,
-    )
-    if cached:
-        kind.vae.to("cpu")
-    if not Loop(job, monitor, accelerator, task, data, eval_data).run():
+    if not run_on_latents(job, monitor, accelerator, kind, task):
         return
     if accelerator.is_main_process:
         wanted = cfg["model_optim"]["dtype"]
@@ -98,20 +101,6 @@ def train(job: TrainingJob, monitor: Monitor) -> None:
     accelerator.wait_for_everyone()
 
 
-def _load_kind(cfg: dict[str, Any], folder: Any, *, on_gpu: bool) -> Kind:
-    precision = PRECISIONS[cfg["training"]["mixed_precision"]]
-    # What is not trained needs no more than the format that it is computed in; a CPU computes
-    # slowly in the short ones. The autoencoder overflows in fp16, and runs only once.
-    frozen = precision if on_gpu else torch.float32
-    exact: tuple[str, ...] = ("vae",)
-    if not cfg["model_optim"]["lora"]["enabled"]:
-        exact = (*exact, "unet", "transformer")
-    if cfg["training"]["train_text_encoder"]:
-        exact = (*exact, "text_encoder", "text_encoder_2")
-    pipeline = load_pipeline(folder, frozen, exact)
-    return create_kind(pipeline, cfg["data"]["resolution"])
-
-
 class _Trainee(torch.nn.Module):  # type: ignore[misc] # torch counts as Any here
     """The denoiser, and the text encoders if they are trained: one module for all of them."""
 
@@ -122,10 +111,11 @@ class _Trainee(torch.nn.Module):  # type: ignore[misc] # torch counts as Any her
         for name, part in parts.items():
             self.add_module(name, part)
 
-    def forward(self, noisy: Any, timesteps: Any, captions: list[str | None], told: Any) -> Any:
+    def forward(self, noised: Noised, told: Any) -> Any:
         """Returns the denoiser's output; `told` is None where captions are encoded here."""
-        conditions = self._captioner(captions) if self._captioner is not None else told
-        return self._kind.predict(self._kind.denoiser, noisy, timesteps, conditions)
+        conditions = self._captioner(noised.captions) if self._captioner is not None else told
+        given = (noised.noisy, noised.timesteps, conditions, noised.places)
+        return self._kind.predict(self._kind.denoiser, *given)
 
 
 class DenoiserTask:
@@ -141,11 +131,9 @@ class DenoiserTask:
         training, optim = cfg["training"], cfg["model_optim"]
         self._kind = kind
         self._objective = kind.objective(training["min_snr_gamma"])
-        self.latent_shape: tuple[int, ...] = kind.latent_shape
-        for name in (*kind.encoder_names, "vae", kind.denoiser_name):
-            part = getattr(kind.pipeline, name, None)
-            if part is not None:
-                part.to(device)
+        self._prior_weight = training["prior"]["weight"] if training["prior"] else 0.0
+        self.latent_shape = kind.latent_shape
+        move_parts(kind, device)
         self.trained_parts = {kind.denoiser_name: kind.denoiser}
         if optim["lora"]["enabled"]:
             add_adapter(kind, optim["lora"])
@@ -169,15 +157,11 @@ class DenoiserTask:
 
     def losses(self, module: Any, batch: Batch) -> Any:
         """Returns the loss of each example; see `TrainingTask`."""
-        moments = batch["examples"]
-        if moments.dtype == torch.uint8:
-            moments = encode_moments(self._kind.vae, moments)
-        latents = self._kind.normalize(draw_latents(moments, batch["posterior"]))
-        noise, levels = batch["noise"], batch["levels"]
-        noisy, timesteps = self._objective.mix(latents, noise, levels)
-        told = None if len(self.trained_parts) > 1 else self._captioner(batch["captions"])
-        output = module(noisy, timesteps, batch["captions"], told)
-        return self._objective.losses(output, latents, noise, levels)
+        noised = add_noise(self._kind, self._objective, batch)
+        told = None if len(self.trained_parts) > 1 else self._captioner(noised.captions)
+        output = module(noised, told)
+        count = len(batch["captions"])
+        return score(self._objective, output, noised, count, self._prior_weight)
 
 
 def add_adapter(kind: Kind, lora: dict[str, Any]) -> None:
@@ -194,11 +178,3 @@ def add_adapter(kind: Kind, lora: dict[str, Any]) -> None:
         message = f"model_optim.lora.target_modules: {error}"
         raise TrainingError(f"{message} (usual are {', '.join(kind.lora_layers)})") from error
     cast_training_params(kind.denoiser, dtype=torch.float32)
-
-
-def enable_checkpointing(part: Any) -> None:
-    """Makes a module compute its activations again in the backward pass, if it can."""
-    if hasattr(part, "enable_gradient_checkpointing"):
-        part.enable_gradient_checkpointing()
-    else:
-        part.gradient_checkpointing_enable({"use_reentrant": False})

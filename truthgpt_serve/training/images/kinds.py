@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from diffusers import AutoencoderKL
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.images.data.draws import LatentShape
+from truthgpt_serve.training.images.data.image_files import Size
 from truthgpt_serve.training.images.objectives import Diffusion, Objective, RectifiedFlow
 
 Conditions = dict[str, Any]
@@ -23,7 +26,7 @@ class Kind:
 
     Args:
         pipeline: A pipeline of Diffusers.
-        resolution: Edge of the images in pixels.
+        data: The section `data` of the configuration.
     """
 
     denoiser_name = "unet"
@@ -35,16 +38,40 @@ class Kind:
     patch = 1
     """Edge of the latent's patches that the denoiser reads as one position, if it insists."""
 
-    def __init__(self, pipeline: Any, resolution: int) -> None:
+    learns_words = True
+    """Whether textual inversion is known for the pipeline."""
+    takes_controlnet = True
+    """Whether training a ControlNet is known for the pipeline."""
+
+    def __init__(self, pipeline: Any, data: Mapping[str, Any]) -> None:
         self.pipeline = pipeline
-        self.resolution = resolution
+        self.resolution: int = data["resolution"]
         self.vae = pipeline.vae
-        vae = self.vae.config
-        factor = 2 ** (len(vae.block_out_channels) - 1)
-        if resolution % (factor * self.patch):
-            message = f"data.resolution: {resolution} does not suit {type(pipeline).__name__}"
-            raise TrainingError(f"{message} (write a multiple of {factor * self.patch})")
-        self.latent_shape = (vae.latent_channels, resolution // factor, resolution // factor)
+        self.check_sizes(data, self.vae.config)
+        factor = vae_factor(self.vae.config)
+        self.latent_shape = LatentShape(self.vae.config.latent_channels, factor)
+
+    @classmethod
+    def check_sizes(cls, data: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
+        """Checks that images of the sizes of the configuration become whole patches of latents.
+
+        Args:
+            data: The section `data` of the configuration.
+            vae: Configuration of the autoencoder.
+
+        Raises:
+            TrainingError: They do not.
+        """
+        multiple = vae_factor(vae) * cls.patch
+        keys = ["resolution", "bucket_step"] if data["aspect_ratio_buckets"] else ["resolution"]
+        for key in keys:
+            if data[key] % multiple:
+                message = f"data.{key}: {data[key]} does not suit the model's latents"
+                raise TrainingError(f"{message} (write a multiple of {multiple})")
+
+    def image_shape(self) -> tuple[int, ...]:
+        """Returns the shape of the latent of an image of `data.resolution`."""
+        return self.latent_shape(Size(self.resolution, self.resolution))
 
     @property
     def denoiser(self) -> Any:
@@ -76,9 +103,36 @@ class Kind:
         shift = (vae.shift_factor or 0.0) if self.shifts_latents else 0.0
         return (latents - shift) * vae.scaling_factor
 
-    def predict(self, denoiser: Any, noisy: Any, timesteps: Any, conditions: Conditions) -> Any:
-        """Returns the denoiser's output, of the latents' shape."""
-        return denoiser(noisy, timesteps, return_dict=False, **conditions)[0]
+    def unet_arguments(self, conditions: Conditions, places: Any) -> dict[str, Any]:
+        """Returns the arguments of a UNet, or of its ControlNet, beside latents and timesteps.
+
+        Args:
+            conditions: Of each example.
+            places: Sizes and cuts of the images, float32 of shape (batch, 6); see `Loaded`.
+        """
+        return dict(conditions)
+
+    def predict(
+        self,
+        denoiser: Any,
+        noisy: Any,
+        timesteps: Any,
+        conditions: Conditions,
+        places: Any,
+        **more: Any,
+    ) -> Any:
+        """Returns the denoiser's output, of the latents' shape.
+
+        Args:
+            denoiser: To call.
+            noisy: Latents, shape (batch, channels, height, width).
+            timesteps: Of each.
+            conditions: Of each.
+            places: See `unet_arguments`.
+            **more: Further arguments of the denoiser, such as the residuals of a ControlNet.
+        """
+        arguments = self.unet_arguments(conditions, places)
+        return denoiser(noisy, timesteps, return_dict=False, **arguments, **more)[0]
 
 
 class XLKind(Kind):
@@ -113,18 +167,11 @@ class XLKind(Kind):
         )
         return (latents - mean) * vae.scaling_factor / std
 
-    def predict(self, denoiser: Any, noisy: Any, timesteps: Any, conditions: Conditions) -> Any:
-        """Adds the size: the image's own, nothing cut off, as requests have it by default."""
-        edge = self.resolution
-        sizes = noisy.new_tensor([[edge, edge, 0, 0, edge, edge]]).repeat(len(noisy), 1)
-        added = {"text_embeds": conditions["text_embeds"], "time_ids": sizes}
-        return denoiser(
-            noisy,
-            timesteps,
-            encoder_hidden_states=conditions["encoder_hidden_states"],
-            added_cond_kwargs=added,
-            return_dict=False,
-        )[0]
+    def unet_arguments(self, conditions: Conditions, places: Any) -> dict[str, Any]:
+        """Adds the pooled embeddings, the size of each image and where it was cut."""
+        embeds = conditions["encoder_hidden_states"]
+        added = {"text_embeds": conditions["text_embeds"], "time_ids": places.to(embeds.dtype)}
+        return {"encoder_hidden_states": embeds, "added_cond_kwargs": added}
 
 
 class SD3Kind(Kind):
@@ -136,6 +183,8 @@ class SD3Kind(Kind):
     lora_layers = JOINT_LAYERS
     shifts_latents = True
     patch = 2
+    learns_words = False
+    takes_controlnet = False
 
     def objective(self, min_snr_gamma: float | None) -> Objective:
         """Returns rectified flow, which has no signal-to-noise weight."""
@@ -153,9 +202,19 @@ class SD3Kind(Kind):
         )
         return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
 
-    def predict(self, denoiser: Any, noisy: Any, timesteps: Any, conditions: Conditions) -> Any:
+    def predict(
+        self,
+        denoiser: Any,
+        noisy: Any,
+        timesteps: Any,
+        conditions: Conditions,
+        places: Any,
+        **more: Any,
+    ) -> Any:
         """Returns the transformer's output."""
-        return denoiser(hidden_states=noisy, timestep=timesteps, return_dict=False, **conditions)[0]
+        return denoiser(
+            hidden_states=noisy, timestep=timesteps, return_dict=False, **conditions, **more
+        )[0]
 
 
 class FluxKind(Kind):
@@ -167,12 +226,15 @@ class FluxKind(Kind):
     lora_layers = JOINT_LAYERS
     shifts_latents = True
     patch = 2
+    learns_words = False
+    takes_controlnet = False
 
     def objective(self, min_snr_gamma: float | None) -> Objective:
         """Returns rectified flow, shifted as for images of this size."""
         self._refuse_gamma(min_snr_gamma)
         scheduler = self.pipeline.scheduler.config
-        num_patches = self.latent_shape[1] * self.latent_shape[2] // 4
+        _, height, width = self.image_shape()
+        num_patches = height * width // 4
         shift = calculate_shift(
             num_patches,
             scheduler.base_image_seq_len,
@@ -187,7 +249,15 @@ class FluxKind(Kind):
         embeds, pooled, _ = self.pipeline.encode_prompt(captions, prompt_2=None, device=device)
         return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
 
-    def predict(self, denoiser: Any, noisy: Any, timesteps: Any, conditions: Conditions) -> Any:
+    def predict(
+        self,
+        denoiser: Any,
+        noisy: Any,
+        timesteps: Any,
+        conditions: Conditions,
+        places: Any,
+        **more: Any,
+    ) -> Any:
         """Packs, calls and unpacks; the distilled guidance is 1, the data as it is."""
         count, channels, height, width = noisy.shape
         pipeline, embeds = self.pipeline, conditions["encoder_hidden_states"]
@@ -203,9 +273,10 @@ class FluxKind(Kind):
             img_ids=places,
             return_dict=False,
             **conditions,
+            **more,
         )[0]
-        edge = self.resolution
-        return pipeline._unpack_latents(output, edge, edge, pipeline.vae_scale_factor)
+        factor = pipeline.vae_scale_factor
+        return pipeline._unpack_latents(output, height * factor, width * factor, factor)
 
 
 KINDS: dict[str, type[Kind]] = {
@@ -217,15 +288,24 @@ KINDS: dict[str, type[Kind]] = {
 """By the name of the pipeline's class."""
 
 
-def create_kind(pipeline: Any, resolution: int) -> Kind:
+def vae_factor(vae: Mapping[str, Any]) -> int:
+    """Returns how many pixels an element of a latent stands for, along an edge."""
+    return int(2 ** (len(vae["block_out_channels"]) - 1))
+
+
+def create_kind(pipeline: Any, data: Mapping[str, Any]) -> Kind:
     """Returns the pipeline's kind.
 
+    Args:
+        pipeline: A pipeline of Diffusers.
+        data: The section `data` of the configuration.
+
     Raises:
-        TrainingError: Pipelines of this class cannot be trained, or not at this resolution.
+        TrainingError: Pipelines of this class cannot be trained, or not at these sizes.
     """
     name = type(pipeline).__name__
     vae = type(getattr(pipeline, "vae", None))
     if name not in KINDS or not issubclass(vae, AutoencoderKL):
         message = f"model.name_or_path: {name} with {vae.__name__} cannot be trained"
         raise TrainingError(f"{message} (with AutoencoderKL these can: {', '.join(KINDS)})")
-    return KINDS[name](pipeline, resolution)
+    return KINDS[name](pipeline, data)

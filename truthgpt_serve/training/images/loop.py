@@ -6,27 +6,18 @@ A `TrainingTask` says what the module is and how its loss is computed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Protocol
 
 import torch
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
-from truthgpt_serve.training.images.data.samples import (
-    Batch,
-    Samples,
-    Source,
-    open_loader,
-    to_device,
-)
-from truthgpt_serve.training.images.data.sampling_order import (
-    Order,
-    draw_for_evaluation,
-    draw_for_training,
-)
+from truthgpt_serve.training.images.data.draws import LatentShape
+from truthgpt_serve.training.images.data.feed import Feed
+from truthgpt_serve.training.images.data.rows import Batch
+from truthgpt_serve.training.images.data.samples import Source, to_device
 from truthgpt_serve.training.images.state import (
     Progress,
     Trained,
@@ -36,7 +27,6 @@ from truthgpt_serve.training.images.state import (
 )
 from truthgpt_serve.training.job import Monitor, TrainingJob
 from truthgpt_serve.training.memory.optimizers import create_optimizer
-from truthgpt_serve.training.plan import StepCounts, count_steps
 
 
 class TrainingTask(Protocol):
@@ -44,11 +34,11 @@ class TrainingTask(Protocol):
 
     Attributes:
         module: With the trained parameters; those that require gradients are trained.
-        latent_shape: Of one example's noise: channels, height, width.
+        latent_shape: Of the noise of each example.
     """
 
     module: Any
-    latent_shape: tuple[int, ...]
+    latent_shape: LatentShape
 
     def losses(self, module: Any, batch: Batch) -> Any:
         """Returns the loss of each example, shape (batch,).
@@ -69,6 +59,7 @@ class Loop:
         task: What is trained; its module is on the device.
         data: To train on.
         eval_data: To evaluate on, or None.
+        prior: Images of the class that are learned beside, or None.
     """
 
     def __init__(
@@ -79,21 +70,15 @@ class Loop:
         task: TrainingTask,
         data: Source,
         eval_data: Source | None,
+        prior: Source | None = None,
     ) -> None:
         self._job = job
-        self._training = training = job.cfg["training"]
+        self._training = job.cfg["training"]
         self._monitor = monitor
         self._accelerator = accelerator
         self._task = task
-        self._data, self._eval_data = data, eval_data
-        self._order = Order(
-            num_rows=len(data),
-            seed=job.cfg["seed"],
-            batch_size=training["train_batch_size"],
-            accumulation=training["grad_accum_steps"],
-            num_workers=accelerator.num_processes,
-        )
-        self._steps: StepCounts = count_steps(training, len(data), accelerator.num_processes)
+        self._feed = Feed(job.cfg, accelerator, task.latent_shape, data, eval_data, prior)
+        self._order, self._steps = self._feed.order, self._feed.steps
         self._model = accelerator.prepare_model(task.module)
         self._trained = self._create_trained()
 
@@ -146,7 +131,7 @@ class Loop:
             load_checkpoint(self._trained, self._job.checkpoint)
         progress = self._trained.progress
         self._monitor.begin(num_steps=self._steps.total, first_step=progress.step, units="images")
-        batches = self._batches(progress.step)
+        batches = self._feed.training(progress.step)
         while progress.step < self._steps.total and not self._is_hopeless():
             stop = self._step(batches)
             saved = self._evaluate() if self._should_evaluate() else False
@@ -157,23 +142,6 @@ class Loop:
                 return False
         self._finish()
         return True
-
-    def _batches(self, first_step: int) -> Iterator[Batch]:
-        draws = partial(draw_for_training, self._order.seed, shape=self._task.latent_shape)
-        samples = Samples(self._data, self._order.row, draws, self._training["caption_dropout"])
-        positions = _Positions(
-            partial(
-                self._order.micro_batches,
-                self._accelerator.process_index,
-                first_step,
-                self._steps.total,
-            )
-        )
-        return iter(self._open(samples, positions))
-
-    def _open(self, samples: Samples, positions: Any) -> Any:
-        workers = self._job.cfg["data"]["num_loader_workers"]
-        return open_loader(samples, positions, workers, self._accelerator.device)
 
     def _step(self, batches: Iterator[Batch]) -> bool:
         """Does one optimizer step; returns whether some worker was asked to stop."""
@@ -234,10 +202,10 @@ class Loop:
 
         The same noise and noise levels are used every time, so that losses can be compared.
         """
-        if self._eval_data is None:
+        if not self._feed.has_evaluation:
             return False
         with self._averaged(), torch.no_grad():
-            loss = self._evaluation_loss(self._eval_data)
+            loss = self._evaluation_loss()
         progress = self._trained.progress
         self._monitor.evaluated(progress.step, {"eval_loss": loss})
         is_best = progress.note(loss)
@@ -247,19 +215,14 @@ class Loop:
         self._save()
         return True
 
-    def _evaluation_loss(self, data: Source) -> float:
+    def _evaluation_loss(self) -> float:
         accelerator, module = self._accelerator, self._task.module
-        draws = partial(draw_for_evaluation, self._order.seed, shape=self._task.latent_shape)
-        samples = Samples(data, lambda row: row, draws)
-        rows = range(accelerator.process_index, len(data), accelerator.num_processes)
-        size = self._training["eval_batch_size"]
-        batches = [list(rows[start : start + size]) for start in range(0, len(rows), size)]
         total = torch.zeros(2, device=accelerator.device, dtype=torch.float64)
         was_training = [one for one in module.modules() if one.training]
         module.eval()
         try:
             # Not through the wrapped module: workers may have different numbers of batches.
-            for batch in self._open(samples, batches):
+            for batch in self._feed.evaluation():
                 losses = self._task.losses(module, to_device(batch, accelerator.device))
                 total += torch.stack([losses.double().sum(), losses.new_tensor(len(losses))])
         finally:
@@ -292,13 +255,3 @@ class Loop:
             load_best(trained, self._job.folder)
         if trained.average is not None:
             trained.average.copy_to(trained.weights.values())
-
-
-class _Positions:
-    """The positions of micro-batches, as a loader wants them: iterable more than once."""
-
-    def __init__(self, create: Callable[[], Iterator[list[int]]]) -> None:
-        self._create = create
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return self._create()

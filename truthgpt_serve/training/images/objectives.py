@@ -24,8 +24,13 @@ class Objective(Protocol):
     def mix(self, latents: Any, noise: Any, levels: Any) -> tuple[Any, Any]:
         """Returns the noisy latents and the timesteps that a denoiser is given."""
 
-    def losses(self, output: Any, latents: Any, noise: Any, levels: Any) -> Any:
-        """Returns the loss of each example, shape (batch,), float32."""
+    def losses(
+        self, output: Any, latents: Any, noise: Any, levels: Any, *, weighed: bool = True
+    ) -> Any:
+        """Returns the loss of each example, shape (batch,), float32.
+
+        Without `weighed` all noise levels count alike, whatever the objective says of them.
+        """
 
 
 class Diffusion:
@@ -52,14 +57,16 @@ class Diffusion:
         timesteps = self._timesteps(levels)
         return self._schedule.add_noise(latents, noise, timesteps), timesteps
 
-    def losses(self, output: Any, latents: Any, noise: Any, levels: Any) -> Any:
+    def losses(
+        self, output: Any, latents: Any, noise: Any, levels: Any, *, weighed: bool = True
+    ) -> Any:
         """Returns the mean squared error of each example, weighed by min-SNR if asked for."""
         timesteps = self._timesteps(levels)
         target = noise
         if self._kind == "v_prediction":
             target = self._schedule.get_velocity(latents, noise, timesteps)
         losses = _squared_error(output, target)
-        if self._gamma is None:
+        if self._gamma is None or not weighed:
             return losses
         snr = compute_snr(self._schedule, timesteps)
         bound = snr.clamp(max=self._gamma)
@@ -99,7 +106,9 @@ class RectifiedFlow:
         wide = sigmas.view(-1, *[1] * (latents.ndim - 1))
         return (1 - wide) * latents + wide * noise, sigmas * self._num_timesteps
 
-    def losses(self, output: Any, latents: Any, noise: Any, levels: Any) -> Any:
+    def losses(
+        self, output: Any, latents: Any, noise: Any, levels: Any, *, weighed: bool = True
+    ) -> Any:
         """Returns the mean squared error of each example."""
         return _squared_error(output, noise - latents)
 

@@ -11,14 +11,18 @@ from typing import Any
 import diffusers
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.images.words import FILES
 from truthgpt_serve.training.job import Monitor
 from truthgpt_serve.training.run_folder import MODEL, replace_folder
 
 INDEX = "model_index.json"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+HINT_CHANNELS = (16, 32, 96, 256)
+"""Channels of the convolutions that a ControlNet sees its image through, as Diffusers has them."""
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -139,6 +143,63 @@ def save_adapter(
     layers = {f"{part}_lora_layers": dict(weights)}
     facts = {f"{part}_lora_adapter_metadata": settings.to_dict()}
     type(pipeline).save_lora_weights(unfinished, **layers, **facts)
+    replace_folder(unfinished, run / MODEL)
+
+
+def create_controlnet(unet: Any, vae: Mapping[str, Any], *, load_weights: bool = True) -> Any:
+    """Returns a ControlNet that begins as the UNet's first half, with no effect yet.
+
+    Args:
+        unet: Of the pipeline.
+        vae: Configuration of the autoencoder.
+        load_weights: Whether it gets the UNet's weights.
+
+    Raises:
+        TrainingError: The latents are smaller than those that ControlNets are known for.
+    """
+    # Each but the first halves the image that is followed, down to the latents' size.
+    strides = len(vae["block_out_channels"]) - 1
+    if strides >= len(HINT_CHANNELS):
+        message = "training.component: controlnet is for latents of at most an eighth"
+        raise TrainingError(
+            f"{message}; this autoencoder's are 1/{2**strides} (train the denoiser)"
+        )
+    return diffusers.ControlNetModel.from_unet(
+        unet,
+        conditioning_embedding_out_channels=HINT_CHANNELS[: strides + 1],
+        load_weights_from_unet=load_weights,
+    )
+
+
+def save_controlnet(controlnet: Any, run: Path, monitor: Monitor) -> None:
+    """Writes the run's result: a ControlNet, as Diffusers saves and loads it.
+
+    Raises:
+        TrainingError: The disk is full.
+    """
+    monitor.check_space(sum(one.numel() * one.element_size() for one in controlnet.parameters()))
+    unfinished = begin_result(run)
+    controlnet.save_pretrained(unfinished)
+    replace_folder(unfinished, run / MODEL)
+
+
+def save_words(word: str, rows: Mapping[str, Any], run: Path, monitor: Monitor) -> None:
+    """Writes the run's result: a learned word, as the examples of Diffusers write it.
+
+    Args:
+        word: The placeholder.
+        rows: Of each text encoder, shape (vectors, width).
+        run: The run's folder.
+        monitor: Checks the disk.
+
+    Raises:
+        TrainingError: The disk is full.
+    """
+    monitor.check_space(sum(one.numel() * one.element_size() for one in rows.values()))
+    unfinished = begin_result(run)
+    for encoder, tensor in rows.items():
+        file = unfinished / FILES[encoder]
+        save_file({word: tensor.detach().cpu().contiguous()}, file, metadata={"format": "pt"})
     replace_folder(unfinished, run / MODEL)
 
 

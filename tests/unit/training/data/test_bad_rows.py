@@ -17,12 +17,14 @@ from PIL import Image
 
 from deployments.vllm.tiny_model import make_tiny_llama
 from tests.support.training_runs import job_of, sections_of
+from truthgpt_serve.config import load_model_config
 from truthgpt_serve.training.data import BadRows, Inventory, hub, read_rows, readers
 from truthgpt_serve.training.errors import TrainingError
-from truthgpt_serve.training.images.data.image_files import ImageFileError, load_image
-from truthgpt_serve.training.images.data.rows import load_images
+from truthgpt_serve.training.images.data.image_files import ImageFileError, Size, load_image
+from truthgpt_serve.training.images.data.load import load_images
 from truthgpt_serve.training.text.prepare import prepare, train_table
 
+SQUARE = Size(8, 8)
 GOOD: dict[str, Any] = {
     "sft": {"text": "Ada finds the river."},
     "chat": {"text": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]},
@@ -263,7 +265,7 @@ BAD_IMAGES = {
 @pytest.mark.parametrize("name", list(BAD_IMAGES))
 def test_an_image_that_is_none(name: str) -> None:
     with pytest.raises(ImageFileError):
-        load_image(BAD_IMAGES[name], 8)
+        load_image(BAD_IMAGES[name], SQUARE)
 
 
 def test_damage_anywhere_in_an_image_is_a_bad_row() -> None:
@@ -276,7 +278,7 @@ def test_damage_anywhere_in_an_image_is_a_bad_row() -> None:
             for place in draw.integers(0, max(1, len(content)), 5 if content else 0):
                 content[place] = draw.integers(0, 256)
             try:
-                pixels = load_image(bytes(content), 8)
+                pixels = load_image(bytes(content), SQUARE).pixels
             except ImageFileError:
                 continue
             assert pixels.shape == (3, 8, 8)
@@ -284,19 +286,19 @@ def test_damage_anywhere_in_an_image_is_a_bad_row() -> None:
 
 def test_other_color_models_are_read_as_they_look() -> None:
     ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
-    deep = load_image(png(Image.fromarray(ramp)), 8)
+    deep = load_image(png(Image.fromarray(ramp)), SQUARE).pixels
     assert np.abs(deep[0].astype(int) - np.round(ramp / 257.0)).max() <= 1
     inks = Image.new("RGB", (8, 8), (200, 30, 60)).convert("CMYK")
-    pixels = load_image(png(inks, "JPEG", quality=95), 8)
+    pixels = load_image(png(inks, "JPEG", quality=95), SQUARE).pixels
     assert np.abs(pixels[:, 4, 4].astype(int) - (200, 30, 60)).max() < 12
-    gray = load_image(png(Image.new("LA", (8, 8), (100, 255))), 8)
+    gray = load_image(png(Image.new("LA", (8, 8), (100, 255))), SQUARE).pixels
     assert (gray == 100).all()
 
 
 @pytest.mark.parametrize("image", ["/" + "x" * 5000, "a\0b", "\ud83d.png", "/dev/zero", "/tmp"])
 def test_a_path_that_is_no_image(image: str) -> None:
     with pytest.raises(ImageFileError) as caught:
-        load_image(image, 8)
+        load_image(image, SQUARE)
     assert "does not exist" in caught.value.message
 
 
@@ -308,13 +310,11 @@ def test_a_caption_that_is_none(name: str, tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text(
         f"{good}\n{good.replace(chr(34) + 'a cat' + chr(34), value)}\n"
     )
-    data = {
-        "dataset": str(tmp_path), "eval_dataset": None, "eval_share": 0, "on_bad_row": "stop",
-        "image_field": "image", "caption_field": "text", "resolution": 8, "subset": None,
-    }  # fmt: skip
+    cfg = load_model_config({"task": "image-generation"}).to_cfg()
+    data = {**cfg["data"], "dataset": str(tmp_path), "resolution": 8}
     with pytest.raises(TrainingError, match=f"metadata.jsonl:2: .*{problem}"):
-        load_images({"data": data})
+        load_images({**cfg, "data": data})
     sources: list[str] = []
-    images, _ = load_images({"data": {**data, "on_bad_row": "skip"}}, sources)
+    images, _ = load_images({**cfg, "data": {**data, "on_bad_row": "skip"}}, sources)
     assert len(images) == 1
     assert problem in "\n".join(sources)

@@ -26,7 +26,7 @@ from tests.support.training_images import (
 )
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.images import latents
-from truthgpt_serve.training.images.data.image_files import load_image
+from truthgpt_serve.training.images.data.image_files import Size, load_image
 from truthgpt_serve.training.images.state import WEIGHTS
 from truthgpt_serve.training.run_folder import checkpoints
 
@@ -159,7 +159,7 @@ def test_the_autoencoder_learns_and_knows_its_scale(
     monitor = run(cfg, tmp_path / "run")
     assert monitor.evaluations[1] < monitor.evaluations[0] < monitor.losses[0]
     vae = load_result(tmp_path / "run").vae
-    pixels = [load_image(images / f"{index}.png", EDGE) for index in range(8)]
+    pixels = [load_image(images / f"{index}.png", Size(EDGE, EDGE)).pixels for index in range(8)]
     stacked = torch.stack([torch.from_numpy(one) for one in pixels])
     drawn = [
         latents.draw_latents(

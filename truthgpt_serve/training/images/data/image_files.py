@@ -1,6 +1,6 @@
-"""Decodes image files into squares of pixels.
+"""Decodes image files into pixels of a given size.
 
-Nothing is augmented: the same file gives the same pixels every time.
+The same file and the same cut give the same pixels every time.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ import io
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from truthgpt_serve.errors import TruthGPTError
 from truthgpt_serve.training.data.image_folder import is_file
@@ -31,19 +32,97 @@ class ImageFileError(TruthGPTError):
     """An image that cannot be used; the message says why, and whoever knows the row says where."""
 
 
-def load_image(image: Any, resolution: int) -> Pixels:
-    """Returns an image as a square: its shorter edge resized, then the center cut out.
+class Size(NamedTuple):
+    """Width and height in pixels."""
+
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What of an image is kept, where its shape is not the one that is asked for.
+
+    Attributes:
+        left: Share of what is too wide that is cut off on the left, from 0 to 1.
+        top: Share of what is too high that is cut off at the top.
+        flip: Whether the image is mirrored first, left to right.
+    """
+
+    left: float = 0.5
+    top: float = 0.5
+    flip: bool = False
+
+
+CENTER = Cut()
+SIZES_TURNED_BY = frozenset({5, 6, 7, 8})
+"""EXIF orientations whose images lie on their side."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An image that was resized and cut.
+
+    Attributes:
+        pixels: Of shape (3, height, width), RGB, transparency laid over white, upright.
+        full: The image's own size, upright.
+        place: Height and width of the image itself, top and left of the cut after resizing, height
+            and width of the cut: in the order of SDXL's conditions.
+    """
+
+    pixels: Pixels
+    full: Size
+    place: tuple[int, int, int, int, int, int]
+
+
+def load_image(image: Any, size: Size, cut: Cut = CENTER) -> Loaded:
+    """Returns an image resized until it covers a size, and what is too much cut off.
 
     Args:
         image: A path, a file's bytes, a PIL image, or a mapping with `bytes` or `path`.
-        resolution: Edge of the square in pixels.
-
-    Returns:
-        Of shape (3, resolution, resolution), RGB, transparency laid over white, upright.
+        size: Of the result.
+        cut: What is kept.
 
     Raises:
         ImageFileError: It is not such an image, is damaged, or has too many pixels.
     """
+    with _reading(image) as opened:
+        whole = _flatten(ImageOps.exif_transpose(opened))
+        full = Size(*whole.size)
+        kept = _cut(whole, size, cut)
+    pixels = np.ascontiguousarray(np.asarray(kept, dtype=np.uint8).transpose(2, 0, 1))
+    return Loaded(pixels, full, place_of(full, size, cut))
+
+
+def read_size(image: Any) -> Size:
+    """Returns the upright size of an image; reads its header only.
+
+    Raises:
+        ImageFileError: As of `load_image`, but for damage behind the header.
+    """
+    with _reading(image) as opened:
+        width, height = opened.size
+        turned = opened.getexif().get(ExifTags.Base.Orientation) in SIZES_TURNED_BY
+    return Size(height, width) if turned else Size(width, height)
+
+
+def place_of(full: Size, size: Size, cut: Cut) -> tuple[int, int, int, int, int, int]:
+    """Returns what `Loaded.place` says of an image of this full size."""
+    width, height = size
+    if full.width * height > full.height * width:  # too wide
+        width = height * full.width // full.height
+    else:
+        height = width * full.height // full.width
+    top, left = (height - size.height) * cut.top, (width - size.width) * cut.left
+    return (full.height, full.width, round(top), round(left), size.height, size.width)
+
+
+@contextmanager
+def _reading(image: Any) -> Iterator[Image.Image]:
+    """Opens an image and checks it; whatever fails while it is read becomes an error of ours."""
     with warnings.catch_warnings():
         # PIL's own limit comes in two steps; ours is the lower one and gives an error of ours.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -51,12 +130,11 @@ def load_image(image: Any, resolution: int) -> Pixels:
             with _open(image) as opened:
                 check_size(opened)
                 _check_still(opened)
-                square = _cut(_flatten(ImageOps.exif_transpose(opened)), resolution)
+                yield opened
         except ImageFileError:
             raise
         except Exception as error:  # PIL's decoders raise whatever their arithmetic meets
             raise ImageFileError(f"{_name(image)} cannot be decoded: {_reason(error)}") from error
-    return np.ascontiguousarray(np.asarray(square, dtype=np.uint8).transpose(2, 0, 1))
 
 
 def check_size(image: Image.Image) -> None:
@@ -105,10 +183,12 @@ def _flatten(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, layer).convert("RGB")
 
 
-def _cut(image: Image.Image, resolution: int) -> Image.Image:
-    if image.size == (resolution, resolution):
+def _cut(image: Image.Image, size: Size, cut: Cut) -> Image.Image:
+    if cut.flip:
+        image = ImageOps.mirror(image)
+    if image.size == size:
         return image
-    return ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
+    return ImageOps.fit(image, size, Image.Resampling.LANCZOS, centering=(cut.left, cut.top))
 
 
 def _name(image: Any) -> str:

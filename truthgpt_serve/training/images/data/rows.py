@@ -8,25 +8,28 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import torch
 
-from truthgpt_serve.training.data import BadRows, Inventory, Row, read_rows
-from truthgpt_serve.training.data.hub import as_files, hub_row, load_hub
-from truthgpt_serve.training.data.image_folder import is_file
-from truthgpt_serve.training.data.rows import columns_of, text_of
-from truthgpt_serve.training.data.sources import is_local
-from truthgpt_serve.training.data.splits import TRAIN, VALIDATION, Split
+from truthgpt_serve.training.data import BadRows, Row
+from truthgpt_serve.training.data.hub import as_files, hub_row
 from truthgpt_serve.training.errors import TrainingError
-from truthgpt_serve.training.images.data.image_files import ImageFileError, Pixels, load_image
+from truthgpt_serve.training.images.data.buckets import Shapes
+from truthgpt_serve.training.images.data.image_files import (
+    CENTER,
+    Cut,
+    ImageFileError,
+    Loaded,
+    Size,
+    load_image,
+)
+from truthgpt_serve.training.images.data.inspection import Columns
 
 logger = logging.getLogger(__name__)
 
-_SPLIT = 2
-"""Keeps the random numbers of the split apart from those of the order."""
+Batch = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,148 +65,114 @@ def hub_rows(name: str, source: Any) -> HubRows:
     return HubRows(name, as_files(source))
 
 
+@dataclass(frozen=True, slots=True)
+class _Example:
+    image: Loaded
+    conditioning: Loaded | None
+    captions: tuple[str, ...]
+
+
 class ImageRows:
     """Some rows of a data set, whose images are decoded whenever they are asked for.
 
     Args:
         rows: The rows of the data set.
         indices: Which of them.
-        data: The section `data` of the configuration.
+        shapes: To what size each of these is cut.
+        columns: What is read of a row.
+
+    Attributes:
+        shapes: To what size each row is cut.
     """
 
-    def __init__(self, rows: Sequence[Row], indices: Sequence[int], data: dict[str, Any]) -> None:
+    def __init__(
+        self, rows: Sequence[Row], indices: Sequence[int], shapes: Shapes, columns: Columns
+    ) -> None:
         self._rows = rows
         self._indices = indices
-        self._data = data
-        self._bad_rows = BadRows(data["on_bad_row"])
+        self.shapes = shapes
+        self._columns = columns
+        self._bad_rows = BadRows(columns.data["on_bad_row"])
         self._reported: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._indices)
 
-    @property
-    def resolution(self) -> int:
-        """Edge of the images in pixels."""
-        return int(self._data["resolution"])
+    def captions(self, row: int) -> tuple[str, ...]:
+        """Returns the captions of a good row, one of which is read each time."""
+        return self._columns.captions(self._row(row))[0]
 
-    def caption(self, row: int) -> str:
-        """Returns the caption of a good row."""
-        return text_of(self._row(row).values, self._data["caption_field"])[0]
+    def place(self, row: int) -> str:
+        """Returns where a row stands."""
+        return self._row(row).place
 
-    def pixels(self, rows: Sequence[int]) -> tuple[Any, Any]:
-        """Returns uint8 pixels of shape (rows, 3, edge, edge), and which rows are good.
+    def try_get(self, rows: Sequence[int], cut: Cut) -> tuple[Batch, Any]:
+        """Returns the examples of rows of one size as `get` does, and which rows are good.
 
         Bad rows are black. Raises `TrainingError` for one that is not to be skipped.
         """
-        found = [self._try_one(row)[0] for row in rows]
-        blank = np.zeros((3, self.resolution, self.resolution), dtype=np.uint8)
-        pixels = torch.stack([torch.from_numpy(blank if one is None else one) for one in found])
+        size = self.shapes.size(rows[0])
+        found = [self._try_one(row, size, cut) for row in rows]
+        blank = Loaded(np.zeros((3, size.height, size.width), dtype=np.uint8), size, (0,) * 6)
+        black = _Example(blank, blank if self._columns.conditioned else None, ())
         # Numbers, for gloo cannot gather truth values.
-        return pixels, torch.tensor([int(one is not None) for one in found])
+        flags = torch.tensor([int(one is not None) for one in found])
+        return _stack([black if one is None else one for one in found]), flags
 
-    def get(self, rows: Sequence[int]) -> tuple[Any, list[str]]:
-        """Returns uint8 pixels of shape (rows, 3, edge, edge), and captions.
+    def get(self, rows: Sequence[int], cuts: Sequence[Cut], size: Size | None = None) -> Batch:
+        """Returns the examples of rows; see `Source`.
 
-        A bad row that is to be skipped is replaced by the next good one.
+        A bad row that is to be skipped is replaced by the next good one of its size.
 
         Raises:
             TrainingError: A row is bad and not to be skipped, or all are bad.
         """
-        found = [self._next_good(row) for row in rows]
-        pixels = torch.stack([torch.from_numpy(pixels) for pixels, _ in found])
-        return pixels, [caption for _, caption in found]
+        size = size or self.shapes.size(rows[0])
+        return _stack(
+            [self._next_good(row, size, cut) for row, cut in zip(rows, cuts, strict=True)]
+        )
 
     def _row(self, row: int) -> Row:
         return self._rows[self._indices[row]]
 
-    def _next_good(self, row: int) -> tuple[Pixels, str]:
+    def _next_good(self, row: int, size: Size, cut: Cut) -> _Example:
+        bucket = self.shapes.of_row[row]
         for offset in range(len(self)):
-            pixels, caption = self._try_one((row + offset) % len(self))
-            if pixels is not None:
-                return pixels, caption
+            other = (row + offset) % len(self)
+            if self.shapes.of_row[other] != bucket:
+                continue
+            if (found := self._try_one(other, size, cut)) is not None:
+                return found
         raise TrainingError("no row of the data set can be used (see the warnings above)")
 
-    def _try_one(self, row: int) -> tuple[Pixels | None, str]:
+    def _try_one(self, row: int, size: Size, cut: Cut = CENTER) -> _Example | None:
         found = self._row(row)
-        caption, problem = text_of(found.values, self._data["caption_field"])
-        problem = found.problem or problem
-        field = self._data["image_field"]
-        if not problem and field not in found.values:
-            problem = f"has no {field!r} column (it has {columns_of(found.values)})"
+        captions, problem = self._columns.captions(found)
+        images: list[Any] = []
+        if not problem:
+            images, problem = self._columns.images(found)
         if not problem:
             try:
-                image = _beside(found, field)
-                return load_image(image, self.resolution), caption
+                loaded = [load_image(image, size, cut) for image in images]
+                problem = self._columns.size_problem([one.full for one in loaded])
+                if not problem:
+                    return _Example(loaded[0], loaded[1] if len(loaded) > 1 else None, captions)
             except ImageFileError as error:
                 problem = error.message
         if row not in self._reported:
             self._bad_rows.report(found.place, problem)
             logger.warning("skipped %s: %s", found.place, problem)
             self._reported.add(row)
-        return None, caption
+        return None
 
 
-def _beside(row: Row, field: str) -> Any:
-    """Returns a row's image; a relative path is looked up beside the file of the row."""
-    image = row.values[field]
-    if isinstance(image, str) and not Path(image).is_absolute():
-        beside = Path(row.place.rpartition(":")[0]).parent / image
-        if is_file(beside):
-            return str(beside)
-    return image
-
-
-def load_images(
-    cfg: dict[str, Any], sources: list[str] | None = None
-) -> tuple[ImageRows, ImageRows | None]:
-    """Returns the images to train on and those to evaluate on.
-
-    Args:
-        cfg: The configuration.
-        sources: Gets the plan's lines on what is read and what is left out.
-
-    Raises:
-        TrainingError: There is no such data, a row cannot be read, or there are too few.
-    """
-    data = cfg["data"]
-    if data["dataset"] is None:
-        raise TrainingError("data.dataset is missing (name a data set, a folder or a file)")
-    sources = [] if sources is None else sources
-    rows = _read(TRAIN, data, sources)
-    everything = range(len(rows))
-    if data["eval_dataset"] is not None:
-        others = _read(VALIDATION, data, sources)
-        return ImageRows(rows, everything, data), ImageRows(others, range(len(others)), data)
-    if data["eval_share"] == 0:
-        return ImageRows(rows, everything, data), None
-    if len(rows) < 2:
-        raise TrainingError(f"data.eval_share needs at least 2 rows, found {len(rows)}")
-    shuffled = np.random.default_rng((cfg["seed"], _SPLIT)).permutation(len(rows)).tolist()
-    kept = min(max(1, round(data["eval_share"] * len(rows))), len(rows) - 1)
-    return ImageRows(rows, sorted(shuffled[kept:]), data), ImageRows(rows, shuffled[:kept], data)
-
-
-def _read(split: Split, data: dict[str, Any], sources: list[str]) -> Sequence[Row]:
-    dataset = data["dataset" if split == TRAIN else "eval_dataset"]
-    fields = {"image_field": data["image_field"], "caption_field": data["caption_field"]}
-    bad_rows, inventory = BadRows(data["on_bad_row"]), Inventory()
-    rows: Sequence[Row]
-    if is_local(dataset):
-        found = read_rows(
-            dataset, bad_rows, split=split, content="images", inventory=inventory, **fields
-        )
-        rows = list(found)
-    else:
-        source = load_hub(dataset, data["subset"], split, inventory)
-        rows = hub_rows(dataset, source)
-    lines = inventory.lines()
-    if bad_rows.count:
-        shown = "; ".join(bad_rows.shown)
-        lines.append(f"skipped  {bad_rows.count:,} bad rows, such as {shown}")
-    sources += lines if split == TRAIN else [f"evaluation: {line}" for line in lines]
-    if not rows:
-        skipped = (
-            f", after {bad_rows.count} bad rows: {bad_rows.shown[0]}" if bad_rows.count else ""
-        )
-        raise TrainingError(f"data {dataset!r} has no rows{skipped}")
-    return rows
+def _stack(found: Sequence[_Example]) -> Batch:
+    batch = {
+        "examples": torch.stack([torch.from_numpy(one.image.pixels) for one in found]),
+        "places": torch.tensor([one.image.place for one in found], dtype=torch.float32),
+        "captions": [one.captions for one in found],
+    }
+    hints = [one.conditioning for one in found if one.conditioning is not None]
+    if hints:
+        batch["conditioning"] = torch.stack([torch.from_numpy(one.pixels) for one in hints])
+    return batch

@@ -1,6 +1,6 @@
-"""The order in which examples are read, and their random numbers.
+"""The order in which examples are read.
 
-Both follow from the seed and the position alone, never from a generator's state: so a run that goes
+It follows from the seed and the position alone, never from a generator's state: so a run that goes
 on from a checkpoint, and one that is spread over other workers, sees exactly the same.
 """
 
@@ -9,55 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-_SHUFFLE, _TRAIN, _EVAL = range(3)
-GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+from truthgpt_serve.training.images.data.buckets import Shapes
+from truthgpt_serve.training.plan import count_batches
 
-
-@dataclass(frozen=True, slots=True)
-class Draws:
-    """The random numbers of one example.
-
-    Attributes:
-        noise: Normal, of the latent's shape: what is added to the latent.
-        posterior: Normal, of the same shape: which latent of the autoencoder's distribution.
-        level: Uniform in (0, 1): how noisy the latent becomes.
-        drop: Uniform in [0, 1): whether the caption is dropped.
-    """
-
-    noise: NDArray[np.float32]
-    posterior: NDArray[np.float32]
-    level: float
-    drop: float
-
-
-def draw_for_training(seed: int, position: int, shape: tuple[int, ...]) -> Draws:
-    """Returns the numbers of the example at a position in the order of training."""
-    generator = np.random.default_rng((seed, _TRAIN, position))
-    noise = generator.standard_normal(shape, dtype=np.float32)
-    posterior = generator.standard_normal(shape, dtype=np.float32)
-    level, drop = generator.random(2)
-    return Draws(noise, posterior, _inside(float(level)), float(drop))
-
-
-def draw_for_evaluation(seed: int, row: int, shape: tuple[int, ...]) -> Draws:
-    """Returns the numbers of a row of the evaluation data: the same in every evaluation.
-
-    The noise levels of the rows follow the golden ratio, so that few rows already cover all levels
-    evenly. No caption is dropped.
-    """
-    generator = np.random.default_rng((seed, _EVAL, row))
-    noise = generator.standard_normal(shape, dtype=np.float32)
-    posterior = generator.standard_normal(shape, dtype=np.float32)
-    return Draws(noise, posterior, _inside((0.5 + row * GOLDEN_RATIO) % 1.0), 1.0)
-
-
-def _inside(level: float) -> float:
-    return min(max(level, 1e-6), 1 - 1e-6)
+_SHUFFLE, _BUCKETS, _BUCKET = 0, 3, 4
+"""Keep the random numbers of one use apart from those of another, `draws` included."""
 
 
 @lru_cache(maxsize=3)
@@ -65,7 +26,12 @@ def _permutation(seed: int, num_rows: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng((seed, _SHUFFLE, epoch)).permutation(num_rows)
 
 
-@dataclass(frozen=True, slots=True)
+@lru_cache(maxsize=64)  # of each size that of the present pass
+def _bucket_permutation(seed: int, bucket: int, num_rows: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng((seed, _BUCKET, bucket, epoch)).permutation(num_rows)
+
+
+@dataclass(frozen=True)
 class Order:
     """Rows in one endless sequence: all of them shuffled, and again and again.
 
@@ -103,3 +69,64 @@ class Order:
                 start = step * self.step_size
                 start += (turn * self.num_workers + rank) * self.batch_size
                 yield list(range(start, start + self.batch_size))
+
+
+@dataclass(frozen=True)
+class BucketOrder(Order):
+    """Rows of several sizes, each batch of one size.
+
+    The rows of each size are one endless sequence as those of `Order`, and its batches are parts of
+    it. A pass takes of each size the batches that its rows fill or begin, in an order that is
+    shuffled anew for each pass; what the last batch has too much is missing in the next pass.
+
+    Attributes:
+        rows: The rows of each size.
+    """
+
+    rows: tuple[tuple[int, ...], ...] = ()
+
+    def row(self, position: int) -> int:
+        """Returns the row at a position."""
+        batch, offset = divmod(position, self.batch_size)
+        bucket, turn = self._batch(batch)
+        rows = self.rows[bucket]
+        epoch, index = divmod(turn * self.batch_size + offset, len(rows))
+        found: int = rows[_bucket_permutation(self.seed, bucket, len(rows), epoch)[index]]
+        return found
+
+    @cached_property
+    def _counts(self) -> tuple[int, ...]:
+        return tuple(len(rows) for rows in self.rows)
+
+    def _batch(self, number: int) -> tuple[int, int]:
+        """Returns the size of a batch, and how many of that size came before it."""
+        # No pass has fewer batches than its rows fill, so the true one is not later than this.
+        epoch = number * self.batch_size // self.num_rows
+        while (first := count_batches(self._counts, self.batch_size, epoch)) > number:
+            epoch -= 1
+        return _schedule(self.seed, self._counts, self.batch_size, epoch)[number - first]
+
+
+@lru_cache(maxsize=3)
+def _schedule(
+    seed: int, counts: tuple[int, ...], batch_size: int, epoch: int
+) -> list[tuple[int, int]]:
+    batches = [
+        (bucket, turn)
+        for bucket, count in enumerate(counts)
+        for turn in range(
+            math.ceil(epoch * count / batch_size), math.ceil((epoch + 1) * count / batch_size)
+        )
+    ]
+    shuffled = np.random.default_rng((seed, _BUCKETS, epoch)).permutation(len(batches))
+    return [batches[index] for index in shuffled]
+
+
+def create_order(
+    shapes: Shapes, seed: int, batch_size: int, accumulation: int, num_workers: int
+) -> Order:
+    """Returns the order of a data set's rows; arguments as the attributes of `Order`."""
+    given = (len(shapes.of_row), seed, batch_size, accumulation, num_workers)
+    if len(shapes.sizes) == 1:
+        return Order(*given)
+    return BucketOrder(*given, rows=tuple(tuple(rows.tolist()) for rows in shapes.rows()))

@@ -10,8 +10,11 @@ import pytest
 from tests.support.training_images import EDGE, make_cfg, run, save_images, save_pipeline
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.images.data import sources
-from truthgpt_serve.training.images.data.image_files import load_image
-from truthgpt_serve.training.images.data.rows import ImageRows, hub_rows, load_images
+from truthgpt_serve.training.images.data.buckets import one_shape
+from truthgpt_serve.training.images.data.image_files import CENTER, Size, load_image
+from truthgpt_serve.training.images.data.inspection import Columns
+from truthgpt_serve.training.images.data.load import load_images
+from truthgpt_serve.training.images.data.rows import ImageRows, hub_rows
 from truthgpt_serve.training.images.facts import read_facts
 
 
@@ -80,12 +83,14 @@ def test_rows_of_the_hub_are_decoded_here(sd: Path, images: Path) -> None:
     source = datasets.Dataset.from_dict(columns, features=features)
     rows = hub_rows("someone/squares", source)
     data = make_cfg(sd, images)["data"]
-    found = ImageRows(rows, range(4), data)
-    pixels, captions = found.get([0, 2])
-    assert captions == ["a", "c"]
-    assert (pixels[1].numpy() == load_image(images / "2.png", EDGE)).all()
+    square = Size(EDGE, EDGE)
+    found = ImageRows(rows, range(4), one_shape(square, 4), Columns(data))
+    batch = found.get([0, 2], [CENTER] * 2)
+    assert batch["captions"] == [("a",), ("c",)]
+    pixels = load_image(images / "2.png", square).pixels
+    assert (batch["examples"][1].numpy() == pixels).all()
     with pytest.raises(TrainingError, match=r"someone/squares: row 4: .*cannot be decoded"):
-        found.get([3])
+        found.get([3], [CENTER])
 
 
 def test_evaluation_is_the_same_every_time(sd: Path, images: Path, tmp_path: Path) -> None:
@@ -105,7 +110,7 @@ def test_the_split_is_by_the_seed_and_shares_no_row(sd: Path, images: Path) -> N
         cfg = make_cfg(sd, images, data={"eval_share": 0.25}, seed=seed)
         one, other = load_images(cfg)
         assert other is not None
-        return tuple({part.caption(row) for row in range(len(part))} for part in (one, other))  # type: ignore[return-value] # a pair
+        return tuple({part.captions(row)[0] for row in range(len(part))} for part in (one, other))  # type: ignore[return-value] # a pair
 
     train, held_out = captions(1)
     assert (len(train), len(held_out)) == (6, 2)
@@ -122,7 +127,7 @@ def test_the_plan_says_which_images_are_left_out_and_which_rows_are_bad(
     (folder / ".thumbs").mkdir()
     with (folder / "metadata.jsonl").open("a") as stream:
         stream.write('{"file_name": "gone.png", "text": "a cat"}\n')
-    facts = read_facts(make_cfg(sd, folder, data={"on_bad_row": "skip"}), sd)
+    facts = read_facts(make_cfg(sd, folder, data={"on_bad_row": "skip"}), sd, tmp_path / "run")
     assert facts.num_examples == 8
     assert facts.sources[:3] == [
         "reads    metadata.jsonl",

@@ -1,0 +1,147 @@
+"""Trains a ControlNet for the UNet of a pipeline, which stays as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.images.captions import Captioner
+from truthgpt_serve.training.images.data.rows import Batch
+from truthgpt_serve.training.images.facts import kind_of, read_facts
+from truthgpt_serve.training.images.kinds import Conditions, Kind
+from truthgpt_serve.training.images.latent_training import (
+    Noised,
+    add_noise,
+    enable_checkpointing,
+    load_kind,
+    move_parts,
+    refuse_settings,
+    run_on_latents,
+    score,
+)
+from truthgpt_serve.training.images.pipelines import (
+    choose_dtype,
+    create_controlnet,
+    find_pipeline,
+    save_controlnet,
+)
+from truthgpt_serve.training.images.workers import open_accelerator
+from truthgpt_serve.training.job import Monitor, TrainingJob
+from truthgpt_serve.training.plan import Facts
+
+
+def prepare(job: TrainingJob) -> Facts:
+    """Returns what the plan says of the run; reads headers of images, configs but no weights.
+
+    Raises:
+        TrainingError: The configuration does not fit the pipeline, or the data cannot be read.
+    """
+    folder = find_pipeline(job.cfg)
+    check(job.cfg, folder)
+    return read_facts(job.cfg, folder, job.folder)
+
+
+def check(cfg: dict[str, Any], folder: Path) -> None:
+    """Checks what a schema cannot see.
+
+    Raises:
+        TrainingError: A setting is of no use here, or the pipeline takes no ControlNet.
+    """
+    refuse_settings(cfg)
+    kind, index = kind_of(folder)
+    if not kind.takes_controlnet:
+        message = f"training.component: controlnet is not known for {index['_class_name']}"
+        raise TrainingError(f"{message} (it is for Stable Diffusion 1, 2 and XL)")
+
+
+def train(job: TrainingJob, monitor: Monitor) -> None:
+    """Trains, and writes the ControlNet to the run's `model/`.
+
+    Raises:
+        TrainingError: The configuration does not fit the pipeline, the data cannot be used, the
+            loss is no number, or the disk is full.
+    """
+    cfg = job.cfg
+    folder = find_pipeline(cfg)
+    check(cfg, folder)
+    accelerator = open_accelerator(cfg)
+    kind = load_kind(cfg, folder, (), accelerator.device)
+    task = ControlNetTask(kind, cfg, accelerator.device)
+    if not run_on_latents(job, monitor, accelerator, kind, task):
+        return
+    if accelerator.is_main_process:
+        dtype = choose_dtype(cfg["model_optim"]["dtype"], folder, kind.denoiser_name)
+        save_controlnet(task.controlnet.to(dtype), job.folder, monitor)
+    accelerator.wait_for_everyone()
+
+
+class _Trainee(torch.nn.Module):  # type: ignore[misc] # torch counts as Any here
+    """The ControlNet, and the frozen UNet behind it, in one call."""
+
+    def __init__(self, kind: Kind, controlnet: Any) -> None:
+        super().__init__()
+        self._kind = kind
+        self.controlnet = controlnet
+
+    def forward(self, noised: Noised, told: Conditions, hints: Any) -> Any:
+        """Returns the UNet's output; `hints` in [0, 1], shape (batch, 3, height, width)."""
+        down, mid = self.controlnet(
+            noised.noisy,
+            noised.timesteps,
+            controlnet_cond=hints,
+            return_dict=False,
+            **self._kind.unet_arguments(told, noised.places),
+        )
+        dtype = self._kind.denoiser.dtype
+        return self._kind.predict(
+            self._kind.denoiser,
+            noised.noisy,
+            noised.timesteps,
+            told,
+            noised.places,
+            down_block_additional_residuals=[one.to(dtype) for one in down],
+            mid_block_additional_residual=mid.to(dtype),
+        )
+
+
+class ControlNetTask:
+    """What is learned of a batch; see `TrainingTask`.
+
+    Args:
+        kind: Of the pipeline, on the CPU; its parts are moved to the device.
+        cfg: The configuration.
+        device: Where to train.
+
+    Attributes:
+        controlnet: What is trained; it begins with the weights of the UNet's first half.
+    """
+
+    def __init__(self, kind: Kind, cfg: dict[str, Any], device: Any) -> None:
+        training, optim = cfg["training"], cfg["model_optim"]
+        self._kind = kind
+        self._objective = kind.objective(training["min_snr_gamma"])
+        self.latent_shape = kind.latent_shape
+        self.controlnet = create_controlnet(kind.denoiser, kind.vae.config).float()
+        move_parts(kind, device)
+        self.controlnet.to(device)
+        self.controlnet.requires_grad_(True)
+        self.controlnet.train()
+        if optim["gradient_checkpointing"]:
+            enable_checkpointing(self.controlnet)
+            enable_checkpointing(kind.denoiser)
+        if optim["compile"]:
+            # In place: the names of the weights stay what they are.
+            self.controlnet.compile()
+            kind.denoiser.compile()
+        self._captioner = Captioner(kind, device, remember=True)
+        self.module = _Trainee(kind, self.controlnet)
+
+    def losses(self, module: Any, batch: Batch) -> Any:
+        """Returns the loss of each example; see `TrainingTask`."""
+        noised = add_noise(self._kind, self._objective, batch)
+        hints = batch["conditioning"].float() / 255
+        output = module(noised, self._captioner(noised.captions), hints)
+        return score(self._objective, output, noised, len(batch["captions"]), 0.0)
