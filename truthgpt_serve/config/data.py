@@ -45,21 +45,42 @@ class DataSection(Section):
     """Processes that read ahead for each training worker; 0 reads in the worker itself. More hides
     slow reading and takes memory."""
 
-    text_field: Text = "text"
-    """Column with the training text, or with a list of chat messages (`role`, `content`)."""
+    format: Literal[
+        "auto",
+        "text",
+        "messages",
+        "sharegpt",
+        "alpaca",
+        "prompt-completion",
+        "preference",
+        "unpaired-preference",
+        "prompt-only",
+        "pairs",
+        "labeled",
+    ] = "auto"
+    """How the examples of text data are written. `auto` recognizes it by the columns, and the plan
+    says as what; another one asks for its columns."""
+
+    text_field: Text | None = None
+    """Column with the training text, or with a list of chat messages. Null takes the usual name of
+    the format, such as `text` or `messages`."""
 
     prompt_field: Text | None = None
     """Column with the prompt, where it is apart from what is to be learned: `sft` then learns only
-    `completion_field`. A text, or a list of chat messages."""
+    `completion_field`. A text, or a list of chat messages. Null takes the usual names."""
 
     completion_field: Text | None = None
-    """Column with the text that follows the prompt."""
+    """Column with the text that follows the prompt. Null takes the usual names."""
 
-    chosen_field: Text = "chosen"
-    """Column with the better answer, for `dpo`."""
+    chosen_field: Text | None = None
+    """Column with the better answer of a pair. Null takes `chosen` and other usual names."""
 
-    rejected_field: Text = "rejected"
-    """Column with the worse answer, for `dpo`."""
+    rejected_field: Text | None = None
+    """Column with the worse answer of a pair. Null takes `rejected` and other usual names."""
+
+    label_field: Text | None = None
+    """Column with what is said of an example: whether an answer is good, a class, or a score.
+    Null takes `label` and other usual names."""
 
     pack: bool = False
     """Join texts to rows of exactly `max_seq_len` tokens, so that none are wasted on padding. Only
@@ -115,6 +136,9 @@ class DataSection(Section):
         if self.completion_field is not None and self.prompt_field is None:
             message = "is given without prompt_field"
             found.append(Refusal("completion_field", message, "name both", ("prompt_field",)))
+        if self.prompt_field is not None and self.format in ("text", "messages", "sharegpt"):
+            message = f"{self.format} contradicts prompt_field"
+            found.append(Refusal("format", message, "remove one of them", ("prompt_field",)))
         if self.pack and self.prompt_field is not None:
             message = "true contradicts prompt_field"
             found.append(Refusal("pack", message, "remove one of them", ("prompt_field",)))

@@ -57,6 +57,10 @@ class Schedule(Section):
     answer, `grpo` from answers that it samples itself and `reward` scores. Images know only
     `sft`."""
 
+    loss_on: Literal["assistant", "all"] = "assistant"
+    """What `sft` learns of a chat, or of a prompt with its completion: every turn of the
+    `assistant`, calls of functions included, or `all` of it. Plain texts are learned whole."""
+
     epochs: Count = 3
     """Passes over the training data. More fits it closer and takes proportionally longer."""
 

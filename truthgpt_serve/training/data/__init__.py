@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from truthgpt_serve.training.data.bad_rows import BadRows
+from truthgpt_serve.training.data.bad_rows import BadRow, BadRows
 from truthgpt_serve.training.data.fingerprint import data_fingerprint
 from truthgpt_serve.training.data.inventory import Inventory
 from truthgpt_serve.training.data.rows import Row
 from truthgpt_serve.training.data.sources import read_rows
 
-__all__ = ["BadRows", "Inventory", "Row", "data_fingerprint", "read_rows"]
+__all__ = ["BadRow", "BadRows", "Inventory", "Row", "data_fingerprint", "read_rows"]

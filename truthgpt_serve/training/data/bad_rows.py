@@ -11,6 +11,10 @@ MAX_MESSAGE = 1000
 """Characters of a problem that are shown: it may quote the row."""
 
 
+class BadRow(Exception):
+    """A row that cannot be used; its message is the problem."""
+
+
 class BadRows:
     """Takes reports of bad rows.
 

@@ -1,23 +1,25 @@
-"""From rows to what a text model learns: token ids with labels, pairs of answers, or prompts."""
+"""From samples to what a text model learns: token ids with labels."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from truthgpt_serve.training.data.rows import value_problem
+from truthgpt_serve.training.data import BadRow
+from truthgpt_serve.training.data.formats import Sample
+from truthgpt_serve.training.text.learned import TurnFinder
 from truthgpt_serve.training.text.messages import (
     ASSISTANT,
     TOOLS_FIELD,
-    BadRow,
     ChatMessage,
+    check_answer,
     check_messages,
-    check_prompt,
     check_text,
     check_tools,
     is_learned,
 )
-from truthgpt_serve.training.text.templates import ChatTemplate, spans
+from truthgpt_serve.training.text.templates import ChatTemplate
 
 IGNORED = -100
 """The label of a token that is read but not learned, in PyTorch's cross entropy."""
@@ -26,93 +28,132 @@ Labeled = tuple[list[int], list[int]]
 """Tokens, and the label of each."""
 
 
+class TooLong(BadRow):
+    """An example of which `data.max_seq_len` leaves nothing to learn."""
+
+
 class TokenExamples:
-    """Makes token ids and labels, for learning to continue texts.
+    """Makes token ids and labels, for learning to continue texts and to answer.
 
     Args:
-        data: The `data` section.
+        cfg: The configuration.
         tokenizer: The model's.
+
+    Attributes:
+        num_cut: Examples that were longer than `data.max_seq_len`.
     """
 
-    def __init__(self, data: Mapping[str, Any], tokenizer: Any) -> None:
-        self._data = data
+    def __init__(self, cfg: Mapping[str, Any], tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._max_len = data["max_seq_len"]
-        self._template = ChatTemplate(tokenizer)
+        data = cfg["data"]
+        # Packed texts go on in the next row instead.
+        self._max_len = sys.maxsize if data["pack"] else data["max_seq_len"]
+        self._learns_all = cfg["training"]["loss_on"] == "all"
+        self._template = ChatTemplate(tokenizer, for_turns=not self._learns_all)
+        self.turns = TurnFinder(self._template)
+        self.num_cut = 0
+        self._num_chats = 0
 
-    def __call__(self, values: Mapping[str, Any]) -> Example:
-        """Returns `input_ids` and `labels` of a row."""
-        if self._data["prompt_field"] is not None:
-            ids, labels = self._answered(values)
-        elif isinstance(values.get(self._data["text_field"]), list):
-            ids, labels = self._chat(values)
+    def __call__(self, sample: Sample) -> Example:
+        """Returns `input_ids` and `labels` of a sample.
+
+        Raises:
+            BadRow: It cannot be used.
+        """
+        if "messages" in sample.values:
+            ids, labels = self._chat(sample)
+        elif "prompt" in sample.values:
+            ids, labels = self._answered(sample)
         else:
-            ids, labels = self._text(values)
+            ids, labels = self._text(sample)
+        self.num_cut += len(ids) > self._max_len
         return {"input_ids": ids[: self._max_len], "labels": labels[: self._max_len]}
 
-    def _text(self, values: Mapping[str, Any]) -> Labeled:
-        field = self._data["text_field"]
-        ids = self._ids(check_text(values, field)) + self._end()
+    def lines(self) -> Iterator[str]:
+        """Yields the lines of the plan on what is learned of chats."""
+        if self._num_chats and not self._learns_all:
+            yield f"learns   the assistant's turns, {self.turns.describe()}"
+
+    def _text(self, sample: Sample) -> Labeled:
+        name = sample.name("text")
+        ids = self._ids(check_text(sample.values.get("text"), name)) + self._end()
         if len(ids) < 2:
-            raise BadRow(f"{field!r} has fewer than two tokens, so there is nothing to predict")
+            raise BadRow(f"{name!r} has fewer than two tokens, so there is nothing to predict")
         return ids, list(ids)
 
-    def _chat(self, values: Mapping[str, Any]) -> Labeled:
-        field = self._data["text_field"]
-        messages = check_messages(values, field)
-        ids, labels = self._render(messages, 0, check_tools(values), field)
+    def _chat(self, sample: Sample) -> Labeled:
+        name = sample.name("messages")
+        messages = check_messages(sample.values["messages"], name)
+        ids, labels = self._render(messages, check_tools(sample.values.get(TOOLS_FIELD)), name)
+        if all(label == IGNORED for label in labels[1:]):
+            if not self._learns_all and not any(m["role"] == ASSISTANT for m in messages):
+                fix = "training.loss_on: all would learn the others'"
+                raise BadRow(f"{name!r} has no message of the assistant to learn ({fix})")
+            raise BadRow(f"{name!r} has nothing to learn: each message there has weight 0")
         if all(label == IGNORED for label in labels[1 : self._max_len]):
-            raise BadRow(
-                f"{field!r} has nothing to learn in its first {self._max_len} tokens "
-                "(data.max_seq_len): each message there has weight 0"
-            )
+            limit = f"its first {self._max_len} tokens (data.max_seq_len)"
+            raise TooLong(f"{name!r} has nothing to learn in {limit}")
         return ids, labels
 
-    def _answered(self, values: Mapping[str, Any]) -> Labeled:
-        prompt_field = self._data["prompt_field"]
-        answer_field = self._data["completion_field"] or "completion"
-        if isinstance(values.get(prompt_field), list):
-            prompt = check_messages(values, prompt_field)
-            answer = check_answer(values, answer_field)
-            ids, labels = self._render(
-                [*prompt, *answer], len(prompt), check_tools(values), prompt_field
-            )
+    def _answered(self, sample: Sample) -> Labeled:
+        values, (name, answer_name) = sample.values, map(sample.name, ("prompt", "completion"))
+        if isinstance(values["prompt"], list):
+            prompt = check_messages(values["prompt"], name)
+            answer = check_answer(values["completion"], answer_name)
+            tools = check_tools(values.get(TOOLS_FIELD))
+            ids, labels = self._render([*prompt, *answer], tools, name, num_prompt=len(prompt))
         else:
-            text, answer_text = check_text(values, prompt_field), check_text(values, answer_field)
+            text = check_text(values["prompt"], name)
+            answer_text = check_text(values["completion"], answer_name)
             first = self._ids(text)
             second = self._ids(answer_text, special=False) + self._end()
-            ids, labels = first + second, [IGNORED] * len(first) + second
+            learned = first if self._learns_all else [IGNORED] * len(first)
+            ids, labels = first + second, learned + second
         num_read = next((n for n, label in enumerate(labels) if label != IGNORED), len(labels))
         if num_read >= self._max_len or num_read == len(labels):
-            raise BadRow(
+            raise TooLong(
                 f"the prompt has {num_read} tokens, which leaves none of the "
                 f"{self._max_len} of data.max_seq_len for the answer"
             )
         return ids, labels
 
     def _render(
-        self, messages: list[ChatMessage], num_prompt: int, tools: list[Any] | None, field: str
+        self,
+        messages: list[ChatMessage],
+        tools: list[Any] | None,
+        name: str,
+        *,
+        num_prompt: int = 0,
     ) -> Labeled:
-        """Returns the tokens of a chat, of which the first messages are the prompt."""
-        bare = self._template.prepare(messages, tools, field)
+        """Returns the tokens of a chat; of its first messages, the prompt, none is learned."""
+        self._num_chats += 1
+        bare = self._template.prepare(messages, tools, name)
+        is_read = [n < num_prompt or not is_learned(m) for n, m in enumerate(messages)]
+        if self._learns_all:
+            return self._all_but(
+                bare, tools, [n for n, m in enumerate(messages) if not is_learned(m)]
+            )
+        if not any(is_read[n] for n, m in enumerate(messages) if m["role"] == ASSISTANT):
+            ids, spans = self.turns.tokens(bare, tools)
+        else:
+            ids, turns = self.turns.of_messages(bare, tools)
+            spans = [span for index, span in turns.items() if not is_read[index]]
+        labels = [IGNORED] * len(ids)
+        for start, end in spans:
+            labels[start:end] = ids[start:end]
+        return ids, labels
 
-        def ids(some: Sequence[ChatMessage], **more: Any) -> list[int]:
-            return self._template.ids(some, tools, **more)
-
-        whole = ids(bare)
-        labels = list(whole)
-        if num_prompt:
-            prompt = ids(bare[:num_prompt], add_generation_prompt=True)
-            if whole[: len(prompt)] != prompt:
-                raise BadRow("the chat template gives the prompt other tokens once it is answered")
-            labels[: len(prompt)] = [IGNORED] * len(prompt)
-
-        def is_only_read(index: int) -> bool:
-            return index >= num_prompt and not is_learned(messages[index])
-
-        for start, end in spans(bare, is_only_read, ids, whole):
+    def _all_but(
+        self, bare: Sequence[ChatMessage], tools: list[Any] | None, unlearned: Sequence[int]
+    ) -> Labeled:
+        if not unlearned:
+            ids = self._template.ids(bare, tools)
+            return ids, list(ids)
+        ids, turns = self.turns.of_messages(bare, tools)
+        labels = list(ids)
+        for start, end in (turns[index] for index in unlearned):
             labels[start:end] = [IGNORED] * (end - start)
-        return whole, labels
+        return ids, labels
 
     def _ids(self, text: str, *, special: bool = True) -> list[int]:
         ids: list[int] = self._tokenizer(
@@ -124,86 +165,6 @@ class TokenExamples:
     def _end(self) -> list[int]:
         end = self._tokenizer.eos_token_id
         return [] if end is None else [end]
-
-
-class PairExamples:
-    """Makes prompts with a chosen and a rejected answer, for `dpo`."""
-
-    def __init__(self, data: Mapping[str, Any], tokenizer: Any) -> None:
-        self._data = data
-        self._tokenizer = tokenizer
-        self._template = ChatTemplate(tokenizer)
-
-    def __call__(self, values: Mapping[str, Any]) -> Example:
-        """Returns `prompt`, `chosen`, `rejected` (texts or messages) and `tools` of a row."""
-        data = self._data
-        field = data["prompt_field"] or "prompt"
-        prompt = check_prompt(values, field)
-        answers = {"chosen": data["chosen_field"], "rejected": data["rejected_field"]}
-        if isinstance(prompt, list):
-            example = self._chats(values, prompt, answers)
-            length = len(
-                self._template.ids(example["prompt"], example["tools"], add_generation_prompt=True)
-            )
-        else:
-            texts = {name: check_text(values, answer) for name, answer in answers.items()}
-            example = {"prompt": prompt, **texts, "tools": None}
-            length = len(self._tokenizer(prompt, verbose=False)["input_ids"])
-        if example["chosen"] == example["rejected"]:
-            raise BadRow("the chosen and the rejected answer are the same")
-        if length >= data["max_seq_len"]:
-            raise BadRow(
-                f"the prompt has {length} tokens, which leaves none of the "
-                f"{data['max_seq_len']} of data.max_seq_len for the answers"
-            )
-        return example
-
-    def _chats(
-        self, values: Mapping[str, Any], prompt: list[ChatMessage], answers: Mapping[str, str]
-    ) -> Example:
-        tools = check_tools(values)
-        example: Example = {"tools": tools}
-        for name, field in answers.items():
-            answer = check_answer(values, field)
-            if not all(is_learned(message) for message in answer):
-                raise BadRow(f"{field!r} has weight 0, but both answers are learned (remove it)")
-            chat = self._template.prepare([*prompt, *answer], tools, "prompt")
-            example["prompt"], example[name] = chat[: len(prompt)], chat[len(prompt) :]
-        return example
-
-
-class PromptExamples:
-    """Makes prompts with the row's other columns, which the reward function gets, for `grpo`."""
-
-    def __init__(self, data: Mapping[str, Any], tokenizer: Any) -> None:
-        self._field = data["prompt_field"] or "prompt"
-        self._template = ChatTemplate(tokenizer)
-
-    def __call__(self, values: Mapping[str, Any]) -> Example:
-        """Returns `prompt` (text or messages) and all other columns of a row."""
-        prompt = check_prompt(values, self._field)
-        others = {name: value for name, value in values.items() if name != self._field}
-        if "prompt" in others:
-            raise BadRow(f"has a column 'prompt' beside {self._field!r} (rename one)")
-        if problem := value_problem(others):
-            raise BadRow(problem)
-        if isinstance(prompt, list):
-            tools = check_tools(values)
-            prompt = self._template.prepare(prompt, tools, self._field)
-            if tools is not None:
-                others[TOOLS_FIELD] = tools
-        return {"prompt": prompt, **others}
-
-
-def check_answer(values: Mapping[str, Any], field: str) -> list[ChatMessage]:
-    """Returns an answer to a chat, a text or messages, as messages.
-
-    Raises:
-        BadRow: It is neither.
-    """
-    if isinstance(values.get(field), list):
-        return check_messages(values, field)
-    return [{"role": ASSISTANT, "content": check_text(values, field)}]
 
 
 class Packer:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from truthgpt_serve.training.data import BadRow
 from truthgpt_serve.training.data.rows import describe, text_of, value_problem
 
 ChatMessage = dict[str, Any]
@@ -15,35 +16,29 @@ ASSISTANT = "assistant"
 _DEPRECATED = ("function_call",)
 
 
-class BadRow(Exception):
-    """A row that cannot be used; its message is the problem."""
-
-
-def check_text(values: Mapping[str, Any], field: str) -> str:
-    """Returns the text of a column.
+def check_text(value: Any, name: str) -> str:
+    """Returns a text.
 
     Raises:
-        BadRow: It has none.
+        BadRow: It is none.
     """
-    text, problem = text_of(values, field)
+    text, problem = text_of({name: value}, name)
     if problem:
         raise BadRow(problem)
     return text
 
 
-def check_prompt(values: Mapping[str, Any], field: str) -> str | list[ChatMessage]:
-    """Returns the text or the chat messages of a column.
+def check_text_or_chat(value: Any, name: str) -> str | list[ChatMessage]:
+    """Returns a text or chat messages.
 
     Raises:
-        BadRow: It has neither.
+        BadRow: It is neither.
     """
-    if isinstance(values.get(field), list):
-        return check_messages(values, field)
-    return check_text(values, field)
+    return check_messages(value, name) if isinstance(value, list) else check_text(value, name)
 
 
-def check_messages(values: Mapping[str, Any], field: str) -> list[ChatMessage]:
-    """Returns the chat messages of a column.
+def check_messages(messages: Any, name: str) -> list[ChatMessage]:
+    """Returns chat messages.
 
     A `content` that is null beside `tool_calls` becomes an empty text, and `arguments` that are
     JSON text an object, as the serving engine hands them to the template.
@@ -51,14 +46,13 @@ def check_messages(values: Mapping[str, Any], field: str) -> list[ChatMessage]:
     Raises:
         BadRow: They are none, or one of them is not such a message.
     """
-    messages = values[field]
+    if not isinstance(messages, list):
+        raise BadRow(f"{name!r} must be a list of messages, found {describe(messages)}")
     if not messages:
-        raise BadRow(f"{field!r} is empty")
-    if problem := value_problem({field: messages}):
+        raise BadRow(f"{name!r} is empty")
+    if problem := value_problem({name: messages}):
         raise BadRow(problem)
-    return [
-        _check_message(message, f"{field!r}[{index}]") for index, message in enumerate(messages)
-    ]
+    return [_check_message(message, f"{name!r}[{index}]") for index, message in enumerate(messages)]
 
 
 def _check_message(message: Any, place: str) -> ChatMessage:
@@ -142,13 +136,27 @@ def _check_function(function: Mapping[str, Any], place: str) -> ChatMessage:
     return {**function, "name": name, "arguments": arguments}
 
 
-def check_tools(values: Mapping[str, Any]) -> list[Any] | None:
-    """Returns the descriptions of functions in the column `tools`, or None.
+def check_answer(value: Any, name: str) -> list[ChatMessage]:
+    """Returns an answer to a chat, a text or messages, as messages.
 
     Raises:
-        BadRow: It is not a list of objects, nor one as JSON text.
+        BadRow: It is neither, or does not begin with the assistant.
     """
-    tools = values.get(TOOLS_FIELD)
+    if not isinstance(value, list):
+        return [{"role": ASSISTANT, "content": check_text(value, name)}]
+    messages = check_messages(value, name)
+    if messages[0]["role"] != ASSISTANT:
+        role = messages[0]["role"]
+        raise BadRow(f"{name!r} must begin with a message of the assistant, found role {role!r}")
+    return messages
+
+
+def check_tools(tools: Any) -> list[Any] | None:
+    """Returns the descriptions of functions that a chat may call, or None.
+
+    Raises:
+        BadRow: They are not a list of objects, nor one as JSON text.
+    """
     if isinstance(tools, str) and tools.strip():
         try:
             tools = json.loads(tools)
@@ -157,7 +165,8 @@ def check_tools(values: Mapping[str, Any]) -> list[Any] | None:
     if not tools:
         return None
     if not isinstance(tools, list):
-        raise BadRow(f"'{TOOLS_FIELD}' must be a list, found {describe(tools)}")
+        found = repr(tools[:40]) if isinstance(tools, str) else describe(tools)
+        raise BadRow(f"'{TOOLS_FIELD}' must be a list, found {found}")
     if problem := value_problem({TOOLS_FIELD: tools}):
         raise BadRow(problem)
     for index, tool in enumerate(tools):

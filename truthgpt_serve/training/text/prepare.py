@@ -7,37 +7,37 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from truthgpt_serve.config.training.methods import method_of, rows_per_example
-from truthgpt_serve.training.data import BadRows, Inventory, Row, data_fingerprint, read_rows
-from truthgpt_serve.training.data.rows import without_nulls
+from truthgpt_serve.training.data import (
+    BadRow,
+    BadRows,
+    Inventory,
+    Row,
+    data_fingerprint,
+    read_rows,
+)
 from truthgpt_serve.training.data.splits import Split
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.job import TrainingJob
 from truthgpt_serve.training.memory.optimizers import state_bytes
 from truthgpt_serve.training.plan import Facts
 from truthgpt_serve.training.run_folder import DATA, read_json, write_json
-from truthgpt_serve.training.text.examples import (
-    Example,
-    Packer,
-    PairExamples,
-    PromptExamples,
-    TokenExamples,
-)
-from truthgpt_serve.training.text.messages import TOOLS_FIELD, BadRow
+from truthgpt_serve.training.text.examples import Example
+from truthgpt_serve.training.text.makers import ExampleMaker
 from truthgpt_serve.training.text.models import load_tokenizer, measure_model
+from truthgpt_serve.training.text.samples import SampleReader
+from truthgpt_serve.training.text.shown import example_lines
 from truthgpt_serve.training.text.tables import TOKENS, TableWriter, read_table
 
 TRAIN = "train.arrow"
 EVAL = "eval.arrow"
 COUNTS = "counts.json"
-_CHAT_FIELDS = ("text", "prompt", "completion", "chosen", "rejected")
-FORMAT = 2
+FORMAT = 3
 """Of what is prepared; another number makes it again."""
 
 
@@ -90,7 +90,8 @@ def eval_table(job: TrainingJob) -> Any | None:
 def _key(cfg: Mapping[str, Any]) -> str:
     data = {name: value for name, value in cfg["data"].items() if name != "num_loader_workers"}
     fingerprint = data_fingerprint(data["dataset"], data["eval_dataset"], subset=data["subset"])
-    what = [FORMAT, data, cfg["training"]["method"], cfg["model"], cfg["seed"], fingerprint]
+    training = {name: cfg["training"][name] for name in ("method", "loss_on")}
+    what = [FORMAT, data, training, cfg["model"], cfg["seed"], fingerprint]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
@@ -106,7 +107,9 @@ def _write_tables(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         evaluated = train
         if data["eval_dataset"] is not None or data["eval_share"]:
             evaluated = stack.enter_context(TableWriter(folder / EVAL, schema))
-        to_train, to_eval = _maker(cfg, tokenizer), _maker(cfg, tokenizer)
+        readers = SampleReader(cfg, tokenizer), SampleReader(cfg, tokenizer)
+        to_train = ExampleMaker(cfg, tokenizer, readers[0])
+        to_eval = ExampleMaker(cfg, tokenizer, readers[data["eval_dataset"] is not None])
         read, read_eval = Inventory(), Inventory()
         for index, row in enumerate(_read(data, "train", bad_rows, read)):
             if _is_held_out(cfg["seed"], index, data["eval_share"]):
@@ -125,8 +128,25 @@ def _write_tables(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "longest": tally.longest,
         "num_bad_rows": bad_rows.count,
         "bad_rows": bad_rows.shown,
-        "sources": [*read.lines(), *(f"evaluation: {line}" for line in read_eval.lines())],
+        "sources": [
+            *read.lines(),
+            *readers[0].lines(),
+            *(f"evaluation: {line}" for line in (*read_eval.lines(), *readers[1].lines())),
+            *to_train.lines(),
+            *_cut_lines(data, [to_train, to_eval], tally.num_cut),
+            *example_lines(tally.first or {}, tokenizer),
+        ],
     }
+
+
+def _cut_lines(
+    data: Mapping[str, Any], makers: Sequence[ExampleMaker], num_cut: int
+) -> Iterator[str]:
+    num_cut += sum(maker.num_cut for maker in makers)
+    num_dropped = sum(maker.num_dropped for maker in makers)
+    if num_cut or num_dropped:
+        limit = f"data.max_seq_len {data['max_seq_len']:,}"
+        yield f"cut      {num_cut:,} examples at {limit}; {num_dropped:,} dropped: nothing to learn"
 
 
 def _nothing(data: Mapping[str, Any], what: str, bad_rows: BadRows) -> str:
@@ -142,22 +162,15 @@ def _nothing(data: Mapping[str, Any], what: str, bad_rows: BadRows) -> str:
 def _read(
     data: Mapping[str, Any], split: Split, bad_rows: BadRows, inventory: Inventory
 ) -> Iterator[Row]:
-    rows = read_rows(
+    return read_rows(
         data["dataset" if split == "train" else "eval_dataset"],
         bad_rows,
         subset=data["subset"],
-        text_field=data["prompt_field"] or data["text_field"],
+        text_field=data["prompt_field"] or data["text_field"] or "text",
         split=split,
         content="text",
         inventory=inventory,
     )
-    # A template may take a key that is null for one that is given.
-    names = {"prompt", TOOLS_FIELD, *(data[f"{name}_field"] for name in _CHAT_FIELDS)}
-    for row in rows:
-        if row.fills_nulls:
-            cleaned = {k: without_nulls(v) if k in names else v for k, v in row.values.items()}
-            row = replace(row, values=cleaned)
-        yield row
 
 
 def _is_held_out(seed: int, index: int, share: float) -> bool:
@@ -168,30 +181,9 @@ def _is_held_out(seed: int, index: int, share: float) -> bool:
     return int.from_bytes(digest) < share * 2**64
 
 
-Maker = Callable[[Mapping[str, Any]], Iterator[Example]]
-_EXAMPLES: dict[str, Callable[[Mapping[str, Any], Any], Callable[..., Example]]] = {
-    "tokens": TokenExamples,
-    "pairs": PairExamples,
-    "prompts": PromptExamples,
-}
-"""What makes an example of a row, by `Method.rows`."""
-
-
-def _maker(cfg: Mapping[str, Any], tokenizer: Any) -> Maker:
-    """Returns what makes the examples of one table from the columns of a row."""
-    data, method = cfg["data"], method_of(cfg)
-    make = _EXAMPLES[method.rows](data, tokenizer)
-    if data["pack"] and method.packs:
-        pack = Packer(data["max_seq_len"])
-        return lambda values: pack(make(values))
-    return lambda values: iter([make(values)])
-
-
-def _add(row: Row, make: Maker, add: Callable[[Example], None], bad_rows: BadRows) -> None:
+def _add(row: Row, make: ExampleMaker, add: Callable[[Example], None], bad_rows: BadRows) -> None:
     try:
-        if row.problem:
-            raise BadRow(row.problem)
-        for example in make(row.values):
+        for example in make(row):
             add(example)
     except BadRow as error:
         bad_rows.report(row.place, str(error))
@@ -211,9 +203,12 @@ class _Tally:
         self._more = training["max_new_tokens"]
         self.num_tokens = 0
         self.longest = 0
+        self.num_cut = 0
+        self.first: Example | None = None
 
     def __call__(self, example: Example) -> Example:
         """Counts an example, and returns it."""
+        self.first = self.first or example
         for length in self._lengths(example):
             self.num_tokens += length
             self.longest = max(self.longest, length)
@@ -226,6 +221,7 @@ class _Tally:
         if self._answers:
             return [prompt + self._more] * self._answers
         answers = [self._length(example[name]) for name in ("chosen", "rejected")]
+        self.num_cut += any(prompt + answer > self._max_len for answer in answers)
         return [min(prompt + answer, self._max_len) for answer in answers]
 
     def _length(self, value: Any) -> int:

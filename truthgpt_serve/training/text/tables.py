@@ -14,8 +14,8 @@ from typing import Any
 import datasets
 import pyarrow as arrow
 
+from truthgpt_serve.training.data import BadRow
 from truthgpt_serve.training.errors import TrainingError
-from truthgpt_serve.training.text.messages import BadRow
 
 BATCH_ROWS = 1000
 JSON = datasets.Json()

@@ -1,33 +1,46 @@
-"""Renders chats by a tokenizer's template, and refuses those of which it would leave something out.
-
-A template takes what it knows and drops the rest without a word: calls of functions, descriptions
-of them, roles that its model was not trained with.
-"""
+"""Renders chats by a tokenizer's template, and refuses those of which it leaves something out."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from truthgpt_serve.training.text.messages import BadRow, ChatMessage
+from truthgpt_serve.training.data import BadRow
+from truthgpt_serve.training.text.messages import ChatMessage
+from truthgpt_serve.training.text.template_check import CHANGES, Change, Marks, form_of
 
 MAX_FORMS = 10_000
 """Shapes of chats of which it is remembered that the template shows all of them."""
-_PRINTED_PARTS = ("'type': 'text'", '"type": "text"')
-"""What a template shows of contents in parts that prints them as Python or JSON does."""
-Change = Callable[[list[ChatMessage]], list[ChatMessage]]
-_MARK = "zq{}qz"
-"""Stands for a text while it is looked for; letters that no template changes."""
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+"""The mark that transformers looks for."""
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer."""
+    """The chat template of a tokenizer.
 
-    def __init__(self, tokenizer: Any) -> None:
+    Args:
+        tokenizer: The model's.
+        for_turns: Whether the assistant's turns are asked for: of a known template without marks
+            trl's variant with marks is then taken, as trl does for `assistant_only_loss`.
+
+    Attributes:
+        has_marks: Whether the template marks what the assistant says.
+        is_variant: Whether it is trl's variant.
+    """
+
+    def __init__(self, tokenizer: Any, *, for_turns: bool = False) -> None:
         self._tokenizer = tokenizer
+        own = _template_of(tokenizer)
+        marked = bool(_GENERATION.search(own))
+        variant = _variant(tokenizer) if for_turns and own and not marked else None
+        self._more = {} if variant is None else {"chat_template": variant}
+        self.is_variant = variant is not None
+        self.has_marks = tokenizer.is_fast and (marked or self.is_variant)
         self._changes: dict[Any, Change] = {}
 
     def prepare(
@@ -42,7 +55,7 @@ class ChatTemplate:
             BadRow: The template would leave a part of them out, or refuses them.
         """
         bare = [{k: v for k, v in one.items() if k != "weight"} for one in messages]
-        form = (bool(tools), *(_form(message) for message in bare))
+        form = (bool(tools), *(form_of(message) for message in bare))
         if form not in self._changes:
             change = self._choose(bare, tools, field)
             if len(self._changes) >= MAX_FORMS:
@@ -53,7 +66,7 @@ class ChatTemplate:
     def _choose(self, bare: list[ChatMessage], tools: list[Any] | None, field: str) -> Change:
         """Returns the first change of messages that makes the template show all of them."""
         problems = []
-        for change in (_unchanged, _joined, _with_text_arguments):
+        for change in CHANGES:
             try:
                 missing = self._missing(change(bare), tools, field)
             except BadRow as error:
@@ -80,6 +93,41 @@ class ChatTemplate:
         found: list[int] = self._apply(messages, tools, tokenize=True, return_dict=False, **more)
         return found
 
+    def marked_ids(
+        self, messages: Sequence[ChatMessage], tools: list[Any] | None
+    ) -> tuple[list[int], list[int]]:
+        """Returns the tokens of prepared messages, and 1 for each that the template marks.
+
+        Raises:
+            BadRow: The template refuses them.
+        """
+        found = self._apply(
+            messages, tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        return found["input_ids"], found["assistant_masks"]
+
+    def tokens_of(
+        self, text: str, spans: Sequence[tuple[int, int]]
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Returns the tokens of a rendered text, and those that make up each span of characters."""
+        encode = partial(self._tokenizer, add_special_tokens=False, verbose=False)
+        if not self._tokenizer.is_fast:
+            ids: list[int] = encode(text)["input_ids"]
+            ends = [[len(encode(text[:place])["input_ids"]) for place in span] for span in spans]
+            return ids, [(start, end) for start, end in ends]
+        found = encode(text, return_offsets_mapping=True)
+        firsts = [first for first, _ in found["offset_mapping"]]
+        lasts = [last for _, last in found["offset_mapping"]]
+        # A token that a span shares with what is before it belongs to the span.
+        return found["input_ids"], [
+            (bisect_right(lasts, start), bisect_left(firsts, end)) for start, end in spans
+        ]
+
+    def end_of_turn(self, text: str, end: int) -> int:
+        """Returns the end of a turn with the end token that may follow it."""
+        token = self._tokenizer.eos_token
+        return end + len(token) if token and text.startswith(token, end) else end
+
     def text(self, messages: Sequence[ChatMessage], tools: list[Any] | None, **more: Any) -> str:
         """Returns the text of prepared messages.
 
@@ -90,12 +138,14 @@ class ChatTemplate:
 
     def _apply(self, messages: Sequence[ChatMessage], tools: list[Any] | None, **more: Any) -> Any:
         try:
-            return self._tokenizer.apply_chat_template(list(messages), tools=tools, **more)
+            return self._tokenizer.apply_chat_template(
+                list(messages), tools=tools, **self._more, **more
+            )
         except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise BadRow(f"the chat template refuses it: {error}") from error
 
     def _missing(self, messages: list[ChatMessage], tools: list[Any] | None, field: str) -> str:
-        marks = _Marks()
+        marks = Marks()
         try:
             text = self.text(marks.messages(messages), marks.tools(tools))
         except BadRow:
@@ -107,128 +157,19 @@ class ChatTemplate:
         return found if found.startswith("the column") else f"{field!r}{found}"
 
 
-class _Marks:
-    """Puts a mark in place of each text that must be shown, and looks for them afterwards."""
+def _template_of(tokenizer: Any) -> str:
+    template = getattr(tokenizer, "chat_template", None) or ""
+    if isinstance(template, dict):
+        template = template.get("default") or next(iter(template.values()), "")
+    return str(template)
 
-    def __init__(self) -> None:
-        self._places: list[str] = []
-        self._parts_at: str | None = None
 
-    def _mark(self, place: str) -> str:
-        self._places.append(place)
-        return _MARK.format(len(self._places))
+def _variant(tokenizer: Any) -> str | None:
+    """Returns trl's variant of a known template, with marks, or None."""
+    from trl import get_training_chat_template
 
-    def missing(self, text: str) -> str | None:
-        """Returns the first place whose mark is not in the text, or is printed within its list."""
-        if any(printed in text for printed in _PRINTED_PARTS):
-            return self._parts_at
-        for number, place in enumerate(self._places, 1):
-            if _MARK.format(number) not in text:
-                return place
+    try:
+        found: str | None = get_training_chat_template(tokenizer)
+    except (TemplateError, ValueError, TypeError, KeyError, AttributeError):  # it knows none
         return None
-
-    def messages(self, messages: Sequence[ChatMessage]) -> list[ChatMessage]:
-        """Returns the messages with marks for contents, functions' names and arguments."""
-        return [self._message(message, f"[{n}]") for n, message in enumerate(messages)]
-
-    def _message(self, message: ChatMessage, at: str) -> ChatMessage:
-        found = dict(message)
-        content = message["content"]
-        about = f"{at}.content (role {message['role']!r})"
-        if isinstance(content, list):
-            self._parts_at = about
-            found["content"] = [{**part, "text": self._mark(about)} for part in content]
-        elif content.strip():
-            found["content"] = self._mark(about)
-        if "tool_calls" in message:
-            found["tool_calls"] = [
-                self._call(call, f"{at}.tool_calls[{n}]")
-                for n, call in enumerate(message["tool_calls"])
-            ]
-        return found
-
-    def _call(self, call: ChatMessage, at: str) -> ChatMessage:
-        function = call.get("function", call)
-        marked = {**function, "name": self._mark(at), "arguments": {"x": self._mark(at)}}
-        if isinstance(function["arguments"], str):
-            marked["arguments"] = json.dumps(marked["arguments"])
-        return {**call, "function": marked} if "function" in call else marked
-
-    def tools(self, tools: list[Any] | None) -> list[Any] | None:
-        """Returns the descriptions of functions with marks for their names."""
-        if tools is None:
-            return None
-        place = "the column 'tools'"
-        return [
-            {**tool, "function": {**tool["function"], "name": self._mark(place)}}
-            if "function" in tool
-            else {**tool, "name": self._mark(place)}
-            for tool in tools
-        ]
-
-
-def _form(message: ChatMessage) -> Any:
-    """Returns what of a message decides whether a template shows all of it."""
-    content = message["content"]
-    parts: Any = bool(content.strip()) if isinstance(content, str) else len(content)
-    calls = tuple("function" in call for call in message.get("tool_calls", ()))
-    return message["role"], isinstance(content, list), parts, calls, frozenset(message)
-
-
-def _unchanged(messages: list[ChatMessage]) -> list[ChatMessage]:
-    return messages
-
-
-def _joined(messages: list[ChatMessage]) -> list[ChatMessage]:
-    return [
-        {**message, "content": "\n".join(part["text"] for part in message["content"])}
-        if isinstance(message["content"], list)
-        else message
-        for message in messages
-    ]
-
-
-def _with_text_arguments(messages: list[ChatMessage]) -> list[ChatMessage]:
-    return [
-        {**message, "tool_calls": [_with_text(call) for call in message["tool_calls"]]}
-        if "tool_calls" in message
-        else message
-        for message in _joined(messages)
-    ]
-
-
-def _with_text(call: ChatMessage) -> ChatMessage:
-    function = call.get("function", call)
-    text = json.dumps(function["arguments"], ensure_ascii=False)
-    changed = {**function, "arguments": text}
-    return {**call, "function": changed} if "function" in call else changed
-
-
-def spans(
-    messages: Sequence[ChatMessage],
-    wanted: Callable[[int], bool],
-    ids: Callable[..., list[int]],
-    whole: Sequence[int],
-) -> Iterator[tuple[int, int]]:
-    """Yields first token and end of each wanted message of an assistant.
-
-    Args:
-        messages: The whole chat, prepared.
-        wanted: Whether the message of an index is asked for.
-        ids: Tokens of the first messages; takes `add_generation_prompt`.
-        whole: Tokens of all messages.
-
-    Raises:
-        BadRow: The template shows first messages otherwise once others follow.
-    """
-    for index in range(len(messages)):
-        if not wanted(index):
-            continue
-        before = ids(messages[:index], add_generation_prompt=True) if index else []
-        after = ids(messages[: index + 1])
-        if list(whole[: len(before)]) != before or list(whole[: len(after)]) != after:
-            raise BadRow(
-                f"the chat template shows the messages up to [{index}] otherwise once others "
-                "follow, so that no part of them can be left unlearned (remove weight: 0)"
-            )
-        yield len(before), len(after)
+    return found

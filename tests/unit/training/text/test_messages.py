@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from trl.data_utils import apply_chat_template
 
 from deployments.vllm.tiny_model import make_tiny_llama
 from tests.support.training_runs import job_of, run, sections_of, write_rows
+from truthgpt_serve.training.data import BadRow, Row
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.events import read_events
-from truthgpt_serve.training.text.examples import PairExamples, PromptExamples, TokenExamples
-from truthgpt_serve.training.text.messages import BadRow
+from truthgpt_serve.training.text.makers import ExampleMaker
 from truthgpt_serve.training.text.prepare import prepare, train_table
+from truthgpt_serve.training.text.samples import SampleReader
 
 TOOLS = [
     {
@@ -60,15 +62,19 @@ def tokenizer(model: Path) -> Any:
     return AutoTokenizer.from_pretrained(model)
 
 
-def data_of(**given: Any) -> dict[str, Any]:
-    fields = {"text_field": "text", "prompt_field": None, "completion_field": None}
-    return {
-        **fields,
-        "chosen_field": "chosen",
-        "rejected_field": "rejected",
-        "max_seq_len": 4096,
-        **given,
-    }
+def maker(
+    tokenizer: Any, method: str = "sft", loss_on: str = "assistant", **data: Any
+) -> Callable[[Any], Any]:
+    """Returns what makes the one example of a row."""
+    section = {"max_seq_len": 4096, "pack": False, **data}
+    cfg = {"data": section, "training": {"method": method, "loss_on": loss_on}}
+    make = ExampleMaker(cfg, tokenizer, SampleReader(cfg, tokenizer))
+
+    def one(values: Any) -> Any:
+        (example,) = make(Row(values, "here"))
+        return example
+
+    return one
 
 
 def rendered(tokenizer: Any, messages: list[Any], **more: Any) -> list[int]:
@@ -92,7 +98,7 @@ def test_calls_and_tools_are_learned_as_the_template_renders_them(
 ) -> None:
     messages = chat(content, arguments)
     for tools in (None, TOOLS, json.dumps(TOOLS)):
-        example = TokenExamples(data_of(), tokenizer)({"text": messages, "tools": tools})
+        example = maker(tokenizer, loss_on="all")({"text": messages, "tools": tools})
         given = TOOLS if tools else None
         assert example["input_ids"] == rendered(tokenizer, messages, tools=given)
         assert example["labels"] == example["input_ids"]
@@ -106,7 +112,7 @@ def test_a_chat_without_content_and_calls_is_refused(tokenizer: Any) -> None:
     messages = chat()
     del messages[1]["tool_calls"]
     with pytest.raises(BadRow, match=r"'text'\[1\].content must be text, found nothing"):
-        TokenExamples(data_of(), tokenizer)({"text": messages})
+        maker(tokenizer)({"text": messages})
 
 
 BAD = [
@@ -136,13 +142,13 @@ def test_calls_that_are_none_are_bad_rows(change: Any, problem: str, tokenizer: 
     messages = chat()
     change(messages)
     with pytest.raises(BadRow, match=problem):
-        TokenExamples(data_of(), tokenizer)({"text": messages})
+        maker(tokenizer)({"text": messages})
 
 
 @pytest.mark.parametrize("tools", [7, "{", "7", [1], [{"type": "function"}], {"a": 1}])
 def test_tools_that_are_none_are_bad_rows(tools: Any, tokenizer: Any) -> None:
     with pytest.raises(BadRow, match="'tools'"):
-        TokenExamples(data_of(), tokenizer)({"text": chat(), "tools": tools})
+        maker(tokenizer)({"text": chat(), "tools": tools})
 
 
 STORY = (
@@ -172,7 +178,7 @@ def test_what_the_template_leaves_out_is_refused_by_name(
     template: str, row: Any, missing: str, tokenizer: Any
 ) -> None:
     tokenizer.chat_template = template
-    make = TokenExamples(data_of(), tokenizer)
+    make = maker(tokenizer, loss_on="all")
     for _ in range(2):  # remembered, too
         with pytest.raises(BadRow, match=f"leaves out .*{missing}"):
             make(row)
@@ -182,14 +188,14 @@ def test_what_the_template_leaves_out_is_refused_by_name(
 def test_parts_are_rendered_or_joined_and_never_lost(tokenizer: Any) -> None:
     parts = [{"type": "text", "text": "One."}, {"type": "text", "text": "Two."}]
     row = {"text": [{"role": "user", "content": parts}]}
-    ids = TokenExamples(data_of(), tokenizer)(row)["input_ids"]
+    ids = maker(tokenizer, loss_on="all")(row)["input_ids"]
     joined = [{"role": "user", "content": "One.\nTwo."}]
     assert ids == rendered(tokenizer, joined)
     tokenizer.chat_template = (
         "{% for m in messages %}{% for part in m.content %}<{{ part.text }}>{% endfor %}"
         "{% endfor %}"
     )
-    ids = TokenExamples(data_of(), tokenizer)(row)["input_ids"]
+    ids = maker(tokenizer, loss_on="all")(row)["input_ids"]
     assert tokenizer.decode(ids) == "<One.><Two.>"
 
 
@@ -198,13 +204,13 @@ def test_arguments_are_text_where_the_template_takes_no_object(tokenizer: Any) -
         "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}"
         "{{ c.function.name + c.function.arguments }}{% endfor %}{% endfor %}"
     )
-    ids = TokenExamples(data_of(), tokenizer)({"text": chat(arguments={"city": "Zürich"})})
+    ids = maker(tokenizer)({"text": chat(arguments={"city": "Zürich"})})
     assert 'get_weather{"city": "Zürich"}' in tokenizer.decode(ids["input_ids"])
 
 
 def test_messages_of_weight_0_are_read_and_not_learned(tokenizer: Any) -> None:
     messages = chat("I guess.", weight=0)
-    example = TokenExamples(data_of(), tokenizer)({"text": messages})
+    example = maker(tokenizer, loss_on="all")({"text": messages})
     assert example["input_ids"] == rendered(tokenizer, messages)
     start = len(rendered(tokenizer, messages[:1], add_generation_prompt=True))
     end = len(rendered(tokenizer, messages[:2]))
@@ -217,14 +223,17 @@ def test_messages_of_weight_0_are_read_and_not_learned(tokenizer: Any) -> None:
     assert "I guess." in hidden
     assert "get_weather" in hidden
     assert "sunny" not in hidden
-    learned = TokenExamples(data_of(), tokenizer)({"text": chat("I guess.", weight=1)})
+    learned = maker(tokenizer, loss_on="all")({"text": chat("I guess.", weight=1)})
     assert learned["labels"] == learned["input_ids"] == example["input_ids"]
+    answers = maker(tokenizer)({"text": messages})
+    text = tokenizer.decode([label for label in answers["labels"] if label != -100])
+    assert text == "It is sunny.<|im_end|>\n"
 
 
 def test_a_row_of_which_nothing_would_be_learned_is_bad(tokenizer: Any) -> None:
     messages = [{"role": "assistant", "content": "x", "weight": 0}]
     with pytest.raises(BadRow, match="each message there has weight 0"):
-        TokenExamples(data_of(), tokenizer)({"text": messages})
+        maker(tokenizer)({"text": messages})
 
 
 def test_packed_rows_keep_what_is_not_learned(model: Path, tmp_path: Path) -> None:
@@ -241,11 +250,12 @@ def test_answers_to_a_prompt_may_be_calls(tokenizer: Any) -> None:
     messages = chat()
     fields = {"prompt_field": "q", "completion_field": "a"}
     row = {"q": messages[:1], "a": messages[1:], "tools": TOOLS}
-    example = TokenExamples(data_of(**fields), tokenizer)(row)
+    example = maker(tokenizer, **fields)(row)
     assert example["input_ids"] == rendered(tokenizer, messages, tools=TOOLS)
-    prompt = rendered(tokenizer, messages[:1], tools=TOOLS, add_generation_prompt=True)
-    learned = [label for label in example["labels"] if label != -100]
-    assert learned == example["input_ids"][len(prompt) :]
+    learned = tokenizer.decode([label for label in example["labels"] if label != -100])
+    assert "get_weather" in learned
+    assert "Sunny." not in learned
+    assert learned.endswith("It is sunny.<|im_end|>\n")
 
 
 TEMPLATES = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
@@ -256,7 +266,7 @@ def test_templates_of_known_models_render_all_of_it_or_are_refused(tokenizer: An
     for file in TEMPLATES:
         tokenizer.chat_template = file.read_text(encoding="utf-8")
         try:
-            example = TokenExamples(data_of(), tokenizer)({"text": chat(), "tools": TOOLS})
+            example = maker(tokenizer, loss_on="all")({"text": chat(), "tools": TOOLS})
         except BadRow as error:
             refused[file.stem] = str(error)
             continue
@@ -273,7 +283,7 @@ def test_templates_of_known_models_render_all_of_it_or_are_refused(tokenizer: An
 def test_pairs_are_rendered_as_trl_does(tokenizer: Any) -> None:
     messages = chat()
     row = {"prompt": messages[:1], "chosen": messages[1:2], "rejected": "No idea.", "tools": TOOLS}
-    example = PairExamples(data_of(prompt_field="prompt"), tokenizer)(row)
+    example = maker(tokenizer, "dpo")(row)
     ours = apply_chat_template(
         {name: example[name] for name in ("prompt", "chosen", "rejected")}, tokenizer, tools=TOOLS
     )
@@ -290,7 +300,7 @@ def test_pairs_are_rendered_as_trl_does(tokenizer: Any) -> None:
     assert ours == theirs
     assert "get_weather" in ours["chosen"]
     with pytest.raises(BadRow, match="'chosen' has weight 0"):
-        PairExamples(data_of(), tokenizer)({**row, "chosen": chat(weight=0)[1:2]})
+        maker(tokenizer, "dpo")({**row, "chosen": chat(weight=0)[1:2]})
 
 
 def test_dpo_learns_calls(model: Path, tmp_path: Path) -> None:
@@ -334,13 +344,13 @@ def test_grpo_shows_the_tools_of_each_row(model: Path, tmp_path: Path) -> None:
 
 def test_prompts_of_grpo_keep_their_tools(tokenizer: Any) -> None:
     row = {"prompt": chat()[:3], "tools": json.dumps(TOOLS), "answer": 1}
-    example = PromptExamples(data_of(), tokenizer)(row)
+    example = maker(tokenizer, "grpo")(row)
     assert example["tools"] == TOOLS
     assert example["answer"] == 1
     assert example["prompt"][1]["tool_calls"][0]["function"]["arguments"] == {"city": "Paris"}
     tokenizer.chat_template = PLAIN
     with pytest.raises(BadRow, match="leaves out"):
-        PromptExamples(data_of(), tokenizer)(row)
+        maker(tokenizer, "grpo")(row)
 
 
 def test_keys_that_a_table_fills_with_nulls_are_none(

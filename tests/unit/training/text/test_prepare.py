@@ -142,8 +142,12 @@ def test_the_plan_says_what_is_read_and_what_is_left_out(model: Path, tmp_path: 
         "left out .cache (hidden)",
         "left out dev.jsonl (split validation, which data.eval_dataset can name)",
         "left out test.jsonl (split test)",
+        "format   text: recognized by the columns 'text'",
         "evaluation: reads    dev.jsonl",
         "evaluation: left out .cache (hidden)",
         "evaluation: left out train.jsonl (split train)",
         "evaluation: left out test.jsonl (split test)",
+        "evaluation: format   text: recognized by the columns 'text'",
+        "example  the first one; 'learn' is what the model learns to say",
+        "  learn | Ada finds the train.jsonl.<|im_end|>",
     ]
