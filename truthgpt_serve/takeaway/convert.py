@@ -17,6 +17,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 MAX_SHARD = "5GB"
 _TEXT_ONLY = {
     "onnx": "truthgpt_serve.takeaway.text.onnx_graph",
+    "gguf": "truthgpt_serve.takeaway.text.gguf_file",
 }
 FORMATS = ("safetensors", *_TEXT_ONLY)
 _WHOLE = {False: "truthgpt_serve.takeaway.text.merge", True: "truthgpt_serve.takeaway.images.merge"}

@@ -11,7 +11,7 @@ import click
 
 from truthgpt_serve.cli._results.merge import DTYPES
 
-FORMATS = ("safetensors", "onnx")
+FORMATS = ("safetensors", "onnx", "gguf")
 """`truthgpt_serve.takeaway.convert.FORMATS`, which `--help` need not import."""
 
 
@@ -43,7 +43,7 @@ def export(
     """Writes the result of RUN in another format; an adapter is merged on the way.
 
     RUN is a run's folder, or the folder of any adapter or model. Image pipelines become safetensors
-    only. `onnx` is served by `family: onnxruntime`.
+    only. `onnx` is served by `family: onnxruntime`, `gguf` read by llama.cpp.
     """
     from truthgpt_serve.takeaway.convert import export as convert
 
