@@ -94,6 +94,8 @@ def parse_model(data: Any, source: Source) -> tuple[ModelConfig | None, list[Fau
         config.data.eval_dataset = resolve_local(config.data.eval_dataset, source)
     if config.training.prior is not None and config.training.prior.images is not None:
         config.training.prior.images = resolve_local(config.training.prior.images, source)
+    if config.training.reward_model is not None:
+        config.training.reward_model = resolve_local(config.training.reward_model, source)
     return config, faults
 
 

@@ -10,12 +10,19 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+from truthgpt_serve.config.training.methods import METHODS
 from truthgpt_serve.training.errors import TrainingError
 
+_PREFERENCES = "truthgpt_serve.training.text.preferences.loop"
 _TEXT = {
     "sft": "truthgpt_serve.training.text.sft",
-    "dpo": "truthgpt_serve.training.text.preference",
-    "grpo": "truthgpt_serve.training.text.preference",
+    "dpo": _PREFERENCES,
+    "kto": _PREFERENCES,
+    "orpo": _PREFERENCES,
+    "reward": _PREFERENCES,
+    "grpo": _PREFERENCES,
+    "embedding": "truthgpt_serve.training.text.labels.embedding",
+    "classification": "truthgpt_serve.training.text.labels.classification",
 }
 _IMAGES = {
     "denoiser": "truthgpt_serve.training.images.denoiser",
@@ -23,6 +30,8 @@ _IMAGES = {
     "controlnet": "truthgpt_serve.training.images.controlnet",
     "textual_inversion": "truthgpt_serve.training.images.textual_inversion",
 }
+CLASSIFIER = "text-classification"
+"""The `pipeline_task` of models whose `task` is custom that can be trained."""
 
 
 def find_loop(cfg: Mapping[str, Any]) -> str:
@@ -32,15 +41,29 @@ def find_loop(cfg: Mapping[str, Any]) -> str:
         TrainingError: There is none.
     """
     task, training = cfg["task"], cfg["training"]
-    if task == "text-generation":
-        return _TEXT[training["method"]]
+    name = training["method"]
     if task == "image-generation":
-        if training["method"] != "sft":
-            message = f"training.method: {training['method']} is for text"
+        if name != "sft":
+            message = f"training.method: {name} is for text"
             raise TrainingError(f"{message} (remove it: an image model supports only sft)")
         return _IMAGES[training["component"]]
-    fix = "text-generation and image-generation can be"
-    raise TrainingError(f"task: {task} cannot be trained ({fix})")
+    if task in METHODS[name].tasks:
+        _check_pipeline(cfg)
+        return _TEXT[name]
+    fitting = [other for other, method in METHODS.items() if task in method.tasks]
+    if not fitting:
+        known = sorted({one for method in METHODS.values() for one in method.tasks})
+        fix = f"{', '.join(known)} and image-generation can be"
+        raise TrainingError(f"task: {task} cannot be trained ({fix})")
+    fix = f"set training.method: {' or '.join(fitting)}, or another task"
+    raise TrainingError(f"task: {task} is not trained by training.method: {name} ({fix})")
+
+
+def _check_pipeline(cfg: Mapping[str, Any]) -> None:
+    given = cfg["serving"]["engine"].get("pipeline_task", CLASSIFIER)
+    if cfg["task"] == "custom" and given != CLASSIFIER:
+        message = f"serving.engine.pipeline_task: {given} cannot be trained"
+        raise TrainingError(f"{message} (write {CLASSIFIER}, or another task)")
 
 
 def load_loop(module: str) -> ModuleType:

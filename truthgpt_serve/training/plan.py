@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 FLOAT_BYTES = 4
@@ -52,6 +52,10 @@ class Facts:
     rows_per_example: int = 1
     drops_rest: bool = False
     size_counts: Sequence[int] = ()
+
+    def with_note(self, note: str) -> Facts:
+        """Returns the same with one more line for the plan."""
+        return replace(self, notes=[*self.notes, note])
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from truthgpt_serve.config import ModelConfig
+from truthgpt_serve.config.training import METHODS
 
 ADAPTER_FILES = ("adapter_config.json", "pytorch_lora_weights.safetensors")
 """What marks a folder as an adapter: of peft, and of a Diffusers pipeline."""
@@ -23,4 +24,8 @@ def serving_lines(config: ModelConfig, folder: Path) -> list[str]:
             "  adapters:",
             f"    - {{name: {config.run_name}, path: {folder}}}",
         ]
-    return ["model:", f"  name_or_path: {folder}"]
+    lines = ["model:", f"  name_or_path: {folder}"]
+    if METHODS[config.training.method].head in ("score", "classes"):
+        lines = ["task: custom", "model:", "  family: hf-transformers", *lines[1:]]
+        lines += ["serving:", "  engine: {pipeline_task: text-classification}"]
+    return lines

@@ -90,9 +90,12 @@ def test_the_plan_says_what_will_be_done() -> None:
 
 def test_what_cannot_be_trained_is_told() -> None:
     given = {"model": {"name_or_path": "org/model"}, "data": {"dataset": "org/data"}}
-    for task in ("embedding", "tensor"):
+    for task, message in (
+        ("tensor", "task: tensor cannot be trained"),
+        ("embedding", r"not trained by training.method: sft \(set training.method: embedding,"),
+    ):
         cfg = load_model_config({**given, "task": task}, place="test").to_cfg()
-        with pytest.raises(TrainingError, match=f"task: {task} cannot be trained"):
+        with pytest.raises(TrainingError, match=message):
             find_loop(cfg)
     image = {**given, "task": "image-generation", "training": {"method": "dpo"}}
     with pytest.raises(TrainingError, match="dpo is for text"):
@@ -105,7 +108,7 @@ def test_what_cannot_be_trained_is_told() -> None:
         ({"method": "grpo"}, "training.reward", "is required by method: grpo"),
         ({"reward": "a:b"}, "training.reward", "is of no use to method: sft"),
         ({"method": "grpo", "reward": "a.b"}, "training.reward", "is not usable here"),
-        ({"method": "ppo"}, "training.method", "must be one of sft, dpo, grpo"),
+        ({"method": "ppo"}, "training.method", "must be one of sft, dpo, kto, orpo"),
     ],
 )
 def test_a_method_must_fit_its_reward(sections: dict[str, Any], place: str, message: str) -> None:

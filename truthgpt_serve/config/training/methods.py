@@ -9,9 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Rows = Literal["tokens", "pairs", "prompts"]
-"""What a row of data becomes: token ids with labels, a prompt with a chosen and a rejected answer,
-or a prompt with the row's other columns."""
+Rows = Literal["tokens", "pairs", "comparisons", "answers", "prompts", "sentences", "classes"]
+"""What a row of data becomes: token ids with labels; a prompt with a chosen and a rejected answer,
+as texts or as token ids; a prompt with one answer and whether it is good; a prompt with the row's
+other columns; texts that are to be near each other or not; or a text with its class."""
+
+Head = Literal["language", "score", "classes", "none"]
+"""What stands on the layers of a model: the output of tokens, of one number, of a number for each
+class, or nothing."""
+
+TEXT = ("text-generation",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +28,9 @@ class Method:
     Attributes:
         rows: What a row of data becomes.
         settings: Keys of the `training` section that only this method, or few, read.
-        required: Those of them that must be given.
+        needs_one_of: Those of them of which exactly one must be given.
+        tasks: Values of `task` whose models it trains; image models are trained by `sft` too.
+        head: What the trained model ends with.
         evaluates: Whether it has a loss on data that it does not learn from.
         samples: Whether the model makes answers while it trains.
         copies: When a copy of the model before training is kept to compare with: `beta` where
@@ -32,7 +41,9 @@ class Method:
 
     rows: Rows
     settings: frozenset[str] = frozenset()
-    required: frozenset[str] = frozenset()
+    needs_one_of: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = TEXT
+    head: Head = "language"
     evaluates: bool = True
     samples: bool = False
     copies: Literal["never", "always", "beta"] = "never"
@@ -43,14 +54,29 @@ class Method:
 METHODS: dict[str, Method] = {
     "sft": Method("tokens", packs=True),
     "dpo": Method("pairs", frozenset({"beta"}), copies="always", num_sequences=2),
+    "kto": Method(
+        "answers",
+        frozenset({"beta", "desirable_weight", "undesirable_weight"}),
+        copies="always",
+    ),
+    "orpo": Method("pairs", frozenset({"beta"}), num_sequences=2),
+    "reward": Method("comparisons", tasks=(*TEXT, "custom"), head="score", num_sequences=2),
     "grpo": Method(
         "prompts",
-        frozenset({"beta", "max_new_tokens", "num_generations", "reward"}),
-        required=frozenset({"reward"}),
+        frozenset({"beta", "max_new_tokens", "num_generations", "reward", "reward_model"}),
+        needs_one_of=("reward", "reward_model"),
         evaluates=False,
         samples=True,
         copies="beta",
     ),
+    "embedding": Method(
+        "sentences",
+        frozenset({"embedding_loss", "pooling", "similarity_scale", "triplet_margin"}),
+        tasks=("embedding",),
+        head="none",
+        num_sequences=3,
+    ),
+    "classification": Method("classes", tasks=("custom",), head="classes"),
 }
 """By `training.method`."""
 OWN_SETTINGS = frozenset(name for method in METHODS.values() for name in method.settings)

@@ -52,10 +52,14 @@ OptimizerName = Literal[
 class Schedule(Section):
     """How long and how fast a model learns, and what is kept of it."""
 
-    method: Literal["sft", "dpo", "grpo"] = "sft"
-    """How a text model learns: `sft` from texts, `dpo` from pairs of a chosen and a rejected
-    answer, `grpo` from answers that it samples itself and `reward` scores. Images know only
-    `sft`."""
+    method: Literal[
+        "sft", "dpo", "kto", "orpo", "reward", "grpo", "embedding", "classification"
+    ] = "sft"
+    """How a model learns: `sft` from texts, `dpo` and `orpo` from pairs of a chosen and a rejected
+    answer, `kto` from single answers that are good or bad, `grpo` from answers that it samples
+    itself and `reward` scores. `reward` makes a model that scores answers, of pairs; `embedding`
+    one that places texts by their meaning; `classification` one that tells classes of texts apart.
+    Images know only `sft`."""
 
     loss_on: Literal["assistant", "all"] = "assistant"
     """What `sft` learns of a chat, or of a prompt with its completion: every turn of the

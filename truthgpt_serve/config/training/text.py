@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,9 @@ from truthgpt_serve.config.base import (
     FUNCTION_PATTERN,
     Count,
     NonNegativeNumber,
+    PositiveNumber,
     Refusal,
+    Text,
     refuse,
 )
 from truthgpt_serve.config.training.methods import METHODS, OWN_SETTINGS
@@ -26,9 +28,21 @@ class TextTraining(Schedule):
     beside this file too. It takes `prompts`, `completions` and the data's other columns as lists by
     keyword, and returns a number for each completion."""
 
+    reward_model: Text | None = None
+    """Model that scores the answers of `grpo` in place of a function: the result of
+    `method: reward`, or another with one output. A hub name or a folder, looked up like
+    `model.name_or_path`."""
+
     beta: NonNegativeNumber = 0.1
-    """Weight of staying close to the model before training (`dpo`, `grpo`). More changes the model
-    less; 0 in `grpo` leaves the comparison, and its memory, out."""
+    """Weight of staying close to the model before training (`dpo`, `kto`, `grpo`), or of preferring
+    the chosen answer (`orpo`). More changes the model less, with `orpo` more; 0 in `grpo` leaves
+    the comparison, and its memory, out."""
+
+    desirable_weight: PositiveNumber = 1.0
+    """Weight of good answers in the loss of `kto`. More makes up for few of them."""
+
+    undesirable_weight: PositiveNumber = 1.0
+    """Weight of bad answers in the loss of `kto`. More makes up for few of them."""
 
     num_generations: Annotated[int, Field(ge=2)] = 8
     """Answers that `grpo` samples for each prompt and compares. More compares better and takes
@@ -36,6 +50,23 @@ class TextTraining(Schedule):
 
     max_new_tokens: Count = 256
     """Longest answer that `grpo` samples, in tokens. More takes more time and memory."""
+
+    embedding_loss: Literal["auto", "ranking", "triplet", "cosine"] = "auto"
+    """Loss of `embedding`: `ranking` tells the positive of a text from all others of its batch,
+    `triplet` from its own negative by `triplet_margin`, `cosine` fits a score. `auto` is `cosine`
+    for scored pairs and else `ranking`."""
+
+    pooling: Literal["mean", "cls", "lasttoken"] | None = None
+    """How `embedding` makes one vector of a text's tokens. Null takes what the model's
+    `1_Pooling/config.json` says, else `mean`, for decoders `lasttoken`."""
+
+    similarity_scale: PositiveNumber = 20.0
+    """Factor on the cosine in the `ranking` loss of `embedding`. More looks at the hardest texts of
+    the batch more closely."""
+
+    triplet_margin: PositiveNumber = 0.5
+    """How much nearer, by the cosine, a positive must be than the negative before the `triplet`
+    loss of `embedding` is 0. More pushes them further apart."""
 
     @model_validator(mode="after")
     def _check_method(self) -> TextTraining:
@@ -46,16 +77,15 @@ class TextTraining(Schedule):
 
     def _refusals(self) -> Iterator[Refusal]:
         method = METHODS[self.method]
-        for key in sorted(method.required):
-            if getattr(self, key) is None:
-                fix = REQUIRED_FIXES[key]
-                yield Refusal(key, f"is required by method: {self.method}", fix, ("method",))
+        given = [key for key in method.needs_one_of if getattr(self, key) is not None]
+        if method.needs_one_of and not given:
+            key, *others = method.needs_one_of
+            fix = " or ".join(["write module:function", *(f"set {other}" for other in others)])
+            yield Refusal(key, f"is required by method: {self.method}", fix, ("method", *others))
+        for key in given[1:]:
+            yield Refusal(key, f"is given together with {given[0]}", "remove one", (given[0],))
         for key in sorted(OWN_SETTINGS - method.settings):
             if getattr(self, key) != type(self).model_fields[key].default:
                 users = [name for name, other in METHODS.items() if key in other.settings]
                 fix = f"remove it, or set method: {' or '.join(users)}"
                 yield Refusal(key, f"is of no use to method: {self.method}", fix, ("method",))
-
-
-REQUIRED_FIXES = {"reward": "write module:function"}
-"""What to write where a setting is missing that a method cannot do without."""

@@ -9,13 +9,22 @@ from truthgpt_serve.config.training.methods import method_of
 from truthgpt_serve.training.data import Row
 from truthgpt_serve.training.data.formats import Sample
 from truthgpt_serve.training.text.examples import Example, Packer, TokenExamples, TooLong
+from truthgpt_serve.training.text.labels.examples import ClassExamples, SentenceExamples
 from truthgpt_serve.training.text.pairs import PairExamples, PromptExamples
+from truthgpt_serve.training.text.preferences.examples import (
+    AnswerExamples,
+    ComparisonExamples,
+)
 from truthgpt_serve.training.text.samples import SampleReader
 
 _KINDS: dict[str, Callable[[Mapping[str, Any], Any], Callable[[Sample], Example]]] = {
     "tokens": TokenExamples,
     "pairs": PairExamples,
     "prompts": PromptExamples,
+    "comparisons": ComparisonExamples,
+    "answers": AnswerExamples,
+    "sentences": SentenceExamples,
+    "classes": ClassExamples,
 }
 """What makes an example of a sample, by `Method.rows`."""
 

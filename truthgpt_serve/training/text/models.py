@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoConfig, AutoTokenizer, set_seed
 
 from truthgpt_serve.config.training.methods import keeps_copy, method_of
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.memory.lora import lora_arguments
+from truthgpt_serve.training.text.heads import adapter_task, model_class, set_head
 
 DTYPES = {
     "float32": torch.float32,
@@ -101,27 +102,32 @@ def stored_dtype(config: Any) -> torch.dtype:
     return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
-def load_base_model(cfg: Mapping[str, Any]) -> tuple[Any, torch.dtype]:
+def load_base_model(cfg: Mapping[str, Any], labels: Sequence[str] = ()) -> tuple[Any, torch.dtype]:
     """Returns the model to train, without an adapter, and the number format of the result.
+
+    Args:
+        cfg: The whole configuration.
+        labels: Names of the classes that it is to tell apart.
 
     Raises:
         TrainingError: It cannot be loaded.
     """
     _check(cfg)
     config = load_config(cfg)
+    set_head(cfg, config, labels)
     stored = stored_dtype(config)
     set_seed(cfg["seed"])
     model = _create(cfg, config, training_dtype(cfg, stored))
     return model, saved_dtype(cfg, stored)
 
 
-def load_model(cfg: Mapping[str, Any]) -> tuple[Any, torch.dtype]:
+def load_model(cfg: Mapping[str, Any], labels: Sequence[str] = ()) -> tuple[Any, torch.dtype]:
     """Returns the same, with a fresh adapter if `model_optim.lora` says so.
 
     Raises:
         TrainingError: It cannot be loaded or cannot have this adapter.
     """
-    model, dtype = load_base_model(cfg)
+    model, dtype = load_base_model(cfg, labels)
     if cfg["model_optim"]["lora"]["enabled"]:
         model = add_adapter(model, cfg)
     return model, dtype
@@ -139,9 +145,15 @@ def _create(cfg: Mapping[str, Any], config: Any, dtype: torch.dtype) -> Any:
     more = {} if attention == "auto" else {"attn_implementation": attention}
     try:
         if not has_weights(cfg):
-            return AutoModelForCausalLM.from_config(config, dtype=dtype, **more)
-        return AutoModelForCausalLM.from_pretrained(
-            name, revision=cfg["model"]["revision"], dtype=dtype, **more
+            return model_class(cfg).from_config(config, dtype=dtype, **more)
+        return model_class(cfg).from_pretrained(
+            name,
+            config=config,
+            revision=cfg["model"]["revision"],
+            dtype=dtype,
+            # A head of other classes than before begins anew.
+            ignore_mismatched_sizes=method_of(cfg).head in ("score", "classes"),
+            **more,
         )
     except (OSError, ValueError, ImportError, KeyError) as error:
         message = str(error).strip().splitlines()[0]
@@ -155,7 +167,7 @@ def adapter_config(cfg: Mapping[str, Any]) -> LoraConfig:
         **lora_arguments(lora),
         target_modules=lora["target_modules"] or USUAL_LAYERS,
         modules_to_save=lora["modules_to_save"],
-        task_type="CAUSAL_LM",
+        task_type=adapter_task(cfg),
     )
 
 
@@ -181,9 +193,10 @@ def measure_model(cfg: Mapping[str, Any], longest: int) -> Measure:
     """Returns what the model takes, by its configuration alone; `longest` in tokens."""
     _check(cfg)
     config = load_config(cfg)
+    set_head(cfg, config)
     dtype = training_dtype(cfg, stored_dtype(config))
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = _outline(cfg, config, dtype)
         num_base = sum(p.numel() for p in model.parameters())
         if cfg["model_optim"]["lora"]["enabled"]:
             model = add_adapter(model, cfg)
@@ -198,6 +211,15 @@ def measure_model(cfg: Mapping[str, Any], longest: int) -> Measure:
         activation_bytes=_activation_bytes(cfg, config.get_text_config(), longest),
         notes=notes,
     )
+
+
+def _outline(cfg: Mapping[str, Any], config: Any, dtype: torch.dtype) -> Any:
+    try:
+        return model_class(cfg).from_config(config, dtype=dtype)
+    except ValueError as error:
+        name, method = cfg["model"]["name_or_path"], cfg["training"]["method"]
+        message = f"model.name_or_path {name!r} cannot be trained by method: {method}"
+        raise TrainingError(f"{message}: {str(error).strip().splitlines()[0]}") from error
 
 
 def _num_models(cfg: Mapping[str, Any]) -> int:
@@ -221,4 +243,5 @@ def _activation_bytes(cfg: Mapping[str, Any], config: Any, longest: int) -> int:
         kept = layers * number * config.hidden_size + layer
     else:
         kept = layers * layer
-    return int(rows * longest * (kept + 10 * config.vocab_size))
+    logits = 10 * config.vocab_size if method_of(cfg).head == "language" else 0
+    return int(rows * longest * (kept + logits))

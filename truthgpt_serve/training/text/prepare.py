@@ -32,7 +32,7 @@ from truthgpt_serve.training.text.makers import ExampleMaker
 from truthgpt_serve.training.text.models import load_tokenizer, measure_model
 from truthgpt_serve.training.text.samples import SampleReader
 from truthgpt_serve.training.text.shown import example_lines
-from truthgpt_serve.training.text.tables import TOKENS, TableWriter, read_table
+from truthgpt_serve.training.text.tables import SCHEMAS, TableWriter, read_table
 
 TRAIN = "train.arrow"
 EVAL = "eval.arrow"
@@ -101,7 +101,7 @@ def _write_tables(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     tokenizer = load_tokenizer(cfg)
     tally = _Tally(cfg, tokenizer)
     (folder / EVAL).unlink(missing_ok=True)
-    schema = TOKENS if method_of(cfg).rows == "tokens" else None
+    schema = SCHEMAS.get(method_of(cfg).rows)
     with ExitStack() as stack:
         train = stack.enter_context(TableWriter(folder / TRAIN, schema))
         evaluated = train
@@ -215,12 +215,13 @@ class _Tally:
         return example
 
     def _lengths(self, example: Example) -> list[int]:
-        if "input_ids" in example:
-            return [len(example["input_ids"])]
+        if found := [len(ids) for name, ids in example.items() if name.endswith("_ids")]:
+            return found
         prompt = self._length(example["prompt"])
         if self._answers:
             return [prompt + self._more] * self._answers
-        answers = [self._length(example[name]) for name in ("chosen", "rejected")]
+        names = ("chosen", "rejected", "completion")
+        answers = [self._length(example[name]) for name in names if name in example]
         self.num_cut += any(prompt + answer > self._max_len for answer in answers)
         return [min(prompt + answer, self._max_len) for answer in answers]
 

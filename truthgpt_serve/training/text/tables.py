@@ -19,9 +19,22 @@ from truthgpt_serve.training.errors import TrainingError
 
 BATCH_ROWS = 1000
 JSON = datasets.Json()
-TOKENS = arrow.schema(
-    [("input_ids", arrow.list_(arrow.int32())), ("labels", arrow.list_(arrow.int32()))]
-)
+_IDS = arrow.list_(arrow.int32())
+TOKENS = arrow.schema([("input_ids", _IDS), ("labels", _IDS)])
+SCHEMAS = {
+    "tokens": TOKENS,
+    "comparisons": arrow.schema([("chosen_ids", _IDS), ("rejected_ids", _IDS)]),
+    "classes": arrow.schema([("input_ids", _IDS), ("label", arrow.string())]),
+    "sentences": arrow.schema(
+        [
+            ("first_ids", _IDS),
+            ("second_ids", _IDS),
+            ("third_ids", _IDS),
+            ("score", arrow.float64()),
+        ]
+    ),
+}
+"""The columns of a table by `Method.rows`; those of others hold JSON."""
 
 
 class TableWriter:

@@ -186,6 +186,8 @@ class CourseTrainer:
     `follow` is to be called before `train`.
     """
 
+    merges_adapter = False
+    """Whether the result is a whole model in any case: an adapter of its kind is served nowhere."""
     course: Course
     model: Any
     args: Any
@@ -287,6 +289,8 @@ class CourseTrainer:
 
     def _write_model(self, folder: Path, tokenizer: Any, dtype: torch.dtype) -> None:
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if self.merges_adapter and hasattr(model, "peft_config"):
+            model = model.merge_and_unload()
         if not hasattr(model, "peft_config"):
             model = model.to(dtype)
             model.config.use_cache = True  # the trainer has switched it off: for itself

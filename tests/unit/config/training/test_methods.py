@@ -13,14 +13,15 @@ NEEDED: dict[str, Any] = {"reward": "rewards:count"}
 
 
 def given(method: str, **more: Any) -> dict[str, Any]:
-    needed = {key: NEEDED[key] for key in METHODS[method].required}
+    needed = {key: NEEDED[key] for key in METHODS[method].needs_one_of[:1]}
     return {"method": method, **needed, **more}
 
 
 def test_the_table_has_each_method_and_only_keys_of_the_section() -> None:
     assert list(METHODS) == list(get_args(TrainingSection.model_fields["method"].annotation))
     for name, method in METHODS.items():
-        assert method.required <= method.settings <= TrainingSection.model_fields.keys(), name
+        assert set(method.needs_one_of) <= method.settings, name
+        assert method.settings <= TrainingSection.model_fields.keys(), name
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -34,7 +35,16 @@ def test_each_method_is_accepted_with_what_it_needs(method: str) -> None:
         ({"method": "sft", "beta": 0.2}, "beta", "(remove it, or set method: "),
         ({"method": "sft", "reward": "a:b"}, "reward", "is of no use to method: sft"),
         ({"method": "dpo", "max_new_tokens": 8}, "max_new_tokens", "is of no use to method: dpo"),
-        ({"method": "grpo"}, "reward", "is required by method: grpo (write module:function)"),
+        (
+            {"method": "grpo", "reward": "a:b", "reward_model": "org/model"},
+            "reward_model",
+            "is given together with reward",
+        ),
+        (
+            {"method": "grpo"},
+            "reward",
+            "is required by method: grpo (write module:function or set reward_model)",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_the_method_are_refused(

@@ -1,0 +1,1 @@
+"""Learning what texts mean: their classes, and which of them are alike."""

@@ -1,0 +1,1 @@
+"""Learning from what is said of answers, by the trainers of trl."""

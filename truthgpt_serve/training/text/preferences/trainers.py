@@ -1,0 +1,168 @@
+"""trl's trainers with our checkpoints and monitor, and the arguments of each method."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from truthgpt_serve.training.job import TrainingJob
+from truthgpt_serve.training.plan import StepCounts
+from truthgpt_serve.training.text.arguments import trainer_arguments
+from truthgpt_serve.training.text.messages import TOOLS_FIELD
+from truthgpt_serve.training.text.preferences.experimental import load_orpo
+from truthgpt_serve.training.text.preferences.reward_model import load_reward_model
+from truthgpt_serve.training.text.reward import load_reward
+from truthgpt_serve.training.text.trainer import CourseTrainer
+
+with warnings.catch_warnings():
+    # trl can sample with vLLM, which it is not asked to here, and warns of releases new to it.
+    warnings.filterwarnings("ignore", message="TRL currently supports vLLM versions")
+    from trl import (
+        DPOConfig,
+        DPOTrainer,
+        GRPOConfig,
+        GRPOTrainer,
+        KTOConfig,
+        KTOTrainer,
+        RewardConfig,
+        RewardTrainer,
+    )
+
+_CHOSEN_MASKS = ("chosen_attention_mask", "rejected_attention_mask")
+
+
+class PairTrainer(CourseTrainer, DPOTrainer):  # type: ignore[misc] # trl counts as Any
+    """trl's DPO with our checkpoints and monitor."""
+
+
+class AnswerTrainer(CourseTrainer, KTOTrainer):  # type: ignore[misc] # trl counts as Any
+    """trl's KTO with our checkpoints and monitor."""
+
+
+class ScoreTrainer(CourseTrainer, RewardTrainer):  # type: ignore[misc] # trl counts as Any
+    """trl's trainer of reward models with our checkpoints and monitor."""
+
+    merges_adapter = True
+
+
+class GroupTrainer(CourseTrainer, GRPOTrainer):  # type: ignore[misc] # trl counts as Any
+    """trl's GRPO with our checkpoints and monitor, and with the functions that a row describes."""
+
+    _row_tools: Sequence[Any] = ()
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        """Remembers what `_tokenize_prompts` is not given: the column `tools` of these rows."""
+        self._row_tools = [row.get(TOOLS_FIELD) for row in inputs]
+        return super()._generate_and_score_completions(inputs)
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+        """Renders each chat with the functions of its row."""
+        if not any(self._row_tools) or not isinstance(prompts[0], list):
+            return super()._tokenize_prompts(prompts)
+        ids = [
+            self.processing_class.apply_chat_template(
+                prompt, tools=tools or None, add_generation_prompt=True, return_dict=False
+            )
+            for prompt, tools in zip(prompts, self._row_tools, strict=True)
+        ]
+        return ids, None, {}
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """Counts the tokens of prompts and sampled answers on the way."""
+        inputs = super()._prepare_inputs(generation_batch)
+        if self.model.training and isinstance(inputs, Mapping):
+            masks = (inputs["prompt_mask"], inputs["completion_mask"])
+            self.course.num_units += sum(int(mask.sum()) for mask in masks)
+        return inputs
+
+
+@cache
+def _odds_trainer() -> tuple[Any, Any]:
+    arguments, trainer = load_orpo()
+
+    class OddsTrainer(CourseTrainer, trainer):  # type: ignore[misc,valid-type] # found by name
+        """trl's ORPO with our checkpoints and monitor."""
+
+        def count_units(self, batch: Any) -> int:
+            """Returns the tokens of one batch, without padding."""
+            return sum(int(batch[name].sum()) for name in _CHOSEN_MASKS)
+
+    return arguments, OddsTrainer
+
+
+Create = Callable[[TrainingJob, StepCounts, dict[str, Any]], Any]
+"""Takes the job, its steps and what every trainer is given; returns the trainer."""
+
+
+def create_dpo(job: TrainingJob, steps: StepCounts, given: dict[str, Any]) -> Any:
+    """Returns the trainer of `dpo`."""
+    return PairTrainer(args=_answer_arguments(DPOConfig, job, steps), **_with_copy(given))
+
+
+def create_kto(job: TrainingJob, steps: StepCounts, given: dict[str, Any]) -> Any:
+    """Returns the trainer of `kto`."""
+    training = job.cfg["training"]
+    weights = {name: training[name] for name in ("desirable_weight", "undesirable_weight")}
+    arguments = _answer_arguments(KTOConfig, job, steps, **weights)
+    return AnswerTrainer(args=arguments, **_with_copy(given))
+
+
+def create_orpo(job: TrainingJob, steps: StepCounts, given: dict[str, Any]) -> Any:
+    """Returns the trainer of `orpo`."""
+    config_class, trainer_class = _odds_trainer()
+    # It warns of this setting, which its own batches need.
+    arguments = _answer_arguments(config_class, job, steps, remove_unused_columns=False)
+    return trainer_class(args=arguments, **given)
+
+
+def create_reward(job: TrainingJob, steps: StepCounts, given: dict[str, Any]) -> Any:
+    """Returns the trainer of `reward`; the rows are cut already."""
+    arguments = RewardConfig(max_length=None, **trainer_arguments(job, steps))
+    return ScoreTrainer(args=arguments, **given)
+
+
+def create_grpo(job: TrainingJob, steps: StepCounts, given: dict[str, Any]) -> Any:
+    """Returns the trainer of `grpo`."""
+    training = job.cfg["training"]
+    given.pop("eval_dataset")
+    given["processing_class"].padding_side = "left"  # answers are sampled from the prompts' ends
+    if training["reward"] is not None:
+        rewards = {"reward_funcs": load_reward(training["reward"])}
+    else:
+        model, tokenizer = load_reward_model(job.cfg)
+        rewards = {"reward_funcs": model, "reward_processing_classes": tokenizer}
+    arguments = GRPOConfig(
+        beta=training["beta"],
+        num_generations=training["num_generations"],
+        max_completion_length=training["max_new_tokens"],
+        **trainer_arguments(job, steps),
+    )
+    return GroupTrainer(args=arguments, **rewards, **given)
+
+
+def _answer_arguments(config_class: Any, job: TrainingJob, steps: StepCounts, **more: Any) -> Any:
+    return config_class(
+        beta=job.cfg["training"]["beta"],
+        max_length=job.cfg["data"]["max_seq_len"],
+        **trainer_arguments(job, steps),
+        **more,
+    )
+
+
+def _with_copy(given: dict[str, Any]) -> dict[str, Any]:
+    """Adds the model to compare with; with an adapter it is the model without it."""
+    other = None if given["peft_config"] else copy.deepcopy(given["model"])
+    return {**given, "ref_model": other}
+
+
+CREATE: dict[str, Create] = {
+    "dpo": create_dpo,
+    "kto": create_kto,
+    "orpo": create_orpo,
+    "reward": create_reward,
+    "grpo": create_grpo,
+}
+"""By `training.method`."""
