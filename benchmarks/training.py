@@ -6,7 +6,8 @@ noisy for both: the bare trainer with its own defaults, and the loop that a work
 monitor, events and curves. With `--ray` the second side is the whole command, in a worker of Ray
 Train. Compared are tokens per second from the end of step `--warmup` to the end of the last, so
 without starting; and tokens per second of CPU time, which a busy neighbor hardly changes.
-Prints medians; writes `benchmarks/results/training.json`.
+With `--method dpo`, `kto` or `orpo` the bare side is trl's own trainer of that method.
+Prints medians; writes `benchmarks/results/training.json`, of a method `training_<method>.json`.
 Command: `python -m benchmarks.training --pairs 7`.
 """
 
@@ -29,6 +30,7 @@ from typing import Any
 
 import torch
 import yaml
+from datasets import Dataset
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -43,9 +45,11 @@ from deployments.vllm.tiny_model import VOCABULARY, make_tiny_llama
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.training.events import read_events
 from truthgpt_serve.training.job import TrainingJob
+from truthgpt_serve.training.loops import find_loop, load_loop
 from truthgpt_serve.training.monitor import RunMonitor
 from truthgpt_serve.training.text import sft
 from truthgpt_serve.training.text.models import load_tokenizer
+from truthgpt_serve.training.text.preferences.experimental import load_orpo
 from truthgpt_serve.training.text.prepare import train_table
 
 RESULTS = ROOT / "benchmarks" / "results" / "training.json"
@@ -71,20 +75,32 @@ def write_model(folder: Path) -> None:
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
 
 
-def write_rows(file: Path) -> None:
-    """Writes texts of about a hundred tokens."""
+def write_rows(file: Path, method: str) -> None:
+    """Writes texts of about a hundred tokens, or prompts with one or two answers of half of it."""
     draw = random.Random(SEED)
-    lines = (" ".join(draw.choices(WORDS, k=draw.randint(60, 120))) for _ in range(NUM_ROWS))
-    file.write_text("\n".join(lines) + "\n")
+
+    def text(least: int, most: int) -> str:
+        return " ".join(draw.choices(WORDS, k=draw.randint(least, most)))
+
+    def row(index: int) -> dict[str, Any]:
+        if method == "sft":
+            return {"text": text(60, 120)}
+        prompt = f"{text(10, 20)} "
+        if method == "kto":
+            return {"prompt": prompt, "completion": text(30, 60), "label": index % 2 == 0}
+        return {"prompt": prompt, "chosen": text(30, 60), "rejected": text(30, 60)}
+
+    file.write_text("".join(json.dumps(row(index)) + "\n" for index in range(NUM_ROWS)))
 
 
-def sections_of(folder: Path, num_steps: int) -> dict[str, Any]:
+def sections_of(folder: Path, num_steps: int, method: str) -> dict[str, Any]:
     """Returns the configuration that both sides follow."""
     return {
         "run_name": "benchmark",
         "seed": SEED,
         "model": {"name_or_path": str(folder / "model")},
         "training": {
+            "method": method,
             "max_steps": num_steps,
             "train_batch_size": 4,
             "grad_accum_steps": 2,
@@ -95,7 +111,7 @@ def sections_of(folder: Path, num_steps: int) -> dict[str, Any]:
         },
         "model_optim": {"gradient_checkpointing": False},
         "hardware": {"gpus": 0, "cpus": 1},
-        "data": {"dataset": str(folder / "rows.txt"), "max_seq_len": 128},
+        "data": {"dataset": str(folder / "rows.jsonl"), "max_seq_len": 128},
     }
 
 
@@ -166,11 +182,47 @@ def run_bare(job: TrainingJob) -> Times:
     return times
 
 
+def run_bare_trl(job: TrainingJob) -> Times:
+    """Trains with trl's own trainer of the method, on the same rows."""
+    import trl
+
+    training, method = job.cfg["training"], job.cfg["training"]["method"]
+    pairs = {"dpo": (trl.DPOConfig, trl.DPOTrainer), "kto": (trl.KTOConfig, trl.KTOTrainer)}
+    config_class, trainer_class = load_orpo() if method == "orpo" else pairs[method]
+    arguments = config_class(
+        output_dir=str(job.folder / "bare"),
+        max_steps=training["max_steps"],
+        per_device_train_batch_size=training["train_batch_size"],
+        gradient_accumulation_steps=training["grad_accum_steps"],
+        learning_rate=training["learning_rate"],
+        lr_scheduler_type=training["scheduler"],
+        max_length=job.cfg["data"]["max_seq_len"],
+        seed=SEED,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="no",
+    )
+    times = Times()
+    name = job.cfg["model"]["name_or_path"]
+    trainer = trainer_class(
+        model=AutoModelForCausalLM.from_pretrained(name, dtype="float32"),
+        args=arguments,
+        train_dataset=Dataset.from_json(job.cfg["data"]["dataset"]),
+        processing_class=load_tokenizer(job.cfg),
+        callbacks=[Clock(times)],
+    )
+    times.loss = trainer.train().training_loss
+    return times
+
+
 def run_loop(job: TrainingJob) -> Times:
     """Trains with the loop that a worker runs, in this process."""
     times = Times()
     with TimedMonitor(job, times) as monitor:
-        sft.train(job, monitor)
+        load_loop(find_loop(job.cfg)).train(job, monitor)
     return times
 
 
@@ -217,7 +269,8 @@ def summarize(pairs: list[dict[str, float]], options: argparse.Namespace) -> dic
     """Returns the medians."""
     ratios = [pair["ours"] / pair["bare"] for pair in pairs]
     report: dict[str, Any] = {
-        "command": "python -m benchmarks.training" + (" --ray" if options.ray else ""),
+        "command": f"python -m benchmarks.training --method {options.method}"
+        + (" --ray" if options.ray else ""),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "versions": {name: version(name) for name in ("torch", "transformers", "ray")},
         "pairs": options.pairs,
@@ -243,28 +296,31 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--ray", action="store_true", help="compare the whole command")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--method", choices=["sft", "dpo", "kto", "orpo"], default="sft")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    named = RESULTS.with_name(f"training_{options.method}.json")
+    out = options.out or (RESULTS if options.method == "sft" else named)
     torch.set_num_threads(1)
     pairs = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_model(folder / "model")
-        write_rows(folder / "rows.txt")
-        sections = sections_of(folder, options.steps)
+        write_rows(folder / "rows.jsonl", options.method)
+        sections = sections_of(folder, options.steps, options.method)
         cfg = load_model_config(sections, place="benchmark").to_cfg()
         for number in range(options.pairs):
             job = TrainingJob(cfg, folder / f"run-{number}", None, 1)
             ours = run_command(job, folder, sections) if options.ray else None
-            sft.prepare(job)
+            load_loop(find_loop(cfg)).prepare(job)
             if number % 2 and not options.ray:
                 ours = run_loop(job)
-            bare = run_bare(job)
+            bare = run_bare(job) if options.method == "sft" else run_bare_trl(job)
             pairs.append(compare(job, options.warmup, ours or run_loop(job), bare))
             print({name: round(value) for name, value in pairs[-1].items()})
     report = summarize(pairs, options)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
     sys.exit(report["ratio"] < REQUIRED_RATIO)
 
