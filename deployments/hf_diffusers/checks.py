@@ -84,6 +84,10 @@ def _check_files(cfg: Mapping[str, Any]) -> list[Fault]:
         path = engine.get(key)
         if isinstance(path, str) and must_be_local(path) and not Path(find_local(path)).exists():
             faults.append(_missing(key, path))
+    for index, path in enumerate(engine.get("textual_inversion") or ()):
+        local = isinstance(path, str) and must_be_local(path)
+        if local and not Path(find_local(path)).exists():
+            faults.append(_missing(f"textual_inversion[{index}]", path))
     return faults
 
 

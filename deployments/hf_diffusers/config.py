@@ -49,6 +49,10 @@ class DiffusersSettings(Section):
     """Hub name or local folder of a ControlNet. Requests with a control image then use it; all
     others run as without it."""
 
+    textual_inversion: list[Text] = Field(default_factory=list)
+    """Learned words: hub names, local folders or `.safetensors` files. A prompt uses a word by its
+    name, such as `<toy>`."""
+
     gguf_file: Text | None = None
     """Local GGUF file with the denoiser's quantized weights, for `model_optim.quantization:
     gguf`."""

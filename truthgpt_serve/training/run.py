@@ -103,7 +103,8 @@ def run_training(
         if finished:
             _say_result(config, folder, say)
         else:
-            say(f"stopped; go on with --resume from {latest_checkpoint(folder)}")
+            point = latest_checkpoint(folder) or "the start"
+            say(f"stopped; go on with --resume from {point}")
         return finished
 
 

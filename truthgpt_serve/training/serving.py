@@ -17,7 +17,13 @@ def is_adapter(folder: Path) -> bool:
 
 
 def serving_lines(config: ModelConfig, folder: Path) -> list[str]:
-    """Returns the lines for the model's YAML: the model itself, or an entry of its adapters."""
+    """Returns the lines for the model's YAML: the model itself, or what it is served with."""
+    if config.task == "image-generation":
+        component = config.training.component
+        if component == "controlnet":
+            return ["serving:", "  engine:", f"    controlnet: {folder}"]
+        if component == "textual_inversion":
+            return ["serving:", "  engine:", f"    textual_inversion: [{folder}]"]
     if is_adapter(folder):
         return [
             "serving:",

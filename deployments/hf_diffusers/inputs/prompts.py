@@ -58,13 +58,18 @@ class PromptCounter:
             and callable(copied := copy.deepcopy(getattr(tokenizer, "tokenizer", tokenizer)))
         ]
         self._widest = max(encoders, key=lambda e: e.limit or NO_LIMIT, default=None)
+        # A learned word of several vectors becomes as many tokens.
+        self._expand = getattr(pipeline, "maybe_convert_prompt", None)
 
     def count(self, text: str) -> int | None:
         """Returns the tokens of a text, None where the pipeline has no tokenizer."""
         if self._widest is None:
             return None
         with self._lock:
-            return len(self._widest.tokenizer(text, truncation=False, verbose=False).input_ids)
+            tokenizer = self._widest.tokenizer
+            if self._expand is not None and tokenizer.added_tokens_encoder:
+                text = self._expand(text, tokenizer)
+            return len(tokenizer(text, truncation=False, verbose=False).input_ids)
 
     def check(self, text: str, field: str) -> int | None:
         """Returns the tokens of a text.

@@ -18,6 +18,7 @@ from deployments.hf_diffusers.checks import find_local
 from deployments.hf_diffusers.choices import SINGLE_FILES
 from deployments.hf_diffusers.config import DiffusersSettings
 from deployments.hf_diffusers.pipelines.adapters import Adapters, load_adapters
+from deployments.hf_diffusers.pipelines.learned_words import load_words
 from deployments.hf_diffusers.pipelines.quantization import (
     denoiser_name,
     gguf_denoiser,
@@ -73,6 +74,7 @@ def load_pipelines(cfg: Mapping[str, Any], settings: DiffusersSettings) -> Loade
     base = _load_base(settings, source, {**parts, "dtype": dtype})
     base.set_progress_bar_config(disable=True)
     check_vae(base, dtype, str(cfg["model_optim"]["dtype"]))
+    load_words(base, settings.textual_inversion)
     if settings.offload == "none":
         base.to(device)
     controlnet = _load_controlnet(settings, base, dtype, device)

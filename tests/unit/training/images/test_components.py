@@ -10,19 +10,20 @@ import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel, DDPMScheduler, DiffusionPipeline
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 from tests.support.training_images import (
     EDGE,
     make_cfg,
     run,
+    run_workers,
     save_images,
     save_pipeline,
 )
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.images import controlnet, denoiser, textual_inversion
-from truthgpt_serve.training.images.data.draws import draw_for_training
+from truthgpt_serve.training.images.data.draws import Augmentation, draw_for_training
 from truthgpt_serve.training.images.data.sampling_order import Order
 from truthgpt_serve.training.job import TrainingJob
 
@@ -201,6 +202,52 @@ def test_buckets_cut_less_off_and_go_on_exactly(sd: Path, tmp_path: Path) -> Non
     assert resumed.first_step in (6, 8)
     assert resumed.losses == pytest.approx(whole.losses[resumed.first_step :], rel=1e-6)
     assert all(np.isfinite(whole.losses + whole.evaluations))
+
+
+def test_sdxl_is_told_the_size_of_each_image_and_its_cut(images: Path, tmp_path: Path) -> None:
+    weights = save_pipeline("sdxl", tmp_path / "weights")
+    data = {"crop": "random"}
+    cfg = make_cfg(weights, images, training={"max_steps": 1}, data=data)
+    losses = run(cfg, tmp_path / "run").losses
+    direct, rows = _Direct(weights, cfg), _rows(cfg, 8)
+    pipeline = direct.pipeline
+    # Images of 40x32 pixels, of which up to 8 are cut off on the left.
+    crops = Augmentation(crop=True)
+    cuts = [draw_for_training(cfg["seed"], one, LATENT, crops).cut for one in range(4)]
+    pixels, places = [], []
+    for row, cut in zip(rows, cuts, strict=True):
+        image = Image.open(images / f"{row}.png").convert("RGB")
+        fitted = ImageOps.fit(
+            image, (EDGE, EDGE), Image.Resampling.LANCZOS, centering=(cut.left, 0.5)
+        )
+        pixels.append(torch.from_numpy(np.asarray(fitted, dtype=np.float32) / 255).permute(2, 0, 1))
+        places.append([32, 40, 0, round(8 * cut.left), EDGE, EDGE])
+    assert len({place[3] for place in places}) > 1
+    with torch.no_grad():
+        noisy, steps, noise = direct.noised(torch.stack(pixels))
+        embeds, _, pooled, _ = pipeline.encode_prompt(
+            [_caption(row) for row in rows], do_classifier_free_guidance=False
+        )
+        added = {"text_embeds": pooled, "time_ids": torch.tensor(places, dtype=torch.float32)}
+        output = pipeline.unet(noisy, steps, embeds, added_cond_kwargs=added).sample
+    assert losses[0] == pytest.approx(float((output - noise).square().mean()), abs=1e-5)
+
+
+def test_two_workers_share_buckets_and_the_class(sd: Path, images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index, size in enumerate([(64, 32), (32, 64)] * 4):
+        Image.new("RGB", size, (20 * index, 90, 200)).save(folder / f"{index}.png")
+    data = {"caption": "a plain", "aspect_ratio_buckets": True, "bucket_step": 8}
+    prior = {"prompt": "a square", "images": str(images), "num_images": 6}
+    sizes = {"train_batch_size": 2, "max_steps": 3, "prior": prior}
+    alone = {**sizes, "grad_accum_steps": 2}
+    one = run(make_cfg(sd, folder, training=alone, data=data), tmp_path / "one")
+    shared = {**sizes, "grad_accum_steps": 1}
+    told = run_workers(make_cfg(sd, folder, training=shared, data=data), tmp_path / "two", 2)
+    assert told[0] == told[1]
+    assert told[0] == pytest.approx(one.losses, rel=1e-4)
+    assert not (tmp_path / "one/prior").exists()
 
 
 def test_what_does_not_fit_is_refused_before_training(
