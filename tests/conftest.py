@@ -1,6 +1,6 @@
 """What all tests share: no network, and a time limit that fits the folder.
 
-Knows nothing of Ray; the fixtures that start a cluster are in tests/serve/conftest.py.
+Knows nothing of Ray; the fixtures that start a cluster are in tests/serve.
 """
 
 from __future__ import annotations
@@ -29,33 +29,44 @@ SERVE_TIMEOUT_S = 600
 several times that on a busy machine."""
 LONGEST = (
     "serve/test_training.py",
-    "serve/test_supervision.py",
+    "serve/model_cluster",
     "serve/test_deaths.py",
+    "serve/test_supervision.py",
+    "serve/whole_service",
+    "serve/plain_cluster",
+    "serve/two_engines",
     "serve/test_vllm_engine.py",
-    "serve/test_reload.py",
-    "serve/test_lifecycle.py",
+    "serve/test_keys.py",
     "serve/test_playground.py",
     "serve/test_readme.py",
-    "unit/families/hf_diffusers/test_correctness.py",
+    "serve/test_same_answers.py",
+    "serve/test_ports.py",
+    "serve/adapted_engine",
+    "serve/test_remote.py",
     "unit/families/hf_transformers/generation/test_model.py",
     "unit/scripts/shipped/test_models.py",
     "unit/training/text/test_sft.py",
     "unit/families/hf_diffusers/pipelines/test_acceleration.py",
-    "unit/scripts/shipped/test_starting_models.py",
     "unit/training/images/test_loop.py",
-    "unit/doctor/test_engines.py",
+    "unit/training/test_trackers.py",
+    "unit/grammar/test_gate.py",
+    "unit/families/hf_diffusers/test_correctness.py",
+    "unit/families/hf_diffusers/test_deployment.py",
     "unit/families/hf_transformers/pipelines/test_speech.py",
+    "unit/doctor/test_engines.py",
+    "unit/scripts/shipped/test_starting_models.py",
 )
-"""Modules of more than a minute and a half, in tests/unit of half a minute, by `--durations=40`."""
+"""Modules, and folders that share a cluster, of more than 75 s of CPU; in tests/unit of 25 s."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what needs a cluster, and gives it more time; puts the longest modules first.
 
-    So no process of pytest-xdist, which has a module at a time, is left alone with one at the end.
+    So no process of pytest-xdist, which has one at a time, is left alone with a long one.
     """
     ranks = {ROOT / "tests" / name: rank for rank, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: ranks.get(item.path, len(LONGEST)))
+    last = len(LONGEST)
+    items.sort(key=lambda item: ranks.get(item.path, ranks.get(item.path.parent, last)))
     for item in items:
         is_serve = (ROOT / "tests" / "serve") in item.path.parents
         if is_serve:

@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.local_cluster import LocalCluster, model_application, router_application
 from tests.serve.browser import open_browser
-from tests.serve.conftest import RAY_ENV, START_TIMEOUT_S
+from tests.serve.whole_service.conftest import RAY_ENV, START_TIMEOUT_S
 from tests.support.cli_service import run_cli
 from truthgpt_serve.access.key_edit import add_key, revoke_key, rotate_key
 from truthgpt_serve.cluster.haproxy.direct import WAY_HEADER

@@ -18,15 +18,7 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
         yield shell
 
 
-def test_interrupt_ends_everything(shell: Shell) -> None:
-    service = shell.start()
-    run_id = shell.run_id
-    service.send_signal(signal.SIGINT)
-    assert service.wait(STOP_S) == 0, shell.log.read_text()
-    assert_nothing_is_left(shell, run_id)
-
-
-def test_start_ends_what_a_killed_run_left_behind(shell: Shell) -> None:
+def test_start_ends_what_a_killed_run_left_and_interrupt_ends_everything(shell: Shell) -> None:
     service = shell.start()
     first = shell.run_id
     service.kill()
@@ -37,6 +29,6 @@ def test_start_ends_what_a_killed_run_left_behind(shell: Shell) -> None:
     assert find_run(first) == []
     assert "that an earlier run had left behind" in shell.log.read_text()
     second = shell.run_id
-    assert shell.run("stop").returncode == 0
-    service.wait(5)
+    service.send_signal(signal.SIGINT)
+    assert service.wait(STOP_S) == 0, shell.log.read_text()
     assert_nothing_is_left(shell, second)

@@ -1,4 +1,4 @@
-"""One cluster with vLLM models and a router, for the tests of vLLM's place in the whole service."""
+"""The cluster that the modules of this folder share: two vLLM models and a router."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from typing import Any
 
 import httpx
 import psutil
+import pytest
 
 from benchmarks.local_cluster import LocalCluster, model_application, router_application
 from deployments.vllm.tiny_model import make_tiny_llama
 from truthgpt_serve.cluster.processes import find_run
 
-RAY_ENV = Path(__file__).resolve().parents[2] / "configs" / "ray.env"
+RAY_ENV = Path(__file__).resolve().parents[3] / "configs" / "ray.env"
 START_TIMEOUT_S = 300
 REQUEST_TIMEOUT_S = 90
 MAX_MODEL_LEN = 4096
@@ -111,9 +112,9 @@ class VllmService:
             yield client
 
 
-@contextmanager
-def vllm_service(folder: Path) -> Iterator[VllmService]:
-    """Starts the service and ends it after the block."""
+@pytest.fixture(scope="package")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmService]:
+    folder = tmp_path_factory.mktemp("vllm")
     weights = make_tiny_llama(folder / "llama")
     config: dict[str, Any] = {
         "model": {"name_or_path": str(weights)},

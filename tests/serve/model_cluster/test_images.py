@@ -24,11 +24,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from benchmarks.local_cluster import LocalCluster, model_application, router_application
+from benchmarks.local_cluster import LocalCluster, model_application
+from tests.serve.bare_cluster import install
 from tests.support.image_stock import assert_same, noise, stock_image
 from tests.support.tiny_images import create_pipeline, create_variant, save_lora
 
-RAY_ENV = Path(__file__).parents[2] / "configs" / "ray.env"
 START_TIMEOUT_S = 300
 REQUEST_TIMEOUT_S = 60
 NUM_LEAVING = 200
@@ -56,7 +56,7 @@ class Service:
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def images(bare: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("images")
     stock = create_pipeline("sdxl")
     stock.save_pretrained(folder / "weights")
@@ -76,18 +76,15 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
             },
         },
     }
-    with LocalCluster(RAY_ENV) as cluster:
-        applications = [model_application("painter", config), router_application(cluster.port)]
-        cluster.deploy(applications)
-        cluster.wait_until_ready(timeout_s=START_TIMEOUT_S)
-        url = f"{cluster.url}/v1"
-        with (
-            openai.OpenAI(
-                base_url=url, api_key="k", max_retries=0, timeout=REQUEST_TIMEOUT_S
-            ) as client,
-            httpx.Client(base_url=cluster.url, timeout=REQUEST_TIMEOUT_S) as http,
-        ):
-            yield Service(cluster, client, http, stock, config, adapter)
+    install(bare, [model_application("painter", config)], timeout_s=START_TIMEOUT_S)
+    url = f"{bare.url}/v1"
+    with (
+        openai.OpenAI(
+            base_url=url, api_key="k", max_retries=0, timeout=REQUEST_TIMEOUT_S
+        ) as client,
+        httpx.Client(base_url=bare.url, timeout=REQUEST_TIMEOUT_S) as http,
+    ):
+        yield Service(bare, client, http, stock, config, adapter)
 
 
 def opened(data: str | None) -> Image.Image:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,7 +11,7 @@ import httpx
 import jsonschema  # type: ignore[import-untyped]  # Ray brings it, without its types
 import pytest
 
-from tests.serve.vllm_service import VllmService, vllm_service, wait_until
+from tests.serve.two_engines.conftest import VllmService, wait_until
 from tests.support.grammar_schemas import doubling, hostile, ordinary, wide
 
 pytestmark = pytest.mark.timeout(540)
@@ -22,12 +21,6 @@ COMPLETION, CHAT = "/v1/completions", "/v1/chat/completions"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 SLOWED_S = 5.0
 """By how much another's grammar may slow a structured request; a busy machine adds its own."""
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmService]:
-    with vllm_service(tmp_path_factory.mktemp("vllm")) as service:
-        yield service
 
 
 def send(service: VllmService, path: str, **fields: Any) -> httpx.Response:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
-from deployments.vllm.tiny_model import HIDDEN, VOCABULARY, make_tiny_adapter, make_tiny_llama
-from tests.serve.test_vllm_engine import Server, make_config, run_program, serve
+from tests.serve.test_vllm_engine import Server, run_program
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -25,39 +22,6 @@ PROMPTS = [
     "Once",
 ]
 ADAPTERS = ("attention", "head")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    make_tiny_llama(folder / "llama")
-    make_tiny_adapter(folder / "attention", seed=3)
-    make_tiny_adapter(folder / "head", seed=4)
-    target_the_head(folder / "head")
-    return folder
-
-
-def target_the_head(folder: Path) -> None:
-    """Has an adapter change `lm_head` too."""
-    config = json.loads((folder / "adapter_config.json").read_text())
-    config["target_modules"].append("lm_head")
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    draw = np.random.default_rng(5)
-    tensors = load_file(folder / "adapter_model.safetensors")
-    for name, shape in {"A": (config["r"], HIDDEN), "B": (VOCABULARY, config["r"])}.items():
-        weights = draw.standard_normal(shape, dtype=np.float32) * np.float32(shape[1] ** -0.5)
-        tensors[f"base_model.model.lm_head.lora_{name}.weight"] = weights
-    save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
-
-
-@pytest.fixture(scope="module")
-def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    adapters = [{"name": name, "path": str(models / name)} for name in ADAPTERS]
-    # The long prompt takes several steps, beside the others.
-    engine = {"max_num_batched_tokens": 64, "max_num_seqs": 16}
-    config = make_config(models, serving={"adapters": adapters}, engine=engine)
-    with serve(config, tmp_path_factory.mktemp("server") / "log") as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import concurrent.futures
 import json
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,8 @@ import httpx
 import psutil
 import pytest
 
-from deployments.vllm.tiny_model import VOCABULARY, make_tiny_adapter, make_tiny_llama
-from tests.serve.test_vllm_engine import Server, make_config, serve
-from tests.serve.test_vllm_prompt_logprobs import target_the_head
+from deployments.vllm.tiny_model import VOCABULARY
+from tests.serve.test_vllm_engine import Server
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -162,21 +160,6 @@ def shape(route: str, body: dict[str, Any], prompt: Any) -> dict[str, Any]:
         stream = bool(body.pop("stream", False))
         return {"model": body.pop("model"), "stream": stream, "inputs": {**body, "text": prompt}}
     return {**body, "prompt": prompt}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("odd")
-    make_tiny_llama(folder / "llama")
-    make_tiny_adapter(folder / "attention", seed=3)
-    make_tiny_adapter(folder / "head", seed=4)
-    target_the_head(folder / "head")
-    adapters = [{"name": name, "path": str(folder / name)} for name in ("attention", "head")]
-    engine = {"max_num_batched_tokens": 64, "max_num_seqs": 16}
-    with serve(
-        make_config(folder, serving={"adapters": adapters}, engine=engine), folder / "log"
-    ) as server:
-        yield server
 
 
 def find_engine(server: Server) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -13,12 +12,11 @@ import anthropic
 import openai
 import pytest
 
-from tests.serve.vllm_service import (
+from tests.serve.two_engines.conftest import (
     BRIEF_S,
     MAX_MODEL_LEN,
     MAX_ONGOING,
     VllmService,
-    vllm_service,
     wait_until,
 )
 from tests.support.cli_service import run_program
@@ -53,12 +51,6 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 pytestmark = pytest.mark.timeout(420)
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmService]:
-    with vllm_service(tmp_path_factory.mktemp("vllm")) as service:
-        yield service
 
 
 @pytest.mark.parametrize("prefix", ["", "/models/tiny"], ids=["router", "model"])

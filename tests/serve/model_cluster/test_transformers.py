@@ -16,12 +16,12 @@ import pytest
 import torch
 import transformers
 
-from benchmarks.local_cluster import LocalCluster, model_application, router_application
+from benchmarks.local_cluster import LocalCluster, model_application
 from deployments.vllm.tiny_model import make_tiny_llama
+from tests.serve.bare_cluster import install
 from tests.support.tiny_transformers.models import make_tiny_classifier, make_tiny_encoder
 from tests.support.tiny_transformers.speech import make_tiny_speech
 
-RAY_ENV = Path(__file__).resolve().parents[2] / "configs" / "ray.env"
 START_TIMEOUT_S = 300
 NUM_TOKENS = 12
 PROMPTS = [f"number {index} of many " * (1 + index % 5) for index in range(32)]
@@ -39,7 +39,7 @@ class Stack:
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(bare: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("transformers")
     makers: Any = {
         "writer": make_tiny_llama,
@@ -68,13 +68,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             "hardware": {"cpus": 0.2, "gpus": 0},
         }
         applications.append(model_application(name, {**shared, **sections[name]}))
-    with LocalCluster(RAY_ENV) as cluster:
-        applications.append(router_application(cluster.port))
-        cluster.deploy(applications)
-        cluster.wait_until_ready(timeout_s=START_TIMEOUT_S)
-        stack = Stack(cluster, folder)
-        with stack.openai:
-            yield stack
+    install(bare, applications, timeout_s=START_TIMEOUT_S)
+    stack = Stack(bare, folder)
+    with stack.openai:
+        yield stack
 
 
 def test_32_clients_get_what_one_would(stack: Stack) -> None:

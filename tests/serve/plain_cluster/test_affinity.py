@@ -6,18 +6,17 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from benchmarks.local_cluster import LocalCluster, model_application, router_application
+from benchmarks.local_cluster import LocalCluster, model_application
+from tests.serve.bare_cluster import install
 from tests.serve.ways import DIRECT, MODEL, ROUTER, WAYS, Request, Way, send
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+SERVE = Path(__file__).parents[1]
 NUM_REPLICAS = 2
 NUMBERS = range(24)
 MAX_MOVED = 3
@@ -27,9 +26,8 @@ CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    folder = tmp_path_factory.mktemp("affinity")
-    shutil.copy(HERE / "user_telling.py", folder / "affinity_telling.py")
+def cluster(bare: LocalCluster, modules: Path) -> LocalCluster:
+    shutil.copy(SERVE / "user_telling.py", modules / "affinity_telling.py")
 
     def model(affinity: str) -> dict[str, Any]:
         telling = {
@@ -41,11 +39,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
         }  # fmt: skip
         return model_application(affinity, telling)
 
-    with LocalCluster(ROOT / "configs" / "ray.env", env={"PYTHONPATH": f"{folder}:{ROOT}"}) as it:
-        router = router_application(it.port, num_replicas=1)
-        it.deploy([model("prefix"), model("none"), router])
-        it.wait_until_ready()
-        yield it
+    install(bare, [model("prefix"), model("none")])
+    return bare
 
 
 def replica_of(cluster: LocalCluster, way: Way, number: int, num_turns: int, model: str) -> int:

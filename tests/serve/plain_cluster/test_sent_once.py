@@ -7,7 +7,6 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,11 @@ import httpx
 import pytest
 
 from benchmarks.local_cluster import LocalCluster, model_application, router_application
+from tests.serve.bare_cluster import install
 from truthgpt_serve.cluster.haproxy.direct import WAY_HEADER
 from truthgpt_serve.cluster.processes import read_process
 
-HERE = Path(__file__).parent
+SERVE = Path(__file__).parents[1]
 COUNTING: dict[str, Any] = {
     "model": {"family": "counting", "import": "counting_models"},
     "hardware": {"gpus": 0, "cpus": 0.1},
@@ -69,20 +69,21 @@ class Counted:
 
     def deploy(self, *more: dict[str, Any]) -> None:
         """Deploys; each change of the applications replaces HAProxy."""
+        router = router_application(self.cluster.port)
+        self.cluster.deploy([self.application(), *more, router])
+
+    def application(self) -> dict[str, Any]:
         counting = model_application("counting", COUNTING)
-        self.cluster.deploy([counting, *more, router_application(self.cluster.port)])
+        counting["runtime_env"] = {"env_vars": {"COUNTING_FOLDER": str(self.marks)}}
+        return counting
 
 
 @pytest.fixture(scope="module")
-def counted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Counted]:
-    modules, marks = (tmp_path_factory.mktemp(name) for name in ("modules", "marks"))
-    shutil.copy(HERE / "user_counting.py", modules / "counting_models.py")
-    env = {"PYTHONPATH": f"{modules}:{HERE.parents[1]}", "COUNTING_FOLDER": str(marks)}
-    with LocalCluster(HERE.parents[1] / "configs" / "ray.env", env=env) as cluster:
-        counted = Counted(cluster, marks)
-        counted.deploy()
-        cluster.wait_until_ready(timeout_s=RECOVERY_S)
-        yield counted
+def counted(bare: LocalCluster, modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Counted:
+    shutil.copy(SERVE / "user_counting.py", modules / "counting_models.py")
+    counted = Counted(bare, tmp_path_factory.mktemp("marks"))
+    install(bare, [counted.application()])
+    return counted
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -6,16 +6,14 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 
-from benchmarks.local_cluster import LocalCluster, model_application, router_application
+from benchmarks.local_cluster import LocalCluster, model_application
+from tests.serve.bare_cluster import install
 from truthgpt_serve.cluster.processes import find_run
 
-RAY_ENV = Path(__file__).resolve().parents[2] / "configs" / "ray.env"
 ECHO = {"model": {"family": "echo"}, "hardware": {"gpus": 0, "cpus": 0.1}}
 BACK_S = 120
 """It takes about 6 s; a loaded machine takes many times that."""
@@ -24,11 +22,9 @@ CONNECTION_LOST = 0
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[LocalCluster]:
-    with LocalCluster(RAY_ENV) as cluster:
-        cluster.deploy([model_application("echo", ECHO), router_application(cluster.port)])
-        cluster.wait_until_ready(timeout_s=BACK_S)
-        yield cluster
+def cluster(bare: LocalCluster) -> LocalCluster:
+    install(bare, [model_application("echo", ECHO)])
+    return bare
 
 
 def processes(cluster: LocalCluster, words: str) -> list[int]:

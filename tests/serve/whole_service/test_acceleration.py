@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.serve.conftest import MAX_MODEL_LEN, Service
+from tests.serve.whole_service.conftest import MAX_MODEL_LEN, Service
 
 
 def acceleration(service: Service, name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.fuzz.run import Fuzz, models_of
-from tests.serve.conftest import Service
+from tests.serve.whole_service.conftest import Service
 from truthgpt_serve.cluster.processes import find_run
 
 NUM_REQUESTS = 200

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests import route_table
-from tests.serve.conftest import Service
+from tests.serve.whole_service.conftest import Service
 
 ENGINE_TEXT = (
     *route_table.TEXT,

@@ -20,12 +20,12 @@ import openai
 import pytest
 
 from benchmarks.local_cluster import model_application
-from tests.serve.conftest import ALIASES, MAX_MODEL_LEN, Service
+from tests.serve.whole_service.conftest import ALIASES, MAX_MODEL_LEN, Service
 from tests.support.cli_service import run_program
 from truthgpt_serve.cluster.state import parse_details
 from truthgpt_serve.config.text_limits import TextLimitsSection
 
-PROGRAMS = Path(__file__).parent / "programs"
+PROGRAMS = Path(__file__).parents[1] / "programs"
 PROMPTS = ["Hello world", "The quick brown fox", "Once upon a time there was a", "12 + 30 ="]
 TOKENS = 24
 USER: list[Any] = [{"role": "user", "content": "Tell me about water."}]

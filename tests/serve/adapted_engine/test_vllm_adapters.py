@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from safetensors.numpy import load_file, save_file
 
-from deployments.vllm.tiny_model import make_tiny_adapter, make_tiny_llama
-from tests.serve.test_vllm_engine import Server, make_config, serve
+from tests.serve.adapted_engine.conftest import BAD, GOOD
+from tests.serve.test_vllm_engine import Server
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -23,33 +19,7 @@ FAILED = {
     "odd": "odd_experts",
     "away": "cannot be fetched",
 }
-"""By the adapter's name, what its reason says: of `odd` vLLM alone finds it, when it loads."""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    make_tiny_llama(folder / "llama")
-    for name in ("good", "dora", "cut", "odd"):
-        make_tiny_adapter(folder / name)
-    config = folder / "dora" / "adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
-    weights = folder / "cut" / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    weights = folder / "odd" / "adapter_model.safetensors"
-    tensors = load_file(weights)
-    save_file({k.replace("q_proj", "odd_experts"): v for k, v in tensors.items()}, weights)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    adapters = [{"name": name, "path": str(folder / name)} for name in ("dora", "good", "cut")]
-    adapters.append({"name": "odd", "path": str(folder / "odd")})
-    adapters.append({"name": "away", "path": "nobody/no-such-adapter"})
-    config = make_config(folder, serving={"adapters": adapters})
-    with serve(config, tmp_path_factory.mktemp("log") / "log", start_timeout_s=400) as found:
-        yield found
+"""By the adapter's name, what its reason says."""
 
 
 def complete(server: Server, model: str, **more: Any) -> Any:
@@ -64,7 +34,8 @@ def test_the_base_model_and_good_adapters_answer(server: Server) -> None:
     assert good
     assert base != good
     listed = {model.id for model in server.client.models.list().data}
-    assert listed == {"tiny", "good"}
+    assert listed == {"tiny", *GOOD}
+    assert FAILED.keys() == {*BAD}
 
 
 @pytest.mark.parametrize("name", list(FAILED))

@@ -7,7 +7,6 @@ import base64
 import http.client
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,13 @@ import tritonclient.http.aio
 from tritonclient.http import InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from benchmarks.local_cluster import LocalCluster, model_application, router_application
+from benchmarks.local_cluster import LocalCluster, model_application
 from deployments.onnx.tiny_model import make_tiny_vision
+from tests.serve.bare_cluster import install
 from tests.support.onnx_models import make_encoder
 from truthgpt_serve.router.request_body import GATHERED_BYTES
 
-HERE = Path(__file__).parent
-RAY_ENV = HERE.parents[1] / "configs" / "ray.env"
+SERVE = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,9 @@ class Tensors:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tensors]:
+def service(bare: LocalCluster, modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Tensors:
     folder = tmp_path_factory.mktemp("tensors")
-    shutil.copy(HERE / "user_tensor_models.py", folder / "own_tensor_models.py")
+    shutil.copy(SERVE / "user_tensor_models.py", modules / "own_tensor_models.py")
     files = {
         "vision": make_tiny_vision(folder / "vision.onnx"),
         "encoder": make_encoder(folder / "encoder.onnx"),
@@ -61,20 +60,16 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tensors]:
     small: dict[str, Any] = {"cpus": 0.1, "gpus": 0}
     models: dict[str, Any] = {name: {"name_or_path": str(path)} for name, path in files.items()}
     models["statistics"] = {"family": "custom", "import": "own_tensor_models"}
-    with LocalCluster(RAY_ENV, env={"PYTHONPATH": str(folder)}) as cluster:
-        applications = [
-            model_application(
-                name, {"task": "tensor", "seed": 2, "model": model, "hardware": small}
-            )
-            for name, model in models.items()
-        ]
-        cluster.deploy([*applications, router_application(cluster.port)])
-        cluster.wait_until_ready()
-        sessions = {
-            name: onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-            for name, path in files.items()
-        }
-        yield Tensors(cluster, sessions)
+    applications = [
+        model_application(name, {"task": "tensor", "seed": 2, "model": model, "hardware": small})
+        for name, model in models.items()
+    ]
+    install(bare, applications)
+    sessions = {
+        name: onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        for name, path in files.items()
+    }
+    return Tensors(bare, sessions)
 
 
 @pytest.fixture(params=["router", "direct"])

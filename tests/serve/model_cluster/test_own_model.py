@@ -12,14 +12,15 @@ import httpx
 import pytest
 import yaml
 
-from benchmarks.local_cluster import LocalCluster, model_application, router_application
+from benchmarks.local_cluster import LocalCluster, model_application
+from tests.serve.bare_cluster import install
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 WAYS = ("py_modules", "working_dir")
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def client(bare: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     page = (ROOT / "docs" / "your-own-model.md").read_text()
     blocks = dict(re.findall(r"`([\w.]+)`:\n\n```\w+\n(.*?)```", page, re.DOTALL))
     archive = tmp_path_factory.mktemp("own") / "own.zip"
@@ -33,11 +34,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         address = f"file://{archive}"
         application["runtime_env"] = {way: [address] if way == "py_modules" else address}
         applications.append(application)
-    with LocalCluster(ROOT / "configs" / "ray.env") as cluster:
-        cluster.deploy([*applications, router_application(cluster.port)])
-        cluster.wait_until_ready()
-        with httpx.Client(base_url=cluster.url, timeout=60) as client:
-            yield client
+    install(bare, applications)
+    with httpx.Client(base_url=bare.url, timeout=60) as client:
+        yield client
 
 
 @pytest.mark.parametrize("way", WAYS)

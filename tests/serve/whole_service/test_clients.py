@@ -13,7 +13,7 @@ import openai
 import pytest
 from backports import zstd
 
-from tests.serve.conftest import ALIASES, Service
+from tests.serve.whole_service.conftest import ALIASES, Service
 
 LIMIT_S = 60
 PAGE = "http://localhost:5173"

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.serve.conftest import Service
+from tests.serve.whole_service.conftest import Service
 from truthgpt_serve.cluster.haproxy.direct import BUFFER_BYTES
 
 CHAT = "/v1/chat/completions"

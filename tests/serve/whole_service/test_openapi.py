@@ -10,7 +10,7 @@ import pytest
 
 from tests.openapi_run.plan import fetch_models, narrowed
 from tests.openapi_run.run import run
-from tests.serve.conftest import Service
+from tests.serve.whole_service.conftest import Service
 
 PATHS = (
     r"/v1/(chat/)?completions(/batch)?|/v1/responses|/v1/messages.*|/v1/embeddings|/(de)?tokenize"
