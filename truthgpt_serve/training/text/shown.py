@@ -46,8 +46,10 @@ def _part_lines(name: str, example: Mapping[str, Any]) -> Iterator[str]:
     value = example[name]
     if isinstance(value, str):
         yield from _lines(name, value)
-        return
-    for message in value:
+    # A prompt keeps the row's other columns, which may hold anything under these names.
+    for message in value if isinstance(value, list) else ():
+        if not isinstance(message, Mapping):
+            continue
         content = message.get("content")
         text = content if isinstance(content, str) else repr(content)
         if message.get("tool_calls"):
