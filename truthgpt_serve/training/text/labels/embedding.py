@@ -139,6 +139,16 @@ class EmbeddingTrainer(LabelTrainer):
         write_layout(folder, self.course.job.cfg, self._pooling, size, self._max_tokens)
 
 
+def freeze_unused(model: Any) -> None:
+    """Leaves out of training what makes no vectors of tokens: several workers await its gradient.
+
+    Encoders such as BERT have a layer of their own behind the first token, for other tasks.
+    """
+    pooler = getattr(model, "pooler", None)
+    if pooler is not None:
+        pooler.requires_grad_(False)
+
+
 def train(job: TrainingJob, monitor: Monitor) -> None:
     """Trains on the prepared tables; see `Monitor` for what is reported.
 
@@ -150,6 +160,7 @@ def train(job: TrainingJob, monitor: Monitor) -> None:
     tokenizer = load_tokenizer(job.cfg)
     arguments = label_arguments(job, steps)
     model, dtype = load_model(job.cfg)
+    freeze_unused(model)
     trainer = EmbeddingTrainer(
         model=model,
         args=arguments,

@@ -16,7 +16,9 @@ from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.events import forget_after, read_events
 from truthgpt_serve.training.loops import find_loop, load_loop
 from truthgpt_serve.training.run_folder import checkpoints
+from truthgpt_serve.training.text.labels.embedding import freeze_unused
 from truthgpt_serve.training.text.labels.pooling import POOLINGS, pool
+from truthgpt_serve.training.text.models import load_model
 
 FAMILY = "hf-transformers"
 ANIMALS = ("cat", "dog")
@@ -117,6 +119,20 @@ def test_a_decoder_becomes_an_embedding_by_an_adapter(decoder: Path, tmp_path: P
     assert '"pooling_mode_lasttoken": true' in (folder / "1_Pooling" / "config.json").read_text()
     with build_model(FAMILY, served("embedding", folder)) as model:
         assert len(model.infer({"text": "the cat"})["embedding"]) == 128
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
+def test_all_that_is_trained_gets_a_gradient(lora: bool, encoder: Path, tmp_path: Path) -> None:
+    optim = {"lora": {"enabled": lora}}
+    given = sections(encoder, pairs("ranking"), tmp_path, "embedding", model_optim=optim)
+    model, _ = load_model(job_of(tmp_path / "run", given).cfg)
+    freeze_unused(model)
+    ids = torch.tensor([[2, 5, 6, 3]])
+    mask = torch.ones_like(ids)
+    hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
+    pool("mean", hidden, mask).sum().backward()
+    waiting = [n for n, w in model.named_parameters() if w.requires_grad and w.grad is None]
+    assert waiting == []
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
