@@ -40,6 +40,7 @@ def test_every_family_with_an_engine_has_a_doctor(name: str) -> None:
     assert MODEL_REGISTRY[name].doctor_path is not None
 
 
+@pytest.mark.long("starts engines in processes of their own")
 def test_transformers_tries_what_a_configuration_asks_for() -> None:
     found = by_name(
         examine(
@@ -82,6 +83,7 @@ def test_transformers_refuses_what_this_machine_does_not_have() -> None:
         assert not found["quantization bitsandbytes-4bit"].works
 
 
+@pytest.mark.long("starts engines in processes of their own")
 def test_images_are_made_with_what_a_configuration_asks_for() -> None:
     good = cfg("hf-diffusers", "image-generation", {"vae_slicing": True}, dtype="bfloat16")
     bad = cfg("hf-diffusers", "image-generation", {"offload": "model"}, attention="sage")

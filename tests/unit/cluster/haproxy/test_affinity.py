@@ -303,6 +303,7 @@ def test_no_request_waits_while_another_replica_has_a_place(proxy: Proxy) -> Non
         assert [*found.values()] == [each] * NUM_REPLICAS
 
 
+@pytest.mark.long("sends thousands of requests")
 def test_popular_conversations_share_the_replicas(tmp_path: Path) -> None:
     """The first of 32 has a quarter of the requests, as much as a replica should have in all."""
     ranks = range(32)

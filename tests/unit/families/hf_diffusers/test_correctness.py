@@ -19,6 +19,7 @@ NUM_REQUESTS = 16
 """For each kind; `python -m tests.fuzz.images` runs any number."""
 
 
+@pytest.mark.long("compares every pipeline")
 @pytest.mark.parametrize("kind", KINDS)
 def test_random_requests_get_what_the_stock_pipeline_makes_alone(kind: str) -> None:
     report = run_fuzz(kind, NUM_REQUESTS, seed=11)
@@ -85,6 +86,7 @@ def test_plans_are_the_same_for_a_seed_and_cover_what_they_promise() -> None:
     assert sum("negative_prompt" in plan.arguments for plan in plans) > 50
 
 
+@pytest.mark.long("runs the program on every pipeline")
 def test_command() -> None:
     options = "--pipeline sdxl --requests 4 --dtype bfloat16 --psnr-floor 200"
     done = subprocess.run(

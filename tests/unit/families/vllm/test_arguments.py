@@ -24,6 +24,7 @@ def faults_of(engine: dict[str, Any]) -> dict[str, str]:
     return {}
 
 
+@pytest.mark.long("imports vLLM in a process of its own")
 def test_list_of_arguments_is_that_of_the_installed_engine(root: Path) -> None:
     done = subprocess.run(
         [sys.executable, root / "scripts/generate_engine_arguments.py", "--check"],

@@ -120,6 +120,7 @@ def test_the_story_check_tells_new_from_known_and_whole_from_broken() -> None:
     assert stories_check.count_parsed(prompts, found) == [False] * 2 + [True] * 6
 
 
+@pytest.mark.long("makes 150 stories")
 def test_the_story_check_fails_an_untrained_model(
     story_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

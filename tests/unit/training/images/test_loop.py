@@ -92,6 +92,7 @@ def test_accumulation_equals_a_larger_batch(sd: Path, images: Path, tmp_path: Pa
     assert distance(*results) < 3e-4
 
 
+@pytest.mark.long("starts three processes that train")
 def test_two_workers_equal_one_with_twice_the_accumulation(
     sd: Path, images: Path, tmp_path: Path
 ) -> None:
@@ -108,6 +109,7 @@ def test_two_workers_equal_one_with_twice_the_accumulation(
     assert distance(*results) < 1e-4
 
 
+@pytest.mark.long("starts three processes that train")
 def test_resumed_after_a_kill_equals_uninterrupted(sd: Path, images: Path, tmp_path: Path) -> None:
     # Everything that a checkpoint must hold: the average, a schedule, and a generator for dropout.
     cfg = make_cfg(

@@ -65,6 +65,7 @@ async def test_compiled_blocks_give_the_same_image(sdxl: Path) -> None:
     assert np.abs(found - await draw(sdxl)).max() <= 1
 
 
+@pytest.mark.long("starts a compiler")
 def test_a_compiler_that_does_not_work_is_named(tmp_path: Path) -> None:
     program = (
         "import torch\n"

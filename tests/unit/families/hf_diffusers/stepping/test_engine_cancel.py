@@ -155,6 +155,7 @@ def test_close_says_when_a_forward_does_not_end_in_time() -> None:
     engine.close()
 
 
+@pytest.mark.long("cancels a thousand jobs")
 @pytest.mark.timeout(300)
 def test_a_thousand_random_cancellations_leave_nothing_behind() -> None:
     ours, stock = create_pair()

@@ -85,6 +85,7 @@ def bound(schema: Any) -> Any:
     return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
 
 
+@pytest.mark.long("answers many random schemas")
 async def test_answers_to_random_schemas_validate(client: openai.OpenAI) -> None:
     async with openai.AsyncOpenAI(base_url=client.base_url, api_key="none", max_retries=0) as many:
 

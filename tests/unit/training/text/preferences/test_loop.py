@@ -40,6 +40,7 @@ def log_probability(folder: Path, prompt: str, answer: str) -> float:
     return float(scores.gather(1, ids[0, start:, None]).sum())
 
 
+@pytest.mark.long("trains until it prefers")
 def test_dpo_comes_to_prefer_the_chosen_answers(model: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "pairs.jsonl", [PAIR] * 16)
     job = job_of(
