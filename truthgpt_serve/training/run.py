@@ -86,14 +86,8 @@ def run_training(
             return True
         facts = load_loop(loop).prepare(job)
         with ray_cluster(workers * config.hardware.cpus) as cluster_gpus:
-            gpus = min(1, resolve_gpus(config, cluster_gpus=cluster_gpus))
-            _check_precision(config, gpus)
-            place = config.source.at("training", "optimizer")
-            check_optimizer(job.cfg["training"], on_cpu=not gpus, place=place)
-            hardware = config.hardware
-            where = Workers(workers, max(1, hardware.cpus), gpus, hardware.accelerator_type)
-            plan = _plan(config, job, facts, where)
-            for line in plan.lines():
+            where = _choose_workers(config, job, cluster_gpus)
+            for line in _plan(config, job, facts, where).lines():
                 say(line)
             if plan_only:
                 return True
@@ -123,6 +117,16 @@ def _module_folders(config: ModelConfig) -> list[str]:
 def _workers_of(config: ModelConfig) -> int:
     gpus = config.hardware.gpus
     return max(1, int(gpus)) if isinstance(gpus, int | float) else 1
+
+
+def _choose_workers(config: ModelConfig, job: TrainingJob, cluster_gpus: float) -> Workers:
+    """Returns where the workers run, after checking that they can compute what is asked for."""
+    hardware = config.hardware
+    gpus = min(1, resolve_gpus(config, cluster_gpus=cluster_gpus))
+    _check_precision(config, gpus)
+    place = config.source.at("training", "optimizer")
+    check_optimizer(job.cfg["training"], on_cpu=not gpus, place=place)
+    return Workers(job.num_workers, max(1, hardware.cpus), gpus, hardware.accelerator_type)
 
 
 def _check_precision(config: ModelConfig, gpus: float) -> None:
