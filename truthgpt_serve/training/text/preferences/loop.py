@@ -11,7 +11,6 @@ from truthgpt_serve.training.plan import Facts, count_steps
 from truthgpt_serve.training.text import prepare as tables
 from truthgpt_serve.training.text.models import adapter_config, load_base_model, load_tokenizer
 from truthgpt_serve.training.text.preferences.reward_model import check_scorer
-from truthgpt_serve.training.text.preferences.trainers import CREATE
 from truthgpt_serve.training.text.trainer import Course
 
 
@@ -56,6 +55,10 @@ def train(job: TrainingJob, monitor: Monitor) -> None:
     Raises:
         TrainingError: The loss is no number, the disk is full, or the model cannot be trained.
     """
+    # In a worker only: trl's trainers import vLLM, which imports Ray, and the command prepares the
+    # data before it has set how a Ray of its own is started.
+    from truthgpt_serve.training.text.preferences.trainers import CREATE
+
     cfg = job.cfg
     examples, held_out = tables.train_table(job), tables.eval_table(job)
     steps = count_steps(

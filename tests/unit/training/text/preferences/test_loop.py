@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +188,9 @@ def test_a_reward_may_be_an_array_and_asynchronous() -> None:
     assert load_reward("tests.support.training_rewards:gives_an_array")(**asked) == [0.5, 1.0]
     waiting = load_reward("tests.support.training_rewards:gives_later")
     assert asyncio.run(waiting(**asked)) == [1.0, 1.0]
+
+
+def test_the_command_can_prepare_before_it_starts_ray() -> None:
+    module = "truthgpt_serve.training.text.preferences.loop"
+    program = f"import sys, {module}; sys.exit('ray' in sys.modules)"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=60)
