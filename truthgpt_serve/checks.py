@@ -11,6 +11,8 @@ from itertools import chain
 
 from pydantic import BaseModel, ValidationError
 
+from truthgpt_serve.adapter_files import find_adapter_problem, other_settings
+from truthgpt_serve.config.base import show_value
 from truthgpt_serve.config.faults import faults_of, in_file_order, known_paths, places, unknown_key
 from truthgpt_serve.config.model import ModelConfig
 from truthgpt_serve.config.paths import expand, must_be_local
@@ -92,6 +94,7 @@ def check_model(
         *_check_task(config, spec, source),
         *_check_weights(config, spec, source),
         *_check_lora(config, spec, source),
+        *_check_model_adapters(config, spec, source, for_training=for_training),
         *_check_nodes(config, spec, source),
         *chain.from_iterable(engine.values()),
         *_check_by_family(config, spec, source, engine),
@@ -148,11 +151,47 @@ def _check_lora(config: ModelConfig, spec: FamilySpec, source: Source) -> Iterat
     if spec.takes_adapters:
         return
     message = f"family {spec.name!r} has no LoRA adapters"
-    if config.model_optim.lora.enabled:
-        place = source.at("model_optim", "lora", "enabled")
-        yield Fault(place, message, "set it to false, or use another family")
+    if config.model_optim.lora.enabled and not spec.adds_adapters:
+        key = ("model", "adapter") if config.model.adapter else ("model_optim", "lora", "enabled")
+        yield Fault(source.at(*key), message, "remove it, or use another family")
     if config.serving.adapters:
+        if spec.adds_adapters:
+            message = f"family {spec.name!r} serves no adapters beside the model"
+            fix = "write the one to serve as model.adapter, or use family vllm"
+            yield Fault(source.at("serving", "adapters"), message, fix)
+            return
         yield Fault(source.at("serving", "adapters"), message, "remove them, or use another family")
+
+
+def _check_model_adapters(
+    config: ModelConfig, spec: FamilySpec, source: Source, *, for_training: bool
+) -> Iterator[Fault]:
+    """Checks `model.adapter`: its files, its base, and what `model_optim.lora` says of it."""
+    if config.model.adapter and spec.takes_adapters and not spec.adds_adapters and not for_training:
+        message = f"family {spec.name!r} adds no adapter to the weights"
+        fix = "list it in serving.adapters, or make one model of both: truthgpt merge"
+        yield Fault(source.at("model", "adapter"), message, fix)
+    base = expand(config.model.name_or_path) if config.model.name_or_path else None
+    is_image = config.task == "image-generation"
+    for index, path in enumerate(config.model.adapter):
+        place = source.at("model", "adapter", index)
+        if _is_missing(path):
+            yield Fault(place, f"{path!r} does not exist", "correct the path")
+        elif expand(path).exists():
+            problem = find_adapter_problem(expand(path), base, is_image=is_image)
+            if problem is not None:
+                yield Fault(place, *problem)
+    if for_training and config.model.adapter and not config.model_optim.lora.stack:
+        yield from _check_trained_further(config, source)
+
+
+def _check_trained_further(config: ModelConfig, source: Source) -> Iterator[Fault]:
+    lora, folder = config.model_optim.lora, expand(config.model.adapter[-1])
+    given = {key: getattr(lora, key) for key in lora.model_fields_set - {"enabled", "stack"}}
+    for key, own in other_settings(folder, given):
+        message = f"{show_value(given[key])} is not {show_value(own)}, which {folder} was made with"
+        fix = "remove it, for the adapter is trained further as it is, or write stack: true"
+        yield Fault(source.at("model_optim", "lora", key), message, fix)
 
 
 def _check_nodes(config: ModelConfig, spec: FamilySpec, source: Source) -> Iterator[Fault]:

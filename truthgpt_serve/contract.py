@@ -116,7 +116,9 @@ class FamilySpec:
         class_paths: The same for tasks that have a class of their own; others have `class_path`.
         tasks: The values of `task` that the family can do.
         engine_config: Pydantic model that `serving.engine` must satisfy, or None for any mapping.
-        takes_adapters: Whether `serving.adapters` and `model_optim.lora` mean something.
+        takes_adapters: Whether `serving.adapters` means something.
+        adds_adapters: Whether the adapters of `model.adapter` are added to the weights as they
+            load. A family with either kind has its adapters trained by `model_optim.lora`.
         needs_weights: Whether `model.name_or_path` is required.
         on_event_loop: Whether the async methods of the class may run on the replica's own event
             loop. Only for code that is known never to block.
@@ -140,6 +142,7 @@ class FamilySpec:
     tasks: tuple[str, ...] = TASKS
     engine_config: type[BaseModel] | None = None
     takes_adapters: bool = False
+    adds_adapters: bool = False
     needs_weights: bool = False
     on_event_loop: bool = False
     tensor_parallel: bool = False

@@ -205,6 +205,7 @@ FAMILY = FamilySpec(
     tasks=("image-generation",),
     engine_config=DiffusersSettings,
     takes_adapters=True,
+    adds_adapters=True,
     needs_weights=True,
     on_event_loop=True,
     max_ongoing_requests=default_ongoing_requests,

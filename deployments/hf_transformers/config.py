@@ -198,6 +198,7 @@ FAMILY = FamilySpec(
     },
     tasks=("text-generation", "embedding", "custom"),
     engine_config=TransformersSettings,
+    adds_adapters=True,
     needs_weights=True,
     on_event_loop=True,
     max_ongoing_requests=default_ongoing_requests,

@@ -6,8 +6,10 @@ Code that a checkpoint brings is never run.
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ import transformers
 
 from deployments.hf_transformers.config import GPU_QUANTIZATION, QUANTIZATION
 from truthgpt_serve import device
+from truthgpt_serve.adapter_files import OTHER_BASE, base_of
 from truthgpt_serve.device import choose_device, choose_dtype
 from truthgpt_serve.errors import bad_setting
 
@@ -36,6 +39,7 @@ class Source:
         device: Where the model computes.
         dtype: The number format that the configuration names, `auto` for the checkpoint's.
         quantization: A key of `config.QUANTIZATION`, or None.
+        adapters: Folders or hub names of adapters that are added to the weights.
     """
 
     name_or_path: str
@@ -43,6 +47,7 @@ class Source:
     device: torch.device
     dtype: str
     quantization: str | None
+    adapters: tuple[str, ...] = ()
 
     def options(self) -> dict[str, Any]:
         """Returns the arguments that every `from_pretrained` gets."""
@@ -71,6 +76,7 @@ def read_source(cfg: Mapping[str, Any]) -> Source:
         device=where,
         dtype=str(cfg["model_optim"]["dtype"]),
         quantization=quantization,
+        adapters=tuple(cfg["model"].get("adapter") or ()),
     )
 
 
@@ -143,9 +149,33 @@ def load_model(auto_class: Any, source: Source, config: Any) -> Any:
         raise bad_setting("hardware.gpus", message, "take a larger GPU, or quantize") from error
     except LOAD_ERRORS as error:
         raise _not_loaded(source, f"an {auto_class.__name__}", error) from error
+    model = _add_adapters(model, source)
     if source.quantization is None:
         model.to(source.device)
     return model.eval()
+
+
+def _add_adapters(model: Any, source: Source) -> Any:
+    """Returns the model with its adapters in the weights, or beside them if those are quantized."""
+    if source.quantization is not None and len(source.adapters) > 1:
+        message = f"{len(source.adapters)} adapters are not added to quantized weights"
+        fix = "write one, or make one model of them: truthgpt merge"
+        raise bad_setting("model.adapter", message, fix)
+    for path in source.adapters:
+        try:
+            peft = importlib.import_module("peft")
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", "Found missing adapter keys")
+                adapted = peft.PeftModel.from_pretrained(model, path)
+        except (*LOAD_ERRORS, UserWarning) as error:
+            trained = base_of(Path(path))
+            own = f", trained for {trained}," if trained else ""
+            reason = str(error).strip().partition("\n")[0]
+            message = f"{path}{own} cannot be added to {source.name_or_path}: {reason}"
+            raise bad_setting("model.adapter", message, OTHER_BASE) from error
+        is_plain = source.quantization is None
+        model = adapted.merge_and_unload() if is_plain else adapted.base_model.model
+    return model
 
 
 def _not_loaded(source: Source, kind: str, error: Exception) -> Exception:

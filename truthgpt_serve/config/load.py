@@ -86,6 +86,7 @@ def parse_model(data: Any, source: Source) -> tuple[ModelConfig | None, list[Fau
     config._source = source
     if config.model.name_or_path is not None:
         config.model.name_or_path = resolve_local(config.model.name_or_path, source)
+    config.model.adapter = [resolve_local(path, source) for path in config.model.adapter]
     for adapter in config.serving.adapters:
         adapter.path = resolve_local(adapter.path, source)
     if config.data.dataset is not None:

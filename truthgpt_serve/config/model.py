@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from truthgpt_serve.config.base import NonNegativeCount, Section, Text
+from truthgpt_serve.config.base import NonNegativeCount, Refusal, Section, Text, refuse
 from truthgpt_serve.config.data import DataSection
 from truthgpt_serve.config.sections import HardwareSection, ModelOptimSection, ModelSection
 from truthgpt_serve.config.serving import ServingSection
@@ -65,6 +65,23 @@ class ModelConfig(Section):
     def _fill_family(self) -> ModelConfig:
         if self.model.family is None:
             self.model.family = DEFAULT_FAMILIES[self.task]
+        return self
+
+    @model_validator(mode="after")
+    def _train_the_adapter(self) -> ModelConfig:
+        """Makes `model.adapter` mean that an adapter is trained; refuses what contradicts it."""
+        lora, key = self.model_optim.lora, "model_optim.lora"
+        if not self.model.adapter:
+            if lora.stack:
+                message = "has no effect without model.adapter, below the fresh adapter"
+                fix = "name that adapter, or remove it"
+                raise refuse([Refusal(f"{key}.stack", message, fix, ("model", f"{key}.enabled"))])
+            return self
+        if "enabled" in lora.model_fields_set and not lora.enabled:
+            message = "false contradicts model.adapter, which is trained further"
+            fix = "remove it; or, to train all weights, first add the adapter: truthgpt merge"
+            raise refuse([Refusal(f"{key}.enabled", message, fix, ("model",))])
+        lora.enabled = True
         return self
 
     @property

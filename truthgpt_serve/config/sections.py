@@ -22,6 +22,27 @@ from truthgpt_serve.config.base import (
 )
 
 
+def _read_paths(value: Any) -> Any:
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else value
+
+
+Paths = Annotated[
+    list[Text],
+    BeforeValidator(_read_paths),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                {"type": "array", "items": {"type": "string", "minLength": 1}},
+                {"type": "null"},
+            ]
+        }
+    ),
+]
+
+
 class ModelSection(Section):
     """Which weights, and which family runs them."""
 
@@ -35,6 +56,12 @@ class ModelSection(Section):
     """Weights: a hub name, or a local folder or file. A relative path is looked up in the working
     directory, beside this file, then in the parent of `TRUTHGPT_CONFIG_DIR`. Required by every
     family that has weights. For the family `remote` it is the other server's address."""
+
+    adapter: Paths = Field(default_factory=list)
+    """LoRA adapter that belongs to the weights: a folder such as a run's `model/`, or a hub name;
+    or a list of them, added in this order. `truthgpt train` trains the last one further, and the
+    families `hf-transformers` and `hf-diffusers` add them to the weights when they load.
+    `serving.adapters` instead serves an adapter beside the model, under a name of its own."""
 
     revision: Text | None = None
     """Branch, tag or commit of a hub model. Null takes the hub's default branch; a commit makes
@@ -78,6 +105,10 @@ class LoraSection(Section):
 
     rslora: bool = False
     """Scale the update by `alpha / sqrt(r)` instead, so that a large `r` does not weaken it."""
+
+    stack: bool = False
+    """Train a fresh adapter on top of those of `model.adapter`, which are added to the weights in
+    memory and stay as they are. False trains the last of them further."""
 
     @model_validator(mode="after")
     def _say_whether(self) -> LoraSection:

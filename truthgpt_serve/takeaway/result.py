@@ -10,6 +10,7 @@ from typing import Any
 from truthgpt_serve.config.paths import expand, must_be_local
 from truthgpt_serve.errors import TruthGPTError
 from truthgpt_serve.takeaway.errors import TakeawayError
+from truthgpt_serve.training.memory.lora import adapters_below
 from truthgpt_serve.training.run_folder import MODEL, RECORD
 from truthgpt_serve.training.run_record import read_record
 
@@ -92,6 +93,9 @@ def find_result(given: Path, base: str | None = None) -> Result:
         raise TakeawayError(f"{given}: has none of {wanted} ({fix})")
     if not is_adapter:
         return Result(folder, is_image, False, None, None, run, record)
+    if base is None and record and adapters_below(record["config"]):
+        fix = "merge those first, and name the result with --base"
+        raise TakeawayError(f"{given}: its adapter stands on others of model.adapter ({fix})")
     own, revision = _base_of(folder, record)
     found = base or own
     if found is None:

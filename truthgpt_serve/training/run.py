@@ -179,6 +179,9 @@ def _plan(config: ModelConfig, job: TrainingJob, facts: Facts, where: Workers) -
     training = job.cfg["training"]
     lora = config.model_optim.lora
     what = f"an adapter (LoRA, r {lora.r})" if lora.enabled else "the whole model"
+    if config.model.adapter:
+        *below, last = map(_shown, map(Path, config.model.adapter))
+        what = f"{what} on {', '.join((*below, last))}" if lora.stack else f"the adapter {last}"
     return Plan(
         run_name=config.run_name,
         folder=_shown(job.folder),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from truthgpt_serve.config import ModelConfig
 from truthgpt_serve.config.training import METHODS
+from truthgpt_serve.training.memory.lora import adapters_below
 
 ADAPTER_FILES = ("adapter_config.json", "pytorch_lora_weights.safetensors")
 """What marks a folder as an adapter: of peft, and of a Diffusers pipeline."""
@@ -24,6 +25,11 @@ def serving_lines(config: ModelConfig, folder: Path) -> list[str]:
             return ["serving:", "  engine:", f"    controlnet: {folder}"]
         if component == "textual_inversion":
             return ["serving:", "  engine:", f"    textual_inversion: [{folder}]"]
+    below = adapters_below(config.to_cfg())
+    if is_adapter(folder) and below:
+        return ["model:", f"  adapter: [{', '.join((*below, str(folder)))}]"]
+    if is_adapter(folder) and config.family == "hf-transformers":
+        return ["model:", f"  adapter: {folder}"]
     if is_adapter(folder):
         return [
             "serving:",

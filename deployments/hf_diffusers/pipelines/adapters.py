@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from truthgpt_serve.errors import bad_setting
+
 logger = logging.getLogger(__name__)
 
 MODULE_NAME = "truthgpt_adapter_{}"
@@ -49,6 +51,27 @@ def load_adapters(pipeline: Any, adapters: Sequence[Mapping[str, Any]]) -> Adapt
     if found.names:
         pipeline.disable_lora()
     return found
+
+
+def add_to_weights(pipeline: Any, paths: Sequence[str]) -> None:
+    """Adds the adapters of `model.adapter` to a pipeline's weights, one after the other.
+
+    Raises:
+        ConfigError: One of them does not fit the pipeline, or its weights are quantized.
+    """
+    for path in paths:
+        name = MODULE_NAME.format("base")
+        reason = _load(pipeline, path, name)
+        if not reason:
+            try:
+                parts = [part for part, names in pipeline.get_list_adapters().items() if names]
+                pipeline.fuse_lora(components=parts, adapter_names=[name])
+                pipeline.unload_lora_weights()
+            except (ValueError, RuntimeError, TypeError, AttributeError) as error:
+                reason = f"{path!r} cannot be added to the weights: {error}"
+        if reason:
+            fix = "name an adapter of this pipeline; quantized weights take none"
+            raise bad_setting("model.adapter", reason, fix)
 
 
 def _load(pipeline: Any, path: str, name: str) -> str:

@@ -17,7 +17,7 @@ import torch
 from deployments.hf_diffusers.checks import find_local
 from deployments.hf_diffusers.choices import SINGLE_FILES
 from deployments.hf_diffusers.config import DiffusersSettings
-from deployments.hf_diffusers.pipelines.adapters import Adapters, load_adapters
+from deployments.hf_diffusers.pipelines.adapters import Adapters, add_to_weights, load_adapters
 from deployments.hf_diffusers.pipelines.learned_words import load_words
 from deployments.hf_diffusers.pipelines.quantization import (
     denoiser_name,
@@ -78,6 +78,7 @@ def load_pipelines(cfg: Mapping[str, Any], settings: DiffusersSettings) -> Loade
     if settings.offload == "none":
         base.to(device)
     controlnet = _load_controlnet(settings, base, dtype, device)
+    add_to_weights(base, cfg["model"].get("adapter") or ())
     adapters = load_adapters(base, cfg["serving"]["adapters"])
     return Loaded(base, make_roles(base, controlnet), device, dtype, adapters)
 

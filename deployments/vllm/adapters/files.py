@@ -6,19 +6,18 @@ Imports neither vLLM nor torch. What vLLM 0.32 refuses stands in its `lora/peft_
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from deployments.vllm.arguments import load_arguments
+from truthgpt_serve.adapter_files import TENSOR, check_base
 from truthgpt_serve.model_files import (
     ModelFileError,
     Problem,
     Tensor,
     read_header,
     read_object,
-    read_tensors,
 )
 
 CONFIG = "adapter_config.json"
@@ -29,13 +28,6 @@ _RETRAIN = "train it without, or merge it into its base model and serve the resu
 _INITS = frozenset(("gaussian", "eva", "orthogonal", "mica", "lora_ga"))
 """Values of `init_lora_weights` that leave the base model as it was."""
 _WHOLE_MODULES = frozenset(("classifier", "score"))
-_FLOATS = frozenset(("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"))
-_UNCHECKED = re.compile(r"experts|embed|wte|lm_head|score|classifier")
-"""Modules whose weights have other names or shapes in the base model's files."""
-_TENSOR = re.compile(
-    r"(?:base_model\.model\.)?(?P<module>.+)\.(?P<part>lora_(?:embedding_)?[AB])(?:\.weight)?"
-)
-_IN_LAYER = re.compile(r"(?:.*?\.)?([^.\d]+\.\d+\..+)")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -147,19 +139,19 @@ def _check_weights(folder: Path, config: Mapping[str, Any], base: Path | None) -
         return
     if not tensors:
         yield f"{files[0]}: has no weights", "save it again"
-    problems = [*_check_names(tensors, config), *_check_base(tensors, base)]
+    problems = [*_check_names(tensors, config), *check_base(tensors, base)]
     # One of each kind says enough: the others follow from it.
     yield from ((f"{files[0]}: {message}", fix) for message, fix in problems[:3])
 
 
 def _check_names(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Iterator[Problem]:
-    other = [name for name in tensors if not _TENSOR.fullmatch(name) and not _is_whole(name)]
+    other = [name for name in tensors if not TENSOR.fullmatch(name) and not _is_whole(name)]
     if other:
         more = f" and {len(other) - 1} more" if len(other) > 1 else ""
         yield f"has {other[0]!r}{more}, which are no weights of a LoRA", _RETRAIN
     halves: dict[str, set[str]] = {}
     for name in tensors:
-        if match := _TENSOR.fullmatch(name):
+        if match := TENSOR.fullmatch(name):
             halves.setdefault(match["module"], set()).add(match["part"][-1])
     for module, parts in halves.items():
         if parts != {"A", "B"}:
@@ -168,7 +160,7 @@ def _check_names(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> It
     if config.get("rank_pattern"):
         return
     for name, tensor in tensors.items():
-        match = _TENSOR.fullmatch(name)
+        match = TENSOR.fullmatch(name)
         if match is None or match["part"] != "lora_A" or "experts" in name:
             continue
         if len(tensor.shape) == 2 and tensor.shape[0] != config["r"]:
@@ -181,67 +173,3 @@ def _is_whole(name: str) -> bool:
     parts = name.split(".")
     is_classifier = parts[-1] in ("weight", "bias") and parts[-2:-1] and parts[-2] in _WHOLE_MODULES
     return bool(is_classifier) or name.endswith(".base_layer.weight")
-
-
-def _check_base(tensors: Mapping[str, Tensor], base: Path | None) -> Iterator[Problem]:
-    weights = _base_weights(base)
-    if not weights:
-        return
-    for name, tensor in tensors.items():
-        match = _TENSOR.fullmatch(name)
-        if match is None or _UNCHECKED.search(match["module"]):
-            continue
-        problem = _check_module(match["module"], match["part"], tensor, weights)
-        if problem:
-            yield f"{name!r} {problem} of the base model {base}", _OTHER_BASE
-            return
-
-
-_OTHER_BASE = "name an adapter that was trained for this model"
-Weights = Mapping[str, list[Tensor]]
-
-
-def _check_module(module: str, part: str, tensor: Tensor, weights: Weights) -> str:
-    """Returns why an adapter's tensor does not fit the base model, or nothing."""
-    key = _key(module)
-    found = weights.get(key)
-    if found is None:
-        return "" if _may_have(key, weights) else "is for a module that is not one"
-    if not all(one.dtype in _FLOATS for one in found):
-        return ""  # packed
-    if all(len(one.shape) < 2 for one in found):
-        return "is for a module that is no linear layer"
-    edge = tensor.shape[-1] if part[-1] == "A" else tensor.shape[0]
-    if len(tensor.shape) != 2 or any(edge in one.shape or len(one.shape) > 2 for one in found):
-        return ""
-    return f"has shape {list(tensor.shape)}, which does not fit the shape {list(found[0].shape)}"
-
-
-def _may_have(key: str, weights: Weights) -> bool:
-    """Returns whether a base model may have a module whose name its files write otherwise."""
-    layer = ".".join(key.split(".")[:2])
-    has_layer = any(name.startswith(f"{layer}.") for name in weights) or "." not in key
-    last = key.rpartition(".")[2]
-    return has_layer and any(name.rpartition(".")[2] == last for name in weights)
-
-
-def _base_weights(base: Path | None) -> dict[str, list[Tensor]]:
-    """Returns the base model's weights by the keys of their modules; none where it is unknown."""
-    if base is None or not base.is_dir():
-        return {}
-    try:
-        tensors = read_tensors(base)
-    except ModelFileError:  # the base model's own check names it
-        return {}
-    found: dict[str, list[Tensor]] = {}
-    for name, tensor in tensors.items():
-        module, _, part = name.rpartition(".")
-        if part in ("weight", "qweight", "weight_packed"):
-            found.setdefault(_key(module), []).append(tensor)
-    return found
-
-
-def _key(module: str) -> str:
-    """Returns a module's name from its layer on: what is before differs between files."""
-    match = _IN_LAYER.fullmatch(module)
-    return match[1] if match else module

@@ -43,6 +43,7 @@ def test_defaults_are_the_specified_ones() -> None:
     ]  # fmt: skip
     assert (cfg["run_name"], cfg["seed"], cfg["task"]) == ("demo", 42, "text-generation")
     assert cfg["model"] == {
+        "adapter": [],
         "family": "vllm", "name_or_path": None, "revision": None, "import": None,
     }  # fmt: skip
     assert cfg["training"].items() >= {
@@ -56,7 +57,7 @@ def test_defaults_are_the_specified_ones() -> None:
         "gradient_checkpointing": True,
         "lora": {
             "enabled": False, "r": 16, "alpha": 32, "dropout": 0.05, "target_modules": None,
-            "modules_to_save": None, "dora": False, "rslora": False,
+            "modules_to_save": None, "dora": False, "rslora": False, "stack": False,
         },
         "dtype": "auto", "quantization": None, "compile": False, "attention": "auto",
     }  # fmt: skip

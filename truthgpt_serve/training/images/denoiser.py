@@ -60,6 +60,12 @@ def check(cfg: dict[str, Any]) -> None:
     if cfg["model_optim"]["lora"]["enabled"] and cfg["training"]["train_text_encoder"]:
         message = "training.train_text_encoder: an adapter is trained for the denoiser only"
         raise TrainingError(f"{message} (remove it, or set model_optim.lora.enabled: false)")
+    if cfg["model"]["adapter"]:
+        fix = "remove it, or make one model of both first: truthgpt merge"
+        raise TrainingError(f"model.adapter: image adapters are not trained further ({fix})")
+    if cfg["model_optim"]["quantization"] is not None:
+        message = "model_optim.quantization: image models are trained in full precision"
+        raise TrainingError(f"{message} (remove it for training)")
     if cfg["model_optim"]["lora"]["modules_to_save"]:
         message = "model_optim.lora.modules_to_save: Diffusers' adapters have no whole modules"
         raise TrainingError(f"{message} (remove it)")

@@ -14,8 +14,24 @@ from transformers import AutoConfig, AutoTokenizer, set_seed
 
 from truthgpt_serve.config.training.methods import keeps_copy, method_of
 from truthgpt_serve.training.errors import TrainingError
-from truthgpt_serve.training.memory.lora import lora_arguments
+from truthgpt_serve.training.memory.lora import (
+    adapter_to_continue,
+    adapters_below,
+    lora_arguments,
+)
+from truthgpt_serve.training.memory.quantization import (
+    Quantization,
+    find_quantization,
+    quantized_note,
+)
+from truthgpt_serve.training.plan import FLOAT_BYTES
+from truthgpt_serve.training.text.adapters import saved_config, with_adapters
 from truthgpt_serve.training.text.heads import adapter_task, model_class, set_head
+from truthgpt_serve.training.text.quantized import (
+    prepare_quantized,
+    quantized_options,
+    weight_bytes,
+)
 
 DTYPES = {
     "float32": torch.float32,
@@ -103,7 +119,10 @@ def stored_dtype(config: Any) -> torch.dtype:
 
 
 def load_base_model(cfg: Mapping[str, Any], labels: Sequence[str] = ()) -> tuple[Any, torch.dtype]:
-    """Returns the model to train, without an adapter, and the number format of the result.
+    """Returns the model to train, without a fresh adapter, and the number format of the result.
+
+    The adapters of `model.adapter` are in it: those that stay in its weights, the one that is
+    trained further on top.
 
     Args:
         cfg: The whole configuration.
@@ -112,13 +131,13 @@ def load_base_model(cfg: Mapping[str, Any], labels: Sequence[str] = ()) -> tuple
     Raises:
         TrainingError: It cannot be loaded.
     """
-    _check(cfg)
+    quantization = _find_quantization(cfg)
     config = load_config(cfg)
     set_head(cfg, config, labels)
     stored = stored_dtype(config)
     set_seed(cfg["seed"])
-    model = _create(cfg, config, training_dtype(cfg, stored))
-    return model, saved_dtype(cfg, stored)
+    model = _create(cfg, config, training_dtype(cfg, stored), quantization)
+    return with_adapters(model, cfg), saved_dtype(cfg, stored)
 
 
 def load_model(cfg: Mapping[str, Any], labels: Sequence[str] = ()) -> tuple[Any, torch.dtype]:
@@ -128,25 +147,33 @@ def load_model(cfg: Mapping[str, Any], labels: Sequence[str] = ()) -> tuple[Any,
         TrainingError: It cannot be loaded or cannot have this adapter.
     """
     model, dtype = load_base_model(cfg, labels)
-    if cfg["model_optim"]["lora"]["enabled"]:
+    if cfg["model_optim"]["lora"]["enabled"] and adapter_to_continue(cfg) is None:
         model = add_adapter(model, cfg)
     return model, dtype
 
 
-def _check(cfg: Mapping[str, Any]) -> None:
-    optim = cfg["model_optim"]
-    if optim["quantization"] is not None:
-        fix = "remove it for training"
-        raise TrainingError(f"model_optim.quantization: weights of 8 bits are not trained ({fix})")
+def _find_quantization(cfg: Mapping[str, Any]) -> Quantization | None:
+    quantization = find_quantization(cfg)
+    place = "model_optim.quantization"
+    if quantization is not None and adapters_below(cfg):
+        fix = "make one model of them first: truthgpt merge"
+        raise TrainingError(f"{place}: adapters are not added to quantized weights ({fix})")
+    if quantization is not None and not has_weights(cfg):
+        fix = "remove it, or name a model that has some"
+        raise TrainingError(f"{place}: the folder has no weights to quantize ({fix})")
+    return quantization
 
 
-def _create(cfg: Mapping[str, Any], config: Any, dtype: torch.dtype) -> Any:
+def _create(
+    cfg: Mapping[str, Any], config: Any, dtype: torch.dtype, quantization: Quantization | None
+) -> Any:
     name, attention = cfg["model"]["name_or_path"], cfg["model_optim"]["attention"]
     more = {} if attention == "auto" else {"attn_implementation": attention}
     try:
         if not has_weights(cfg):
             return model_class(cfg).from_config(config, dtype=dtype, **more)
-        return model_class(cfg).from_pretrained(
+        more |= quantized_options(cfg, quantization, on_cpu=is_on_cpu(cfg))
+        model = model_class(cfg).from_pretrained(
             name,
             config=config,
             revision=cfg["model"]["revision"],
@@ -155,13 +182,19 @@ def _create(cfg: Mapping[str, Any], config: Any, dtype: torch.dtype) -> Any:
             ignore_mismatched_sizes=method_of(cfg).head in ("score", "classes"),
             **more,
         )
+        return model if quantization is None else prepare_quantized(model)
     except (OSError, ValueError, ImportError, KeyError) as error:
         message = str(error).strip().splitlines()[0]
         raise TrainingError(f"model.name_or_path {name!r} cannot be trained: {message}") from error
 
 
-def adapter_config(cfg: Mapping[str, Any]) -> LoraConfig:
-    """Returns peft's configuration of the adapter."""
+def adapter_config(cfg: Mapping[str, Any]) -> LoraConfig | None:
+    """Returns peft's configuration of a fresh adapter; None where one is trained further."""
+    return None if adapter_to_continue(cfg) is not None else fresh_config(cfg)
+
+
+def fresh_config(cfg: Mapping[str, Any]) -> LoraConfig:
+    """Returns peft's configuration of the adapter that `model_optim.lora` describes."""
     lora = cfg["model_optim"]["lora"]
     return LoraConfig(
         **lora_arguments(lora),
@@ -172,17 +205,22 @@ def adapter_config(cfg: Mapping[str, Any]) -> LoraConfig:
 
 
 def add_adapter(model: Any, cfg: Mapping[str, Any]) -> Any:
-    """Returns the model with a fresh adapter, whose weights alone are trained.
+    """Returns the model with an adapter, whose weights alone are trained.
+
+    They are fresh ones, also for an adapter that is trained further: its shapes count.
 
     Raises:
         TrainingError: The model has no such layers.
     """
-    for name in cfg["model_optim"]["lora"]["modules_to_save"] or ():
+    path = adapter_to_continue(cfg)
+    name_or_path = cfg["model"]["name_or_path"]
+    settings = fresh_config(cfg) if path is None else saved_config(path, name_or_path)
+    for name in settings.modules_to_save or ():
         if not any(f".{module}".endswith(f".{name}") for module, _ in model.named_modules()):
             message = f"model_optim.lora.modules_to_save: the model has no module {name!r}"
             raise TrainingError(f"{message} (correct it, or remove it)")
     try:
-        return get_peft_model(model, adapter_config(cfg))
+        return get_peft_model(model, settings)
     except ValueError as error:
         message = str(error).strip().splitlines()[0]
         fix = "correct model_optim.lora.target_modules"
@@ -191,18 +229,22 @@ def add_adapter(model: Any, cfg: Mapping[str, Any]) -> Any:
 
 def measure_model(cfg: Mapping[str, Any], longest: int) -> Measure:
     """Returns what the model takes, by its configuration alone; `longest` in tokens."""
-    _check(cfg)
+    quantization = _find_quantization(cfg)
     config = load_config(cfg)
     set_head(cfg, config)
     dtype = training_dtype(cfg, stored_dtype(config))
     with torch.device("meta"):
         model = _outline(cfg, config, dtype)
         num_base = sum(p.numel() for p in model.parameters())
+        weights = weight_bytes(model, quantization)
         if cfg["model_optim"]["lora"]["enabled"]:
             model = add_adapter(model, cfg)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    if cfg["model_optim"]["lora"]["enabled"]:
+        weights += FLOAT_BYTES * trainable
     notes = [] if has_weights(cfg) else ["the folder has no weights: they begin random, by `seed`"]
+    if quantization is not None:
+        notes.append(quantized_note(cfg["model_optim"]["quantization"], quantization))
     copies = _num_models(cfg)
     return Measure(
         num_parameters=num_base + (trainable if cfg["model_optim"]["lora"]["enabled"] else 0),

@@ -294,5 +294,7 @@ class CourseTrainer:
         if not hasattr(model, "peft_config"):
             model = model.to(dtype)
             model.config.use_cache = True  # the trainer has switched it off: for itself
-        model.save_pretrained(str(folder))
+            model.save_pretrained(str(folder))
+        else:  # trl keeps a second adapter to compare with
+            model.save_pretrained(str(folder), selected_adapters=["default"])
         tokenizer.save_pretrained(str(folder))

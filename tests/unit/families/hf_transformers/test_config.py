@@ -63,7 +63,11 @@ def test_the_family_is_found_and_its_tasks_have_their_classes() -> None:
             "model_optim.quantization",
             "needs an NVIDIA GPU",
         ),
-        ({"model_optim": {"lora": {"enabled": True}}}, "model_optim.lora", "no LoRA adapters"),
+        (
+            {"serving": {"adapters": [{"name": "a", "path": "org/a"}]}},
+            "serving.adapters",
+            "beside the",
+        ),
     ],
 )
 def test_a_fault_is_found_before_anything_is_loaded(

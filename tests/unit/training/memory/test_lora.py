@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -15,7 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from deployments.vllm.adapters.files import find_problems
 from deployments.vllm.tiny_model import make_tiny_llama
 from tests.support import training_images as images
+from tests.support.image_models import make_cfg as make_serving_cfg
+from tests.support.image_models import open_model
+from tests.support.training_images import EDGE
 from tests.support.training_runs import job_of, run, sections_of, sentences, write_rows
+from truthgpt_serve.errors import ConfigError
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.images.denoiser import prepare as prepare_images
 from truthgpt_serve.training.job import TrainingJob
@@ -74,7 +79,9 @@ def test_a_text_adapter_of_each_kind_is_what_peft_loads(
     assert bool(list(find_problems(folder, model, None))) == (kind != "rslora")
 
 
-def test_an_image_adapter_of_columns_and_lengths_is_what_diffusers_loads(tmp_path: Path) -> None:
+async def test_an_image_adapter_of_columns_and_lengths_is_what_diffusers_loads(
+    tmp_path: Path,
+) -> None:
     data = images.save_images(tmp_path / "images")
     folder = images.save_pipeline("sd", tmp_path / "sd")
     lora = {"enabled": True, "r": 4, "dropout": 0.0, "dora": True, "rslora": True}
@@ -95,6 +102,27 @@ def test_an_image_adapter_of_columns_and_lengths_is_what_diffusers_loads(tmp_pat
         same = [one for key, one in loaded.items() if _is_same(key, parts)]
         assert len(same) == 1, name
         torch.testing.assert_close(same[0].detach(), value.to(same[0].dtype))
+    inputs = {"prompt": "a red square", "steps": 2, "seed": 5, "width": EDGE, "height": EDGE}
+    drawn = []
+    for more in ({}, {"adapter": str(result)}):
+        with open_model(make_serving_cfg(folder, model={"name_or_path": str(folder), **more})) as m:
+            drawn.append(np.asarray((await m.infer(inputs))["image"], dtype=np.float32) / 255)
+    pipeline.set_progress_bar_config(disable=True)
+    (expected,) = pipeline(
+        inputs["prompt"],
+        num_inference_steps=2,
+        width=EDGE,
+        height=EDGE,
+        generator=torch.Generator().manual_seed(5),
+        output_type="np",
+    ).images
+    assert float(np.abs(drawn[1] - expected).max()) <= 2 / 255
+    assert float(np.abs(drawn[1] - drawn[0]).max()) > 0.01
+    bad = make_serving_cfg(
+        folder, model={"name_or_path": str(folder), "adapter": str(tmp_path / "images")}
+    )
+    with pytest.raises(ConfigError, match=r"model.adapter: .*images"), open_model(bad):
+        pass
 
 
 def _is_same(key: str, parts: list[str]) -> bool:

@@ -154,7 +154,8 @@ def _answer_arguments(config_class: Any, job: TrainingJob, steps: StepCounts, **
 
 def _with_copy(given: dict[str, Any]) -> dict[str, Any]:
     """Adds the model to compare with; with an adapter it is the model without it."""
-    other = None if given["peft_config"] else copy.deepcopy(given["model"])
+    has_adapter = given["peft_config"] or hasattr(given["model"], "peft_config")
+    other = None if has_adapter else copy.deepcopy(given["model"])
     return {**given, "ref_model": other}
 
 
