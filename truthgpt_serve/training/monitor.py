@@ -5,6 +5,9 @@ What is printed, the command makes of the events that are written here.
 
 from __future__ import annotations
 
+import math
+import resource
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +18,17 @@ from truthgpt_serve.training.guards import check_loss, check_space, free_bytes
 from truthgpt_serve.training.job import TrainingJob
 from truthgpt_serve.training.run_folder import STOP, is_owner
 from truthgpt_serve.training.trackers import NoTracker, Tracker, create_tracker
+
+MAX_EXPONENT = 700.0
+"""Of a number that a float can still hold."""
+
+
+def peak_memory() -> int:
+    """Returns the most bytes that this worker has held: on its GPU, or else of memory."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
 class RunMonitor:
@@ -44,11 +58,14 @@ class RunMonitor:
         self._tracker: Tracker = NoTracker()
         self._started = time.monotonic()
         self._num_steps = 0
+        self._perplexity = False
+        self._last = self._started
 
     def begin(self, *, num_steps: int, first_step: int, units: str) -> None:
         """Starts the record; see `Monitor`."""
         self._num_steps = num_steps
-        self._started = time.monotonic()
+        self._started = self._last = time.monotonic()
+        self._perplexity = units == "tokens" and self._job.cfg["training"]["method"] == "sft"
         if self._is_first:
             self._tracker = create_tracker(self._job.cfg, self._job.folder, first_step)
         self.record("begin", num_steps=num_steps, first_step=first_step, units=units)
@@ -58,15 +75,27 @@ class RunMonitor:
     ) -> None:
         """Checks and records one step; see `Monitor`."""
         check_loss(self._job.folder, step, loss)
-        values = {"loss": loss, "learning_rate": learning_rate, **more}
+        now = time.monotonic()
+        seconds, self._last = now - self._last, now
+        values = {
+            "loss": loss,
+            "learning_rate": learning_rate,
+            **more,
+            "units_per_second": round(num_units / max(seconds, 1e-9), 1),
+            "memory_bytes": peak_memory(),
+        }
         self.record("step", step=step, num_units=num_units, **values)
         if step % self._log_every == 0 or step == self._num_steps:
             self._tracker.log(step, {f"train/{name}": value for name, value in values.items()})
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records an evaluation; see `Monitor`."""
-        self.record("evaluated", step=step, **metrics)
-        self._tracker.log(step, {f"eval/{name}": value for name, value in metrics.items()})
+        found = dict(metrics)
+        if self._perplexity and "loss" in found:
+            found["perplexity"] = math.exp(min(found["loss"], MAX_EXPONENT))
+        self.record("evaluated", step=step, **found)
+        self._tracker.log(step, {f"eval/{name}": value for name, value in found.items()})
+        self._last = time.monotonic()  # evaluating is no part of the next step
 
     def should_stop(self) -> bool:
         """Returns whether the command was asked to end; see `Monitor`.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from truthgpt_serve.training.loops import find_loop, load_loop
 from truthgpt_serve.training.memory.optimizers import check_optimizer
 from truthgpt_serve.training.plan import Facts, Plan, count_steps
 from truthgpt_serve.training.progress import Progress
+from truthgpt_serve.training.report import write_report
 from truthgpt_serve.training.run_folder import (
     MODEL,
     latest_checkpoint,
@@ -216,6 +217,8 @@ def _train(job: TrainingJob, loop: str, where: Workers, owner: str) -> bool:
             if event["event"] == "failed":
                 failures.append(event)
             progress.show(event)
+            if event["event"] == "evaluated":
+                _report(job.folder)
 
     try:
         with stopping_by_signal(job.folder):
@@ -224,7 +227,14 @@ def _train(job: TrainingJob, loop: str, where: Workers, owner: str) -> bool:
         raise _first_failure(failures) or error from error
     finally:
         progress.close()
+        _report(job.folder)
     return is_finished(job.folder)
+
+
+def _report(folder: Path) -> None:
+    """Writes the page on the run; a disk without room for it does not end the run."""
+    with suppress(OSError, TrainingError):
+        write_report([folder])
 
 
 def _first_failure(failures: list[dict[str, Any]]) -> TrainingError | None:

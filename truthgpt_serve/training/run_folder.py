@@ -122,8 +122,13 @@ def remove_leftovers(folder: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a file so that it is there whole or not at all."""
+    write_text_file(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text_file(path: Path, text: str) -> None:
+    """Writes a text in the same way."""
     unfinished = path.with_name(f".{path.name}.part")
-    unfinished.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    unfinished.write_text(text, encoding="utf-8")
     _sync(unfinished)
     unfinished.replace(path)
 

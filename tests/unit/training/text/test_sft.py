@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -85,8 +86,11 @@ def test_goes_on_from_any_checkpoint_with_the_same_losses(
     job = job_of(tmp_path / "run", sections)
     whole = run(job)
     result = load_file(job.folder / "model" / "adapter_model.safetensors")
-    evaluations = [e["loss"] for e in read_events(job.folder) if e["event"] == "evaluated"]
-    assert len(evaluations) == 2
+    evaluated = [event for event in read_events(job.folder) if event["event"] == "evaluated"]
+    assert len(evaluated) == 2
+    assert all(e["perplexity"] == pytest.approx(math.exp(e["loss"])) for e in evaluated)
+    steps = [event for event in read_events(job.folder) if event["event"] == "step"]
+    assert all(e["units_per_second"] > 0 and e["memory_bytes"] > 1 << 20 for e in steps)
     for checkpoint in checkpoints(job.folder):
         step = int(checkpoint.name.removeprefix("step-"))
         forget_after(job.folder, step)
