@@ -114,6 +114,17 @@ async def test_all_or_nothing(counters: RedisCounters, request: pytest.FixtureRe
     assert (alone.used, alone.running) == (1, 1)
 
 
+async def test_what_is_refused_for_what_runs_does_not_count(
+    counters: RedisCounters, request: pytest.FixtureRequest
+) -> None:
+    charge = Charge(name_of(request), 1, 10, 1)
+    assert (await take(counters, charge)).used == 1
+    assert [(await take(counters, charge)).running for _ in range(3)] == [-1] * 3
+    counters.finish(charge.name, 0)
+    again = await take(counters, charge)
+    assert (again.used, again.running) == (2, 1)
+
+
 async def test_what_is_known_later(counters: RedisCounters, request: pytest.FixtureRequest) -> None:
     name = name_of(request)
     charge = Charge(name, 300, 1000, None, runs=False)
