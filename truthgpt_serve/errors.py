@@ -332,7 +332,8 @@ class PassedError(TruthGPTError):
     ) -> None:
         super().__init__(message, param=param, code=code)
         self.status = status
-        kinds = (OverloadedError, UpstreamError, UnavailableError, DeadlineError)
+        early = (SlowRequestError, TooLargeError, OverloadedError)
+        kinds = (*early, UpstreamError, UnavailableError, DeadlineError)
         kind = next((kind for kind in kinds if kind.status == status), None)
         if kind is not None:
             self.type, self.code = type or kind.type, self.code or kind.default_code

@@ -18,7 +18,7 @@ WAITS = "1 replica waits for resources: each needs 4096 CPU (the cluster has "
 
 
 def test_the_router_does_not_wait_behind_models(tmp_path: Path) -> None:
-    echo = {"model": {"family": "echo"}, "hardware": {"cpus": 0.1}}
+    echo = {"model": {"family": "echo"}, "hardware": {"cpus": 0}}
     huge = {"model": {"family": "echo"}, "hardware": {"cpus": 4096}}
     # What takes all the cores that there may be, one by one, stands in front of the router.
     greedy = {"model": {"family": "echo"}, "hardware": {"cpus": 1}, "serving": {"num_replicas": 3}}

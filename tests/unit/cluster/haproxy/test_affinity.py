@@ -338,7 +338,7 @@ def test_with_one_replica_nothing_changes(tmp_path: Path) -> None:
     path = ray_configuration(tmp_path, 1, {"/models/m": 2, "/": 5}, fallback=6)
     lines = path.read_text().splitlines()
     changed = list(lines)
-    keep_conversations(changed, tmp_path)
+    keep_conversations(changed, tmp_path, {})
     assert changed == lines
 
 

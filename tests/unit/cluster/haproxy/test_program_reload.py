@@ -15,6 +15,8 @@ import pytest
 
 from tests.support.haproxy_process import LIMIT_S, Proxy, running
 from truthgpt_serve.cluster.haproxy import program as haproxy
+from truthgpt_serve.cluster.haproxy.affinity import Affinity, affinity_news
+from truthgpt_serve.cluster.haproxy.direct import NEWS_PATH, news_query
 
 NUM_RELOADS = 3
 
@@ -55,10 +57,7 @@ def test_nothing_is_lost_while_haproxy_is_replaced(tmp_path: Path, way: str) -> 
                 time.sleep(0.5)
                 successors.append(replace(proxy, old))
                 old = successors[-1].pid
-                deadline = time.monotonic() + LIMIT_S
-                while f"{old}" not in who_answers(proxy):
-                    assert time.monotonic() < deadline, "the successor does not take over"
-                    time.sleep(0.05)
+                wait_for(proxy, old)
             time.sleep(0.5)
         finally:
             stop.set()
@@ -67,6 +66,42 @@ def test_nothing_is_lost_while_haproxy_is_replaced(tmp_path: Path, way: str) -> 
                 successor.kill()
                 successor.wait(LIMIT_S)
         assert not failed
+
+
+def test_what_routers_said_of_conversations_stays(tmp_path: Path) -> None:
+    with running(tmp_path, num_replicas=4) as proxy:
+        affinity = affinity_news({"m": Affinity("prefix", 8)})
+        with proxy.over_socket() as router:
+            router.get(f"{NEWS_PATH}?{news_query(0, {}, affinity)}")
+        conversations = [str(number) for number in range(12)]
+        first = [ask(proxy, name) for name in conversations]
+        assert len(set(first)) > 1
+        old, successors = proxy.pid, []
+        try:
+            for _ in range(2):
+                successors.append(replace(proxy, old))
+                old = successors[-1].pid
+                wait_for(proxy, old)
+                assert [ask(proxy, name) for name in conversations] == first
+        finally:
+            for successor in successors:
+                successor.kill()
+                successor.wait(LIMIT_S)
+
+
+def ask(proxy: Proxy, conversation: str) -> str:
+    """Sends a request of a conversation and returns which replica answers it."""
+    body, headers = {"model": "m"}, {"x-session-id": conversation}
+    url = f"{proxy.url}/models/m/v1/completions"
+    return str(httpx.post(url, json=body, headers=headers, timeout=LIMIT_S).json()["by"])
+
+
+def wait_for(proxy: Proxy, pid: int) -> None:
+    """Waits until a process has taken the sockets over."""
+    deadline = time.monotonic() + LIMIT_S
+    while f"{pid}" not in who_answers(proxy):
+        assert time.monotonic() < deadline, "the successor does not take over"
+        time.sleep(0.05)
 
 
 def who_answers(proxy: Proxy) -> str:
