@@ -36,23 +36,27 @@ class Answer:
 
 
 class _Reader:
-    """Callbacks of the C parser."""
+    """Callbacks of the C parser; a second answer on the same connection is not read."""
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self.parser = httptools.HttpResponseParser(self)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self.answer.whole:
+            return
         if name.lower() == b"content-type":
             self.answer.content_type = value.decode("latin-1")
         elif name.lower() == b"retry-after":
             self.answer.retry_after = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
-        self.answer.status = self.parser.get_status_code()
+        if not self.answer.whole:
+            self.answer.status = self.parser.get_status_code()
 
     def on_body(self, body: bytes) -> None:
-        self.answer.body += body
+        if not self.answer.whole:
+            self.answer.body += body
 
     def on_message_complete(self) -> None:
         self.answer.whole = self.answer.status >= 200
@@ -60,6 +64,8 @@ class _Reader:
 
 def bytes_of(request: Request) -> bytes:
     """Returns a request as it goes over the wire."""
+    if request.raw is not None:
+        return request.raw
     body = body_of(request)
     lines = [f"{request.method} {request.path} HTTP/1.1".encode("latin-1", "replace")]
     lines += [b"host: fuzz", b"connection: close"]
@@ -80,6 +86,8 @@ async def send(host: str, port: int, request: Request, limit_s: float) -> Answer
         async with asyncio.timeout(limit_s):
             reader, writer = await asyncio.open_connection(host, port)
             writer.write(bytes_of(request))
+            if request.ends:
+                writer.write_eof()
             await _read(reader, answer, is_head=request.method == "HEAD")
     except TimeoutError:
         answer.note = f"not whole after {limit_s:g} s"

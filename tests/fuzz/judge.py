@@ -53,15 +53,17 @@ def _shape_faults(request: Request, answer: Answer) -> list[str]:
         return [f"{answer.status} is not JSON: {answer.body[:80]!r}"]
     if any(words in answer.body for words in _PYTHON):
         return [f"{answer.status} has Python's own words: {answer.body[:200]!r}"]
-    path = unquote(request.path)
-    if path.startswith("/models/"):
+    path = unquote(request.path.partition("?")[0])
+    if re.match("/models/[^/]", path):
         path = "/" + path.split("/", 3)[-1]
     error = value.get("error") if isinstance(value, dict) else None
+    if path.startswith("/models//"):  # the API of no model: either form will do
+        path = "/v2" if isinstance(error, str) else "/"
     if isinstance(error, dict) and _is_malformed(error):
         good = _is_envelope(error)  # for the proxy it has no path: it may have any API's
     elif path == "/v2" or path.startswith("/v2/"):
         good = isinstance(error, str) and bool(error)
-    elif re.match(r"/v1/messages($|[/?#])", path):
+    elif re.match(r"/v1/messages($|[/#])", path):
         good = isinstance(error, dict) and value.get("type") == "error"
     else:
         good = isinstance(error, dict) and _is_envelope(error)

@@ -27,6 +27,8 @@ class Request:
         headers: Further headers.
         mutations: What was changed, for the report.
         broken: Whether it is no longer HTTP, so that a closed connection is an answer.
+        raw: Bytes that are sent in place of all this.
+        ends: Whether the client says that it sends no more, once it has sent it.
     """
 
     route: str
@@ -37,6 +39,8 @@ class Request:
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     mutations: list[str] = field(default_factory=list)
     broken: bool = False
+    raw: bytes | None = None
+    ends: bool = False
 
 
 _SAMPLING: dict[str, Any] = {

@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from urllib.parse import urlsplit
 
 from tests.fuzz.client import Answer, send
@@ -76,14 +76,26 @@ class Fuzz:
     async def _client(self, indices: Iterable[int]) -> None:
         for index in indices:
             self._newest = index
-            request = generate(self._seed, index, self._models)
-            answer = await send(self.host, self.port, request, MAX_ANSWER_S + 5)
+            request = self.generate(index)
+            answer = await self.send(request)
             self.statuses.setdefault(request.route, Counter())[answer.status] += 1
             changes = "+".join(request.mutations)
             self.findings += [
                 f"#{index} {request.method} {request.path[:60]} [{changes}]: {fault}"
-                for fault in faults(request, answer)
+                for fault in self.judge(index, request, answer)
             ]
+
+    def generate(self, index: int) -> Request:
+        """Returns the request of an index."""
+        return generate(self._seed, index, self._models)
+
+    async def send(self, request: Request) -> Answer:
+        """Sends a request and waits longer than any may take."""
+        return await send(self.host, self.port, request, MAX_ANSWER_S + 5)
+
+    def judge(self, index: int, request: Request, answer: Answer) -> list[str]:
+        """Returns what is wrong with an answer."""
+        return faults(request, answer)
 
     async def _probe(self, model: str) -> None:
         while True:
@@ -111,14 +123,16 @@ class Fuzz:
         request = Request("", "POST", "/v1/completions", body)
         return await send(self.host, self.port, request, MAX_ANSWER_S)
 
-    def compare(self, before: Iterable[Process], after: Iterable[Process]) -> None:
-        """Notes which lasting processes are gone."""
+    def compare(
+        self, before: Iterable[Process], after: Iterable[Process], words: Sequence[str] = _LASTING
+    ) -> None:
+        """Notes which processes are gone that have one of these words in their commands."""
         left = {(process.pid, process.started) for process in after}
         self.findings += [
             f"process {process.pid} is gone: {process.command[:80]}"
             for process in before
             if (process.pid, process.started) not in left
-            and any(word in process.command for word in _LASTING)
+            and any(word in process.command for word in words)
         ]
 
     def report(self) -> str:

@@ -23,9 +23,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.local_cluster import LocalCluster, model_application, router_application
+from tests.fuzz.credentials import Keys
+from tests.fuzz.hostile import PARTS, Hostile, lasting
+from tests.fuzz.leaks import find_in_files
 from tests.serve.browser import open_browser
 from tests.serve.whole_service.conftest import RAY_ENV, START_TIMEOUT_S
 from tests.support.cli_service import run_cli
+from truthgpt_serve.access.credentials import create_key
 from truthgpt_serve.access.key_edit import add_key, revoke_key, rotate_key
 from truthgpt_serve.cluster.haproxy.direct import WAY_HEADER
 from truthgpt_serve.cluster.processes import find_run
@@ -634,6 +638,21 @@ def test_no_key_is_in_a_log(guarded: Guarded) -> None:
     assert "keys stay as they were" in logs
     assert not [name for name, key in guarded.keys.items() if key in logs]
     assert "sk-wrong" not in logs
+
+
+async def test_hostile_requests_with_keys_and_without(guarded: Guarded) -> None:
+    """`python -m tests.fuzz.hostile` sends thousands, to more models."""
+    good = {"all": guarded.keys["team"], "some": guarded.keys["narrow"]}
+    keys = Keys(good, {"unknown": create_key(), "foreign": "sk-" + "a1" * 24})
+    before = lasting(guarded.cluster.run_id)
+    hostile = Hostile(guarded.cluster.url, 3, ("echo", "other"), keys)
+    await hostile.run(250, 4, None)
+    hostile.compare(before, lasting(guarded.cluster.run_id), PARTS)
+    assert hostile.findings == [], hostile.report()
+    assert await hostile.send_slow_again() == len(hostile.slow), hostile.report()
+    files = [path for path in guarded.cluster.folder.rglob("*") if path.is_file()]
+    assert any("replica_other" in path.name for path in files)
+    assert find_in_files(files, keys.secrets()) == []
 
 
 def test_an_application_that_forgets_its_keys_does_not_start(guarded: Guarded) -> None:

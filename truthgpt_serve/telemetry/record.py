@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from truthgpt_serve.access.credentials import hide_keys
 from truthgpt_serve.access.identity import identity_of
 from truthgpt_serve.access.meter import USAGE_KEY, find_outcome
 from truthgpt_serve.http.asgi import Headers, Scope
@@ -24,7 +25,7 @@ class RequestRecord:
     Attributes:
         scope: Its ASGI scope, where the gate notes whose it is and what it used.
         model: The model's name; empty where none was found.
-        path: Its path below the mount point, printable and at most `MAX_PATH` characters.
+        path: Its path below the mount point without keys, at most `MAX_PATH` printable characters.
         began_s: When it arrived, as `time.perf_counter` gives it.
         began_ns: The same, as `time.time_ns` gives it.
         reached_s: When it left Ray Serve's queue; None if it did not.
@@ -61,7 +62,7 @@ class RequestRecord:
         self.scope = scope
         self.model = model
         path: str = scope["path"].removeprefix(scope.get("root_path", "")).removeprefix(mount)
-        path = (path or "/")[:MAX_PATH]
+        path = hide_keys(path or "/")[:MAX_PATH]
         self.path = path if path.isprintable() else ascii(path)[1:-1]
         self.began_s = self.last_s = time.perf_counter()
         self.began_ns = time.time_ns()
@@ -98,8 +99,8 @@ class RequestRecord:
 
     @property
     def request_id(self) -> str:
-        """Its id as the answer gives it, else as its client does; may be empty."""
-        return self._answered_id or sane_id(self.scope["headers"])
+        """Its id as the answer gives it, else as its client does, without keys; may be empty."""
+        return hide_keys(self._answered_id or sane_id(self.scope["headers"]))
 
     @property
     def key_name(self) -> str | None:

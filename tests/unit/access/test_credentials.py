@@ -6,7 +6,14 @@ import base64
 
 import pytest
 
-from truthgpt_serve.access.credentials import PREFIX, create_key, digest, read_credential
+from truthgpt_serve.access.credentials import (
+    HIDDEN,
+    PREFIX,
+    create_key,
+    digest,
+    hide_keys,
+    read_credential,
+)
 from truthgpt_serve.errors import AuthenticationError
 
 AUTH, X = b"authorization", b"x-api-key"
@@ -55,3 +62,11 @@ def test_forms(headers: list[tuple[bytes, bytes]]) -> None:
 def test_other_forms_are_refused(headers: list[tuple[bytes, bytes]], message: str) -> None:
     with pytest.raises(AuthenticationError, match=message):
         read_credential(headers)
+
+
+def test_keys_in_a_text_are_hidden() -> None:
+    key = create_key()
+    assert hide_keys(f"/a/{key}/b?{key}&c") == f"/a/{HIDDEN}/b?{HIDDEN}&c"
+    assert hide_keys("/v1/models/sk-" + "a1" * 16) == f"/v1/models/{HIDDEN}"
+    for path in ("/v1/models/story", f"/v1/models/{PREFIX}story", "/v1/task-" + "a" * 30):
+        assert hide_keys(path) == path

@@ -12,10 +12,11 @@ import pytest
 import ray.serve._private.logging_utils as serve_logging
 from ray.serve.schema import LoggingConfig
 
+from truthgpt_serve.access.credentials import HIDDEN, create_key
 from truthgpt_serve.access.identity import SCOPE_KEY, Identity
 from truthgpt_serve.access.meter import USAGE_KEY
 from truthgpt_serve.telemetry.access_log import LOGGER, AccessLog, is_ours
-from truthgpt_serve.telemetry.record import RequestRecord
+from truthgpt_serve.telemetry.record import MAX_PATH, RequestRecord
 from truthgpt_serve.usage.counted import Usage
 
 
@@ -83,6 +84,18 @@ def test_a_line_has_the_fields_and_no_secret(tmp_path: Path, logger: logging.Log
     tokens = [fields[f"{kind}_tokens"] for kind in ("prompt", "cached", "completion")]
     assert tokens == [7, 2, 3]
     assert fields["component_name"] == "x"
+
+
+def test_a_key_in_a_path_or_an_id_is_hidden(tmp_path: Path, logger: logging.Logger) -> None:
+    configure(tmp_path, encoding="JSON", enable_access_log=True)
+    key = create_key()
+    record = request(f"/v1/models/{'x' * (MAX_PATH - 40)}{key}/a{key}")
+    record.begin_answer(200, [(b"x-request-id", key.encode())])
+    AccessLog(logger).write(record)
+    (line,) = written(tmp_path)
+    assert key[:12] not in line
+    assert f"{'x' * (MAX_PATH - 40)}{HIDDEN}/a" in json.loads(line)["path"]
+    assert json.loads(line)["request_id"] == HIDDEN
 
 
 def test_rays_switch_is_ours_and_may_turn_while_it_runs(

@@ -64,6 +64,11 @@ CHECK_S = 20
 KEEPALIVE = ("option srvtcpka", "srvtcpka-idle 5s", "srvtcpka-intvl 2s", "srvtcpka-cnt 3")
 RETRIES = "retry-on conn-failure empty-response"
 
+RAY_HEADERS = (
+    *("x-request-id", "x-session-id", "serve_multiplexed_model_id"),
+    *("x-request-timeout-seconds", "x-request-disconnect-disabled"),
+)
+"""Headers of requests that Ray Serve reads itself."""
 _ROOT_BACKEND = re.compile(r"^\s*acl is_(\S+) path_beg /$", re.MULTILINE)
 """The line by which Ray's configuration says which backend has the route prefix `/`."""
 _RETRY_ON = re.compile(r"^\s*retry-on ")
@@ -108,6 +113,7 @@ def adapt(
                 keep_conversations(lines, folder, known or {})
         wait_for_bodies(lines)
     _retry_reads(lines)
+    _drop_unreadable(lines)
     if root is not None:
         _prefer_local(lines, f"backend {root[1]}")
     close_access(lines)
@@ -123,6 +129,15 @@ def _retry_reads(lines: list[str]) -> None:
     lines[policies[0]] = f"    {RETRIES}"
     for frontend in (CLIENTS, ROUTERS):
         insert(lines, frontend, "http-request disable-l7-retry if !METH_GET")
+
+
+def _drop_unreadable(lines: list[str]) -> None:
+    """Leaves out those headers for Ray Serve that are not ASCII: it fails on them with 500."""
+    rules = [
+        f"http-request del-header {name} if {{ req.fhdr({name}) -m reg '[^ -~]' }}"
+        for name in RAY_HEADERS
+    ]
+    insert(lines, CLIENTS, *rules)
 
 
 def _prefer_local(lines: list[str], section: str) -> None:

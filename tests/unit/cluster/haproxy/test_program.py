@@ -154,6 +154,23 @@ def test_a_replica_that_broke_off_had_the_request(tmp_path: Path) -> None:
     assert not is_unreached(answer.headers.raw)
 
 
+def test_what_ray_cannot_read_is_left_out(tmp_path: Path) -> None:
+    heads = {
+        name: b"".join(b"%b: %b\r\n" % (header.encode(), value) for header in haproxy.RAY_HEADERS)
+        for name, value in (("good", b"a b"), ("bad", b"a\xff"))
+    }
+    with running(tmp_path) as proxy:
+        for path in (b"/models/m/x", b"/x"):
+            replica = proxy.router if path == b"/x" else proxy.model
+            for name, head in heads.items():
+                with proxy.connect() as client:
+                    client.sendall(b"GET %b HTTP/1.1\r\nhost: x\r\n%b\r\n" % (path, head))
+                    assert b" 200 " in client.recv(65536)[:20]
+                found = [header for header in haproxy.RAY_HEADERS if header in replica.headers]
+                # The last is left out always.
+                assert found == list(haproxy.RAY_HEADERS[:-1] if name == "good" else ()), path
+
+
 def test_only_a_read_is_sent_again(tmp_path: Path) -> None:
     """On a kept connection, where HAProxy says nothing if a replica closes before it answers."""
     with running(tmp_path) as proxy, proxy.over_port() as http:
