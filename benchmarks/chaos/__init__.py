@@ -1,0 +1,1 @@
+"""Kills and stops each kind of process under load: `python -m benchmarks.chaos --help`."""

@@ -1,0 +1,230 @@
+"""Kills or stops one process under load, and says which requests that cost."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.chaos.load import Load, Sent
+from benchmarks.chaos.parts import KINDS, Holds, Kind, listening_ports
+from benchmarks.chaos.sessions import clients_of
+from benchmarks.chaos.words import read_notes
+from truthgpt_serve.cluster.processes import read_process, send_signal
+
+STOP_S = 5.0
+CALM_S = 3.0
+"""All is well after so long without a bad answer."""
+LIMIT_S = 240.0
+POLL_S = 0.1
+SAMPLE_S = 0.3
+REPLACED_S = 20.0
+HAPROXY = next(kind for kind in KINDS if kind.name == "haproxy")
+
+
+@dataclass(slots=True)
+class Strike:
+    """What was done to which process, and what came of it.
+
+    Attributes:
+        kind: The kind of the process, or what was done to the machine.
+        how: `kill`, `stop` or `fill`.
+        began_s: When, on the monotonic clock.
+        held: Numbers of the requests that the process held.
+        failed_held: Requests of these that failed.
+        failed_elsewhere: All other requests that failed.
+        failed_away: Requests that were sent while the process that carries all was away.
+        recovery_s: Time until all answers were good again; 0 if none was bad.
+        back_s: Time until the process was there again; None if it is not.
+        faults: What was wrong with the answers, how often.
+    """
+
+    kind: str
+    how: str
+    began_s: float
+    held: set[int] = field(default_factory=set)
+    failed_held: int = 0
+    failed_elsewhere: int = 0
+    failed_away: int = 0
+    recovery_s: float = 0.0
+    back_s: float | None = None
+    faults: Counter[str] = field(default_factory=Counter)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what is written and shown."""
+        return {
+            "kind": self.kind,
+            "how": self.how,
+            "held": len(self.held),
+            "failed_held": self.failed_held,
+            "failed_elsewhere": self.failed_elsewhere,
+            "failed_while_away": self.failed_away,
+            "recovery_s": round(self.recovery_s, 1),
+            "back_s": None if self.back_s is None else round(self.back_s, 1),
+            "faults": dict(self.faults),
+        }
+
+
+@dataclass(frozen=True)
+class Target:
+    """A running service under load.
+
+    Attributes:
+        run_id: Its run; no process of another is touched.
+        notes: The folder in which the model notes what came to which process.
+        load: The clients.
+    """
+
+    run_id: str
+    notes: Path
+    load: Load
+
+    def strike(self, kind: Kind, how: str, *, stop_s: float = STOP_S) -> Strike:
+        """Strikes the newest process of a kind, and waits until all is well again.
+
+        Args:
+            kind: Which.
+            how: `kill`, or `stop`, after which it goes on.
+            stop_s: How long it is stopped.
+
+        Raises:
+            RuntimeError: There is no such process.
+            TimeoutError: All is not well after `LIMIT_S`.
+        """
+        self._wait_for_one_haproxy()
+        processes = kind.find(self.run_id)
+        if not processes:
+            raise RuntimeError(f"the service has no process of the kind {kind.name}")
+        victim = processes[-1]
+        ports = listening_ports(victim.pid) if kind.holds is Holds.SOME else set()
+        strike = Strike(kind.name, how, time.monotonic())
+        strike.held |= self._held(kind, victim.pid, ports)
+        if how == "kill":
+            send_signal(victim, signal.SIGKILL)
+            while read_process(victim.pid) == victim:
+                time.sleep(0.01)
+            gone_s = time.monotonic()
+            strike.held |= self._in_transit(kind, gone_s)
+        else:
+            self._stop(strike, kind, victim.pid, ports, stop_s)
+        strike.held |= self._noted(kind, victim.pid, strike.began_s)
+        others = {process.pid for process in processes if process != victim}
+        self._settle(strike, lambda: self._is_back(kind, victim.pid, how, len(others) + 1))
+        self._judge(strike, kind.holds)
+        return strike
+
+    def fill(self, name: str, fill: Callable[[], None], free: Callable[[], None]) -> Strike:
+        """Takes something from all processes for a while, such as the disk."""
+        strike = Strike(name, "fill", time.monotonic())
+        fill()
+        time.sleep(3 * STOP_S)
+        free()
+        self._settle(strike, lambda: True)
+        self._judge(strike, Holds.NONE)
+        return strike
+
+    def _stop(self, strike: Strike, kind: Kind, pid: int, ports: set[int], stop_s: float) -> None:
+        victim = psutil.Process(pid)
+        victim.suspend()
+        try:
+            until_s = time.monotonic() + stop_s
+            while time.monotonic() < until_s:
+                time.sleep(SAMPLE_S)
+                strike.held |= self._held(kind, pid, ports)
+        finally:
+            with suppress(psutil.NoSuchProcess):
+                victim.resume()
+
+    def _wait_for_one_haproxy(self) -> None:
+        """Waits until one that was replaced is gone, whose sessions cannot be seen."""
+        deadline = time.monotonic() + REPLACED_S
+        while len(HAPROXY.find(self.run_id)) > 1 and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+
+    def _in_flight(self, at_s: float) -> list[Sent]:
+        return [sent for sent in self.load.requests[:] if sent.is_in_flight(at_s)]
+
+    def _held(self, kind: Kind, pid: int, ports: set[int]) -> set[int]:
+        """Returns the requests in flight that are this process's now."""
+        now_s = time.monotonic()
+        if kind.holds is Holds.ALL:
+            return {sent.number for sent in self._in_flight(now_s)}
+        if kind.holds is Holds.NONE:
+            return set()
+        clients = clients_of(self.run_id, ports)
+        sessions = {sent.number for sent in self._in_flight(now_s) if sent.port in clients}
+        return sessions | self._noted(kind, pid, now_s)
+
+    def _noted(self, kind: Kind, pid: int, since_s: float) -> set[int]:
+        """Returns the requests that ended no sooner and that the model noted for this process."""
+        if kind.name != "replica":
+            return set()
+        notes = read_notes(self.notes)
+        return {
+            sent.number
+            for sent in self.load.requests[:]
+            if notes.get(sent.number) == pid and not sent.has_ended(since_s)
+        }
+
+    def _in_transit(self, kind: Kind, gone_s: float) -> set[int]:
+        """Returns what was sent while the process died and came to no other replica.
+
+        Its port takes connections until it is gone, so these reached it as far as anyone can know.
+        """
+        if kind.holds is not Holds.SOME:
+            return set()
+        time.sleep(SAMPLE_S)
+        notes = read_notes(self.notes)
+        return {
+            sent.number
+            for sent in self.load.requests[:]
+            if sent.fault and sent.began_s <= gone_s and sent.number not in notes
+        }
+
+    def _is_back(self, kind: Kind, pid: int, how: str, number: int) -> bool:
+        found = kind.find(self.run_id)
+        return len(found) >= number and (how != "kill" or all(each.pid != pid for each in found))
+
+    def _settle(self, strike: Strike, is_back: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + LIMIT_S
+        while time.monotonic() < deadline:
+            time.sleep(POLL_S)
+            if strike.back_s is None and is_back():
+                strike.back_s = time.monotonic() - strike.began_s
+            if strike.back_s is not None and self._is_calm(strike):
+                return
+        raise TimeoutError(f"after {strike.how} of {strike.kind} not all is well in {LIMIT_S:g} s")
+
+    def _is_calm(self, strike: Strike) -> bool:
+        """Whether every way had good answers lately, and none a bad one."""
+        since_s = time.monotonic() - CALM_S
+        if since_s < strike.began_s:
+            return False
+        ended = [sent for sent in self.load.requests[:] if sent.ended_s and sent.ended_s >= since_s]
+        stuck = any(
+            sent.ended_s is None and sent.began_s < since_s - 2 * CALM_S
+            for sent in self.load.requests[:]
+        )
+        ways = {sent.way for sent in ended}
+        return not stuck and not any(sent.fault for sent in ended) and len(ways) == 3
+
+    def _judge(self, strike: Strike, holds: Holds) -> None:
+        for sent in self.load.requests[:]:
+            if sent.ended_s is None or sent.ended_s < strike.began_s or not sent.fault:
+                continue
+            strike.recovery_s = max(strike.recovery_s, sent.ended_s - strike.began_s)
+            if sent.number in strike.held:
+                strike.failed_held += 1
+            elif holds is Holds.ALL:
+                strike.failed_away += 1
+            else:
+                strike.failed_elsewhere += 1
+            where = "" if sent.number in strike.held else f" ({sent.way})"
+            strike.faults[f"{sent.fault}{where}"] += 1
