@@ -6,6 +6,9 @@ which ask again as soon as they are refused, or wait as `Retry-After` says (`--p
 turns. Beside that load one client after another asks once, and the time of its answer is measured.
 Prints goodput against the peak, every status, and the memory of HAProxy; writes
 `benchmarks/results/overload.json`. Needs wrk, and open files for the connections (`ulimit -n`).
+
+With `--retries` clients of a slow model wait as `Retry-After` says, and it is measured when they
+are let in (`overload_retries`): each client asks once, then each goes on for `--seconds`.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from benchmarks import overload_retries
 from benchmarks.idle import pss_bytes
 from benchmarks.local_cluster import LocalCluster, model_application, router_application
 from benchmarks.sides import ROOT
@@ -174,6 +178,26 @@ def measure_overload(url: str, run_id: str, options: argparse.Namespace) -> dict
     }
 
 
+def run_retries(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Returns what refused clients are told against when they are let in."""
+    slow = {
+        "model": {"family": "echo"},
+        "hardware": {"gpus": 0, "cpus": 0.1},
+        "serving": overload_retries.SERVING,
+    }
+    with LocalCluster(ROOT / "configs" / "ray.env") as cluster:
+        cluster.deploy(
+            [model_application(overload_retries.MODEL, slow), router_application(cluster.port)]
+        )
+        cluster.wait_until_ready()
+        time.sleep(2)
+        lasting = (0.0, options.seconds)
+        return [
+            overload_retries.measure(cluster.url, seconds, router=options.router)
+            for seconds in lasting
+        ]
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -183,8 +207,12 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--patient", action="store_true", help="clients wait as told")
     parser.add_argument("--router", action="store_true", help="through the router, not direct")
+    parser.add_argument("--retries", action="store_true", help="measure Retry-After")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
+    if options.retries:
+        print(json.dumps(run_retries(options), indent=1))
+        return
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is missing: install the package `wrk`")
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
