@@ -57,7 +57,7 @@ def model(args: dict[str, Any]) -> Application:
         raise error from to_cause(error)  # above Ray's frames in the application's message
     spec = resolve_family(config)
     plan = plan_replica(config, spec, cluster_gpus=_cluster_gpus())
-    has_queue = auth is not None and auth.keys_file is not None
+    has_keys = auth is not None and auth.keys_file is not None
     card = {
         "task": config.task,
         "family": spec.name,
@@ -68,7 +68,7 @@ def model(args: dict[str, Any]) -> Application:
         "limits": {
             "max_ongoing_requests": plan.max_ongoing_requests,
             "max_queued_requests": plan.max_queued_requests,
-            **({"queue": FAIR_QUEUE} if has_queue else {}),
+            **({"queue": FAIR_QUEUE} if has_keys else {}),
             "max_request_s": config.serving.max_request_s,
             **(config.serving.limits.model_dump() if config.task in LIMITED_TASKS else {}),
         },
@@ -76,7 +76,7 @@ def model(args: dict[str, Any]) -> Application:
     deploy = serve.deployment(
         name="ModelReplica",
         user_config={CARD_KEY: card},
-        **plan.deployment_options(has_queue=has_queue),
+        **plan.deployment_options(has_queue=True),
     )
     return deploy(serve.ingress()(ModelReplica)).bind(
         plan.cfg, cors.allow_origins, config.source.hidden.written, auth

@@ -75,16 +75,18 @@ class ReplicaPlan:
         """Returns the keyword arguments for `serve.deployment(...).options(**options)`.
 
         Args:
-            has_queue: Whether requests wait in the replica, in an order of its own: Ray then lets
-                in all that it may hold, and as many more as may be refused at the same time.
+            has_queue: Whether requests wait in the replica, not in Ray's queue in front of it: Ray
+                then lets in all that it may hold, and as many more as may be refused at the same
+                time. What comes in one turn of the event loop counts as queued there for a moment.
         """
-        ongoing = self.max_ongoing_requests
+        ongoing, queued = self.max_ongoing_requests, self.max_queued_requests
         if has_queue:
-            ongoing = 2 * (ongoing + self.max_queued_requests)
+            queued += ongoing
+            ongoing = 2 * queued
         options: dict[str, Any] = {
             "ray_actor_options": self.ray_actor_options,
             "max_ongoing_requests": ongoing,
-            "max_queued_requests": self.max_queued_requests,
+            "max_queued_requests": queued,
             "backpressure_config": self.backpressure_config,
             "graceful_shutdown_timeout_s": self.graceful_shutdown_timeout_s,
             "health_check_period_s": self.health_check_period_s,

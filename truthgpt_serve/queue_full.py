@@ -11,8 +11,13 @@ inwards, these refuse:
 - Ray Serve, before a replica, by `ray_backpressure`, which `hardware.py` sets.
 - The replica: `http/probes.py` for health checks and scrapes, `server/execution/workers.py` for
   calls one by one, `server/batching/queue.py` for batches, `server/images/files.py` for files, and
-  the queues of hf-transformers and hf-diffusers. With keys, `access/fair_queue.py` before all of
-  these, with a `retry-after` of its own, and `access/turns.py`, a turn that would come too late.
+  the queues of hf-transformers and hf-diffusers. Before all of these, `access/fair_queue.py`, and
+  `access/turns.py` for a turn that would come too late.
+
+`retry-after` is when a place in the queue comes to this client, as fast as places have been free
+lately: each refused client is told the next one (`Promises`). A replica measures that speed. While
+requests wait in it, its answers carry it (`PLACE_HEADER`) to HAProxy and to the router, which
+refuse by it. Where nothing has been measured it is `RETRY_AFTER_S`.
 
 How long the queues are: `max_ongoing_requests` and `max_queued_requests` in `config/serving.py`,
 with defaults in `hardware.py`, in `config/router.py` and in `config/playground.py`.
@@ -20,11 +25,55 @@ with defaults in `hardware.py`, in `config/router.py` and in `config/playground.
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable
 from typing import Any
 
 from truthgpt_serve.errors import OverloadedError
 
 RETRY_AFTER_S = 1
+ALL_FULL = "The queues of all models are full; try again in {} s"
+MAX_RETRY_S = 60
+MAX_QUEUES = 4
+"""How many queues of a model may be promised at most. Clients that ask again at once, whatever they
+are told, would else have the others wait for ever longer."""
+PLACE_HEADER = "x-truthgpt-place-us"
+"""In a replica's answer while requests wait in it: microseconds between two places. HAProxy takes
+it out again."""
+
+
+class Promises:
+    """Says to each client that a full queue refuses when there is a place for it.
+
+    All who came back at the same time would find one place.
+
+    Args:
+        clock: The time in seconds, which only goes forward.
+    """
+
+    __slots__ = ("_clock", "_last_s")
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last_s = -math.inf
+
+    def next_s(self, place_s: float, num_held: int) -> float:
+        """Promises the next place; returns in how many seconds there is one.
+
+        Args:
+            place_s: Seconds between two places; 0 where that is not known.
+            num_held: Requests that the queue holds, those at work included.
+        """
+        now_s = self._clock()
+        most_s = min(MAX_RETRY_S, MAX_QUEUES * num_held * place_s)
+        self._last_s = min(max(self._last_s, now_s) + place_s, now_s + most_s)
+        return self._last_s - now_s
+
+
+def whole_seconds(wait_s: float) -> int:
+    """Returns a wait as `retry-after` has it: from `RETRY_AFTER_S` to `MAX_RETRY_S`."""
+    return min(MAX_RETRY_S, max(RETRY_AFTER_S, math.ceil(wait_s)))
 
 
 def queue_full(

@@ -36,6 +36,7 @@ class Replica(ThreadingHTTPServer):
         self.name = name
         self.paths: list[str] = []
         self.headers: dict[str, str] = {}
+        self.more_headers: dict[str, str] = {}
         self.released = threading.Event()
         self.cut = threading.Event()
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
@@ -84,6 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(body)))
         if status == 429:
             self.send_header("retry-after", "7")
+        for name, value in self.server.more_headers.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 

@@ -297,6 +297,9 @@ def test_limit_of_the_engine_imports_no_class() -> None:
 
 def test_given_limits_win() -> None:
     replica = plan(WIDE, serving={"max_ongoing_requests": 7, "max_queued_requests": 9})
+    # With a queue in the replica, Ray's own in front of it never refuses what fits in there.
+    options = replica.deployment_options(has_queue=True)
+    assert (options["max_ongoing_requests"], options["max_queued_requests"]) == (32, 16)
     assert (replica.max_ongoing_requests, replica.max_queued_requests) == (7, 9)
     deployment = accept(replica.deployment_options())
     assert (deployment.max_ongoing_requests, deployment.max_queued_requests) == (7, 9)

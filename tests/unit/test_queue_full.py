@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from truthgpt_serve.cluster.haproxy.answers import pages
 from truthgpt_serve.errors import OverloadedError
-from truthgpt_serve.queue_full import RETRY_AFTER_S, queue_full, ray_backpressure
+from truthgpt_serve.queue_full import (
+    RETRY_AFTER_S,
+    Promises,
+    queue_full,
+    ray_backpressure,
+    whole_seconds,
+)
 
 
 def test_the_refusal_says_whose_queue_it_is_and_when_to_come_back() -> None:
@@ -16,6 +24,33 @@ def test_the_refusal_says_whose_queue_it_is_and_when_to_come_back() -> None:
     assert error.message == (
         "The queue of model 'story' is full: 7 requests run or wait; try again in 1 s"
     )
+
+
+def test_places_are_promised_one_after_the_other() -> None:
+    now = [50.0]
+    promises = Promises(lambda: now[0])
+    assert [promises.next_s(2.0, 3) for _ in range(3)] == [2, 4, 6]
+    now[0] += 5  # nobody was refused meanwhile
+    assert promises.next_s(2.0, 3) == 3
+    now[0] += 100
+    assert promises.next_s(0.5, 3) == 0.5
+    # Four queues of three, however many ask.
+    assert max(promises.next_s(0.5, 3) for _ in range(100)) == 6
+    assert promises.next_s(0.0, 3) == 0
+    assert max(Promises().next_s(1.0, 1000) for _ in range(2)) == pytest.approx(1)
+    slow = Promises(lambda: now[0])
+    assert [slow.next_s(40.0, 10) for _ in range(3)] == [40, 60, 60]
+
+
+def test_waits_are_whole_seconds_from_one_to_sixty() -> None:
+    assert [whole_seconds(wait_s) for wait_s in (0, 0.2, 1, 1.01, 59.5, 800)] == [
+        1,
+        1,
+        1,
+        2,
+        60,
+        60,
+    ]
 
 
 def test_ray_and_haproxy_refuse_with_the_same_status_code_and_pause() -> None:

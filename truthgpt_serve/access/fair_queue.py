@@ -3,21 +3,20 @@
 Requests with a higher priority come first. Among those of one priority each key gets a share of the
 time that requests take, by its weight: start-time fair queueing (Goyal et al., SIGCOMM 1996), with
 the mean time of the key's requests charged when one begins, and corrected when it ends. In a full
-queue a request takes the place of the newest one of the key that has the most there.
+queue a request takes the place of the newest one of the key that has the most there. Without keys
+all requests are those of one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import deque
 from collections.abc import Callable
 
 from truthgpt_serve.errors import OverloadedError
-from truthgpt_serve.queue_full import queue_full
+from truthgpt_serve.queue_full import Promises, queue_full, whole_seconds
 
-MAX_RETRY_S = 60
 _NEW_SHARE = 0.2
 """How much the newest request counts in a mean."""
 _MAX_IDLE_KEYS = 4096
@@ -33,9 +32,12 @@ class _Key:
             of shares; the key with the least comes next.
         mean_s: How long its requests take.
         weight: Its share, in proportion to those of others.
+        promises: When those of its requests that are refused may come again.
     """
 
-    __slots__ = ("mean_s", "name", "priority", "ready_s", "running", "waiting", "weight")
+    __slots__ = (
+        *("mean_s", "name", "priority", "promises", "ready_s", "running", "waiting", "weight"),
+    )
 
     def __init__(self, name: str, ready_s: float, mean_s: float) -> None:
         self.name = name
@@ -45,17 +47,22 @@ class _Key:
         self.mean_s = mean_s
         self.weight = 1.0
         self.priority = 0
+        self.promises: Promises | None = None
 
 
 class Ticket:
-    """One request in the queue, or at work."""
+    """One request in the queue, or at work.
+
+    Attributes:
+        future: Says when its turn comes; None where it came at once.
+    """
 
     __slots__ = ("_begun_s", "_charged_s", "_key", "future")
 
-    def __init__(self, key: _Key, future: asyncio.Future[None]) -> None:
+    def __init__(self, key: _Key) -> None:
         self._key = key
         self._begun_s = self._charged_s = 0.0
-        self.future = future
+        self.future: asyncio.Future[None] | None = None
 
 
 class FairQueue:
@@ -100,7 +107,7 @@ class FairQueue:
         """
         key = self._find(name)
         key.weight, key.priority = weight, priority
-        ticket = Ticket(key, asyncio.get_running_loop().create_future())
+        ticket = Ticket(key)
         if self.num_running < self._num_places and not self.num_waiting:
             self._begin(key, ticket)
             return ticket
@@ -111,6 +118,7 @@ class FairQueue:
                 self._forget(key)
                 raise
         self._awake(key)
+        ticket.future = asyncio.get_running_loop().create_future()
         key.waiting.append(ticket)
         self.num_waiting += 1
         return ticket
@@ -122,12 +130,8 @@ class FairQueue:
             ticket: What `enter` gave.
             is_done: Whether it took as long as such requests take: not if it failed.
         """
-        key = ticket._key
-        if ticket in key.waiting:
-            key.waiting.remove(ticket)
-            self.num_waiting -= 1
-            ticket.future.cancel()
-        elif ticket._begun_s:
+        key, future = ticket._key, ticket.future
+        if ticket._begun_s:
             taken_s = self._clock() - ticket._begun_s
             ticket._begun_s = 0.0
             key.running -= 1
@@ -136,8 +140,11 @@ class FairQueue:
             if is_done:
                 key.mean_s = _mean(key.mean_s, taken_s)
                 self._mean_s = _mean(self._mean_s, taken_s)
-        elif ticket.future.done() and not ticket.future.cancelled():
-            ticket.future.exception()  # whoever waited may have left before it was told
+        elif ticket in key.waiting:
+            key.waiting.remove(ticket)
+            self.num_waiting -= 1
+        elif future is not None and future.done() and not future.cancelled():
+            future.exception()  # whoever waited may have left before it was told
         self._forget(key)
         while self.num_waiting and self.num_running < self._num_places:
             self._next()
@@ -162,6 +169,11 @@ class FairQueue:
                 before += min(len(key.waiting), (num_own + 1) * key.weight / weight)
         return (before + 1) * self._mean_s / self._num_places
 
+    @property
+    def place_s(self) -> float:
+        """Seconds between two places, as requests have been lately; 0 where that is not known."""
+        return self._mean_s / self._num_places
+
     def _next(self) -> None:
         key = min(
             (key for key in self._keys.values() if key.waiting),
@@ -174,6 +186,9 @@ class FairQueue:
     def _awake(self, key: _Key) -> None:
         """Has a key that was idle begin where the others of its priority are: not before them."""
         if key.waiting or key.running:
+            return
+        if not self.num_running and not self.num_waiting:  # as most requests find it
+            key.ready_s = max(key.ready_s, self._share_s)
             return
         active = [
             other.ready_s
@@ -191,7 +206,7 @@ class FairQueue:
         ticket._begun_s = self._clock() or 1e-6
         ticket._charged_s = key.mean_s
         key.ready_s += key.mean_s / key.weight
-        if not ticket.future.done():
+        if ticket.future is not None and not ticket.future.done():
             ticket.future.set_result(None)
 
     def _make_room(self, arriving: _Key) -> None:
@@ -205,25 +220,32 @@ class FairQueue:
             key=lambda key: (key.priority, -len(key.waiting) / key.weight),
             default=None,
         )
-        error = self._overloaded(arriving)
         if longest is None or longest.priority > arriving.priority:
-            raise error
+            raise self._overloaded(arriving)
         share = (len(arriving.waiting) + 1) / arriving.weight
         is_even = len(longest.waiting) / longest.weight <= share
         if longest.priority == arriving.priority and is_even:
-            raise error
+            raise self._overloaded(arriving)
         ticket = longest.waiting.pop()
         self.num_waiting -= 1
-        if not ticket.future.done():
+        if ticket.future is not None and not ticket.future.done():
             ticket.future.set_exception(self._overloaded(longest))
         self._forget(longest)
 
     def _overloaded(self, key: _Key) -> OverloadedError:
-        wait_s = min(
-            MAX_RETRY_S, max(1, math.ceil(self.expected_s(key.name, key.weight, key.priority)))
-        )
+        """Returns the refusal of a request: its key has its share of the places that come."""
+        first, weights = 0, 0.0
+        for other in self._keys.values():
+            if other.priority > key.priority:
+                first += len(other.waiting)
+            elif other.priority == key.priority and (other.waiting or other is key):
+                weights += other.weight
+        if key.promises is None:
+            key.promises = Promises(self._clock)
+        held = self._num_places + self._max_waiting
+        own_s = key.promises.next_s(self.place_s * weights / key.weight, held)
         number = self.num_running + self.num_waiting
-        return queue_full(self._owner, number, wait_s)
+        return queue_full(self._owner, number, whole_seconds(first * self.place_s + own_s))
 
     def _find(self, name: str) -> _Key:
         key = self._keys.get(name)

@@ -10,14 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from truthgpt_serve.access.fair_queue import FairQueue
 from truthgpt_serve.access.gate import OPEN_AT_MODEL, OPEN_AT_SERVICE, Gate
 from truthgpt_serve.access.key_metrics import KeyMetrics
 from truthgpt_serve.access.key_ring import KeyRing
 from truthgpt_serve.access.meter import Ended, Meter
 from truthgpt_serve.access.quota import Quota
 from truthgpt_serve.access.token_quota import TokenQuota
-from truthgpt_serve.access.turns import Turns
 from truthgpt_serve.config.auth import MEMORY, NONE, AuthSection
 from truthgpt_serve.config.paths import expand, find_config
 from truthgpt_serve.errors import ConfigError, Fault
@@ -192,24 +190,6 @@ class Access:
             app: The application, around which something bounds bodies and answers errors.
         """
         return app if self._quota is None else TokenQuota(app, self._quota)
-
-    @property
-    def has_queue(self) -> bool:
-        """Whether requests wait in `in_turn`, and not in Ray Serve's queue."""
-        return self._meter is not None
-
-    def in_turn(self, app: Any, num_places: int, max_waiting: int) -> Any:
-        """Returns the application behind the queue in which the requests of keys wait.
-
-        Args:
-            app: The application, around which something bounds requests and answers errors.
-            num_places: Requests that run at the same time.
-            max_waiting: Requests that wait.
-        """
-        if not self.has_queue:
-            return app
-        owner = f"model {self._names[0]!r}"
-        return Turns(app, FairQueue(num_places, max_waiting, owner), owner)
 
     def metrics_page(self) -> str:
         """Returns what the requests of each key did, in Prometheus' text format."""

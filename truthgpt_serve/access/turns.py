@@ -1,26 +1,27 @@
-"""Has the requests of keys wait for their turn at a model, in a fair order.
+"""Has requests wait for their turn at a model: in a fair order of keys, or as they came.
 
-Stands where a request's time is bounded and its client's leaving cancels it. Without keys, Ray
-Serve's own queue, first come first served, does it.
+Stands where a request's time is bounded and its client's leaving cancels it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from typing import Any
 
-from truthgpt_serve.access.fair_queue import FairQueue, Ticket
+from truthgpt_serve.access.fair_queue import FairQueue
 from truthgpt_serve.access.identity import ANONYMOUS, Identity, identity_of
 from truthgpt_serve.errors import OverloadedError, RequestError
 from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, header
+from truthgpt_serve.http.connection import refuse_websocket
+from truthgpt_serve.queue_full import PLACE_HEADER, whole_seconds
 from truthgpt_serve.usage.counted import current_usage
 
 TIMEOUT_HEADER = b"x-request-timeout-ms"
 MAX_DIGITS = 9
 _READS = ("GET", "HEAD")
 _FAILED = 400
+_PLACE_HEADER = PLACE_HEADER.encode()
 
 
 class Turns:
@@ -44,9 +45,19 @@ class Turns:
             OverloadedError: The queue is full, or its turn would come too late.
             RequestError: Its header says no time.
         """
-        if scope["type"] != "http" or scope["method"] in _READS:
+        kind = scope["type"]
+        if kind == "lifespan" or scope.get("method") in _READS:
             await self._app(scope, receive, send)
             return
+        if kind == "http":
+            await self._serve(scope, receive, send)
+            return
+        try:
+            await self._serve(scope, receive, send)
+        except (OverloadedError, RequestError) as error:
+            await refuse_websocket(scope, receive, send, error)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         identity = identity_of(scope) or ANONYMOUS
         limit_s = read_timeout(scope)
         if limit_s is not None:
@@ -58,10 +69,14 @@ class Turns:
             nonlocal is_done
             if message["type"] == "http.response.start":
                 is_done = message["status"] < _FAILED
+                if self._queue.num_waiting and (place_s := self._queue.place_s):
+                    place = (_PLACE_HEADER, b"%d" % (place_s * 1e6))
+                    message = {**message, "headers": [*message.get("headers", ()), place]}
             await send(message)
 
         try:
-            await self._wait(ticket, limit_s)
+            if ticket.future is not None:
+                await self._wait(ticket.future, limit_s)
             await self._app(scope, receive, send_noted)
         except BaseException:
             is_done = False
@@ -74,13 +89,11 @@ class Turns:
         if expected_s > limit_s:
             raise self._too_late(f"would come in about {expected_s:.1f} s", limit_s, expected_s)
 
-    async def _wait(self, ticket: Ticket, limit_s: float | None) -> None:
-        if ticket.future.done() and not ticket.future.exception():
-            return
+    async def _wait(self, turn: asyncio.Future[None], limit_s: float | None) -> None:
         began_s = time.monotonic()
         try:
             async with asyncio.timeout(limit_s):
-                await ticket.future
+                await turn
         except TimeoutError:
             raise self._too_late("has not come", limit_s or 0.0, 1) from None
         finally:
@@ -91,7 +104,7 @@ class Turns:
         return OverloadedError(
             f"The turn of this request at {self._owner} {what}, and it may take {limit_s:g} s "
             "(`x-request-timeout-ms`)",
-            retry_after_s=max(1, math.ceil(retry_after_s)),
+            retry_after_s=whole_seconds(retry_after_s),
         )
 
 

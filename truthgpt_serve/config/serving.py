@@ -37,9 +37,9 @@ class AutoscalingSection(Section):
     """Replicas started on deployment, between the two above; null means `min_replicas`."""
 
     target_ongoing_requests: PositiveNumber | None = None
-    """Ongoing requests per replica that scaling aims at. Less scales up earlier, for lower latency
-    on more replicas. Null means 0.7 of `max_ongoing_requests`. Not together with
-    `target_queue_s`."""
+    """Requests per replica that scaling aims at, those that wait there included. Less scales up
+    earlier, for lower latency on more replicas. Null means 0.7 of `max_ongoing_requests`. Not
+    together with `target_queue_s`."""
 
     target_queue_s: PositiveNumber | None = None
     """Seconds that a request may wait, for scaling by the work that waits instead of the number of
@@ -120,8 +120,8 @@ class ServingSection(Section):
     that batch or stream, 1 for a class that has only `infer`."""
 
     max_queued_requests: Count | None = None
-    """Requests that wait, in each proxy, for a free replica; beyond it a client gets 429. More
-    refuses later and makes waiting longer. Null means twice `max_ongoing_requests`."""
+    """Requests that wait in each replica, beside those that it works on; beyond it a client gets
+    429. More refuses later and makes waiting longer. Null means twice `max_ongoing_requests`."""
 
     num_replicas: Count | None = None
     """Replicas when not autoscaled; null means 1. Not together with `autoscaling`."""

@@ -14,7 +14,9 @@ from typing import Any
 
 from ray import serve
 
+from truthgpt_serve.access.fair_queue import FairQueue
 from truthgpt_serve.access.settings import Access, Auth
+from truthgpt_serve.access.turns import Turns
 from truthgpt_serve.checks import resolve_family
 from truthgpt_serve.cluster.ray_servers import answer_aside, mend_print, own_addresses
 from truthgpt_serve.cluster.shared_files import SharedFiles
@@ -128,9 +130,7 @@ class ModelReplica:
         )
         # Again: what comes by Ray's fallback proxy does not pass this replica's own port.
         app = access.guard(Cors(app, self._allow_origins), hides_key=True)
-        app = Watched(AnthropicAnswers(app), log, model=self._name, tracer=tracer)
-        # With a queue in here, what waits in it is no work yet.
-        return app if self._access.has_queue else load.working(app)
+        return Watched(AnthropicAnswers(app), log, model=self._name, tracer=tracer)
 
     def _surround(self, app: Any, load: ReplicaLoad) -> Any:
         """Puts around the application what answers the same for every family, as the router does.
@@ -139,17 +139,16 @@ class ModelReplica:
 
         Args:
             app: The application.
-            load: Counts what the model works on, where requests wait in here.
+            load: Counts what the model works on: what waits here is no work yet.
         """
         host = self._host
+        owner, limits = f"model {self._name!r}", request_limits(host.config, host.spec)
         if self._stream_interval_s:
             app = JoinedStreams(app, self._stream_interval_s)
         size, limit_s = host.max_body_bytes, host.max_request_s
         app = self._access.counting(NamedRequests(app, self._names))
         app = EncodedBodies(app, max_body_bytes=size, max_request_s=limit_s)
-        if self._access.has_queue:
-            limits = request_limits(host.config, host.spec)
-            app = self._access.in_turn(load.working(app), *limits)
+        app = Turns(load.working(app), FairQueue(*limits, owner), owner)
         app = BoundedRequests(app, self._name, max_body_bytes=size, max_request_s=limit_s)
         return EditedHeads(app, of_application, with_stream_headers)
 

@@ -74,7 +74,7 @@ class ReplicaLoad:
         return self._busy_s
 
     def arriving(self, app: App) -> App:
-        """Returns an application that counts what arrives, in front of Ray's queue."""
+        """Returns an application that counts what arrives, in front of its queue."""
 
         def add(number: int) -> None:
             self._present += number
@@ -82,7 +82,7 @@ class ReplicaLoad:
         return _count(app, add)
 
     def working(self, app: App) -> App:
-        """Returns an application that counts what the model works on, behind Ray's queue."""
+        """Returns an application that counts what the model works on, behind its queue."""
 
         def add(number: int) -> None:
             self.busy_s()

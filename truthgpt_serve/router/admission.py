@@ -4,6 +4,7 @@ A request that a replica refuses has cost nearly as much as one that it answers:
 the load that a service carries, nothing but refusals would be left. Here those that find a model
 full wait for one of its requests to end, for a short time, and only then are refused. And the proxy
 learns how many requests all models hold together, so that it refuses what is beyond that by itself.
+When a refused client may ask again follows from what the replicas tell in their answers.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
-from truthgpt_serve.queue_full import queue_full
+from truthgpt_serve.access.turns import read_timeout
+from truthgpt_serve.errors import OverloadedError
+from truthgpt_serve.http.asgi import Scope
+from truthgpt_serve.queue_full import Promises, queue_full, whole_seconds
 from truthgpt_serve.router.model_entry import ModelEntry
 
 WAIT_S = 1.0
@@ -30,6 +34,14 @@ class _Requests:
 
     num_running: int = 0
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
+
+
+@dataclass(slots=True)
+class _Places:
+    """How many seconds pass between two places of an application, and to whom they are promised."""
+
+    place_s: float = 0.0
+    promises: Promises = field(default_factory=Promises)
 
 
 def capacity(entries: Iterable[ModelEntry]) -> int | None:
@@ -85,6 +97,7 @@ class Admission:
     def __init__(self, num_routers: int) -> None:
         self._num_routers = num_routers
         self._requests: dict[str, _Requests] = {}
+        self._places: dict[str, _Places] = {}
 
     @property
     def num_requests(self) -> int:
@@ -92,16 +105,21 @@ class Admission:
         return sum(one.num_running + len(one.waiting) for one in self._requests.values())
 
     @asynccontextmanager
-    async def admit(self, entry: ModelEntry) -> AsyncIterator[None]:
+    async def admit(self, entry: ModelEntry, scope: Scope | None = None) -> AsyncIterator[None]:
         """Waits for room, and counts one request as long as it runs.
+
+        Args:
+            entry: The model.
+            scope: The request's; its header may say that it waits less.
 
         Raises:
             OverloadedError: There was none for a second.
+            RequestError: Its header says no time.
         """
         requests = self._requests.setdefault(entry.application, _Requests())
         limit = self._limit(entry)
         if limit is not None and requests.num_running >= limit:
-            await self._wait(requests, entry, limit)
+            await self._wait(requests, entry, limit, scope)
         else:
             requests.num_running += 1
         try:
@@ -120,16 +138,37 @@ class Admission:
         ongoing, queued = limits
         return max(1, ongoing, (ongoing + queued) // self._num_routers)
 
-    async def _wait(self, requests: _Requests, entry: ModelEntry, limit: int) -> None:
+    def note_place(self, entry: ModelEntry, place: bytes) -> None:
+        """Notes how fast places come, as a replica's answer told it.
+
+        Args:
+            entry: Its model.
+            place: Microseconds between two places of one replica, in digits.
+        """
+        if place.isdigit():
+            places = self._places.setdefault(entry.application, _Places())
+            places.place_s = int(place) / 1e6 / max(1, entry.num_replicas)
+
+    def _refusal(self, entry: ModelEntry, limit: int) -> OverloadedError:
+        places = self._places.setdefault(entry.application, _Places())
+        # The other routers promise as many.
+        wait_s = places.promises.next_s(places.place_s * self._num_routers, limit)
+        return queue_full(f"model {entry.name!r}", limit, whole_seconds(wait_s))
+
+    async def _wait(
+        self, requests: _Requests, entry: ModelEntry, limit: int, scope: Scope | None
+    ) -> None:
         """Waits for the place of a request that ends, which hands it on.
 
         Raises:
             OverloadedError: None ended in time.
+            RequestError: The request's header says no time.
         """
+        limit_s = None if scope is None else read_timeout(scope)
         place = asyncio.get_running_loop().create_future()
         requests.waiting.append(place)
         try:
-            async with asyncio.timeout(WAIT_S):
+            async with asyncio.timeout(min(WAIT_S, limit_s or WAIT_S)):
                 await place
         except BaseException as error:
             if place.done() and not place.cancelled():
@@ -137,7 +176,7 @@ class Admission:
             with suppress(ValueError):
                 requests.waiting.remove(place)
             if isinstance(error, TimeoutError):
-                raise queue_full(f"model {entry.name!r}", limit) from None
+                raise self._refusal(entry, limit) from None
             raise
 
     def _end(self, requests: _Requests, entry: ModelEntry) -> None:

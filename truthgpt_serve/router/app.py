@@ -84,7 +84,12 @@ class RouterApp(Front):
         self._admission = Admission(config.num_replicas)
         models = self.directory
         self._relay = Relay(
-            self._pool, config, models.is_running, models.is_draining, models.confirm
+            self._pool,
+            config,
+            models.is_running,
+            models.is_draining,
+            models.confirm,
+            self._admission.note_place,
         )
         self._backend_info = BackendInfo(self.directory, self._fetch_of_model)
         self._routes = RouterRoutes(
@@ -223,5 +228,5 @@ class RouterApp(Front):
             return
         if body.more:
             await self._bodies.gather(body)
-        async with self._admission.admit(entry):
+        async with self._admission.admit(entry, scope):
             await self._relay(scope, send, entry, body)

@@ -14,6 +14,7 @@ from truthgpt_serve.http.foreign_errors import MAX_ERROR_BYTES, may_be_foreign, 
 from truthgpt_serve.http.headers import HOP_BY_HOP, end_to_end, of_application
 from truthgpt_serve.http.retriable import RETRY_AFTER_S, is_unreached
 from truthgpt_serve.http.sse import CONTENT_TYPE, WholeEvents, with_stream_headers
+from truthgpt_serve.queue_full import PLACE_HEADER
 from truthgpt_serve.router.affinity import affinity_headers
 from truthgpt_serve.router.deadline import Deadline
 from truthgpt_serve.router.model_entry import ModelEntry
@@ -31,6 +32,7 @@ _NOT_SENT_UP = HOP_BY_HOP.union(
 )
 _KEPT_OF_ERRORS = frozenset((b"retry-after", b"allow", b"www-authenticate"))
 """Headers of an error that stay when its body is written anew."""
+_PLACE_HEADER = PLACE_HEADER.encode()
 _ATTEMPTS = ((False, 0.0), (True, 0.0), (True, 0.1), (True, 0.3), (True, 0.8))
 """Whether only a new connection will do, and seconds before it: for requests that reached no model.
 
@@ -48,6 +50,7 @@ class Relay:
         is_running: Whether a model has a running replica, by name.
         is_draining: Whether it has one that only finishes what it has.
         confirm: Asks whether a model that was not reached is still there; raises if not.
+        note_place: Is told of a model how fast places come, as its answer says.
     """
 
     def __init__(
@@ -57,12 +60,14 @@ class Relay:
         is_running: Callable[[str], bool],
         is_draining: Callable[[str], bool],
         confirm: Callable[[str], Awaitable[None]],
+        note_place: Callable[[ModelEntry, bytes], None] = lambda entry, place: None,
     ) -> None:
         self._pool = pool
         self._config = config
         self._is_running = is_running
         self._is_draining = is_draining
         self._confirm = confirm
+        self._note_place = note_place
         self._host = f"host: {pool.authority}\r\n".encode()
 
     async def __call__(
@@ -214,6 +219,9 @@ class Relay:
         entry: ModelEntry,
     ) -> None:
         kept = with_stream_headers(of_application(headers))
+        if (place := header(kept, _PLACE_HEADER)) is not None:
+            self._note_place(entry, place)
+            kept = [line for line in kept if line[0] != _PLACE_HEADER]
         content_type = header(kept, b"content-type") or b""
         data, more = b"", True
         if may_be_foreign(status, kept):

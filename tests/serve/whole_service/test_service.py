@@ -586,7 +586,7 @@ def test_a_full_queue_is_429(service: Service) -> None:
     refused = [answer for answer in answers if answer.status_code == 429]
     assert len(refused) >= 5
     for answer in refused:
-        assert answer.headers.get_list("retry-after") == ["1"]
+        assert 1 <= int(answer.headers["retry-after"]) <= 60
         error = answer.json()["error"]
         assert error.pop("message")
         assert error == {"type": "rate_limit_error", "param": None, "code": "overloaded"}
@@ -596,6 +596,33 @@ def test_a_full_queue_is_429(service: Service) -> None:
                 lambda _: service.openai.completions.create(model="slow", prompt="a"), range(4)
             )
         )
+
+
+def test_a_request_that_cannot_begin_in_time_is_refused(service: Service) -> None:
+    """Without keys, as with them."""
+    request = {**chat_of("slow", max_tokens=40), "stream": True}
+    with service.http.stream("POST", CHAT, json=request) as running:
+        lines = running.iter_lines()
+        assert next(lines).startswith("data:")
+        began_s = time.monotonic()
+        late = service.http.post(CHAT, json=request, headers={"x-request-timeout-ms": "300"})
+        assert time.monotonic() - began_s < 3
+    assert late.status_code == 429
+    assert "(`x-request-timeout-ms`)" in late.json()["error"]["message"]
+    wrong = service.http.post(CHAT, json=request, headers={"x-request-timeout-ms": "soon"})
+    assert wrong.status_code == 400
+
+
+def test_two_requests_at_the_same_moment_both_fit(service: Service) -> None:
+    """Ray's queue counts what has just come as waiting; it may not refuse what fits behind it."""
+    wait_until(lambda: models_of(service)["slow"]["ongoing"] == 0, 30)
+    with ThreadPoolExecutor(2) as threads:
+        for _ in range(8):
+            asked = [
+                threads.submit(service.http.post, CHAT, json=chat_of("slow", max_tokens=1))
+                for _ in range(2)
+            ]
+            assert [answer.result().status_code for answer in asked] == [200, 200]
 
 
 def drain(items: Iterable[object]) -> None:
@@ -729,5 +756,5 @@ def test_the_command_line_shows_who_waits(service: Service) -> None:
         for _ in range(2):  # one that is answered, and one that waits
             client = stack.enter_context(socket.create_connection(address, timeout=30))
             client.sendall((head + body).encode())
-        wait_until(lambda: load() == (1, 1), 30)
-    wait_until(lambda: load() == (0, 0), 30)
+        wait_until(lambda: load() == (1, 1), 60)
+    wait_until(lambda: load() == (0, 0), 60)

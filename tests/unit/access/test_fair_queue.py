@@ -55,9 +55,15 @@ class Place:
         return names
 
 
-def enter_until_refused(place: Place, name: str) -> None:
-    while True:
-        place.enter(name)
+def has_ended(ticket: Ticket) -> bool:
+    """Returns whether it is known of a request that waited what comes of it."""
+    return ticket.future is not None and ticket.future.done()
+
+
+def failure(ticket: Ticket) -> BaseException | None:
+    """Returns why a request that waited was put out of the queue."""
+    is_put_out = ticket.future is not None and has_ended(ticket) and not ticket.future.cancelled()
+    return ticket.future.exception() if is_put_out and ticket.future is not None else None
 
 
 async def test_a_burst_of_one_key_does_not_hold_up_the_others() -> None:
@@ -126,11 +132,11 @@ async def test_a_full_queue_makes_room_for_a_key_that_has_less() -> None:
     assert refused.value.retry_after_s == 1
     for number in range(5):
         place.enter("b")
-        assert sum(t.future.done() for _, t in place.tickets) == 2 + number
+        assert sum(has_ended(t) for _, t in place.tickets) == 1 + number
     with pytest.raises(OverloadedError, match="11 requests run or wait"):
         place.enter("b")
     # The newest of the key that had most are told so.
-    evicted = [t for n, t in place.tickets if t.future.done() and t.future.exception()]
+    evicted = [t for n, t in place.tickets if failure(t)]
     assert len(evicted) == 5
     assert [t for n, t in place.tickets if n == "a"][-5:] == evicted
     for ticket in evicted:
@@ -142,18 +148,51 @@ async def test_a_full_queue_makes_room_for_a_key_that_has_less() -> None:
     assert place.queue.num_waiting == 10
 
 
-async def test_a_full_queue_says_when_it_will_be_empty() -> None:
+def told_s(place: Place, name: str, **options: int) -> int | None:
+    """Returns what a request is told that the queue refuses."""
+    with pytest.raises(OverloadedError) as refused:
+        place.queue.enter(name, **options)
+    return refused.value.retry_after_s
+
+
+async def test_each_of_the_refused_is_told_a_place_of_its_own() -> None:
+    """All who came back together would find one place."""
+    place = Place(num_places=2, max_waiting=10)
+    for _ in range(12):
+        place.enter("a")
+    assert told_s(place, "a") == 1  # nothing is known yet
+    place.run(2, seconds=4.0)
+    assert place.queue.place_s == pytest.approx(2.4)  # one took 4 s, the next one 8 s
+    place.enter("a")
+    place.enter("a")
+    assert [told_s(place, "a") for _ in range(4)] == [3, 5, 8, 10]
+    place.clock.now_s += 4.8
+    assert [told_s(place, "a") for _ in range(2)] == [8, 10]
+    place.clock.now_s += 1000
+    assert told_s(place, "a") == 3
+    # Four queues of 2 + 10, and no more than a minute.
+    assert [told_s(place, "a") for _ in range(30)][-1] == 60
+
+
+async def test_a_refused_key_is_told_its_share_of_the_places() -> None:
+    place = Place(max_waiting=4)
+    for _ in range(5):
+        place.enter("a")
+    place.run(2, seconds=1.0)
+    for name in "bb":
+        place.enter(name)
+    assert told_s(place, "a") == 2
+    assert told_s(place, "b") == 2
+    assert told_s(place, "a") == 4
+    # Those of a higher priority come first.
+    assert told_s(place, "c", priority=-1) == 5
+
+
+async def test_those_of_a_higher_priority_wait_less() -> None:
     place = Place(num_places=2, max_waiting=10)
     for _ in range(12):
         place.enter("a")
     place.run(3, seconds=4.0)
-    for _ in range(3):
-        place.enter("b")
-    with pytest.raises(OverloadedError) as refused:
-        enter_until_refused(place, "b")
-    # Ten wait for two places; requests take 4 s, then 8 s, as two ran at once.
-    assert refused.value.retry_after_s is not None
-    assert 15 <= refused.value.retry_after_s <= 45
     assert place.queue.expected_s("b", priority=9) < place.queue.expected_s("b")
 
 
@@ -198,10 +237,10 @@ async def test_whoever_leaves_early_takes_nobodys_place() -> None:
     place = Place()
     first, second, third = (place.enter(name) for name in "abc")
     place.queue.leave(second)
-    assert second.future.cancelled()
     place.queue.leave(second)
     place.queue.leave(first)
-    assert third.future.done()
+    assert has_ended(third)
+    assert not has_ended(second)
     place.queue.leave(third)
     place.queue.leave(third)
     assert (place.queue.num_running, place.queue.num_waiting) == (0, 0)
@@ -228,11 +267,11 @@ async def test_nothing_is_lost_in_a_long_random_run() -> None:
             place.queue.leave(waiting.pop(rng.randrange(len(waiting))))
         running = sum(1 for t in waiting if t._begun_s)
         assert place.queue.num_running == running <= 3
-        queued = [t for t in waiting if not t.future.done()]
+        queued = [t for t in waiting if t.future is not None and not t.future.done()]
         assert len(queued) == place.queue.num_waiting <= 20
         assert not queued or running == 3
         for ticket in waiting:
-            if ticket.future.done() and ticket.future.exception():
+            if failure(ticket):
                 assert not ticket._begun_s
     for ticket in waiting:
         place.queue.leave(ticket)

@@ -1,4 +1,4 @@
-"""Requests of keys wait for their turn, over real HTTP."""
+"""Requests wait for their turn, with keys and without, over real HTTP."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from truthgpt_serve.access.identity import SCOPE_KEY, Identity
 from truthgpt_serve.access.turns import Turns, read_timeout
 from truthgpt_serve.errors import RequestError
 from truthgpt_serve.http.asgi import Receive, Scope, Send, send_json
+from truthgpt_serve.queue_full import PLACE_HEADER
 from truthgpt_serve.server.bounded import BoundedRequests
 from truthgpt_serve.usage.counted import Usage, counting
 
@@ -104,6 +105,57 @@ async def test_a_client_that_leaves_never_begins(
     await asyncio.gather(*running)
     assert model.served == ["a", "a"]
     assert model.queue.num_running == 0
+
+
+async def test_without_keys_requests_come_in_their_order() -> None:
+    model = Service()
+    turns = Turns(model._serve, model.queue, OWNER)
+    bounded = BoundedRequests(turns, "story", max_body_bytes=1000, max_request_s=20)
+    transport = httpx.ASGITransport(bounded)
+    async with httpx.AsyncClient(transport=transport, base_url="http://model") as client:
+        asked = []
+        for name in "abcdefgh":
+            asked.append(asyncio.create_task(ask(client, name)))
+            await until(
+                lambda: model.queue.num_running + model.queue.num_waiting >= min(6, len(asked))
+            )
+        refused = await asyncio.gather(*asked[6:])
+        assert [answer.status_code for answer in refused] == [429, 429]
+        for _ in range(6):
+            await asyncio.sleep(0.05)
+            model.hold.release()
+        answers = await asyncio.gather(*asked[:6])
+    assert [answer.status_code for answer in answers] == [200] * 6
+    assert model.served == [*"abcdef"]
+    # While others wait, an answer says how fast places come; of the first one nothing is known.
+    told = [int(answer.headers.get(PLACE_HEADER, 0)) for answer in answers]
+    assert told[0] == 0
+    assert all(5_000 < place < 500_000 for place in told[1:4])
+    assert told[5] == 0
+
+
+async def test_websockets_wait_too_and_are_refused() -> None:
+    model = Service()
+    turns = Turns(model._serve, FairQueue(1, 1, OWNER), OWNER)
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "websocket", "headers": [(b"x-name", b"w")], "method": "POST"}
+    first = asyncio.create_task(turns(scope, receive, send))
+    second = asyncio.create_task(turns(scope, receive, send))
+    await until(lambda: len(model.served) == 1)
+    await turns(scope, receive, send)
+    assert [message["type"] for message in sent] == ["websocket.close"]
+    assert "queue of model 'story' is full" in sent[0]["reason"]
+    model.hold.release()
+    model.hold.release()
+    await asyncio.gather(first, second)
+    assert model.served == ["w", "w"]
 
 
 async def test_deadlines(service: tuple[Service, httpx.AsyncClient]) -> None:

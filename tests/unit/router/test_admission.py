@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from truthgpt_serve.cluster.state import ApplicationState
-from truthgpt_serve.errors import OverloadedError
+from truthgpt_serve.errors import OverloadedError, RequestError
 from truthgpt_serve.router import admission as module
 from truthgpt_serve.router.admission import RESERVE, Admission, capacity, held_by_model
 from truthgpt_serve.router.model_entry import ModelEntry, adapter_entries, model_entry
@@ -84,6 +84,43 @@ async def test_those_for_which_there_is_no_room_in_time_are_refused(
     assert caught.value.retry_after_s == 1
     client.ends.set()
     assert sorted(await asyncio.gather(*tasks)) == [False] * 4 + [True] * 6
+    assert client.admission.num_requests == 0
+
+
+async def test_a_refused_client_is_told_when_a_place_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAIT_S", 0.02)
+    entry = entry_of(2, limits=LIMITS)
+    client = Client(3)
+    client.admission.note_place(entry, b"soon")
+    client.admission.note_place(entry, b"1000000")  # two replicas: a place each 0.5 s
+    tasks = [asyncio.create_task(client.ask(entry)) for _ in range(4)]
+    await asyncio.sleep(0.01)
+    told = []
+    for _ in range(4):
+        with pytest.raises(OverloadedError) as caught:
+            async with client.admission.admit(entry):
+                raise AssertionError
+        told.append(caught.value.retry_after_s)
+    assert told == [2, 3, 5, 6]  # each third place, as there are three routers
+    client.ends.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_a_request_waits_no_longer_than_it_may() -> None:
+    entry = entry_of(1, limits=LIMITS)
+    client = Client(1)
+    tasks = [asyncio.create_task(client.ask(entry)) for _ in range(6)]
+    await asyncio.sleep(0.01)
+    began_s = asyncio.get_running_loop().time()
+    for value, error in ((b"50", OverloadedError), (b"soon", RequestError)):
+        with pytest.raises(error):
+            async with client.admission.admit(
+                entry, {"headers": [(b"x-request-timeout-ms", value)]}
+            ):
+                raise AssertionError
+    assert 0.04 < asyncio.get_running_loop().time() - began_s < module.WAIT_S
+    client.ends.set()
+    assert all(await asyncio.gather(*tasks))
     assert client.admission.num_requests == 0
 
 

@@ -45,8 +45,14 @@ class Bench:
         self.client_reads = asyncio.Event()
         self.client_reads.set()
         self.exists = True
+        self.places: list[bytes] = []
         self._relay = Relay(
-            self.pool, config, lambda name: self.running, lambda name: self.draining, self._confirm
+            self.pool,
+            config,
+            lambda name: self.running,
+            lambda name: self.draining,
+            self._confirm,
+            lambda entry, place: self.places.append(place),
         )
 
     async def _confirm(self, name: str) -> None:
@@ -292,6 +298,19 @@ async def test_a_body_without_a_length_is_counted_also_while_it_is_not_taken() -
     async with bench(handler, max_body_bytes=20_000_000) as relay, asyncio.timeout(4):
         with pytest.raises(TruthGPTError, match="larger than 20000000 bytes"):
             await relay.request(RequestBody([b"{"], 1, True, receive), length=b"")
+
+
+async def test_how_fast_places_come_is_noted_and_not_passed_on() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        writer.write(OK.replace(b"\r\n\r\n", b"\r\nx-truthgpt-place-us: 250\r\nx-own: 1\r\n\r\n"))
+        await reader.read()
+
+    async with bench(serve) as relay:
+        await relay.request()
+        assert relay.places == [b"250"]
+        assert relay.sent[0]["headers"] == [(b"content-length", b"2"), (b"x-own", b"1")]
+        relay.pool.close()
 
 
 async def test_half_an_event_is_not_passed_on() -> None:

@@ -20,7 +20,7 @@ from truthgpt_serve.cluster.haproxy.limits import (
 )
 from truthgpt_serve.http.envelope import ANTHROPIC_TYPES
 from truthgpt_serve.http.retriable import READABLE, proxy_page
-from truthgpt_serve.queue_full import RETRY_AFTER_S
+from truthgpt_serve.queue_full import ALL_FULL, RETRY_AFTER_S
 
 _REQUEST, _SERVER = "invalid_request_error", "server_error"
 _PAGES = {
@@ -40,7 +40,7 @@ _PAGES = {
     425: ("Too Early", "The request came too early", _REQUEST, None),
     429: (
         "Too Many Requests",
-        f"The queues of all models are full; try again in {RETRY_AFTER_S} s",
+        ALL_FULL.format(RETRY_AFTER_S),
         "rate_limit_error",
         "overloaded",
     ),

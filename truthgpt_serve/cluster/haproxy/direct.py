@@ -21,9 +21,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import urlencode
 
-from truthgpt_serve.cluster.haproxy.limits import CLIENTS, ROUTERS, insert, refuse, section
+from truthgpt_serve.cluster.haproxy.limits import (
+    ANY,
+    CLIENTS,
+    RETRY,
+    ROUTERS,
+    insert,
+    place_variable,
+    refuse,
+    section,
+)
 from truthgpt_serve.http.routes import ROUTES
-from truthgpt_serve.queue_full import RETRY_AFTER_S, queue_full
+from truthgpt_serve.queue_full import PLACE_HEADER, RETRY_AFTER_S, queue_full
 
 MAP_NAME = "models.map"
 BUFFER_BYTES = 65536
@@ -97,8 +106,10 @@ def send_direct(lines: list[str], folder: Path) -> None:
         f"    tune.bufsize {BUFFER_BYTES}" if _BUFFER.match(line) else line
         for line in lines[start:end]
     ]
-    for backend in backends.values():
+    for at, backend in enumerate(backends.values()):
         _track(lines, backend)
+        insert(lines, f"backend {backend}", *_learn_places(at, backend))
+    insert(lines, CLIENTS, f"http-response del-header {PLACE_HEADER}")
     insert(lines, ROUTERS, *_news_rules(list(backends)))
     insert(lines, CLIENTS, *_rules(backends, folder))
 
@@ -146,13 +157,27 @@ def _track(lines: list[str], backend: str) -> None:
 def _refusal(name: str, backend: str, at: int) -> list[str]:
     """Returns the rules for what a model does not hold."""
     body = json.dumps(queue_full(f"model {name!r}", 0).to_envelope())
-    body = body.replace(": 0 requests", f": %[var(proc.held_{at})] requests")
+    held = f"proc.held_{at}"
+    body = body.replace(": 0 requests", f": %[var({held})] requests")
+    body = body.replace(f"in {RETRY_AFTER_S} s", f"in {RETRY} s")
     return refuse(
-        f"{_FOUND} {{ var(txn.model) -m str {name} }} "
-        f"{{ be_conn({backend}),sub(proc.held_{at}) ge 0 }}",
+        [f"{_FOUND} {{ var(txn.model) -m str {name} }} {{ be_conn({backend}),sub({held}) ge 0 }}"],
         f"content-type application/json lf-string '{_quoted(body)}' "
-        f"hdr retry-after {RETRY_AFTER_S} hdr x-request-id %[var(txn.id)]",
+        f"hdr retry-after {RETRY} hdr x-request-id %[var(txn.id)]",
+        at,
+        held,
     )
+
+
+def _learn_places(at: int, backend: str) -> list[str]:
+    """Returns the rules that note how fast places come, all replicas together."""
+    told = "if { var(txn.place) -m found }"
+    return [
+        f"http-response set-var(txn.place) res.hdr({PLACE_HEADER}),add(0)",
+        f"http-response set-var(txn.replicas) nbsrv({_up(backend)}) {told}",
+        f"http-response set-var({place_variable(at)}) var(txn.place),div(txn.replicas) {told}",
+        f"http-response set-var({place_variable(ANY)}) var({place_variable(at)}) {told}",
+    ]
 
 
 def _quoted(text: str) -> str:

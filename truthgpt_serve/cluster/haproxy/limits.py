@@ -12,19 +12,25 @@ Works on the lines of the configuration that Ray Serve writes; starts nothing.
   that costs a hundredth of what a request costs: at once, but for a client that asks again on the
   same connection before `Retry-After` has passed. Its answer is held: such clients would otherwise
   keep HAProxy and themselves busy with nothing else.
+- `Retry-After` is when a place comes to this client, as `queue_full.Promises` computes it; how fast
+  places come stands in the answers of replicas.
 - A replica is alive while its port takes connections. One that is asked over HTTP answers late when
   it is busy, and is taken out when it is needed most.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from truthgpt_serve.queue_full import RETRY_AFTER_S
+from truthgpt_serve.errors import OverloadedError
+from truthgpt_serve.http.retriable import READABLE
+from truthgpt_serve.queue_full import ALL_FULL, MAX_QUEUES, MAX_RETRY_S
 
 CLIENTS = "frontend http_frontend"
 ROUTERS = "frontend router_frontend"
@@ -53,6 +59,10 @@ TOLERANCE_MS = 100
 """By how much a client's clock and timers may be early."""
 _NEXT, _OVER, _EARLY = "sess.next", "txn.over", "txn.early"
 """When a connection that was refused may ask again, in ms; of a request, whether it is too much."""
+RETRY = "%[var(txn.retry)]"
+"""Seconds after which a refused client may ask again, in the text of its answer."""
+ANY = "any"
+"""Stands for the queues of all models together."""
 _OTHER_CONNECTIONS = 64
 _MAXCONN = re.compile(r"^\s*maxconn \d+$")
 _BIND = re.compile(r"^(\s*)bind \S+$")
@@ -158,26 +168,70 @@ def limit(lines: list[str], folder: Path, root: str | None) -> None:
         _refuse_what_is_too_much(lines, root, limits.requests, crowded)
 
 
-def refuse(condition: str, page: str) -> list[str]:
+def place_variable(queue: int | str) -> str:
+    """Returns the variable with the microseconds between two places of a queue."""
+    return f"proc.place_{queue}"
+
+
+def refuse(
+    conditions: Sequence[str], page: str, queue: int | str, held: str, at_once: str = ""
+) -> list[str]:
     """Returns the rules that answer 429: at once, or held for a client that asked too early.
 
     They stand in the frontend: those that are held would count as requests of the backend.
 
     Args:
-        condition: When; one of HAProxy's without `if`.
-        page: The answer behind `status 429`.
+        conditions: When; any one of HAProxy's, without `if`.
+        page: The answer behind `status 429`, with `RETRY` in it.
+        queue: Which queue is full.
+        held: The variable that says how many requests the queue holds.
+        at_once: When no answer is held; one of HAProxy's conditions.
     """
     over, early = f"{{ var({_OVER}) -m bool }}", f"{{ var({_EARLY}) -m bool }}"
-    again_ms = RETRY_AFTER_S * 1000 - TOLERANCE_MS
+    always = [f"http-request return status 429 {page} if {over} {at_once}"] if at_once else []
     return [
-        f"http-request set-var({_OVER}) bool(true) if {condition}",
+        *(f"http-request set-var({_OVER}) bool(true) if {condition}" for condition in conditions),
+        *(
+            f"http-request {action} if {over} {condition}".rstrip()
+            for action, condition in _promise(queue, held).items()
+        ),
+        *always,
         f"http-request set-var({_EARLY}) bool(true) if {over} {{ var({_NEXT}) -m found }} "
         f"{{ date(0,ms),sub({_NEXT}) lt 0 }}",
-        f"http-request set-var({_NEXT}) date({again_ms},ms) if {over} !{early}",
-        f"http-request set-var({_NEXT}) date({HELD_S * 1000 + again_ms},ms) if {over} {early}",
+        f"http-request set-var(txn.ms) var(txn.now),div(1000),sub({TOLERANCE_MS}) if {over}",
+        f"http-request set-var(txn.again) var(txn.retry),mul(1000),add(txn.ms) if {over}",
+        f"http-request set-var({_NEXT}) var(txn.again) if {over} !{early}",
+        f"http-request set-var({_NEXT}) var(txn.again),add({HELD_S * 1000}) if {over} {early}",
         f"http-request tarpit status 429 {page} if {over} {early}",
         f"http-request return status 429 {page} if {over}",
     ]
+
+
+def _promise(queue: int | str, held: str) -> dict[str, str]:
+    """Returns what does as `queue_full.Promises` does, each action with its condition.
+
+    `txn.retry` then has the seconds.
+
+    Args:
+        queue: As in `refuse`.
+        held: As in `refuse`.
+    """
+    place, last = place_variable(queue), f"proc.last_{queue}"
+    most_us = MAX_RETRY_S * 1_000_000
+    return {
+        "set-var(txn.now) date(0,us)": "",
+        f"set-var(txn.most) int({most_us})": "",
+        # Where a variable is missing, an action does nothing.
+        f"set-var(txn.most) var({place}),mul({held}),mul({MAX_QUEUES})": "",
+        f"set-var(txn.most) int({most_us}) ": f"{{ var(txn.most),sub({most_us}) gt 0 }}",
+        f"set-var({last}) var(txn.now)": f"!{{ var({last}),sub(txn.now) ge 0 }}",
+        f"set-var({last}) var({last}),add({place})": "",
+        f"set-var(txn.wait) var({last}),sub(txn.now)": "",
+        "set-var(txn.wait) var(txn.most)": "{ var(txn.wait),sub(txn.most) gt 0 }",
+        f"set-var({last}) var(txn.now),add(txn.wait)": "",
+        # The next whole number; 1 of 0.
+        "set-var(txn.retry) var(txn.wait),sub(1),div(1000000),add(1)": "",
+    }
 
 
 def _refuse_what_is_too_much(lines: list[str], root: str, most: int, crowded: int) -> None:
@@ -198,25 +252,27 @@ def _refuse_what_is_too_much(lines: list[str], root: str, most: int, crowded: in
         f"{work} {{ be_conn({root}) ge {most} }}",
         f"{work} {{ var(proc.capacity) -m found }} {{ be_conn({root}),sub(proc.capacity) ge 0 }}",
     )
-    page = "default-errorfiles"
     insert(
         lines,
         CLIENTS,
         f"timeout tarpit {HELD_S}s",
-        *(
-            rule
-            for condition in conditions
-            for rule in (
-                f"http-request return status 429 {page} if {condition} {{ fe_conn gt {crowded} }}",
-                *refuse(condition, page),
-            )
-        ),
+        *refuse(conditions, _full_page(), ANY, "proc.capacity", f"{{ fe_conn gt {crowded} }}"),
     )
     reserve = most + most // 8
     insert(
         lines,
         f"backend {root}",
         f"http-request return status 429 default-errorfiles if {{ be_conn gt {reserve} }}",
+    )
+
+
+def _full_page() -> str:
+    """Returns the answer of full queues: what a page of `answers` has, and `RETRY`."""
+    body = json.dumps(OverloadedError(ALL_FULL.format(RETRY)).to_envelope())
+    headers = "".join(f" hdr {name} {value}" for name, value in READABLE)
+    return (
+        f"content-type application/json hdr cache-control no-cache{headers} "
+        f"hdr retry-after {RETRY} lf-string '{body}'"
     )
 
 

@@ -24,6 +24,7 @@ from truthgpt_serve.cluster.haproxy.direct import (
     write_map,
 )
 from truthgpt_serve.cluster.haproxy.limits import UnknownConfigurationError
+from truthgpt_serve.queue_full import PLACE_HEADER
 
 CHAT = "/v1/chat/completions"
 HELD = 3
@@ -194,6 +195,43 @@ def test_a_full_model_refuses_at_once(proxy: Proxy) -> None:
         finally:
             proxy.model.released.set()
         assert {answer.result(LIMIT_S).status_code for answer in held} == {200}
+
+
+def test_each_of_the_refused_is_told_a_place_of_its_own(proxy: Proxy) -> None:
+    """From what the replica's answers say, which clients do not see."""
+    body = json.dumps({"model": "m"}).encode()
+    tell(proxy, MAX_BODY_BYTES, m=1)
+    proxy.model.released.clear()
+    proxy.model.more_headers = {PLACE_HEADER: "1400000"}
+
+    def told() -> int:
+        refused = httpx.post(f"{proxy.url}{CHAT}", content=body, headers=JSON, timeout=LIMIT_S)
+        assert refused.status_code == 429
+        seconds = refused.headers["retry-after"]
+        assert f"try again in {seconds} s" in refused.json()["error"]["message"]
+        return int(seconds)
+
+    try:
+        with proxy.over_port() as client, ThreadPoolExecutor(1) as clients:
+            answer = client.post(CHAT, content=body, headers=JSON)
+            assert answer.status_code == 200
+            assert PLACE_HEADER not in answer.headers
+            url, before = f"{proxy.url}/v1/infer?/wait", len(proxy.model.paths)
+            held = clients.submit(httpx.post, url, content=body, headers=JSON, timeout=LIMIT_S)
+            deadline = time.monotonic() + LIMIT_S
+            while len(proxy.model.paths) == before:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            # 1.4 s, 2.8 s and so on, less the time that has passed; at most four queues of one.
+            assert [told() for _ in range(6)] == [2, 3, 5, 6, 6, 6]
+            proxy.model.released.set()
+            assert held.result(LIMIT_S).status_code == 200
+        with proxy.over_socket() as router:
+            passed = router.post(f"/models/m{CHAT}", content=body, headers=JSON)
+            assert passed.headers[PLACE_HEADER] == "1400000"
+    finally:
+        proxy.model.released.set()
+        proxy.model.more_headers = {}
 
 
 def test_a_model_without_a_replica_is_the_routers(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from truthgpt_serve.cluster.haproxy.limits import (
     section,
     share_out,
 )
-from truthgpt_serve.queue_full import RETRY_AFTER_S
+from truthgpt_serve.queue_full import PLACE_HEADER, RETRY_AFTER_S
 
 SHORT_S = 2
 TRIES = 10
@@ -108,6 +108,33 @@ def test_what_the_models_hold_bounds_requests(tmp_path: Path) -> None:
         finally:
             proxy.router.released.set()
         assert {answer.result(LIMIT_S).status_code for answer in held} == {200}
+
+
+def test_the_refused_are_told_places_of_their_own(tmp_path: Path) -> None:
+    """By what the last answer of any model has said."""
+    with running(tmp_path) as proxy, proxy.over_socket() as routers:
+
+        def told() -> str:
+            refused = httpx.post(f"{proxy.url}/x", content=b"{}", timeout=LIMIT_S)
+            assert refused.status_code == 429
+            return str(refused.headers["retry-after"])
+
+        routers.get("/-/routes", headers={CAPACITY_HEADER: "0"})
+        assert [told() for _ in range(3)] == ["1", "1", "1"]
+        proxy.model.more_headers = {PLACE_HEADER: "20900000"}
+        assert routers.post("/models/m/x", content=b"{}").status_code == 200
+        assert [told() for _ in range(2)] == ["1", "1"]  # four times nothing
+        proxy.router.released.clear()
+        routers.get("/-/routes", headers={CAPACITY_HEADER: "1"})
+        with ThreadPoolExecutor(1) as clients:
+            held = clients.submit(httpx.post, f"{proxy.url}/wait", content=b"{}", timeout=LIMIT_S)
+            deadline = time.monotonic() + LIMIT_S
+            while "/wait" not in proxy.router.paths:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert [told() for _ in range(4)] == ["21", "42", "60", "60"]
+            proxy.router.released.set()
+            assert held.result(LIMIT_S).status_code == 200
 
 
 def test_connections_to_replicas_are_kept_beside_many_clients(tmp_path: Path) -> None:
