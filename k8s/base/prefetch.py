@@ -30,6 +30,44 @@ VARIANT = re.compile(r"\.(fp16|bf16|non_ema|fp8|int8)\b")
 
 
 @dataclass(frozen=True, slots=True)
+class Key:
+    """One key of a model's configuration that names a model, or several.
+
+    Attributes:
+        path: Where it stands; `*` is every entry of a list or mapping.
+        revision: Where the revision of it stands.
+        weights: Its weights are loaded too, not only configuration and tokenizer.
+        words: Values that name no model.
+    """
+
+    path: str
+    revision: str | None = None
+    weights: bool = True
+    words: tuple[str, ...] = ()
+
+
+_ENGINE = "serving.engine"
+KEYS = (
+    Key("model.name_or_path", "model.revision"),
+    Key("model.adapter.*"),
+    Key("serving.adapters.*.path"),
+    Key(f"{_ENGINE}.vae"),
+    Key(f"{_ENGINE}.controlnet"),
+    Key(f"{_ENGINE}.textual_inversion.*"),
+    Key(f"{_ENGINE}.tokenizer", f"{_ENGINE}.tokenizer_revision", weights=False),
+    Key(f"{_ENGINE}.hf_config_path", weights=False),
+    Key(f"{_ENGINE}.generation_config", weights=False, words=("auto", "vllm")),
+    Key(f"{_ENGINE}.speculative_config.model", f"{_ENGINE}.speculative_config.revision"),
+    Key(f"{_ENGINE}.spec_model"),
+    Key(f"{_ENGINE}.default_mm_loras.*"),
+)
+"""All that serving loads. tests/unit/k8s/test_prefetch.py holds them against the schemas: a new key
+of a section or of a family has to be here or there."""
+NO_MODEL = ("ngram", "ngram_gpu", "suffix", "custom_class")
+"""Methods of drafting tokens that load no model."""
+
+
+@dataclass(frozen=True, slots=True)
 class Weights:
     """One repository of the hub, and what is taken of it.
 
@@ -68,28 +106,40 @@ def hub_weights(serve_file: dict[str, Any]) -> tuple[list[Weights], list[str]]:
 
 
 def _of_model(config: ModelConfig) -> Iterator[Weights]:
-    engine, family = config.serving.engine, config.model.family or ""
+    cfg = config.to_cfg()
+    engine = cfg["serving"]["engine"] = _with_draft(config.serving.engine)
     mistral = "mistral" in (engine.get("load_format"), engine.get("config_format"))
-    options: dict[str, Any] = {
-        "family": family,
-        "variant": engine.get("variant"),
-        "mistral": mistral,
-    }
-    if config.model.name_or_path is not None:
-        yield Weights(config.model.name_or_path, config.model.revision, **options)
-    for adapter in config.serving.adapters:
-        yield Weights(adapter.path, family=family)
-    for key in ("vae", "controlnet"):
-        if engine.get(key):
-            yield Weights(engine[key], family=family)
-    if engine.get("tokenizer"):
-        yield Weights(engine["tokenizer"], engine.get("tokenizer_revision"), weights=False)
-    if engine.get("hf_config_path"):
-        yield Weights(engine["hf_config_path"], weights=False)
+    for key in KEYS:
+        options: dict[str, Any] = {"family": config.family} if key.weights else {"weights": False}
+        if key.path == "model.name_or_path":
+            options |= {"variant": engine.get("variant"), "mistral": mistral}
+        revision = next(_values(cfg, key.revision), None) if key.revision else None
+        for name in _values(cfg, key.path):
+            if isinstance(name, str) and name not in key.words:
+                yield Weights(name, revision, **options)
+
+
+def _with_draft(engine: dict[str, Any]) -> dict[str, Any]:
+    """Returns the engine's settings with `speculative_config` as a mapping, of a model or none."""
     draft = engine.get("speculative_config") or {}
     draft = json.loads(draft) if isinstance(draft, str) else draft
-    if draft.get("model") and draft.get("method") not in ("ngram", "suffix"):
-        yield Weights(draft["model"], draft.get("revision"), family=family)
+    draft = {} if draft.get("method") in NO_MODEL else draft
+    name = None if engine.get("spec_method") in NO_MODEL else engine.get("spec_model")
+    return {**engine, "speculative_config": draft, "spec_model": name}
+
+
+def _values(data: Any, path: str) -> Iterator[Any]:
+    """Yields what lies at a dotted path."""
+    first, _, rest = path.partition(".")
+    if first == "*":
+        found = list(data.values()) if isinstance(data, dict) else list(data)
+    else:
+        found = [data[first]] if data.get(first) is not None else []
+    for value in found:
+        if rest:
+            yield from _values(value, rest)
+        else:
+            yield value
 
 
 def _is_on_the_hub(name: str) -> bool:

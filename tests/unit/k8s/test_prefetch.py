@@ -6,9 +6,11 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +20,8 @@ import pytest
 import yaml
 
 from tests.support.k8s_manifests import K8S, ROOT, build, one
+from truthgpt_serve.config.model import ModelConfig
+from truthgpt_serve.registry import MODEL_REGISTRY
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +51,11 @@ def test_hub_weights_and_adapters_are_found_once(prefetch: ModuleType) -> None:
     ]
 
 
-def names(prefetch: ModuleType, family: str, engine: dict[str, Any]) -> dict[str, Any]:
-    args = {"model": {"family": family, "name_or_path": "org/m"}, "serving": {"engine": engine}}
+def names(prefetch: ModuleType, family: str, engine: dict[str, Any], **model: Any) -> Any:
+    args = {
+        "model": {"family": family, "name_or_path": "org/m", **model},
+        "serving": {"engine": engine},
+    }
     found, failed = prefetch.hub_weights({"applications": [application("one", args)]})
     assert failed == []
     return {item.repository: item for item in found}
@@ -59,18 +66,139 @@ def test_what_an_engine_loads_beside_the_model_is_found(prefetch: ModuleType) ->
         "tokenizer": "org/tokenizer",
         "tokenizer_revision": "v1",
         "hf_config_path": "org/config",
-        "speculative_config": {"model": "org/draft", "num_speculative_tokens": 2},
+        "generation_config": "org/generation",
+        "speculative_config": {"model": "org/draft", "revision": "v2", "num_speculative_tokens": 2},
+        "default_mm_loras": {"audio": "org/speech"},
     }
     found = names(prefetch, "vllm", engine)
-    assert list(found) == ["org/m", "org/tokenizer", "org/config", "org/draft"]
-    assert (found["org/tokenizer"].revision, found["org/tokenizer"].weights) == ("v1", False)
-    assert found["org/draft"].weights
-    ngram = {"speculative_config": {"method": "ngram", "model": "ngram"}}
-    assert list(names(prefetch, "vllm", ngram)) == ["org/m"]
+    assert {name.removeprefix("org/"): item.revision for name, item in found.items()} == {
+        "m": None,
+        "tokenizer": "v1",
+        "config": None,
+        "generation": None,
+        "draft": "v2",
+        "speech": None,
+    }
+    assert [name for name, item in found.items() if not item.weights] == [
+        "org/tokenizer",
+        "org/config",
+        "org/generation",
+    ]
     parts = {"vae": "org/vae", "controlnet": "org/control", "variant": "fp16"}
-    found = names(prefetch, "hf-diffusers", parts)
-    assert list(found) == ["org/m", "org/vae", "org/control"]
+    words = {"textual_inversion": ["org/toy", "./toy.safetensors", "org/cat"]}
+    found = names(prefetch, "hf-diffusers", {**parts, **words}, adapter=["org/a", "org/b"])
+    wanted = ["org/m", "org/a", "org/b", "org/vae", "org/control", "org/toy", "org/cat"]
+    assert list(found) == wanted
     assert found["org/m"].variant == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("engine", "expected"),
+    [
+        ({"speculative_config": {"method": "ngram", "model": "ngram"}}, []),
+        ({"speculative_config": '{"method": "eagle3", "model": "org/e"}'}, ["org/e"]),
+        ({"spec_method": "draft_model", "spec_model": "org/draft"}, ["org/draft"]),
+        ({"spec_method": "custom_class", "spec_model": "my.Drafter"}, []),
+        ({"generation_config": "vllm"}, []),
+        ({"tokenizer": None}, []),
+    ],
+)
+def test_drafts_that_are_no_model_are_left_out(
+    prefetch: ModuleType, engine: dict[str, Any], expected: list[str]
+) -> None:
+    assert list(names(prefetch, "vllm", engine)) == ["org/m", *expected]
+
+
+ENGINE = "serving.engine"
+NOT_SERVED = {"data.dataset", "data.eval_dataset", "training.prior.images", "training.reward_model"}
+"""What only `truthgpt train` reads, which no Pod does."""
+NO_NAME = {
+    "data": "fields, captions and subsets of a data set",
+    "training": "prompts and words",
+    "hardware": "",
+    "run_name": "",
+    "model.family": "",
+    "model.revision": "read with name_or_path",
+    "model_optim": "names of layers and methods",
+    f"{ENGINE}.tokenizer_revision": "read with tokenizer",
+    f"{ENGINE}.variant": "part of file names",
+    f"{ENGINE}.pipeline": "a class",
+    f"{ENGINE}.gguf_file": "a local file",
+    f"{ENGINE}.row_caps_file": "a local file, written",
+    f"{ENGINE}.file": "within name_or_path",
+    f"{ENGINE}.schedulers": "classes",
+    f"{ENGINE}.embedding_prompt": "",
+    f"{ENGINE}.provider_options": "",
+}
+"""Texts that name no model, by their beginning."""
+VLLM_NO_NAME = {
+    "chat_template": "a local file or a text",
+    "code_revision": "of code, which an image has",
+    "cohere_format": "",
+    "download_dir": "a folder, where HF_HOME should be",
+    "hf_overrides": "keys and values",
+    "lora_target_modules": "names of layers",
+    "max_model_len": "a number",
+    "mm_encoder_fp8_scale_path": "a local file",
+    "model_class_overrides": "classes",
+    "model_impl": "",
+    "model_loader_extra_config": "settings of the loader",
+    "reasoning_parser_plugin": "a local file",
+    "tokenizer_mode": "",
+    "tokenizer_revision": "read with tokenizer",
+}
+VLLM_NAMES = re.compile(r"model|draft|tokenizer|lora|adapter|repo")
+VLLM_HELP = re.compile(r"hugging ?face|name or path|\bpath|hub\b|model paths", re.I)
+
+
+def is_free(node: dict[str, Any]) -> bool:
+    """Tells whether a schema takes texts that are not of a list or a form."""
+    forms = [node, *node.get("anyOf", [])]
+    return any(
+        "string" in str(each.get("type")) and not {"enum", "const", "pattern"} & each.keys()
+        for each in forms
+    )
+
+
+def text_keys(schema: dict[str, Any], node: Any = None, path: str = "") -> Iterator[str]:
+    """Yields the dotted paths at which a schema takes a free text."""
+    node = schema if node is None else node
+    if "$ref" in node:
+        node = schema["$defs"][node["$ref"].rpartition("/")[2]]
+    if is_free(node):
+        yield path
+    for each in node.get("anyOf", []):
+        if not is_free(each):
+            yield from text_keys(schema, each, path)
+    for name, each in node.get("properties", {}).items():
+        yield from text_keys(schema, each, f"{path}.{name}".lstrip("."))
+    for key in ("items", "additionalProperties"):
+        if isinstance(node.get(key), dict):
+            yield from text_keys(schema, node[key], f"{path}.*")
+
+
+def vllm_keys(schema: dict[str, Any]) -> Iterator[str]:
+    """Yields the engine's arguments whose description speaks of models, of some 300."""
+    for name, node in schema["properties"].items():
+        kinds = str(node.get("type"))
+        hinted = VLLM_NAMES.search(name) or VLLM_HELP.search(node["description"])
+        is_text = any(kind in kinds for kind in ("string", "object", "array"))
+        if hinted and is_text and "enum" not in node and name not in VLLM_NO_NAME:
+            yield f"{name}.*" if kinds == "object" else name
+
+
+def test_every_key_that_may_name_a_model_is_known(prefetch: ModuleType) -> None:
+    taken = {key.path for key in prefetch.KEYS}
+    found = {path for path in text_keys(ModelConfig.model_json_schema()) if path}
+    for family, spec in MODEL_REGISTRY.items():
+        if spec.engine_config is not None and family != "remote":  # which loads nothing
+            schema = spec.engine_config.model_json_schema()
+            keys = vllm_keys(schema) if family == "vllm" else text_keys(schema)
+            found |= {f"{ENGINE}.{key}" for key in keys}
+    found = {"model.adapter.*" if path == "model.adapter" else path for path in found}
+    unknown = {key for key in found - taken - NOT_SERVED if not key.startswith(tuple(NO_NAME))}
+    assert unknown == set(), "each belongs into KEYS of prefetch.py, or into a table here"
+    assert taken - found == {f"{ENGINE}.speculative_config.model"}, "of a mapping without a schema"
 
 
 TEXT_FILES = [
