@@ -52,6 +52,24 @@ class HiddenValues:
         """Returns a message that shows variables by their names."""
         return _hide(text, self.written)
 
+    def hide_long(self, text: str) -> str:
+        """Returns a text without values that are long enough to be told from others anywhere."""
+        return _hide(text, {v: shown for v, shown in self.written.items() if len(v) >= LONG})
+
+    def written_at(self, place: str, value: object) -> str | None:
+        """Returns how the value at a dotted place was written, or None where no variable gave it.
+
+        Args:
+            place: The dotted path of its key.
+            value: What it is now: as it was read, or with its local path made absolute.
+        """
+        found = self.at.get(place)
+        if not found:
+            return None
+        written = {form: shown for text, shown in found for form in _forms(text)}
+        hidden = _hide(value, written) if isinstance(value, str) else found[0][1]
+        return found[0][1] if hidden == value else hidden
+
     def hide_fault(self, fault: Fault) -> Fault:
         """Returns a fault that shows variables by their names."""
         if not self.written:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from truthgpt_serve.config.paths import expand, must_be_local
+from truthgpt_serve.config.variables import VariableError
+from truthgpt_serve.config.variables import expand as expand_variables
 from truthgpt_serve.errors import TruthGPTError
 from truthgpt_serve.takeaway.errors import TakeawayError
 from truthgpt_serve.training.memory.lora import adapters_below
@@ -117,9 +119,14 @@ def _read_record(run: Path | None) -> dict[str, Any]:
 def _base_of(folder: Path, record: dict[str, Any]) -> tuple[str | None, str | None]:
     """Returns base and revision: of the run, which has both for sure, else as peft wrote them."""
     model = record.get("config", {}).get("model", {})
-    if model.get("name_or_path"):
-        return model["name_or_path"], model.get("revision")
     file = folder / TEXT_ADAPTER
+    if model.get("name_or_path"):
+        try:
+            return expand_variables(model["name_or_path"]), model.get("revision")
+        except VariableError as error:
+            if not file.is_file():
+                fix = f"{error.fix}, or name the model with --base"
+                raise TakeawayError(f"{folder}: {error.message} ({fix})") from error
     if not file.is_file():
         return None, None
     try:

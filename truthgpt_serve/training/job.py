@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+from truthgpt_serve.config.hiding import HiddenValues
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,7 @@ class TrainingJob:
         checkpoint: The folder of the checkpoint to go on from, or None for a fresh start.
         num_workers: How many workers train together; `torch.distributed` is set up above 1.
         module_folders: Where a user's modules are searched last.
+        hidden: The values of variables, which nothing that is written or sent may show.
     """
 
     cfg: dict[str, Any]
@@ -26,6 +29,7 @@ class TrainingJob:
     checkpoint: Path | None
     num_workers: int
     module_folders: Sequence[str] = ()
+    hidden: HiddenValues = field(default_factory=HiddenValues)
 
     def search_modules(self) -> None:
         """Has this process find the user's modules."""

@@ -25,6 +25,7 @@ from truthgpt_serve.cluster.private_files import (
     make_private_folder,
     write_token,
 )
+from truthgpt_serve.config.hiding import HiddenValues
 from truthgpt_serve.training.errors import TrainingError, one_line
 from truthgpt_serve.training.events import EventWriter
 from truthgpt_serve.training.job import TrainingJob
@@ -251,16 +252,17 @@ def work(config: Mapping[str, Any]) -> None:
         try:
             load_loop(config["loop"]).train(job, monitor)
         except Exception as error:
-            record_failure(job.folder, error)
+            record_failure(job.folder, error, job.hidden)
             raise
 
 
-def record_failure(folder: Path, error: Exception) -> None:
+def record_failure(folder: Path, error: Exception, hidden: HiddenValues) -> None:
     """Writes down why a worker failed, as the event `failed`, which any rank may write."""
     foreseen = isinstance(error, TrainingError)
     lines = [str(error)] if foreseen else traceback.format_exception(error, limit=-4)
+    message = hidden.hide_long("".join(lines).rstrip())
     writer = EventWriter(folder)
     try:
-        writer.write("failed", message="".join(lines).rstrip(), foreseen=foreseen)
+        writer.write("failed", message=message, foreseen=foreseen)
     finally:
         writer.close()

@@ -67,7 +67,7 @@ class RunMonitor:
         self._started = self._last = time.monotonic()
         self._perplexity = units == "tokens" and self._job.cfg["training"]["method"] == "sft"
         if self._is_first:
-            self._tracker = create_tracker(self._job.cfg, self._job.folder, first_step)
+            self._tracker = create_tracker(self._job, first_step)
         self.record("begin", num_steps=num_steps, first_step=first_step, units=units)
 
     def step(

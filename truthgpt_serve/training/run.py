@@ -22,7 +22,7 @@ from truthgpt_serve.training.loops import find_loop, load_loop
 from truthgpt_serve.training.memory.optimizers import check_optimizer
 from truthgpt_serve.training.plan import Facts, Plan, count_steps
 from truthgpt_serve.training.progress import Progress
-from truthgpt_serve.training.report import write_report
+from truthgpt_serve.training.report import write_card, write_report
 from truthgpt_serve.training.run_folder import (
     MODEL,
     latest_checkpoint,
@@ -33,6 +33,7 @@ from truthgpt_serve.training.run_folder import (
 from truthgpt_serve.training.run_record import (
     check_same,
     create_record,
+    describe_data,
     has_trained,
     is_finished,
     read_record,
@@ -76,7 +77,7 @@ def run_training(
     check_tracker(config.training.tracker)
     _check_dataset(config)
     workers = num_workers or _workers_of(config)
-    job = TrainingJob(config.to_cfg(), folder, None, workers, _module_folders(config))
+    job = _create_job(config, folder, workers)
     job.search_modules()
     with _named_disk_faults(folder), locked(folder) as owner:
         record = create_record(job)
@@ -93,7 +94,7 @@ def run_training(
             if plan_only:
                 return True
             say("")
-            _begin_run(job, record)
+            _begin_run(job, {**record, "data": describe_data(facts, job.hidden)})
             finished = _train(job, loop, where, owner)
         if finished:
             _say_result(config, folder, say)
@@ -107,6 +108,11 @@ def _check_dataset(config: ModelConfig) -> None:
     if config.data.dataset is None:
         place = config.source.at("data", "dataset")
         raise TrainingError(f"{place}: is required for training (write a hub name or a path)")
+
+
+def _create_job(config: ModelConfig, folder: Path, num_workers: int) -> TrainingJob:
+    hidden = config.source.hidden
+    return TrainingJob(config.to_cfg(), folder, None, num_workers, _module_folders(config), hidden)
 
 
 def _module_folders(config: ModelConfig) -> list[str]:
@@ -245,6 +251,8 @@ def _first_failure(failures: list[dict[str, Any]]) -> TrainingError | None:
 
 
 def _say_result(config: ModelConfig, folder: Path, say: Say) -> None:
+    with suppress(OSError):  # the result is good without its card
+        write_card(folder)
     say(f"the result is in {_shown(folder / MODEL)}; to serve it, write into its YAML:")
     for line in serving_lines(config, folder / MODEL):
         say(f"  {line}")

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from truthgpt_serve.config.base import show_value
+from truthgpt_serve.config.hiding import HiddenValues
 from truthgpt_serve.training.data import data_fingerprint
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.events import has_steps
 from truthgpt_serve.training.job import TrainingJob
+from truthgpt_serve.training.plan import Facts
 from truthgpt_serve.training.run_folder import (
     MODEL,
     RECORD,
@@ -22,8 +24,19 @@ from truthgpt_serve.training.run_folder import (
     read_json,
     write_json,
 )
+from truthgpt_serve.training.shown_config import show_config, variable_digests
 
-PACKAGES = ("torch", "transformers", "peft", "trl", "diffusers", "accelerate", "datasets", "ray")
+PACKAGES = (
+    "truthgpt-serve",
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "diffusers",
+    "accelerate",
+    "datasets",
+    "ray",
+)
 SECTIONS = ("seed", "task", "model", "training", "model_optim", "data")
 """What makes the run what it is; how the result is named and served may change."""
 FREE = frozenset(
@@ -39,16 +52,36 @@ FREE = frozenset(
 
 
 def create_record(job: TrainingJob) -> dict[str, Any]:
-    """Returns what a new run is to be compared with later."""
+    """Returns what a new run is to be compared with later; it shows variables by their names."""
     data = job.cfg["data"]
     return {
-        "config": job.cfg,
+        "config": show_config(job.cfg, job.hidden),
+        "variables": variable_digests(_compared(job.cfg), job.hidden),
         "num_workers": job.num_workers,
         "data_fingerprint": data_fingerprint(
             data["dataset"], data["eval_dataset"], subset=data["subset"]
         ),
         "versions": _versions(),
     }
+
+
+def describe_data(facts: Facts, hidden: HiddenValues) -> dict[str, Any]:
+    """Returns what a run says of its data and model to those who only see its result."""
+    return {
+        "sources": [hidden.hide_long(line) for line in facts.sources if _is_about_files(line)],
+        "units": facts.units,
+        "num_examples": facts.num_examples,
+        "num_units": facts.num_units,
+        "num_eval_examples": facts.num_eval_examples,
+        "num_bad_rows": facts.num_bad_rows,
+        "num_parameters": facts.num_parameters,
+        "num_trainable": facts.num_trainable,
+    }
+
+
+def _is_about_files(line: str) -> bool:
+    """Returns whether a line of the plan shows nothing of what the files hold."""
+    return not line.startswith(("example", " "))
 
 
 def _versions() -> dict[str, str]:
@@ -92,6 +125,7 @@ def check_same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
         f"{key}: was {show_value(before)}, is {show_value(now)}"
         for key, before, now in _differences(old.get("config", {}), new["config"])
     ]
+    changes += _changed_variables(old, new)
     if old.get("num_workers") != new["num_workers"]:
         changes.append(f"--workers: was {old.get('num_workers')}, is {new['num_workers']}")
     if not changes and old.get("data_fingerprint") != new["data_fingerprint"]:
@@ -109,6 +143,17 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tup
     for key in sorted(before.keys() | now.keys()):
         if key not in FREE and before.get(key) != now.get(key):
             yield key, before.get(key), now.get(key)
+
+
+def _changed_variables(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    before, now = dict(_leaves(old.get("config", {}))), dict(_leaves(new["config"]))
+    for key, digest in new["variables"].items():
+        if before.get(key) == now[key] and old.get("variables", {}).get(key) != digest:
+            yield f"{key}: {show_value(now[key])} stands for another value than at the start"
+
+
+def _compared(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    return ((key, value) for key, value in _leaves(config) if key not in FREE)
 
 
 def _leaves(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.job import TrainingJob
 from truthgpt_serve.training.run_folder import LOGS
+from truthgpt_serve.training.shown_config import show_config
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 RUN_ID = "wandb-id"
@@ -66,7 +68,7 @@ class WeightsAndBiases:
 
     Args:
         folder: The run's; it keeps the id by which a resumed run goes on in the same curves.
-        cfg: The whole configuration, which is sent as the run's own.
+        cfg: The whole configuration as it may be shown, which is sent as the run's own.
 
     Raises:
         TrainingError: No run could be begun there, such as without an API key.
@@ -124,11 +126,11 @@ def check_tracker(name: str) -> None:
         raise TrainingError(f"training.tracker: {name} needs the package {package!r} ({fix})")
 
 
-def create_tracker(cfg: Mapping[str, Any], folder: Path, first_step: int) -> Tracker:
+def create_tracker(job: TrainingJob, first_step: int) -> Tracker:
     """Returns the tracker that `training.tracker` names."""
-    name = cfg["training"]["tracker"]
+    name = job.cfg["training"]["tracker"]
     if name == "tensorboard":
-        return TensorBoard(folder, first_step)
+        return TensorBoard(job.folder, first_step)
     if name == "wandb":
-        return WeightsAndBiases(folder, cfg)
+        return WeightsAndBiases(job.folder, show_config(job.cfg, job.hidden))
     return NoTracker()

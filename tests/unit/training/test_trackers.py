@@ -12,6 +12,7 @@ import pytest
 from deployments.vllm.tiny_model import make_tiny_llama
 from tests.support.training_runs import job_of, losses, run, sections_of, sentences, write_rows
 from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.job import TrainingJob
 from truthgpt_serve.training.trackers import check_tracker, create_tracker
 
 
@@ -64,7 +65,7 @@ def test_wandb_gets_the_curves_and_a_resumed_run_goes_on_in_them(
     record = first.read_bytes()
     assert all(f"{value!r}".encode() in record for value in found)
     assert b"train/loss" in record
-    create_tracker(job.cfg, job.folder, first_step=2).close()
+    create_tracker(job, first_step=2).close()
     runs = {file.name for file in (job.folder / "logs" / "wandb").glob("offline-run-*/*.wandb")}
     assert runs == {first.name}
     assert len(list((job.folder / "logs" / "wandb").glob("offline-run-*"))) == 2
@@ -79,4 +80,4 @@ def test_wandb_without_an_account_is_told(
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     cfg = {"run_name": "a", "training": {"tracker": "wandb"}}
     with pytest.raises(TrainingError, match=r"training.tracker: wandb: .*WANDB_MODE=offline"):
-        create_tracker(cfg, tmp_path, first_step=0)
+        create_tracker(TrainingJob(cfg, tmp_path, None, 1), first_step=0)

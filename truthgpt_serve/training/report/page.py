@@ -14,6 +14,7 @@ from truthgpt_serve.training.events import read_events
 from truthgpt_serve.training.report.curves import Line, draw
 from truthgpt_serve.training.run_folder import write_text_file
 from truthgpt_serve.training.run_record import is_finished, read_record
+from truthgpt_serve.training.shown_config import hide_secrets
 
 FILE = "report.html"
 MAX_RUNS = 12
@@ -24,7 +25,6 @@ MAX_TEXT = 2000
 """Characters of one value of the configuration."""
 _FIRST = ("loss", "learning_rate", "grad_norm", "units_per_second", "memory_bytes")
 _NOT_CURVES = frozenset({"event", "at", "step"})
-_SECRET = ("key", "token", "secret", "password", "credential")
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--paper:#fff;--rule:#d0d7de;--soft:#57606a;
@@ -86,7 +86,9 @@ def load_run(folder: Path) -> Run:
         fix = "name the folder of a run, such as runs/tales"
         raise TrainingError(f"{folder}: there is no run ({fix})")
     name = str(record.get("config", {}).get("run_name") or folder.name)
-    return Run(name, record, read_events(folder), is_finished(folder))
+    # A record of an earlier release has secrets in it.
+    config = hide_secrets(record.get("config") or {})
+    return Run(name, {**record, "config": config}, read_events(folder), is_finished(folder))
 
 
 def write_report(folders: Sequence[Path], file: Path | None = None) -> Path:
@@ -187,24 +189,19 @@ def _order(name: str) -> tuple[int, str]:
 
 
 def _configuration(runs: Sequence[Run]) -> list[list[str]]:
-    found = [dict(_leaves(run.record.get("config", {}))) for run in runs]
+    found = [dict(leaves_of(run.record.get("config", {}))) for run in runs]
     keys = dict.fromkeys(key for leaves in found for key in leaves)
     return [[key, *[leaves.get(key, "") for leaves in found]] for key in keys]
 
 
-def _leaves(section: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yields each key that is set; what may be a secret is not shown."""
+def leaves_of(section: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yields each key that is set."""
     for name, value in section.items() if isinstance(section, Mapping) else ():
         key = f"{prefix}{name}"
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{key}.")
+            yield from leaves_of(value, f"{key}.")
         elif value is not None:
-            is_secret = isinstance(value, str) and _may_be_secret(str(name))
-            yield key, "(hidden)" if is_secret else _shown(value)
-
-
-def _may_be_secret(name: str) -> bool:
-    return any(part in name.lower() for part in _SECRET)
+            yield key, _shown(value)
 
 
 def _shown(value: Any) -> str:
