@@ -289,6 +289,7 @@ class RateLimitError(TruthGPTError):
     """A key has sent as much as it may.
 
     Args:
+        reason: Which limit it is, for metrics.
         headers: Of the answer: what the limit is, and what is left of it.
     """
 
@@ -301,10 +302,12 @@ class RateLimitError(TruthGPTError):
         self,
         message: str,
         *,
+        reason: str = "",
         retry_after_s: int | None = None,
         headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
+        self.reason = reason
         self.headers = tuple(headers)
 
 

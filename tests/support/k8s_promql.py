@@ -17,6 +17,11 @@ from typing import Any
 import promql_parser
 
 from deployments.hf_diffusers.metrics import BY_MODULE, EVENTS, PREFIX
+from truthgpt_serve.access.identity import Limits
+from truthgpt_serve.access.key_metrics import KeyMetrics
+from truthgpt_serve.access.meter import Ended
+from truthgpt_serve.access.redis_counters import RedisCounters
+from truthgpt_serve.usage.counted import Usage
 
 OTHERS = {
     "kuberay_service_condition_ready": {"name", "condition", "uid"},
@@ -35,6 +40,14 @@ RAY_COMMON = {"SessionName", "NodeAddress", "Version", "WorkerId", "Component", 
 REPLICA = {"deployment", "replica", "application", "handle"}
 """What ray.serve.metrics adds within a replica."""
 OWN = {"module", "state", "outcome", "application", "replica"}
+KEYS = {"key", "application", "replica", "le"}
+KEY_LABELS = {
+    "requests": {"outcome"},
+    "refusals": {"reason"},
+    "tokens": {"kind"},
+    "limit": {"limit"},
+}
+"""Further labels of the metrics of keys."""
 VLLM = {"model_name", "engine", "application", "replica", "le"}
 FAMILY_SUFFIX = re.compile(r"_(bucket|count|sum|total)$")
 
@@ -148,6 +161,8 @@ def labels_of(metric: str, recorded: dict[str, str]) -> set[str] | None:
     if metric.startswith(PREFIX):
         is_own = short.removeprefix(PREFIX) in {"jobs", *BY_MODULE, *EVENTS}
         return OWN | SCRAPED | RELABELED if is_own else None
+    if metric.startswith("truthgpt_"):
+        return _labels_of_keys(metric)
     if metric.startswith("vllm:"):
         text = _source("vllm", "v1/metrics")
         return (VLLM | SCRAPED | RELABELED) if text is None or f'"{short}"' in text else None
@@ -158,6 +173,24 @@ def labels_of(metric: str, recorded: dict[str, str]) -> set[str] | None:
         if name in table:
             return table[name] | RAY_COMMON | SCRAPED | RELABELED | extra
     return None
+
+
+@functools.cache
+def _own_names() -> frozenset[str]:
+    """Returns the samples on a replica's page of keys."""
+    metrics = KeyMetrics(RedisCounters("redis://127.0.0.1:1"), lambda: {"k": Limits(1)})
+    metrics.report(Ended("k", Usage(images=1, audio_s=1.0), 429, "refused", None, 0.0))
+    page = metrics.page()
+    names = re.findall(r"^(\w+)[ {]", page, re.MULTILINE)
+    return frozenset(name for name in names if not name.endswith("_created"))
+
+
+def _labels_of_keys(metric: str) -> set[str] | None:
+    if metric not in _own_names():
+        return None
+    name = FAMILY_SUFFIX.sub("", metric).removeprefix("truthgpt_key_")
+    labels = {"application", "replica"} if name.startswith("truthgpt") else KEYS
+    return labels | KEY_LABELS.get(name, set()) | SCRAPED | RELABELED
 
 
 @functools.cache

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from truthgpt_serve.access.identity import Limits
 from truthgpt_serve.access.meter import OUTCOMES, Ended
 from truthgpt_serve.access.redis_counters import RedisCounters
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_LIMITS = {
+    "requests": "requests_per_minute",
+    "tokens": "tokens_per_minute",
+    "image-megapixel-steps": "image_megapixel_steps_per_minute",
+    "concurrent": "max_concurrent",
+}
+"""The fields of `Limits` by their names in metrics."""
+_UNKNOWN = "model"
+"""The reason of a refusal that is the model's own."""
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 
@@ -35,17 +45,29 @@ class KeyMetrics:
 
     Args:
         store: What counts for all machines, whose state is shown too.
+        limits: Returns the limits of all keys by their names, as they are now.
     """
 
-    def __init__(self, store: RedisCounters | None = None) -> None:
+    def __init__(
+        self,
+        store: RedisCounters | None = None,
+        limits: Callable[[], Mapping[str, Limits]] = dict,
+    ) -> None:
         self._of_keys: dict[str, _OfKey] = {}
         registry = self._registry = CollectorRegistry()
+        registry.register(_LimitMetrics(self._of_keys, limits))
         if store is not None:
             registry.register(_StoreMetrics(store))
         self._requests = Counter(
             "truthgpt_key_requests",
             "Requests that have ended: ok, error, cancelled by their client, or refused (429).",
             ["key", "outcome"],
+            registry=registry,
+        )
+        self._refusals = Counter(
+            "truthgpt_key_refusals",
+            "Requests that were refused with 429, by the limit or the queue that was full.",
+            ["key", "reason"],
             registry=registry,
         )
         self._tokens = Counter(
@@ -94,6 +116,8 @@ class KeyMetrics:
             of_key = self._of_keys[ended.key] = self._begin(ended.key)
         usage = ended.usage
         of_key.outcomes[ended.outcome].inc()
+        if ended.outcome == "refused":
+            self._refusals.labels(ended.key, usage.refusal or _UNKNOWN).inc()
         if usage.prompt_tokens:
             of_key.prompt.inc(usage.prompt_tokens)
         if usage.cached_tokens:
@@ -129,6 +153,28 @@ class KeyMetrics:
     def page(self) -> str:
         """Returns the metrics, in version 0.0.4 of the text format."""
         return generate_latest(self._registry).decode()
+
+
+class _LimitMetrics(Collector):
+    """Shows the limits of the keys that have been met, to compare with what they use."""
+
+    def __init__(self, met: Mapping[str, object], limits: Callable[[], Mapping[str, Limits]]):
+        self._met = met
+        self._limits = limits
+
+    def collect(self) -> Iterator[Metric]:
+        """Yields the metric as it is now."""
+        metric = GaugeMetricFamily(
+            "truthgpt_key_limit",
+            "What a key may use in a minute, or at the same time (concurrent).",
+            labels=["key", "limit"],
+        )
+        for key, limits in self._limits().items():
+            for name, field in _LIMITS.items():
+                limit = getattr(limits, field)
+                if limit is not None and key in self._met:
+                    metric.add_metric([key, name], limit)
+        yield metric
 
 
 class _StoreMetrics(Collector):

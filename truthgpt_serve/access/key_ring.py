@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from truthgpt_serve.access.credentials import MAX_BYTES, digest, read_credential
-from truthgpt_serve.access.identity import Identity
+from truthgpt_serve.access.identity import Identity, Limits
 from truthgpt_serve.access.key_file import KeyFile, read_keys, reread_keys
 from truthgpt_serve.access.moments import read_moment
 from truthgpt_serve.errors import AuthenticationError, ConfigError
@@ -101,6 +101,11 @@ class KeyRing:
         if key.until_s != math.inf and time.time() >= key.until_s:
             raise AuthenticationError("the API key has expired")
         return key.identity
+
+    def limits(self) -> dict[str, Limits]:
+        """Returns the limits of all keys by their names, those of single models aside."""
+        keys = (key.identity for key in self._keys.by_index.values())
+        return {identity.name: identity.limits for identity in keys}
 
     def internal_headers(self) -> list[tuple[bytes, bytes]]:
         """Returns the headers with which a process of the service asks another."""

@@ -63,8 +63,9 @@ class Meter:
         """
         try:
             return await self._quota.admit(identity)
-        except RateLimitError:
-            self._report(Ended(identity.name, Usage(), REFUSED, "refused", None, 0.0))
+        except RateLimitError as error:
+            usage = Usage(refusal=error.reason)
+            self._report(Ended(identity.name, usage, REFUSED, "refused", None, 0.0))
             raise
 
     async def begin(self, identity: Identity, scope: Scope, send: Send) -> Metered:

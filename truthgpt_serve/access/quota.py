@@ -23,6 +23,7 @@ from truthgpt_serve.access.redis_counters import SEPARATOR, RedisCounters
 from truthgpt_serve.cluster.private_files import is_private
 from truthgpt_serve.errors import RateLimitError
 from truthgpt_serve.http.asgi import Headers
+from truthgpt_serve.usage.counted import note_refusal
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,8 @@ IMAGES = Unit(
     "use {:g} denoising steps times megapixels in a minute",
     "images",
 )
+CONCURRENT = "concurrent"
+"""The reason of a refusal of too many requests at the same time; others are names of units."""
 
 
 class Quota:
@@ -172,12 +175,13 @@ class Quota:
                 may = unit.words.format(charge.limit)
                 message = f"The key {name!r} may {may}{where}; try again in {after_s} s"
                 headers = _headers(unit, charge.limit, standing)
-                raise RateLimitError(message, retry_after_s=after_s, headers=headers)
+                raise _refusal(unit.name, message, headers, after_s)
             if standing.running < 0:
-                raise RateLimitError(
+                raise _refusal(
+                    CONCURRENT,
                     f"The key {name!r} may have {charge.max_running} requests{where} at the same "
                     "time; try again when one of them has ended",
-                    headers=headers,
+                    headers,
                 )
         raise AssertionError("one of them does not fit")
 
@@ -256,6 +260,13 @@ class Reservation:
             for charge in self._charges:
                 more = amount - charge.amount
                 self._counters.correct(charge.name, more, self._then_s, now_s)
+
+
+def _refusal(
+    reason: str, message: str, headers: Headers, after_s: int | None = None
+) -> RateLimitError:
+    note_refusal(reason)
+    return RateLimitError(message, reason=reason, retry_after_s=after_s, headers=headers)
 
 
 def _headers(unit: Unit, limit: float, standing: Standing) -> Headers:

@@ -172,7 +172,8 @@ class Access:
         if auth is not None and keys_file is not None and names:
             # At the models alone: each request comes to one.
             self._quota = Quota(Path(keys_file), names[0], store=auth.quota_store)
-            self._metrics = KeyMetrics(self._quota.shared)
+            limits = dict if self._keys is None else self._keys.limits
+            self._metrics = KeyMetrics(self._quota.shared, limits)
             self._meter = Meter(self._quota, self._report)
             if open_recorder is not None:
                 self._recorder = open_recorder(keys_file, auth.usage_file, auth.keep_days)

@@ -9,16 +9,18 @@ import asyncio
 import time
 from typing import Any
 
-from truthgpt_serve.access.fair_queue import FairQueue
+from truthgpt_serve.access.fair_queue import FairQueue, Ticket
 from truthgpt_serve.access.identity import ANONYMOUS, Identity, identity_of
 from truthgpt_serve.errors import OverloadedError, RequestError
 from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, header
 from truthgpt_serve.http.connection import refuse_websocket
 from truthgpt_serve.queue_full import PLACE_HEADER, whole_seconds
-from truthgpt_serve.usage.counted import current_usage
+from truthgpt_serve.usage.counted import current_usage, note_refusal
 
 TIMEOUT_HEADER = b"x-request-timeout-ms"
 MAX_DIGITS = 9
+QUEUE, DEADLINE = "queue", "deadline"
+"""Why requests are refused here."""
 _READS = ("GET", "HEAD")
 _FAILED = 400
 _PLACE_HEADER = PLACE_HEADER.encode()
@@ -62,7 +64,7 @@ class Turns:
         limit_s = read_timeout(scope)
         if limit_s is not None:
             self._check(identity, limit_s)
-        ticket = self._queue.enter(identity.name, identity.weight, identity.priority)
+        ticket = self._enter(identity)
         is_done = False
 
         async def send_noted(message: Message) -> None:
@@ -84,6 +86,13 @@ class Turns:
         finally:
             self._queue.leave(ticket, is_done=is_done)
 
+    def _enter(self, identity: Identity) -> Ticket:
+        try:
+            return self._queue.enter(identity.name, identity.weight, identity.priority)
+        except OverloadedError:
+            note_refusal(QUEUE)
+            raise
+
     def _check(self, identity: Identity, limit_s: float) -> None:
         expected_s = self._queue.expected_s(identity.name, identity.weight, identity.priority)
         if expected_s > limit_s:
@@ -96,11 +105,15 @@ class Turns:
                 await turn
         except TimeoutError:
             raise self._too_late("has not come", limit_s or 0.0, 1) from None
+        except OverloadedError:  # another key's request took its place
+            note_refusal(QUEUE)
+            raise
         finally:
             if (usage := current_usage()) is not None:
                 usage.queued_s += time.monotonic() - began_s
 
     def _too_late(self, what: str, limit_s: float, retry_after_s: float) -> OverloadedError:
+        note_refusal(DEADLINE)
         return OverloadedError(
             f"The turn of this request at {self._owner} {what}, and it may take {limit_s:g} s "
             "(`x-request-timeout-ms`)",

@@ -27,6 +27,7 @@ class Usage:
         audio_s: Seconds of audio that were read or made.
         queued_s: Seconds that it waited for its turn.
         broke_off: Whether an answer that had begun failed.
+        refusal: Why it was refused with 429, in a word; empty if that is not known.
         priority: Of the key: the higher, the earlier; None without keys.
         cache_salt: Whose prefixes it may find in a cache: those of requests with the same salt.
         reserve_images: Counts megapixel steps before the work, and may refuse them; None where
@@ -42,6 +43,7 @@ class Usage:
     audio_s: float = 0.0
     queued_s: float = 0.0
     broke_off: bool = False
+    refusal: str = ""
     priority: int | None = None
     cache_salt: str = ""
     reserve_images: Callable[[float], Awaitable[None]] | None = None
@@ -117,6 +119,12 @@ def note_break() -> None:
     """Notes that the answer of the request of this task failed after it had begun."""
     if (usage := _current.get()) is not None:
         usage.broke_off = True
+
+
+def note_refusal(reason: str) -> None:
+    """Notes why the request of this task is refused with 429, in a word for metrics."""
+    if (usage := _current.get()) is not None:
+        usage.refusal = reason
 
 
 def add_audio(seconds: float) -> None:

@@ -8,6 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from truthgpt_serve.access.counters import Charge
+from truthgpt_serve.access.identity import Limits
 from truthgpt_serve.access.key_metrics import KeyMetrics
 from truthgpt_serve.access.meter import Ended
 from truthgpt_serve.access.redis_counters import RedisCounters
@@ -24,17 +25,27 @@ def samples(metrics: KeyMetrics) -> dict[tuple[str, ...], float]:
 
 
 def test_what_requests_did() -> None:
-    metrics = KeyMetrics()
+    limits = {
+        "a": Limits(requests_per_minute=60, max_concurrent=2),
+        "away": Limits(max_concurrent=9),
+    }
+    metrics = KeyMetrics(limits=lambda: limits)
     text = Usage(prompt_tokens=100, cached_tokens=64, completion_tokens=11)
     metrics.report(Ended("a", text, 200, "ok", 0.5, 1.5))
     metrics.report(Ended("a", Usage(prompt_tokens=7), 200, "cancelled", 0.5, 1.5))
     metrics.report(Ended('b"\n', Usage(images=2, megapixel_steps=60.5), 200, "ok", 2.0, 2.0))
     metrics.report(Ended("b", Usage(audio_s=2.5), 200, "ok", 1.0, 1.0))
     metrics.report(Ended("b", Usage(), 429, "refused", None, 0.0))
+    for reason in ("tokens", "tokens", "queue"):
+        metrics.report(Ended("a", Usage(refusal=reason), 429, "refused", None, 0.0))
     found = samples(metrics)
     assert found["truthgpt_key_requests_total", "a", "ok"] == 1
     assert found["truthgpt_key_requests_total", "a", "cancelled"] == 1
     assert found["truthgpt_key_requests_total", "b", "refused"] == 1
+    refusals = {name[1:]: value for name, value in found.items() if "refusals" in name[0]}
+    assert refusals == {("b", "model"): 1, ("a", "tokens"): 2, ("a", "queue"): 1}
+    shown = {name[1:]: value for name, value in found.items() if name[0] == "truthgpt_key_limit"}
+    assert shown == {("a", "requests"): 60, ("a", "concurrent"): 2}  # of the keys that were here
     assert found["truthgpt_key_tokens_total", "a", "prompt"] == 107
     assert found["truthgpt_key_tokens_total", "a", "cached"] == 64
     assert found["truthgpt_key_tokens_total", "a", "completion"] == 11

@@ -65,6 +65,7 @@ async def test_requests_of_a_minute(quota: Quota, clock: Clock) -> None:
     await quota.admit(team)
     with pytest.raises(RateLimitError) as refused:
         await quota.admit(team)
+    assert refused.value.reason == "requests"
     assert refused.value.message == (
         "The key 'team' may send 2 requests in a minute; try again in 51 s"
     )
@@ -80,8 +81,9 @@ async def test_requests_at_the_same_time(quota: Quota) -> None:
     lease = await quota.admit(team)
     assert lease is not None
     assert lease.headers == []
-    with pytest.raises(RateLimitError, match="may have 1 requests at the same time"):
+    with pytest.raises(RateLimitError, match="may have 1 requests at the same time") as refused:
         await quota.admit(team)
+    assert refused.value.reason == "concurrent"
     lease.end()
     lease.end()
     again = await quota.admit(team)

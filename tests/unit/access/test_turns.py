@@ -78,6 +78,7 @@ async def test_order_and_refusals(service: tuple[Service, httpx.AsyncClient]) ->
     assert refused.status_code == 429
     assert refused.json()["error"]["code"] == "overloaded"
     assert int(refused.headers["retry-after"]) >= 1
+    assert model.usages[4].refusal == "queue"
     # What is read does not wait.
     assert (await ask(client, "reader", "GET")).status_code == 200
     for _ in range(6):
@@ -175,6 +176,7 @@ async def test_deadlines(service: tuple[Service, httpx.AsyncClient]) -> None:
     assert late.status_code == 429
     assert "has not come, and it may take 0.5 s" in late.json()["error"]["message"]
     assert model.queue.num_waiting == 1
+    assert [usage.refusal for usage in model.usages[-2:]] == ["deadline", "deadline"]
     for _ in range(3):
         model.hold.release()
     assert [answer.status_code for answer in await asyncio.gather(*running)] == [200] * 3

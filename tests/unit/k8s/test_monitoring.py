@@ -70,6 +70,8 @@ def test_metrics_exist(expression: str) -> None:
         "vllm:time_to_first_token_ms_bucket",
         "truthgpt_images_frames_total",
         "truthgpt:error:ratio5m",
+        "truthgpt_key_requests",
+        'truthgpt_key_tokens_total{outcome="ok"}',
         "kube_pods",
         "sum by (app) (ray_serve_application_status)",
         'ray_serve_application_status{app="echo"}',
@@ -88,6 +90,15 @@ def test_labels_of_results_are_those_that_aggregation_leaves() -> None:
     assert "application" in (result_labels("ray_serve_application_status == 1", {}) or set())
     assert "pod" not in (result_labels("sum without (pod) (up)", {"x": "y"}) or set())
     assert result_labels("sum(up)", {}) == set()
+
+
+def test_each_alert_has_its_section_of_what_to_do() -> None:
+    rules = [rule for group in RULES["spec"]["groups"] for rule in group["rules"]]
+    alerts = [rule["alert"] for rule in rules if "alert" in rule]
+    page = (K8S.parent / "docs" / "alerts.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^## (\w+)\n\n(.+?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
+    assert list(sections) == alerts
+    assert all("1. " in text for text in sections.values())
 
 
 def test_prometheus_takes_the_rules(tmp_path: Path) -> None:
