@@ -21,11 +21,12 @@ from truthgpt_serve.cluster.processes import read_process, send_signal
 
 STOP_S = 5.0
 CALM_S = 3.0
-"""All is well after so long without a bad answer."""
 LIMIT_S = 240.0
 POLL_S = 0.1
 SAMPLE_S = 0.3
 REPLACED_S = 20.0
+STUCK_S = 10.0
+"""No request takes so long, unless it hangs."""
 HAPROXY = next(kind for kind in KINDS if kind.name == "haproxy")
 
 
@@ -80,11 +81,13 @@ class Target:
         run_id: Its run; no process of another is touched.
         notes: The folder in which the model notes what came to which process.
         load: The clients.
+        calm_s: All is well after so long without a bad answer.
     """
 
     run_id: str
     notes: Path
     load: Load
+    calm_s: float = CALM_S
 
     def strike(self, kind: Kind, how: str, *, stop_s: float = STOP_S) -> Strike:
         """Strikes the newest process of a kind, and waits until all is well again.
@@ -105,18 +108,20 @@ class Target:
         victim = processes[-1]
         ports = listening_ports(victim.pid) if kind.holds is Holds.SOME else set()
         strike = Strike(kind.name, how, time.monotonic())
+        gone_s = None
         strike.held |= self._held(kind, victim.pid, ports)
         if how == "kill":
             send_signal(victim, signal.SIGKILL)
             while read_process(victim.pid) == victim:
                 time.sleep(0.01)
             gone_s = time.monotonic()
-            strike.held |= self._in_transit(kind, gone_s)
         else:
             self._stop(strike, kind, victim.pid, ports, stop_s)
         strike.held |= self._noted(kind, victim.pid, strike.began_s)
         others = {process.pid for process in processes if process != victim}
         self._settle(strike, lambda: self._is_back(kind, victim.pid, how, len(others) + 1))
+        if gone_s is not None and kind.holds is Holds.SOME:
+            strike.held |= self._in_transit(kind, strike.began_s, gone_s)
         self._judge(strike, kind.holds)
         return strike
 
@@ -173,20 +178,24 @@ class Target:
             if notes.get(sent.number) == pid and not sent.has_ended(since_s)
         }
 
-    def _in_transit(self, kind: Kind, gone_s: float) -> set[int]:
-        """Returns what was sent while the process died and came to no other replica.
+    def _in_transit(self, kind: Kind, began_s: float, gone_s: float) -> set[int]:
+        """Returns what failed of what was sent while the process died.
 
-        Its port takes connections until it is gone, so these reached it as far as anyone can know.
+        Its port takes connections until it is gone, so these reached it as far as anyone can know:
+        of a replica those that came to no other, of a router those that began after HAProxy listed
+        its sessions.
         """
-        if kind.holds is not Holds.SOME:
-            return set()
-        time.sleep(SAMPLE_S)
         notes = read_notes(self.notes)
-        return {
-            sent.number
+        failed = [
+            sent
             for sent in self.load.requests[:]
-            if sent.fault and sent.began_s <= gone_s and sent.number not in notes
-        }
+            if sent.fault and sent.began_s <= gone_s and not sent.has_ended(began_s)
+        ]
+        if kind.name == "router":
+            found = [s for s in failed if s.way == "router" and s.began_s >= began_s - SAMPLE_S]
+        else:
+            found = [sent for sent in failed if sent.number not in notes]
+        return {sent.number for sent in found}
 
     def _is_back(self, kind: Kind, pid: int, how: str, number: int) -> bool:
         found = kind.find(self.run_id)
@@ -204,12 +213,12 @@ class Target:
 
     def _is_calm(self, strike: Strike) -> bool:
         """Whether every way had good answers lately, and none a bad one."""
-        since_s = time.monotonic() - CALM_S
+        since_s = time.monotonic() - self.calm_s
         if since_s < strike.began_s:
             return False
         ended = [sent for sent in self.load.requests[:] if sent.ended_s and sent.ended_s >= since_s]
         stuck = any(
-            sent.ended_s is None and sent.began_s < since_s - 2 * CALM_S
+            sent.ended_s is None and sent.began_s < since_s - STUCK_S
             for sent in self.load.requests[:]
         )
         ways = {sent.way for sent in ended}
