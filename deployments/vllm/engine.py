@@ -49,6 +49,7 @@ from deployments.vllm.logs import added_log_settings
 from deployments.vllm.media import use_listed_media
 from deployments.vllm.orphans import bind_children
 from deployments.vllm.parsers import choose_parsers
+from deployments.vllm.patches.forced_calls import bind_forced_calls
 from deployments.vllm.patches.key_requests import mark_requests
 from deployments.vllm.patches.rejected_tokens import mend_answers
 from deployments.vllm.queued_work import QueuedWork, token_counter
@@ -168,6 +169,7 @@ class Engine:
     def _guard_grammars(self, client: EngineClient, stack: AsyncExitStack) -> None:
         limits = self._cfg["serving"]["limits"]
         mend_answers()
+        bind_forced_calls()
         if not compiles_beforehand(client):
             self.grammars = GrammarGate(limits, None, as_compiled)
             return
