@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from deployments.remote.address import has_dot_segments
+from deployments.remote.capabilities import Capabilities
 from deployments.remote.health import Monitor
 from deployments.remote.relay import Relay
 from deployments.remote.translating import Translating
@@ -61,6 +62,7 @@ class RemoteApplication(RoutedFront):
         self._translating = Translating(relay, self.serve, self._name, bounds)
         self._translated = TRANSLATED if is_text else ()
         self._monitor = monitor
+        self._capabilities = Capabilities(monitor) if is_text else None
         self._paths = paths
         self._created = int(time.time())
 
@@ -101,6 +103,8 @@ class RemoteApplication(RoutedFront):
         if wanted:
             self._own_name(wanted)
             value = self._entry(wanted)
+            if self._capabilities is not None and (can := await self._capabilities.find()):
+                value["capabilities"] = can
         else:
             value = {"object": "list", "data": [self._entry(name) for name in self._names]}
         await connection.reply(encode_json(value))

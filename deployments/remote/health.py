@@ -120,7 +120,7 @@ class Monitor:
         limit_s = self._settings.health_timeout_s
         try:
             async with asyncio.timeout(limit_s):
-                status, body = await self._get(path)
+                status, body = await self.get(path)
         except TimeoutError:
             self.failed(f"{self._remote.label} did not answer {path} within {limit_s:g} s")
         except TruthGPTError as error:
@@ -138,7 +138,12 @@ class Monitor:
         if path == LIST_PATH and status == 200 and self._settings.model is None:
             self._model = self._choose(body)
 
-    async def _get(self, path: str) -> tuple[int, bytes]:
+    async def get(self, path: str) -> tuple[int, bytes]:
+        """Returns status and body of a page of the server's, as the service itself asks for it.
+
+        Raises:
+            TruthGPTError: The remote server does not answer.
+        """
         answer: Answer | None = None
         try:
             url, headers = self._remote.addresses.of(path), self._headers.build([], _new_id())
@@ -169,7 +174,7 @@ class Monitor:
         limit_s = self._settings.health_timeout_s
         try:
             async with asyncio.timeout(limit_s):
-                return await self._get(LIST_PATH)
+                return await self.get(LIST_PATH)
         except TimeoutError:
             message = f"{self._remote.label} did not list its models within {limit_s:g} s"
             self.failed(message)
