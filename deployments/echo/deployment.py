@@ -46,8 +46,11 @@ class EchoModel:
                 reason = item.get("finish_reason", reason)
         text = "".join(parts)
         stops = self._read(inputs)[1]
-        ends = [at for stop in stops if (at := text.find(stop)) >= 0]
-        return {"text": text[: min(ends, default=len(text))], "finish_reason": reason}
+        ends = [(at, stop) for stop in stops if (at := text.find(stop)) >= 0]
+        if not ends:
+            return {"text": text, "finish_reason": reason}
+        end, stop = min(ends)
+        return {"text": text[:end], "finish_reason": reason, "stop_reason": stop}
 
     async def stream(self, inputs: dict[str, Any]) -> AsyncGenerator[dict[str, str], None]:
         """Yields `{"text": token}` for `max_new_tokens` tokens, or until a stop string is whole.

@@ -145,6 +145,7 @@ class TextModel(EngineModel):
                 "text": "",
                 **(_entries(job) if call.num_top is not None else {}),
                 "finish_reason": job.reason,
+                **({} if job.stop is None else {"stop_reason": job.stop}),
                 "usage": {
                     "prompt_tokens": num_prompt,
                     "completion_tokens": job.num_tokens,

@@ -51,6 +51,9 @@ def describe_capabilities(model_config: Any, args: Any) -> dict[str, Any]:
         "tools": bool(args.enable_auto_tool_choice and args.tool_call_parser),
         "json": has_tokenizer,
         "logprobs": model_config.max_logprobs != 0,
+        "prompt_logprobs": model_config.max_logprobs != 0,
+        "token_ids": True,
+        "logit_bias": True,
         "images": images > 0,
         "reasoning": bool(args.reasoning_parser),
     }

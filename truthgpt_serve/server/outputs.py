@@ -7,7 +7,7 @@ from typing import Any
 
 from truthgpt_serve.server.embeddings.codec import EmbeddingExchange
 from truthgpt_serve.server.images.codec import ImageExchange
-from truthgpt_serve.server.text.codec import check_item
+from truthgpt_serve.server.text.items import check_item
 
 
 class OutputCheck:

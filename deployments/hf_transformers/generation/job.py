@@ -112,6 +112,11 @@ class TextJob:
         self._detokenizer = Detokenizer(decode, call.prompt)
         self._filter = TextFilter("", list(call.stops))
 
+    @property
+    def stop(self) -> str | None:
+        """The stop string that ended it, or None."""
+        return self._filter.stop
+
     def ends_with(self, token: int, num_tokens: int) -> str | None:
         """Returns why the text ends with its token number `num_tokens`, or None."""
         if token in self.call.end_ids:

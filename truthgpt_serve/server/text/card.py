@@ -20,14 +20,18 @@ def describe(
 
     Returns:
         `context_length`; whether its template tells it of `tools`; whether answers can be bound to
-        `json` schemas; whether tokens have `logprobs`; whether `images` come in; and whether its
-        `reasoning` comes apart from the answer.
+        `json` schemas; whether tokens have `logprobs`, and those of prompts `prompt_logprobs`;
+        whether it takes `token_ids` as prompts, and `logit_bias`; whether `images` come in; and
+        whether its `reasoning` comes apart from the answer.
     """
     return {
         "context_length": context_length,
         "tools": tokenizer.tooling.takes_tools,
         "json": abilities.takes_constraint,
         "logprobs": abilities.gives_logprobs,
+        "prompt_logprobs": abilities.gives_prompt_logprobs,
+        "token_ids": abilities.accepts_token_ids,
+        "logit_bias": abilities.takes_logit_bias,
         "images": False,
         "reasoning": False,
     }

@@ -24,10 +24,30 @@ class ChatTemplate:
 
     Args:
         apply: The tokenizer's `apply_chat_template`, or None for `role: content` lines.
+        begins_answer: Whether the template begins an answer behind the messages.
     """
 
-    def __init__(self, apply: Callable[..., Any] | None) -> None:
+    def __init__(self, apply: Callable[..., Any] | None, *, begins_answer: bool = True) -> None:
         self._apply = apply
+        self._begins_answer = begins_answer
+
+    def render_open(self, messages: list[ChatMessage]) -> str:
+        """Returns the prompt of a chat up to the end of its last message, which the answer goes on.
+
+        Args:
+            messages: The messages; the last one is the assistant's, with a text.
+
+        Raises:
+            UnsupportedError: As for `render`.
+            RequestError: The template refuses the messages.
+        """
+        *others, last = messages
+        ending = ChatTemplate(self._apply, begins_answer=False)
+        text = ending.render([*others, {**last, "content": MARK}])
+        before, found, _ = text.rpartition(MARK)
+        if not found:  # a template that leaves the message out, where an answer begins all the same
+            before = self.render(others or messages)
+        return f"{before}{last['content']}"
 
     def render(self, messages: list[ChatMessage]) -> str:
         """Returns the prompt of a chat.
@@ -94,7 +114,8 @@ class ChatTemplate:
         if self._apply is None:
             return _lines(messages)
         try:
-            return str(self._apply(messages, tokenize=False, add_generation_prompt=True))
+            begins = self._begins_answer
+            return str(self._apply(messages, tokenize=False, add_generation_prompt=begins))
         except Exception as error:
             if type(error).__name__ not in ("TemplateError", _UNDEFINED):
                 raise

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from truthgpt_serve.errors import ContextLengthError, ServerError
+from truthgpt_serve.errors import ContextLengthError
 from truthgpt_serve.http.json_body import encode_json
+from truthgpt_serve.server.text.items import check_item
 from truthgpt_serve.server.text.logprobs import LogprobFormat
 from truthgpt_serve.server.text.request import ChatRequest, CompletionRequest, Prompt
 from truthgpt_serve.server.text.response import AnswerFormat, Usage
 from truthgpt_serve.server.text.routes import TextFilter, Tokenizer
+from truthgpt_serve.server.text.shared_prompt import SharedPrompt
 from truthgpt_serve.usage.counted import Usage as Counted
 from truthgpt_serve.usage.counted import current_usage
 
 DEFAULT_MAX_NEW_TOKENS = 256
 """`max_new_tokens` when neither the request nor the class (`default_max_new_tokens`) says one."""
-FINISH_REASONS = ("stop", "length", "content_filter")
-USAGE_KEYS = ("prompt_tokens", "completion_tokens")
 CHARACTERS_A_TOKEN = 4
 """About, where a text is not tokenized."""
 
@@ -54,6 +55,7 @@ class TextExchange:
         max_model_len: The most tokens of prompt and answer together, or None.
         part: Which of the request's answers it makes.
         constraint: What binds the answer, for a class that takes it, or None.
+        shared: What it shares with other answers to the same prompt.
 
     Attributes:
         usage: The token counts, once they are known.
@@ -78,7 +80,9 @@ class TextExchange:
         "_prompt",
         "_repeats_prompt",
         "_request",
+        "_shared",
         "_started",
+        "_stop",
         "_tokenizer",
         "_usage_given",
         "_used",
@@ -97,11 +101,13 @@ class TextExchange:
         max_model_len: int | None = None,
         part: Part = ONLY,
         constraint: Any = None,
+        shared: SharedPrompt | None = None,
     ) -> None:
         self.done = False
         self.usage: Usage | None = None
         self._part = part
         self._constraint = constraint
+        self._shared = shared or SharedPrompt()
         self._max_model_len = max_model_len
         self._repeats_prompt = repeats_prompt
         self._usage_given: Usage | None = None
@@ -122,6 +128,7 @@ class TextExchange:
         self._filter: TextFilter | None = None
         self._collected: list[str] = []
         self._finish_reason: str | None = None
+        self._stop: str | None = None
         self._started = False
         self._passes = False
         self._before = self._behind = b""
@@ -142,12 +149,13 @@ class TextExchange:
         """
         request = self._request
         if request.messages is not None:
-            self._prompt = self._render()
+            self._prompt = self._shared.once("text", self._render)
         if request.suffix and self._tokenizer.infilling is not None:
             before, middle, last = self._tokenizer.infilling
             self._prompt = f"{before}{self._prompt}{middle}{request.suffix}{last}"
         if self._max_model_len is not None:
-            self._limit = min(self._limit, self._check_length(self._max_model_len))
+            check = partial(self._check_length, self._max_model_len)
+            self._limit = min(self._limit, self._shared.once("room", check))
         repeated = self._prompt_text() if self._repeats_prompt else ""
         self._filter = TextFilter(repeated, request.stop)
         if request.echo:
@@ -156,7 +164,8 @@ class TextExchange:
 
     def _render(self) -> str:
         """Returns the prompt of a chat."""
-        return self._tokenizer.render(self._request.messages or [])
+        request = self._request
+        return self._tokenizer.render(request.messages or [], goes_on=request.goes_on)
 
     def _inputs(self) -> dict[str, Any]:
         request, prompt = self._request, self._prompt
@@ -211,7 +220,8 @@ class TextExchange:
         return self._format.body([choice], usage) if self._part.alone else choice
 
     def _choice(self, text: str, usage: Usage | None, logprobs: Any) -> dict[str, Any]:
-        return self._format.choice(self._lead + text, self._reason(usage), logprobs)
+        reason = self._reason(usage)
+        return self._format.choice(self._lead + text, reason, logprobs, self._stop)
 
     def piece(self, item: Any) -> bytes | None:
         """Returns the chunk for one item of `stream`, or None when no text is certain yet."""
@@ -234,7 +244,7 @@ class TextExchange:
         is_keyed = self._used is not None and self._used.priority is not None
         self.usage = usage = self._usage() if needs_usage or is_keyed else None
         self._count(usage)
-        chunk += self._format.last(self._reason(usage))
+        chunk += self._format.last(self._reason(usage), self._stop)
         return chunk + self._format.end(usage) if self._part.alone else chunk
 
     def _last_chunk(self) -> bytes:
@@ -258,6 +268,8 @@ class TextExchange:
         text, reason, usage = check_item(item, self._label, method)
         if reason is not None:
             self._finish_reason = reason
+            stop = item.get("stop_reason")
+            self._stop = stop if isinstance(stop, str) else None
         if usage is not None:
             self._usage_given = usage
         if self._logprobs is not None:
@@ -275,7 +287,7 @@ class TextExchange:
         text = self._filter.push(text)
         if self._filter.stopped:
             self.done = True
-            self._finish_reason = "stop"
+            self._finish_reason, self._stop = "stop", self._filter.stop
         elif self._filter.transparent:
             self._filter = None
             self._passes = self._started and self._logprobs is None
@@ -286,7 +298,7 @@ class TextExchange:
             return ""
         text = self._filter.flush()
         if self._filter.stopped:
-            self._finish_reason = "stop"
+            self._finish_reason, self._stop = "stop", self._filter.stop
         return text
 
     def _usage(self) -> Usage | None:
@@ -297,7 +309,7 @@ class TextExchange:
             return {"prompt_tokens": prompt, "completion_tokens": 0, "total_tokens": prompt}
         if not self._tokenizer.counts:
             return None
-        counted = self._count_prompt()
+        counted = self._shared.once("tokens", self._count_prompt)
         completion = self._tokenizer.count("".join(self._collected))
         if counted is None or completion is None:
             return None
@@ -341,48 +353,3 @@ def format_of(request: ChatRequest | CompletionRequest) -> AnswerFormat:
     """Returns the encoder of a request's answers."""
     chat = request.messages is not None
     return AnswerFormat(request.model, chat=chat, include_usage=request.include_usage)
-
-
-def check_item(item: Any, label: str, method: str) -> tuple[str, str | None, Usage | None]:
-    """Returns text, reason to finish and usage of what a class gave.
-
-    Args:
-        item: What `infer` returned, or `stream` yielded.
-        label: The class's name, for messages.
-        method: `infer` or `stream`.
-
-    Raises:
-        ServerError: It is nothing that a text model may give.
-    """
-    text = item.get("text") if isinstance(item, dict) else None
-    if not isinstance(text, str):
-        verb = "yielded" if method == "stream" else "returned"
-        raise ServerError(
-            f"{label}.{method} {verb} {_described(item)}; a text-generation model "
-            f"{'yields' if method == 'stream' else 'returns'} {{'text': str}}"
-        )
-    reason = item.get("finish_reason")
-    if reason is not None and reason not in FINISH_REASONS:
-        raise ServerError(
-            f"{label}.{method} gave finish_reason {reason!r}; "
-            f"it is one of {', '.join(FINISH_REASONS)}"
-        )
-    usage = item.get("usage")
-    return text, reason, None if usage is None else _checked_usage(usage, f"{label}.{method}")
-
-
-def _checked_usage(usage: Any, label: str) -> Usage:
-    found = usage if isinstance(usage, dict) else {}
-    counts = [found.get(key) for key in USAGE_KEYS]
-    whole = [count for count in counts if type(count) is int and count >= 0]
-    if len(whole) < len(USAGE_KEYS):
-        raise ServerError(f"{label} gave a usage without whole numbers for {', '.join(USAGE_KEYS)}")
-    return {**dict(zip(USAGE_KEYS, whole, strict=True)), "total_tokens": sum(whole)}
-
-
-def _described(item: Any) -> str:
-    if not isinstance(item, dict):
-        return type(item).__name__
-    if "text" not in item:
-        return f"a dict with {', '.join(map(repr, list(item)[:5])) or 'nothing in it'}"
-    return f"a dict whose 'text' is {type(item['text']).__name__}"

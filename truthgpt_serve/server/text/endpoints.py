@@ -25,6 +25,7 @@ from truthgpt_serve.server.text.choices import ChoiceRunner, parts_of
 from truthgpt_serve.server.text.codec import DEFAULT_MAX_NEW_TOKENS, TextExchange, format_of
 from truthgpt_serve.server.text.request import ChatRequest, CompletionRequest, parse_text
 from truthgpt_serve.server.text.routes import Tokenizer
+from truthgpt_serve.server.text.shared_prompt import SharedPrompt
 from truthgpt_serve.server.text.tokens import (
     DetokenizeRequest,
     TokenizeRequest,
@@ -189,6 +190,7 @@ class TextEndpoints:
         default = getattr(model, "default_max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
         use = request.tool_use
         make = TextExchange if use is None else partial(ToolExchange, use)
+        shared = [SharedPrompt() for _ in request.prompt]
         return [
             make(
                 request,
@@ -199,6 +201,7 @@ class TextEndpoints:
                 max_model_len=getattr(model, "max_model_len", None),
                 part=part,
                 constraint=constraint,
+                shared=shared[part.prompt],
             )
             for part in parts_of(len(request.prompt), request.n or 1)
         ]

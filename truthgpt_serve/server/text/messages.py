@@ -117,6 +117,34 @@ def check_number(messages: Any) -> Any:
     return messages
 
 
+def check_end(messages: list[ChatMessage], begins: bool | None, *, goes_on: bool) -> None:
+    """Checks the fields that say how the prompt of a chat ends.
+
+    Args:
+        messages: The chat.
+        begins: `add_generation_prompt`.
+        goes_on: `continue_final_message`.
+
+    Raises:
+        RequestError: They contradict each other or the messages.
+        UnsupportedError: The prompt is to end without the beginning of an answer.
+    """
+    if not goes_on:
+        if begins is False:
+            message = (
+                "`add_generation_prompt` is false: this model ends a chat where its answer begins"
+            )
+            raise UnsupportedError(message, param="add_generation_prompt")
+        return
+    if begins:
+        what = "cannot be true where `add_generation_prompt` is"
+        raise bad_field("continue_final_message", what)
+    last = messages[-1]
+    if last["role"] != "assistant" or "tool_calls" in last:
+        what = "needs a last message that is the assistant's, without tool calls"
+        raise bad_field("continue_final_message", what)
+
+
 def read_messages(messages: list[Message]) -> list[ChatMessage]:
     """Returns messages as chat templates take them.
 

@@ -23,7 +23,13 @@ from truthgpt_serve.request_schema import (
     unsupported_unless,
     wanted,
 )
-from truthgpt_serve.server.text.messages import ChatMessage, Message, check_number, read_messages
+from truthgpt_serve.server.text.messages import (
+    ChatMessage,
+    Message,
+    check_end,
+    check_number,
+    read_messages,
+)
 from truthgpt_serve.server.text.structured import (
     ResponseFormat,
     StructuredOutputs,
@@ -154,6 +160,14 @@ class ChatRequest(TextRequest):
         Any, unsupported_unless(lambda v: v in (None, ["text"]), "answers in text only")
     ] = None
     audio: Annotated[Any, _unless_empty("answers in text only")] = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    """Whether the answer goes on with the last message, as at vLLM's."""
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the answer goes on with the last message."""
+        return bool(self.continue_final_message)
 
     @cached_property
     def tool_use(self) -> ToolUse | None:
@@ -175,6 +189,7 @@ class CompletionRequest(TextRequest):
 
     messages: ClassVar[None] = None
     tool_use: ClassVar[None] = None
+    goes_on: ClassVar[bool] = False
     prompt: Annotated[list[Prompt], Via(Any, _prompts)]
     max_tokens: NonNegative | None = None
     best_of: Count | None = None
@@ -207,6 +222,7 @@ def parse_text(model: type[TextT], body: Mapping[str, Any]) -> TextT:
         if request.top_logprobs is not None and not request.logprobs:
             raise bad_field("top_logprobs", "is only allowed when `logprobs` is true")
         _ = request.tool_use  # whose faults are found now
+        check_end(request.messages, request.add_generation_prompt, goes_on=request.goes_on)
     elif isinstance(request, CompletionRequest):
         _check_completion(request)
     return request

@@ -44,14 +44,24 @@ class AnswerFormat:
         other._index = index
         return other
 
-    def choice(self, text: str, finish_reason: str, logprobs: Any) -> dict[str, Any]:
-        """Returns one choice of an answer that is not streamed."""
+    def choice(
+        self, text: str, finish_reason: str, logprobs: Any, stop: str | None = None
+    ) -> dict[str, Any]:
+        """Returns one choice of an answer that is not streamed.
+
+        Args:
+            text: The text.
+            finish_reason: Why it ended.
+            logprobs: Its log probabilities, or None.
+            stop: The stop string that ended it, as `stop_reason`, which vLLM has beside OpenAI's.
+        """
         choice: dict[str, Any] = {"index": self._index}
         if self._chat:
             choice["message"] = {"role": "assistant", "content": text, "refusal": None}
         else:
             choice["text"] = text
-        return choice | {"logprobs": logprobs, "finish_reason": finish_reason}
+        choice |= {"logprobs": logprobs, "finish_reason": finish_reason}
+        return choice if stop is None else {**choice, "stop_reason": stop}
 
     def body(self, choices: list[dict[str, Any]], usage: Usage | None) -> bytes:
         """Returns the body of an answer that is not streamed."""
@@ -89,9 +99,12 @@ class AnswerFormat:
         before, behind = self._frame(b"null", b'{"role":"assistant","content":')
         return before + b'""' + behind
 
-    def last(self, finish_reason: str) -> bytes:
-        """Returns the chunk behind the last delta."""
-        before, behind = self._frame(encode_json(finish_reason), b'{"content":')
+    def last(self, finish_reason: str, stop: str | None = None) -> bytes:
+        """Returns the chunk behind the last delta; arguments as for `choice`."""
+        reason = encode_json(finish_reason)
+        if stop is not None:
+            reason += b',"stop_reason":' + encode_json(stop)
+        before, behind = self._frame(reason, b'{"content":')
         if self._chat:
             before = before.removesuffix(b'{"content":') + b"{"
             chunk = before + behind

@@ -31,16 +31,21 @@ class TextFilter:
     text before it. What may still turn out to be either is held back.
 
     Attributes:
-        stopped: A stop string was found: nothing follows.
+        stop: The stop string that was found, or None.
     """
 
     def __init__(self, prompt: str, stops: list[str]) -> None:
-        self.stopped = False
+        self.stop: str | None = None
         self._prompt = prompt
         self._stops = stops
         self._held_prompt = ""
         self._held = ""
         self._hold = max(map(len, stops), default=1) - 1
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was found: nothing follows."""
+        return self.stop is not None
 
     @property
     def transparent(self) -> bool:
@@ -77,9 +82,9 @@ class TextFilter:
         if self.stopped:
             return ""
         text = self._held + delta
-        cut = min((at for stop in self._stops if (at := text.find(stop)) >= 0), default=-1)
-        if cut >= 0:
-            self.stopped = True
+        found = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            cut, self.stop = min(found, key=lambda one: one[0])
             self._held = ""
             return text[:cut]
         keep = self._open_end(text)
@@ -185,18 +190,30 @@ class Tokenizer:
                 self._texts[token] = text
         return text
 
-    def render(self, messages: list[ChatMessage], tools: list[dict[str, Any]] | None = None) -> str:
+    def render(
+        self,
+        messages: list[ChatMessage],
+        tools: list[dict[str, Any]] | None = None,
+        *,
+        goes_on: bool = False,
+    ) -> str:
         """Returns the prompt of a chat; see `ChatTemplate.render`.
 
         Args:
             messages: The chat.
-            tools: What the model may call, told by the template, or else in words.
+            tools: What the model may call, told by the template, or else in words; so are the
+                calls and results of the chat.
+            goes_on: Whether the answer goes on with the last message, which is the assistant's.
         """
         if not tools:
-            return self._chat.render(messages)
-        if self._template is not None and self.tooling.takes_tools:
-            return ChatTemplate(partial(self._template, tools=tools)).render(messages)
-        return self._chat.render(self.tooling.in_words(messages, tools))
+            try:
+                return _render(self._chat, messages, goes_on=goes_on)
+            except UnsupportedError:  # calls and results that the template has no place for
+                tools = []
+        elif self._template is not None and self.tooling.takes_tools:
+            told = ChatTemplate(partial(self._template, tools=tools))
+            return _render(told, messages, goes_on=goes_on)
+        return _render(self._chat, self.tooling.in_words(messages, tools), goes_on=goes_on)
 
     def check(self, text: str, limit: int, *, special: bool, param: str, answer: int = 0) -> int:
         """Returns how many tokens of a limit are left behind a text.
@@ -236,6 +253,10 @@ class Tokenizer:
                 logger.exception("the tokenizer cannot count tokens: answers carry no usage")
             self._warned = True
             return None
+
+
+def _render(template: ChatTemplate, messages: list[ChatMessage], *, goes_on: bool) -> str:
+    return template.render_open(messages) if goes_on else template.render(messages)
 
 
 def _takes(function: Any, parameter: str) -> bool:

@@ -12,9 +12,14 @@ from truthgpt_serve.request_schema import (
     RequestModel,
     Via,
     bad_field,
-    unsupported_unless,
 )
-from truthgpt_serve.server.text.messages import ChatMessage, Message, check_number, read_messages
+from truthgpt_serve.server.text.messages import (
+    ChatMessage,
+    Message,
+    check_end,
+    check_number,
+    read_messages,
+)
 from truthgpt_serve.server.text.request import TokenIds
 from truthgpt_serve.server.text.routes import Tokenizer
 from truthgpt_serve.server.text.tools.request import Tools, read_tools
@@ -36,10 +41,8 @@ class TokenizeRequest(RequestModel):
     add_special_tokens: bool | None = None
     """Whether the tokens that the tokenizer adds in front of a text count; by default for prompts,
     not for chats, whose template writes them."""
-    add_generation_prompt: Annotated[
-        bool | None,
-        unsupported_unless(lambda v: v is not False, "ends each chat where its answer begins"),
-    ] = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     return_token_strs: bool | None = None
     tools: Tools | None = None
 
@@ -63,7 +66,12 @@ def tokenize(request: TokenizeRequest, tokenizer: Tokenizer, max_model_len: int 
     special = request.add_special_tokens
     if request.messages is not None:
         use = read_tools(request.tools, None, parallel=None)
-        text = tokenizer.render(request.messages, use.tools if use is not None else None)
+        tools, goes_on = (
+            use.tools if use is not None else None,
+            bool(request.continue_final_message),
+        )
+        check_end(request.messages, request.add_generation_prompt, goes_on=goes_on)
+        text = tokenizer.render(request.messages, tools, goes_on=goes_on)
         special = not tokenizer.has_template if special is None else special
     else:
         text = request.prompt or ""

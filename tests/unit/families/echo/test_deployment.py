@@ -42,7 +42,7 @@ async def test_infer_and_stream_agree() -> None:
 
 async def test_a_stop_text_ends_it() -> None:
     outputs = await echo().infer({"text": "a b c", "stop": ["zz", "c a"]})
-    assert outputs == {"text": " a b ", "finish_reason": "stop"}
+    assert outputs == {"text": " a b ", "finish_reason": "stop", "stop_reason": "c a"}
 
 
 @pytest.mark.parametrize(

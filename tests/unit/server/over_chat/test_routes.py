@@ -120,7 +120,21 @@ def test_stop_sequences(claude: anthropic.Anthropic) -> None:
     answer = claude.messages.create(model="echo", max_tokens=9, messages=HI, stop_sequences=["you"])
     assert answer.content[0].type == "text"
     assert answer.content[0].text == " hello "
-    assert answer.stop_reason == "end_turn"
+    assert (answer.stop_reason, answer.stop_sequence) == ("stop_sequence", "you")
+    with claude.messages.stream(
+        model="echo", max_tokens=9, messages=HI, stop_sequences=["zzz", "you"]
+    ) as stream:
+        answer = stream.get_final_message()
+    assert (answer.stop_reason, answer.stop_sequence) == ("stop_sequence", "you")
+
+
+def test_an_answer_goes_on_with_a_last_message_of_the_assistants(
+    claude: anthropic.Anthropic,
+) -> None:
+    messages: Any = [*HI, {"role": "assistant", "content": "one two three"}]
+    answer = claude.messages.create(model="echo", max_tokens=3, messages=messages)
+    assert answer.content[0].type == "text"
+    assert not answer.content[0].text.startswith("one")
 
 
 BAD = [

@@ -175,6 +175,9 @@ def test_the_card_says_what_the_class_can_do(able: openai.OpenAI) -> None:
         "tools": False,
         "json": False,
         "logprobs": True,
+        "prompt_logprobs": True,
+        "token_ids": True,
+        "logit_bias": True,
         "images": False,
         "reasoning": False,
     }

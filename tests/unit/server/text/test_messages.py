@@ -303,9 +303,10 @@ def test_over_http(tokenizer: Any, stream: bool) -> None:
     body = {"model": "sample", "messages": HISTORY, "stream": stream}
     with serving(Plain) as client:
         answer = client.post("/v1/chat/completions", json=body)
-        assert answer.status_code == 400
-        error = answer.json()["error"]
-        assert (error["code"], error["param"]) == ("unsupported", "messages[1].tool_calls")
+        assert answer.status_code == 200, "calls and results are told in words"
+        said = answer.text.replace("\\", "")
+        assert '<tool_call>n{"name":"get_weather"' in said
+        assert "<tool_response>nsunny" in said
     tokenizer.chat_template = CHATML
     Templated.tokenizer = tokenizer
     with serving(Templated) as client:
@@ -313,6 +314,44 @@ def test_over_http(tokenizer: Any, stream: bool) -> None:
         assert answer.status_code == 200
         assert "get_weather" in answer.text
         assert "sunny" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        (CHATML, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nOnce upon"),
+        (PLAIN, "user: Hi\nassistant: Once upon"),
+        (None, "user: Hi\nassistant: Once upon"),
+        ("{{- messages[0].content + ':' }}", "Hi:Once upon"),
+    ],
+)
+def test_an_answer_that_goes_on(tokenizer: Any, template: str | None, prompt: str) -> None:
+    tokenizer.chat_template = template
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Once upon"}]
+    found = ChatTemplate(tokenizer.apply_chat_template if template else None).render_open(chat)
+    assert found == prompt
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"add_generation_prompt": False}, "add_generation_prompt"),
+        ({"continue_final_message": True}, "continue_final_message"),
+        (
+            {
+                "continue_final_message": True,
+                "add_generation_prompt": True,
+                "messages": [{"role": "assistant", "content": "a"}],
+            },
+            "continue_final_message",
+        ),
+    ],
+)
+def test_fields_of_the_end_that_contradict(fields: dict[str, Any], param: str) -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], **fields}
+    with pytest.raises(TruthGPTError) as caught:
+        parse_text(ChatRequest, body)
+    assert (caught.value.status, caught.value.param) == (400, param)
 
 
 def test_long_histories_take_no_more_than_a_second_look(tokenizer: Any) -> None:

@@ -32,7 +32,8 @@ def chat_of_message(body: Mapping[str, Any]) -> Chat:
     """
     if body.get("max_tokens") is None:
         raise bad_field("max_tokens", "is required")
-    chat = {**picked(body, _SAME), "messages": _messages(body)}
+    messages = _messages(body)
+    chat = {**picked(body, _SAME), "messages": messages, **_end(messages)}
     if body.get("stream") is True:
         chat["stream_options"] = {"include_usage": True}
     if body.get("stop_sequences"):
@@ -44,7 +45,8 @@ def chat_of_message(body: Mapping[str, Any]) -> Chat:
 
 def tokenize_of_message(body: Mapping[str, Any]) -> Chat:
     """Returns the request for `/tokenize`; errors as above."""
-    payload = {**picked(body, ("model",)), "messages": _messages(body)}
+    messages = _messages(body)
+    payload = {**picked(body, ("model",)), "messages": messages, **_end(messages)}
     return {**payload, "tools": _tools(body["tools"])} if body.get("tools") else payload
 
 
@@ -63,10 +65,19 @@ def _messages(body: Mapping[str, Any]) -> list[Chat]:
         if not blocks and role != "assistant":
             raise bad_field(at, "must not be empty")
         messages += _assistant(blocks, at) if role == "assistant" else _user(role, blocks, at)
-    if not given or messages[-1]["role"] == "assistant":
-        what = "must end with a message of the user: this model does not continue an answer"
+    if not given:
+        raise bad_field("messages", "must not be empty")
+    if messages[-1].get("tool_calls"):
+        what = "must end with a text, or with the results of its tool calls"
         raise bad_field("messages", what)
     return _merged(messages)
+
+
+def _end(messages: list[Chat]) -> Chat:
+    """Returns the fields by which the answer goes on with a last message of the assistant's."""
+    if messages[-1]["role"] != "assistant":
+        return {}
+    return {"add_generation_prompt": False, "continue_final_message": True}
 
 
 def _merged(messages: list[Chat]) -> list[Chat]:

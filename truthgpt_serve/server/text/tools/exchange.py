@@ -33,24 +33,33 @@ class ToolExchange(TextExchange):
 
     def _render(self) -> str:
         """Returns the prompt; a call that must be made is begun in it."""
-        use = self._use
-        prompt = self._tokenizer.render(self._request.messages or [], use.tools)
-        if not use.is_forced:
-            return prompt
+        request = self._request
+        tools, goes_on = self._use.tools, request.goes_on
+        prompt = self._tokenizer.render(request.messages or [], tools, goes_on=goes_on)
+        return prompt + self._opening if self._use.is_forced else prompt
+
+    @property
+    def _opening(self) -> str:
+        """How an answer that must be a call begins."""
         form = self._tokenizer.tooling.form
-        opening = form.opening(use.name, is_bound=self._constraint is not None)
-        if use.name and form.arguments:
-            self._pending = self._parser.expect(use.name)
-        else:
-            self._pending = self._parser.feed(opening)
-        return prompt + opening
+        return form.opening(self._use.name, is_bound=self._constraint is not None)
+
+    def prepare(self) -> dict[str, Any]:
+        """Returns the inputs for the class; errors as for `TextExchange`."""
+        inputs = super().prepare()
+        if self._use.is_forced:
+            if self._use.name and self._tokenizer.tooling.form.arguments:
+                self._pending = self._parser.expect(self._use.name)
+            else:
+                self._pending = self._parser.feed(self._opening)
+        return inputs
 
     def _choice(self, text: str, usage: Usage | None, logprobs: Any) -> dict[str, Any]:
         deltas = [*self._pending, *self._parser.feed(text), *self._parser.finish()]
         said = "".join(delta.text for delta in deltas)
         for delta in deltas:
             self._note(delta)
-        choice = self._format.choice(said, self._reason(usage), logprobs)
+        choice = self._format.choice(said, self._reason(usage), logprobs, self._stop)
         if self._calls:
             choice["message"] |= {"content": said or None, "tool_calls": self._calls}
         return choice

@@ -57,13 +57,13 @@ class ToolTemplate:
             return False
 
     def in_words(
-        self, messages: Sequence[ChatMessage], tools: list[dict[str, Any]]
+        self, messages: Sequence[ChatMessage], tools: Sequence[dict[str, Any]]
     ) -> list[ChatMessage]:
         """Returns messages that tell of the tools, their calls and results in plain text.
 
         Args:
             messages: The chat, as `read_messages` returns it.
-            tools: The tools, as templates take them.
+            tools: The tools, as templates take them; none where only the chat has calls.
         """
         lines = "\n".join(_encode(tool["function"]) for tool in tools)
         told = _WORDS.format(tools=lines)
@@ -74,6 +74,8 @@ class ToolTemplate:
                 content = "\n".join(str(message["content"]) for message in run)
                 run = [{**run[0], "content": content}]
             plain += run
+        if not tools:
+            return plain
         if plain and plain[0]["role"] in ("system", "developer") and self._takes_system:
             first = plain[0]
             return [{**first, "content": f"{first['content']}\n\n{told}"}, *plain[1:]]

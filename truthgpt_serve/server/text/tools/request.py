@@ -90,13 +90,31 @@ class ToolUse:
         calls = [
             {
                 "type": "object",
-                "properties": {"name": {"const": name}, key: schema},
+                "properties": {"name": {"const": name}, key: {"$ref": f"#/$defs/{number}"}},
                 "required": ["name", key],
                 "additionalProperties": False,
             }
-            for name, schema in self.schemas.items()
+            for number, name in enumerate(self.schemas)
         ]
-        return Grammar("json", _encode({"anyOf": calls}), "tools")
+        # A schema's own references begin at its root, which is then another place.
+        moved = {
+            str(number): _moved(schema, f"#/$defs/{number}")
+            for number, schema in enumerate(self.schemas.values())
+        }
+        return Grammar("json", _encode({"anyOf": calls, "$defs": moved}), "tools")
+
+
+def _moved(value: Any, root: str) -> Any:
+    """Returns a part of a schema whose references `#/...` begin at another root."""
+    if isinstance(value, list):
+        return [_moved(item, root) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    moved = {key: _moved(item, root) for key, item in value.items()}
+    reference = moved.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
+        moved["$ref"] = root + reference[1:]
+    return moved
 
 
 def _encode(value: Any) -> str:

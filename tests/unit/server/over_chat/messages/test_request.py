@@ -152,6 +152,17 @@ def test_counting_needs_no_limit() -> None:
     assert raised.value.param == "messages[0].content"
 
 
+def test_an_answer_goes_on_with_what_the_assistant_has_said() -> None:
+    begun = {"role": "assistant", "content": "Once"}
+    found = chat(messages=[USER, begun])
+    assert found["messages"][-1] == begun
+    assert (found["continue_final_message"], found["add_generation_prompt"]) == (True, False)
+    counted = tokenize_of_message({"model": "m", "messages": [USER, begun]})
+    assert counted["continue_final_message"]
+    assert "continue_final_message" not in chat(messages=[USER])
+
+
+CALL = {"type": "tool_use", "id": "t", "name": "f", "input": {}}
 WEB = {"type": "web_search_20250305", "name": "web_search"}
 PDF = {"type": "document", "source": {"type": "base64", "data": ""}}
 
@@ -171,8 +182,7 @@ PDF = {"type": "document", "source": {"type": "base64", "data": ""}}
             "messages[1].content",
             RequestError,
         ),
-        ({"messages": [USER, {"role": "assistant", "content": "a"}]}, "messages", RequestError),
-        ({"messages": [{"role": "assistant", "content": []}]}, "messages", RequestError),
+        ({"messages": [USER, {"role": "assistant", "content": [CALL]}]}, "messages", RequestError),
         (
             {"messages": [{"role": "user", "content": [PDF]}]},
             "messages[0].content[0].type",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+import xgrammar
+from xgrammar.testing import _is_grammar_accept_string
 
 from truthgpt_serve.errors import RequestError, UnsupportedError
 from truthgpt_serve.request_schema import RequestModel, read_request
@@ -53,6 +56,38 @@ def test_choices() -> None:
     use = read(tools=[ADD, SUB], tool_choice=NAMED)
     assert use is not None
     assert (use.name, use.is_forced, use.single) == ("sub", True, True)
+
+
+def test_a_forced_call_of_several_functions_keeps_their_references() -> None:
+    tree = {"type": "object", "properties": {"left": {"$ref": "#"}}, "additionalProperties": False}
+    thing = {
+        "type": "object",
+        "$defs": {"Color": {"enum": ["red", "blue"]}},
+        "properties": {"color": {"$ref": "#/$defs/Color"}},
+        "required": ["color"],
+    }
+    named = [
+        ("tree", tree),
+        ("thing", thing),
+        ("other", {**thing, "$defs": {"Color": {"enum": [1]}}}),
+    ]
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": schema}}
+        for name, schema in named
+    ]
+    use = read(tools=tools, tool_choice="required")
+    assert use is not None
+    grammar = xgrammar.Grammar.from_json_schema(use.grammar("arguments").text)
+    for name, arguments, is_right in (
+        ("tree", {"left": {"left": {}}}, True),
+        ("tree", {"left": 1}, False),
+        ("thing", {"color": "red"}, True),
+        ("thing", {"color": 1}, False),
+        ("other", {"color": 1}, True),
+        ("other", {"color": "red"}, False),
+    ):
+        call = json.dumps({"name": name, "arguments": arguments})
+        assert _is_grammar_accept_string(grammar, call) is is_right, call
 
 
 @pytest.mark.parametrize(
