@@ -1,0 +1,1 @@
+"""Runs agent frameworks, SDKs and an evaluation harness against every family of text models."""
