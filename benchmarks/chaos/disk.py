@@ -42,15 +42,7 @@ class SmallDisk:
 
     def fill(self) -> None:
         """Takes all that is free, to the last byte."""
-        with self._file.open("wb", buffering=0) as file:
-            size = BLOCK_BYTES
-            while size:
-                try:
-                    file.write(b"x" * size)
-                except OSError as error:
-                    if error.errno != errno.ENOSPC:
-                        raise
-                    size //= 16
+        fill_disk(self._file)
 
     def free(self) -> None:
         """Gives it back."""
@@ -59,6 +51,19 @@ class SmallDisk:
     def close(self) -> None:
         """Unmounts it, once nothing uses it."""
         _run("umount", "--lazy", str(self._folder))
+
+
+def fill_disk(path: Path) -> None:
+    """Writes a file until not one byte more fits on its disk."""
+    with path.open("wb", buffering=0) as file:
+        size = BLOCK_BYTES
+        while size:
+            try:
+                file.write(b"x" * size)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                size //= 16
 
 
 def _run(*command: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from truthgpt_serve.cluster.processes import read_process, send_signal
 
 STOP_S = 5.0
 CALM_S = 3.0
-LIMIT_S = 240.0
+LIMIT_S = 420.0
 POLL_S = 0.1
 SAMPLE_S = 0.3
 REPLACED_S = 20.0
@@ -71,6 +71,21 @@ class Strike:
             "back_s": None if self.back_s is None else round(self.back_s, 1),
             "faults": dict(self.faults),
         }
+
+    def judge(self, requests: Iterable[Sent], holds: Holds) -> None:
+        """Counts the requests that failed after it, by whose they were."""
+        for sent in requests:
+            if sent.ended_s is None or sent.ended_s < self.began_s or not sent.fault:
+                continue
+            self.recovery_s = max(self.recovery_s, sent.ended_s - self.began_s)
+            if sent.number in self.held:
+                self.failed_held += 1
+            elif holds is Holds.ALL:
+                self.failed_away += 1
+            else:
+                self.failed_elsewhere += 1
+            where = "" if sent.number in self.held else f" ({sent.way})"
+            self.faults[f"{sent.fault}{where}"] += 1
 
 
 @dataclass(frozen=True)
@@ -122,7 +137,7 @@ class Target:
         self._settle(strike, lambda: self._is_back(kind, victim.pid, how, len(others) + 1))
         if gone_s is not None and kind.holds is Holds.SOME:
             strike.held |= self._in_transit(kind, strike.began_s, gone_s)
-        self._judge(strike, kind.holds)
+        strike.judge(self.load.requests[:], kind.holds)
         return strike
 
     def fill(self, name: str, fill: Callable[[], None], free: Callable[[], None]) -> Strike:
@@ -132,7 +147,7 @@ class Target:
         time.sleep(3 * STOP_S)
         free()
         self._settle(strike, lambda: True)
-        self._judge(strike, Holds.NONE)
+        strike.judge(self.load.requests[:], Holds.NONE)
         return strike
 
     def _stop(self, strike: Strike, kind: Kind, pid: int, ports: set[int], stop_s: float) -> None:
@@ -223,17 +238,3 @@ class Target:
         )
         ways = {sent.way for sent in ended}
         return not stuck and not any(sent.fault for sent in ended) and len(ways) == 3
-
-    def _judge(self, strike: Strike, holds: Holds) -> None:
-        for sent in self.load.requests[:]:
-            if sent.ended_s is None or sent.ended_s < strike.began_s or not sent.fault:
-                continue
-            strike.recovery_s = max(strike.recovery_s, sent.ended_s - strike.began_s)
-            if sent.number in strike.held:
-                strike.failed_held += 1
-            elif holds is Holds.ALL:
-                strike.failed_away += 1
-            else:
-                strike.failed_elsewhere += 1
-            where = "" if sent.number in strike.held else f" ({sent.way})"
-            strike.faults[f"{sent.fault}{where}"] += 1
