@@ -103,6 +103,7 @@ def strike_in_turn(shell: Shell, target: Target) -> None:
         part, pid = kinds[name].part.name, kinds[name].find(target.run_id)[-1].pid
         strike = target.strike(kinds[name], how, stop_s=1.5)
         place = (name, how, strike.to_dict())
+        assert strike.is_well, place
         assert strike.failed_elsewhere == 0, place
         assert bool(strike.held) == (name in ("replica", "router", "proxy-manager")), place
         if how == "stop":
