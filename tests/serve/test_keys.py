@@ -29,6 +29,8 @@ from tests.fuzz.leaks import find_in_files
 from tests.serve.browser import open_browser
 from tests.serve.whole_service.conftest import RAY_ENV, START_TIMEOUT_S
 from tests.support.cli_service import run_cli
+from tests.support.otlp_receiver import OtlpReceiver, attributes_of, otlp_receiver
+from tests.support.prometheus_server import Target, is_empty, panels, running_prometheus
 from truthgpt_serve.access.credentials import create_key
 from truthgpt_serve.access.key_edit import add_key, revoke_key, rotate_key
 from truthgpt_serve.cluster.haproxy.direct import WAY_HEADER
@@ -59,6 +61,18 @@ PLAYGROUND = {
     "import_path": "truthgpt_serve.app:playground",
     "args": {"cpus": 0.1},
 }
+BOARDS = RAY_ENV.parents[1] / "k8s" / "components" / "monitoring" / "dashboards"
+TENANT_PANELS = {
+    "Requests",
+    "Refusals by reason",
+    "Share of limits in use",
+    "Tokens",
+    "Time to the first piece of the answer",
+    "Time to the end of the answer",
+    "Wait for a turn",
+    "Time of each output token",
+}
+"""Those that a model of text fills."""
 KEPT = "return sessionStorage.getItem('truthgpt-api-key')"
 
 
@@ -71,12 +85,14 @@ class Guarded:
         file: The file with the keys.
         keys: The keys by name; `narrow` may use `other` only.
         replica: The address of a replica's own port.
+        traces: Gets the spans of all requests.
     """
 
     cluster: LocalCluster
     file: Path
     keys: dict[str, str]
     replica: str
+    traces: OtlpReceiver
 
     def base(self, way: str) -> str:
         return self.replica if way == "port" else f"{self.cluster.url}{way}"
@@ -87,7 +103,13 @@ class Guarded:
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+def traces() -> Iterator[OtlpReceiver]:
+    with otlp_receiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory, traces: OtlpReceiver) -> Iterator[Guarded]:
     file = tmp_path_factory.mktemp("keys") / "keys.yaml"
     keys = {
         "team": add_key(file, {"name": "team"}),
@@ -99,7 +121,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     }
     auth = {"keys_file": str(file)}
     small = {"model": {"family": "echo"}, "hardware": {"cpus": 0.1, "gpus": 0}, "auth": auth}
-    with LocalCluster(RAY_ENV) as cluster:
+    with LocalCluster(RAY_ENV, env={"OTEL_EXPORTER_OTLP_ENDPOINT": traces.endpoint}) as cluster:
         aliases = {"serving": {"aliases": ["gpt-4o-mini"], "num_replicas": 2}}
         few = {"max_ongoing_requests": 2, "max_queued_requests": 40, "engine": FEW_ENGINE}
         applications = [
@@ -115,7 +137,8 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
         ]
         cluster.deploy(applications)
         cluster.wait_until_ready(timeout_s=START_TIMEOUT_S)
-        yield Guarded(cluster, file, keys, f"{replica_address(cluster, 'echo')}/models/echo")
+        replica = f"{replica_address(cluster, 'echo')}/models/echo"
+        yield Guarded(cluster, file, keys, replica, traces)
 
 
 def test_what_keeps_usage_starts_with_the_router(guarded: Guarded) -> None:
@@ -628,6 +651,52 @@ def test_each_request_has_a_line_where_it_ends(guarded: Guarded) -> None:
     assert (found["unknown"]["status"], found["unknown"]["application"]) == (404, "router")
     assert (found["refused"]["status"], found["refused"]["key_name"]) == (401, None)
     assert "one two" not in json.dumps(lines())
+
+
+def test_a_trace_goes_through_router_and_replica(guarded: Guarded) -> None:
+    trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    headers = {
+        **bearer(guarded.keys["team"]),
+        WAY_HEADER: "router",
+        "traceparent": f"00-{trace}-{parent}-01",
+    }
+    assert post(guarded.base(""), headers, CHAT).status_code == 200
+
+    def spans() -> dict[str, Any]:
+        return {span.name: span for span in guarded.traces.spans if span.trace_id.hex() == trace}
+
+    wait_for(lambda: len(spans()) == 2)
+    found = spans()
+    assert found["router POST"].parent_span_id.hex() == parent
+    assert found["replica POST"].parent_span_id == found["router POST"].span_id
+    told = attributes_of(found["replica POST"])
+    assert (told["gen_ai.request.model"], told["truthgpt.key_name"]) == ("echo", "team")
+    assert guarded.keys["team"] not in str(guarded.traces.spans)
+
+
+def test_panels_of_tenants_have_data_in_a_real_prometheus(guarded: Guarded, tmp_path: Path) -> None:
+    """`scripts/check_dashboards.py` shows it of all dashboards, with vLLM and images."""
+    url = guarded.cluster.url
+    key = bearer(add_key(guarded.file, {"name": "shown", "tokens_per_minute": 60}))
+    few = {**CHAT, "model": "few", "stream": True, "max_tokens": 4}
+    page = f"{url}/models/few/metrics"
+    target = Target("x/truthgpt-engines", page, {"application": "few"}, guarded.keys["team"])
+    with running_prometheus(tmp_path, [target]) as server:
+
+        def with_data() -> set[str]:
+            board = json.loads((BOARDS / "tenant.json").read_text())
+            queries = panels(board)
+            return {title for title, _, query in queries if not is_empty(server.query(query))}
+
+        def use() -> bool:
+            for headers in (key, bearer(guarded.keys["team"])):  # one within its limits
+                post(url, headers, few)
+            return with_data() >= TENANT_PANELS
+
+        wait_for(use)
+        assert [*server.targets().values()] == ["up"]
+        reasons = server.query("sum by (reason) (truthgpt_key_refusals_total{key='shown'})")
+        assert [one["metric"]["reason"] for one in reasons] == ["tokens"]
 
 
 def test_no_key_is_in_a_log(guarded: Guarded) -> None:

@@ -1,4 +1,4 @@
-"""A receiver of OTLP over HTTP, with OpenTelemetry's own messages."""
+"""Receivers of OTLP over HTTP and over gRPC, with OpenTelemetry's own messages."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import gzip
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,6 +41,31 @@ def attributes_of(span: Any) -> dict[str, Any]:
     return {
         each.key: getattr(each.value, each.value.WhichOneof("value")) for each in span.attributes
     }
+
+
+@contextmanager
+def otlp_grpc_receiver() -> Iterator[OtlpReceiver]:
+    """Runs a receiver of gRPC on the loopback address."""
+    import grpc  # type: ignore[import-untyped] # it has no types
+    from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+    class Service(trace_service_pb2_grpc.TraceServiceServicer):
+        def Export(self, request: ExportTraceServiceRequest, _: Any) -> Any:
+            for resource in request.resource_spans:
+                for scope in resource.scope_spans:
+                    receiver.spans.extend(scope.spans)
+            return ExportTraceServiceResponse()
+
+    server = grpc.server(ThreadPoolExecutor(2))
+    add: Any = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
+    add(Service(), server)
+    receiver = OtlpReceiver(f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+    server.start()
+    try:
+        yield receiver
+    finally:
+        server.stop(None).wait(10)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.otlp_receiver import attributes_of, otlp_receiver
+from tests.support.otlp_receiver import attributes_of, otlp_grpc_receiver, otlp_receiver
 from truthgpt_serve.access.identity import SCOPE_KEY, Identity
 from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, header
 from truthgpt_serve.telemetry.access_log import AccessLog
@@ -92,6 +92,24 @@ async def test_the_clients_trace_goes_through_router_and_replica() -> None:
 async def answer(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b""})
+
+
+async def test_spans_go_out_over_grpc() -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc", reason="needs the extra tracing")
+    with otlp_grpc_receiver() as receiver:
+        environ = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+        }
+        tracer = open_tracer("replica", environ)
+        assert tracer is not None
+        await Watched(answer, AccessLog(SILENT), model="m", tracer=tracer)(
+            scope_of(), receive, send
+        )
+        [span] = receiver.wait_for(1)
+        tracer.close()
+    assert (span.name, span.trace_id.hex()) == ("replica POST", TRACE)
+    assert attributes_of(span)["gen_ai.request.model"] == "m"
 
 
 async def test_a_trace_that_is_not_sampled_has_no_spans() -> None:
