@@ -1,4 +1,4 @@
-"""Reward functions for the tests of `grpo`.
+"""Reward functions for the tests of `grpo` and `ppo`.
 
 Knows no test.
 """
@@ -51,3 +51,8 @@ def gives_an_array(**_: Any) -> Any:
 async def gives_later(completions: list[str], **_: Any) -> list[float]:
     """Returns rewards asynchronously."""
     return [1.0] * len(completions)
+
+
+def counts_e(completions: list[str], **_: Any) -> list[float]:
+    """Rewards each answer for the share of its letters that are an e."""
+    return [text.count("e") / max(1, len(text)) for text in completions]

@@ -21,6 +21,7 @@ _TEXT = {
     "orpo": _PREFERENCES,
     "reward": _PREFERENCES,
     "grpo": _PREFERENCES,
+    "ppo": _PREFERENCES,
     "embedding": "truthgpt_serve.training.text.labels.embedding",
     "classification": "truthgpt_serve.training.text.labels.classification",
 }

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from truthgpt_serve.config.training.methods import passes_per_answer
+
 FLOAT_BYTES = 4
 
 
@@ -96,7 +98,8 @@ def count_steps(
     """
     if drops_rest:
         rows = training["train_batch_size"] * training["grad_accum_steps"] * num_workers
-        per_epoch = max(1, num_examples * rows_per_example // rows)
+        sampled = max(1, num_examples * rows_per_example // rows)
+        per_epoch = sampled * passes_per_answer(training)
     else:
         batches = math.ceil(num_examples * rows_per_example / training["train_batch_size"])
         per_worker = math.ceil(batches / num_workers)

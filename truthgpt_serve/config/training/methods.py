@@ -69,6 +69,25 @@ METHODS: dict[str, Method] = {
         samples=True,
         copies="beta",
     ),
+    "ppo": Method(
+        "prompts",
+        frozenset(
+            {
+                "beta",
+                "gae_lambda",
+                "max_new_tokens",
+                "num_generations",
+                "num_ppo_epochs",
+                "reward",
+                "reward_model",
+                "vf_coef",
+            }
+        ),
+        needs_one_of=("reward", "reward_model"),
+        evaluates=False,
+        samples=True,
+        copies="beta",
+    ),
     "embedding": Method(
         "sentences",
         frozenset({"embedding_loss", "pooling", "similarity_scale", "triplet_margin"}),
@@ -95,6 +114,12 @@ def keeps_copy(training: Mapping[str, Any]) -> bool:
 
 
 def rows_per_example(training: Mapping[str, Any]) -> int:
-    """Returns how many rows of a batch one example becomes: the answers that `grpo` samples."""
+    """Returns how many rows of a batch one example becomes: the answers that are sampled for it."""
     grouped = "num_generations" in METHODS[training["method"]].settings
     return int(training["num_generations"]) if grouped else 1
+
+
+def passes_per_answer(training: Mapping[str, Any]) -> int:
+    """Returns how often sampled answers are learned from before others are sampled."""
+    repeats = "num_ppo_epochs" in METHODS[training["method"]].settings
+    return int(training["num_ppo_epochs"]) if repeats else 1

@@ -53,11 +53,11 @@ class Schedule(Section):
     """How long and how fast a model learns, and what is kept of it."""
 
     method: Literal[
-        "sft", "dpo", "kto", "orpo", "reward", "grpo", "embedding", "classification"
+        "sft", "dpo", "kto", "orpo", "reward", "grpo", "ppo", "embedding", "classification"
     ] = "sft"
     """How a model learns: `sft` from texts, `dpo` and `orpo` from pairs of a chosen and a rejected
-    answer, `kto` from single answers that are good or bad, `grpo` from answers that it samples
-    itself and `reward` scores. `reward` makes a model that scores answers, of pairs; `embedding`
+    answer, `kto` from single answers that are good or bad, `grpo` and `ppo` from answers that
+    they sample and a reward scores. `reward` makes a model that scores answers, of pairs; `embedding`
     one that places texts by their meaning; `classification` one that tells classes of texts apart.
     Images know only `sft`."""
 

@@ -24,19 +24,19 @@ class TextTraining(Schedule):
     """The settings that only some methods read."""
 
     reward: Annotated[str, Field(pattern=FUNCTION_PATTERN)] | None = None
-    """Reward function of `grpo` as `module:function`, found in the working directory and
+    """Reward function of `grpo` and `ppo` as `module:function`, found in the working directory and
     beside this file too. It takes `prompts`, `completions` and the data's other columns as lists by
     keyword, and returns a number for each completion."""
 
     reward_model: Text | None = None
-    """Model that scores the answers of `grpo` in place of a function: the result of
+    """Model that scores the answers of `grpo` and `ppo` in place of a function: the result of
     `method: reward`, or another with one output. A hub name or a folder, looked up like
     `model.name_or_path`."""
 
     beta: NonNegativeNumber = 0.1
-    """Weight of staying close to the model before training (`dpo`, `kto`, `grpo`), or of preferring
-    the chosen answer (`orpo`). More changes the model less, with `orpo` more; 0 in `grpo` leaves
-    the comparison, and its memory, out."""
+    """Weight of staying close to the model before training (`dpo`, `kto`, `grpo`, `ppo`), or of
+    preferring the chosen answer (`orpo`). More changes the model less, with `orpo` more; 0 in
+    `grpo` and `ppo` leaves the comparison, and its memory, out."""
 
     desirable_weight: PositiveNumber = 1.0
     """Weight of good answers in the loss of `kto`. More makes up for few of them."""
@@ -45,11 +45,23 @@ class TextTraining(Schedule):
     """Weight of bad answers in the loss of `kto`. More makes up for few of them."""
 
     num_generations: Annotated[int, Field(ge=2)] = 8
-    """Answers that `grpo` samples for each prompt and compares. More compares better and takes
-    longer. The examples of an optimizer step must be a multiple of it."""
+    """Answers that `grpo` and `ppo` sample for each prompt; `grpo` compares them. More compares
+    better and takes longer. The examples of an optimizer step must be a multiple of it."""
 
     max_new_tokens: Count = 256
-    """Longest answer that `grpo` samples, in tokens. More takes more time and memory."""
+    """Longest answer that `grpo` and `ppo` sample, in tokens. More takes more time and memory."""
+
+    num_ppo_epochs: Count = 4
+    """Optimizer steps that `ppo` makes with the same sampled answers. More learns more from each
+    sampling, which takes most of the time, and less safely."""
+
+    gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """How much of what follows a token `ppo` credits it with. 1 is the whole reward of the answer,
+    which varies most; less relies more on the values that it learns."""
+
+    vf_coef: NonNegativeNumber = 0.1
+    """Weight of learning the values in the loss of `ppo`. More learns them faster and changes the
+    model more for their sake."""
 
     embedding_loss: Literal["auto", "ranking", "triplet", "cosine"] = "auto"
     """Loss of `embedding`: `ranking` tells the positive of a text from all others of its batch,

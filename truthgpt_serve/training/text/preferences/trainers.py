@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 from truthgpt_serve.training.job import TrainingJob
 from truthgpt_serve.training.plan import StepCounts
 from truthgpt_serve.training.text.arguments import trainer_arguments
-from truthgpt_serve.training.text.messages import TOOLS_FIELD
 from truthgpt_serve.training.text.preferences.experimental import load_orpo
+from truthgpt_serve.training.text.preferences.groups import GroupTrainer
+from truthgpt_serve.training.text.preferences.policy import PolicyTrainer
 from truthgpt_serve.training.text.preferences.reward_model import load_reward_model
 from truthgpt_serve.training.text.reward import load_reward
 from truthgpt_serve.training.text.trainer import CourseTrainer
@@ -24,7 +25,6 @@ with warnings.catch_warnings():
         DPOConfig,
         DPOTrainer,
         GRPOConfig,
-        GRPOTrainer,
         KTOConfig,
         KTOTrainer,
         RewardConfig,
@@ -46,37 +46,6 @@ class ScoreTrainer(CourseTrainer, RewardTrainer):  # type: ignore[misc] # trl co
     """trl's trainer of reward models with our checkpoints and monitor."""
 
     merges_adapter = True
-
-
-class GroupTrainer(CourseTrainer, GRPOTrainer):  # type: ignore[misc] # trl counts as Any
-    """trl's GRPO with our checkpoints and monitor, and with the functions that a row describes."""
-
-    _row_tools: Sequence[Any] = ()
-
-    def _generate_and_score_completions(self, inputs: Any) -> Any:
-        """Remembers what `_tokenize_prompts` is not given: the column `tools` of these rows."""
-        self._row_tools = [row.get(TOOLS_FIELD) for row in inputs]
-        return super()._generate_and_score_completions(inputs)
-
-    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
-        """Renders each chat with the functions of its row."""
-        if not any(self._row_tools) or not isinstance(prompts[0], list):
-            return super()._tokenize_prompts(prompts)
-        ids = [
-            self.processing_class.apply_chat_template(
-                prompt, tools=tools or None, add_generation_prompt=True, return_dict=False
-            )
-            for prompt, tools in zip(prompts, self._row_tools, strict=True)
-        ]
-        return ids, None, {}
-
-    def _prepare_inputs(self, generation_batch: Any) -> Any:
-        """Counts the tokens of prompts and sampled answers on the way."""
-        inputs = super()._prepare_inputs(generation_batch)
-        if self.model.training and isinstance(inputs, Mapping):
-            masks = (inputs["prompt_mask"], inputs["completion_mask"])
-            self.course.num_units += sum(int(mask.sum()) for mask in masks)
-        return inputs
 
 
 @cache
@@ -126,21 +95,37 @@ def create_reward(job: TrainingJob, steps: StepCounts, given: dict[str, Any]) ->
 
 def create_grpo(job: TrainingJob, steps: StepCounts, given: dict[str, Any]) -> Any:
     """Returns the trainer of `grpo`."""
+    return GroupTrainer(args=_sampling_arguments(job, steps), **_with_reward(job, given))
+
+
+def create_ppo(job: TrainingJob, steps: StepCounts, given: dict[str, Any]) -> Any:
+    """Returns the trainer of `ppo`."""
     training = job.cfg["training"]
-    given.pop("eval_dataset")
-    given["processing_class"].padding_side = "left"  # answers are sampled from the prompts' ends
-    if training["reward"] is not None:
-        rewards = {"reward_funcs": load_reward(training["reward"])}
-    else:
-        model, tokenizer = load_reward_model(job.cfg)
-        rewards = {"reward_funcs": model, "reward_processing_classes": tokenizer}
-    arguments = GRPOConfig(
+    arguments = _sampling_arguments(job, steps, num_iterations=training["num_ppo_epochs"])
+    own = {name: training[name] for name in ("gae_lambda", "vf_coef")}
+    return PolicyTrainer(args=arguments, **own, **_with_reward(job, given))
+
+
+def _sampling_arguments(job: TrainingJob, steps: StepCounts, **more: Any) -> Any:
+    training = job.cfg["training"]
+    return GRPOConfig(
         beta=training["beta"],
         num_generations=training["num_generations"],
         max_completion_length=training["max_new_tokens"],
         **trainer_arguments(job, steps),
+        **more,
     )
-    return GroupTrainer(args=arguments, **rewards, **given)
+
+
+def _with_reward(job: TrainingJob, given: dict[str, Any]) -> dict[str, Any]:
+    """Adds what scores sampled answers."""
+    training = job.cfg["training"]
+    given.pop("eval_dataset")
+    given["processing_class"].padding_side = "left"  # answers are sampled from the prompts' ends
+    if training["reward"] is not None:
+        return {**given, "reward_funcs": load_reward(training["reward"])}
+    model, tokenizer = load_reward_model(job.cfg)
+    return {**given, "reward_funcs": model, "reward_processing_classes": tokenizer}
 
 
 def _answer_arguments(config_class: Any, job: TrainingJob, steps: StepCounts, **more: Any) -> Any:
@@ -165,5 +150,6 @@ CREATE: dict[str, Create] = {
     "orpo": create_orpo,
     "reward": create_reward,
     "grpo": create_grpo,
+    "ppo": create_ppo,
 }
 """By `training.method`."""
