@@ -108,7 +108,7 @@ def test_what_cannot_be_trained_is_told() -> None:
         ({"method": "grpo"}, "training.reward", "is required by method: grpo"),
         ({"reward": "a:b"}, "training.reward", "is of no use to method: sft"),
         ({"method": "grpo", "reward": "a.b"}, "training.reward", "is not usable here"),
-        ({"method": "ppo"}, "training.method", "must be one of sft, dpo, kto, orpo"),
+        ({"method": "a2c"}, "training.method", "must be one of sft, dpo, kto, orpo"),
     ],
 )
 def test_a_method_must_fit_its_reward(sections: dict[str, Any], place: str, message: str) -> None:

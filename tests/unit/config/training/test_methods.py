@@ -6,7 +6,11 @@ import pytest
 
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.config.training import METHODS, TrainingSection
-from truthgpt_serve.config.training.methods import keeps_copy, rows_per_example
+from truthgpt_serve.config.training.methods import (
+    keeps_copy,
+    passes_per_answer,
+    rows_per_example,
+)
 from truthgpt_serve.errors import ConfigError
 
 NEEDED: dict[str, Any] = {"reward": "rewards:count"}
@@ -66,3 +70,5 @@ def test_the_table_says_what_a_method_takes() -> None:
     assert not keeps_copy(section("grpo", beta=0.0))
     assert rows_per_example(section("grpo", num_generations=4)) == 4
     assert rows_per_example(section("dpo")) == 1
+    assert passes_per_answer(section("ppo", num_ppo_epochs=3)) == 3
+    assert passes_per_answer(section("grpo")) == 1
