@@ -57,9 +57,9 @@ class Schedule(Section):
     ] = "sft"
     """How a model learns: `sft` from texts, `dpo` and `orpo` from pairs of a chosen and a rejected
     answer, `kto` from single answers that are good or bad, `grpo` and `ppo` from answers that
-    they sample and a reward scores. `reward` makes a model that scores answers, of pairs; `embedding`
-    one that places texts by their meaning; `classification` one that tells classes of texts apart.
-    Images know only `sft`."""
+    they sample and a reward scores. `reward` makes a model that scores answers, of pairs;
+    `embedding` one that places texts by their meaning; `classification` one that tells classes of
+    texts apart. Images know only `sft`."""
 
     loss_on: Literal["assistant", "all"] = "assistant"
     """What `sft` learns of a chat, or of a prompt with its completion: every turn of the
