@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 FILE = "value_head.safetensors"
 
 
-class ValueHead(torch.nn.Linear):
+class ValueHead(torch.nn.Linear):  # type: ignore[misc] # torch counts as Any here
     """Reads the last hidden states of a model; its first values are 0.
 
     It is no part of the model: the result of the run is an ordinary model without it.
@@ -37,7 +37,8 @@ class ValueHead(torch.nn.Linear):
     @contextmanager
     def watching(self) -> Iterator[list[torch.Tensor]]:
         """Collects the hidden states of the forward passes meanwhile; each (rows, tokens, size)."""
-        self._seen = found = []
+        found: list[torch.Tensor] = []
+        self._seen = found
         try:
             yield found
         finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -66,16 +68,20 @@ def test_whitened_advantages_have_mean_0_and_variance_1_over_all_workers(
     mask: torch.Tensor,
 ) -> None:
     both = [drawn(1), 3 + drawn(2)]
-    sums: list[torch.Tensor] = []
-    for each in both:  # what each worker adds up, first its own alone
-        whiten(each, mask, lambda own: sums.append(own) or own)
-    total = sums[0] + sums[2]
-    mean = total[0] / total[1]
-    squares = sum((((each - mean) ** 2) * mask).sum() for each in both)
+    sums = [torch.stack([(each * mask).sum(), mask.sum().float()]) for each in both]
+    total = sum(sums)
+    squares = sum((((each - total[0] / total[1]) ** 2) * mask).sum() for each in both)
     found = []
-    for each in both:
-        given = iter([total, squares])
-        found.append(whiten(each, mask, lambda _, given=given: next(given)))
+    for each, own in zip(both, sums, strict=True):
+        added = {2: total, 0: squares}  # by the number of what each worker adds up
+        asked: list[torch.Tensor] = []
+
+        def add_up(part: torch.Tensor, asked: list[Any] = asked, added: Any = added) -> Any:
+            asked.append(part)
+            return added[part.numel() if part.dim() else 0]
+
+        found.append(whiten(each, mask, add_up))
+        assert torch.equal(asked[0], own)
     numbers = torch.cat([each[mask.bool()] for each in found])
     assert float(numbers.mean()) == pytest.approx(0, abs=1e-5)
     assert float(numbers.var(unbiased=False)) == pytest.approx(1, abs=1e-4)
