@@ -6,12 +6,15 @@ Imports the libraries that convert only when it calls them.
 from __future__ import annotations
 
 import importlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from truthgpt_serve.takeaway.errors import TakeawayError
 from truthgpt_serve.takeaway.output import check_output
 from truthgpt_serve.takeaway.result import Result, find_result
+from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.report import write_card
 
 DTYPES = ("float32", "float16", "bfloat16")
 MAX_SHARD = "5GB"
@@ -53,7 +56,9 @@ def merge(
         fix = "serve or export it as it is"
         raise TakeawayError(f"{result.folder}: is a whole model, there is nothing to merge ({fix})")
     target = check_output(out or result.beside("merged"), force=force, source=result.folder)
-    return target, write_whole(result, target, dtype=dtype, max_shard=max_shard)
+    lines = write_whole(result, target, dtype=dtype, max_shard=max_shard)
+    _write_card(result, target)
+    return target, lines
 
 
 def export(
@@ -89,9 +94,18 @@ def export(
         raise TakeawayError(f"{given}: an image pipeline is not exported to {to} ({fix})")
     target = check_output(out or result.beside(to), force=force, source=result.folder)
     if to not in _TEXT_ONLY:
-        return target, write_whole(result, target, dtype=dtype, max_shard=max_shard)
-    lines: list[str] = load_module(_TEXT_ONLY[to]).export(result, target, dtype=dtype)
+        lines = write_whole(result, target, dtype=dtype, max_shard=max_shard)
+    else:
+        lines = load_module(_TEXT_ONLY[to]).export(result, target, dtype=dtype)
+    _write_card(result, target)
     return target, lines
+
+
+def _write_card(result: Result, folder: Path) -> None:
+    """Writes the model card of a run's result, which is good without one, too."""
+    if result.run is not None:
+        with suppress(OSError, TrainingError):
+            write_card(result.run, folder, adapter=False)
 
 
 def write_whole(result: Result, out: Path, *, dtype: str | None, max_shard: str) -> list[str]:

@@ -25,6 +25,7 @@ from truthgpt_serve.training.progress import Progress
 from truthgpt_serve.training.report import write_card, write_report
 from truthgpt_serve.training.run_folder import (
     MODEL,
+    RECORD,
     latest_checkpoint,
     locked,
     remove_leftovers,
@@ -39,7 +40,7 @@ from truthgpt_serve.training.run_record import (
     read_record,
     write_record,
 )
-from truthgpt_serve.training.serving import serving_lines
+from truthgpt_serve.training.serving import Served, serving_of
 from truthgpt_serve.training.stopping import stopping_by_signal
 from truthgpt_serve.training.trackers import check_tracker
 
@@ -72,7 +73,7 @@ def run_training(
     Raises:
         TrainingError: It cannot start or go on.
     """
-    folder = (out or Path(RUNS) / config.run_name).absolute()
+    folder = run_folder(config, out)
     loop = find_loop(config.to_cfg())
     check_tracker(config.training.tracker)
     _check_dataset(config)
@@ -84,7 +85,7 @@ def run_training(
         job = _open_run(job, record, resume=resume, plan_only=plan_only)
         if is_finished(folder) and not plan_only:
             say(f"{folder}: this run is finished")
-            _say_result(config, folder, say)
+            _say_result(folder, say)
             return True
         facts = load_loop(loop).prepare(job)
         with ray_cluster(workers * config.hardware.cpus) as cluster_gpus:
@@ -97,11 +98,16 @@ def run_training(
             _begin_run(job, {**record, "data": describe_data(facts, job.hidden)})
             finished = _train(job, loop, where, owner)
         if finished:
-            _say_result(config, folder, say)
+            _say_result(folder, say)
         else:
             point = latest_checkpoint(folder) or "the start"
             say(f"stopped; go on with --resume from {point}")
         return finished
+
+
+def run_folder(config: ModelConfig, out: Path | None) -> Path:
+    """Returns the absolute path of a run's folder: `out`, else `runs/<run_name>`."""
+    return (out or Path(RUNS) / config.run_name).absolute()
 
 
 def _check_dataset(config: ModelConfig) -> None:
@@ -250,9 +256,42 @@ def _first_failure(failures: list[dict[str, Any]]) -> TrainingError | None:
     return None
 
 
-def _say_result(config: ModelConfig, folder: Path, say: Say) -> None:
+def _say_result(folder: Path, say: Say) -> None:
     with suppress(OSError):  # the result is good without its card
         write_card(folder)
-    say(f"the result is in {_shown(folder / MODEL)}; to serve it, write into its YAML:")
-    for line in serving_lines(config, folder / MODEL):
-        say(f"  {line}")
+    say(f"the result is in {_shown(folder / MODEL)}; to serve it:")
+    for line in describe_result(folder):
+        say(line)
+
+
+def find_served(given: Path, name: str | None = None) -> Served:
+    """Returns how the result of a run is served.
+
+    Args:
+        given: The run's folder, or one of a result in it, such as its `merged/`.
+        name: The model's name; by default the run's.
+
+    Raises:
+        TrainingError: There is no run, or it has no result yet.
+    """
+    folder = given.absolute()
+    run = next((place for place in (folder, folder.parent) if (place / RECORD).is_file()), None)
+    record = None if run is None else read_record(run)
+    if run is None or not record or "config" not in record:
+        fix = "name a run's folder; for another model: truthgpt init NAME --from FOLDER"
+        raise TrainingError(f"{given}: there is no run ({fix})")
+    result = run / MODEL if folder == run else folder
+    if not result.is_dir():
+        fix = "finish it with truthgpt train --resume"
+        raise TrainingError(f"{given}: this run has no result yet ({fix})")
+    return serving_of(record, result, name)
+
+
+def describe_result(given: Path, name: str | None = None) -> list[str]:
+    """Returns the lines of YAML that serve the result of a run; arguments as of `find_served`."""
+    served = find_served(given, name)
+    lines = ["# into `applications` of a Serve file, such as configs/serve.yaml:", *served.lines()]
+    if served.adapter:
+        lines += ["# or, where its model is served already, into the YAML of that:"]
+        lines += served.adapter_lines()
+    return [*lines, f"# or: truthgpt serve-line {_shown(given)} --serve {served.name}"]

@@ -26,7 +26,12 @@ def entry_of(name: str, config: str) -> dict[str, Any]:
 
 def entry_text(name: str, config: str, indent: str = "  ", end: str = "\n") -> list[str]:
     """Returns the lines of a model's application, each with its line break."""
-    lines = yaml.safe_dump([entry_of(name, config)], sort_keys=False, width=10_000).splitlines()
+    return lines_of([entry_of(name, config)], indent, end)
+
+
+def lines_of(value: Any, indent: str, end: str) -> list[str]:
+    """Returns a value as lines of YAML, each with its line break."""
+    lines = yaml.safe_dump(value, sort_keys=False, width=10_000, allow_unicode=True).splitlines()
     return [f"{indent}{line}{end}" for line in lines]
 
 
@@ -42,7 +47,18 @@ def add_model(text: str, name: str, config: str) -> str:
         InsertError: The file cannot be read, has the name already, or lists its applications in one
             line.
     """
+    return add_application(text, entry_of(name, config))
+
+
+def add_application(text: str, entry: dict[str, Any]) -> str:
+    """Does the same for any application; arguments and errors as of `add_model`.
+
+    Args:
+        text: The file.
+        entry: The application.
+    """
     before, applications = _read(text)
+    name = entry["name"]
     if any(one.get("name") == name for one in before["applications"]):
         raise InsertError(f"it has an application {name!r} already: choose another name")
     lines = text.splitlines(keepends=True)
@@ -52,9 +68,9 @@ def add_model(text: str, name: str, config: str) -> str:
     at = _find_place(lines, applications, before["applications"])
     column = applications.value[0].start_mark.column
     indent = " " * lines[applications.value[0].start_mark.line].index("-", 0, column)
-    lines[at:at] = entry_text(name, config, indent, end)
+    lines[at:at] = lines_of([entry], indent, end)
     result = "".join(lines)
-    _check(result, before, entry_of(name, config))
+    _check(result, before, entry)
     return result
 
 
@@ -64,7 +80,7 @@ def _read(text: str) -> tuple[dict[str, Any], yaml.SequenceNode]:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise InsertError(f"it is not YAML: {' '.join(str(error).split())}") from error
-    found = _value_of(node, "applications")
+    found = value_of(node, "applications")
     applications = data.get("applications") if isinstance(data, dict) else None
     if not isinstance(found, yaml.SequenceNode) or not isinstance(applications, list):
         raise InsertError("it has no list `applications`")
@@ -73,7 +89,7 @@ def _read(text: str) -> tuple[dict[str, Any], yaml.SequenceNode]:
     return data, found
 
 
-def _value_of(node: yaml.Node | None, key: str) -> yaml.Node | None:
+def value_of(node: yaml.Node | None, key: str) -> yaml.Node | None:
     if not isinstance(node, yaml.MappingNode):
         return None
     return next((value for name, value in node.value if name.value == key), None)
@@ -89,21 +105,21 @@ def _find_place(
             while at and lines[at - 1].lstrip().startswith("#"):
                 at -= 1
             return at
-    at = max(_ends(node.value[-1])) + 1
+    at = max(end_lines(node.value[-1])) + 1
     while not lines[at - 1].strip():  # a block of text has the empty lines behind it
         at -= 1
     return at
 
 
-def _ends(node: yaml.Node) -> Iterator[int]:
+def end_lines(node: yaml.Node) -> Iterator[int]:
     """Yields the lines on which the values in a node end."""
     if isinstance(node, yaml.MappingNode) and not node.flow_style:
         for key, value in node.value:
-            yield from _ends(key)
-            yield from _ends(value)
+            yield from end_lines(key)
+            yield from end_lines(value)
     elif isinstance(node, yaml.SequenceNode) and not node.flow_style:
         for value in node.value:
-            yield from _ends(value)
+            yield from end_lines(value)
     else:
         # A block of text ends at the beginning of the line behind it.
         end = node.end_mark

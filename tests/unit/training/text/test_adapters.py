@@ -19,7 +19,7 @@ from truthgpt_serve.takeaway.errors import TakeawayError
 from truthgpt_serve.takeaway.result import find_result
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.run_record import create_record, write_record
-from truthgpt_serve.training.serving import serving_lines
+from truthgpt_serve.training.serving import serving_of
 
 LORA = {"enabled": True, "r": 8, "dropout": 0.0}
 IDS = torch.arange(40).reshape(2, 20)
@@ -92,8 +92,9 @@ def test_it_goes_on_or_another_is_trained_on_top_and_the_same_yaml_serves(
         torch.testing.assert_close(served(model, adapters), logits, rtol=0, atol=2e-3)
         assert float((logits - reference(model, [first])).abs().max()) > 0.05
     config = load_model_config(stacked)
-    lines = serving_lines(config, results[1])
-    assert lines == ["model:", f"  adapter: [{first}, {results[1]}]"]
+    args = serving_of({"config": config.to_cfg()}, results[1]).args
+    assert args["model"]["adapter"] == [str(first), str(results[1])]
+    assert args["model"]["family"] == "hf-transformers"  # vLLM adds none to the weights
     write_record(above.folder, create_record(above))
     with pytest.raises(TakeawayError, match=r"stands on others.*merge those first"):
         find_result(above.folder)

@@ -11,11 +11,13 @@ from deployments.hf_transformers.embedding.pooling import pool as served_pool
 from deployments.vllm.tiny_model import make_tiny_llama
 from tests.support.tiny_transformers.models import make_tiny_encoder
 from tests.support.training_runs import job_of, run, sections_of, write_rows
+from truthgpt_serve.config import load_model_config
 from truthgpt_serve.runner import build_model
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.events import forget_after, read_events
 from truthgpt_serve.training.loops import find_loop, load_loop
 from truthgpt_serve.training.run_folder import checkpoints
+from truthgpt_serve.training.serving import serving_of
 from truthgpt_serve.training.text.labels.embedding import freeze_unused
 from truthgpt_serve.training.text.labels.pooling import POOLINGS, pool
 from truthgpt_serve.training.text.models import load_model
@@ -71,13 +73,11 @@ def sections(
     return {**found, "serving": CUSTOM} if method == "classification" else found
 
 
-def served(task: str, model: Path) -> dict[str, Any]:
-    return {
-        "task": task,
-        "model": {"family": FAMILY, "name_or_path": str(model)},
-        "hardware": {"gpus": 0},
-        **({"serving": CUSTOM} if task == "custom" else {}),
-    }
+def served(given: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Returns what `truthgpt serve-line` prints, for a model in this process."""
+    record = {"config": load_model_config(given, place="test").to_cfg()}
+    args = serving_of(record, folder / "model").args
+    return {**args, "hardware": {"gpus": 0}}
 
 
 def check_resume(given: dict[str, Any], folder: Path) -> list[float]:
@@ -102,7 +102,7 @@ def test_an_embedding_is_learned_resumed_and_served(
     given = sections(encoder, pairs(loss), tmp_path, "embedding", training=more)
     found = check_resume(given, tmp_path / "run")
     assert sum(found[-6:]) < sum(found[:6])
-    with build_model(FAMILY, served("embedding", tmp_path / "run" / "model")) as model:
+    with build_model(FAMILY, served(given, tmp_path / "run")) as model:
         texts = ("the cat 3", "a small cat", "a small dog")
         vectors = [torch.as_tensor(model.infer({"text": t})["embedding"]) for t in texts]
     assert all(abs(float(vector.norm()) - 1) < 1e-4 for vector in vectors)
@@ -117,7 +117,7 @@ def test_a_decoder_becomes_an_embedding_by_an_adapter(decoder: Path, tmp_path: P
     folder = tmp_path / "run" / "model"
     assert not (folder / "adapter_config.json").exists()
     assert '"pooling_mode_lasttoken": true' in (folder / "1_Pooling" / "config.json").read_text()
-    with build_model(FAMILY, served("embedding", folder)) as model:
+    with build_model(FAMILY, served(given, tmp_path / "run")) as model:
         assert len(model.infer({"text": "the cat"})["embedding"]) == 128
 
 
@@ -149,7 +149,7 @@ def test_classes_are_learned_resumed_and_served(kind: str, encoder: Path, tmp_pa
     given = sections(encoder, classes(kind), tmp_path, "classification")
     found = check_resume(given, tmp_path / "run")
     assert sum(found[-6:]) < sum(found[:6])
-    with build_model(FAMILY, served("custom", tmp_path / "run" / "model")) as model:
+    with build_model(FAMILY, served(given, tmp_path / "run")) as model:
         answer = model.infer({"text": "the cat 3", "top_k": 2})
     names = {"text": set(ANIMALS), "number": {"0", "1"}}[kind]
     assert {one["label"] for one in answer} == names
@@ -159,7 +159,7 @@ def test_a_decoder_becomes_a_classifier_by_an_adapter(decoder: Path, tmp_path: P
     lora = {"lora": {"enabled": True, "r": 4}}
     given = sections(decoder, classes(), tmp_path, "classification", model_optim=lora)
     check_resume(given, tmp_path / "run")
-    with build_model(FAMILY, served("custom", tmp_path / "run" / "model")) as model:
+    with build_model(FAMILY, served(given, tmp_path / "run")) as model:
         assert model.infer({"text": "the cat 3"})[0]["label"] in ANIMALS
 
 

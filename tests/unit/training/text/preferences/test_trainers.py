@@ -15,7 +15,7 @@ from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.events import forget_after, read_events
 from truthgpt_serve.training.loops import find_loop, load_loop
 from truthgpt_serve.training.run_folder import checkpoints
-from truthgpt_serve.training.serving import serving_lines
+from truthgpt_serve.training.serving import serving_of
 from truthgpt_serve.training.text.preferences.experimental import load_orpo
 
 NUM_STEPS = 20
@@ -131,14 +131,8 @@ def test_a_reward_model_is_served_and_scores_the_answers_of_grpo(
     found = run(job)
     assert found[-1] < found[0]
     result = job.folder / "model"
-    lines = "\n".join(serving_lines(load_model_config(sections), result))
-    assert "pipeline_task: text-classification" in lines
-    served = {
-        "task": "custom",
-        "model": {"family": "hf-transformers", "name_or_path": str(result)},
-        "hardware": {"gpus": 0},
-        "serving": {"engine": {"pipeline_task": "text-classification"}},
-    }
+    args = serving_of({"config": load_model_config(sections).to_cfg()}, result).args
+    served = {**args, "hardware": {"gpus": 0}}
     with build_model("hf-transformers", served) as scorer:
         texts = ("Who 3? Ada does.<|im_end|>", "Who 3? no<|im_end|>")
         asked = [{"text": text, "function_to_apply": "none"} for text in texts]

@@ -1,0 +1,1 @@
+"""Puts what was trained into the Serve file and the service that runs."""
