@@ -16,7 +16,7 @@ from deployments.hf_transformers.acceleration import differ
 from deployments.hf_transformers.generation.backend import Backend
 from deployments.hf_transformers.generation.job import TextCall, TextJob
 from deployments.hf_transformers.generation.paged import PagedBackend
-from deployments.hf_transformers.generation.sampling import Sampling
+from truthgpt_serve.server.text.sampling import Sampling
 
 TRIAL_TOKENS = 4
 TRIAL_LENGTHS = (9, 21)

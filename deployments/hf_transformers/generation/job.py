@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from deployments.hf_transformers.generation.binding import start_follower
-from deployments.hf_transformers.generation.sampling import Row, Sampling, TokenLogprob
+from deployments.hf_transformers.generation.sampling import Row, TokenLogprob
 from truthgpt_serve.channel import Channel
 from truthgpt_serve.server.text.routes import TextFilter
+from truthgpt_serve.server.text.sampling import Sampling
 
 CONTEXT_TOKENS = 6
 """Tokens of the prompt before the answer: some decoders leave out a space at the beginning."""

@@ -101,7 +101,7 @@ class TextEngine:
         if self._backend.max_tokens is not None:
             self._max_len = min(self._max_len, self._backend.max_tokens)
         self.context_length = self._max_len
-        self.vocab_size, self.end_ids = self._info.vocab_size, self._info.end_ids
+        self.vocab_size, self.end_ids = self._info.vocab_size, self._info.defaults.end_ids
         self.scores_prompts = self._scorer is not None
         tokens = settings.default_max_new_tokens
         self.default_max_new_tokens = min(tokens, settings.max_new_tokens or tokens)

@@ -12,7 +12,13 @@ from transformers import GenerationConfig
 from deployments.hf_transformers.config import TransformersSettings, default_ongoing_requests
 from deployments.hf_transformers.generation.padded import PaddedPlan
 from deployments.hf_transformers.generation.paged import PagedPlan
-from deployments.hf_transformers.generation.sampling import Sampling
+from truthgpt_serve.server.text.sampling import (
+    CONFIGURED,
+    LENGTHS,
+    SamplingDefaults,
+    find_length,
+    read_defaults,
+)
 
 CPU_CACHE_BYTES = 1 << 30
 GPU_CACHE_SHARE = 0.8
@@ -22,9 +28,6 @@ GPU_BATCH_TOKENS = 8192
 PAGE_TOKENS = 32
 FLASH_PAGE_TOKENS = 256
 """Flash attention's kernels read pages of a multiple of 256 tokens."""
-NO_LIMIT = 1 << 20
-"""Tokenizers without a length say a number above this."""
-UNKNOWN_MODEL_LEN = 2048
 
 PLAIN_ONLY = (
     "no_repeat_ngram_size",
@@ -47,20 +50,16 @@ class TextInfo:
     """What a language model says of itself.
 
     Attributes:
-        end_ids: Tokens that end an answer.
+        defaults: How its authors want tokens to be chosen, and what ends an answer.
         pad_id: Token that fills up shorter rows.
-        sampling: How its authors want tokens to be chosen; greedy unless they say otherwise.
-        sampled: The same for a request that asks for sampling without saying how.
         max_model_len: Tokens of prompt and answer together.
         encodes: Whether the prompt goes into an encoder, apart from the answer.
         pages: Whether a paged cache is worth a trial.
         vocab_size: Tokens that the model knows.
     """
 
-    end_ids: frozenset[int]
+    defaults: SamplingDefaults
     pad_id: int
-    sampling: Sampling
-    sampled: Sampling
     max_model_len: int
     encodes: bool
     pages: bool
@@ -71,24 +70,15 @@ def read_info(model: Any, tokenizer: Any, settings: TransformersSettings) -> Tex
     """Reads the model's generation configuration, and takes out of it what is done here instead."""
     own = model.generation_config
     end = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id
-    ends = frozenset(end if isinstance(end, list) else [] if end is None else [end])
+    defaults = read_defaults({name: getattr(own, name, None) for name in CONFIGURED}, end)
     pad = own.pad_token_id if own.pad_token_id is not None else tokenizer.pad_token_id
-    sampled = Sampling(
-        temperature=own.temperature or 1.0,
-        top_k=own.top_k or 0 if own.do_sample else 0,
-        top_p=own.top_p or 1.0,
-        min_p=own.min_p or 0.0,
-        repetition_penalty=own.repetition_penalty or 1.0,
-        min_tokens=own.min_new_tokens or 0,
-    )
-    greedy = Sampling(repetition_penalty=sampled.repetition_penalty, min_tokens=sampled.min_tokens)
     encodes = bool(model.config.is_encoder_decoder)
+    config = model.config.get_text_config()
+    lengths = [getattr(config, name, None) for name in LENGTHS]
     info = TextInfo(
-        end_ids=ends,
-        pad_id=int(pad if pad is not None else min(ends, default=0)),
-        sampling=sampled if own.do_sample else greedy,
-        sampled=sampled,
-        max_model_len=settings.max_model_len or _own_length(model, tokenizer),
+        defaults=defaults,
+        pad_id=int(pad if pad is not None else min(defaults.end_ids, default=0)),
+        max_model_len=settings.max_model_len or find_length(lengths, tokenizer),
         encodes=encodes,
         pages=not encodes and all(getattr(own, name, None) in (None, []) for name in PLAIN_ONLY),
         vocab_size=int(model.config.get_text_config(decoder=True).vocab_size),
@@ -98,16 +88,6 @@ def read_info(model: Any, tokenizer: Any, settings: TransformersSettings) -> Tex
         bos_token_id=own.bos_token_id, pad_token_id=info.pad_id, do_sample=False, **kept
     )
     return info
-
-
-def _own_length(model: Any, tokenizer: Any) -> int:
-    config = model.config.get_text_config()
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
-        value = getattr(config, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    length = getattr(tokenizer, "model_max_length", None)
-    return int(length) if isinstance(length, int) and length < NO_LIMIT else UNKNOWN_MODEL_LEN
 
 
 def plan_rows(cfg: Mapping[str, Any], settings: TransformersSettings) -> tuple[int, int]:

@@ -11,47 +11,7 @@ from typing import Any
 import torch
 
 from deployments.hf_transformers.generation.binding import Follower, mask_rows
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How one sequence's tokens are chosen; names and meanings are those of OpenAI and vLLM.
-
-    Attributes:
-        temperature: Divides the logits; 0 takes the likeliest token.
-        top_k: Only the so many likeliest tokens; 0 or less for all.
-        top_p: Only the likeliest tokens with this probability together.
-        min_p: Only tokens with this part of the likeliest one's probability.
-        seed: Of the random numbers.
-        repetition_penalty: Divides the positive logits, and multiplies the negative ones, of tokens
-            in the prompt or the answer; 1 changes nothing (Keskar et al., 2019).
-        presence_penalty: Subtracted from the logits of tokens in the answer.
-        frequency_penalty: The same for each time that they occur.
-        min_tokens: Tokens before which the sequence does not end.
-        logit_bias: Token ids and what is added to their logits.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int = 0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    min_tokens: int = 0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-
-    @property
-    def changes_logits(self) -> bool:
-        """Whether a logit is changed before the likeliest token is known."""
-        return (
-            self.repetition_penalty != 1
-            or self.presence_penalty != 0
-            or self.frequency_penalty != 0
-            or self.min_tokens > 0
-            or bool(self.logit_bias)
-        )
+from truthgpt_serve.server.text.sampling import Sampling
 
 
 @dataclass(frozen=True, slots=True)

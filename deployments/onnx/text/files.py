@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from deployments.onnx.config import OnnxSettings
-from deployments.onnx.text.sampling import Sampling
 from truthgpt_serve.errors import ConfigError, Fault
+from truthgpt_serve.server.text.sampling import (
+    LENGTHS,
+    SamplingDefaults,
+    find_length,
+    read_defaults,
+)
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
-UNKNOWN_MODEL_LEN = 2048
-NO_LIMIT = 1 << 20
-"""Tokenizers without a length say a number above this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +26,12 @@ class TextInfo:
 
     Attributes:
         tokenizer: Its tokenizer.
-        end_ids: Tokens that end an answer.
-        sampling: How its authors want tokens to be chosen; greedy unless they say otherwise.
-        sampled: The same for a request that asks for sampling without saying how.
+        defaults: How its authors want tokens to be chosen, and what ends an answer.
         max_model_len: Tokens of prompt and answer together.
     """
 
     tokenizer: Any
-    end_ids: frozenset[int]
-    sampling: Sampling
-    sampled: Sampling
+    defaults: SamplingDefaults
     max_model_len: int
 
 
@@ -52,21 +49,10 @@ def read_info(file: Path, settings: OnnxSettings) -> TextInfo:
     own, config = _read(folder / "generation_config.json"), _read(folder / "config.json")
     end = own.get("eos_token_id", config.get("eos_token_id"))
     end = tokenizer.eos_token_id if end is None else end
-    sampled = Sampling(
-        temperature=own.get("temperature") or 1.0,
-        top_k=(own.get("top_k") or 0) if own.get("do_sample") else 0,
-        top_p=own.get("top_p") or 1.0,
-        min_p=own.get("min_p") or 0.0,
-        repetition_penalty=own.get("repetition_penalty") or 1.0,
-        min_tokens=own.get("min_new_tokens") or 0,
-    )
-    greedy = Sampling(repetition_penalty=sampled.repetition_penalty, min_tokens=sampled.min_tokens)
     return TextInfo(
         tokenizer=tokenizer,
-        end_ids=frozenset(end if isinstance(end, list) else [] if end is None else [end]),
-        sampling=sampled if own.get("do_sample") else greedy,
-        sampled=sampled,
-        max_model_len=settings.max_model_len or _length(config, tokenizer),
+        defaults=read_defaults(own, end),
+        max_model_len=settings.max_model_len or find_length(_lengths(config), tokenizer),
     )
 
 
@@ -99,11 +85,7 @@ def _read(file: Path) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _length(config: Mapping[str, Any], tokenizer: Any) -> int:
+def _lengths(config: Mapping[str, Any]) -> list[Any]:
     text = config.get("text_config")
-    for section in (text if isinstance(text, dict) else {}, config):
-        for name in LENGTHS:
-            if isinstance(value := section.get(name), int) and value > 0:
-                return value
-    length = getattr(tokenizer, "model_max_length", None)
-    return int(length) if isinstance(length, int) and length < NO_LIMIT else UNKNOWN_MODEL_LEN
+    sections = (text if isinstance(text, dict) else {}, config)
+    return [section.get(name) for section in sections for name in LENGTHS]

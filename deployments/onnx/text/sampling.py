@@ -3,42 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 import numpy
 
 from deployments.onnx.signature import Array
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How a text's tokens are chosen; names and meanings are those of OpenAI and vLLM.
-
-    Attributes:
-        temperature: Divides the logits; 0 takes the likeliest token.
-        top_k: Only the so many likeliest tokens; 0 or less for all.
-        top_p: Only the likeliest tokens with this probability together.
-        min_p: Only tokens with this part of the likeliest one's probability.
-        seed: Of the random numbers.
-        repetition_penalty: Divides the positive logits, and multiplies the negative ones, of tokens
-            in the prompt or the answer; 1 changes nothing.
-        presence_penalty: Subtracted from the logits of tokens in the answer.
-        frequency_penalty: The same for each time that they occur.
-        min_tokens: Tokens before which the text does not end.
-        logit_bias: Token ids and what is added to their logits.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int = 0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    min_tokens: int = 0
-    logit_bias: tuple[tuple[int, float], ...] = ()
+from truthgpt_serve.server.text.sampling import Sampling
 
 
 class Sampler:

@@ -15,9 +15,10 @@ import xgrammar
 from deployments.hf_transformers.generation import binding
 from deployments.hf_transformers.generation.binding import start_follower
 from deployments.hf_transformers.generation.job import Detokenizer, TextCall, TextJob
-from deployments.hf_transformers.generation.sampling import Row, Sampling, choose_tokens
+from deployments.hf_transformers.generation.sampling import Row, choose_tokens
 from deployments.vllm.tiny_model import make_tiny_llama
 from truthgpt_serve.channel import Channel
+from truthgpt_serve.server.text.sampling import Sampling
 
 SIZE = 40
 NUM_DRAWS = 4000

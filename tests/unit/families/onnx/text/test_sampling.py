@@ -7,7 +7,8 @@ from typing import Any
 import numpy
 import pytest
 
-from deployments.onnx.text.sampling import Sampler, Sampling
+from deployments.onnx.text.sampling import Sampler
+from truthgpt_serve.server.text.sampling import Sampling
 
 LOGITS = numpy.array([2.0, 1.0, 0.0, -1.0], numpy.float32)
 

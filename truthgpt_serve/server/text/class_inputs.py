@@ -1,0 +1,101 @@
+"""Reads what the text routes give a class, for families that take all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+
+from truthgpt_serve.request_fields import SamplingFields, Stops
+from truthgpt_serve.request_schema import Count, bad_field, wanted
+from truthgpt_serve.server.text.sampling import Sampling, SamplingDefaults
+
+SAMPLES = ("temperature", "top_p", "top_k", "min_p", "seed")
+"""Fields that make a request one for sampling, unless `temperature` is 0."""
+MAX_TOP = 1024
+"""Most likeliest tokens that are noted beside each token; `serving.limits.max_logprobs` is the
+limit of requests."""
+
+
+def _check_ids(value: list[Any]) -> list[int]:
+    if not value or any(type(token) is not int or token < 0 for token in value):
+        raise wanted("a list of token ids")
+    return value
+
+
+class TextInputs(SamplingFields):
+    """The inputs of one request."""
+
+    text: str | None = None
+    token_ids: Annotated[list[Any], AfterValidator(_check_ids)] | None = None
+    max_new_tokens: Count | None = None
+    stop: Stops = Field(default_factory=list)
+    add_special_tokens: bool = True
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
+    logit_bias: dict[int, float] = Field(default_factory=dict)
+
+
+def read_prompt(
+    request: TextInputs, encode: Callable[[str, bool], list[int]], vocab_size: int
+) -> list[int]:
+    """Returns the token ids of a request's prompt, at least one.
+
+    Args:
+        request: The inputs.
+        encode: Turns a text into token ids; the second argument is whether to add special tokens.
+        vocab_size: Tokens that the model knows.
+
+    Raises:
+        RequestError: There is none, or a token is none of the model's.
+    """
+    if (request.text is None) == (request.token_ids is None):
+        raise bad_field("text", "or `token_ids` is required, and not both")
+    if request.token_ids is not None:
+        _check_largest("token_ids", max(request.token_ids), vocab_size)
+        return request.token_ids
+    prompt = encode(request.text or "", request.add_special_tokens)
+    if not prompt:
+        raise bad_field("text", "is empty: the model needs at least one token to begin with")
+    return prompt
+
+
+def read_sampling(
+    request: TextInputs,
+    defaults: SamplingDefaults,
+    vocab_size: int,
+    next_seed: Callable[[], int],
+    *,
+    is_bound: bool = False,
+) -> Sampling:
+    """Returns how the tokens of a request are chosen.
+
+    Args:
+        request: The inputs.
+        defaults: For what they do not say.
+        vocab_size: Tokens that the model knows.
+        next_seed: Gives the seed of a request without one.
+        is_bound: Whether a grammar says where the answer ends, and `min_tokens` does not.
+
+    Raises:
+        RequestError: `logit_bias` has a token that is none of the model's.
+    """
+    given = request.sampling
+    given.pop("ignore_eos", None)
+    _check_largest("logit_bias", max(request.logit_bias, default=0), vocab_size)
+    if min(request.logit_bias, default=0) < 0:
+        raise bad_field("logit_bias", "has a token id below 0")
+    if is_bound:
+        given["min_tokens"] = 0
+    given["logit_bias"] = tuple(request.logit_bias.items())
+    base = defaults.sampled if any(name in given for name in SAMPLES) else defaults.sampling
+    if "seed" not in given:
+        given["seed"] = next_seed()
+    return replace(base, **given)
+
+
+def _check_largest(name: str, token: int, vocab_size: int) -> None:
+    if token >= vocab_size:
+        message = f"has {token}, but the model's vocabulary has {vocab_size} tokens, from 0"
+        raise bad_field(name, message)
