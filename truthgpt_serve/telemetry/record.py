@@ -116,7 +116,7 @@ class RequestRecord:
 
     @property
     def queued_s(self) -> float:
-        """Seconds that it waited for its turn, in Ray Serve's queue and in that of keys."""
+        """Seconds that it waited for its turn, in Ray Serve's queue and in the replica's."""
         before_s = 0.0 if self.reached_s is None else self.reached_s - self.began_s
         return before_s + self.usage.queued_s
 
