@@ -15,11 +15,10 @@ from vllm.renderers.chat_utils import load_chat_template
 from vllm.tokenizers import get_tokenizer
 
 from deployments.vllm.arguments import load_arguments
+from truthgpt_serve.server.text.reasoning import find_reasoning
 from truthgpt_serve.server.text.tools.forms import Apply, find_form, takes_tools
 
 logger = logging.getLogger(__name__)
-
-_THINK, _THOUGHT = "<think>", "</think>"
 
 
 def choose_parsers(cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,21 +79,7 @@ def _choose(apply: Apply, tokenizer: Any) -> dict[str, Any]:
     form = find_form(apply) if takes_tools(apply) else None
     if form is not None and form.name in load_arguments()["tool_call_parser"]["known"]:
         chosen["tool_call_parser"] = form.name
-    reasoning = _find_reasoning(apply)
-    if reasoning is not None and {_THINK, _THOUGHT} <= tokenizer.get_vocab().keys():
+    reasoning = find_reasoning(apply, tokenizer.get_vocab())
+    if reasoning is not None:
         chosen["reasoning_parser"] = reasoning
     return chosen
-
-
-def _find_reasoning(apply: Apply) -> str | None:
-    """Returns the parser for a template that begins the answer's thoughts, or can switch them off.
-
-    DeepSeek-R1's has the answer begin within them; Qwen3's writes empty ones if `enable_thinking`
-    is false.
-    """
-    chat = [{"role": "user", "content": "x"}]
-    begun = str(apply(chat, tokenize=False, add_generation_prompt=True))
-    if begun.rstrip().endswith(_THINK):
-        return "deepseek_r1"
-    off = apply(chat, tokenize=False, add_generation_prompt=True, enable_thinking=False)
-    return "qwen3" if _THOUGHT not in begun and str(off).rstrip().endswith(_THOUGHT) else None

@@ -22,7 +22,7 @@ MODELS = {
         MODEL, provider=anthropic, profile=AnthropicModelProfile(supports_json_schema_output=True)
     ),
 }
-SETTINGS = {"max_tokens": 800, "temperature": 0.0}
+SETTINGS = {"max_tokens": 800, "temperature": 0.0, "parallel_tool_calls": False}
 
 
 class Story(BaseModel):

@@ -33,5 +33,5 @@ def describe(
         "token_ids": abilities.accepts_token_ids,
         "logit_bias": abilities.takes_logit_bias,
         "images": False,
-        "reasoning": False,
+        "reasoning": tokenizer.reasoning is not None,
     }

@@ -189,7 +189,8 @@ class TextEndpoints:
         model = self._host.model
         default = getattr(model, "default_max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
         use = request.tool_use
-        make = TextExchange if use is None else partial(ToolExchange, use)
+        thinks = request.messages is not None and self.tokenizer.reasoning is not None
+        make = TextExchange if use is None and not thinks else partial(ToolExchange, use)
         shared = [SharedPrompt() for _ in request.prompt]
         return [
             make(

@@ -10,6 +10,7 @@ from typing import Any
 from truthgpt_serve.errors import ContextLengthError, RequestError, UnsupportedError
 from truthgpt_serve.server.text.chat_template import ChatTemplate
 from truthgpt_serve.server.text.messages import ChatMessage
+from truthgpt_serve.server.text.reasoning import find_reasoning
 from truthgpt_serve.server.text.tools.prompt import ToolTemplate
 
 logger = logging.getLogger(__name__)
@@ -135,6 +136,17 @@ class Tokenizer:
     def decodes(self) -> bool:
         """Whether it can turn token ids into a text."""
         return self._decode is not None
+
+    @cached_property
+    def reasoning(self) -> str | None:
+        """How its answers think before they answer, as `find_reasoning` says, or None."""
+        get = getattr(self._tokenizer, "get_vocab", None)
+        if self._template is None or not callable(get):
+            return None
+        try:
+            return find_reasoning(self._template, get())
+        except Exception:  # templates raise what they like
+            return None
 
     @cached_property
     def infilling(self) -> tuple[str, str, str] | None:

@@ -6,77 +6,110 @@ import os
 from typing import Any
 
 from truthgpt_serve.server.text.codec import TextExchange
+from truthgpt_serve.server.text.reasoning import ThoughtSplitter
 from truthgpt_serve.server.text.response import Usage
 from truthgpt_serve.server.text.tools.json_call import Delta
 from truthgpt_serve.server.text.tools.parser import CallParser
 from truthgpt_serve.server.text.tools.request import ToolUse
 
+REASONING = "reasoning"
+"""The field of thoughts in messages and deltas, as at vLLM's."""
+
 
 class ToolExchange(TextExchange):
-    """One answer of a chat with tools.
+    """One answer of a chat with tools, or of a model that thinks before it answers.
 
     Args:
-        use: What the request says of tools.
+        use: What the request says of tools, or None where there are none.
         args: As for `TextExchange`.
         kwargs: Likewise.
     """
 
-    __slots__ = ("_calls", "_parser", "_pending", "_use")
+    __slots__ = ("_calls", "_parser", "_pending", "_splitter", "_use")
 
-    def __init__(self, use: ToolUse, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, use: ToolUse | None, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._use = use
         self._calls: list[dict[str, Any]] = []
         self._pending: list[Delta] = []
-        form = self._tokenizer.tooling.form
-        self._parser = CallParser(form, use.schemas, single=use.single)
+        self._splitter: ThoughtSplitter | None = None
+        self._parser: CallParser | None = None
+        if use is not None:
+            form = self._tokenizer.tooling.form
+            self._parser = CallParser(form, use.schemas, single=use.single)
 
     def _render(self) -> str:
         """Returns the prompt; a call that must be made is begun in it."""
-        request = self._request
-        tools, goes_on = self._use.tools, request.goes_on
-        prompt = self._tokenizer.render(request.messages or [], tools, goes_on=goes_on)
-        return prompt + self._opening if self._use.is_forced else prompt
+        use, request = self._use, self._request
+        if use is None:
+            return super()._render()
+        prompt = self._tokenizer.render(request.messages or [], use.tools, goes_on=request.goes_on)
+        return prompt + self._opening(use) if use.is_forced else prompt
 
-    @property
-    def _opening(self) -> str:
-        """How an answer that must be a call begins."""
+    def _opening(self, use: ToolUse) -> str:
+        """Returns how an answer that must be a call begins."""
         form = self._tokenizer.tooling.form
-        return form.opening(self._use.name, is_bound=self._constraint is not None)
+        return form.opening(use.name, is_bound=self._constraint is not None)
 
     def prepare(self) -> dict[str, Any]:
         """Returns the inputs for the class; errors as for `TextExchange`."""
-        inputs = super().prepare()
-        if self._use.is_forced:
-            if self._use.name and self._tokenizer.tooling.form.arguments:
-                self._pending = self._parser.expect(self._use.name)
+        inputs, use = super().prepare(), self._use
+        is_forced = use is not None and use.is_forced
+        if use is not None and self._parser is not None and is_forced:
+            if use.name and self._tokenizer.tooling.form.arguments:
+                self._pending = self._parser.expect(use.name)
             else:
-                self._pending = self._parser.feed(self._opening)
+                self._pending = self._parser.feed(self._opening(use))
+        # What is bound to a form, and what goes on, has no thoughts.
+        bound = self._constraint is not None or is_forced or self._request.goes_on
+        if self._tokenizer.reasoning is not None and not bound:
+            self._splitter = ThoughtSplitter(str(self._prompt))
         return inputs
 
+    def _read(self, text: str) -> list[Delta]:
+        if self._splitter is None:
+            return self._read_said(text)
+        thought, said = self._splitter.feed(text)
+        return [*_thoughts(thought), *self._read_said(said)]
+
+    def _read_said(self, text: str) -> list[Delta]:
+        if self._parser is not None:
+            return self._parser.feed(text)
+        return [Delta(text=text)] if text else []
+
+    def _finish(self) -> list[Delta]:
+        deltas: list[Delta] = []
+        if self._splitter is not None:
+            thought, said = self._splitter.finish()
+            deltas = [*_thoughts(thought), *self._read_said(said)]
+        return [*deltas, *(self._parser.finish() if self._parser is not None else ())]
+
     def _choice(self, text: str, usage: Usage | None, logprobs: Any) -> dict[str, Any]:
-        deltas = [*self._pending, *self._parser.feed(text), *self._parser.finish()]
+        deltas = [*self._pending, *self._read(text), *self._finish()]
+        thought = "".join(delta.thought for delta in deltas)
         said = "".join(delta.text for delta in deltas)
         for delta in deltas:
             self._note(delta)
         choice = self._format.choice(said, self._reason(usage), logprobs, self._stop)
         if self._calls:
             choice["message"] |= {"content": said or None, "tool_calls": self._calls}
+        if thought:
+            choice["message"] |= {"content": said or None, REASONING: thought}
         return choice
 
     def piece(self, item: Any) -> bytes | None:
         """Returns the chunks for one item of `stream`, or None when nothing is certain yet."""
         text = self._cut(self._take(item, "stream"))
         chunk = self._chunk(text) if text or self._entries else b""
-        self.done = self.done or self._parser.done
+        self.done = self.done or (self._parser is not None and self._parser.done)
         return chunk or None
 
     def _chunk(self, text: str) -> bytes:
         self._collected.append(text)
-        return self._encoded(self._parser.feed(text))
+        return self._encoded(self._read(text))
 
     def _last_chunk(self) -> bytes:
-        return self._encoded(self._parser.finish())
+        return self._encoded(self._finish())
 
     def _encoded(self, deltas: list[Delta]) -> bytes:
         pending, self._pending = self._pending, []
@@ -98,6 +131,8 @@ class ToolExchange(TextExchange):
     def _value(self, delta: Delta) -> dict[str, Any]:
         """Returns what a chunk says of a delta."""
         self._note(delta)
+        if delta.thought:
+            return {REASONING: delta.thought}
         if delta.text:
             return {"content": delta.text}
         index = len(self._calls) - 1
@@ -117,6 +152,10 @@ class ToolExchange(TextExchange):
     def _reason(self, usage: Usage | None) -> str:
         reason = super()._reason(usage)
         return "tool_calls" if self._calls and reason == "stop" else reason
+
+
+def _thoughts(text: str) -> list[Delta]:
+    return [Delta(thought=text)] if text else []
 
 
 def _new_id(length: int) -> str:

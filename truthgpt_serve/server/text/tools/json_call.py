@@ -28,11 +28,13 @@ class Delta(NamedTuple):
         text: Text of the answer.
         name: The function of a call that begins.
         arguments: More of the arguments, as JSON.
+        thought: What the model thinks before it answers.
     """
 
     text: str = ""
     name: str = ""
     arguments: str = ""
+    thought: str = ""
 
 
 class Balance:

@@ -160,7 +160,7 @@ def test_text_is_given_as_soon_as_it_is_certain() -> None:
 def test_arguments_are_given_as_they_come() -> None:
     parser = CallParser(HERMES, SCHEMAS)
     deltas = parser.feed('<tool_call>{"name": "add", "arguments": {"s": "on')
-    assert [tuple(delta) for delta in deltas] == [("", "add", ""), ("", "", '{"s": "on')]
+    assert [tuple(delta)[:3] for delta in deltas] == [("", "add", ""), ("", "", '{"s": "on')]
     assert [delta.arguments for delta in parser.feed('ce"')] == ['ce"']
 
 
