@@ -5,7 +5,6 @@ Imports the libraries that convert only when it calls them.
 
 from __future__ import annotations
 
-import importlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from truthgpt_serve.takeaway.errors import TakeawayError
 from truthgpt_serve.takeaway.output import check_output
 from truthgpt_serve.takeaway.result import Result, find_result
 from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.loading import load_module
 from truthgpt_serve.training.report import write_card
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -96,7 +96,7 @@ def export(
     if to not in _TEXT_ONLY:
         lines = write_whole(result, target, dtype=dtype, max_shard=max_shard)
     else:
-        lines = load_module(_TEXT_ONLY[to]).export(result, target, dtype=dtype)
+        lines = _load(_TEXT_ONLY[to]).export(result, target, dtype=dtype)
     _write_card(result, target)
     return target, lines
 
@@ -114,21 +114,10 @@ def write_whole(result: Result, out: Path, *, dtype: str | None, max_shard: str)
     Raises:
         TakeawayError: It cannot be done.
     """
-    module = load_module(_WHOLE[result.is_image])
+    module = _load(_WHOLE[result.is_image])
     lines: list[str] = module.write_whole(result, out, dtype=dtype, max_shard=max_shard)
     return lines
 
 
-def load_module(name: str) -> Any:
-    """Imports a conversion.
-
-    Raises:
-        TakeawayError: A package is missing; says what to install.
-    """
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("truthgpt_serve"):
-            raise
-        fix = "pip install 'truthgpt-serve[train,export]'"
-        raise TakeawayError(f"this needs the package {error.name!r} ({fix})") from error
+def _load(name: str) -> Any:
+    return load_module(name, TakeawayError, what="this", extras="train,export")

@@ -5,13 +5,13 @@ Knows no library that trains.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
 from truthgpt_serve.config.training.methods import METHODS
 from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.loading import load_module
 
 _PREFERENCES = "truthgpt_serve.training.text.preferences.loop"
 _TEXT = {
@@ -73,10 +73,4 @@ def load_loop(module: str) -> ModuleType:
     Raises:
         TrainingError: A package is missing; says what to install.
     """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("truthgpt_serve"):
-            raise
-        fix = "pip install 'truthgpt-serve[train]'"
-        raise TrainingError(f"training needs the package {error.name!r} ({fix})") from error
+    return load_module(module, TrainingError, what="training", extras="train")

@@ -90,6 +90,12 @@ def test_other_files_say_it_too(tmp_path: Path) -> None:
     (tmp_path / "x.onnx").touch()
     assert guess(str(tmp_path / "x.onnx"), "x", OFFLINE).family == "onnxruntime"
     assert guess(str(tmp_path), "x", OFFLINE).task == "tensor"
+    text = make(tmp_path / "o", config={"architectures": ["LlamaForCausalLM"]})
+    (tmp_path / "o" / "model.onnx").touch()
+    decoder = guess(text, "o", OFFLINE)
+    assert (decoder.task, decoder.family) == ("text-generation", "onnxruntime")
+    (tmp_path / "o" / "model.safetensors").touch()
+    assert guess(text, "o", OFFLINE).family == "vllm"
     adapter = make(tmp_path / "b", adapter_config={"base_model_name_or_path": "org/base"})
     found = guess(adapter, "b", OFFLINE)
     assert found.name_or_path == "org/base"

@@ -8,7 +8,7 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,8 @@ def _of_files(path: Path, shown: str, name: str) -> Guess:
         why = f"model_index.json says {kind}"
         return Guess(shown, "image-generation", "hf-diffusers", why=why)
     if (config := _read(path / "config.json")) is not None:
-        return _of_config(config, shown, "config.json")
+        found = _of_config(config, shown, "config.json")
+        return _of_onnx_text(path, found) if found.task == "text-generation" else found
     if any(path.glob("*.onnx")) or any(path.glob("onnx/*.onnx")):
         return Guess(shown, "tensor", "onnxruntime", why="it has an .onnx file")
     if any(path.glob("*.gguf")):
@@ -165,6 +166,14 @@ def _of_config(config: Mapping[str, Any], shown: str, where: str) -> Guess:
         if kinds[0].endswith(ending):
             return _of_pipeline(shown, tag, why)
     return Guess(shown, why=why)
+
+
+def _of_onnx_text(path: Path, found: Guess) -> Guess:
+    """Returns the guess for a text model whose only weights are a graph, as `export` writes it."""
+    if not (path / "model.onnx").is_file() or any(path.glob("*.safetensors")):
+        return found
+    why = f"{found.why}, and its weights are model.onnx"
+    return replace(found, family="onnxruntime", engine={}, why=why)
 
 
 def _of_pipeline(shown: str, tag: str, why: str) -> Guess:

@@ -46,6 +46,8 @@ def test_merge_says_where_and_how_near_and_keeps_what_is_there(run: Path) -> Non
     assert done.exit_code == 0, done.output
     first, second = done.stdout.splitlines()
     assert first == f"merged into {run / 'merged'}"
+    assert "Loading weights" not in done.stderr  # nor any other bar
+    assert "it/s]" not in done.stderr
     assert second.startswith("largest difference of a logit to base and adapter: ")
     assert AutoModelForCausalLM.from_pretrained(run / "merged").config.model_type == "llama"
     card = (run / "merged" / "README.md").read_text()
