@@ -148,6 +148,7 @@ async def test_a_stop_string_across_tokens_is_found() -> None:
     assert await job.next() == "one "
     assert await job.next() is None
     assert (job.reason, job.num_tokens) == ("stop", 4)
+    assert job.stop == "two three"
     ending = TextCall([], 3, Sampling(), stops=("three!",))
     short = TextJob(ending, "y", job._detokenizer._decode, Channel())
     for token in range(3):
