@@ -8,8 +8,10 @@ from typing import Any
 from truthgpt_serve.server.text.codec import TextExchange
 from truthgpt_serve.server.text.reasoning import ThoughtSplitter
 from truthgpt_serve.server.text.response import Usage
+from truthgpt_serve.server.text.tools.forms import Form
 from truthgpt_serve.server.text.tools.json_call import Delta
 from truthgpt_serve.server.text.tools.parser import CallParser
+from truthgpt_serve.server.text.tools.pythonic import PythonicParser
 from truthgpt_serve.server.text.tools.request import ToolUse
 
 REASONING = "reasoning"
@@ -33,10 +35,7 @@ class ToolExchange(TextExchange):
         self._calls: list[dict[str, Any]] = []
         self._pending: list[Delta] = []
         self._splitter: ThoughtSplitter | None = None
-        self._parser: CallParser | None = None
-        if use is not None:
-            form = self._tokenizer.tooling.form
-            self._parser = CallParser(form, use.schemas, single=use.single)
+        self._parser = None if use is None else make_parser(self._tokenizer.tooling.form, use)
 
     def _render(self) -> str:
         """Returns the prompt; a call that must be made is begun in it."""
@@ -152,6 +151,13 @@ class ToolExchange(TextExchange):
     def _reason(self, usage: Usage | None) -> str:
         reason = super()._reason(usage)
         return "tool_calls" if self._calls and reason == "stop" else reason
+
+
+def make_parser(form: Form, use: ToolUse) -> CallParser | PythonicParser:
+    """Returns what reads the calls of one answer."""
+    if form.name == "pythonic":
+        return PythonicParser(use.schemas, single=use.single)
+    return CallParser(form, use.schemas, single=use.single)
 
 
 def _thoughts(text: str) -> list[Delta]:

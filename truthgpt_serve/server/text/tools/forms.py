@@ -45,6 +45,8 @@ class Form:
             name: The function; empty leaves it open.
             is_bound: Whether a grammar binds the rest, which is then all of the JSON.
         """
+        if self.name == "pythonic":
+            return f"[{name}(" if name else "["
         if not self.arguments:
             return f"{self.begin}\n<function={name}>\n" if name else f"{self.begin}\n"
         break_ = "\n" if self.end else ""
@@ -73,6 +75,10 @@ FORMS = (
     (
         re.compile(rf'\{{\s*"name"\s*:\s*"{CALLED}"\s*,\s*"parameters"'),
         Form("llama3_json", "<|python_tag|>", is_bare=True, arguments="parameters"),
+    ),
+    (
+        re.compile(rf"\[\s*{CALLED}\(\s*{KEY}\s*=\s*[\"']{VALUE}"),
+        Form("pythonic", is_bare=True, arguments=""),
     ),
 )
 ANY = Form("json", "<tool_call>", "</tool_call>", is_bare=True)

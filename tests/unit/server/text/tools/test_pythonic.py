@@ -1,0 +1,80 @@
+"""Answers that are lists of Python's calls, in pieces of every size."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from truthgpt_serve.server.text.tools.forms import FORMS, KEY, find_form
+from truthgpt_serve.server.text.tools.pythonic import MAX_LIST, PythonicParser
+
+FORM = {form.name: form for _, form in FORMS}["pythonic"]
+CASES: dict[str, tuple[str, str, list[list[str]]]] = {
+    "one": ("[add(a=1, s='x')]", "", [["add", '{"a":1,"s":"x"}']]),
+    "two": ("\n[add(a=-1.5), sub()] ", "", [["add", '{"a":-1.5}'], ["sub", "{}"]]),
+    "brackets and quotes": (
+        """[add(s="]) \\" ' [", t={'k': [1, true, None]})]""",
+        "",
+        [["add", """{"s":"]) \\" ' [","t":{"k":[1,true,null]}}"""]],
+    ),
+    "unknown function": ("[other(a=1)]", "[other(a=1)]", []),
+    "no call": ("[1, 2] is a list", "[1, 2] is a list", []),
+    "text": ("I add [add(a=1)]", "I add [add(a=1)]", []),
+    "no literal": ("[add(a=open('x'))]", "[add(a=open('x'))]", []),
+    "by place": ("[add(1)]", "[add(1)]", []),
+    "cut off": ("[add(a=1", "[add(a=1", []),
+    "nothing": ("", "", []),
+}
+
+
+def read(text: str, size: int, *, single: bool = False) -> tuple[str, list[list[str]]]:
+    parser = PythonicParser({"add": {}, "sub": {}}, single=single)
+    said, calls = "", []
+    pieces = [text[at : at + size] for at in range(0, len(text), size)]
+    for deltas in (*map(parser.feed, pieces), parser.finish()):
+        for delta in deltas:
+            said += delta.text
+            if delta.name:
+                calls.append([delta.name, ""])
+            if delta.arguments:
+                calls[-1][1] += delta.arguments
+    assert parser.num_calls == len(calls)
+    return said, calls
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+@pytest.mark.parametrize(("text", "said", "calls"), CASES.values(), ids=CASES)
+def test_reading(text: str, said: str, calls: list[list[str]], size: int) -> None:
+    assert read(text, size) == (said, calls)
+
+
+def test_a_single_call() -> None:
+    assert read("[add(a=1), sub()]", 4, single=True)[1] == [["add", '{"a":1}']]
+
+
+def test_a_call_that_the_prompt_begins() -> None:
+    parser = PythonicParser(["add"])
+    assert parser.feed(FORM.opening("add")) == []
+    found = parser.feed("a=2)]")
+    assert (found[0].name, found[1].arguments) == ("add", '{"a":2}')
+
+
+def test_a_template_that_shows_the_form() -> None:
+    def apply(messages: Any, **_: Any) -> str:
+        calls = messages[-1].get("tool_calls", [])
+        written = [
+            f'{call["function"]["name"]}({KEY}="{call["function"]["arguments"][KEY]}")'
+            for call in calls
+        ]
+        return f"[{', '.join(written)}]"
+
+    assert find_form(apply) is FORM
+
+
+def test_a_list_without_an_end_is_read_in_time_that_grows_with_its_length() -> None:
+    started_s = time.process_time()
+    text = "[add(s='" + "x" * (2 * MAX_LIST)
+    assert read(text, 64) == (text, [])
+    assert time.process_time() - started_s < 5
