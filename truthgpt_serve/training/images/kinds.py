@@ -82,12 +82,6 @@ class Kind:
         """Returns what the denoiser learns."""
         return Diffusion(self.pipeline.scheduler, min_snr_gamma)
 
-    def _refuse_gamma(self, min_snr_gamma: float | None) -> None:
-        if min_snr_gamma is not None:
-            name = type(self.pipeline).__name__
-            message = f"training.min_snr_gamma: {name} is trained by flow matching, without it"
-            raise TrainingError(f"{message} (remove it)")
-
     def encode(self, captions: list[str], device: Any) -> Conditions:
         """Returns what the denoiser is told of each caption, first dimension the captions."""
         embeds, _ = self.pipeline.encode_prompt(captions, device, 1, False)
@@ -174,12 +168,10 @@ class XLKind(Kind):
         return {"encoder_hidden_states": embeds, "added_cond_kwargs": added}
 
 
-class SD3Kind(Kind):
-    """Stable Diffusion 3: a transformer trained by flow matching."""
+class FlowKind(Kind):
+    """The base of the transformers that are trained by flow matching."""
 
     denoiser_name = "transformer"
-    encoder_names = ("text_encoder", "text_encoder_2", "text_encoder_3")
-    trained_encoder_names = ("text_encoder", "text_encoder_2")  # the T5 encoder stays as it is
     lora_layers = JOINT_LAYERS
     shifts_latents = True
     patch = 2
@@ -188,8 +180,22 @@ class SD3Kind(Kind):
 
     def objective(self, min_snr_gamma: float | None) -> Objective:
         """Returns rectified flow, which has no signal-to-noise weight."""
-        self._refuse_gamma(min_snr_gamma)
-        return RectifiedFlow(self.pipeline.scheduler)
+        if min_snr_gamma is not None:
+            name = type(self.pipeline).__name__
+            message = f"training.min_snr_gamma: {name} is trained by flow matching, without it"
+            raise TrainingError(f"{message} (remove it)")
+        return RectifiedFlow(self.pipeline.scheduler, self.log_shift())
+
+    def log_shift(self) -> float:
+        """Returns the log of the shift to noise for images of this size; see `RectifiedFlow`."""
+        return 0.0
+
+
+class SD3Kind(FlowKind):
+    """Stable Diffusion 3."""
+
+    encoder_names = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    trained_encoder_names = ("text_encoder", "text_encoder_2")  # the T5 encoder stays as it is
 
     def encode(self, captions: list[str], device: Any) -> Conditions:
         """Returns embeddings and pooled embeddings."""
@@ -217,32 +223,25 @@ class SD3Kind(Kind):
         )[0]
 
 
-class FluxKind(Kind):
-    """FLUX.1: a transformer over patches of 2x2 latents, trained by flow matching."""
+class FluxKind(FlowKind):
+    """FLUX.1: a transformer over patches of 2x2 latents."""
 
-    denoiser_name = "transformer"
     encoder_names = ("text_encoder", "text_encoder_2")
     trained_encoder_names = ("text_encoder",)  # the T5 encoder stays as it is
-    lora_layers = JOINT_LAYERS
-    shifts_latents = True
-    patch = 2
-    learns_words = False
-    takes_controlnet = False
 
-    def objective(self, min_snr_gamma: float | None) -> Objective:
-        """Returns rectified flow, shifted as for images of this size."""
-        self._refuse_gamma(min_snr_gamma)
+    def log_shift(self) -> float:
+        """Returns the pipeline's own for images of this size."""
         scheduler = self.pipeline.scheduler.config
         _, height, width = self.image_shape()
         num_patches = height * width // 4
-        shift = calculate_shift(
+        shift: float = calculate_shift(
             num_patches,
             scheduler.base_image_seq_len,
             scheduler.max_image_seq_len,
             scheduler.base_shift,
             scheduler.max_shift,
         )
-        return RectifiedFlow(self.pipeline.scheduler, shift)
+        return shift
 
     def encode(self, captions: list[str], device: Any) -> Conditions:
         """Returns embeddings and pooled embeddings."""
