@@ -110,7 +110,7 @@ def main() -> int:
                 for outcome in run_program(command, program, family, options, cluster.url):
                     word = judge(outcome, capabilities)
                     rows.append((family, program.name, outcome, word))
-                    line = f"{family:13}{program.name:14}{outcome['check']:34}{word}"
+                    line = f"{family:13}{program.name:14}{outcome['check']:46}{word}"
                     detail = outcome["detail"]
                     print(line + (f"  {detail}" if detail else ""), flush=True)
     return report(rows, options)

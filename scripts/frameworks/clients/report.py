@@ -52,7 +52,8 @@ def errors_of(error: BaseException, depth: int = 0) -> Iterator[BaseException]:
 def is_refusal(error: BaseException) -> bool:
     """Returns whether the service answered with status 400."""
     for one in errors_of(error):
-        status = getattr(one, "status_code", None)
+        found = (getattr(one, "status_code", None), getattr(one, "status", None))
+        status = next((value for value in found if isinstance(value, int)), None)
         if status == 400 or (status is None and _REFUSED.search(f"{one!r} {one}")):
             return True
     return False
@@ -60,7 +61,9 @@ def is_refusal(error: BaseException) -> bool:
 
 def is_unbound(error: BaseException) -> bool:
     """Returns whether an answer had another form than was asked for."""
-    if isinstance(error, AssertionError | ValueError):
+    if isinstance(error, AssertionError | LookupError | ValueError):
+        return True
+    if type(error).__name__ in ("GraphRecursionError", "UnexpectedModelBehavior"):
         return True
     return "validation error" in str(error) or "expected ident" in str(error)
 
