@@ -40,7 +40,7 @@ PROBES = {
 ALIKE = "--block --dashboard-agent-listen-port=52365 --metrics-export-port=8080"
 SMALL = "--memory=4000000000 --object-store-memory=200000000"
 """Less than the manifests' memory, for a machine of this size."""
-START_S = 90.0
+START_S = 300.0
 DEPLOY_S = 300.0
 ANSWER_S = 60.0
 CHAT = {"model": "story", "max_tokens": 8, "messages": [{"role": "user", "content": "Once"}]}
@@ -248,8 +248,13 @@ def main() -> None:
         with ExitStack() as stack:
             manifests = build("base")
             write_mounts(manifests, folder)
-            head, worker = start_pods(manifests, folder, stack)
-            examine(head, worker, folder)
+            try:
+                head, worker = start_pods(manifests, folder, stack)
+                examine(head, worker, folder)
+            except SystemExit:
+                for log in sorted(folder.glob("log-*")):
+                    print(f"{log.name}:\n{log.read_text(errors='replace')[-3000:]}")
+                raise
     finally:
         shutil.rmtree(folder)
 

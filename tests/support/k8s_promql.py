@@ -164,7 +164,7 @@ def labels_of(metric: str, recorded: dict[str, str]) -> set[str] | None:
     if metric.startswith("truthgpt_"):
         return _labels_of_keys(metric)
     if metric.startswith("vllm:"):
-        text = _source("vllm", "v1/metrics")
+        text = source_text("vllm", "v1/metrics")
         return (VLLM | SCRAPED | RELABELED) if text is None or f'"{short}"' in text else None
     if not metric.startswith("ray_"):
         return None
@@ -194,7 +194,8 @@ def _labels_of_keys(metric: str) -> set[str] | None:
 
 
 @functools.cache
-def _source(package: str, folder: str) -> str | None:
+def source_text(package: str, folder: str) -> str | None:
+    """Returns the Python source of a file or folder of an installed package, or None."""
     return "\n".join(path.read_text() for path in _files(package, folder)) or None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
+from tests.support.k8s_links import quantity
 from tests.support.k8s_manifests import (
     Manifest,
     cluster_spec,
@@ -16,6 +17,13 @@ from tests.support.k8s_manifests import (
     groups,
     one,
     ray_container,
+)
+from tests.support.k8s_rules_containers import (
+    containers_are_plain,
+    groups_are_in_order,
+    jobs_have_time,
+    parameters_fit,
+    variables_are_read,
 )
 from tests.support.k8s_rules_links import (
     autoscaler_can_write,
@@ -28,12 +36,15 @@ from tests.support.k8s_rules_links import (
 )
 from tests.support.k8s_rules_monitoring import (
     alerts_are_whole,
+    dashboards_are_found,
     exporters_are_scraped_once,
     expressions_name_objects,
     expressions_read_metrics,
     monitors_are_found,
     scrapes_find_their_targets,
+    texts_of_alerts_fit,
 )
+from tests.support.k8s_rules_names import names_resolve, secrets_are_named
 from tests.support.k8s_rules_network import policies_hold_off, policies_let_through
 from tests.support.k8s_rules_pods import (
     disruption_budget,
@@ -132,6 +143,8 @@ def upgrade_steps(manifests: list[Manifest]) -> Iterator[str]:
     if options is None:
         yield "an incremental upgrade needs clusterUpgradeOptions"
         return
+    if not options.get("gatewayClassName"):
+        yield "an incremental upgrade needs a gatewayClassName"
     surge, step = options.get("maxSurgePercent", 100), options.get("stepSizePercent", -1)
     if not 0 <= step <= surge <= 100:
         yield f"stepSizePercent {step}, maxSurgePercent {surge}"
@@ -156,6 +169,10 @@ def autoscaler_v2(manifests: list[Manifest]) -> Iterator[str]:
             yield f"{name}: RAY_enable_autoscaler_v2 is the operator's to set"
         if group.get("idleTimeoutSeconds", 0) < 0:
             yield f"{name}: idleTimeoutSeconds is below 0"
+    sizes = options.get("resources", {})
+    for key, asked in sizes.get("requests", {}).items():
+        if quantity(asked) > quantity(sizes.get("limits", {}).get(key, asked)):
+            yield f"the autoscaler's {key} is {asked} in requests, above its limit"
     if options.get("idleTimeoutSeconds", 0) < 0:
         yield "autoscalerOptions.idleTimeoutSeconds is below 0"
     names = [entry["name"] for entry in options.get("env", [])]
@@ -187,6 +204,7 @@ def redis_in_one_place(manifests: list[Manifest]) -> Iterator[str]:
     spec = cluster_spec(service)
     head = spec["headGroupSpec"]
     names = {entry["name"] for entry in ray_container(head).get("env", [])}
+    names |= environment(manifests, ray_container(head)).keys()
     for variable in ("RAY_REDIS_ADDRESS", "REDIS_PASSWORD", "REDIS_USERNAME"):
         if variable in names:
             yield f"{variable} of the head belongs to gcsFaultToleranceOptions"
@@ -266,4 +284,13 @@ RULES: tuple[Rule, ...] = (
     commands_and_probes_fit,
     alerts_are_whole,
     head_serves_no_client,
+    parameters_fit,
+    containers_are_plain,
+    variables_are_read,
+    jobs_have_time,
+    groups_are_in_order,
+    names_resolve,
+    secrets_are_named,
+    dashboards_are_found,
+    texts_of_alerts_fit,
 )

@@ -5,6 +5,7 @@ Each takes manifests and returns its faults.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import PurePosixPath
@@ -27,10 +28,17 @@ from tests.support.k8s_links import (
 )
 from tests.support.k8s_manifests import Manifest, cluster_spec, one
 
-CLIENT_PATHS = {"/v1", "/v2", "/health", "/ready", "/ui"}
-"""What a gateway may route: no way past the router, and nothing of operators."""
+CLIENT_PATHS = {
+    "/v1": "PathPrefix",
+    "/v2": "PathPrefix",
+    "/health": "Exact",
+    "/ready": "Exact",
+    "/ui": "PathPrefix",
+}
+"""What a gateway may route, and how: no way past the router, and nothing of operators."""
 OPERATOR_CLEANUP_S = 300
 """What the operator's clean-up of Redis may take once the Pods have ended."""
+SAFE_FSYNC = ("everysec", "always")
 DELETION_TIMEOUT = "ray.io/gcs-ft-deletion-timeout"
 
 
@@ -103,10 +111,12 @@ def _rule_faults(rule: dict[str, Any], protocols: set[str], least: float) -> Ite
     for key in ("request", "backendRequest"):
         if seconds(waits.get(key, "0s")) <= least:
             yield f"timeouts.{key} is {waits.get(key)}, a request may take {least:.0f} s"
-    paths = [match.get("path", {}).get("value", "/") for match in rule.get("matches", [{}])]
-    for path in {*paths} - CLIENT_PATHS:
-        yield f"routes {path}"
-    for path in CLIENT_PATHS - {"/v2", *paths}:
+    chosen = [match.get("path", {}) for match in rule.get("matches", [{}])]
+    paths = {path.get("value", "/"): path.get("type", "PathPrefix") for path in chosen}
+    for path, kind in paths.items():
+        if CLIENT_PATHS.get(path) != kind:
+            yield f"routes {kind} {path}"
+    for path in CLIENT_PATHS.keys() - {"/v2", *paths}:
         yield f"does not route {path}"
 
 
@@ -119,6 +129,10 @@ def _listener_faults(gateway: Manifest) -> Iterator[str]:
         kinds = {reference.get("kind", "Secret") for reference in certificates}
         if protocol == "HTTPS" and kinds != {"Secret"}:
             yield f"listener {name}: certificates are {kinds}"
+        if protocol == "HTTPS" and listener["tls"].get("mode", "Terminate") != "Terminate":
+            yield f"listener {name}: TLS is not ended here, and the Service has none"
+        if listener.get("allowedRoutes", {}).get("namespaces", {}).get("from", "Same") != "Same":
+            yield f"listener {name}: takes routes of other namespaces"
 
 
 def redis_is_reached(manifests: list[Manifest]) -> Iterator[str]:
@@ -131,9 +145,14 @@ def redis_is_reached(manifests: list[Manifest]) -> Iterator[str]:
     given = service["metadata"].get("annotations", {}).get(DELETION_TIMEOUT, "300")
     if not str(given).isdigit() or int(given) < grace + OPERATOR_CLEANUP_S:
         yield f"{DELETION_TIMEOUT} is {given}, Pods may take {grace} s to end"
-    host, _, port = options["redisAddress"].removeprefix("redis://").rpartition(":")
-    if "." in host:  # of a cloud
+    address, _, port = options["redisAddress"].removeprefix("redis://").rpartition(":")
+    host, _, domain = address.partition(".")
+    space = domain.partition(".")[0] or namespace_of(manifests)
+    has_own = any("redis" in pod.ports for pod in pods(manifests))
+    if "." in address and not has_own:  # of a cloud
         return
+    if space != namespace_of(manifests):
+        yield f"{address} is in another namespace than the Redis of this build"
     services = {m["metadata"]["name"]: m for m in manifests if m["kind"] == "Service"}
     if host not in services:
         yield f"there is no Service {host}"
@@ -145,6 +164,8 @@ def redis_is_reached(manifests: list[Manifest]) -> Iterator[str]:
     behind = [p for p in pods(manifests) if selects(_labels(services[host]), p.labels)]
     for pod in behind:
         target = ports[port].get("targetPort", ports[port]["port"])
+        if ports[port].get("protocol", "TCP") != "TCP":
+            yield f"Service {host} is {ports[port]['protocol']}"
         number = pod.ports.get(target) if isinstance(target, str) else target
         yield from _redis_faults(pod, number, options.get("redisPassword"))
 
@@ -159,8 +180,11 @@ def _redis_faults(pod: Pod, port: int | None, password: dict[str, Any] | None) -
     options = {a: b for a, b in pairwise(words) if a.startswith("--")}
     if str(port) != options.get("--port", "6379") or port not in pod.ports.values():
         yield f"{pod.name}: the Service leads to port {port}"
-    if options.get("--appendonly") != "yes" or "--appendfsync" not in options:
+    if options.get("--appendonly") != "yes" or options.get("--appendfsync") not in SAFE_FSYNC:
         yield f"{pod.name}: Redis keeps no log"
+    written = re.search(r"requirepass %s\\n' \"\$REDIS_PASSWORD\" > (\S+)", " ".join(words))
+    if written is None or f"redis-server {written[1]} " not in " ".join(words):
+        yield f"{pod.name}: Redis does not ask for the password"
     if options.get("--dir") not in {mount["mountPath"] for mount in container["volumeMounts"]}:
         yield f"{pod.name}: Redis' folder {options.get('--dir')} is no volume"
     memory = options.get("--maxmemory", "")
@@ -213,6 +237,12 @@ def _unspread_groups(manifests: list[Manifest]) -> Iterator[str]:
 def _spread_faults(pod: Pod) -> Iterator[str]:
     for spread in pod.spec.get("topologySpreadConstraints", []):
         key = spread["topologyKey"]
+        by_cluster = spread.get("matchLabelKeys") == ["ray.io/cluster"]
+        if "ray.io/group" in pod.labels and spread.get("whenUnsatisfiable") == "DoNotSchedule":
+            if not by_cluster:  # during an upgrade there are two clusters
+                yield f"{pod.name}: the spread over {key} counts Pods of all clusters"
+        elif {*spread.get("matchLabelKeys", [])} - {*pod.labels, "pod-template-hash"}:
+            yield f"{pod.name}: has no labels {spread['matchLabelKeys']}"
         if not selects(spread.get("labelSelector", {"matchLabels": {"": ""}}), pod.labels):
             yield f"{pod.name}: the spread over {key} counts other Pods"
         if key not in ("kubernetes.io/hostname", "topology.kubernetes.io/zone"):

@@ -19,7 +19,7 @@ from tests.support.k8s_links import (
     serve_file,
     serve_service,
 )
-from tests.support.k8s_manifests import Manifest
+from tests.support.k8s_manifests import K8S, Manifest
 from tests.support.k8s_promql import expression_faults, parse, result_labels, selectors
 
 ENGINE_METRICS = re.compile(r"(/models/[^/]+)/metrics")
@@ -40,6 +40,19 @@ NOTICED = (
     "ray_node_disk_free",
 )
 """What some alert must read."""
+DASHBOARDS = {path.name for path in K8S.glob("components/monitoring/dashboards/*.json")}
+TEMPLATE = re.compile(r"\{\{([^{}]*)\}\}")
+TEMPLATE_FUNCTIONS = {
+    "humanize",
+    "humanize1024",
+    "humanizeDuration",
+    "humanizePercentage",
+    "humanizeTimestamp",
+    "title",
+    "toUpper",
+    "toLower",
+    "printf",
+}
 EXPORTERS = ("metrics", "as-metrics", "dash-metrics")
 
 
@@ -201,6 +214,34 @@ def alerts_are_whole(manifests: list[Manifest]) -> Iterator[str]:
     for metric in NOTICED if rules else ():
         if metric not in text:
             yield f"no alert reads {metric}"
+
+
+def texts_of_alerts_fit(manifests: list[Manifest]) -> Iterator[str]:
+    """Texts are templates that Prometheus reads; conditions are those that the operator writes."""
+    for rule in _rules(manifests):
+        title = rule.get("alert", rule.get("record"))
+        for text in rule.get("annotations", {}).values():
+            inner = TEMPLATE.findall(text)
+            if text.count("{{") != len(inner) or text.count("}}") != len(inner):
+                yield f"{title}: braces of {text!r}"
+            for filters in (each.split("|")[1:] for each in inner):
+                for name in {each.split()[0] for each in filters} - TEMPLATE_FUNCTIONS:
+                    yield f"{title}: Prometheus has no function {name}"
+        for value in re.findall(r'condition="([^"]*)"', rule["expr"]):
+            if value not in ("true", "false", "unknown"):
+                yield f"{title}: the operator writes no condition {value}"
+
+
+def dashboards_are_found(manifests: list[Manifest]) -> Iterator[str]:
+    """Dashboards have the label by which Grafana's sidecar finds them, and all are there."""
+    for manifest in manifests:
+        name = manifest["metadata"]["name"]
+        if manifest["kind"] == "ConfigMap" and name.startswith("truthgpt-dashboards"):
+            label = manifest["metadata"].get("labels", {}).get("grafana_dashboard")
+            if label != "1":
+                yield f"{name}: the label grafana_dashboard is {label}"
+            if {*manifest["data"]} != DASHBOARDS:
+                yield f"{name} has {sorted(manifest['data'])}"
 
 
 def _rules(manifests: list[Manifest]) -> list[dict[str, Any]]:

@@ -56,7 +56,7 @@ def disruption_budget(manifests: list[Manifest]) -> Iterator[str]:
         chosen = [group for group in specs if selects(spec["selector"], _worker_labels(group))]
         covered |= {group["groupName"] for group in chosen}
         workers = sum(group["minReplicas"] or group["maxReplicas"] for group in chosen)
-        if type(least) is not int:
+        if type(least) is not int or "maxUnavailable" in spec:
             yield f"minAvailable is {least!r}: only an integer works over a RayCluster's Pods"
         elif least >= workers or least > max(1, sum(g["minReplicas"] for g in chosen) - 1):
             yield f"minAvailable {least} of {workers} workers lets no node drain"

@@ -33,8 +33,10 @@ def pods_are_restricted(manifests: list[Manifest]) -> Iterator[str]:
             yield f"the namespace warns of {labels.get(f'{PROFILE}/warn')}"
     for pod in pods(manifests):
         yield from (f"{pod.name}: {fault}" for fault in _pod_faults(pod))
-        for container in pod.spec["containers"]:
+        for container in [*pod.spec["containers"], *pod.spec.get("initContainers", [])]:
             context = container.get("securityContext", {})
+            if context.get("allowPrivilegeEscalation") is not False:
+                yield f"{pod.name}: {container['name']} may get more rights"
             if context.get("capabilities") != {"drop": ["ALL"]}:
                 yield f"{pod.name}: capabilities are {context.get('capabilities')}"
             if context.get("privileged") or context.get("runAsUser") == 0:
@@ -125,7 +127,8 @@ def _job_faults(pod: Pod, files: set[tuple[str, str]]) -> Iterator[str]:
     there = set(_mounted_files(pod, files))
     command = pod.spec["containers"][0].get("command", [])
     missing = [word for word in command if word.startswith("/") and word not in there]
-    if command[:1] != ["python"] or len(command) != 3 or missing:
+    is_program = command[:1] == ["python"] and len(command) == 3 and command[1].endswith(".py")
+    if not is_program or missing:
         yield f"runs {command}"
     if pod.spec.get("restartPolicy") not in ("OnFailure", "Never"):
         yield f"restartPolicy is {pod.spec.get('restartPolicy')}"

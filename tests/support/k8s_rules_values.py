@@ -44,6 +44,7 @@ NODE_LABELS = {
     "karpenter": "karpenter.k8s.aws/instance-gpu-name",
     "aks": "node.kubernetes.io/instance-type",
 }
+REDIS_WITHOUT_HOLES = (7, 4, 6)
 GPU_LABEL = "truthgpt.io/gpu"
 TOLERATIONS = [
     {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
@@ -81,6 +82,8 @@ def versions_agree(manifests: list[Manifest]) -> Iterator[str]:
                 third_party = not pod.name.startswith("Job/")
                 if not third_party or not re.match(r"\d+\.\d+\.\d+", tag):
                     yield f"{pod.name}: image {container['image']}"
+                elif name == "redis" and _numbers(tag) < REDIS_WITHOUT_HOLES:
+                    yield f"{pod.name}: redis {tag} has known holes"
                 continue
             kind = _image_kind(pod)
             if name != f"{OWN_IMAGE}{kind}":
@@ -89,6 +92,14 @@ def versions_agree(manifests: list[Manifest]) -> Iterator[str]:
                 yield f"{pod.name}: tag {tag!r} is not {project_pin('truthgpt-serve')}"
             if container.get("imagePullPolicy") != "IfNotPresent":
                 yield f"{pod.name}: imagePullPolicy {container.get('imagePullPolicy')}"
+
+
+def _cpus(text: str) -> float:
+    return float("inf") if text == "inf" else quantity(text)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)[:3]))
 
 
 def _image_kind(pod: Pod) -> str:
@@ -221,6 +232,9 @@ def _holds(pod: Pod, group: Manifest, hardware: dict[str, Any]) -> bool:
         not str(value).startswith(("!", "in(")) and labels.get(key) != value
         for key, value in wanted.items()
     ):
+        return False
+    cpus = pod.spec["containers"][0]["resources"].get("limits", {}).get("cpu", "inf")
+    if isinstance(hardware.get("cpus"), int | float) and hardware["cpus"] > _cpus(cpus):
         return False
     if gpus == "auto" and hardware.get("device") in (None, "auto"):
         return True

@@ -507,5 +507,8 @@ def test_each_rule_finds_two_mistakes() -> None:
     counts = {rule.__name__: 0 for rule in RULES}
     for _, rule, _, _ in ROWS:
         counts[rule] += 1
-    new = RULES[[rule.__name__ for rule in RULES].index("one_namespace") :]
+    names = [rule.__name__ for rule in RULES]
+    new = RULES[
+        names.index("one_namespace") : names.index("parameters_fit")
+    ]  # then test_containers
     assert {rule.__name__: counts[rule.__name__] for rule in new if counts[rule.__name__] < 2} == {}
