@@ -187,7 +187,7 @@ def test_a_trained_adapter_is_served_by_vllm_as_peft_runs_it(folder: Path, tmp_p
         model_optim={"lora": {"enabled": True, "r": 8}},
     )
     output = run_command(folder, str(config))
-    printed = yaml.safe_load(output[output.index("  serving:") :].replace("\n  ", "\n").strip())
+    printed = yaml.safe_load(output[output.index("\nserving:") :])
     adapter = printed["serving"]["adapters"][0]
     assert adapter["name"] == "tales"
     program = Path(__file__).parent / "programs" / "peft_reference.py"
