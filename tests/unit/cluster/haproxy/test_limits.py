@@ -132,7 +132,8 @@ def test_the_refused_are_told_places_of_their_own(tmp_path: Path) -> None:
             while "/wait" not in proxy.router.paths:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
-            assert [told() for _ in range(4)] == ["21", "42", "60", "60"]
+            for expected in (21, 42, 60, 60):  # less the time that has passed
+                assert expected - 5 <= int(told()) <= expected
             proxy.router.released.set()
             assert held.result(LIMIT_S).status_code == 200
 
