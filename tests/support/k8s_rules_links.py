@@ -129,7 +129,7 @@ def _listener_faults(gateway: Manifest) -> Iterator[str]:
         kinds = {reference.get("kind", "Secret") for reference in certificates}
         if protocol == "HTTPS" and kinds != {"Secret"}:
             yield f"listener {name}: certificates are {kinds}"
-        if protocol == "HTTPS" and listener["tls"].get("mode", "Terminate") != "Terminate":
+        if protocol == "HTTPS" and listener.get("tls", {}).get("mode", "Terminate") != "Terminate":
             yield f"listener {name}: TLS is not ended here, and the Service has none"
         if listener.get("allowedRoutes", {}).get("namespaces", {}).get("from", "Same") != "Same":
             yield f"listener {name}: takes routes of other namespaces"
