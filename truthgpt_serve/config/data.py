@@ -16,20 +16,24 @@ from truthgpt_serve.config.base import (
     refuse,
 )
 
+DataNames = Annotated[list[Text], Field(min_length=1, max_length=1000)]
+
 
 class DataSection(Section):
     """The data set of `truthgpt train`; serving ignores it."""
 
-    dataset: Text | None = None
-    """Hub name of the data set, or a local file or folder: `.txt` (an example a line), `.jsonl`,
-    `.parquet`, or a folder of images with captions. Of a folder, files that are named like
+    dataset: Text | DataNames | None = None
+    """Hub name of the data set, or a local file, folder or pattern such as `data/part-*.jsonl.gz`,
+    or a list of these, read in its order. Files are `.txt` (an example a line), `.jsonl`,
+    `.ndjson`, `.json` (a list, or an object a line), `.csv`, `.tsv` or `.parquet`; behind all but
+    the last `.gz` or `.zst`; or images with captions. Of a folder, files that are named like
     validation or test data are left out. A relative path is looked up like
     `model.name_or_path`."""
 
     subset: Text | None = None
     """Configuration of the data set, where it has several."""
 
-    eval_dataset: Text | None = None
+    eval_dataset: Text | DataNames | None = None
     """Data to evaluate on, named like `dataset`; of a folder or of the hub the validation split,
     else the test split, where there are any. Null evaluates on `eval_share` of `dataset`."""
 

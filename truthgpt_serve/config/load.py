@@ -90,14 +90,20 @@ def parse_model(data: Any, source: Source) -> tuple[ModelConfig | None, list[Fau
     for adapter in config.serving.adapters:
         adapter.path = resolve_local(adapter.path, source)
     if config.data.dataset is not None:
-        config.data.dataset = resolve_local(config.data.dataset, source)
+        config.data.dataset = _resolve_data(config.data.dataset, source)
     if config.data.eval_dataset is not None:
-        config.data.eval_dataset = resolve_local(config.data.eval_dataset, source)
+        config.data.eval_dataset = _resolve_data(config.data.eval_dataset, source)
     if config.training.prior is not None and config.training.prior.images is not None:
         config.training.prior.images = resolve_local(config.training.prior.images, source)
     if config.training.reward_model is not None:
         config.training.reward_model = resolve_local(config.training.reward_model, source)
     return config, faults
+
+
+def _resolve_data(dataset: str | list[str], source: Source) -> str | list[str]:
+    if isinstance(dataset, str):
+        return resolve_local(dataset, source)
+    return [resolve_local(name, source) for name in dataset]
 
 
 def load_model_config(

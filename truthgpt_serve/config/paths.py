@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from glob import iglob
 from pathlib import Path
 
 from truthgpt_serve.config.source import Source
@@ -51,7 +52,7 @@ def resolve_local(value: str, source: Source) -> str:
     """Returns an absolute path if `value` names a local file or folder, else `value` itself.
 
     A relative path is looked up in the working directory, then beside the YAML file, then in the
-    parent of the configurations' folder.
+    parent of the configurations' folder. A pattern is one where it matches something.
     """
     path = expand(value)
     if path.is_absolute():
@@ -59,9 +60,14 @@ def resolve_local(value: str, source: Source) -> str:
     beside = [source.directory] if source.directory is not None else []
     for folder in (Path.cwd(), *beside, config_dir().absolute().parent):
         candidate = Path(os.path.normpath(folder.absolute() / path))
-        if _exists(candidate):
+        if _exists(candidate) or (is_pattern(value) and any(iglob(str(candidate), recursive=True))):
             return str(candidate)
     return value
+
+
+def is_pattern(value: str) -> bool:
+    """Returns whether a path has `*`, `?` or `[...]` in it, which stand for parts of names."""
+    return any(mark in value for mark in "*?[")
 
 
 def _exists(path: Path) -> bool:

@@ -9,10 +9,12 @@ from typing import Literal
 
 from truthgpt_serve.training.data.inventory import Inventory, listed, shown
 from truthgpt_serve.training.data.kinds import (
+    COMPRESSIONS,
     IMAGE_SUFFIXES,
     METADATA,
     ROW_SUFFIXES,
     Kind,
+    format_of,
     is_metadata,
     kind_of,
     stem_of,
@@ -60,7 +62,7 @@ def find_data(path: Path, split: Split, content: Content, inventory: Inventory) 
         TrainingError: There is nothing to read, or something that cannot be read with the rest.
     """
     if path.is_file():
-        if path.suffix.lower() not in ROW_SUFFIXES:
+        if not format_of(path):
             kind = path.suffix or "this kind of"
             raise TrainingError(f"{shown(path)}: cannot read {shown(kind)} files ({KNOWN})")
         return Found(path, False, [path])
@@ -89,7 +91,7 @@ def _is_image_folder(files: Collection[Path], content: Content) -> bool:
 
 
 def _is_table(file: Path) -> bool:
-    return kind_of(file) is Kind.ROWS and file.suffix.lower() != ".txt"
+    return kind_of(file) is Kind.ROWS and format_of(file) != ".txt"
 
 
 class _Folder:
@@ -111,7 +113,7 @@ class _Folder:
                 self._leave_out(file, "an image" if is_image else "not data by its name")
         chosen = self._choose(data, lambda file: True)
         self._refuse(chosen, Kind.OTHER_ROWS, f"only {KNOWN} are read")
-        if len({file.suffix.lower() for file in chosen}) > 1:
+        if len({format_of(file) for file in chosen}) > 1:
             names = listed(self._one_of_each(chosen))
             message = f"holds data of several kinds, such as {names}"
             raise TrainingError(f"{shown(self._root)}: {message} (keep one of {KNOWN})")
@@ -119,7 +121,7 @@ class _Folder:
         for file in chosen:
             if kind_of(file) is Kind.DOCUMENT:
                 self._leave_out(file, "about the project by its name")
-        rows = drop_twins(self._not_empty(rows), self._root, self._inventory)
+        rows = drop_twins(self._unpacked(self._not_empty(rows)), self._root, self._inventory)
         if not rows:
             raise TrainingError(self._nothing(f"put in images, or files named {KNOWN}"))
         return Found(self._root, False, rows)
@@ -163,13 +165,24 @@ class _Folder:
         raise TrainingError(f"{shown(self._root)}: {what}: {listed(names)}; {reason} ({_MOVE})")
 
     def _one_of_each(self, files: list[Path]) -> list[str]:
-        return list({file.suffix.lower(): self._walk.name(file) for file in files}.values())
+        return list({format_of(file): self._walk.name(file) for file in files}.values())
 
     def _not_empty(self, files: list[Path]) -> list[Path]:
         for file in files:
             if not file.stat().st_size:
                 self._leave_out(file, "empty")
         return [file for file in files if file.stat().st_size]
+
+    def _unpacked(self, files: list[Path]) -> list[Path]:
+        """Leaves out compressed files beside what they hold."""
+        plain = {file for file in files if file.suffix.lower() not in COMPRESSIONS}
+        chosen = []
+        for file in files:
+            if file not in plain and file.with_suffix("") in plain:
+                self._leave_out(file, "the compressed form of a file that is read")
+            else:
+                chosen.append(file)
+        return chosen
 
     def _leave_out(self, file: Path, reason: str) -> None:
         self._inventory.leave_out(self._walk.name(file), reason)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from truthgpt_serve.training.data.inventory import Inventory, shown
-from truthgpt_serve.training.data.sources import is_local, local_path
+from truthgpt_serve.training.data.sources import Dataset, is_local, local_paths, names_of
 from truthgpt_serve.training.data.walk import Walk
 from truthgpt_serve.training.errors import TrainingError
 
@@ -18,7 +19,7 @@ SAMPLE_BYTES = 1 << 20
 files of a terabyte would take longer than the training's start."""
 
 
-def data_fingerprint(*datasets: str | None, subset: str | None = None) -> str:
+def data_fingerprint(*datasets: Dataset | None, subset: str | None = None) -> str:
     """Returns a digest of data sets: of hub ones the name, of local ones names, sizes and samples.
 
     Args:
@@ -30,15 +31,21 @@ def data_fingerprint(*datasets: str | None, subset: str | None = None) -> str:
     """
     digest = hashlib.sha256(repr(subset).encode())
     for dataset in datasets:
-        if dataset is None or not is_local(dataset):
-            digest.update(repr(dataset).encode())
-            continue
-        path = local_path(dataset)
-        for file in Walk(path, Inventory()).files if path.is_dir() else [path]:
-            name = file.name if file == path else str(file.relative_to(path))
-            digest.update(f"{shown(name)} {file.stat().st_size}\n".encode())
-            digest.update(_sample(file))
+        for name in [None] if dataset is None else names_of(dataset):
+            if name is None or not is_local(name):
+                digest.update(repr(name).encode())
+                continue
+            for path in local_paths(name):
+                _add(digest, path)
     return digest.hexdigest()[:32]
+
+
+def _add(digest: Any, path: Path) -> None:
+    """Adds a file, or all files of a folder."""
+    for file in Walk(path, Inventory()).files if path.is_dir() else [path]:
+        name = file.name if file == path else str(file.relative_to(path))
+        digest.update(f"{shown(name)} {file.stat().st_size}\n".encode())
+        digest.update(_sample(file))
 
 
 def _sample(file: Path) -> bytes:

@@ -12,8 +12,10 @@ from truthgpt_serve.training.data.bad_rows import BadRows
 from truthgpt_serve.training.data.find import Found
 from truthgpt_serve.training.data.inventory import Inventory
 from truthgpt_serve.training.data.kinds import METADATA, is_metadata
-from truthgpt_serve.training.data.readers import MAX_LINE_BYTES, read_jsonl
+from truthgpt_serve.training.data.readers import read_file
 from truthgpt_serve.training.data.rows import Row, text_of, text_problem
+from truthgpt_serve.training.data.streams import MAX_LINE_BYTES
+from truthgpt_serve.training.errors import TrainingError
 
 FILE_FIELD = "file_name"
 
@@ -23,8 +25,9 @@ def read_image_folder(
 ) -> Iterator[Row]:
     """Yields the absolute path of each image as `image_field`, and its caption.
 
-    `metadata.jsonl` has a line for each image, with `file_name` and the caption's column, as the
-    hub's image folders do. Without it `name.txt` beside `name.png` holds the caption.
+    `metadata.jsonl`, `.csv` or `.parquet` has a row for each image, with `file_name` and the
+    caption's column, as the hub's image folders do. Without it `name.txt` beside `name.png` holds
+    the caption.
     """
     folder = _ImageFolder(found, image_field, caption_field, bad_rows, inventory)
     if any(is_metadata(file) for file in found.rows):
@@ -50,12 +53,17 @@ class _ImageFolder:
 
     def by_metadata(self) -> Iterator[Row]:
         named: set[Path] = set()
+        seen: dict[Path, Path] = {}
         for file in self._found.rows:
             if not is_metadata(file):
                 self._leave_out(file, f"the captions come from {METADATA}")
                 continue
+            other = seen.setdefault(file.parent, file)
+            if other is not file:
+                both = f"{self._found.name(other)} and {self._found.name(file)}"
+                raise TrainingError(f"{self._found.root}: holds both {both} (keep one)")
             self._inventory.read([self._found.name(file)])
-            for row in read_jsonl(file, self._caption_field, self._bad_rows):
+            for row in read_file(file, self._caption_field, self._bad_rows):
                 image, problem = self._image_of(row, file.parent)
                 if problem:
                     self._bad_rows.report(row.place, problem)
@@ -64,7 +72,7 @@ class _ImageFolder:
                 yield Row({**row.values, self._image_field: str(image)}, row.place)
         for image in self._found.images:
             if image not in named:
-                self._leave_out(image, f"no usable line of {METADATA} names it")
+                self._leave_out(image, f"no usable row of {METADATA} names it")
 
     def _image_of(self, row: Row, folder: Path) -> tuple[Path, str]:
         name, problem = text_of(row.values, FILE_FIELD)

@@ -6,14 +6,19 @@ import re
 from enum import Enum
 from pathlib import Path
 
-ROW_SUFFIXES = (".txt", ".jsonl", ".parquet")
+ROW_SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """Files of rows that are read."""
+_SAME = {".ndjson": ".jsonl"}
+"""Other suffixes of the same formats."""
+COMPRESSIONS = (".gz", ".zst")
+"""Behind the suffix of a file of rows, but for Parquet, which compresses itself."""
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
-METADATA = "metadata.jsonl"
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+METADATA = "metadata.jsonl, .csv or .parquet"
 """Captions of the images beside it."""
 
 _OTHER_ROWS = re.compile(
-    r".*\.(json|csv|tsv|psv|ndjson|jsonlines?|jl|json5|arrow|feather|ipc|orc|avro|xlsx?|ods|"
+    r".*\.(psv|jsonlines?|jl|json5|arrow|feather|ipc|orc|avro|xlsx?|ods|"
     r"sqlite3?|db|duckdb|msgpack|pkl|pickle|npy|npz|h5|hdf5|mat|tfrecords?|lance|xml|text|conllu|"
     r"dta|sav|pt|mds|mdb|bson|pq)",
     re.IGNORECASE,
@@ -57,16 +62,28 @@ def kind_of(file: Path) -> Kind:
         return Kind.OTHER_IMAGE
     if _ABOUT_DATA.fullmatch(file.name):
         return Kind.NO_DATA
+    if format_of(file):
+        is_document = suffix == ".txt" and _DOCUMENT.fullmatch(file.stem)
+        return Kind.DOCUMENT if is_document else Kind.ROWS
     if _OTHER_ROWS.fullmatch(file.name) or _PACKED.fullmatch(file.name):
         return Kind.OTHER_ROWS
-    if suffix == ".txt" and _DOCUMENT.fullmatch(file.stem):
-        return Kind.DOCUMENT
-    return Kind.ROWS if suffix in ROW_SUFFIXES else Kind.NO_DATA
+    return Kind.NO_DATA
+
+
+def format_of(file: Path) -> str:
+    """Returns which of `ROW_SUFFIXES` a file of rows has, before that of its compression.
+
+    It is empty where the file is none that is read.
+    """
+    is_packed = file.suffix.lower() in COMPRESSIONS
+    suffix = (file.with_suffix("") if is_packed else file).suffix.lower()
+    found = _SAME.get(suffix, suffix)
+    return "" if found not in ROW_SUFFIXES or (is_packed and found == ".parquet") else found
 
 
 def is_metadata(file: Path) -> bool:
     """Returns whether a file holds the captions of the images beside it."""
-    return file.name.lower() == METADATA
+    return file.name.lower() in METADATA_NAMES
 
 
 def stem_of(file: Path) -> Path:

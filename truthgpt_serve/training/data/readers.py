@@ -1,4 +1,4 @@
-"""Readers of files of rows: text, JSONL, Parquet.
+"""Readers of files of rows, by their format: text, JSON, tables, Parquet.
 
 Each keeps the place of every row.
 """
@@ -6,31 +6,32 @@ Each keeps the place of every row.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from truthgpt_serve.training.data.bad_rows import BadRows
 from truthgpt_serve.training.data.inventory import shown
+from truthgpt_serve.training.data.json_array import read_json
+from truthgpt_serve.training.data.kinds import format_of
 from truthgpt_serve.training.data.rows import Row, describe
+from truthgpt_serve.training.data.streams import check_pointer, numbered_lines
+from truthgpt_serve.training.data.tables import read_csv, read_tsv
 from truthgpt_serve.training.errors import TrainingError
 
 PARQUET_BATCH_ROWS = 1024
 """Rows that are decoded at a time: enough to be quick, few enough for long texts."""
-MAX_LINE_BYTES = 64 << 20
-"""Bytes of one line; a longer one is no example but a file without line breaks."""
-_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def read_text(file: Path, text_field: str, bad_rows: BadRows) -> Iterator[Row]:
     """Yields each line that is not blank as the column `text_field`."""
-    for number, text in _lines(file, bad_rows):
+    for number, text in _texts(file, bad_rows):
         yield Row({text_field: text}, f"{file}:{number}")
 
 
 def read_jsonl(file: Path, text_field: str, bad_rows: BadRows) -> Iterator[Row]:
     """Yields the JSON object of each line that is not blank."""
-    for number, text in _lines(file, bad_rows):
+    for number, text in _texts(file, bad_rows):
         place = f"{file}:{number}"
         try:
             values = json.loads(text)
@@ -46,44 +47,10 @@ def read_jsonl(file: Path, text_field: str, bad_rows: BadRows) -> Iterator[Row]:
         yield Row(values, place)
 
 
-def _lines(file: Path, bad_rows: BadRows) -> Iterator[tuple[int, str]]:
-    _check_pointer(file)
-    try:
-        with file.open("rb") as stream:
-            number = 0
-            while line := stream.readline(MAX_LINE_BYTES):
-                number += 1
-                if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
-                    while (rest := stream.readline(MAX_LINE_BYTES)) and rest[-1:] != b"\n":
-                        pass
-                    problem = f"is a line of more than {MAX_LINE_BYTES >> 20} MiB"
-                    bad_rows.report(f"{file}:{number}", problem)
-                    continue
-                try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                except UnicodeDecodeError as error:
-                    bad_rows.report(f"{file}:{number}", f"is not UTF-8 text: {error.reason}")
-                    continue
-                if text:
-                    yield number, text
-    except OSError as error:
-        raise _unreadable(file, error) from error
-
-
-def _check_pointer(file: Path) -> None:
-    try:
-        with file.open("rb") as stream:
-            start = stream.read(len(_POINTER))
-    except OSError as error:
-        raise _unreadable(file, error) from error
-    if start == _POINTER:
-        fix = "fetch it: git lfs pull"
-        raise TrainingError(f"{shown(file)}: is a Git LFS pointer, not the data itself ({fix})")
-
-
-def _unreadable(file: Path, error: OSError) -> TrainingError:
-    reason = error.strerror or str(error)
-    return TrainingError(f"{shown(file)}: cannot be read: {reason} (make it readable)")
+def _texts(file: Path, bad_rows: BadRows) -> Iterator[tuple[int, str]]:
+    for number, line in numbered_lines(file, bad_rows):
+        if text := line.strip():
+            yield number, text
 
 
 def read_parquet(file: Path, text_field: str, bad_rows: BadRows) -> Iterator[Row]:
@@ -95,7 +62,7 @@ def read_parquet(file: Path, text_field: str, bad_rows: BadRows) -> Iterator[Row
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
-    _check_pointer(file)
+    check_pointer(file)
     try:
         with parquet.ParquetFile(file) as source:
             first = 1
@@ -143,3 +110,25 @@ def _values(batch: Any) -> Iterator[dict[str, Any] | Exception]:
             yield batch.slice(index, 1).to_pylist()[0]
         except (ValueError, OverflowError) as error:
             yield error
+
+
+READERS: dict[str, Callable[[Path, str, BadRows], Iterator[Row]]] = {
+    ".txt": read_text,
+    ".jsonl": read_jsonl,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+    ".parquet": read_parquet,
+}
+"""The reader of each format: file, column of plain text, bad rows."""
+
+
+def read_file(file: Path, text_field: str, bad_rows: BadRows) -> Iterator[Row]:
+    """Yields the rows of a file of one of `kinds.ROW_SUFFIXES`, compressed or not.
+
+    Args:
+        file: The file.
+        text_field: Column that a line of a `.txt` file becomes.
+        bad_rows: Takes the rows that cannot be read.
+    """
+    yield from READERS[format_of(file)](file, text_field, bad_rows)

@@ -1,35 +1,34 @@
-"""From what `data.dataset` names to rows: a hub name, a file, or a folder of files.
+"""From what `data.dataset` names to rows: a hub name, a file, a folder, a pattern, or several.
 
 The caller interprets the columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from glob import iglob
+from itertools import islice
 from pathlib import Path
 
-from truthgpt_serve.config.paths import expand, must_be_local
+from truthgpt_serve.config.paths import expand, is_pattern, must_be_local
 from truthgpt_serve.training.data.bad_rows import BadRows
 from truthgpt_serve.training.data.find import Content, find_data
 from truthgpt_serve.training.data.hub import read_hub
 from truthgpt_serve.training.data.image_folder import read_image_folder
 from truthgpt_serve.training.data.inventory import Inventory, shown
-from truthgpt_serve.training.data.kinds import ROW_SUFFIXES
-from truthgpt_serve.training.data.readers import read_jsonl, read_parquet, read_text
+from truthgpt_serve.training.data.kinds import format_of
+from truthgpt_serve.training.data.readers import read_file
 from truthgpt_serve.training.data.rows import Row
 from truthgpt_serve.training.data.splits import TRAIN, Split
+from truthgpt_serve.training.data.walk import MAX_FILES
 from truthgpt_serve.training.errors import TrainingError
 
-READERS: dict[str, Callable[[Path, str, BadRows], Iterator[Row]]] = {
-    ".txt": read_text,
-    ".jsonl": read_jsonl,
-    ".parquet": read_parquet,
-}
-"""The reader of each kind of file: file, column of plain text, bad rows."""
+Dataset = str | Sequence[str]
+"""`data.dataset` or `data.eval_dataset`."""
 
 
 def read_rows(
-    dataset: str,
+    dataset: Dataset,
     bad_rows: BadRows,
     *,
     subset: str | None = None,
@@ -40,7 +39,7 @@ def read_rows(
     content: Content = "any",
     inventory: Inventory | None = None,
 ) -> Iterator[Row]:
-    """Yields the rows of a data set in a fixed order: files by name, then lines.
+    """Yields the rows of a data set in a fixed order: as listed, files by name, then lines.
 
     Args:
         dataset: `data.dataset` or `data.eval_dataset`, local paths absolute.
@@ -57,37 +56,51 @@ def read_rows(
         TrainingError: There is no such data, it cannot be read, or a bad row stops the run.
     """
     inventory = inventory or Inventory()
-    if not is_local(dataset):
-        yield from read_hub(dataset, subset, split, inventory)
-        return
-    root = local_path(dataset, split)
-    found = find_data(root, split, content, inventory)
-    if found.is_images:
-        yield from read_image_folder(found, image_field, caption_field, bad_rows, inventory)
-        return
-    inventory.read(found.name(file) for file in found.rows)
-    for file in found.rows:
-        yield from READERS[file.suffix.lower()](file, text_field, bad_rows)
+    for name in names_of(dataset):
+        if not is_local(name):
+            yield from read_hub(name, subset, split, inventory)
+            continue
+        for path in local_paths(name, split):
+            found = find_data(path, split, content, inventory)
+            if found.is_images:
+                yield from read_image_folder(found, image_field, caption_field, bad_rows, inventory)
+                continue
+            inventory.read(found.name(file) for file in found.rows)
+            for file in found.rows:
+                yield from read_file(file, text_field, bad_rows)
 
 
-def is_local(dataset: str) -> bool:
-    """Returns whether a data set is a local file or folder rather than a name of the hub."""
-    path = expand(dataset)
-    looks_local = path.is_absolute() or must_be_local(dataset)
-    return looks_local or path.suffix.lower() in ROW_SUFFIXES or _exists(path)
+def names_of(dataset: Dataset) -> list[str]:
+    """Returns what a data set names, one by one."""
+    return [dataset] if isinstance(dataset, str) else list(dataset)
 
 
-def local_path(dataset: str, split: Split = TRAIN) -> Path:
-    """Returns the path of a local data set.
+def is_local(name: str) -> bool:
+    """Returns whether a name is a local file, folder or pattern rather than one of the hub."""
+    path = expand(name)
+    looks_local = path.is_absolute() or must_be_local(name) or is_pattern(name)
+    return looks_local or bool(format_of(path)) or _exists(path)
+
+
+def local_paths(name: str, split: Split = TRAIN) -> list[Path]:
+    """Returns the path of a local file or folder, or the files of a pattern, sorted.
 
     Raises:
-        TrainingError: It does not exist, or cannot be looked at.
+        TrainingError: There is none, or it cannot be looked at.
     """
-    path = expand(dataset)
+    path = expand(name)
     key = "data.dataset" if split == TRAIN else "data.eval_dataset"
-    if not _exists(path):
-        raise TrainingError(f"{key} {shown(dataset)!r} does not exist (correct the path)")
-    return path
+    if _exists(path):
+        return [path]
+    if not is_pattern(name):
+        raise TrainingError(f"{key} {shown(name)!r} does not exist (correct the path)")
+    matches = islice(iglob(str(path), recursive=True), MAX_FILES + 1)
+    files = sorted(found for match in matches if (found := Path(match)).is_file())
+    if len(files) > MAX_FILES:
+        raise TrainingError(f"{key} {shown(name)!r} matches over {MAX_FILES:,} files (narrow it)")
+    if not files:
+        raise TrainingError(f"{key} {shown(name)!r} matches no file (correct the pattern)")
+    return files
 
 
 def _exists(path: Path) -> bool:

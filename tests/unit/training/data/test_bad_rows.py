@@ -18,7 +18,7 @@ from PIL import Image
 from deployments.vllm.tiny_model import make_tiny_llama
 from tests.support.training_runs import job_of, sections_of
 from truthgpt_serve.config import load_model_config
-from truthgpt_serve.training.data import BadRows, Inventory, hub, read_rows, readers
+from truthgpt_serve.training.data import BadRows, Inventory, hub, read_rows, streams
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.images.data.image_files import ImageFileError, Size, load_image
 from truthgpt_serve.training.images.data.load import load_images
@@ -159,7 +159,7 @@ def test_a_column_that_comes_late_is_not_lost_in_silence(model: Path, tmp_path: 
 def test_a_line_without_an_end_is_a_bad_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 1 << 20)
+    monkeypatch.setattr(streams, "MAX_LINE_BYTES", 1 << 20)
     file = tmp_path / "a.jsonl"
     long = b'{"text": "' + b"x" * (5 << 19) + b'"}'
     file.write_bytes(b'{"text": "a"}\n' + long + b'\n{"text": "b"}\n' + long)

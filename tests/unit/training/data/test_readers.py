@@ -93,8 +93,9 @@ def test_skipped_rows_are_counted_and_the_first_are_shown(tmp_path: Path) -> Non
     ("name", "content", "message"),
     [
         ("missing.jsonl", None, "does not exist"),
-        ("a.csv", b"a,b", r"cannot read \.csv files"),
-        ("folder/a.csv", b"a,b", "holds no data"),
+        ("a.xlsx", b"a,b", r"cannot read \.xlsx files"),
+        ("a.parquet.gz", b"a,b", r"cannot read \.gz files"),
+        ("folder/a.xlsx", b"a,b", "holds no data"),
     ],
 )
 def test_data_that_cannot_be_read_is_refused(

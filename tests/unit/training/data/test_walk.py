@@ -36,7 +36,7 @@ def read(folder: Path, **more: Any) -> tuple[list[str], str]:
 @pytest.mark.parametrize(
     "other",
     [
-        "b.json", "b.csv", "b.tsv", "b.ndjson", "b.arrow", "b.jsonl.gz", "b.jsonl.zst", "b.zip",
+        "b.json", "b.csv", "b.tsv", "b.csv.gz", "b.arrow", "b.parquet.gz", "b.jsonl.bz2", "b.zip",
         "b.tar.gz", "B.CSV", "deep/b.json", "b.txt", "b.parquet", "README.txt", "b.text", "b.xlsx",
     ],
 )  # fmt: skip
@@ -81,6 +81,7 @@ def test_upper_case_suffixes_are_the_same(tmp_path: Path) -> None:
         ("test.csv", "split test"),
         ("dev/b.jsonl", "split validation"),
         ("empty.jsonl", "empty"),
+        ("a.jsonl.gz", "the compressed form of a file that is read"),
         ("runs/x/run.json", "the folder of a training run"),
     ],
 )
@@ -196,8 +197,8 @@ def test_messages_stay_short_however_many_files_there_are(
     put(tmp_path, "a.jsonl", *(f"figure-{number:04}.png" for number in range(3000)))
     plan = read(tmp_path, content="text")[1]
     assert "and 2,995 more (an image)" in plan
-    put(tmp_path, *(f"{number:04}.csv" for number in range(2000)))
-    with pytest.raises(TrainingError, match=r"0004\.csv and 1,995 more") as caught:
+    put(tmp_path, *(f"{number:04}.xml" for number in range(2000)))
+    with pytest.raises(TrainingError, match=r"0004\.xml and 1,995 more") as caught:
         read(tmp_path, content="text")
     assert max(len(plan), len(str(caught.value))) < 1000
     monkeypatch.setattr(walk_module, "MAX_FILES", 100)
@@ -300,8 +301,8 @@ def test_images_that_no_line_names_are_left_out_and_named(tmp_path: Path) -> Non
     put(tmp_path, "deep/metadata.jsonl", content='{"file_name": "c.png", "text": "c"}\n')
     names, plan, _ = read_images(tmp_path)
     assert names == ["a.png", "deep/c.png"]
-    assert "left out b.png (no usable line of metadata.jsonl names it)" in plan
-    assert "left out a.txt (the captions come from metadata.jsonl)" in plan
+    assert "left out b.png (no usable row of metadata.jsonl, .csv or .parquet names it)" in plan
+    assert "left out a.txt (the captions come from metadata.jsonl, .csv or .parquet)" in plan
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from truthgpt_serve.training.data import BadRows, Inventory, Row, read_rows
 from truthgpt_serve.training.data.find import find_data
 from truthgpt_serve.training.data.hub import load_hub
 from truthgpt_serve.training.data.image_folder import FILE_FIELD
-from truthgpt_serve.training.data.sources import is_local, local_path
+from truthgpt_serve.training.data.kinds import format_of
+from truthgpt_serve.training.data.sources import is_local, local_paths, names_of
 from truthgpt_serve.training.data.splits import TRAIN, VALIDATION, Split
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.images.data.buckets import (
@@ -124,10 +125,11 @@ def _read(split: Split, columns: Columns, sources: list[str], spread: Spread) ->
     dataset = data["dataset" if split == TRAIN else "eval_dataset"]
     bad_rows, inventory = BadRows(data["on_bad_row"]), Inventory()
     rows: Sequence[Row]
-    if is_local(dataset):
-        rows = _read_local(dataset, split, data, bad_rows, inventory)
+    names = names_of(dataset)
+    if len(names) > 1 or is_local(names[0]):
+        rows = _read_local(names, split, data, bad_rows, inventory)
     else:
-        rows = hub_rows(dataset, load_hub(dataset, data["subset"], split, inventory))
+        rows = hub_rows(names[0], load_hub(names[0], data["subset"], split, inventory))
     found = _inspect(rows, columns, bad_rows, spread)
     lines = inventory.lines()
     if bad_rows.count:
@@ -143,7 +145,7 @@ def _read(split: Split, columns: Columns, sources: list[str], spread: Spread) ->
 
 
 def _read_local(
-    dataset: str,
+    names: list[str],
     split: Split,
     data: Mapping[str, Any],
     bad_rows: BadRows,
@@ -151,36 +153,39 @@ def _read_local(
 ) -> list[Row]:
     caption_field = data["caption_field"]
     if data["caption"] is not None:
-        plain = read_plain_folder(dataset, split, data["image_field"], inventory)
+        plain = read_plain_folders(names, split, data["image_field"], inventory)
         if plain is not None:
             return plain
         # Any column that is there: the captions come from the configuration.
         caption_field = FILE_FIELD
     fields = {"image_field": data["image_field"], "caption_field": caption_field}
-    found = read_rows(
-        dataset, bad_rows, split=split, content="images", inventory=inventory, **fields
-    )
+    found = read_rows(names, bad_rows, split=split, content="images", inventory=inventory, **fields)
     return list(found)
 
 
-def read_plain_folder(
-    dataset: str, split: Split, image_field: str, inventory: Inventory
+def read_plain_folders(
+    names: list[str], split: Split, image_field: str, inventory: Inventory
 ) -> list[Row] | None:
-    """Returns the rows of a folder of images without captions, or None where it is no such folder.
+    """Returns the rows of folders of images without captions, or None where one is none.
 
     Raises:
         TrainingError: There is no such folder, or it cannot be read.
     """
-    root = local_path(dataset, split)
-    seen = Inventory()
-    found = find_data(root, split, "images", seen)
-    if not found.is_images or any(file.suffix.lower() != ".txt" for file in found.rows):
+    if not all(is_local(name) for name in names):
         return None
-    find_data(root, split, "images", inventory)
-    inventory.read(found.name(image) for image in found.images)
-    for file in found.rows:
-        inventory.leave_out(found.name(file), "the captions come from data.caption")
-    return [Row({image_field: str(image)}, str(image)) for image in found.images]
+    roots = [path for name in names for path in local_paths(name, split)]
+    for root in roots:
+        found = find_data(root, split, "images", Inventory())
+        if not found.is_images or any(format_of(file) != ".txt" for file in found.rows):
+            return None
+    rows = []
+    for root in roots:
+        found = find_data(root, split, "images", inventory)
+        inventory.read(found.name(image) for image in found.images)
+        for file in found.rows:
+            inventory.leave_out(found.name(file), "the captions come from data.caption")
+        rows += [Row({image_field: str(image)}, str(image)) for image in found.images]
+    return rows
 
 
 def _inspect(rows: Sequence[Row], columns: Columns, bad_rows: BadRows, spread: Spread) -> _Found:

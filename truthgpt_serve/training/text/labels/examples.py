@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -103,6 +104,9 @@ class SentenceExamples(_Texts):
 
 
 def _score(score: Any, name: str) -> float:
+    if isinstance(score, str):  # the cell of a table
+        with contextlib.suppress(ValueError):
+            score = float(score)
     if isinstance(score, bool) or not isinstance(score, int | float) or not -1 <= score <= 1:
         raise BadRow(f"{name!r} must be a number from -1 to 1, the wanted cosine (scale it)")
     return float(score)
