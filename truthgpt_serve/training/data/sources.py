@@ -70,9 +70,9 @@ def read_rows(
                 yield from read_file(file, text_field, bad_rows)
 
 
-def names_of(dataset: Dataset) -> list[str]:
+def names_of(dataset: Dataset | None) -> list[str]:
     """Returns what a data set names, one by one."""
-    return [dataset] if isinstance(dataset, str) else list(dataset)
+    return [dataset] if isinstance(dataset, str) else list(dataset or ())
 
 
 def is_local(name: str) -> bool:

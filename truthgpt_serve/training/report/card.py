@@ -8,6 +8,7 @@ from typing import Any
 
 from truthgpt_serve.config import ModelConfig
 from truthgpt_serve.config.paths import must_be_local
+from truthgpt_serve.training.data.sources import names_of
 from truthgpt_serve.training.report.page import Run, leaves_of, load_run
 from truthgpt_serve.training.run_folder import MODEL, write_text_file
 from truthgpt_serve.training.serving import is_adapter
@@ -78,12 +79,12 @@ def _metadata(config: Mapping[str, Any], adapter: bool) -> str:
 
     task = config.get("task")
     base = config.get("model", {}).get("name_or_path")
-    dataset = config.get("data", {}).get("dataset")
+    hub = [name for name in names_of(config.get("data", {}).get("dataset")) if _is_hub_name(name)]
     image = task == "image-generation"
     library = "diffusers" if image else "peft" if adapter else "transformers"
     data = ModelCardData(
         base_model=base if _is_hub_name(base) else None,
-        datasets=[dataset] if _is_hub_name(dataset) else None,
+        datasets=hub or None,
         library_name=library,
         pipeline_tag=_TAGS.get(str(task)),
         tags=["truthgpt", *(["lora"] if adapter else [])],
@@ -112,8 +113,8 @@ def _shown_name(value: Any) -> str:
 def _data(record: Mapping[str, Any]) -> list[str]:
     config = record.get("config", {}).get("data", {})
     found = record.get("data") or {}
-    given = [config.get("dataset"), config.get("eval_dataset")]
-    names = ", ".join(_code(_shown_name(name)) for name in given if name)
+    given = [*names_of(config.get("dataset")), *names_of(config.get("eval_dataset"))]
+    names = ", ".join(_code(_shown_name(name)) for name in given)
     counted = ("num_examples", "num_eval_examples", "num_bad_rows", "num_units")
     labels = ("examples", "examples to evaluate on", "bad rows left out", found.get("units", ""))
     counts = [
@@ -132,7 +133,7 @@ def _settings(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         section, _, rest = key.partition(".")
         if key == "seed" or key in _ALWAYS or (section in _SECTIONS and usual.get(key) != value):
             is_place = section == "data" and rest in ("dataset", "eval_dataset")
-            yield key, _shown_name(value) if is_place else value
+            yield key, ", ".join(map(_shown_name, names_of(value))) if is_place else value
 
 
 def _losses(run: Run) -> Iterator[tuple[str, str]]:
