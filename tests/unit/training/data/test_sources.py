@@ -124,8 +124,8 @@ def test_a_pattern_and_a_list_are_found_beside_the_yaml_file(tmp_path: Path) -> 
     for dataset in ("data/part-*.jsonl", ["data/part-1.jsonl", "org/name"]):
         file.write_text(json.dumps({"data": {"dataset": dataset}}))
         found = load_model_config(file).data.dataset
-        one = found if isinstance(found, str) else found[0]
-        assert one.startswith(str(tmp_path / "data/part-"))
+        one = found[0] if isinstance(found, list) else found
+        assert str(one).startswith(str(tmp_path / "data/part-"))
 
 
 def test_the_fingerprint_knows_all_files_of_a_list_and_their_order(tmp_path: Path) -> None:
