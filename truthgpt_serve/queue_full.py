@@ -70,6 +70,10 @@ class Promises:
         self._last_s = min(max(self._last_s, now_s) + place_s, now_s + most_s)
         return self._last_s - now_s
 
+    def is_over(self) -> bool:
+        """Returns whether all places that were promised have come."""
+        return self._last_s <= self._clock()
+
 
 def whole_seconds(wait_s: float) -> int:
     """Returns a wait as `retry-after` has it: from `RETRY_AFTER_S` to `MAX_RETRY_S`."""

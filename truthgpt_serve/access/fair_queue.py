@@ -19,6 +19,8 @@ from truthgpt_serve.queue_full import Promises, queue_full, whole_seconds
 
 _NEW_SHARE = 0.2
 """How much the newest request counts in a mean."""
+_MAX_TIMES = 4
+"""How many times the mean one request may count as."""
 _MAX_IDLE_KEYS = 4096
 
 
@@ -170,6 +172,11 @@ class FairQueue:
         return (before + 1) * self._mean_s / self._num_places
 
     @property
+    def mean_s(self) -> float:
+        """Seconds that a request takes, as they have been lately; 0 where that is not known."""
+        return self._mean_s
+
+    @property
     def place_s(self) -> float:
         """Seconds between two places, as requests have been lately; 0 where that is not known."""
         return self._mean_s / self._num_places
@@ -258,7 +265,9 @@ class FairQueue:
     def _forget(self, key: _Key) -> None:
         """Drops a key of which nothing is left to be known."""
         is_idle = not key.waiting and not key.running and key.ready_s <= self._share_s
-        if is_idle and self._keys.get(key.name) is key:  # a ticket may outlive its key
+        is_owed = key.promises is not None and not key.promises.is_over()
+        # A ticket may outlive its key.
+        if is_idle and not is_owed and self._keys.get(key.name) is key:
             del self._keys[key.name]
 
     def _drop_idle(self) -> None:
@@ -267,4 +276,7 @@ class FairQueue:
 
 
 def _mean(mean_s: float, new_s: float) -> float:
-    return new_s if not mean_s else mean_s + _NEW_SHARE * (new_s - mean_s)
+    """Returns a mean with one more time; one that is far longer, as of a slow reader, is cut."""
+    if not mean_s:
+        return new_s
+    return mean_s + _NEW_SHARE * (min(new_s, _MAX_TIMES * mean_s) - mean_s)

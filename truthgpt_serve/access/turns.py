@@ -6,6 +6,7 @@ Stands where a request's time is bounded and its client's leaving cancels it.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from typing import Any
 
@@ -33,12 +34,17 @@ class Turns:
         app: The application; something around it answers the errors that this raises.
         queue: The places.
         owner: Whose queue it is, for messages, such as `model 'story'`.
+        max_request_s: Seconds that a request may take in all. One whose turn leaves it less than
+            requests take is refused: it would be cut, and its place lost for the others.
     """
 
-    def __init__(self, app: Any, queue: FairQueue, owner: str) -> None:
+    def __init__(
+        self, app: Any, queue: FairQueue, owner: str, *, max_request_s: float = math.inf
+    ) -> None:
         self._app = app
         self._queue = queue
         self._owner = owner
+        self._max_request_s = max_request_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one ASGI connection.
@@ -62,7 +68,7 @@ class Turns:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         identity = identity_of(scope) or ANONYMOUS
         limit_s = read_timeout(scope)
-        if limit_s is not None:
+        if limit_s is not None or self._queue.num_waiting:
             self._check(identity, limit_s)
         ticket = self._enter(identity)
         is_done = False
@@ -71,9 +77,7 @@ class Turns:
             nonlocal is_done
             if message["type"] == "http.response.start":
                 is_done = message["status"] < _FAILED
-                if self._queue.num_waiting and (place_s := self._queue.place_s):
-                    place = (_PLACE_HEADER, b"%d" % (place_s * 1e6))
-                    message = {**message, "headers": [*message.get("headers", ()), place]}
+                message = self._with_place(message)
             await send(message)
 
         try:
@@ -93,18 +97,34 @@ class Turns:
             note_refusal(QUEUE)
             raise
 
-    def _check(self, identity: Identity, limit_s: float) -> None:
+    def _with_place(self, message: Message) -> Message:
+        """Returns the head of an answer with how fast places come, while requests wait.
+
+        The model's own application does not say it: the proxy would believe it for all models.
+        """
+        given = message.get("headers", ())
+        kept = [pair for pair in given if pair[0].lower() != _PLACE_HEADER]
+        if self._queue.num_waiting and (place_s := self._queue.place_s):
+            kept.append((_PLACE_HEADER, b"%d" % (place_s * 1e6)))
+        return message if kept == given else {**message, "headers": kept}
+
+    def _most_s(self, limit_s: float | None) -> float:
+        """Returns how long a request may wait: the rest of its time is for its work."""
+        own_s = max(0.0, self._max_request_s - self._queue.mean_s)
+        return own_s if limit_s is None else min(limit_s, own_s)
+
+    def _check(self, identity: Identity, limit_s: float | None) -> None:
         expected_s = self._queue.expected_s(identity.name, identity.weight, identity.priority)
-        if expected_s > limit_s:
+        if expected_s > self._most_s(limit_s):
             raise self._too_late(f"would come in about {expected_s:.1f} s", limit_s, expected_s)
 
     async def _wait(self, turn: asyncio.Future[None], limit_s: float | None) -> None:
-        began_s = time.monotonic()
+        began_s, most_s = time.monotonic(), self._most_s(limit_s)
         try:
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout(None if math.isinf(most_s) else most_s):
                 await turn
         except TimeoutError:
-            raise self._too_late("has not come", limit_s or 0.0, 1) from None
+            raise self._too_late("has not come", limit_s, 1) from None
         except OverloadedError:  # another key's request took its place
             note_refusal(QUEUE)
             raise
@@ -112,11 +132,14 @@ class Turns:
             if (usage := current_usage()) is not None:
                 usage.queued_s += time.monotonic() - began_s
 
-    def _too_late(self, what: str, limit_s: float, retry_after_s: float) -> OverloadedError:
+    def _too_late(self, what: str, limit_s: float | None, retry_after_s: float) -> OverloadedError:
         note_refusal(DEADLINE)
+        if limit_s is not None and limit_s <= self._most_s(None):
+            limit = f"it may take {limit_s:g} s (`x-request-timeout-ms`)"
+        else:
+            limit = f"requests may take {self._max_request_s:g} s with their waiting"
         return OverloadedError(
-            f"The turn of this request at {self._owner} {what}, and it may take {limit_s:g} s "
-            "(`x-request-timeout-ms`)",
+            f"The turn of this request at {self._owner} {what}, and {limit}",
             retry_after_s=whole_seconds(retry_after_s),
         )
 

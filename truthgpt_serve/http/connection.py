@@ -30,7 +30,8 @@ from truthgpt_serve.http.sse import STREAM_HEADERS
 
 BODY_LIMIT_S = 600.0
 """How long a body may take to arrive where nothing shorter is set."""
-_SANE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_SANE_ID = re.compile(rb"(?!.*(?:tgpt-|\bsk-)[\w-]{20})[\x21-\x7e]{1,128}")
+"""Not a key, which would then stand in logs."""
 
 
 class ClientGoneError(Exception):

@@ -148,7 +148,7 @@ class ModelReplica:
         size, limit_s = host.max_body_bytes, host.max_request_s
         app = self._access.counting(NamedRequests(app, self._names))
         app = EncodedBodies(app, max_body_bytes=size, max_request_s=limit_s)
-        app = Turns(load.working(app), FairQueue(*limits, owner), owner)
+        app = Turns(load.working(app), FairQueue(*limits, owner), owner, max_request_s=limit_s)
         app = BoundedRequests(app, self._name, max_body_bytes=size, max_request_s=limit_s)
         return EditedHeads(app, of_application, with_stream_headers)
 

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
-from truthgpt_serve.access.turns import read_timeout
+from truthgpt_serve.access.turns import MAX_DIGITS, read_timeout
 from truthgpt_serve.errors import OverloadedError
 from truthgpt_serve.http.asgi import Scope
 from truthgpt_serve.queue_full import Promises, queue_full, whole_seconds
@@ -145,7 +145,7 @@ class Admission:
             entry: Its model.
             place: Microseconds between two places of one replica, in digits.
         """
-        if place.isdigit():
+        if place.isdigit() and len(place) <= MAX_DIGITS:
             places = self._places.setdefault(entry.application, _Places())
             places.place_s = int(place) / 1e6 / max(1, entry.num_replicas)
 

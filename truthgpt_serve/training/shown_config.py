@@ -13,8 +13,10 @@ from truthgpt_serve.config.source import KeyPath, dotted
 
 HIDDEN = "(hidden)"
 """Stands for a text whose key says that it may be a secret."""
-_PARTS = ("secret", "password", "passwd", "credential", "apikey", "authorization")
-_WORDS = frozenset({"key", "keys", "token", "tokens", "auth", "pwd"})
+_PARTS = ("secret", "password", "passwd", "credential", "apikey", "authorization", "passphrase")
+_WORDS = frozenset(
+    ("auth", "bearer", "cookie", "dsn", "key", "keys", "pass", "pwd", "token", "tokens")
+)
 _NAMES_OF_OTHERS = ("_env", "_file", "_path", "_field")
 """Ends of keys that say where something is, not what."""
 _REFERENCE = re.compile(r"(?<!\$)\$\{\w")
@@ -26,7 +28,7 @@ def is_secret_name(name: str) -> bool:
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
     if spaced.endswith(_NAMES_OF_OTHERS):
         return False
-    words = set(re.split(r"[^a-z0-9]+", spaced))
+    words = set(re.split(r"[^a-z]+", spaced))
     return any(part in spaced for part in _PARTS) or bool(words & _WORDS)
 
 

@@ -287,3 +287,18 @@ async def test_many_keys_leave_nothing_behind() -> None:
         place.queue.leave(ticket)
     assert len(place.queue._keys) <= 4096
     await asyncio.sleep(0)
+
+
+async def test_a_key_that_is_only_refused_is_told_one_place_after_the_other() -> None:
+    place = Place(num_places=1, max_waiting=1)
+    place.enter("others", priority=1)
+    place.clock.now_s += 10
+    place.queue.leave(place.tickets[0][1])
+    place.enter("others", priority=1)
+    place.enter("others", priority=1)
+    told = []
+    for _ in range(3):
+        with pytest.raises(OverloadedError) as refused:
+            place.queue.enter("low")
+        told.append(refused.value.retry_after_s)
+    assert told == [20, 30, 40]

@@ -184,6 +184,45 @@ async def test_deadlines(service: tuple[Service, httpx.AsyncClient]) -> None:
     assert (await ask(client, "b", x_request_timeout_ms="20")).status_code == 200
 
 
+async def test_a_turn_that_leaves_no_time_for_the_work_is_refused() -> None:
+    model = Service()
+    turns = Turns(model._serve, FairQueue(1, 4, OWNER), OWNER, max_request_s=0.5)
+    bounded = BoundedRequests(turns, "story", max_body_bytes=1000, max_request_s=5)
+    transport = httpx.ASGITransport(bounded)
+    async with httpx.AsyncClient(transport=transport, base_url="http://model") as client:
+        first = asyncio.create_task(ask(client, "a"))
+        await asyncio.sleep(0.3)
+        model.hold.release()
+        assert (await first).status_code == 200  # requests take 0.3 s of their 0.5
+        running = asyncio.create_task(ask(client, "a"))
+        await until(lambda: len(model.served) == 2)
+        waited = await ask(client, "b")
+        assert waited.status_code == 429
+        assert "requests may take 0.5 s with their waiting" in waited.json()["error"]["message"]
+        waiting = asyncio.create_task(ask(client, "c"))
+        await until(lambda: turns._queue.num_waiting == 1)
+        refused = await ask(client, "d")  # behind another one: at once
+        assert "would come in about" in refused.json()["error"]["message"]
+        model.hold.release()
+        model.hold.release()
+        assert (await running).status_code == 200
+        await waiting
+    assert "b" not in model.served
+
+
+async def test_an_application_cannot_say_how_fast_places_come() -> None:
+    async def forge(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"X-TruthGPT-Place-US", b"-5"), (b"x-own", b"1")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    transport = httpx.ASGITransport(Turns(forge, FairQueue(1, 1, OWNER), OWNER))
+    async with httpx.AsyncClient(transport=transport, base_url="http://model") as client:
+        answer = await client.post("/")
+    assert PLACE_HEADER not in answer.headers
+    assert answer.headers["x-own"] == "1"
+
+
 @pytest.mark.parametrize("value", ["", "0", "-5", "1.5", "soon", "9999999999", "¹"])
 def test_headers_that_say_no_time(value: str) -> None:
     headers = [(b"x-request-timeout-ms", value.encode("latin-1"))]

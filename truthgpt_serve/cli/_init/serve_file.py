@@ -78,7 +78,7 @@ def _read(text: str) -> tuple[dict[str, Any], yaml.SequenceNode]:
     try:
         data = yaml.safe_load(text)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise InsertError(f"it is not YAML: {' '.join(str(error).split())}") from error
     found = value_of(node, "applications")
     applications = data.get("applications") if isinstance(data, dict) else None
@@ -130,7 +130,7 @@ def _check(text: str, before: dict[str, Any], entry: dict[str, Any]) -> None:
     """Raises InsertError if the file now says anything but what it said, with the entry."""
     try:
         after = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise InsertError("the entry cannot be inserted as text") from error
     rest = [one for one in after["applications"] if one != entry]
     same = {**after, "applications": rest} == before

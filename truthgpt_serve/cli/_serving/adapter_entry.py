@@ -43,7 +43,7 @@ def add_adapter(text: str, path: Sequence[Key], entry: Mapping[str, str]) -> str
     result = _insert(text, node, dict(entry))
     try:
         same = yaml.safe_load(result) == expected
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         same = False
     if not same:
         raise InsertError("the entry cannot be inserted as text")

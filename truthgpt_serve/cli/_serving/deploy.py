@@ -7,8 +7,10 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 import yaml
@@ -80,7 +82,8 @@ def find_service(environ: Mapping[str, str] = os.environ) -> Service | None:
         return None
     token = environ.get("RAY_AUTH_TOKEN")
     file = environ.get(TOKEN_PATH_VARIABLE)
-    if not token and not file and local is not None and local.run_folder is not None:
+    is_here = not given or _is_loopback(given)
+    if not token and not file and is_here and local is not None and local.run_folder is not None:
         file = str(local.run_folder / TOKEN_FILE)
     if not token and file:
         try:
@@ -88,6 +91,34 @@ def find_service(environ: Mapping[str, str] = os.environ) -> Service | None:
         except OSError as error:
             raise click.ClickException(f"{file} cannot be read: {error.strerror}") from error
     return Service(given or DEFAULT_ADDRESS, token)
+
+
+def _is_loopback(address: str) -> bool:
+    """Returns whether an address is of this machine: its service's token goes nowhere else."""
+    host = urlsplit(address).hostname or ""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_same(service: Service, serve: Path, adding: str) -> None:
+    """Checks that a service runs what a Serve file says, before the file is changed.
+
+    Args:
+        service: The service.
+        serve: The file.
+        adding: The application that may be added.
+
+    Raises:
+        click.ClickException: It does not answer, or has applications that the file has not.
+    """
+    found = _others(service.read(), yaml.safe_load(serve.read_text(encoding="utf-8")))
+    if others := [name for name in found if name != adding]:
+        raise click.ClickException(
+            f"the service runs another Serve file: it has {', '.join(others)}, which {serve} has "
+            "not (name the file that it runs with --serve-file)"
+        )
 
 
 def deploy(
@@ -103,15 +134,9 @@ def deploy(
         say: Prints a line.
 
     Raises:
-        click.ClickException: The service refuses, serves another file, or the model does not start.
+        click.ClickException: The service refuses, or the model does not start.
     """
     config = yaml.safe_load(serve.read_text(encoding="utf-8"))
-    others = _others(service.read(), config)
-    if others:
-        raise click.ClickException(
-            f"{changed} is changed, but the service runs another Serve file: it has "
-            f"{', '.join(others)}, which {serve} has not; deploy by hand: serve deploy FILE"
-        )
     if changed != serve:
         _mark(config, application, changed)
     service.apply(config)
@@ -128,15 +153,19 @@ def _mark(config: Mapping[str, Any], application: str, changed: Path) -> None:
     version = hashlib.sha256(changed.read_bytes()).hexdigest()[:12]
     for entry in config["applications"]:
         if entry["name"] == application:
-            environment = entry.setdefault("runtime_env", {}).setdefault("env_vars", {})
-            environment[_VERSION] = version
+            given = entry.get("runtime_env") or {}
+            variables = {**(given.get("env_vars") or {}), _VERSION: version}
+            entry["runtime_env"] = {**given, "env_vars": variables}
 
 
 def _wait(service: Service, application: str, say: Callable[[str], None]) -> None:
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
         time.sleep(POLL_S)
-        found = (service.read().get("applications") or {}).get(application) or {}
+        try:
+            found = (service.read().get("applications") or {}).get(application) or {}
+        except click.ClickException:  # busy for a moment: what is applied stays so
+            continue
         status = found.get("status")
         if status == "RUNNING":
             say(f"{application} runs")

@@ -44,13 +44,15 @@ def serve_result(run: Path, name: str, serve: Path) -> None:
     Raises:
         click.ClickException: A file cannot be changed, or the service refuses.
     """
-    from truthgpt_serve.cli._serving.deploy import deploy, find_service
+    from truthgpt_serve.cli._serving.deploy import check_same, deploy, find_service
     from truthgpt_serve.cli._serving.place import place
     from truthgpt_serve.training.run import find_served
 
-    placed = place(serve, find_served(run, name))
+    served, service = find_served(run, name), find_service()
+    if service is not None:
+        check_same(service, serve, served.application_name)
+    placed = place(serve, served)
     click.echo(placed.line)
-    service = find_service()
     if service is None:
         click.echo(f"no service runs here; start it: make serve CONFIG={serve}")
         return

@@ -73,8 +73,10 @@ def place(serve: Path, served: Served) -> Placed:
         click.ClickException: A file cannot be read or written, or has changed meanwhile.
     """
     with _locked(serve):
-        check_place(serve, served.name)
         text = _read(serve)
+        if _has_it(text, served):
+            return Placed(serve, served.application_name, f"{serve} has {served.name} already")
+        check_place(serve, served.name)
         beside = _find_base(text, served)
         try:
             if beside is None:
@@ -91,6 +93,15 @@ def place(serve: Path, served: Served) -> Placed:
             raise click.ClickException(f"{where}: {error}. By hand:\n{lines}") from error
         line = f"added {served.name} to {file}, as an adapter of {application}"
         return _write(serve, file, before, after, application, line)
+
+
+def _has_it(text: str, served: Served) -> bool:
+    """Returns whether an earlier try has added a result as an application of its own."""
+    try:
+        applications = yaml.safe_load(text)["applications"]
+        return any(each == served.application for each in applications)
+    except (yaml.YAMLError, ValueError, TypeError, KeyError):
+        return False
 
 
 def _write(serve: Path, file: Path, before: str, after: str, application: str, line: str) -> Placed:

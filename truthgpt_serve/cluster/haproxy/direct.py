@@ -171,10 +171,10 @@ def _refusal(name: str, backend: str, at: int) -> list[str]:
 
 def _learn_places(at: int, backend: str) -> list[str]:
     """Returns the rules that note how fast places come, all replicas together."""
-    told = "if { var(txn.place) -m found }"
+    told = "if { var(txn.place) -m int gt 0 } { var(txn.replicas) -m int gt 0 }"
     return [
         f"http-response set-var(txn.place) res.hdr({PLACE_HEADER}),add(0)",
-        f"http-response set-var(txn.replicas) nbsrv({_up(backend)}) {told}",
+        f"http-response set-var(txn.replicas) nbsrv({_up(backend)})",
         f"http-response set-var({place_variable(at)}) var(txn.place),div(txn.replicas) {told}",
         f"http-response set-var({place_variable(ANY)}) var({place_variable(at)}) {told}",
     ]

@@ -42,6 +42,8 @@ REQUESTS_VARIABLE, DEFAULT_REQUESTS = "TRUTHGPT_PROXY_MAX_REQUESTS", 2048
 CLIENTS_VARIABLE, DEFAULT_CLIENTS = "TRUTHGPT_PROXY_MAX_CLIENTS", 32768
 CAPACITY_HEADER = "x-truthgpt-capacity"
 """How many requests the models hold, in the routers' request for HAProxy's routes."""
+MAX_EARLY_S = 2
+"""For how long after a refusal a connection that asks again is too early."""
 HELD_S = 6
 """For how long the refusal of a client is held that does not wait as it was told."""
 HEAD_TIMEOUT_S = 10
@@ -191,15 +193,19 @@ def refuse(
     always = [f"http-request return status 429 {page} if {over} {at_once}"] if at_once else []
     return [
         *(f"http-request set-var({_OVER}) bool(true) if {condition}" for condition in conditions),
+        f"http-request set-var({_EARLY}) bool(true) if {over} {{ var({_NEXT}) -m found }} "
+        f"{{ date(0,ms),sub({_NEXT}) lt 0 }}",
         *(
             f"http-request {action} if {over} {condition}".rstrip()
             for action, condition in _promise(queue, held).items()
         ),
         *always,
-        f"http-request set-var({_EARLY}) bool(true) if {over} {{ var({_NEXT}) -m found }} "
-        f"{{ date(0,ms),sub({_NEXT}) lt 0 }}",
         f"http-request set-var(txn.ms) var(txn.now),div(1000),sub({TOLERANCE_MS}) if {over}",
-        f"http-request set-var(txn.again) var(txn.retry),mul(1000),add(txn.ms) if {over}",
+        f"http-request set-var(txn.again) var(txn.retry) if {over}",
+        # A connection may be of many clients: one whose queue is long holds up no others.
+        f"http-request set-var(txn.again) int({MAX_EARLY_S}) if {over} "
+        f"{{ var(txn.again) -m int gt {MAX_EARLY_S} }}",
+        f"http-request set-var(txn.again) var(txn.again),mul(1000),add(txn.ms) if {over}",
         f"http-request set-var({_NEXT}) var(txn.again) if {over} !{early}",
         f"http-request set-var({_NEXT}) var(txn.again),add({HELD_S * 1000}) if {over} {early}",
         f"http-request tarpit status 429 {page} if {over} {early}",
@@ -225,7 +231,8 @@ def _promise(queue: int | str, held: str) -> dict[str, str]:
         f"set-var(txn.most) var({place}),mul({held}),mul({MAX_QUEUES})": "",
         f"set-var(txn.most) int({most_us}) ": f"{{ var(txn.most),sub({most_us}) gt 0 }}",
         f"set-var({last}) var(txn.now)": f"!{{ var({last}),sub(txn.now) ge 0 }}",
-        f"set-var({last}) var({last}),add({place})": "",
+        # Who asks too early has a promise, and makes no other client's later.
+        f"set-var({last}) var({last}),add({place})": f"!{{ var({_EARLY}) -m bool }}",
         f"set-var(txn.wait) var({last}),sub(txn.now)": "",
         "set-var(txn.wait) var(txn.most)": "{ var(txn.wait),sub(txn.most) gt 0 }",
         f"set-var({last}) var(txn.now),add(txn.wait)": "",

@@ -39,6 +39,8 @@ from truthgpt_serve.server.text_limits import TextLimits
 
 logger = logging.getLogger(__name__)
 
+_NOT_BOUND = (RequestError, RecursionError)
+"""A grammar that cannot be, or a schema that is nested too deeply to be put into one."""
 TOKENIZE_PATH, DETOKENIZE_PATH = "/tokenize", "/detokenize"
 Read = Callable[[Connection], Awaitable[bytes]]
 
@@ -152,7 +154,7 @@ class TextEndpoints:
             return bound
         try:
             return await self._compile(with_calls(grammar, use, form))
-        except RequestError as error:
+        except _NOT_BOUND as error:
             logger.info("an answer is bound to JSON without calls: %s", error)
             return bound
 
@@ -163,7 +165,7 @@ class TextEndpoints:
             return None
         try:
             return await self._compile(use.grammar(form.arguments))
-        except RequestError as error:
+        except _NOT_BOUND as error:
             logger.info("a forced call is not bound: %s", error)
             return None
 

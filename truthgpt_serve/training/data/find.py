@@ -9,7 +9,6 @@ from typing import Literal
 
 from truthgpt_serve.training.data.inventory import Inventory, listed, shown
 from truthgpt_serve.training.data.kinds import (
-    COMPRESSIONS,
     IMAGE_SUFFIXES,
     METADATA,
     ROW_SUFFIXES,
@@ -20,7 +19,7 @@ from truthgpt_serve.training.data.kinds import (
     stem_of,
 )
 from truthgpt_serve.training.data.splits import Split, choose_split, splits_of
-from truthgpt_serve.training.data.walk import Walk, drop_twins
+from truthgpt_serve.training.data.walk import Walk, drop_packed, drop_twins
 from truthgpt_serve.training.errors import TrainingError
 
 Content = Literal["any", "text", "images"]
@@ -121,7 +120,8 @@ class _Folder:
         for file in chosen:
             if kind_of(file) is Kind.DOCUMENT:
                 self._leave_out(file, "about the project by its name")
-        rows = drop_twins(self._unpacked(self._not_empty(rows)), self._root, self._inventory)
+        rows = drop_packed(self._not_empty(rows), self._root, self._inventory)
+        rows = drop_twins(rows, self._root, self._inventory)
         if not rows:
             raise TrainingError(self._nothing(f"put in images, or files named {KNOWN}"))
         return Found(self._root, False, rows)
@@ -172,17 +172,6 @@ class _Folder:
             if not file.stat().st_size:
                 self._leave_out(file, "empty")
         return [file for file in files if file.stat().st_size]
-
-    def _unpacked(self, files: list[Path]) -> list[Path]:
-        """Leaves out compressed files beside what they hold."""
-        plain = {file for file in files if file.suffix.lower() not in COMPRESSIONS}
-        chosen = []
-        for file in files:
-            if file not in plain and file.with_suffix("") in plain:
-                self._leave_out(file, "the compressed form of a file that is read")
-            else:
-                chosen.append(file)
-        return chosen
 
     def _leave_out(self, file: Path, reason: str) -> None:
         self._inventory.leave_out(self._walk.name(file), reason)

@@ -11,6 +11,7 @@ from typing import Any
 
 from truthgpt_serve.training.data.inventory import Inventory, shown
 from truthgpt_serve.training.data.sources import Dataset, is_local, local_paths, names_of
+from truthgpt_serve.training.data.splits import TRAIN, VALIDATION
 from truthgpt_serve.training.data.walk import Walk
 from truthgpt_serve.training.errors import TrainingError
 
@@ -23,19 +24,20 @@ def data_fingerprint(*datasets: Dataset | None, subset: str | None = None) -> st
     """Returns a digest of data sets: of hub ones the name, of local ones names, sizes and samples.
 
     Args:
-        *datasets: What the `data` section names; None counts too.
+        *datasets: What the `data` section names to train on and to evaluate on; None counts too.
         subset: `data.subset`.
 
     Raises:
         TrainingError: A local one does not exist, or cannot be read.
     """
     digest = hashlib.sha256(repr(subset).encode())
-    for dataset in datasets:
+    for at, dataset in enumerate(datasets):
+        digest.update(f"data set {at}\n".encode())
         for name in [None] if dataset is None else names_of(dataset):
             if name is None or not is_local(name):
                 digest.update(repr(name).encode())
                 continue
-            for path in local_paths(name):
+            for path in local_paths(name, VALIDATION if at else TRAIN):
                 _add(digest, path)
     return digest.hexdigest()[:32]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +22,10 @@ from truthgpt_serve.training.errors import TrainingError
 
 _CHUNK_BYTES = 1 << 20
 _SPACE = " \t\r\n"
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
+"""What `surrogateescape` makes of bytes; in JSON itself a surrogate is written in ASCII."""
+_MAX_WORD = 16
+"""Characters of the longest word or escape that may be cut, such as `-Infinity`."""
 
 
 class _NotJson(Exception):
@@ -28,13 +33,19 @@ class _NotJson(Exception):
 
 
 class _Text:
-    """The part of a file's text that has been read and not used."""
+    """The part of a file's text that has been read and not used.
+
+    Attributes:
+        is_text: Whether the last value was UTF-8.
+    """
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
-        self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+        # What is not UTF-8 is judged by element: a chunk has sound ones before it.
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
         self._decoder = json.JSONDecoder()
         self._text, self._at, self._is_whole = "", 0, False
+        self.is_text = True
 
     def _more(self) -> bool:
         """Reads on, as much again as there is: an element is then parsed a few times at most."""
@@ -45,10 +56,7 @@ class _Text:
             raise _NotJson(f"is longer than {MAX_LINE_BYTES >> 20} MiB")
         read = self._stream.read(max(_CHUNK_BYTES, len(rest)))
         self._is_whole = not read
-        try:
-            self._text, self._at = rest + self._decode(read, final=not read), 0
-        except UnicodeDecodeError as error:
-            raise _NotJson(f"is not UTF-8 text: {error.reason}") from error
+        self._text, self._at = rest + self._decode(read, final=not read), 0
         return True
 
     def peek(self) -> str:
@@ -65,20 +73,28 @@ class _Text:
         """Leaves the character out that `peek` gave."""
         self._at += 1
 
+    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
+        """Returns whether an element is wrong because the rest of it has not been read."""
+        near_end = error.pos >= len(self._text) - _MAX_WORD
+        return near_end or error.msg.startswith("Unterminated string")
+
     def value(self) -> Any:
         """Returns the next value."""
         self.peek()
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
-            except ValueError as error:
-                if not self._more():
-                    raise _NotJson(f"is not JSON: {error}") from error
+            except json.JSONDecodeError as error:
+                if not self._may_be_cut(error) or not self._more():
+                    raise _NotJson(f"is not JSON: {error.msg}") from error
                 continue
+            except ValueError as error:  # a number of too many digits
+                raise _NotJson(f"is not JSON: {error}") from error
             except RecursionError as error:
                 raise _NotJson("is nested too deeply") from error
             # A number may go on behind what has been read.
             if end < len(self._text) or not self._more():
+                self.is_text = not _NOT_UTF8.search(self._text, self._at, end)
                 self._at = end
                 return value
 
@@ -100,7 +116,9 @@ def read_json(file: Path, text_field: str, bad_rows: BadRows) -> Iterator[Row]:
                 text.skip()
             for number, value in enumerate(_values(text, is_list), start=1):
                 place = f"{file}: row {number}"
-                if not isinstance(value, dict):
+                if not text.is_text:
+                    bad_rows.report(place, "is not UTF-8 text")
+                elif not isinstance(value, dict):
                     bad_rows.report(place, f"must be a JSON object, found {describe(value)}")
                 elif not is_list and number == 1 and not text.peek():
                     raise TrainingError(_one_object(file))
@@ -121,8 +139,12 @@ def _values(text: _Text, is_list: bool) -> Iterator[Any]:
         if not is_list or following == end:
             continue
         if following != ",":
-            raise _NotJson("is not followed by a comma")
+            raise _NotJson("does not follow a comma")
         text.skip()
+    if is_list:
+        text.skip()
+        if text.peek():
+            raise _NotJson("is behind the end of the list")
 
 
 def _one_object(file: Path) -> str:

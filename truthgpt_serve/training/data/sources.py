@@ -5,6 +5,7 @@ The caller interprets the columns.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from glob import iglob
 from itertools import islice
@@ -20,7 +21,7 @@ from truthgpt_serve.training.data.kinds import format_of
 from truthgpt_serve.training.data.readers import read_file
 from truthgpt_serve.training.data.rows import Row
 from truthgpt_serve.training.data.splits import TRAIN, Split
-from truthgpt_serve.training.data.walk import MAX_FILES
+from truthgpt_serve.training.data.walk import MAX_FILES, drop_packed, drop_twins
 from truthgpt_serve.training.errors import TrainingError
 
 Dataset = str | Sequence[str]
@@ -60,7 +61,7 @@ def read_rows(
         if not is_local(name):
             yield from read_hub(name, subset, split, inventory)
             continue
-        for path in local_paths(name, split):
+        for path in _without_copies(local_paths(name, split), inventory):
             found = find_data(path, split, content, inventory)
             if found.is_images:
                 yield from read_image_folder(found, image_field, caption_field, bad_rows, inventory)
@@ -68,6 +69,14 @@ def read_rows(
             inventory.read(found.name(file) for file in found.rows)
             for file in found.rows:
                 yield from read_file(file, text_field, bad_rows)
+
+
+def _without_copies(paths: list[Path], inventory: Inventory) -> list[Path]:
+    """Returns the files of a pattern without those that hold what another one holds."""
+    if len(paths) < 2:
+        return paths
+    root = Path(os.path.commonpath([path.parent for path in paths]))
+    return drop_twins(drop_packed(paths, root, inventory), root, inventory)
 
 
 def names_of(dataset: Dataset | None) -> list[str]:
@@ -95,7 +104,7 @@ def local_paths(name: str, split: Split = TRAIN) -> list[Path]:
     if not is_pattern(name):
         raise TrainingError(f"{key} {shown(name)!r} does not exist (correct the path)")
     matches = islice(iglob(str(path), recursive=True), MAX_FILES + 1)
-    files = sorted(found for match in matches if (found := Path(match)).is_file())
+    files = sorted({found for match in matches if (found := Path(match)).is_file()})
     if len(files) > MAX_FILES:
         raise TrainingError(f"{key} {shown(name)!r} matches over {MAX_FILES:,} files (narrow it)")
     if not files:

@@ -1,8 +1,13 @@
-"""Reads CSV and TSV: the first line names the columns, and every cell is text."""
+"""Reads CSV and TSV: the first line names the columns, and every cell is text.
+
+In a TSV file a quote is text like any other: such files are written without quoting, and a cell
+that begins with a quote would take the lines behind it.
+"""
 
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +20,9 @@ from truthgpt_serve.training.errors import TrainingError
 _DELIMITERS = ",;\t"
 _MAX_HEADER = 10_000
 """Characters of a first line in which a delimiter is looked for."""
+MAX_COLUMNS = 10_000
+MAX_LINES = 10_000
+"""Lines of one row, in quoted cells: more is a quote that is not closed."""
 
 
 def read_csv(file: Path, text_field: str, bad_rows: BadRows) -> Iterator[Row]:
@@ -29,7 +37,7 @@ def read_csv(file: Path, text_field: str, bad_rows: BadRows) -> Iterator[Row]:
 
 
 def read_tsv(file: Path, text_field: str, bad_rows: BadRows) -> Iterator[Row]:
-    """Yields the rows behind the header, separated by tabs; see `read_csv`."""
+    """Yields the rows behind the header, whose cells are between tabs; see `read_csv`."""
     yield from _read(file, "\t", bad_rows)
 
 
@@ -43,6 +51,7 @@ class _Lines:
         self._lines = numbered_lines(file, bad_rows, errors="surrogateescape")
         self.number = 0
         self._first: str | None = None
+        self._first_of_row = self._row_size = 0
 
     def peek(self) -> str:
         """Returns the first line that is not blank, which is read again after."""
@@ -52,12 +61,22 @@ class _Lines:
                 return text
         return ""
 
+    def begin_row(self) -> None:
+        """Has lines and their characters count from the next one on."""
+        self._first_of_row, self._row_size = self.number + 1, 0
+
     def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
         if self._first is not None:
-            yield self._first
-        for number, text in self._lines:
-            self.number = number
-            yield text
+            first, self._first = self._first, None
+            return first
+        self.number, text = next(self._lines)
+        self._row_size += len(text)
+        if self.number - self._first_of_row >= MAX_LINES or self._row_size > MAX_LINE_BYTES:
+            raise csv.Error("a quoted cell goes over too many lines")
+        return text
 
 
 def _read(file: Path, delimiter: str | None, bad_rows: BadRows) -> Iterator[Row]:
@@ -67,16 +86,21 @@ def _read(file: Path, delimiter: str | None, bad_rows: BadRows) -> Iterator[Row]
     if not start:
         return
     found = delimiter or max(_DELIMITERS, key=start.count)
-    rows = csv.reader(lines, delimiter=found, strict=True)
+    if delimiter is None:
+        rows = csv.reader(lines, delimiter=found, strict=True)
+    else:
+        rows = csv.reader(lines, delimiter=found, strict=True, quoting=csv.QUOTE_NONE)
+    lines.begin_row()
     names = _header(file, rows)
     while True:
         before = lines.number
+        lines.begin_row()
         try:
             cells = next(rows)
         except StopIteration:
             return
         except csv.Error as error:
-            bad_rows.report(f"{file}:{before + 1}", f"is not CSV: {error}")
+            _report_lost(file, before + 1, lines.number, error, bad_rows)
             continue
         if not cells:
             continue
@@ -86,6 +110,12 @@ def _read(file: Path, delimiter: str | None, bad_rows: BadRows) -> Iterator[Row]
             continue
         values = {name: cell or None for name, cell in zip(names, cells, strict=True)}
         yield Row(values, place, fills_nulls=True)
+
+
+def _report_lost(file: Path, first: int, last: int, error: csv.Error, bad_rows: BadRows) -> None:
+    """Reports the lines that were read when a row turned out to be none."""
+    lost = f"; lines {first} to {last} are lost" if last > first else ""
+    bad_rows.report(f"{file}:{first}", f"is not CSV: {error}{lost}", count=max(1, last - first + 1))
 
 
 def _header(file: Path, rows: Iterator[list[str]]) -> list[str]:
@@ -98,9 +128,11 @@ def _header(file: Path, rows: Iterator[list[str]]) -> list[str]:
         raise TrainingError(f"{shown(file)}:1: the header {problem} (save the file as UTF-8)")
     if "" in names:
         raise TrainingError(f"{shown(file)}:1: column {names.index('') + 1} has no name ({fix})")
-    for name in names:
-        if names.count(name) > 1:
-            raise TrainingError(f"{shown(file)}:1: two columns are named {name!r} ({fix})")
+    if len(names) > MAX_COLUMNS:
+        raise TrainingError(f"{shown(file)}:1: has over {MAX_COLUMNS:,} columns ({fix})")
+    (most, number), *_ = Counter(names).most_common(1)
+    if number > 1:
+        raise TrainingError(f"{shown(file)}:1: two columns are named {most!r} ({fix})")
     return names
 
 

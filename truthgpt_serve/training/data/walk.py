@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from truthgpt_serve.training.data.inventory import Inventory, shown
+from truthgpt_serve.training.data.kinds import COMPRESSIONS
 from truthgpt_serve.training.errors import TrainingError
 
 MAX_FILES = 1_000_000
@@ -20,6 +21,7 @@ _EDITORS_COPY = re.compile(
 )
 HIDDEN = "hidden"
 COPY = "an editor's or a download's copy"
+PACKED = "the compressed form of a file that is read"
 RUN_FILES = frozenset({".lock", "run.json"})
 """What marks the folder of a training run, whose logs and tables are no data to train on."""
 
@@ -125,3 +127,18 @@ def drop_twins(files: list[Path], root: Path, inventory: Inventory) -> list[Path
         if other is not file:
             inventory.leave_out(str(file.relative_to(root)), "a link to a file that is read")
     return sorted(first.values())
+
+
+def drop_packed(files: list[Path], root: Path, inventory: Inventory) -> list[Path]:
+    """Returns the files without compressed ones beside what they hold, or beside each other."""
+    chosen = [file for file in files if file.suffix.lower() not in COMPRESSIONS]
+    seen = set(chosen)
+    for file in files:
+        if file in seen:
+            continue
+        if (plain := file.with_suffix("")) in seen:
+            inventory.leave_out(str(file.relative_to(root)), PACKED)
+        elif file.suffix.lower() in COMPRESSIONS:
+            seen.add(plain)
+            chosen.append(file)
+    return sorted(chosen)

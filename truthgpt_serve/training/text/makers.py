@@ -51,14 +51,17 @@ class ExampleMaker:
     def __call__(self, row: Row) -> list[Example]:
         """Returns the examples that a row gives: usually one, of packed rows none or several.
 
+        One that is too long to learn from is dropped and counted: the row itself is sound.
+
         Raises:
             BadRow: It cannot be used.
         """
-        try:
-            examples = [self._make(sample) for sample in self._read(row)]
-        except TooLong:
-            self.num_dropped += 1
-            raise
+        examples = []
+        for sample in self._read(row):
+            try:
+                examples.append(self._make(sample))
+            except TooLong:
+                self.num_dropped += 1
         if self._pack is None:
             return examples
         return [packed for example in examples for packed in self._pack(example)]

@@ -120,7 +120,8 @@ def _write_tables(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             for row in _read(data, "validation", bad_rows, read_eval):
                 _add(row, to_eval, evaluated.add, bad_rows)
         if not train.num_rows or not evaluated.num_rows:
-            raise TrainingError(_nothing(data, "dataset" if not train.num_rows else "", bad_rows))
+            what = "dataset" if not train.num_rows else ""
+            raise TrainingError(_nothing(data, what, bad_rows, to_train.num_dropped))
     return {
         "num_examples": train.num_rows,
         "num_eval_examples": 0 if evaluated is train else evaluated.num_rows,
@@ -149,8 +150,10 @@ def _cut_lines(
         yield f"cut      {num_cut:,} examples at {limit}; {num_dropped:,} dropped: nothing to learn"
 
 
-def _nothing(data: Mapping[str, Any], what: str, bad_rows: BadRows) -> str:
+def _nothing(data: Mapping[str, Any], what: str, bad_rows: BadRows, num_dropped: int) -> str:
     skipped = f", after {bad_rows.count} bad rows: {bad_rows.shown[0]}" if bad_rows.count else ""
+    if num_dropped:
+        skipped += f", after {num_dropped:,} rows of which data.max_seq_len leaves nothing to learn"
     if not what:
         fix = "raise data.eval_share, or name other data.eval_dataset"
         return f"there is nothing to evaluate on{skipped} ({fix})"

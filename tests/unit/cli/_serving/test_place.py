@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -14,7 +15,9 @@ from click.testing import CliRunner, Result
 
 from tests.support.cli_service import Answer, serve
 from truthgpt_serve.cli import main
+from truthgpt_serve.cli._serving import deploy
 from truthgpt_serve.cli._serving.place import place
+from truthgpt_serve.cluster.private_files import TOKEN_FILE
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.training.run import find_served
 from truthgpt_serve.training.run_folder import write_json
@@ -63,8 +66,12 @@ def test_a_model_becomes_an_application_and_comments_stay(folder: Path) -> None:
     assert [line for line in before.splitlines() if line not in after] == []
     assert not validate_file("configs/serve.yaml").faults
     twice = call("runs/whole", "--serve", "tales")
-    assert twice.exit_code == 1
-    assert "has an application 'tales' already: choose another name" in twice.stderr
+    assert twice.exit_code == 0  # the first try may have ended before it was applied
+    assert "configs/serve.yaml has tales already" in twice.stdout
+    assert Path("configs/serve.yaml").read_text().splitlines() == after
+    other = call("runs/moral", "--serve", "shapes")
+    assert other.exit_code == 1
+    assert "has an application 'shapes' already: choose another name" in other.stderr
 
 
 def test_an_adapter_goes_to_the_model_that_is_served(folder: Path) -> None:
@@ -148,6 +155,24 @@ def test_a_file_that_cannot_be_written_is_told(folder: Path) -> None:
     assert "cannot be written" in call("runs/whole", "--serve", "tales").stderr
 
 
+def test_the_token_of_the_service_here_goes_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / TOKEN_FILE).write_text("t-here")
+    local = SimpleNamespace(run_folder=tmp_path)
+    monkeypatch.setattr(deploy, "find_local", lambda: local)
+    for address, sent in (
+        ("", {"authorization": "Bearer t-here"}),
+        ("http://127.0.0.1:8265", {"authorization": "Bearer t-here"}),
+        ("http://[::1]:8265", {"authorization": "Bearer t-here"}),
+        ("http://other.example:8265", {}),
+        ("http://10.0.0.7:8265", {}),
+    ):
+        service = deploy.find_service({"RAY_DASHBOARD_ADDRESS": address} if address else {})
+        assert service is not None
+        assert service._headers == sent
+
+
 def test_without_serve_the_lines_are_printed(folder: Path) -> None:
     done = call("runs/moral")
     assert done.exit_code == 0, done.output
@@ -166,7 +191,7 @@ def test_what_runs_is_changed_only_by_its_own_file(folder: Path) -> None:
     assert done.exit_code == 1
     assert "the service runs another Serve file: it has foreign" in done.stderr
     assert [request.method for request in ray.requests] == ["GET"]
-    assert "tales" in names()
+    assert "tales" not in names()
 
 
 def test_the_file_is_applied_with_the_token_and_the_model_waited_for(folder: Path) -> None:
@@ -198,4 +223,4 @@ def test_a_service_that_refuses_or_a_model_that_fails_is_told(folder: Path) -> N
     assert "b does not start (no room)" in done.stderr
     gone = call("runs/whole", "--serve", "c", RAY_DASHBOARD_ADDRESS=ray.url)
     assert "does not answer" in gone.stderr
-    assert {"a", "b", "c"} <= set(names())
+    assert {"a", "b", "c"} & set(names()) == {"b"}  # what is not asked for is not written

@@ -24,7 +24,7 @@ from truthgpt_serve.cluster.haproxy.direct import (
     write_map,
 )
 from truthgpt_serve.cluster.haproxy.limits import UnknownConfigurationError
-from truthgpt_serve.queue_full import PLACE_HEADER
+from truthgpt_serve.queue_full import MAX_RETRY_S, PLACE_HEADER
 
 CHAT = "/v1/chat/completions"
 HELD = 3
@@ -232,6 +232,22 @@ def test_each_of_the_refused_is_told_a_place_of_its_own(proxy: Proxy) -> None:
             assert passed.headers[PLACE_HEADER] == "14000000"
     finally:
         proxy.model.released.set()
+        proxy.model.more_headers = {}
+
+
+@pytest.mark.parametrize("place", ["-14000000", "soon", "9" * 400])
+def test_a_speed_that_is_none_has_no_client_wait_for_ever(proxy: Proxy, place: str) -> None:
+    proxy.model.more_headers = {PLACE_HEADER: place}
+    try:
+        with proxy.over_socket() as router:
+            assert router.post(f"/models/m{CHAT}", content=b"{}", headers=JSON).status_code == 200
+        tell(proxy, MAX_BODY_BYTES, m=0)
+        body = json.dumps({"model": "m"}).encode()
+        for _ in range(3):
+            refused = httpx.post(f"{proxy.url}{CHAT}", content=body, headers=JSON, timeout=LIMIT_S)
+            assert refused.status_code == 429
+            assert 1 <= int(refused.headers["retry-after"]) <= MAX_RETRY_S
+    finally:
         proxy.model.more_headers = {}
 
 

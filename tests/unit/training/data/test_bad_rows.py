@@ -129,7 +129,6 @@ def test_a_message_that_is_none(
         ("sft", '{"text": ' + "9" * 5000 + "}", "is not JSON"),
         ("sft", "{" + ", ".join(f'"column{n}": 1' for n in range(5000)) + "}", "and 4,980 more"),
         ("sft", '{"text": "' + "x" * 2000, "is not JSON"),
-        ("dpo", '{"prompt": "' + "Ada " * 90 + '", "chosen": "a", "rejected": "b"}', "leaves none"),
     ],
 )
 def test_a_row_that_is_none(

@@ -53,14 +53,23 @@ def test_an_element_that_is_no_object_is_a_bad_row(tmp_path: Path) -> None:
     assert ([row.values["text"] for row in rows], bad_rows.count) == (["a", "b"], 2)
 
 
+def test_an_element_that_is_not_utf8_is_a_bad_row_and_no_other(tmp_path: Path) -> None:
+    content = b'[{"text": "a"}, {"text": "\xff"}, {"text": "\\udcff"}, {"text": "\xc3\xa9"}]'
+    rows, bad_rows = read(tmp_path / "a.json", content, "skip")
+    assert [row.values["text"] for row in rows] == ["a", "\udcff", "é"]
+    assert (bad_rows.count, "row 2: is not UTF-8" in bad_rows.shown[0]) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("rest", "problem"),
     [
         (b', {"text": }]', "row 2: is not JSON"),
         (b', {"text": "b"', "row 2: is not JSON"),
-        (b' {"text": "b"}]', "row 2: is not followed by a comma"),
-        (b', {"text": "\xff"}]', "row 2: is not UTF-8 text"),
+        (b' {"text": "b"}]', "row 2: does not follow a comma"),
         (b", " + b"[" * 100_000, "row 2: is nested too deeply"),
+        (b',{"text": oops}' + b" " * 500, "row 2: is not JSON"),
+        (b',{"text": ' + b"1" * 5000 + b"}]", "row 2: is not JSON"),
+        (b'] [{"text": "b"}]', "row 2: is behind the end of the list"),
         (b',{"text": "b"},', "row 3: is not JSON"),
     ],
 )

@@ -139,3 +139,25 @@ def test_the_fingerprint_knows_all_files_of_a_list_and_their_order(tmp_path: Pat
     }
     assert len(found) == 4
     assert data_fingerprint(names) == data_fingerprint(f"{tmp_path}/*.jsonl")
+
+
+def test_a_pattern_reads_nothing_twice(tmp_path: Path) -> None:
+    put(tmp_path, "x/x/a.jsonl", "b.jsonl")
+    assert texts(f"{tmp_path}/**/x/**/*.jsonl") == ["x/x/a.jsonl"]
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress((tmp_path / "b.jsonl").read_bytes()))
+    (tmp_path / "c.jsonl").symlink_to(tmp_path / "b.jsonl")
+    inventory = Inventory()
+    assert texts(f"{tmp_path}/*.jsonl*", inventory=inventory) == ["b.jsonl"]
+    assert len(inventory.describe_left_out()) == 2
+    (tmp_path / "deep").mkdir()
+    for name in ("b.jsonl.gz", "b.jsonl.zst"):
+        (tmp_path / "deep" / name).write_bytes(
+            zstd(LINES) if name.endswith("zst") else gzip.compress(LINES)
+        )
+    assert len([*read_rows(str(tmp_path / "deep"), BadRows("stop"))]) == len(ROWS)
+
+
+def test_the_fingerprint_names_the_key_of_missing_data(tmp_path: Path) -> None:
+    put(tmp_path, "a.jsonl")
+    with pytest.raises(TrainingError, match=r"data\.eval_dataset '/no/such/"):
+        data_fingerprint(str(tmp_path), "/no/such/x.jsonl")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from truthgpt_serve.training.data import BadRows, read_rows
+from truthgpt_serve.training.data import BadRows, read_rows, tables
 from truthgpt_serve.training.errors import TrainingError
 
 
@@ -70,7 +70,7 @@ def test_a_bad_row_stops_with_its_place_or_is_skipped(name: str, tmp_path: Path)
 
 def test_a_quote_without_an_end_is_a_bad_row(tmp_path: Path) -> None:
     rows, bad_rows = read(tmp_path / "a.csv", b'text,more\nx,y\n"a,b\nc,d\n', "skip")
-    assert ([row.values["text"] for row in rows], bad_rows.count) == (["x"], 1)
+    assert ([row.values["text"] for row in rows], bad_rows.count) == (["x"], 2)
 
 
 @pytest.mark.parametrize(
@@ -88,3 +88,33 @@ def test_a_header_that_names_no_columns_is_refused(
     with pytest.raises(TrainingError) as caught:
         read(tmp_path / "a.csv", content, "skip")
     assert message in str(caught.value)
+
+
+def test_a_quote_is_text_in_tsv(tmp_path: Path) -> None:
+    lines = ["text\tlabel", '"Tis the season\t1', "plain\t2", 'It is 5"\t3']
+    rows, bad_rows = read(tmp_path / "a.tsv", "\n".join(lines).encode())
+    assert [row.values["label"] for row in rows] == ["1", "2", "3"]
+    assert (rows[0].values["text"], bad_rows.count) == ('"Tis the season', 0)
+
+
+def test_the_lines_behind_an_open_quote_are_counted_as_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.csv"
+    content = b'text,label\n"open,1\n' + b"row,2\n" * 1000
+    rows, bad_rows = read(file, content, "skip")
+    assert (rows, bad_rows.count) == ([], 1001)
+    assert "lines 2 to 1002 are lost" in bad_rows.shown[0]
+    monkeypatch.setattr(tables, "MAX_LINES", 100)
+    with pytest.raises(TrainingError, match="a quoted cell goes over too many lines"):
+        read(file, content)
+    rows, bad_rows = read(file, b'text\n"a\n' + b"b\n" * 150, "skip")
+    assert (len(rows), bad_rows.count) == (50, 101)  # what follows is read again
+    rows, _ = read(file, b'text\n"' + b"a\n" * 90 + b'"\n"' + b"b\n" * 90 + b'"\n')
+    assert [row.values["text"] for row in rows] == ["a\n" * 90, "b\n" * 90]
+
+
+def test_a_line_of_many_values_is_no_header(tmp_path: Path) -> None:
+    line = ",".join(str(number) for number in range(20_000)).encode()
+    with pytest.raises(TrainingError, match="has over 10,000 columns"):
+        read(tmp_path / "a.csv", line)

@@ -8,6 +8,7 @@ import pytest
 from deployments.vllm.tiny_model import make_tiny_llama
 from tests.support.training_runs import job_of, sections_of, sentences, write_rows
 from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.loops import find_loop, load_loop
 from truthgpt_serve.training.run_folder import read_json
 from truthgpt_serve.training.text.prepare import eval_table, prepare, train_table
 
@@ -25,11 +26,6 @@ ROWS = [
     ({"text": [{"role": "user"}]}, {}, "'text'[0].content must be text, found nothing"),
     ({"text": ["hi"]}, {}, "'text'[0] must be a message (role, content), found text"),
     ({"q": "why", "a": None}, {"prompt_field": "q", "completion_field": "a"}, "'a' must be text"),
-    (
-        {"q": "why " * 90, "a": "so"},
-        {"prompt_field": "q", "completion_field": "a"},
-        "leaves none of the 64 of data.max_seq_len",
-    ),
 ]
 
 
@@ -48,6 +44,28 @@ def test_a_row_that_cannot_be_learned_is_reported_with_its_line(
     facts = prepare(job)
     assert (facts.num_examples, facts.num_bad_rows) == (2, 1)
     assert problem in facts.bad_rows[0]
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "kto", "orpo", "reward"])
+def test_a_prompt_that_leaves_no_room_is_dropped_and_counted(
+    method: str, model: Path, tmp_path: Path
+) -> None:
+    known: dict[str, dict[str, Any]] = {
+        "sft": {"completion": "Ada."},
+        "kto": {"completion": "Ada.", "label": True},
+    }
+    answers = known.get(method, {"chosen": "Ada.", "rejected": "Ben."})
+    rows = [{"prompt": prompt, **answers} for prompt in ("Who? ", "why " * 90, "When? ")]
+    data = write_rows(tmp_path / "a.jsonl", rows)
+    training = {"training": {"method": method}}
+    job = job_of(tmp_path / "a", sections_of(model, data, **training))
+    facts = load_loop(find_loop(job.cfg)).prepare(job)
+    assert (facts.num_examples, facts.num_bad_rows) == (2, 0)
+    assert "1 dropped: nothing to learn" in "\n".join(facts.sources)
+    data = write_rows(tmp_path / "b.jsonl", rows[1:2])
+    job = job_of(tmp_path / "b", sections_of(model, data, **training))
+    with pytest.raises(TrainingError, match=r"holds nothing to learn from, after 1 rows of which"):
+        load_loop(find_loop(job.cfg)).prepare(job)
 
 
 def test_only_the_answer_is_learned(model: Path, tmp_path: Path) -> None:

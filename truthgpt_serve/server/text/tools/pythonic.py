@@ -64,8 +64,9 @@ class PythonicParser:
                 return self._say()
             self._is_list = True
             text = self._held
-        if self._end.found_in(text):
-            return self._read()
+        end = self._end.find_in(text)
+        if end is not None:
+            return self._read(len(self._held) - len(text) + end)
         return self._say() if len(self._held) > MAX_LIST else []
 
     def finish(self) -> list[Delta]:
@@ -76,10 +77,13 @@ class PythonicParser:
         held, self._held, self._is_text = self._held, "", True
         return [Delta(text=held)]
 
-    def _read(self) -> list[Delta]:
+    def _read(self, end: int) -> list[Delta]:
+        """Reads the list that ends there; what stands behind it is not part of the answer."""
         try:
-            calls = _read_calls(self._held)
+            calls = _read_calls(self._held[:end])
         except _UNREADABLE:
+            return self._say()
+        if any(name not in self._names for name, _ in calls):
             return self._say()
         self.done = True
         deltas: list[Delta] = []
@@ -97,9 +101,9 @@ class _ListEnd:
         self._quote = ""
         self._escaped = False
 
-    def found_in(self, text: str) -> bool:
-        """Returns whether the list ends in the next piece."""
-        for char in text:
+    def find_in(self, text: str) -> int | None:
+        """Returns the position behind the list's end in the next piece, or None."""
+        for at, char in enumerate(text, start=1):
             if self._quote:
                 ends = char == self._quote and not self._escaped
                 self._escaped = char == "\\" and not self._escaped
@@ -111,14 +115,13 @@ class _ListEnd:
             elif char in "])}":
                 self._depth -= 1
                 if self._depth <= 0:
-                    return True
-        return False
+                    return at
+        return None
 
 
 def _read_calls(text: str) -> list[tuple[str, str]]:
     """Returns names and arguments, as JSON, of a list; raises one of `_UNREADABLE`."""
-    text = text[: text.rindex("]") + 1].strip()
-    tree = ast.parse(text, mode="eval").body
+    tree = ast.parse(text.strip(), mode="eval").body
     if not isinstance(tree, ast.List):
         raise TypeError("no list")
     return [_read_call(node) for node in tree.elts]

@@ -101,7 +101,9 @@ def create_grpo(job: TrainingJob, steps: StepCounts, given: dict[str, Any]) -> A
 def create_ppo(job: TrainingJob, steps: StepCounts, given: dict[str, Any]) -> Any:
     """Returns the trainer of `ppo`."""
     training = job.cfg["training"]
-    arguments = _sampling_arguments(job, steps, num_iterations=training["num_ppo_epochs"])
+    # Dropout would make the same model give an answer two probabilities.
+    more = {"num_iterations": training["num_ppo_epochs"], "disable_dropout": True}
+    arguments = _sampling_arguments(job, steps, **more)
     own = {name: training[name] for name in ("gae_lambda", "vf_coef")}
     return PolicyTrainer(args=arguments, **own, **_with_reward(job, given))
 

@@ -19,6 +19,8 @@ CASES: dict[str, tuple[str, str, list[list[str]]]] = {
         "",
         [["add", """{"s":"]) \\" ' [","t":{"k":[1,true,null]}}"""]],
     ),
+    "text behind": ("[add(a=1)]\nI used [add].", "", [["add", '{"a":1}']]),
+    "unknown function behind": ("[add(a=1), x.y()]", "[add(a=1), x.y()]", []),
     "unknown function": ("[other(a=1)]", "[other(a=1)]", []),
     "no call": ("[1, 2] is a list", "[1, 2] is a list", []),
     "text": ("I add [add(a=1)]", "I add [add(a=1)]", []),
