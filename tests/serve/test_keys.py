@@ -693,10 +693,14 @@ def test_panels_of_tenants_have_data_in_a_real_prometheus(guarded: Guarded, tmp_
                 post(url, headers, few)
             return with_data() >= TENANT_PANELS
 
+        def reasons() -> list[str]:
+            post(url, key, few)
+            query = "sum by (reason) (truthgpt_key_refusals_total{key='shown'})"
+            return [one["metric"]["reason"] for one in server.query(query)]
+
         wait_for(use)
         assert [*server.targets().values()] == ["up"]
-        reasons = server.query("sum by (reason) (truthgpt_key_refusals_total{key='shown'})")
-        assert [one["metric"]["reason"] for one in reasons] == ["tokens"]
+        wait_for(lambda: reasons() == ["tokens"])
 
 
 def test_no_key_is_in_a_log(guarded: Guarded) -> None:

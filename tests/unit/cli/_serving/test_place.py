@@ -166,7 +166,7 @@ def test_the_token_of_the_service_here_goes_nowhere_else(
         ("http://127.0.0.1:8265", {"authorization": "Bearer t-here"}),
         ("http://[::1]:8265", {"authorization": "Bearer t-here"}),
         ("http://other.example:8265", {}),
-        ("http://10.0.0.7:8265", {}),
+        ("https://other.example/ray", {}),
     ):
         service = deploy.find_service({"RAY_DASHBOARD_ADDRESS": address} if address else {})
         assert service is not None
