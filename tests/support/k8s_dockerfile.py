@@ -14,6 +14,13 @@ HEALTH_TOOLS = ("bash", "grep", "wget")
 ENGINES = ("torch", "vllm", " cpu", " gpu", "images", "transformers")
 MOUNT = re.compile(r"--mount=\S+\s+")
 PRODUCT = ("truthgpt_serve", "deployments")
+REFERENCE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+"""To an ARG in a FROM."""
+PINNED = re.compile(
+    r"(?P<image>[^:@\s]+(:\d+/[^:@\s]+)?)"
+    r"(:[\w.-]*\d+\.\d+\.\d+[\w.-]*|(:[\w.-]+)?@sha256:[0-9a-f]{64})"
+)
+"""An image with an exact version or with a digest, beside which a tag is for readers."""
 INSTRUCTIONS = ("FROM", "ARG", "RUN", "COPY", "ENV", "WORKDIR", "USER", "CMD")
 
 
@@ -31,14 +38,16 @@ class Stage:
 
 
 def read_stages(text: str) -> dict[str, Stage]:
-    """Returns the stages of a Dockerfile by name.
+    """Returns the stages of a Dockerfile by name, with defaults in place of arguments in FROM.
 
     Raises:
-        ValueError: A line is no instruction that is known here, or stands before the first FROM.
+        ValueError: A line is no instruction that is known here or that may stand before the first
+            FROM, or a FROM names an argument without a default.
     """
     joined = re.sub(r"\\\n", " ", re.sub(r"^\s*#.*\n", "", text, flags=re.M))
     stages: dict[str, Stage] = {}
     stage: Stage | None = None
+    arguments: dict[str, str] = {}
     for line in filter(None, map(str.strip, joined.splitlines())):
         name, _, argument = line.partition(" ")
         if name not in INSTRUCTIONS:
@@ -47,12 +56,23 @@ def read_stages(text: str) -> dict[str, Stage]:
             words = argument.split()
             if len(words) != 3 or words[1].upper() != "AS":
                 raise ValueError(f"a stage without a name: {line}")
-            stage = stages[words[2]] = Stage(name=words[2], base=words[0])
+            stage = stages[words[2]] = Stage(name=words[2], base=_base(words[0], arguments))
+        elif stage is None and name == "ARG":
+            key, _, default = argument.strip().partition("=")
+            arguments[key] = default.strip("\"'")
         elif stage is None:
             raise ValueError(f"before the first FROM: {line[:60]}")
         else:
             stage.instructions.append((name, argument.strip()))
     return stages
+
+
+def _base(text: str, arguments: dict[str, str]) -> str:
+    """Returns what a FROM names, with the defaults of the arguments before the first FROM."""
+    for braced, plain in REFERENCE.findall(text):
+        if not arguments.get(braced or plain):
+            raise ValueError(f"{text} has no default: ARG {braced or plain}=... before any FROM")
+    return REFERENCE.sub(lambda match: arguments[match[1] or match[2]], text)
 
 
 def dockerfile_faults(text: str, root: Path, targets: tuple[str, ...]) -> list[str]:
@@ -83,8 +103,7 @@ def lineage(stage: Stage, stages: dict[str, Stage]) -> Iterator[Stage]:
 def _base_faults(stage: Stage, stages: dict[str, Stage]) -> Iterator[str]:
     if stage.base in stages:
         return
-    tag = stage.base.rpartition(":")[2] if ":" in stage.base else ""
-    if not re.search(r"\d+\.\d+\.\d+", tag):
+    if not PINNED.fullmatch(stage.base):
         yield f"{stage.name}: {stage.base} is not pinned to an exact version"
 
 

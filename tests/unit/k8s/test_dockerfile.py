@@ -30,6 +30,12 @@ def test_the_dockerfile_has_no_faults() -> None:
     [
         ("python:3.11.14-slim-bookworm", "python:3-slim", "not pinned"),
         ("python:3.11.14-slim-bookworm", "python", "not pinned"),
+        ("python:3.11.14-slim-bookworm", "python:latest", "python:latest is not pinned"),
+        ("python:3.11.14-slim-bookworm", "python@sha256:1234", "not pinned"),
+        ("python:3.11.14-slim-bookworm", "registry.test:5000/python", "not pinned"),
+        ("BASE=python:3.11.14-slim-bookworm", "BASE", "has no default"),
+        ("ARG BASE=", "ARG BASIS=", "has no default"),
+        ("${BASE} AS", "python:3.11 AS", "python:3.11 is not pinned"),
         ("AS cuda", "AS gpu", "no stage cuda"),
         ("USER 1000:1000", "", "runs as root"),
         ("USER 1000:1000", "USER root", "runs as root"),
@@ -54,6 +60,18 @@ def test_the_dockerfile_has_no_faults() -> None:
 def test_mistakes_are_found(old: str, new: str, expected: str) -> None:
     assert old in TEXT
     assert expected in "\n".join(dockerfile_faults(TEXT.replace(old, new), ROOT, TARGETS))
+
+
+@pytest.mark.parametrize(
+    "image", ["python", "python:3.11.14-slim-bookworm", "r.test:5000/a/python"]
+)
+def test_the_base_can_be_fixed_by_its_digest(image: str) -> None:
+    base = f"{image}@sha256:{'0a' * 32}"
+    text = re.sub(r"^ARG BASE=.*$", f"ARG BASE={base}", TEXT, flags=re.M)
+    assert dockerfile_faults(text, ROOT, TARGETS) == []
+    stages = read_stages(text)
+    outside = {stage.base for stage in stages.values()} - {*stages}
+    assert outside == {base}  # one argument fixes all that is not built here
 
 
 def test_the_head_has_no_engine_and_the_others_have() -> None:
