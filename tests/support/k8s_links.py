@@ -105,8 +105,14 @@ def serve_service(manifests: list[Manifest]) -> tuple[str, int | None]:
 
 def serve_file(manifests: list[Manifest]) -> dict[str, Any]:
     """Returns the Serve file that the RayService holds."""
-    found: dict[str, Any] = yaml.safe_load(one(manifests, "RayService")["spec"]["serveConfigV2"])
+    found: dict[str, Any] = read_yaml(one(manifests, "RayService")["spec"]["serveConfigV2"])
     return found
+
+
+@functools.cache
+def read_yaml(text: str) -> Any:
+    """Returns what a text holds; not to be changed, because it is read once."""
+    return yaml.load(text, Loader=yaml.CSafeLoader)
 
 
 def longest_request_s(manifests: list[Manifest]) -> float:

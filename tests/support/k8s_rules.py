@@ -44,7 +44,12 @@ from tests.support.k8s_rules_monitoring import (
     scrapes_find_their_targets,
     texts_of_alerts_fit,
 )
-from tests.support.k8s_rules_names import names_resolve, secrets_are_named
+from tests.support.k8s_rules_names import (
+    configs_are_named,
+    images_are_of_one_registry,
+    names_resolve,
+    secrets_are_named,
+)
 from tests.support.k8s_rules_network import policies_hold_off, policies_let_through
 from tests.support.k8s_rules_pods import (
     disruption_budget,
@@ -53,14 +58,19 @@ from tests.support.k8s_rules_pods import (
     operator_probes,
     references_resolve,
     writable_folders,
+    zones_are_required,
 )
 from tests.support.k8s_rules_security import (
     commands_and_probes_fit,
     pods_are_restricted,
     volumes_are_whole,
 )
-from tests.support.k8s_rules_values import (
+from tests.support.k8s_rules_storage import (
     cache_is_shared,
+    downloads_are_found,
+    files_are_mounted,
+)
+from tests.support.k8s_rules_values import (
     gpu_nodes_agree,
     head_serves_no_client,
     models_fit_a_group,
@@ -293,4 +303,9 @@ RULES: tuple[Rule, ...] = (
     secrets_are_named,
     dashboards_are_found,
     texts_of_alerts_fit,
+    configs_are_named,
+    images_are_of_one_registry,
+    zones_are_required,
+    downloads_are_found,
+    files_are_mounted,
 )

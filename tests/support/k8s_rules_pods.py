@@ -20,6 +20,7 @@ from tests.support.k8s_manifests import (
 
 CLOSED_PORTS = (6379, 10001, 52365, 8404, 9101, *range(30000, 31001), *range(40000, 41001))
 """Ray's own, HAProxy's statistics and metrics, and replicas' HTTP and gRPC."""
+ZONE = "topology.kubernetes.io/zone"
 OURS = {"podSelector": {"matchLabels": {"truthgpt.io/component": "ray"}}}
 
 
@@ -75,6 +76,15 @@ def _worker_labels(group: Manifest) -> dict[str, str]:
     return {**group["template"]["metadata"]["labels"], **added}
 
 
+def zones_are_required(manifests: list[Manifest]) -> Iterator[str]:
+    """A spread over zones is a condition: as a wish, one zone may have all Pods."""
+    for name, spec in pod_specs(manifests):
+        for spread in spec.get("topologySpreadConstraints", []):
+            wish = spread.get("whenUnsatisfiable")
+            if spread.get("topologyKey") == ZONE and wish != "DoNotSchedule":
+                yield f"{name}: its Pods may all be in one zone: whenUnsatisfiable is {wish}"
+
+
 def writable_folders(manifests: list[Manifest]) -> Iterator[str]:
     """A read-only root file system needs an emptyDir on /tmp; everything runs unprivileged."""
     for name, spec in pod_specs(manifests):
@@ -104,6 +114,13 @@ def references_resolve(manifests: list[Manifest]) -> Iterator[str]:
             for mount in container.get("volumeMounts", []):
                 if mount["name"] not in volumes and not name.startswith("StatefulSet"):
                     yield f"{name}: there is no volume {mount['name']}"
+
+
+def named_configs(spec: Manifest) -> Iterator[str]:
+    """Yields the ConfigMaps that a Pod's volumes and variables name."""
+    for kind, name in (*_named_by_volumes(spec), *_named_by_variables(spec)):
+        if kind == "ConfigMap":
+            yield name
 
 
 def _named_by_volumes(spec: Manifest) -> Iterator[tuple[str, str]]:

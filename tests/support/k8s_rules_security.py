@@ -6,6 +6,7 @@ Each takes manifests and returns its faults.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from difflib import get_close_matches
 from typing import Any
 
 from tests.support.k8s_links import OWN_IMAGE, Pod, pods, quantity
@@ -13,6 +14,7 @@ from tests.support.k8s_manifests import Manifest, one
 
 VOLUME_SOURCES = ("configMap", "secret", "emptyDir", "persistentVolumeClaim")
 PROFILE = "pod-security.kubernetes.io"
+LEVELS = ("privileged", "baseline", "restricted")
 OWN_USER = 1000
 """The user of the images, k8s/Dockerfile."""
 
@@ -31,6 +33,7 @@ def pods_are_restricted(manifests: list[Manifest]) -> Iterator[str]:
             yield f"the namespace enforces {enforced}"
         if labels.get(f"{PROFILE}/warn") != "restricted":
             yield f"the namespace warns of {labels.get(f'{PROFILE}/warn')}"
+        yield from _label_faults(labels)
     for pod in pods(manifests):
         yield from (f"{pod.name}: {fault}" for fault in _pod_faults(pod))
         for container in [*pod.spec["containers"], *pod.spec.get("initContainers", [])]:
@@ -41,6 +44,17 @@ def pods_are_restricted(manifests: list[Manifest]) -> Iterator[str]:
                 yield f"{pod.name}: capabilities are {context.get('capabilities')}"
             if context.get("privileged") or context.get("runAsUser") == 0:
                 yield f"{pod.name}: {container['name']} runs as root"
+
+
+def _label_faults(labels: dict[str, str]) -> Iterator[str]:
+    """Kubernetes passes over a label of the namespace that it does not know."""
+    modes = [f"{PROFILE}/{mode}" for mode in ("enforce", "warn", "audit")]
+    known = [*modes, *(f"{mode}-version" for mode in modes)]
+    for key, value in labels.items():
+        if key not in known and get_close_matches(key, known, 1, 0.8):
+            yield f"the namespace's label {key} is unknown; known are {', '.join(known)}"
+        if key in modes and value not in LEVELS:
+            yield f"the namespace's label {key} is {value}, none of {', '.join(LEVELS)}"
 
 
 def _pod_faults(pod: Pod) -> Iterator[str]:

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from math import isnan
 from typing import Any
 
-import yaml
-
 from tests.support.k8s_links import (
     OWN_IMAGE,
     Pod,
@@ -22,6 +20,7 @@ from tests.support.k8s_links import (
     project_pin,
     quantity,
     ray_pods,
+    read_yaml,
     serve_file,
     variables,
 )
@@ -217,7 +216,7 @@ def models_fit_a_group(manifests: list[Manifest]) -> Iterator[str]:
         if not application["import_path"].endswith("model"):
             continue
         args = application.get("args") or {}
-        config = yaml.safe_load(files[args["config"]]) if args.get("config") in files else args
+        config = read_yaml(files[args["config"]]) if args.get("config") in files else args
         if args.get("config", "") not in {"", *files}:
             yield f"{application['name']}: there is no {args['config']}"
         hardware = {**(config.get("hardware") or {}), **(args.get("hardware") or {})}
@@ -258,25 +257,6 @@ def head_serves_no_client(manifests: list[Manifest]) -> Iterator[str]:
     stores = [m["metadata"]["name"] for m in manifests if m["kind"] == "StatefulSet"]
     if stores and "gcsFaultToleranceOptions" not in spec:
         yield f"{stores} is there, and the head does not use it"
-
-
-def cache_is_shared(manifests: list[Manifest]) -> Iterator[str]:
-    """A claim that several Pods on several nodes mount is ReadWriteMany."""
-    claims = {m["metadata"]["name"]: m for m in manifests if m["kind"] == "PersistentVolumeClaim"}
-    most = sum(
-        group["maxReplicas"]
-        for group in cluster_spec(one(manifests, "RayService"))["workerGroupSpecs"]
-    )
-    for pod in ray_pods(manifests):
-        for volume in pod.spec["volumes"]:
-            name = volume.get("persistentVolumeClaim", {}).get("claimName")
-            if name in claims and most > 1 and "ReadWriteMany" not in _modes(claims[name]):
-                yield f"{pod.name}: {name} is {_modes(claims[name])}, for up to {most} workers"
-
-
-def _modes(claim: Manifest) -> list[str]:
-    modes: list[str] = claim["spec"]["accessModes"]
-    return modes
 
 
 def times_agree(manifests: list[Manifest]) -> Iterator[str]:

@@ -37,6 +37,14 @@ REDIS_BOX = "StatefulSet:spec.template.spec.containers.0"
 ENV = "ConfigMap/truthgpt-env-:data"
 ROUTE = "HTTPRoute/truthgpt:spec.rules.0"
 ALERTS = "PrometheusRule:spec.groups.0.rules"
+GPU_BOX = f"{GPU_POD}.containers.0"
+CLAIM = "PersistentVolumeClaim:spec"
+SPREAD = f"{CPU_POD}.topologySpreadConstraints.0"
+ZONE = "topology.kubernetes.io/zone"
+PROFILE = "pod-security.kubernetes.io"
+RESTRICTED = {f"{PROFILE}/enforce": "baseline", f"{PROFILE}/warn": "restricted"}
+TYPO = {**RESTRICTED, f"{PROFILE}/enforced": "restricted"}
+NO_LEVEL = {**RESTRICTED, f"{PROFILE}/audit": "strict"}
 FT = f"{CLUSTER}.gcsFaultToleranceOptions.redisAddress"
 
 
@@ -155,6 +163,67 @@ MISTAKES: list[tuple[str, str, Any, str]] = [
         "DoNotSchedule",
         "all clusters",
     ),
+    ("cache_is_shared", f"{CLAIM}.accessModes", ["ReadWriteOncePod"], "the others wait"),
+    (
+        "downloads_are_found",
+        f"{JOB_BOX}.env.0",
+        {"name": "HF_HUB_CACHE", "value": "/models/huggingface/models"},
+        "Job/truthgpt-prefetch']: /models/huggingface/models",
+    ),
+    (
+        "downloads_are_found",
+        f"{GPU_BOX}.env.0",
+        {"name": "TRANSFORMERS_CACHE", "value": "/models/huggingface/old"},
+        "/models/huggingface/old",
+    ),
+    (
+        "downloads_are_found",
+        f"{CPU_POD}.volumes.1.persistentVolumeClaim.claimName",
+        "weights",
+        "weights",
+    ),
+    (
+        "files_are_mounted",
+        "RayService:spec.serveConfigV2",
+        ("args: {}", "args: {auth: {keys_file: /opt/truthgpt/key/keys.yaml}}"),
+        "cpu: the Serve file: keys_file /opt/truthgpt/key/keys.yaml is on no volume",
+    ),
+    (
+        "files_are_mounted",
+        "RayService:spec.serveConfigV2",
+        ("args: {}", "args: {auth: {keys_file: /opt/truthgpt/keys/key.yaml}}"),
+        "is not in truthgpt-keys, which has ['keys.yaml']",
+    ),
+    (
+        "files_are_mounted",
+        "RayService:spec.serveConfigV2",
+        ("args: {}", "args: {auth: {keys_file: /models/keys.yaml}}"),
+        "is in no Secret's folder",
+    ),
+    (
+        "files_are_mounted",
+        f"{ENV}.TRUTHGPT_USAGE_FILE",
+        "/opt/truthgpt/keys/usage.sqlite",
+        "is read-only",
+    ),
+    ("files_are_mounted", f"{ENV}.TRUTHGPT_KEYS_FILE", "/opt/truthgpt/keys/keys.yml", "is not in"),
+    ("zones_are_required", f"{SPREAD}.topologyKey", ZONE, "may all be in one zone"),
+    (
+        "images_are_of_one_registry",
+        f"{CPU_BOX}.image",
+        "r.test/truthgpt-serve-cpu:0.1.0",
+        "several places",
+    ),
+    ("images_are_of_one_registry", f"{JOB_BOX}.image", "r.test/truthgpt-serve-cpu", "'r.test'"),
+    (
+        "configs_are_named",
+        "ConfigMap/truthgpt-prefetch-:metadata.name",
+        "prefetch",
+        "nothing reads",
+    ),
+    ("configs_are_named", "ConfigMap/truthgpt-dashboards-:metadata.labels", {}, "dashboards"),
+    ("pods_are_restricted", "Namespace:metadata.labels", TYPO, "enforced is unknown"),
+    ("pods_are_restricted", "Namespace:metadata.labels", NO_LEVEL, "audit is strict"),
     (
         "commands_and_probes_fit",
         f"{JOB_BOX}.command",
@@ -215,3 +284,10 @@ def test_a_secret_with_a_hash_in_its_name_is_found() -> None:
     metadata = {"name": "truthgpt-secrets-h5k2", "namespace": "truthgpt"}
     found = faults([*parse(_everything()), {**secret, "metadata": metadata}])
     assert "nothing names the Secret" in "\n".join(found["secrets_are_named"])
+
+
+def test_a_config_map_beside_the_one_that_pods_read_is_found() -> None:
+    twin = {"apiVersion": "v1", "kind": "ConfigMap", "data": {"TRUTHGPT_ACCELERATOR": "gpu"}}
+    metadata = {"name": "truthgpt-env-0123456789", "namespace": "truthgpt"}
+    found = faults([*parse(_everything()), {**twin, "metadata": metadata}])
+    assert "2 ConfigMaps truthgpt-env, of which Pods read" in "\n".join(found["configs_are_named"])

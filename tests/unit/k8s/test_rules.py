@@ -9,6 +9,7 @@ from tests.support.k8s_manifests import (
     OVERLAYS,
     REMOVE,
     Manifest,
+    at,
     build,
     one,
     parse,
@@ -50,6 +51,13 @@ def variable(manifests: list[Manifest], name: str, value: Any) -> list[Manifest]
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_overlays_keep_the_rules(overlay: str) -> None:
     assert faults(build(overlay)) == {}
+
+
+def test_workers_of_ha_are_in_different_zones() -> None:
+    group = at(one(build("overlays/ha"), "RayService"), WORKER.partition(":")[2])
+    spreads = group["template"]["spec"]["topologySpreadConstraints"]
+    wanted = {spread["topologyKey"]: spread["whenUnsatisfiable"] for spread in spreads}
+    assert wanted["topology.kubernetes.io/zone"] == "DoNotSchedule"
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
