@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.support.k8s_links import selects
+from tests.support.k8s_links import pods, selects
 from tests.support.k8s_manifests import (
     Manifest,
     cluster_spec,
@@ -21,7 +21,8 @@ from tests.support.k8s_manifests import (
 CLOSED_PORTS = (6379, 10001, 52365, 8404, 9101, *range(30000, 31001), *range(40000, 41001))
 """Ray's own, HAProxy's statistics and metrics, and replicas' HTTP and gRPC."""
 ZONE = "topology.kubernetes.io/zone"
-OURS = {"podSelector": {"matchLabels": {"truthgpt.io/component": "ray"}}}
+COMPONENT = "truthgpt.io/component"
+OURS = {"podSelector": {"matchLabels": {COMPONENT: "ray"}}}
 
 
 def operator_probes(manifests: list[Manifest]) -> Iterator[str]:
@@ -144,8 +145,9 @@ def network_is_closed(manifests: list[Manifest]) -> Iterator[str]:
     """Every Pod is under a policy, and only Ray's Pods reach the ports that bypass the router."""
     policies = [manifest for manifest in manifests if manifest["kind"] == "NetworkPolicy"]
     selected = {tuple(p["spec"]["podSelector"]["matchLabels"].items()) for p in policies}
-    for component in ("ray", "prefetch"):
-        if (("truthgpt.io/component", component),) not in selected:
+    components = {pod.labels.get(COMPONENT) for pod in pods(manifests)}
+    for component in sorted({"ray", *filter(None, components)}):
+        if ((COMPONENT, component),) not in selected:
             yield f"no policy for {component}"
     for policy in policies:
         name = policy["metadata"]["name"]

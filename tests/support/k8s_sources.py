@@ -115,9 +115,12 @@ def source_faults(folder: Path, *components: Path) -> list[str]:
     return layer.faults
 
 
-@functools.cache
 def _documents(path: Path) -> list[Any]:
-    text = path.read_text(encoding="utf-8")
+    return _parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _parse(text: str) -> list[Any]:
     return [each for each in yaml.load_all(text, Loader=yaml.CSafeLoader) if each]
 
 
@@ -185,10 +188,7 @@ def _generator_faults(own: dict[str, Any], layer: Layer) -> Iterator[str]:
             name, behavior = entry["name"], entry.get("behavior", "create")
             there = [each for each in layer.objects if each.kind == kind and name in each.names]
             if behavior == "create" and there:
-                yield (
-                    f"{key}: {kind} {name} is there already, and what names it keeps the old one: "
-                    "`behavior: merge` changes it"
-                )
+                yield f"{key}: {kind} {name} is there already: `behavior: merge` changes it"
             elif behavior != "create" and not there:
                 yield f"{key}: there is no {kind} {name} to {behavior}"
             if not there:
@@ -199,7 +199,7 @@ def _generator_faults(own: dict[str, Any], layer: Layer) -> Iterator[str]:
 def _patch_faults(folder: Path, own: dict[str, Any], layer: Layer) -> Iterator[str]:
     for entry in own.get("patches", []):
         text = entry.get("patch")
-        parts = list(yaml.safe_load_all(text)) if text else _documents(folder / entry["path"])
+        parts = _parse(text) if text else _documents(folder / entry["path"])
         target = entry.get("target")
         if target is not None and not layer.meets(target):
             yield f"patches: the target of {entry.get('path', 'a patch')} meets nothing: {target}"

@@ -291,3 +291,17 @@ def test_a_config_map_beside_the_one_that_pods_read_is_found() -> None:
     metadata = {"name": "truthgpt-env-0123456789", "namespace": "truthgpt"}
     found = faults([*parse(_everything()), {**twin, "metadata": metadata}])
     assert "2 ConfigMaps truthgpt-env, of which Pods read" in "\n".join(found["configs_are_named"])
+
+
+def test_the_job_can_be_left_out_with_its_policy_only() -> None:
+    whole = parse(_everything())
+    without = [m for m in whole if m["metadata"]["name"] != "truthgpt-prefetch"]
+    assert faults(without) == {}
+    job = next(m for m in whole if m["kind"] == "Job")
+    assert faults([*without, job])["network_is_closed"] == ["no policy for prefetch"]
+
+
+def test_a_pod_without_a_policy_is_found() -> None:
+    redis = ("NetworkPolicy", "truthgpt-redis")
+    found = faults([m for m in parse(_everything()) if (m["kind"], m["metadata"]["name"]) != redis])
+    assert "no policy for redis" in found["network_is_closed"]
