@@ -285,23 +285,3 @@ def paths_agree(manifests: list[Manifest]) -> Iterator[str]:
             yield f"{pod.name}: keys are not at /opt/truthgpt/keys"
     if len(homes) > 1:
         yield f"HF_HOME differs: {sorted(homes)}"
-
-
-def autoscaler_can_write(manifests: list[Manifest]) -> Iterator[str]:
-    """The autoscaler's container, beside the head with its volumes, has a /tmp and no more."""
-    service = one(manifests, "RayService")
-    options = cluster_spec(service).get("autoscalerOptions") or {}
-    volumes = {volume["name"]: volume for volume in ray_pods(manifests)[0].spec["volumes"]}
-    mounts = {mount["mountPath"]: mount["name"] for mount in options.get("volumeMounts", [])}
-    if "emptyDir" not in volumes.get(mounts.get("/tmp", ""), {}):
-        yield "the autoscaler has no emptyDir on /tmp"
-    context = options.get("securityContext", {})
-    if not context.get("readOnlyRootFilesystem") or context.get("allowPrivilegeEscalation", True):
-        yield "the autoscaler has more rights than the head"
-    if context.get("capabilities") != {"drop": ["ALL"]}:
-        yield f"the autoscaler's capabilities are {context.get('capabilities')}"
-    resources = options.get("resources", {})
-    if not {"cpu", "memory"} <= {*resources.get("requests", {})} or "memory" not in resources.get(
-        "limits", {}
-    ):
-        yield "the autoscaler has no requests or no limit"

@@ -1,6 +1,6 @@
 """Rules about Pods and what is around them: probes, endings, budgets, file systems, network.
 
-Each takes manifests and returns its faults; `k8s_rules` has those about Ray itself.
+Each takes manifests and returns its faults; `k8s_rules_ray` has those about Ray itself.
 """
 
 from __future__ import annotations

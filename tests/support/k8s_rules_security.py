@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
 
-from tests.support.k8s_links import OWN_IMAGE, Pod, pods, quantity
-from tests.support.k8s_manifests import Manifest, one
+from tests.support.k8s_links import OWN_IMAGE, Pod, pods, quantity, ray_pods
+from tests.support.k8s_manifests import Manifest, cluster_spec, one
 
 VOLUME_SOURCES = ("configMap", "secret", "emptyDir", "persistentVolumeClaim")
 PROFILE = "pod-security.kubernetes.io"
@@ -164,3 +164,23 @@ def _mounted_files(pod: Pod, files: set[tuple[str, str]]) -> Iterator[str]:
         for name, key in files:
             if sources.get(mount["name"]) == name:
                 yield f"{mount['mountPath']}/{key}"
+
+
+def autoscaler_can_write(manifests: list[Manifest]) -> Iterator[str]:
+    """The autoscaler's container, beside the head with its volumes, has a /tmp and no more."""
+    service = one(manifests, "RayService")
+    options = cluster_spec(service).get("autoscalerOptions") or {}
+    volumes = {volume["name"]: volume for volume in ray_pods(manifests)[0].spec["volumes"]}
+    mounts = {mount["mountPath"]: mount["name"] for mount in options.get("volumeMounts", [])}
+    if "emptyDir" not in volumes.get(mounts.get("/tmp", ""), {}):
+        yield "the autoscaler has no emptyDir on /tmp"
+    context = options.get("securityContext", {})
+    if not context.get("readOnlyRootFilesystem") or context.get("allowPrivilegeEscalation", True):
+        yield "the autoscaler has more rights than the head"
+    if context.get("capabilities") != {"drop": ["ALL"]}:
+        yield f"the autoscaler's capabilities are {context.get('capabilities')}"
+    resources = options.get("resources", {})
+    if not {"cpu", "memory"} <= {*resources.get("requests", {})} or "memory" not in resources.get(
+        "limits", {}
+    ):
+        yield "the autoscaler has no requests or no limit"

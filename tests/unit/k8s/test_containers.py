@@ -1,9 +1,8 @@
-"""Mistakes of containers, names, templates and kustomize: each is planted, and found."""
+"""Mistakes of containers, names and templates: each is planted, and found."""
 
 from __future__ import annotations
 
 import functools
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ import pytest
 
 from tests.support.k8s_manifests import (
     COMPONENTS,
-    K8S,
-    ROOT,
     Manifest,
     at,
     parse,
@@ -250,33 +247,6 @@ def test_a_group_in_front_of_others_is_found() -> None:
     groups = at(next(m for m in manifests if m["kind"] == "RayService"), GROUP.partition(":")[2])
     found = faults(spoil(manifests, GROUP, [groups[1], groups[0], *groups[2:]]))
     assert "makes a new cluster" in "\n".join(found["groups_are_in_order"])
-
-
-KUSTOMIZE = [
-    ("components/gcs-redis/kustomization.yaml", "name: truthgpt-redis", "name: redis"),
-    ("components/monitoring/kustomization.yaml", "name: truthgpt-engines", "name: engines"),
-    ("base/name-reference.yaml", "template/spec/volumes/configMap", "template/spec/configMap"),
-    ("components/serve-file/kustomization.yaml", "host: 0.0.0.0", "host: 127.0.0.1"),
-    ("base/kustomization.yaml", "newTag: 0.1.0", 'newTag: ""'),
-]
-"""What kustomize takes without a word: references and replacements that meet nothing."""
-
-
-@pytest.mark.parametrize(("file", "old", "new"), KUSTOMIZE)
-def test_what_kustomize_does_not_say_is_found(
-    file: str, old: str, new: str, tmp_path: Path
-) -> None:
-    shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    shutil.copytree(K8S, tmp_path / "k8s")
-    path = tmp_path / "k8s" / file
-    text = path.read_text(encoding="utf-8")
-    assert old in text
-    path.write_text(text.replace(old, new), encoding="utf-8")
-    overlay = tmp_path / "k8s" / "overlays" / "ha" / "kustomization.yaml"
-    overlay.write_text(overlay.read_text().replace("namespace: truthgpt\n", ""))
-    done = run_kustomize(overlay.parent)
-    assert done.returncode == 0, done.stderr
-    assert faults(parse(done.stdout)) != {}
 
 
 def test_a_secret_with_a_hash_in_its_name_is_found() -> None:

@@ -16,6 +16,7 @@ from tests.support.k8s_manifests import (
     run_kustomize,
     write_overlay,
 )
+from tests.support.k8s_rules import RULES
 from tests.support.k8s_rules_pods import references_resolve
 from tests.support.k8s_sources import source_faults
 
@@ -84,3 +85,31 @@ def test_entries_without_effect_are_found(
     path.write_text(text.replace(old, new), encoding="utf-8")
     overlay = "overlays/ha" if file == REDIS else "overlays/example"
     assert expected in "\n".join(source_faults(tmp_path / "k8s" / overlay))
+
+
+KUSTOMIZE = [
+    ("components/gcs-redis/kustomization.yaml", "name: truthgpt-redis", "name: redis"),
+    ("components/monitoring/kustomization.yaml", "name: truthgpt-engines", "name: engines"),
+    ("base/name-reference.yaml", "template/spec/volumes/configMap", "template/spec/configMap"),
+    ("components/serve-file/kustomization.yaml", "host: 0.0.0.0", "host: 127.0.0.1"),
+    ("base/kustomization.yaml", "newTag: 0.1.0", 'newTag: ""'),
+]
+"""What kustomize takes without a word: references and replacements that meet nothing."""
+
+
+@pytest.mark.parametrize(("file", "old", "new"), KUSTOMIZE)
+def test_what_kustomize_does_not_say_is_found(
+    file: str, old: str, new: str, tmp_path: Path
+) -> None:
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    shutil.copytree(K8S, tmp_path / "k8s")
+    path = tmp_path / "k8s" / file
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    overlay = tmp_path / "k8s" / "overlays" / "ha" / "kustomization.yaml"
+    overlay.write_text(overlay.read_text().replace("namespace: truthgpt\n", ""))
+    done = run_kustomize(overlay.parent)
+    assert done.returncode == 0, done.stderr
+    manifests = parse(done.stdout)
+    assert [fault for rule in RULES for fault in rule(manifests)] != []
