@@ -183,6 +183,9 @@ def test_the_card(client: openai.OpenAI) -> None:
         "tools": False,
         "json": True,
         "logprobs": True,
+        "prompt_logprobs": True,
+        "token_ids": True,
+        "logit_bias": True,
         "images": False,
         "reasoning": False,
     }

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ async def test_an_end_token_ends_the_text(llama: Path, model: Any, reference: Re
     end = tokens[6]
     engine = model._engine
     info = engine._info
-    engine._info = transformers_replace(info, end_ids=frozenset({end}))
+    engine._info = replace(info, defaults=replace(info.defaults, end_ids=frozenset({end})))
     try:
         answer = await model.infer(inputs(PROMPTS[3]))
         ignoring = await model.infer(inputs(PROMPTS[3], ignore_eos=True))
@@ -153,12 +154,6 @@ async def test_an_end_token_ends_the_text(llama: Path, model: Any, reference: Re
     assert answer["text"] == reference.tokenizer.decode(tokens[: tokens.index(end)])
     assert ignoring["text"] == reference.text(PROMPTS[3])
     assert longer["usage"]["completion_tokens"] > tokens.index(end) + 1
-
-
-def transformers_replace(info: Any, **changes: Any) -> Any:
-    from dataclasses import replace
-
-    return replace(info, **changes)
 
 
 async def test_tokens_come_one_by_one(model: Any, reference: Reference) -> None:

@@ -132,7 +132,7 @@ def test_the_plan_says_which_images_are_left_out_and_which_rows_are_bad(
     assert facts.sources[:3] == [
         "reads    metadata.jsonl",
         "left out .thumbs (hidden)",
-        "left out extra.png (no usable line of metadata.jsonl names it)",
+        "left out extra.png (no usable row of metadata.jsonl, .csv or .parquet names it)",
     ]
     assert "skipped  1 bad rows, such as" in facts.sources[3]
     assert "gone.png" in facts.sources[3]
