@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.tool_answers import read_answer
 from truthgpt_serve.server.text.tools.forms import ANY, FORMS, HERMES, Form
 from truthgpt_serve.server.text.tools.parser import MAX_CALLS, MAX_HELD, CallParser
 
@@ -19,18 +20,7 @@ SCHEMAS: dict[str, Any] = {
 
 def read(form: Form, text: str, size: int, *, single: bool = False) -> tuple[str, list[list[str]]]:
     """Returns the text of an answer, and name and arguments of each call."""
-    parser = CallParser(form, SCHEMAS, single=single)
-    said, calls = "", []
-    pieces = [text[at : at + size] for at in range(0, len(text), size)]
-    for deltas in (*map(parser.feed, pieces), parser.finish()):
-        for delta in deltas:
-            said += delta.text
-            if delta.name:
-                calls.append([delta.name, ""])
-            if delta.arguments:
-                calls[-1][1] += delta.arguments
-    assert len(calls) == parser.num_calls
-    return said, calls
+    return read_answer(CallParser(form, SCHEMAS, single=single), text, size)
 
 
 ADD = '{"name": "add", "arguments": {"a": 1}}'

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.tool_answers import read_answer
 from truthgpt_serve.server.text.tools.forms import FORMS, KEY, find_form
 from truthgpt_serve.server.text.tools.pythonic import MAX_LIST, PythonicParser
 
@@ -32,18 +33,7 @@ CASES: dict[str, tuple[str, str, list[list[str]]]] = {
 
 
 def read(text: str, size: int, *, single: bool = False) -> tuple[str, list[list[str]]]:
-    parser = PythonicParser({"add": {}, "sub": {}}, single=single)
-    said, calls = "", []
-    pieces = [text[at : at + size] for at in range(0, len(text), size)]
-    for deltas in (*map(parser.feed, pieces), parser.finish()):
-        for delta in deltas:
-            said += delta.text
-            if delta.name:
-                calls.append([delta.name, ""])
-            if delta.arguments:
-                calls[-1][1] += delta.arguments
-    assert parser.num_calls == len(calls)
-    return said, calls
+    return read_answer(PythonicParser({"add": {}, "sub": {}}, single=single), text, size)
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])
