@@ -16,7 +16,7 @@ from vllm.tokenizers import get_tokenizer
 
 from deployments.vllm.arguments import load_arguments
 from truthgpt_serve.server.text.reasoning import find_reasoning
-from truthgpt_serve.server.text.tools.forms import Apply, find_form, takes_tools
+from truthgpt_serve.server.text.tools.forms import Apply, Form, find_form, takes_tools
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +77,15 @@ def _find_template(tokenizer: Any, given: str | None) -> Apply | None:
 def _choose(apply: Apply, tokenizer: Any) -> dict[str, Any]:
     chosen: dict[str, Any] = {}
     form = find_form(apply) if takes_tools(apply) else None
-    if form is not None and form.name in load_arguments()["tool_call_parser"]["known"]:
+    known = load_arguments()["tool_call_parser"]["known"]
+    if form is not None and form.name in known and _has_marks(form, tokenizer):
         chosen["tool_call_parser"] = form.name
     reasoning = find_reasoning(apply, tokenizer.get_vocab())
     if reasoning is not None:
         chosen["reasoning_parser"] = reasoning
     return chosen
+
+
+def _has_marks(form: Form, tokenizer: Any) -> bool:
+    """Returns whether the tokens are there without which vLLM's parser raises."""
+    return not form.needs_tokens or form.begin in tokenizer.get_vocab()

@@ -16,8 +16,12 @@ def read_answer(parser: Any, text: str, size: int) -> tuple[str, list[list[str]]
         text: The answer.
         size: Characters of a piece.
     """
+    return read_pieces(parser, [text[at : at + size] for at in range(0, len(text), size)])
+
+
+def read_pieces(parser: Any, pieces: list[str]) -> tuple[str, list[list[str]]]:
+    """Does the same with an answer in these pieces."""
     said, calls = "", []
-    pieces = [text[at : at + size] for at in range(0, len(text), size)]
     for deltas in (*map(parser.feed, pieces), parser.finish()):
         for delta in deltas:
             said += delta.text

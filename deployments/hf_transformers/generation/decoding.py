@@ -11,9 +11,6 @@ from typing import Any
 
 from truthgpt_serve.server.text.tools.prompt import ToolTemplate
 
-_MISTRAL_MARKS = ("[ARGS]", "[CALL_ID]")
-"""Marks inside of a call in the newer form."""
-
 
 class TextDecoder:
     """Decodes the tokens of one model.
@@ -49,8 +46,7 @@ def _kept(tokenizer: Any) -> frozenset[int]:
     tooling = ToolTemplate(tokenizer.apply_chat_template)
     if not tooling.takes_tools:
         return frozenset()
-    form = tooling.form
-    marks = {form.begin, form.end, *(_MISTRAL_MARKS if form.name == "mistral" else ())}
+    marks = tooling.form.marks
     added = getattr(tokenizer, "added_tokens_decoder", {})
     return frozenset(
         number for number, token in added.items() if token.special and token.content in marks

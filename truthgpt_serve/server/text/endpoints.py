@@ -32,7 +32,7 @@ from truthgpt_serve.server.text.tokens import (
     detokenize,
     tokenize,
 )
-from truthgpt_serve.server.text.tools.alternatives import JSON_KINDS, with_calls
+from truthgpt_serve.server.text.tools.alternatives import JSON_KINDS, calls_alone, with_calls
 from truthgpt_serve.server.text.tools.exchange import ToolExchange
 from truthgpt_serve.server.text.tools.request import ToolUse
 from truthgpt_serve.server.text_limits import TextLimits
@@ -163,8 +163,10 @@ class TextEndpoints:
         form = self.tokenizer.tooling.form
         if not (self.abilities.takes_constraint and form.arguments):
             return None
+        whole = use.name or not form.head
         try:
-            return await self._compile(use.grammar(form.arguments))
+            bound = use.grammar(form.arguments) if whole else calls_alone(use, form, form.opening())
+            return await self._compile(bound)
         except _NOT_BOUND as error:
             logger.info("a forced call is not bound: %s", error)
             return None

@@ -26,21 +26,41 @@ def with_calls(grammar: Grammar, use: ToolUse, form: Form) -> Grammar:
         form: How the model writes calls, with JSON.
     """
     schema = msgspec.json.decode(grammar.text) if grammar.kind == "json" else _ANY_OBJECT
-    end = "}]" if form.name == "mistral" else "}"
-    tags = [
-        {
-            "type": "tag",
-            # A mark that is a special token cannot be a grammar's text.
-            "begin": form.opening(name).removeprefix(form.begin if form.is_bare else ""),
-            "content": {"type": "json_schema", "json_schema": parameters},
-            "end": f"{end}\n{form.end}" if form.end else end,
-        }
-        for name, parameters in use.schemas.items()
-    ]
+    tags = _tags(use, form)
     calls: dict[str, Any] = {"type": "or", "elements": tags}
-    if form.end and not use.single:
+    if form.end and not (use.single or form.head or form.is_list):
         calls = {"type": "tags_with_separator", "tags": tags, "separator": "\n"}
         calls["at_least_one"] = True
     answer = {"type": "json_schema", "json_schema": schema}
-    tag = {"type": "structural_tag", "format": {"type": "or", "elements": [answer, calls]}}
-    return Grammar("structural_tag", msgspec.json.encode(tag).decode(), grammar.param)
+    return _grammar({"type": "or", "elements": [answer, calls]}, grammar.param)
+
+
+def calls_alone(use: ToolUse, form: Form, begun: str = "") -> Grammar:
+    """Returns a grammar for one call in the model's form.
+
+    Args:
+        use: The request's tools.
+        form: How the model writes calls, with JSON.
+        begun: What of it the prompt has already.
+    """
+    return _grammar({"type": "or", "elements": _tags(use, form, begun)}, "tools")
+
+
+def _grammar(content: dict[str, Any], param: str) -> Grammar:
+    tag = {"type": "structural_tag", "format": content}
+    return Grammar("structural_tag", msgspec.json.encode(tag).decode(), param)
+
+
+def _tags(use: ToolUse, form: Form, begun: str = "") -> list[dict[str, Any]]:
+    # A mark that is a special token cannot be a grammar's text.
+    begun = begun or (form.begin if form.is_bare else "")
+    return [
+        {
+            "type": "tag",
+            "begin": form.opening(name).removeprefix(begun),
+            "content": {"type": "json_schema", "json_schema": parameters},
+            "end": form.closing,
+        }
+        for name, parameters in use.schemas.items()
+        if not use.name or name == use.name
+    ]

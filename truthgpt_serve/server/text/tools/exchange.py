@@ -8,7 +8,7 @@ from typing import Any
 from truthgpt_serve.server.text.codec import TextExchange
 from truthgpt_serve.server.text.reasoning import ThoughtSplitter
 from truthgpt_serve.server.text.response import Usage
-from truthgpt_serve.server.text.tools.forms import Form
+from truthgpt_serve.server.text.tools.forms import PYTHONIC, Form
 from truthgpt_serve.server.text.tools.json_call import Delta
 from truthgpt_serve.server.text.tools.parser import CallParser
 from truthgpt_serve.server.text.tools.pythonic import PythonicParser
@@ -144,7 +144,9 @@ class ToolExchange(TextExchange):
         if delta.name:
             function = {"name": delta.name, "arguments": ""}
             length = self._tokenizer.tooling.form.id_length
-            self._calls.append({"id": _new_id(length), "type": "function", "function": function})
+            is_known = any(call["id"] == delta.call_id for call in self._calls)
+            call_id = _new_id(length) if is_known or not delta.call_id else delta.call_id
+            self._calls.append({"id": call_id, "type": "function", "function": function})
         if delta.arguments and self._calls:
             self._calls[-1]["function"]["arguments"] += delta.arguments
 
@@ -155,7 +157,7 @@ class ToolExchange(TextExchange):
 
 def make_parser(form: Form, use: ToolUse) -> CallParser | PythonicParser:
     """Returns what reads the calls of one answer."""
-    if form.name == "pythonic":
+    if form.name in PYTHONIC:
         return PythonicParser(use.schemas, single=use.single)
     return CallParser(form, use.schemas, single=use.single)
 

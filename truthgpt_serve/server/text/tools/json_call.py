@@ -29,12 +29,14 @@ class Delta(NamedTuple):
         name: The function of a call that begins.
         arguments: More of the arguments, as JSON.
         thought: What the model thinks before it answers.
+        call_id: The id that the model gave a call that begins, if it did.
     """
 
     text: str = ""
     name: str = ""
     arguments: str = ""
     thought: str = ""
+    call_id: str = ""
 
 
 class Balance:
@@ -72,6 +74,8 @@ class JsonCall:
     Args:
         name: The function, where it stood before the JSON: then all of that is its arguments.
         names: The functions that there are; another one makes it no call. None takes any name.
+        begun: Whether its name was said already.
+        call_id: The id that stood before the JSON, if one did.
 
     Attributes:
         text: All that was read.
@@ -82,7 +86,12 @@ class JsonCall:
     """
 
     def __init__(
-        self, name: str = "", names: Collection[str] | None = None, *, begun: bool = False
+        self,
+        name: str = "",
+        names: Collection[str] | None = None,
+        *,
+        begun: bool = False,
+        call_id: str = "",
     ) -> None:
         self.text = ""
         self.begun = begun
@@ -90,6 +99,7 @@ class JsonCall:
         self.is_none = False
         self.closed = False
         self._name = name
+        self._call_id = call_id
         self._names = names
         self._object, self._arguments = Balance(), Balance()
         self._sent = 0
@@ -97,13 +107,18 @@ class JsonCall:
 
     def feed(self, text: str) -> tuple[list[Delta], int]:
         """Takes the text that follows; returns what is new, and how many characters are its."""
+        deltas: list[Delta] = []
+        before = len(self.text)
+        self.text += text
+        if not self.begun and before <= MAX_HEAD:
+            none_at = self._begin(deltas)
+            if self.is_none:
+                self.text = self.text[:none_at]
+                return deltas, none_at - before
         end = self._object.find_end(text)
         self.ended = end >= 0
         used = end if self.ended else len(text)
-        self.text += text[:used]
-        deltas: list[Delta] = []
-        if not self.begun:
-            self._begin(deltas)
+        self.text = self.text[: before + used]
         if self.begun and not self._sent_all:
             new = self.text[self._sent :]
             end = self._arguments.find_end(new)
@@ -116,18 +131,19 @@ class JsonCall:
             self._take_whole(deltas)
         return deltas, used
 
-    def _begin(self, deltas: list[Delta]) -> None:
+    def _begin(self, deltas: list[Delta]) -> int:
+        """Looks for the name; returns how far it read, which is certain in pieces of every size."""
         name = self._name
         if not name:
-            if len(self.text) > MAX_HEAD:
-                return
-            head = _HEAD.match(self.text)
+            head = _HEAD.match(self.text, 0, MAX_HEAD)
             if head is None:
-                first = _FIRST_KEY.match(self.text) if self._names is not None else None
+                known = self._names is not None
+                first = _FIRST_KEY.match(self.text, 0, MAX_HEAD) if known else None
                 self.is_none = first is not None and first[1] not in _KEYS
-                return
+                return first.end() if first is not None else 0
             name, self._sent = _decode(head[1]), head.end()
         self._say(name, deltas)
+        return self._sent
 
     def _say(self, name: Any, deltas: list[Delta]) -> None:
         is_name = isinstance(name, str) and name != ""
@@ -135,7 +151,7 @@ class JsonCall:
             self.is_none = True
             return
         self.begun = True
-        deltas.append(Delta(name=name))
+        deltas.append(Delta(name=name, call_id=self._call_id))
 
     def _take_whole(self, deltas: list[Delta]) -> None:
         value = _decode(self.text)

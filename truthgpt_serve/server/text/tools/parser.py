@@ -15,12 +15,14 @@ from truthgpt_serve.server.text.tools.tagged_call import TaggedCall
 
 MAX_CALLS = 128
 """Calls that are read from one answer, as a message may have; the rest is not given."""
-_SEPARATORS, _BRACKETS = " \t\r\n,;", "[]}"
+_SEPARATORS, _BRACKETS = " \t\r\n,;`", "[]}"
 """What may stand between calls, and around them."""
+_BARE_MARKS = ("functools", "<|tool_call|>")
+"""What some models write before a list of calls, as Phi-4-mini does."""
 MAX_HELD = 512
 """Characters that are held back at most while they may still begin a call."""
-_NAMED = re.compile(r"\s*+([\w.-]++)(?:\[CALL_ID\]\w*+)?\s*+(?:\[ARGS\]\s*+)?(?=\{)")
-"""Mistral's newer form: the name in front of the arguments."""
+_NAMED = re.compile(r"\s*+(?P<name>[\w.-]++)\s*+(?=\{)")
+"""The name in front of the arguments, where nothing else tells a call from text."""
 
 
 class CallParser:
@@ -49,6 +51,7 @@ class CallParser:
         self._held = ""
         self._said_text = False
         self._marked = False  # behind a mark, where calls stand
+        self._mark = ""  # that mark, until a call was read behind it
         self._prefix = ""  # what stood in front of the call, should it be none
         self._call: JsonCall | TaggedCall | None = None
 
@@ -79,7 +82,7 @@ class CallParser:
         if call is not None:
             held = self._prefix + call.text + held
         elif self._marked:
-            held = "" if self.num_calls else self._form.begin + held
+            held = "" if self.num_calls else self._mark + held
         elif self.num_calls and not held.strip():
             held = ""
         return list(self._say(held))
@@ -103,7 +106,7 @@ class CallParser:
         if at >= 0:
             if held[:at].strip():
                 deltas += self._say(held[:at].rstrip())
-            self._held, self._marked = held[at + len(mark) :], True
+            self._held, self._marked, self._mark = held[at + len(mark) :], True, mark
             return True
         sizes = range(min(len(mark) - 1, len(held)), 0, -1)
         keep = next((size for size in sizes if held.endswith(mark[:size])), 0)
@@ -116,18 +119,21 @@ class CallParser:
 
     def _find_bare(self) -> bool | None:
         """Looks for a call without a mark at the beginning; None where there is certainly none."""
-        text = self._held.lstrip(" \t\r\n[")
+        text, is_short = self._held.lstrip(" \t\r\n["), len(self._held) < MAX_HELD
+        for mark in _BARE_MARKS:
+            if is_short and mark.startswith(text) and text:
+                return False
+            text = text.removeprefix(mark).lstrip(" \t\r\n[")
         if not text:
-            return False if len(self._held) < MAX_HELD else None
-        named = _NAMED.match(text)
+            return False if is_short else None
+        named = (self._form.named or _NAMED).match(text)
         if text[0] == "{":
             self._call = JsonCall(names=self._schemas)
-        elif named is not None and named[1] in self._schemas:
-            self._call = JsonCall(named[1])
+        elif named is not None and named["name"] in self._schemas:
+            self._call = JsonCall(named["name"])
             text = text[named.end() :]
         else:
             starts = (name for name in self._schemas if name.startswith(text.rstrip()))
-            is_short = len(self._held) < MAX_HELD
             return False if is_short and next(starts, None) is not None else None
         self._prefix = self._held[: len(self._held) - len(text)]
         self._held = text
@@ -135,13 +141,13 @@ class CallParser:
 
     def _find_call(self, deltas: list[Delta]) -> bool:
         """Looks for the next call behind a mark."""
-        held = self._held.lstrip(_SEPARATORS)
-        end, begin = self._form.end, self._form.begin
-        for mark in (end, begin):
-            if mark and held.startswith(mark):
-                self._held, self._marked = held[len(mark) :], mark == begin
+        form, held = self._form, self._held.lstrip(_SEPARATORS)
+        for mark in filter(None, (form.end, form.begin, form.behind)):
+            if held.startswith(mark):
+                self._held, self._marked = held[len(mark) :], mark != form.end
+                self._mark = form.begin if mark == form.begin else self._mark
                 return True
-            if mark and held and mark.startswith(held):
+            if held and mark.startswith(held):
                 return False
         if not held:
             self._held = self._held[:MAX_HELD]
@@ -149,25 +155,23 @@ class CallParser:
         if held[0] in _BRACKETS:
             self._held = held[1:]
             return True
-        self._prefix = begin
-        named = _NAMED.match(held) if self._form.name == "mistral" else None
-        if held[0] == "{":
+        self._prefix = self._mark
+        named = None if form.named is None else form.named.match(held)
+        if named is not None and named.end() <= MAX_HELD:
+            self._call = JsonCall(named["name"], call_id=named.groupdict().get("id") or "")
+            held = held[named.end() :]
+        elif held[0] == "{":
             self._call = JsonCall()
-        elif named is not None:
-            self._call, held = JsonCall(named[1]), held[named.end() :]
-        elif self._form.name == "mistral" and self._may_be_named(held):
+        elif form.named is not None and len(held) < MAX_HELD and "{" not in held:
+            self._held = held
             return False
-        elif end:
+        elif form.end and form.named is None and (self._mark or not form.is_bare):
             self._call = TaggedCall(self._schemas)
         else:
             self._marked = False
-            deltas += self._say(held)
-            held = ""
+            deltas += self._say(self._mark if form.end else "")
         self._held = held
         return True
-
-    def _may_be_named(self, held: str) -> bool:
-        return len(held) < MAX_HELD and re.fullmatch(r"[\w.\-\[\] ]+", held) is not None
 
     def _read_call(self, call: JsonCall | TaggedCall, deltas: list[Delta]) -> bool:
         found, used = call.feed(self._held)
@@ -180,7 +184,7 @@ class CallParser:
             deltas += self._say(self._prefix + call.text)
             return True
         if call.ended:
-            self._call = None
+            self._call, self._mark = None, ""
             self._marked = not call.closed
             self.done = self.num_calls >= self._most
         return call.ended

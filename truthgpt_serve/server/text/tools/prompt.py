@@ -10,18 +10,27 @@ from typing import Any
 import msgspec
 
 from truthgpt_serve.server.text.messages import ChatMessage, parse_arguments
-from truthgpt_serve.server.text.tools.forms import ANY, HERMES, Apply, Form, find_form, takes_tools
+from truthgpt_serve.server.text.tools.forms import (
+    ANY,
+    DEEPSEEK_V3,
+    DEEPSEEK_V31,
+    HERMES,
+    Apply,
+    Form,
+    find_form,
+    takes_tools,
+)
 
 _MARK = "QxSystemZ"
+_KNOWN_BY_HEART = (DEEPSEEK_V3, DEEPSEEK_V31)
+"""Forms of models whose own templates write calls and results, but tell of no tools."""
 _WORDS = """You can call these functions; each line describes one in JSON:
 <tools>
 {tools}
 </tools>
 To call a function, write its name and its arguments in this form, one for each call:
-<tool_call>
-{{"name": "the name", "arguments": {{"argument": "value"}}}}
-</tool_call>
-What it returns then comes between <tool_response> and </tool_response>."""
+{call}"""
+_RESULTS = "\nWhat it returns then comes between <tool_response> and </tool_response>."
 
 
 class ToolTemplate:
@@ -42,9 +51,12 @@ class ToolTemplate:
     @cached_property
     def form(self) -> Form:
         """How the model writes calls."""
-        if self._apply is None or not self.takes_tools:
+        if self._apply is None:
             return HERMES
-        return find_form(self._apply) or ANY
+        shown = find_form(self._apply)
+        if self.takes_tools:
+            return shown or ANY
+        return shown if shown in _KNOWN_BY_HEART else HERMES
 
     @cached_property
     def _takes_system(self) -> bool:
@@ -65,8 +77,13 @@ class ToolTemplate:
             messages: The chat, as `read_messages` returns it.
             tools: The tools, as templates take them; none where only the chat has calls.
         """
+        form = self.form
         lines = "\n".join(_encode(tool["function"]) for tool in tools)
-        told = _WORDS.format(tools=lines)
+        call = form.opening("the name") + '{"argument": "value"}' + form.closing
+        told = _WORDS.format(tools=lines, call=call)
+        if tools and form in _KNOWN_BY_HEART:
+            return self._with_system(list(messages), told)
+        told += _RESULTS
         plain: list[ChatMessage] = []
         for role, group in groupby(map(_in_words, messages), lambda message: message["role"]):
             run = list(group)
@@ -74,8 +91,10 @@ class ToolTemplate:
                 content = "\n".join(str(message["content"]) for message in run)
                 run = [{**run[0], "content": content}]
             plain += run
-        if not tools:
-            return plain
+        return self._with_system(plain, told) if tools else plain
+
+    def _with_system(self, plain: list[ChatMessage], told: str) -> list[ChatMessage]:
+        """Returns messages that say something more to the model, in front if they can."""
         if plain and plain[0]["role"] in ("system", "developer") and self._takes_system:
             first = plain[0]
             return [{**first, "content": f"{first['content']}\n\n{told}"}, *plain[1:]]

@@ -16,8 +16,11 @@ from truthgpt_serve.server.text.tools.json_call import Delta
 
 MAX_LIST = 1 << 17
 """Characters of a list that are read; a longer one is text."""
-_HEAD = re.compile(r"\s*+\[\s*+([A-Za-z_][\w.\-]*+)\s*+\(")
-_MAY_BE_HEAD = re.compile(r"\s*+(?:\[\s*+(?:[A-Za-z_][\w.\-]*+\s*+)?)?")
+_HEAD = re.compile(r"\s*+(?:<\|tool_call_start\|>)?+\s*+\[\s*+([A-Za-z_][\w.\-]*+)\s*+\(")
+_MARK = "<|tool_call_start|>"
+_MAY_BE_HEAD = re.compile(
+    r"\s*+(?:<\|tool_call_start\|>)?+\s*+(?:\[\s*+(?:[A-Za-z_][\w.\-]*+\s*+)?)?"
+)
 MAX_HEAD = 512
 _UNREADABLE = (SyntaxError, ValueError, TypeError, RecursionError, MemoryError)
 
@@ -58,8 +61,7 @@ class PythonicParser:
         if not self._is_list:
             head = _HEAD.match(self._held)
             if head is None:
-                may_be = len(self._held) < MAX_HEAD and _MAY_BE_HEAD.fullmatch(self._held)
-                return [] if may_be else self._say()
+                return [] if self._may_be_head() else self._say()
             if head[1] not in self._names:
                 return self._say()
             self._is_list = True
@@ -73,6 +75,12 @@ class PythonicParser:
         """Returns what was held back, at the end of the answer."""
         return self._say() if self._held and not self.done else []
 
+    def _may_be_head(self) -> bool:
+        if len(self._held) >= MAX_HEAD:
+            return False
+        is_begun = _MAY_BE_HEAD.fullmatch(self._held) is not None
+        return is_begun or _MARK.startswith(self._held.lstrip())
+
     def _say(self) -> list[Delta]:
         held, self._held, self._is_text = self._held, "", True
         return [Delta(text=held)]
@@ -80,7 +88,7 @@ class PythonicParser:
     def _read(self, end: int) -> list[Delta]:
         """Reads the list that ends there; what stands behind it is not part of the answer."""
         try:
-            calls = _read_calls(self._held[:end])
+            calls = _read_calls(self._held[:end].strip().removeprefix(_MARK))
         except _UNREADABLE:
             return self._say()
         if any(name not in self._names for name, _ in calls):

@@ -1,8 +1,9 @@
 """Reads one call from tags: a function with one tag for each parameter, whose value is plain text.
 
-As Qwen3-Coder writes it, `<function=add><parameter=a>1</parameter></function>`, and as GLM-4.5
-does, `add<arg_key>a</arg_key><arg_value>1</arg_value>`. A value is JSON, unless the parameter's
-schema says that it is a string.
+As Qwen3-Coder writes it, `<function=add><parameter=a>1</parameter></function>`, as MiniMax-M2 does,
+`<invoke name="add"><parameter name="a">1</parameter></invoke>`, and as GLM-4.5 does,
+`add<arg_key>a</arg_key><arg_value>1</arg_value>`. A value is JSON, unless the parameter's schema
+says that it is a string.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import msgspec
 
 from truthgpt_serve.server.text.tools.json_call import MAX_HEAD, Delta
 
-_FUNCTION = re.compile(r"\s*+<function=([^>\s]++)>")
-_PARAMETER = re.compile(r"<parameter=([^<>\s]++)>\n?(.*?)\n?</parameter>", re.DOTALL)
+_FUNCTION = re.compile(r'\s*+<(?:function=|invoke name=")([^">\s]++)"?>')
+_PARAMETER = re.compile(r'<parameter(?:=| name=")([^"<>\s]++)"?>\n?(.*?)\n?</parameter>', re.DOTALL)
 _NAME = re.compile(r"\s*+([\w.-]++)\s*+(?=<arg_key>|</tool_call>)")
 _PAIR = re.compile(r"<arg_key>([^<]*+)</arg_key>\s*+<arg_value>\n?(.*?)\n?</arg_value>", re.DOTALL)
-_END = re.compile(r"(</function>|</tool_call>)")
+_END = re.compile(r"(</function>|</invoke>|</(?:seed:|minimax:)?tool_call>)")
 _SPACE = re.compile(r"\s*+")
 
 
@@ -53,6 +54,9 @@ class TaggedCall:
         deltas: list[Delta] = []
         if not self.begun:
             self._begin(deltas)
+            if self.is_none:
+                self.text = self.text[:MAX_HEAD]
+                return deltas, MAX_HEAD - before
         while self.begun and (pair := self._match()):
             self._read = self._searched = pair.end()
             opening = ", " if self._num_pairs else "{"
@@ -60,7 +64,7 @@ class TaggedCall:
             key, value = pair[1].strip(), self._value(pair[1].strip(), pair[2])
             deltas.append(Delta(arguments=f"{opening}{_encode(key)}: {_encode(value)}"))
         if self.begun and (end := _END.match(self.text, self._read)):
-            self.ended, self.closed = True, end[1] == "</tool_call>"
+            self.ended, self.closed = True, end[1].endswith("tool_call>")
             deltas.append(Delta(arguments="}" if self._num_pairs else "{}"))
             self.text = self.text[: end.end()]
             return deltas, end.end() - before
@@ -85,8 +89,8 @@ class TaggedCall:
         return pair
 
     def _begin(self, deltas: list[Delta]) -> None:
-        head = _FUNCTION.match(self.text)
-        if head is None and (head := _NAME.match(self.text)) is not None:
+        head = _FUNCTION.match(self.text, 0, MAX_HEAD)
+        if head is None and (head := _NAME.match(self.text, 0, MAX_HEAD)) is not None:
             self._pair = _PAIR
         if head is not None:
             self.begun, self._read, self._name = True, head.end(), head[1]

@@ -11,7 +11,7 @@ import xgrammar
 from deployments.vllm.tiny_model import make_tiny_llama
 from truthgpt_serve.grammar.compile import Compiler
 from truthgpt_serve.grammar.fields import Grammar
-from truthgpt_serve.server.text.tools.alternatives import with_calls
+from truthgpt_serve.server.text.tools.alternatives import calls_alone, with_calls
 from truthgpt_serve.server.text.tools.forms import FORMS, Form
 from truthgpt_serve.server.text.tools.request import Tool, ToolFunction, read_tools
 
@@ -67,3 +67,23 @@ def test_any_object(compiler: Compiler) -> None:
     assert takes(compiler, BY_NAME["hermes"], '{"a": [1]}', grammar)
     assert takes(compiler, BY_NAME["hermes"], HERMES, grammar)
     assert not takes(compiler, BY_NAME["hermes"], "[1]", grammar)
+
+
+@pytest.mark.parametrize("form", [form for form in BY_NAME.values() if form.arguments])
+def test_a_call_alone_in_every_form(compiler: Compiler, form: Form) -> None:
+    tools = [
+        Tool(type="function", function=ToolFunction(name=name, parameters=CITY))
+        for name in ("look", "see")
+    ]
+    use = read_tools(tools, "required", parallel=None)
+    assert use is not None
+    whole = f'{form.opening("see")}{{"city": "Oslo"}}{form.closing}'
+    opening = form.opening()
+    for begun in ("", opening) if form.head else ("",):
+        bound = calls_alone(use, form, begun)
+        grammar = compiler.compile(bound.kind, bound.text)
+        text = whole.removeprefix(begun or (form.begin if form.is_bare else ""))
+        for ending, is_taken in (("", True), ("x", False)):
+            matcher = xgrammar.GrammarMatcher(grammar, terminate_without_stop_token=True)
+            taken = matcher.accept_string(text + ending) and matcher.is_completed()
+            assert taken == is_taken, (form.name, begun, text + ending)

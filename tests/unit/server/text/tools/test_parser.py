@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import time
 from typing import Any
 
 import pytest
 
-from tests.support.tool_answers import read_answer
+from tests.support.tool_answers import read_answer, read_pieces
+from truthgpt_serve.server.text.tools.exchange import make_parser
 from truthgpt_serve.server.text.tools.forms import ANY, FORMS, HERMES, Form
 from truthgpt_serve.server.text.tools.parser import MAX_CALLS, MAX_HELD, CallParser
+from truthgpt_serve.server.text.tools.request import ToolUse
 
 BY_NAME = {form.name: form for _, form in FORMS}
 SCHEMAS: dict[str, Any] = {
@@ -133,11 +136,146 @@ CASES: dict[str, tuple[Form, str, str, list[list[str]]]] = {
 }
 
 
+BAR = "\N{FULLWIDTH VERTICAL LINE}"
+V3_CALL = "<|tool▁call▁begin|>function<|tool▁sep|>{}\n```json\n{}\n```<|tool▁call▁end|>".replace(
+    "|", BAR
+)
+V31_CALL = "<|tool▁call▁begin|>{}<|tool▁sep|>{}<|tool▁call▁end|>".replace("|", BAR)
+DEEPSEEK = "<|tool▁calls▁begin|>{}<|tool▁calls▁end|>".replace("|", BAR)
+KIMI_CALL = "<|tool_call_begin|>{}<|tool_call_argument_begin|>{}<|tool_call_end|>"
+KIMI = "<|tool_calls_section_begin|>{}<|tool_calls_section_end|>"
+BOTH = [["add", '{"a": 1}'], ["sub", "{}"]]
+CASES |= {
+    "deepseek_v3": (
+        BY_NAME["deepseek_v3"],
+        "I add." + DEEPSEEK.format(V3_CALL.format("add", '{"a": 1}')),
+        "I add.",
+        [["add", '{"a": 1}']],
+    ),
+    "deepseek_v3, two": (
+        BY_NAME["deepseek_v3"],
+        DEEPSEEK.format(V3_CALL.format("add", '{"a": 1}') + "\n" + V3_CALL.format("sub", "{}")),
+        "",
+        BOTH,
+    ),
+    "deepseek_v3, backticks in texts": (
+        BY_NAME["deepseek_v3"],
+        DEEPSEEK.format(V3_CALL.format("add", '{"s": "```json\\n{"}')),
+        "",
+        [["add", '{"s": "```json\\n{"}']],
+    ),
+    "deepseek_v31, two": (
+        BY_NAME["deepseek_v31"],
+        DEEPSEEK.format(V31_CALL.format("add", '{"a": 1}') + V31_CALL.format("sub", "{}")),
+        "",
+        BOTH,
+    ),
+    "deepseek_v31, cut off": (
+        BY_NAME["deepseek_v31"],
+        "So." + (DEEPSEEK.partition("{}")[0] + V31_CALL).format("add", '{"a": 1')[:-17],
+        "So.",
+        [["add", '{"a": 1']],
+    ),
+    "deepseek_v31, no call": (
+        BY_NAME["deepseek_v31"],
+        DEEPSEEK.format("x"),
+        DEEPSEEK.format("x"),
+        [],
+    ),
+    "kimi_k2": (
+        BY_NAME["kimi_k2"],
+        "Ok. "
+        + KIMI.format(
+            KIMI_CALL.format("functions.add:0", '{"a": 1}') + KIMI_CALL.format("sub:1", "{}")
+        ),
+        "Ok.",
+        BOTH,
+    ),
+    "minimax_m2": (
+        BY_NAME["minimax_m2"],
+        '<minimax:tool_call>\n<invoke name="add">\n<parameter name="a">1</parameter>\n'
+        '<parameter name="s">2</parameter>\n</invoke>\n<invoke name="sub">\n</invoke>\n'
+        "</minimax:tool_call>",
+        "",
+        [["add", '{"a": 1, "s": "2"}'], ["sub", "{}"]],
+    ),
+    "seed_oss": (
+        BY_NAME["seed_oss"],
+        "<seed:tool_call>\n<function=add>\n<parameter=s>a\nb</parameter>\n</function>\n"
+        "</seed:tool_call>",
+        "",
+        [["add", '{"s": "a\\nb"}']],
+    ),
+    "internlm": (
+        BY_NAME["internlm"],
+        f"I add.<|action_start|><|plugin|>\n{ADD}<|action_end|>",
+        "I add.",
+        [["add", '{"a": 1}']],
+    ),
+    "longcat": (
+        BY_NAME["longcat"],
+        f"<longcat_tool_call>\n{ADD}\n</longcat_tool_call>",
+        "",
+        [["add", '{"a": 1}']],
+    ),
+    "tool_calls": (
+        BY_NAME["tool_calls"],
+        f'<tool_calls>[{ADD}, {{"name": "sub", "arguments": {{}}}}]</tool_calls>',
+        "",
+        BOTH,
+    ),
+    "granite": (BY_NAME["granite"], f"<|tool_call|>[{ADD}]", "", [["add", '{"a": 1}']]),
+    "granite without its special token": (
+        BY_NAME["granite"],
+        f"[{ADD}]",
+        "",
+        [["add", '{"a": 1}']],
+    ),
+    "phi4_mini_json": (ANY, f"functools[{ADD}]", "", [["add", '{"a": 1}']]),
+    "phi4_mini_json with its tokens": (
+        ANY,
+        f"<|tool_call|>[{ADD}]<|/tool_call|>",
+        "",
+        [["add", '{"a": 1}']],
+    ),
+    "a word that a list may begin with": (
+        ANY,
+        "functools is a module",
+        "functools is a module",
+        [],
+    ),
+    "xlam": (ANY, f"[{ADD}]", "", [["add", '{"a": 1}']]),
+}
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_every_form_in_pieces_of_every_size(case: str) -> None:
     form, text, said, calls = CASES[case]
     for size in (1, 2, 3, 5, 7, 11, 1000):
         assert read(form, text, size) == (said, calls), f"in pieces of {size}"
+
+
+ALPHABET = [
+    *("<tool_call>", "</tool_call>", "<function=add>", "</function>", "<parameter=a>"),
+    *("</parameter>", "add", "sub", "{", "}", "[", "]", '"', "```", ",", ":", "\n", " ", "a", "1"),
+    *('{"name": "add", "arguments": {', "functions.add:0", "<arg_key>", "</arg_value>", "\\"),
+]
+
+
+@pytest.mark.parametrize("form", [*BY_NAME.values(), ANY], ids=lambda form: form.name)
+def test_any_answer_is_read_the_same_in_any_pieces(form: Form) -> None:
+    marks = sorted({*form.marks, form.opening("add"), form.opening(), form.closing} - {""})
+    for seed in range(200):
+        chance = random.Random(seed)
+        text = "".join(chance.choices([*ALPHABET, *3 * marks], k=chance.randint(1, 30)))
+        use = ToolUse([], SCHEMAS)
+        whole = read_answer(make_parser(form, use), text, len(text))
+        pieces, at = [], 0
+        while at < len(text):
+            size = chance.choice((1, 1, 2, 3, 8, 40))
+            pieces.append(text[at : at + size])
+            at += size
+        assert read_pieces(make_parser(form, use), pieces) == whole, text
 
 
 def test_text_is_given_as_soon_as_it_is_certain() -> None:
@@ -152,6 +290,12 @@ def test_arguments_are_given_as_they_come() -> None:
     deltas = parser.feed('<tool_call>{"name": "add", "arguments": {"s": "on')
     assert [tuple(delta)[:3] for delta in deltas] == [("", "add", ""), ("", "", '{"s": "on')]
     assert [delta.arguments for delta in parser.feed('ce"')] == ['ce"']
+
+
+def test_an_id_of_the_models_own() -> None:
+    parser = CallParser(BY_NAME["kimi_k2"], SCHEMAS)
+    deltas = parser.feed(KIMI.format(KIMI_CALL.format("functions.add:3", "{}")))
+    assert [delta.call_id for delta in deltas if delta.name] == ["functions.add:3"]
 
 
 def test_one_call_only() -> None:
@@ -172,6 +316,8 @@ def test_an_answer_that_the_prompt_begins(form: Form) -> None:
         assert "".join(delta.arguments for delta in deltas) == '{"a": 1}'
         assert not any(delta.text for delta in deltas)
     parser = CallParser(form, SCHEMAS)
+    whole = form.opening("add") + '{"a": 1}' + form.closing
+    assert read_answer(CallParser(form, SCHEMAS), whole, 3) == ("", [["add", '{"a": 1}']])
     deltas = [*parser.feed(form.opening("add")), *parser.feed('{"a": 1}'), *parser.finish()]
     assert [delta.name for delta in deltas if delta.name] == ["add"]
     assert "".join(delta.arguments for delta in deltas) == '{"a": 1}'
@@ -193,6 +339,12 @@ MISTRAL = BY_NAME["mistral"]
         (MISTRAL, "[TOOL_CALLS]", " ", 1),
         (MISTRAL, "[TOOL_CALLS]add", " ", 1),
         (MISTRAL, "[TOOL_CALLS]", "a", 1),
+        (BY_NAME["deepseek_v3"], DEEPSEEK[:21], "a", 1),
+        (BY_NAME["deepseek_v3"], DEEPSEEK[:21], "`", 1),
+        (BY_NAME["deepseek_v31"], DEEPSEEK[:21], V31_CALL[:20], 4),
+        (BY_NAME["kimi_k2"], KIMI[:30], "<|tool_call_begin|>a:0", 4),
+        (BY_NAME["minimax_m2"], '<minimax:tool_call><invoke name="add">', "<parameter name=", 4),
+        (ANY, "", "functools[", 4),
         (GLM, "<tool_call>add\n<arg_key>", " ", 4),
         (GLM, "<tool_call>add\n<arg_key>a</arg_value>", "<arg_key>a</arg_key>", 4),
         (GLM, "<tool_call>add\n<arg_key>a</arg_key>", " </arg_value>", 4),

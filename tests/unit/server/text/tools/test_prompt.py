@@ -10,12 +10,17 @@ import pytest
 import transformers
 
 from deployments.vllm.tiny_model import make_tiny_llama
+from truthgpt_serve.server.text.routes import Tokenizer
 from truthgpt_serve.server.text.tools.forms import find_form, takes_tools
 from truthgpt_serve.server.text.tools.prompt import ToolTemplate
 
 TOOLS_FIRST = """{%- for tool in tools or [] %}{{- tool | tojson }}{%- endfor %}
 {%- for message in messages %}{{- '<|' + message.role + '|>' + (message.content or '') }}
 {%- for call in message.tool_calls or [] %}CALL{%- endfor %}{%- endfor %}"""
+BEGIN, SEPARATOR, END = (
+    f"<\N{FULLWIDTH VERTICAL LINE}{name}\N{FULLWIDTH VERTICAL LINE}>"
+    for name in ("tool▁call▁begin", "tool▁sep", "tool▁call▁end")
+)
 CALLS = {
     "hermes": """{{- '<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}
 {{- call.function.arguments | tojson }}{{- '}\\n</tool_call>' }}""",
@@ -30,6 +35,31 @@ CALLS = {
     "mistral": """{%- if call.id | length != 9 %}{{- raise_exception('ids have 9') }}{%- endif %}
 {{- '[TOOL_CALLS] [{"name": "' + call.function.name + '", "arguments": ' }}
 {{- call.function.arguments | tojson }}{{- ', "id": "' + call.id + '"}]' }}""",
+    "seed_oss": """{{- '<seed:tool_call>\\n<function=' + call.function.name + '>\\n' }}
+{%- for key, value in call.function.arguments | items %}
+{{- '<parameter=' + key + '>' + value + '</parameter>\\n' }}{%- endfor %}
+{{- '</function>\\n</seed:tool_call>' }}""",
+    "minimax_m2": """{{- '<minimax:tool_call>\\n<invoke name="' + call.function.name + '">\\n' }}
+{%- for key, value in call.function.arguments.items() %}
+{{- '<parameter name="' + key + '">' + value + '</parameter>\\n' }}{%- endfor %}
+{{- '</invoke>\\n</minimax:tool_call>' }}""",
+    "deepseek_v3": f"""{{{{- '{BEGIN}' + call['type'] + '{SEPARATOR}' + call.function.name }}}}
+{{{{- '\\n```json\\n' + call.function.arguments + '\\n```{END}' }}}}""",
+    "deepseek_v31": f"""{{{{- '{BEGIN}' + call.function.name + '{SEPARATOR}' }}}}
+{{{{- call.function.arguments + '{END}' }}}}""",
+    "kimi_k2": """{{- '<|tool_call_begin|>' + call.id + '<|tool_call_argument_begin|>' }}
+{%- if call.function.arguments is string %}{{- call.function.arguments }}{% else %}
+{{- call.function.arguments | tojson }}{% endif %}{{- '<|tool_call_end|>' }}""",
+    "internlm": """{{- '<|action_start|><|plugin|>\\n{"name": "' + call.function.name + '", ' }}
+{{- '"arguments": ' + call.function.arguments | string + '}<|action_end|>' }}""",
+    "longcat": """{{- '<longcat_tool_call>\\n{"name": "' + call.function.name }}
+{{- '", "arguments": ' }}{{- call.function.arguments | tojson }}{{- '}' }}""",
+    "tool_calls": """{{- '<tool_calls>[{"name": "' + call.function.name + '", "arguments": ' }}
+{{- call.function.arguments | tojson }}{{- '}]</tool_calls>' }}""",
+    "granite": """{{- '<|tool_call|>' + [call.function] | tojson(indent=4) }}""",
+    "lfm2": """{%- for key, value in call.function.arguments.items() %}
+{{- '<|tool_call_start|>[' + call.function.name + '(' + key + "='" + value + "')]" }}
+{%- endfor %}""",
     "llama3_json": """{{- '{"name": "' + call.function.name + '", "parameters": ' }}
 {{- call.function.arguments | tojson }}{{- '}' }}""",
 }
@@ -63,6 +93,17 @@ def test_the_form_of_a_template(tokenizer: Any, name: str) -> None:
         assert form is not None
         assert (form.name, takes_tools(apply)) == (name, True)
         assert ToolTemplate(apply).form is form
+
+
+def test_models_that_know_their_form_are_told_of_tools_in_words(tokenizer: Any) -> None:
+    template = TOOLS_FIRST.replace("CALL", CALLS["deepseek_v31"])
+    tokenizer.chat_template = template.replace("tools or []", "[]")
+    tokens = Tokenizer(tokenizer)
+    assert (tokens.tooling.takes_tools, tokens.tooling.form.name) == (False, "deepseek_v31")
+    prompt = tokens.render(CHAT, [TOOL])
+    assert f'{BEGIN}the name{SEPARATOR}{{"argument": "value"}}{END}' in prompt
+    assert f'I add.{BEGIN}add{SEPARATOR}{{"a": 1}}{END}<|tool|>2' in prompt
+    assert f'{BEGIN}add{SEPARATOR}{{"a": 1}}{END}<|tool|>2' in tokens.render(CHAT)
 
 
 def test_templates_of_other_forms(tokenizer: Any) -> None:
