@@ -44,19 +44,19 @@ class Cost:
     """One process.
 
     Attributes:
-        role: What it is.
+        kind: What it is.
         core: Its share of one core.
         pss_bytes: Its memory.
         group: `MODEL` or `ELSE`.
     """
 
-    role: str
+    kind: str
     core: float
     pss_bytes: int
     group: str
 
 
-def role_of(command: str) -> str:
+def kind_of(command: str) -> str:
     """Returns what a process is, by its command line."""
     for pattern, name in ROLES:
         if found := re.search(pattern, command):
@@ -68,7 +68,7 @@ def is_model(process: Process, by_pid: dict[int, Process]) -> bool:
     """Returns whether a process is a model's replica or was started by one."""
     present: Process | None = process
     while present is not None:
-        if role_of(present.command).startswith("model "):
+        if kind_of(present.command).startswith("model "):
             return True
         present = by_pid.get(present.parent)
     return False
@@ -106,8 +106,8 @@ def measure(processes: Iterable[Process], duration_s: float) -> list[Cost]:
             memory = pss_bytes(pid)
         except OSError:
             continue
-        costs.append(Cost(role_of(process.command), (last - first) / took_s, memory, group))
-    return sorted(costs, key=lambda cost: (-cost.core, cost.role))
+        costs.append(Cost(kind_of(process.command), (last - first) / took_s, memory, group))
+    return sorted(costs, key=lambda cost: (-cost.core, cost.kind))
 
 
 def summarize(costs: Iterable[Cost], duration_s: float) -> dict[str, object]:
@@ -121,7 +121,7 @@ def summarize(costs: Iterable[Cost], duration_s: float) -> dict[str, object]:
         }
         for group in (MODEL, ELSE)
     }
-    rows = [[c.role, c.group, round(100 * c.core, 2), round(c.pss_bytes / 2**20)] for c in costs]
+    rows = [[c.kind, c.group, round(100 * c.core, 2), round(c.pss_bytes / 2**20)] for c in costs]
     return {"seconds": duration_s, "load": round(os.getloadavg()[0], 1), "sums": sums, "each": rows}
 
 
@@ -140,8 +140,8 @@ def main() -> None:
     report = summarize(measure(processes, options.seconds), options.seconds)
     rows = report.pop("each")
     assert isinstance(rows, list)
-    for role, group, core, memory in rows:
-        print(f"{core:6.2f} %  {memory:6} MB  {role}{'' if group == ELSE else ' *'}")
+    for kind, group, core, memory in rows:
+        print(f"{core:6.2f} %  {memory:6} MB  {kind}{'' if group == ELSE else ' *'}")
     print(f"* {MODEL}\n{json.dumps(report, indent=1)}")
     lines = ",\n  ".join(json.dumps(row) for row in rows)
     text = json.dumps(report, indent=1).removesuffix("\n}") + f',\n "each": [\n  {lines}\n ]\n}}\n'

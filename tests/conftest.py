@@ -46,7 +46,7 @@ LONGEST = (
     "unit/families/hf_transformers/generation/test_model.py",
     "unit/scripts/shipped/test_models.py",
     "unit/training/text/test_sft.py",
-    "unit/families/hf_diffusers/pipelines/test_acceleration.py",
+    "unit/families/hf_diffusers/pipelines/test_optimization.py",
     "unit/training/images/test_loop.py",
     "unit/training/test_trackers.py",
     "unit/grammar/test_gate.py",

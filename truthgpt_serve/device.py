@@ -62,6 +62,26 @@ def choose_dtype(wanted: str, stored: Any, device: Any, torch: Any) -> Any:
     return getattr(torch, name)
 
 
+def describe_backend(
+    device: Any, dtype: Any, attention: str | None, optim: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the backend of a model of torch, for its card.
+
+    Args:
+        device: Where its weights are, a `torch.device`.
+        dtype: Their number format, a `torch.dtype`.
+        attention: The attention that was chosen; None if the choice is the engine's.
+        optim: The configuration's section `model_optim`.
+    """
+    return {
+        "device": device.type,
+        "dtype": str(dtype).removeprefix("torch."),
+        "attention": attention,
+        "quantization": optim["quantization"],
+        "compile": optim["compile"],
+    }
+
+
 def find_kernel_faults(
     cfg: Mapping[str, Any], key: str, known: Collection[str], gpu_only: Collection[str], fix: str
 ) -> list[Fault]:

@@ -16,7 +16,6 @@ from deployments.hf_diffusers.inputs.images import to_image
 from deployments.hf_diffusers.inputs.prompts import PromptCounter
 from deployments.hf_diffusers.inputs.requests import Capabilities, ImageCall, plan_call
 from deployments.hf_diffusers.metrics import format_metrics
-from deployments.hf_diffusers.pipelines.acceleration import accelerate, batch_buckets
 from deployments.hf_diffusers.pipelines.info import (
     IMAGE_TO_IMAGE,
     TEXT_TO_IMAGE,
@@ -24,6 +23,7 @@ from deployments.hf_diffusers.pipelines.info import (
     read_info,
 )
 from deployments.hf_diffusers.pipelines.loading import Loaded, load_pipelines
+from deployments.hf_diffusers.pipelines.optimization import batch_buckets, optimize
 from deployments.hf_diffusers.pipelines.schedulers import Schedulers
 from deployments.hf_diffusers.stepping import (
     DoesNotFitError,
@@ -72,8 +72,8 @@ class ImageEngine:
     def __init__(self, cfg: Mapping[str, Any]) -> None:
         settings = DiffusersSettings.model_validate(cfg["serving"]["engine"])
         loaded = load_pipelines(cfg, settings)
-        info = {role: read_info(pipeline, role) for role, pipeline in loaded.roles.items()}
-        mode, self.acceleration = accelerate(loaded, info, cfg, settings)
+        info = {name: read_info(pipeline, name) for name, pipeline in loaded.pipelines.items()}
+        mode, self.acceleration = optimize(loaded, info, cfg, settings)
         defaults = next(iter(info.values())).defaults
         self.capabilities = Capabilities(
             info=info,
@@ -87,11 +87,11 @@ class ImageEngine:
         self._loaded = loaded
         self._engine = StepEngine(_options(cfg, settings))
         try:
-            for role, pipeline in loaded.roles.items():
+            for name, pipeline in loaded.pipelines.items():
                 self._engine.add_pipeline(
-                    role, pipeline, mode=mode, adapters=tuple(loaded.adapters.names.values())
+                    name, pipeline, mode=mode, adapters=tuple(loaded.adapters.names.values())
                 )
-            self.acceleration["batching"] = self._engine.mode(next(iter(loaded.roles)))
+            self.acceleration["batching"] = self._engine.mode(next(iter(loaded.pipelines)))
             self._profile(loaded, info, settings)
         except BaseException:
             self._engine.close(CLOSE_TIMEOUT_S)
@@ -103,12 +103,12 @@ class ImageEngine:
         wanted = settings.profile_rows
         if wanted is None:
             wanted = loaded.device.type == "cuda"
-        role, first = next(iter(info.items()))
-        if not wanted or self._engine.mode(role) != "batched" or first.takes("image"):
+        name, first = next(iter(info.items()))
+        if not wanted or self._engine.mode(name) != "batched" or first.takes("image"):
             return
         started = time.perf_counter()
         calls = [self.plan(inputs) for inputs in self._trial_inputs(first, settings)]
-        caps = self._engine.profile(role, [call.arguments for call in calls])
+        caps = self._engine.profile(name, [call.arguments for call in calls])
         logger.info("row caps, measured in %.1f s: %s", time.perf_counter() - started, caps)
 
     def _trial_inputs(
@@ -128,7 +128,7 @@ class ImageEngine:
     def operations(self) -> tuple[str, ...]:
         """What the model can do for a client: `generation`, `edit`, `variation`."""
         info = self.capabilities.info
-        edits = [role for role in info if role != TEXT_TO_IMAGE]
+        edits = [name for name in info if name != TEXT_TO_IMAGE]
         found = {
             "generation": TEXT_TO_IMAGE in info,
             "edit": bool(edits),
@@ -159,7 +159,7 @@ class ImageEngine:
             names = self._loaded.adapters.names
             weights = {names[name]: weight for name, weight in call.options.adapters.items()}
             options = replace(call.options, adapters=weights, on_event=on_event)
-            return self._engine.submit(call.role, call.arguments, options)
+            return self._engine.submit(call.pipeline, call.arguments, options)
         except Exception as error:
             raise translate(error) from error
 
@@ -200,7 +200,7 @@ class ImageEngine:
         A patch is what the denoiser reads as one position: 8x8 pixels for a UNet, usually 16x16
         for a transformer.
         """
-        patch = self.capabilities.info[call.role].patch
+        patch = self.capabilities.info[call.pipeline].patch
         patches = (image.width // patch) * (image.height // patch)
         if call.input_tokens is None:
             return {}

@@ -16,7 +16,7 @@ import numpy
 import torch
 import transformers
 
-from deployments.hf_transformers.acceleration import RECIPES, choose_attention, differ
+from deployments.hf_transformers.attention import RECIPES, choose_attention, differ
 from deployments.hf_transformers.config import ATTENTION, QUANTIZATION, TransformersSettings
 from deployments.hf_transformers.loading import Source, check_quantization, load_model
 from truthgpt_serve.contract import Probe

@@ -26,10 +26,10 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.system_utils import set_ulimit
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from deployments.vllm.acceleration import describe, describe_capabilities
 from deployments.vllm.adapters.files import largest_rank, read_config
 from deployments.vllm.adapters.loading import Adapters
 from deployments.vllm.arguments import load_arguments
+from deployments.vllm.backend_info import describe, describe_capabilities
 from deployments.vllm.config import attention_backend, gpu_memory_share, tensor_parallel_size
 from deployments.vllm.engine_errors import ErrorNote
 from deployments.vllm.grammar.engine_hooks import (

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy
 import openai
 
 from deployments.hf_transformers.config import FAMILY
@@ -43,6 +44,14 @@ def loaded(cfg: dict[str, Any]) -> Iterator[Any]:
         yield model
     finally:
         model.close()
+
+
+def embed(cfg: dict[str, Any]) -> tuple[Any, Any]:
+    """Returns the vectors of two texts, shape (2, size), and the engine that made them."""
+    texts = [{"text": "the cat"}, {"text": "a small red dog runs"}]
+    with loaded(cfg) as model:
+        answers = model.infer_batch(texts)
+        return numpy.stack([answer["embedding"] for answer in answers]), model._engine
 
 
 @contextmanager

@@ -75,14 +75,16 @@ def _groups(files: Sequence[tuple[str, Sequence[Result]]]) -> list[Group]:
 def _summary(groups: Sequence[Group]) -> str:
     first = groups[0].results[0]
     limits = extras(first).get("slo_ms") or {}
-    facts = {
+    settings = {
         "model": first.get("model_id"),
         "endpoint": first.get("backend"),
         "address": extras(first).get("url"),
         "date": first.get("date"),
         "good requests": ", ".join(f"{name} ≤ {limit:g} ms" for name, limit in limits.items()),
     }
-    shared = " · ".join(f"{name}: {escape(str(value))}" for name, value in facts.items() if value)
+    shared = " · ".join(
+        f"{name}: {escape(str(value))}" for name, value in settings.items() if value
+    )
     rows, header = [], ["", *_present_columns(groups), *_time_columns(groups)]
     for group in groups:
         rows += [[group.name, *_cells(result, header[1:])] for result in group.results]

@@ -1,4 +1,4 @@
-"""The images of a request: which role they ask for, and the pipeline arguments they become."""
+"""The images of a request: which pipeline they ask for, and the pipeline arguments they become."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from truthgpt_serve.wording import shown, suggest
 
 OPERATIONS = ("generation", "edit", "variation")
 LEAST_EDGE = 64
-InfoByRole = Mapping[str, PipelineInfo]
+InfoByName = Mapping[str, PipelineInfo]
 
 
 @dataclass(slots=True)
@@ -48,7 +48,7 @@ class InputImages:
     control: Image.Image | None = None
 
 
-def read_input_images(fields: Fields, info: InfoByRole) -> InputImages:
+def read_input_images(fields: Fields, info: InfoByName) -> InputImages:
     """Returns the images of a request.
 
     With a ControlNet the last image of an edit is what it follows. Without a mask, the transparent
@@ -72,7 +72,7 @@ def read_input_images(fields: Fields, info: InfoByRole) -> InputImages:
         raise RequestError(f"`{name}` must be one image", param=name)
     if mask and not images:
         raise RequestError("`mask` needs the `image` that it belongs to", param="mask")
-    has_control = any(role.startswith(CONTROL) for role in info)
+    has_control = any(name.startswith(CONTROL) for name in info)
     if has_control and operation == "edit" and not control and images:
         control = [images.pop()]  # the last image of an edit is what the ControlNet follows
     if control and not has_control:
@@ -81,7 +81,7 @@ def read_input_images(fields: Fields, info: InfoByRole) -> InputImages:
     upright_images = [upright(image) for image in images]
     painted = upright(mask[0]) if mask else None
     if painted is None and operation == "edit" and len(images) == 1:
-        can_paint = any(role.endswith(INPAINTING) for role in info)
+        can_paint = any(name.endswith(INPAINTING) for name in info)
         painted = images[0] if can_paint and has_holes(images[0]) else None
     input_images = InputImages(upright_images, control=upright(control[0]) if control else None)
     if painted is not None:
@@ -100,25 +100,25 @@ def _check_mask(mask: Image.Image, images: list[Image.Image]) -> Image.Image:
     return to_mask(mask)
 
 
-def choose_role(input_images: InputImages, info: InfoByRole) -> str:
-    """Returns the role that the images ask for.
+def choose_pipeline(input_images: InputImages, info: InfoByName) -> str:
+    """Returns the name of the pipeline that the images ask for.
 
     Raises:
         UnsupportedError: The model does not have it, or takes fewer images.
     """
-    role = TEXT_TO_IMAGE
+    name = TEXT_TO_IMAGE
     if input_images.images:
-        role = INPAINTING if input_images.mask is not None else IMAGE_TO_IMAGE
+        name = INPAINTING if input_images.mask is not None else IMAGE_TO_IMAGE
     if input_images.control is not None:
-        role = CONTROL + role
-    if role not in info:
+        name = CONTROL + name
+    if name not in info:
         known = ", ".join(info)
         param = "mask" if input_images.mask else "image" if input_images.images else "prompt"
-        raise UnsupportedError(f"this model cannot do {role}; it can do {known}", param=param)
-    if len(input_images.images) > 1 and not info[role].several_images:
+        raise UnsupportedError(f"this model cannot do {name}; it can do {known}", param=param)
+    if len(input_images.images) > 1 and not info[name].several_images:
         message = f"`image` holds {len(input_images.images)} images, and this model takes one"
         raise UnsupportedError(message, param="image")
-    return role
+    return name
 
 
 def place_input_images(
@@ -166,7 +166,7 @@ def place_input_images(
         key = "control_image" if info.takes("control_image") else "image"
         arguments[key] = to_tensor(input_images.control, width, height)
     if (scale := fields.control_scale) is not None:
-        if not info.role.startswith(CONTROL):
+        if not info.name.startswith(CONTROL):
             raise UnsupportedError("`control_scale` needs a `control_image`", param="control_scale")
         arguments["controlnet_conditioning_scale"] = scale
 

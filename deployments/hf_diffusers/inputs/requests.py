@@ -17,7 +17,7 @@ import torch
 from deployments.hf_diffusers.config import DiffusersSettings
 from deployments.hf_diffusers.inputs.fields import Fields, read_fields
 from deployments.hf_diffusers.inputs.image_inputs import (
-    choose_role,
+    choose_pipeline,
     place_input_images,
     read_input_images,
 )
@@ -48,7 +48,7 @@ class Capabilities:
     """What the loaded model offers to requests.
 
     Attributes:
-        info: By role.
+        info: By the name of a pipeline.
         settings: Limits and defaults.
         counter: Counts prompts.
         schedulers: Makes schedulers by name.
@@ -71,7 +71,7 @@ class ImageCall:
     """One image to be made.
 
     Attributes:
-        role: The pipeline.
+        pipeline: Its name.
         arguments: Keyword arguments of its call.
         seed: Seed of the image, given or drawn.
         options: How it is made: `num_steps` are those that will run, `adapters` as clients call
@@ -79,7 +79,7 @@ class ImageCall:
         input_tokens: Tokens of the prompts, or None if the pipeline has no tokenizer.
     """
 
-    role: str
+    pipeline: str
     arguments: dict[str, Any]
     seed: int
     options: JobOptions
@@ -98,7 +98,7 @@ def plan_call(inputs: Mapping[str, Any], capabilities: Capabilities) -> ImageCal
     """
     fields = read_fields(inputs)
     input_images = read_input_images(fields, capabilities.info)
-    info = capabilities.info[choose_role(input_images, capabilities.info)]
+    info = capabilities.info[choose_pipeline(input_images, capabilities.info)]
     arguments: dict[str, Any] = dict(info.fixed)
     steps = _steps(fields, capabilities.settings, info)
     num_steps = _strength(fields, info, steps, capabilities.settings.max_steps, arguments)
@@ -108,7 +108,7 @@ def plan_call(inputs: Mapping[str, Any], capabilities: Capabilities) -> ImageCal
     seed = secrets.randbelow(MAX_DRAWN_SEED) if fields.seed is None else fields.seed
     scheduler = capabilities.schedulers.make(fields.scheduler, steps) if fields.scheduler else None
     call = ImageCall(
-        role=info.role,
+        pipeline=info.name,
         arguments=arguments,
         seed=seed,
         options=JobOptions(
@@ -153,7 +153,7 @@ def _strength(
     strength = fields.strength
     if not info.starts_from_image:
         if strength is not None:
-            message = f"`strength` has no effect for {info.role} with this model"
+            message = f"`strength` has no effect for {info.name} with this model"
             raise UnsupportedError(message, param="strength")
         return steps
     if strength is not None:
@@ -202,7 +202,7 @@ def _prompts(
     """Adds the prompt; returns the tokens of it and of the negative prompt."""
     prompt = fields.prompt
     if prompt is None:
-        if TEXT_TO_IMAGE in info.role:
+        if TEXT_TO_IMAGE in info.name:
             raise RequestError("`prompt` is required", param="prompt")
         prompt = ""
     tokens = capabilities.counter.check(prompt, "prompt")

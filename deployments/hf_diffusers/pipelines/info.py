@@ -15,7 +15,7 @@ TEXT_TO_IMAGE = "text-to-image"
 IMAGE_TO_IMAGE = "image-to-image"
 INPAINTING = "inpainting"
 CONTROL = "control-"
-"""Put before a role: the same with a ControlNet."""
+"""Put before a name: the same with a ControlNet."""
 
 SIZE_STEP = 8
 """Diffusers' pipelines refuse other edges, or round them, whatever their VAE."""
@@ -29,10 +29,10 @@ SEVERAL_IMAGES = frozenset({"Flux2Pipeline", "Flux2KleinPipeline", "QwenImageEdi
 
 @dataclass(frozen=True, slots=True)
 class PipelineInfo:
-    """One pipeline in one role.
+    """One pipeline of a model.
 
     Attributes:
-        role: `text-to-image`, `image-to-image` or `inpainting`, possibly behind `control-`.
+        name: `text-to-image`, `image-to-image` or `inpainting`, possibly behind `control-`.
         defaults: Default value of each parameter of the pipeline's `__call__`.
         size_multiple: Width and height must be multiples of it, in pixels.
         patch: Edge in pixels of what becomes one latent patch.
@@ -45,7 +45,7 @@ class PipelineInfo:
         fixed: Arguments that every call needs.
     """
 
-    role: str
+    name: str
     defaults: Mapping[str, Any]
     size_multiple: int
     patch: int
@@ -73,7 +73,7 @@ def denoiser_of(pipeline: Any) -> Any:
     return unet if unet is not None else getattr(pipeline, "transformer", None)
 
 
-def role_of(pipeline: Any) -> str:
+def pipeline_name(pipeline: Any) -> str:
     """Returns what a pipeline does with its inputs, by the parameters of its call."""
     parameters = call_defaults(pipeline)
     if "mask_image" in parameters:
@@ -93,7 +93,7 @@ def call_defaults(pipeline: Any) -> dict[str, Any]:
     }
 
 
-def read_info(pipeline: Any, role: str) -> PipelineInfo:
+def read_info(pipeline: Any, name: str) -> PipelineInfo:
     """Returns the info of a loaded pipeline."""
     denoiser = denoiser_of(pipeline)
     config: Mapping[str, Any] = denoiser.config if denoiser is not None else {}
@@ -105,7 +105,7 @@ def read_info(pipeline: Any, role: str) -> PipelineInfo:
     if defaults.get("use_resolution_binning") and not _has_bins(pipeline, config):
         fixed["use_resolution_binning"] = False
     return PipelineInfo(
-        role=role,
+        name=name,
         defaults=defaults,
         size_multiple=multiple,
         patch=patch,

@@ -1,4 +1,4 @@
-"""Loads weights into stock Diffusers pipelines: one for each role, all on the same modules.
+"""Loads weights into stock Diffusers pipelines, which share all modules.
 
 Code that a checkpoint brings is never run.
 """
@@ -18,6 +18,7 @@ from deployments.hf_diffusers.checks import find_local
 from deployments.hf_diffusers.choices import SINGLE_FILES
 from deployments.hf_diffusers.config import DiffusersSettings
 from deployments.hf_diffusers.pipelines.adapters import Adapters, add_to_weights, load_adapters
+from deployments.hf_diffusers.pipelines.derived import derive_pipelines
 from deployments.hf_diffusers.pipelines.learned_words import load_words
 from deployments.hf_diffusers.pipelines.quantization import (
     denoiser_name,
@@ -25,7 +26,6 @@ from deployments.hf_diffusers.pipelines.quantization import (
     quantization_config,
     read_index,
 )
-from deployments.hf_diffusers.pipelines.roles import make_roles
 from truthgpt_serve.device import choose_device, choose_dtype
 from truthgpt_serve.errors import bad_setting
 from truthgpt_serve.model_files import ModelFileError, read_header
@@ -39,21 +39,21 @@ class Loaded:
 
     Attributes:
         base: The pipeline as the checkpoint names it.
-        roles: A pipeline for each role that the weights can do; they share all modules.
+        pipelines: By name, each that the weights can do; they share all modules.
         device: Where the modules compute.
         dtype: Number format of the denoiser.
         adapters: The LoRA adapters.
     """
 
     base: Any
-    roles: dict[str, Any]
+    pipelines: dict[str, Any]
     device: torch.device
     dtype: torch.dtype
     adapters: Adapters
 
 
 def load_pipelines(cfg: Mapping[str, Any], settings: DiffusersSettings) -> Loaded:
-    """Loads the weights and makes a pipeline of them for each role.
+    """Loads the weights and makes a pipeline of them for each kind of request.
 
     Args:
         cfg: The whole configuration.
@@ -80,7 +80,7 @@ def load_pipelines(cfg: Mapping[str, Any], settings: DiffusersSettings) -> Loade
     controlnet = _load_controlnet(settings, base, dtype, device)
     add_to_weights(base, cfg["model"].get("adapter") or ())
     adapters = load_adapters(base, cfg["serving"]["adapters"])
-    return Loaded(base, make_roles(base, controlnet), device, dtype, adapters)
+    return Loaded(base, derive_pipelines(base, controlnet), device, dtype, adapters)
 
 
 def fetch(name_or_path: str, revision: str | None, settings: DiffusersSettings) -> str:

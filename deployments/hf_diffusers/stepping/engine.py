@@ -17,11 +17,11 @@ from deployments.hf_diffusers.stepping.errors import (
 from deployments.hf_diffusers.stepping.job import Job, JobOptions
 from deployments.hf_diffusers.stepping.options import EngineOptions
 from deployments.hf_diffusers.stepping.pipelines.added import Mode, PipelineEntry, Registry
-from deployments.hf_diffusers.stepping.requests import create_task
+from deployments.hf_diffusers.stepping.requests import create_scheduled_job
 from deployments.hf_diffusers.stepping.scheduling.cost_model import CostModel
+from deployments.hf_diffusers.stepping.scheduling.job_queue import JobQueue
 from deployments.hf_diffusers.stepping.scheduling.loop import Loop, conclude
 from deployments.hf_diffusers.stepping.scheduling.row_caps import Probe, RowCaps, RowCapTable
-from deployments.hf_diffusers.stepping.scheduling.task_queue import TaskQueue
 from deployments.hf_diffusers.stepping.statistics import Counters, Statistics
 
 DEFAULT_PROFILE_INPUTS: Mapping[str, Any] = {"prompt": "a photograph", "num_inference_steps": 2}
@@ -46,7 +46,7 @@ class StepEngine:
         self._counters = Counters()
         self._costs = CostModel()
         self._caps = RowCapTable(self._options.max_rows, self._options.row_caps_file)
-        self._queue = TaskQueue(self._options)
+        self._queue = JobQueue(self._options)
         self._lock = self._queue.lock
         self._loop = Loop(self._options, self._queue, self._counters, self._costs, self._caps)
         self._registry = Registry(self._loop.park)
@@ -115,9 +115,9 @@ class StepEngine:
 
     def cancel(self, job: Job) -> None:
         """Ends a job: at once if it is queued, else within one denoising step."""
-        task = self._queue.cancel(job)
-        if task is not None:
-            conclude(task, JobCancelled(), self._counters)
+        scheduled = self._queue.cancel(job)
+        if scheduled is not None:
+            conclude(scheduled, JobCancelled(), self._counters)
 
     def statistics(self) -> Statistics:
         """Returns counts of what was done so far and of what is going on."""
@@ -194,14 +194,14 @@ class StepEngine:
     ) -> Job:
         with self._lock:
             self._check_open()
-            task = create_task(self._find(pipeline), inputs, self._costs, options)
-            task.probe = probe
+            scheduled = create_scheduled_job(self._find(pipeline), inputs, self._costs, options)
+            scheduled.probe = probe
             if self._queue.is_full:
                 self._counters.count("refused")
                 raise QueueFullError(self._options.max_ongoing + self._options.max_queued)
             self._counters.count("submitted")
-            self._queue.put(task)
-        job = task.job
+            self._queue.put(scheduled)
+        job = scheduled.job
         job.add_done_callback(lambda _: self.cancel(job) if job.cancelled() else None)
         return job
 

@@ -1,4 +1,4 @@
-"""Turns what is submitted into a task, and says what is wrong with it."""
+"""Turns what is submitted into a scheduled job, and says what is wrong with it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deployments.hf_diffusers.stepping.job import Job, JobOptions, check_num_ste
 from deployments.hf_diffusers.stepping.pipelines.adapters import Adapters
 from deployments.hf_diffusers.stepping.pipelines.added import PipelineEntry
 from deployments.hf_diffusers.stepping.scheduling.cost_model import CostKey, CostModel
-from deployments.hf_diffusers.stepping.scheduling.task import Task
+from deployments.hf_diffusers.stepping.scheduling.scheduled_job import ScheduledJob
 
 DEFAULT_NUM_STEPS = 50
 CALLBACKS = ("callback_on_step_end", "callback")
@@ -24,12 +24,12 @@ ATTENTION_ARGUMENTS = (
 )
 
 
-def create_task(
+def create_scheduled_job(
     entry: PipelineEntry,
     inputs: Mapping[str, Any],
     costs: CostModel,
     options: JobOptions,
-) -> Task:
+) -> ScheduledJob:
     """Checks a request and estimates its work.
 
     Raises:
@@ -44,7 +44,7 @@ def create_task(
     images = _num_images(inputs)
     key = CostKey(entry.name, _size(inputs))
     now = time.monotonic()
-    return Task(
+    return ScheduledJob(
         job=Job(entry.name, steps),
         entry=entry,
         inputs=dict(inputs),

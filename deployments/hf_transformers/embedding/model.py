@@ -12,7 +12,8 @@ import numpy
 import torch
 import transformers
 
-from deployments.hf_transformers.acceleration import choose_attention, compile_model, describe
+from deployments.hf_transformers.attention import choose_attention
+from deployments.hf_transformers.compilation import compile_model
 from deployments.hf_transformers.config import TransformersSettings
 from deployments.hf_transformers.embedding.dense import load_dense
 from deployments.hf_transformers.embedding.layout import read_layout
@@ -24,6 +25,7 @@ from deployments.hf_transformers.loading import (
     max_input_tokens,
     read_source,
 )
+from truthgpt_serve.device import describe_backend
 from truthgpt_serve.errors import ContextLengthError, RequestError
 
 logger = logging.getLogger(__name__)
@@ -86,7 +88,9 @@ class EmbeddingEngine:
             batches = [self._trials[:1], self._trials[2:], self._trials, self._trials * 4]
             trials = [partial(self._forward, batch) for batch in batches]
             compile_model(self._model, settings.compile_mode, trials)
-        self.acceleration = describe(self._model, self.attention, cfg["model_optim"])
+        self.acceleration = describe_backend(
+            self._model.device, self._model.dtype, self.attention, cfg["model_optim"]
+        )
         with torch.inference_mode():
             self.size = self.trial().shape[-1]
         logger.info(

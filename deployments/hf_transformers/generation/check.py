@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from deployments.hf_transformers.acceleration import differ
+from deployments.hf_transformers.attention import differ
 from deployments.hf_transformers.generation.backend import Backend
 from deployments.hf_transformers.generation.job import TextCall, TextJob
 from deployments.hf_transformers.generation.paged import PagedBackend

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 import transformers
 
-from deployments.hf_transformers.acceleration import choose_attention, compile_model, describe
+from deployments.hf_transformers.attention import choose_attention
+from deployments.hf_transformers.compilation import compile_model
 from deployments.hf_transformers.config import TransformersSettings
 from deployments.hf_transformers.generation.backend import Backend, Update
 from deployments.hf_transformers.generation.check import (
@@ -39,6 +40,7 @@ from deployments.hf_transformers.generation.sampling import TokenLogprob
 from deployments.hf_transformers.generation.scoring import PromptScorer
 from deployments.hf_transformers.loading import load_config, load_model, load_tokenizer, read_source
 from truthgpt_serve.channel import Channel, ReaderGoneError, wake_all
+from truthgpt_serve.device import describe_backend
 from truthgpt_serve.errors import (
     RequestError,
     ServerError,
@@ -93,7 +95,7 @@ class TextEngine:
             self._compile(model)
         self.batching = self._backend.kind
         self.acceleration = {
-            **describe(model, self.attention, cfg["model_optim"]),
+            **describe_backend(model.device, model.dtype, self.attention, cfg["model_optim"]),
             "batching": self.batching,
         }
         logger.info("attention: %s; batching: %s", self.attention, self.batching)

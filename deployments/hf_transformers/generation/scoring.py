@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from deployments.hf_transformers.acceleration import differ
+from deployments.hf_transformers.attention import differ
 from deployments.hf_transformers.generation.sampling import TokenLogprob, token_logprobs
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,8 @@ import torch
 import transformers
 from PIL import Image
 
-from deployments.hf_transformers.acceleration import choose_attention, compile_model, describe
+from deployments.hf_transformers.attention import choose_attention
+from deployments.hf_transformers.compilation import compile_model
 from deployments.hf_transformers.config import TransformersSettings
 from deployments.hf_transformers.generation.stopping import stop_when_cancelled
 from deployments.hf_transformers.loading import (
@@ -25,7 +26,7 @@ from deployments.hf_transformers.loading import (
     read_source,
 )
 from deployments.hf_transformers.pipelines.inputs import KINDS, read_inputs
-from truthgpt_serve.device import choose_dtype
+from truthgpt_serve.device import choose_dtype, describe_backend
 from truthgpt_serve.errors import ContextLengthError, RequestError, ServerError, bad_setting
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,12 @@ class PipelineEngine:
         self.attention = choose_attention(wanted, self.pipeline.model, self._trial)
         if cfg["model_optim"]["compile"]:
             compile_model(self.pipeline.model, self.settings.compile_mode, [self._trial] * 2)
-        self.acceleration = describe(self.pipeline.model, self.attention, cfg["model_optim"])
+        self.acceleration = describe_backend(
+            self.pipeline.model.device,
+            self.pipeline.model.dtype,
+            self.attention,
+            cfg["model_optim"],
+        )
         logger.info("pipeline: %s; attention: %s", self.task, self.attention)
 
     def _prepare_batches(self) -> None:

@@ -44,17 +44,17 @@ def count_oom_kills() -> int:
     return total
 
 
-def find_cause(facts: Mapping[str, Any]) -> str:
+def find_cause(head: Mapping[str, Any]) -> str:
     """Returns why the process of a record ended.
 
     Args:
-        facts: The record's head: `cause` if the process knew it, `stderr` and `oom_kills`.
+        head: The record's head: `cause` if the process knew it, `stderr` and `oom_kills`.
     """
-    if known := facts.get("cause"):
+    if known := head.get("cause"):
         return str(known)[:MAX_CAUSE]
-    if crash := _find_crash(_read_tail(facts.get("stderr"))):
+    if crash := _find_crash(_read_tail(head.get("stderr"))):
         return crash[:MAX_CAUSE]
-    kills = facts.get("oom_kills")
+    kills = head.get("oom_kills")
     if isinstance(kills, int) and count_oom_kills() > kills:
         return (
             "it was killed with SIGKILL (signal 9): the machine or the container ran out of memory"

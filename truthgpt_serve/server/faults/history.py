@@ -81,11 +81,11 @@ class History:
             for path in sorted(self.folder.glob(f"*{SUFFIX}")):
                 if path == own or (remains := take_remains(path)) is None:
                     continue
-                facts = remains.facts
-                if facts.get("counted") or facts.get("version") != self._version:
+                head = remains.head
+                if head.get("counted") or head.get("version") != self._version:
                     continue
                 state.deaths.append(
-                    Death(time.time(), str(facts.get("phase")), find_cause(facts), self._version)
+                    Death(time.time(), str(head.get("phase")), find_cause(head), self._version)
                 )
                 _strike(state, remains.in_flight)
 

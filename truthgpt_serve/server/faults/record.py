@@ -32,12 +32,12 @@ class Record:
 
     Args:
         folder: Where it lies, with those of the other replicas of the model on this node.
-        facts: What the head says from the start.
+        head: What the head says from the start.
     """
 
-    def __init__(self, folder: Path, **facts: Any) -> None:
+    def __init__(self, folder: Path, **head: Any) -> None:
         self.path = folder / f"{os.getpid()}-{time.time_ns()}{SUFFIX}"
-        self._facts = {"pid": os.getpid(), "started_at": time.time(), **facts}
+        self._head = {"pid": os.getpid(), "started_at": time.time(), **head}
         self._file = self.path.open("x+b")
         self._file.truncate(_SIZE)
         fcntl.lockf(self._file, fcntl.LOCK_EX)
@@ -45,12 +45,12 @@ class Record:
         self._free = list(range(NUM_SLOTS))
         self.note()
 
-    def note(self, **facts: Any) -> None:
+    def note(self, **head: Any) -> None:
         """Adds to the head, or changes it; does nothing after `close`."""
         if self._map.closed:
             return
-        self._facts |= facts
-        data = json.dumps(self._facts).encode()[: HEAD_BYTES - 1]
+        self._head |= head
+        data = json.dumps(self._head).encode()[: HEAD_BYTES - 1]
         self._map[: len(data) + 1] = data + b"\0"
 
     def begin(self, fingerprint: bytes) -> int | None:
@@ -88,11 +88,11 @@ class Remains:
     """What a dead process left.
 
     Attributes:
-        facts: The head.
+        head: The head.
         in_flight: Fingerprints of the requests that it was serving.
     """
 
-    facts: dict[str, Any]
+    head: dict[str, Any]
     in_flight: list[bytes]
 
 
@@ -106,10 +106,10 @@ def take_remains(path: Path) -> Remains | None:
     except OSError:  # it lives, or another process was faster
         return None
     try:
-        facts = json.loads(data[:HEAD_BYTES].split(b"\0", 1)[0])
+        head = json.loads(data[:HEAD_BYTES].split(b"\0", 1)[0])
     except ValueError:  # it died while it wrote
-        facts = {}
-    return Remains(facts if isinstance(facts, dict) else {}, _fingerprints(data[HEAD_BYTES:]))
+        head = {}
+    return Remains(head if isinstance(head, dict) else {}, _fingerprints(data[HEAD_BYTES:]))
 
 
 def _fingerprints(data: bytes) -> list[bytes]:

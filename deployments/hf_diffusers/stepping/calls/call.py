@@ -11,7 +11,7 @@ import torch
 from deployments.hf_diffusers.stepping.calls.argument_roles import UnbatchableError
 from deployments.hf_diffusers.stepping.calls.schemas import CallSchema, find_schema, guess_schema
 from deployments.hf_diffusers.stepping.pipelines.added import ModuleEntry
-from deployments.hf_diffusers.stepping.scheduling.task import ModuleCall, Task
+from deployments.hf_diffusers.stepping.scheduling.scheduled_job import ModuleCall, ScheduledJob
 
 
 class Alone:
@@ -19,14 +19,18 @@ class Alone:
 
 
 def create_call(
-    task: Task, entry: ModuleEntry, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    scheduled: ScheduledJob,
+    entry: ModuleEntry,
+    method: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> tuple[ModuleCall, str]:
     """Returns the call, and why it must run alone although its module could be batched, or ''."""
     bank = entry.adapters
     if entry.is_decoder:
         args, kwargs = _as_dtype(entry.dtype, args, kwargs)
     call = ModuleCall(
-        task=task,
+        scheduled=scheduled,
         module=entry,
         method=method,
         args=args,
@@ -36,11 +40,11 @@ def create_call(
         key=Alone(),
         num_rows=1,
         shape="",
-        adapters=() if bank is None else bank.of(task.adapters),
+        adapters=() if bank is None else bank.of(scheduled.adapters),
         device=_device(entry, args, kwargs),
         is_light=not entry.is_denoiser,
     )
-    if task.entry.mode == "solo" or entry.is_solo or (entry.is_decoder and method == "encode"):
+    if scheduled.entry.mode == "solo" or entry.is_solo or (entry.is_decoder and method == "encode"):
         return call, ""
     try:
         schema = _find(entry, method, args, kwargs)
@@ -49,11 +53,11 @@ def create_call(
         bound = schema.bind(args, kwargs)
         call.num_rows = schema.num_rows(bound)
         call.shape = "x".join(map(str, schema.row_shape(bound)))
-        key = schema.key(bound, task.digests)
+        key = schema.key(bound, scheduled.digests)
     except UnbatchableError as error:
         return call, str(error)
     call.bound, call.schema = bound, schema
-    if task.probe is None:  # what is to be measured has the forward for itself
+    if scheduled.probe is None:  # what is to be measured has the forward for itself
         call.key = (id(entry), method, key)
     return call, ""
 

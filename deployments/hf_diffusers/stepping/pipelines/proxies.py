@@ -33,13 +33,13 @@ CASTS = ("to", "half", "float", "double", "bfloat16", "cuda", "cpu", "type")
 """Methods that move or convert a module; pipelines call them around a VAE."""
 
 Park = Callable[[Any, str, tuple[Any, ...], dict[str, Any]], Any]
-"""Takes the job's task, the method's name and its arguments; returns or raises the outcome."""
+"""Takes the scheduled job, the method's name and its arguments; returns or raises the outcome."""
 
 
 class JobGreenlet(greenlet.greenlet):
     """The greenlet in which one job's pipeline runs; how a proxy finds its job."""
 
-    task: Any
+    scheduled: Any
     """What `park` is told; proxies do not look into it."""
 
 
@@ -86,7 +86,7 @@ def _parking(module: nn.Module, name: str, park: Park) -> Callable[..., Any]:
         current = greenlet.getcurrent()
         if not isinstance(current, JobGreenlet) or _is_autocast():
             return real(*args, **kwargs)
-        return park(current.task, name, args, kwargs)
+        return park(current.scheduled, name, args, kwargs)
 
     return call
 

@@ -16,23 +16,23 @@ from deployments.hf_diffusers.stepping.pipelines.pipeline_copy import (
     clone_pipeline,
 )
 from deployments.hf_diffusers.stepping.pipelines.step_progress import StepFollower
-from deployments.hf_diffusers.stepping.scheduling.task import Task
+from deployments.hf_diffusers.stepping.scheduling.scheduled_job import ScheduledJob
 
-OnStep = Callable[[Task], None]
+OnStep = Callable[[ScheduledJob], None]
 
 
-def run_batched(task: Task, on_step: OnStep, *, cpu_timesteps: bool) -> None:
-    """Runs the stock `__call__` on a clone; inside a job's greenlet. Sets the task's output."""
-    states = [(item, item.get_state()) for item in _generators(task.inputs)]
+def run_batched(scheduled: ScheduledJob, on_step: OnStep, *, cpu_timesteps: bool) -> None:
+    """Runs the stock `__call__` on a clone; inside a job's greenlet. Sets the job's output."""
+    states = [(item, item.get_state()) for item in _generators(scheduled.inputs)]
     clone = clone_pipeline(
-        task.entry.pipeline,
-        task.entry.proxies,
-        task.scheduler,
-        cpu_timesteps=cpu_timesteps and task.entry.is_on_gpu,
+        scheduled.entry.pipeline,
+        scheduled.entry.proxies,
+        scheduled.scheduler,
+        cpu_timesteps=cpu_timesteps and scheduled.entry.is_on_gpu,
     )
-    task.clone = clone
+    scheduled.clone = clone
     try:
-        _call(task, clone, on_step)
+        _call(scheduled, clone, on_step)
     except NeedsExclusive:
         # The job will run again from its beginning, with the same noise.
         for generator, state in states:
@@ -40,28 +40,28 @@ def run_batched(task: Task, on_step: OnStep, *, cpu_timesteps: bool) -> None:
         raise
 
 
-def run_exclusively(task: Task, on_step: OnStep) -> None:
+def run_exclusively(scheduled: ScheduledJob, on_step: OnStep) -> None:
     """Runs the stock `__call__` on the real pipeline, with no other call; sets its output."""
-    pipeline = task.entry.pipeline
+    pipeline = scheduled.entry.pipeline
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_borrowed(pipeline, task.scheduler))
-        for entry in task.entry.modules.values():
-            stack.enter_context(_leaves_when_cancelled(entry.module, task))
+        stack.enter_context(_borrowed(pipeline, scheduled.scheduler))
+        for entry in scheduled.entry.modules.values():
+            stack.enter_context(_leaves_when_cancelled(entry.module, scheduled))
             if entry.adapters is not None:
-                stack.enter_context(entry.adapters.switched(task.adapters))
-        _call(task, pipeline, on_step)
+                stack.enter_context(entry.adapters.switched(scheduled.adapters))
+        _call(scheduled, pipeline, on_step)
 
 
-def _call(task: Task, pipeline: Any, on_step: OnStep) -> None:
-    if task.cancel_requested:
+def _call(scheduled: ScheduledJob, pipeline: Any, on_step: OnStep) -> None:
+    if scheduled.cancel_requested:
         raise JobCancelled
-    inputs = {name: _evaluated(value) for name, value in task.inputs.items()}
-    follower = StepFollower(task, pipeline, on_step)
+    inputs = {name: _evaluated(value) for name, value in scheduled.inputs.items()}
+    follower = StepFollower(scheduled, pipeline, on_step)
     output = pipeline(**inputs, **follower.arguments())
-    error = not_finite(output, task.entry.name)
+    error = not_finite(output, scheduled.entry.name)
     if error is not None:
         raise error
-    task.output = output
+    scheduled.output = output
 
 
 def _generators(inputs: Mapping[str, Any]) -> list[torch.Generator]:
@@ -94,9 +94,9 @@ def _borrowed(pipeline: Any, scheduler: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _leaves_when_cancelled(module: torch.nn.Module, task: Task) -> Iterator[None]:
+def _leaves_when_cancelled(module: torch.nn.Module, scheduled: ScheduledJob) -> Iterator[None]:
     def check(*_: Any) -> None:
-        if task.cancel_requested:
+        if scheduled.cancel_requested:
             raise JobCancelled
 
     handle = module.register_forward_pre_hook(check)

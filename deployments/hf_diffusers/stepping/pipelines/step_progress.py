@@ -11,7 +11,7 @@ import torch
 
 from deployments.hf_diffusers.stepping.errors import JobCancelled
 from deployments.hf_diffusers.stepping.job import Event, PartialImage, Progress
-from deployments.hf_diffusers.stepping.scheduling.task import Task
+from deployments.hf_diffusers.stepping.scheduling.scheduled_job import ScheduledJob
 
 logger = logging.getLogger(__name__)
 
@@ -19,8 +19,10 @@ logger = logging.getLogger(__name__)
 class StepFollower:
     """Counts a job's steps, tells its submitter, and decodes partial images when they are due."""
 
-    def __init__(self, task: Task, pipeline: Any, on_step: Callable[[Task], None]) -> None:
-        self._task = task
+    def __init__(
+        self, scheduled: ScheduledJob, pipeline: Any, on_step: Callable[[ScheduledJob], None]
+    ) -> None:
+        self._scheduled = scheduled
         self._pipeline = pipeline
         self._on_step = on_step
         self._num_shown = 0
@@ -42,51 +44,53 @@ class StepFollower:
         self._follow(index, latents)
 
     def _follow(self, index: int, latents: torch.Tensor | None) -> None:
-        task = self._task
-        if task.cancel_requested:
+        scheduled = self._scheduled
+        if scheduled.cancel_requested:
             raise JobCancelled
-        task.step = index + 1
-        follow_num_steps(task, self._pipeline)
-        self._on_step(task)
-        task.job.progress = Progress(task.step, task.num_steps, 0)
-        send(task, task.job.progress)
-        if task.partial_images and latents is not None and self._is_due():
+        scheduled.step = index + 1
+        follow_num_steps(scheduled, self._pipeline)
+        self._on_step(scheduled)
+        scheduled.job.progress = Progress(scheduled.step, scheduled.num_steps, 0)
+        send(scheduled, scheduled.job.progress)
+        if scheduled.partial_images and latents is not None and self._is_due():
             self._show(latents)
 
     def _is_due(self) -> bool:
         """Partial image k of n is due when k / (n + 1) of the steps are done, never at the end."""
-        task = self._task
-        due = task.step * (task.partial_images + 1) // max(task.num_steps, 1)
-        return self._num_shown < due and task.step < task.num_steps
+        scheduled = self._scheduled
+        due = scheduled.step * (scheduled.partial_images + 1) // max(scheduled.num_steps, 1)
+        return self._num_shown < due and scheduled.step < scheduled.num_steps
 
     def _show(self, latents: torch.Tensor) -> None:
-        task = self._task
-        preview = task.entry.preview
+        scheduled = self._scheduled
+        preview = scheduled.entry.preview
         if preview is None:
             return
-        size = task.cost_key.size
+        size = scheduled.cost_key.size
         image = preview(self._pipeline, latents, size)
         if image is None:
-            logger.warning("%s: no partial image of latents %s", task.entry.name, latents.shape)
-            task.partial_images = 0
+            logger.warning(
+                "%s: no partial image of latents %s", scheduled.entry.name, latents.shape
+            )
+            scheduled.partial_images = 0
             return
-        send(task, PartialImage(self._num_shown, image))
+        send(scheduled, PartialImage(self._num_shown, image))
         self._num_shown += 1
 
 
-def follow_num_steps(task: Task, pipeline: Any) -> None:
+def follow_num_steps(scheduled: ScheduledJob, pipeline: Any) -> None:
     """Takes the real number of steps from the pipeline, once it has made its timesteps."""
     known = pipeline.__dict__.get("_num_timesteps")
     if isinstance(known, int) and known > 0:
-        task.num_steps = known
+        scheduled.num_steps = known
 
 
-def send(task: Task, event: Event) -> None:
+def send(scheduled: ScheduledJob, event: Event) -> None:
     """Gives an event to the submitter; one who raises is not told anything more."""
-    if task.on_event is None:
+    if scheduled.on_event is None:
         return
     try:
-        task.on_event(event)
+        scheduled.on_event(event)
     except Exception:
-        logger.exception("on_event of %s failed: it gets no more events", task.job)
-        task.on_event = None
+        logger.exception("on_event of %s failed: it gets no more events", scheduled.job)
+        scheduled.on_event = None

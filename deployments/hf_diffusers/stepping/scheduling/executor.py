@@ -22,7 +22,7 @@ from deployments.hf_diffusers.stepping.pipelines.added import ModuleEntry
 from deployments.hf_diffusers.stepping.pipelines.nan_check import not_finite
 from deployments.hf_diffusers.stepping.scheduling.forward_timer import ForwardClock
 from deployments.hf_diffusers.stepping.scheduling.row_caps import RowCapTable, measure_row_cap
-from deployments.hf_diffusers.stepping.scheduling.task import ModuleCall, Outcome
+from deployments.hf_diffusers.stepping.scheduling.scheduled_job import ModuleCall, Outcome
 from deployments.hf_diffusers.stepping.statistics import Counters
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Executor:
             EngineFailedError: The device is lost; nothing can run on it any more.
         """
         first = calls[0]
-        if first.task.probe is not None and first.module.is_denoiser:
+        if first.scheduled.probe is not None and first.module.is_denoiser:
             self._measure(first)
             return [Outcome(error=JobCancelled())]
         if len(calls) == 1:
@@ -165,7 +165,7 @@ class Executor:
         return outcomes
 
     def _measure(self, call: ModuleCall) -> None:
-        probe, schema = call.task.probe, call.schema
+        probe, schema = call.scheduled.probe, call.schema
         if probe is None or schema is None:
             return
         probe.key = self._caps.key(call.module, call.shape)
@@ -235,7 +235,7 @@ class Executor:
         if entry.is_denoiser:
             total = sum(call.num_rows for call in calls)
             for call in calls:
-                call.task.measured_seconds += seconds * call.num_rows / total
+                call.scheduled.measured_seconds += seconds * call.num_rows / total
 
 
 def _num_rows(calls: Sequence[ModuleCall]) -> list[int]:

@@ -29,10 +29,14 @@ from deployments.hf_diffusers.stepping.pipelines.run_pipeline import run_batched
 from deployments.hf_diffusers.stepping.pipelines.step_progress import follow_num_steps, send
 from deployments.hf_diffusers.stepping.scheduling.cost_model import CostModel
 from deployments.hf_diffusers.stepping.scheduling.executor import Executor
+from deployments.hf_diffusers.stepping.scheduling.job_queue import JobQueue
 from deployments.hf_diffusers.stepping.scheduling.row_caps import RowCapTable
+from deployments.hf_diffusers.stepping.scheduling.scheduled_job import (
+    ModuleCall,
+    Outcome,
+    ScheduledJob,
+)
 from deployments.hf_diffusers.stepping.scheduling.selection import CallChooser
-from deployments.hf_diffusers.stepping.scheduling.task import ModuleCall, Outcome, Task
-from deployments.hf_diffusers.stepping.scheduling.task_queue import TaskQueue
 from deployments.hf_diffusers.stepping.statistics import Counters
 
 logger = logging.getLogger(__name__)
@@ -47,7 +51,7 @@ class Loop:
     def __init__(
         self,
         options: EngineOptions,
-        queue: TaskQueue,
+        queue: JobQueue,
         counters: Counters,
         costs: CostModel,
         caps: RowCapTable,
@@ -64,16 +68,18 @@ class Loop:
             aging=options.aging, oldest_share=options.oldest_share, max_rows=self._max_rows
         )
         self._parked: list[ModuleCall] = []
-        self._ready: deque[tuple[Task, Outcome]] = deque()
+        self._ready: deque[tuple[ScheduledJob, Outcome]] = deque()
 
     def park(self, entry: ModuleEntry) -> Park:
         """Returns what a module's proxy calls inside a job: it waits there for the outcome."""
 
-        def wait(task: Task, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if task.cancel_requested:
+        def wait(
+            scheduled: ScheduledJob, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> Any:
+            if scheduled.cancel_requested:
                 raise JobCancelled
-            follow_num_steps(task, task.clone)
-            call, reason = create_call(task, entry, method, args, kwargs)
+            follow_num_steps(scheduled, scheduled.clone)
+            call, reason = create_call(scheduled, entry, method, args, kwargs)
             if reason:
                 self._counters.count("unbatchable_calls")
                 logger.debug("%s runs alone: %s", entry.name, reason)
@@ -108,7 +114,7 @@ class Loop:
         chosen = set(map(id, calls))
         self._parked = [call for call in self._parked if id(call) not in chosen]
         for call, outcome in zip(calls, self._executor.run(calls), strict=True):
-            self._ready.append((call.task, outcome))
+            self._ready.append((call.scheduled, outcome))
 
     def _max_rows(self, call: ModuleCall) -> int:
         is_decoder, options = call.module.is_decoder, self._options
@@ -117,30 +123,32 @@ class Loop:
 
     def _begin_queued(self) -> None:
         begun, left = self._queue.begin()
-        for task in begun:
-            self._begin(task)
-        for position, task in enumerate(left, start=1):
-            _tell(task, Progress(task.step, task.num_steps, position))
+        for scheduled in begun:
+            self._begin(scheduled)
+        for position, scheduled in enumerate(left, start=1):
+            _tell(scheduled, Progress(scheduled.step, scheduled.num_steps, position))
 
-    def _begin(self, task: Task) -> None:
-        _tell(task, Progress(0, task.num_steps, 0))
-        if task.exclusive:
+    def _begin(self, scheduled: ScheduledJob) -> None:
+        _tell(scheduled, Progress(0, scheduled.num_steps, 0))
+        if scheduled.exclusive:
             self._counters.count("exclusive_runs")
-            task.error = self._guarded(task, lambda: run_exclusively(task, self._on_step))
-            self._end(task)
+            scheduled.error = self._guarded(
+                scheduled, lambda: run_exclusively(scheduled, self._on_step)
+            )
+            self._end(scheduled)
             return
-        task.greenlet = JobGreenlet(lambda _: self._run_job(task))
-        task.greenlet.task = task
-        self._ready.append((task, Outcome()))
+        scheduled.greenlet = JobGreenlet(lambda _: self._run_job(scheduled))
+        scheduled.greenlet.scheduled = scheduled
+        self._ready.append((scheduled, Outcome()))
 
-    def _run_job(self, task: Task) -> None:
+    def _run_job(self, scheduled: ScheduledJob) -> None:
         """The whole life of a job's greenlet."""
         timesteps = self._options.cpu_timesteps
-        task.error = self._guarded(
-            task, lambda: run_batched(task, self._on_step, cpu_timesteps=timesteps)
+        scheduled.error = self._guarded(
+            scheduled, lambda: run_batched(scheduled, self._on_step, cpu_timesteps=timesteps)
         )
 
-    def _guarded(self, task: Task, run: Any) -> BaseException | None:
+    def _guarded(self, scheduled: ScheduledJob, run: Any) -> BaseException | None:
         """Returns what the pipeline raised."""
         try:
             run()
@@ -148,49 +156,51 @@ class Loop:
             return error
         return None
 
-    def _on_step(self, task: Task) -> None:
-        if task.measured_seconds > 0:
-            self._costs.observe(task.cost_key, task.measured_seconds / task.num_images)
-            task.step_cost = self._costs.estimate(task.cost_key) * task.num_images
-            task.measured_seconds = 0.0
+    def _on_step(self, scheduled: ScheduledJob) -> None:
+        if scheduled.measured_seconds > 0:
+            self._costs.observe(
+                scheduled.cost_key, scheduled.measured_seconds / scheduled.num_images
+            )
+            scheduled.step_cost = self._costs.estimate(scheduled.cost_key) * scheduled.num_images
+            scheduled.measured_seconds = 0.0
 
-    def _resume(self, task: Task, outcome: Outcome) -> None:
-        job_greenlet = task.greenlet
+    def _resume(self, scheduled: ScheduledJob, outcome: Outcome) -> None:
+        job_greenlet = scheduled.greenlet
         if job_greenlet is None:
             return
         call = job_greenlet.switch(outcome)
         if job_greenlet.dead:
-            self._end(task)
+            self._end(scheduled)
         else:
             self._parked.append(call)
 
     def _release_cancelled(self) -> None:
-        for call in [call for call in self._parked if call.task.cancel_requested]:
+        for call in [call for call in self._parked if call.scheduled.cancel_requested]:
             self._parked.remove(call)
-            self._ready.append((call.task, Outcome(error=JobCancelled())))
+            self._ready.append((call.scheduled, Outcome(error=JobCancelled())))
 
-    def _end(self, task: Task) -> None:
-        error = task.error
+    def _end(self, scheduled: ScheduledJob) -> None:
+        error = scheduled.error
         if isinstance(error, NeedsExclusive):
-            self._retry_exclusively(task, error)
+            self._retry_exclusively(scheduled, error)
             return
-        self._queue.remove(task)
-        conclude(task, error, self._counters)
+        self._queue.remove(scheduled)
+        conclude(scheduled, error, self._counters)
 
-    def _retry_exclusively(self, task: Task, error: NeedsExclusive) -> None:
+    def _retry_exclusively(self, scheduled: ScheduledJob, error: NeedsExclusive) -> None:
         forget_frames(error)
-        logger.info("pipeline %s runs exclusively from now on: %s", task.entry.name, error)
-        task.entry.mode = "exclusive"
-        task.greenlet = task.clone = task.error = None
-        task.step = 0
-        task.job.state = JobState.QUEUED
-        self._queue.put_back(task)
+        logger.info("pipeline %s runs exclusively from now on: %s", scheduled.entry.name, error)
+        scheduled.entry.mode = "exclusive"
+        scheduled.greenlet = scheduled.clone = scheduled.error = None
+        scheduled.step = 0
+        scheduled.job.state = JobState.QUEUED
+        self._queue.put_back(scheduled)
 
     def _end_all(self) -> None:
         """Ends every job: cancelled, or failed if the engine failed."""
-        for task in self._queue.end_all():
-            self._unwind(task)
-            conclude(task, self._last_error(), self._counters)
+        for scheduled in self._queue.end_all():
+            self._unwind(scheduled)
+            conclude(scheduled, self._last_error(), self._counters)
         self._parked.clear()
         self._ready.clear()
         if self.failure is None:
@@ -201,26 +211,28 @@ class Loop:
             return JobCancelled()
         return EngineFailedError(f"the engine failed: {self.failure!r}")
 
-    def _unwind(self, task: Task) -> None:
+    def _unwind(self, scheduled: ScheduledJob) -> None:
         """Raises the cancellation inside a parked pipeline until it has left its greenlet."""
         for _ in range(MAX_THROWS):
-            if not task.greenlet:  # never begun, or ended
+            if not scheduled.greenlet:  # never begun, or ended
                 return
-            task.greenlet.switch(Outcome(error=JobCancelled()))
-        logger.error("pipeline %s would not leave when cancelled", task.entry.name)
+            scheduled.greenlet.switch(Outcome(error=JobCancelled()))
+        logger.error("pipeline %s would not leave when cancelled", scheduled.entry.name)
 
 
-def _tell(task: Task, progress: Progress) -> None:
-    if task.job.progress != progress:
-        task.job.progress = progress
-        send(task, progress)
+def _tell(scheduled: ScheduledJob, progress: Progress) -> None:
+    if scheduled.job.progress != progress:
+        scheduled.job.progress = progress
+        send(scheduled, progress)
 
 
-def conclude(task: Task, error: BaseException | None, counters: Counters) -> None:
+def conclude(scheduled: ScheduledJob, error: BaseException | None, counters: Counters) -> None:
     """Sets the outcome of a job and lets go of everything that it held; on any thread."""
-    job, output = task.job, task.output
-    task.greenlet = task.clone = task.output = task.error = task.on_event = None
-    task.inputs = {}
+    job, output = scheduled.job, scheduled.output
+    scheduled.greenlet = scheduled.clone = scheduled.output = scheduled.error = (
+        scheduled.on_event
+    ) = None
+    scheduled.inputs = {}
     if error is not None:
         forget_frames(error)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 
-from deployments.hf_diffusers.stepping.scheduling.task import ModuleCall, Task
+from deployments.hf_diffusers.stepping.scheduling.scheduled_job import ModuleCall, ScheduledJob
 
 Urgency = tuple[int, tuple[int, float]]
 """The smallest goes first."""
@@ -14,9 +14,9 @@ class CallChooser:
     """Chooses the calls of the next forward. For one thread.
 
     Text encoding and VAE go before denoising. Among denoising steps the most urgent job goes
-    (`Task.priority`), but the job that was submitted first has at least `oldest_share` of the time:
-    a job of T seconds that is the oldest ends within T / oldest_share, whatever else comes in, and
-    the others lose no more than that share to it.
+    (`ScheduledJob.priority`), but the job that was submitted first has at least `oldest_share` of
+    the time: a job of T seconds that is the oldest ends within T / oldest_share, whatever else
+    comes in, and the others lose no more than that share to it.
     """
 
     def __init__(
@@ -25,7 +25,7 @@ class CallChooser:
         self._aging = aging
         self._oldest_share = oldest_share
         self._max_rows = max_rows
-        self._oldest: Task | None = None
+        self._oldest: ScheduledJob | None = None
         self._was_served = False
         self._owed_s = 0.0
         self._chosen_at = 0.0
@@ -56,19 +56,21 @@ class CallChooser:
                 continue
             chosen.append(call)
             num_rows += call.num_rows
-        self._was_served = any(call.task is self._oldest for call in chosen)
+        self._was_served = any(call.scheduled is self._oldest for call in chosen)
         return chosen
 
     def _urgency(self, call: ModuleCall, now: float) -> Urgency:
         if call.is_light:
-            return 0, call.task.priority(now, self._aging)
-        if call.task is self._oldest and self._owed_s > 0:
+            return 0, call.scheduled.priority(now, self._aging)
+        if call.scheduled is self._oldest and self._owed_s > 0:
             return 1, (0, 0.0)
-        return 2, call.task.priority(now, self._aging)
+        return 2, call.scheduled.priority(now, self._aging)
 
     def _account(self, parked: Sequence[ModuleCall], now: float) -> None:
         """Counts what the oldest job was served since the last choice, and what it is owed."""
-        oldest = min((call.task for call in parked), key=lambda task: task.submitted_at)
+        oldest = min(
+            (call.scheduled for call in parked), key=lambda scheduled: scheduled.submitted_at
+        )
         if oldest is not self._oldest:
             self._oldest, self._owed_s = oldest, 0.0
         else:
@@ -95,26 +97,26 @@ class Admission:
         self._max_ongoing = max_ongoing
         self._owes_batched = False
 
-    def choose(self, ordered: Sequence[Task], num_ongoing: int) -> list[Task]:
+    def choose(self, ordered: Sequence[ScheduledJob], num_ongoing: int) -> list[ScheduledJob]:
         """Returns the jobs to begin now: batched ones, or a single exclusive one.
 
         Args:
             ordered: The queued jobs, most urgent first.
             num_ongoing: Jobs that have begun and not ended.
         """
-        owes = self._owes_batched and any(not task.exclusive for task in ordered)
-        begun: list[Task] = []
-        for task in ordered:
-            if task.exclusive:
+        owes = self._owes_batched and any(not scheduled.exclusive for scheduled in ordered)
+        begun: list[ScheduledJob] = []
+        for scheduled in ordered:
+            if scheduled.exclusive:
                 if owes:
                     continue
                 if begun or num_ongoing:
                     break
                 self._owes_batched = True
-                return [task]
+                return [scheduled]
             if num_ongoing + len(begun) >= self._max_ongoing:
                 break
-            begun.append(task)
+            begun.append(scheduled)
         if begun:
             self._owes_batched = False
         return begun

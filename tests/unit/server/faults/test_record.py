@@ -35,7 +35,7 @@ def test_a_torn_record_is_read(tmp_path: Path) -> None:
         path.write_bytes(data)
         remains = take_remains(path)
         assert remains is not None
-        assert remains.facts == {}
+        assert remains.head == {}
 
 
 def test_more_requests_than_slots_are_served(tmp_path: Path) -> None:

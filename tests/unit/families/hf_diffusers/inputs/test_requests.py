@@ -13,8 +13,8 @@ from PIL import Image
 from deployments.hf_diffusers.config import DiffusersSettings
 from deployments.hf_diffusers.inputs.prompts import PromptCounter
 from deployments.hf_diffusers.inputs.requests import Capabilities, ImageCall, plan_call
+from deployments.hf_diffusers.pipelines.derived import derive_pipelines
 from deployments.hf_diffusers.pipelines.info import read_info
-from deployments.hf_diffusers.pipelines.roles import make_roles
 from deployments.hf_diffusers.pipelines.schedulers import Schedulers
 from tests.support.tiny_images import create_pipeline
 from truthgpt_serve.errors import ConfigError, RequestError
@@ -31,7 +31,7 @@ def pipeline_of(kind: str) -> Any:
 
 def make_capabilities(kind: str = "sd", **settings: Any) -> Capabilities:
     base = pipeline_of(kind)
-    info = {role: read_info(pipe, role) for role, pipe in make_roles(base).items()}
+    info = {name: read_info(pipe, name) for name, pipe in derive_pipelines(base).items()}
     checked = DiffusersSettings.model_validate(settings)
     counter = PromptCounter(base, checked.max_prompt_tokens, next(iter(info.values())).defaults)
     schedulers = Schedulers(base.scheduler, checked.schedulers)
@@ -74,7 +74,7 @@ def test_arguments_of_the_stock_call(capabilities: Capabilities) -> None:
         "guidance_scale": 3.0,
         "output_type": "pt",
     }
-    assert call.role == "text-to-image"
+    assert call.pipeline == "text-to-image"
     assert (call.options.num_steps, call.seed) == (7, 5)
     expected = torch.Generator("cpu").manual_seed(5)
     assert torch.equal(torch.rand(4, generator=generator), torch.rand(4, generator=expected))
@@ -175,7 +175,7 @@ def test_a_long_prompt_is_counted_as_the_pipeline_counts(capabilities: Capabilit
 
 def test_an_edit_takes_the_size_of_its_image(capabilities: Capabilities) -> None:
     call = plan(capabilities, image=create_image(71, 50), strength=0.5, steps=10)
-    assert call.role == "image-to-image"
+    assert call.pipeline == "image-to-image"
     assert call.options.num_steps == 5
     assert call.arguments["image"].shape == (1, 3, 48, 64)
     assert call.arguments["strength"] == 0.5
@@ -189,7 +189,7 @@ def test_a_mask_means_inpainting(capabilities: Capabilities) -> None:
     mask = Image.new("L", (64, 48), 0)
     mask.paste(255, (0, 0, 32, 48))
     call = plan(capabilities, image=create_image(), mask=mask, width=32, height=32)
-    assert call.role == "inpainting"
+    assert call.pipeline == "inpainting"
     painted = call.arguments["mask_image"]
     assert painted.shape == (1, 1, 32, 32)
     assert painted[..., :16].min() == 1
@@ -200,13 +200,13 @@ def test_a_mask_means_inpainting(capabilities: Capabilities) -> None:
 def test_transparent_parts_are_painted(capabilities: Capabilities) -> None:
     holed = create_image(mode="RGBA")
     holed.putalpha(Image.new("L", holed.size, 255))
-    assert plan(capabilities, image=holed, operation="edit").role == "image-to-image"
+    assert plan(capabilities, image=holed, operation="edit").pipeline == "image-to-image"
     holed.paste((0, 0, 0, 0), (0, 0, 16, 48))
     call = plan(capabilities, image=holed, operation="edit")
-    assert call.role == "inpainting"
+    assert call.pipeline == "inpainting"
     assert call.arguments["mask_image"][..., :16].min() == 1
     assert call.arguments["mask_image"][..., 16:].max() == 0
-    assert plan(capabilities, image=holed, operation="variation").role == "image-to-image"
+    assert plan(capabilities, image=holed, operation="variation").pipeline == "image-to-image"
 
 
 @pytest.mark.parametrize("kind", ["flux", "flux2"])
@@ -228,13 +228,13 @@ def test_a_model_that_guides_only_with_a_negative_prompt_gets_one() -> None:
 
 def test_control_images() -> None:
     capabilities = make_capabilities("sd-controlnet")
-    assert plan(capabilities).role == "text-to-image"
+    assert plan(capabilities).pipeline == "text-to-image"
     alone = plan(capabilities, image=create_image(), operation="edit", control_scale=0.5)
-    assert alone.role == "control-text-to-image"
+    assert alone.pipeline == "control-text-to-image"
     assert alone.arguments["image"].shape == (1, 3, 48, 64)
     assert alone.arguments["controlnet_conditioning_scale"] == 0.5
     both = plan(capabilities, image=[create_image(32, 32), create_image()], operation="edit")
-    assert both.role == "control-image-to-image"
+    assert both.pipeline == "control-image-to-image"
     assert both.arguments["image"].shape == both.arguments["control_image"].shape
     assert both.arguments["image"].shape == (1, 3, 32, 32)
     named = plan(
@@ -243,9 +243,9 @@ def test_control_images() -> None:
         control_image=create_image(),
         mask=create_image(mode="L"),
     )
-    assert named.role == "control-inpainting"
+    assert named.pipeline == "control-inpainting"
     varied = plan(capabilities, image=create_image(), operation="variation")
-    assert varied.role == "image-to-image"
+    assert varied.pipeline == "image-to-image"
 
 
 def test_several_images_go_to_a_model_that_takes_them() -> None:

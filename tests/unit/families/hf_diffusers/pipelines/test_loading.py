@@ -54,10 +54,10 @@ def test_auto_takes_the_checkpoints_format_where_the_device_has_it() -> None:
 async def test_the_format_is_read_from_the_checkpoint(tmp_path: Path) -> None:
     create_pipeline("sdxl").to(torch.bfloat16).save_pretrained(tmp_path)
     with open_model(make_cfg(tmp_path, SETTINGS)) as model:
-        roles = model._engine._loaded.roles
-        assert {pipe.unet.dtype for pipe in roles.values()} == {torch.bfloat16}
-        assert {pipe.vae.dtype for pipe in roles.values()} == {torch.bfloat16}
-        assert len({id(pipe.unet) for pipe in roles.values()}) == 1
+        pipes = model._engine._loaded.pipelines
+        assert {pipe.unet.dtype for pipe in pipes.values()} == {torch.bfloat16}
+        assert {pipe.vae.dtype for pipe in pipes.values()} == {torch.bfloat16}
+        assert len({id(pipe.unet) for pipe in pipes.values()}) == 1
         assert (await pixels(model)).std() > 0
 
 

@@ -11,17 +11,17 @@ import torch
 from deployments.hf_diffusers.stepping import JobOptions
 from deployments.hf_diffusers.stepping.job import Job
 from deployments.hf_diffusers.stepping.scheduling.cost_model import CostKey
+from deployments.hf_diffusers.stepping.scheduling.scheduled_job import ModuleCall, ScheduledJob
 from deployments.hf_diffusers.stepping.scheduling.selection import Admission, CallChooser
-from deployments.hf_diffusers.stepping.scheduling.task import ModuleCall, Task
 from tests.support.images_engine import WAIT_S, create_inputs, engine_of
 from tests.support.tiny_images import create_pipeline
 
 
-def _task(
+def _scheduled(
     *, steps: int = 10, cost: float = 0.1, at: float = 0.0, deadline: float = math.inf
-) -> Task:
+) -> ScheduledJob:
     pipeline: Any = SimpleNamespace(name="p")
-    return Task(
+    return ScheduledJob(
         job=Job("p", steps),
         entry=pipeline,
         inputs={},
@@ -39,10 +39,12 @@ def _task(
     )
 
 
-def _call(task: Task, key: str = "unet", *, rows: int = 1, is_light: bool = False) -> ModuleCall:
+def _call(
+    scheduled: ScheduledJob, key: str = "unet", *, rows: int = 1, is_light: bool = False
+) -> ModuleCall:
     module: Any = SimpleNamespace(adapters=None)
     return ModuleCall(
-        task=task,
+        scheduled=scheduled,
         module=module,
         method="__call__",
         args=(),
@@ -68,31 +70,31 @@ def _choose(calls: list[ModuleCall], now: float = 0.0, cap: int = 8) -> list[Mod
 
 
 def test_text_encoding_goes_before_denoising() -> None:
-    urgent = _call(_task(deadline=1.0))
-    light = _call(_task(steps=50), "text_encoder", is_light=True)
+    urgent = _call(_scheduled(deadline=1.0))
+    light = _call(_scheduled(steps=50), "text_encoder", is_light=True)
     assert _choose([urgent, light]) == [light]
 
 
 def test_the_earliest_deadline_goes_first_and_a_missed_one_counts_no_more() -> None:
-    late, soon = _call(_task(deadline=9.0), "a"), _call(_task(deadline=5.0), "b")
-    short = _call(_task(steps=1), "c")
+    late, soon = _call(_scheduled(deadline=9.0), "a"), _call(_scheduled(deadline=5.0), "b")
+    short = _call(_scheduled(steps=1), "c")
     assert _choose([late, short, soon], now=1.0) == [soon]
     assert _choose([late, short, soon], now=6.0) == [late]
     assert _choose([late, short, soon], now=10.0) == [short]
 
 
 def test_among_jobs_of_one_age_the_least_remaining_work_goes_first() -> None:
-    few, many = _call(_task(steps=5), "a"), _call(_task(steps=50), "b")
-    cheap = _call(_task(steps=20, cost=0.001), "c")
+    few, many = _call(_scheduled(steps=5), "a"), _call(_scheduled(steps=50), "b")
+    cheap = _call(_scheduled(steps=20, cost=0.001), "c")
     assert _choose([many, few]) == [few]
     assert _choose([many, few, cheap]) == [cheap]
-    many.task.step = 49
+    many.scheduled.step = 49
     assert _choose([many, few]) == [many]
 
 
 def test_a_batch_takes_what_fits_under_the_cap_and_no_other_key() -> None:
-    calls = [_call(_task(steps=steps), rows=2) for steps in (9, 1, 5, 7)]
-    other = _call(_task(steps=2), "other")
+    calls = [_call(_scheduled(steps=steps), rows=2) for steps in (9, 1, 5, 7)]
+    other = _call(_scheduled(steps=2), "other")
     assert _choose([*calls, other], cap=6) == [calls[1], calls[2], calls[3]]
     assert _choose([*calls, other], cap=2) == [calls[1]]
     assert _choose([*calls, other], cap=1) == [calls[1]]  # larger than the cap: alone
@@ -114,16 +116,16 @@ def _simulate(
     while now < until and (waiting or calls):
         while waiting and waiting[0][0] <= now:
             at, kind, steps, cost = waiting.pop(0)
-            calls.append(_call(_task(steps=steps, cost=cost, at=at), kind))
+            calls.append(_call(_scheduled(steps=steps, cost=cost, at=at), kind))
         if not calls:
             now = waiting[0][0]
             continue
         chosen = chooser.choose(calls, now)[0]
-        now += chosen.task.step_cost
-        chosen.task.step += 1
-        if chosen.task.step == chosen.task.num_steps:
+        now += chosen.scheduled.step_cost
+        chosen.scheduled.step += 1
+        if chosen.scheduled.step == chosen.scheduled.num_steps:
             calls.remove(chosen)
-            ended.setdefault(str(chosen.key), []).append((chosen.task.submitted_at, now))
+            ended.setdefault(str(chosen.key), []).append((chosen.scheduled.submitted_at, now))
     return ended
 
 
@@ -158,11 +160,11 @@ def test_large_images_do_not_starve_small_ones() -> None:
 
 def test_exclusive_and_batched_jobs_take_turns() -> None:
     admission = Admission(max_ongoing=2)
-    tasks = [_task() for _ in range(6)]
-    alone = [tasks[0], tasks[1]]
-    for task in alone:
-        task.exclusive = True
-    batched = tasks[2:]
+    jobs = [_scheduled() for _ in range(6)]
+    alone = [jobs[0], jobs[1]]
+    for scheduled in alone:
+        scheduled.exclusive = True
+    batched = jobs[2:]
     assert admission.choose([*alone, *batched], num_ongoing=1) == []  # waits for the one to end
     assert admission.choose([*alone, *batched], num_ongoing=0) == [alone[0]]
     assert admission.choose([alone[1], *batched], num_ongoing=0) == batched[:2]
@@ -173,7 +175,7 @@ def test_exclusive_and_batched_jobs_take_turns() -> None:
 
 def test_exclusive_jobs_run_at_once_when_no_batched_one_waits() -> None:
     admission = Admission(max_ongoing=2)
-    first, second = _task(), _task()
+    first, second = _scheduled(), _scheduled()
     first.exclusive = second.exclusive = True
     assert admission.choose([first, second], num_ongoing=0) == [first]
     assert admission.choose([second], num_ongoing=0) == [second]

@@ -20,7 +20,7 @@ from deployments.hf_diffusers.stepping.scheduling.row_caps import Probe
 
 
 @dataclass(eq=False, slots=True)
-class Task:
+class ScheduledJob:
     """Everything the engine keeps about one job, let go of when the job ends."""
 
     job: Job
@@ -75,7 +75,7 @@ class Task:
 class ModuleCall:
     """A call of a module by a pipeline that waits for its result."""
 
-    task: Task
+    scheduled: ScheduledJob
     module: ModuleEntry
     method: str
     args: tuple[Any, ...]

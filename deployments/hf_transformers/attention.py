@@ -1,4 +1,4 @@
-"""Attention kernels and compilation, each proved by a real call before it is taken.
+"""Attention kernels, each proved by a real call before it is taken.
 
 A package's version proves nothing: a kernel may be built for another CUDA, another GPU or another
 number format.
@@ -7,12 +7,11 @@ number format.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from truthgpt_serve.device import refused_compiler
 from truthgpt_serve.errors import bad_setting
 
 logger = logging.getLogger(__name__)
@@ -40,23 +39,6 @@ def differ(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> b
         return True
     largest = max(expected.abs().max().item(), 1e-6)
     return bool((found - expected).abs().max().item() > TOLERANCES.get(dtype, 0.1) * largest)
-
-
-def describe(model: Any, attention: str, optim: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the model's backend, for its card.
-
-    Args:
-        model: A loaded model.
-        attention: What `choose_attention` returned.
-        optim: The configuration's section `model_optim`.
-    """
-    return {
-        "device": model.device.type,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": attention,
-        "quantization": optim["quantization"],
-        "compile": optim["compile"],
-    }
 
 
 def choose_attention(wanted: str, model: Any, trial: Trial) -> str:
@@ -108,31 +90,3 @@ def _try(model: Any, name: str, trial: Trial) -> torch.Tensor | str:
     except Exception as error:  # kernels fail in many ways, some with errors of their own
         return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     return found if torch.isfinite(found).all() else "the outcome is not finite"
-
-
-def compile_model(model: Any, mode: str, trials: Sequence[Callable[[], object]]) -> None:
-    """Compiles a model in place and warms it up, so that no request waits for the compiler.
-
-    Args:
-        model: The module.
-        mode: One of torch.compile's modes.
-        trials: Calls of the model with the kinds of inputs that requests will bring.
-
-    Raises:
-        ConfigError: The compiler does not work here, or not with this model.
-    """
-    torch.compiler.reset()  # what an earlier model of the process compiled counts for its limits
-    settings = torch._dynamo.config
-    gives_up = settings.fail_on_recompile_limit_hit
-    try:
-        # Past that limit the compiler silently leaves the model as it was. Not as a context: that
-        # would hold in this thread only, and texts are made in another.
-        settings.fail_on_recompile_limit_hit = True
-        model.compile(mode=mode, dynamic=True)
-        with torch.inference_mode():
-            for trial in trials:
-                trial()
-    except Exception as error:
-        raise refused_compiler(error) from error
-    finally:
-        settings.fail_on_recompile_limit_hit = gives_up

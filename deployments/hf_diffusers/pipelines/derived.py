@@ -1,4 +1,4 @@
-"""Makes a pipeline for each role out of one pipeline's modules; loads nothing."""
+"""Makes all pipelines that one pipeline's modules can be: text-to-image, inpainting, ..."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from deployments.hf_diffusers.pipelines.info import (
     INPAINTING,
     TEXT_TO_IMAGE,
     denoiser_of,
-    role_of,
+    pipeline_name,
 )
 from truthgpt_serve.errors import bad_setting
 
-ROLES: dict[str, Any] = {
+AUTO_PIPELINES: dict[str, Any] = {
     TEXT_TO_IMAGE: diffusers.AutoPipelineForText2Image,
     IMAGE_TO_IMAGE: diffusers.AutoPipelineForImage2Image,
     INPAINTING: diffusers.AutoPipelineForInpainting,
@@ -25,10 +25,10 @@ INPAINTING_CHANNELS = 9
 """A UNet with so many input channels takes the mask and the masked image: it can only inpaint."""
 
 
-def make_roles(base: Any, controlnet: Any = None) -> dict[str, Any]:
-    """Returns a pipeline for each role, on the modules of `base`.
+def derive_pipelines(base: Any, controlnet: Any = None) -> dict[str, Any]:
+    """Returns the pipelines on the modules of `base`, by name.
 
-    Diffusers knows which class does what for an architecture; roles it has none for are left out.
+    Diffusers knows which class does what for an architecture; what it has none for is left out.
 
     Args:
         base: The pipeline as the checkpoint names it.
@@ -39,28 +39,28 @@ def make_roles(base: Any, controlnet: Any = None) -> dict[str, Any]:
     """
     own = getattr(base, "controlnet", None)
     controlnet = controlnet if controlnet is not None else own
-    roles = _plain_roles(base, {} if own is None else {"controlnet": None})
+    pipelines = _plain_pipelines(base, {} if own is None else {"controlnet": None})
     if controlnet is None:
-        return roles
+        return pipelines
     control = {
-        CONTROL + role: made
-        for role, auto in ROLES.items()
+        CONTROL + name: made
+        for name, auto in AUTO_PIPELINES.items()
         if (made := _from_pipe(auto, base, controlnet=controlnet)) is not None
     }
     if not control:
         message = f"{type(base).__name__} has no pipeline with a ControlNet"
         raise bad_setting("serving.engine.controlnet", message, "remove it")
-    return roles | control
+    return pipelines | control
 
 
-def _plain_roles(base: Any, without: dict[str, None]) -> dict[str, Any]:
-    roles = {} if without else {role_of(base): base}
+def _plain_pipelines(base: Any, without: dict[str, None]) -> dict[str, Any]:
+    pipelines = {} if without else {pipeline_name(base): base}
     if denoiser_channels(base) == INPAINTING_CHANNELS:
-        return roles
-    for role, auto in ROLES.items():
-        if role not in roles and (made := _from_pipe(auto, base, **without)) is not None:
-            roles[role] = base if type(made) is type(base) else made
-    return roles
+        return pipelines
+    for name, auto in AUTO_PIPELINES.items():
+        if name not in pipelines and (made := _from_pipe(auto, base, **without)) is not None:
+            pipelines[name] = base if type(made) is type(base) else made
+    return pipelines
 
 
 def denoiser_channels(pipeline: Any) -> int:

@@ -13,7 +13,7 @@ from deployments.hf_diffusers.config import DiffusersSettings
 from deployments.hf_diffusers.pipelines.attention import choose_attention, read_shape
 from deployments.hf_diffusers.pipelines.info import PipelineInfo, denoiser_of
 from deployments.hf_diffusers.pipelines.loading import Loaded
-from truthgpt_serve.device import refused_compiler
+from truthgpt_serve.device import describe_backend, refused_compiler
 from truthgpt_serve.errors import bad_setting
 
 logger = logging.getLogger(__name__)
@@ -25,13 +25,13 @@ PROBE_EDGES = 8
 """The trial image's edge, in the least steps that its size may have."""
 
 
-def accelerate(
+def optimize(
     loaded: Loaded,
     info: Mapping[str, PipelineInfo],
     cfg: Mapping[str, Any],
     settings: DiffusersSettings,
 ) -> tuple[Mode, dict[str, Any]]:
-    """Applies every acceleration to the loaded modules, proving those that may not work.
+    """Applies every optimization to the loaded modules, proving those that may not work.
 
     Returns:
         How the engine must run the pipelines, `exclusive` for what changes shared modules while an
@@ -40,8 +40,8 @@ def accelerate(
     Raises:
         ConfigError: The machine or the model cannot do what is asked for.
     """
-    role, first = next(iter(info.items()))
-    pipeline, denoiser = loaded.roles[role], denoiser_of(loaded.base)
+    name, first = next(iter(info.items()))
+    pipeline, denoiser = loaded.pipelines[name], denoiser_of(loaded.base)
     _arrange(loaded, denoiser, settings)
     exclusive = settings.step_cache is not None or settings.offload != "none"
     chosen = None
@@ -59,13 +59,8 @@ def accelerate(
     if cfg["model_optim"]["compile"]:
         compile_blocks(denoiser)
     _offload(loaded, settings)
-    optim = cfg["model_optim"]
     return "exclusive" if exclusive else "auto", {
-        "device": loaded.device.type,
-        "dtype": str(loaded.dtype).removeprefix("torch."),
-        "attention": chosen,
-        "quantization": optim["quantization"],
-        "compile": optim["compile"],
+        **describe_backend(loaded.device, loaded.dtype, chosen, cfg["model_optim"]),
         **{key: getattr(settings, key) for key in SHOWN},
     }
 
@@ -96,7 +91,7 @@ def try_out(pipeline: Any, info: PipelineInfo) -> None:
     Raises:
         Exception: Whatever fails; for a result with NaN, a `FloatingPointError`.
     """
-    if info.takes("image"):  # roles that need one share the denoiser with those that do not
+    if info.takes("image"):  # pipelines that need one share the denoiser with those that do not
         return
     edge = info.size_multiple * PROBE_EDGES
     inputs: dict[str, Any] = {"num_inference_steps": 1, "output_type": "latent", **info.fixed}
@@ -153,7 +148,7 @@ def _offload(loaded: Loaded, settings: DiffusersSettings) -> None:
     if loaded.device.type != "cuda":
         message = f"{settings.offload} moves weights to a GPU, and torch sees none"
         raise bad_setting(place, message, "write none")
-    for pipeline in set(loaded.roles.values()):
+    for pipeline in set(loaded.pipelines.values()):
         if settings.offload == "model":
             pipeline.enable_model_cpu_offload()
         else:

@@ -14,7 +14,7 @@ import torch
 
 from deployments.hf_diffusers.config import DiffusersSettings
 from deployments.hf_diffusers.deployment import DiffusersModel
-from deployments.hf_diffusers.pipelines.acceleration import batch_buckets, compile_blocks
+from deployments.hf_diffusers.pipelines.optimization import batch_buckets, compile_blocks
 from tests.support.image_models import make_cfg, open_model, save_model
 from truthgpt_serve.errors import ConfigError
 
@@ -69,7 +69,7 @@ async def test_compiled_blocks_give_the_same_image(sdxl: Path) -> None:
 def test_a_compiler_that_does_not_work_is_named(tmp_path: Path) -> None:
     program = (
         "import torch\n"
-        "from deployments.hf_diffusers.pipelines.acceleration import compile_blocks\n"
+        "from deployments.hf_diffusers.pipelines.optimization import compile_blocks\n"
         "compile_blocks(torch.nn.Linear(2, 2))\n"
     )
     broken = {"CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
