@@ -16,8 +16,11 @@ from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.json_body import encode_json, parse_object
 from truthgpt_serve.server.over_chat.answer import TranslatedAnswer, Translation
 from truthgpt_serve.server.over_chat.messages.answer import CountAnswer, MessagesAnswer
+from truthgpt_serve.server.over_chat.messages.places import TABLE as MESSAGES_TABLE
 from truthgpt_serve.server.over_chat.messages.request import chat_of_message, tokenize_of_message
+from truthgpt_serve.server.over_chat.places import Places
 from truthgpt_serve.server.over_chat.responses.answer import ResponsesAnswer
+from truthgpt_serve.server.over_chat.responses.places import TABLE as RESPONSES_TABLE
 from truthgpt_serve.server.over_chat.responses.request import chat_of_response
 
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
@@ -64,17 +67,19 @@ class OverChat:
         """Does the same with a body that was read already."""
         body = parse_object(raw)
         self._check(connection.path, raw, body)
-        path = CHAT
+        path, table = CHAT, MESSAGES_TABLE
         translation: Translation
         if connection.path == RESPONSES:
             payload, translation = chat_of_response(body), ResponsesAnswer(body)
+            table = RESPONSES_TABLE
         elif connection.path == MESSAGES:
             payload, translation = chat_of_message(body), MessagesAnswer()
         else:
             path, payload, translation = TOKENIZE, tokenize_of_message(body), CountAnswer()
+        places = Places(table, payload)
         sent = encode_json(payload)
         scope = _inner_scope(connection, path, len(sent))
-        answer = TranslatedAnswer(connection, translation, path, self._name)
+        answer = TranslatedAnswer(connection, translation, places, path=path, name=self._name)
         await self._app(scope, replay(sent, connection.receive), answer.send)
 
 

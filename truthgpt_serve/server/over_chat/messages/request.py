@@ -16,6 +16,7 @@ from truthgpt_serve.server.over_chat.fields import (
     text_at,
     unsupported_at,
 )
+from truthgpt_serve.server.over_chat.places import noted
 
 Chat = dict[str, Any]
 _SAME = ("model", "max_tokens", "stream", "temperature", "top_p", "top_k")
@@ -54,7 +55,8 @@ def _messages(body: Mapping[str, Any]) -> list[Chat]:
     given = list_at(body.get("messages"), "messages")
     messages: list[Chat] = []
     if body.get("system"):
-        messages.append({"role": "system", "content": _system(body["system"])})
+        system: Chat = {"role": "system", "content": _system(body["system"])}
+        messages.append(noted(system, "system", "system"))
     for index, value in enumerate(given):
         place = f"messages[{index}]"
         message = object_at(value, place)
@@ -64,7 +66,10 @@ def _messages(body: Mapping[str, Any]) -> list[Chat]:
             blocks = [{"type": "text", "text": text_at(blocks, at)}]
         if not blocks and role != "assistant":
             raise bad_field(at, "must not be empty")
-        messages += _assistant(blocks, at) if role == "assistant" else _user(role, blocks, at)
+        if role == "assistant":
+            messages.append(noted(_assistant(blocks, at), "turn", place))
+        else:
+            messages += _user(role, blocks, place)
     if not given:
         raise bad_field("messages", "must not be empty")
     if messages[-1].get("tool_calls"):
@@ -85,7 +90,8 @@ def _merged(messages: list[Chat]) -> list[Chat]:
     merged: list[Chat] = []
     for role, run in groupby(messages, lambda message: message["role"]):
         if role == "user":
-            merged.append({"role": role, "content": _one([message["content"] for message in run])})
+            turns = list(run)
+            merged.append({**turns[0], "content": _one([turn["content"] for turn in turns])})
         else:
             merged += run
     return merged
@@ -129,32 +135,35 @@ def _user(role: str, blocks: list[Any], place: str) -> list[Chat]:
     messages: list[Chat] = []
     parts: list[Chat] = []
     for index, value in enumerate(blocks):
-        at = f"{place}[{index}]"
+        at = f"{place}.content[{index}]"
         block = object_at(value, at)
         if block.get("type") == "tool_result":
-            messages += _joined(role, parts)
+            messages += _joined(role, parts, place)
             parts = []
             messages.append(_result(block, at))
         else:
             parts.append(_user_part(block, at))
-    return [*messages, *_joined(role, parts)]
+    return [*messages, *_joined(role, parts, place)]
 
 
-def _joined(role: str, parts: list[Chat]) -> list[Chat]:
+def _joined(role: str, parts: list[Chat], place: str) -> list[Chat]:
     if not parts:
         return []
+    content: Any = parts
     if all(part["type"] == "text" for part in parts):
-        return [{"role": role, "content": "\n".join(part["text"] for part in parts)}]
-    return [{"role": role, "content": parts}]
+        content = "\n".join(part["text"] for part in parts)
+    return [noted({"role": role, "content": content}, "turn", place)]
 
 
 def _user_part(block: Mapping[str, Any], place: str) -> Chat:
     kind = block.get("type")
     if kind == "text":
-        return {"type": "text", "text": text_at(block.get("text"), f"{place}.text")}
+        text = {"type": "text", "text": text_at(block.get("text"), f"{place}.text")}
+        return noted(text, "text", place)
     source = block.get("source")
     if kind == "image":
-        return {"type": "image_url", "image_url": {"url": _image(source, f"{place}.source")}}
+        image = {"type": "image_url", "image_url": {"url": _image(source, f"{place}.source")}}
+        return noted(image, "image", place)
     if kind == "document" and isinstance(source, dict) and source.get("type") == "text":
         return {"type": "text", "text": text_at(source.get("data"), f"{place}.source.data")}
     raise unsupported_at(f"{place}.type", kind, "this model takes texts, images and tool results")
@@ -176,10 +185,11 @@ def _result(block: Mapping[str, Any], place: str) -> Chat:
     if not content and block.get("is_error"):
         content = "error"
     call_id = text_at(block.get("tool_use_id"), f"{place}.tool_use_id")
-    return {"role": "tool", "tool_call_id": call_id, "content": content}
+    result = {"role": "tool", "tool_call_id": call_id, "content": content}
+    return noted(result, "result", place)
 
 
-def _assistant(blocks: list[Any], place: str) -> list[Chat]:
+def _assistant(blocks: list[Any], place: str) -> Chat:
     texts: list[str] = []
     thoughts: list[str] = []
     calls: list[Chat] = []
@@ -202,18 +212,15 @@ def _assistant(blocks: list[Any], place: str) -> list[Chat]:
     if calls:
         message["tool_calls"] = calls
         message["content"] = message["content"] or None
-    return [message]
+    return message
 
 
 def _call(block: Mapping[str, Any], place: str) -> Chat:
     arguments = encode_json(object_at(block.get("input"), f"{place}.input")).decode()
     name = text_at(block.get("name"), f"{place}.name")
     function = {"name": name, "arguments": arguments}
-    return {
-        "id": text_at(block.get("id"), f"{place}.id"),
-        "type": "function",
-        "function": function,
-    }
+    call_id = text_at(block.get("id"), f"{place}.id")
+    return noted({"id": call_id, "type": "function", "function": function}, "call", place)
 
 
 def _tools(value: Any) -> list[Chat]:

@@ -15,6 +15,7 @@ from truthgpt_serve.server.over_chat.fields import (
     text_at,
     unsupported_at,
 )
+from truthgpt_serve.server.over_chat.places import noted
 from truthgpt_serve.server.text.tools.request import MAX_TOOLS
 
 Chat = dict[str, Any]
@@ -69,10 +70,10 @@ def _messages(body: Mapping[str, Any]) -> list[Chat]:
     messages: list[Chat] = []
     if body.get("instructions"):
         text = text_at(body["instructions"], "instructions")
-        messages.append({"role": "system", "content": text})
+        messages.append(noted({"role": "system", "content": text}, "text", "instructions"))
     given = body.get("input")
     if isinstance(given, str):
-        return [*messages, {"role": "user", "content": given}]
+        return [*messages, noted({"role": "user", "content": given}, "text", "input")]
     if given is None:
         raise bad_field("input", "is required")
     items = list_at(given, "input")
@@ -90,39 +91,40 @@ def _add_item(messages: list[Chat], item: Mapping[str, Any], place: str) -> None
         role = choice_at(item.get("role"), f"{place}.role", _ROLES)
         content = _content(item.get("content"), f"{place}.content", role)
         if role == "assistant":
-            turn = _turn(messages, "content")
+            turn = _turn(messages, place, "content")
             turn["content"] = content
         else:
-            messages.append({"role": role, "content": content})
+            messages.append(noted({"role": role, "content": content}, "turn", place))
     elif kind == "function_call":
-        turn = _turn(messages)
+        turn = _turn(messages, place)
         function = {
             "name": text_at(item.get("name"), f"{place}.name"),
             "arguments": text_at(item.get("arguments"), f"{place}.arguments"),
         }
         call_id = text_at(item.get("call_id"), f"{place}.call_id")
         call = {"id": call_id, "type": "function", "function": function}
-        turn.setdefault("tool_calls", []).append(call)
+        turn.setdefault("tool_calls", []).append(noted(call, "call", place))
     elif kind == "function_call_output":
         call_id = text_at(item.get("call_id"), f"{place}.call_id")
         content = _content(item.get("output"), f"{place}.output", "tool")
-        messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
+        result = {"role": "tool", "tool_call_id": call_id, "content": content}
+        messages.append(noted(result, "result", place))
     elif kind == "reasoning":
         if thoughts := _thoughts(item, place):
-            _turn(messages, "reasoning_content")["reasoning_content"] = thoughts
+            _turn(messages, place, "reasoning_content")["reasoning_content"] = thoughts
     else:
         what = "this model takes messages, function calls, their outputs and reasoning"
         raise unsupported_at(f"{place}.type", kind, what)
 
 
-def _turn(messages: list[Chat], new: str | None = None) -> Chat:
+def _turn(messages: list[Chat], place: str, new: str | None = None) -> Chat:
     """Returns the assistant's message to add to: a new one where the last has the field already."""
     last = messages[-1] if messages else {"role": ""}
     order = ("reasoning_content", "content", "tool_calls")
     behind = () if new is None else order[order.index(new) :]
     if last["role"] == "assistant" and not any(last.get(name) for name in behind):
         return last
-    messages.append({"role": "assistant", "content": None})
+    messages.append(noted({"role": "assistant", "content": None}, "turn", place))
     return messages[-1]
 
 
@@ -153,12 +155,13 @@ def _content(value: Any, place: str, role: str) -> str | list[Chat]:
 def _part(part: Mapping[str, Any], place: str, role: str) -> Chat:
     kind = part.get("type")
     if kind in ("input_text", "output_text", "text"):
-        return {"type": "text", "text": text_at(part.get("text"), f"{place}.text")}
+        text = {"type": "text", "text": text_at(part.get("text"), f"{place}.text")}
+        return noted(text, "part", place)
     if kind == "refusal":
         return {"type": "text", "text": text_at(part.get("refusal"), f"{place}.refusal")}
     if kind == "input_image" and role == "user" and part.get("image_url"):
         image = {"url": text_at(part["image_url"], f"{place}.image_url"), **_detail(part)}
-        return {"type": "image_url", "image_url": image}
+        return noted({"type": "image_url", "image_url": image}, "image", place)
     raise unsupported_at(f"{place}.type", kind, "this model takes texts, and images by address")
 
 
@@ -179,8 +182,11 @@ def _tools(body: Mapping[str, Any]) -> Chat:
         function |= picked(tool, ("description", "parameters", "strict"))
         tools.append({"type": "function", "function": function})
     choice = body.get("tool_choice")
+    if choice is None:
+        return {"tools": tools}
     if not isinstance(choice, dict):
-        return {"tools": tools, **({} if choice is None else {"tool_choice": choice})}
+        words = ("auto", "none", "required")
+        return {"tools": tools, "tool_choice": choice_at(choice, "tool_choice", words)}
     kind = choice.get("type")
     if kind == "function":
         name = text_at(choice.get("name"), "tool_choice.name")
