@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +28,14 @@ STOP_S = 90
 
 
 def echo_config() -> dict[str, Any]:
-    """Returns the smallest Serve file: the router and an echo model."""
+    """Returns the smallest Serve file: a replica of the router, and one of an echo model."""
     echo = {"model": {"family": "echo"}, "hardware": {"cpus": 0.1}}
-    router = {"name": "router", "route_prefix": "/", "import_path": "truthgpt_serve.app:router"}
+    router = {
+        "name": "router",
+        "route_prefix": "/",
+        "import_path": "truthgpt_serve.app:router",
+        "args": {"num_replicas": 1},
+    }
     return {"applications": [model_application("echo", echo), router]}
 
 
@@ -84,6 +89,14 @@ class Shell:
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.1)
         return service
+
+    def wait_for(self, *texts: str, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Waits until the terminal shows these texts."""
+        deadline = time.monotonic() + START_S
+        while any(text not in self.log.read_text() for text in texts):
+            assert time.monotonic() < deadline, (texts, self.log.read_text())
+            meanwhile()
+            time.sleep(0.2)
 
     def kill(self) -> None:
         """Ends what a test has left running: first what would start it again."""
