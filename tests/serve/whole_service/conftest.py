@@ -76,7 +76,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
             *applications_of(weights, adapter, archive),
             router_application(cluster.port),
         ]
-        cluster.deploy(applications)
+        cluster.deploy(applications, by_command=True)
         cluster.wait_until_ready(timeout_s=START_TIMEOUT_S)
         with (
             openai.OpenAI(
