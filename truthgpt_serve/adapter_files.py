@@ -5,6 +5,7 @@ Knows adapters of peft and of Diffusers pipelines.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from truthgpt_serve.model_files import (
     Problem,
     Tensor,
     read_header,
+    read_metadata,
     read_object,
     read_tensors,
 )
@@ -22,6 +24,8 @@ from truthgpt_serve.model_files import (
 TEXT_CONFIG = "adapter_config.json"
 TEXT_WEIGHTS = "adapter_model.safetensors"
 IMAGE_WEIGHTS = "pytorch_lora_weights.safetensors"
+IMAGE_SETTINGS = "lora_adapter_metadata"
+"""Key of that file's metadata: the LoraConfig of each part, as Diffusers writes it."""
 OTHER_BASE = "name an adapter that was trained for this model"
 PEFT_NAMES = {
     "r": "r",
@@ -88,15 +92,20 @@ def find_adapter_problem(folder: Path, base: Path | None, *, is_image: bool) -> 
 
 
 def other_settings(folder: Path, given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yields keys of `model_optim.lora` that an adapter of peft has another value of, with its own.
+    """Yields keys of `model_optim.lora` that an adapter has another value of, with its own.
+
+    Of peft's adapters, and of those for pipelines that say their settings, as runs write them.
 
     Args:
         folder: The adapter's.
         given: The keys that are written, and their values.
     """
     try:
-        settings = read_object(folder / TEXT_CONFIG)
+        image = folder / IMAGE_WEIGHTS
+        settings = _image_settings(image) if image.is_file() else read_object(folder / TEXT_CONFIG)
     except ModelFileError:
+        return
+    if not settings:
         return
     for key, name in PEFT_NAMES.items():
         if key not in given:
@@ -106,6 +115,18 @@ def other_settings(folder: Path, given: Mapping[str, Any]) -> Iterator[tuple[str
             own, wanted = sorted(own), None if wanted is None else sorted(wanted)
         if wanted is not None and (own or False) != (wanted or False):
             yield key, own
+
+
+def _image_settings(file: Path) -> dict[str, Any]:
+    """Returns the settings of the denoiser's adapter, by peft's names; none where it says none."""
+    try:
+        found = json.loads(read_metadata(file).get(IMAGE_SETTINGS, "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    named = [(name.partition("."), value) for name, value in found.items()]
+    return {key: value for (part, _, key), value in named if part in ("unet", "transformer")}
 
 
 def check_base(tensors: Mapping[str, Tensor], base: Path | None) -> Iterator[Problem]:

@@ -95,6 +95,25 @@ def read_header(file: Path) -> dict[str, Tensor]:
     Raises:
         ModelFileError: It cannot be read, is damaged, or was cut off.
     """
+    header, start = _read_header(file)
+    try:
+        return _tensors(file, header, start)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelFileError(f"{file}: is a damaged safetensors file: {error}") from error
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """Returns what the header of a safetensors file says beside its tensors.
+
+    Raises:
+        ModelFileError: It cannot be read, or is damaged.
+    """
+    found = _read_header(file)[0].get("__metadata__", {})
+    return {str(key): str(value) for key, value in found.items()} if found else {}
+
+
+def _read_header(file: Path) -> tuple[dict[str, Any], int]:
+    """Returns the header of a safetensors file, and where the tensors begin."""
     try:
         with file.open("rb") as stream:
             start = stream.read(len(_POINTER))
@@ -107,10 +126,12 @@ def read_header(file: Path) -> dict[str, Tensor]:
                 raise ModelFileError(f"{file}: is not a safetensors file")
             stream.seek(8)
             header = json.loads(stream.read(length))
-        return _tensors(file, header, 8 + length)
+        if not isinstance(header, dict):
+            raise TypeError("its header is no JSON object")
+        return header, 8 + length
     except OSError as error:
         raise ModelFileError(f"{file}: cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ModelFileError(f"{file}: is a damaged safetensors file: {error}") from error
 
 

@@ -12,7 +12,7 @@ import click
 from truthgpt_serve.cli._results.merge import DTYPES
 
 FORMATS = ("safetensors", "onnx", "gguf")
-"""`truthgpt_serve.takeaway.convert.FORMATS`, which `--help` need not import."""
+"""`truthgpt_serve.takeaway.export.FORMATS`, which `--help` need not import."""
 
 
 @click.command()
@@ -45,7 +45,7 @@ def export(
     RUN is a run's folder, or the folder of any adapter or model. Image pipelines become safetensors
     only. `onnx` is served by `family: onnxruntime`, `gguf` read by llama.cpp.
     """
-    from truthgpt_serve.takeaway.convert import export as convert
+    from truthgpt_serve.takeaway.export import export as convert
 
     folder, lines = convert(
         run, to, out=out, base=base, dtype=dtype, max_shard=max_shard, force=force

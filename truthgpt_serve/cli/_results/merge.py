@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 DTYPES = ("float32", "float16", "bfloat16")
-"""`truthgpt_serve.takeaway.convert.DTYPES`, which `--help` need not import."""
+"""`truthgpt_serve.takeaway.whole.DTYPES`, which `--help` need not import."""
 
 
 @click.command()
@@ -36,7 +36,7 @@ def merge(
 
     RUN is a run's folder, or the folder of any adapter of peft or Diffusers. Text and image models.
     """
-    from truthgpt_serve.takeaway.convert import merge as convert
+    from truthgpt_serve.takeaway.merge import merge as convert
 
     folder, lines = convert(run, out=out, base=base, dtype=dtype, max_shard=max_shard, force=force)
     for line in (f"merged into {folder}", *lines):

@@ -7,83 +7,29 @@ networks whose weights are not at hand.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.images.component import Component, refuse_settings
 from truthgpt_serve.training.images.data.image_files import CENTER
 from truthgpt_serve.training.images.data.rows import Batch
 from truthgpt_serve.training.images.data.samples import Source
 from truthgpt_serve.training.images.data.sources import Holder
-from truthgpt_serve.training.images.facts import read_facts
-from truthgpt_serve.training.images.kinds import Kind, create_kind
+from truthgpt_serve.training.images.kinds.base import Kind
+from truthgpt_serve.training.images.kinds.find import create_kind
 from truthgpt_serve.training.images.latent_training import enable_checkpointing
 from truthgpt_serve.training.images.latents import encode_moments, measure_scale, to_signal
 from truthgpt_serve.training.images.loop import Loop
-from truthgpt_serve.training.images.pipelines import find_pipeline, load_pipeline, save_pipeline
-from truthgpt_serve.training.images.workers import open_accelerator
+from truthgpt_serve.training.images.pipelines import load_pipeline, save_pipeline
 from truthgpt_serve.training.job import Monitor, TrainingJob
-from truthgpt_serve.training.plan import Facts
 
 KL_WEIGHT = 1e-4
 """Of the divergence from a standard normal, by latent element: enough that latents do not drift
 apart, little enough that they may say something."""
 MAX_MEASURED = 2048
 """Images whose latents give the scaling factor."""
-
-
-def prepare(job: TrainingJob) -> Facts:
-    """Returns what the plan says of the run; reads rows but no images, configs but no weights.
-
-    Raises:
-        TrainingError: The configuration does not fit the pipeline, or the data cannot be read.
-    """
-    check(job.cfg)
-    return read_facts(job.cfg, find_pipeline(job.cfg), job.folder)
-
-
-def check(cfg: dict[str, Any]) -> None:
-    """Checks what a schema cannot see.
-
-    Raises:
-        TrainingError: A setting is for denoisers only.
-    """
-    training = cfg["training"]
-    denoisers = {
-        "model_optim.lora.enabled": cfg["model_optim"]["lora"]["enabled"],
-        "training.train_text_encoder": training["train_text_encoder"],
-        "training.min_snr_gamma": training["min_snr_gamma"] is not None,
-        "training.caption_dropout": training["caption_dropout"] > 0,
-    }
-    for key, is_set in denoisers.items():
-        if is_set:
-            message = f"{key}: is of no use to training.component: vae"
-            raise TrainingError(f"{message} (remove it, or train the denoiser)")
-
-
-def train(job: TrainingJob, monitor: Monitor) -> None:
-    """Trains, measures the latents' scale, and writes the pipeline to the run's `model/`.
-
-    Raises:
-        TrainingError: The configuration does not fit the pipeline, the data cannot be used, the
-            loss is no number, or the disk is full.
-    """
-    cfg = job.cfg
-    check(cfg)
-    folder = find_pipeline(cfg)
-    accelerator = open_accelerator(cfg)
-    kind = create_kind(load_pipeline(folder, torch.float32, ()), cfg["data"])
-    task = AutoencoderTask(kind, cfg, accelerator.device)
-    holder = Holder(cfg, accelerator, lambda pixels: pixels, bytes_per_row=3 * kind.resolution**2)
-    data, eval_data = holder.open()
-    if not Loop(job, monitor, accelerator, task, data, eval_data).run():
-        return
-    if accelerator.is_main_process:
-        set_scale(kind, data, cfg["training"]["eval_batch_size"], accelerator.device)
-        wanted = cfg["model_optim"]["dtype"]
-        save_pipeline(folder, {"vae": kind.vae}, job.folder, monitor, wanted)
-    accelerator.wait_for_everyone()
 
 
 class _Trainee(torch.nn.Module):  # type: ignore[misc] # torch counts as Any here
@@ -157,3 +103,51 @@ def set_scale(kind: Kind, data: Source, batch_size: int, device: Any) -> None:
     kind.vae.register_to_config(scaling_factor=scale)
     if kind.shifts_latents:
         kind.vae.register_to_config(shift_factor=shift)
+
+
+class AutoencoderComponent(Component[AutoencoderTask]):
+    """`training.component: vae`."""
+
+    def check(self, cfg: dict[str, Any]) -> None:
+        """See `Component`."""
+        training = cfg["training"]
+        refuse_settings(
+            cfg,
+            min_snr_gamma=training["min_snr_gamma"] is not None,
+            caption_dropout=training["caption_dropout"] > 0,
+        )
+
+    def load(self, cfg: dict[str, Any], folder: Path, device: Any) -> Kind:
+        """Returns the pipeline, all of it in float32."""
+        return create_kind(load_pipeline(folder, torch.float32, ()), cfg["data"])
+
+    def create_task(self, kind: Kind, cfg: dict[str, Any], device: Any) -> AutoencoderTask:
+        """See `Component`."""
+        return AutoencoderTask(kind, cfg, device)
+
+    def run(
+        self,
+        job: TrainingJob,
+        monitor: Monitor,
+        accelerator: Any,
+        kind: Kind,
+        task: AutoencoderTask,
+    ) -> bool:
+        """Trains on pixels, then measures the scale of the latents."""
+        cfg, num_bytes = job.cfg, 3 * kind.resolution**2
+        holder = Holder(cfg, accelerator, lambda pixels: pixels, bytes_per_row=num_bytes)
+        data, eval_data = holder.open()
+        if not Loop(job, monitor, accelerator, task, data, eval_data).run():
+            return False
+        if accelerator.is_main_process:
+            set_scale(kind, data, cfg["training"]["eval_batch_size"], accelerator.device)
+        return True
+
+    def save(self, task: AutoencoderTask, folder: Path, job: TrainingJob, monitor: Monitor) -> None:
+        """Writes the pipeline with its new autoencoder."""
+        wanted = job.cfg["model_optim"]["dtype"]
+        save_pipeline(folder, {"vae": task.module.vae}, job.folder, monitor, wanted)
+
+
+_COMPONENT = AutoencoderComponent()
+prepare, train = _COMPONENT.prepare, _COMPONENT.train

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from truthgpt_serve.training.images.kinds import Conditions, Kind
+from truthgpt_serve.training.images.kinds.base import Conditions, Kind
 
 MAX_CAPTION_BYTES = 512 * 2**20
 """Memory that the conditions of captions may take, where text encoders are not trained."""

@@ -9,73 +9,23 @@ import torch
 
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.images.captions import Captioner
+from truthgpt_serve.training.images.component import Component, refuse_settings
 from truthgpt_serve.training.images.data.rows import Batch
-from truthgpt_serve.training.images.facts import kind_of, read_facts
-from truthgpt_serve.training.images.kinds import Conditions, Kind
+from truthgpt_serve.training.images.kinds.base import Conditions, Kind
+from truthgpt_serve.training.images.kinds.find import kind_of
 from truthgpt_serve.training.images.latent_training import (
-    Noised,
     add_noise,
     enable_checkpointing,
-    load_kind,
     move_parts,
-    refuse_settings,
-    run_on_latents,
     score,
 )
+from truthgpt_serve.training.images.objectives import Noised
 from truthgpt_serve.training.images.pipelines import (
     choose_dtype,
     create_controlnet,
-    find_pipeline,
     save_controlnet,
 )
-from truthgpt_serve.training.images.workers import open_accelerator
 from truthgpt_serve.training.job import Monitor, TrainingJob
-from truthgpt_serve.training.plan import Facts
-
-
-def prepare(job: TrainingJob) -> Facts:
-    """Returns what the plan says of the run; reads headers of images, configs but no weights.
-
-    Raises:
-        TrainingError: The configuration does not fit the pipeline, or the data cannot be read.
-    """
-    folder = find_pipeline(job.cfg)
-    check(job.cfg, folder)
-    return read_facts(job.cfg, folder, job.folder)
-
-
-def check(cfg: dict[str, Any], folder: Path) -> None:
-    """Checks what a schema cannot see.
-
-    Raises:
-        TrainingError: A setting is of no use here, or the pipeline takes no ControlNet.
-    """
-    refuse_settings(cfg)
-    kind, index = kind_of(folder)
-    if not kind.takes_controlnet:
-        message = f"training.component: controlnet is not known for {index['_class_name']}"
-        raise TrainingError(f"{message} (it is for Stable Diffusion 1, 2 and XL)")
-
-
-def train(job: TrainingJob, monitor: Monitor) -> None:
-    """Trains, and writes the ControlNet to the run's `model/`.
-
-    Raises:
-        TrainingError: The configuration does not fit the pipeline, the data cannot be used, the
-            loss is no number, or the disk is full.
-    """
-    cfg = job.cfg
-    folder = find_pipeline(cfg)
-    check(cfg, folder)
-    accelerator = open_accelerator(cfg)
-    kind = load_kind(cfg, folder, (), accelerator.device)
-    task = ControlNetTask(kind, cfg, accelerator.device)
-    if not run_on_latents(job, monitor, accelerator, kind, task):
-        return
-    if accelerator.is_main_process:
-        dtype = choose_dtype(cfg["model_optim"]["dtype"], folder, kind.denoiser_name)
-        save_controlnet(task.controlnet.to(dtype), job.folder, monitor)
-    accelerator.wait_for_everyone()
 
 
 class _Trainee(torch.nn.Module):  # type: ignore[misc] # torch counts as Any here
@@ -98,10 +48,8 @@ class _Trainee(torch.nn.Module):  # type: ignore[misc] # torch counts as Any her
         dtype = self._kind.denoiser.dtype
         return self._kind.predict(
             self._kind.denoiser,
-            noised.noisy,
-            noised.timesteps,
+            noised,
             told,
-            noised.places,
             down_block_additional_residuals=[one.to(dtype) for one in down],
             mid_block_additional_residual=mid.to(dtype),
         )
@@ -116,12 +64,13 @@ class ControlNetTask:
         device: Where to train.
 
     Attributes:
+        kind: Of the pipeline.
         controlnet: What is trained; it begins with the weights of the UNet's first half.
     """
 
     def __init__(self, kind: Kind, cfg: dict[str, Any], device: Any) -> None:
         training, optim = cfg["training"], cfg["model_optim"]
-        self._kind = kind
+        self.kind = kind
         self._objective = kind.objective(training["min_snr_gamma"])
         self.latent_shape = kind.latent_shape
         self.controlnet = create_controlnet(kind.denoiser, kind.vae.config).float()
@@ -141,7 +90,35 @@ class ControlNetTask:
 
     def losses(self, module: Any, batch: Batch) -> Any:
         """Returns the loss of each example; see `TrainingTask`."""
-        noised = add_noise(self._kind, self._objective, batch)
+        noised = add_noise(self.kind, self._objective, batch)
         hints = batch["conditioning"].float() / 255
         output = module(noised, self._captioner(noised.captions), hints)
         return score(self._objective, output, noised, len(batch["captions"]), 0.0)
+
+
+class ControlNetComponent(Component[ControlNetTask]):
+    """`training.component: controlnet`."""
+
+    def check(self, cfg: dict[str, Any]) -> None:
+        """See `Component`."""
+        refuse_settings(cfg)
+
+    def check_pipeline(self, cfg: dict[str, Any], folder: Path) -> None:
+        """Raises `TrainingError` for a pipeline that takes no ControlNet."""
+        kind, index = kind_of(folder)
+        if not kind.takes_controlnet:
+            message = f"training.component: controlnet is not known for {index['_class_name']}"
+            raise TrainingError(f"{message} (it is for Stable Diffusion 1, 2 and XL)")
+
+    def create_task(self, kind: Kind, cfg: dict[str, Any], device: Any) -> ControlNetTask:
+        """See `Component`."""
+        return ControlNetTask(kind, cfg, device)
+
+    def save(self, task: ControlNetTask, folder: Path, job: TrainingJob, monitor: Monitor) -> None:
+        """Writes the ControlNet."""
+        dtype = choose_dtype(job.cfg["model_optim"]["dtype"], folder, task.kind.denoiser_name)
+        save_controlnet(task.controlnet.to(dtype), job.folder, monitor)
+
+
+_COMPONENT = ControlNetComponent()
+prepare, train = _COMPONENT.prepare, _COMPONENT.train

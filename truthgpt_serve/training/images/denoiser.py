@@ -5,106 +5,35 @@ The latents come from the pipeline's own autoencoder, which stays as it is.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.training_utils import cast_training_params
-from peft import LoraConfig, get_peft_model_state_dict
 
 from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.images.adapters import (
+    ADAPTER,
+    adapter_weights,
+    add_trained,
+    trained_names,
+)
 from truthgpt_serve.training.images.captions import Captioner
+from truthgpt_serve.training.images.component import Component
 from truthgpt_serve.training.images.data.rows import Batch
-from truthgpt_serve.training.images.facts import read_facts
-from truthgpt_serve.training.images.kinds import Kind
+from truthgpt_serve.training.images.kinds.base import Kind
+from truthgpt_serve.training.images.kinds.find import kind_of
 from truthgpt_serve.training.images.latent_training import (
-    Noised,
     add_noise,
     enable_checkpointing,
     load_kind,
     move_parts,
-    run_on_latents,
     score,
 )
-from truthgpt_serve.training.images.pipelines import (
-    choose_dtype,
-    find_pipeline,
-    save_adapter,
-    save_pipeline,
-)
+from truthgpt_serve.training.images.loading import check_quantization
+from truthgpt_serve.training.images.objectives import Noised
+from truthgpt_serve.training.images.pipelines import choose_dtype, save_adapter, save_pipeline
 from truthgpt_serve.training.images.prior import make_prior
-from truthgpt_serve.training.images.workers import open_accelerator
 from truthgpt_serve.training.job import Monitor, TrainingJob
-from truthgpt_serve.training.memory.lora import lora_arguments
-from truthgpt_serve.training.plan import Facts
-
-ADAPTER = "default"
-"""peft's name of the adapter that is trained."""
-
-
-def prepare(job: TrainingJob) -> Facts:
-    """Returns what the plan says of the run; reads rows but no images, configs but no weights.
-
-    Raises:
-        TrainingError: The configuration does not fit the pipeline, or the data cannot be read.
-    """
-    check(job.cfg)
-    return read_facts(job.cfg, find_pipeline(job.cfg), job.folder)
-
-
-def check(cfg: dict[str, Any]) -> None:
-    """Checks what a schema cannot see.
-
-    Raises:
-        TrainingError: Two settings contradict each other.
-    """
-    if cfg["model_optim"]["lora"]["enabled"] and cfg["training"]["train_text_encoder"]:
-        message = "training.train_text_encoder: an adapter is trained for the denoiser only"
-        raise TrainingError(f"{message} (remove it, or set model_optim.lora.enabled: false)")
-    if cfg["model"]["adapter"]:
-        fix = "remove it, or make one model of both first: truthgpt merge"
-        raise TrainingError(f"model.adapter: image adapters are not trained further ({fix})")
-    if cfg["model_optim"]["quantization"] is not None:
-        message = "model_optim.quantization: image models are trained in full precision"
-        raise TrainingError(f"{message} (remove it for training)")
-    if cfg["model_optim"]["lora"]["modules_to_save"]:
-        message = "model_optim.lora.modules_to_save: Diffusers' adapters have no whole modules"
-        raise TrainingError(f"{message} (remove it)")
-
-
-def train(job: TrainingJob, monitor: Monitor) -> None:
-    """Trains, and writes the result to the run's `model/` unless it was asked to stop.
-
-    Raises:
-        TrainingError: The configuration does not fit the pipeline, the data cannot be used, the
-            loss is no number, or the disk is full.
-    """
-    cfg = job.cfg
-    check(cfg)
-    folder = find_pipeline(cfg)
-    train_encoders = cfg["training"]["train_text_encoder"]
-    accelerator = open_accelerator(cfg, find_unused=train_encoders)
-    if not make_prior(cfg, folder, job.folder, accelerator, monitor):
-        return
-    trained: tuple[str, ...] = ()
-    if not cfg["model_optim"]["lora"]["enabled"]:
-        trained = ("unet", "transformer")
-    if train_encoders:
-        trained = (*trained, "text_encoder", "text_encoder_2")
-    kind = load_kind(cfg, folder, trained, accelerator.device)
-    task = DenoiserTask(kind, cfg, accelerator.device)
-    if not run_on_latents(job, monitor, accelerator, kind, task):
-        return
-    if accelerator.is_main_process:
-        wanted = cfg["model_optim"]["dtype"]
-        if cfg["model_optim"]["lora"]["enabled"]:
-            denoiser, dtype = kind.denoiser, choose_dtype(wanted, folder, kind.denoiser_name)
-            weights = get_peft_model_state_dict(denoiser, adapter_name=ADAPTER)
-            weights = {name: one.to("cpu", dtype) for name, one in weights.items()}
-            settings = denoiser.peft_config[ADAPTER]
-            save_adapter(kind.pipeline, kind.denoiser_name, weights, settings, job.folder, monitor)
-        else:
-            save_pipeline(folder, task.trained_parts, job.folder, monitor, wanted)
-    accelerator.wait_for_everyone()
 
 
 class _Trainee(torch.nn.Module):  # type: ignore[misc] # torch counts as Any here
@@ -120,8 +49,7 @@ class _Trainee(torch.nn.Module):  # type: ignore[misc] # torch counts as Any her
     def forward(self, noised: Noised, told: Any) -> Any:
         """Returns the denoiser's output; `told` is None where captions are encoded here."""
         conditions = self._captioner(noised.captions) if self._captioner is not None else told
-        given = (noised.noisy, noised.timesteps, conditions, noised.places)
-        return self._kind.predict(self._kind.denoiser, *given)
+        return self._kind.predict(self._kind.denoiser, noised, conditions)
 
 
 class DenoiserTask:
@@ -131,25 +59,26 @@ class DenoiserTask:
         kind: Of the pipeline, on the CPU; its parts are moved to the device.
         cfg: The configuration.
         device: Where to train.
+
+    Attributes:
+        kind: Of the pipeline.
+        trained_parts: Modules whose weights, or the adapter in them, are trained, by name.
     """
 
     def __init__(self, kind: Kind, cfg: dict[str, Any], device: Any) -> None:
         training, optim = cfg["training"], cfg["model_optim"]
-        self._kind = kind
+        self.kind = kind
         self._objective = kind.objective(training["min_snr_gamma"])
         self._prior_weight = training["prior"]["weight"] if training["prior"] else 0.0
         self.latent_shape = kind.latent_shape
-        move_parts(kind, device)
-        self.trained_parts = {kind.denoiser_name: kind.denoiser}
         if optim["lora"]["enabled"]:
-            add_adapter(kind, optim["lora"])
+            self.trained_parts = add_trained(kind, cfg)
         else:
-            kind.denoiser.requires_grad_(True)
-        if training["train_text_encoder"]:
-            for name in kind.trained_encoder_names:
-                part = getattr(kind.pipeline, name)
+            names = trained_names(type(kind), cfg)
+            self.trained_parts = {name: getattr(kind.pipeline, name) for name in names}
+            for part in self.trained_parts.values():
                 part.requires_grad_(True)
-                self.trained_parts[name] = part
+        move_parts(kind, device)
         for part in self.trained_parts.values():
             part.train()
             if optim["gradient_checkpointing"]:
@@ -163,24 +92,57 @@ class DenoiserTask:
 
     def losses(self, module: Any, batch: Batch) -> Any:
         """Returns the loss of each example; see `TrainingTask`."""
-        noised = add_noise(self._kind, self._objective, batch)
+        noised = add_noise(self.kind, self._objective, batch)
         told = None if len(self.trained_parts) > 1 else self._captioner(noised.captions)
         output = module(noised, told)
         count = len(batch["captions"])
         return score(self._objective, output, noised, count, self._prior_weight)
 
 
-def add_adapter(kind: Kind, lora: dict[str, Any]) -> None:
-    """Adds a LoRA adapter, whose weights alone are trained, in float32.
+class DenoiserComponent(Component[DenoiserTask]):
+    """`training.component: denoiser`."""
 
-    Raises:
-        TrainingError: The denoiser has no layers of the names that are asked for.
-    """
-    layers = lora["target_modules"] or kind.lora_layers
-    settings = LoraConfig(**lora_arguments(lora), target_modules=list(layers))
-    try:
-        kind.denoiser.add_adapter(settings, adapter_name=ADAPTER)
-    except ValueError as error:
-        message = f"model_optim.lora.target_modules: {error}"
-        raise TrainingError(f"{message} (usual are {', '.join(kind.lora_layers)})") from error
-    cast_training_params(kind.denoiser, dtype=torch.float32)
+    def check(self, cfg: dict[str, Any]) -> None:
+        """See `Component`."""
+        hardware = cfg["hardware"]
+        check_quantization(cfg, on_cpu=hardware["device"] == "cpu" or hardware["gpus"] == 0)
+        if cfg["model_optim"]["lora"]["modules_to_save"]:
+            message = "model_optim.lora.modules_to_save: Diffusers' adapters have no whole modules"
+            raise TrainingError(f"{message} (remove it)")
+
+    def may_leave_out(self, cfg: dict[str, Any]) -> bool:
+        """The last layers of a text encoder are not read by all pipelines."""
+        return bool(cfg["training"]["train_text_encoder"])
+
+    def begin(self, job: TrainingJob, folder: Path, accelerator: Any, monitor: Monitor) -> bool:
+        """Makes the images of the class that are missing."""
+        return make_prior(job.cfg, folder, job.folder, accelerator, monitor)
+
+    def load(self, cfg: dict[str, Any], folder: Path, device: Any) -> Kind:
+        """Returns the pipeline, with the adapters that stay in its weights."""
+        trained: tuple[str, ...] = ()
+        if not cfg["model_optim"]["lora"]["enabled"]:
+            trained = trained_names(kind_of(folder)[0], cfg)
+        return load_kind(cfg, folder, trained, device)
+
+    def create_task(self, kind: Kind, cfg: dict[str, Any], device: Any) -> DenoiserTask:
+        """See `Component`."""
+        return DenoiserTask(kind, cfg, device)
+
+    def save(self, task: DenoiserTask, folder: Path, job: TrainingJob, monitor: Monitor) -> None:
+        """Writes the adapter, or the whole pipeline."""
+        wanted = job.cfg["model_optim"]["dtype"]
+        if not job.cfg["model_optim"]["lora"]["enabled"]:
+            save_pipeline(folder, task.trained_parts, job.folder, monitor, wanted)
+            return
+        weights, settings = {}, {}
+        for name, part in task.trained_parts.items():
+            dtype = choose_dtype(wanted, folder, name)
+            trained = adapter_weights(part)
+            weights[name] = {key: one.to("cpu", dtype) for key, one in trained.items()}
+            settings[name] = part.peft_config[ADAPTER]
+        save_adapter(task.kind.pipeline, weights, settings, job.folder, monitor)
+
+
+_COMPONENT = DenoiserComponent()
+prepare, train = _COMPONENT.prepare, _COMPONENT.train

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 import transformers
 from accelerate import init_empty_weights
-from peft import LoraConfig
 
-from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.images.adapters import (
+    add_fresh,
+    check_kept,
+    read_adapter,
+    trained_names,
+)
 from truthgpt_serve.training.images.data.load import load_images
-from truthgpt_serve.training.images.kinds import KINDS, Kind, vae_factor
-from truthgpt_serve.training.images.pipelines import INDEX, create_controlnet
+from truthgpt_serve.training.images.kinds.base import Kind, vae_factor
+from truthgpt_serve.training.images.kinds.find import kind_of
+from truthgpt_serve.training.images.pipelines import create_controlnet
 from truthgpt_serve.training.images.prior import find_prior
-from truthgpt_serve.training.memory.lora import lora_arguments
+from truthgpt_serve.training.memory.lora import adapter_to_continue
 from truthgpt_serve.training.memory.optimizers import state_bytes
+from truthgpt_serve.training.memory.quantization import (
+    Quantization,
+    find_quantization,
+    quantized_note,
+)
 from truthgpt_serve.training.plan import FLOAT_BYTES, Facts
 
 ACTIVATIONS = 40
@@ -43,7 +53,11 @@ def read_facts(cfg: dict[str, Any], folder: Path, run: Path) -> Facts:
     }
     kind.check_sizes(cfg["data"], parts["vae"].config)
     counts = {name: _count(part) for name, part in parts.items()}
-    main, trained, added = _count_trained(cfg, parts, kind)
+    saved, notes = 0, []
+    if (quantization := find_quantization(cfg)) is not None:
+        notes = [quantized_note(cfg["model_optim"]["quantization"], quantization)]
+        saved = _saved_bytes(parts[kind.denoiser_name], quantization)
+    main, trained, added = _count_trained(cfg, parts, kind, index)
     total = sum(counts.values()) + added
     sources: list[str] = []
     images, held_out = load_images(cfg, sources)
@@ -56,31 +70,18 @@ def read_facts(cfg: dict[str, Any], folder: Path, run: Path) -> Facts:
         num_units=len(images),
         num_parameters=total,
         num_trainable=trained,
-        weight_bytes=total * FLOAT_BYTES,
+        weight_bytes=total * FLOAT_BYTES - saved,
         activation_bytes=_estimate_activations(cfg, main.config, parts["vae"].config),
         optimizer_bytes=state_bytes(cfg["training"], trained),
         sources=sources,
+        notes=notes,
         num_eval_examples=0 if held_out is None else len(held_out),
         size_counts=sizes if len(sizes) > 1 else (),
     )
 
 
-def kind_of(folder: Path) -> tuple[type[Kind], dict[str, Any]]:
-    """Returns the kind of a pipeline's folder, and its index of parts.
-
-    Raises:
-        TrainingError: Pipelines of this class cannot be trained.
-    """
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    kind = KINDS.get(index["_class_name"])
-    if kind is None:
-        message = f"model.name_or_path: {index['_class_name']} cannot be trained"
-        raise TrainingError(f"{message} (these can: {', '.join(KINDS)})")
-    return kind, index
-
-
 def _count_trained(
-    cfg: dict[str, Any], parts: dict[str, Any], kind: type[Kind]
+    cfg: dict[str, Any], parts: dict[str, Any], kind: type[Kind], index: dict[str, Any]
 ) -> tuple[Any, int, int]:
     """Returns the module that computes most, how many weights are trained, how many are new."""
     training, denoiser = cfg["training"], parts[kind.denoiser_name]
@@ -96,16 +97,22 @@ def _count_trained(
         encoders = [parts[name] for name in kind.encoder_names]
         new = vectors * sum(one.get_input_embeddings().embedding_dim for one in encoders)
         return denoiser, new, new
+    names = trained_names(kind, cfg)
     if cfg["model_optim"]["lora"]["enabled"]:
-        new = _count_adapter(denoiser, cfg["model_optim"]["lora"], kind)
+        new = count_adapter({name: parts[name] for name in names}, cfg, kind, index["_class_name"])
         return denoiser, new, new
-    names = [kind.denoiser_name]
-    names += kind.trained_encoder_names if training["train_text_encoder"] else ()
     return denoiser, sum(_count(parts[name]) for name in names), 0
 
 
 def _count(part: Any) -> int:
     return sum(one.numel() for one in part.parameters())
+
+
+def _saved_bytes(denoiser: Any, quantization: Quantization) -> int:
+    """Returns the memory that quantized weights of linear layers save."""
+    linear = [layer for layer in denoiser.modules() if isinstance(layer, torch.nn.Linear)]
+    numbers = sum(layer.weight.numel() for layer in linear)
+    return int(numbers * (FLOAT_BYTES - quantization.weight_bytes))
 
 
 def _create_empty(folder: Path, library: str, name: str) -> Any:
@@ -118,16 +125,33 @@ def _create_empty(folder: Path, library: str, name: str) -> Any:
         return cls.from_config(cls.load_config(folder))
 
 
-def _count_adapter(denoiser: Any, lora: dict[str, Any], kind: type[Kind]) -> int:
-    layers = lora["target_modules"] or kind.lora_layers
-    before = _count(denoiser)
-    try:
-        with init_empty_weights():
-            denoiser.add_adapter(LoraConfig(**lora_arguments(lora), target_modules=list(layers)))
-    except ValueError as error:
-        message = f"model_optim.lora.target_modules: {error}"
-        raise TrainingError(f"{message} (usual are {', '.join(kind.lora_layers)})") from error
-    return _count(denoiser) - before
+def count_adapter(
+    parts: dict[str, Any], cfg: dict[str, Any], kind: type[Kind], pipeline_class: str
+) -> int:
+    """Returns how many weights the trained adapter has.
+
+    Args:
+        parts: Empty modules of what is trained, by name.
+        cfg: The configuration.
+        kind: Of the pipeline.
+        pipeline_class: Name of its class.
+
+    Raises:
+        TrainingError: It does not fit the pipeline.
+    """
+    path, count = adapter_to_continue(cfg), 0
+    saved: set[str] = set()
+    if path is not None:
+        weights = read_adapter(getattr(diffusers, pipeline_class), path)
+        check_kept(path, weights, parts)
+        saved = {name.partition(".")[0] for name in weights}
+        count = sum(one.numel() for one in weights.values())
+    with init_empty_weights():
+        for name in parts.keys() - saved:
+            before = _count(parts[name])
+            add_fresh(parts[name], name, kind, cfg["model_optim"]["lora"])
+            count += _count(parts[name]) - before
+    return count
 
 
 def _estimate_activations(cfg: dict[str, Any], main: Any, vae: Any) -> int:

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.images.data.rows import Batch
 from truthgpt_serve.training.images.data.sources import Holder
-from truthgpt_serve.training.images.kinds import Kind, create_kind
+from truthgpt_serve.training.images.kinds.base import Kind
+from truthgpt_serve.training.images.kinds.find import create_kind
 from truthgpt_serve.training.images.latents import draw_latents, encode_moments
+from truthgpt_serve.training.images.loading import load_frozen
 from truthgpt_serve.training.images.loop import Loop, TrainingTask
-from truthgpt_serve.training.images.objectives import Objective
-from truthgpt_serve.training.images.pipelines import PRECISIONS, load_pipeline
+from truthgpt_serve.training.images.objectives import Noised, Objective
 from truthgpt_serve.training.images.prior import load_prior
 from truthgpt_serve.training.job import Monitor, TrainingJob
 
 
 def load_kind(cfg: Mapping[str, Any], folder: Any, trained: tuple[str, ...], device: Any) -> Kind:
     """Returns the pipeline of a folder, on the CPU, in the number formats of training.
+
+    The adapters of `model.adapter` that stay are in its weights.
 
     Args:
         cfg: The configuration.
@@ -33,11 +34,9 @@ def load_kind(cfg: Mapping[str, Any], folder: Any, trained: tuple[str, ...], dev
     Raises:
         TrainingError: It cannot be loaded, or not be trained.
     """
-    precision = PRECISIONS[cfg["training"]["mixed_precision"]]
-    # What is not trained needs no more than the format that it is computed in; a CPU computes
-    # slowly in the short ones. The autoencoder overflows in fp16, and runs only once.
-    frozen = precision if device.type == "cuda" else torch.float32
-    return create_kind(load_pipeline(folder, frozen, ("vae", *trained)), cfg["data"])
+    # The autoencoder overflows in fp16, and runs only once.
+    pipeline = load_frozen(cfg, folder, ("vae", *trained), device)
+    return create_kind(pipeline, cfg["data"])
 
 
 def move_parts(kind: Kind, device: Any) -> None:
@@ -46,29 +45,6 @@ def move_parts(kind: Kind, device: Any) -> None:
         part = getattr(kind.pipeline, name, None)
         if part is not None:
             part.to(device)
-
-
-@dataclass(frozen=True, slots=True)
-class Noised:
-    """A batch with its noise.
-
-    Attributes:
-        latents: Shape (batch, channels, height, width), as the denoiser sees them.
-        noise: Of the same shape.
-        levels: Shape (batch,).
-        noisy: Latents and noise, mixed.
-        timesteps: Shape (batch,).
-        places: Float32 of shape (batch, 6); see `Loaded.place`.
-        captions: Of each example; None where it is dropped.
-    """
-
-    latents: Any
-    noise: Any
-    levels: Any
-    noisy: Any
-    timesteps: Any
-    places: Any
-    captions: list[str | None]
 
 
 def add_noise(kind: Kind, objective: Objective, batch: Batch) -> Noised:
@@ -146,20 +122,3 @@ def enable_checkpointing(part: Any) -> None:
         part.enable_gradient_checkpointing()
     else:
         part.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-def refuse_settings(cfg: Mapping[str, Any]) -> None:
-    """Refuses what is for the denoiser only, where another component is trained.
-
-    Raises:
-        TrainingError: Such a setting is there.
-    """
-    component = cfg["training"]["component"]
-    denoisers = {
-        "model_optim.lora.enabled": cfg["model_optim"]["lora"]["enabled"],
-        "training.train_text_encoder": cfg["training"]["train_text_encoder"],
-    }
-    for key, is_set in denoisers.items():
-        if is_set:
-            message = f"{key}: is of no use to training.component: {component}"
-            raise TrainingError(f"{message} (remove it, or train the denoiser)")

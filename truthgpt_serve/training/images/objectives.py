@@ -7,6 +7,7 @@ evaluation.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,29 @@ from diffusers.training_utils import compute_snr
 from truthgpt_serve.training.errors import TrainingError
 
 PREDICTIONS = ("epsilon", "v_prediction")
+
+
+@dataclass(frozen=True, slots=True)
+class Noised:
+    """A batch with its noise.
+
+    Attributes:
+        latents: Shape (batch, channels, height, width), as the denoiser sees them.
+        noise: Of the same shape.
+        levels: Shape (batch,).
+        noisy: Latents and noise, mixed.
+        timesteps: Shape (batch,).
+        places: Float32 of shape (batch, 6); see `Loaded.place`.
+        captions: Of each example; None where it is dropped.
+    """
+
+    latents: Any
+    noise: Any
+    levels: Any
+    noisy: Any
+    timesteps: Any
+    places: Any
+    captions: list[str | None]
 
 
 class Objective(Protocol):

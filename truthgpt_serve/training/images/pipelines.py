@@ -23,7 +23,6 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 _STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 HINT_CHANNELS = (16, 32, 96, 256)
 """Channels of the convolutions that a ControlNet sees its image through, as Diffusers has them."""
-PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def find_pipeline(cfg: Mapping[str, Any]) -> Path:
@@ -52,21 +51,28 @@ def find_pipeline(cfg: Mapping[str, Any]) -> Path:
     return folder
 
 
-def load_pipeline(folder: Path, frozen: Any, exact: tuple[str, ...]) -> Any:
+def load_pipeline(
+    folder: Path, frozen: Any, exact: tuple[str, ...], quantized: Mapping[str, Any] | None = None
+) -> Any:
     """Returns the pipeline on the CPU.
 
     Args:
         folder: Of the pipeline.
         frozen: Number format of the parts that are not trained.
         exact: Names of the parts that are loaded in float32.
+        quantized: How parts are quantized, by name.
 
     Raises:
         TrainingError: It cannot be loaded.
     """
     dtypes = {"default": frozen, **dict.fromkeys(exact, torch.float32)}
+    more = {}
+    if quantized:
+        mapping = diffusers.PipelineQuantizationConfig(quant_mapping=dict(quantized))
+        more = {"quantization_config": mapping}
     try:
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
-            folder, dtype=dtypes, trust_remote_code=False
+            folder, dtype=dtypes, trust_remote_code=False, **more
         )
     except (OSError, ValueError, ImportError, RuntimeError, TypeError) as error:
         message = f"{str(folder)!r} cannot be loaded as a Diffusers pipeline: {error}"
@@ -123,25 +129,29 @@ def save_pipeline(
 
 
 def save_adapter(
-    pipeline: Any, part: str, weights: Mapping[str, Any], settings: Any, run: Path, monitor: Monitor
+    pipeline: Any,
+    weights: Mapping[str, Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    run: Path,
+    monitor: Monitor,
 ) -> None:
     """Writes the run's result: an adapter, as Diffusers saves and loads them.
 
     Args:
         pipeline: Of the class that the adapter is for.
-        part: Name of the denoiser.
-        weights: As peft names them, in the number format of the result.
-        settings: The adapter's LoraConfig, which is saved beside the weights.
+        weights: Of each part, as peft names them, in the number format of the result.
+        settings: LoraConfig of each part, which is saved beside the weights.
         run: The run's folder.
         monitor: Checks the disk.
 
     Raises:
         TrainingError: The disk is full.
     """
-    monitor.check_space(sum(one.numel() * one.element_size() for one in weights.values()))
+    tensors = [one for part in weights.values() for one in part.values()]
+    monitor.check_space(sum(one.numel() * one.element_size() for one in tensors))
     unfinished = begin_result(run)
-    layers = {f"{part}_lora_layers": dict(weights)}
-    facts = {f"{part}_lora_adapter_metadata": settings.to_dict()}
+    layers = {f"{part}_lora_layers": dict(found) for part, found in weights.items()}
+    facts = {f"{part}_lora_adapter_metadata": one.to_dict() for part, one in settings.items()}
     type(pipeline).save_lora_weights(unfinished, **layers, **facts)
     replace_folder(unfinished, run / MODEL)
 

@@ -19,7 +19,7 @@ from truthgpt_serve.training.images.data.buckets import one_shape
 from truthgpt_serve.training.images.data.image_files import Size
 from truthgpt_serve.training.images.data.inspection import Columns
 from truthgpt_serve.training.images.data.rows import ImageRows
-from truthgpt_serve.training.images.pipelines import PRECISIONS, load_pipeline
+from truthgpt_serve.training.images.loading import load_frozen
 from truthgpt_serve.training.job import Monitor
 
 FOLDER = "prior"
@@ -140,9 +140,7 @@ class _Painter:
     """The pipeline in one number format; it is gone when training begins."""
 
     def __init__(self, cfg: Mapping[str, Any], folder: Path, device: Any) -> None:
-        precision = PRECISIONS[cfg["training"]["mixed_precision"]]
-        dtype = precision if device.type == "cuda" else torch.float32
-        self._pipeline = load_pipeline(folder, dtype, ()).to(device)
+        self._pipeline = load_frozen(cfg, folder, (), device).to(device)
         self._pipeline.set_progress_bar_config(disable=True)
         if getattr(self._pipeline, "safety_checker", None) is not None:
             # It would put black images in the place of some.

@@ -9,94 +9,25 @@ import torch
 
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.images.captions import Captioner
+from truthgpt_serve.training.images.component import Component, refuse_settings
 from truthgpt_serve.training.images.data.rows import Batch
-from truthgpt_serve.training.images.facts import kind_of, read_facts
-from truthgpt_serve.training.images.kinds import Kind
+from truthgpt_serve.training.images.kinds.base import Kind
+from truthgpt_serve.training.images.kinds.find import kind_of
 from truthgpt_serve.training.images.latent_training import (
-    Noised,
     add_noise,
     enable_checkpointing,
-    load_kind,
     move_parts,
-    refuse_settings,
-    run_on_latents,
     score,
 )
-from truthgpt_serve.training.images.pipelines import find_pipeline, save_words
+from truthgpt_serve.training.images.objectives import Noised
+from truthgpt_serve.training.images.pipelines import save_words
 from truthgpt_serve.training.images.words import (
     add_words,
     check_words,
     load_tokenizer,
     tokenizer_of,
 )
-from truthgpt_serve.training.images.workers import open_accelerator
 from truthgpt_serve.training.job import Monitor, TrainingJob
-from truthgpt_serve.training.plan import Facts
-
-
-def prepare(job: TrainingJob) -> Facts:
-    """Returns what the plan says of the run; reads rows and tokenizers, but no weights.
-
-    Raises:
-        TrainingError: The configuration does not fit the pipeline, or the data cannot be read.
-    """
-    check(job.cfg)
-    folder = find_pipeline(job.cfg)
-    check_word(job.cfg, folder)
-    return read_facts(job.cfg, folder, job.folder)
-
-
-def check(cfg: dict[str, Any]) -> None:
-    """Checks what a schema cannot see.
-
-    Raises:
-        TrainingError: A setting is of no use here, or a caption does not have the word.
-    """
-    refuse_settings(cfg)
-    word, given = cfg["training"]["textual_inversion"]["placeholder"], cfg["data"]["caption"]
-    captions = [given] if isinstance(given, str) else given or []
-    for caption in captions:
-        if word not in caption:
-            message = f"data.caption: {caption!r} does not have the placeholder {word!r}"
-            raise TrainingError(f"{message} (nothing would be learned from it: add it)")
-
-
-def check_word(cfg: dict[str, Any], folder: Path) -> None:
-    """Checks the word against the pipeline's tokenizers.
-
-    Raises:
-        TrainingError: The pipeline takes no learned words, or this is none.
-    """
-    kind, index = kind_of(folder)
-    if not kind.learns_words:
-        message = f"training.component: textual_inversion is not known for {index['_class_name']}"
-        raise TrainingError(f"{message} (it is for Stable Diffusion 1, 2 and XL)")
-    for name in kind.encoder_names:
-        check_words(load_tokenizer(folder, name, index), cfg["training"]["textual_inversion"])
-
-
-def train(job: TrainingJob, monitor: Monitor) -> None:
-    """Trains, and writes the rows of the word to the run's `model/`.
-
-    Raises:
-        TrainingError: The configuration does not fit the pipeline, the data cannot be used, the
-            loss is no number, or the disk is full.
-    """
-    cfg = job.cfg
-    check(cfg)
-    folder = find_pipeline(cfg)
-    check_word(cfg, folder)
-    # A batch whose captions are all dropped does not have the word.
-    accelerator = open_accelerator(cfg, find_unused=cfg["training"]["caption_dropout"] > 0)
-    kind = load_kind(cfg, folder, (), accelerator.device)
-    task = WordTask(kind, cfg, accelerator.device)
-    if not run_on_latents(job, monitor, accelerator, kind, task):
-        return
-    if accelerator.is_main_process:
-        word = cfg["training"]["textual_inversion"]["placeholder"]
-        rows = {name: one.learned.weight for name, one in task.words.items()}
-        save_words(word, rows, job.folder, monitor)
-    accelerator.wait_for_everyone()
 
 
 class _Trainee(torch.nn.Module):  # type: ignore[misc] # torch counts as Any here
@@ -111,8 +42,7 @@ class _Trainee(torch.nn.Module):  # type: ignore[misc] # torch counts as Any her
     def forward(self, noised: Noised) -> Any:
         """Returns the denoiser's output."""
         conditions = self._captioner(noised.captions)
-        given = (noised.noisy, noised.timesteps, conditions, noised.places)
-        return self._kind.predict(self._kind.denoiser, *given)
+        return self._kind.predict(self._kind.denoiser, noised, conditions)
 
 
 class WordTask:
@@ -157,3 +87,45 @@ class WordTask:
         noised = add_noise(self._kind, self._objective, batch)
         count = len(batch["captions"])
         return score(self._objective, module(noised), noised, count, 0.0)
+
+
+class WordComponent(Component[WordTask]):
+    """`training.component: textual_inversion`."""
+
+    def check(self, cfg: dict[str, Any]) -> None:
+        """See `Component`; a caption of the configuration must have the word."""
+        refuse_settings(cfg)
+        word, given = cfg["training"]["textual_inversion"]["placeholder"], cfg["data"]["caption"]
+        captions = [given] if isinstance(given, str) else given or []
+        for caption in captions:
+            if word not in caption:
+                message = f"data.caption: {caption!r} does not have the placeholder {word!r}"
+                raise TrainingError(f"{message} (nothing would be learned from it: add it)")
+
+    def check_pipeline(self, cfg: dict[str, Any], folder: Path) -> None:
+        """Raises `TrainingError` for a pipeline that takes no words, or a word that is none."""
+        kind, index = kind_of(folder)
+        if not kind.learns_words:
+            name = index["_class_name"]
+            message = f"training.component: textual_inversion is not known for {name}"
+            raise TrainingError(f"{message} (it is for Stable Diffusion 1, 2 and XL)")
+        for name in kind.encoder_names:
+            check_words(load_tokenizer(folder, name, index), cfg["training"]["textual_inversion"])
+
+    def may_leave_out(self, cfg: dict[str, Any]) -> bool:
+        """A batch whose captions are all dropped does not have the word."""
+        return bool(cfg["training"]["caption_dropout"] > 0)
+
+    def create_task(self, kind: Kind, cfg: dict[str, Any], device: Any) -> WordTask:
+        """See `Component`."""
+        return WordTask(kind, cfg, device)
+
+    def save(self, task: WordTask, folder: Path, job: TrainingJob, monitor: Monitor) -> None:
+        """Writes the rows of the word."""
+        word = job.cfg["training"]["textual_inversion"]["placeholder"]
+        rows = {name: one.learned.weight for name, one in task.words.items()}
+        save_words(word, rows, job.folder, monitor)
+
+
+_COMPONENT = WordComponent()
+prepare, train = _COMPONENT.prepare, _COMPONENT.train

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -66,6 +67,27 @@ def find_quantization(
         message = f"{PLACE}: {name} needs the package {package}, which is not installed"
         raise TrainingError(f"{message} (pip install {package})")
     return found
+
+
+def quantizer(library: Any, quantization: Quantization, compute: Any) -> Any:
+    """Returns the settings that quantize linear layers while a model is loaded.
+
+    Args:
+        library: `transformers` or `diffusers`: both have classes of the same names.
+        quantization: What to do.
+        compute: torch's number format of the computation.
+    """
+    if quantization.package == "torchao":
+        kinds = importlib.import_module("torchao.quantization")
+        return library.TorchAoConfig(kinds.Int8WeightOnlyConfig(version=2))
+    if quantization.bits == 8:
+        return library.BitsAndBytesConfig(load_in_8bit=True)
+    return library.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
 
 
 def quantized_note(name: str, quantization: Quantization) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+import transformers
 from peft import prepare_model_for_kbit_training
-from transformers import BitsAndBytesConfig, TorchAoConfig
 
-from truthgpt_serve.training.memory.quantization import Quantization
+from truthgpt_serve.training.memory.quantization import Quantization, quantizer
 
 COMPUTE = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -21,19 +20,7 @@ def quantized_options(
     """Returns the arguments of `from_pretrained` that quantize linear layers; none without."""
     if quantization is None:
         return {}
-    settings: Any
-    if quantization.package == "torchao":
-        kinds = importlib.import_module("torchao.quantization")
-        settings = TorchAoConfig(kinds.Int8WeightOnlyConfig(version=2))
-    elif quantization.bits == 4:
-        settings = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=COMPUTE[cfg["training"]["mixed_precision"]],
-        )
-    else:
-        settings = BitsAndBytesConfig(load_in_8bit=True)
+    settings = quantizer(transformers, quantization, COMPUTE[cfg["training"]["mixed_precision"]])
     device = "cpu" if on_cpu else torch.cuda.current_device()
     return {"quantization_config": settings, "device_map": {"": device}}
 

@@ -15,8 +15,8 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from tests.support.tiny_images import create_pipeline
-from truthgpt_serve.takeaway.convert import merge
 from truthgpt_serve.takeaway.errors import TakeawayError
+from truthgpt_serve.takeaway.merge import merge
 
 EDGE = 32
 

@@ -13,8 +13,8 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deployments.vllm.tiny_model import make_tiny_adapter, make_tiny_llama
-from truthgpt_serve.takeaway.convert import export
 from truthgpt_serve.takeaway.errors import TakeawayError
+from truthgpt_serve.takeaway.export import export
 from truthgpt_serve.takeaway.text.gguf_vocab import SPLITS, split_name
 
 SIZES: dict[str, Any] = {

@@ -18,8 +18,8 @@ from transformers import (
 
 from deployments.vllm.tiny_model import make_tiny_adapter, make_tiny_llama
 from tests.support.training_runs import job_of, run, sections_of, sentences, write_rows
-from truthgpt_serve.takeaway.convert import merge
 from truthgpt_serve.takeaway.errors import TakeawayError
+from truthgpt_serve.takeaway.merge import merge
 from truthgpt_serve.training.run_record import create_record, write_record
 
 TEXT = sentences(1)[0]

@@ -14,8 +14,9 @@ from deployments.vllm.tiny_model import make_tiny_llama
 from tests.support.training_runs import job_of, run, sections_of, sentences, write_rows
 from truthgpt_serve.checks import check_model
 from truthgpt_serve.config import load_model_config
-from truthgpt_serve.takeaway.convert import export, merge
 from truthgpt_serve.takeaway.errors import TakeawayError
+from truthgpt_serve.takeaway.export import export
+from truthgpt_serve.takeaway.merge import merge
 from truthgpt_serve.training.run_record import create_record, write_record
 
 NUM_TOKENS = 24

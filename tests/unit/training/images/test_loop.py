@@ -183,11 +183,6 @@ def test_gradients_that_are_no_numbers_are_told(sd: Path, images: Path, tmp_path
         ("sd3", {"training": {"min_snr_gamma": 5.0}}, "min_snr_gamma"),
         (
             "sd",
-            {"model_optim": {"lora": {"enabled": True}}, "training": {"train_text_encoder": True}},
-            "train_text_encoder",
-        ),
-        (
-            "sd",
             {"model_optim": {"lora": {"enabled": True, "target_modules": ["nothing"]}}},
             "target_modules.*to_q",
         ),

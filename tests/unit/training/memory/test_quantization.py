@@ -16,7 +16,8 @@ from tests.support import training_images as images
 from tests.support.training_runs import job_of, losses, run, sections_of, sentences, write_rows
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.events import forget_after
-from truthgpt_serve.training.images.denoiser import check as check_images
+from truthgpt_serve.training.images.denoiser import prepare as prepare_images
+from truthgpt_serve.training.job import TrainingJob
 from truthgpt_serve.training.memory.quantization import QUANTIZATION
 from truthgpt_serve.training.run_folder import checkpoints
 from truthgpt_serve.training.text.prepare import prepare
@@ -90,8 +91,11 @@ def test_a_missing_package_is_named(name: str, model: Path, texts: Path, tmp_pat
         prepare(job)
 
 
-def test_image_models_are_refused(tmp_path: Path) -> None:
-    optim = {"quantization": "torchao-int8", "lora": {"enabled": True}}
+@pytest.mark.parametrize("name", QUANTIZATION)
+def test_of_images_diffusers_needs_a_gpu_for_some(name: str, tmp_path: Path) -> None:
+    optim = {"quantization": name, "lora": {"enabled": True}}
     cfg = images.make_cfg(tmp_path, tmp_path, model_optim=optim)
-    with pytest.raises(TrainingError, match=r"quantization: image models .* \(remove it"):
-        check_images(cfg)
+    words = "on a GPU only" if name.startswith("bits") else "no folder of a Diffusers pipeline"
+    words = words if name in PRESENT else "which is not installed"
+    with pytest.raises(TrainingError, match=words):
+        prepare_images(TrainingJob(cfg, tmp_path, None, 1))

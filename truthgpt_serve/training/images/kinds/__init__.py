@@ -1,0 +1,1 @@
+"""The kinds of pipelines that can be trained."""
