@@ -53,6 +53,7 @@ class TextModel(EngineModel):
         gives_prompt_logprobs: The same for those of prompts; known once the model is loaded.
         takes_logit_bias: Logits may be changed by `logit_bias`.
         takes_constraint: Answers may be bound by a compiled grammar, where `xgrammar` is installed.
+        takes_thoughts: The same behind thoughts of bounded length.
         vocab_size: Logits of one position, once the model is loaded.
         end_token_ids: Tokens that end an answer, once the model is loaded.
         context_length: Tokens of prompt and answer together, once the model is loaded.
@@ -68,7 +69,7 @@ class TextModel(EngineModel):
         self.tokenizer: Any = None
         self.default_max_new_tokens = 256
         self.gives_prompt_logprobs = False
-        self.takes_constraint = False
+        self.takes_constraint = self.takes_thoughts = False
         self.context_length = self.vocab_size = 0
         self.end_token_ids: tuple[int, ...] = ()
         self._pool: ThreadPoolExecutor | None = None
@@ -91,6 +92,7 @@ class TextModel(EngineModel):
         self.end_token_ids = tuple(self._engine.end_ids)
         has_compiler = importlib.util.find_spec("xgrammar") is not None
         self.takes_constraint = has_compiler and bool(self.end_token_ids)
+        self.takes_thoughts = self.takes_constraint
         self._scoring = ThreadPoolExecutor(1, thread_name_prefix="scoring")
         # One thread: a fast tokenizer refuses two callers that need different settings.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")

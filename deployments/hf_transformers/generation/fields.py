@@ -7,10 +7,18 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
+from deployments.hf_transformers.generation.binding import Thoughts
 from deployments.hf_transformers.generation.job import TextCall
 from deployments.hf_transformers.generation.plan import TextInfo
 from truthgpt_serve.errors import ContextLengthError
-from truthgpt_serve.request_schema import bad_field, read_request, refuse_unknown, wanted
+from truthgpt_serve.request_schema import (
+    NonNegative,
+    RequestModel,
+    bad_field,
+    read_request,
+    refuse_unknown,
+    wanted,
+)
 from truthgpt_serve.server.text.class_inputs import TextInputs, read_prompt, read_sampling
 
 
@@ -20,11 +28,21 @@ def _check_constraint(value: Any) -> Any:
     return value
 
 
+class ThoughtsInput(RequestModel):
+    """How an answer thinks first: see `Thoughts`."""
+
+    begin_id: NonNegative
+    end_id: NonNegative
+    max_tokens: NonNegative
+    is_begun: bool = False
+
+
 class GenerationInputs(TextInputs):
     """The inputs of one request."""
 
     prompt_logprobs: bool = False
     constraint: Annotated[Any, AfterValidator(_check_constraint)] = None
+    thoughts: ThoughtsInput | None = None
 
 
 def read_call(
@@ -73,4 +91,13 @@ def read_call(
         num_top=request.logprobs,
         scores_prompt=request.prompt_logprobs and request.logprobs is not None,
         constraint=request.constraint,
+        thoughts=_thoughts(request.thoughts, info.vocab_size),
     )
+
+
+def _thoughts(given: ThoughtsInput | None, vocab_size: int) -> Thoughts | None:
+    if given is None:
+        return None
+    if max(given.begin_id, given.end_id) >= vocab_size:
+        raise bad_field("thoughts", f"has a token that is none of the model's {vocab_size}")
+    return Thoughts(**given.model_dump())

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deployments.hf_transformers.generation.binding import start_follower
+from deployments.hf_transformers.generation.binding import Thoughts, start_follower
 from deployments.hf_transformers.generation.sampling import Row, TokenLogprob
 from truthgpt_serve.channel import Channel
 from truthgpt_serve.server.text.routes import TextFilter
@@ -36,6 +36,7 @@ class TextCall:
             probabilities.
         scores_prompt: Whether the log probabilities of the prompt are wanted, too.
         constraint: The compiled grammar that binds the answer, or None.
+        thoughts: How the answer thinks first, where that is bound too.
     """
 
     prompt: list[int]
@@ -46,6 +47,7 @@ class TextCall:
     num_top: int | None = None
     scores_prompt: bool = False
     constraint: Any = None
+    thoughts: Thoughts | None = None
 
 
 class Detokenizer:
@@ -101,7 +103,7 @@ class TextJob:
     ) -> None:
         self.call = call
         self.name = name
-        follower = start_follower(call.constraint)
+        follower = start_follower(call.constraint, call.thoughts, call.end_ids)
         self.row = Row(
             call.sampling, call.prompt, call.end_ids, num_top=call.num_top, follower=follower
         )

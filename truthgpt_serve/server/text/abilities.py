@@ -23,6 +23,7 @@ class Abilities:
         gives_prompt_logprobs: `prompt_logprobs` is honored, too.
         takes_logit_bias: `logit_bias` is honored.
         takes_constraint: `constraint` is honored.
+        takes_thoughts: `thoughts` is honored, with a constraint behind them.
     """
 
     accepts_token_ids: bool = False
@@ -30,6 +31,7 @@ class Abilities:
     gives_prompt_logprobs: bool = False
     takes_logit_bias: bool = False
     takes_constraint: bool = False
+    takes_thoughts: bool = False
 
     @classmethod
     def of(cls, model: Any) -> Abilities:
@@ -54,18 +56,24 @@ def check_abilities(
     if (grammar := request.grammar) is not None and not abilities.takes_constraint:
         what = "answers in plain text only: nothing can bind its answers to a form"
         raise _cannot(grammar.param, what, "takes_constraint")
+    if request.thinking_token_budget is not None and not abilities.takes_thoughts:
+        raise _cannot("thinking_token_budget", "has no bound on thoughts", "takes_thoughts")
     if request.logit_bias and not abilities.takes_logit_bias:
         raise _cannot("logit_bias", "changes no logits", "takes_logit_bias")
     has_ids = any(not isinstance(prompt, str) for prompt in request.prompt)
     if has_ids and not abilities.accepts_token_ids:
         raise _cannot("prompt", "takes texts, not token ids", "accepts_token_ids")
     if request.suffix:
-        if tokenizer.infilling is None:
-            what = "inserts no text before a suffix: its tokenizer has no tokens for that"
-            raise UnsupportedError(f"`suffix` is set, but this model {what}", param="suffix")
-        if has_ids:
-            what = "must come with a prompt as text, not as token ids"
-            raise UnsupportedError(f"`suffix` {what}", param="suffix")
+        _check_suffix(tokenizer, has_ids=has_ids)
+
+
+def _check_suffix(tokenizer: Tokenizer, *, has_ids: bool) -> None:
+    if tokenizer.infilling is None:
+        what = "inserts no text before a suffix: its tokenizer has no tokens for that"
+        raise UnsupportedError(f"`suffix` is set, but this model {what}", param="suffix")
+    if has_ids:
+        what = "must come with a prompt as text, not as token ids"
+        raise UnsupportedError(f"`suffix` {what}", param="suffix")
 
 
 def _cannot(param: str, what: str, attribute: str) -> UnsupportedError:

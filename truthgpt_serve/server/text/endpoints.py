@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from truthgpt_serve.errors import RequestError, UnsupportedError
 from truthgpt_serve.grammar.constraints import ConstraintCompiler
@@ -43,6 +43,18 @@ _NOT_BOUND = (RequestError, RecursionError)
 """A grammar that cannot be, or a schema that is nested too deeply to be put into one."""
 TOKENIZE_PATH, DETOKENIZE_PATH = "/tokenize", "/detokenize"
 Read = Callable[[Connection], Awaitable[bytes]]
+
+
+class Binding(NamedTuple):
+    """What binds the answers of a request.
+
+    Attributes:
+        constraint: A compiled grammar, or None.
+        thinks_first: Whether it begins behind the thoughts.
+    """
+
+    constraint: Any
+    thinks_first: bool = False
 
 
 class TextEndpoints:
@@ -108,7 +120,7 @@ class TextEndpoints:
         request.model = self._host.name
         check_abilities(request, self.abilities, self.tokenizer)
         async with connection.guard(self._host.max_request_s) as guard:
-            exchanges = self._exchanges(request, await self._constraint(request))
+            exchanges = self._exchanges(request, await self._binding(request))
             if len(exchanges) > 1:
                 await self._run_many(connection, request, exchanges, guard.release)
             elif request.stream:
@@ -140,14 +152,26 @@ class TextEndpoints:
         release()
         await connection.reply(answer)
 
-    async def _constraint(self, request: ChatRequest | CompletionRequest) -> Any:
-        """Returns what binds the answers of a request, compiled, or None."""
+    def _thinks(self, request: ChatRequest | CompletionRequest) -> bool:
+        """Returns whether answers of a request may think first."""
+        return request.messages is not None and self.tokenizer.reasoning is not None
+
+    async def _binding(self, request: ChatRequest | CompletionRequest) -> Binding:
+        """Returns what binds the answers of a request."""
         use = request.tool_use
+        thinks = self._thinks(request) and self.abilities.takes_thoughts and not request.goes_on
         if use is not None and use.is_forced:
-            return await self._forced(use)
-        grammar = request.grammar
-        if grammar is None:
-            return None
+            after = await self._forced(use, is_begun=False) if thinks else None
+            if after is not None:
+                return Binding(after, thinks_first=True)
+            return Binding(await self._forced(use, is_begun=True))
+        constraint = None
+        if request.grammar is not None:
+            constraint = await self._constraint(request.grammar, use)
+        return Binding(constraint, thinks_first=thinks and constraint is not None)
+
+    async def _constraint(self, grammar: Grammar, use: ToolUse | None) -> Any:
+        """Returns what binds answers to a grammar, or to calls where there are tools; compiled."""
         bound = await self._compile(grammar)
         form = self.tokenizer.tooling.form
         if use is None or grammar.kind not in JSON_KINDS or not form.arguments:
@@ -158,15 +182,21 @@ class TextEndpoints:
             logger.info("an answer is bound to JSON without calls: %s", error)
             return bound
 
-    async def _forced(self, use: ToolUse) -> Any:
-        """Returns what binds an answer to a call; None where the model or a schema cannot be."""
+    async def _forced(self, use: ToolUse, *, is_begun: bool) -> Any:
+        """Returns what binds an answer to a call; None where the model or a schema cannot be.
+
+        Args:
+            use: The request's tools.
+            is_begun: Whether the prompt begins the call.
+        """
         form = self.tokenizer.tooling.form
         if not (self.abilities.takes_constraint and form.arguments):
             return None
-        whole = use.name or not form.head
         try:
-            bound = use.grammar(form.arguments) if whole else calls_alone(use, form, form.opening())
-            return await self._compile(bound)
+            if is_begun and (use.name or not form.head):
+                return await self._compile(use.grammar(form.arguments))
+            begun = form.opening() if is_begun else ""
+            return await self._compile(calls_alone(use, form, begun))
         except _NOT_BOUND as error:
             logger.info("a forced call is not bound: %s", error)
             return None
@@ -188,13 +218,14 @@ class TextEndpoints:
             self._compiler.close()
 
     def _exchanges(
-        self, request: ChatRequest | CompletionRequest, constraint: Any
+        self, request: ChatRequest | CompletionRequest, binding: Binding
     ) -> list[TextExchange]:
         model = self._host.model
         default = getattr(model, "default_max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
         use = request.tool_use
-        thinks = request.messages is not None and self.tokenizer.reasoning is not None
-        make = TextExchange if use is None and not thinks else partial(ToolExchange, use)
+        make: Callable[..., TextExchange] = TextExchange
+        if use is not None or self._thinks(request):
+            make = partial(ToolExchange, use, thinks_first=binding.thinks_first)
         shared = [SharedPrompt() for _ in request.prompt]
         return [
             make(
@@ -205,7 +236,7 @@ class TextEndpoints:
                 repeats_prompt=getattr(model, "repeats_prompt", True),
                 max_model_len=getattr(model, "max_model_len", None),
                 part=part,
-                constraint=constraint,
+                constraint=binding.constraint,
                 shared=shared[part.prompt],
             )
             for part in parts_of(len(request.prompt), request.n or 1)

@@ -164,6 +164,9 @@ class ChatRequest(TextRequest):
     continue_final_message: bool | None = None
     """Whether the answer goes on with the last message, as at vLLM's."""
 
+    thinking_token_budget: NonNegative | None = None
+    """The most tokens of thoughts, as at vLLM's."""
+
     @property
     def goes_on(self) -> bool:
         """Whether the answer goes on with the last message."""
@@ -190,6 +193,7 @@ class CompletionRequest(TextRequest):
     messages: ClassVar[None] = None
     tool_use: ClassVar[None] = None
     goes_on: ClassVar[bool] = False
+    thinking_token_budget: ClassVar[None] = None
     prompt: Annotated[list[Prompt], Via(Any, _prompts)]
     max_tokens: NonNegative | None = None
     best_of: Count | None = None

@@ -10,7 +10,7 @@ from typing import Any
 from truthgpt_serve.errors import ContextLengthError, RequestError, UnsupportedError
 from truthgpt_serve.server.text.chat_template import ChatTemplate
 from truthgpt_serve.server.text.messages import ChatMessage
-from truthgpt_serve.server.text.reasoning import find_reasoning
+from truthgpt_serve.server.text.reasoning import THINK, THOUGHT, find_reasoning
 from truthgpt_serve.server.text.tools.prompt import ToolTemplate
 
 logger = logging.getLogger(__name__)
@@ -147,6 +147,12 @@ class Tokenizer:
             return find_reasoning(self._template, get())
         except Exception:  # templates raise what they like
             return None
+
+    @cached_property
+    def thought_ids(self) -> tuple[int, int]:
+        """The tokens that begin and end thoughts, where `reasoning` is some."""
+        vocabulary = self._tokenizer.get_vocab()
+        return int(vocabulary[THINK]), int(vocabulary[THOUGHT])
 
     @cached_property
     def infilling(self) -> tuple[str, str, str] | None:

@@ -31,7 +31,7 @@ def with_calls(grammar: Grammar, use: ToolUse, form: Form) -> Grammar:
     if form.end and not (use.single or form.head or form.is_list):
         calls = {"type": "tags_with_separator", "tags": tags, "separator": "\n"}
         calls["at_least_one"] = True
-    answer = {"type": "json_schema", "json_schema": schema}
+    answer = _json(schema)
     return _grammar({"type": "or", "elements": [answer, calls]}, grammar.param)
 
 
@@ -51,6 +51,11 @@ def _grammar(content: dict[str, Any], param: str) -> Grammar:
     return Grammar("structural_tag", msgspec.json.encode(tag).decode(), param)
 
 
+def _json(schema: Any) -> dict[str, Any]:
+    # Small models would go on with white space for ever.
+    return {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": 1}
+
+
 def _tags(use: ToolUse, form: Form, begun: str = "") -> list[dict[str, Any]]:
     # A mark that is a special token cannot be a grammar's text.
     begun = begun or (form.begin if form.is_bare else "")
@@ -58,7 +63,7 @@ def _tags(use: ToolUse, form: Form, begun: str = "") -> list[dict[str, Any]]:
         {
             "type": "tag",
             "begin": form.opening(name).removeprefix(begun),
-            "content": {"type": "json_schema", "json_schema": parameters},
+            "content": _json(parameters),
             "end": form.closing,
         }
         for name, parameters in use.schemas.items()

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from truthgpt_serve.server.text.codec import TextExchange
-from truthgpt_serve.server.text.reasoning import ThoughtSplitter
+from truthgpt_serve.server.text.reasoning import THINK, THOUGHT, ThoughtSplitter
 from truthgpt_serve.server.text.response import Usage
 from truthgpt_serve.server.text.tools.forms import PYTHONIC, Form
 from truthgpt_serve.server.text.tools.json_call import Delta
@@ -14,6 +14,8 @@ from truthgpt_serve.server.text.tools.parser import CallParser
 from truthgpt_serve.server.text.tools.pythonic import PythonicParser
 from truthgpt_serve.server.text.tools.request import ToolUse
 
+SHARE = 0.5
+"""Part of an answer's tokens that thoughts before a bound answer may take, where none is said."""
 REASONING = "reasoning"
 """The field of thoughts in messages and deltas, as at vLLM's."""
 
@@ -23,14 +25,18 @@ class ToolExchange(TextExchange):
 
     Args:
         use: What the request says of tools, or None where there are none.
+        thinks_first: Whether what binds the answer begins behind the thoughts.
         args: As for `TextExchange`.
         kwargs: Likewise.
     """
 
-    __slots__ = ("_calls", "_parser", "_pending", "_splitter", "_use")
+    __slots__ = ("_calls", "_parser", "_pending", "_splitter", "_thinks_first", "_use")
 
-    def __init__(self, use: ToolUse | None, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, use: ToolUse | None, *args: Any, thinks_first: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self._thinks_first = thinks_first
         self._use = use
         self._calls: list[dict[str, Any]] = []
         self._pending: list[Delta] = []
@@ -43,7 +49,8 @@ class ToolExchange(TextExchange):
         if use is None:
             return super()._render()
         prompt = self._tokenizer.render(request.messages or [], use.tools, goes_on=request.goes_on)
-        return prompt + self._opening(use) if use.is_forced else prompt
+        is_begun = use.is_forced and not self._thinks_first
+        return prompt + self._opening(use) if is_begun else prompt
 
     def _opening(self, use: ToolUse) -> str:
         """Returns how an answer that must be a call begins."""
@@ -53,17 +60,31 @@ class ToolExchange(TextExchange):
     def prepare(self) -> dict[str, Any]:
         """Returns the inputs for the class; errors as for `TextExchange`."""
         inputs, use = super().prepare(), self._use
-        is_forced = use is not None and use.is_forced
+        is_forced = use is not None and use.is_forced and not self._thinks_first
         if use is not None and self._parser is not None and is_forced:
             if use.name and self._tokenizer.tooling.form.arguments:
                 self._pending = self._parser.expect(use.name)
             else:
                 self._pending = self._parser.feed(self._opening(use))
-        # What is bound to a form, and what goes on, has no thoughts.
-        bound = self._constraint is not None or is_forced or self._request.goes_on
-        if self._tokenizer.reasoning is not None and not bound:
-            self._splitter = ThoughtSplitter(str(self._prompt))
+        # What goes on has no thoughts, nor what is bound to a form from its beginning.
+        bound = self._constraint is not None and not self._thinks_first
+        if self._tokenizer.reasoning is None or bound or is_forced or self._request.goes_on:
+            return inputs
+        self._splitter = ThoughtSplitter(str(self._prompt))
+        budget = self._request.thinking_token_budget
+        if self._thinks_first or budget is not None:
+            thoughts = self._thoughts(str(self._prompt).rstrip(), budget)
+            inputs |= {} if thoughts is None else {"thoughts": thoughts}
         return inputs
+
+    def _thoughts(self, prompt: str, budget: int | None) -> dict[str, Any] | None:
+        """Returns what a class is told of thoughts; None where the prompt has ended them."""
+        if prompt.endswith(THOUGHT):
+            return None
+        begin, end = self._tokenizer.thought_ids
+        most = int(self._limit * SHARE) if budget is None else budget
+        begun = prompt.endswith(THINK)
+        return {"begin_id": begin, "end_id": end, "max_tokens": most, "is_begun": begun}
 
     def _read(self, text: str) -> list[Delta]:
         if self._splitter is None:
