@@ -70,6 +70,54 @@ def _tree() -> Schema:
     }
 
 
+def small_schema(seed: int) -> Schema:
+    """Returns a schema whose answers fit into the story model's 1024 tokens."""
+    chance = random.Random(seed)
+
+    def value(depth: int) -> Any:
+        leaves: list[Any] = [
+            {"type": "string", "maxLength": 12},
+            {"type": "string", "pattern": "^[a-z]{2,6}-[0-9]{2}$"},
+            {"type": "integer", "minimum": -5, "maximum": 4000},
+            {"type": "number", "minimum": 0, "maximum": 10},
+            {"type": "boolean"},
+            {"type": "null"},
+            {"enum": ["red", "blue", 7, None]},
+            {"const": "boat"},
+            {"anyOf": [{"type": "null"}, {"type": "string", "maxLength": 5}]},
+            {"type": "string", "format": "date"},
+            {"$ref": "#/$defs/Pair"},
+        ]
+        if depth <= 0 or chance.random() < 0.5:
+            return chance.choice(leaves)
+        if chance.random() < 0.4:
+            low = chance.randint(0, 2)
+            return {
+                "type": "array",
+                "items": value(depth - 1),
+                "minItems": low,
+                "maxItems": low + chance.randint(0, 2),
+            }
+        return thing(depth - 1)
+
+    def thing(depth: int) -> Any:
+        names = chance.sample(
+            ("name", "age", "friends", "boat", "where", "why"), chance.randint(1, 4)
+        )
+        return {
+            "type": "object",
+            "properties": {name: value(depth) for name in names},
+            "required": [name for name in names if chance.random() < 0.7],
+            "additionalProperties": False,
+        }
+
+    pair = {
+        "type": "array",
+        "prefixItems": [{"type": "boolean"}, {"type": "integer", "maximum": 99}],
+    }
+    return {**thing(3), "$defs": {"Pair": {**pair, "minItems": 2, "maxItems": 2, "items": False}}}
+
+
 def hostile(seed: int) -> Schema:
     """Returns the value of `structured_outputs` that should do harm: huge, endless or wrong."""
     chance = random.Random(seed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ import pydantic
 import pytest
 
 from deployments.hf_transformers.generation import binding
+from tests.support.grammar_schemas import small_schema
 from tests.support.sample_models import Base, spec_of
 from tests.support.servers import serve_asgi
 from tests.support.transformers_models import client_of, configuration
@@ -31,54 +31,6 @@ ASK: Any = [{"role": "user", "content": "Tell me a story about Mia and a red boa
 def client(request: pytest.FixtureRequest) -> Iterator[openai.OpenAI]:
     with client_of(configuration(STORY, batching=request.param), name="story") as client:
         yield client
-
-
-def small_schema(seed: int) -> dict[str, Any]:
-    """Returns a schema whose answers fit into the story model's 1024 tokens."""
-    chance = random.Random(seed)
-
-    def value(depth: int) -> Any:
-        leaves: list[Any] = [
-            {"type": "string", "maxLength": 12},
-            {"type": "string", "pattern": "^[a-z]{2,6}-[0-9]{2}$"},
-            {"type": "integer", "minimum": -5, "maximum": 4000},
-            {"type": "number", "minimum": 0, "maximum": 10},
-            {"type": "boolean"},
-            {"type": "null"},
-            {"enum": ["red", "blue", 7, None]},
-            {"const": "boat"},
-            {"anyOf": [{"type": "null"}, {"type": "string", "maxLength": 5}]},
-            {"type": "string", "format": "date"},
-            {"$ref": "#/$defs/Pair"},
-        ]
-        if depth <= 0 or chance.random() < 0.5:
-            return chance.choice(leaves)
-        if chance.random() < 0.4:
-            low = chance.randint(0, 2)
-            return {
-                "type": "array",
-                "items": value(depth - 1),
-                "minItems": low,
-                "maxItems": low + chance.randint(0, 2),
-            }
-        return thing(depth - 1)
-
-    def thing(depth: int) -> Any:
-        names = chance.sample(
-            ("name", "age", "friends", "boat", "where", "why"), chance.randint(1, 4)
-        )
-        return {
-            "type": "object",
-            "properties": {name: value(depth) for name in names},
-            "required": [name for name in names if chance.random() < 0.7],
-            "additionalProperties": False,
-        }
-
-    pair = {
-        "type": "array",
-        "prefixItems": [{"type": "boolean"}, {"type": "integer", "maximum": 99}],
-    }
-    return {**thing(3), "$defs": {"Pair": {**pair, "minItems": 2, "maxItems": 2, "items": False}}}
 
 
 def bound(schema: Any) -> Any:
