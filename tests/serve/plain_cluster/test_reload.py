@@ -44,7 +44,7 @@ def test_a_new_model_answers_at_once_through_routers_that_are_in_use(bare: Local
             deadline = time.monotonic() + WAIT_S
             while bare.statuses().get(name) != "RUNNING":
                 assert time.monotonic() < deadline
-                time.sleep(0.01)
+                time.sleep(0.05)
             names = [name, "first"] * (NUM_CLIENTS // 2)
             answers = list(clients.map(lambda name: ask(bare.url, name), names))
             wrong = [answer.text for answer in answers if answer.status_code != 200]
