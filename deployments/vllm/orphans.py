@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from truthgpt_serve.cluster.torch_store import listen_on_named_address
+from truthgpt_serve.garbage import rare_collections
 
 PLUGIN_NAME = "truthgpt_die_with_parent"
 """The entry point's name."""
@@ -44,6 +45,7 @@ def die_with_parent() -> None:
     The signal is sent when the parent's *thread* that started this process ends, so an engine must
     be started from a thread that lives as long as the engine does.
     """
+    _arriving.close()
     if os.environ.get(SWITCH) == "1":
         listen_on_named_address()
     parent = multiprocessing.parent_process()
@@ -105,6 +107,11 @@ def _reduce(process: Any) -> tuple[Any, ...]:
     return (_arrive, (os.getpid(), make, arguments), *state)
 
 
+_arriving = contextlib.ExitStack()
+"""What holds in an engine's process until it has imported the engine and loads its plug-ins."""
+
+
 def _arrive(parent: int, make: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     _bind_to(parent)
+    _arriving.enter_context(rare_collections())
     return make(*arguments)

@@ -12,6 +12,7 @@ from truthgpt_serve.channel import Channel
 from truthgpt_serve.config import ModelConfig
 from truthgpt_serve.contract import FamilySpec, Model, create_model
 from truthgpt_serve.errors import DeadlineError, RegistryError, ServerError, UnsupportedError
+from truthgpt_serve.garbage import rare_collections
 from truthgpt_serve.hardware import request_limits
 from truthgpt_serve.http.file_store import FileStore, LocalFileStore
 from truthgpt_serve.server.batching.batcher import Batcher, create_batcher, join_metrics
@@ -92,6 +93,10 @@ class ModelInstance:
         Raises:
             RegistryError: The class cannot be made or breaks the contract.
         """
+        with rare_collections():
+            await self._start()
+
+    async def _start(self) -> None:
         self._cls = await asyncio.to_thread(self.spec.load_class, self.config.task)
         _check_class(self._cls)
         limit, waiting = request_limits(self.config, self.spec)

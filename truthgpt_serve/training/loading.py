@@ -8,6 +8,7 @@ import sys
 from types import ModuleType
 
 from truthgpt_serve.errors import TruthGPTError
+from truthgpt_serve.garbage import rare_collections
 
 _NOISY = (
     # Of extensions for other machines, as peft and diffusers import torchao.
@@ -40,7 +41,8 @@ def load_module(name: str, error: type[TruthGPTError], *, what: str, extras: str
     for logger in _NOISY:
         logging.getLogger(logger).setLevel(logging.ERROR)
     try:
-        module = importlib.import_module(name)
+        with rare_collections():
+            module = importlib.import_module(name)
     except ModuleNotFoundError as missing:
         if (missing.name or "").startswith("truthgpt_serve"):
             raise

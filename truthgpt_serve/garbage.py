@@ -1,0 +1,38 @@
+"""Has Python's garbage collector look less often while engines are imported and loaded.
+
+The import of vLLM, torch or transformers makes hundreds of thousands of objects that stay. The
+collector would look at them again and again, which takes a quarter of the import's time.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+RARE = 50_000
+"""New objects between two looks; Python's own value is 700, or 2,000."""
+
+_lock = threading.Lock()
+_depth = 0
+_usual = gc.get_threshold()
+
+
+@contextmanager
+def rare_collections() -> Iterator[None]:
+    """Makes collections rare in this process until the last of these blocks ends."""
+    global _depth, _usual
+    with _lock:
+        if _depth == 0:
+            _usual = gc.get_threshold()
+            if 0 < _usual[0] < RARE:  # 0 is never
+                gc.set_threshold(RARE, *_usual[1:])
+        _depth += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _depth -= 1
+            if _depth == 0:
+                gc.set_threshold(*_usual)
