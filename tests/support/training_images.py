@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,6 @@ from truthgpt_serve.training.images import autoencoder, controlnet, denoiser, te
 from truthgpt_serve.training.job import TrainingJob
 from truthgpt_serve.training.run_folder import latest_checkpoint
 
-ROOT = Path(__file__).parents[2]
 COLORS = ("red", "green", "blue", "orange")
 EDGE = 32
 TIMEOUT_S = 100
@@ -156,22 +153,18 @@ def _train(
 
 def run_until_killed(cfg: dict[str, Any], folder: Path, step: int) -> None:
     """Trains in a process of its own that is killed after a step."""
-    program = "from tests.support.training_images import main; main()"
-    arguments = json.dumps({"cfg": cfg, "folder": str(folder), "die_after": step})
-    ended = subprocess.run(
-        [sys.executable, "-c", program, arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-    )
-    assert ended.returncode == -signal.SIGKILL, ended.stderr[-2000:]
-
-
-def main() -> None:
-    """Trains as the command line's JSON says."""
-    given = json.loads(sys.argv[1])
-    run(given["cfg"], Path(given["folder"]), Recorder(die_after=given["die_after"]))
+    context = multiprocessing.get_context("forkserver")
+    # The libraries are imported once for all of them.
+    context.set_forkserver_preload([__name__])
+    process = context.Process(target=run, args=(cfg, folder, Recorder(die_after=step)))
+    process.start()
+    try:
+        process.join(TIMEOUT_S)
+        assert process.exitcode == -signal.SIGKILL
+    finally:
+        process.kill()
+        process.join()
+    assert latest_checkpoint(folder) is not None
 
 
 def run_workers(cfg: dict[str, Any], folder: Path, num_workers: int) -> list[list[float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from truthgpt_serve.config.paths import expand, must_be_local
 from truthgpt_serve.config.variables import VariableError
 from truthgpt_serve.config.variables import expand as expand_variables
 from truthgpt_serve.errors import TruthGPTError
+from truthgpt_serve.model_files import ModelFileError, read_object
 from truthgpt_serve.takeaway.errors import TakeawayError
 from truthgpt_serve.training.memory.lora import adapters_below
 from truthgpt_serve.training.run_folder import MODEL, RECORD
@@ -20,6 +22,7 @@ TEXT_ADAPTER = "adapter_config.json"
 IMAGE_ADAPTER = "pytorch_lora_weights.safetensors"
 PIPELINE = "model_index.json"
 TEXT_MODEL = "config.json"
+LEARNED_WORDS = ("learned_embeds.safetensors", "learned_embeds_2.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ def find_result(given: Path, base: str | None = None) -> Result:
     record = _read_record(run)
     is_image = (folder / IMAGE_ADAPTER).is_file() or (folder / PIPELINE).is_file()
     is_adapter = (folder / TEXT_ADAPTER).is_file() or (folder / IMAGE_ADAPTER).is_file()
+    _refuse_beside(given, folder)
     if not is_adapter and not is_image and not (folder / TEXT_MODEL).is_file():
         wanted = ", ".join((TEXT_ADAPTER, IMAGE_ADAPTER, PIPELINE, TEXT_MODEL))
         fix = "name a run's folder, or that of an adapter or model"
@@ -105,6 +109,18 @@ def find_result(given: Path, base: str | None = None) -> Result:
     _check_base(found, given)
     kept = revision if base is None else None
     return Result(folder, is_image, True, _local(found), kept, run, record)
+
+
+def _refuse_beside(given: Path, folder: Path) -> None:
+    """Raises `TakeawayError` for what is loaded beside a pipeline: a learned word, a ControlNet."""
+    what = "a learned word" if any((folder / name).is_file() for name in LEARNED_WORDS) else ""
+    config = folder / TEXT_MODEL
+    with suppress(ModelFileError):
+        if config.is_file() and read_object(config).get("_class_name") == "ControlNetModel":
+            what = "a ControlNet"
+    if what:
+        fix = "serve it with its base: truthgpt serve-line"
+        raise TakeawayError(f"{given}: is {what}, which is neither merged nor exported ({fix})")
 
 
 def _read_record(run: Path | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.tiny_images import create_pipeline
 from truthgpt_serve.takeaway.errors import TakeawayError
+from truthgpt_serve.takeaway.export import export
 from truthgpt_serve.takeaway.merge import merge
 
 EDGE = 32
@@ -76,6 +78,22 @@ def test_the_format_can_be_another(base: Path, adapter: Path, tmp_path: Path) ->
     folder, _ = merge(adapter, base=str(base), out=tmp_path / "half", dtype="float16")
     weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float16}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "what"),
+    [
+        ("learned_embeds.safetensors", "", "a learned word"),
+        ("config.json", '{"_class_name": "ControlNetModel"}', "a ControlNet"),
+    ],
+)
+def test_what_stands_beside_a_pipeline_is_served_with_it(
+    file: str, content: str, what: str, tmp_path: Path
+) -> None:
+    (tmp_path / file).write_text(content)
+    for take in (merge, partial(export, to="safetensors")):
+        with pytest.raises(TakeawayError, match=rf": is {what}, .*serve-line"):
+            take(tmp_path)
 
 
 def test_an_adapter_of_another_pipeline_is_refused(base: Path, tmp_path: Path) -> None:
