@@ -1,4 +1,4 @@
-"""`truthgpt train` as a user runs it: killed, stopped, with two workers, and its adapter served."""
+"""`truthgpt train` as a user runs it: stopped, killed, with two workers, and its adapter served."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ import yaml
 from safetensors.numpy import load_file
 
 from deployments.vllm.tiny_model import make_tiny_llama
+from tests.serve.listeners import Listener, find_listeners
 from tests.serve.shell import STOP_S, echo_config, open_shell
 from tests.serve.test_vllm_engine import make_config, serve
+from tests.serve.two_nodes import Network, can_make_networks
 from tests.support.training_runs import losses, sections_of, sentences, write_rows
 from truthgpt_serve.cluster.processes import create_run_environment, create_run_id, end_run
 from truthgpt_serve.training.events import read_events
@@ -34,6 +37,7 @@ pytestmark = pytest.mark.timeout(900)
 
 PROMPTS = ["Ada finds", "The clock", "Dan"]
 GREEDY_TOKENS = 12
+LOOK_S = 0.2
 BESIDE_S = 5
 """Ray Train looks every second whether its controller lives, and ends the run within another."""
 
@@ -147,17 +151,81 @@ def test_stopped_killed_and_resumed_equals_uninterrupted(folder: Path, whole: Pa
         assert not [p for p in left if p.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_two_workers_equal_one_with_twice_the_accumulation(folder: Path, whole: Path) -> None:
-    given = {**RUN, "grad_accum_steps": 1}
-    output = run_command(folder, str(write_config(folder, "two", training=given)), "--workers", "2")
-    assert "2 workers on CPU" in output
-    run = folder / "runs" / "two"
-    assert losses(run) == pytest.approx(losses(whole), rel=1e-4)
+@dataclass(frozen=True)
+class Two:
+    """What a run with two workers left.
+
+    Attributes:
+        run: Its folder.
+        output: What it printed.
+        home: The user's folder that it had.
+        listeners: What its processes listened on, where it had a network of its own.
+    """
+
+    run: Path
+    output: str
+    home: Path
+    listeners: set[Listener]
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path) -> Iterator[Two]:
+    """A run with two workers, in a network with a second address if this machine makes one."""
+    config = str(write_config(folder, "two", training={**RUN, "grad_accum_steps": 1}))
+    home = folder / "home"
+    home.mkdir()
+    with ExitStack() as stack:
+        prefix: tuple[str, ...] = ()
+        if can_make_networks():
+            prefix = stack.enter_context(Network(80)).prefix(1)
+        printed = folder / "two.log"
+        listeners = listeners_while(
+            [*prefix, TRUTHGPT, "train", config, "--workers", "2"], folder, home, printed
+        )
+        yield Two(folder / "runs" / "two", printed.read_text(), home, listeners)
+
+
+def listeners_while(command: list[str], folder: Path, home: Path, printed: Path) -> set[Listener]:
+    """Runs a command to its end; returns what its processes listened on meanwhile."""
+    run_id = create_run_id()
+    environment = {**os.environ, **create_run_environment(run_id), "HOME": str(home)}
+    found: set[Listener] = set()
+    with printed.open("w") as file:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT
+        )
+        try:
+            deadline = time.monotonic() + 2 * TIMEOUT_S
+            while process.poll() is None:
+                assert time.monotonic() < deadline, printed.read_text()
+                found |= set(find_listeners(run_id))
+                time.sleep(LOOK_S)
+        finally:
+            process.kill()
+            process.wait(10)
+            end_run(run_id)
+    assert process.returncode == 0, printed.read_text()
+    return found
+
+
+def test_two_workers_equal_one_with_twice_the_accumulation(two: Two, whole: Path) -> None:
+    assert "2 workers on CPU" in two.output
+    assert losses(two.run) == pytest.approx(losses(whole), rel=1e-4)
     units = [
         [event["num_units"] for event in read_events(folder) if event["event"] == "step"]
-        for folder in (run, whole)
+        for folder in (two.run, whole)
     ]
     assert units[0] == units[1]
+
+
+@pytest.mark.skipif(
+    not can_make_networks(), reason="needs root and Debian's iproute2 to make network namespaces"
+)
+def test_workers_listen_on_loopback_alone_and_leave_no_token(two: Two) -> None:
+    assert [each for each in two.listeners if not each.is_local] == []
+    workers = {each.port for each in two.listeners if "RayTrainWorker" in each.title}
+    assert len(workers) > 2, two.listeners
+    assert list(two.home.rglob("auth_token")) == []
 
 
 def test_a_run_goes_on_when_a_service_starts_on_this_machine(folder: Path, tmp_path: Path) -> None:
