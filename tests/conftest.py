@@ -29,17 +29,16 @@ SERVE_TIMEOUT_S = 600
 several times that on a busy machine."""
 LONGEST = (
     "serve/test_training.py",
+    "serve/two_engines",
     "serve/model_cluster",
     "serve/test_deaths.py",
     "serve/whole_service",
     "serve/plain_cluster",
-    "serve/two_engines",
     "serve/test_vllm_engine.py",
     "serve/test_restarts.py",
     "serve/test_keys.py",
     "serve/test_playground.py",
     "serve/test_readme.py",
-    "serve/test_same_answers.py",
     "serve/test_ports.py",
     "serve/adapted_engine",
     "serve/test_remote.py",

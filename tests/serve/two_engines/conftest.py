@@ -1,4 +1,4 @@
-"""The cluster that the modules of this folder share: two vLLM models and a router."""
+"""The cluster that the modules of this folder share: two vLLM models, small ones and a router."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ import pytest
 
 from benchmarks.local_cluster import LocalCluster, model_application, router_application
 from deployments.vllm.tiny_model import make_tiny_llama
+from tests.serve.two_engines.small_models import BRIEF_S, MAX_BODY, small_models
 from truthgpt_serve.cluster.processes import find_run
 
-RAY_ENV = Path(__file__).resolve().parents[3] / "configs" / "ray.env"
-START_TIMEOUT_S = 300
+ROOT = Path(__file__).resolve().parents[3]
+RAY_ENV = ROOT / "configs" / "ray.env"
+START_TIMEOUT_S = 400
 REQUEST_TIMEOUT_S = 90
 MAX_MODEL_LEN = 4096
 MAX_ONGOING = 4
-BRIEF_S = 3.0
 
 
 @dataclass(frozen=True)
 class VllmService:
-    """The running service: the model `tiny`, and `brief`, whose requests may take 3 s.
+    """The running service: the model `tiny`, `brief`, whose requests may take 3 s, and small ones.
 
     Attributes:
         cluster: Its cluster.
@@ -130,13 +131,16 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmService]:
         "tool_call_parser": "hermes",
     }
     serving = {"max_ongoing_requests": MAX_ONGOING, "max_queued_requests": 64, "engine": engine}
-    brief = {**serving, "max_request_s": BRIEF_S}
-    with LocalCluster(RAY_ENV) as cluster:
+    brief = {**serving, "max_request_s": BRIEF_S, "max_body_bytes": MAX_BODY}
+    modules = folder / "modules"
+    modules.mkdir()
+    with LocalCluster(RAY_ENV, env={"PYTHONPATH": f"{modules}:{ROOT}"}) as cluster:
         cluster.deploy(
             [
                 model_application("tiny", {**config, "serving": serving}),
                 model_application("brief", {**config, "serving": brief}),
-                router_application(cluster.port),
+                *small_models(modules),
+                router_application(cluster.port, num_replicas=1),
             ]
         )
         cluster.wait_until_ready(timeout_s=START_TIMEOUT_S)

@@ -13,12 +13,12 @@ import openai
 import pytest
 
 from tests.serve.two_engines.conftest import (
-    BRIEF_S,
     MAX_MODEL_LEN,
     MAX_ONGOING,
     VllmService,
     wait_until,
 )
+from tests.serve.two_engines.small_models import BRIEF_S
 from tests.support.cli_service import run_program
 
 STOP_S = 20  # far more than a decode step, and far less than the whole answer takes

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import gzip
-import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from benchmarks.local_cluster import LocalCluster, model_application, router_application
-from deployments.vllm.tiny_model import make_tiny_llama
+from benchmarks.local_cluster import LocalCluster
+from tests.serve.two_engines.conftest import VllmService
+from tests.serve.two_engines.small_models import BRIEF_S, MAX_BODY
 from tests.serve.ways import MODEL, REQUEST_ID, ROUTER, WAYS, Answer, Request, send, without
 
 pytestmark = pytest.mark.timeout(600)
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-START_S = 400
 CHAT, TEXT, INFER = "/v1/chat/completions", "/v1/completions", "/v1/infer"
-MAX_BODY = 150_000
-BRIEF_S = 3.0
 STALL_S = 25.0
 PAGE = "http://localhost:3000"
 FORM = ("content-type", "multipart/form-data; boundary=b")
@@ -198,7 +192,7 @@ CASES: dict[str, Case] = {
     **of_model("echo", TEXT, {"prompt": "a"}),
     **of_model("shouting", INFER, {"inputs": {"text": "a"}}),
     **of_model("own", TEXT, {"prompt": "detail"}),
-    **of_model("tiny", CHAT, {"messages": USER}),
+    **of_model("brief", CHAT, {"messages": USER}),
     # -- the same answer where nothing fails
     "echo answers": Case(text("echo"), 200),
     "echo streams": Case(text("echo", stream=True), 200),
@@ -232,10 +226,10 @@ CASES: dict[str, Case] = {
     ),
     # -- time
     "a class is slow": Case(
-        text("brief", max_tokens=1000), 504, "timeout", f"did not finish within {BRIEF_S:g} s"
+        text("hasty", max_tokens=1000), 504, "timeout", f"did not finish within {BRIEF_S:g} s"
     ),
     "a class's stream is slow": Case(
-        text("brief", max_tokens=1000, stream=True), 200, "timeout",
+        text("hasty", max_tokens=1000, stream=True), 200, "timeout",
         f"did not finish within {BRIEF_S:g} s",
     ),
     "an application hangs": Case(
@@ -246,8 +240,8 @@ CASES: dict[str, Case] = {
     ),
     "vLLM is slow": Case(
         Request(
-            "tiny",
-            {"model": "tiny", "messages": USER, "max_tokens": 4000, "ignore_eos": True, "n": 4},
+            "brief",
+            {"model": "brief", "messages": USER, "max_tokens": 4000, "ignore_eos": True, "n": 4},
             path=CHAT,
         ),
         504, "timeout", f"did not finish within {BRIEF_S:g} s",
@@ -268,7 +262,7 @@ CASES: dict[str, Case] = {
         408, "request_timeout", f"no data of the request body arrived for {STALL_S:g} s",
     ),
     "a body is slower than the limit": Case(
-        Request("brief", {"model": "brief", "prompt": "x" * 100_000}, length=140_000),
+        Request("hasty", {"model": "hasty", "prompt": "x" * 100_000}, length=140_000),
         408, "request_timeout", "the request body", "time",
     ),
     # -- an application of a user's own
@@ -289,15 +283,17 @@ CASES: dict[str, Case] = {
     "half a body": Case(own("half a body"), 200),
     # -- vLLM
     "vLLM refuses a field": Case(
-        Request("tiny", {"model": "tiny", "messages": USER, "top_p": 2}, path=CHAT), 400
+        Request("brief", {"model": "brief", "messages": USER, "top_p": 2}, path=CHAT), 400
     ),
     "vLLM refuses a stream": Case(
-        Request("tiny", {"model": "tiny", "messages": USER, "top_p": 2, "stream": True}, path=CHAT),
+        Request(
+            "brief", {"model": "brief", "messages": USER, "top_p": 2, "stream": True}, path=CHAT
+        ),
         400,
     ),
     "vLLM's limit": Case(
         Request(
-            "tiny", {"model": "tiny", "messages": [{"role": "user", "content": "hi " * 9000}]},
+            "brief", {"model": "brief", "messages": [{"role": "user", "content": "hi " * 9000}]},
             path=CHAT,
         ),
         400, "context_length_exceeded",
@@ -306,45 +302,8 @@ CASES: dict[str, Case] = {
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    folder = tmp_path_factory.mktemp("same-answers")
-    weights = make_tiny_llama(folder / "llama")
-    for module in ("user_models", "user_asgi_models"):
-        shutil.copy(HERE / f"{module}.py", folder / f"same_{module}.py")
-    small = {"hardware": {"cpus": 0.1, "gpus": 0}}
-    bounds = {"max_body_bytes": MAX_BODY}
-    echo = {"model": {"family": "echo"}, **small}
-    application = {"model": {"family": "own-application", "import": "same_user_asgi_models"}}
-    shouting = {"model": {"family": "shouting", "import": "same_user_models"}, **small}
-    engine = {
-        "enforce_eager": True, "max_model_len": 4096, "max_num_seqs": 4,
-        "kv_cache_memory_bytes": "128M",
-    }  # fmt: skip
-    brief = {"max_request_s": BRIEF_S}
-    four = {"max_ongoing_requests": 4}  # one for each way, and one that has been answered
-    models: dict[str, dict[str, Any]] = {
-        "echo": {**echo, "serving": bounds},
-        "breaking": {**echo, "serving": {"engine": {"fail_after": 3}}},
-        "brief": {**echo, "serving": {**brief, "engine": {"token_interval_s": 0.1}}},
-        "shouting": {**shouting, "serving": {**bounds, "max_ongoing_requests": 4}},
-        "narrow": {
-            **shouting, "serving": {"max_ongoing_requests": 1, "max_queued_requests": 1}
-        },
-        "own": {**application, **small, "serving": {**bounds, **brief, **four}},
-        "slow-own": {**application, **small, "serving": four},
-        "tiny": {
-            "model": {"name_or_path": str(weights)},
-            "hardware": {"cpus": 1, "gpus": 0},
-            "model_optim": {"dtype": "float32"},
-            "serving": {**bounds, **brief, "engine": engine},
-        },
-    }  # fmt: skip
-    env = {"PYTHONPATH": f"{folder}:{ROOT}"}
-    with LocalCluster(ROOT / "configs" / "ray.env", env=env) as cluster:
-        applications = [model_application(name, model) for name, model in models.items()]
-        cluster.deploy([*applications, router_application(cluster.port, num_replicas=1)])
-        cluster.wait_until_ready(timeout_s=START_S)
-        yield cluster
+def cluster(service: VllmService) -> LocalCluster:
+    return service.cluster
 
 
 def ask(cluster: LocalCluster, request: Request) -> list[Answer]:
