@@ -23,6 +23,7 @@ MAX_TOOLS = 512
 MAX_NAME = 256
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 _WORDS = ("auto", "none", "required")
+_REF = '"$ref"'
 
 
 class ToolFunction(RequestModel):
@@ -98,7 +99,7 @@ class ToolUse:
         ]
         # A schema's own references begin at its root, which is then another place.
         moved = {
-            str(number): _moved(schema, f"#/$defs/{number}")
+            str(number): _moved(schema, f"#/$defs/{number}") if _REF in _encode(schema) else schema
             for number, schema in enumerate(self.schemas.values())
         }
         return Grammar("json", _encode({"anyOf": calls, "$defs": moved}), "tools")
