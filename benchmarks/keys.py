@@ -4,8 +4,8 @@ Command: `python -m benchmarks.keys`. Two services with an echo model run, one w
 without.
 
 - cost: unary requests from 16 clients (wrk), in turn to both; CPU time of the whole service for
-  each request, and requests a second. The key has limits of requests, tokens and concurrency, its
-  usage is kept and its metrics are counted.
+  each request, of each kind of its processes, and requests a second. Usage is kept and metrics are
+  counted, for a key without limits and for one with limits of requests, tokens and concurrency.
 - quota: 20 clients send five times what a key may for a minute; what was let in to the limit.
 - fairness: a key asks 8 times a second for streams of a model that can do 32, while another one
   asks for its share, and for ten times that: the time to the first token of the former.
@@ -24,8 +24,10 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +39,12 @@ from benchmarks.sides import ROOT
 from truthgpt_serve.access.key_edit import add_key
 from truthgpt_serve.cluster.processes import find_run
 
+PARTS = ("cost", "quota", "fairness")
 PATH = "/v1/completions"
 BODY = {"model": "echo", "prompt": "one two three four", "max_tokens": 4}
 LIMITS = {"requests_per_minute": 10**7, "tokens_per_minute": 10**9, "max_concurrent": 1000}
+KINDS = ("haproxy", "ServeReplica:echo", "ServeReplica:slow", "ServeReplica:router")
+"""What stands in the command lines of the service's processes."""
 NUM_CLIENTS = 20
 REQUESTS_PER_MINUTE, TOKENS_PER_MINUTE = 600, 6000
 SLOTS, TOKEN_INTERVAL_S, NUM_TOKENS = 16, 0.02, 25
@@ -76,20 +81,37 @@ def serve(stack: ExitStack, folder: Path, keys: dict[str, dict[str, Any]]) -> tu
     return cluster, found
 
 
-def cpu_seconds(run_id: str) -> float:
-    """Returns the CPU time of all processes of a service."""
-    total = 0.0
-    for process in find_run(run_id):
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What the requests of one run cost.
+
+    Attributes:
+        cpu_ms: CPU milliseconds for each request.
+        by_kind: The same of each kind of the service's processes.
+        per_s: Requests a second.
+    """
+
+    cpu_ms: float
+    by_kind: Counter[str]
+    per_s: float
+
+
+def cpu_seconds(run_id: str) -> Counter[str]:
+    """Returns the CPU time of all processes of a service, by their kind."""
+    found = Counter[str]()
+    for each in find_run(run_id):
         try:
-            times = psutil.Process(process.pid).cpu_times()
+            process = psutil.Process(each.pid)
+            times, words = process.cpu_times(), " ".join(process.cmdline())
         except psutil.NoSuchProcess:
             continue
-        total += times.user + times.system
-    return total
+        kind = next((kind for kind in KINDS if kind in words), "others")
+        found[kind] += times.user + times.system
+    return found
 
 
-def run_wrk(cluster: Any, key: str, seconds: float) -> tuple[float, float]:
-    """Returns CPU milliseconds for each request, and requests a second."""
+def run_wrk(cluster: Any, key: str, seconds: float) -> Cost:
+    """Sends requests one after the other from 16 clients."""
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(SCRIPT % (json.dumps(BODY), key))
         script.flush()
@@ -102,24 +124,40 @@ def run_wrk(cluster: Any, key: str, seconds: float) -> tuple[float, float]:
     if "Non-2xx" in done.stdout:
         raise SystemExit(done.stdout)
     number = int(done.stdout.split(" requests in ")[0].split()[-1])
-    return 1e3 * used / number, number / seconds
+    by_kind = Counter({kind: 1e3 * used_s / number for kind, used_s in used.items()})
+    return Cost(sum(by_kind.values()), by_kind, number / seconds)
 
 
-def measure_cost(keyed: Any, plain: Any, key: str, options: argparse.Namespace) -> dict[str, Any]:
+def measure_cost(
+    keyed: Any, plain: Any, keys: dict[str, str], options: argparse.Namespace
+) -> dict[str, Any]:
     """Compares the two services."""
-    sides = {"keys": (keyed, key), "none": (plain, "none")}
+    sides = {
+        "limits": (keyed, keys["limits"]),
+        "key": (keyed, keys["key"]),
+        "none": (plain, "none"),
+    }
     for cluster, credential in sides.values():
         run_wrk(cluster, credential, 2.0)
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    found: dict[str, list[Cost]] = {name: [] for name in sides}
     for _ in range(options.pairs):
         for name, (cluster, credential) in sides.items():
             found[name].append(run_wrk(cluster, credential, options.seconds))
-    pairs = list(zip(found["keys"], found["none"], strict=True))
+    return {name: compare_costs(costs, found["none"]) for name, costs in found.items()}
+
+
+def compare_costs(costs: list[Cost], others: list[Cost]) -> dict[str, Any]:
+    """Returns the medians of some runs, and of their ratios to others."""
+    pairs = list(zip(costs, others, strict=True))
+    kinds = sorted({kind for cost in costs for kind in cost.by_kind})
     return {
-        "cpu_ms_keys": round(statistics.median(cpu for cpu, _ in found["keys"]), 3),
-        "cpu_ms_none": round(statistics.median(cpu for cpu, _ in found["none"]), 3),
-        "cpu_ratio": round(statistics.median(a[0] / b[0] for a, b in pairs), 3),
-        "throughput_ratio": round(statistics.median(a[1] / b[1] for a, b in pairs), 3),
+        "cpu_ms": round(statistics.median(cost.cpu_ms for cost in costs), 3),
+        "cpu_ratio": round(statistics.median(a.cpu_ms / b.cpu_ms for a, b in pairs), 3),
+        "throughput_ratio": round(statistics.median(a.per_s / b.per_s for a, b in pairs), 3),
+        "by_kind": {
+            kind: round(statistics.median(cost.by_kind[kind] for cost in costs), 3)
+            for kind in kinds
+        },
     }
 
 
@@ -155,6 +193,16 @@ async def measure_quota(url: str, key: str, seconds: float) -> tuple[int, int]:
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as client:
         await asyncio.gather(*(run(client) for _ in range(NUM_CLIENTS)))
     return requests, tokens
+
+
+def measure_quotas(url: str, keys: dict[str, str], seconds: float) -> dict[str, Any]:
+    """Returns what was let in, to the limit."""
+    requests, _ = asyncio.run(measure_quota(url, keys["requests"], seconds))
+    _, tokens = asyncio.run(measure_quota(url, keys["tokens"], seconds))
+    return {
+        "requests_ratio": round(requests / REQUESTS_PER_MINUTE, 3),
+        "tokens_ratio": round(tokens / TOKENS_PER_MINUTE, 3),
+    }
 
 
 async def measure_first_tokens(
@@ -211,6 +259,7 @@ def measure_fairness(url: str, keys: dict[str, str], options: argparse.Namespace
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--quota-seconds", type=float, default=60.0)
@@ -219,7 +268,8 @@ def main() -> None:
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is missing: install the package `wrk`")
     limits = {
-        "free": LIMITS,
+        "limits": LIMITS,
+        "key": {},
         "requests": {"requests_per_minute": REQUESTS_PER_MINUTE},
         "tokens": {"tokens_per_minute": TOKENS_PER_MINUTE},
         "steady": {},
@@ -228,16 +278,15 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         keyed, keys = serve(stack, folder, limits)
-        plain, _ = serve(stack, folder, {})
-        result: dict[str, Any] = {"cost": measure_cost(keyed, plain, keys["free"], options)}
-        url, seconds = keyed.url, options.quota_seconds
-        requests, _ = asyncio.run(measure_quota(url, keys["requests"], seconds))
-        _, tokens = asyncio.run(measure_quota(url, keys["tokens"], seconds))
-        result["quota"] = {
-            "requests_ratio": round(requests / REQUESTS_PER_MINUTE, 3),
-            "tokens_ratio": round(tokens / TOKENS_PER_MINUTE, 3),
-        }
-        result["fairness"] = measure_fairness(url, keys, options)
+        result: dict[str, Any] = {}
+        if "cost" in options.parts:
+            with ExitStack() as other:
+                plain, _ = serve(other, folder, {})
+                result["cost"] = measure_cost(keyed, plain, keys, options)
+        if "quota" in options.parts:
+            result["quota"] = measure_quotas(keyed.url, keys, options.quota_seconds)
+        if "fairness" in options.parts:
+            result["fairness"] = measure_fairness(keyed.url, keys, options)
     print(json.dumps(result, indent=1))
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "keys.json").write_text(json.dumps(result, indent=1) + "\n")

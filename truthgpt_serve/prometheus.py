@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TypeVar
 
 from prometheus_client import generate_latest
@@ -29,6 +32,38 @@ def labeled(
     for key, value in values.items():
         metric.add_metric([key], value)
     return metric
+
+
+@dataclass(slots=True)
+class Histogram:
+    """Counts values by their size.
+
+    Attributes:
+        bounds: Ascending upper bounds; a value belongs to the first that is not below it.
+        counts: Values for each bound, and last those above all.
+        total: Sum of all values.
+    """
+
+    bounds: tuple[float, ...]
+    counts: list[int] = field(default_factory=list)
+    total: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.counts = self.counts or [0] * (len(self.bounds) + 1)
+
+    def add(self, value: float) -> None:
+        """Counts a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def copy(self) -> Histogram:
+        """Returns one that does not change any more."""
+        return Histogram(self.bounds, list(self.counts), self.total)
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Returns how many values are at most as high as each bound, as Prometheus writes it."""
+        bounds = [*map(str, self.bounds), "+Inf"]
+        return list(zip(bounds, accumulate(map(float, self.counts)), strict=True))
 
 
 class _Snapshot(Collector):

@@ -1,133 +1,22 @@
 """Counts that all processes of one machine share: of the last minute, and of what runs now.
 
-A file of fixed size, mapped into each process, with one record for each name. A minute is counted
-in half seconds, of which one more than a minute's is kept: no minute, wherever it begins, has more
-than was let in by its count. What runs is counted for each process, and what a dead process left is
-taken back.
+A minute is counted in half seconds, of which one more than a minute's is kept: no minute, wherever
+it begins, has more than was let in by its count.
 
-A process waits for the others only for moments: one that is stopped while it holds the lock does
-not stop them. They then count without it, and two of them may miss each other's count.
+A process that counts often under a name takes a little more than it needs from the file and spends
+that by itself, without a lock: a lease, of 0.5 % of the limit at most, in the present half second.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import math
-import mmap
-import os
-import struct
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
-WINDOW_S = 60.0
-BUCKET_S = 0.5
-NUM_BUCKETS = int(WINDOW_S / BUCKET_S) + 1
-NUM_PROCESSES = 64
-"""More processes than this count what runs together, and none of it is taken back."""
-NUM_RECORDS = 32768
-"""For 4,000 keys with three limits each, and some limits for models; the file has holes."""
-NUM_PROBES = 16
-"""Records that are looked at for a name; of these the one idle for longest is used anew."""
-LOCK_S = 0.002
-REAP_S = 0.5
-
-_WORD = 8
-_NAME, _USED, _LAST, _COUNTS = 0, 2, 3, 4
-_RUNNING = _COUNTS + NUM_BUCKETS
-_RECORD = _RUNNING + NUM_PROCESSES // 2
-"""A record in words of 8 bytes: two of the name's digest, when it was used last, its last bucket,
-the buckets, and how many run in each process, two in a word."""
-_RECORDS = 2 * NUM_PROCESSES
-"""Before the records: of each process its id and when it started."""
-SIZE = _WORD * (_RECORDS + NUM_RECORDS * _RECORD)
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """What one name has used of a limit.
-
-    Attributes:
-        used: In the last minute, what was asked for now included if it was let in.
-        wait_s: Seconds until what was asked for fits; 0 if it was let in.
-        reset_s: Seconds until nothing of the minute counts any more.
-        running: What runs now, this included; -1 if it was not let in for that.
-    """
-
-    used: float
-    wait_s: float
-    reset_s: float
-    running: int
-
-    @property
-    def fits(self) -> bool:
-        """Whether it was let in, as far as this name goes."""
-        return not self.wait_s and self.running >= 0
-
-
-@dataclass(frozen=True, slots=True)
-class Charge:
-    """What shall be counted under one name.
-
-    Attributes:
-        name: Whose count.
-        amount: How much.
-        limit: Most in a minute; None for no limit.
-        max_running: Most at the same time; None for no limit.
-        runs: Whether it also counts as one thing that runs, until `finish`.
-    """
-
-    name: str
-    amount: float
-    limit: float | None
-    max_running: int | None = None
-    runs: bool = True
-
-
-class _Lock:
-    """Keeps out the other threads of this process, and for moments the other processes.
-
-    A class, as a request takes it up to four times: a generator takes longer.
-
-    Attributes:
-        has_file: Whether other processes have to be kept out.
-    """
-
-    __slots__ = ("_file", "_is_held", "_threads", "has_file")
-
-    def __init__(self, file: int) -> None:
-        self._threads = threading.Lock()
-        self._file = file
-        self._is_held = False
-        self.has_file = file >= 0
-
-    def __enter__(self) -> None:
-        self._threads.acquire()
-        self._is_held = self.has_file and self._take()
-
-    def __exit__(self, *error: object) -> None:
-        if self._is_held and self.has_file:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
-        self._threads.release()
-
-    def _take(self) -> bool:
-        until_s = 0.0
-        while True:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                now_s = time.monotonic()
-                until_s = until_s or now_s + LOCK_S
-                if now_s > until_s:
-                    return False
-                time.sleep(0)
-            else:
-                return True
+from truthgpt_serve.access.charges import BUCKET_S, WINDOW_S, Charge, Standing, time_until
+from truthgpt_serve.access.counter_file import CounterFile
+from truthgpt_serve.access.leases import FLUSH_S, Lease
 
 
 class Counters:
@@ -141,16 +30,13 @@ class Counters:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self._file = -1 if path is None else _open(path)
-        self._lock = _Lock(self._file)
-        self._map = mmap.mmap(self._file, SIZE)
-        view = memoryview(self._map)
-        self._whole, self._real, self._half = view.cast("q"), view.cast("d"), view.cast("i")
-        self._known: dict[str, tuple[int, int, int]] = {}
-        self._reaped_s = -math.inf
-        self._closed = False
-        with self._lock:
-            self._own = self._register()
+        self._file = CounterFile(path)
+        self._threads = threading.Lock()
+        self._leases: dict[str, Lease] = {}
+        self._num_processes = self._file.num_processes()
+        self._is_closed = False
+        self._lent = threading.Event()
+        self._returning: threading.Thread | None = None
 
     def take(
         self, name: str, amount: float, limit: float | None, max_running: int | None, now_s: float
@@ -173,41 +59,82 @@ class Counters:
             charges: What to count, each under another name.
             now_s: The time, as `time.time` gives it.
         """
-        with self._lock:
-            if self._closed:
+        with self._threads:
+            if self._is_closed:
                 return [Standing(0.0, 0.0, 0.0, 0) for _ in charges]
-            places = [self._find(charge.name, now_s) for charge in charges]
-            found = [
-                self._look(place, charge, now_s)
-                for place, charge in zip(places, charges, strict=True)
-            ]
+            return self._spend(charges, now_s) or self._take(charges, now_s)
+
+    def _spend(self, charges: Sequence[Charge], now_s: float) -> list[Standing] | None:
+        """Counts what leases have room for; returns None if the file is needed."""
+        bucket, running = int(now_s / BUCKET_S), []
+        for charge in charges:
+            lease = self._leases.get(charge.name)
+            if lease is None or lease.bucket != bucket or lease.room < charge.amount:
+                return None
+            running.append(self._running_freely(charge) if charge.runs else 0)
+        if None in running:
+            return None
+        found = []
+        for charge, number in zip(charges, running, strict=True):
+            lease = self._leases[charge.name]
+            lease.spend(charge.amount)
+            if charge.runs:
+                self._file.run(self._file.known(charge.name), 1)
+            found.append(Standing(lease.used, 0.0, WINDOW_S, number or 0))
+        return found
+
+    def _running_freely(self, charge: Charge) -> int | None:
+        """Returns how many things run with one more; None if the lock is needed to know it.
+
+        Each of the other processes may begin one at this moment.
+        """
+        record = self._file.known(charge.name)
+        if record < 0 or not self._file.is_own_column:
+            return None
+        running, most = sum(self._file.running(record)) + 1, charge.max_running
+        return running if most is None or running + self._num_processes <= most else None
+
+    def _take(self, charges: Sequence[Charge], now_s: float) -> list[Standing]:
+        file = self._file
+        with file.lock:
+            places = [file.find(charge.name, now_s) for charge in charges]
+            pairs = list(zip(charges, places, strict=True))
+            for charge, record in pairs:
+                if (lease := self._leases.get(charge.name)) is not None:
+                    file.add(record, -lease.give_back(), lease.bucket)
+            found = [self._look(record, charge, now_s) for charge, record in pairs]
             if all(standing.fits for standing in found):
-                for place, charge in zip(places, charges, strict=True):
-                    self._add(place, charge, now_s)
+                for (charge, record), standing in zip(pairs, found, strict=True):
+                    self._add(record, charge, standing, now_s)
             return found
 
     def _look(self, record: int, charge: Charge, now_s: float) -> Standing:
         """Returns how a name will stand if it is counted, or how it stands if it does not fit."""
-        bucket = self._advance(record, now_s)
-        counts, running = self._counts(record), sum(self._running(record))
+        bucket = self._file.advance(record, now_s)
+        counts, running = self._file.counts(record), sum(self._file.running(record))
         used, most, limit = sum(counts), charge.max_running, charge.limit
         if most is not None and running >= most:
-            self._reap()
-            running = sum(self._running(record))
+            self._file.reap()
+            running = sum(self._file.running(record))
         fits = limit is None or used + charge.amount <= limit
         free = most is None or running < most
         if fits and free:
             return Standing(used + charge.amount, 0.0, WINDOW_S, running + charge.runs)
         spare = 0.0 if limit is None else limit - charge.amount
-        wait_s = 0.0 if fits else _time_until(counts, bucket, spare, now_s)
-        reset_s = _time_until(counts, bucket, 0.0, now_s)
+        wait_s = 0.0 if fits else time_until(counts, bucket, spare, now_s)
+        reset_s = time_until(counts, bucket, 0.0, now_s)
         return Standing(used, wait_s, reset_s, running if free else -1)
 
-    def _add(self, record: int, charge: Charge, now_s: float) -> None:
-        bucket = self._advance(record, now_s)
-        self._real[record + _COUNTS + bucket] += charge.amount
+    def _add(self, record: int, charge: Charge, standing: Standing, now_s: float) -> None:
+        lease = self._leases.get(charge.name)
+        if lease is None:
+            lease = self._leases[charge.name] = Lease()
+        bucket = int(now_s / BUCKET_S)
+        more = lease.take(charge, standing.used, bucket)
+        self._file.add(record, charge.amount + more, bucket)
         if charge.runs:
-            self._half[2 * (record + _RUNNING) + self._own] += 1
+            self._file.run(record, 1)
+        self._follow()
 
     def correct(self, name: str, amount: float, then_s: float, now_s: float) -> None:
         """Corrects what was counted at an earlier time.
@@ -221,145 +148,69 @@ class Counters:
             then_s: When it was counted.
             now_s: The time.
         """
-        with self._lock:
-            if self._closed:
+        at = int((now_s if amount > 0 else then_s) / BUCKET_S)
+        with self._threads:
+            if self._is_closed or not amount:
                 return
-            record = self._find(name, now_s)
-            bucket = self._advance(record, now_s)
-            age = max(0, self._whole[record + _LAST] - int(then_s / BUCKET_S))
-            if amount > 0:
-                age = 0
-            if age < NUM_BUCKETS:
-                at = record + _COUNTS + (bucket - age) % NUM_BUCKETS
-                self._real[at] = max(0.0, self._real[at] + amount)
+            lease = self._leases.get(name)
+            if lease is not None and lease.bucket == at and lease.correct(amount):
+                return
+            with self._file.lock:
+                record = self._file.find(name, now_s)
+                self._file.advance(record, now_s)
+                self._file.add(record, amount, at)
 
     def finish(self, name: str, now_s: float) -> None:
         """Takes back one thing that ran."""
-        with self._lock:
-            if self._closed:
+        with self._threads:
+            if self._is_closed:
                 return
-            at = 2 * (self._find(name, now_s) + _RUNNING) + self._own
-            self._half[at] = max(0, self._half[at] - 1)
+            record = self._file.known(name)
+            if record >= 0 and self._file.is_own_column:  # nobody else writes that number
+                self._file.run(record, -1)
+                return
+            with self._file.lock:
+                self._file.run(self._file.find(name, now_s), -1)
 
     def close(self) -> None:
         """Takes back what of this process runs, and leaves the file to the others.
 
         What is counted afterwards is let in uncounted.
         """
-        with self._lock:
-            if self._closed:
+        with self._threads:
+            if self._is_closed:
                 return
-            self._closed = True
-            self._forget(self._own)
-            self._lock.has_file = False
-        for view in (self._whole, self._real, self._half):
-            view.release()
-        self._map.close()
-        if self._file >= 0:
-            os.close(self._file)
+            self._return()
+            self._is_closed = True
+            self._file.close()
+        self._lent.set()
+        if self._returning is not None:
+            self._returning.join(timeout=10 * FLUSH_S)
 
-    def _register(self) -> int:
-        """Returns this process's column: a free one, or that of a dead process."""
-        for at in range(NUM_PROCESSES):
-            if not self._is_alive(at):
-                if self._whole[2 * at]:
-                    self._forget(at)
-                self._whole[2 * at] = os.getpid()
-                self._real[2 * at + 1] = psutil.Process().create_time()
-                return at
-        return NUM_PROCESSES - 1
+    def _follow(self) -> None:
+        """Has a thread give back what is not spent."""
+        if self._returning is None:
+            self._returning = threading.Thread(target=self._run, name="counters", daemon=True)
+            self._returning.start()
+        self._lent.set()
 
-    def _reap(self) -> None:
-        """Takes back what dead processes left, once in a while."""
-        now_s = time.monotonic()
-        if now_s - self._reaped_s < REAP_S:
-            return
-        self._reaped_s = now_s
-        for at in range(NUM_PROCESSES):
-            if self._whole[2 * at] and not self._is_alive(at):
-                self._forget(at)
+    def _run(self) -> None:
+        while self._lent.wait() and not self._is_closed:
+            time.sleep(FLUSH_S)
+            with self._threads:
+                if not self._is_closed:
+                    self._return()
 
-    def _is_alive(self, at: int) -> bool:
-        pid, started = self._whole[2 * at], self._real[2 * at + 1]
-        if not pid:
-            return False
-        try:
-            return bool(abs(psutil.Process(pid).create_time() - started) < 1.0)
-        except psutil.Error:
-            return False
-
-    def _forget(self, at: int) -> None:
-        for number in range(NUM_RECORDS):
-            place = 2 * (_RECORDS + number * _RECORD + _RUNNING) + at
-            if self._half[place]:
-                self._half[place] = 0
-        self._whole[2 * at] = 0
-
-    def _counts(self, record: int) -> Sequence[float]:
-        return self._real[record + _COUNTS : record + _RUNNING].tolist()
-
-    def _running(self, record: int) -> list[int]:
-        return self._half[2 * (record + _RUNNING) : 2 * (record + _RECORD)].tolist()
-
-    def _find(self, name: str, now_s: float) -> int:
-        """Returns where a name's record begins, in words; one that is used anew is empty."""
-        known = self._known.get(name)
-        if known is None:
-            digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
-            known = (-1, *struct.unpack("qq", digest))
-        record, first, second = known
-        whole = self._whole
-        if record < 0 or whole[record] != first or whole[record + 1] != second:
-            record = self._search(first, second)
-            if len(self._known) >= NUM_RECORDS:
-                self._known.clear()
-            self._known[name] = (record, first, second)
-        self._real[record + _USED] = now_s
-        return record
-
-    def _search(self, first: int, second: int) -> int:
-        places = [_RECORDS + (first + step) % NUM_RECORDS * _RECORD for step in range(NUM_PROBES)]
-        for record in places:
-            if self._whole[record] == first and self._whole[record + 1] == second:
-                return record
-        idle = [record for record in places if not any(self._running(record))]
-        record = min(idle or places, key=lambda place: self._real[place + _USED])
-        self._map[_WORD * record : _WORD * (record + _RECORD)] = bytes(_WORD * _RECORD)
-        self._whole[record], self._whole[record + 1] = first, second
-        return record
-
-    def _advance(self, record: int, now_s: float) -> int:
-        """Empties the buckets whose time has come again; returns the present one."""
-        now, last = int(now_s / BUCKET_S), self._whole[record + _LAST]
-        passed = now - last
-        if -NUM_BUCKETS < passed <= 0:  # the clock may have been set back a little
-            return int(last) % NUM_BUCKETS
-        for step in range(1, min(abs(passed), NUM_BUCKETS) + 1):
-            self._real[record + _COUNTS + (last + step) % NUM_BUCKETS] = 0.0
-        self._whole[record + _LAST] = now
-        return now % NUM_BUCKETS
-
-
-def _time_until(counts: Sequence[float], bucket: int, limit: float, now_s: float) -> float:
-    """Returns in how many seconds no more than `limit` of the counts is left."""
-    left = sum(counts)
-    if left <= limit:
-        return 0.0
-    into_s = now_s % BUCKET_S
-    for step in range(1, NUM_BUCKETS):  # the oldest first: it is emptied next
-        left -= counts[(bucket + step) % NUM_BUCKETS]
-        if left <= limit + 1e-9:
-            return step * BUCKET_S - into_s
-    return NUM_BUCKETS * BUCKET_S - into_s
-
-
-def _open(path: Path) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    file = os.open(path, flags, 0o600)
-    try:
-        if os.fstat(file).st_size != SIZE:
-            os.ftruncate(file, SIZE)
-    except OSError:
-        os.close(file)
-        raise
-    return file
+    def _return(self) -> None:
+        """Gives back what leases have not spent, and drops those that were not used."""
+        file = self._file
+        with file.lock:
+            for name, lease in list(self._leases.items()):
+                if room := lease.give_back():
+                    now_s = lease.bucket * BUCKET_S
+                    file.add(file.find(name, now_s), -room, lease.bucket)
+                if not lease.begin_period():
+                    del self._leases[name]
+        self._num_processes = file.num_processes()
+        if not self._leases:
+            self._lent.clear()

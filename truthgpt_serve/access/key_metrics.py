@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from truthgpt_serve.access.identity import Limits
 from truthgpt_serve.access.meter import OUTCOMES, Ended
 from truthgpt_serve.access.redis_counters import RedisCounters
+from truthgpt_serve.prometheus import Histogram
 
-_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _LIMITS = {
     "requests": "requests_per_minute",
     "tokens": "tokens_per_minute",
@@ -23,24 +29,66 @@ _LIMITS = {
 """The fields of `Limits` by their names in metrics."""
 _UNKNOWN = "model"
 """The reason of a refusal that is the model's own."""
-_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_TOKENS = "Tokens: prompt, those of them from the prefix cache (cached), and completion."
+_COUNTS = (
+    ("truthgpt_key_tokens", "prompt", _TOKENS),
+    ("truthgpt_key_tokens", "cached", _TOKENS),
+    ("truthgpt_key_tokens", "completion", _TOKENS),
+    ("truthgpt_key_images", "", "Images that were made."),
+    (
+        "truthgpt_key_image_megapixel_steps",
+        "",
+        "Denoising steps times megapixels of these images.",
+    ),
+    ("truthgpt_key_audio_seconds", "", "Seconds of audio."),
+)
+"""The name, the label `kind` and the text of each counter."""
+_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_TIMES = (
+    (
+        "truthgpt_key_queue_seconds",
+        "How long a request waited for its turn at the replica.",
+        _SECONDS,
+    ),
+    (
+        "truthgpt_key_first_byte_seconds",
+        "From a request's arrival at the replica to the first piece of its answer.",
+        _SECONDS,
+    ),
+    (
+        "truthgpt_key_request_seconds",
+        "From a request's arrival at the replica to the last piece of its answer.",
+        _SECONDS,
+    ),
+    (
+        "truthgpt_key_output_token_seconds",
+        "Mean time of each token after the first piece of an answer that came in pieces.",
+        _TOKEN_SECONDS,
+    ),
+)
+"""The name, the text and the bounds of each histogram."""
 
 
-@dataclass(frozen=True, slots=True)
 class _OfKey:
-    """The metrics of one key, which are looked up once: that takes longer than to count."""
+    """What the requests of one key did; plain numbers, which cost less than a library's counters.
 
-    outcomes: dict[str, Counter]
-    prompt: Counter
-    cached: Counter
-    completion: Counter
-    queued: Histogram
-    first: Histogram
-    whole: Histogram
-    token: Histogram
+    Attributes:
+        outcomes: Requests by their end.
+        refusals: By their reason.
+        counts: Of `_COUNTS`, in that order.
+        times: Of `_TIMES`, in that order.
+    """
+
+    __slots__ = ("counts", "outcomes", "refusals", "times")
+
+    def __init__(self) -> None:
+        self.outcomes = dict.fromkeys(OUTCOMES, 0)
+        self.refusals: dict[str, int] = {}
+        self.counts = [0.0] * len(_COUNTS)
+        self.times = [Histogram(bounds) for _, _, bounds in _TIMES]
 
 
-class KeyMetrics:
+class KeyMetrics(Collector):
     """Counts by the names of keys; a replica has them for the keys that it has met.
 
     Args:
@@ -54,105 +102,80 @@ class KeyMetrics:
         limits: Callable[[], Mapping[str, Limits]] = dict,
     ) -> None:
         self._of_keys: dict[str, _OfKey] = {}
+        self._lock = threading.Lock()
         registry = self._registry = CollectorRegistry()
         registry.register(_LimitMetrics(self._of_keys, limits))
         if store is not None:
             registry.register(_StoreMetrics(store))
-        self._requests = Counter(
-            "truthgpt_key_requests",
-            "Requests that have ended: ok, error, cancelled by their client, or refused (429).",
-            ["key", "outcome"],
-            registry=registry,
-        )
-        self._refusals = Counter(
-            "truthgpt_key_refusals",
-            "Requests that were refused with 429, by the limit or the queue that was full.",
-            ["key", "reason"],
-            registry=registry,
-        )
-        self._tokens = Counter(
-            "truthgpt_key_tokens",
-            "Tokens: prompt, those of them from the prefix cache (cached), and completion.",
-            ["key", "kind"],
-            registry=registry,
-        )
-        self._images = Counter(
-            "truthgpt_key_images", "Images that were made.", ["key"], registry=registry
-        )
-        self._steps = Counter(
-            "truthgpt_key_image_megapixel_steps",
-            "Denoising steps times megapixels of these images.",
-            ["key"],
-            registry=registry,
-        )
-        self._audio = Counter(
-            "truthgpt_key_audio_seconds", "Seconds of audio.", ["key"], registry=registry
-        )
-        self._first = self._seconds(
-            "first_byte",
-            "From a request's arrival at the replica to the first piece of its answer.",
-        )
-        self._whole = self._seconds(
-            "request", "From a request's arrival at the replica to the last piece of its answer."
-        )
-        self._queued = self._seconds(
-            "queue", "How long a request waited for its turn at the replica."
-        )
-        self._token = self._seconds(
-            "output_token",
-            "Mean time of each token after the first piece of an answer that came in pieces.",
-            _TOKEN_SECONDS,
-        )
-
-    def _seconds(self, name: str, what: str, buckets: Sequence[float] = _SECONDS) -> Histogram:
-        return Histogram(
-            f"truthgpt_key_{name}_seconds", what, ["key"], buckets=buckets, registry=self._registry
-        )
+        registry.register(self)
 
     def report(self, ended: Ended) -> None:
         """Counts a request that has ended."""
-        of_key = self._of_keys.get(ended.key)
-        if of_key is None:
-            of_key = self._of_keys[ended.key] = self._begin(ended.key)
         usage = ended.usage
-        of_key.outcomes[ended.outcome].inc()
-        if ended.outcome == "refused":
-            self._refusals.labels(ended.key, usage.refusal or _UNKNOWN).inc()
-        if usage.prompt_tokens:
-            of_key.prompt.inc(usage.prompt_tokens)
-        if usage.cached_tokens:
-            of_key.cached.inc(usage.cached_tokens)
-        if usage.completion_tokens:
-            of_key.completion.inc(usage.completion_tokens)
-        if usage.images:
-            self._images.labels(ended.key).inc(usage.images)
-            self._steps.labels(ended.key).inc(usage.megapixel_steps)
-        if usage.audio_s:
-            self._audio.labels(ended.key).inc(usage.audio_s)
-        if ended.outcome == "ok" and ended.first_s is not None:
-            of_key.queued.observe(usage.queued_s)
-            of_key.first.observe(ended.first_s)
-            of_key.whole.observe(ended.whole_s)
-            between_s, number = ended.whole_s - ended.first_s, usage.completion_tokens
-            if between_s > 0 and number > 1:
-                of_key.token.observe(between_s / (number - 1))
-
-    def _begin(self, key: str) -> _OfKey:
-        tokens = self._tokens
-        return _OfKey(
-            outcomes={outcome: self._requests.labels(key, outcome) for outcome in OUTCOMES},
-            prompt=tokens.labels(key, "prompt"),
-            cached=tokens.labels(key, "cached"),
-            completion=tokens.labels(key, "completion"),
-            queued=self._queued.labels(key),
-            first=self._first.labels(key),
-            whole=self._whole.labels(key),
-            token=self._token.labels(key),
-        )
+        with self._lock:
+            of_key = self._of_keys.get(ended.key)
+            if of_key is None:
+                of_key = self._of_keys[ended.key] = _OfKey()
+            of_key.outcomes[ended.outcome] += 1
+            if ended.outcome == "refused":
+                reason = usage.refusal or _UNKNOWN
+                of_key.refusals[reason] = of_key.refusals.get(reason, 0) + 1
+            counts = of_key.counts
+            counts[0] += usage.prompt_tokens
+            counts[1] += usage.cached_tokens
+            counts[2] += usage.completion_tokens
+            if usage.images:
+                counts[3] += usage.images
+                counts[4] += usage.megapixel_steps
+            counts[5] += usage.audio_s
+            if ended.outcome == "ok" and ended.first_s is not None:
+                queued, first, whole, token = of_key.times
+                queued.add(usage.queued_s)
+                first.add(ended.first_s)
+                whole.add(ended.whole_s)
+                between_s, number = ended.whole_s - ended.first_s, usage.completion_tokens
+                if between_s > 0 and number > 1:
+                    token.add(between_s / (number - 1))
 
     def page(self) -> str:
         """Returns the metrics, in version 0.0.4 of the text format."""
         return generate_latest(self._registry).decode()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yields the metrics as they are now."""
+        with self._lock:
+            yield from list(self._metrics())
+
+    def _metrics(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            "truthgpt_key_requests",
+            "Requests that have ended: ok, error, cancelled by their client, or refused (429).",
+            labels=["key", "outcome"],
+        )
+        refusals = CounterMetricFamily(
+            "truthgpt_key_refusals",
+            "Requests that were refused with 429, by the limit or the queue that was full.",
+            labels=["key", "reason"],
+        )
+        for key, found in self._of_keys.items():
+            for outcome, number in found.outcomes.items():
+                requests.add_metric([key, outcome], number)
+            for reason, number in found.refusals.items():
+                refusals.add_metric([key, reason], number)
+        yield requests
+        yield refusals
+        counters: dict[str, CounterMetricFamily] = {}
+        for at, (name, kind, text) in enumerate(_COUNTS):
+            labels = ["key", "kind"] if kind else ["key"]
+            metric = counters.setdefault(name, CounterMetricFamily(name, text, labels=labels))
+            for key, found in self._of_keys.items():
+                metric.add_metric([key, kind] if kind else [key], found.counts[at])
+        yield from counters.values()
+        for at, (name, text, _) in enumerate(_TIMES):
+            times = HistogramMetricFamily(name, text, labels=["key"])
+            for key, found in self._of_keys.items():
+                times.add_metric([key], found.times[at].buckets(), found.times[at].total)
+            yield times
 
 
 class _LimitMetrics(Collector):

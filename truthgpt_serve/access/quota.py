@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from truthgpt_serve.access.counters import Charge, Counters, Standing
+from truthgpt_serve.access.charges import Charge, Standing
+from truthgpt_serve.access.counters import Counters
 from truthgpt_serve.access.identity import Identity, Limits
 from truthgpt_serve.access.redis_counters import SEPARATOR, RedisCounters
 from truthgpt_serve.cluster.private_files import is_private
@@ -27,7 +28,7 @@ from truthgpt_serve.usage.counted import note_refusal
 
 logger = logging.getLogger(__name__)
 
-_NONE = Limits()
+_MAX_PLANS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class Unit:
     suffix: str
 
 
+_PARTS = ("limit", "remaining", "reset")
 REQUESTS = Unit("requests_per_minute", "requests", "send {} requests in a minute", "")
 TOKENS = Unit("tokens_per_minute", "tokens", "use {} tokens in a minute", "tokens")
 IMAGES = Unit(
@@ -55,8 +57,40 @@ IMAGES = Unit(
     "use {:g} denoising steps times megapixels in a minute",
     "images",
 )
+_HEADERS = {
+    unit.name: [f"x-ratelimit-{part}-{unit.name}".encode() for part in _PARTS]
+    for unit in (REQUESTS, TOKENS, IMAGES)
+}
 CONCURRENT = "concurrent"
 """The reason of a refusal of too many requests at the same time; others are names of units."""
+
+
+class _Plan:
+    """What counts of one key at one model.
+
+    Attributes:
+        identity: Whose it is, as its file says now.
+        requests: What a request counts with.
+        limits: The limits of what it uses, each with the name of its count, by fields of `Limits`.
+    """
+
+    __slots__ = ("identity", "limits", "requests")
+
+    def __init__(self, identity: Identity, limits: Sequence[tuple[str, Limits]]) -> None:
+        self.identity = identity
+        self.requests = [
+            Charge(name, 1, each.requests_per_minute, each.max_concurrent)
+            for name, each in limits
+            if each.requests_per_minute is not None or each.max_concurrent is not None
+        ]
+        self.limits = {
+            unit.field: [
+                (f"{name}{SEPARATOR}{unit.suffix}", limit)
+                for name, each in limits
+                if (limit := getattr(each, unit.field)) is not None
+            ]
+            for unit in (TOKENS, IMAGES)
+        }
 
 
 class Quota:
@@ -83,6 +117,7 @@ class Quota:
         self._clock = clock
         self._model = model
         self._local = _open_counters(keys_file)
+        self._plans: dict[str, _Plan] = {}
         self.shared = None if store is None else RedisCounters(store)
 
     async def admit(self, identity: Identity) -> Lease | None:
@@ -91,18 +126,11 @@ class Quota:
         Raises:
             RateLimitError: It is too much; nothing was counted.
         """
-        if identity.limits == _NONE and not identity.model_limits:
-            return None
-        charges = [
-            Charge(name, 1, limits.requests_per_minute, limits.max_concurrent)
-            for name, limits in self._limits(identity)
-            if limits.requests_per_minute is not None or limits.max_concurrent is not None
-        ]
+        charges = self._plan(identity).requests
         if not charges:
             return None
         counters, headers = await self._take(identity, REQUESTS, charges, self._clock())
-        names = [charge.name for charge in charges]
-        return Lease(counters, names, headers, self._clock)
+        return Lease(counters, charges, headers, self._clock)
 
     async def reserve(self, identity: Identity, unit: Unit, amount: float) -> Reservation | None:
         """Counts what a request may use; returns what corrects it, or None for no such limit.
@@ -117,12 +145,10 @@ class Quota:
         Raises:
             RateLimitError: It is too much; nothing was counted.
         """
-        charges = []
-        for name, limits in self._limits(identity):
-            limit = getattr(limits, unit.field)
-            if limit is not None:
-                counted = f"{name}{SEPARATOR}{unit.suffix}"
-                charges.append(Charge(counted, min(amount, limit), limit, runs=False))
+        charges = [
+            Charge(name, min(amount, limit), limit, runs=False)
+            for name, limit in self._plan(identity).limits[unit.field]
+        ]
         if not charges:
             return None
         now_s = self._clock()
@@ -131,17 +157,22 @@ class Quota:
 
     def is_limited(self, identity: Identity, unit: Unit) -> bool:
         """Returns whether a key has a limit of this unit."""
-        if getattr(identity.limits, unit.field) is not None:
-            return True
-        if not identity.model_limits:
-            return False
-        return any(getattr(limits, unit.field) is not None for _, limits in self._limits(identity))
+        return bool(self._plan(identity).limits[unit.field])
 
     def close(self) -> None:
         """Leaves the counters to the other processes."""
         self._local.close()
         if self.shared is not None:
             self.shared.close()
+
+    def _plan(self, identity: Identity) -> _Plan:
+        """Returns what counts of a key here, which is found once."""
+        plan = self._plans.get(identity.name)
+        if plan is None or plan.identity is not identity:
+            if len(self._plans) >= _MAX_PLANS:
+                self._plans.clear()
+            plan = self._plans[identity.name] = _Plan(identity, self._limits(identity))
+        return plan
 
     def _limits(self, identity: Identity) -> list[tuple[str, Limits]]:
         """Returns the limits that hold here, each with the name of its count."""
@@ -156,16 +187,24 @@ class Quota:
     ) -> tuple[Counters | RedisCounters, Headers]:
         """Counts the charges; returns where, and the headers of the tightest limit of the unit."""
         counters, found = await self._count(charges, now_s)
-        limited = [
-            (charge.limit, standing)
-            for charge, standing in zip(charges, found, strict=True)
-            if charge.limit is not None
-        ]
-        tightest = min(limited, key=lambda pair: pair[0] - pair[1].used, default=None)
+        tightest, most = None, math.inf
+        for charge, standing in zip(charges, found, strict=True):
+            if charge.limit is not None and charge.limit - standing.used < most:
+                tightest, most = (charge.limit, standing), charge.limit - standing.used
         headers = [] if tightest is None else _headers(unit, *tightest)
         if all(standing.fits for standing in found):
             return counters, headers
-        name = identity.name
+        raise self._refusal(identity.name, unit, charges, found, headers)
+
+    def _refusal(
+        self,
+        name: str,
+        unit: Unit,
+        charges: Sequence[Charge],
+        found: Sequence[Standing],
+        headers: Headers,
+    ) -> RateLimitError:
+        """Returns why the charges of a key do not fit."""
         for charge, standing in zip(charges, found, strict=True):
             where = (
                 f" of the model {self._model!r}" if SEPARATOR + self._model in charge.name else ""
@@ -175,9 +214,9 @@ class Quota:
                 may = unit.words.format(charge.limit)
                 message = f"The key {name!r} may {may}{where}; try again in {after_s} s"
                 headers = _headers(unit, charge.limit, standing)
-                raise _refusal(unit.name, message, headers, after_s)
+                return _refusal(unit.name, message, headers, after_s)
             if standing.running < 0:
-                raise _refusal(
+                return _refusal(
                     CONCURRENT,
                     f"The key {name!r} may have {charge.max_running} requests{where} at the same "
                     "time; try again when one of them has ended",
@@ -202,17 +241,17 @@ class Lease:
         headers: Of its answer: what the key may still send.
     """
 
-    __slots__ = ("_clock", "_counters", "_ended", "_names", "headers")
+    __slots__ = ("_charges", "_clock", "_counters", "_ended", "headers")
 
     def __init__(
         self,
         counters: Counters | RedisCounters,
-        names: Sequence[str],
+        charges: Sequence[Charge],
         headers: Headers,
         clock: Callable[[], float],
     ) -> None:
         self._counters = counters
-        self._names = names
+        self._charges = charges
         self._clock = clock
         self._ended = False
         self.headers = headers
@@ -221,8 +260,8 @@ class Lease:
         """Ends it; once is enough."""
         if not self._ended:
             self._ended = True
-            for name in self._names:
-                self._counters.finish(name, self._clock())
+            for charge in self._charges:
+                self._counters.finish(charge.name, self._clock())
 
 
 class Reservation:
@@ -271,14 +310,11 @@ def _refusal(
 
 def _headers(unit: Unit, limit: float, standing: Standing) -> Headers:
     """Returns OpenAI's headers of a limit."""
-    values = {
-        "limit": f"{limit:.15g}",
-        "remaining": f"{max(0, math.floor(limit - standing.used))}",
-        "reset": f"{math.ceil(standing.reset_s)}s",
-    }
+    names = _HEADERS[unit.name]
     return [
-        (f"x-ratelimit-{name}-{unit.name}".encode(), value.encode())
-        for name, value in values.items()
+        (names[0], f"{limit:.15g}".encode()),
+        (names[1], b"%d" % max(0, limit - standing.used)),
+        (names[2], b"%ds" % math.ceil(standing.reset_s)),
     ]
 
 

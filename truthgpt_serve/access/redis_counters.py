@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from truthgpt_serve.access.counters import BUCKET_S, NUM_BUCKETS, WINDOW_S, Charge, Standing
+from truthgpt_serve.access.charges import BUCKET_S, NUM_BUCKETS, WINDOW_S, Charge, Standing
 from truthgpt_serve.access.redis_scripts import CORRECT, RUNNING, TAKE
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from truthgpt_serve.access import counters
-from truthgpt_serve.access.counters import NUM_PROCESSES, SIZE, WINDOW_S, Counters
+from truthgpt_serve.access import counter_file
+from truthgpt_serve.access.charges import WINDOW_S
+from truthgpt_serve.access.counter_file import NUM_PROCESSES, REAP_S, SIZE
+from truthgpt_serve.access.counters import Counters
 
 LIMIT_S = 60
 TAKE = """
@@ -129,7 +131,7 @@ def test_what_a_killed_process_ran_is_taken_back(path: Path, shared: Counters) -
     deadline = time.monotonic() + LIMIT_S
     while shared.take("team", 1, None, 2, time.time()).running != 2:
         assert time.monotonic() < deadline
-        time.sleep(counters.REAP_S / 5)
+        time.sleep(REAP_S / 5)
 
 
 def test_what_runs_is_counted_until_it_ends(shared: Counters) -> None:
@@ -154,8 +156,8 @@ def test_a_name_that_is_used_takes_the_place_of_one_that_is_idle(
     shared: Counters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared.take("runs", 1, None, 1, 1e9)
-    monkeypatch.setattr(counters, "NUM_RECORDS", 1)
-    monkeypatch.setattr(counters, "NUM_PROBES", 1)
+    monkeypatch.setattr(counter_file, "NUM_RECORDS", 1)
+    monkeypatch.setattr(counter_file, "NUM_PROBES", 1)
     for number in range(5):
         assert shared.take(f"team-{number}", 1, 1, None, 1e9 + number).used == 1
 

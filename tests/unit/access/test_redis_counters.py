@@ -14,14 +14,14 @@ import pytest
 
 from tests.support.redis_server import RedisServer
 from truthgpt_serve.access import redis_counters
-from truthgpt_serve.access.counters import BUCKET_S, Charge, Standing
+from truthgpt_serve.access.charges import BUCKET_S, Charge, Standing
 from truthgpt_serve.access.redis_counters import ANSWER_S, RedisCounters
 
 SECRET = "sesame-of-the-test"
 LIMIT_S = 60
 TAKE = """
 import asyncio, sys
-from truthgpt_serve.access.counters import Charge
+from truthgpt_serve.access.charges import Charge
 from truthgpt_serve.access.redis_counters import RedisCounters
 
 async def main():
@@ -34,7 +34,7 @@ asyncio.run(main())
 """
 RUN = """
 import asyncio, sys
-from truthgpt_serve.access.counters import Charge
+from truthgpt_serve.access.charges import Charge
 from truthgpt_serve.access.redis_counters import RedisCounters
 
 async def main():

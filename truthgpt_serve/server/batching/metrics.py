@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import accumulate
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -46,6 +45,4 @@ def _metrics(statistics: BatchStatistics, states: dict[str, float]) -> Iterator[
         yield CounterMetricFamily(PREFIX + name, text, getattr(statistics, attribute))
     for name, (attribute, text) in HISTOGRAMS.items():
         found = getattr(statistics, attribute)
-        bounds = [*map(str, found.bounds), "+Inf"]
-        buckets = list(zip(bounds, accumulate(found.counts), strict=True))
-        yield HistogramMetricFamily(PREFIX + name, text, buckets, found.total)
+        yield HistogramMetricFamily(PREFIX + name, text, found.buckets(), found.total)

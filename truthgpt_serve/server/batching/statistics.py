@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from bisect import bisect_left
 from dataclasses import dataclass, field
+
+from truthgpt_serve.prometheus import Histogram
 
 SIZE_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 """Upper bounds of the batch sizes that are counted apart, in requests."""
@@ -25,33 +26,6 @@ SECONDS_BOUNDS = (
     30.0,
 )
 """Upper bounds of the waits and run times that are counted apart, in seconds."""
-
-
-@dataclass(slots=True)
-class Histogram:
-    """Counts values by their size.
-
-    Attributes:
-        bounds: Ascending upper bounds; a value belongs to the first that is not below it.
-        counts: Values for each bound, and last those above all.
-        total: Sum of all values.
-    """
-
-    bounds: tuple[float, ...]
-    counts: list[int] = field(default_factory=list)
-    total: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.counts = self.counts or [0] * (len(self.bounds) + 1)
-
-    def add(self, value: float) -> None:
-        """Counts a value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
-
-    def copy(self) -> Histogram:
-        """Returns one that does not change any more."""
-        return Histogram(self.bounds, list(self.counts), self.total)
 
 
 def _sizes() -> Histogram:

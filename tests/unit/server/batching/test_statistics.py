@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from truthgpt_serve.server.batching.statistics import SIZE_BOUNDS, BatchStatistics, Histogram
+from truthgpt_serve.prometheus import Histogram
+from truthgpt_serve.server.batching.statistics import SIZE_BOUNDS, BatchStatistics
 
 
 def test_a_value_on_a_bound_belongs_to_it() -> None:
