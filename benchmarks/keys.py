@@ -8,7 +8,8 @@ without.
   counted, for a key without limits and for one with limits of requests, tokens and concurrency.
 - quota: 20 clients send five times what a key may for a minute; what was let in to the limit.
 - fairness: a key asks 8 times a second for streams of a model that can do 32, while another one
-  asks for its share, and for ten times that: the time to the first token of the former.
+  asks for nothing, for its share, and for ten times that: the time to the first token of the
+  former, and the tokens of both.
 
 Prints medians of alternated pairs; writes `benchmarks/results/keys.json`. Needs wrk.
 """
@@ -24,10 +25,9 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +92,13 @@ class Cost:
     """
 
     cpu_ms: float
-    by_kind: Counter[str]
+    by_kind: dict[str, float]
     per_s: float
 
 
-def cpu_seconds(run_id: str) -> Counter[str]:
+def cpu_seconds(run_id: str) -> dict[str, float]:
     """Returns the CPU time of all processes of a service, by their kind."""
-    found = Counter[str]()
+    found = dict.fromkeys((*KINDS, "others"), 0.0)
     for each in find_run(run_id):
         try:
             process = psutil.Process(each.pid)
@@ -120,11 +120,11 @@ def run_wrk(cluster: Any, key: str, seconds: float) -> Cost:
         done = subprocess.run(
             [*command, f"{cluster.url}{PATH}"], capture_output=True, text=True, check=True
         )
-        used = cpu_seconds(cluster.run_id) - before
+        after = cpu_seconds(cluster.run_id)
     if "Non-2xx" in done.stdout:
         raise SystemExit(done.stdout)
     number = int(done.stdout.split(" requests in ")[0].split()[-1])
-    by_kind = Counter({kind: 1e3 * used_s / number for kind, used_s in used.items()})
+    by_kind = {kind: 1e3 * (after[kind] - before[kind]) / number for kind in after}
     return Cost(sum(by_kind.values()), by_kind, number / seconds)
 
 
@@ -149,14 +149,13 @@ def measure_cost(
 def compare_costs(costs: list[Cost], others: list[Cost]) -> dict[str, Any]:
     """Returns the medians of some runs, and of their ratios to others."""
     pairs = list(zip(costs, others, strict=True))
-    kinds = sorted({kind for cost in costs for kind in cost.by_kind})
     return {
         "cpu_ms": round(statistics.median(cost.cpu_ms for cost in costs), 3),
         "cpu_ratio": round(statistics.median(a.cpu_ms / b.cpu_ms for a, b in pairs), 3),
         "throughput_ratio": round(statistics.median(a.per_s / b.per_s for a, b in pairs), 3),
         "by_kind": {
             kind: round(statistics.median(cost.by_kind[kind] for cost in costs), 3)
-            for kind in kinds
+            for kind in costs[0].by_kind
         },
     }
 
@@ -205,11 +204,26 @@ def measure_quotas(url: str, keys: dict[str, str], seconds: float) -> dict[str, 
     }
 
 
+@dataclass(slots=True)
+class Streams:
+    """What became of the streams of one run.
+
+    Attributes:
+        first_ms: Times to the first token of the steady key's streams, in milliseconds.
+        num_refused: Streams of the steady key that were refused.
+        num_tokens: Tokens of all streams.
+    """
+
+    first_ms: list[float] = field(default_factory=list)
+    num_refused: int = 0
+    num_tokens: int = 0
+
+
 async def measure_first_tokens(
     url: str, keys: dict[str, str], busy_per_s: float, seconds: float
-) -> list[float]:
-    """Returns the times to the first token of the steady key's streams, in milliseconds."""
-    times: list[float] = []
+) -> Streams:
+    """Has one key ask steadily, and another one so often; none where that is 0."""
+    found = Streams()
     rng = random.Random(2)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=200)
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
@@ -218,19 +232,23 @@ async def measure_first_tokens(
             body = {**BODY, "model": "slow", "max_tokens": rng.randrange(1, 2 * NUM_TOKENS)}
             body["stream"] = True
             headers = {"authorization": f"Bearer {keys[name]}"}
-            began_s = time.perf_counter()
+            began_s, is_first = time.perf_counter(), name == "steady"
             async with client.stream("POST", PATH, json=body, headers=headers) as answer:
-                async for _ in answer.aiter_raw():
-                    if name == "steady" and answer.status_code == 200:
-                        times.append(1e3 * (time.perf_counter() - began_s))
-                        name = ""
+                if answer.status_code != 200:
+                    found.num_refused += name == "steady"
+                    return
+                async for piece in answer.aiter_raw():
+                    found.num_tokens += piece.count(b"data: {")
+                    if is_first:
+                        found.first_ms.append(1e3 * (time.perf_counter() - began_s))
+                        is_first = False
 
         end_s = time.monotonic() + seconds
-        await asyncio.gather(
-            send_at(STEADY_PER_S, end_s, lambda: ask("steady")),
-            send_at(busy_per_s, end_s, lambda: ask("busy")),
-        )
-    return times
+        asked = [send_at(STEADY_PER_S, end_s, lambda: ask("steady"))]
+        if busy_per_s:
+            asked.append(send_at(busy_per_s, end_s, lambda: ask("busy")))
+        await asyncio.gather(*asked)
+    return found
 
 
 def quantile(times: list[float], share: float) -> float:
@@ -239,21 +257,24 @@ def quantile(times: list[float], share: float) -> float:
 
 
 def measure_fairness(url: str, keys: dict[str, str], options: argparse.Namespace) -> dict[str, Any]:
-    """Has one key ask for its share, and for ten times that."""
-    found: dict[str, list[list[float]]] = {"1": [], "10": []}
+    """Has one key ask for nothing, for its share, and for ten times that, beside a steady one."""
+    found: dict[str, list[Streams]] = {"0": [], "1": [], "10": []}
     for _ in range(options.pairs):
-        for times in found:
+        for times, runs in found.items():
             rate = SHARE_PER_S * int(times)
-            found[times].append(
-                asyncio.run(measure_first_tokens(url, keys, rate, 2 * options.seconds))
-            )
-    return {
-        f"ttft_ms_p{percent}_at_{times}x": statistics.median(
-            quantile(each, percent / 100) for each in runs
-        )
-        for times, runs in found.items()
-        for percent in (50, 99)
-    }
+            runs.append(asyncio.run(measure_first_tokens(url, keys, rate, 2 * options.seconds)))
+    result: dict[str, Any] = {}
+    for times, runs in found.items():
+        together = [each for run in runs for each in run.first_ms]
+        result[f"at_{times}x"] = {
+            **{f"ttft_ms_p{number}": quantile(together, number / 100) for number in (50, 90, 99)},
+            "streams": len(together),
+            "refused": sum(run.num_refused for run in runs),
+            "tokens_per_s": round(
+                statistics.median(run.num_tokens for run in runs) / (2 * options.seconds), 1
+            ),
+        }
+    return result
 
 
 def main() -> None:

@@ -17,10 +17,10 @@ from typing import Any
 import promql_parser
 
 from deployments.hf_diffusers.metrics import BY_MODULE, EVENTS, PREFIX
+from truthgpt_serve.access.counting.redis_counters import RedisCounters
 from truthgpt_serve.access.identity import Limits
 from truthgpt_serve.access.key_metrics import KeyMetrics
 from truthgpt_serve.access.meter import Ended
-from truthgpt_serve.access.redis_counters import RedisCounters
 from truthgpt_serve.usage.counted import Usage
 
 OTHERS = {

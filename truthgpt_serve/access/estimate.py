@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
-
-from cachetools import LRUCache
 
 MAX_READ_BYTES = 65536
 """Bodies up to this size are read; a longer one has images or audio in it, or is a long text."""
@@ -25,7 +22,7 @@ class TokenEstimate:
     """What the requests of each key use, as far as this process has seen them."""
 
     def __init__(self) -> None:
-        self._means: LRUCache[str, tuple[float, float]] = LRUCache(_MAX_KEYS)
+        self._means: dict[str, tuple[float, float]] = {}
 
     def estimate(self, key: str, body: bytes | None, num_bytes: int) -> float:
         """Returns how many tokens a request may use.
@@ -47,13 +44,15 @@ class TokenEstimate:
 
     def learn(self, key: str, num_prompt: int, num_completion: int) -> None:
         """Notes how many tokens a request used."""
-        old = self._means.get(key)
+        old = self._means.pop(key, None)
         new = (float(num_prompt), float(num_completion))
         if old is not None:
             new = (
                 old[0] + _NEW_SHARE * (new[0] - old[0]),
                 old[1] + _NEW_SHARE * (new[1] - old[1]),
             )
+        if len(self._means) >= _MAX_KEYS:  # the one that was noted longest ago
+            del self._means[next(iter(self._means))]
         self._means[key] = new
 
 
@@ -63,11 +62,14 @@ def _asked_tokens(body: bytes) -> tuple[int | None, int] | None:
         found = json.loads(body)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(found, Mapping):
+    if not isinstance(found, dict):
         return None
-    limits = [_count(found.get(name)) for name in _LIMITS]
-    limit = next((limit for limit in limits if limit is not None), None)
-    return limit, max(1, min(_count(found.get("n")) or 1, 1000))
+    limit = None
+    for name in _LIMITS:
+        if name in found and (limit := _count(found[name])) is not None:
+            break
+    number = _count(found["n"]) if "n" in found else None
+    return limit, min(number or 1, 1000)
 
 
 def _count(value: Any) -> int | None:

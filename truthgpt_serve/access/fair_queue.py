@@ -5,15 +5,20 @@ time that requests take, by its weight: start-time fair queueing (Goyal et al., 
 the mean time of the key's requests charged when one begins, and corrected when it ends. In a full
 queue a request takes the place of the newest one of the key that has the most there. Without keys
 all requests are those of one.
+
+A key that has its share of the places does not take the last ones that are free while another one,
+which was here in the last seconds, has less than its own: that one's next request begins at once
+instead of waiting for some request to end (`access/reserve.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable
 
+from truthgpt_serve.access.queued import Key, Ticket
+from truthgpt_serve.access.reserve import Reserve
 from truthgpt_serve.errors import OverloadedError
 from truthgpt_serve.queue_full import Promises, queue_full, whole_seconds
 
@@ -22,49 +27,8 @@ _NEW_SHARE = 0.2
 _MAX_TIMES = 4
 """How many times the mean one request may count as."""
 _MAX_IDLE_KEYS = 4096
-
-
-class _Key:
-    """What is known of a key.
-
-    Attributes:
-        waiting: Its requests, oldest first.
-        running: How many of its requests run.
-        ready_s: The time of requests that it has had, divided by its weight, on the queue's clock
-            of shares; the key with the least comes next.
-        mean_s: How long its requests take.
-        weight: Its share, in proportion to those of others.
-        promises: When those of its requests that are refused may come again.
-    """
-
-    __slots__ = (
-        *("mean_s", "name", "priority", "promises", "ready_s", "running", "waiting", "weight"),
-    )
-
-    def __init__(self, name: str, ready_s: float, mean_s: float) -> None:
-        self.name = name
-        self.waiting: deque[Ticket] = deque()
-        self.running = 0
-        self.ready_s = ready_s
-        self.mean_s = mean_s
-        self.weight = 1.0
-        self.priority = 0
-        self.promises: Promises | None = None
-
-
-class Ticket:
-    """One request in the queue, or at work.
-
-    Attributes:
-        future: Says when its turn comes; None where it came at once.
-    """
-
-    __slots__ = ("_begun_s", "_charged_s", "_key", "future")
-
-    def __init__(self, key: _Key) -> None:
-        self._key = key
-        self._begun_s = self._charged_s = 0.0
-        self.future: asyncio.Future[None] | None = None
+LOOK_S = 1.0
+"""After which it is looked whether places that are kept free are still wanted."""
 
 
 class FairQueue:
@@ -88,7 +52,9 @@ class FairQueue:
         self._max_waiting = max_waiting
         self._owner = owner
         self._clock = clock
-        self._keys: dict[str, _Key] = {}
+        self._keys: dict[str, Key] = {}
+        self._reserve = Reserve(num_places, clock)
+        self._timer: asyncio.TimerHandle | None = None
         self._share_s = 0.0
         self._mean_s = 0.0
         self.num_running = 0
@@ -109,8 +75,9 @@ class FairQueue:
         """
         key = self._find(name)
         key.weight, key.priority = weight, priority
+        self._reserve.see(key)
         ticket = Ticket(key)
-        if self.num_running < self._num_places and not self.num_waiting:
+        if self._may_begin(key):
             self._begin(key, ticket)
             return ticket
         if self.num_waiting >= self._max_waiting:
@@ -123,6 +90,7 @@ class FairQueue:
         ticket.future = asyncio.get_running_loop().create_future()
         key.waiting.append(ticket)
         self.num_waiting += 1
+        self._look_again()
         return ticket
 
     def leave(self, ticket: Ticket, *, is_done: bool = True) -> None:
@@ -132,13 +100,13 @@ class FairQueue:
             ticket: What `enter` gave.
             is_done: Whether it took as long as such requests take: not if it failed.
         """
-        key, future = ticket._key, ticket.future
-        if ticket._begun_s:
-            taken_s = self._clock() - ticket._begun_s
-            ticket._begun_s = 0.0
+        key, future = ticket.key, ticket.future
+        if ticket.begun_s:
+            taken_s = self._clock() - ticket.begun_s
+            ticket.begun_s = 0.0
             key.running -= 1
             self.num_running -= 1
-            key.ready_s += (taken_s - ticket._charged_s) / key.weight
+            key.ready_s += (taken_s - ticket.charged_s) / key.weight
             if is_done:
                 key.mean_s = _mean(key.mean_s, taken_s)
                 self._mean_s = _mean(self._mean_s, taken_s)
@@ -148,8 +116,7 @@ class FairQueue:
         elif future is not None and future.done() and not future.cancelled():
             future.exception()  # whoever waited may have left before it was told
         self._forget(key)
-        while self.num_waiting and self.num_running < self._num_places:
-            self._next()
+        self._fill()
 
     def expected_s(self, name: str, weight: float = 1.0, priority: int = 0) -> float:
         """Returns how long a request that comes now may wait, as requests have been lately.
@@ -159,9 +126,9 @@ class FairQueue:
             weight: Its share.
             priority: The higher, the earlier.
         """
-        if self.num_running < self._num_places and not self.num_waiting:
-            return 0.0
         own = self._keys.get(name)
+        if self._may_begin(own or Key(name, 0.0, 0.0, weight, priority)):
+            return 0.0
         num_own = 0 if own is None else len(own.waiting)
         before = float(num_own)
         for key in self._keys.values():
@@ -181,16 +148,41 @@ class FairQueue:
         """Seconds between two places, as requests have been lately; 0 where that is not known."""
         return self._mean_s / self._num_places
 
-    def _next(self) -> None:
-        key = min(
-            (key for key in self._keys.values() if key.waiting),
-            key=lambda key: (-key.priority, key.ready_s),
-        )
-        ticket = key.waiting.popleft()
-        self.num_waiting -= 1
-        self._begin(key, ticket)
+    def _may_begin(self, key: Key) -> bool:
+        """Returns whether there is a place for a key's request: others then wait for their own."""
+        num_free = self._num_places - self.num_running
+        return num_free > 0 and not key.waiting and not self._reserve.keeps(key, num_free)
 
-    def _awake(self, key: _Key) -> None:
+    def _fill(self) -> None:
+        """Has requests begin as long as there are places for them."""
+        while self.num_waiting and (num_free := self._num_places - self.num_running) > 0:
+            key = min(
+                (
+                    key
+                    for key in self._keys.values()
+                    if key.waiting and not self._reserve.keeps(key, num_free)
+                ),
+                key=lambda key: (-key.priority, key.ready_s),
+                default=None,
+            )
+            if key is None:
+                self._look_again()
+                return
+            ticket = key.waiting.popleft()
+            self.num_waiting -= 1
+            self._begin(key, ticket)
+
+    def _look_again(self) -> None:
+        """Looks in a while whether free places are still kept, in case that no request ends."""
+        if self._timer is None and self.num_running < self._num_places:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(LOOK_S, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        self._fill()
+
+    def _awake(self, key: Key) -> None:
         """Has a key that was idle begin where the others of its priority are: not before them."""
         if key.waiting or key.running:
             return
@@ -204,19 +196,19 @@ class FairQueue:
         ]
         key.ready_s = max(key.ready_s, min(active, default=self._share_s))
 
-    def _begin(self, key: _Key, ticket: Ticket) -> None:
+    def _begin(self, key: Key, ticket: Ticket) -> None:
         self._awake(key)
         self._share_s = max(self._share_s, key.ready_s)
         key.running += 1
         self.num_running += 1
         # At least 1 us, as it also says that the request runs.
-        ticket._begun_s = self._clock() or 1e-6
-        ticket._charged_s = key.mean_s
+        ticket.begun_s = self._clock() or 1e-6
+        ticket.charged_s = key.mean_s
         key.ready_s += key.mean_s / key.weight
         if ticket.future is not None and not ticket.future.done():
             ticket.future.set_result(None)
 
-    def _make_room(self, arriving: _Key) -> None:
+    def _make_room(self, arriving: Key) -> None:
         """Puts the newest request of the key with the most waiting out of the queue.
 
         Raises:
@@ -239,7 +231,7 @@ class FairQueue:
             ticket.future.set_exception(self._overloaded(longest))
         self._forget(longest)
 
-    def _overloaded(self, key: _Key) -> OverloadedError:
+    def _overloaded(self, key: Key) -> OverloadedError:
         """Returns the refusal of a request: its key has its share of the places that come."""
         first, weights = 0, 0.0
         for other in self._keys.values():
@@ -254,15 +246,15 @@ class FairQueue:
         number = self.num_running + self.num_waiting
         return queue_full(self._owner, number, whole_seconds(first * self.place_s + own_s))
 
-    def _find(self, name: str) -> _Key:
+    def _find(self, name: str) -> Key:
         key = self._keys.get(name)
         if key is None:
             if len(self._keys) >= _MAX_IDLE_KEYS:
                 self._drop_idle()
-            key = self._keys[name] = _Key(name, self._share_s, self._mean_s)
+            key = self._keys[name] = Key(name, self._share_s, self._mean_s)
         return key
 
-    def _forget(self, key: _Key) -> None:
+    def _forget(self, key: Key) -> None:
         """Drops a key of which nothing is left to be known."""
         is_idle = not key.waiting and not key.running and key.ready_s <= self._share_s
         is_owed = key.promises is not None and not key.promises.is_over()

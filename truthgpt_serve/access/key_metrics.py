@@ -14,9 +14,9 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from truthgpt_serve.access.counting.redis_counters import RedisCounters
 from truthgpt_serve.access.identity import Limits
 from truthgpt_serve.access.meter import OUTCOMES, Ended
-from truthgpt_serve.access.redis_counters import RedisCounters
 from truthgpt_serve.prometheus import Histogram
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)

@@ -22,7 +22,7 @@ REFUSED = 429
 _FAILED = 400
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ended:
     """A request that has ended.
 

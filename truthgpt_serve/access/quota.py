@@ -14,13 +14,13 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from truthgpt_serve.access.charges import Charge, Standing
-from truthgpt_serve.access.counters import Counters
+from truthgpt_serve.access.counting.charges import Charge, Standing
+from truthgpt_serve.access.counting.counters import Counters
+from truthgpt_serve.access.counting.redis_counters import SEPARATOR, RedisCounters
 from truthgpt_serve.access.identity import Identity, Limits
-from truthgpt_serve.access.redis_counters import SEPARATOR, RedisCounters
+from truthgpt_serve.access.units import CONCURRENT, IMAGES, REQUESTS, TOKENS, Unit, limit_headers
 from truthgpt_serve.cluster.private_files import is_private
 from truthgpt_serve.errors import RateLimitError
 from truthgpt_serve.http.asgi import Headers
@@ -29,40 +29,6 @@ from truthgpt_serve.usage.counted import note_refusal
 logger = logging.getLogger(__name__)
 
 _MAX_PLANS = 8192
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """What is counted in a minute.
-
-    Attributes:
-        field: Of `Limits`.
-        name: In headers.
-        words: In messages, with the number of the limit.
-        suffix: Of the count's name.
-    """
-
-    field: str
-    name: str
-    words: str
-    suffix: str
-
-
-_PARTS = ("limit", "remaining", "reset")
-REQUESTS = Unit("requests_per_minute", "requests", "send {} requests in a minute", "")
-TOKENS = Unit("tokens_per_minute", "tokens", "use {} tokens in a minute", "tokens")
-IMAGES = Unit(
-    "image_megapixel_steps_per_minute",
-    "image-megapixel-steps",
-    "use {:g} denoising steps times megapixels in a minute",
-    "images",
-)
-_HEADERS = {
-    unit.name: [f"x-ratelimit-{part}-{unit.name}".encode() for part in _PARTS]
-    for unit in (REQUESTS, TOKENS, IMAGES)
-}
-CONCURRENT = "concurrent"
-"""The reason of a refusal of too many requests at the same time; others are names of units."""
 
 
 class _Plan:
@@ -191,7 +157,7 @@ class Quota:
         for charge, standing in zip(charges, found, strict=True):
             if charge.limit is not None and charge.limit - standing.used < most:
                 tightest, most = (charge.limit, standing), charge.limit - standing.used
-        headers = [] if tightest is None else _headers(unit, *tightest)
+        headers = [] if tightest is None else limit_headers(unit, *tightest)
         if all(standing.fits for standing in found):
             return counters, headers
         raise self._refusal(identity.name, unit, charges, found, headers)
@@ -213,7 +179,7 @@ class Quota:
                 after_s = math.ceil(max(each.wait_s for each in found))
                 may = unit.words.format(charge.limit)
                 message = f"The key {name!r} may {may}{where}; try again in {after_s} s"
-                headers = _headers(unit, charge.limit, standing)
+                headers = limit_headers(unit, charge.limit, standing)
                 return _refusal(unit.name, message, headers, after_s)
             if standing.running < 0:
                 return _refusal(
@@ -306,16 +272,6 @@ def _refusal(
 ) -> RateLimitError:
     note_refusal(reason)
     return RateLimitError(message, reason=reason, retry_after_s=after_s, headers=headers)
-
-
-def _headers(unit: Unit, limit: float, standing: Standing) -> Headers:
-    """Returns OpenAI's headers of a limit."""
-    names = _HEADERS[unit.name]
-    return [
-        (names[0], f"{limit:.15g}".encode()),
-        (names[1], b"%d" % max(0, limit - standing.used)),
-        (names[2], b"%ds" % math.ceil(standing.reset_s)),
-    ]
 
 
 def _open_counters(keys_file: Path) -> Counters:

@@ -11,7 +11,8 @@ from typing import Any
 
 from truthgpt_serve.access.estimate import MAX_READ_BYTES, TokenEstimate
 from truthgpt_serve.access.identity import Identity, identity_of
-from truthgpt_serve.access.quota import IMAGES, TOKENS, Quota, Reservation
+from truthgpt_serve.access.quota import Quota, Reservation
+from truthgpt_serve.access.units import IMAGES, TOKENS
 from truthgpt_serve.http.asgi import Headers, Message, Receive, Scope, Send, header
 from truthgpt_serve.usage.counted import Usage, current_usage
 
@@ -51,8 +52,11 @@ class TokenQuota:
         if counts_tokens:
             body = _Body(receive)
             await body.read()
-            size = max(body.num_bytes, _content_length(scope))
-            amount = self._estimate.estimate(identity.name, body.whole(), size)
+            whole = body.whole()
+            size = body.num_bytes
+            if whole is None:
+                size = max(size, _content_length(scope))
+            amount = self._estimate.estimate(identity.name, whole, size)
             request.tokens = await self._quota.reserve(identity, TOKENS, amount)
             receive = body.receive
         await self._serve(request, scope, receive, send)
@@ -121,8 +125,9 @@ class _Request:
 
     def headers(self) -> Headers:
         """Returns the headers of its answer."""
-        counted = (each for each in (self.tokens, self.images) if each is not None)
-        return [header for each in counted for header in each.headers]
+        tokens = () if self.tokens is None else self.tokens.headers
+        images = () if self.images is None else self.images.headers
+        return [*tokens, *images]
 
 
 class _Body:
@@ -150,6 +155,9 @@ class _Body:
         """Returns the body if it was read to its end, and is not too long."""
         if self._more or self.num_bytes > MAX_READ_BYTES:
             return None
+        if len(self._messages) == 1:
+            body: bytes = self._messages[0].get("body", b"")
+            return body
         return b"".join(message.get("body", b"") for message in self._messages)
 
     async def receive(self) -> Message:

@@ -10,8 +10,9 @@ import math
 import time
 from typing import Any
 
-from truthgpt_serve.access.fair_queue import FairQueue, Ticket
+from truthgpt_serve.access.fair_queue import FairQueue
 from truthgpt_serve.access.identity import ANONYMOUS, Identity, identity_of
+from truthgpt_serve.access.queued import Ticket
 from truthgpt_serve.errors import OverloadedError, RequestError
 from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, header
 from truthgpt_serve.http.connection import refuse_websocket

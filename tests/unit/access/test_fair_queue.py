@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from truthgpt_serve.access.fair_queue import FairQueue, Ticket
+from truthgpt_serve.access.fair_queue import FairQueue
+from truthgpt_serve.access.queued import Ticket
 from truthgpt_serve.errors import OverloadedError
 
 
@@ -40,8 +41,8 @@ class Place:
 
     def running(self) -> list[tuple[str, Ticket]]:
         """Returns what runs, by when it began."""
-        found = [pair for pair in self.tickets if pair[1]._begun_s]
-        return sorted(found, key=lambda pair: pair[1]._begun_s)
+        found = [pair for pair in self.tickets if pair[1].begun_s]
+        return sorted(found, key=lambda pair: pair[1].begun_s)
 
     def run(self, number: int, seconds: float = 1.0) -> str:
         """Ends the request that has run for longest, again and again; returns whose they were."""
@@ -265,14 +266,14 @@ async def test_nothing_is_lost_in_a_long_random_run() -> None:
                 assert place.queue.num_waiting == 20
         elif waiting:
             place.queue.leave(waiting.pop(rng.randrange(len(waiting))))
-        running = sum(1 for t in waiting if t._begun_s)
+        running = sum(1 for t in waiting if t.begun_s)
         assert place.queue.num_running == running <= 3
         queued = [t for t in waiting if t.future is not None and not t.future.done()]
         assert len(queued) == place.queue.num_waiting <= 20
         assert not queued or running == 3
         for ticket in waiting:
             if failure(ticket):
-                assert not ticket._begun_s
+                assert not ticket.begun_s
     for ticket in waiting:
         place.queue.leave(ticket)
     assert (place.queue.num_running, place.queue.num_waiting) == (0, 0)

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from truthgpt_serve.access.charges import Charge
+from truthgpt_serve.access.counting.charges import Charge
+from truthgpt_serve.access.counting.redis_counters import RedisCounters
 from truthgpt_serve.access.identity import Limits
 from truthgpt_serve.access.key_metrics import KeyMetrics
 from truthgpt_serve.access.meter import Ended
-from truthgpt_serve.access.redis_counters import RedisCounters
 from truthgpt_serve.usage.counted import Usage
 
 

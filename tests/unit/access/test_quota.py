@@ -13,7 +13,8 @@ import pytest
 
 from tests.support.redis_server import RedisServer
 from truthgpt_serve.access.identity import Identity, Limits
-from truthgpt_serve.access.quota import TOKENS, Quota
+from truthgpt_serve.access.quota import Quota
+from truthgpt_serve.access.units import TOKENS
 from truthgpt_serve.errors import RateLimitError
 
 

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from truthgpt_serve.access import counter_file
-from truthgpt_serve.access.charges import WINDOW_S
-from truthgpt_serve.access.counter_file import NUM_PROCESSES, REAP_S, SIZE
-from truthgpt_serve.access.counters import Counters
+from truthgpt_serve.access.counting import counter_file
+from truthgpt_serve.access.counting.charges import WINDOW_S
+from truthgpt_serve.access.counting.counter_file import NUM_PROCESSES, REAP_S, SIZE
+from truthgpt_serve.access.counting.counters import Counters
 
 LIMIT_S = 60
 TAKE = """
 import sys, time
 from pathlib import Path
-from truthgpt_serve.access.counters import Counters
+from truthgpt_serve.access.counting.counters import Counters
 
 counters = Counters(Path(sys.argv[1]))
 number = sum(
@@ -32,7 +32,7 @@ print(number, flush=True)
 RUN = """
 import sys, time
 from pathlib import Path
-from truthgpt_serve.access.counters import Counters
+from truthgpt_serve.access.counting.counters import Counters
 
 counters = Counters(Path(sys.argv[1]))
 print(counters.take("team", 1, None, 2, time.time()).running, flush=True)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from truthgpt_serve.access.charges import BUCKET_S, NUM_BUCKETS
+from truthgpt_serve.access.counting.charges import BUCKET_S, NUM_BUCKETS
 
 NUM_PROCESSES = 64
 """More processes than this count what runs together, and none of it is taken back."""
@@ -41,7 +41,6 @@ the buckets, and how many run in each process, two in a word."""
 _RECORDS = 2 * NUM_PROCESSES
 """Before the records: of each process its id and when it started."""
 SIZE = _WORD * (_RECORDS + NUM_RECORDS * _RECORD)
-
 
 
 class _Lock:

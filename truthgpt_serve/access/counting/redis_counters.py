@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from truthgpt_serve.access.charges import BUCKET_S, NUM_BUCKETS, WINDOW_S, Charge, Standing
-from truthgpt_serve.access.redis_scripts import CORRECT, RUNNING, TAKE
+from truthgpt_serve.access.counting.charges import BUCKET_S, NUM_BUCKETS, WINDOW_S, Charge, Standing
+from truthgpt_serve.access.counting.redis_scripts import CORRECT, RUNNING, TAKE
 
 logger = logging.getLogger(__name__)
 

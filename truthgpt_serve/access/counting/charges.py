@@ -70,4 +70,3 @@ def time_until(counts: Sequence[float], bucket: int, limit: float, now_s: float)
         if left <= limit + 1e-9:
             return step * BUCKET_S - into_s
     return NUM_BUCKETS * BUCKET_S - into_s
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from truthgpt_serve.access.charges import Charge
+from truthgpt_serve.access.counting.charges import Charge
 
 SHARE = 0.005
 """How much of a limit one process may hold unspent: others are refused that much too early."""

@@ -14,9 +14,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from truthgpt_serve.access.charges import BUCKET_S, WINDOW_S, Charge, Standing, time_until
-from truthgpt_serve.access.counter_file import CounterFile
-from truthgpt_serve.access.leases import FLUSH_S, Lease
+from truthgpt_serve.access.counting.charges import BUCKET_S, WINDOW_S, Charge, Standing, time_until
+from truthgpt_serve.access.counting.counter_file import CounterFile
+from truthgpt_serve.access.counting.leases import FLUSH_S, Lease
 
 
 class Counters:

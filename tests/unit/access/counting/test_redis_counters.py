@@ -13,16 +13,16 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from tests.support.redis_server import RedisServer
-from truthgpt_serve.access import redis_counters
-from truthgpt_serve.access.charges import BUCKET_S, Charge, Standing
-from truthgpt_serve.access.redis_counters import ANSWER_S, RedisCounters
+from truthgpt_serve.access.counting import redis_counters
+from truthgpt_serve.access.counting.charges import BUCKET_S, Charge, Standing
+from truthgpt_serve.access.counting.redis_counters import ANSWER_S, RedisCounters
 
 SECRET = "sesame-of-the-test"
 LIMIT_S = 60
 TAKE = """
 import asyncio, sys
-from truthgpt_serve.access.charges import Charge
-from truthgpt_serve.access.redis_counters import RedisCounters
+from truthgpt_serve.access.counting.charges import Charge
+from truthgpt_serve.access.counting.redis_counters import RedisCounters
 
 async def main():
     counters = RedisCounters(sys.argv[1])
@@ -34,8 +34,8 @@ asyncio.run(main())
 """
 RUN = """
 import asyncio, sys
-from truthgpt_serve.access.charges import Charge
-from truthgpt_serve.access.redis_counters import RedisCounters
+from truthgpt_serve.access.counting.charges import Charge
+from truthgpt_serve.access.counting.redis_counters import RedisCounters
 
 async def main():
     counters = RedisCounters(sys.argv[1])
