@@ -15,6 +15,7 @@ from truthgpt_serve.config.sections import HardwareSection, ModelOptimSection, M
 from truthgpt_serve.config.serving import ServingSection
 from truthgpt_serve.config.source import Source
 from truthgpt_serve.config.training import TrainingSection
+from truthgpt_serve.config.training.fsdp import sharding_refusals
 from truthgpt_serve.config.variables import without_marks
 from truthgpt_serve.contract import Task
 
@@ -82,6 +83,12 @@ class ModelConfig(Section):
             fix = "remove it; or, to train all weights, first add the adapter: truthgpt merge"
             raise refuse([Refusal(f"{key}.enabled", message, fix, ("model",))])
         lora.enabled = True
+        return self
+
+    @model_validator(mode="after")
+    def _check_sharding(self) -> ModelConfig:
+        if found := list(sharding_refusals(self)):
+            raise refuse(found)
         return self
 
     @property

@@ -15,7 +15,7 @@ from truthgpt_serve.errors import TruthGPTError
 from truthgpt_serve.model_files import ModelFileError, read_object
 from truthgpt_serve.takeaway.errors import TakeawayError
 from truthgpt_serve.training.memory.lora import adapters_below
-from truthgpt_serve.training.run_folder import MODEL, RECORD
+from truthgpt_serve.training.run_folder import MODEL, RECORD, SHARDS
 from truthgpt_serve.training.run_record import read_record
 
 TEXT_ADAPTER = "adapter_config.json"
@@ -94,6 +94,9 @@ def find_result(given: Path, base: str | None = None) -> Result:
     is_adapter = (folder / TEXT_ADAPTER).is_file() or (folder / IMAGE_ADAPTER).is_file()
     _refuse_beside(given, folder)
     if not is_adapter and not is_image and not (folder / TEXT_MODEL).is_file():
+        if (folder / SHARDS).is_dir():
+            fix = "finish the run with `truthgpt train --resume`"
+            raise TakeawayError(f"{given}: its weights are in shards, of training.fsdp ({fix})")
         wanted = ", ".join((TEXT_ADAPTER, IMAGE_ADAPTER, PIPELINE, TEXT_MODEL))
         fix = "name a run's folder, or that of an adapter or model"
         raise TakeawayError(f"{given}: has none of {wanted} ({fix})")

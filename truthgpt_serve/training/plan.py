@@ -28,6 +28,8 @@ class Facts:
         weight_bytes: Memory of the weights while training.
         activation_bytes: Estimated memory of one forward and backward pass of one worker.
         optimizer_bytes: Memory of the optimizer's own numbers.
+        num_shards: Workers that share weights, gradients and optimizer.
+        gathered_bytes: Weights that a worker holds as a whole beside its share while it computes.
         num_eval_examples: Examples that are evaluated on.
         num_bad_rows: Rows that were skipped.
         bad_rows: Places and problems of the first of them.
@@ -54,6 +56,8 @@ class Facts:
     rows_per_example: int = 1
     drops_rest: bool = False
     size_counts: Sequence[int] = ()
+    num_shards: int = 1
+    gathered_bytes: int = 0
 
     def with_note(self, note: str) -> Facts:
         """Returns the same with one more line for the plan."""
@@ -127,7 +131,8 @@ def count_batches(size_counts: Sequence[int], batch_size: int, num_epochs: int) 
 def memory_bytes(facts: Facts) -> int:
     """Estimates the memory of one worker: weights, gradients, optimizer and activations."""
     training = facts.num_trainable * FLOAT_BYTES + facts.optimizer_bytes
-    return facts.weight_bytes + training + facts.activation_bytes
+    shared = math.ceil((facts.weight_bytes + training) / facts.num_shards)
+    return shared + facts.gathered_bytes + facts.activation_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ from typing import Any, TextIO
 from truthgpt_serve.training.errors import TrainingError
 
 CHECKPOINTS = "checkpoints"
+SHARDS = "shards"
+"""Folder of a checkpoint of `training.fsdp`: each worker's part of weights and optimizer."""
 LOGS = "logs"
 MODEL = "model"
 DATA = "data"

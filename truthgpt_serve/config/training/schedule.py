@@ -21,6 +21,10 @@ def _read_precision(value: Any) -> Any:
     return "no" if value is False else value
 
 
+def _read_sharding(value: Any) -> Any:
+    return {True: "full", False: None}[value] if isinstance(value, bool) else value
+
+
 def _read_tracker(value: Any) -> Any:
     return "none" if value is None else value
 
@@ -30,6 +34,12 @@ Precision = Annotated[
     BeforeValidator(_read_precision),
     # An editor that reads YAML 1.1 sees a bare `no` as false too.
     WithJsonSchema({"enum": ["no", "fp16", "bf16", False]}),
+]
+
+Sharding = Annotated[
+    Literal["full", "grad_op"] | None,
+    BeforeValidator(_read_sharding),
+    WithJsonSchema({"enum": ["full", "grad_op", True, False, None]}),
 ]
 
 OptimizerName = Literal[
@@ -104,6 +114,12 @@ class Schedule(Section):
     mixed_precision: Precision = "bf16"
     """Number format of the forward and backward pass; `no` computes in float32. `fp16` scales the
     loss and needs a GPU."""
+
+    fsdp: Sharding = None
+    """How several workers share what a text model takes (fully sharded data parallel). `full`, or
+    true, has each hold its part of weights, gradients and optimizer, and gathers a layer when it
+    computes; `grad_op` gathers each layer once a step, which is faster and takes the memory of the
+    weights. Null has each hold all."""
 
     max_grad_norm: NonNegativeNumber = 1.0
     """Norm to which gradients are clipped; 0 switches clipping off. More clips less."""

@@ -32,6 +32,7 @@ from truthgpt_serve.training.text.quantized import (
     quantized_options,
     weight_bytes,
 )
+from truthgpt_serve.training.text.trainer.sharding import gathered_bytes, leave_to_us
 
 DTYPES = {
     "float32": torch.float32,
@@ -51,6 +52,7 @@ class Measure:
     num_trainable: int
     weight_bytes: int
     activation_bytes: int
+    gathered_bytes: int = 0
     notes: Sequence[str] = field(default_factory=tuple)
 
 
@@ -137,6 +139,8 @@ def load_base_model(cfg: Mapping[str, Any], labels: Sequence[str] = ()) -> tuple
     stored = stored_dtype(config)
     set_seed(cfg["seed"])
     model = _create(cfg, config, training_dtype(cfg, stored), quantization)
+    if cfg["training"]["fsdp"] is not None:
+        leave_to_us(model)
     return with_adapters(model, cfg), saved_dtype(cfg, stored)
 
 
@@ -237,6 +241,7 @@ def measure_model(cfg: Mapping[str, Any], longest: int) -> Measure:
         model = _outline(cfg, config, dtype)
         num_base = sum(p.numel() for p in model.parameters())
         weights = weight_bytes(model, quantization)
+        gathered = gathered_bytes(model, cfg["training"])
         if cfg["model_optim"]["lora"]["enabled"]:
             model = add_adapter(model, cfg)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -251,6 +256,7 @@ def measure_model(cfg: Mapping[str, Any], longest: int) -> Measure:
         num_trainable=trainable,
         weight_bytes=weights * copies,
         activation_bytes=_activation_bytes(cfg, config.get_text_config(), longest),
+        gathered_bytes=gathered * copies,
         notes=notes,
     )
 

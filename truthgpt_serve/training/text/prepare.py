@@ -47,8 +47,10 @@ def prepare(job: TrainingJob) -> Facts:
     Tables that are there already from the same data and settings are kept.
 
     Raises:
-        TrainingError: The data cannot be used, or a bad row stops the run.
+        TrainingError: The data cannot be used, a bad row stops the run, or one worker has nobody to
+            share its weights with.
     """
+    num_shards = _num_shards(job)
     folder = job.folder / DATA
     key = _key(job.cfg)
     counts = read_json(folder / COUNTS)
@@ -70,10 +72,26 @@ def prepare(job: TrainingJob) -> Facts:
         weight_bytes=measure.weight_bytes,
         activation_bytes=measure.activation_bytes,
         optimizer_bytes=state_bytes(job.cfg["training"], measure.num_trainable),
-        notes=measure.notes,
+        num_shards=num_shards,
+        gathered_bytes=measure.gathered_bytes,
+        notes=[*measure.notes, *_shard_notes(num_shards)],
         rows_per_example=rows_per_example(job.cfg["training"]),
         drops_rest=method_of(job.cfg).samples,
     )
+
+
+def _num_shards(job: TrainingJob) -> int:
+    if job.cfg["training"]["fsdp"] is None:
+        return 1
+    if job.num_workers < 2:
+        fix = "add --workers 2, or remove it"
+        raise TrainingError(f"training.fsdp: one worker has nobody to share with ({fix})")
+    return job.num_workers
+
+
+def _shard_notes(num_shards: int) -> Iterator[str]:
+    if num_shards > 1:
+        yield f"weights, gradients and optimizer are sharded over {num_shards} workers"
 
 
 def train_table(job: TrainingJob) -> Any:

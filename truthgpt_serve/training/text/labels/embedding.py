@@ -133,8 +133,8 @@ class EmbeddingTrainer(LabelTrainer):
         self.note("accuracy", (others.argmax(-1) == wanted).float().mean())
         return ranking_loss(first, second, third, training["similarity_scale"])
 
-    def _write_model(self, folder: Path, tokenizer: Any, dtype: torch.dtype) -> None:
-        super()._write_model(folder, tokenizer, dtype)
+    def add_files(self, folder: Path) -> None:
+        """Writes how vectors are made, as sentence-transformers reads it."""
         size = self.model.config.get_text_config().hidden_size
         write_layout(folder, self.course.job.cfg, self._pooling, size, self._max_tokens)
 

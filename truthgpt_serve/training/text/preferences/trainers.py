@@ -11,12 +11,14 @@ from typing import Any
 from truthgpt_serve.training.job import TrainingJob
 from truthgpt_serve.training.plan import StepCounts
 from truthgpt_serve.training.text.arguments import trainer_arguments
+from truthgpt_serve.training.text.models import is_on_cpu
 from truthgpt_serve.training.text.preferences.experimental import load_orpo
 from truthgpt_serve.training.text.preferences.groups import GroupTrainer
 from truthgpt_serve.training.text.preferences.policy import PolicyTrainer
 from truthgpt_serve.training.text.preferences.reward_model import load_reward_model
 from truthgpt_serve.training.text.reward import load_reward
 from truthgpt_serve.training.text.trainer import CourseTrainer
+from truthgpt_serve.training.text.trainer.sharding import shard_model
 
 with warnings.catch_warnings():
     # trl can sample with vLLM, which it is not asked to here, and warns of releases new to it.
@@ -68,7 +70,7 @@ Create = Callable[[TrainingJob, StepCounts, dict[str, Any]], Any]
 
 def create_dpo(job: TrainingJob, steps: StepCounts, given: dict[str, Any]) -> Any:
     """Returns the trainer of `dpo`."""
-    return PairTrainer(args=_answer_arguments(DPOConfig, job, steps), **_with_copy(given))
+    return PairTrainer(args=_answer_arguments(DPOConfig, job, steps), **_with_copy(job, given))
 
 
 def create_kto(job: TrainingJob, steps: StepCounts, given: dict[str, Any]) -> Any:
@@ -76,7 +78,7 @@ def create_kto(job: TrainingJob, steps: StepCounts, given: dict[str, Any]) -> An
     training = job.cfg["training"]
     weights = {name: training[name] for name in ("desirable_weight", "undesirable_weight")}
     arguments = _answer_arguments(KTOConfig, job, steps, **weights)
-    return AnswerTrainer(args=arguments, **_with_copy(given))
+    return AnswerTrainer(args=arguments, **_with_copy(job, given))
 
 
 def create_orpo(job: TrainingJob, steps: StepCounts, given: dict[str, Any]) -> Any:
@@ -139,10 +141,12 @@ def _answer_arguments(config_class: Any, job: TrainingJob, steps: StepCounts, **
     )
 
 
-def _with_copy(given: dict[str, Any]) -> dict[str, Any]:
+def _with_copy(job: TrainingJob, given: dict[str, Any]) -> dict[str, Any]:
     """Adds the model to compare with; with an adapter it is the model without it."""
     has_adapter = given["peft_config"] or hasattr(given["model"], "peft_config")
     other = None if has_adapter else copy.deepcopy(given["model"])
+    if other is not None:
+        shard_model(other, job.cfg["training"], on_cpu=is_on_cpu(job.cfg))
     return {**given, "ref_model": other}
 
 
