@@ -38,6 +38,7 @@ pytestmark = pytest.mark.timeout(900)
 PROMPTS = ["Ada finds", "The clock", "Dan"]
 GREEDY_TOKENS = 12
 LOOK_S = 0.2
+FAIL_S = 60
 BESIDE_S = 5
 """Ray Train looks every second whether its controller lives, and ends the run within another."""
 
@@ -226,6 +227,25 @@ def test_workers_listen_on_loopback_alone_and_leave_no_token(two: Two) -> None:
     workers = {each.port for each in two.listeners if "RayTrainWorker" in each.title}
     assert len(workers) > 2, two.listeners
     assert list(two.home.rglob("auth_token")) == []
+
+
+def test_sharded_workers_end_with_the_first_that_fails_and_learn_as_one(
+    folder: Path, whole: Path
+) -> None:
+    config = write_config(folder, "half", training={**RUN, "grad_accum_steps": 1, "fsdp": True})
+    run = folder / "runs" / "half"
+    in_the_way = run / "checkpoints" / ".step-3.tmp"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.touch()
+    with command(folder, str(config), "--workers", "2") as process:
+        wait_until_step(process, run, 3)
+        output, _ = process.communicate(timeout=FAIL_S)
+    assert process.returncode == 2, output
+    assert "sharded over 2 workers" in output
+    assert "the checkpoint of step 3 cannot be written: [Errno 17] File exists" in output
+    in_the_way.unlink()
+    run_command(folder, str(config), "--workers", "2", "--resume")
+    assert losses(run) == pytest.approx(losses(whole), rel=1e-4)
 
 
 def test_a_run_goes_on_when_a_service_starts_on_this_machine(folder: Path, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 from truthgpt_serve.training.run_folder import LOGS
 
 FILE = "events.jsonl"
+FAILED = "failed"
+"""The event by which a worker of any rank says why it ends."""
 
 
 def events_file(folder: Path) -> Path:

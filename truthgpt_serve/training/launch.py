@@ -27,10 +27,11 @@ from truthgpt_serve.cluster.private_files import (
 )
 from truthgpt_serve.config.hiding import HiddenValues
 from truthgpt_serve.training.errors import TrainingError, one_line
-from truthgpt_serve.training.events import EventWriter
+from truthgpt_serve.training.events import FAILED, EventWriter
 from truthgpt_serve.training.job import TrainingJob
 from truthgpt_serve.training.loops import load_loop
 from truthgpt_serve.training.monitor import RunMonitor
+from truthgpt_serve.training.peers import ending_with_peers
 from truthgpt_serve.training.run_folder import LOGS, working
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
@@ -250,7 +251,8 @@ def work(config: Mapping[str, Any]) -> None:
         RunMonitor(job, rank, owner=config["owner"]) as monitor,
     ):
         try:
-            load_loop(config["loop"]).train(job, monitor)
+            with ending_with_peers(job.folder) if job.num_workers > 1 else nullcontext():
+                load_loop(config["loop"]).train(job, monitor)
         except Exception as error:
             record_failure(job.folder, error, job.hidden)
             raise
@@ -263,6 +265,6 @@ def record_failure(folder: Path, error: Exception, hidden: HiddenValues) -> None
     message = hidden.hide_long("".join(lines).rstrip())
     writer = EventWriter(folder)
     try:
-        writer.write("failed", message=message, foreseen=foreseen)
+        writer.write(FAILED, message=message, foreseen=foreseen)
     finally:
         writer.close()

@@ -15,7 +15,7 @@ from typing import Any
 from truthgpt_serve.config import ModelConfig
 from truthgpt_serve.hardware import resolve_gpus
 from truthgpt_serve.training.errors import TrainingError
-from truthgpt_serve.training.events import EventReader, forget_after
+from truthgpt_serve.training.events import FAILED, EventReader, forget_after
 from truthgpt_serve.training.job import TrainingJob
 from truthgpt_serve.training.launch import Workers, ray_cluster, run_workers
 from truthgpt_serve.training.loops import find_loop, load_loop
@@ -226,7 +226,7 @@ def _train(job: TrainingJob, loop: str, where: Workers, owner: str) -> bool:
 
     def follow() -> None:
         for event in events.read():
-            if event["event"] == "failed":
+            if event["event"] == FAILED:
                 failures.append(event)
             progress.show(event)
             if event["event"] == "evaluated":
