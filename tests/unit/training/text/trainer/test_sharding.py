@@ -27,6 +27,7 @@ from truthgpt_serve.training.monitor import RunMonitor
 from truthgpt_serve.training.plan import memory_bytes
 from truthgpt_serve.training.text.trainer import sharding
 
+pytestmark = pytest.mark.timeout(600)
 NUM_STEPS = 20
 LORA = {"lora": {"enabled": True, "r": 4, "target_modules": None}}
 STEPS = {
