@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -19,12 +22,15 @@ from tests.support.training_runs import job_of, losses, sections_of, sentences, 
 from tests.support.training_workers import train_in_workers
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.errors import ConfigError
+from truthgpt_serve.takeaway.errors import TakeawayError
+from truthgpt_serve.takeaway.result import find_result
 from truthgpt_serve.training.errors import TrainingError
-from truthgpt_serve.training.events import read_events
+from truthgpt_serve.training.events import forget_after, read_events
 from truthgpt_serve.training.job import TrainingJob
 from truthgpt_serve.training.loops import find_loop, load_loop
 from truthgpt_serve.training.monitor import RunMonitor
 from truthgpt_serve.training.plan import memory_bytes
+from truthgpt_serve.training.run_folder import SHARDS, checkpoints
 from truthgpt_serve.training.text.trainer import sharding
 
 pytestmark = pytest.mark.timeout(600)
@@ -70,6 +76,15 @@ class Measured(RunMonitor):
         (self._job.folder / f"held-{os.environ['RANK']}").write_text(f"{whole} {held}")
 
 
+class KilledAt6(RunMonitor):
+    """Rank 1 is killed within step 6."""
+
+    def should_stop(self) -> bool:
+        if os.environ["RANK"] == "1" and len(losses(self._job.folder)) == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().should_stop()
+
+
 def logits(folder: Path, *, adapter: bool) -> torch.Tensor:
     kind: Any = AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM
     model = kind.from_pretrained(folder / "model")
@@ -100,6 +115,51 @@ def test_two_workers_hold_a_half_each_and_learn_what_two_whole_ones_learn(
 
     names = {file.name for file in (plain.folder / "model").iterdir()}
     assert {file.name for file in (sharded.folder / "model").iterdir()} == names
+
+
+def test_a_killed_run_goes_on_with_the_same_losses_to_the_same_best_weights(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    training = {
+        "fsdp": "grad_op",
+        "mixed_precision": "bf16",
+        # It rises until nothing is learned any more: an early evaluation is the best.
+        "learning_rate": 0.2,
+        "max_steps": 8,
+        "checkpoint_every": 4,
+        "scheduler": "constant_with_warmup",
+        "warmup_ratio": 1.0,
+        "eval_every": 4,
+        "early_stopping_patience": 9,
+    }
+    optim = {**LORA, "gradient_checkpointing": True}
+    whole = make_job(tmp_path / "whole", files, optim, **training)
+    whole.cfg["data"]["eval_share"] = 0.2
+    assert train_in_workers(whole) == [0, 0]
+    cut = replace(whole, folder=tmp_path / "cut")
+    assert 0 not in train_in_workers(cut, monitor_class=KilledAt6)
+    assert not (cut.folder / "model").exists()
+    last = checkpoints(cut.folder)[-1]
+    assert last.name == "step-4"
+    sizes = [file.stat().st_size for file in (last / SHARDS).glob("*.distcp")]
+    assert len(sizes) == 2
+    assert min(sizes) > max(sizes) / 2
+    with pytest.raises(TakeawayError, match=r"in shards, of training.fsdp \(finish the run"):
+        find_result(last)
+    forget_after(cut.folder, 4)
+    assert train_in_workers(replace(cut, checkpoint=last)) == [0, 0]
+    assert losses(cut.folder) == losses(whole.folder)
+
+    evaluated = [event for event in read_events(whole.folder) if event["event"] == "evaluated"]
+    best = min(evaluated, key=lambda event: event["loss"])["step"]
+    assert best == 4
+    dcp_to_torch_save(whole.folder / "checkpoints" / f"step-{best}" / SHARDS, tmp_path / "best.pt")
+    saved = torch.load(tmp_path / "best.pt", weights_only=True)["model"]
+    for run in (whole.folder, cut.folder):
+        result = load_file(run / "model" / "adapter_model.safetensors")
+        assert len(result) == len(saved)
+        for name, weight in saved.items():
+            assert torch.equal(result[name.replace(".default", "")], weight)
 
 
 def test_one_worker_has_nobody_to_share_with(files: tuple[Path, Path], tmp_path: Path) -> None:
