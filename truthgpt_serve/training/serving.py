@@ -79,9 +79,15 @@ def serving_of(record: Mapping[str, Any], folder: Path, name: str | None = None)
         name: The model's name; by default the run's, as far as it can be one.
     """
     config = record["config"]
-    name = name or model_name(str(config.get("run_name") or folder.parent.name))
+    name = name or model_name(_run_name(config, folder))
     ways = [Served(name, *way) for way in _ways(config, folder, name)]
     return next((way for way in ways if _is_sound(way.args)), ways[0])
+
+
+def _run_name(config: Mapping[str, Any], folder: Path) -> str:
+    """Returns the run's name; one with variables in it is known only by the run's folder."""
+    given = str(config.get("run_name") or "")
+    return folder.parent.name if not given or "${" in given else given
 
 
 def model_name(text: str) -> str:

@@ -111,6 +111,12 @@ def test_what_is_learned_beside_an_image_model_goes_to_its_engine(tmp_path: Path
     assert args["serving"] == {"engine": {"textual_inversion": [str(tmp_path)]}}
 
 
+def test_a_run_named_by_a_variable_is_served_by_the_name_of_its_folder(tmp_path: Path) -> None:
+    config = load_model_config({"run_name": "tales"}, place="test").to_cfg()
+    record = {"config": {**config, "run_name": "${USER}-tales"}}  # as `run.json` shows it
+    assert serving_of(record, tmp_path / "runs" / "ada-tales" / "model").name == "ada-tales"
+
+
 @pytest.mark.parametrize(
     ("text", "name"), [("a b/ü c", "a-b-c"), ("v1", "v1-model"), ("", "model")]
 )

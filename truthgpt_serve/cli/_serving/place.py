@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,13 +107,12 @@ def _has_it(text: str, served: Served) -> bool:
 
 def _write(serve: Path, file: Path, before: str, after: str, application: str, line: str) -> Placed:
     """Writes a file, and takes it back if the Serve file then has faults that it had not."""
-    known = {(fault.message, fault.fix) for fault in validate_file(str(serve)).faults}
+    known = validate_file(str(serve)).faults
     try:
         if _read(file) != before:
             raise click.ClickException(f"{file} has just been changed: try again")
         replace(file, after)
-        found = validate_file(str(serve)).faults
-        faults = [one for one in found if (one.message, one.fix) not in known]
+        faults = _new_faults(known, validate_file(str(serve)).faults)
         if faults and _read(file) == after:
             replace(file, before)
     except OSError as error:
@@ -120,6 +120,18 @@ def _write(serve: Path, file: Path, before: str, after: str, application: str, l
     if faults:
         raise ConfigError(sorted(set[Fault](faults), key=str))
     return Placed(file, application, line)
+
+
+def _new_faults(known: Sequence[Fault], found: Sequence[Fault]) -> list[Fault]:
+    """Returns the faults of which there are more than before, those at new places alone if it can.
+
+    A place counts applications, and what is added moves those behind it.
+    """
+    before = Counter((fault.message, fault.fix) for fault in known)
+    after = Counter((fault.message, fault.fix) for fault in found)
+    more = {what for what, number in after.items() if number > before[what]}
+    new = [fault for fault in found if (fault.message, fault.fix) in more]
+    return [fault for fault in new if fault not in known] or new
 
 
 def _find_base(text: str, served: Served) -> tuple[str, Path | None, tuple[Key, ...]] | None:

@@ -132,6 +132,24 @@ def test_a_result_that_would_be_a_fault_is_taken_back(folder: Path) -> None:
     assert Path("configs/serve.yaml").read_bytes() == before
 
 
+def test_a_fault_that_another_application_has_already_is_taken_back_too(folder: Path) -> None:
+    file = Path("configs/serve.yaml")
+    (folder / "runs" / "whole" / "model").unlink()
+    (folder / "runs" / "whole" / "model").mkdir()  # without weights
+    entry = find_served(Path("runs/whole"), "first").application
+    applications = yaml.safe_load(file.read_text())
+    applications["applications"].insert(0, entry)
+    file.write_text(yaml.safe_dump(applications))
+    before = file.read_bytes()
+    known = [fault.place for fault in validate_file(str(file)).faults]
+    assert known
+    done = call("runs/whole", "--serve", "tales")
+    assert done.exit_code == 2
+    assert file.read_bytes() == before
+    assert not any(line.startswith(f"{place}:") for line in done.stderr.splitlines()
+                   for place in known)  # fmt: skip
+
+
 def test_what_another_changes_meanwhile_stays(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
