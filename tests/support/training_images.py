@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from safetensors.torch import load_file
 
 from tests.support.tiny_images import create_pipeline
 from truthgpt_serve.config import load_model_config
+from truthgpt_serve.training.generation.record import Sample
 from truthgpt_serve.training.images import autoencoder, controlnet, denoiser, textual_inversion
-from truthgpt_serve.training.job import TrainingJob
+from truthgpt_serve.training.job import TrainingJob, WorkerUse
 from truthgpt_serve.training.run_folder import latest_checkpoint
 
 COLORS = ("red", "green", "blue", "orange")
@@ -44,6 +45,8 @@ class Recorder:
         self.losses: list[float] = []
         self.rates: list[float] = []
         self.evaluations: list[float] = []
+        self.samples: list[tuple[int, list[Sample]]] = []
+        self.workers: list[Sequence[WorkerUse]] = []
         self.first_step = -1
         self.num_steps = -1
         self._step = 0
@@ -55,10 +58,18 @@ class Recorder:
         self.num_steps, self.first_step = num_steps, first_step
 
     def step(
-        self, step: int, *, loss: float, learning_rate: float, num_units: int, **more: float
+        self,
+        step: int,
+        *,
+        loss: float,
+        learning_rate: float,
+        num_units: int,
+        workers: Sequence[WorkerUse] = (),
+        **more: float,
     ) -> None:
         assert step == self.first_step + len(self.losses) + 1
         self.losses.append(loss)
+        self.workers.append(workers)
         self.rates.append(learning_rate)
         self._step = step
         if step == self._die_after:
@@ -66,6 +77,9 @@ class Recorder:
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         self.evaluations.append(metrics["eval_loss"])
+
+    def sampled(self, step: int, samples: Sequence[Sample]) -> None:
+        self.samples.append((step, list(samples)))
 
     def should_stop(self) -> bool:
         return self._step + 1 == self._stop_after

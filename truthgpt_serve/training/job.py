@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from truthgpt_serve.config.hiding import HiddenValues
+from truthgpt_serve.training.generation.record import Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,19 @@ class TrainingJob:
         sys.path += [path for path in self.module_folders if path not in sys.path]
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerUse:
+    """What one of several workers did in a step, and what it takes.
+
+    Attributes:
+        num_units: What it has read.
+        memory_bytes: The most that it has held so far.
+    """
+
+    num_units: int
+    memory_bytes: int
+
+
 class Monitor(Protocol):
     """What a loop reports to. Every worker has one; only that of rank 0 prints and records."""
 
@@ -49,7 +63,14 @@ class Monitor(Protocol):
         """
 
     def step(
-        self, step: int, *, loss: float, learning_rate: float, num_units: int, **more: float
+        self,
+        step: int,
+        *,
+        loss: float,
+        learning_rate: float,
+        num_units: int,
+        workers: Sequence[WorkerUse] = (),
+        **more: float,
     ) -> None:
         """Reports one optimizer step.
 
@@ -58,6 +79,7 @@ class Monitor(Protocol):
             loss: Its mean loss over all workers.
             learning_rate: The rate that it used.
             num_units: What all workers together have read in it.
+            workers: What each of several workers did and took, by rank.
             **more: Further numbers to record.
 
         Raises:
@@ -66,6 +88,9 @@ class Monitor(Protocol):
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         """Reports the numbers of one evaluation after `step`."""
+
+    def sampled(self, step: int, samples: Sequence[Sample]) -> None:
+        """Reports what the model made of `training.samples` after `step`."""
 
     def should_stop(self) -> bool:
         """Returns whether this process was asked to end: Ctrl-C or SIGTERM.

@@ -6,29 +6,21 @@ What is printed, the command makes of the events that are written here.
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.errors import TrainingError, one_line
 from truthgpt_serve.training.events import EventWriter
+from truthgpt_serve.training.generation.record import Sample, write_samples
 from truthgpt_serve.training.guards import check_loss, check_space, free_bytes
-from truthgpt_serve.training.job import TrainingJob
+from truthgpt_serve.training.job import TrainingJob, WorkerUse
+from truthgpt_serve.training.memory.use import peak_memory
 from truthgpt_serve.training.run_folder import STOP, is_owner
 from truthgpt_serve.training.trackers import NoTracker, Tracker, create_tracker
 
 MAX_EXPONENT = 700.0
 """Of a number that a float can still hold."""
-
-
-def peak_memory() -> int:
-    """Returns the most bytes that this worker has held: on its GPU, or else of memory."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
 class RunMonitor:
@@ -71,21 +63,39 @@ class RunMonitor:
         self.record("begin", num_steps=num_steps, first_step=first_step, units=units)
 
     def step(
-        self, step: int, *, loss: float, learning_rate: float, num_units: int, **more: float
+        self,
+        step: int,
+        *,
+        loss: float,
+        learning_rate: float,
+        num_units: int,
+        workers: Sequence[WorkerUse] = (),
+        **more: float,
     ) -> None:
         """Checks and records one step; see `Monitor`."""
         check_loss(self._job.folder, step, loss)
         now = time.monotonic()
-        seconds, self._last = now - self._last, now
+        seconds, self._last = max(now - self._last, 1e-9), now
+        uses = [
+            {
+                "units_per_second": round(worker.num_units / seconds, 1),
+                "memory_bytes": worker.memory_bytes,
+            }
+            for worker in workers
+        ]
+        memory = max((worker.memory_bytes for worker in workers), default=0)
         values = {
             "loss": loss,
             "learning_rate": learning_rate,
             **more,
-            "units_per_second": round(num_units / max(seconds, 1e-9), 1),
-            "memory_bytes": peak_memory(),
+            "units_per_second": round(num_units / seconds, 1),
+            "memory_bytes": memory or peak_memory(),
         }
-        self.record("step", step=step, num_units=num_units, **values)
+        several = {"workers": uses} if uses else {}
+        self.record("step", step=step, num_units=num_units, **values, **several)
         if step % self._log_every == 0 or step == self._num_steps:
+            for rank, use in enumerate(uses):
+                values |= {f"worker_{rank}/{name}": value for name, value in use.items()}
             self._tracker.log(step, {f"train/{name}": value for name, value in values.items()})
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -96,6 +106,18 @@ class RunMonitor:
         self.record("evaluated", step=step, **found)
         self._tracker.log(step, {f"eval/{name}": value for name, value in found.items()})
         self._last = time.monotonic()  # evaluating is no part of the next step
+
+    def sampled(self, step: int, samples: Sequence[Sample]) -> None:
+        """Writes samples down; what cannot be written ends no run. See `Monitor`."""
+        if self._is_first:
+            try:
+                write_samples(self._job.folder, step, samples)
+                self._tracker.log_samples(step, samples)
+            except Exception as error:
+                self.record("note", message=f"samples of step {step:,}: {one_line(error)}")
+            faults = [sample.fault for sample in samples if sample.fault]
+            self.record("sampled", step=step, number=len(samples), faults=faults)
+        self._last = time.monotonic()  # nor is this
 
     def should_stop(self) -> bool:
         """Returns whether the command was asked to end; see `Monitor`.

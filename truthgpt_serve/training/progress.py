@@ -60,6 +60,9 @@ class Progress:
                 if name not in ("event", "at", "step") and isinstance(value, int | float)
             ]
             self.line(f"evaluated at step {event['step']:,}: {', '.join(numbers)}")
+        elif kind == "sampled":
+            faults = [f"; {fault}" for fault in dict.fromkeys(event["faults"])]
+            self.line(f"{event['number']} samples at step {event['step']:,}{''.join(faults[:3])}")
         elif kind == "note":
             self.line(str(event["message"]))
 

@@ -16,6 +16,7 @@ from truthgpt_serve.config import ModelConfig
 from truthgpt_serve.hardware import resolve_gpus
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.events import FAILED, EventReader, forget_after
+from truthgpt_serve.training.generation.record import forget_samples_after
 from truthgpt_serve.training.job import TrainingJob
 from truthgpt_serve.training.launch import Workers, ray_cluster, run_workers
 from truthgpt_serve.training.loops import find_loop, load_loop
@@ -184,7 +185,9 @@ def _open_run(
 def _begin_run(job: TrainingJob, record: Mapping[str, Any]) -> None:
     """Writes the record of a run that is ready to train, and clears what an earlier part left."""
     remove_leftovers(job.folder)
-    forget_after(job.folder, step_of(job.checkpoint) if job.checkpoint else 0)
+    step = step_of(job.checkpoint) if job.checkpoint else 0
+    for forget in (forget_after, forget_samples_after):
+        forget(job.folder, step)
     write_record(job.folder, record)
 
 
@@ -229,7 +232,7 @@ def _train(job: TrainingJob, loop: str, where: Workers, owner: str) -> bool:
             if event["event"] == FAILED:
                 failures.append(event)
             progress.show(event)
-            if event["event"] == "evaluated":
+            if event["event"] in ("evaluated", "sampled"):
                 _report(job.folder)
 
     try:

@@ -44,22 +44,26 @@ FREE = frozenset(
         "training.checkpoint_every",
         "training.keep_checkpoints",
         "training.log_every",
+        "training.samples",
         "training.tracker",
         "data.num_loader_workers",
     }
 )
-"""Keys that change nothing in the losses."""
+"""Keys that change nothing in the losses, those below them included."""
 
 
 def create_record(job: TrainingJob) -> dict[str, Any]:
     """Returns what a new run is to be compared with later; it shows variables by their names."""
-    data = job.cfg["data"]
+    data, prior = job.cfg["data"], job.cfg["training"]["prior"]
     return {
         "config": show_config(job.cfg, job.hidden),
         "variables": variable_digests(_compared(job.cfg), job.hidden),
         "num_workers": job.num_workers,
         "data_fingerprint": data_fingerprint(
-            data["dataset"], data["eval_dataset"], subset=data["subset"]
+            data["dataset"],
+            data["eval_dataset"],
+            subset=data["subset"],
+            images=prior["images"] if prior else None,
         ),
         "versions": _versions(),
     }
@@ -141,7 +145,7 @@ def check_same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     before, now = dict(_leaves(old)), dict(_leaves(new))
     for key in sorted(before.keys() | now.keys()):
-        if key not in FREE and before.get(key) != now.get(key):
+        if not _is_free(key) and before.get(key) != now.get(key):
             yield key, before.get(key), now.get(key)
 
 
@@ -153,7 +157,11 @@ def _changed_variables(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterat
 
 
 def _compared(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    return ((key, value) for key, value in _leaves(config) if key not in FREE)
+    return ((key, value) for key, value in _leaves(config) if not _is_free(key))
+
+
+def _is_free(key: str) -> bool:
+    return any(f"{key}.".startswith(f"{free}.") for free in FREE)
 
 
 def _leaves(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

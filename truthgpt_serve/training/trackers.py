@@ -8,11 +8,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.generation.record import Sample
 from truthgpt_serve.training.job import TrainingJob
 from truthgpt_serve.training.run_folder import LOGS
 from truthgpt_serve.training.shown_config import show_config
@@ -29,6 +30,9 @@ class Tracker(Protocol):
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Records the numbers of one step."""
 
+    def log_samples(self, step: int, samples: Sequence[Sample]) -> None:
+        """Records what the model made of some prompts after a step."""
+
     def close(self) -> None:
         """Writes what is left."""
 
@@ -37,6 +41,9 @@ class NoTracker:
     """Keeps nothing."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Does nothing."""
+
+    def log_samples(self, step: int, samples: Sequence[Sample]) -> None:
         """Does nothing."""
 
     def close(self) -> None:
@@ -57,6 +64,21 @@ class TensorBoard:
         """Records the numbers of one step."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+
+    def log_samples(self, step: int, samples: Sequence[Sample]) -> None:
+        """Records texts and images, each prompt by its number."""
+        import numpy as np
+
+        for index, sample in enumerate(samples):
+            name = f"samples/{index}"
+            if sample.image is not None:
+                pixels = np.asarray(sample.image.convert("RGB"))
+                self._writer.add_image(name, pixels, step, dataformats="HWC")
+            # A block of code, for whatever a model writes is no Markdown.
+            shown = f"{sample.prompt}\n---\n{_words_of(sample)}"
+            self._writer.add_text(
+                name, "".join(f"    {line}\n" for line in shown.split("\n")), step
+            )
 
     def close(self) -> None:
         """Writes what is left."""
@@ -97,12 +119,26 @@ class WeightsAndBiases:
         """Records the numbers of one step."""
         self._run.log({STEP: step, **values})
 
+    def log_samples(self, step: int, samples: Sequence[Sample]) -> None:
+        """Records texts as a table, and images with their prompts."""
+        import wandb
+
+        table = wandb.Table(columns=["step", "prompt", "sample"])
+        for sample in samples:
+            table.add_data(step, sample.prompt, _words_of(sample))
+        images = [wandb.Image(s.image, caption=s.prompt) for s in samples if s.image is not None]
+        self._run.log({STEP: step, "samples": table, **({"images": images} if images else {})})
+
     def close(self) -> None:
         """Sends what is left."""
         import wandb
 
         self._run.finish()
         wandb.teardown()  # waits until its own process, which writes the files, has done so
+
+
+def _words_of(sample: Sample) -> str:
+    return "\n".join(part for part in (sample.text, sample.fault) if part)
 
 
 def _keep_id(file: Path) -> str:

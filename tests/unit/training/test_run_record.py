@@ -51,10 +51,27 @@ def test_a_run_does_not_go_on_with_another_configuration(
     assert named in str(caught.value)
 
 
+def test_other_images_of_the_class_are_noticed(tmp_path: Path) -> None:
+    images = tmp_path / "class"
+    images.mkdir()
+    prior = {"prompt": "a dog", "images": str(images)}
+    sections: dict[str, Any] = {"task": "image-generation", "training": {"prior": prior}}
+    (images / "a.png").write_bytes(b"1")
+    old = record_of(tmp_path, **sections)
+    check_same(tmp_path, old, record_of(tmp_path, **sections))
+    (images / "b.png").write_bytes(b"2")
+    with pytest.raises(TrainingError, match="the files are others"):
+        check_same(tmp_path, old, record_of(tmp_path, **sections))
+
+
 def test_other_workers_and_other_data_are_noticed_and_free_keys_are_not(tmp_path: Path) -> None:
     old = record_of(tmp_path)
     free = {"training": {"checkpoint_every": 7, "tracker": "none"}, "serving": {"num_replicas": 2}}
     check_same(tmp_path, old, record_of(tmp_path, **free))
+    # A record of before there were samples.
+    del old["config"]["training"]["samples"]
+    samples = {"prompts": ["Ada"], "max_new_tokens": 9}
+    check_same(tmp_path, old, record_of(tmp_path, training={"samples": samples}))
     other = copy.deepcopy(old) | {"num_workers": 2}
     with pytest.raises(TrainingError, match="--workers: was 1, is 2"):
         check_same(tmp_path, old, other)

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from deployments.vllm.tiny_model import make_tiny_llama
 from tests.support.training_runs import job_of, losses, run, sections_of, sentences, write_rows
 from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.generation.record import Sample
 from truthgpt_serve.training.job import TrainingJob
 from truthgpt_serve.training.trackers import check_tracker, create_tracker
 
@@ -42,6 +44,22 @@ def test_tensorboard_gets_the_curves(model: Path, tmp_path: Path) -> None:
     assert losses(job.folder) == found
 
 
+def test_tensorboard_gets_samples_as_text_and_images(tmp_path: Path) -> None:
+    cfg = {"training": {"tracker": "tensorboard"}}
+    tracker = create_tracker(TrainingJob(cfg, tmp_path, None, 1), first_step=0)
+    image = Image.new("RGB", (8, 8), "red")
+    tracker.log_samples(3, [Sample("Ada", text="finds <b>"), Sample("red", image=image)])
+    tracker.close()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(tmp_path / "logs")).Reload()
+    (text,) = found.Tensors("samples/0/text_summary")
+    assert text.step == 3
+    assert b"finds <b>" in text.tensor_proto.string_val[0]
+    (painted,) = found.Images("samples/1")
+    assert (painted.step, painted.width) == (3, 8)
+
+
 @pytest.fixture
 def wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Weights & Biases' real client, which writes into files."""
@@ -65,7 +83,11 @@ def test_wandb_gets_the_curves_and_a_resumed_run_goes_on_in_them(
     record = first.read_bytes()
     assert all(f"{value!r}".encode() in record for value in found)
     assert b"train/loss" in record
-    create_tracker(job, first_step=2).close()
+    again = create_tracker(job, first_step=2)
+    again.log_samples(2, [Sample("Ada", text="finds"), Sample("a", image=Image.new("L", (8, 8)))])
+    again.close()
+    media = (job.folder / "logs" / "wandb").glob("offline-run-*/files/media/*/*")
+    assert {file.suffix for file in media} == {".json", ".png"}
     runs = {file.name for file in (job.folder / "logs" / "wandb").glob("offline-run-*/*.wandb")}
     assert runs == {first.name}
     assert len(list((job.folder / "logs" / "wandb").glob("offline-run-*"))) == 2

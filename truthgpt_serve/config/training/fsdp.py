@@ -44,6 +44,9 @@ def sharding_refusals(config: ModelConfig) -> Iterator[Refusal]:
     if optim.quantization is not None:
         message = "quantized weights are not sharded (training.fsdp)"
         yield Refusal("model_optim.quantization", message, f"remove it, or {_KEY}", (_KEY,))
+    if training.samples is not None:
+        message = "a sharded model makes no samples (training.fsdp)"
+        yield Refusal("training.samples", message, f"remove it, or {_KEY}", (_KEY,))
     if optim.compile:
         message = "a sharded model is not compiled (training.fsdp)"
         yield Refusal("model_optim.compile", message, f"remove it, or {_KEY}", (_KEY,))

@@ -9,6 +9,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from truthgpt_serve.config.paths import expand
 from truthgpt_serve.training.data.inventory import Inventory, shown
 from truthgpt_serve.training.data.sources import Dataset, is_local, local_paths, names_of
 from truthgpt_serve.training.data.splits import TRAIN, VALIDATION
@@ -20,12 +21,16 @@ SAMPLE_BYTES = 1 << 20
 files of a terabyte would take longer than the training's start."""
 
 
-def data_fingerprint(*datasets: Dataset | None, subset: str | None = None) -> str:
+def data_fingerprint(
+    *datasets: Dataset | None, subset: str | None = None, images: str | None = None
+) -> str:
     """Returns a digest of data sets: of hub ones the name, of local ones names, sizes and samples.
 
     Args:
         *datasets: What the `data` section names to train on and to evaluate on; None counts too.
         subset: `data.subset`.
+        images: A folder of further images, such as `training.prior.images`; one that does not exist
+            counts as empty.
 
     Raises:
         TrainingError: A local one does not exist, or cannot be read.
@@ -39,6 +44,10 @@ def data_fingerprint(*datasets: Dataset | None, subset: str | None = None) -> st
                 continue
             for path in local_paths(name, VALIDATION if at else TRAIN):
                 _add(digest, path)
+    if images is not None:
+        digest.update(b"images\n")
+        if (folder := expand(images)).is_dir():
+            _add(digest, folder)
     return digest.hexdigest()[:32]
 
 

@@ -10,6 +10,7 @@ import torch
 import transformers
 from accelerate import init_empty_weights
 
+from truthgpt_serve.training.generation.images import check_captions
 from truthgpt_serve.training.images.adapters import (
     add_fresh,
     check_kept,
@@ -45,6 +46,7 @@ def read_facts(cfg: dict[str, Any], folder: Path, run: Path) -> Facts:
     Raises:
         TrainingError: The pipeline cannot be trained, or the data cannot be read.
     """
+    check_captions(cfg)
     kind, index = kind_of(folder)
     parts = {
         name: _create_empty(folder / name, *index[name])

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from truthgpt_serve.training.generation.images import ImageSampler
 from truthgpt_serve.training.images.data.rows import Batch
 from truthgpt_serve.training.images.data.sources import Holder
 from truthgpt_serve.training.images.kinds.base import Kind
@@ -113,7 +114,10 @@ def run_on_latents(
         prior = holder.hold(images, augmented=True, fits=len(sizes) == 1)
     if holder.cached_all:
         kind.vae.to("cpu")
-    return Loop(job, monitor, accelerator, task, data, eval_data, prior).run()
+    sample = None
+    if job.cfg["training"]["samples"] is not None:
+        sample = ImageSampler(job, monitor, accelerator, kind.pipeline)
+    return Loop(job, monitor, accelerator, task, data, eval_data, prior, sample).run()
 
 
 def enable_checkpointing(part: Any) -> None:

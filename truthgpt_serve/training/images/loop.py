@@ -6,7 +6,7 @@ A `TrainingTask` says what the module is and how its loss is computed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -25,8 +25,9 @@ from truthgpt_serve.training.images.state import (
     load_checkpoint,
     save_checkpoint,
 )
-from truthgpt_serve.training.job import Monitor, TrainingJob
+from truthgpt_serve.training.job import Monitor, TrainingJob, WorkerUse
 from truthgpt_serve.training.memory.optimizers import create_optimizer
+from truthgpt_serve.training.memory.use import peak_memory
 
 
 class TrainingTask(Protocol):
@@ -60,6 +61,7 @@ class Loop:
         data: To train on.
         eval_data: To evaluate on, or None.
         prior: Images of the class that are learned beside, or None.
+        sample: Makes the samples of an evaluation, after the step that it is given.
     """
 
     def __init__(
@@ -71,12 +73,14 @@ class Loop:
         data: Source,
         eval_data: Source | None,
         prior: Source | None = None,
+        sample: Callable[[int], None] | None = None,
     ) -> None:
         self._job = job
         self._training = job.cfg["training"]
         self._monitor = monitor
         self._accelerator = accelerator
         self._task = task
+        self._sample = sample
         self._feed = Feed(job.cfg, accelerator, task.latent_shape, data, eval_data, prior)
         self._order, self._steps = self._feed.order, self._feed.steps
         self._model = accelerator.prepare_model(task.module)
@@ -134,7 +138,12 @@ class Loop:
         batches = self._feed.training(progress.step)
         while progress.step < self._steps.total and not self._is_hopeless():
             stop = self._step(batches)
-            saved = self._evaluate() if self._should_evaluate() else False
+            saved = False
+            if self._should_evaluate():
+                if self._sample is not None:
+                    with self._averaged():
+                        self._sample(progress.step)
+                saved = self._evaluate()
             due = progress.step % self._training["checkpoint_every"] == 0
             if (stop or due) and not saved:
                 self._save()
@@ -172,10 +181,12 @@ class Loop:
 
     def _report(self, loss: Any, norm: Any, rate: float) -> bool:
         accelerator = self._accelerator
-        stop = torch.tensor(float(self._monitor.should_stop()), device=accelerator.device)
-        # One exchange for both, and one wait for the device.
-        mean = accelerator.reduce(torch.stack([loss.float(), stop]), "mean").tolist()
-        value, norm = mean[0], float(norm)
+        own = [float(self._monitor.should_stop()), peak_memory()]
+        sent = torch.tensor(own, dtype=torch.float64, device=accelerator.device)
+        # One exchange for all, and one wait for the device.
+        rows = accelerator.gather(torch.cat([loss.double().reshape(1), sent])).reshape(-1, 3)
+        losses, stops, memories = rows.T.tolist()
+        value, norm = math.fsum(losses) / len(losses), float(norm)
         if accelerator.scaler is None and math.isfinite(value) and not math.isfinite(norm):
             # The weights are lost already, though the loss will tell only after the next step.
             value = norm
@@ -184,9 +195,14 @@ class Loop:
             loss=value,
             learning_rate=rate,
             num_units=self._order.step_size,
+            workers=[
+                WorkerUse(self._order.step_size // len(memories), int(memory))
+                for memory in memories
+                if len(memories) > 1
+            ],
             grad_norm=norm,
         )
-        return bool(mean[1] > 0)
+        return any(stops)
 
     def _should_evaluate(self) -> bool:
         every: int = self._training["eval_every"] or self._steps.per_epoch

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.events import read_events
+from truthgpt_serve.training.generation.record import KeptSample, read_samples
 from truthgpt_serve.training.report.curves import Line, draw
+from truthgpt_serve.training.report.samples import draw_samples
 from truthgpt_serve.training.run_folder import write_text_file
 from truthgpt_serve.training.run_record import is_finished, read_record
 from truthgpt_serve.training.shown_config import hide_secrets
@@ -41,7 +44,9 @@ figure{margin:0;border:1px solid var(--rule);border-radius:6px;padding:.5rem}
 .line-3{stroke:var(--c3)}.line-4{stroke:var(--c4)}.line-5{stroke:var(--c5)}
 .wide{overflow-x:auto}table{border-collapse:collapse}
 th,td{border-bottom:1px solid var(--rule);padding:.25rem .75rem .25rem 0;text-align:left;
-vertical-align:top;overflow-wrap:anywhere}.swatch{width:1.5em;height:.5em}
+vertical-align:top;overflow-wrap:anywhere}td pre{margin:0;white-space:pre-wrap;max-width:32rem;
+overflow-wrap:anywhere}td img{max-width:16rem;height:auto}.fault{color:var(--soft)}
+.swatch{width:1.5em;height:.5em}
 """
 
 
@@ -54,12 +59,14 @@ class Run:
         record: Its `run.json`.
         events: Its log.
         finished: Whether it has its result.
+        samples: What the model made of some prompts, oldest first.
     """
 
     name: str
     record: Mapping[str, Any]
     events: Sequence[Mapping[str, Any]]
     finished: bool
+    samples: Sequence[KeptSample] = ()
 
     def curves(self) -> dict[str, list[tuple[float, float]]]:
         """Returns the points of each curve, by `train/<name>` or `eval/<name>`."""
@@ -88,7 +95,8 @@ def load_run(folder: Path) -> Run:
     name = str(record.get("config", {}).get("run_name") or folder.name)
     # A record of an earlier release has secrets in it.
     config = hide_secrets(record.get("config") or {})
-    return Run(name, {**record, "config": config}, read_events(folder), is_finished(folder))
+    record = {**record, "config": config}
+    return Run(name, record, read_events(folder), is_finished(folder), read_samples(folder))
 
 
 def write_report(folders: Sequence[Path], file: Path | None = None) -> Path:
@@ -109,10 +117,7 @@ def write_report(folders: Sequence[Path], file: Path | None = None) -> Path:
     runs = [load_run(folder) for folder in folders]
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
-        runs = [
-            Run(str(folder), run.record, run.events, run.finished)
-            for folder, run in zip(folders, runs, strict=True)
-        ]
+        runs = [replace(run, name=str(folder)) for folder, run in zip(folders, runs, strict=True)]
     target = file or folders[0] / FILE
     # Half a surrogate pair, which a log may hold, becomes a question mark.
     write_text_file(target, create_page(runs).encode("utf-8", "replace").decode())
@@ -132,7 +137,10 @@ def create_page(runs: Sequence[Run]) -> str:
             _summary(runs),
             '<h2>Curves</h2><div class="charts">',
             *_charts(runs),
-            "</div><h2>Configuration</h2>",
+            "</div>",
+            draw_samples({run.name: run.samples for run in runs}),
+            *_workers(runs),
+            "<h2>Configuration</h2>",
             _table(["key", *[run.name for run in runs]], _configuration(runs)),
             "<h2>Versions</h2>",
             _table(["package", *[run.name for run in runs]], _versions(runs)),
@@ -181,6 +189,20 @@ def _charts(runs: Sequence[Run]) -> Iterator[str]:
         ]
         if chart := draw(name, lines):
             yield f"<figure><figcaption>{escape(name)}</figcaption>{chart}</figure>"
+
+
+def _workers(runs: Sequence[Run]) -> Iterator[str]:
+    """Yields a table of what each worker took, of runs with several."""
+    rows = []
+    for run in runs:
+        steps = [event["workers"] for event in run.events if event.get("workers")]
+        for rank, last in enumerate(steps[-1] if steps else ()):
+            rates = [step[rank]["units_per_second"] for step in steps if rank < len(step)]
+            rate, memory = statistics.median(rates), last["memory_bytes"]
+            rows.append([run.name, str(rank), f"{rate:,.1f}", f"{memory / 2**20:,.0f} MiB"])
+    if rows:
+        yield "<h2>Workers</h2>"
+        yield _table(["run", "worker", "units a second", "most memory"], rows)
 
 
 def _order(name: str) -> tuple[int, str]:

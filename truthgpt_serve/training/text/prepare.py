@@ -23,6 +23,7 @@ from truthgpt_serve.training.data import (
 )
 from truthgpt_serve.training.data.splits import Split
 from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.generation.texts import check_prompts
 from truthgpt_serve.training.job import TrainingJob
 from truthgpt_serve.training.memory.optimizers import state_bytes
 from truthgpt_serve.training.plan import Facts
@@ -52,6 +53,8 @@ def prepare(job: TrainingJob) -> Facts:
     """
     num_shards = _num_shards(job)
     folder = job.folder / DATA
+    if job.cfg["training"]["samples"] is not None:
+        check_prompts(job.cfg, load_tokenizer(job.cfg))
     key = _key(job.cfg)
     counts = read_json(folder / COUNTS)
     if counts is None or counts.get("key") != key:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner
+from PIL import Image
 
 from truthgpt_serve.cli import main
 from truthgpt_serve.training.events import EventWriter
+from truthgpt_serve.training.generation.record import Sample, write_samples
 from truthgpt_serve.training.report.curves import MAX_POINTS, Line, draw, thinned
 from truthgpt_serve.training.run_folder import write_json
 
@@ -76,6 +78,38 @@ def test_nothing_of_a_run_becomes_html(tmp_path: Path) -> None:
     assert "<script>alert(1)</script>" in found.text
     assert not found.tags & {"script", "img"}
     assert not [name for name, _ in found.attributes if name.startswith("on")]
+
+
+def test_samples_stand_side_by_side_and_nothing_of_them_becomes_html(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", "tales")
+    for step in range(1, 10):
+        image = Image.new("RGB", (8, 8), "red")
+        text = Sample(HOSTILE, text=f"{HOSTILE} {step}", fault="late")
+        write_samples(run, step, [text, Sample("a red square", image=image)])
+    assert report(run).exit_code == 0
+    page = (run / "report.html").read_text()
+    found = Elements(page)
+    assert f"{HOSTILE} 9" in found.text
+    assert "late" in found.text
+    assert "script" not in found.tags
+    assert not [name for name, _ in found.attributes if name.startswith("on")]
+    steps = [step for step in range(1, 10) if f">step {step}<" in page]
+    assert steps == [1, 5, 6, 7, 8, 9]
+    sources = [value for name, value in found.attributes if name == "src"]
+    assert len(sources) == 6
+    assert all(value and value.startswith("data:image/png;base64,") for value in sources)
+
+
+def test_each_of_several_workers_is_shown(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", "tales")
+    uses = [{"units_per_second": 10.0 + n, "memory_bytes": (3 + n) << 20} for n in (0, 1)]
+    writer = EventWriter(run)
+    writer.write("step", at=3.0, step=4, loss=1.0, learning_rate=1e-3, num_units=9, workers=uses)
+    writer.close()
+    assert report(run).exit_code == 0
+    text = Elements((run / "report.html").read_text()).text
+    assert "tales010.03 MiB" in text
+    assert "tales111.04 MiB" in text
 
 
 def test_secrets_of_the_configuration_are_hidden(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from truthgpt_serve.training.events import forget_after, read_events
 from truthgpt_serve.training.job import TrainingJob
 from truthgpt_serve.training.monitor import RunMonitor
 from truthgpt_serve.training.run_folder import checkpoints, latest_checkpoint
+from truthgpt_serve.training.text.examples import IGNORED
+from truthgpt_serve.training.text.sft import count_right
 
 NUM_ROWS = 24
 COMPILE_S = 400
@@ -64,6 +66,8 @@ def test_the_loss_falls_and_the_result_is_an_ordinary_folder(
     job = job_of(tmp_path / "run", sections_of(model, texts, training={"epochs": 4}))
     found = run(job)
     assert found[-1] < found[0] / 2
+    steps = [event for event in read_events(job.folder) if event["event"] == "step"]
+    assert steps[-1]["token_accuracy"] > 0.3 > steps[0]["token_accuracy"]
     trained = AutoModelForCausalLM.from_pretrained(job.folder / "model")
     assert trained.config.use_cache
     tokenizer = AutoTokenizer.from_pretrained(job.folder / "model")
@@ -89,7 +93,9 @@ def test_goes_on_from_any_checkpoint_with_the_same_losses(
     evaluated = [event for event in read_events(job.folder) if event["event"] == "evaluated"]
     assert len(evaluated) == 2
     assert all(e["perplexity"] == pytest.approx(math.exp(e["loss"])) for e in evaluated)
+    assert all(0 <= e["token_accuracy"] < 1 for e in evaluated)
     steps = [event for event in read_events(job.folder) if event["event"] == "step"]
+    assert all(0 <= e["token_accuracy"] < 1 for e in steps)
     assert all(e["units_per_second"] > 0 and e["memory_bytes"] > 1 << 20 for e in steps)
     for checkpoint in checkpoints(job.folder):
         step = int(checkpoint.name.removeprefix("step-"))
@@ -98,6 +104,12 @@ def test_goes_on_from_any_checkpoint_with_the_same_losses(
         again = load_file(job.folder / "model" / "adapter_model.safetensors")
         assert all(torch.equal(again[name], weight) for name, weight in result.items())
     assert len(checkpoints(job.folder)) >= 3
+
+
+def test_only_learned_tokens_are_counted() -> None:
+    logits = torch.eye(4)[torch.tensor([[1, 2, 3, 0], [0, 0, 0, 0]])]  # the most probable next ones
+    labels = torch.tensor([[9, 1, IGNORED, 0], [9, 0, 0, IGNORED]])
+    assert count_right(logits, labels).tolist() == [3, 4]
 
 
 @pytest.mark.long("compiles a model")

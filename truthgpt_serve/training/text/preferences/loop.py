@@ -6,6 +6,7 @@ from typing import Any
 
 from truthgpt_serve.config.training.methods import method_of, rows_per_example
 from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.generation.texts import SampleCallback
 from truthgpt_serve.training.job import Monitor, TrainingJob
 from truthgpt_serve.training.plan import Facts, count_steps
 from truthgpt_serve.training.text import prepare as tables
@@ -81,6 +82,8 @@ def train(job: TrainingJob, monitor: Monitor) -> None:
     }
     trainer = CREATE[cfg["training"]["method"]](job, steps, given)
     trainer.follow(Course(job, monitor, steps, evaluates=held_out is not None))
+    if cfg["training"]["samples"] is not None:
+        trainer.add_callback(SampleCallback(job, monitor, steps, load_tokenizer(cfg)))
     trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
     if not trainer.course.stopped:
         trainer.write_result(load_tokenizer(cfg), dtype)

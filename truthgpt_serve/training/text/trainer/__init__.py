@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from truthgpt_serve.training.text.trainer.course import Course
+from truthgpt_serve.training.text.trainer.course import EVAL_LOSS, Course
 from truthgpt_serve.training.text.trainer.trainer import CourseTrainer
 
-__all__ = ["Course", "CourseTrainer"]
+__all__ = ["EVAL_LOSS", "Course", "CourseTrainer"]

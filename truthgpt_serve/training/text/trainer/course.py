@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.guards import what_is_left
-from truthgpt_serve.training.job import Monitor, TrainingJob
+from truthgpt_serve.training.job import Monitor, TrainingJob, WorkerUse
 from truthgpt_serve.training.plan import StepCounts
+from truthgpt_serve.training.text.trainer.exchange import exchange_use
 
 EVAL_LOSS = "eval_loss"
 _NOT_NUMBERS = frozenset({"loss", "learning_rate", "epoch", "num_tokens", "step"})
@@ -31,6 +31,7 @@ class Course:
         num_units: Tokens that this worker has read since the last optimizer step.
         num_step_units: Tokens that all workers read in the last one.
         stopped: Whether it was asked to end.
+        workers: What each of several workers did in the last step.
     """
 
     job: TrainingJob
@@ -40,6 +41,7 @@ class Course:
     num_units: int = 0
     num_step_units: int = 0
     stopped: bool = False
+    workers: Sequence[WorkerUse] = ()
     losses: dict[int, float] = field(default_factory=dict)
 
     @property
@@ -98,9 +100,8 @@ class CourseCallback(TrainerCallback):  # type: ignore[misc] # transformers coun
         wish = course.monitor.should_stop()
         units, course.num_units = course.num_units, 0
         if args.world_size > 1:
-            sums = torch.tensor([units, int(wish)], dtype=torch.int64, device=args.device)
-            torch.distributed.all_reduce(sums)
-            units, wish = int(sums[0]), bool(sums[1])
+            wish, workers = exchange_use(units, wish, args.world_size, args.device)
+            course.workers, units = workers, sum(each.num_units for each in workers)
         course.num_step_units = units
         return wish
 
@@ -121,6 +122,7 @@ class CourseCallback(TrainerCallback):  # type: ignore[misc] # transformers coun
             loss=logs["loss"],
             learning_rate=logs.get("learning_rate", 0.0),
             num_units=course.num_step_units,
+            workers=course.workers,
             **more,
         )
         norm = more.get("grad_norm", 0.0)
