@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 import json
 import os
 import random
@@ -27,15 +30,32 @@ from truthgpt_serve.training.images.data.load import load_images
 from truthgpt_serve.training.text import prepare
 
 NUM_SEEDS = int(os.environ.get("TRUTHGPT_FUZZ", "150"))
-METHODS = ("sft", "sft", "dpo", "grpo")
+METHODS: dict[str, dict[str, Any]] = {
+    "sft": {},
+    "dpo": {},
+    "kto": {},
+    "orpo": {},
+    "reward": {},
+    "grpo": {"training": {"reward": "tests.support.training_rewards:counts_the"}},
+    "ppo": {"training": {"reward": "tests.support.training_rewards:counts_the"}},
+    "embedding": {"task": "embedding", "family": "hf-transformers"},
+    "classification": {"task": "custom", "family": "hf-transformers"},
+}
+"""By method: what its configuration needs. Half of the folders are read for `sft`."""
+FORMATS = ("auto", "auto", "auto", "messages", "alpaca", "preference", "prompt-completion", "pairs")
 NAMES = ("a.jsonl", "b.jsonl", "train.jsonl", "test.jsonl", "c.parquet", "d.txt", "B.JSONL",
-         "e.json", "x.jsonl.gz", ".h.jsonl", "deep/f.jsonl", "README.txt", "plot.png", "p.JPG",
+         "e.json", "x.jsonl.gz", "y.jsonl.zst", "t.csv", "t.tsv", "t.csv.gz", "u.json.zst",
+         ".h.jsonl", "deep/f.jsonl", "README.txt", "plot.png", "p.JPG",
          "metadata.jsonl", "d copy.txt", "train/g.parquet", "val/i.jsonl", "\udcff.jsonl",
          "n\nl.jsonl")  # fmt: skip
 ATOMS: tuple[Any, ...] = (
     None, True, 0, -1, 1.5, float("nan"), 10**400, "", " ", "text", "\ud83d", "a\0b", "\ufeffx",
     [], {}, [[]], "\n", "x" * 3000, {"role": "user", "content": "Hi"}, "user", "assistant", "tool",
 )  # fmt: skip
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".zst": lambda content: bytes(arrow.compress(content, codec="zstd", asbytes=True)),
+}
 KEYS = ("text", "prompt", "chosen", "rejected", "completion", "tools", "file_name", "image",
         "weight", "role", "content", "tool_calls", "function", "name", "arguments", "\ud800", "",
         "type")  # fmt: skip
@@ -71,6 +91,14 @@ def draw_chat(draw: random.Random) -> Any:
 
 def draw_row(draw: random.Random) -> Any:
     row: Any = {"text": "Ada finds it.", "prompt": "Who?", "chosen": "Ada.", "rejected": "Ben."}
+    if draw.random() < 0.4:
+        label = draw.choice([True, False, "good", 3])
+        row = draw.choice([
+            {"prompt": "Who?", "completion": "Ada.", "label": label},
+            {"text": "Ada finds it.", "label": label},
+            {"anchor": "Ada", "positive": "Ada finds it."},
+            {"sentence1": "Ada", "sentence2": "Ben", "score": 0.5},
+        ])  # fmt: skip
     if draw.random() < 0.3:
         row = {**row, "text": draw_chat(draw), "prompt": draw_chat(draw)}
     for _ in range(draw.randint(0, 2)):
@@ -100,15 +128,33 @@ def write_file(draw: random.Random, file: Path) -> None:
         except (arrow.ArrowException, UnicodeEncodeError, OverflowError, NotImplementedError):
             file.write_bytes(b"PAR1")
         content = file.read_bytes()
+    elif set(file.suffixes) & {".csv", ".tsv"}:
+        content = as_table(rows, "\t" if ".tsv" in file.suffixes else ",")
     else:
         content = "\n".join(map(json.dumps, rows)).encode()
-    file.write_bytes(content if draw.random() < 0.5 else damage(draw, content))
+    if draw.random() < 0.3:
+        content = damage(draw, content)
+    content = COMPRESS.get(file.suffix.lower(), bytes)(content)
+    file.write_bytes(content if draw.random() < 0.7 else damage(draw, content))
+
+
+def as_table(rows: list[Any], delimiter: str) -> bytes:
+    """Returns rows as CSV, lists and objects in their cells as JSON."""
+    objects = [row for row in rows if isinstance(row, dict)]
+    names = list(dict.fromkeys(name for row in objects for name in row))
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=delimiter, escapechar="\\")
+    writer.writerow(names)
+    for row in objects:
+        cells = (row.get(name, "") for name in names)
+        writer.writerow([c if isinstance(c, str) else json.dumps(c) for c in cells])
+    return text.getvalue().encode("utf-8", "surrogatepass")
 
 
 def draw_folder(draw: random.Random, folder: Path) -> Path:
     names = draw.sample(NAMES, draw.randint(1, 3))
     if draw.random() < 0.5:
-        suffix = draw.choice([".jsonl", ".parquet", ".txt"])
+        suffix = draw.choice([".jsonl", ".parquet", ".txt", ".csv", ".tsv", ".gz", ".zst"])
         names = [name for name in NAMES if name.endswith(suffix)][: draw.randint(1, 3)]
     for name in names:
         write_file(draw, folder / name)
@@ -132,6 +178,17 @@ def check_message(message: str, seed: int) -> None:
     assert "\n" not in message, (seed, message)
 
 
+def sections_for(method: str, model: Path, data: Path, section: dict[str, Any]) -> dict[str, Any]:
+    """Returns the configuration of a method for a folder."""
+    needs = METHODS[method]
+    training = {"method": method, **needs.get("training", {})}
+    sections = sections_of(model, data, training=training, data=section)
+    if "task" in needs:
+        sections["task"] = needs["task"]
+        sections["model"]["family"] = needs["family"]
+    return sections
+
+
 @pytest.mark.parametrize("start", range(0, NUM_SEEDS, 25))
 def test_damaged_data_gives_rows_or_one_clear_error(
     start: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -141,17 +198,13 @@ def test_damaged_data_gives_rows_or_one_clear_error(
     for seed in range(start, start + 25):
         draw = random.Random(seed)
         data = draw_folder(draw, tmp_path / str(seed))
-        method = draw.choice(METHODS)
-        training = {"method": method}
-        if method == "grpo":
-            training["reward"] = "tests.support.training_rewards:counts_the"
+        method = draw.choice(["sft"] * len(METHODS) + list(METHODS))
         section = {
             "on_bad_row": draw.choice(["stop", "skip"]),
             "pack": method == "sft" and seed % 5 == 0,
+            "format": draw.choice(FORMATS) if method == "sft" else "auto",
         }
-        job = job_of(
-            tmp_path / f"run{seed}", sections_of(model, data, training=training, data=section)
-        )
+        job = job_of(tmp_path / f"run{seed}", sections_for(method, model, data, section))
         message = error_of(lambda data=data: data_fingerprint(str(data)))  # type: ignore[misc]
         counts: dict[str, Any] = {}
         message = message or error_of(
