@@ -217,6 +217,10 @@ def test_says_so_where_transformers_does_not_leave_sharded_models_alone(tmp_path
             "training.fsdp: is not for adapters of method: reward",
         ),
         ({"model_optim": {"compile": True}}, "model_optim.compile: a sharded model is not"),
+        (
+            {"training": {"samples": {"prompts": ["a"]}}},
+            "training.samples: a sharded model makes no",
+        ),
     ],
 )
 def test_what_is_not_sharded_is_refused(sections: dict[str, Any], message: str) -> None:
