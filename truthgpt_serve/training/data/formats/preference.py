@@ -96,10 +96,9 @@ def _settle(prompt: Any, answers: dict[str, Any], columns: Columns) -> tuple[Any
     are_chats = [isinstance(answer, list) for answer in answers.values()]
     if isinstance(prompt, list):
         length = len(prompt)
-        repeats = [
+        if all(are_chats) and all(
             answer[:length] == prompt and len(answer) > length for answer in answers.values()
-        ]
-        if all(are_chats) and all(repeats):
+        ):
             answers = {part: answer[length:] for part, answer in answers.items()}
         return prompt, answers
     if all(are_chats):
