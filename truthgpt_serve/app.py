@@ -28,7 +28,7 @@ from truthgpt_serve.config.auth import AuthSection
 from truthgpt_serve.config.load import load_playground_args
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import ConfigError
-from truthgpt_serve.hardware import plan_playground, plan_replica, plan_router
+from truthgpt_serve.hardware.plan import plan_playground, plan_replica, plan_router
 from truthgpt_serve.playground.application import Playground
 from truthgpt_serve.replica.classes import ModelReplica, Router
 from truthgpt_serve.router.admission import FAIR_QUEUE

@@ -5,10 +5,10 @@ and code are those of `errors.OverloadedError`), at once or after a short wait. 
 inwards, these refuse:
 
 - HAProxy, what all models together cannot hold: `cluster/haproxy/limits.py` says when,
-  `cluster/haproxy/answers.py` holds the page.
+  `cluster/haproxy/refusals.py` after how long, `cluster/haproxy/answers.py` holds the page.
 - The router, what the model's replicas cannot hold: `router/admission.py`.
 - HAProxy, what a model's replicas cannot hold on the direct way: `cluster/haproxy/direct.py`.
-- Ray Serve, before a replica, by `ray_backpressure`, which `hardware.py` sets.
+- Ray Serve, before a replica, by `ray_backpressure`, which `hardware/plan.py` sets.
 - The replica: `http/probes.py` for health checks and scrapes, `server/execution/workers.py` for
   calls one by one, `server/batching/queue.py` for batches, `server/images/files.py` for files, and
   the queues of hf-transformers and hf-diffusers. Before all of these, `access/fair_queue.py`, and
@@ -20,7 +20,7 @@ requests wait in it, its answers carry it (`PLACE_HEADER`) to HAProxy and to the
 refuse by it. Where nothing has been measured it is `RETRY_AFTER_S`.
 
 How long the queues are: `max_ongoing_requests` and `max_queued_requests` in `config/serving.py`,
-with defaults in `hardware.py`, in `config/router.py` and in `config/playground.py`.
+with defaults in `hardware/plan.py`, in `config/router.py` and in `config/playground.py`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from truthgpt_serve.config.paths import expand, find_config, must_be_local
 from truthgpt_serve.contract import FamilySpec, Probe
 from truthgpt_serve.doctor.service import DEFAULT_PORT, cache_folder, is_offline
 from truthgpt_serve.errors import ConfigError
-from truthgpt_serve.hardware import plan_replica
+from truthgpt_serve.hardware.plan import plan_replica
 from truthgpt_serve.validate import CheckedModel, validate_file
 
 

@@ -30,7 +30,7 @@ from truthgpt_serve.cluster.state import (
 )
 from truthgpt_serve.config import load_model_config, load_router_config
 from truthgpt_serve.config.hiding import HiddenValues
-from truthgpt_serve.hardware import request_limits
+from truthgpt_serve.hardware.plan import request_limits
 from truthgpt_serve.http.coalescing import JoinedStreams
 from truthgpt_serve.http.cors import Cors
 from truthgpt_serve.http.headers import EditedHeads, of_application

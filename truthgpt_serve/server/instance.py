@@ -13,7 +13,7 @@ from truthgpt_serve.config import ModelConfig
 from truthgpt_serve.contract import FamilySpec, Model, create_model
 from truthgpt_serve.errors import DeadlineError, RegistryError, ServerError, UnsupportedError
 from truthgpt_serve.garbage import rare_collections
-from truthgpt_serve.hardware import request_limits
+from truthgpt_serve.hardware.plan import request_limits
 from truthgpt_serve.http.file_store import FileStore, LocalFileStore
 from truthgpt_serve.server.batching.batcher import Batcher, create_batcher, join_metrics
 from truthgpt_serve.server.execution.codec import Emit, Exchange, OnePiece, Plain

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from truthgpt_serve.config import ModelConfig
-from truthgpt_serve.hardware import resolve_gpus
+from truthgpt_serve.hardware.resources import resolve_gpus
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.events import FAILED, EventReader, forget_after
 from truthgpt_serve.training.generation.record import forget_samples_after

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from truthgpt_serve.errors import Fault
-from truthgpt_serve.hardware import ReplicaPlan, cpu_node_labels
+from truthgpt_serve.hardware.plan import ReplicaPlan
+from truthgpt_serve.hardware.resources import cpu_node_labels
 
 WORDS = {"CPU": "CPU cores", "GPU": "GPUs", "memory": "bytes of memory"}
 TOTAL_FIX = "lower hardware.cpus or hardware.gpus, or add nodes to the cluster"

@@ -14,7 +14,7 @@ import psutil
 from truthgpt_serve.checks import resolve_family
 from truthgpt_serve.cluster.machine import DriverError, probe_gpus
 from truthgpt_serve.errors import ConfigError, Fault
-from truthgpt_serve.hardware import plan_playground, plan_replica, plan_router
+from truthgpt_serve.hardware.plan import plan_playground, plan_replica, plan_router
 from truthgpt_serve.validate.capacity import demand_of, find_shortages
 from truthgpt_serve.validate.report import CheckedModel, Report
 

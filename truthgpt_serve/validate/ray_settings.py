@@ -14,7 +14,7 @@ from truthgpt_serve.config import Source
 from truthgpt_serve.config.base import show_value
 from truthgpt_serve.config.paths import config_dir
 from truthgpt_serve.errors import Fault
-from truthgpt_serve.hardware import SHUTDOWN_MARGIN_S
+from truthgpt_serve.hardware.plan import SHUTDOWN_MARGIN_S
 
 RAY_ENV = "ray.env"
 """File in the configurations' folder that sets Ray's environment."""

@@ -20,7 +20,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.app import build_app
 from vllm.tasks import SupportedTask
 
-from deployments.vllm.engine import parse_arguments
+from deployments.vllm.command_line import parse_arguments
 from truthgpt_serve.config import load_model_config
 
 MODELS: list[tuple[str, tuple[SupportedTask, ...]]] = [

@@ -19,7 +19,7 @@ from truthgpt_serve.autoscaling.decision import Sample
 from truthgpt_serve.autoscaling.policy import PREFIX, to_stats
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.contract import FamilySpec
-from truthgpt_serve.hardware import plan_replica
+from truthgpt_serve.hardware.plan import plan_replica
 
 DEPLOYMENT = DeploymentID(name="ModelReplica", app_name="m")
 FULL = Sample(0.0, queue_s=25, waiting=10, busy=1.0, service_s=2.5)

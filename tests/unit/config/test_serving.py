@@ -9,7 +9,7 @@ import pytest
 from tests.support.sample_models import Base, spec_of
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.errors import ConfigError
-from truthgpt_serve.hardware import request_limits
+from truthgpt_serve.hardware.plan import request_limits
 
 
 class Batches(Base):

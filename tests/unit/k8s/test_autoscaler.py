@@ -25,7 +25,7 @@ from tests.support.k8s_manifests import (
     spoiled,
     write_overlay,
 )
-from truthgpt_serve.hardware import cpu_node_labels
+from truthgpt_serve.hardware.resources import cpu_node_labels
 
 GPUS = tuple(f"components/gpu-{name}" for name in gpu_groups())
 GROUP = "spec.rayClusterConfig.workerGroupSpecs.1"

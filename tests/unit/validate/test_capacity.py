@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from truthgpt_serve.hardware import ReplicaPlan
+from truthgpt_serve.hardware.plan import ReplicaPlan
 from truthgpt_serve.validate.capacity import Demand, demand_of, find_shortages
 
 MACHINE = {"CPU": 4.0, "GPU": 2.0, "memory": 1e9}

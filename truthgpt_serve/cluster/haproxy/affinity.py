@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from truthgpt_serve.cluster.haproxy.configuration import CLIENTS, ROUTERS, insert
 from truthgpt_serve.cluster.haproxy.direct import LIMIT_KEY, NEWS_PATH, find_backends, servers
-from truthgpt_serve.cluster.haproxy.limits import CLIENTS, ROUTERS, insert
 
 SCRIPT_NAME = "affinity.lua"
 AFFINITY_KEY, PLACES_KEY = "affinity.", "places."

@@ -11,13 +11,8 @@ import json
 import re
 from pathlib import Path
 
-from truthgpt_serve.cluster.haproxy.limits import (
-    CLIENTS,
-    DEFAULT_BACKEND,
-    HEAD_TIMEOUT_S,
-    insert,
-    section,
-)
+from truthgpt_serve.cluster.haproxy.configuration import CLIENTS, DEFAULT_BACKEND, insert, section
+from truthgpt_serve.cluster.haproxy.limits import HEAD_TIMEOUT_S
 from truthgpt_serve.http.envelope import ANTHROPIC_TYPES
 from truthgpt_serve.http.retriable import READABLE, proxy_page
 from truthgpt_serve.queue_full import ALL_FULL, RETRY_AFTER_S

@@ -21,16 +21,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import urlencode
 
-from truthgpt_serve.cluster.haproxy.limits import (
-    ANY,
-    CLIENTS,
-    RETRY,
-    ROUTERS,
-    insert,
-    place_variable,
-    refuse,
-    section,
-)
+from truthgpt_serve.cluster.haproxy.configuration import CLIENTS, ROUTERS, insert, section
+from truthgpt_serve.cluster.haproxy.refusals import ANY, RETRY, place_variable, refuse
 from truthgpt_serve.http.routes import ROUTES
 from truthgpt_serve.queue_full import PLACE_HEADER, RETRY_AFTER_S, queue_full
 

@@ -24,17 +24,21 @@ import json
 import os
 import re
 import resource
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from truthgpt_serve.cluster.haproxy.configuration import (
+    CLIENTS,
+    ROUTERS,
+    UnknownConfigurationError,
+    insert,
+    section,
+)
+from truthgpt_serve.cluster.haproxy.refusals import ANY, HELD_S, RETRY, refuse
 from truthgpt_serve.errors import OverloadedError
 from truthgpt_serve.http.retriable import READABLE
-from truthgpt_serve.queue_full import ALL_FULL, MAX_QUEUES, MAX_RETRY_S
+from truthgpt_serve.queue_full import ALL_FULL
 
-CLIENTS = "frontend http_frontend"
-ROUTERS = "frontend router_frontend"
-DEFAULT_BACKEND = "backend default_backend"
 SOCKET_NAME = "hop.sock"
 MAX_SOCKET_PATH = 90
 """The longest path of a socket: the system allows 107 bytes, and HAProxy adds some of its own."""
@@ -42,10 +46,6 @@ REQUESTS_VARIABLE, DEFAULT_REQUESTS = "TRUTHGPT_PROXY_MAX_REQUESTS", 2048
 CLIENTS_VARIABLE, DEFAULT_CLIENTS = "TRUTHGPT_PROXY_MAX_CLIENTS", 32768
 CAPACITY_HEADER = "x-truthgpt-capacity"
 """How many requests the models hold, in the routers' request for HAProxy's routes."""
-MAX_EARLY_S = 2
-"""For how long after a refusal a connection that asks again is too early."""
-HELD_S = 6
-"""For how long the refusal of a client is held that does not wait as it was told."""
 HEAD_TIMEOUT_S = 10
 BODY_TIMEOUT_S = 600
 """For a body that fits into HAProxy's buffer; one that stops is closed long before."""
@@ -57,23 +57,11 @@ POOL_PERCENT = 90
 there were requests at work at the same time. At HAProxy's own quarter, many idle clients have it
 open a new one for each request.
 """
-TOLERANCE_MS = 100
-"""By how much a client's clock and timers may be early."""
-_NEXT, _OVER, _EARLY = "sess.next", "txn.over", "txn.early"
-"""When a connection that was refused may ask again, in ms; of a request, whether it is too much."""
-RETRY = "%[var(txn.retry)]"
-"""Seconds after which a refused client may ask again, in the text of its answer."""
-ANY = "any"
-"""Stands for the queues of all models together."""
 _OTHER_CONNECTIONS = 64
 _MAXCONN = re.compile(r"^\s*maxconn \d+$")
 _BIND = re.compile(r"^(\s*)bind \S+$")
 _LEFT_OUT = re.compile(r"^\s*(option httpchk GET |http-check expect status |option splice-)")
 """Checks over HTTP, and splice(2), which is off and would still have files kept for it."""
-
-
-class UnknownConfigurationError(ValueError):
-    """Ray writes HAProxy's configuration otherwise than these modules know it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,25 +113,6 @@ def num_allowed_files() -> int:
     return 1_048_576 if hard == resource.RLIM_INFINITY else hard
 
 
-def section(lines: list[str], header: str) -> tuple[int, int]:
-    """Returns where a section's lines begin, behind its header, and where they end.
-
-    Raises:
-        UnknownConfigurationError: There is none.
-    """
-    if header not in lines:
-        raise UnknownConfigurationError(f"there is no section `{header}`")
-    start = lines.index(header) + 1
-    at = range(start, len(lines))
-    return start, next((i for i in at if lines[i][:1] not in ("", " ", "\t")), len(lines))
-
-
-def insert(lines: list[str], header: str, *more: str) -> None:
-    """Puts lines at the beginning of a section."""
-    start, _ = section(lines, header)
-    lines[start:start] = [f"    {line}" for line in more]
-
-
 def limit(lines: list[str], folder: Path, root: str | None) -> None:
     """Bounds connections, heads and requests, and adds the routers' frontend.
 
@@ -168,77 +137,6 @@ def limit(lines: list[str], folder: Path, root: str | None) -> None:
     )
     if root is not None and f"backend {root}" in lines:
         _refuse_what_is_too_much(lines, root, limits.requests, crowded)
-
-
-def place_variable(queue: int | str) -> str:
-    """Returns the variable with the microseconds between two places of a queue."""
-    return f"proc.place_{queue}"
-
-
-def refuse(
-    conditions: Sequence[str], page: str, queue: int | str, held: str, at_once: str = ""
-) -> list[str]:
-    """Returns the rules that answer 429: at once, or held for a client that asked too early.
-
-    They stand in the frontend: those that are held would count as requests of the backend.
-
-    Args:
-        conditions: When; any one of HAProxy's, without `if`.
-        page: The answer behind `status 429`, with `RETRY` in it.
-        queue: Which queue is full.
-        held: The variable that says how many requests the queue holds.
-        at_once: When no answer is held; one of HAProxy's conditions.
-    """
-    over, early = f"{{ var({_OVER}) -m bool }}", f"{{ var({_EARLY}) -m bool }}"
-    always = [f"http-request return status 429 {page} if {over} {at_once}"] if at_once else []
-    return [
-        *(f"http-request set-var({_OVER}) bool(true) if {condition}" for condition in conditions),
-        f"http-request set-var({_EARLY}) bool(true) if {over} {{ var({_NEXT}) -m found }} "
-        f"{{ date(0,ms),sub({_NEXT}) lt 0 }}",
-        *(
-            f"http-request {action} if {over} {condition}".rstrip()
-            for action, condition in _promise(queue, held).items()
-        ),
-        *always,
-        f"http-request set-var(txn.ms) var(txn.now),div(1000),sub({TOLERANCE_MS}) if {over}",
-        f"http-request set-var(txn.again) var(txn.retry) if {over}",
-        # A connection may be of many clients: one whose queue is long holds up no others.
-        f"http-request set-var(txn.again) int({MAX_EARLY_S}) if {over} "
-        f"{{ var(txn.again) -m int gt {MAX_EARLY_S} }}",
-        f"http-request set-var(txn.again) var(txn.again),mul(1000),add(txn.ms) if {over}",
-        f"http-request set-var({_NEXT}) var(txn.again) if {over} !{early}",
-        f"http-request set-var({_NEXT}) var(txn.again),add({HELD_S * 1000}) if {over} {early}",
-        f"http-request tarpit status 429 {page} if {over} {early}",
-        f"http-request return status 429 {page} if {over}",
-    ]
-
-
-def _promise(queue: int | str, held: str) -> dict[str, str]:
-    """Returns what does as `queue_full.Promises` does, each action with its condition.
-
-    `txn.retry` then has the seconds.
-
-    Args:
-        queue: As in `refuse`.
-        held: As in `refuse`.
-    """
-    place, last = place_variable(queue), f"proc.last_{queue}"
-    most_us = MAX_RETRY_S * 1_000_000
-    return {
-        "set-var(txn.now) date(0,us)": "",
-        f"set-var(txn.most) int({most_us})": "",
-        # Where a variable is missing, an action does nothing.
-        f"set-var(txn.most) var({place}),mul({held}),mul({MAX_QUEUES})": "",
-        f"set-var(txn.most) int({most_us}) ": f"{{ var(txn.most),sub({most_us}) gt 0 }}",
-        f"set-var({last}) var(txn.now)": f"!{{ var({last}),sub(txn.now) ge 0 }}",
-        # Who asks too early has a promise, and makes no other client's later.
-        f"set-var({last}) var({last}),add({place})": f"!{{ var({_EARLY}) -m bool }}",
-        f"set-var(txn.wait) var({last}),sub(txn.now)": "",
-        "set-var(txn.wait) var(txn.most)": "{ var(txn.wait),sub(txn.most) gt 0 }",
-        f"set-var({last}) var(txn.now),add(txn.wait)": "",
-        # The next whole number; 1 of 0.
-        "set-var(txn.retry) var(txn.wait),sub(1),div(1000000),add(1)": "",
-    }
 
 
 def _refuse_what_is_too_much(lines: list[str], root: str, most: int, crowded: int) -> None:

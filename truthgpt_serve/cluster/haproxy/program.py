@@ -44,16 +44,15 @@ from truthgpt_serve.cluster.haproxy.affinity import (
 )
 from truthgpt_serve.cluster.haproxy.answers import answer, page_path, pages
 from truthgpt_serve.cluster.haproxy.binary import copy_with_pages
-from truthgpt_serve.cluster.haproxy.direct import MAP_NAME, send_direct, write_map
-from truthgpt_serve.cluster.haproxy.limits import (
+from truthgpt_serve.cluster.haproxy.configuration import (
     CLIENTS,
     ROUTERS,
     UnknownConfigurationError,
     insert,
-    limit,
     section,
-    wait_for_bodies,
 )
+from truthgpt_serve.cluster.haproxy.direct import MAP_NAME, send_direct, write_map
+from truthgpt_serve.cluster.haproxy.limits import limit, wait_for_bodies
 from truthgpt_serve.cluster.haproxy.replaced import read_variables
 
 BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"

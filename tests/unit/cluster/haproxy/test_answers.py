@@ -13,7 +13,7 @@ import pytest
 from tests.support.haproxy_configuration import ray_configuration
 from tests.support.haproxy_process import LIMIT_S, Proxy, running
 from truthgpt_serve.cluster.haproxy.answers import answer, pages
-from truthgpt_serve.cluster.haproxy.limits import UnknownConfigurationError
+from truthgpt_serve.cluster.haproxy.configuration import UnknownConfigurationError
 from truthgpt_serve.errors import PassedError
 from truthgpt_serve.http.envelope import error_body
 from truthgpt_serve.http.retriable import is_unreached

@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.haproxy_configuration import ray_configuration
 from tests.support.haproxy_process import LIMIT_S, Proxy, running
+from truthgpt_serve.cluster.haproxy.configuration import UnknownConfigurationError
 from truthgpt_serve.cluster.haproxy.direct import (
     MAX_BODY_BYTES,
     NEWS_PATH,
@@ -23,7 +24,6 @@ from truthgpt_serve.cluster.haproxy.direct import (
     send_direct,
     write_map,
 )
-from truthgpt_serve.cluster.haproxy.limits import UnknownConfigurationError
 from truthgpt_serve.queue_full import MAX_RETRY_S, PLACE_HEADER
 
 CHAT = "/v1/chat/completions"

@@ -17,20 +17,16 @@ import pytest
 
 from tests.support.haproxy_configuration import ray_configuration
 from tests.support.haproxy_process import LIMIT_S, Proxy, running
+from truthgpt_serve.cluster.haproxy.configuration import UnknownConfigurationError, section
 from truthgpt_serve.cluster.haproxy.limits import (
     CAPACITY_HEADER,
     CLIENTS_VARIABLE,
     HEAD_TIMEOUT_S,
-    HELD_S,
     REQUESTS_VARIABLE,
     SOCKET_NAME,
-    UnknownConfigurationError,
-    insert,
     limit,
-    section,
     share_out,
 )
-from truthgpt_serve.queue_full import PLACE_HEADER, RETRY_AFTER_S
 
 SHORT_S = 2
 TRIES = 10
@@ -110,80 +106,11 @@ def test_what_the_models_hold_bounds_requests(tmp_path: Path) -> None:
         assert {answer.result(LIMIT_S).status_code for answer in held} == {200}
 
 
-def test_the_refused_are_told_places_of_their_own(tmp_path: Path) -> None:
-    """By what the last answer of any model has said."""
-    with running(tmp_path) as proxy, proxy.over_socket() as routers:
-
-        def told() -> str:
-            refused = httpx.post(f"{proxy.url}/x", content=b"{}", timeout=LIMIT_S)
-            assert refused.status_code == 429
-            return str(refused.headers["retry-after"])
-
-        routers.get("/-/routes", headers={CAPACITY_HEADER: "0"})
-        assert [told() for _ in range(3)] == ["1", "1", "1"]
-        proxy.model.more_headers = {PLACE_HEADER: "20900000"}
-        assert routers.post("/models/m/x", content=b"{}").status_code == 200
-        assert [told() for _ in range(2)] == ["1", "1"]  # four times nothing
-        proxy.router.released.clear()
-        routers.get("/-/routes", headers={CAPACITY_HEADER: "1"})
-        with ThreadPoolExecutor(1) as clients:
-            held = clients.submit(httpx.post, f"{proxy.url}/wait", content=b"{}", timeout=LIMIT_S)
-            deadline = time.monotonic() + LIMIT_S
-            while "/wait" not in proxy.router.paths:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            for expected in (21, 42, 60, 60):  # less the time that has passed
-                assert expected - 5 <= int(told()) <= expected
-            proxy.router.released.set()
-            assert held.result(LIMIT_S).status_code == 200
-
-
 def test_connections_to_replicas_are_kept_beside_many_clients(tmp_path: Path) -> None:
     """At HAProxy's own quarter of its files it would open a new one for each request."""
     lines = ray_configuration(tmp_path, 8000, {"/": 8001}).read_text().splitlines()
     limit(lines, tmp_path, "http-router")
     assert "    tune.pool-high-fd-ratio 90" in lines[slice(*section(lines, "global"))]
-
-
-def ask(client: httpx.Client) -> float:
-    """Returns after how many seconds a request was refused."""
-    began_s = time.monotonic()
-    assert client.post("/x", content=b"{}").status_code == 429
-    return time.monotonic() - began_s
-
-
-def test_a_refusal_is_held_for_who_asks_again_too_early(tmp_path: Path) -> None:
-    with (
-        running(tmp_path) as proxy,
-        proxy.over_socket() as routers,
-        proxy.over_port() as early,
-        proxy.over_port() as patient,
-    ):
-        routers.get("/-/routes", headers={CAPACITY_HEADER: "0"})
-        assert ask(early) < HELD_S * 0.9
-        assert ask(early) >= HELD_S * 0.9
-        assert ask(early) >= HELD_S * 0.9
-        assert ask(patient) < HELD_S * 0.9
-        for client in (early, patient):
-            time.sleep(RETRY_AFTER_S)
-            assert ask(client) < HELD_S * 0.9
-        routers.get("/-/routes", headers={CAPACITY_HEADER: "9"})
-        assert patient.post("/x", content=b"{}").status_code == 200
-
-
-def test_refusals_are_held_only_while_there_are_connections_to_spare(tmp_path: Path) -> None:
-    with (
-        running(tmp_path, env={CLIENTS_VARIABLE: "128"}) as proxy,
-        contextlib.ExitStack() as stack,
-        proxy.over_socket() as routers,
-        proxy.over_port() as client,
-    ):
-        routers.get("/-/routes", headers={CAPACITY_HEADER: "0"})
-        ask(client)
-        assert ask(client) >= HELD_S * 0.9
-        for _ in range(110):
-            stack.enter_context(proxy.connect())
-        assert min(ask(client) for _ in range(5)) < HELD_S * 0.9
 
 
 def test_half_a_head_is_closed_in_time_with_408(proxy: Proxy) -> None:
@@ -334,15 +261,6 @@ def test_haproxy_starts_with_as_many_connections_as_its_files_allow(tmp_path: Pa
                 stack.enter_context(proxy.connect())
         assert httpx.post(f"{proxy.url}/x", content=b"{}", timeout=LIMIT_S).status_code == 200
         assert "maxconn 1000000" not in (tmp_path / "haproxy.adapted.cfg").read_text()
-
-
-def test_sections_end_where_the_next_one_begins() -> None:
-    lines = ["global", "    a", "", "defaults", "    b", "listen x"]
-    assert section(lines, "defaults") == (4, 5)
-    insert(lines, "defaults", "c")
-    assert lines[3:5] == ["defaults", "    c"]
-    with pytest.raises(UnknownConfigurationError, match="no section `backend y`"):
-        section(lines, "backend y")
 
 
 @pytest.mark.parametrize("missing", ["    maxconn 4096", "    bind 127.0.0.1:8000"])

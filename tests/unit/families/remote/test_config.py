@@ -17,7 +17,7 @@ from truthgpt_serve import MODEL_REGISTRY, build_model
 from truthgpt_serve.cli import main
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.errors import ConfigError
-from truthgpt_serve.hardware import request_limits
+from truthgpt_serve.hardware.plan import request_limits
 
 ROOT = Path(__file__).parents[4]
 URL = "https://host.test/v1"

@@ -38,7 +38,7 @@ from truthgpt_serve.errors import (
     RegistryError,
     ServerError,
 )
-from truthgpt_serve.hardware import request_limits
+from truthgpt_serve.hardware.plan import request_limits
 from truthgpt_serve.server import Application, ModelInstance, create_asgi_app
 from truthgpt_serve.server.execution.codec import Plain
 

@@ -1,0 +1,91 @@
+"""HAProxy's rules that answer 429, at once or held, with the `Retry-After` of `queue_full`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from truthgpt_serve.queue_full import MAX_QUEUES, MAX_RETRY_S
+
+MAX_EARLY_S = 2
+"""For how long after a refusal a connection that asks again is too early."""
+HELD_S = 6
+"""For how long the refusal of a client is held that does not wait as it was told."""
+TOLERANCE_MS = 100
+"""By how much a client's clock and timers may be early."""
+_NEXT, _OVER, _EARLY = "sess.next", "txn.over", "txn.early"
+"""When a connection that was refused may ask again, in ms; of a request, whether it is too much."""
+RETRY = "%[var(txn.retry)]"
+"""Seconds after which a refused client may ask again, in the text of its answer."""
+ANY = "any"
+"""Stands for the queues of all models together."""
+
+
+def place_variable(queue: int | str) -> str:
+    """Returns the variable with the microseconds between two places of a queue."""
+    return f"proc.place_{queue}"
+
+
+def refuse(
+    conditions: Sequence[str], page: str, queue: int | str, held: str, at_once: str = ""
+) -> list[str]:
+    """Returns the rules that answer 429: at once, or held for a client that asked too early.
+
+    They stand in the frontend: those that are held would count as requests of the backend.
+
+    Args:
+        conditions: When; any one of HAProxy's, without `if`.
+        page: The answer behind `status 429`, with `RETRY` in it.
+        queue: Which queue is full.
+        held: The variable that says how many requests the queue holds.
+        at_once: When no answer is held; one of HAProxy's conditions.
+    """
+    over, early = f"{{ var({_OVER}) -m bool }}", f"{{ var({_EARLY}) -m bool }}"
+    always = [f"http-request return status 429 {page} if {over} {at_once}"] if at_once else []
+    return [
+        *(f"http-request set-var({_OVER}) bool(true) if {condition}" for condition in conditions),
+        f"http-request set-var({_EARLY}) bool(true) if {over} {{ var({_NEXT}) -m found }} "
+        f"{{ date(0,ms),sub({_NEXT}) lt 0 }}",
+        *(
+            f"http-request {action} if {over} {condition}".rstrip()
+            for action, condition in _promise(queue, held).items()
+        ),
+        *always,
+        f"http-request set-var(txn.ms) var(txn.now),div(1000),sub({TOLERANCE_MS}) if {over}",
+        f"http-request set-var(txn.again) var(txn.retry) if {over}",
+        # A connection may be of many clients: one whose queue is long holds up no others.
+        f"http-request set-var(txn.again) int({MAX_EARLY_S}) if {over} "
+        f"{{ var(txn.again) -m int gt {MAX_EARLY_S} }}",
+        f"http-request set-var(txn.again) var(txn.again),mul(1000),add(txn.ms) if {over}",
+        f"http-request set-var({_NEXT}) var(txn.again) if {over} !{early}",
+        f"http-request set-var({_NEXT}) var(txn.again),add({HELD_S * 1000}) if {over} {early}",
+        f"http-request tarpit status 429 {page} if {over} {early}",
+        f"http-request return status 429 {page} if {over}",
+    ]
+
+
+def _promise(queue: int | str, held: str) -> dict[str, str]:
+    """Returns what does as `queue_full.Promises` does, each action with its condition.
+
+    `txn.retry` then has the seconds.
+
+    Args:
+        queue: As in `refuse`.
+        held: As in `refuse`.
+    """
+    place, last = place_variable(queue), f"proc.last_{queue}"
+    most_us = MAX_RETRY_S * 1_000_000
+    return {
+        "set-var(txn.now) date(0,us)": "",
+        f"set-var(txn.most) int({most_us})": "",
+        # Where a variable is missing, an action does nothing.
+        f"set-var(txn.most) var({place}),mul({held}),mul({MAX_QUEUES})": "",
+        f"set-var(txn.most) int({most_us}) ": f"{{ var(txn.most),sub({most_us}) gt 0 }}",
+        f"set-var({last}) var(txn.now)": f"!{{ var({last}),sub(txn.now) ge 0 }}",
+        # Who asks too early has a promise, and makes no other client's later.
+        f"set-var({last}) var({last}),add({place})": f"!{{ var({_EARLY}) -m bool }}",
+        f"set-var(txn.wait) var({last}),sub(txn.now)": "",
+        "set-var(txn.wait) var(txn.most)": "{ var(txn.wait),sub(txn.most) gt 0 }",
+        f"set-var({last}) var(txn.now),add(txn.wait)": "",
+        # The next whole number; 1 of 0.
+        "set-var(txn.retry) var(txn.wait),sub(1),div(1000000),add(1)": "",
+    }

@@ -1,0 +1,1 @@
+"""From the section `hardware` of a configuration to what Ray reserves."""
