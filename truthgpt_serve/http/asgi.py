@@ -1,7 +1,9 @@
-"""ASGI's types, and the whole answers that every application of ours sends: bytes, JSON, errors."""
+"""ASGI's types, the whole answers of every application of ours, and bodies given once more."""
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
@@ -17,6 +19,8 @@ Headers = list[tuple[bytes, bytes]]
 
 UNREAD_TIMEOUT_S = 5.0
 """How long the error that ends a stream waits for a client that does not read."""
+REPLAYED_BYTES = 64 * 1024
+"""What of a decompressed body is given on at a time, as when it comes from a connection."""
 
 
 def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
@@ -89,3 +93,52 @@ def _error_headers(error: TruthGPTError) -> Headers:
     if error.accepted_codings:
         lines.append((b"accept-encoding", ", ".join(error.accepted_codings).encode()))
     return [*lines, *error.headers]
+
+
+class Replay:
+    """A `receive` that gives a body in pieces, as a connection does, and then what comes after it.
+
+    Args:
+        body: The pieces that were read; each is let go when it has been given.
+        receive: What to ask then.
+        release: Called when the body has been worked on: at the first message after it.
+    """
+
+    def __init__(
+        self, body: list[bytes], receive: Receive, release: Callable[[], None] = lambda: None
+    ) -> None:
+        self._waiting = deque(memoryview(piece) for piece in body)
+        body.clear()
+        self._receive = receive
+        self.release = release
+        self._begun = self._ended = False
+
+    async def __call__(self) -> Message:
+        """Returns the next message; other tasks run before every one but the first."""
+        if self._ended:
+            self.release()
+            return await self._receive()
+        if self._begun:
+            await asyncio.sleep(0)
+        self._begun = True
+        piece = bytes(self._next())
+        self._ended = not self._waiting
+        return {"type": "http.request", "body": piece, "more_body": not self._ended}
+
+    def _next(self) -> bytes | memoryview:
+        if not self._waiting:
+            return b""
+        first = self._waiting.popleft()
+        if len(first) > REPLAYED_BYTES:
+            self._waiting.appendleft(first[REPLAYED_BYTES:])
+        return first[:REPLAYED_BYTES]
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
+    """Returns a `receive` that gives a body which was read at once, and then what comes after."""
+    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive_again() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return receive_again

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typing import Protocol
 from backports import zstd
 
 from truthgpt_serve.errors import CodingError, OverloadedError, RequestError, TooLargeError
-from truthgpt_serve.http.asgi import Message, Receive, Scope
+from truthgpt_serve.http.asgi import Receive, Replay, Scope
 
 CODINGS = ("gzip", "deflate", "zstd")
 _ALIASES = {"x-gzip": "gzip", "identity": ""}
@@ -37,8 +36,6 @@ MAX_GROWN_BYTES = 256 * 2**20
 """How much longer all bodies of one process together may be than they came. Else many small
 requests, which cost their clients nothing, would fill the memory."""
 NUM_THREADS = 2
-REPLAYED_BYTES = 64 * 1024
-"""What of a decompressed body is given on at a time, as when it comes from a connection."""
 
 
 class CorruptError(ValueError):
@@ -282,52 +279,3 @@ def plain_request(
     headers = [line for line in scope["headers"] if line[0] not in replaced]
     headers.append((b"content-length", b"%d" % sum(map(len, body))))
     return {**scope, "headers": headers}, Replay(body, receive, release)
-
-
-class Replay:
-    """A `receive` that gives a body in pieces, as a connection does, and then what comes after it.
-
-    Args:
-        body: The pieces that were read; each is let go when it has been given.
-        receive: What to ask then.
-        release: Called when the body has been worked on: at the first message after it.
-    """
-
-    def __init__(
-        self, body: list[bytes], receive: Receive, release: Callable[[], None] = lambda: None
-    ) -> None:
-        self._waiting = deque(memoryview(piece) for piece in body)
-        body.clear()
-        self._receive = receive
-        self.release = release
-        self._begun = self._ended = False
-
-    async def __call__(self) -> Message:
-        """Returns the next message; other tasks run before every one but the first."""
-        if self._ended:
-            self.release()
-            return await self._receive()
-        if self._begun:
-            await asyncio.sleep(0)
-        self._begun = True
-        piece = bytes(self._next())
-        self._ended = not self._waiting
-        return {"type": "http.request", "body": piece, "more_body": not self._ended}
-
-    def _next(self) -> bytes | memoryview:
-        if not self._waiting:
-            return b""
-        first = self._waiting.popleft()
-        if len(first) > REPLAYED_BYTES:
-            self._waiting.appendleft(first[REPLAYED_BYTES:])
-        return first[:REPLAYED_BYTES]
-
-
-def replay(body: bytes, receive: Receive) -> Receive:
-    """Returns a `receive` that gives a body which was read at once, and then what comes after."""
-    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def receive_again() -> Message:
-        return waiting.pop() if waiting else await receive()
-
-    return receive_again

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from truthgpt_serve.errors import TooLargeError
-from truthgpt_serve.http.asgi import Message, Receive
+from truthgpt_serve.http.asgi import Receive
 
 
 async def read_body(receive: Receive, most: int) -> bytes:
@@ -23,18 +23,6 @@ async def read_body(receive: Receive, most: int) -> bytes:
             raise TooLargeError(f"the request has more than {most} bytes")
         more = message.get("more_body", False)
     return b"".join(pieces)
-
-
-def replay_body(body: bytes, receive: Receive) -> Receive:
-    """Returns `receive` that brings a body which was read already."""
-    left = [body]
-
-    async def replay() -> Message:
-        if left:
-            return {"type": "http.request", "body": left.pop(), "more_body": False}
-        return await receive()
-
-    return replay
 
 
 def file_paths(value: Any) -> Iterator[Any]:

@@ -31,11 +31,12 @@ from truthgpt_serve.http.asgi import (
     Send,
     header,
     relative_path,
+    replay,
     send_bytes,
     send_error,
 )
 from truthgpt_serve.http.sse import with_stream_headers
-from truthgpt_serve.playground.bodies import file_paths, read_body, replay_body, size_of
+from truthgpt_serve.playground.bodies import file_paths, read_body, size_of
 from truthgpt_serve.playground.uploads import Uploads
 
 MAX_JSON_BYTES = 2 << 20
@@ -165,7 +166,7 @@ class Guard:
             raise TooLargeError(f"the request has more than {MAX_JSON_BYTES} bytes")
         body = await read_body(receive, MAX_JSON_BYTES)
         self._check_values(body, path)
-        return replay_body(body, receive)
+        return replay(body, receive)
 
     def _check_values(self, body: bytes, path: str) -> None:
         try:

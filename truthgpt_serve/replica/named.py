@@ -11,8 +11,7 @@ from typing import Any
 from truthgpt_serve.access.gate import hidden_model
 from truthgpt_serve.access.identity import Identity, identity_of
 from truthgpt_serve.errors import RequestError, TruthGPTError, not_here
-from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, header, relative_path
-from truthgpt_serve.http.compression import replay
+from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, header, relative_path, replay
 from truthgpt_serve.http.open_inference import MODELS_PREFIX, model_of_path
 from truthgpt_serve.http.routes import find_error, find_routes
 from truthgpt_serve.router.open_inference import model_of

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from truthgpt_serve.body_limits import STALL_S, body_too_large, stalled_body
 from truthgpt_serve.errors import SlowRequestError, TruthGPTError, UpstreamError
-from truthgpt_serve.http.asgi import Message, Receive
-from truthgpt_serve.http.compression import Replay
+from truthgpt_serve.http.asgi import Message, Receive, Replay
 from truthgpt_serve.router.upstream import UpstreamConnection
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from truthgpt_serve.checks import check_model, resolve_family
 from truthgpt_serve.config import ModelConfig, RouterConfig, Source
 from truthgpt_serve.config.auth import AuthArgs
 from truthgpt_serve.config.cors import CorsSection
@@ -17,7 +16,6 @@ from truthgpt_serve.config.faults import in_file_order
 from truthgpt_serve.config.load import (
     check_model_args,
     config_path,
-    parse_model,
     read_file,
     read_named_file,
     without_service_keys,
@@ -25,8 +23,7 @@ from truthgpt_serve.config.load import (
 from truthgpt_serve.config.parse import SectionT, parse
 from truthgpt_serve.config.paths import find_config
 from truthgpt_serve.config.playground import PlaygroundConfig
-from truthgpt_serve.errors import ConfigError, Fault, RegistryError
-from truthgpt_serve.registry import import_user_module
+from truthgpt_serve.errors import ConfigError, Fault
 from truthgpt_serve.validate.applications import (
     MODEL_DEPLOYMENT,
     MODEL_IMPORT,
@@ -44,6 +41,7 @@ from truthgpt_serve.validate.applications import (
 )
 from truthgpt_serve.validate.keys import KeysCheck
 from truthgpt_serve.validate.machine import check_machine, note_shortages
+from truthgpt_serve.validate.model import check_model_data
 from truthgpt_serve.validate.ray_settings import check_host, check_request_time
 from truthgpt_serve.validate.report import Checked, CheckedModel, Report
 from truthgpt_serve.wording import nearest
@@ -73,7 +71,7 @@ def validate_file(path: str | Path, *, machine: bool = False, classes: bool = Tr
             _ServiceCheck(report, data, source).run()
         else:
             data, source = read_file(file, shown=str(path))
-            _check_model_data(report, data, source, None)
+            check_model_data(report, data, source, None)
     except ConfigError as error:
         report.add(error.faults)
     if machine:
@@ -97,49 +95,6 @@ def _is_serve_file(data: Any) -> bool:
         for known in (_SERVE_KEYS, ModelConfig.model_fields)
     )
     return serve > ours
-
-
-def _check_model_data(
-    report: Report,
-    data: Any,
-    source: Source,
-    name: str | None,
-    *,
-    remote_code: bool = False,
-    deployment: Mapping[str, Any] | None = None,
-) -> ModelConfig | None:
-    """Checks a model's keys; with faults it still returns what can be checked further."""
-    config, faults = parse_model(data, source)
-    if config is None:
-        report.add(faults)
-        return None
-    faults += check_request_time(config.serving.max_request_s, source, "serving", "max_request_s")
-    if remote_code and not _is_importable(config.model.import_):
-        module = config.model.import_
-        note = (
-            f"{module!r} comes with the application's runtime_env: its family is not checked here"
-        )
-        report.notes.append(f"{source.at('model', 'import')}: {source.hidden.hide(note)}")
-        report.add(faults, source)
-        return config
-    found = [*faults, *check_model(config)]
-    report.add(in_file_order(found, source), source)
-    if not found:
-        family = resolve_family(config).name
-        what = f"{config.task} by {family}"
-        report.checked.append(f"{source.file}: {f'{name}: ' if name else ''}{what}")
-    report.models.append(Checked(config, source, deployment, name))
-    return config
-
-
-def _is_importable(module: str | None) -> bool:
-    if module is None:
-        return True
-    try:
-        import_user_module(module)
-    except RegistryError as error:
-        return not isinstance(error.__cause__, ModuleNotFoundError)
-    return True
 
 
 class _ServiceCheck:
@@ -226,7 +181,7 @@ class _ServiceCheck:
             except ConfigError as error:
                 report.add(error.faults)
                 return
-        config = _check_model_data(
+        config = check_model_data(
             report,
             args,
             at,

@@ -48,6 +48,12 @@ def expected_steps(model: Any, prompt: list[int]) -> tuple[list[int], list[torch
     return tokens, [logits[0] for logits in outcome.logits]
 
 
+def trial_logits(model: Any) -> torch.Tensor:
+    """Returns the model's logits behind the first trial prompt, `[vocabulary]`."""
+    logits: torch.Tensor = expected_steps(model, trial_prompts(model)[0])[1][0]
+    return logits
+
+
 def run_trial(backend: Backend, prompts: Sequence[list[int]]) -> list[list[int]]:
     """Returns the tokens of prompts that run together.
 

@@ -7,37 +7,25 @@ import logging
 import random
 import threading
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
-import torch
 import transformers
 
 from deployments.hf_transformers.attention import choose_attention
-from deployments.hf_transformers.compilation import compile_model
 from deployments.hf_transformers.config import TransformersSettings
-from deployments.hf_transformers.generation.backend import Backend, Update
+from deployments.hf_transformers.generation.backend import Update
+from deployments.hf_transformers.generation.batching import CLOSE_TIMEOUT_S, create_backend
 from deployments.hf_transformers.generation.check import (
-    TrialError,
-    check_paged,
     expected_steps,
-    run_trial,
-    takes_padding,
+    trial_logits,
     trial_prompts,
 )
 from deployments.hf_transformers.generation.decoding import TextDecoder
 from deployments.hf_transformers.generation.fields import read_call
 from deployments.hf_transformers.generation.job import TextCall, TextJob
-from deployments.hf_transformers.generation.padded import PaddedBackend
-from deployments.hf_transformers.generation.paged import PagedBackend
-from deployments.hf_transformers.generation.plan import (
-    plan_padding,
-    plan_pages,
-    plan_rows,
-    read_info,
-)
+from deployments.hf_transformers.generation.plan import plan_rows, read_info
 from deployments.hf_transformers.generation.sampling import TokenLogprob
-from deployments.hf_transformers.generation.scoring import PromptScorer
+from deployments.hf_transformers.generation.scoring import create_scorer
 from deployments.hf_transformers.loading import load_config, load_model, load_tokenizer, read_source
 from truthgpt_serve.channel import Channel, ReaderGoneError, wake_all
 from truthgpt_serve.device import describe_backend
@@ -46,13 +34,11 @@ from truthgpt_serve.errors import (
     ServerError,
     UnavailableError,
     UnsupportedError,
-    bad_setting,
 )
 from truthgpt_serve.queue_full import queue_full
 
 logger = logging.getLogger(__name__)
 
-CLOSE_TIMEOUT_S = 20.0
 POLL_S = 0.2
 
 
@@ -87,12 +73,10 @@ class TextEngine:
         model = load_model(getattr(transformers, kind), source, config)
         self._info = read_info(model, self.tokenizer, settings)
         wanted = str(cfg["model_optim"]["attention"])
-        self.attention = choose_attention(wanted, model, lambda: _trial_logits(model))
-        self._expected = [expected_steps(model, prompt) for prompt in trial_prompts(model)]
-        self._scorer = self._make_scorer(model)
-        self._backend = self._make_backend(cfg, model)
-        if cfg["model_optim"]["compile"]:
-            self._compile(model)
+        self.attention = choose_attention(wanted, model, lambda: trial_logits(model))
+        expected = [expected_steps(model, prompt) for prompt in trial_prompts(model)]
+        self._scorer = create_scorer(model, self._info, expected[1])
+        self._backend = create_backend(cfg, settings, model, self._info, expected)
         self.batching = self._backend.kind
         self.acceleration = {
             **describe_backend(model.device, model.dtype, self.attention, cfg["model_optim"]),
@@ -115,72 +99,6 @@ class TextEngine:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._dispatch, name="texts", daemon=True)
         self._thread.start()
-
-    # -- set-up
-
-    def _make_backend(self, cfg: Mapping[str, Any], model: Any) -> Backend:
-        settings = self._settings
-        expected = self._expected
-        if settings.batching != "padded" and settings.use_cache:
-            problem = "its generation configuration has fields that only padded batches apply"
-            if self._info.pages:
-                try:
-                    return self._paged(cfg, model, expected)
-                except Exception as error:  # an architecture without a paged cache fails anyhow
-                    problem = f"{type(error).__name__}: {error}"
-            message = f"continuous batching does not work with {type(model).__name__}: {problem}"
-            if settings.batching == "continuous":
-                raise bad_setting("serving.engine.batching", message, "write auto or padded")
-            logger.warning("%s; texts run in padded batches", message)
-        return self._padded(cfg, model, expected)
-
-    def _compile(self, model: Any) -> None:
-        """Compiles the model, and warms it up with batches of one, of two and of many texts."""
-        prompts = trial_prompts(model)
-        batches = [prompts[:1], prompts, prompts * 2, prompts[:1] * 3]
-        trials = [partial(run_trial, self._backend, batch) for batch in batches]
-        try:
-            compile_model(model, self._settings.compile_mode, trials)
-        except BaseException:
-            self._backend.close(CLOSE_TIMEOUT_S)
-            raise
-
-    def _paged(self, cfg: Mapping[str, Any], model: Any, expected: list[Any]) -> Backend:
-        plan = plan_pages(cfg, self._settings, model, self._info.max_model_len)
-        backend = PagedBackend(model, plan)
-        try:
-            check_paged(backend, model, expected)
-        except BaseException:
-            backend.close(CLOSE_TIMEOUT_S)
-            raise
-        return backend
-
-    def _padded(self, cfg: Mapping[str, Any], model: Any, expected: list[Any]) -> Backend:
-        backend = PaddedBackend(model, plan_padding(cfg, self._settings, self._info, mixed=True))
-        try:
-            if takes_padding(backend, model, expected):
-                return backend
-        except TrialError as error:
-            backend.close(CLOSE_TIMEOUT_S)
-            message = f"{type(model).__name__} does not generate: {error}"
-            raise bad_setting("model.name_or_path", message) from error
-        backend.close(CLOSE_TIMEOUT_S)
-        logger.warning("padding changes this model's tokens: only equal lengths share a batch")
-        backend = PaddedBackend(model, plan_padding(cfg, self._settings, self._info, mixed=False))
-        run_trial(backend, trial_prompts(model)[:1])
-        return backend
-
-    def _make_scorer(self, model: Any) -> PromptScorer | None:
-        """Returns what scores prompts, or None where its logits are not the model's own."""
-        if self._info.encodes:
-            return None
-        try:
-            scorer = PromptScorer(model, self._info.vocab_size)
-        except Exception:  # weights of a kind that cannot be shared
-            logger.warning("prompts have no log probabilities", exc_info=True)
-            return None
-        prompt, (tokens, logits) = trial_prompts(model)[1], self._expected[1]
-        return scorer if scorer.agrees(prompt, tokens, logits) else None
 
     # -- requests
 
@@ -304,8 +222,3 @@ class TextEngine:
         self._backend.close(CLOSE_TIMEOUT_S)
         if self._thread is not threading.current_thread():
             self._thread.join(CLOSE_TIMEOUT_S)
-
-
-def _trial_logits(model: Any) -> torch.Tensor:
-    logits: torch.Tensor = expected_steps(model, trial_prompts(model)[0])[1][0]
-    return logits

@@ -11,6 +11,8 @@ import torch
 from transformers import DynamicCache
 
 from deployments.hf_transformers.attention import differ
+from deployments.hf_transformers.generation.check import trial_prompts
+from deployments.hf_transformers.generation.plan import TextInfo
 from deployments.hf_transformers.generation.sampling import TokenLogprob, token_logprobs
 
 logger = logging.getLogger(__name__)
@@ -84,3 +86,21 @@ class PromptScorer:
                     input_ids=ids.to(self._model.device), past_key_values=cache, use_cache=True
                 )
             yield outcome.logits[0]
+
+
+def create_scorer(model: Any, info: TextInfo, expected: tuple[Any, Any]) -> PromptScorer | None:
+    """Returns what scores prompts, or None where its logits are not the model's own.
+
+    Args:
+        model: The language model, before batches run it.
+        info: What requests need to know of it.
+        expected: The tokens and logits that it gives alone for the second trial prompt.
+    """
+    if info.encodes:
+        return None
+    try:
+        scorer = PromptScorer(model, info.vocab_size)
+    except Exception:  # weights of a kind that cannot be shared
+        logger.warning("prompts have no log probabilities", exc_info=True)
+        return None
+    return scorer if scorer.agrees(trial_prompts(model)[1], *expected) else None

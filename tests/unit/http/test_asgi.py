@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import re
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import MethodError, TruthGPTError, UnavailableError
-from truthgpt_serve.http.asgi import UNREAD_TIMEOUT_S, send_error
+from truthgpt_serve.http.asgi import REPLAYED_BYTES, UNREAD_TIMEOUT_S, Replay, replay, send_error
 from truthgpt_serve.server import Application, ModelInstance
 
 PACKAGE = Path(__file__).resolve().parents[3] / "truthgpt_serve"
@@ -105,3 +106,51 @@ async def test_a_client_that_never_reads_its_stream_does_not_keep_the_request() 
     finally:
         await host.close()
     assert [message["type"] for message in client.messages] == ["http.response.start"]
+
+
+async def test_a_body_comes_as_from_a_connection_and_lets_others_run() -> None:
+    body = random.Random(2).randbytes(12 * REPLAYED_BYTES + 1)
+    pieces = [
+        body[:REPLAYED_BYTES],
+        body[REPLAYED_BYTES : REPLAYED_BYTES + 5],
+        body[REPLAYED_BYTES + 5 :],
+    ]
+    released = []
+    turns = 0
+
+    async def after() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    other = asyncio.create_task(turn())
+    receive = Replay(pieces, after, lambda: released.append(True))
+    found = []
+    more = True
+    while more:
+        message = await receive()
+        found.append(message["body"])
+        more = message["more_body"]
+    assert b"".join(found) == body
+    assert max(map(len, found)) == REPLAYED_BYTES
+    assert turns >= len(found) - 2
+    assert not released
+    assert await receive() == {"type": "http.disconnect"}
+    assert released
+    other.cancel()
+    empty = Replay([], after)
+    assert await empty() == {"type": "http.request", "body": b"", "more_body": False}
+    assert await empty() == {"type": "http.disconnect"}
+
+
+async def test_a_body_that_was_read_is_given_once_more() -> None:
+    async def after() -> Message:
+        return {"type": "http.disconnect"}
+
+    receive = replay(b"body", after)
+    assert await receive() == {"type": "http.request", "body": b"body", "more_body": False}
+    assert await receive() == {"type": "http.disconnect"}

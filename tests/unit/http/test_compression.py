@@ -29,10 +29,8 @@ from truthgpt_serve.http.compression import (
     FREE_BYTES,
     MAX_GROWTH,
     PIECE_BYTES,
-    REPLAYED_BYTES,
     Decoder,
     Grown,
-    Replay,
     content_coding,
     decompress,
 )
@@ -212,41 +210,6 @@ async def test_a_body_that_is_alone_too_much_need_not_be_tried_again() -> None:
         pytest.raises(TooLargeError, match="over 524288 bytes longer"),
     ):
         await decompress(packed, "gzip", 2**30, growth.reach)
-
-
-async def test_a_body_comes_as_from_a_connection_and_lets_others_run() -> None:
-    body = random.Random(2).randbytes(3 * PIECE_BYTES + 1)
-    pieces = [body[:PIECE_BYTES], body[PIECE_BYTES : PIECE_BYTES + 5], body[PIECE_BYTES + 5 :]]
-    released = []
-    turns = 0
-
-    async def after() -> Message:
-        return {"type": "http.disconnect"}
-
-    async def turn() -> None:
-        nonlocal turns
-        while True:
-            await asyncio.sleep(0)
-            turns += 1
-
-    other = asyncio.create_task(turn())
-    receive = Replay(pieces, after, lambda: released.append(True))
-    found = []
-    more = True
-    while more:
-        message = await receive()
-        found.append(message["body"])
-        more = message["more_body"]
-    assert b"".join(found) == body
-    assert max(map(len, found)) == REPLAYED_BYTES
-    assert turns >= len(found) - 2
-    assert not released
-    assert await receive() == {"type": "http.disconnect"}
-    assert released
-    other.cancel()
-    empty = Replay([], after)
-    assert await empty() == {"type": "http.request", "body": b"", "more_body": False}
-    assert await empty() == {"type": "http.disconnect"}
 
 
 async def test_large_bodies_leave_the_loop() -> None:

@@ -10,8 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
-from truthgpt_serve.http.asgi import Receive, Scope, Send
-from truthgpt_serve.http.compression import replay
+from truthgpt_serve.http.asgi import Receive, Scope, Send, replay
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.json_body import encode_json, parse_object
 from truthgpt_serve.server.over_chat.answer import TranslatedAnswer, Translation

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from truthgpt_serve.errors import ContextLengthError
 from truthgpt_serve.http.json_body import encode_json
 from truthgpt_serve.server.text.items import check_item
 from truthgpt_serve.server.text.logprobs import LogprobFormat
-from truthgpt_serve.server.text.request import ChatRequest, CompletionRequest, Prompt
+from truthgpt_serve.server.text.prompt import PreparedPrompt
+from truthgpt_serve.server.text.request import ChatRequest, CompletionRequest
 from truthgpt_serve.server.text.response import AnswerFormat, Usage
 from truthgpt_serve.server.text.routes import TextFilter, Tokenizer
 from truthgpt_serve.server.text.shared_prompt import SharedPrompt
@@ -19,8 +18,6 @@ from truthgpt_serve.usage.counted import current_usage
 
 DEFAULT_MAX_NEW_TOKENS = 256
 """`max_new_tokens` when neither the request nor the class (`default_max_new_tokens`) says one."""
-CHARACTERS_A_TOKEN = 4
-"""About, where a text is not tokenized."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +69,12 @@ class TextExchange:
         "_format",
         "_label",
         "_lead",
-        "_limit",
         "_logprobs",
-        "_max_model_len",
         "_part",
         "_passes",
         "_prompt",
         "_repeats_prompt",
         "_request",
-        "_shared",
         "_started",
         "_stop",
         "_tokenizer",
@@ -107,18 +101,23 @@ class TextExchange:
         self.usage: Usage | None = None
         self._part = part
         self._constraint = constraint
-        self._shared = shared or SharedPrompt()
-        self._max_model_len = max_model_len
         self._repeats_prompt = repeats_prompt
         self._usage_given: Usage | None = None
         self._request = request
         self._tokenizer = tokenizer
-        self._limit = request.max_new_tokens or default_max_new_tokens
+        limit = request.max_new_tokens or default_max_new_tokens
         if request.max_new_tokens == 0:
-            self._limit = 1  # the prompt alone is wanted, which no class answers with
+            limit = 1  # the prompt alone is wanted, which no class answers with
         self._label = label
         self._format = format_of(request)
-        self._prompt: Prompt = request.prompt[part.prompt]
+        self._prompt = PreparedPrompt(
+            request,
+            request.prompt[part.prompt],
+            tokenizer,
+            shared or SharedPrompt(),
+            max_new_tokens=limit,
+            max_model_len=max_model_len,
+        )
         self._lead = ""
         self._entries: list[Any] = []
         self._logprobs: LogprobFormat | None = None
@@ -147,67 +146,18 @@ class TextExchange:
             RequestError: The chat template refuses the messages, or would leave something out.
             ContextLengthError: The prompt is too long.
         """
-        request = self._request
-        if request.messages is not None:
-            self._prompt = self._shared.once("text", self._render)
-        if request.suffix and self._tokenizer.infilling is not None:
-            before, middle, last = self._tokenizer.infilling
-            self._prompt = f"{before}{self._prompt}{middle}{request.suffix}{last}"
-        if self._max_model_len is not None:
-            check = partial(self._check_length, self._max_model_len)
-            self._limit = min(self._limit, self._shared.once("room", check))
-        repeated = self._prompt_text() if self._repeats_prompt else ""
+        request, prompt = self._request, self._prompt
+        prompt.prepare(self._render)
+        repeated = prompt.as_text() if self._repeats_prompt else ""
         self._filter = TextFilter(repeated, request.stop)
         if request.echo:
-            self._lead = self._prompt_text()
-        return self._inputs()
+            self._lead = prompt.as_text()
+        return prompt.inputs(self._part.number, self._constraint)
 
     def _render(self) -> str:
         """Returns the prompt of a chat."""
         request = self._request
         return self._tokenizer.render(request.messages or [], goes_on=request.goes_on)
-
-    def _inputs(self) -> dict[str, Any]:
-        request, prompt = self._request, self._prompt
-        inputs: dict[str, Any] = {"text" if isinstance(prompt, str) else "token_ids": prompt}
-        inputs["max_new_tokens"] = self._limit
-        inputs |= request.sampling
-        if self._part.number and "seed" in inputs:
-            inputs["seed"] = (inputs["seed"] + self._part.number + 2**63) % 2**64 - 2**63
-        if request.stop:
-            inputs["stop"] = list(request.stop)
-        if self._is_templated:
-            inputs["add_special_tokens"] = False  # the template has written them
-        if request.logit_bias:
-            inputs["logit_bias"] = request.logit_bias
-        if request.num_logprobs is not None:
-            inputs["logprobs"] = request.num_logprobs
-            if request.echo:
-                inputs["prompt_logprobs"] = True
-        if self._constraint is not None:
-            inputs["constraint"] = self._constraint
-        return inputs
-
-    def _check_length(self, limit: int) -> int:
-        """Returns how many tokens are left for the answer."""
-        param = "prompt" if self._request.messages is None else "messages"
-        if isinstance(self._prompt, str):
-            special = not self._is_templated
-            return self._tokenizer.check(
-                self._prompt, limit, special=special, param=param, answer=1
-            )
-        if len(self._prompt) + 1 > limit:
-            raise ContextLengthError(limit, len(self._prompt) + 1, param=param)
-        return limit - len(self._prompt)
-
-    def _prompt_text(self) -> str:
-        if isinstance(self._prompt, str):
-            return self._prompt
-        return self._tokenizer.decode(self._prompt) if self._tokenizer.decodes else ""
-
-    @property
-    def _is_templated(self) -> bool:
-        return self._request.messages is not None and self._tokenizer.has_template
 
     def answer(self, outputs: Any) -> Any:
         """Returns the body of the whole answer; its choice, where it is one of several."""
@@ -309,7 +259,7 @@ class TextExchange:
             return {"prompt_tokens": prompt, "completion_tokens": 0, "total_tokens": prompt}
         if not self._tokenizer.counts:
             return None
-        counted = self._shared.once("tokens", self._count_prompt)
+        counted = self._prompt.count()
         completion = self._tokenizer.count("".join(self._collected))
         if counted is None or completion is None:
             return None
@@ -334,19 +284,14 @@ class TextExchange:
             return
         self._used = None
         if self._part.number == 0:
-            is_text = isinstance(self._prompt, str)
-            used.prompt_tokens += len(self._prompt) // (CHARACTERS_A_TOKEN if is_text else 1)
+            used.prompt_tokens += self._prompt.estimate()
         used.completion_tokens += len(self._collected)
-
-    def _count_prompt(self) -> int | None:
-        if isinstance(self._prompt, str):
-            return self._tokenizer.count(self._prompt, special=not self._is_templated)
-        return len(self._prompt)
 
     def _reason(self, usage: Usage | None) -> str:
         if self._finish_reason is not None:
             return self._finish_reason
-        return "length" if usage and usage["completion_tokens"] >= self._limit else "stop"
+        most = self._prompt.max_new_tokens
+        return "length" if usage and usage["completion_tokens"] >= most else "stop"
 
 
 def format_of(request: ChatRequest | CompletionRequest) -> AnswerFormat:

@@ -70,10 +70,10 @@ class ToolExchange(TextExchange):
         bound = self._constraint is not None and not self._thinks_first
         if self._tokenizer.reasoning is None or bound or is_forced or self._request.goes_on:
             return inputs
-        self._splitter = ThoughtSplitter(str(self._prompt))
+        self._splitter = ThoughtSplitter(str(self._prompt.given))
         budget = self._request.thinking_token_budget
         if self._thinks_first or budget is not None:
-            thoughts = self._thoughts(str(self._prompt).rstrip(), budget)
+            thoughts = self._thoughts(str(self._prompt.given).rstrip(), budget)
             inputs |= {} if thoughts is None else {"thoughts": thoughts}
         return inputs
 
@@ -82,7 +82,7 @@ class ToolExchange(TextExchange):
         if prompt.endswith(THOUGHT):
             return None
         begin, end = self._tokenizer.thought_ids
-        most = int(self._limit * SHARE) if budget is None else budget
+        most = int(self._prompt.max_new_tokens * SHARE) if budget is None else budget
         begun = prompt.endswith(THINK)
         return {"begin_id": begin, "end_id": end, "max_tokens": most, "is_begun": begun}
 
