@@ -1,4 +1,4 @@
-"""A small service's folder for the tests of configurations.
+"""A small service's folder, and files of models, for the tests of configurations.
 
 Knows no test.
 """
@@ -6,6 +6,14 @@ Knows no test.
 from __future__ import annotations
 
 from pathlib import Path
+
+import pytest
+
+from truthgpt_serve.config import ModelConfig, load_model_config
+from truthgpt_serve.errors import ConfigError
+
+SECRET = "sk-4711-do-not-show"
+"""What a variable of the environment holds, and no message may say."""
 
 _REGISTER = """
 from truthgpt_serve import register_model
@@ -44,3 +52,23 @@ def make_service(folder: Path) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
+
+
+def write(folder: Path, text: str) -> Path:
+    """Writes the file of a model."""
+    path = folder / "m.yaml"
+    path.write_text(text)
+    return path
+
+
+def read(folder: Path, text: str) -> ModelConfig:
+    """Reads a model from the text of its file."""
+    return load_model_config(write(folder, text))
+
+
+def faults(folder: Path, text: str) -> list[str]:
+    """Returns what is wrong with the text of a model's file."""
+    with pytest.raises(ConfigError) as caught:
+        read(folder, text)
+    assert SECRET not in str(caught.value)
+    return [str(fault).removeprefix(f"{folder}/") for fault in caught.value.faults]

@@ -7,9 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deployments.hf_diffusers.deployment import DiffusersModel
 from tests.support.tiny_images import create_pipeline
 from truthgpt_serve.config import load_model_config
+
+SETTINGS = {"default_steps": 3, "default_size": "64x64"}
+"""Small images in few steps."""
 
 
 def save_model(kind: str, folder: Path) -> Path:
@@ -41,3 +46,15 @@ def open_model(cfg: dict[str, Any]) -> Iterator[DiffusersModel]:
         yield model
     finally:
         model.close()
+
+
+async def draw(weights: Path, engine: dict[str, Any] | None = None, **sections: Any) -> Any:
+    """Returns the pixels of one image as whole numbers."""
+    with open_model(make_cfg(weights, {**SETTINGS, **(engine or {})}, **sections)) as model:
+        return await pixels(model)
+
+
+async def pixels(model: DiffusersModel, **more: Any) -> Any:
+    """Returns the pixels of one image of a loaded model as whole numbers."""
+    answer = await model.infer({"prompt": "a boat", "seed": 1, **more})
+    return np.asarray(answer["image"], dtype=int)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ import httpx
 import pytest
 import yaml
 
+from tests.support.programs import find_program
 from truthgpt_serve.cluster.ports import free_port
 
 START_S = 60.0
@@ -79,7 +79,7 @@ def running_prometheus(folder: Path, targets: Sequence[Target]) -> Iterator[Prom
         folder: Where its files are.
         targets: What it scrapes.
     """
-    program = shutil.which("prometheus")
+    program = find_program("prometheus")
     if program is None:
         pytest.skip("needs prometheus (Debian: apt-get install prometheus)")
     port, file = free_port(), folder / "prometheus.yml"

@@ -7,39 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.configs import SECRET, faults, read, write
 from truthgpt_serve.cluster.start_errors import StartError, cause_first
-from truthgpt_serve.config import (
-    ModelConfig,
-    load_model_config,
-)
 from truthgpt_serve.config.hiding import HiddenValues
 from truthgpt_serve.config.variables import expand
-from truthgpt_serve.errors import ConfigError
 from truthgpt_serve.validate import validate_file
-
-SECRET = "sk-4711-do-not-show"
 
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", SECRET)
-
-
-def write(folder: Path, text: str) -> Path:
-    path = folder / "m.yaml"
-    path.write_text(text)
-    return path
-
-
-def read(folder: Path, text: str) -> ModelConfig:
-    return load_model_config(write(folder, text))
-
-
-def faults(folder: Path, text: str) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        read(folder, text)
-    assert SECRET not in str(caught.value)
-    return [str(fault).removeprefix(f"{folder}/") for fault in caught.value.faults]
 
 
 @pytest.mark.parametrize(

@@ -6,30 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from truthgpt_serve.config import (
-    ModelConfig,
-    load_model_config,
-)
-from truthgpt_serve.errors import ConfigError
-
-SECRET = "sk-4711-do-not-show"
-
-
-def write(folder: Path, text: str) -> Path:
-    path = folder / "m.yaml"
-    path.write_text(text)
-    return path
-
-
-def read(folder: Path, text: str) -> ModelConfig:
-    return load_model_config(write(folder, text))
-
-
-def faults(folder: Path, text: str) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        read(folder, text)
-    assert SECRET not in str(caught.value)
-    return [str(fault).removeprefix(f"{folder}/") for fault in caught.value.faults]
+from tests.support.configs import faults, read
 
 
 @pytest.mark.parametrize(

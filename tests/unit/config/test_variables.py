@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.configs import SECRET, faults, read, write
 from truthgpt_serve.config import (
-    ModelConfig,
     load_model_args,
     load_model_config,
     load_model_cors,
@@ -20,8 +20,6 @@ from truthgpt_serve.config import (
 from truthgpt_serve.config.variables import Expanded, VariableError, expand
 from truthgpt_serve.errors import ConfigError
 from truthgpt_serve.validate import validate_file
-
-SECRET = "sk-4711-do-not-show"
 
 
 @pytest.fixture(autouse=True)
@@ -71,23 +69,6 @@ def test_what_is_no_reference_is_refused(text: str) -> None:
 
 
 # -- files
-
-
-def write(folder: Path, text: str) -> Path:
-    path = folder / "m.yaml"
-    path.write_text(text)
-    return path
-
-
-def read(folder: Path, text: str) -> ModelConfig:
-    return load_model_config(write(folder, text))
-
-
-def faults(folder: Path, text: str) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        read(folder, text)
-    assert SECRET not in str(caught.value)
-    return [str(fault).removeprefix(f"{folder}/") for fault in caught.value.faults]
 
 
 def test_a_models_file(tmp_path: Path) -> None:

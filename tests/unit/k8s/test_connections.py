@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.k8s_manifests import (
-    COMPONENTS,
     REMOVE,
-    Manifest,
-    at,
-    parse,
-    run_kustomize,
-    spoiled,
-    write_overlay,
 )
+from tests.support.k8s_mistakes import all_components, faults, spoil
 from tests.support.k8s_rules import RULES
 
 HEAD = "RayService:spec.rayClusterConfig.headGroupSpec"
@@ -40,43 +31,6 @@ FT = "RayService:spec.rayClusterConfig.gcsFaultToleranceOptions"
 ENV = "ConfigMap/truthgpt-env-:data"
 ALERTS = "PrometheusRule:spec.groups.0.rules"
 BOARD = "ConfigMap/truthgpt-dashboards-:data"
-
-
-class Text(tuple[str, str]):
-    """A text that replaces another in the value that is there."""
-
-
-@functools.cache
-def _everything() -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        together = tuple(name for name in COMPONENTS if "incremental" not in name)
-        done = run_kustomize(write_overlay(Path(folder), together))
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def spoil(manifests: list[Manifest], place: str, value: Any) -> list[Manifest]:
-    """Changes one value at `Kind[/start of a name]:path`."""
-    target, _, path = place.partition(":")
-    kind, _, name = target.partition("/")
-    chosen = next(
-        m for m in manifests if m["kind"] == kind and m["metadata"]["name"].startswith(name)
-    )
-    file = path.removeprefix("data.") if path.startswith("data.") else None
-    if isinstance(value, Text):
-        old = at(chosen, path) if file is None else chosen["data"][file]
-        assert value[0] in old, (place, value)
-        value = old.replace(value[0], value[1])
-    if file is None:
-        changed = spoiled(chosen, path, value)
-    else:  # a file's name has dots, too
-        data = {key: text for key, text in chosen["data"].items() if key != file}
-        changed = {**chosen, "data": data if value is REMOVE else {**data, file: value}}
-    return [changed if manifest is chosen else manifest for manifest in manifests]
-
-
-def broken_rules(manifests: list[Manifest]) -> set[str]:
-    return {rule.__name__ for rule in RULES if list(rule(manifests))}
 
 
 MISTAKES: dict[str, list[tuple[str, str, Any]]] = {
@@ -179,21 +133,21 @@ MISTAKES: dict[str, list[tuple[str, str, Any]]] = {
         ("monitors_are_found", "PrometheusRule:metadata.labels.release", REMOVE),
     ],
     "label of a metric": [
-        ("expressions_read_metrics", f"{ALERTS}.2.expr", Text(("application", "app"))),
-        ("expressions_read_metrics", f"{ALERTS}.0.expr", Text(("error_code", "code"))),
-        ("expressions_read_metrics", f"{ALERTS}.0.expr", Text(("by (namespace,", "by (zone,"))),
+        ("expressions_read_metrics", f"{ALERTS}.2.expr", ("application", "app")),
+        ("expressions_read_metrics", f"{ALERTS}.0.expr", ("error_code", "code")),
+        ("expressions_read_metrics", f"{ALERTS}.0.expr", ("by (namespace,", "by (zone,")),
         ("expressions_read_metrics", f"{ALERTS}.1.annotations.summary", "{{ $labels.pod }}"),
-        ("expressions_read_metrics", f"{ALERTS}.5.expr", Text(("condition", "status"))),
-        ("expressions_read_metrics", f"{BOARD}.service.json", Text(("route!~", "path!~"))),
-        ("expressions_read_metrics", f"{ALERTS}.2.expr", Text(("application_status", "status"))),
-        ("expressions_read_metrics", f"{BOARD}.engines.json", Text(("vllm:num_", "vllm:nun_"))),
+        ("expressions_read_metrics", f"{ALERTS}.5.expr", ("condition", "status")),
+        ("expressions_read_metrics", f"{BOARD}.service.json", ("route!~", "path!~")),
+        ("expressions_read_metrics", f"{ALERTS}.2.expr", ("application_status", "status")),
+        ("expressions_read_metrics", f"{BOARD}.engines.json", ("vllm:num_", "vllm:nun_")),
     ],
     "broken PromQL": [
-        ("expressions_read_metrics", f"{ALERTS}.2.expr", Text((" <= 2", " <= "))),
-        ("expressions_read_metrics", f"{ALERTS}.0.expr", Text(("[5m]", "[5min]"))),
-        ("expressions_read_metrics", f"{ALERTS}.1.expr", Text((" > ", " >> "))),
-        ("expressions_read_metrics", f"{ALERTS}.4.expr", Text(("absent(", "absence("))),
-        ("expressions_read_metrics", f"{BOARD}.service.json", Text(("sum by (", "sum by by ("))),
+        ("expressions_read_metrics", f"{ALERTS}.2.expr", (" <= 2", " <= ")),
+        ("expressions_read_metrics", f"{ALERTS}.0.expr", ("[5m]", "[5min]")),
+        ("expressions_read_metrics", f"{ALERTS}.1.expr", (" > ", " >> ")),
+        ("expressions_read_metrics", f"{ALERTS}.4.expr", ("absent(", "absence(")),
+        ("expressions_read_metrics", f"{BOARD}.service.json", ("sum by (", "sum by by (")),
     ],
     "policy: DNS": [
         ("policies_let_through", f"{RAY_POLICY}.egress.1.ports.0.port", 54),
@@ -269,9 +223,9 @@ MISTAKES: dict[str, list[tuple[str, str, Any]]] = {
         ("versions_agree", f"{JOB_POD}.containers.0.image", "python:3.11.14"),
     ],
     "Serve's port": [
-        ("ports_agree", SERVE_FILE, Text(("port: 8000", "port: 8080"))),
+        ("ports_agree", SERVE_FILE, ("port: 8000", "port: 8080")),
         ("ports_agree", f"{CPU_POD}.containers.0.ports.0.containerPort", 8001),
-        ("ports_agree", SERVE_FILE, Text(("host: 0.0.0.0", "host: 127.0.0.1"))),
+        ("ports_agree", SERVE_FILE, ("host: 0.0.0.0", "host: 127.0.0.1")),
         ("ports_agree", f"{HEAD_POD}.containers.0.ports.1.containerPort", 8266),
     ],
     "rayVersion": [
@@ -336,13 +290,13 @@ MISTAKES: dict[str, list[tuple[str, str, Any]]] = {
         (
             "redis_is_reached",
             f"{REDIS_POD}.containers.0.command.2",
-            Text(("--appendonly yes", "--appendonly no")),
+            ("--appendonly yes", "--appendonly no"),
         ),
-        ("redis_is_reached", f"{REDIS_POD}.containers.0.command.2", Text(("--dir /data", ""))),
+        ("redis_is_reached", f"{REDIS_POD}.containers.0.command.2", ("--dir /data", "")),
         (
             "redis_is_reached",
             f"{REDIS_POD}.containers.0.command.2",
-            Text(("--maxmemory 768mb", "--maxmemory 2048mb")),
+            ("--maxmemory 768mb", "--maxmemory 2048mb"),
         ),
         ("redis_is_reached", f"{REDIS_POD}.containers.0.volumeMounts.0.mountPath", "/var/lib"),
     ],
@@ -352,11 +306,9 @@ MISTAKES: dict[str, list[tuple[str, str, Any]]] = {
         (
             "times_agree",
             SERVE_FILE,
-            Text(
-                (
-                    "import_path: truthgpt_serve.app:router\n    args: {}",
-                    "import_path: truthgpt_serve.app:router\n    args: {request_timeout_s: 900}",
-                )
+            (
+                "import_path: truthgpt_serve.app:router\n    args: {}",
+                "import_path: truthgpt_serve.app:router\n    args: {request_timeout_s: 900}",
             ),
         ),
         ("redis_is_reached", "RayService:metadata.annotations", REMOVE),
@@ -379,25 +331,21 @@ MISTAKES: dict[str, list[tuple[str, str, Any]]] = {
         (
             "models_fit_a_group",
             SERVE_FILE,
-            Text(
-                (
-                    "config: models/echo.yaml",
-                    "config: models/echo.yaml\n      hardware: {gpus: 16}",
-                )
+            (
+                "config: models/echo.yaml",
+                "config: models/echo.yaml\n      hardware: {gpus: 16}",
             ),
         ),
         (
             "models_fit_a_group",
             SERVE_FILE,
-            Text(
-                (
-                    "config: models/echo.yaml",
-                    "config: models/echo.yaml\n      hardware: {gpus: 1,"
-                    " label_selector: {truthgpt.io/gpu: t4}}",
-                )
+            (
+                "config: models/echo.yaml",
+                "config: models/echo.yaml\n      hardware: {gpus: 1,"
+                " label_selector: {truthgpt.io/gpu: t4}}",
             ),
         ),
-        ("models_fit_a_group", SERVE_FILE, Text(("models/echo.yaml", "models/ecco.yaml"))),
+        ("models_fit_a_group", SERVE_FILE, ("models/echo.yaml", "models/ecco.yaml")),
         (
             "gpu_nodes_agree",
             f"{A100_POD}.containers.0.resources.limits",
@@ -436,8 +384,8 @@ MISTAKES: dict[str, list[tuple[str, str, Any]]] = {
     ],
     "objects of alerts": [
         ("expressions_name_objects", "PodMonitor/truthgpt-ray:metadata.name", "ray"),
-        ("expressions_name_objects", f"{ALERTS}.7.expr", Text(("truthgpt-redis", "redis"))),
-        ("expressions_name_objects", f"{ALERTS}.5.expr", Text(('"truthgpt"', '"truth"'))),
+        ("expressions_name_objects", f"{ALERTS}.7.expr", ("truthgpt-redis", "redis")),
+        ("expressions_name_objects", f"{ALERTS}.5.expr", ('"truthgpt"', '"truth"')),
         ("expressions_name_objects", f"{ALERTS}.12.expr", "up == 0"),
         ("alerts_are_whole", f"{ALERTS}.4", REMOVE),
         ("alerts_are_whole", f"{ALERTS}.5.labels", REMOVE),
@@ -491,7 +439,7 @@ ROWS = [(kind, *row) for kind, rows in MISTAKES.items() for row in rows]
 
 
 def test_every_component_together_keeps_the_rules() -> None:
-    assert broken_rules(parse(_everything())) == set()
+    assert faults(all_components()) == {}
 
 
 @pytest.mark.parametrize(
@@ -500,7 +448,7 @@ def test_every_component_together_keeps_the_rules() -> None:
     ids=[f"{row[0]}-{index}" for index, row in enumerate(ROWS)],
 )
 def test_mistakes_between_objects_are_found(rule: str, place: str, value: Any) -> None:
-    assert rule in broken_rules(spoil(parse(_everything()), place, value))
+    assert rule in faults(spoil(all_components(), place, value))
 
 
 def test_each_rule_finds_two_mistakes() -> None:

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.k8s_manifests import (
-    COMPONENTS,
-    Manifest,
     at,
-    parse,
-    run_kustomize,
-    spoiled,
-    write_overlay,
 )
-from tests.support.k8s_rules import RULES
+from tests.support.k8s_mistakes import all_components, faults, spoil
 
 HEAD = "RayService:spec.rayClusterConfig.headGroupSpec"
 CLUSTER = "RayService:spec.rayClusterConfig"
@@ -43,35 +34,6 @@ RESTRICTED = {f"{PROFILE}/enforce": "baseline", f"{PROFILE}/warn": "restricted"}
 TYPO = {**RESTRICTED, f"{PROFILE}/enforced": "restricted"}
 NO_LEVEL = {**RESTRICTED, f"{PROFILE}/audit": "strict"}
 FT = f"{CLUSTER}.gcsFaultToleranceOptions.redisAddress"
-
-
-@functools.cache
-def _everything() -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        together = tuple(name for name in COMPONENTS if "incremental" not in name)
-        done = run_kustomize(write_overlay(Path(folder), together))
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def spoil(manifests: list[Manifest], place: str, value: Any) -> list[Manifest]:
-    """Changes one value at `Kind[/start of a name]:path`; a pair replaces one text by another."""
-    target, _, path = place.partition(":")
-    kind, _, name = target.partition("/")
-    chosen = next(
-        m for m in manifests if m["kind"] == kind and m["metadata"]["name"].startswith(name)
-    )
-    if isinstance(value, tuple):
-        old = at(chosen, path)
-        assert value[0] in old, place
-        value = old.replace(*value)
-    changed = spoiled(chosen, path, value)
-    return [changed if manifest is chosen else manifest for manifest in manifests]
-
-
-def faults(manifests: list[Manifest]) -> dict[str, list[str]]:
-    found = {rule.__name__: list(rule(manifests)) for rule in RULES}
-    return {name: texts for name, texts in found.items() if texts}
 
 
 MISTAKES: list[tuple[str, str, Any, str]] = [
@@ -231,19 +193,19 @@ MISTAKES: list[tuple[str, str, Any, str]] = [
 
 
 def test_every_component_together_has_no_faults() -> None:
-    assert faults(parse(_everything())) == {}
+    assert faults(all_components()) == {}
 
 
 @pytest.mark.parametrize(
     ("rule", "place", "value", "expected"), MISTAKES, ids=[f"{row[0]}:{row[3]}" for row in MISTAKES]
 )
 def test_mistakes_are_found(rule: str, place: str, value: Any, expected: str) -> None:
-    found = faults(spoil(parse(_everything()), place, value))
+    found = faults(spoil(all_components(), place, value))
     assert expected in "\n".join(found.get(rule, []))
 
 
 def test_a_group_in_front_of_others_is_found() -> None:
-    manifests = parse(_everything())
+    manifests = all_components()
     groups = at(next(m for m in manifests if m["kind"] == "RayService"), GROUP.partition(":")[2])
     found = faults(spoil(manifests, GROUP, [groups[1], groups[0], *groups[2:]]))
     assert "makes a new cluster" in "\n".join(found["groups_are_in_order"])
@@ -252,19 +214,19 @@ def test_a_group_in_front_of_others_is_found() -> None:
 def test_a_secret_with_a_hash_in_its_name_is_found() -> None:
     secret = {"apiVersion": "v1", "kind": "Secret", "data": {"hf-token": ""}}
     metadata = {"name": "truthgpt-secrets-h5k2", "namespace": "truthgpt"}
-    found = faults([*parse(_everything()), {**secret, "metadata": metadata}])
+    found = faults([*all_components(), {**secret, "metadata": metadata}])
     assert "nothing names the Secret" in "\n".join(found["secrets_are_named"])
 
 
 def test_a_config_map_beside_the_one_that_pods_read_is_found() -> None:
     twin = {"apiVersion": "v1", "kind": "ConfigMap", "data": {"TRUTHGPT_ACCELERATOR": "gpu"}}
     metadata = {"name": "truthgpt-env-0123456789", "namespace": "truthgpt"}
-    found = faults([*parse(_everything()), {**twin, "metadata": metadata}])
+    found = faults([*all_components(), {**twin, "metadata": metadata}])
     assert "2 ConfigMaps truthgpt-env, of which Pods read" in "\n".join(found["configs_are_named"])
 
 
 def test_the_job_can_be_left_out_with_its_policy_only() -> None:
-    whole = parse(_everything())
+    whole = all_components()
     without = [m for m in whole if m["metadata"]["name"] != "truthgpt-prefetch"]
     assert faults(without) == {}
     job = next(m for m in whole if m["kind"] == "Job")
@@ -273,5 +235,5 @@ def test_the_job_can_be_left_out_with_its_policy_only() -> None:
 
 def test_a_pod_without_a_policy_is_found() -> None:
     redis = ("NetworkPolicy", "truthgpt-redis")
-    found = faults([m for m in parse(_everything()) if (m["kind"], m["metadata"]["name"]) != redis])
+    found = faults([m for m in all_components() if (m["kind"], m["metadata"]["name"]) != redis])
     assert "no policy for redis" in found["network_is_closed"]

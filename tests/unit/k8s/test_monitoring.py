@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +15,7 @@ import yaml
 
 from tests.support.k8s_manifests import K8S, build
 from tests.support.k8s_promql import expression_faults, parse, result_labels, selectors
+from tests.support.programs import find_program
 
 MONITORING = K8S / "components" / "monitoring"
 ANNOTATION_BYTES = 256 * 1024
@@ -102,7 +102,7 @@ def test_each_alert_has_its_section_of_what_to_do() -> None:
 
 
 def test_prometheus_takes_the_rules(tmp_path: Path) -> None:
-    promtool = shutil.which("promtool")
+    promtool = find_program("promtool")
     if promtool is None:
         pytest.skip("needs promtool, which also reads the templates of texts: Debian's prometheus")
     rules = tmp_path / "rules.yaml"

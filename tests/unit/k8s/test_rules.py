@@ -14,9 +14,9 @@ from tests.support.k8s_manifests import (
     one,
     parse,
     run_kustomize,
-    spoiled,
     write_overlay,
 )
+from tests.support.k8s_mistakes import faults, spoil
 from tests.support.k8s_rules import RULES
 
 CLUSTER = "RayService:spec.rayClusterConfig"
@@ -27,19 +27,6 @@ WORKER_CONTAINER = f"{WORKER}.template.spec.containers.0"
 UPGRADE = "RayService:spec.upgradeStrategy"
 POLICY = "NetworkPolicy/truthgpt-ray:spec"
 GPU_GROUPS = ["gpu-a100", "gpu-b200", "gpu-h100", "gpu-h200", "gpu-l4", "gpu-l40s"]
-
-
-def faults(manifests: list[Manifest]) -> dict[str, list[str]]:
-    found = {rule.__name__: list(rule(manifests)) for rule in RULES}
-    return {name: texts for name, texts in found.items() if texts}
-
-
-def spoil(manifests: list[Manifest], place: str, value: Any) -> list[Manifest]:
-    """Changes one value: `Kind[/name]:path`."""
-    target, _, path = place.partition(":")
-    kind, _, name = target.partition("/")
-    chosen = one(manifests, kind, name or None)
-    return [spoiled(m, path, value) if m is chosen else m for m in manifests]
 
 
 def variable(manifests: list[Manifest], name: str, value: Any) -> list[Manifest]:

@@ -8,7 +8,6 @@ in `http/routes.py`, the list of all routes; and its description in `router/open
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -19,7 +18,7 @@ from truthgpt_serve.http.json_body import encode_json, parse_object
 from truthgpt_serve.request_schema import read_request
 from truthgpt_serve.server.embeddings.codec import EmbeddingExchange, Vector
 from truthgpt_serve.server.embeddings.request import EmbeddingRequest
-from truthgpt_serve.server.execution.gather import gather
+from truthgpt_serve.server.execution.gather import Places, gather
 from truthgpt_serve.server.instance import ModelInstance
 from truthgpt_serve.server.text.routes import Tokenizer
 from truthgpt_serve.server.text_limits import TextLimits
@@ -52,7 +51,7 @@ class EmbeddingRoutes:
         self._read = read
         self._check_name = check_name
         self._tokenizer: Tokenizer | None = None
-        self._places: asyncio.Semaphore | None = None
+        self._places = Places(lambda: host.max_ongoing)
 
     async def create(self, connection: Connection) -> None:
         """Answers `POST /v1/embeddings`."""
@@ -95,20 +94,7 @@ class EmbeddingRoutes:
         return self._tokenizer
 
     async def _vector(self, exchange: EmbeddingExchange, index: int) -> Vector:
-        """Awaits one text's vector.
-
-        A request's first text competes with other requests; further ones wait here until one of the
-        places that requests have is free, so that many texts are no overload.
-        """
-        if index == 0:
-            return await self._run(exchange)
-        if self._places is None:
-            self._places = asyncio.Semaphore(self._host.max_ongoing)
-        async with self._places:
-            return await self._run(exchange)
-
-    async def _run(self, exchange: EmbeddingExchange) -> Vector:
-        vector: Vector = await self._host.run(exchange)
+        vector: Vector = await self._places.run(index, lambda: self._host.run(exchange))
         return vector
 
     def _encode(self, request: EmbeddingRequest, vectors: list[Vector]) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -25,3 +25,27 @@ async def gather(calls: list[Coroutine[Any, Any, T]]) -> list[T]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Places:
+    """Where further calls of one request wait, so that a request with many calls is no overload.
+
+    Its first call competes with other requests; each further one needs one of as many places as a
+    model has calls at once.
+
+    Args:
+        count: Says how many places there are, once the model has started.
+    """
+
+    def __init__(self, count: Callable[[], int]) -> None:
+        self._count = count
+        self._free: asyncio.Semaphore | None = None
+
+    async def run(self, index: int, call: Callable[[], Awaitable[T]]) -> T:
+        """Awaits a call, which is the request's `index`-th, counted from 0."""
+        if index == 0:
+            return await call()
+        if self._free is None:
+            self._free = asyncio.Semaphore(self._count())
+        async with self._free:
+            return await call()

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from truthgpt_serve.body_limits import body_too_large
 from truthgpt_serve.errors import TooLargeError, UnsupportedError
@@ -22,7 +22,7 @@ from truthgpt_serve.http.json_body import parse_object
 from truthgpt_serve.http.multipart import FORM_TYPE, form_boundary, parse_form
 from truthgpt_serve.http.public_url import public_url
 from truthgpt_serve.request_fields import MAX_SEED
-from truthgpt_serve.server.execution.gather import gather
+from truthgpt_serve.server.execution.gather import Places, gather
 from truthgpt_serve.server.images.codec import (
     ImageExchange,
     ImageResult,
@@ -48,8 +48,6 @@ from truthgpt_serve.server.images.response import (
 )
 from truthgpt_serve.server.instance import ModelInstance
 from truthgpt_serve.usage.counted import reserve_images
-
-T = TypeVar("T")
 
 DEFAULT_STEPS = 30
 """`steps` when neither the request nor the class (`default_steps`) says one."""
@@ -87,7 +85,7 @@ class ImageRoutes:
         self._parser = ImageParser(self._limits, known)
         self._executor = BoundedExecutor()
         self._has_pil = False
-        self._places: asyncio.Semaphore | None = None
+        self._places = Places(lambda: host.max_ongoing)
 
     def close(self) -> None:
         """Ends the threads."""
@@ -227,21 +225,8 @@ class ImageRoutes:
             for index in range(request.fields.n)
         ]
 
-    async def _in_place(self, index: int, call: Callable[[], Awaitable[T]]) -> T:
-        """Awaits a call of the model.
-
-        A request's first image competes with other requests; further ones wait here until one of
-        the places that requests have is free, so that many images are no overload.
-        """
-        if index == 0:
-            return await call()
-        if self._places is None:
-            self._places = asyncio.Semaphore(self._host.max_ongoing)
-        async with self._places:
-            return await call()
-
     async def _image(self, request: ImageRequest, exchange: ImageExchange, index: int) -> Image:
-        result = await self._in_place(index, lambda: self._host.run(exchange))
+        result = await self._places.run(index, lambda: self._host.run(exchange))
         return Image(await self._encode(request, result.image, "infer"), result)
 
     async def _encode(self, request: ImageRequest, image: Any, method: str) -> EncodedImage:
@@ -278,7 +263,7 @@ class ImageRoutes:
 
         await gather(
             [
-                self._in_place(index, partial(self._host.stream, exchange, partial(emit, index)))
+                self._places.run(index, partial(self._host.stream, exchange, partial(emit, index)))
                 for index, exchange in enumerate(exchanges)
             ]
         )

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from truthgpt_serve.server.execution.codec import Emit
-from truthgpt_serve.server.execution.gather import gather
+from truthgpt_serve.server.execution.gather import Places, gather
 from truthgpt_serve.server.instance import ModelInstance
 from truthgpt_serve.server.text.codec import Part, TextExchange
 from truthgpt_serve.server.text.response import AnswerFormat, Usage
 
-T = TypeVar("T")
-
 
 class ChoiceRunner:
     """Runs the exchanges of requests with several answers.
-
-    The first answer of a request competes with other requests; further ones wait here until one of
-    the places that requests have is free, so that many answers are no overload.
 
     Args:
         host: The model; started before the first request.
@@ -28,7 +22,7 @@ class ChoiceRunner:
 
     def __init__(self, host: ModelInstance) -> None:
         self._host = host
-        self._places: asyncio.Semaphore | None = None
+        self._places = Places(lambda: host.max_ongoing)
 
     async def answer(
         self, exchanges: list[TextExchange], answer_format: AnswerFormat, num_answers: int
@@ -42,7 +36,7 @@ class ChoiceRunner:
         """
         choices = await gather(
             [
-                self._one(index, partial(self._host.run, exchange))
+                self._places.run(index, partial(self._host.run, exchange))
                 for index, exchange in enumerate(exchanges)
             ]
         )
@@ -64,19 +58,11 @@ class ChoiceRunner:
 
         await gather(
             [
-                self._one(index, partial(self._host.stream, exchange, emit_one))
+                self._places.run(index, partial(self._host.stream, exchange, emit_one))
                 for index, exchange in enumerate(exchanges)
             ]
         )
         await emit(answer_format.end(add_usage(exchanges, num_answers)))
-
-    async def _one(self, index: int, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        if index == 0:
-            return await call()
-        if self._places is None:
-            self._places = asyncio.Semaphore(self._host.max_ongoing)
-        async with self._places:
-            return await call()
 
 
 def parts_of(num_prompts: int, num_answers: int) -> list[Part]:

@@ -12,14 +12,12 @@ import torch
 from onnx import TensorProto
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from deployments.onnx.tiny_model import make_tiny_vision
 from tests.support.onnx_models import (
     Arrays,
     assert_same,
     export_torch,
     images,
     load,
-    make_encoder,
     make_endless,
     make_node_graph,
     reference,
@@ -27,17 +25,6 @@ from tests.support.onnx_models import (
 from truthgpt_serve import run_infer
 from truthgpt_serve.cancellation import Call, CallCancelledError
 from truthgpt_serve.errors import RequestError, ServerError
-
-
-@pytest.fixture(scope="module")
-def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_vision(tmp_path_factory.mktemp("vision") / "model.onnx")
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_encoder(tmp_path_factory.mktemp("encoder") / "model.onnx")
-
 
 # -- running
 

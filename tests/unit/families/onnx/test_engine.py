@@ -9,7 +9,6 @@ from onnx import TensorProto, helper
 
 from deployments.onnx.config import OnnxSettings
 from deployments.onnx.engine import choose_provider, probe_provider
-from deployments.onnx.tiny_model import make_tiny_vision
 from tests.support.onnx_models import (
     assert_same,
     configure,
@@ -21,11 +20,6 @@ from tests.support.onnx_models import (
     tensor,
 )
 from truthgpt_serve.errors import ConfigError
-
-
-@pytest.fixture(scope="module")
-def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_vision(tmp_path_factory.mktemp("vision") / "model.onnx")
 
 
 @pytest.mark.parametrize("level", ["none", "basic", "extended", "layout", "all"])

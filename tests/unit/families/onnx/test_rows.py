@@ -13,14 +13,12 @@ from onnx import TensorProto, helper
 from deployments.onnx.config import FAMILY
 from deployments.onnx.deployment import OnnxModel
 from deployments.onnx.rows import groups
-from deployments.onnx.tiny_model import make_tiny_vision
 from tests.support.onnx_models import (
     Arrays,
     assert_same,
     configure,
     images,
     load,
-    make_encoder,
     make_node_graph,
     reference,
     save,
@@ -29,16 +27,6 @@ from tests.support.onnx_models import (
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.errors import ConfigError, RequestError
 from truthgpt_serve.server.instance import ModelInstance
-
-
-@pytest.fixture(scope="module")
-def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_vision(tmp_path_factory.mktemp("vision") / "model.onnx")
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_encoder(tmp_path_factory.mktemp("encoder") / "model.onnx")
 
 
 def test_requests_of_mixed_sizes_get_their_own_results(vision: Path) -> None:

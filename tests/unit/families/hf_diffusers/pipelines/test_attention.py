@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,44 +22,14 @@ from deployments.hf_diffusers.pipelines.attention import (
     probe,
     read_shape,
 )
-from tests.support.image_models import make_cfg, open_model, save_model
+from tests.support.image_models import SETTINGS, draw, make_cfg
 from tests.support.tiny_images import create_pipeline
 from truthgpt_serve.errors import ConfigError
-
-SETTINGS = {"default_steps": 3, "default_size": "64x64"}
-
 
 CPU = torch.device("cpu")
 
 
 SHAPE = Shape(16, 2, 16, CPU, torch.float32)
-
-
-@pytest.fixture
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hides a GPU that this machine may have."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-
-
-@pytest.fixture(scope="module")
-def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model("sdxl", tmp_path_factory.mktemp("sdxl"))
-
-
-@pytest.fixture(scope="module")
-def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model("flux", tmp_path_factory.mktemp("flux"))
-
-
-async def draw(weights: Path, engine: dict[str, Any] | None = None, **sections: Any) -> Any:
-    """Returns the pixels of one image as whole numbers."""
-    with open_model(make_cfg(weights, {**SETTINGS, **(engine or {})}, **sections)) as model:
-        return await pixels(model)
-
-
-async def pixels(model: DiffusersModel, **more: Any) -> Any:
-    answer = await model.infer({"prompt": "a boat", "seed": 1, **more})
-    return np.asarray(answer["image"], dtype=int)
 
 
 def no_op() -> None:

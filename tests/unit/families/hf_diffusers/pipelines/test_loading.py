@@ -3,45 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from deployments.hf_diffusers.deployment import DiffusersModel
 from deployments.hf_diffusers.pipelines.loading import check_vae
-from tests.support.image_models import make_cfg, open_model, save_model
+from tests.support.image_models import SETTINGS, draw, make_cfg, open_model, pixels
 from tests.support.tiny_images import create_pipeline
 from truthgpt_serve.device import choose_device, choose_dtype
 from truthgpt_serve.errors import ConfigError
 
-SETTINGS = {"default_steps": 3, "default_size": "64x64"}
-
-
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hides a GPU that this machine may have."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-
-
-@pytest.fixture(scope="module")
-def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model("sdxl", tmp_path_factory.mktemp("sdxl"))
-
-
-async def draw(weights: Path, engine: dict[str, Any] | None = None, **sections: Any) -> Any:
-    """Returns the pixels of one image as whole numbers."""
-    with open_model(make_cfg(weights, {**SETTINGS, **(engine or {})}, **sections)) as model:
-        return await pixels(model)
-
-
-async def pixels(model: DiffusersModel, **more: Any) -> Any:
-    answer = await model.infer({"prompt": "a boat", "seed": 1, **more})
-    return np.asarray(answer["image"], dtype=int)
 
 
 def test_auto_takes_the_checkpoints_format_where_the_device_has_it() -> None:
