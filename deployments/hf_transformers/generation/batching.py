@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -48,69 +49,66 @@ def create_backend(
     Raises:
         ConfigError: The way that is asked for does not work with this model.
     """
-    backend = _choose(cfg, settings, model, info, expected)
+    backend = _Choice(cfg, settings, model, info, expected).create()
     if cfg["model_optim"]["compile"]:
         _compile(backend, model, settings.compile_mode)
     return backend
 
 
-def _choose(
-    cfg: Mapping[str, Any],
-    settings: TransformersSettings,
-    model: Any,
-    info: TextInfo,
-    expected: list[Any],
-) -> Backend:
-    if settings.batching != "padded" and settings.use_cache:
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """The ways of batching for one model; see `create_backend`."""
+
+    cfg: Mapping[str, Any]
+    settings: TransformersSettings
+    model: Any
+    info: TextInfo
+    expected: list[Any]
+
+    def create(self) -> Backend:
+        if self.settings.batching == "padded" or not self.settings.use_cache:
+            return self._padded()
         problem = "its generation configuration has fields that only padded batches apply"
-        if info.pages:
+        if self.info.pages:
             try:
-                return _paged(cfg, settings, model, info, expected)
+                return self._paged()
             except Exception as error:  # an architecture without a paged cache fails anyhow
                 problem = f"{type(error).__name__}: {error}"
-        message = f"continuous batching does not work with {type(model).__name__}: {problem}"
-        if settings.batching == "continuous":
+        name = type(self.model).__name__
+        message = f"continuous batching does not work with {name}: {problem}"
+        if self.settings.batching == "continuous":
             raise bad_setting("serving.engine.batching", message, "write auto or padded")
         logger.warning("%s; texts run in padded batches", message)
-    return _padded(cfg, settings, model, info, expected)
+        return self._padded()
 
+    def _paged(self) -> Backend:
+        plan = plan_pages(self.cfg, self.settings, self.model, self.info.max_model_len)
+        backend = PagedBackend(self.model, plan)
+        try:
+            check_paged(backend, self.model, self.expected)
+        except BaseException:
+            backend.close(CLOSE_TIMEOUT_S)
+            raise
+        return backend
 
-def _paged(
-    cfg: Mapping[str, Any],
-    settings: TransformersSettings,
-    model: Any,
-    info: TextInfo,
-    expected: list[Any],
-) -> Backend:
-    backend = PagedBackend(model, plan_pages(cfg, settings, model, info.max_model_len))
-    try:
-        check_paged(backend, model, expected)
-    except BaseException:
+    def _padded(self) -> Backend:
+        backend = self._start_padded(mixed=True)
+        try:
+            if takes_padding(backend, self.model, self.expected):
+                return backend
+        except TrialError as error:
+            backend.close(CLOSE_TIMEOUT_S)
+            message = f"{type(self.model).__name__} does not generate: {error}"
+            raise bad_setting("model.name_or_path", message) from error
         backend.close(CLOSE_TIMEOUT_S)
-        raise
-    return backend
+        logger.warning("padding changes this model's tokens: only equal lengths share a batch")
+        backend = self._start_padded(mixed=False)
+        run_trial(backend, trial_prompts(self.model)[:1])
+        return backend
 
-
-def _padded(
-    cfg: Mapping[str, Any],
-    settings: TransformersSettings,
-    model: Any,
-    info: TextInfo,
-    expected: list[Any],
-) -> Backend:
-    backend = PaddedBackend(model, plan_padding(cfg, settings, info, mixed=True))
-    try:
-        if takes_padding(backend, model, expected):
-            return backend
-    except TrialError as error:
-        backend.close(CLOSE_TIMEOUT_S)
-        message = f"{type(model).__name__} does not generate: {error}"
-        raise bad_setting("model.name_or_path", message) from error
-    backend.close(CLOSE_TIMEOUT_S)
-    logger.warning("padding changes this model's tokens: only equal lengths share a batch")
-    backend = PaddedBackend(model, plan_padding(cfg, settings, info, mixed=False))
-    run_trial(backend, trial_prompts(model)[:1])
-    return backend
+    def _start_padded(self, *, mixed: bool) -> PaddedBackend:
+        plan = plan_padding(self.cfg, self.settings, self.info, mixed=mixed)
+        return PaddedBackend(self.model, plan)
 
 
 def _compile(backend: Backend, model: Any, mode: str) -> None:
