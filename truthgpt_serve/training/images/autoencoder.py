@@ -49,8 +49,8 @@ class _Trainee(torch.nn.Module):  # type: ignore[misc] # torch counts as Any her
         return decoded, divergence.flatten(1).mean(1)
 
 
-class AutoencoderTask:
-    """What is learned of a batch; see `TrainingTask`.
+class AutoencoderLearner:
+    """What is learned of a batch; see `Learner`.
 
     Args:
         kind: Of the pipeline, on the CPU; its autoencoder is moved to the device.
@@ -105,7 +105,7 @@ def set_scale(kind: Kind, data: Source, batch_size: int, device: Any) -> None:
         kind.vae.register_to_config(shift_factor=shift)
 
 
-class AutoencoderComponent(Component[AutoencoderTask]):
+class AutoencoderComponent(Component[AutoencoderLearner]):
     """`training.component: vae`."""
 
     def check(self, cfg: dict[str, Any]) -> None:
@@ -121,9 +121,9 @@ class AutoencoderComponent(Component[AutoencoderTask]):
         """Returns the pipeline, all of it in float32."""
         return create_kind(load_pipeline(folder, torch.float32, ()), cfg["data"])
 
-    def create_task(self, kind: Kind, cfg: dict[str, Any], device: Any) -> AutoencoderTask:
+    def create_learner(self, kind: Kind, cfg: dict[str, Any], device: Any) -> AutoencoderLearner:
         """See `Component`."""
-        return AutoencoderTask(kind, cfg, device)
+        return AutoencoderLearner(kind, cfg, device)
 
     def run(
         self,
@@ -131,22 +131,24 @@ class AutoencoderComponent(Component[AutoencoderTask]):
         monitor: Monitor,
         accelerator: Any,
         kind: Kind,
-        task: AutoencoderTask,
+        learner: AutoencoderLearner,
     ) -> bool:
         """Trains on pixels, then measures the scale of the latents."""
         cfg, num_bytes = job.cfg, 3 * kind.resolution**2
         holder = Holder(cfg, accelerator, lambda pixels: pixels, bytes_per_row=num_bytes)
         data, eval_data = holder.open()
-        if not Loop(job, monitor, accelerator, task, data, eval_data).run():
+        if not Loop(job, monitor, accelerator, learner, data, eval_data).run():
             return False
         if accelerator.is_main_process:
             set_scale(kind, data, cfg["training"]["eval_batch_size"], accelerator.device)
         return True
 
-    def save(self, task: AutoencoderTask, folder: Path, job: TrainingJob, monitor: Monitor) -> None:
+    def save(
+        self, learner: AutoencoderLearner, folder: Path, job: TrainingJob, monitor: Monitor
+    ) -> None:
         """Writes the pipeline with its new autoencoder."""
         wanted = job.cfg["model_optim"]["dtype"]
-        save_pipeline(folder, {"vae": task.module.vae}, job.folder, monitor, wanted)
+        save_pipeline(folder, {"vae": learner.module.vae}, job.folder, monitor, wanted)
 
 
 _COMPONENT = AutoencoderComponent()

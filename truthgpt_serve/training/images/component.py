@@ -10,16 +10,16 @@ from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.images.facts import read_facts
 from truthgpt_serve.training.images.kinds.base import Kind
 from truthgpt_serve.training.images.latent_training import load_kind, run_on_latents
-from truthgpt_serve.training.images.loop import TrainingTask
+from truthgpt_serve.training.images.loop import Learner
 from truthgpt_serve.training.images.pipelines import find_pipeline
 from truthgpt_serve.training.images.workers import open_accelerator
 from truthgpt_serve.training.job import Monitor, TrainingJob
 from truthgpt_serve.training.plan import Facts
 
-Task = TypeVar("Task", bound=TrainingTask)
+LearnerT = TypeVar("LearnerT", bound=Learner)
 
 
-class Component(ABC, Generic[Task]):
+class Component(ABC, Generic[LearnerT]):
     """One value of `training.component`. `prepare` and `train` are those of a loop."""
 
     def prepare(self, job: TrainingJob) -> Facts:
@@ -44,11 +44,11 @@ class Component(ABC, Generic[Task]):
         if not self.begin(job, folder, accelerator, monitor):
             return
         kind = self.load(cfg, folder, accelerator.device)
-        task = self.create_task(kind, cfg, accelerator.device)
-        if not self.run(job, monitor, accelerator, kind, task):
+        learner = self.create_learner(kind, cfg, accelerator.device)
+        if not self.run(job, monitor, accelerator, kind, learner):
             return
         if accelerator.is_main_process:
-            self.save(task, folder, job, monitor)
+            self.save(learner, folder, job, monitor)
         accelerator.wait_for_everyone()
 
     def _find(self, cfg: dict[str, Any]) -> Path:
@@ -85,21 +85,21 @@ class Component(ABC, Generic[Task]):
         return load_kind(cfg, folder, (), device)
 
     @abstractmethod
-    def create_task(self, kind: Kind, cfg: dict[str, Any], device: Any) -> Task:
+    def create_learner(self, kind: Kind, cfg: dict[str, Any], device: Any) -> LearnerT:
         """Returns what is trained; its parts are on the device."""
 
     def run(
-        self, job: TrainingJob, monitor: Monitor, accelerator: Any, kind: Kind, task: Task
+        self, job: TrainingJob, monitor: Monitor, accelerator: Any, kind: Kind, learner: LearnerT
     ) -> bool:
         """Reads the data and trains; returns whether the run is at its end."""
-        return run_on_latents(job, monitor, accelerator, kind, task)
+        return run_on_latents(job, monitor, accelerator, kind, learner)
 
     @abstractmethod
-    def save(self, task: Task, folder: Path, job: TrainingJob, monitor: Monitor) -> None:
+    def save(self, learner: LearnerT, folder: Path, job: TrainingJob, monitor: Monitor) -> None:
         """Writes the result to the run's `model/`.
 
         Args:
-            task: With the weights that are the result.
+            learner: With the weights that are the result.
             folder: Of the pipeline that the run began with.
             job: The run.
             monitor: Checks the disk.

@@ -55,8 +55,8 @@ class _Trainee(torch.nn.Module):  # type: ignore[misc] # torch counts as Any her
         )
 
 
-class ControlNetTask:
-    """What is learned of a batch; see `TrainingTask`.
+class ControlNetLearner:
+    """What is learned of a batch; see `Learner`.
 
     Args:
         kind: Of the pipeline, on the CPU; its parts are moved to the device.
@@ -89,14 +89,14 @@ class ControlNetTask:
         self.module = _Trainee(kind, self.controlnet)
 
     def losses(self, module: Any, batch: Batch) -> Any:
-        """Returns the loss of each example; see `TrainingTask`."""
+        """Returns the loss of each example; see `Learner`."""
         noised = add_noise(self.kind, self._objective, batch)
         hints = batch["conditioning"].float() / 255
         output = module(noised, self._captioner(noised.captions), hints)
         return score(self._objective, output, noised, len(batch["captions"]), 0.0)
 
 
-class ControlNetComponent(Component[ControlNetTask]):
+class ControlNetComponent(Component[ControlNetLearner]):
     """`training.component: controlnet`."""
 
     def check(self, cfg: dict[str, Any]) -> None:
@@ -110,14 +110,16 @@ class ControlNetComponent(Component[ControlNetTask]):
             message = f"training.component: controlnet is not known for {index['_class_name']}"
             raise TrainingError(f"{message} (it is for Stable Diffusion 1, 2 and XL)")
 
-    def create_task(self, kind: Kind, cfg: dict[str, Any], device: Any) -> ControlNetTask:
+    def create_learner(self, kind: Kind, cfg: dict[str, Any], device: Any) -> ControlNetLearner:
         """See `Component`."""
-        return ControlNetTask(kind, cfg, device)
+        return ControlNetLearner(kind, cfg, device)
 
-    def save(self, task: ControlNetTask, folder: Path, job: TrainingJob, monitor: Monitor) -> None:
+    def save(
+        self, learner: ControlNetLearner, folder: Path, job: TrainingJob, monitor: Monitor
+    ) -> None:
         """Writes the ControlNet."""
-        dtype = choose_dtype(job.cfg["model_optim"]["dtype"], folder, task.kind.denoiser_name)
-        save_controlnet(task.controlnet.to(dtype), job.folder, monitor)
+        dtype = choose_dtype(job.cfg["model_optim"]["dtype"], folder, learner.kind.denoiser_name)
+        save_controlnet(learner.controlnet.to(dtype), job.folder, monitor)
 
 
 _COMPONENT = ControlNetComponent()

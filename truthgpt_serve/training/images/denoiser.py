@@ -52,8 +52,8 @@ class _Trainee(torch.nn.Module):  # type: ignore[misc] # torch counts as Any her
         return self._kind.predict(self._kind.denoiser, noised, conditions)
 
 
-class DenoiserTask:
-    """What is learned of a batch; see `TrainingTask`.
+class DenoiserLearner:
+    """What is learned of a batch; see `Learner`.
 
     Args:
         kind: Of the pipeline, on the CPU; its parts are moved to the device.
@@ -91,7 +91,7 @@ class DenoiserTask:
         self.module = _Trainee(kind, self.trained_parts, self._captioner if encodes else None)
 
     def losses(self, module: Any, batch: Batch) -> Any:
-        """Returns the loss of each example; see `TrainingTask`."""
+        """Returns the loss of each example; see `Learner`."""
         noised = add_noise(self.kind, self._objective, batch)
         told = None if len(self.trained_parts) > 1 else self._captioner(noised.captions)
         output = module(noised, told)
@@ -99,7 +99,7 @@ class DenoiserTask:
         return score(self._objective, output, noised, count, self._prior_weight)
 
 
-class DenoiserComponent(Component[DenoiserTask]):
+class DenoiserComponent(Component[DenoiserLearner]):
     """`training.component: denoiser`."""
 
     def check(self, cfg: dict[str, Any]) -> None:
@@ -125,23 +125,25 @@ class DenoiserComponent(Component[DenoiserTask]):
             trained = trained_names(kind_of(folder)[0], cfg)
         return load_kind(cfg, folder, trained, device)
 
-    def create_task(self, kind: Kind, cfg: dict[str, Any], device: Any) -> DenoiserTask:
+    def create_learner(self, kind: Kind, cfg: dict[str, Any], device: Any) -> DenoiserLearner:
         """See `Component`."""
-        return DenoiserTask(kind, cfg, device)
+        return DenoiserLearner(kind, cfg, device)
 
-    def save(self, task: DenoiserTask, folder: Path, job: TrainingJob, monitor: Monitor) -> None:
+    def save(
+        self, learner: DenoiserLearner, folder: Path, job: TrainingJob, monitor: Monitor
+    ) -> None:
         """Writes the adapter, or the whole pipeline."""
         wanted = job.cfg["model_optim"]["dtype"]
         if not job.cfg["model_optim"]["lora"]["enabled"]:
-            save_pipeline(folder, task.trained_parts, job.folder, monitor, wanted)
+            save_pipeline(folder, learner.trained_parts, job.folder, monitor, wanted)
             return
         weights, settings = {}, {}
-        for name, part in task.trained_parts.items():
+        for name, part in learner.trained_parts.items():
             dtype = choose_dtype(wanted, folder, name)
             trained = adapter_weights(part)
             weights[name] = {key: one.to("cpu", dtype) for key, one in trained.items()}
             settings[name] = part.peft_config[ADAPTER]
-        save_adapter(task.kind.pipeline, weights, settings, job.folder, monitor)
+        save_adapter(learner.kind.pipeline, weights, settings, job.folder, monitor)
 
 
 _COMPONENT = DenoiserComponent()

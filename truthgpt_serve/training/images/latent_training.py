@@ -15,7 +15,7 @@ from truthgpt_serve.training.images.kinds.base import Kind
 from truthgpt_serve.training.images.kinds.find import create_kind
 from truthgpt_serve.training.images.latents import draw_latents, encode_moments
 from truthgpt_serve.training.images.loading import load_frozen
-from truthgpt_serve.training.images.loop import Loop, TrainingTask
+from truthgpt_serve.training.images.loop import Learner, Loop
 from truthgpt_serve.training.images.objectives import Noised, Objective
 from truthgpt_serve.training.images.prior import load_prior
 from truthgpt_serve.training.job import Monitor, TrainingJob
@@ -92,7 +92,7 @@ def score(
 
 
 def run_on_latents(
-    job: TrainingJob, monitor: Monitor, accelerator: Any, kind: Kind, task: TrainingTask
+    job: TrainingJob, monitor: Monitor, accelerator: Any, kind: Kind, learner: Learner
 ) -> bool:
     """Reads the data and trains; returns whether the run is at its end.
 
@@ -117,7 +117,7 @@ def run_on_latents(
     sample = None
     if job.cfg["training"]["samples"] is not None:
         sample = ImageSampler(job, monitor, accelerator, kind.pipeline)
-    return Loop(job, monitor, accelerator, task, data, eval_data, prior, sample).run()
+    return Loop(job, monitor, accelerator, learner, data, eval_data, prior, sample).run()
 
 
 def enable_checkpointing(part: Any) -> None:

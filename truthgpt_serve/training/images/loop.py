@@ -1,6 +1,6 @@
 """The loop that trains one module of an image pipeline: steps, evaluations, checkpoints.
 
-A `TrainingTask` says what the module is and how its loss is computed.
+A `Learner` says what the module is and how its loss is computed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from truthgpt_serve.training.memory.optimizers import create_optimizer
 from truthgpt_serve.training.memory.use import peak_memory
 
 
-class TrainingTask(Protocol):
+class Learner(Protocol):
     """What is trained.
 
     Attributes:
@@ -57,7 +57,7 @@ class Loop:
         job: The run.
         monitor: Is told of every step.
         accelerator: Of accelerate.
-        task: What is trained; its module is on the device.
+        learner: What is trained; its module is on the device.
         data: To train on.
         eval_data: To evaluate on, or None.
         prior: Images of the class that are learned beside, or None.
@@ -69,7 +69,7 @@ class Loop:
         job: TrainingJob,
         monitor: Monitor,
         accelerator: Any,
-        task: TrainingTask,
+        learner: Learner,
         data: Source,
         eval_data: Source | None,
         prior: Source | None = None,
@@ -79,18 +79,18 @@ class Loop:
         self._training = job.cfg["training"]
         self._monitor = monitor
         self._accelerator = accelerator
-        self._task = task
+        self._learner = learner
         self._sample = sample
-        self._feed = Feed(job.cfg, accelerator, task.latent_shape, data, eval_data, prior)
+        self._feed = Feed(job.cfg, accelerator, learner.latent_shape, data, eval_data, prior)
         self._order, self._steps = self._feed.order, self._feed.steps
-        self._model = accelerator.prepare_model(task.module)
+        self._model = accelerator.prepare_model(learner.module)
         self._trained = self._create_trained()
 
     def _create_trained(self) -> Trained:
         training = self._training
         weights = {
             name: value
-            for name, value in self._task.module.named_parameters()
+            for name, value in self._learner.module.named_parameters()
             if value.requires_grad
         }
         decay = training["weight_decay"]
@@ -159,7 +159,7 @@ class Loop:
         for _ in range(self._order.accumulation):
             batch = to_device(next(batches), accelerator.device)
             with accelerator.accumulate(self._model):
-                loss = self._task.losses(self._model, batch).mean()
+                loss = self._learner.losses(self._model, batch).mean()
                 accelerator.backward(loss)
             total += loss.detach() / self._order.accumulation
         norm = self._clip()
@@ -232,14 +232,14 @@ class Loop:
         return True
 
     def _evaluation_loss(self) -> float:
-        accelerator, module = self._accelerator, self._task.module
+        accelerator, module = self._accelerator, self._learner.module
         total = torch.zeros(2, device=accelerator.device, dtype=torch.float64)
         was_training = [one for one in module.modules() if one.training]
         module.eval()
         try:
             # Not through the wrapped module: workers may have different numbers of batches.
             for batch in self._feed.evaluation():
-                losses = self._task.losses(module, to_device(batch, accelerator.device))
+                losses = self._learner.losses(module, to_device(batch, accelerator.device))
                 total += torch.stack([losses.double().sum(), losses.new_tensor(len(losses))])
         finally:
             for one in was_training:

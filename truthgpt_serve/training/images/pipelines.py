@@ -151,8 +151,8 @@ def save_adapter(
     monitor.check_space(sum(one.numel() * one.element_size() for one in tensors))
     unfinished = begin_result(run)
     layers = {f"{part}_lora_layers": dict(found) for part, found in weights.items()}
-    facts = {f"{part}_lora_adapter_metadata": one.to_dict() for part, one in settings.items()}
-    type(pipeline).save_lora_weights(unfinished, **layers, **facts)
+    metadata = {f"{part}_lora_adapter_metadata": one.to_dict() for part, one in settings.items()}
+    type(pipeline).save_lora_weights(unfinished, **layers, **metadata)
     replace_folder(unfinished, run / MODEL)
 
 

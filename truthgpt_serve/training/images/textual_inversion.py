@@ -45,8 +45,8 @@ class _Trainee(torch.nn.Module):  # type: ignore[misc] # torch counts as Any her
         return self._kind.predict(self._kind.denoiser, noised, conditions)
 
 
-class WordTask:
-    """What is learned of a batch; see `TrainingTask`.
+class WordLearner:
+    """What is learned of a batch; see `Learner`.
 
     Args:
         kind: Of the pipeline, on the CPU; its parts are moved to the device.
@@ -83,13 +83,13 @@ class WordTask:
         self.module = _Trainee(kind, self.words, captioner)
 
     def losses(self, module: Any, batch: Batch) -> Any:
-        """Returns the loss of each example; see `TrainingTask`."""
+        """Returns the loss of each example; see `Learner`."""
         noised = add_noise(self._kind, self._objective, batch)
         count = len(batch["captions"])
         return score(self._objective, module(noised), noised, count, 0.0)
 
 
-class WordComponent(Component[WordTask]):
+class WordComponent(Component[WordLearner]):
     """`training.component: textual_inversion`."""
 
     def check(self, cfg: dict[str, Any]) -> None:
@@ -116,14 +116,14 @@ class WordComponent(Component[WordTask]):
         """A batch whose captions are all dropped does not have the word."""
         return bool(cfg["training"]["caption_dropout"] > 0)
 
-    def create_task(self, kind: Kind, cfg: dict[str, Any], device: Any) -> WordTask:
+    def create_learner(self, kind: Kind, cfg: dict[str, Any], device: Any) -> WordLearner:
         """See `Component`."""
-        return WordTask(kind, cfg, device)
+        return WordLearner(kind, cfg, device)
 
-    def save(self, task: WordTask, folder: Path, job: TrainingJob, monitor: Monitor) -> None:
+    def save(self, learner: WordLearner, folder: Path, job: TrainingJob, monitor: Monitor) -> None:
         """Writes the rows of the word."""
         word = job.cfg["training"]["textual_inversion"]["placeholder"]
-        rows = {name: one.learned.weight for name, one in task.words.items()}
+        rows = {name: one.learned.weight for name, one in learner.words.items()}
         save_words(word, rows, job.folder, monitor)
 
 
