@@ -86,8 +86,13 @@ class StepEngine:
             self._registry.add(name, pipeline, mode, adapters)
 
     def mode(self, pipeline: str) -> Mode:
-        """Returns how a pipeline's jobs run."""
-        return self._find(pipeline).mode
+        """Returns how a pipeline's jobs run.
+
+        `batched` becomes `exclusive` where a request shows that the pipeline changes its modules.
+        It is `solo` while its denoiser is of an unknown kind and no batch of its calls was found
+        to give what they give alone, which takes two requests at different steps.
+        """
+        return self._find(pipeline).actual_mode
 
     def submit(
         self,

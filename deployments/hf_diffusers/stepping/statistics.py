@@ -37,7 +37,7 @@ class Statistics:
     solo_fallbacks: int
     """Batches that failed as one and were run call by call."""
     unbatchable_calls: int
-    """Calls of a batchable kind that had to run alone, because their arguments fit no schema."""
+    """Calls that had to run alone: no schema fits, or no batch is known to give what they give."""
     self_checks_failed: int
     """Unknown modules that gave other results in a batch than alone."""
     out_of_memory_splits: int

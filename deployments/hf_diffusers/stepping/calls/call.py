@@ -44,12 +44,14 @@ def create_call(
         device=_device(entry, args, kwargs),
         is_light=not entry.is_denoiser,
     )
-    if scheduled.entry.mode == "solo" or entry.is_solo or (entry.is_decoder and method == "encode"):
+    if scheduled.entry.mode == "solo" or (entry.is_decoder and method == "encode"):
         return call, ""
+    if entry.is_solo:
+        return call, "its calls gave other results in a batch, or failed there"
     try:
         schema = _find(entry, method, args, kwargs)
         if schema is None:
-            return call, ""
+            return call, "no schema is known for it" if entry.is_denoiser else ""
         bound = schema.bind(args, kwargs)
         call.num_rows = schema.num_rows(bound)
         call.shape = "x".join(map(str, schema.row_shape(bound)))

@@ -44,6 +44,11 @@ class ModuleEntry:
     """Structures that passed the self-check."""
 
     @property
+    def runs_alone(self) -> bool:
+        """Whether no batch of its calls is known to give what they give alone."""
+        return self.is_solo or (bool(self.guesses) and not self.checked)
+
+    @property
     def device(self) -> torch.device:
         """Where the module computes: that of its first parameter."""
         first = next(self.module.parameters(), None)
@@ -75,6 +80,14 @@ class PipelineEntry:
     adapters: frozenset[str]
     preview: Preview | None
     has_lora: bool
+
+    @property
+    def actual_mode(self) -> Literal["batched", "solo", "exclusive"]:
+        """How its requests run by now: `solo` while the calls of all denoisers run alone."""
+        denoisers = [item for item in self.modules.values() if item.is_denoiser]
+        if self.mode != "batched" or not denoisers:
+            return self.mode
+        return "solo" if all(item.runs_alone for item in denoisers) else "batched"
 
     @property
     def is_on_gpu(self) -> bool:

@@ -141,6 +141,8 @@ class Executor:
         outcomes = [self._run_one(call) for call in calls]
         failed = any(outcome.error is not None for outcome in outcomes)
         if failed or not is_telling([call.bound for call in calls]):
+            for _ in calls:
+                self._counters.count("unbatchable_calls")
             return outcomes
         batched = self._try(lambda: self._forward(calls))
         if isinstance(batched, torch.OutOfMemoryError):

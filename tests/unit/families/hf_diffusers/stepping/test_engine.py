@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, LCMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    EulerAncestralDiscreteScheduler,
+    LCMScheduler,
+    UNet2DModel,
+)
 from PIL import Image
 
 from deployments.hf_diffusers import stepping
@@ -190,6 +197,36 @@ def test_a_pipeline_that_swaps_attention_processors_becomes_exclusive() -> None:
     for seed, made in enumerate(images):
         expected = run_stock(stock, create_inputs(seed, steps=3))
         assert float((made - expected).abs().max()) <= TOLERANCE
+
+
+def test_a_pipeline_says_whether_its_calls_are_batched() -> None:
+    unet = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
+    pipeline = DDPMPipeline(unet=unet, scheduler=DDPMScheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    with engine_of(pipeline) as engine:
+        assert engine.mode("p") == "batched"
+        inputs = {"num_inference_steps": 3, "output_type": "np"}
+        # In step with one another, which does not tell whether a batch mixes them up.
+        jobs = [engine.submit("p", inputs) for _ in range(2)]
+        for job in jobs:
+            job.result(WAIT_S)
+        assert engine.mode("p") == "solo"
+        statistics = engine.statistics()
+        assert statistics.calls["p.unet"] == statistics.forwards["p.unet"] == 6
+        assert statistics.unbatchable_calls > 0
+        jobs = [engine.submit("p", {**inputs, "num_inference_steps": steps}) for steps in (7, 9)]
+        for job in jobs:
+            job.result(WAIT_S)
+        assert engine.mode("p") == "batched"
+        statistics = engine.statistics()
+    assert statistics.forwards["p.unet"] < statistics.calls["p.unet"]
 
 
 def test_what_cannot_be_accepted_is_refused() -> None:
