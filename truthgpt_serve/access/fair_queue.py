@@ -156,15 +156,12 @@ class FairQueue:
     def _fill(self) -> None:
         """Has requests begin as long as there are places for them."""
         while self.num_waiting and (num_free := self._num_places - self.num_running) > 0:
-            key = min(
-                (
-                    key
-                    for key in self._keys.values()
-                    if key.waiting and not self._reserve.keeps(key, num_free)
-                ),
+            # The reserve looks at all keys: it is asked only as far as the first that may begin.
+            waiting = sorted(
+                (key for key in self._keys.values() if key.waiting),
                 key=lambda key: (-key.priority, key.ready_s),
-                default=None,
             )
+            key = next((key for key in waiting if not self._reserve.keeps(key, num_free)), None)
             if key is None:
                 self._look_again()
                 return

@@ -130,6 +130,25 @@ async def test_the_keys_for_which_places_are_kept_are_bounded(
     assert len(place.queue._reserve._recent) == 4
 
 
+async def test_with_many_keys_the_reserve_is_asked_for_few_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = Place()
+    for number in range(400):
+        place.enter(f"key-{number % 200}")
+    asked = []
+    keeps = reserve.Reserve.keeps
+
+    def noted(self: reserve.Reserve, key: reserve.Tenant, num_free: int) -> bool:
+        asked.append(key.name)
+        return keeps(self, key, num_free)
+
+    monkeypatch.setattr(reserve.Reserve, "keeps", noted)
+    place.end("key-0")
+    assert place.queue.num_running == 16
+    assert len(asked) <= 16
+
+
 class Load:
     """Requests of a steady key, 8 a second, and of a busy one: 0.5 s each on average, 16 places.
 
