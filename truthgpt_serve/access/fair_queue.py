@@ -53,7 +53,7 @@ class FairQueue:
         self._owner = owner
         self._clock = clock
         self._keys: dict[str, Key] = {}
-        self._reserve = Reserve(num_places, clock)
+        self._reserve = Reserve(num_places if max_waiting else 0, clock)  # none waits for them
         self._timer: asyncio.TimerHandle | None = None
         self._share_s = 0.0
         self._mean_s = 0.0

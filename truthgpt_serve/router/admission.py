@@ -2,16 +2,14 @@
 
 A request that a replica refuses has cost nearly as much as one that it answers: under several times
 the load that a service carries, nothing but refusals would be left. Here those that find a model
-full wait for one of its requests to end if that is a matter of moments, as with short requests and
-several routers; others are refused at once. And the proxy learns how many requests all models hold
-together, so that it refuses what is beyond that by itself. When a refused client may ask again
-follows from what the replicas tell in their answers.
+full wait for one of its requests to end, for a short time, and only then are refused. And the proxy
+learns how many requests all models hold together, so that it refuses what is beyond that by itself.
+When a refused client may ask again follows from what the replicas tell in their answers.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
@@ -23,12 +21,7 @@ from truthgpt_serve.http.asgi import Scope
 from truthgpt_serve.queue_full import Promises, queue_full, whole_seconds
 from truthgpt_serve.router.model_entry import ModelEntry
 
-WAIT_S = 0.08
-"""Longest wait for a place: a client hears of a refusal within a tenth of a second."""
-_NEW_SHARE = 0.2
-"""How much the newest time between two ends counts in the mean."""
-_MAX_PLACES = 1024
-"""Applications of which it is known how fast places come."""
+WAIT_S = 1.0
 FAIR_QUEUE = "fair"
 """What `limits.queue` of a model's card says if requests wait in an order of their keys."""
 RESERVE = 32
@@ -37,31 +30,10 @@ RESERVE = 32
 
 @dataclass(slots=True)
 class _Requests:
-    """Those of one application: how many run, and who waits.
-
-    Attributes:
-        ended_s: When the last one ended that others waited for, or that had all places in use.
-        between_s: Seconds between two of these; 0 where that is not known.
-    """
+    """Those of one application: how many run, and who waits."""
 
     num_running: int = 0
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
-    ended_s: float = 0.0
-    between_s: float = 0.0
-
-    def note_end(self, is_full: bool) -> None:
-        """Notes that a request ends, and whether there was no place beside it."""
-        now_s = time.monotonic()
-        if is_full and self.ended_s:
-            new_s = now_s - self.ended_s
-            old_s = self.between_s or new_s
-            self.between_s = old_s + _NEW_SHARE * (new_s - old_s)
-        self.ended_s = now_s if is_full else 0.0
-
-    def expected_s(self) -> float:
-        """Returns how long a request waits that comes now: nothing where that is not known."""
-        since_s = time.monotonic() - self.ended_s if self.ended_s else 0.0
-        return (len(self.waiting) + 1) * max(self.between_s, since_s if self.waiting else 0.0)
 
 
 @dataclass(slots=True)
@@ -141,7 +113,7 @@ class Admission:
             scope: The request's; its header may say that it waits less.
 
         Raises:
-            OverloadedError: There is none within a tenth of a second.
+            OverloadedError: There was none for a second.
             RequestError: Its header says no time.
         """
         requests = self._requests.setdefault(entry.application, _Requests())
@@ -166,16 +138,6 @@ class Admission:
         ongoing, queued = limits
         return max(1, ongoing, (ongoing + queued) // self._num_routers)
 
-    def _places_of(self, entry: ModelEntry) -> _Places:
-        places = self._places.get(entry.application)
-        if places is None:
-            if len(self._places) >= _MAX_PLACES:  # models come and go
-                self._places = {
-                    name: kept for name, kept in self._places.items() if not kept.promises.is_over()
-                }
-            places = self._places[entry.application] = _Places()
-        return places
-
     def note_place(self, entry: ModelEntry, place: bytes) -> None:
         """Notes how fast places come, as a replica's answer told it.
 
@@ -184,11 +146,11 @@ class Admission:
             place: Microseconds between two places of one replica, in digits.
         """
         if place.isdigit() and len(place) <= MAX_DIGITS:
-            places = self._places_of(entry)
+            places = self._places.setdefault(entry.application, _Places())
             places.place_s = int(place) / 1e6 / max(1, entry.num_replicas)
 
     def _refusal(self, entry: ModelEntry, limit: int) -> OverloadedError:
-        places = self._places_of(entry)
+        places = self._places.setdefault(entry.application, _Places())
         # The other routers promise as many.
         wait_s = places.promises.next_s(places.place_s * self._num_routers, limit)
         return queue_full(f"model {entry.name!r}", limit, whole_seconds(wait_s))
@@ -196,15 +158,13 @@ class Admission:
     async def _wait(
         self, requests: _Requests, entry: ModelEntry, limit: int, scope: Scope | None
     ) -> None:
-        """Waits for the place of a request that ends, which hands it on, if it comes soon.
+        """Waits for the place of a request that ends, which hands it on.
 
         Raises:
             OverloadedError: None ended in time.
             RequestError: The request's header says no time.
         """
         limit_s = None if scope is None else read_timeout(scope)
-        if requests.expected_s() > WAIT_S:
-            raise self._refusal(entry, limit)
         place = asyncio.get_running_loop().create_future()
         requests.waiting.append(place)
         try:
@@ -221,8 +181,6 @@ class Admission:
 
     def _end(self, requests: _Requests, entry: ModelEntry) -> None:
         """Hands a request's place on, or gives it up."""
-        limit = self._limit(entry)
-        requests.note_end(limit is not None and requests.num_running >= limit)
         while requests.waiting:
             place = requests.waiting.popleft()
             if not place.done():  # else its request has given up

@@ -55,9 +55,8 @@ def test_more_than_a_fair_queue_holds_comes_to_it() -> None:
     [(0, 1, 6), (1, 1, 6), (1, 2, 3), (1, 9, 2), (3, 2, 9)],
 )
 async def test_routers_share_what_the_replicas_hold(
-    num_replicas: int, num_routers: int, limit: int, monkeypatch: pytest.MonkeyPatch
+    num_replicas: int, num_routers: int, limit: int
 ) -> None:
-    monkeypatch.setattr(module, "WAIT_S", 5.0)
     entry = entry_of(num_replicas, limits=LIMITS, adapters=["lora"])
     client = Client(num_routers)
     requests = [*[entry] * 20, *adapter_entries(entry) * 20]
@@ -175,37 +174,3 @@ def test_what_goes_straight_to_a_model_is_bounded(
 ) -> None:
     entry = entry_of(num_replicas, limits=limits, adapters=["lora"])
     assert held_by_model([entry, *adapter_entries(entry)], 600) == held
-
-
-async def test_what_would_wait_too_long_is_refused_at_once() -> None:
-    entry = entry_of(1, limits=LIMITS)
-    client = Client(1)
-    gate = asyncio.Semaphore(0)
-
-    async def ask() -> None:
-        async with client.admission.admit(entry):
-            await gate.acquire()
-
-    tasks = [asyncio.create_task(ask()) for _ in range(6)]
-    for _ in range(3):  # one ends each 0.2 s, and the next one comes
-        await asyncio.sleep(0.2)
-        gate.release()
-        await asyncio.sleep(0.01)
-        tasks.append(asyncio.create_task(ask()))
-    await asyncio.sleep(0.01)
-    began_s = asyncio.get_running_loop().time()
-    with pytest.raises(OverloadedError):
-        await ask()
-    assert asyncio.get_running_loop().time() - began_s < module.WAIT_S / 2
-    for _ in range(9):
-        gate.release()
-    await asyncio.gather(*tasks)
-
-
-async def test_models_that_went_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MAX_PLACES", 4)
-    admission = Admission(1)
-    for number in range(20):
-        state = ApplicationState(f"m{number}", f"/models/m{number}", "RUNNING", "", 1, {}, 0.0)
-        admission.note_place(model_entry(state, has_run=True), b"1000")
-    assert len(admission._places) <= 4
