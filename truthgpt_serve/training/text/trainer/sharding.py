@@ -7,12 +7,14 @@ distributed already. accelerate's own plugin would split nothing on CPU, and say
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -26,7 +28,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.errors import TrainingError, one_line
 from truthgpt_serve.training.run_folder import SHARDS
 
 _LEFT_ALONE = "_is_distributed_loading_by_transformers"
@@ -143,21 +145,34 @@ def full_state(model: Any) -> dict[str, Any]:
 def save_shards(folder: Path, model: Any, optimizer: Any) -> None:
     """Writes what this worker holds of trained weights and optimizer; for every worker."""
     weights, state = get_state_dict(model, _inner(optimizer), options=_TRAINED)
-    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder / SHARDS)
+    with _ordinary_faults():
+        dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder / SHARDS)
 
 
 def load_weights(folder: Path, model: Any) -> None:
     """Reads the weights of a checkpoint of any number of workers; for every worker."""
     weights = get_model_state_dict(model, options=_TRAINED)
-    dcp.load({"model": weights}, checkpoint_id=folder / SHARDS)
+    with _ordinary_faults():
+        dcp.load({"model": weights}, checkpoint_id=folder / SHARDS)
     set_model_state_dict(model, weights, options=_TRAINED)
 
 
 def load_optimizer(folder: Path, model: Any, optimizer: Any) -> None:
     """Reads the optimizer of a checkpoint of any number of workers; for every worker."""
     state = get_optimizer_state_dict(model, _inner(optimizer), options=_TRAINED)
-    dcp.load({"optimizer": state}, checkpoint_id=folder / SHARDS)
+    with _ordinary_faults():
+        dcp.load({"optimizer": state}, checkpoint_id=folder / SHARDS)
     set_optimizer_state_dict(model, _inner(optimizer), state, options=_TRAINED)
+
+
+@contextmanager
+def _ordinary_faults() -> Iterator[None]:
+    """Makes a `RuntimeError` of torch's fault of a checkpoint, which is no `Exception`."""
+    try:
+        yield
+    except CheckpointException as error:
+        found = [f"worker {rank}: {one_line(fault)}" for rank, (fault, _) in error.failures.items()]
+        raise RuntimeError("; ".join(found)) from error
 
 
 _TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +86,19 @@ class KilledAt6(RunMonitor):
         return super().should_stop()
 
 
+class OutOfRoom(RunMonitor):
+    """Rank 1 can write no large file; each worker notes what it ends of."""
+
+    def begin(self, **given: Any) -> None:
+        super().begin(**given)
+        if os.environ["RANK"] == "1":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        (self._job.folder / f"fault-{os.environ['RANK']}").write_text(repr(error[1]))
+
+
 def logits(folder: Path, *, adapter: bool) -> torch.Tensor:
     kind: Any = AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM
     model = kind.from_pretrained(folder / "model")
@@ -160,6 +174,19 @@ def test_a_killed_run_goes_on_with_the_same_losses_to_the_same_best_weights(
         assert len(result) == len(saved)
         for name, weight in saved.items():
             assert torch.equal(result[name.replace(".default", "")], weight)
+
+
+def test_shards_that_one_worker_cannot_write_end_all_with_the_reason(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    job = make_job(tmp_path / "run", files, {}, fsdp=True, checkpoint_every=2)
+    assert train_in_workers(job, monitor_class=OutOfRoom) == [1, 1]
+    for rank in range(2):
+        fault = (job.folder / f"fault-{rank}").read_text()
+        assert fault.startswith("TrainingError")
+        assert "the checkpoint of step 2 cannot be written: worker 1: " in fault
+        assert "continue with --resume" in fault
+    assert list((job.folder / "checkpoints").iterdir()) == []
 
 
 def test_one_worker_has_nobody_to_share_with(files: tuple[Path, Path], tmp_path: Path) -> None:
