@@ -170,7 +170,7 @@ def run_until_killed(cfg: dict[str, Any], folder: Path, step: int) -> None:
     context = multiprocessing.get_context("forkserver")
     # The libraries are imported once for all of them.
     context.set_forkserver_preload([__name__])
-    process = context.Process(target=run, args=(cfg, folder, Recorder(die_after=step)))
+    process = context.Process(target=_run_as_worker, args=(cfg, folder, Recorder(die_after=step)))
     process.start()
     try:
         process.join(TIMEOUT_S)
@@ -179,6 +179,13 @@ def run_until_killed(cfg: dict[str, Any], folder: Path, step: int) -> None:
         process.kill()
         process.join()
     assert latest_checkpoint(folder) is not None
+
+
+def _run_as_worker(cfg: dict[str, Any], folder: Path, monitor: Recorder) -> None:
+    # As in the product. Loaders of a fork server of this process's own would see that server as
+    # what they belong to, which lives as long as they do: a kill would leave all of them.
+    multiprocessing.set_start_method("fork", force=True)
+    run(cfg, folder, monitor)
 
 
 def run_workers(cfg: dict[str, Any], folder: Path, num_workers: int) -> list[list[float]]:
