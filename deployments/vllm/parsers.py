@@ -88,4 +88,4 @@ def _choose(apply: Apply, tokenizer: Any) -> dict[str, Any]:
 
 def _has_marks(form: Form, tokenizer: Any) -> bool:
     """Returns whether the tokens are there without which vLLM's parser raises."""
-    return not form.needs_tokens or form.begin in tokenizer.get_vocab()
+    return not form.needs_tokens or {form.begin, form.end} - {""} <= tokenizer.get_vocab().keys()

@@ -20,6 +20,13 @@ MAY_THINK = (
 {%- endif %}{%- endif %}"""
 )
 
+TOOLS = "{%- if tools %}{{- tools | tojson }}{%- endif %}"
+CALLS = """{%%- for message in messages %%}{%%- for call in message.tool_calls or [] %%}
+{{- %s }}{%%- endfor %%}{{- message.content or '' }}{%%- endfor %%}"""
+ARGUMENTS = "call.function.arguments | tojson"
+LLAMA = f"""'{{"name": "' + call.function.name + '", "parameters": ' + ({ARGUMENTS}) + '}}'"""
+MISTRAL = f"'[TOOL_CALLS]' + call.function.name + '[ARGS]' + ({ARGUMENTS})"
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -67,3 +74,25 @@ def test_a_vocabulary_without_the_tokens_has_no_reasoning(tmp_path: Path) -> Non
 
 def test_a_model_that_cannot_be_read_is_left_to_the_engine(tmp_path: Path) -> None:
     assert choose(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("call", "parser", "token"),
+    [(LLAMA, "llama3_json", "<|python_tag|>"), (MISTRAL, "mistral", "[TOOL_CALLS]")],
+)
+def test_a_parser_is_chosen_only_where_vllm_can_build_it(
+    call: str, parser: str, token: str, tmp_path: Path
+) -> None:
+    import transformers
+    from vllm.tool_parsers import ToolParserManager
+
+    folder, template = make_tiny_llama(tmp_path / "plain"), TOOLS + CALLS % call
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    with pytest.raises(RuntimeError, match="token"):
+        ToolParserManager.get_tool_parser(parser)(tokenizer)
+    assert choose(folder, chat_template=template) == {}
+
+    tokenizer.add_tokens([token])
+    tokenizer.save_pretrained(folder)
+    ToolParserManager.get_tool_parser(parser)(tokenizer)
+    assert choose(folder, chat_template=template)["tool_call_parser"] == parser

@@ -36,7 +36,7 @@ class Form:
         named: Finds the name before the arguments: `name`, and `id` where the model writes one.
         inner: Other marks of calls, which may be special tokens.
         behind: The mark behind each call, where `end` is that behind all of them.
-        needs_tokens: Whether vLLM's parser wants `begin` to be one token.
+        needs_tokens: Whether vLLM's parser wants `begin` and `end` to be one token each.
     """
 
     name: str
@@ -167,6 +167,7 @@ FORMS = (
             is_list=True,
             named=_MISTRAL_NAMED,
             inner=("[ARGS]", "[CALL_ID]"),
+            needs_tokens=True,
         ),
     ),
     (re.compile(rf"{_SEPARATOR}{CALLED}\s*```"), DEEPSEEK_V3),
@@ -212,7 +213,13 @@ FORMS = (
     ),
     (
         re.compile(rf'\{{\s*"name"\s*:\s*"{CALLED}"\s*,\s*"parameters"'),
-        Form("llama3_json", "<|python_tag|>", is_bare=True, arguments="parameters"),
+        Form(
+            "llama3_json",
+            "<|python_tag|>",
+            is_bare=True,
+            arguments="parameters",
+            needs_tokens=True,
+        ),
     ),
     (
         re.compile(rf"<\|tool_call_start\|>\s*\[\s*{CALLED}\("),

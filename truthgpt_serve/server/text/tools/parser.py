@@ -153,7 +153,7 @@ class CallParser:
             self._held = self._held[:MAX_HELD]
             return False
         if held[0] in _BRACKETS:
-            self._held = held[1:]
+            self._held = _behind_brackets(held)
             return True
         self._prefix = self._mark
         named = None if form.named is None else form.named.match(held)
@@ -193,3 +193,13 @@ class CallParser:
         if text:
             self._said_text = self._said_text or bool(text.strip())
             yield Delta(text=text)
+
+
+def _behind_brackets(held: str) -> str:
+    """Returns what follows the first of some brackets, from the last of them on if there are more.
+
+    All in one go: to cut them off one by one takes time by the square of their number.
+    """
+    size = len(held) - len(held.lstrip(_SEPARATORS + _BRACKETS))
+    last = max(held.rfind(bracket, 0, size) for bracket in _BRACKETS)
+    return held[max(1, len(held[:last].rstrip(_SEPARATORS))) :]
