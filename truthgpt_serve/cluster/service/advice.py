@@ -20,7 +20,7 @@ _ADVICE = (
         "no more processes or threads may start: raise the limit with `ulimit -u`",
     ),
     (
-        r"Cannot allocate memory|MemoryError|OutOfMemoryError|OOM",
+        r"Cannot allocate memory|MemoryError|OutOfMemoryError|OOM(?!, etc)",  # Ray guesses so too
         "there is too little memory: leave out a model, or end other programs",
     ),
     (

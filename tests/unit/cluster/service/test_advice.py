@@ -9,3 +9,9 @@ def test_no_cause() -> None:
     assert find_cause([]) == []
     assert find_cause(["all", "is well"]) == ["all", "is well"]
     assert find_advice(["all is well"]) is None
+
+
+def test_what_ray_only_guesses_is_no_advice() -> None:
+    guess = "\t(1) raylet crashes unexpectedly (OOM, etc.)"
+    assert find_advice([guess]) is None
+    assert "too little memory" in str(find_advice([guess, "OOMKilled"]))
