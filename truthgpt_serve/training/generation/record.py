@@ -110,9 +110,13 @@ def read_samples(run: Path) -> list[KeptSample]:
         folder = run / FOLDER / f"step-{step}"
         rows = read_json(folder / LIST)
         for row in rows if isinstance(rows, list) else ():
+            if not isinstance(row, dict) or not all(
+                isinstance(x, str | None) for x in row.values()
+            ):
+                continue
             image = row.get("image")
             file = folder / Path(image).name if image else None
-            given = row.get("prompt", ""), row.get("text"), file, row.get("fault", "")
+            given = row.get("prompt") or "", row.get("text"), file, row.get("fault") or ""
             found.append(KeptSample(step, *given))
     return found
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
 from truthgpt_serve.training.generation.record import KeptSample
 
+_Row = tuple[str, int]
+"""A prompt, and which of the same ones."""
 MAX_STEPS = 6
 """Evaluations of one run that are shown: the first one, and the newest."""
 MAX_IMAGE_BYTES = 12 << 20
@@ -49,16 +52,16 @@ class _Budget:
 def _table(name: str, samples: Sequence[KeptSample], budget: _Budget) -> str:
     steps = sorted({sample.step for sample in samples})
     steps = steps if len(steps) <= MAX_STEPS else [steps[0], *steps[-(MAX_STEPS - 1) :]]
-    prompts = list(dict.fromkeys(sample.prompt for sample in samples if sample.step in steps))
-    found = {(sample.prompt, sample.step): sample for sample in samples}
-    cells: dict[tuple[str, int], str] = {}
+    found = _by_row([sample for sample in samples if sample.step in steps])
+    prompts = list(dict.fromkeys(row for row, _ in found))
+    cells: dict[tuple[_Row, int], str] = {}
     for step in reversed(steps):
         for prompt in prompts:
             if (sample := found.get((prompt, step))) is not None:
                 cells[prompt, step] = "".join(_cell(sample, budget))
     head = "".join(f'<th scope="col">step {step:,}</th>' for step in steps)
     rows = [
-        f'<tr><th scope="row"><pre>{escape(prompt)}</pre></th>'
+        f'<tr><th scope="row"><pre>{escape(prompt[0])}</pre></th>'
         + "".join(f"<td>{cells.get((prompt, step), '')}</td>" for step in steps)
         + "</tr>"
         for prompt in prompts
@@ -66,6 +69,17 @@ def _table(name: str, samples: Sequence[KeptSample], budget: _Budget) -> str:
     caption = f"<caption>{escape(name)}</caption>"
     head = f'<tr><th scope="col">prompt</th>{head}</tr>'
     return f'<div class="wide"><table>{caption}{head}{"".join(rows)}</table></div>'
+
+
+def _by_row(samples: Sequence[KeptSample]) -> dict[tuple[_Row, int], KeptSample]:
+    """Returns the samples by their row and step: a prompt that is given twice has two rows."""
+    found: dict[tuple[_Row, int], KeptSample] = {}
+    numbers: Counter[tuple[str, int]] = Counter()
+    for sample in samples:
+        number = numbers[sample.prompt, sample.step]
+        numbers[sample.prompt, sample.step] += 1
+        found[(sample.prompt, number), sample.step] = sample
+    return found
 
 
 def _cell(sample: KeptSample, budget: _Budget) -> Iterator[str]:

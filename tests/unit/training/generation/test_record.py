@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from PIL import Image
@@ -46,3 +47,11 @@ def test_the_first_and_the_newest_are_kept(tmp_path: Path) -> None:
     assert [sample.step for sample in read_samples(tmp_path)] == [1, 5]
     forget_samples_after(tmp_path, 0)
     assert read_samples(tmp_path) == read_samples(tmp_path / "none") == []
+
+
+def test_rows_that_are_none_are_left_out(tmp_path: Path) -> None:
+    write_samples(tmp_path, 3, [Sample("a", text="b")])
+    file = tmp_path / "samples" / "step-3" / "samples.json"
+    (row,) = json.loads(file.read_text())
+    file.write_text(json.dumps([None, 1, ["a"], {**row, "text": 5}, {**row, "image": {}}, row]))
+    assert read_samples(tmp_path) == [KeptSample(3, "a", "b", None, "")]
