@@ -3,7 +3,7 @@
 Serves the shipped story model through transformers and through vLLM, and has 8 clients ask for free
 answers and for bound ones in turns. With `--against FOLDER`, a checkout with an environment of its
 own in `.venv`, free answers of both checkouts are compared instead. Prints and writes the medians,
-and the median of the pairs' ratios: 1 is as fast.
+and the medians of the pairs' ratios, by the clock and by the services' CPU time: 1 is as fast.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 import httpx
 
 from benchmarks.against import Tree, serving, take_turns
+from benchmarks.load import cpu_seconds
 from benchmarks.sides import ROOT
 
 RESULTS = Path(__file__).parent / "results" / "bound.json"
@@ -68,7 +69,7 @@ def serve():
         model = model_application("story", {config})
         cluster.deploy([model, router_application(cluster.port)])
         cluster.wait_until_ready()
-        yield SimpleNamespace(url=cluster.url, run_id="")
+        yield SimpleNamespace(url=cluster.url, run_id=cluster.run_id)
 side = serve()
 """
 
@@ -85,13 +86,17 @@ def program(family: str) -> str:
     return PROGRAM.replace("{config}", repr(config))
 
 
-def rate(url: str, body: dict[str, Any], duration_s: float) -> float:
-    """Returns the tokens a second of clients that each ask again at once."""
+def rate(side: tuple[str, str], body: dict[str, Any], duration_s: float) -> tuple[float, float]:
+    """Returns the tokens of clients that each ask again at once: a second, and a second of CPU."""
+    url, run_id = side
     time.sleep(REST_S)  # vLLM's engine spins for a second after its last request
-    return asyncio.run(_rate(url, body, duration_s))
+    used_s, started_s = cpu_seconds(run_id), time.monotonic()
+    tokens = asyncio.run(_ask(url, body, duration_s))
+    elapsed_s = time.monotonic() - started_s
+    return tokens / elapsed_s, tokens / (cpu_seconds(run_id) - used_s)
 
 
-async def _rate(url: str, body: dict[str, Any], duration_s: float) -> float:
+async def _ask(url: str, body: dict[str, Any], duration_s: float) -> int:
     tokens, started_s = 0, time.monotonic()
 
     async def ask(http: httpx.AsyncClient) -> None:
@@ -104,21 +109,21 @@ async def _rate(url: str, body: dict[str, Any], duration_s: float) -> float:
 
     async with httpx.AsyncClient(timeout=120) as http:
         await asyncio.gather(*(ask(http) for _ in range(NUM_CLIENTS)))
-    return tokens / (time.monotonic() - started_s)
+    return tokens
 
 
-def compare(sides: list[Callable[[], float]], pairs: int) -> dict[str, float]:
+def compare(sides: list[Callable[[], tuple[float, float]]], pairs: int) -> dict[str, float]:
     """Returns the medians of two sides, and that of their pairs' ratios."""
     take_turns(sides, 1)  # connections and caches warm
     found = take_turns(sides, pairs)
-    ours, theirs = (statistics.median(values) for values in zip(*found, strict=True))
-    ratios = [one / other for one, other in found]
+    ratios = [one[0] / other[0] for one, other in found]
     return {
-        "tokens_per_s": round(ours, 1),
-        "other_tokens_per_s": round(theirs, 1),
+        "tokens_per_s": round(statistics.median(one[0] for one, _ in found), 1),
+        "other_tokens_per_s": round(statistics.median(other[0] for _, other in found), 1),
         "ratio": round(statistics.median(ratios), 3),
         "lowest_ratio": round(min(ratios), 3),
         "highest_ratio": round(max(ratios), 3),
+        "cpu_ratio": round(statistics.median(one[1] / other[1] for one, other in found), 3),
     }
 
 
@@ -138,13 +143,13 @@ def main() -> None:
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for family in options.family or MODELS:
         with ExitStack() as stack:
-            urls = [stack.enter_context(serving(tree, program(family)))[0] for tree in trees]
+            sides = [stack.enter_context(serving(tree, program(family))) for tree in trees]
             bodies = [FREE, FREE]
             if options.against is None:
-                urls, bodies = urls * 2, [{**FREE, "response_format": BOUND}, FREE]
-            turns: list[Callable[[], float]] = [
-                partial(rate, url, body, options.seconds)
-                for url, body in zip(urls, bodies, strict=True)
+                sides, bodies = sides * 2, [{**FREE, "response_format": BOUND}, FREE]
+            turns: list[Callable[[], tuple[float, float]]] = [
+                partial(rate, side, body, options.seconds)
+                for side, body in zip(sides, bodies, strict=True)
             ]
             found = compare(turns, options.pairs)
         results.setdefault(what, {})[family] = {**found, "pairs": options.pairs}
