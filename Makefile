@@ -7,8 +7,7 @@ PYTHON ?= python3
 VENV := .venv/bin
 CONFIG ?= configs/serve.yaml
 TEST_MINUTES ?= 75
-TEST_WORKERS ?= 2
-SERVE_WORKERS ?= 2
+TEST_WORKERS ?= 3
 PYTEST_ARGS ?=
 VERBOSE ?=
 COVERAGE ?=
@@ -30,12 +29,12 @@ stop: ## End all that `make serve` started, from any shell
 status: ## List the processes that `make serve` started
 	@$(VENV)/python scripts/serve.py status
 
-test: install ## Run the tests, two files at a time: first those without Ray, then those with a real service
+test: install ## Run the tests, three files at a time, and then those that need the machine for themselves
 	@echo "[test] at most $(TEST_MINUTES) minutes"
 	@HF_HUB_OFFLINE=1 timeout --foreground --kill-after=30 $(TEST_MINUTES)m $(VENV)/python -m scripts.run_tests \
-		--workers $(TEST_WORKERS) --serve-workers $(SERVE_WORKERS) $(if $(COVERAGE),--coverage) -- $(PYTEST_ARGS)
+		--workers $(TEST_WORKERS) $(if $(COVERAGE),--coverage) -- $(PYTEST_ARGS)
 
-test-unit: install ## Run the tests without Ray but those marked `long`, two files at a time
+test-unit: install ## Run the tests without Ray but those marked `long`, three files at a time
 	@HF_HUB_OFFLINE=1 $(VENV)/python -m scripts.run_tests --only unit --short --workers $(TEST_WORKERS) -- $(PYTEST_ARGS)
 
 coverage: install ## Run the tests without Ray, and say how much of the code they run

@@ -1,9 +1,9 @@
-"""Runs the tests: those without Ray, those with a real service, and last the ones marked `alone`.
+"""Runs the tests, several files at a time, and those marked `alone` after them, one by one.
 
-The first two run several files at a time, the marked ones one after another. `--short` leaves out
-those marked `long`. A test that failed while others ran runs once more, alone, and that result
-counts. Exits with the first status of pytest's that is not success; that no test of one
-pass was chosen is none, unless it is so of all.
+Tests with a real service wait much, and those without Ray compute: both run in one pass. `--short`
+leaves out those marked `long`. A test that failed while others ran runs once more, alone, and that
+result counts. Exits with the first status of pytest's that is not success; that no test of one pass
+was chosen is none, unless it is so of all.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ def read_failed(name: str) -> list[str]:
     return list(json.loads(path.read_text())) if path.exists() else []
 
 
-def run_beside(name: str, folder: str, workers: int, arguments: list[str]) -> int:
-    """Runs a folder, and what failed beside other files once more, alone; returns the status."""
+def run_beside(name: str, folders: list[str], workers: int, arguments: list[str]) -> int:
+    """Runs folders, and what failed beside other files once more, alone; returns the status."""
     # Unless they are what shall run, earlier failures are none of this run.
     clear = [] if {"--lf", "--last-failed"} & {*arguments} else ["--cache-clear"]
-    status = run(name, [folder, *clear, *arguments], workers)
+    status = run(name, [*folders, *clear, *arguments], workers)
     failed = read_failed(name)
     if status != FAILED or workers == 0 or not 0 < len(failed) <= MAX_AGAIN:
         return status
@@ -100,8 +100,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", choices=("unit", "serve"), help="one folder, not both")
     parser.add_argument("--short", action="store_true", help="without the tests marked `long`")
-    parser.add_argument("--workers", type=int, default=2, help="files of tests/unit at a time")
-    parser.add_argument("--serve-workers", type=int, default=2, help="files of tests/serve")
+    parser.add_argument("--workers", type=int, default=3, help="files at a time; 0 is one by one")
     parser.add_argument("--coverage", action="store_true", help="of the tests without Ray")
     parser.add_argument("arguments", nargs="*", help="for pytest")
     options = parser.parse_args()
@@ -109,16 +108,19 @@ def main() -> int:
     for package in PACKAGES:
         if Path(package).is_dir():
             compileall.compile_dir(package, quiet=2)
+    folders = {"unit": "tests/unit", "serve": "tests/serve"}
+    if options.only is not None:
+        folders = {options.only: folders[options.only]}
     statuses = []
-    if options.only != "serve":
-        if options.coverage:
-            statuses.append(run_covered(["tests/unit", *given], options.workers))
-        else:
-            statuses.append(run_beside("unit", "tests/unit", options.workers, given))
-    if options.only != "unit":
-        beside, alone = (narrow(given, marks) for marks in ("not alone", "alone"))
-        statuses.append(run_beside("serve", "tests/serve", options.serve_workers, beside))
-        statuses.append(run("alone", ["tests/serve", *alone]))
+    if options.coverage and "unit" in folders:
+        statuses.append(run_covered([folders.pop("unit"), *given], options.workers))
+    beside, alone = (narrow(given, marks) for marks in ("not alone", "alone"))
+    if folders:
+        # Each choice has a cache of its own, for `--lf`.
+        name = "-".join(folders)
+        statuses.append(run_beside(name, [*folders.values()], options.workers, beside))
+    if "serve" in folders:
+        statuses.append(run("alone", [folders["serve"], *alone]))
     failed = [status for status in statuses if status not in (0, NOTHING_CHOSEN)]
     return failed[0] if failed else min(statuses)
 

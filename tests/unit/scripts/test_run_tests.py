@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ def note(name):
     with open("notes", "a") as file:
         file.write(f"{name} {os.environ.get('PYTEST_XDIST_WORKER', 'alone')}\\n")
 """
+WAIT = "import time; time.sleep(0.2)"
 BESIDE_FAILS = "assert 'PYTEST_XDIST_WORKER' not in os.environ"
 
 
@@ -61,11 +63,31 @@ def run_tests(folder: Path, *arguments: str) -> tuple[int, str, list[str]]:
     return done.returncode, done.stdout + done.stderr, ran
 
 
-def test_three_passes_one_after_another(folder: Path) -> None:
+def test_marked_tests_run_after_the_others(folder: Path) -> None:
     status, output, ran = run_tests(folder)
     assert status == PASSED, output
-    assert [line.split()[0] for line in ran] == ["test_u", "test_s", "test_t"]
-    assert [line.split()[1][:2] for line in ran] == ["gw", "gw", "al"]
+    assert sorted(line.split()[0] for line in ran[:2]) == ["test_s", "test_u"]
+    assert ran[2:] == ["test_t alone"]
+    assert {line.split()[1][:2] for line in ran[:2]} == {"gw"}
+
+
+def test_two_processes_of_three_have_services_while_there_are_other_tests(folder: Path) -> None:
+    for kind, name in (("unit", "test_u"), ("serve", "test_s")):
+        (folder / "tests" / kind / f"{name}.py").unlink()
+    shutil.copy(ROOT / "tests" / "serve" / "conftest.py", folder / "tests" / "serve")
+    for number in range(4):
+        # A process gets its next module while it runs the last two tests of one.
+        for kind in ("unit", "serve"):
+            tests = "".join(f"\ndef test_{at}():\n    run()\n" for at in range(4))
+            module = folder / "tests" / kind / f"test_{kind}_{number}.py"
+            module.write_text(f"{NOTE}\ndef run():\n    note({kind!r})\n    {WAIT}\n{tests}")
+    status, output, ran = run_tests(folder, "--workers", "3", "--", "-k", "not test_t")
+    assert status == PASSED, output
+    kinds: dict[str, set[str]] = {}
+    for line in ran[:15]:  # later there are no modules with services left
+        kind, worker = line.split()
+        kinds.setdefault(worker, set()).add(kind)
+    assert sorted(map(sorted, kinds.values())) == [["serve"], ["serve"], ["unit"]], ran
 
 
 def test_what_fails_beside_others_runs_once_more_alone(folder: Path) -> None:
@@ -109,7 +131,7 @@ def test_failures_without_a_second_run(folder: Path) -> None:
     assert status == FAILED
     assert "once more" not in output
     write(folder, "serve", "test_s", "assert False")
-    status, output, ran = run_tests(folder, "--only", "serve", "--serve-workers", "0")
+    status, output, ran = run_tests(folder, "--only", "serve", "--workers", "0")
     assert status == FAILED
     assert ran == ["test_s alone", "test_t alone"]
 
