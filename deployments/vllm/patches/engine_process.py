@@ -1,4 +1,4 @@
-"""Corrects faults of vLLM 0.32.0 that end an engine, inside the engine's own processes.
+"""Corrects faults of vLLM 0.32.0 inside the engine's own processes.
 
 The one place where vLLM's classes are changed. A vLLM whose classes moved is refused at start.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from deployments.vllm.grammar import engine_hooks as grammar_engine
-from deployments.vllm.patches import discarded_rows, prompt_lora
+from deployments.vllm.patches import discarded_rows, gloo_device, prompt_lora
 from deployments.vllm.patches.methods import replace_method
 
 
@@ -34,8 +34,10 @@ def _wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         v2 = bool(self.vllm_config.use_v2_model_runner)
         if self.vllm_config.lora_config is not None:
             prompt_lora.mend(v2=v2)
-        if current_platform.is_cpu() and not v2:
-            discarded_rows.mend()
+        if current_platform.is_cpu():
+            gloo_device.share()
+            if not v2:
+                discarded_rows.mend()
         return original(self)
 
     return init_device
