@@ -8,12 +8,14 @@ that calls it. The one file that changes Ray Serve.
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import importlib
 import os
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from typing import Any
 
 from truthgpt_serve.http.old_clients import OldClientsProtocol
@@ -23,6 +25,8 @@ LOOPBACK = "127.0.0.1"
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 """Ray calls the function that it names in each process that is about to open an HTTP server."""
 GRPC_VARIABLE = "RAY_SERVE_USE_GRPC_BY_DEFAULT"
+TICK_S = 0.5
+"""How often a server writes the date of its answers anew, and sees that it is to end."""
 _START_HTTP, _ADD_GRPC_PORT = "start_asgi_http_server", "add_port_to_grpc_server"
 _FALLBACK_PORT = "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"
 
@@ -174,8 +178,15 @@ async def _start(original: Start, app: Any, http_options: Any, **options: Any) -
             raise RuntimeError(f"Failed to bind to port {http_options.port}.") from error
         raise
     _listen_too(server, listeners)
+    server.main_loop = partial(_tick, server)
     server.config.http = OldClientsProtocol
     return task, server
+
+
+async def _tick(server: Any) -> None:
+    """Runs uvicorn's server until it is to end: it looks ten times a second, for a date each."""
+    while not await server.on_tick(0):
+        await asyncio.sleep(TICK_S)
 
 
 def _listener(address: str, port: int) -> socket.socket:

@@ -99,6 +99,24 @@ async def test_a_replica_sends_no_chunks_to_old_clients() -> None:
     assert answer.endswith(b"\r\n\r\nonetwo")
 
 
+async def test_a_server_looks_seldom_for_its_end() -> None:
+    ray_servers.close_replica()
+    task, server = await start(free_port())
+    looks: list[int] = []
+    look = server.on_tick
+
+    async def on_tick(counter: int) -> bool:
+        looks.append(counter)
+        return bool(await look(counter))
+
+    server.on_tick = on_tick
+    await asyncio.sleep(3 * ray_servers.TICK_S)
+    assert 1 <= len(looks) <= 4
+    assert server.server_state.default_headers[0][0] == b"date"
+    server.should_exit = True
+    await asyncio.wait_for(task, 10)
+
+
 async def test_a_taken_port_is_one_that_ray_tries_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_servers, "own_addresses", lambda: ["127.0.0.1", SECOND])
     ray_servers.close_replica()
