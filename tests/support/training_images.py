@@ -167,10 +167,9 @@ def _train(
 
 def run_until_killed(cfg: dict[str, Any], folder: Path, step: int) -> None:
     """Trains in a process of its own that is killed after a step."""
-    context = multiprocessing.get_context("forkserver")
-    # The libraries are imported once for all of them.
-    context.set_forkserver_preload([__name__])
-    process = context.Process(target=_run_as_worker, args=(cfg, folder, Recorder(die_after=step)))
+    process = _forkserver().Process(
+        target=_run_as_worker, args=(cfg, folder, Recorder(die_after=step))
+    )
     process.start()
     try:
         process.join(TIMEOUT_S)
@@ -179,6 +178,13 @@ def run_until_killed(cfg: dict[str, Any], folder: Path, step: int) -> None:
         process.kill()
         process.join()
     assert latest_checkpoint(folder) is not None
+
+
+def _forkserver() -> Any:
+    """Returns how to start processes for which the libraries are imported once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def _run_as_worker(cfg: dict[str, Any], folder: Path, monitor: Recorder) -> None:
@@ -191,7 +197,9 @@ def _run_as_worker(cfg: dict[str, Any], folder: Path, monitor: Recorder) -> None
 def run_workers(cfg: dict[str, Any], folder: Path, num_workers: int) -> list[list[float]]:
     """Trains in several processes joined by gloo; returns the losses that each was told."""
     folder.mkdir(parents=True)
-    multiprocessing.spawn(_work, (cfg, folder, num_workers), nprocs=num_workers)
+    _forkserver()
+    arguments = (cfg, folder, num_workers)
+    multiprocessing.start_processes(_work, arguments, num_workers, start_method="forkserver")
     files = [folder / f"losses-{rank}.json" for rank in range(num_workers)]
     return [json.loads(file.read_text()) for file in files]
 

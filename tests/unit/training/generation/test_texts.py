@@ -97,7 +97,7 @@ def test_a_sample_that_fails_or_takes_too_long_ends_no_run(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts = ["\u4e2d" * 8000, "Ada"]
-    found = sample(model, tmp_path / "long", "sft", prompts=prompts, max_new_tokens=2048)
+    found = sample(model, tmp_path / "long", "sft", prompts=prompts, max_new_tokens=64)
     assert len(found) == 4
     kept = read_samples(tmp_path / "long" / "run")
     assert "the model takes" in kept[0].fault

@@ -62,7 +62,7 @@ def test_the_loss_falls_and_the_pipeline_is_whole(
     kind: str, change: Any, more: dict[str, Any], images: Path, tmp_path: Path
 ) -> None:
     weights = save_pipeline(kind, tmp_path / "weights", change)
-    training = {"max_steps": 20, "eval_every": 10, "caption_dropout": 0.2, **more}
+    training = {"max_steps": 12, "eval_every": 6, "caption_dropout": 0.2, **more}
     cfg = make_cfg(weights, images, training=training, data={"eval_dataset": str(images)})
     before = run(
         {**cfg, "training": {**cfg["training"], "learning_rate": 1e-9, "max_steps": 1}},

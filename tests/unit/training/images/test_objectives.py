@@ -1,4 +1,4 @@
-"""The losses of 20 steps in float32, compared with training as the scripts of Diffusers do it."""
+"""The losses of 8 steps in float32, compared with training as the scripts of Diffusers do it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.training_images import EDGE, make_cfg, run, save_images, save
 from truthgpt_serve.training.images import controlnet, denoiser, textual_inversion
 from truthgpt_serve.training.job import TrainingJob
 
-STEPS = 20
+STEPS = 8
 TOLERANCE = 1e-5
 WORD = {"placeholder": "<toy>", "initializer": "cat", "num_vectors": 2}
 LORA = {"lora": {"enabled": True, "r": 4, "dropout": 0.0}}

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import transformers
 
-from tests.support.tiny_transformers.speech import SAMPLING_RATE, make_tiny_speech
+from tests.support.tiny_transformers.speech import SAMPLING_RATE, WINDOW_S, make_tiny_speech
 from tests.support.transformers_models import client_of, configuration, loaded
 from truthgpt_serve.cancellation import Call, CallCancelledError
 from truthgpt_serve.errors import RequestError, UnsupportedError
@@ -101,10 +101,10 @@ def test_times_lie_inside_the_recording(model: Any, plain: Any) -> None:
 
 
 def test_a_recording_longer_than_the_window_is_heard_to_its_end(model: Any, plain: Any) -> None:
-    samples = recording(3, 65)
+    samples = recording(3, 2 * WINDOW_S + 1)
     found = model.infer({"audio": samples})
     assert found["text"] == run_plain(plain, samples, return_timestamps=True)["text"].strip()
-    assert found["segments"][-1]["end"] > 30
+    assert found["segments"][-1]["end"] > WINDOW_S
     short, long = model.infer_batch([{"audio": recording(1)}, {"audio": samples}])
     assert long["text"] == found["text"]
     assert short["text"] == model.infer({"audio": recording(1)})["text"]
@@ -276,7 +276,7 @@ def test_a_cancelled_call_ends_within_a_token(model: Any) -> None:
             call.cancel()
 
     stop_at = 0
-    long = recording(1, 90)
+    long = recording(1, 3 * WINDOW_S)
     hook = decoder.register_forward_hook(count)
     try:
         model.infer({"audio": long})
