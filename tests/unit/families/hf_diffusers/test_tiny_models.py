@@ -42,7 +42,8 @@ def folder_hash(folder: Path) -> str:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_draws_an_image_that_depends_on_seed_and_prompt(kind: str) -> None:
-    first = draw(create_pipeline(kind), kind)
+    pipeline = create_pipeline(kind)
+    first = draw(pipeline, kind)
     assert first.shape == (1, 3, 32, 64)
     assert torch.isfinite(first).all()
     assert float(first.std()) > 0.02
@@ -50,7 +51,7 @@ def test_each_kind_draws_an_image_that_depends_on_seed_and_prompt(kind: str) -> 
     assert float(((first <= 0) | (first >= 1)).float().mean()) < 0.2
     torch.testing.assert_close(draw(create_pipeline(kind), kind), first, atol=0, rtol=0)
     assert float((draw(create_pipeline(kind, seed=1), kind) - first).abs().max()) > 0.01
-    other = draw(create_pipeline(kind), kind, "an old castle by the sea, golden light")
+    other = draw(pipeline, kind, "an old castle by the sea, golden light")
     assert float((other - first).abs().max()) > 1e-3
 
 

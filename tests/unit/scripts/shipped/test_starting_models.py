@@ -12,13 +12,14 @@ from diffusers import StableDiffusionPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from scripts.shipped import shapes_check, shapes_model, stories_check, stories_model
 from scripts.shipped.shapes_draw import Kind, create_scene, draw_scene, write_caption
 from scripts.shipped.stories import STYLES, split_sentences, write_example
 from scripts.shipped.stories_data import write_train
-from scripts.shipped.stories_tokenizer import SPECIAL, create_tokenizer
+from scripts.shipped.stories_tokenizer import SPECIAL
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +33,8 @@ def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return create_tokenizer()
+def tokenizer(story_folder: Path) -> Any:
+    return Tokenizer.from_file(str(story_folder / "tokenizer.json"))
 
 
 def digest(folder: Path) -> str:
