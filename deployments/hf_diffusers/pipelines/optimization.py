@@ -105,21 +105,21 @@ def try_out(pipeline: Any, info: PipelineInfo) -> None:
 
 
 def compile_blocks(denoiser: Any) -> None:
-    """Compiles the denoiser's repeated blocks, after a trial of the compiler.
+    """Has the denoiser's repeated blocks compiled when they first run; tries the compiler.
 
     Raises:
         ConfigError: The compiler does not work here, or diffusers knows no repeated blocks.
     """
     try:
-        trial = torch.compile(lambda value: torch.relu(value) * 2)
-        trial(torch.ones(4, device=next(denoiser.parameters()).device))
-    except Exception as error:
-        raise refused_compiler(error) from error
-    try:
         denoiser.compile_repeated_blocks()
     except (ValueError, AttributeError) as error:
         message = f"{type(denoiser).__name__} cannot be compiled by blocks: {error}"
         raise bad_setting("model_optim.compile", message, "write false") from error
+    try:
+        trial = torch.compile(lambda value: torch.relu(value) * 2)
+        trial(torch.ones(4, device=next(denoiser.parameters()).device))
+    except Exception as error:
+        raise refused_compiler(error) from error
 
 
 def _enable_cache(denoiser: Any, settings: DiffusersSettings) -> None:
