@@ -54,7 +54,6 @@ LONGEST = (
     "unit/grammar/test_gate.py",
     "unit/families/hf_diffusers/test_correctness.py",
     "unit/families/hf_diffusers/test_deployment.py",
-    "unit/families/hf_transformers/pipelines/test_speech.py",
     "unit/doctor/test_engines.py",
     "unit/scripts/shipped/test_starting_models.py",
 )

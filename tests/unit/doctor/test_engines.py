@@ -41,23 +41,20 @@ def test_every_family_with_an_engine_has_a_doctor(name: str) -> None:
 
 
 @pytest.mark.long("starts engines in processes of their own")
-def test_transformers_tries_what_a_configuration_asks_for() -> None:
-    found = by_name(
-        examine(
-            "hf-transformers",
-            [
-                cfg(
-                    "hf-transformers",
-                    "text-generation",
-                    {"compile_mode": "default"},
-                    dtype="bfloat16",
-                    quantization="torchao-int8",
-                    attention="sdpa",
-                    compile=True,
-                )
-            ],
-        )[0]
+def test_transformers_tries_what_configurations_ask_for() -> None:
+    task = "text-generation"
+    good = cfg(
+        "hf-transformers",
+        task,
+        {"compile_mode": "default"},
+        dtype="bfloat16",
+        quantization="torchao-int8",
+        attention="sdpa",
+        compile=True,
     )
+    absent: dict[str, Any] = {"attention": "flash_attention_2", "quantization": "bitsandbytes-4bit"}
+    bad = cfg("hf-transformers", task, **absent)
+    found, other = (by_name(probes) for probes in examine("hf-transformers", [good, bad]))
     assert [*found] == [
         "hardware",
         "bfloat16 matmul",
@@ -66,21 +63,11 @@ def test_transformers_tries_what_a_configuration_asks_for() -> None:
         "torch.compile default",
     ]
     assert all(probe.works for probe in found.values()), found
-
-
-def test_transformers_refuses_what_this_machine_does_not_have() -> None:
-    wanted = cfg(
-        "hf-transformers",
-        "text-generation",
-        attention="flash_attention_2",
-        quantization="bitsandbytes-4bit",
-    )
-    found = by_name(examine("hf-transformers", [wanted])[0])
-    assert found["hardware"].works
+    assert other["hardware"].works
     if ON_CPU:
-        assert not found["attention flash_attention_2"].works
-        assert "install flash-attn" in found["attention flash_attention_2"].fix
-        assert not found["quantization bitsandbytes-4bit"].works
+        assert not other["attention flash_attention_2"].works
+        assert "install flash-attn" in other["attention flash_attention_2"].fix
+        assert not other["quantization bitsandbytes-4bit"].works
 
 
 @pytest.mark.long("starts engines in processes of their own")

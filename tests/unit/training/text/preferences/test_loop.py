@@ -190,6 +190,7 @@ def test_a_reward_may_be_an_array_and_asynchronous() -> None:
     assert asyncio.run(waiting(**asked)) == [1.0, 1.0]
 
 
+@pytest.mark.long("imports what trains in a process of its own")
 def test_the_command_can_prepare_before_it_starts_ray() -> None:
     module = "truthgpt_serve.training.text.preferences.loop"
     program = f"import sys, {module}; sys.exit('ray' in sys.modules)"

@@ -6,26 +6,19 @@ import json
 from pathlib import Path
 
 import torch
-import torch.distributed as distributed
-import torch.multiprocessing as multiprocessing
 
+from tests.support.training_workers import run_in_workers
 from truthgpt_serve.training.text.trainer.exchange import exchange_use
 
 
 def work(rank: int, folder: Path) -> None:
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
-    )
-    try:
-        stop, uses = exchange_use(3 + rank, rank == 1, 2, torch.device("cpu"))
-        found = [stop, [use.num_units for use in uses], [use.memory_bytes for use in uses]]
-        (folder / f"{rank}.json").write_text(json.dumps(found))
-    finally:
-        distributed.destroy_process_group()
+    stop, uses = exchange_use(3 + rank, rank == 1, 2, torch.device("cpu"))
+    found = [stop, [use.num_units for use in uses], [use.memory_bytes for use in uses]]
+    (folder / f"{rank}.json").write_text(json.dumps(found))
 
 
 def test_every_worker_knows_what_each_did_and_took(tmp_path: Path) -> None:
-    multiprocessing.spawn(work, (tmp_path,), nprocs=2)
+    assert run_in_workers(work, tmp_path) == [0, 0]
     one, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert one == other
     assert one[:2] == [True, [3, 4]]

@@ -35,7 +35,7 @@ from truthgpt_serve.training.run_folder import SHARDS, checkpoints
 from truthgpt_serve.training.text.trainer import sharding
 
 pytestmark = pytest.mark.timeout(600)
-NUM_STEPS = 20
+NUM_STEPS = 10
 LORA = {"lora": {"enabled": True, "r": 4, "target_modules": None}}
 STEPS = {
     "max_steps": NUM_STEPS,
