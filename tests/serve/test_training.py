@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -23,8 +22,9 @@ from safetensors.numpy import load_file
 from deployments.vllm.tiny_model import make_tiny_llama
 from tests.serve.listeners import Listener, find_listeners
 from tests.serve.shell import STOP_S, echo_config, open_shell
-from tests.serve.test_vllm_engine import make_config, serve
 from tests.serve.two_nodes import Network, can_make_networks
+from tests.serve.vllm_process import make_config, serve
+from tests.support.references import greedy_texts
 from tests.support.training_runs import losses, sections_of, sentences, write_rows
 from truthgpt_serve.cluster.processes import create_run_environment, create_run_id, end_run
 from truthgpt_serve.training.events import read_events
@@ -278,16 +278,15 @@ def test_a_trained_adapter_is_served_by_vllm_as_peft_runs_it(folder: Path, tmp_p
     printed = yaml.safe_load(output[output.index("\nserving:") :])
     adapter = printed["serving"]["adapters"][0]
     assert adapter["name"] == "tales"
-    program = Path(__file__).parent / "programs" / "peft_reference.py"
-    done = subprocess.run(
-        [sys.executable, str(program), str(folder / "llama"), adapter["path"], str(GREEDY_TOKENS),
-         json.dumps(PROMPTS)],
-        capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    expected = json.loads(done.stdout)
+    expected = {
+        "tiny": greedy_texts(folder / "llama", PROMPTS, GREEDY_TOKENS),
+        "tales": greedy_texts(
+            folder / "llama", PROMPTS, GREEDY_TOKENS, adapter=Path(adapter["path"])
+        ),
+    }
+    assert expected["tiny"] != expected["tales"]
     with serve(make_config(folder, serving=printed["serving"]), tmp_path / "log") as server:
-        for name, key in (("tales", "adapted"), ("tiny", "alone")):
+        for name, wanted in expected.items():
             texts = [
                 server.client.completions.create(
                     model=name, prompt=prompt, max_tokens=GREEDY_TOKENS, temperature=0
@@ -296,5 +295,4 @@ def test_a_trained_adapter_is_served_by_vllm_as_peft_runs_it(folder: Path, tmp_p
                 .text
                 for prompt in PROMPTS
             ]
-            assert texts == expected[key]
-    assert expected["alone"] != expected["adapted"]
+            assert texts == wanted

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-import subprocess
-import sys
+import signal
 import wave
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.serve.test_vllm_engine import PROGRAMS, Server, environment, make_config, serve
+from tests.serve.vllm_process import Server, alive, descendants, make_config, serve
 from tests.support.servers import serve_asgi
+from tests.support.tiny_audio import make_tiny_audio
 
 pytestmark = pytest.mark.timeout(800)
 KEYS = {
@@ -52,17 +52,7 @@ class Source:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("audio") / "audio"
-    done = subprocess.run(
-        [sys.executable, PROGRAMS / "tiny_audio.py", folder],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env=environment(),
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder
+    return make_tiny_audio(tmp_path_factory.mktemp("audio") / "audio")
 
 
 @pytest.fixture(scope="module", params=[None], ids=["none named"])
@@ -123,3 +113,17 @@ def test_media_come_from_named_sources_only(server: tuple[Server, bool], tmp_pat
         followed = ask(engine, f"{host}/elsewhere")
         assert followed.status_code == 400
         assert source.paths == (["/elsewhere"] if named else [])
+
+
+def test_no_process_is_left_of_an_engine_that_is_killed(server: tuple[Server, bool]) -> None:
+    """The last test: nothing answers after it."""
+    process = server[0].process
+    tree = descendants(process.pid)
+    compiler = [each for each in tree if "grammar.worker" in " ".join(each.cmdline())]
+    engine = [each for each in tree if each not in compiler]
+    assert len(engine) >= 2
+    process.send_signal(signal.SIGKILL)
+    process.wait(5)
+    assert not alive(engine, within_s=5)
+    # It sees that nobody is left when it has imported what it needs.
+    assert not alive(compiler, within_s=60)

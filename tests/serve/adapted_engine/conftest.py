@@ -11,13 +11,16 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from deployments.vllm.tiny_model import HIDDEN, VOCABULARY, make_tiny_adapter, make_tiny_llama
-from tests.serve.test_vllm_engine import Server, make_config, serve
+from tests.serve.vllm_process import Server, make_config, serve
+from tests.support.references import greedy_texts
 
 GOOD = {"attention": 3, "head": 4, "good": 1}
 """The seeds of the adapters that can be served; `head` changes `lm_head` too."""
 BAD = ("dora", "cut", "odd", "away")
 """Those that cannot: of `odd` vLLM alone finds it, when it loads."""
-START_TIMEOUT_S = 400
+PROMPTS = ["Hello world", "The quick brown fox", "Once upon a time there was a", "12 + 30 ="]
+TOKENS = 24
+MAX_BODY_BYTES = 2**20
 
 
 @pytest.fixture(scope="package")
@@ -59,7 +62,16 @@ def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     adapters = [{"name": name, "path": path} for name, path in places.items()]
     # A long prompt takes several steps, beside the others.
     engine = {"max_num_batched_tokens": 64, "max_num_seqs": 16}
-    config = make_config(models, serving={"adapters": adapters}, engine=engine)
-    log = tmp_path_factory.mktemp("server") / "log"
-    with serve(config, log, start_timeout_s=START_TIMEOUT_S) as server:
+    serving = {"adapters": adapters, "max_body_bytes": MAX_BODY_BYTES}
+    config = make_config(models, serving=serving, engine=engine)
+    with serve(config, tmp_path_factory.mktemp("server") / "log") as server:
         yield server
+
+
+@pytest.fixture(scope="package")
+def reference(models: Path) -> dict[str, list[str]]:
+    """What `transformers` says to `PROMPTS`: the model `alone`, and `adapted` by `good`."""
+    return {
+        key: greedy_texts(models / "llama", PROMPTS, TOKENS, adapter=adapter)
+        for key, adapter in (("alone", None), ("adapted", models / "good"))
+    }

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from tests.serve.adapted_engine.conftest import BAD, GOOD
-from tests.serve.test_vllm_engine import Server
+from tests.serve.vllm_process import Server
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from deployments.vllm.tiny_model import VOCABULARY
-from tests.serve.test_vllm_engine import Server
+from tests.serve.vllm_process import Server
 
 pytestmark = pytest.mark.timeout(900)
 

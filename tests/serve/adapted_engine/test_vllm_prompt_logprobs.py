@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.serve.test_vllm_engine import Server, run_program
+from tests.serve.vllm_process import Server
+from tests.support.references import greedy_texts, prompt_logprobs
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -26,16 +26,9 @@ ADAPTERS = ("attention", "head")
 
 @pytest.fixture(scope="module")
 def expected(models: Path) -> dict[str, list[list[float]]]:
-    folders = {name: str(models / name) for name in ADAPTERS}
-    done = run_program(
-        "prompt_logprobs_reference.py",
-        str(models / "llama"),
-        json.dumps(folders),
-        json.dumps(PROMPTS),
-    )
-    assert done.returncode == 0, done.stderr
-    by_name: dict[str, list[list[float]]] = json.loads(done.stdout)
-    return by_name
+    folder = models / "llama"
+    adapted = {name: prompt_logprobs(folder, PROMPTS, adapter=models / name) for name in ADAPTERS}
+    return {"": prompt_logprobs(folder, PROMPTS), **adapted}
 
 
 def complete(server: Server, **fields: Any) -> dict[str, Any]:
@@ -50,7 +43,7 @@ def echoed(answer: dict[str, Any]) -> list[list[float]]:
     return [choice["logprobs"]["token_logprobs"][1:-1] for choice in answer["choices"]]
 
 
-def prompt_logprobs(answer: dict[str, Any]) -> list[list[float]]:
+def answered_logprobs(answer: dict[str, Any]) -> list[list[float]]:
     """Returns what `prompt_logprobs` says of the prompt's own tokens: the first of each entry."""
     return [
         [next(iter(entry.values()))["logprob"] for entry in choice["prompt_logprobs"][1:]]
@@ -86,7 +79,7 @@ def test_prompts_of_all_adapters_in_one_batch(
             if "echo" in fields:
                 check(echoed(answer), expected[name])
             elif "prompt_logprobs" in fields:
-                check(prompt_logprobs(answer), expected[name])
+                check(answered_logprobs(answer), expected[name])
 
 
 def test_one_after_the_other(server: Server, expected: dict[str, list[list[float]]]) -> None:
@@ -94,7 +87,7 @@ def test_one_after_the_other(server: Server, expected: dict[str, list[list[float
         for prompt, wanted in zip(PROMPTS, expected[name], strict=True):
             fields = {"model": name or "tiny", "prompt": prompt, "prompt_logprobs": 3}
             answer = complete(server, **fields, n=2, temperature=1, seed=1)
-            check(prompt_logprobs(answer), [wanted, wanted])
+            check(answered_logprobs(answer), [wanted, wanted])
 
 
 def test_sampled_rows_keep_their_adapter(server: Server) -> None:
@@ -105,10 +98,8 @@ def test_sampled_rows_keep_their_adapter(server: Server) -> None:
 
 
 def test_generated_tokens_of_an_adapted_head(server: Server, models: Path) -> None:
-    folders = [str(models / "llama"), str(models / "head")]
-    done = run_program("peft_reference.py", *folders, "12", json.dumps(PROMPTS))
-    assert done.returncode == 0, done.stderr
-    for prompt, text in zip(PROMPTS, json.loads(done.stdout)["adapted"], strict=True):
+    expected = greedy_texts(models / "llama", PROMPTS, 12, adapter=models / "head")
+    for prompt, text in zip(PROMPTS, expected, strict=True):
         answer = complete(server, model="head", prompt=prompt, max_tokens=12)
         assert answer["choices"][0]["text"] == text
 

@@ -1,7 +1,9 @@
-"""Uses the vLLM family without a server: `vllm_offline.py HOW CONFIG_JSON INPUTS_JSON`.
+"""Uses the vLLM family without a server: `vllm_offline.py CONFIG INPUTS FAILING`, each in JSON.
 
-HOW is `sync`, `async`, or `left`: synchronous inside a running event loop, and never closed. Prints
-one JSON object with what `infer` and `stream` gave.
+One engine after the other: synchronous, asynchronous, those of FAILING, which is a list of
+configurations, and one synchronous inside a running event loop that is never closed. Prints one
+JSON object with what `infer` and `stream` gave, the errors of those that failed, and which
+processes of an engine were left after it.
 """
 
 from __future__ import annotations
@@ -9,12 +11,17 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from contextlib import aclosing
+import time
+from contextlib import aclosing, suppress
 from typing import Any
+
+import psutil
 
 from truthgpt_serve import build_async_model, build_model
 
 LONG = {"max_new_tokens": 500}
+END_S = 10.0
+"""Within this the processes of an engine have ended."""
 
 
 def use(config: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
@@ -72,14 +79,37 @@ def unfinished(model: Any) -> int:
     return number
 
 
+def fail(config: dict[str, Any]) -> dict[str, Any]:
+    try:
+        build_model("vllm", config).close()
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    return {"error": ""}
+
+
+def engine_processes() -> list[str]:
+    """Returns the command lines of an engine's processes, once they have had time to end."""
+    deadline = time.monotonic() + END_S
+    while True:
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                found.append(" ".join(process.cmdline()))
+        found = [text for text in found if "EngineCore" in text or "multiprocessing-fork" in text]
+        if not found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.1)
+
+
 def main() -> None:
-    how = sys.argv[1]
-    config, inputs = map(json.loads, sys.argv[2:])
-    if how == "sync":
-        print(json.dumps(use(config, inputs)))
-    else:
-        function = use_async if how == "async" else use_and_leave
-        print(json.dumps(asyncio.run(function(config, inputs))))
+    config, inputs, failing = map(json.loads, sys.argv[1:])
+    result: dict[str, Any] = {"sync": use(config, inputs)}
+    result["sync"]["processes"] = engine_processes()
+    result["async"] = asyncio.run(use_async(config, inputs))
+    result["async"]["processes"] = engine_processes()
+    result["failed"] = [{**fail(each), "processes": engine_processes()} for each in failing]
+    result["left"] = asyncio.run(use_and_leave(config, inputs))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

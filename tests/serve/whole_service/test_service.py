@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -12,7 +11,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,10 +20,10 @@ import pytest
 from benchmarks.local_cluster import model_application
 from tests.serve.whole_service.conftest import ALIASES, MAX_MODEL_LEN, Service
 from tests.support.cli_service import run_program
+from tests.support.references import greedy_texts
 from truthgpt_serve.cluster.state import parse_details
 from truthgpt_serve.config.text_limits import TextLimitsSection
 
-PROGRAMS = Path(__file__).parents[1] / "programs"
 PROMPTS = ["Hello world", "The quick brown fox", "Once upon a time there was a", "12 + 30 ="]
 TOKENS = 24
 USER: list[Any] = [{"role": "user", "content": "Tell me about water."}]
@@ -62,24 +60,11 @@ def events_of(answer: httpx.Response) -> list[Any]:
 @pytest.fixture(scope="module")
 def reference(service: Service) -> dict[str, list[str]]:
     """What `transformers` says with the same weights, by model name."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            PROGRAMS / "greedy_reference.py",
-            str(service.weights),
-            str(service.adapter),
-            str(TOKENS),
-            json.dumps(PROMPTS),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    texts = json.loads(done.stdout)
-    return {"tiny": texts["alone"], "tiny-adapter": texts["adapted"]}
+    adapters = {"tiny": None, "tiny-adapter": service.adapter}
+    return {
+        name: greedy_texts(service.weights, PROMPTS, TOKENS, adapter=adapter)
+        for name, adapter in adapters.items()
+    }
 
 
 @pytest.mark.parametrize("model", LANGUAGE_MODELS)

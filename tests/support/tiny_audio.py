@@ -1,9 +1,9 @@
-"""Makes a small random chat model that hears, a tiny Qwen2-Audio: `tiny_audio.py FOLDER`."""
+"""A small random chat model that hears, a tiny Qwen2-Audio."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,9 +27,9 @@ TEMPLATE = (
 )
 
 
-def main() -> None:
-    out = Path(sys.argv[1])
-    tokenizer = AutoTokenizer.from_pretrained(make_tiny_llama(out.with_name("llama")))
+def make_tiny_audio(out: Path) -> Path:
+    """Writes it; returns its folder. Beside it goes `llama`, whose tokenizer it has."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(make_tiny_llama(out.with_name("llama")))
     tokenizer.add_special_tokens({"additional_special_tokens": TOKENS})
     tokenizer.chat_template = TEMPLATE
     text = Qwen2Config(
@@ -51,18 +51,15 @@ def main() -> None:
     )
     torch.manual_seed(0)
     Qwen2AudioForConditionalGeneration(config).save_pretrained(out)
-    rename_weights(out / "model.safetensors")
+    _rename_weights(out / "model.safetensors")
     features = WhisperFeatureExtractor(feature_size=audio.num_mel_bins)
     Qwen2AudioProcessor(features, tokenizer, chat_template=TEMPLATE).save_pretrained(out)
+    return out
 
 
-def rename_weights(path: Path) -> None:
+def _rename_weights(path: Path) -> None:
     """Gives the weights the names of published models, which vLLM knows."""
     weights = load_file(path)
     new = "language_model.model."
     renamed = {name.replace(f"{new}model.", new): value for name, value in weights.items()}
     save_file(renamed, path, metadata={"format": "pt"})
-
-
-if __name__ == "__main__":
-    main()
