@@ -740,20 +740,3 @@ def test_an_application_that_forgets_its_keys_does_not_start(guarded: Guarded) -
     wait_for(partial(has_failed, guarded.cluster, "open"), 90)
     message = guarded.cluster.details()["applications"]["open"]["message"]
     assert "asks for no keys" in message, json.dumps(message)
-
-
-def test_an_open_service_that_does_not_say_so_does_not_start() -> None:
-    small = {"model": {"family": "echo"}, "hardware": {"cpus": 0.1, "gpus": 0}}
-    with LocalCluster(RAY_ENV) as cluster:
-        options = {"host": "0.0.0.0", "port": cluster.port}
-        applications = [model_application("echo", small), router_application(cluster.port)]
-        cluster.deploy(applications, http_options=options)
-        for name in ("echo", "router"):
-            wait_for(partial(has_failed, cluster, name), 90)
-            message = cluster.details()["applications"][name]["message"]
-            assert "nothing says who may use it" in message
-        for application in applications:
-            application["args"]["auth"] = "none"
-        cluster.deploy(applications, http_options=options)
-        cluster.wait_until_ready(timeout_s=START_TIMEOUT_S)
-        assert post(cluster.url, {}).status_code == 200

@@ -5,12 +5,16 @@ The service runs as `make serve` runs it, in a network namespace with a second a
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from benchmarks.local_cluster import model_application
 from deployments.vllm.tiny_model import make_tiny_llama
@@ -22,6 +26,7 @@ from truthgpt_serve.cluster.private_files import TOKEN_FILE
 from truthgpt_serve.cluster.processes import find_run
 from truthgpt_serve.validate.applications import MODEL_IMPORT, ROUTER_IMPORT
 
+FAIL_S = 90
 PORTS_PAGE = ROOT / "docs" / "ports.md"
 PURPOSES = {
     "the service": r"/haproxy ",
@@ -146,3 +151,49 @@ def test_nothing_is_kept_under_names_that_others_can_foresee(opened: Scene) -> N
     own = (opened.private, opened.shell.folder, ROOT)
     assert kept
     assert [path for path in kept if not any(map(path.is_relative_to, own))] == []
+
+
+def test_applications_that_do_not_say_who_may_use_them_do_not_start(opened: Scene) -> None:
+    config = yaml.safe_load((opened.shell.folder / "serve.yaml").read_text())
+    echo, router = echo_config()["applications"]
+    names = ("unsaid", "unsaid-router")
+    for name, application in zip(names, (echo, router), strict=True):
+        config["applications"] += [{**application, "name": name, "route_prefix": f"/{name}"}]
+    new = opened.folder / "new.json"
+    new.write_text(json.dumps(config))
+    ask_serve(opened, "-X", "PUT", "-H", "content-type: application/json", "-d", f"@{new}")
+    deadline = time.monotonic() + FAIL_S
+    failed: dict[str, str] = {}
+    while len(failed) < len(names):
+        assert time.monotonic() < deadline, failed
+        time.sleep(0.2)
+        found = json.loads(ask_serve(opened))["applications"]
+        failed = {
+            name: found[name]["message"]
+            for name in names
+            if found.get(name, {}).get("status") == "DEPLOY_FAILED"
+        }
+    for message in failed.values():
+        assert "nothing says who may use it" in message
+    # Those that say `auth: none` go on.
+    others = {name: found[name]["status"] for name in found if name not in names}
+    assert others == dict.fromkeys(others, "RUNNING")
+    assert "router" in others
+
+
+def ask_serve(scene: Scene, *words: str) -> str:
+    """Sends a request to what `serve deploy` talks to, with curl, beside the service."""
+    address = re.search(
+        r"View the dashboard at .*?(http://[\d.:]+)", scene.shell.output.read_text()
+    )
+    assert address is not None
+    token = (scene.shell.folder / TOKEN_FILE).read_text()
+    url = f"{address.group(1)}/api/serve/applications/"
+    command = ["curl", "-fsS", "-H", f"authorization: Bearer {token}", *words, url]
+    return subprocess.run(
+        [*scene.network.prefix(HOST), *command],
+        capture_output=True,
+        text=True,
+        timeout=FAIL_S,
+        check=True,
+    ).stdout
