@@ -246,10 +246,11 @@ class LocalCluster:
         statuses: dict[str, str] = {}
         while time.monotonic() < deadline:
             statuses = self.statuses()
-            running = all(statuses.get(name) == "RUNNING" for name in self._deployed)
-            if running and all(self._is_ready() for _ in range(NUM_READY_ANSWERS)):
+            # Others than these are on their way out.
+            deployed = {statuses.get(name) for name in self._deployed}
+            if deployed == {"RUNNING"} and all(self._is_ready() for _ in range(NUM_READY_ANSWERS)):
                 return
-            if "DEPLOY_FAILED" in statuses.values():
+            if "DEPLOY_FAILED" in deployed:
                 break
             time.sleep(0.2)
         messages = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,20 @@ from benchmarks.local_cluster import (
     LocalCluster,
     router_application,
 )
+from truthgpt_serve.validate.applications import MODEL_IMPORT
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @contextmanager
-def bare_cluster(modules: Path) -> Iterator[LocalCluster]:
-    """Starts Ray and no application; the replicas import users' classes from `modules`."""
-    env = {"PYTHONPATH": f"{modules}:{ROOT}"}
+def bare_cluster(modules: Path, env: Mapping[str, str] | None = None) -> Iterator[LocalCluster]:
+    """Starts Ray and no application.
+
+    Args:
+        modules: Where the replicas import users' classes from.
+        env: Variables of all processes.
+    """
+    env = {"PYTHONPATH": f"{modules}:{ROOT}", **(env or {})}
     with LocalCluster(ROOT / "configs" / "ray.env", env=env) as cluster:
         yield cluster
 
@@ -31,22 +37,23 @@ def bare_cluster(modules: Path) -> Iterator[LocalCluster]:
 def install(
     cluster: LocalCluster, applications: list[dict[str, Any]], *, timeout_s: float = START_TIMEOUT_S
 ) -> None:
-    """Makes these models and a router the cluster's applications; returns when no other is left."""
-    cluster.deploy([*applications, router_application(cluster.port)])
+    """Makes these and a router the cluster's applications; returns when no other is left."""
+    applications = [*applications, router_application(cluster.port)]
+    cluster.deploy(applications)
     cluster.wait_until_ready(timeout_s=timeout_s)
-    wanted = {application["name"] for application in applications} | {"router"}
     deadline = time.monotonic() + timeout_s
-    while not is_alone(cluster, wanted):
+    while not is_alone(cluster, applications):
         assert time.monotonic() < deadline, cluster.statuses()
         time.sleep(0.2)
 
 
-def is_alone(cluster: LocalCluster, wanted: set[str]) -> bool:
+def is_alone(cluster: LocalCluster, applications: list[dict[str, Any]]) -> bool:
     """Whether Serve has these applications only, and each replica of the router knows it."""
-    if set(cluster.statuses()) != wanted:
+    if set(cluster.statuses()) != {application["name"] for application in applications}:
         return False
+    models = {one["name"] for one in applications if one["import_path"] == MODEL_IMPORT}
     for _ in range(NUM_READY_ANSWERS):
         answer = httpx.get(f"{cluster.url}/ready", timeout=30)
-        if answer.status_code != 200 or set(answer.json()["models"]) != wanted - {"router"}:
+        if answer.status_code != 200 or set(answer.json()["models"]) != models:
             return False
     return True

@@ -21,14 +21,14 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.local_cluster import LocalCluster, model_application, router_application
+from benchmarks.local_cluster import LocalCluster, model_application
+from tests.serve.bare_cluster import install
 from tests.serve.browser import Browser, open_browser
 
 if importlib.util.find_spec("gradio") is None:
     pytest.skip("the extra `ui` is not installed", allow_module_level=True)
 
-HERE = Path(__file__).parent
-RAY_ENV = HERE.parents[1] / "configs" / "ray.env"
+SERVE = Path(__file__).parents[1]
 START_TIMEOUT_S = 300
 PAINT_S = 2.0
 IDLE_S = 35
@@ -51,9 +51,8 @@ fetch(url + "/v1/chat/completions", {
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    modules = tmp_path_factory.mktemp("modules")
-    shutil.copy(HERE / "user_playground_models.py", modules / "playground_models.py")
+def cluster(bare: LocalCluster, modules: Path) -> LocalCluster:
+    shutil.copy(SERVE / "user_playground_models.py", modules / "playground_models.py")
     own = {"import": "playground_models"}
     slow = {"token_interval_s": 0.1, "num_tokens": 900}
     applications = [
@@ -86,15 +85,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
             "args": {"cpus": 0.1},
         },
     ]
-    path = os.pathsep.join(filter(None, [str(modules), os.environ.get("PYTHONPATH")]))
-    with LocalCluster(RAY_ENV, env={"PYTHONPATH": path}) as cluster:
-        cluster.deploy([*applications, router_application(cluster.port)])
-        cluster.wait_until_ready(timeout_s=START_TIMEOUT_S)
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while httpx.get(f"{cluster.url}/ui/", timeout=30).status_code != 200:
-            assert time.monotonic() < deadline, cluster.statuses()
-            time.sleep(0.2)
-        yield cluster
+    install(bare, applications, timeout_s=START_TIMEOUT_S)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while httpx.get(f"{bare.url}/ui/", timeout=30).status_code != 200:
+        assert time.monotonic() < deadline, bare.statuses()
+        time.sleep(0.2)
+    return bare
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,16 @@ import httpx
 import openai
 import pytest
 
-from benchmarks.local_cluster import LocalCluster, model_application, router_application
+from benchmarks.local_cluster import LocalCluster, model_application
 from benchmarks.sides import ENGINE_ENV, ROOT, run_process
 from deployments.vllm.tiny_model import make_tiny_llama
+from tests.serve.bare_cluster import install
+from tests.serve.model_cluster.conftest import KEYS
 from tests.support.remote_servers import OtherServer, Request, chat_event, send_start, serve_at
 from truthgpt_serve.cluster.ports import free_port
 from truthgpt_serve.http.asgi import Send
 
-KEY_VARIABLE, WRONG_KEY_VARIABLE = "FAR_TEST_KEY", "FAR_WRONG_KEY"
-KEY, WRONG_KEY = "sk-secret-far-4711", "sk-wrong-far-4711"
+(KEY_VARIABLE, KEY), (WRONG_KEY_VARIABLE, WRONG_KEY) = KEYS.items()
 MAX_MODEL_LEN = 2048
 MESSAGES: Any = [{"role": "user", "content": "one two three"}]
 
@@ -50,7 +51,7 @@ class Remotes:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remotes]:
+def service(bare: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remotes]:
     weights = make_tiny_llama(tmp_path_factory.mktemp("llama"))
     port, fickle_port = free_port(), free_port()
     url = f"http://127.0.0.1:{port}"
@@ -63,13 +64,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remotes]:
         "--distributed-executor-backend",
         "vllm.v1.executor.uniproc_executor.UniProcExecutor",
     ]  # fmt: skip
-    env = {KEY_VARIABLE: KEY, WRONG_KEY_VARIABLE: WRONG_KEY}
     with ExitStack() as stack:
         stack.enter_context(run_process(command, {**ENGINE_ENV, "VLLM_API_KEY": KEY}, url))
-        cluster = stack.enter_context(LocalCluster(ROOT / "configs" / "ray.env", env=env))
-        applications = applications_of(url, cluster.url, fickle_port)
-        cluster.deploy([*applications, router_application(cluster.port)])
-        cluster.wait_until_ready()
+        install(bare, applications_of(url, bare.url, fickle_port))
 
         def connect(base: str, key: str) -> openai.OpenAI:
             client = openai.OpenAI(base_url=f"{base}/v1", api_key=key, max_retries=0, timeout=60)
@@ -79,8 +76,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remotes]:
             lines = httpx.get(f"{url}/metrics", timeout=10).text.splitlines()
             return sum(float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{"))
 
-        ours, theirs = connect(cluster.url, "the-clients-own"), connect(url, KEY)
-        yield Remotes(cluster, ours, theirs, metrics, fickle_port)
+        ours, theirs = connect(bare.url, "the-clients-own"), connect(url, KEY)
+        yield Remotes(bare, ours, theirs, metrics, fickle_port)
 
 
 def applications_of(far: str, own: str, fickle_port: int) -> list[dict[str, Any]]:
