@@ -1,4 +1,4 @@
-"""The cluster on which each module of this folder deploys models that take no time to load."""
+"""The cluster on which each module of this folder deploys models that die and proxies that go."""
 
 from __future__ import annotations
 

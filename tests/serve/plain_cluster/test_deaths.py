@@ -18,12 +18,12 @@ import pytest
 
 from benchmarks.local_cluster import LocalCluster, model_application, router_application
 from deployments.vllm.tiny_model import make_tiny_llama
+from tests.serve.bare_cluster import install
 from tests.support.cli_service import run_program
 
 pytestmark = pytest.mark.timeout(900)
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+SERVE = Path(__file__).parents[1]
 WAIT_S = 420
 CPU = {"gpus": 0, "cpus": 0.1}
 ENGINE = {"enforce_eager": True, "max_model_len": 512, "kv_cache_memory_bytes": "64M"}
@@ -38,37 +38,28 @@ def dying(name: str, load: str | None = None) -> dict[str, Any]:
     return model_application(name, config)
 
 
-def entries(cluster: LocalCluster, folder: Path, *more: dict[str, Any]) -> list[dict[str, Any]]:
+def models(folder: Path) -> list[dict[str, Any]]:
     tiny = {
         "model": {"name_or_path": str(folder / "llama")},
         "hardware": {"gpus": 0, "cpus": 1},
         "model_optim": {"dtype": "float32"},
         "serving": {"engine": ENGINE},
     }
-    return [
-        dying("fine"),
-        model_application("tiny", tiny),
-        router_application(cluster.port),
-        *more,
-    ]
+    return [dying("fine"), model_application("tiny", tiny)]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("deaths")
     make_tiny_llama(folder / "llama")
-    shutil.copy(HERE / "user_dying_models.py", folder / "dying_models.py")
     return folder
 
 
 @pytest.fixture(scope="module")
-def cluster(folder: Path) -> Iterator[LocalCluster]:
-    with LocalCluster(
-        ROOT / "configs" / "ray.env", env={"PYTHONPATH": f"{ROOT}:{folder}"}
-    ) as cluster:
-        cluster.deploy(entries(cluster, folder))
-        cluster.wait_until_ready(timeout_s=400)
-        yield cluster
+def cluster(bare: LocalCluster, modules: Path, folder: Path) -> LocalCluster:
+    shutil.copy(SERVE / "user_dying_models.py", modules / "dying_models.py")
+    install(bare, models(folder), timeout_s=WAIT_S)
+    return bare
 
 
 @pytest.fixture
@@ -199,9 +190,9 @@ LOADS = {
 
 
 @pytest.fixture(scope="module")
-def failed(cluster: LocalCluster, folder: Path) -> dict[str, str]:
+def failed(cluster: LocalCluster, modules: Path, folder: Path) -> dict[str, str]:
     """Models that do not start, by what is wrong with them; one waits for CPUs."""
-    (folder / "broken_module.py").write_text("import no_such_library_of_mine\n")
+    (modules / "broken_module.py").write_text("import no_such_library_of_mine\n")
     apps = {how: dying(f"load-{how.replace('.', '-')}", how) for how in LOADS}
     apps["import"] = model_application(
         "broken", {"model": {"family": "dying", "import": "broken_module"}, "hardware": CPU}
@@ -215,9 +206,15 @@ def failed(cluster: LocalCluster, folder: Path) -> dict[str, str]:
         },
     )
     waiting = model_application(
-        "waiting", {"model": {"family": "echo"}, "hardware": {"gpus": 0, "cpus": 4000}}
+        "waiting",
+        {
+            "model": {"family": "echo"},
+            "hardware": {"gpus": 0, "cpus": 4000},
+            "serving": {"max_request_s": 1},  # Serve waits so long before it removes a replica
+        },
     )
-    cluster.deploy(entries(cluster, folder, *apps.values(), waiting))
+    router = router_application(cluster.port)
+    cluster.deploy([*models(folder), router, *apps.values(), waiting])
     names = {how: str(app["name"]) for how, app in apps.items()}
 
     def all_failed() -> bool:
