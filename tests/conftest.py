@@ -30,11 +30,11 @@ SERVE_TIMEOUT_S = 600
 """A test's limit includes its module's cluster, which starts in 10 to 40 s on two cores, and takes
 several times that on a busy machine."""
 LONGEST = (
+    "serve/plain_cluster",
+    "serve/model_cluster",
     "serve/test_training.py",
     "serve/two_engines",
-    "serve/model_cluster",
     "serve/whole_service",
-    "serve/plain_cluster",
     "serve/test_restarts.py",
     "serve/test_keys.py",
     "serve/test_readme.py",

@@ -6,10 +6,9 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,85 +18,38 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from deployments.vllm.tiny_model import make_tiny_llama
 from tests.serve.listeners import Listener, find_listeners
-from tests.serve.shell import STOP_S, echo_config, open_shell
+from tests.serve.training_command import (
+    TIMEOUT_S,
+    TRUTHGPT,
+    command,
+    make_folder,
+    run_command,
+    wait_until_step,
+    write_config,
+)
 from tests.serve.two_nodes import Network, can_make_networks
 from tests.serve.vllm_process import make_config, serve
 from tests.support.references import greedy_texts
-from tests.support.training_runs import losses, sections_of, sentences, write_rows
+from tests.support.training_runs import losses
 from truthgpt_serve.cluster.processes import create_run_environment, create_run_id, end_run
 from truthgpt_serve.training.events import read_events
 from truthgpt_serve.training.run_folder import checkpoints
 
-TRUTHGPT = str(Path(sys.executable).parent / "truthgpt")
-TIMEOUT_S = 240
-NUM_ROWS = 48
 pytestmark = pytest.mark.timeout(900)
 
 PROMPTS = ["Ada finds", "The clock", "Dan"]
 GREEDY_TOKENS = 12
 LOOK_S = 0.2
 FAIL_S = 60
-BESIDE_S = 5
-"""Ray Train looks every second whether its controller lives, and ends the run within another."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("training")
-    make_tiny_llama(folder / "llama")
-    write_rows(folder / "texts.jsonl", [{"text": text} for text in sentences(NUM_ROWS)])
-    return folder
+    return make_folder(tmp_path_factory.mktemp("training"))
 
 
-def write_config(folder: Path, name: str, **given: dict[str, Any]) -> Path:
-    sections = sections_of(folder / "llama", folder / "texts.jsonl", **given)
-    file = folder / f"{name}.yaml"
-    file.write_text(yaml.safe_dump({**sections, "run_name": name}), encoding="utf-8")
-    return file
-
-
-@contextmanager
-def command(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Runs `truthgpt train` with a Ray of its own, and leaves no process of it behind."""
-    run_id = create_run_id()
-    process = subprocess.Popen(
-        [TRUTHGPT, "train", *arguments],
-        cwd=folder,
-        env={**os.environ, **create_run_environment(run_id)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,  # so that a signal can go to the whole group, as a terminal's does
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait(10)
-        end_run(run_id)
-        if process.stdout is not None:
-            process.stdout.close()
-
-
-def run_command(folder: Path, *arguments: str) -> str:
-    with command(folder, *arguments) as process:
-        output, _ = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 0, output
-    return output
-
-
-def wait_until_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while len(losses(run)) < step:
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            pytest.fail(f"step {step} was not reached:\n{process.communicate()[0]}")
-        time.sleep(0.02)
-
-
-RUN = {"epochs": 6, "checkpoint_every": 3, "keep_checkpoints": 2}
+RUN: dict[str, Any] = {"epochs": 6, "checkpoint_every": 3, "keep_checkpoints": 2}
 
 
 @pytest.fixture(scope="module")
@@ -246,25 +198,6 @@ def test_sharded_workers_end_with_the_first_that_fails_and_learn_as_one(
     in_the_way.unlink()
     run_command(folder, str(config), "--workers", "2", "--resume")
     assert losses(run) == pytest.approx(losses(whole), rel=1e-4)
-
-
-def test_a_run_goes_on_when_a_service_starts_on_this_machine(folder: Path, tmp_path: Path) -> None:
-    endless = {**RUN, "epochs": 10_000, "checkpoint_every": 100_000}
-    config = str(write_config(folder, "beside", training=endless))
-    run = folder / "runs" / "beside"
-    with command(folder, config) as process:
-        wait_until_step(process, run, 1)
-        with open_shell(tmp_path, echo_config()) as shell:
-            service = shell.start()
-            time.sleep(BESIDE_S)
-            try:
-                wait_until_step(process, run, len(losses(run)) + 1)
-            finally:
-                shell.run("stop")
-                service.wait(STOP_S)
-        os.killpg(process.pid, signal.SIGINT)
-        output, _ = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 130, output
 
 
 def test_a_trained_adapter_is_served_by_vllm_as_peft_runs_it(folder: Path, tmp_path: Path) -> None:
