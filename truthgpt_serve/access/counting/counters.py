@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from truthgpt_serve.access.counting.charges import BUCKET_S, WINDOW_S, Charge, Standing, time_until
@@ -72,16 +73,32 @@ class Counters:
             if lease is None or lease.bucket != bucket or lease.room < charge.amount:
                 return None
             running.append(self._running_freely(charge) if charge.runs else 0)
-        if None in running:
+        pairs = [(charge, self._file.known(charge.name)) for charge in charges]
+        if None in running or not self._begin(pairs):
             return None
         found = []
         for charge, number in zip(charges, running, strict=True):
             lease = self._leases[charge.name]
             lease.spend(charge.amount)
-            if charge.runs:
-                self._file.run(self._file.known(charge.name), 1)
             found.append(Standing(lease.used, 0.0, WINDOW_S, number or 0))
         return found
+
+    def _begin(self, pairs: Sequence[tuple[Charge, int]]) -> bool:
+        """Has things run; returns whether they may, with what other processes began meanwhile.
+
+        This one may have been stopped between its look at the file and its word in it.
+
+        Args:
+            pairs: What to count, each with where its record begins.
+        """
+        places = [(record, charge.max_running) for charge, record in pairs if charge.runs]
+        for record, _ in places:
+            self._file.run(record, 1)
+        if all(most is None or sum(self._file.running(at)) <= most for at, most in places):
+            return True
+        for record, _ in places:
+            self._file.run(record, -1)
+        return False
 
     def _running_freely(self, charge: Charge) -> int | None:
         """Returns how many things run with one more; None if the lock is needed to know it.
@@ -103,9 +120,15 @@ class Counters:
                 if (lease := self._leases.get(charge.name)) is not None:
                     file.add(record, -lease.give_back(), lease.bucket)
             found = [self._look(record, charge, now_s) for charge, record in pairs]
-            if all(standing.fits for standing in found):
-                for (charge, record), standing in zip(pairs, found, strict=True):
-                    self._add(record, charge, standing, now_s)
+            if not all(standing.fits for standing in found):
+                return found
+            if not self._begin(pairs):
+                return [
+                    standing if charge.max_running is None else replace(standing, running=-1)
+                    for charge, standing in zip(charges, found, strict=True)
+                ]
+            for (charge, record), standing in zip(pairs, found, strict=True):
+                self._add(record, charge, standing, now_s)
             return found
 
     def _look(self, record: int, charge: Charge, now_s: float) -> Standing:
@@ -132,8 +155,6 @@ class Counters:
         bucket = int(now_s / BUCKET_S)
         more = lease.take(charge, standing.used, bucket)
         self._file.add(record, charge.amount + more, bucket)
-        if charge.runs:
-            self._file.run(record, 1)
         self._follow()
 
     def correct(self, name: str, amount: float, then_s: float, now_s: float) -> None:

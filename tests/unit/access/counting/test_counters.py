@@ -14,7 +14,12 @@ import pytest
 
 from truthgpt_serve.access.counting import counter_file
 from truthgpt_serve.access.counting.charges import WINDOW_S
-from truthgpt_serve.access.counting.counter_file import NUM_PROCESSES, REAP_S, SIZE
+from truthgpt_serve.access.counting.counter_file import (
+    NUM_PROCESSES,
+    REAP_S,
+    SIZE,
+    CounterFile,
+)
 from truthgpt_serve.access.counting.counters import Counters
 
 LIMIT_S = 60
@@ -213,3 +218,28 @@ def test_every_key_has_a_place_of_its_own(shared: Counters) -> None:
     names = [f"key-{number}\0{kind}" for number in range(2000) for kind in ("", "tokens")]
     assert all(shared.take(name, 1, 1, None, 1e9).fits for name in names)
     assert not any(shared.take(name, 1, 1, None, 1e9).fits for name in names)
+
+
+def test_what_another_process_began_between_a_look_and_a_word_counts(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both would else begin, and one more than the limit would run."""
+    shared, other = Counters(path), Counters(path)
+    now_s = time.time()
+    for _ in range(3):  # the first of them holds something, and needs no lock
+        shared.take("team", 1, 1000, 6, now_s)
+    look = CounterFile.running
+
+    def stopped(file: CounterFile, record: int) -> list[int]:
+        seen = look(file, record)
+        monkeypatch.setattr(CounterFile, "running", look)
+        for _ in range(3):
+            assert other.take("team", 1, 1000, 6, now_s).fits
+        return seen
+
+    monkeypatch.setattr(CounterFile, "running", stopped)
+    assert shared.take("team", 1, 1000, 6, now_s).running == -1
+    shared.finish("team", now_s)
+    assert shared.take("team", 1, 1000, 6, now_s).running == 6
+    shared.close()
+    other.close()
