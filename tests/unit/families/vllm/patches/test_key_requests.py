@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import torch
 from vllm.outputs import CompletionOutput, PoolingOutput, PoolingRequestOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.output_processor import RequestOutputCollector
 
 from deployments.vllm.patches.key_requests import mark_requests
 from truthgpt_serve.usage.counted import Usage, counting
@@ -26,6 +28,9 @@ class Client:
         self.closed = False
         self.vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(policy=policy))
         self.got: list[tuple[Any, int]] = []
+
+    async def add_request(self, request_id: str, params: SamplingParams) -> RequestOutputCollector:
+        return RequestOutputCollector(params.output_kind, request_id)
 
     async def generate(
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, *, priority: int = 0
@@ -70,6 +75,41 @@ async def test_a_client_that_leaves_pays_for_what_was_made() -> None:
     assert usage.completion_tokens == 4
 
 
+class Silent(Client):
+    """Has made some tokens of an answer that is not streamed, and gives them when it is aborted."""
+
+    async def generate(
+        self, prompt: Any, sampling_params: SamplingParams, request_id: str, *, priority: int = 0
+    ) -> AsyncGenerator[RequestOutput, None]:
+        collector = await self.add_request(request_id, sampling_params)
+        try:
+            yield await collector.get()
+        finally:
+            answers = [CompletionOutput(index, "", [7, 8, 9], None, None) for index in (0, 1)]
+            collector.put(RequestOutput(request_id, "", PROMPT, None, answers, True))
+
+
+@pytest.mark.parametrize("kind", RequestOutputKind)
+async def test_a_client_that_leaves_before_the_first_output_pays_too(
+    kind: RequestOutputKind,
+) -> None:
+    client = Silent()
+    mark_requests(client)
+    usage = Usage()
+
+    async def ask() -> None:
+        async for _ in client.generate("p", SamplingParams(n=2, output_kind=kind), "r"):
+            raise AssertionError
+
+    with counting(usage):
+        task = asyncio.create_task(ask())
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert usage == Usage(prompt_tokens=5, completion_tokens=6)
+
+
 async def test_pooling() -> None:
     client = Client()
     mark_requests(client)
@@ -100,6 +140,7 @@ async def test_priority_and_salt_are_those_of_the_key(policy: str) -> None:
     assert client.got[-1] == (prompts[1], 0)
 
 
-def test_vllms_client_has_both_methods() -> None:
+def test_vllms_client_has_the_methods() -> None:
+    assert AsyncLLM.add_request.__annotations__["return"] is RequestOutputCollector
     for name, parameter in (("generate", "sampling_params"), ("encode", "pooling_params")):
         assert parameter in getattr(AsyncLLM, name).__code__.co_varnames[:3]
