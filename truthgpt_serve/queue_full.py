@@ -6,7 +6,8 @@ inwards, these refuse:
 
 - HAProxy, what all models together cannot hold: `cluster/haproxy/limits.py` says when,
   `cluster/haproxy/refusals.py` after how long, `cluster/haproxy/answers.py` holds the page.
-- The router, what the model's replicas cannot hold: `router/admission.py`.
+- The router, what the model's replicas cannot hold: `router/admission.py`; who comes before others
+  there, `router/waiting/line.py` and `router/waiting/claims.py`.
 - HAProxy, what a model's replicas cannot hold on the direct way: `cluster/haproxy/direct.py`.
 - Ray Serve, before a replica, by `ray_backpressure`, which `hardware/plan.py` sets.
 - The replica: `http/probes.py` for health checks and scrapes, `server/execution/workers.py` for
@@ -41,6 +42,8 @@ are told, would else have the others wait for ever longer."""
 PLACE_HEADER = "x-truthgpt-place-us"
 """In a replica's answer while requests wait in it: microseconds between two places. HAProxy takes
 it out again."""
+CLIENT_HEADER = "x-truthgpt-client"
+"""In what HAProxy sends to a router: the client's address and port, as `192.0.2.7:51234`."""
 
 
 class Promises:

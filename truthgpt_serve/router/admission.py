@@ -1,47 +1,87 @@
-"""Admits requests to a model up to what its replicas hold; others wait for a short time.
+"""Admits requests to a model up to what its replicas hold, and refuses the others at once.
 
 A request that a replica refuses has cost nearly as much as one that it answers: under several times
 the load that a service carries, nothing but refusals would be left. Here those that find a model
-full wait for one of its requests to end, for a short time, and only then are refused. And the proxy
-learns how many requests all models hold together, so that it refuses what is beyond that by itself.
-When a refused client may ask again follows from what the replicas tell in their answers.
+full are refused, but for as many as have a place in a moment, which wait for it
+(`waiting/line.py`). A client that comes before it was told to has only places that nobody else is
+to have (`waiting/claims.py`): it would else be there whenever one is free. And the proxy learns how
+many requests all models hold together, so that it refuses what is beyond that by itself. When a
+refused client may ask again follows from what the replicas tell in their answers.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from truthgpt_serve.access.turns import MAX_DIGITS, read_timeout
 from truthgpt_serve.errors import OverloadedError
 from truthgpt_serve.http.asgi import Scope
 from truthgpt_serve.queue_full import Promises, queue_full, whole_seconds
 from truthgpt_serve.router.model_entry import ModelEntry
+from truthgpt_serve.router.waiting.claims import Claimant, Claims, claimant_of
+from truthgpt_serve.router.waiting.line import DRAIN_S, WAIT_S, Line
 
-WAIT_S = 1.0
 FAIR_QUEUE = "fair"
 """What `limits.queue` of a model's card says if requests wait in an order of their keys."""
 RESERVE = 32
 """Requests beyond what the models hold: those that a router answers by itself, or has wait."""
+MAX_APPLICATIONS = 1024
+"""From which on those without requests are forgotten: models come and go."""
 
 
-@dataclass(slots=True)
 class _Requests:
-    """Those of one application: how many run, and who waits."""
+    """Those of one application.
 
-    num_running: int = 0
-    waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
+    Attributes:
+        num_running: How many run.
+        running: The same of each client.
+        line: Who waits.
+        claims: Who was told when to come again.
+        promises: When the next one may come.
+        place_s: Seconds between two places; 0 where that is not known.
+    """
+
+    def __init__(self) -> None:
+        clock = asyncio.get_running_loop().time
+        self.num_running = 0
+        self.running: dict[str, int] = {}
+        self.line = Line(clock)
+        self.claims = Claims(clock)
+        self.promises = Promises(clock)
+        self.place_s = 0.0
+
+    def begin(self, who: Claimant) -> None:
+        """Counts a request that runs."""
+        self.num_running += 1
+        self.running[who.client] = self.running.get(who.client, 0) + 1
+
+    def end(self, who: Claimant) -> None:
+        """Counts one that does not any more."""
+        self.num_running -= 1
+        if left := self.running[who.client] - 1:
+            self.running[who.client] = left
+        else:
+            del self.running[who.client]
 
 
-@dataclass(slots=True)
-class _Places:
-    """How many seconds pass between two places of an application, and to whom they are promised."""
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """What a router may have at a model.
 
-    place_s: float = 0.0
-    promises: Promises = field(default_factory=Promises)
+    Attributes:
+        entry: The model.
+        limit: How many requests.
+    """
+
+    entry: ModelEntry
+    limit: int
+
+    def full(self, wait_s: int) -> OverloadedError:
+        """Returns the refusal of a client that may come again in so many seconds."""
+        return queue_full(f"model {self.entry.name!r}", self.limit, wait_s)
 
 
 def capacity(entries: Iterable[ModelEntry]) -> int | None:
@@ -97,35 +137,44 @@ class Admission:
     def __init__(self, num_routers: int) -> None:
         self._num_routers = num_routers
         self._requests: dict[str, _Requests] = {}
-        self._places: dict[str, _Places] = {}
 
     @property
     def num_requests(self) -> int:
         """Those that run or wait."""
-        return sum(one.num_running + len(one.waiting) for one in self._requests.values())
+        return sum(one.num_running + len(one.line) for one in self._requests.values())
 
     @asynccontextmanager
     async def admit(self, entry: ModelEntry, scope: Scope | None = None) -> AsyncIterator[None]:
-        """Waits for room, and counts one request as long as it runs.
+        """Counts one request as long as it runs; it may wait a moment for room.
 
         Args:
             entry: The model.
-            scope: The request's; its header may say that it waits less.
+            scope: The request's; it says whose it is, and its header that it waits less.
 
         Raises:
-            OverloadedError: There was none for a second.
+            OverloadedError: There is none.
             RequestError: Its header says no time.
         """
-        requests = self._requests.setdefault(entry.application, _Requests())
+        requests, who = self._find(entry), claimant_of(scope)
         limit = self._limit(entry)
-        if limit is not None and requests.num_running >= limit:
-            await self._wait(requests, entry, limit, scope)
+        if limit is None or (requests.num_running < limit and not requests.claims):
+            requests.begin(who)
         else:
-            requests.num_running += 1
+            limit_s = None if scope is None else read_timeout(scope)
+            await self._ask(requests, who, _Room(entry, limit), limit_s)
         try:
             yield
         finally:
-            self._end(requests, entry)
+            self._end(requests, who, entry)
+
+    def _find(self, entry: ModelEntry) -> _Requests:
+        requests = self._requests.get(entry.application)
+        if requests is None:
+            if len(self._requests) >= MAX_APPLICATIONS:
+                used = {name: one for name, one in self._requests.items() if one.num_running}
+                self._requests = used
+            requests = self._requests[entry.application] = _Requests()
+        return requests
 
     def _limit(self, entry: ModelEntry) -> int | None:
         """Returns how many requests this router may have at a model.
@@ -146,46 +195,67 @@ class Admission:
             place: Microseconds between two places of one replica, in digits.
         """
         if place.isdigit() and len(place) <= MAX_DIGITS:
-            places = self._places.setdefault(entry.application, _Places())
-            places.place_s = int(place) / 1e6 / max(1, entry.num_replicas)
+            self._find(entry).place_s = int(place) / 1e6 / max(1, entry.num_replicas)
 
-    def _refusal(self, entry: ModelEntry, limit: int) -> OverloadedError:
-        places = self._places.setdefault(entry.application, _Places())
-        # The other routers promise as many.
-        wait_s = places.promises.next_s(places.place_s * self._num_routers, limit)
-        return queue_full(f"model {entry.name!r}", limit, whole_seconds(wait_s))
-
-    async def _wait(
-        self, requests: _Requests, entry: ModelEntry, limit: int, scope: Scope | None
+    async def _ask(
+        self, requests: _Requests, who: Claimant, room: _Room, limit_s: float | None
     ) -> None:
-        """Waits for the place of a request that ends, which hands it on.
+        """Has a request begin where a model is full, or was.
 
         Raises:
-            OverloadedError: None ended in time.
-            RequestError: The request's header says no time.
+            OverloadedError: There is no place for it.
         """
-        limit_s = None if scope is None else read_timeout(scope)
-        place = asyncio.get_running_loop().create_future()
-        requests.waiting.append(place)
+        claim = requests.claims.take(who, room.limit)
+        num_free = room.limit - requests.num_running
+        has_waited = claim.has_waited
+        if num_free > 0 and (has_waited or num_free > requests.claims.num_expected()):
+            requests.begin(who)
+            return
+        if claim.wait_s is not None:
+            raise room.full(whole_seconds(claim.wait_s))
+        if claim.is_early or not self._has_room(requests, has_waited=has_waited):
+            raise self._refusal(requests, who, room)
+        waiting = requests.line.join(who, has_waited=has_waited)
         try:
             async with asyncio.timeout(min(WAIT_S, limit_s or WAIT_S)):
-                await place
+                await waiting.place
         except BaseException as error:
-            if place.done() and not place.cancelled():
-                self._end(requests, entry)  # it came together with the end of the wait
-            with suppress(ValueError):
-                requests.waiting.remove(place)
+            requests.line.leave(waiting)
+            if waiting.place.done() and not waiting.place.cancelled():
+                self._end(requests, who, room.entry)  # it came together with the end of the wait
             if isinstance(error, TimeoutError):
-                raise self._refusal(entry, limit) from None
+                raise self._refusal(requests, who, room) from None
             raise
 
-    def _end(self, requests: _Requests, entry: ModelEntry) -> None:
-        """Hands a request's place on, or gives it up."""
-        while requests.waiting:
-            place = requests.waiting.popleft()
-            if not place.done():  # else its request has given up
-                place.set_result(None)
+    def _has_room(self, requests: _Requests, *, has_waited: bool) -> bool:
+        """Returns whether one more request may wait: what is promised is left to those clients."""
+        told = 1 / self._place_s(requests) if requests.place_s else None
+        length = requests.line.length(told)
+        if has_waited:
+            return len(requests.line) < 2 * length
+        return len(requests.line) + requests.claims.num_expected(DRAIN_S) < length
+
+    def _place_s(self, requests: _Requests) -> float:
+        """Returns the seconds between two places of this router: the others give as many."""
+        return requests.place_s * self._num_routers
+
+    def _refusal(self, requests: _Requests, who: Claimant, room: _Room) -> OverloadedError:
+        place_s = self._place_s(requests)
+        wait_s = whole_seconds(requests.promises.next_s(place_s, room.limit))
+        requests.claims.give(who, wait_s)
+        return room.full(wait_s)
+
+    def _end(self, requests: _Requests, who: Claimant, entry: ModelEntry) -> None:
+        """Gives a request's place up, and has those that wait begin."""
+        requests.end(who)
+        requests.line.pace.end()
+        if not len(requests.line):
+            return
+        limit = self._limit(entry)
+        while limit is None or requests.num_running < limit:
+            waiting = requests.line.next(requests.running)
+            if waiting is None:
                 return
-        requests.num_running -= 1
-        if not requests.num_running:  # models come and go
-            self._requests.pop(entry.application, None)
+            if not waiting.place.done():  # else its request has given up
+                requests.begin(waiting.who)
+                waiting.place.set_result(None)

@@ -14,7 +14,7 @@ from truthgpt_serve.http.foreign_errors import MAX_ERROR_BYTES, may_be_foreign, 
 from truthgpt_serve.http.headers import HOP_BY_HOP, end_to_end, of_application
 from truthgpt_serve.http.retriable import RETRY_AFTER_S, is_unreached
 from truthgpt_serve.http.sse import CONTENT_TYPE, WholeEvents, with_stream_headers
-from truthgpt_serve.queue_full import PLACE_HEADER
+from truthgpt_serve.queue_full import CLIENT_HEADER, PLACE_HEADER
 from truthgpt_serve.router.affinity import affinity_headers
 from truthgpt_serve.router.deadline import Deadline
 from truthgpt_serve.router.model_entry import ModelEntry
@@ -26,9 +26,13 @@ from truthgpt_serve.usage.counted import note_break
 
 logger = logging.getLogger(__name__)
 
-# The last would make Serve ignore a client that left; this hop writes the others itself.
+# The last but one would make Serve ignore a client that left, and the last is for this hop, which
+# writes the others itself.
 _NOT_SENT_UP = HOP_BY_HOP.union(
-    (b"host", b"content-length", b"expect", b"x-request-disconnect-disabled")
+    (
+        *(b"host", b"content-length", b"expect", b"x-request-disconnect-disabled"),
+        CLIENT_HEADER.encode(),
+    )
 )
 _KEPT_OF_ERRORS = frozenset((b"retry-after", b"allow", b"www-authenticate"))
 """Headers of an error that stay when its body is written anew."""

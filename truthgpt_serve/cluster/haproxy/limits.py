@@ -37,7 +37,7 @@ from truthgpt_serve.cluster.haproxy.configuration import (
 from truthgpt_serve.cluster.haproxy.refusals import ANY, HELD_S, RETRY, refuse
 from truthgpt_serve.errors import OverloadedError
 from truthgpt_serve.http.retriable import READABLE
-from truthgpt_serve.queue_full import ALL_FULL
+from truthgpt_serve.queue_full import ALL_FULL, CLIENT_HEADER
 
 SOCKET_NAME = "hop.sock"
 MAX_SOCKET_PATH = 90
@@ -168,6 +168,7 @@ def _refuse_what_is_too_much(lines: list[str], root: str, most: int, crowded: in
         lines,
         f"backend {root}",
         f"http-request return status 429 default-errorfiles if {{ be_conn gt {reserve} }}",
+        f"http-request set-header {CLIENT_HEADER} %[src]:%[src_port]",
     )
 
 

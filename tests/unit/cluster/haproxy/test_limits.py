@@ -27,6 +27,7 @@ from truthgpt_serve.cluster.haproxy.limits import (
     limit,
     share_out,
 )
+from truthgpt_serve.queue_full import CLIENT_HEADER
 
 SHORT_S = 2
 TRIES = 10
@@ -104,6 +105,18 @@ def test_what_the_models_hold_bounds_requests(tmp_path: Path) -> None:
         finally:
             proxy.router.released.set()
         assert {answer.result(LIMIT_S).status_code for answer in held} == {200}
+
+
+def test_the_router_learns_which_connection_a_request_came_by(proxy: Proxy) -> None:
+    """Of whom it is, no client can say itself."""
+    with proxy.connect() as client:
+        address, port = client.getsockname()[:2]
+        client.sendall(
+            b"POST /x HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n"
+            b"x-truthgpt-client: 192.0.2.1:1\r\n\r\n{}"
+        )
+        assert b" 200 " in client.recv(65536)
+    assert proxy.router.headers[CLIENT_HEADER] == f"{address}:{port}"
 
 
 def test_connections_to_replicas_are_kept_beside_many_clients(tmp_path: Path) -> None:

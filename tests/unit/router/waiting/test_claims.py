@@ -1,0 +1,135 @@
+"""A router knows which clients came before they were told to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from truthgpt_serve.access.identity import SCOPE_KEY, Identity
+from truthgpt_serve.queue_full import CLIENT_HEADER, MAX_QUEUES
+from truthgpt_serve.router.waiting.claims import (
+    KEPT_S,
+    LATE_S,
+    MAX_PROMISES,
+    Claim,
+    Claimant,
+    Claims,
+    claimant_of,
+)
+
+MOST = 3
+NEW, WAITED = Claim(), Claim(has_waited=True)
+FIRST, SECOND = Claimant("192.0.2.1", "192.0.2.1:1"), Claimant("192.0.2.1", "192.0.2.1:2")
+OTHER = Claimant("192.0.2.2", "192.0.2.2:1")
+
+
+class Clock:
+    """The time, which only goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def claims(clock: Clock) -> Claims:
+    return Claims(clock)
+
+
+def test_a_connection_that_was_told_to_wait_is_early_until_then(
+    claims: Claims, clock: Clock
+) -> None:
+    assert claims.take(FIRST, MOST) == NEW
+    claims.give(FIRST, 2)
+    assert claims.take(FIRST, MOST) == Claim(is_early=True, wait_s=2)
+    assert claims.take(SECOND, MOST) == NEW  # another client of the same address
+    assert claims.take(OTHER, MOST) == NEW
+    clock.now_s += 1.5
+    assert claims.take(FIRST, MOST) == Claim(is_early=True, wait_s=0.5)
+    clock.now_s += 0.45  # nearly: clocks differ
+    assert claims.take(FIRST, MOST) == WAITED
+    assert claims.take(FIRST, MOST) == NEW
+    assert not claims.num_expected()
+
+
+def test_new_connections_are_known_by_how_many_promises_are_open(
+    claims: Claims, clock: Clock
+) -> None:
+    for port in range(MAX_QUEUES * MOST):
+        who = Claimant("192.0.2.1", f"192.0.2.1:{port}")
+        assert claims.take(who, MOST) == (NEW if port < MOST else Claim(is_early=True))
+        claims.give(who, 1 + port)
+    late = Claimant("192.0.2.1", "192.0.2.1:99")
+    assert claims.take(late, MOST) == Claim(is_early=True, wait_s=MAX_QUEUES * MOST)
+    clock.now_s += 1 + LATE_S
+    assert claims.take(late, MOST) == WAITED  # of a client that opened a new connection
+    assert claims.take(late, MOST) == Claim(is_early=True)
+
+
+def test_where_connections_are_not_known_promises_are_of_the_client(
+    claims: Claims, clock: Clock
+) -> None:
+    who = Claimant("key a")
+    for _ in range(MOST):
+        assert claims.take(who, MOST) == NEW
+        claims.give(who, 1)
+    assert claims.take(who, MOST).is_early
+    clock.now_s += 1
+    assert [claims.take(who, MOST) for _ in range(MOST + 1)] == [*[WAITED] * MOST, NEW]
+
+
+def test_as_many_are_expected_as_come_when_they_are_told(claims: Claims, clock: Clock) -> None:
+    claims.give(FIRST, 1)
+    claims.give(OTHER, 2)
+    assert claims.num_expected() == 0
+    assert claims.num_expected(1.5) == claims.num_expected(1)
+    both = claims.num_expected(2)
+    assert 0 < claims.num_expected(1) == both / 2
+    clock.now_s += 2
+    assert claims.num_expected() == both
+    assert claims.take(FIRST, MOST) == WAITED
+    assert claims.num_expected() > both / 2  # one more has kept its word
+    clock.now_s += KEPT_S + 0.1
+    assert claims.num_expected() == 0
+    assert not claims
+    for number in range(200):
+        clock.now_s += 5  # nobody comes any more
+        claims.give(Claimant("", str(number)), 1)
+    assert claims.num_expected(1) < 0.01
+
+
+def test_no_more_than_some_are_remembered(claims: Claims, clock: Clock) -> None:
+    for number in range(MAX_PROMISES + 1):
+        claims.give(Claimant(str(number), f"{number}:1"), 5)
+    assert claims.take(Claimant("0", "0:1"), MOST) == NEW
+    assert claims.take(Claimant("1", "1:1"), MOST).wait_s == 5
+    assert claims.num_expected(4.9) == 0
+    assert claims.num_expected(5) > MAX_PROMISES / 4
+
+
+@pytest.mark.parametrize(
+    ("scope", "claimant"),
+    [
+        (None, Claimant()),
+        ({"headers": []}, Claimant()),
+        (
+            {"headers": [(CLIENT_HEADER.encode(), b"192.0.2.1:5000")]},
+            Claimant("192.0.2.1", "192.0.2.1:5000"),
+        ),
+        (
+            {"headers": [], SCOPE_KEY: Identity("a", priority=2, weight=3)},
+            Claimant("key a", "", 3, 2),
+        ),
+        ({"headers": [(CLIENT_HEADER.encode(), b"\xff" * 999)]}, Claimant("", "\xff" * 64)),
+    ],
+)
+def test_a_client_is_its_key_or_its_address(scope: Any, claimant: Claimant) -> None:
+    assert claimant_of(scope) == claimant
