@@ -10,6 +10,7 @@ from typing import Any
 from deployments.echo.config import EchoSettings
 from deployments.echo.engine import EchoFailure, Schedule, WhitespaceTokenizer, echo_tokens
 from truthgpt_serve.errors import RequestError
+from truthgpt_serve.usage.counted import add_tokens
 
 MAX_TOKENS = 1_000_000
 YIELD_EVERY = 16
@@ -40,10 +41,14 @@ class EchoModel:
         """Returns the whole text of `stream`."""
         parts: list[str] = []
         reason = "length"
-        async with aclosing(self.stream(inputs)) as items:
-            async for item in items:
-                parts.append(item["text"])
-                reason = item.get("finish_reason", reason)
+        try:
+            async with aclosing(self.stream(inputs)) as items:
+                async for item in items:
+                    parts.append(item["text"])
+                    reason = item.get("finish_reason", reason)
+        except asyncio.CancelledError:  # its client left
+            add_tokens(0, len(parts))
+            raise
         text = "".join(parts)
         stops = self._read(inputs)[1]
         ends = [(at, stop) for stop in stops if (at := text.find(stop)) >= 0]

@@ -15,6 +15,7 @@ from typing import Any
 
 from deployments.hf_transformers.config import DEFAULT_EMBEDDING_REQUESTS
 from truthgpt_serve.errors import UnavailableError
+from truthgpt_serve.usage.counted import add_tokens
 
 ENTRIES = ("logprobs", "prompt_logprobs")
 """What items of a text have beside it, where it is asked for."""
@@ -119,17 +120,29 @@ class TextModel(EngineModel):
         parts: list[str] = []
         last: dict[str, Any] = {}
         entries: dict[str, list[Any]] = {}
-        async with aclosing(self.stream(inputs)) as items:
-            async for item in items:
-                parts.append(item["text"])
-                last = item
-                for name in ENTRIES:
-                    if name in item:
-                        entries.setdefault(name, []).extend(item[name])
+        jobs: list[Any] = []
+        try:
+            async with aclosing(self.stream(inputs, jobs=jobs)) as items:
+                async for item in items:
+                    parts.append(item["text"])
+                    last = item
+                    for name in ENTRIES:
+                        if name in item:
+                            entries.setdefault(name, []).extend(item[name])
+        except asyncio.CancelledError:  # its client left
+            add_tokens(0, sum(job.num_tokens for job in jobs))
+            raise
         return {**last, **entries, "text": "".join(parts)}
 
-    async def stream(self, inputs: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        """Yields `{"text": delta}`, the last with `finish_reason` and `usage`; errors as above."""
+    async def stream(
+        self, inputs: dict[str, Any], *, jobs: list[Any] | None = None
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Yields `{"text": delta}`, the last with `finish_reason` and `usage`; errors as above.
+
+        Args:
+            inputs: As above.
+            jobs: Gets the text that is being made.
+        """
         engine, pool = self._loaded(), self._pool
         loop = asyncio.get_running_loop()
         call = await loop.run_in_executor(pool, engine.plan, inputs)
@@ -137,6 +150,8 @@ class TextModel(EngineModel):
             scores = await loop.run_in_executor(self._scoring, engine.score, call)
             yield {"text": "", "prompt_logprobs": [score.to_entry() for score in scores]}
         job = engine.submit(call)
+        if jobs is not None:
+            jobs.append(job)
         try:
             while (text := await job.next()) is not None:
                 yield (

@@ -13,7 +13,7 @@ from deployments.remote.engine import Answer, Remote
 from deployments.remote.headers import RequestHeaders
 from deployments.remote.health import REFUSALS, Monitor
 from deployments.remote.model_rename import AnswerNames, find_model_aside
-from deployments.remote.usage import UsageReader, ask_for_usage
+from deployments.remote.usage import UsageReader, about_prompt, ask_for_usage
 from truthgpt_serve.errors import TruthGPTError, UpstreamError, not_here
 from truthgpt_serve.http.asgi import UNREAD_TIMEOUT_S, Send, header
 from truthgpt_serve.http.connection import Connection
@@ -21,11 +21,12 @@ from truthgpt_serve.http.envelope import error_event
 from truthgpt_serve.http.open_inference import MODELS_PREFIX, split_model_path
 from truthgpt_serve.http.sse import WholeEvents, is_event_stream
 from truthgpt_serve.server.infer.routes import Bounds
-from truthgpt_serve.usage.counted import Usage, current_usage
+from truthgpt_serve.usage.counted import current_usage
 
 logger = logging.getLogger(__name__)
 
 _REFUSES = (400, 422)
+_FAILED = 400
 DOWN_STATUS = 502
 """From here on an answer may come from a proxy in front of a server that is gone."""
 
@@ -100,6 +101,20 @@ class Relay:
         usage = current_usage()
         if usage is None or usage.priority is None:  # nobody's key: the request stays as it is
             return await self.send(connection, path, body)
+        about = about_prompt(path, body)
+        try:
+            answer, hides = await self._ask_to_tell(connection, path, body)
+        except asyncio.CancelledError:  # its client left before the answer
+            usage.prompt_tokens += about
+            raise
+        failed = answer.status >= _FAILED
+        reply.count(UsageReader(usage, hides=hides, about=0 if failed else about))
+        return answer
+
+    async def _ask_to_tell(
+        self, connection: Connection, path: str, body: bytes
+    ) -> tuple[Answer, bool]:
+        """Returns the answer to a request, and whether it tells more than the client asked for."""
         asking = ask_for_usage(path, body) if self._tells_usage else None
         answer = await self.send(connection, path, asking or body)
         if asking is not None and answer.status in _REFUSES:
@@ -107,8 +122,7 @@ class Relay:
             asking, answer = None, await self.send(connection, path, body)
             if answer.status < _REFUSES[0]:  # the server does not know the field
                 self._tells_usage = False
-        reply.count(usage, hides=asking is not None)
-        return answer
+        return answer, asking is not None
 
     async def _their_name(self, model: str) -> str:
         if model not in self._names:
@@ -181,8 +195,8 @@ class _Reply:
     def rename(self, theirs: str, ours: str) -> None:
         self._names = AnswerNames(theirs, ours) if theirs != ours else None
 
-    def count(self, usage: Usage, *, hides: bool) -> None:
-        self._usage = UsageReader(usage, hides=hides)
+    def count(self, usage: UsageReader) -> None:
+        self._usage = usage
 
     async def pass_on(self, answer: Answer) -> None:
         """Sends the answer as it comes."""
@@ -216,6 +230,8 @@ class _Reply:
                 await self._write(data, more=more)
 
     def _change(self, data: bytes, *, more: bool) -> bytes:
+        if self._usage is not None:
+            self._usage.is_whole = not more
         if self._events is not None:
             data = self._events.feed(data)
             if not more:

@@ -18,7 +18,9 @@ MAX_READ_BYTES = 65536
 """Requests and answers up to this size are read whole, as that takes the event loop's time. Of a
 longer answer, which has images or vectors in it, the end is looked at."""
 TAIL_BYTES = 4096
+BYTES_A_TOKEN = 4
 _ASKED = ("/chat/completions", "/completions")
+_WITH_PROMPT = (*_ASKED, "/responses", "/messages", "/embeddings")
 _NEEDED = b'"usage"'
 _USAGE = re.compile(rb'"usage"\s*+:\s*+(\{(?:[^{}]|\{[^{}]*+\})*+\})')
 _PROMPT, _COMPLETION = ("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens")
@@ -43,16 +45,32 @@ def ask_for_usage(path: str, body: bytes) -> bytes | None:
     return body[:end] + b',"stream_options":{"include_usage":true}' + body[end:]
 
 
+def about_prompt(path: str, body: bytes) -> int:
+    """Returns about how many tokens the prompt of a request has; 0 on routes without one.
+
+    Args:
+        path: Its path.
+        body: Its body.
+    """
+    return len(body) // BYTES_A_TOKEN if path.endswith(_WITH_PROMPT) else 0
+
+
 class UsageReader:
     """Reads one answer as it passes.
 
     Args:
         usage: Gets what the answer says at its end.
         hides: Whether the last chunk of a stream, which has nothing but the tokens, is taken out.
+        about: About how many tokens the prompt has, where its client leaves before that is said.
+
+    Attributes:
+        is_whole: Whether the answer has passed to its end.
     """
 
-    def __init__(self, usage: Usage, *, hides: bool) -> None:
+    def __init__(self, usage: Usage, *, hides: bool, about: int = 0) -> None:
         self._hides = hides
+        self._about = about
+        self.is_whole = False
         self._prompt = self._completion = self._cached = self._num_events = 0
         self._held = bytearray()
         self._is_cut = False
@@ -101,7 +119,7 @@ class UsageReader:
         return True
 
     def _add(self, usage: Usage) -> None:
-        usage.prompt_tokens += self._prompt
+        usage.prompt_tokens += self._prompt or (0 if self.is_whole else self._about)
         usage.cached_tokens += min(self._cached, self._prompt)
         # A stream that broke off, or of a server that does not tell: an event is a token.
         usage.completion_tokens += self._completion or max(0, self._num_events - 1)

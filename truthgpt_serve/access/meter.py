@@ -146,7 +146,7 @@ class Metered:
     def _end(self) -> None:
         if self._lease is not None:
             self._lease.end()
-        self._usage.finish()
+        self._usage.finish(failed=self._watch.status >= _FAILED)
         self._report(self._watch.ended(self._key, self._usage, cancelled=self._is_cancelled))
 
 
@@ -156,16 +156,19 @@ class _Watch:
     Args:
         send: Where it goes.
         headers: Go out with it.
+
+    Attributes:
+        status: Of the answer; 0 before it has begun.
     """
 
-    __slots__ = ("_began_s", "_first_s", "_headers", "_last_s", "_send", "_status", "_whole")
+    __slots__ = ("_began_s", "_first_s", "_headers", "_last_s", "_send", "_whole", "status")
 
     def __init__(self, send: Send, headers: Headers) -> None:
         self._send = send
         self._headers = headers
         self._began_s = self._last_s = time.perf_counter()
         self._first_s: float | None = None
-        self._status = 0
+        self.status = 0
         self._whole = False
 
     async def send(self, message: Message) -> None:
@@ -176,7 +179,7 @@ class _Watch:
                 self._first_s = self._last_s
             self._whole = not message.get("more_body", False)
         elif message["type"] == "http.response.start":
-            self._status = message["status"]
+            self.status = message["status"]
             if self._headers:
                 message = {**message, "headers": [*message.get("headers", ()), *self._headers]}
         await self._send(message)
@@ -189,10 +192,10 @@ class _Watch:
             usage: What it used.
             cancelled: Whether its task was cancelled.
         """
-        outcome = find_outcome(self._status, self._whole, usage.broke_off, cancelled)
+        outcome = find_outcome(self.status, self._whole, usage.broke_off, cancelled)
         first_s = None if self._first_s is None else self._first_s - self._began_s
         whole_s = self._last_s - self._began_s
-        return Ended(key, usage, self._status, outcome, first_s, whole_s)
+        return Ended(key, usage, self.status, outcome, first_s, whole_s)
 
 
 def find_outcome(status: int, is_whole: bool, broke_off: bool, is_cancelled: bool) -> str:

@@ -84,8 +84,8 @@ class TokenQuota:
         knows how far an engine came with it.
         """
         usage, identity = request.usage, request.identity
-        usage.finish()
         failed = request.status >= _FAILED
+        usage.finish(failed=failed)
         if request.images is not None and (usage.megapixel_steps or failed):
             request.images.settle(usage.megapixel_steps)
         if request.tokens is None:

@@ -20,6 +20,7 @@ PROBES = frozenset(
 )
 """Routes that are read every second or so, and of which nothing is told."""
 _READS = ("GET", "HEAD")
+_FAILED = 400
 
 
 class Watched:
@@ -94,7 +95,7 @@ class Watched:
             record.fail()
             raise
         finally:
-            record.usage.finish()
+            record.usage.finish(failed=record.status >= _FAILED)
             self._end(record)
 
     def _end(self, record: RequestRecord) -> None:

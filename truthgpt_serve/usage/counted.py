@@ -27,6 +27,7 @@ class Usage:
         audio_s: Seconds of audio that were read or made.
         queued_s: Seconds that it waited for its turn.
         broke_off: Whether an answer that had begun failed.
+        failed: Whether its answer is an error; known at its end.
         refusal: Why it was refused with 429, in a word; empty if that is not known.
         priority: Of the key: the higher, the earlier; None without keys.
         cache_salt: Whose prefixes it may find in a cache: those of requests with the same salt.
@@ -43,14 +44,20 @@ class Usage:
     audio_s: float = 0.0
     queued_s: float = 0.0
     broke_off: bool = False
+    failed: bool = False
     refusal: str = ""
     priority: int | None = None
     cache_salt: str = ""
     reserve_images: Callable[[float], Awaitable[None]] | None = None
     at_end: list[Callable[[Usage], None]] = field(default_factory=list, compare=False)
 
-    def finish(self) -> None:
-        """Adds what is known at the end of the request."""
+    def finish(self, *, failed: bool = False) -> None:
+        """Adds what is known at the end of the request.
+
+        Args:
+            failed: Whether its answer is an error.
+        """
+        self.failed |= failed
         while self.at_end:
             self.at_end.pop()(self)
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.support.image_classes import Plain as Painter
-from tests.support.sample_models import Base, spec_of
+from tests.support.sample_models import Base, spec_of, wait_until
 from tests.support.servers import serve_asgi
 from truthgpt_serve.access.gate import OPEN_AT_MODEL, Gate
 from truthgpt_serve.access.key_edit import add_key
@@ -21,6 +21,7 @@ from truthgpt_serve.access.key_ring import KeyRing
 from truthgpt_serve.access.meter import Ended, Meter
 from truthgpt_serve.access.quota import Quota
 from truthgpt_serve.access.token_quota import TokenQuota
+from truthgpt_serve.errors import RequestError
 from truthgpt_serve.server import create_app
 from truthgpt_serve.server.bounded import BoundedRequests
 
@@ -45,6 +46,17 @@ class Streamed(Whole):
             time.sleep(0.02)
             yield {"text": "word "}
         yield {"text": "", "finish_reason": "length"}
+
+
+class Slow(Whole):
+    def infer(self, inputs: dict[str, Any]) -> Any:
+        time.sleep(0.5)
+        return {"text": "four five"}
+
+
+class Failing(Whole):
+    def infer(self, inputs: dict[str, Any]) -> Any:
+        raise RequestError("no")
 
 
 class Telling(Whole):
@@ -114,6 +126,20 @@ def test_a_stream_to_its_end_and_one_whose_client_leaves(tmp_path: Path) -> None
     assert left.outcome == "cancelled"
     assert 1 <= left.usage.completion_tokens < 30
     assert left.usage.prompt_tokens == len(PROMPT) // 4
+
+
+def test_a_client_that_does_not_wait_for_a_whole_answer(tmp_path: Path) -> None:
+    """Its prompt counts; a request that fails has no answer to wait for."""
+    with serving(tmp_path, Slow) as (client, told):
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/v1/completions", json={"model": "sample", "prompt": PROMPT}, timeout=0.2)
+        wait_until(lambda: len(told) == 1)
+    assert told[0].outcome == "cancelled"
+    assert told[0].usage.prompt_tokens == len(PROMPT) // 4
+    (tmp_path / "keys.yaml").unlink()
+    with serving(tmp_path, Failing) as (client, told):
+        assert complete(client).status_code == 400
+    assert told[0].usage.prompt_tokens == 0
 
 
 def test_tokens_of_a_minute(tmp_path: Path) -> None:

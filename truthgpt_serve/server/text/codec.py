@@ -60,6 +60,7 @@ class TextExchange:
 
     __slots__ = (
         "_before",
+        "_begun",
         "_behind",
         "_collected",
         "_constraint",
@@ -132,6 +133,7 @@ class TextExchange:
         self._passes = False
         self._before = self._behind = b""
         self._used = current_usage()
+        self._begun = False
         if self._used is not None:
             self._used.at_end.append(self._count_unfinished)
 
@@ -152,6 +154,7 @@ class TextExchange:
         self._filter = TextFilter(repeated, request.stop)
         if request.echo:
             self._lead = prompt.as_text()
+        self._begun = True
         return prompt.inputs(self._part.number, self._constraint)
 
     def _render(self) -> str:
@@ -279,8 +282,11 @@ class TextExchange:
         used.completion_tokens += usage["completion_tokens"]
 
     def _count_unfinished(self, used: Counted) -> None:
-        """Adds an answer that was not finished: nearly, as nothing is read on the event loop."""
-        if self._used is None or not self._collected:
+        """Adds an answer that was not finished: nearly, as nothing is read on the event loop.
+
+        One that is not streamed has only its prompt here; a class adds the tokens that it made.
+        """
+        if self._used is None or not self._begun or (used.failed and not self._collected):
             return
         self._used = None
         if self._part.number == 0:

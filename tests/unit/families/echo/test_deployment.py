@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from deployments.echo.deployment import EchoModel
 from deployments.echo.engine import EchoFailure, WhitespaceTokenizer, echo_tokens
 from truthgpt_serve.errors import RequestError
+from truthgpt_serve.usage.counted import Usage, counting
 
 
 def echo(**engine: Any) -> EchoModel:
@@ -38,6 +40,18 @@ async def test_infer_and_stream_agree() -> None:
     assert await model.infer({"text": "x y"}) == {"text": " x y x", "finish_reason": "length"}
     items = [item async for item in model.stream({"text": "x y", "max_new_tokens": 2})]
     assert items == [{"text": " x"}, {"text": " y"}, {"text": "", "finish_reason": "length"}]
+
+
+async def test_a_client_that_leaves_pays_for_what_was_said() -> None:
+    usage = Usage()
+    with counting(usage):
+        task = asyncio.create_task(echo(token_interval_s=0.02).infer({"text": "a"}))
+    await asyncio.sleep(0.2)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert 1 <= usage.completion_tokens <= 10
+    assert not usage.prompt_tokens  # the route counts them
 
 
 async def test_a_stop_text_ends_it() -> None:

@@ -26,6 +26,7 @@ from tests.support.remote_servers import (
     relayed,
     remote_cfg,
 )
+from tests.support.sample_models import wait_until
 from tests.support.servers import serve_asgi
 from truthgpt_serve import build_async_model, build_model, run_infer
 from truthgpt_serve.cluster.ports import free_port
@@ -125,6 +126,34 @@ def test_tokens_are_counted_for_requests_that_have_a_key(second: str) -> None:
     assert '"choices":[]' in told
     tokens = [(usage.prompt_tokens, usage.completion_tokens) for usage in counted]
     assert tokens == [(whole["prompt_tokens"], whole["completion_tokens"])] * 3 + [(0, 0)]
+
+
+def test_a_client_that_leaves_pays_about_its_prompt(second: str) -> None:
+    """The other server has not said yet what it is."""
+    counted: list[Usage] = []
+    hosted = Hosted(remote_cfg(second), "far")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        usage = Usage(priority=0)
+        try:
+            with counting(usage):
+                await hosted(scope, receive, send)
+        finally:
+            usage.finish()
+            counted.append(usage)
+
+    text = {"model": "far", "prompt": "word " * 400, "max_tokens": 100_000}
+    with serve_asgi(app, lifespan="on") as url, httpx.Client(base_url=url, timeout=30) as client:
+        counted.clear()
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/v1/completions", json=text, timeout=0.5)
+        wait_until(lambda: len(counted) == 1)
+        with client.stream("POST", "/v1/completions", json={**text, "stream": True}) as answer:
+            lines = answer.iter_lines()
+            assert all(next(lines) is not None for _ in range(20))
+        wait_until(lambda: len(counted) == 2)
+    assert [400 < usage.prompt_tokens < 700 for usage in counted[:2]] == [True, True]
+    assert counted[1].completion_tokens > 0
 
 
 def test_errors_of_the_other_server_pass(client: openai.OpenAI) -> None:

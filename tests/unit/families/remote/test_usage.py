@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deployments.remote.usage import MAX_READ_BYTES, UsageReader, ask_for_usage
+from deployments.remote.usage import MAX_READ_BYTES, UsageReader, about_prompt, ask_for_usage
 from truthgpt_serve.usage.counted import Usage
 
 CHAT = "/v1/chat/completions"
@@ -92,6 +92,20 @@ def test_streams_of_other_apis() -> None:
 def test_a_stream_without_tokens_counts_its_events() -> None:
     text = event(choices=[{"text": "a"}])
     assert read(text * 3, text + b"data: [DONE]\n\n")[0].completion_tokens == 4
+
+
+def test_an_answer_that_its_client_does_not_wait_for() -> None:
+    body = json.dumps({"prompt": "x" * 400}).encode()
+    about = about_prompt(CHAT, body)
+    assert about == len(body) // 4
+    assert about_prompt("/v1/audio/transcriptions", body) == 0
+    for is_whole, expected in ((False, about), (True, 0)):
+        usage = Usage()
+        reader = UsageReader(usage, hides=True, about=about)
+        reader.events(event(choices=[{"text": "a"}]) * 3)
+        reader.is_whole = is_whole
+        usage.finish()
+        assert usage == Usage(prompt_tokens=expected, completion_tokens=2)
 
 
 def test_whole_answers() -> None:

@@ -22,6 +22,7 @@ from tests.support.sample_models import wait_until
 from tests.support.tiny_transformers.models import make_tiny_seq2seq, make_tiny_state_space
 from tests.support.transformers_models import client_of, configuration, loaded
 from truthgpt_serve.errors import ConfigError, OverloadedError, RequestError, UnavailableError
+from truthgpt_serve.usage.counted import Usage, counting
 
 PROMPTS = [f"number {index} of many " * (1 + index % 9) for index in range(32)]
 NUM_TOKENS = 24
@@ -95,6 +96,20 @@ async def test_32_texts_together_are_those_of_one_at_a_time(
     prompts = [len(reference.tokenizer.encode(text)) for text in PROMPTS]
     assert [answer["usage"]["prompt_tokens"] for answer in together] == prompts
     assert model.ongoing == 0
+
+
+async def test_a_client_that_leaves_pays_for_what_was_made(model: Any) -> None:
+    usage = Usage()
+    with counting(usage):
+        task = asyncio.create_task(model.infer(inputs(PROMPTS[0], max_new_tokens=900)))
+    await asyncio.sleep(0.1)
+    while not model.ongoing:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.3)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert 1 <= usage.completion_tokens < 900
 
 
 async def test_texts_that_join_later_change_nothing(model: Any, reference: Reference) -> None:
