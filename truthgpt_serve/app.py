@@ -29,7 +29,7 @@ from truthgpt_serve.config.load import load_playground_args
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import ConfigError
 from truthgpt_serve.hardware.plan import plan_playground, plan_replica, plan_router
-from truthgpt_serve.playground.application import Playground
+from truthgpt_serve.playground.application import Playground, require_gradio
 from truthgpt_serve.replica.classes import ModelReplica, Router
 from truthgpt_serve.router.admission import FAIR_QUEUE
 
@@ -129,6 +129,10 @@ def playground(args: dict[str, Any]) -> Application:
         ConfigError: The configuration has faults; the message lists them all.
     """
     config = load_playground_args(args, place="ui: args")
+    try:
+        require_gradio()  # its replica, which starts later, may have it all the same
+    except ConfigError as error:
+        sys.stderr.write(f"TruthGPT Serve: on this machine {error}\n")
     deploy = serve.deployment(name="Playground", **plan_playground(config).deployment_options())
     return deploy(serve.ingress()(Playground)).bind(config.model_dump())
 

@@ -39,6 +39,10 @@ class PlaygroundConfig(Section):
     cpus: NonNegativeNumber = 0.1
     """CPU cores that Ray reserves. It bounds nothing; with 0 the playground always finds room."""
 
+    keep_s: NonNegativeNumber | None = 600
+    """Seconds that the playground's process stays after the last page was closed. There is none
+    before the first visit, which starts it: that saves 100 MB. Null keeps it always."""
+
     max_ongoing_requests: Annotated[int, Field(ge=16, le=65536)] = 512
     """Requests at the same time. An open page holds two: one that says it is open, one for news."""
 

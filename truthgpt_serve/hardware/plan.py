@@ -270,12 +270,29 @@ def plan_router(config: RouterConfig, environ: Mapping[str, str] = os.environ) -
 def plan_playground(
     config: PlaygroundConfig, environ: Mapping[str, str] = os.environ
 ) -> ReplicaPlan:
-    """Returns what the playground's deployment needs: one replica, which keeps the open pages."""
+    """Returns what the playground's deployment needs: one replica, which keeps the open pages.
+
+    There is none before the first visitor comes, nor once all pages have been closed for `keep_s`.
+    """
+    is_kept = config.keep_s is None
     return ReplicaPlan(
         ray_actor_options=_cpu_options(config.cpus, environ),
         max_ongoing_requests=config.max_ongoing_requests,
         max_queued_requests=config.max_queued_requests,
+        num_replicas=1 if is_kept else None,
+        autoscaling_config=None if is_kept else _on_demand(config),
         graceful_shutdown_timeout_s=2,  # open pages never end their event streams
         health_check_period_s=10,
         health_check_timeout_s=30,
     )
+
+
+def _on_demand(config: PlaygroundConfig) -> dict[str, Any]:
+    return {
+        "min_replicas": 0,
+        "max_replicas": 1,
+        "target_ongoing_requests": config.max_ongoing_requests,
+        "upscale_delay_s": 0,
+        "downscale_delay_s": config.keep_s,
+        "downscale_to_zero_delay_s": config.keep_s,
+    }

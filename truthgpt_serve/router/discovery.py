@@ -101,7 +101,7 @@ class ModelDirectory:
         return self._only
 
     async def find_playground(self) -> bool:
-        """Returns whether a replica of the playground runs, by news not older than a second."""
+        """Returns whether the playground runs or would start, by news not older than a second."""
         with contextlib.suppress(Exception):  # then by what was last known
             await self.refresh(max_age_s=MIN_REFRESH_PERIOD_S)
         return self._has_playground
@@ -274,7 +274,8 @@ class ModelDirectory:
         entries, clashes = entries_by_name(models)
         self._log_clashes(clashes)
         self._has_playground = any(
-            app.route_prefix == PLAYGROUND_PREFIX and app.num_running_replicas
+            app.route_prefix == PLAYGROUND_PREFIX
+            and (app.num_running_replicas or app.status == "RUNNING")
             for app in state.applications.values()
         )
         self._log_waiting(states)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from ray import serve
+from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import RayActorOptionsSchema
 
 from truthgpt_serve.checks import check_model
@@ -234,6 +235,17 @@ def test_router_and_playground_are_kept_on_cpu_nodes() -> None:
         assert replica.ray_actor_options["label_selector"] == {"truthgpt.io/gpu": "none"}
         accept(replica.deployment_options())
     assert "label_selector" not in plan_router(router, {}).ray_actor_options
+
+
+def test_the_playground_starts_when_it_is_asked_for() -> None:
+    options = plan_playground(PlaygroundConfig(keep_s=30)).deployment_options()
+    accept(options)
+    scaling = AutoscalingConfig(**options["autoscaling_config"])
+    assert (scaling.min_replicas, scaling.max_replicas) == (0, 1)
+    assert scaling.downscale_to_zero_delay_s == 30
+    kept = plan_playground(PlaygroundConfig(keep_s=None)).deployment_options()
+    assert kept["num_replicas"] == 1
+    assert "autoscaling_config" not in kept
 
 
 def test_limit_of_the_engine_imports_no_class() -> None:

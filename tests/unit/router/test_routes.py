@@ -50,11 +50,26 @@ async def test_a_state_that_is_too_old_is_not_ready(monkeypatch: pytest.MonkeyPa
     assert (await get(directory, "/ready"))[0] == 200
 
 
-@pytest.mark.parametrize(("replicas", "target"), [(1, b"/ui/"), (0, b"/docs"), (None, b"/docs")])
+@pytest.mark.parametrize(
+    ("replicas", "status_of_it", "target"),
+    [
+        (1, "RUNNING", b"/ui/"),
+        (1, "UNHEALTHY", b"/ui/"),
+        (0, "RUNNING", b"/ui/"),  # it starts for its first visitor
+        (0, "DEPLOYING", b"/docs"),
+        (None, "", b"/docs"),
+    ],
+)
 async def test_the_root_leads_to_the_playground_where_it_runs(
-    replicas: int | None, target: bytes
+    replicas: int | None, status_of_it: str, target: bytes
 ) -> None:
-    ui = application("ui", route_prefix="/ui", num_running_replicas=replicas or 0, card=None)
+    ui = application(
+        "ui",
+        route_prefix="/ui",
+        num_running_replicas=replicas or 0,
+        card=None,
+        status=status_of_it,
+    )
     applications = [application("m"), *([] if replicas is None else [ui])]
     directory = ModelDirectory(lambda: state(*applications), no_routes)
     status, headers, _ = await get(directory, "/")
