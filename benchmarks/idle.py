@@ -24,6 +24,7 @@ from truthgpt_serve.cluster.service.run_file import RunFile
 MODEL = "models and engines"
 ELSE = "everything else"
 ROLES = (
+    (r"ray_worker\.py --fork-server", "fork server"),
     (r"ray::ServeReplica:router:", "router"),
     (r"ray::ServeReplica:ui:", "playground"),
     (r"ray::ServeReplica:(\w[\w-]*):", "model {}"),

@@ -169,6 +169,7 @@ def test_ray_knows_each_variable(name: str, value: str) -> None:
         / "haproxy"
         / "limits.py",  # ours, which Ray hands on to HAProxy
         ROOT / "truthgpt_serve" / "cluster" / "service" / "ray_idle.py",
+        ROOT / "truthgpt_serve" / "cluster" / "service" / "fork_client.py",
     ]
     assert value != ""
     assert any(short in place.read_bytes() for place in places), f"Ray does not read {name}"

@@ -67,14 +67,33 @@ def find_worker() -> Path:
 
 
 def main() -> None:
-    """Runs Ray's worker program in place of this one."""
+    """Runs Ray's worker program in place of this one, or has a copy that is loaded do so."""
+    from truthgpt_serve.cluster.service.fork_client import SERVER_OPTION, ask_for_copy
+
+    serves = sys.argv[1:2] == [SERVER_OPTION]
+    if not serves and ask_for_copy(sys.argv):
+        return
     leave_out_pandas()
     worker = find_worker()
     own = str(Path(__file__).parent)
     with suppress(ValueError):  # with -P it is not there
         sys.path[sys.path.index(own)] = str(worker.parent)
+    if serves and not _become_worker():
+        return
     sys.argv[0] = str(worker)
     runpy.run_path(str(worker), run_name="__main__")
+
+
+def _become_worker() -> bool:
+    """Forks the raylet's workers; returns True in each of them, and False at the end."""
+    from truthgpt_serve.cluster.service import fork_server
+
+    listener, raylet = sys.argv[2:4]
+    request = fork_server.run(int(listener), int(raylet))
+    if request is None:
+        return False
+    sys.argv = request.arguments
+    return True
 
 
 if __name__ == "__main__":
