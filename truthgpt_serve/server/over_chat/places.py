@@ -41,6 +41,12 @@ def noted(part: Chat, kind: str, place: str) -> Chat:
     return part
 
 
+def noted_as(other: Chat, part: Chat) -> Chat:
+    """Notes in a part that it came from where another one did; returns it."""
+    part[_AT] = other[_AT]
+    return part
+
+
 class Places:
     """What the parts of one chat request are called in the API that the client uses.
 

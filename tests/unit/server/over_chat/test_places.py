@@ -208,3 +208,27 @@ def test_places_of_responses() -> None:
         assert named(places, place) == sent
     plain = Places(RESPONSES_TABLE, chat_of_response({"model": "m", "input": "hi"}))
     assert named(plain, "messages[0].content") == "input"
+
+
+def test_parts_are_named_as_they_were_sent() -> None:
+    document = {"type": "document", "source": {"type": "text", "data": "doc"}}
+    text = {"type": "text", "text": "so"}
+    turns = [HI, HI, {"role": "user", "content": [RESULT, document, IMAGE, text]}, HI]
+    body = {"model": "m", "max_tokens": 9, "messages": [*turns, HI]}
+    chat = chat_of_message(body)
+    places = Places(MESSAGES_TABLE, chat)
+    [_, _, message] = chat["messages"]
+    assert [part["type"] for part in message["content"]] == ["text", "image_url", "text"] + [
+        "text"
+    ] * 2
+    assert [places.sent(f"messages[2].content[{at}].text") for at in range(5)] == [
+        "messages[2].content[1].source.data",
+        "messages[2].content[2].text",
+        "messages[2].content[3].text",
+        "messages[3].content",
+        "messages[4].content",
+    ]
+    chat = chat_of_message({**body, "messages": [HI, *turns[:2], {**HI, "content": [IMAGE]}]})
+    places = Places(MESSAGES_TABLE, chat)
+    assert places.sent("messages[0].content[0].text") == "messages[0].content"
+    assert places.sent("messages[0].content[1].image_url") == "messages[3].content[0].source"

@@ -21,6 +21,8 @@ TABLE = {
     "turn.reasoning_content": ".content",
     "result.tool_call_id": ".tool_use_id",
     "image.image_url": ".source",
+    "document.text": ".source.data",
+    "turn.text": ".content",
     "'image_url'": "'image'",
     "call.function": "",
     "call.function.arguments": ".input",

@@ -16,7 +16,7 @@ from truthgpt_serve.server.over_chat.fields import (
     text_at,
     unsupported_at,
 )
-from truthgpt_serve.server.over_chat.places import noted
+from truthgpt_serve.server.over_chat.places import noted, noted_as
 
 Chat = dict[str, Any]
 _SAME = ("model", "max_tokens", "stream", "temperature", "top_p", "top_k")
@@ -91,28 +91,31 @@ def _merged(messages: list[Chat]) -> list[Chat]:
     for role, run in groupby(messages, lambda message: message["role"]):
         if role == "user":
             turns = list(run)
-            merged.append({**turns[0], "content": _one([turn["content"] for turn in turns])})
+            merged.append({**turns[0], "content": _one(turns)})
         else:
             merged += run
     return merged
 
 
-def _one(contents: list[str | list[Chat]]) -> str | list[Chat]:
+def _one(turns: list[Chat]) -> str | list[Chat]:
     """Joins the contents of one message or more; texts in front of the first list are one text."""
     parts: list[Chat] = []
     texts: list[str] = []
-    for content in contents:
+    for turn in turns:
+        content = turn["content"]
         if isinstance(content, str) and not parts:
             texts.append(content)
         elif isinstance(content, str):
-            parts.append({"type": "text", "text": content})
+            parts.append(_part_of(turn, content))
+        elif parts or not texts:
+            parts += content
         else:
-            parts += [*_text_parts(texts), *content] if not parts else content
+            parts += [_part_of(turns[0], "\n\n".join(texts)), *content]
     return parts or "\n\n".join(texts)
 
 
-def _text_parts(texts: list[str]) -> list[Chat]:
-    return [{"type": "text", "text": "\n\n".join(texts)}] if texts else []
+def _part_of(turn: Chat, text: str) -> Chat:
+    return noted_as(turn, {"type": "text", "text": text})
 
 
 def _system(system: Any) -> str:
@@ -165,7 +168,8 @@ def _user_part(block: Mapping[str, Any], place: str) -> Chat:
         image = {"type": "image_url", "image_url": {"url": _image(source, f"{place}.source")}}
         return noted(image, "image", place)
     if kind == "document" and isinstance(source, dict) and source.get("type") == "text":
-        return {"type": "text", "text": text_at(source.get("data"), f"{place}.source.data")}
+        text = {"type": "text", "text": text_at(source.get("data"), f"{place}.source.data")}
+        return noted(text, "document", place)
     raise unsupported_at(f"{place}.type", kind, "this model takes texts, images and tool results")
 
 
