@@ -54,7 +54,8 @@ async def ask_all(url: str, model: str, options: argparse.Namespace) -> Counter[
             async with turns:
                 return await judge(http, model, seed, options.max_tokens)
 
-        return Counter(await asyncio.gather(*map(ask, range(options.count))))
+        seeds = range(options.first, options.first + options.count)
+        return Counter(await asyncio.gather(*map(ask, seeds)))
 
 
 def main() -> int:
@@ -63,6 +64,7 @@ def main() -> int:
     parser.add_argument("url")
     parser.add_argument("models", nargs="+")
     parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--first", type=int, default=0, help="the seed of the first schema")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, default=900)
     options = parser.parse_args()

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import xgrammar as xgr
 
+from truthgpt_serve.grammar.strict import StrictCompiler
+
 MAX_STEP_S = 0.1
 """Longest time that one token may take: every step of the whole batch waits."""
 
@@ -45,11 +47,13 @@ class Compiler:
         self._info = xgr.TokenizerInfo.deserialize_json(tokenizer_info)
         self._any_whitespace = any_whitespace
         self._threads = threads
-        self._kept = xgr.GrammarCompiler(
-            self._info,
-            max_threads=threads,
-            cache_enabled=cache_bytes > 0,
-            cache_limit_bytes=cache_bytes or -1,
+        self._kept = StrictCompiler(
+            xgr.GrammarCompiler(
+                self._info,
+                max_threads=threads,
+                cache_enabled=cache_bytes > 0,
+                cache_limit_bytes=cache_bytes or -1,
+            )
         )
 
     def compile(self, kind: str, text: str) -> Any:
@@ -69,7 +73,9 @@ class Compiler:
         Raises:
             UnusableError: It cannot be compiled, allows nothing, or is too slow.
         """
-        compiler = xgr.GrammarCompiler(self._info, max_threads=self._threads, cache_enabled=False)
+        compiler = StrictCompiler(
+            xgr.GrammarCompiler(self._info, max_threads=self._threads, cache_enabled=False)
+        )
         started, used = time.monotonic(), time.process_time()
         try:
             compiled = self._compile(compiler, kind, text)

@@ -31,6 +31,7 @@ from deployments.vllm.patches.methods import replace_method
 from truthgpt_serve.errors import RequestError, ServerError, TruthGPTError
 from truthgpt_serve.grammar.fields import Grammar
 from truthgpt_serve.grammar.gate import GrammarGate
+from truthgpt_serve.grammar.strict import StrictCompiler
 
 BACKENDS = ("auto", "xgrammar")
 """Values of `structured_outputs_config.backend` for which grammars are compiled beforehand."""
@@ -233,6 +234,8 @@ def _refuse_unsupported(outputs: Any, backend: str) -> None:
 def mend_engine() -> None:
     """Gives the engine of this process enough threads for grammars, behind its steps.
 
+    And a compiler whose JSON is JSON.
+
     vLLM takes half the cores, so one thread on two cores: a slow grammar then holds up every other
     structured request. And the first structured request decides on the library for all: one that
     falls back to another would leave the engine without grammars in EBNF.
@@ -241,6 +244,7 @@ def mend_engine() -> None:
         RuntimeError: vLLM moved its grammars.
     """
     replace_method(StructuredOutputManager, "__init__", ("vllm_config",), _wrap_create)
+    replace_method(XgrammarBackend, "__post_init__", (), _wrap_backend)
     replace_method(StructuredOutputManager, "grammar_init", ("request",), _wrap_start)
 
 
@@ -254,6 +258,14 @@ def _wrap_create(original: Callable[..., Any]) -> Callable[..., Any]:
             narrow.shutdown(wait=False)
 
     return __init__
+
+
+def _wrap_backend(original: Callable[..., Any]) -> Callable[..., Any]:
+    def __post_init__(self: Any) -> None:
+        original(self)
+        self.compiler = StrictCompiler(self.compiler)
+
+    return __post_init__
 
 
 def _wrap_start(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,58 @@
+"""Compiles grammars whose JSON texts of bounded length hold no raw control characters.
+
+xgrammar lets all but line breaks into a text with `maxLength` or `minLength`, and an answer with a
+raw tab is no JSON. In tags it lets the mark behind a value into the value.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import xgrammar as xgr
+
+_BOUNDS = ("maxLength", "minLength")
+_NARROWED = {
+    '_characters ::= (([^\\"\\\\\\r\\n]))': '_characters ::= (([^\\0-\\x1f\\"\\\\]))',
+    "_characters ::= (([\\0-\\U0010ffff]))": "_characters ::= (([^\\0-\\x1f<]))",
+}
+"""Rules for a character of such a text, in JSON and in tags, and what they should be."""
+
+
+class StrictCompiler:
+    """Compiles as an `xgrammar.GrammarCompiler` does, but for such texts.
+
+    Args:
+        compiler: Compiles; what is not defined here is its.
+    """
+
+    def __init__(self, compiler: Any) -> None:
+        self._compiler = compiler
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._compiler, name)
+
+    def compile_json_schema(self, schema: str, **options: Any) -> Any:
+        """Returns the grammar of a schema, compiled; options are xgrammar's."""
+        if not _has_bounds(schema):
+            return self._compiler.compile_json_schema(schema, **options)
+        grammar = xgr.Grammar.from_json_schema(schema, **options)
+        return self._compiler.compile_grammar(narrowed(grammar))
+
+    def compile_structural_tag(self, tag: Any, *args: Any) -> Any:
+        """Returns the grammar of a structural tag, compiled; arguments are xgrammar's."""
+        if args or not isinstance(tag, str) or not _has_bounds(tag):
+            return self._compiler.compile_structural_tag(tag, *args)
+        grammar = xgr.Grammar.from_structural_tag(tag)
+        return self._compiler.compile_grammar(narrowed(grammar))
+
+
+def _has_bounds(text: str) -> bool:
+    return any(word in text for word in _BOUNDS)
+
+
+def narrowed(grammar: Any) -> Any:
+    """Returns an `xgrammar.Grammar` without control characters in texts of bounded length."""
+    text = wanted = str(grammar)
+    for wide, narrow in _NARROWED.items():
+        wanted = wanted.replace(wide, narrow)
+    return grammar if wanted == text else xgr.Grammar.from_ebnf(wanted)
