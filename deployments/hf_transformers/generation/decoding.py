@@ -6,10 +6,14 @@ nothing tells a call from text.
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 from truthgpt_serve.server.text.tools.prompt import ToolTemplate
+
+MAX_REMEMBERED = 1 << 18
+"""Most texts of single tokens that are kept."""
 
 
 class TextDecoder:
@@ -22,21 +26,31 @@ class TextDecoder:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._kept = _kept(tokenizer)
+        self._texts: dict[int, str] = {}
+        self._decode = partial(
+            tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
 
     def __call__(self, tokens: list[int]) -> str:
-        """Returns the text of tokens."""
+        """Returns the text of tokens; that of single ones is remembered."""
+        if len(tokens) != 1:
+            return self._text(tokens)
+        text = self._texts.get(tokens[0])
+        if text is None:
+            text = self._text(tokens)
+            if len(self._texts) < MAX_REMEMBERED:
+                self._texts[tokens[0]] = text
+        return text
+
+    def _text(self, tokens: list[int]) -> str:
         if not self._kept or self._kept.isdisjoint(tokens):
-            return self._decode(tokens)
+            return str(self._decode(tokens))
         parts = []
         for is_kept, some in groupby(tokens, self._kept.__contains__):
             part = list(some)
             decode = self._tokenizer.convert_ids_to_tokens
-            parts.append("".join(decode(part)) if is_kept else self._decode(part))
+            parts.append("".join(decode(part)) if is_kept else str(self._decode(part)))
         return "".join(parts)
-
-    def _decode(self, tokens: list[int]) -> str:
-        decode = self._tokenizer.decode
-        return str(decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _kept(tokenizer: Any) -> frozenset[int]:

@@ -71,25 +71,19 @@ def choose_tokens(logits: torch.Tensor, rows: list[Row | None]) -> torch.Tensor:
         `[rows]`, int64, on the logits' device.
     """
     scores = logits.float()
-    changed = [i for i, row in enumerate(rows) if row is not None and row.sampling.changes_logits]
-    followers = {
-        i: row.follower
-        for i, row in enumerate(rows)
-        if row is not None and row.follower is not None
-    }
-    if changed or followers:
+    wants = _Wants(rows)
+    if wants.changed or wants.followers:
         scores = scores.clone()
-        for index in changed:
-            row = rows[index]
-            if row is not None:
-                _change(scores[index], row)
-    if followers:
-        mask_rows(scores, followers)
+        for index, row in wants.changed.items():
+            _change(scores[index], row)
+    if wants.followers:
+        mask_rows(scores, wants.followers)
     tokens = scores.argmax(dim=-1)
-    drawn = [i for i, row in enumerate(rows) if row is not None and row.sampling.temperature > 0]
-    if drawn:
-        tokens[drawn] = _draw(scores[drawn], [row for i in drawn if (row := rows[i]) is not None])
-    _note_logprobs(logits, rows, tokens)
+    if wants.drawn:
+        drawn = list(wants.drawn)
+        tokens[drawn] = _draw(scores[drawn], list(wants.drawn.values()))
+    if wants.noted:
+        _note_logprobs(logits, wants.noted, tokens)
     for row, token in zip(rows, tokens.tolist(), strict=True):
         if row is not None:
             row.tokens.append(token)
@@ -98,14 +92,35 @@ def choose_tokens(logits: torch.Tensor, rows: list[Row | None]) -> torch.Tensor:
     return tokens
 
 
-def _note_logprobs(logits: torch.Tensor, rows: list[Row | None], tokens: torch.Tensor) -> None:
+class _Wants:
+    """What the rows of a batch want beside their likeliest tokens, by their numbers."""
+
+    __slots__ = ("changed", "drawn", "followers", "noted")
+
+    def __init__(self, rows: list[Row | None]) -> None:
+        self.changed: dict[int, Row] = {}
+        self.drawn: dict[int, Row] = {}
+        self.noted: dict[int, Row] = {}
+        self.followers: dict[int, Follower] = {}
+        for index, row in enumerate(rows):
+            if row is None:
+                continue
+            if row.sampling.changes_logits:
+                self.changed[index] = row
+            if row.sampling.temperature > 0:
+                self.drawn[index] = row
+            if row.num_top is not None:
+                self.noted[index] = row
+            if row.follower is not None:
+                self.followers[index] = row.follower
+
+
+def _note_logprobs(logits: torch.Tensor, rows: dict[int, Row], tokens: torch.Tensor) -> None:
     """Notes the log probabilities of tokens in the rows that want them."""
-    found = [i for i, row in enumerate(rows) if row is not None and row.num_top is not None]
-    if not found:
-        return
-    kept = [row for i in found if (row := rows[i]) is not None]
-    entries = token_logprobs(logits[found], tokens[found], [row.num_top or 0 for row in kept])
-    for row, entry in zip(kept, entries, strict=True):
+    found = list(rows)
+    num_top = [row.num_top or 0 for row in rows.values()]
+    entries = token_logprobs(logits[found], tokens[found], num_top)
+    for row, entry in zip(rows.values(), entries, strict=True):
         row.logprobs.append(entry)
 
 
