@@ -6,6 +6,7 @@ and `enable_auto_tool_choice: false` for no tools.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Mapping
 from functools import partial
@@ -16,9 +17,12 @@ from vllm.tokenizers import get_tokenizer
 
 from deployments.vllm.arguments import load_arguments
 from truthgpt_serve.server.text.reasoning import find_reasoning
-from truthgpt_serve.server.text.tools.forms import Apply, Form, find_form, takes_tools
+from truthgpt_serve.server.text.tools.form import Form
+from truthgpt_serve.server.text.tools.template_form import Apply, find_form, takes_tools
 
 logger = logging.getLogger(__name__)
+_PACKAGES = {"cohere_command3": "cohere_melody"}
+"""Packages that some of vLLM's parsers need."""
 
 
 def choose_parsers(cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,7 +82,7 @@ def _choose(apply: Apply, tokenizer: Any) -> dict[str, Any]:
     chosen: dict[str, Any] = {}
     form = find_form(apply) if takes_tools(apply) else None
     known = load_arguments()["tool_call_parser"]["known"]
-    if form is not None and form.name in known and _has_marks(form, tokenizer):
+    if form is not None and form.name in known and _has_parts(form, tokenizer):
         chosen["tool_call_parser"] = form.name
     reasoning = find_reasoning(apply, tokenizer.get_vocab())
     if reasoning is not None:
@@ -86,6 +90,8 @@ def _choose(apply: Apply, tokenizer: Any) -> dict[str, Any]:
     return chosen
 
 
-def _has_marks(form: Form, tokenizer: Any) -> bool:
-    """Returns whether the tokens are there without which vLLM's parser raises."""
+def _has_parts(form: Form, tokenizer: Any) -> bool:
+    """Returns whether the package and the tokens are there without which vLLM's parser raises."""
+    if (package := _PACKAGES.get(form.name)) and importlib.util.find_spec(package) is None:
+        return False
     return not form.needs_tokens or {form.begin, form.end} - {""} <= tokenizer.get_vocab().keys()

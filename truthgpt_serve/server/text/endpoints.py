@@ -174,7 +174,7 @@ class TextEndpoints:
         """Returns what binds answers to a grammar, or to calls where there are tools; compiled."""
         bound = await self._compile(grammar)
         form = self.tokenizer.tooling.form
-        if use is None or grammar.kind not in JSON_KINDS or not form.arguments:
+        if use is None or grammar.kind not in JSON_KINDS or not form.is_bindable:
             return bound
         try:
             return await self._compile(with_calls(grammar, use, form))
@@ -190,12 +190,12 @@ class TextEndpoints:
             is_begun: Whether the prompt begins the call.
         """
         form = self.tokenizer.tooling.form
-        if not (self.abilities.takes_constraint and form.arguments):
+        if not (self.abilities.takes_constraint and form.is_bindable):
             return None
         try:
-            if is_begun and (use.name or not form.head):
+            if is_begun and form.arguments and (use.name or not form.head):
                 return await self._compile(use.grammar(form.arguments))
-            begun = form.opening() if is_begun else ""
+            begun = form.opening(use.name) if is_begun else ""
             return await self._compile(calls_alone(use, form, begun))
         except _NOT_BOUND as error:
             logger.info("a forced call is not bound: %s", error)

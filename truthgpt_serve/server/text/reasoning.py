@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple
 
-from truthgpt_serve.server.text.tools.forms import Apply
+from truthgpt_serve.server.text.tools.template_form import Apply
 
 THINK, THOUGHT = "<think>", "</think>"
 _BEGUN, _OPTIONAL = "deepseek_r1", "qwen3"

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from truthgpt_serve.grammar.fields import Grammar
-from truthgpt_serve.server.text.tools.forms import Form
+from truthgpt_serve.server.text.tools.form import Form
 from truthgpt_serve.server.text.tools.request import ToolUse
 
 JSON_KINDS = ("json", "json_object")
@@ -23,7 +23,7 @@ def with_calls(grammar: Grammar, use: ToolUse, form: Form) -> Grammar:
     Args:
         grammar: Of one of `JSON_KINDS`.
         use: The request's tools.
-        form: How the model writes calls, with JSON.
+        form: How the model writes calls, where a grammar can bind them.
     """
     schema = msgspec.json.decode(grammar.text) if grammar.kind == "json" else _ANY_OBJECT
     tags = _tags(use, form)
@@ -40,7 +40,7 @@ def calls_alone(use: ToolUse, form: Form, begun: str = "") -> Grammar:
 
     Args:
         use: The request's tools.
-        form: How the model writes calls, with JSON.
+        form: How the model writes calls, where a grammar can bind them.
         begun: What of it the prompt has already.
     """
     return _grammar({"type": "or", "elements": _tags(use, form, begun)}, "tools")
@@ -63,7 +63,7 @@ def _tags(use: ToolUse, form: Form, begun: str = "") -> list[dict[str, Any]]:
         {
             "type": "tag",
             "begin": form.opening(name).removeprefix(begun),
-            "content": _json(parameters),
+            "content": {**_json(parameters), "style": form.style or "json"},
             "end": form.closing,
         }
         for name, parameters in use.schemas.items()

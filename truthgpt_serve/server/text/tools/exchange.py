@@ -8,10 +8,9 @@ from typing import Any
 from truthgpt_serve.server.text.codec import TextExchange
 from truthgpt_serve.server.text.reasoning import THINK, THOUGHT, ThoughtSplitter
 from truthgpt_serve.server.text.response import Usage
-from truthgpt_serve.server.text.tools.forms import PYTHONIC, Form
+from truthgpt_serve.server.text.tools.form import Form
 from truthgpt_serve.server.text.tools.json_call import Delta
 from truthgpt_serve.server.text.tools.parser import CallParser
-from truthgpt_serve.server.text.tools.pythonic import PythonicParser
 from truthgpt_serve.server.text.tools.request import ToolUse
 
 SHARE = 0.5
@@ -176,10 +175,8 @@ class ToolExchange(TextExchange):
         return "tool_calls" if self._calls and reason == "stop" else reason
 
 
-def make_parser(form: Form, use: ToolUse) -> CallParser | PythonicParser:
+def make_parser(form: Form, use: ToolUse) -> CallParser:
     """Returns what reads the calls of one answer."""
-    if form.name in PYTHONIC:
-        return PythonicParser(use.schemas, single=use.single)
     return CallParser(form, use.schemas, single=use.single)
 
 

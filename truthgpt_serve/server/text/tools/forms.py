@@ -1,89 +1,14 @@
-"""The forms in which models write calls of tools, and which of them a chat template shows.
-
-A template is asked by rendering a conversation with a call in it: what stands around the call is
-what the model was trained to write.
-"""
+"""The forms in which models write calls of tools, beside what shows them in a rendered call."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
-Apply = Callable[..., Any]
-"""A tokenizer's `apply_chat_template`."""
+from truthgpt_serve.server.text.tools.form import Form
+from truthgpt_serve.server.text.tools.tagged_call import DSML
 
-CALLED, TOLD, KEY, VALUE = "QxCalledZ", "QxToldZ", "qxkey", "QxValueZ"
-"""Marks in the rendered conversation: a function that is called, one that is told of, and so on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """How a model writes calls.
-
-    Attributes:
-        name: In vLLM's words, where it has a parser for it.
-        begin: What stands before a call, or before all of them.
-        end: What stands behind it or them, or nothing.
-        is_bare: Whether an answer may be a call without anything before it.
-        arguments: The key of the arguments in JSON; empty where those are no JSON.
-        id_length: The length of ids that the template asks for; 0 for any.
-        head: What stands between `begin` and the arguments, with `{name}`; where it is empty,
-            a call is a JSON object with its name and its arguments.
-        tail: What stands between the arguments and `end`.
-        is_list: Whether those objects stand in a list.
-        named: Finds the name before the arguments: `name`, and `id` where the model writes one.
-        inner: Other marks of calls, which may be special tokens.
-        behind: The mark behind each call, where `end` is that behind all of them.
-        needs_tokens: Whether vLLM's parser wants `begin` and `end` to be one token each.
-    """
-
-    name: str
-    begin: str = ""
-    end: str = ""
-    is_bare: bool = False
-    arguments: str = "arguments"
-    id_length: int = 0
-    head: str = ""
-    tail: str = "}"
-    is_list: bool = False
-    named: re.Pattern[str] | None = None
-    inner: tuple[str, ...] = ()
-    behind: str = ""
-    needs_tokens: bool = False
-
-    def opening(self, name: str = "", *, is_bound: bool = False) -> str:
-        """Returns how an answer begins that calls a function, up to its arguments.
-
-        Args:
-            name: The function; empty leaves it open.
-            is_bound: Whether a grammar binds the rest, which is then all of the JSON.
-        """
-        if self.head:
-            before, _, behind = self.head.partition("{name}")
-            if name:
-                return f"{self.begin}{before}{name}{behind}"
-            return self.begin + (before if self.arguments else before.partition("<")[0])
-        array = "[" if self.is_list else ""
-        break_ = "\n" if self.end and not array else ""
-        if is_bound and not name:
-            return f"{self.begin}{break_}{array}"
-        head = f'{self.begin}{break_}{array}{{"name": "'
-        return f'{head}{name}", "{self.arguments}": ' if name else head
-
-    @property
-    def closing(self) -> str:
-        """What stands behind the arguments of a last call."""
-        tail = self.tail + ("]" if self.is_list else "")
-        return tail + ("" if self.head or self.is_list or not self.end else "\n") + self.end
-
-    @property
-    def marks(self) -> frozenset[str]:
-        """What tells calls from text: those among them that are special tokens are to be kept."""
-        return frozenset((self.begin, self.end, *self.inner)) - {""}
-
-
+CALLED, KEY, VALUE = "QxCalledZ", "qxkey", "QxValueZ"
+"""A function that is called in a rendered conversation, a parameter's name and its value."""
 HERMES = Form("hermes", "<tool_call>", "</tool_call>")
 _MISTRAL_NAMED = re.compile(
     r"\s*+(?P<name>[\w.-]++)(?:\[CALL_ID\]\w*+)?\s*+(?:\[ARGS\]\s*+)?(?=\{)"
@@ -129,11 +54,21 @@ FORMS = (
             "</tool_call>",
             arguments="",
             head="\n<function={name}>\n",
+            tail="\n</function>\n",
+            style="qwen_xml",
         ),
     ),
     (
         re.compile(rf"<tool_call>\s*{CALLED}\s*<arg_key>"),
-        Form("glm45", "<tool_call>", "</tool_call>", arguments="", head="{name}\n"),
+        Form(
+            "glm45",
+            "<tool_call>",
+            "</tool_call>",
+            arguments="",
+            head="{name}\n",
+            tail="\n",
+            style="glm_xml",
+        ),
     ),
     (
         re.compile(r"<seed:tool_call>\s*<function="),
@@ -143,7 +78,9 @@ FORMS = (
             "</seed:tool_call>",
             arguments="",
             head="\n<function={name}>\n",
+            tail="\n</function>\n",
             needs_tokens=True,
+            style="qwen_xml",
         ),
     ),
     (
@@ -154,7 +91,45 @@ FORMS = (
             "</minimax:tool_call>",
             arguments="",
             head='\n<invoke name="{name}">\n',
+            tail="\n</invoke>\n",
             needs_tokens=True,
+            style="minimax_xml",
+        ),
+    ),
+    (
+        re.compile(rf'<{DSML}invoke name="{CALLED}">'),
+        Form(
+            "deepseek_v32",
+            f"<{DSML}function_calls>",
+            f"</{DSML}function_calls>",
+            arguments="",
+            head=f'\n<{DSML}invoke name="{{name}}">\n',
+            tail=f"\n</{DSML}invoke>\n",
+            needs_tokens=True,
+            style="deepseek_xml",
+        ),
+    ),
+    (
+        re.compile(rf'"tool_call_id"\s*:\s*"\d+"\s*,\s*"tool_name"\s*:\s*"{CALLED}"'),
+        Form(
+            "cohere_command3",
+            "<|START_ACTION|>",
+            "<|END_ACTION|>",
+            arguments="parameters",
+            head='[\n    {"tool_call_id": "0", "tool_name": "{name}", "parameters": ',
+            tail="}\n]",
+            needs_tokens=True,
+        ),
+    ),
+    (
+        re.compile(rf"<function_calls>\s*{CALLED}\("),
+        Form(
+            "olmo3",
+            "<function_calls>",
+            "</function_calls>",
+            arguments="",
+            head="\n{name}(",
+            tail=")\n",
         ),
     ),
     (
@@ -230,53 +205,16 @@ FORMS = (
             is_bare=True,
             arguments="",
             head="[{name}(",
+            tail=")]",
             needs_tokens=True,
         ),
     ),
     (
         re.compile(rf"\[\s*{CALLED}\(\s*{KEY}\s*=\s*[\"']{VALUE}"),
-        Form("pythonic", is_bare=True, arguments="", head="[{name}("),
+        Form("pythonic", is_bare=True, arguments="", head="[{name}(", tail=")]"),
     ),
 )
-PYTHONIC = frozenset(("pythonic", "lfm2"))
-"""Forms whose calls are a list as Python writes it."""
+PYTHONIC = frozenset(("pythonic", "lfm2", "olmo3"))
+"""Forms whose calls are as Python writes them."""
 ANY = Form("json", "<tool_call>", "</tool_call>", is_bare=True, behind="<|/tool_call|>")
 """For templates with tools whose form is none of these."""
-
-_TOOL = {
-    "type": "function",
-    "function": {
-        "name": TOLD,
-        "description": "d",
-        "parameters": {"type": "object", "properties": {KEY: {"type": "string"}}},
-    },
-}
-_USER = {"role": "user", "content": "x"}
-
-
-def takes_tools(apply: Apply) -> bool:
-    """Returns whether a template tells the model of the tools that a request brings."""
-    return TOLD in _render(apply, [_USER], add_generation_prompt=True, tools=[_TOOL])
-
-
-def find_form(apply: Apply) -> Form | None:
-    """Returns the form of a template's calls, or None where it shows none that is known."""
-    for call_id in ("abcdefghi", f"functions.{CALLED}:0"):  # Kimi's calls have their name there
-        for arguments in ({KEY: VALUE}, f'{{"{KEY}": "{VALUE}"}}'):
-            function = {"name": CALLED, "arguments": arguments}
-            call = {"id": call_id, "type": "function", "function": function}
-            for content in ("", None):
-                said = {"role": "assistant", "content": content, "tool_calls": [call]}
-                text = _render(apply, [_USER, said], tools=[_TOOL])
-                before, found, after = text.rpartition(CALLED)
-                if found:
-                    near = before[-60:] + found + after[:60]
-                    return next((form for pattern, form in FORMS if pattern.search(near)), None)
-    return None
-
-
-def _render(apply: Apply, messages: list[dict[str, Any]], **options: Any) -> str:
-    try:
-        return str(apply(messages, tokenize=False, **options))
-    except Exception:  # templates raise what they like about what they do not take
-        return ""

@@ -10,16 +10,9 @@ from typing import Any
 import msgspec
 
 from truthgpt_serve.server.text.messages import ChatMessage, parse_arguments
-from truthgpt_serve.server.text.tools.forms import (
-    ANY,
-    DEEPSEEK_V3,
-    DEEPSEEK_V31,
-    HERMES,
-    Apply,
-    Form,
-    find_form,
-    takes_tools,
-)
+from truthgpt_serve.server.text.tools.form import Form
+from truthgpt_serve.server.text.tools.forms import ANY, DEEPSEEK_V3, DEEPSEEK_V31, HERMES
+from truthgpt_serve.server.text.tools.template_form import Apply, find_form, takes_tools
 
 _MARK = "QxSystemZ"
 _KNOWN_BY_HEART = (DEEPSEEK_V3, DEEPSEEK_V31)

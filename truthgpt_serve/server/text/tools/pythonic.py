@@ -1,4 +1,4 @@
-"""Reads an answer that is a list of calls as Python writes them: `[add(a=1, b="x"), sub()]`.
+"""Reads calls as Python writes them: `[add(a=1, b="x"), sub()]`, or one without the list.
 
 As Llama 3.2 and Llama 4 write them: https://www.llama.com/docs/model-cards-and-prompt-formats/.
 """
@@ -16,93 +16,73 @@ from truthgpt_serve.server.text.tools.json_call import Delta
 
 MAX_LIST = 1 << 17
 """Characters of a list that are read; a longer one is text."""
-_HEAD = re.compile(r"\s*+(?:<\|tool_call_start\|>)?+\s*+\[\s*+([A-Za-z_][\w.\-]*+)\s*+\(")
-_MARK = "<|tool_call_start|>"
-_MAY_BE_HEAD = re.compile(
-    r"\s*+(?:<\|tool_call_start\|>)?+\s*+(?:\[\s*+(?:[A-Za-z_][\w.\-]*+\s*+)?)?"
-)
 MAX_HEAD = 512
-_UNREADABLE = (SyntaxError, ValueError, TypeError, RecursionError, MemoryError)
+_HEAD = re.compile(r"\s*+(?:\[\s*+)?([A-Za-z_][\w.\-]*+)\s*+\(")
+_HEAD_BEGUN = re.compile(r"\s*+(?:\[\s*+)?(?:[A-Za-z_][\w.\-]*+\s*+)?\Z")
+_UNREADABLE = (SyntaxError, ValueError, TypeError, OverflowError, RecursionError, MemoryError)
 
 
-class PythonicParser:
-    """Reads one answer, like `CallParser`; calls come whole, at the end of the list.
+class PythonCalls:
+    """A list of calls that is being read, or one call; like `JsonCall`, given when it is whole.
 
     Args:
-        names: The functions that there are: a list that begins with another one is text.
-        single: Whether nothing is read behind the first call.
-
-    Attributes:
-        num_calls: Calls that were read.
-        done: Whether nothing more is wanted.
+        names: The functions that there are: what calls another one is none.
     """
 
-    def __init__(self, names: Collection[str], *, single: bool = False) -> None:
-        self.num_calls = 0
-        self.done = False
+    closed = False
+
+    def __init__(self, names: Collection[str]) -> None:
+        self.text = self.unread = ""
+        self.begun = False
+        self.ended = False
+        self.is_none = False
         self._names = names
-        self._single = single
-        self._held = ""
-        self._is_text = False
-        self._is_list = False
+        self._is_known = False
         self._end = _ListEnd()
 
-    def expect(self, name: str) -> list[Delta]:
-        """Reads what follows as the arguments of a call that the prompt has begun."""
-        return self.feed(f"[{name}(")
-
     def feed(self, text: str) -> list[Delta]:
-        """Takes the text that follows; returns what is certain by now."""
-        if self.done or not text:
-            return []
-        if self._is_text:
-            return [Delta(text=text)]
-        self._held += text
-        if not self._is_list:
-            head = _HEAD.match(self._held)
-            if head is None:
-                return [] if self._may_be_head() else self._say()
-            if head[1] not in self._names:
-                return self._say()
-            self._is_list = True
-            text = self._held
+        """Takes the text that follows; returns what is new."""
+        self.text += text
+        if not self._is_known:
+            head = _HEAD.match(self.text, 0, MAX_HEAD)
+            self._is_known = head is not None and head[1] in self._names
+            if not self._is_known:
+                is_open = head is None and _HEAD_BEGUN.match(self.text) is not None
+                if not is_open or len(self.text) >= MAX_HEAD:
+                    self._leave(0, is_none=True)
+                return []
+            text = self.text
         end = self._end.find_in(text)
-        if end is not None:
-            return self._read(len(self._held) - len(text) + end)
-        return self._say() if len(self._held) > MAX_LIST else []
+        at = len(self.text) if end is None else len(self.text) - len(text) + end
+        if at > MAX_LIST:
+            self._leave(MAX_LIST, is_none=True)
+        elif end is not None:
+            return self._take(at)
+        return []
 
-    def finish(self) -> list[Delta]:
-        """Returns what was held back, at the end of the answer."""
-        return self._say() if self._held and not self.done else []
+    def _leave(self, at: int, *, is_none: bool) -> None:
+        self.is_none, self.ended = is_none, not is_none
+        self.text, self.unread = self.text[:at], self.text[at:]
 
-    def _may_be_head(self) -> bool:
-        if len(self._held) >= MAX_HEAD:
-            return False
-        is_begun = _MAY_BE_HEAD.fullmatch(self._held) is not None
-        return is_begun or _MARK.startswith(self._held.lstrip())
-
-    def _say(self) -> list[Delta]:
-        held, self._held, self._is_text = self._held, "", True
-        return [Delta(text=held)]
-
-    def _read(self, end: int) -> list[Delta]:
-        """Reads the list that ends there; what stands behind it is not part of the answer."""
+    def _take(self, at: int) -> list[Delta]:
+        """Reads the list that ends there."""
         try:
-            calls = _read_calls(self._held[:end].strip().removeprefix(_MARK))
+            calls = _read_calls(self.text[:at])
         except _UNREADABLE:
-            return self._say()
-        if any(name not in self._names for name, _ in calls):
-            return self._say()
-        self.done = True
-        deltas: list[Delta] = []
-        for name, arguments in calls[:1] if self._single else calls:
-            self.num_calls += 1
-            deltas += [Delta(name=name), Delta(arguments=arguments)]
-        return deltas
+            calls = []
+        self._leave(at, is_none=not calls or any(name not in self._names for name, _ in calls))
+        self.begun = self.ended
+        if self.is_none:
+            return []
+        return [
+            delta
+            for name, arguments in calls
+            for delta in (Delta(name=name), Delta(arguments=arguments))
+        ]
 
 
 class _ListEnd:
-    """Finds the end of a list in its pieces, outside of strings."""
+    """Finds the end of a list, or of a call, in its pieces, outside of strings."""
 
     def __init__(self) -> None:
         self._depth = 0
@@ -130,9 +110,7 @@ class _ListEnd:
 def _read_calls(text: str) -> list[tuple[str, str]]:
     """Returns names and arguments, as JSON, of a list; raises one of `_UNREADABLE`."""
     tree = ast.parse(text.strip(), mode="eval").body
-    if not isinstance(tree, ast.List):
-        raise TypeError("no list")
-    return [_read_call(node) for node in tree.elts]
+    return [_read_call(node) for node in (tree.elts if isinstance(tree, ast.List) else [tree])]
 
 
 def _read_call(node: ast.expr) -> tuple[str, str]:

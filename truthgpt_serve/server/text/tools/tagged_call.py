@@ -1,112 +1,164 @@
 """Reads one call from tags: a function with one tag for each parameter, whose value is plain text.
 
 As Qwen3-Coder writes it, `<function=add><parameter=a>1</parameter></function>`, as MiniMax-M2 does,
-`<invoke name="add"><parameter name="a">1</parameter></invoke>`, and as GLM-4.5 does,
-`add<arg_key>a</arg_key><arg_value>1</arg_value>`. A value is JSON, unless the parameter's schema
-says that it is a string.
+`<invoke name="add"><parameter name="a">1</parameter></invoke>`, as DeepSeek V3.2 does, with its
+mark in each tag and `string="true"` beside texts, and as GLM-4.5 does,
+`add<arg_key>a</arg_key><arg_value>1</arg_value>`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from truthgpt_serve.server.text.tools.json_call import MAX_HEAD, Delta
+from truthgpt_serve.server.text.tools.json_call import MAX_CALL, MAX_HEAD, Delta
+from truthgpt_serve.server.text.tools.tagged_value import read_value
 
-_FUNCTION = re.compile(r'\s*+<(?:function=|invoke name=")([^">\s]++)"?>')
-_PARAMETER = re.compile(r'<parameter(?:=| name=")([^"<>\s]++)"?>\n?(.*?)\n?</parameter>', re.DOTALL)
-_NAME = re.compile(r"\s*+([\w.-]++)\s*+(?=<arg_key>|</tool_call>)")
-_PAIR = re.compile(r"<arg_key>([^<]*+)</arg_key>\s*+<arg_value>\n?(.*?)\n?</arg_value>", re.DOTALL)
-_END = re.compile(r"(</function>|</invoke>|</(?:seed:|minimax:)?tool_call>)")
+DSML = "\N{FULLWIDTH VERTICAL LINE}DSML\N{FULLWIDTH VERTICAL LINE}"
+_FUNCTION = re.compile(rf'\s*+<(?:function=|(?:{DSML})?invoke name=")([^">\s]++)"?>')
+_FUNCTION_BEGUN = re.compile(r"\s*+(?:<[^>]*+)?\Z")
+_NAME = re.compile(r"\s*+([\w.-]++)\s*+(?:(?=<arg_key>)|(?=</tool_call>))")
+_NAME_BEGUN = re.compile(r"\s*+(?:[\w.-]++\s*+(?:<[\w/]*+)?)?\Z")
 _SPACE = re.compile(r"\s*+")
+_SECTION_ENDS = (
+    *("</tool_call>", "</seed:tool_call>", "</minimax:tool_call>"),
+    f"</{DSML}function_calls>",
+)
+"""Marks behind calls, which models write where they forget the end of the last one."""
+
+
+class _Kind(NamedTuple):
+    """How parameters are written.
+
+    Attributes:
+        opening: What stands before a value; its first group is the parameter's name, and the one
+            called `text`, if there is one, says whether it is a text.
+        begins: How that begins.
+        ends: How that ends: what has this and does not match is no parameter.
+        closing: What stands behind a value.
+        call_ends: What stands behind the last one.
+    """
+
+    opening: re.Pattern[str]
+    begins: str
+    ends: str
+    closing: str
+    call_ends: tuple[str, ...]
+
+
+def _tags(mark: str = "") -> _Kind:
+    pattern = rf'<{mark}parameter(?:=| name=")([^"<>\s]++)"?(?: string="(?P<text>true|false)")?>'
+    ends = (*(f"</{mark}{name}>" for name in ("function", "invoke")), *_SECTION_ENDS)
+    return _Kind(re.compile(pattern), f"<{mark}parameter", ">", f"</{mark}parameter>", ends)
+
+
+_TAGS, _DSML_TAGS = _tags(), _tags(DSML)
+_PAIRS = _Kind(
+    re.compile(r"<arg_key>([^<]*+)</arg_key>\s*+<arg_value>"),
+    "<arg_key>",
+    "<arg_value>",
+    "</arg_value>",
+    _SECTION_ENDS,
+)
 
 
 class TaggedCall:
-    """One call that is being read; like `JsonCall`, and every name is taken.
+    """One call that is being read, given when it is whole; like `JsonCall`, of any name.
 
     Args:
         schemas: The parameters of each function as JSON Schemas.
-
-    A name must end within `MAX_HEAD` characters, or it is no call.
     """
 
     def __init__(self, schemas: Mapping[str, Mapping[str, Any]]) -> None:
-        self.text = ""
+        self.text = self.unread = ""
         self.begun = False
         self.ended = False
         self.closed = False
         self.is_none = False
-        self._is_broken = False
         self._schemas = schemas
         self._name = ""
+        self._kind = _TAGS
+        self._pairs: dict[str, Any] = {}
+        self._open: re.Match[str] | None = None
         self._read = 0
-        self._pair = _PARAMETER
-        self._num_pairs = 0
         self._searched = 0
 
-    def feed(self, text: str) -> tuple[list[Delta], int]:
-        """Takes the text that follows; returns what is new, and how many characters are its."""
-        before = len(self.text)
+    def feed(self, text: str) -> list[Delta]:
+        """Takes the text that follows; returns what is new."""
         self.text += text
-        deltas: list[Delta] = []
-        if not self.begun:
-            self._begin(deltas)
-            if self.is_none:
-                self.text = self.text[:MAX_HEAD]
-                return deltas, MAX_HEAD - before
-        while self.begun and (pair := self._match()):
-            self._read = self._searched = pair.end()
-            opening = ", " if self._num_pairs else "{"
-            self._num_pairs += 1
-            key, value = pair[1].strip(), self._value(pair[1].strip(), pair[2])
-            deltas.append(Delta(arguments=f"{opening}{_encode(key)}: {_encode(value)}"))
-        if self.begun and (end := _END.match(self.text, self._read)):
-            self.ended, self.closed = True, end[1].endswith("tool_call>")
-            deltas.append(Delta(arguments="}" if self._num_pairs else "{}"))
-            self.text = self.text[: end.end()]
-            return deltas, end.end() - before
-        return deltas, len(text)
+        if not self._name:
+            self._begin()
+        while self._name and not self.is_none and not self.ended and self._step():
+            pass
+        if self._read > MAX_CALL or (len(self.text) > MAX_CALL and not self.ended):
+            self.ended, self.is_none, self._read = False, True, MAX_CALL
+        if self.ended or self.is_none:
+            self.text, self.unread = self.text[: self._read], self.text[self._read :]
+        if not self.ended:
+            return []
+        self.begun = True
+        pairs = [f"{_encode(key)}: {_encode(value)}" for key, value in self._pairs.items()]
+        return [Delta(name=self._name), Delta(arguments="{" + ", ".join(pairs) + "}")]
 
-    def _has_end(self) -> bool:
-        """Returns whether the end of a parameter has come; a long value is looked through once."""
-        tag = "</parameter>" if self._pair is _PARAMETER else "</arg_value>"
-        if self.text.find(tag, self._searched) >= 0:
+    def _begin(self) -> None:
+        text = self.text
+        head = _FUNCTION.match(text, 0, MAX_HEAD)
+        if head is None and (head := _NAME.match(text, 0, MAX_HEAD)) is not None:
+            self._kind = _PAIRS
+            # Without parameters it may as well be a word.
+            is_call = text.startswith("<arg_key>", head.end()) or head[1] in self._schemas
+            head = head if is_call else None
+        elif head is not None and DSML in head[0]:
+            self._kind = _DSML_TAGS
+        if head is not None:
+            self._name, self._read = head[1], head.end()
+            return
+        begun = _FUNCTION_BEGUN.match(text) or _NAME_BEGUN.match(text)
+        self.is_none = begun is None or len(text) > MAX_HEAD
+
+    def _step(self) -> bool:
+        """Reads a tag or a value; returns whether there may be more to read."""
+        kind, text = self._kind, self.text
+        if self._open is not None:
+            return self._read_value(self._open)
+        if (space := _SPACE.match(text, self._read)) is not None:
+            self._read = space.end()
+        for end in kind.call_ends:
+            if text.startswith(end, self._read):
+                self._read += len(end)
+                self.ended, self.closed = True, end in _SECTION_ENDS
+                return False
+        self._open = kind.opening.match(text, self._read, self._read + MAX_HEAD)
+        if self._open is not None:
+            self._searched = self._open.end()
             return True
-        self._searched = max(self._read, len(self.text) - len(tag))
+        rest = text[self._read : self._read + MAX_HEAD + 1]
+        self.is_none = not self._may_go_on(rest)
         return False
 
-    def _match(self) -> re.Match[str] | None:
-        """Returns the next parameter; what ends like one and is none is not looked at again."""
-        if (space := _SPACE.match(self.text, self._read)) is not None:
-            self._read = space.end()
-        if self._is_broken or not self._has_end():
-            return None
-        pair = self._pair.match(self.text, self._read)
-        self._is_broken = pair is None
-        return pair
+    def _may_go_on(self, rest: str) -> bool:
+        """Returns whether a tag may begin so that it is not certain yet which."""
+        kind = self._kind
+        if any(end.startswith(rest) for end in kind.call_ends):
+            return True
+        begins = rest.startswith(kind.begins) or kind.begins.startswith(rest)
+        return begins and len(rest) <= MAX_HEAD and kind.ends not in rest
 
-    def _begin(self, deltas: list[Delta]) -> None:
-        head = _FUNCTION.match(self.text, 0, MAX_HEAD)
-        if head is None and (head := _NAME.match(self.text, 0, MAX_HEAD)) is not None:
-            self._pair = _PAIR
-        if head is not None:
-            self.begun, self._read, self._name = True, head.end(), head[1]
-            deltas.append(Delta(name=head[1]))
-        self.is_none = head is None and len(self.text) > MAX_HEAD
-
-    def _value(self, key: str, text: str) -> Any:
-        properties = self._schemas.get(self._name, {}).get("properties")
-        schema = properties.get(key) if isinstance(properties, dict) else None
-        kind = schema.get("type") if isinstance(schema, dict) else None
-        if kind == "string":
-            return text
-        try:
-            return msgspec.json.decode(text.strip())
-        except (msgspec.DecodeError, UnicodeError, RecursionError):
-            return text
+    def _read_value(self, opening: re.Match[str]) -> bool:
+        closing = self._kind.closing
+        end = self.text.find(closing, self._searched)
+        if end < 0:
+            self._searched = max(opening.end(), len(self.text) - len(closing))
+            return False
+        text = self.text[opening.end() : end].removeprefix("\n").removesuffix("\n")
+        key, is_text = opening[1].strip(), opening.groupdict().get("text")
+        schema = self._schemas.get(self._name, {})
+        self._pairs[key] = read_value(text, schema, key, is_text=is_text == "true")
+        self._open, self._read = None, end + len(closing)
+        return True
 
 
 def _encode(value: Any) -> str:

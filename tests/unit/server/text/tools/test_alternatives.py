@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import random
 from typing import Any
 
+import jsonschema  # type: ignore[import-untyped]  # Ray brings it, without its types
+import numpy as np
 import pytest
 import transformers
 import xgrammar
 
 from deployments.vllm.tiny_model import make_tiny_llama
+from tests.support.grammar_schemas import small_schema
+from tests.support.tool_answers import read_answer
 from truthgpt_serve.grammar.compile import Compiler
+from truthgpt_serve.grammar.constraints import special_ids, without
 from truthgpt_serve.grammar.fields import Grammar
 from truthgpt_serve.server.text.tools.alternatives import calls_alone, with_calls
-from truthgpt_serve.server.text.tools.forms import FORMS, Form
-from truthgpt_serve.server.text.tools.request import Tool, ToolFunction, read_tools
+from truthgpt_serve.server.text.tools.form import Form
+from truthgpt_serve.server.text.tools.forms import FORMS
+from truthgpt_serve.server.text.tools.parser import CallParser
+from truthgpt_serve.server.text.tools.request import NamedFunction, Tool, ToolFunction, read_tools
 
 BY_NAME = {form.name: form for _, form in FORMS}
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -67,6 +76,47 @@ def test_any_object(compiler: Compiler) -> None:
     assert takes(compiler, BY_NAME["hermes"], '{"a": [1]}', grammar)
     assert takes(compiler, BY_NAME["hermes"], HERMES, grammar)
     assert not takes(compiler, BY_NAME["hermes"], "[1]", grammar)
+
+
+def answer_of(compiler: Compiler, info: Any, bound: Grammar, chance: random.Random) -> str:
+    """Returns what a model may write, with tokens chosen by chance."""
+    matcher = xgrammar.GrammarMatcher(compiler.compile(bound.kind, bound.text))
+    mask = xgrammar.allocate_token_bitmask(1, info.vocab_size)
+    found = b""
+    while True:
+        matcher.fill_next_token_bitmask(mask)
+        bits = np.unpackbits(mask.numpy().view(np.uint8), bitorder="little")
+        allowed = np.flatnonzero(bits[: info.vocab_size]).tolist()
+        going = [token for token in allowed if token not in info.stop_token_ids]
+        if len(going) < len(allowed):
+            return found.decode()
+        # Characters of several tokens would not always be whole.
+        plain = [token for token in going if info.decoded_vocab[token].isascii()]
+        token = chance.choice(plain or going)
+        matcher.accept_token(token)
+        found += info.decoded_vocab[token]
+
+
+@pytest.mark.parametrize("form", [form for form in BY_NAME.values() if form.style])
+def test_calls_in_tags_validate(form: Form) -> None:
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained("models/story")
+    info = without(xgrammar.TokenizerInfo.from_huggingface(tokenizer), special_ids(tokenizer))
+    compiler = Compiler(info.serialize_json(), any_whitespace=False, threads=1)
+    for seed in range(12):
+        schema = small_schema(seed)
+        tools = [
+            Tool(type="function", function=ToolFunction(name=name, parameters=schema))
+            for name in ("look", "see")
+        ]
+        for choice in ("required", NamedFunction("see")):
+            use = read_tools(tools, choice, parallel=None)
+            assert use is not None
+            begun = form.opening(use.name)
+            bound = calls_alone(use, form, begun)
+            text = begun + answer_of(compiler, info, bound, random.Random(seed))
+            said, calls = read_answer(CallParser(form, use.schemas), text, 7)
+            assert (said, len(calls)) == ("", 1), text
+            jsonschema.validate(json.loads(calls[0][1]), schema)
 
 
 @pytest.mark.parametrize("form", [form for form in BY_NAME.values() if form.arguments])

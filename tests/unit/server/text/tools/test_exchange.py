@@ -24,11 +24,14 @@ TOOL: Any = {
 }
 CLOCK: Any = {"type": "function", "function": {"name": "get_time"}}
 ASK: Any = [{"role": "user", "content": "The weather in Oslo and Rome?"}]
+CITIES = ["Oslo", "Rome" + " and on" * 500]
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "%s"}}\n</tool_call>'
 
 
 class Agent(Base):
     """Calls a tool for each city, where it was told of one, and then says what it was told."""
+
+    default_max_new_tokens = 4096
 
     def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return {"text": "".join(item["text"] for item in self.stream(inputs))}
@@ -44,7 +47,8 @@ class Agent(Base):
         elif "<tool_response>\nsunny" in prompt:
             text = "It is sunny."
         elif '"get_weather"' in prompt:
-            text = f"I look.\n{CALL % 'Oslo'}\n{CALL % 'Rome'}"
+            first, second = CITIES
+            text = f"I look.\n{CALL % first}\n{CALL % second}"
         for at in range(0, len(text), 5):
             yield {"text": text[at : at + 5]}
 
@@ -89,7 +93,7 @@ def test_a_chat(gpt: openai.OpenAI, stream: bool) -> None:
     calls = choice.message.tool_calls
     assert [call.function.name for call in calls] == ["get_weather"] * 2
     cities = [json.loads(call.function.arguments)["city"] for call in calls]
-    assert cities == ["Oslo", "Rome"]
+    assert cities == CITIES
     assert len({call.id for call in calls}) == 2
 
     told = [
@@ -122,7 +126,7 @@ def test_arguments_come_in_pieces(gpt: openai.OpenAI) -> None:
     names = [delta.function.name for delta in deltas if delta.function and delta.function.name]
     assert names == ["get_weather"] * 2
     assert [delta.index for delta in deltas if delta.id] == [0, 1]
-    assert len(deltas) > 6
+    assert len(deltas) > 6, "a long call comes in pieces"
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
 
 
@@ -162,7 +166,7 @@ def test_a_response(gpt: openai.OpenAI, stream: bool) -> None:
         answer = gpt.responses.create(**fields)
     text, first, second = answer.output
     assert (answer.output_text, text.type) == ("I look.", "message")
-    assert json.loads(second.arguments) == {"city": "Rome"}
+    assert json.loads(second.arguments) == {"city": CITIES[1]}
     outputs = [
         {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
         for call in (first, second)
@@ -177,7 +181,7 @@ def test_a_response(gpt: openai.OpenAI, stream: bool) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_message(claude: anthropic.Anthropic, stream: bool) -> None:
     tool: Any = {"name": "get_weather", "input_schema": PARAMETERS}
-    fields: Any = {"model": "agent", "max_tokens": 99, "tools": [tool]}
+    fields: Any = {"model": "agent", "max_tokens": 4096, "tools": [tool]}
     if stream:
         with claude.messages.stream(messages=ASK, **fields) as events:
             answer: Any = events.get_final_message()
@@ -188,7 +192,7 @@ def test_a_message(claude: anthropic.Anthropic, stream: bool) -> None:
     assert (first.name, first.input, second.input) == (
         "get_weather",
         {"city": "Oslo"},
-        {"city": "Rome"},
+        {"city": CITIES[1]},
     )
     results: Any = [
         {"type": "tool_result", "tool_use_id": call.id, "content": "sunny"}

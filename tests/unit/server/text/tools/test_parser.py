@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 
 from tests.support.tool_answers import read_answer, read_pieces
 from truthgpt_serve.server.text.tools.exchange import make_parser
-from truthgpt_serve.server.text.tools.forms import ANY, FORMS, HERMES, Form
+from truthgpt_serve.server.text.tools.form import Form
+from truthgpt_serve.server.text.tools.forms import ANY, FORMS, HERMES
+from truthgpt_serve.server.text.tools.json_call import MAX_HELD_CALL
 from truthgpt_serve.server.text.tools.parser import MAX_CALLS, MAX_HELD, CallParser
 from truthgpt_serve.server.text.tools.request import ToolUse
 
@@ -63,13 +66,13 @@ CASES: dict[str, tuple[Form, str, str, list[list[str]]]] = {
     "hermes, cut off": (
         HERMES,
         '<tool_call>\n{"name": "add", "arguments": {"a"',
-        "",
-        [["add", '{"a"']],
+        '<tool_call>\n{"name": "add", "arguments": {"a"',
+        [],
     ),
     "hermes, no call": (
         HERMES,
         'a <tool_call>{"x": 1}</tool_call>',
-        'a<tool_call>{"x": 1}</tool_call>',
+        'a <tool_call>{"x": 1}</tool_call>',
         [],
     ),
     "no call": (HERMES, "  a < b <tool and\n more \n", "  a < b <tool and\n more \n", []),
@@ -145,7 +148,79 @@ DEEPSEEK = "<|tool▁calls▁begin|>{}<|tool▁calls▁end|>".replace("|", BAR)
 KIMI_CALL = "<|tool_call_begin|>{}<|tool_call_argument_begin|>{}<|tool_call_end|>"
 KIMI = "<|tool_calls_section_begin|>{}<|tool_calls_section_end|>"
 BOTH = [["add", '{"a": 1}'], ["sub", "{}"]]
+DSML = "\N{FULLWIDTH VERTICAL LINE}DSML\N{FULLWIDTH VERTICAL LINE}"
 CASES |= {
+    "deepseek_v32": (
+        BY_NAME["deepseek_v32"],
+        f'So.\n\n<{DSML}function_calls>\n<{DSML}invoke name="add">\n<{DSML}parameter name="a" '
+        f'string="false">1</{DSML}parameter>\n<{DSML}parameter name="x" string="true">2</{DSML}'
+        f"parameter>\n</{DSML}invoke>\n</{DSML}function_calls>",
+        "So.",
+        [["add", '{"a": 1, "x": "2"}']],
+    ),
+    "cohere_command3": (
+        BY_NAME["cohere_command3"],
+        '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "add", "parameters": {"a": 1}},'
+        '\n    {"tool_call_id": "1", "tool_name": "sub", "parameters": {}}\n]<|END_ACTION|>',
+        "",
+        BOTH,
+    ),
+    "olmo3": (
+        BY_NAME["olmo3"],
+        'So. <function_calls>add(a=1, s="(x]\\n")\nsub()</function_calls>',
+        "So.",
+        [["add", '{"a":1,"s":"(x]\\n"}'], ["sub", "{}"]],
+    ),
+    "lfm2": (
+        BY_NAME["lfm2"],
+        "So.<|tool_call_start|>[add(a=1), sub()]<|tool_call_end|> More.",
+        "So. More.",
+        [["add", '{"a":1}'], ["sub", "{}"]],
+    ),
+    "mistral, text behind": (
+        BY_NAME["mistral"],
+        '[TOOL_CALLS]add[ARGS]{"a": 1} ok',
+        " ok",
+        [["add", '{"a": 1}']],
+    ),
+    "mistral's newer form without its first mark": (
+        BY_NAME["mistral"],
+        'add[CALL_ID]abcdefghi[ARGS]{"a": 1}',
+        "",
+        [["add", '{"a": 1}']],
+    ),
+    "hermes, arguments that are no JSON": (
+        HERMES,
+        '<tool_call>{"name": "add", "arguments": {"a": one}}</tool_call>',
+        '<tool_call>{"name": "add", "arguments": {"a": one}}</tool_call>',
+        [],
+    ),
+    "qwen3_coder, broken": (
+        BY_NAME["qwen3_coder"],
+        "<tool_call>\n<function=add>\n<parameter a>1</parameter>\n</function>\n</tool_call>",
+        "<tool_call>\n<function=add>\n<parameter a>1</parameter>\n</function>\n</tool_call>",
+        [],
+    ),
+    "qwen3_coder, cut off": (
+        BY_NAME["qwen3_coder"],
+        "<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n<param",
+        "<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n<param",
+        [],
+    ),
+    "qwen3_coder, one broken and one whole": (
+        BY_NAME["qwen3_coder"],
+        "<tool_call><function=add>1</function></tool_call>"
+        "<tool_call><function=sub></function></tool_call>",
+        "<tool_call><function=add>1</function></tool_call>",
+        [["sub", "{}"]],
+    ),
+    "glm45, a word": (
+        BY_NAME["glm45"],
+        "<tool_call>hello</tool_call>",
+        "<tool_call>hello</tool_call>",
+        [],
+    ),
+    "glm45, no parameters": (BY_NAME["glm45"], "<tool_call>sub\n</tool_call>", "", [["sub", "{}"]]),
     "deepseek_v3": (
         BY_NAME["deepseek_v3"],
         "I add." + DEEPSEEK.format(V3_CALL.format("add", '{"a": 1}')),
@@ -173,8 +248,8 @@ CASES |= {
     "deepseek_v31, cut off": (
         BY_NAME["deepseek_v31"],
         "So." + (DEEPSEEK.partition("{}")[0] + V31_CALL).format("add", '{"a": 1')[:-17],
-        "So.",
-        [["add", '{"a": 1']],
+        "So." + (DEEPSEEK.partition("{}")[0] + V31_CALL).format("add", '{"a": 1')[:-17],
+        [],
     ),
     "deepseek_v31, no call": (
         BY_NAME["deepseek_v31"],
@@ -285,11 +360,21 @@ def test_text_is_given_as_soon_as_it_is_certain() -> None:
     assert [delta.text for delta in parser.feed("box")] == ["\n<toolbox"]
 
 
-def test_arguments_are_given_as_they_come() -> None:
-    parser = CallParser(HERMES, SCHEMAS)
-    deltas = parser.feed('<tool_call>{"name": "add", "arguments": {"s": "on')
-    assert [tuple(delta)[:3] for delta in deltas] == [("", "add", ""), ("", "", '{"s": "on')]
-    assert [delta.arguments for delta in parser.feed('ce"')] == ['ce"']
+def test_arguments_of_a_long_call_are_given_as_they_come() -> None:
+    parser, long = CallParser(HERMES, SCHEMAS), "x" * MAX_HELD_CALL
+    assert parser.feed('<tool_call>{"name": "add", "arguments": {"s": "') == []
+    deltas = parser.feed(long)
+    assert [tuple(delta)[:3] for delta in deltas] == [("", "add", ""), ("", "", f'{{"s": "{long}')]
+    assert [delta.arguments for delta in parser.feed('ce"\n')] == ['ce"\n']
+
+
+@pytest.mark.parametrize("size", [1, 7, 5000])
+@pytest.mark.parametrize("length", [10, MAX_HELD_CALL])
+def test_line_breaks_in_texts_are_mended(size: int, length: int) -> None:
+    written = "a\n\tb" * length
+    text = f'<tool_call>{{"name": "add",\n"arguments": {{"s":\n"{written}\\n"}}}}</tool_call>'
+    said, [[_, arguments]] = read(HERMES, text, size)
+    assert (said, json.loads(arguments)) == ("", {"s": written + "\n"})
 
 
 def test_an_id_of_the_models_own() -> None:

@@ -11,8 +11,8 @@ import transformers
 
 from deployments.vllm.tiny_model import make_tiny_llama
 from truthgpt_serve.server.text.routes import Tokenizer
-from truthgpt_serve.server.text.tools.forms import find_form, takes_tools
 from truthgpt_serve.server.text.tools.prompt import ToolTemplate
+from truthgpt_serve.server.text.tools.template_form import find_form, takes_tools
 
 TOOLS_FIRST = """{%- for tool in tools or [] %}{{- tool | tojson }}{%- endfor %}
 {%- for message in messages %}{{- '<|' + message.role + '|>' + (message.content or '') }}
@@ -21,6 +21,7 @@ BEGIN, SEPARATOR, END = (
     f"<\N{FULLWIDTH VERTICAL LINE}{name}\N{FULLWIDTH VERTICAL LINE}>"
     for name in ("tool▁call▁begin", "tool▁sep", "tool▁call▁end")
 )
+DSML = "\N{FULLWIDTH VERTICAL LINE}DSML\N{FULLWIDTH VERTICAL LINE}"
 CALLS = {
     "hermes": """{{- '<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}
 {{- call.function.arguments | tojson }}{{- '}\\n</tool_call>' }}""",
@@ -57,6 +58,16 @@ CALLS = {
     "tool_calls": """{{- '<tool_calls>[{"name": "' + call.function.name + '", "arguments": ' }}
 {{- call.function.arguments | tojson }}{{- '}]</tool_calls>' }}""",
     "granite": """{{- '<|tool_call|>' + [call.function] | tojson(indent=4) }}""",
+    "deepseek_v32": f"""{{{{- '<{DSML}function_calls>\\n<{DSML}invoke name="' }}}}
+{{{{- call.function.name + '">\\n' }}}}{{%- for key, value in call.function.arguments.items() %}}
+{{{{- '<{DSML}parameter name="' + key + '" string="true">' + value + '</{DSML}parameter>\\n' }}}}
+{{%- endfor %}}{{{{- '</{DSML}invoke>\\n</{DSML}function_calls>' }}}}""",
+    "cohere_command3": """{{- '<|START_ACTION|>[\\n    {"tool_call_id": "0", "tool_name": "' }}
+{{- call.function.name + '", "parameters": ' + call.function.arguments | tojson }}
+{{- '}\\n]<|END_ACTION|>' }}""",
+    "olmo3": """{%- for key, value in call.function.arguments.items() %}
+{{- '<function_calls>' + call.function.name + '(' + key + '="' + value + '")</function_calls>' }}
+{%- endfor %}""",
     "lfm2": """{%- for key, value in call.function.arguments.items() %}
 {{- '<|tool_call_start|>[' + call.function.name + '(' + key + "='" + value + "')]" }}
 {%- endfor %}""",

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from tests.support.tool_answers import read_answer
-from truthgpt_serve.server.text.tools.forms import FORMS, KEY, find_form
-from truthgpt_serve.server.text.tools.pythonic import MAX_LIST, PythonicParser
+from truthgpt_serve.server.text.tools.forms import FORMS, KEY
+from truthgpt_serve.server.text.tools.parser import CallParser
+from truthgpt_serve.server.text.tools.pythonic import MAX_LIST
+from truthgpt_serve.server.text.tools.template_form import find_form
 
 FORM = {form.name: form for _, form in FORMS}["pythonic"]
 CASES: dict[str, tuple[str, str, list[list[str]]]] = {
@@ -20,7 +22,7 @@ CASES: dict[str, tuple[str, str, list[list[str]]]] = {
         "",
         [["add", """{"s":"]) \\" ' [","t":{"k":[1,true,null]}}"""]],
     ),
-    "text behind": ("[add(a=1)]\nI used [add].", "", [["add", '{"a":1}']]),
+    "text behind": ("[add(a=1)]\nI used [add].", "\nI used [add].", [["add", '{"a":1}']]),
     "unknown function behind": ("[add(a=1), x.y()]", "[add(a=1), x.y()]", []),
     "unknown function": ("[other(a=1)]", "[other(a=1)]", []),
     "no call": ("[1, 2] is a list", "[1, 2] is a list", []),
@@ -33,7 +35,7 @@ CASES: dict[str, tuple[str, str, list[list[str]]]] = {
 
 
 def read(text: str, size: int, *, single: bool = False) -> tuple[str, list[list[str]]]:
-    return read_answer(PythonicParser({"add": {}, "sub": {}}, single=single), text, size)
+    return read_answer(CallParser(FORM, {"add": {}, "sub": {}}, single=single), text, size)
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])
@@ -47,7 +49,7 @@ def test_a_single_call() -> None:
 
 
 def test_a_call_that_the_prompt_begins() -> None:
-    parser = PythonicParser(["add"])
+    parser = CallParser(FORM, {"add": {}})
     assert parser.feed(FORM.opening("add")) == []
     found = parser.feed("a=2)]")
     assert (found[0].name, found[1].arguments) == ("add", '{"a":2}')
