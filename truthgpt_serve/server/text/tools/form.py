@@ -25,6 +25,7 @@ class Form:
         inner: Other marks of calls, which may be special tokens.
         behind: The mark behind each call, where `end` is that behind all of them.
         needs_tokens: Whether vLLM's parser wants `begin` and `end` to be one token each.
+        quote: The mark around texts among arguments, where those are as Gemma writes them.
         style: How xgrammar writes arguments that are no JSON; empty where it cannot.
     """
 
@@ -42,6 +43,7 @@ class Form:
     behind: str = ""
     needs_tokens: bool = False
     style: str = ""
+    quote: str = ""
 
     def opening(self, name: str = "", *, is_bound: bool = False) -> str:
         """Returns how an answer begins that calls a function, up to its arguments.

@@ -122,6 +122,31 @@ FORMS = (
         ),
     ),
     (
+        re.compile(rf"<\|tool_call>call:{CALLED}\{{"),
+        Form(
+            "gemma4",
+            "<|tool_call>",
+            "<tool_call|>",
+            arguments="",
+            head="call:{name}{",
+            inner=('<|"|>',),
+            needs_tokens=True,
+            quote='<|"|>',
+        ),
+    ),
+    (
+        re.compile(rf"<start_function_call>call:{CALLED}\{{"),
+        Form(
+            "functiongemma",
+            "<start_function_call>",
+            "<end_function_call>",
+            arguments="",
+            head="call:{name}{",
+            inner=("<escape>",),
+            quote="<escape>",
+        ),
+    ),
+    (
         re.compile(rf"<function_calls>\s*{CALLED}\("),
         Form(
             "olmo3",

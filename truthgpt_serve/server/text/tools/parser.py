@@ -13,6 +13,7 @@ from typing import Any
 from truthgpt_serve.server.text.tools.bare import find_bare
 from truthgpt_serve.server.text.tools.form import Form
 from truthgpt_serve.server.text.tools.forms import PYTHONIC
+from truthgpt_serve.server.text.tools.gemma_call import GemmaCall
 from truthgpt_serve.server.text.tools.json_call import Delta, JsonCall
 from truthgpt_serve.server.text.tools.pythonic import PythonCalls
 from truthgpt_serve.server.text.tools.tagged_call import TaggedCall
@@ -28,7 +29,7 @@ _PIECE = 4096
 _FRAME = " \t\r\n,;`[]}"
 """What may stand between calls, and around them."""
 _CLOSING = re.compile(r"[ \t\r\n]*+[\]}]")
-Call = JsonCall | TaggedCall | PythonCalls
+Call = JsonCall | TaggedCall | PythonCalls | GemmaCall
 
 
 class CallParser:
@@ -177,6 +178,8 @@ class CallParser:
             self._call = JsonCall(named["name"], call_id=named.groupdict().get("id") or "")
             self._frame += held[: named.end()]
             self._held = held[named.end() :]
+        elif form.quote:
+            self._call = GemmaCall(form.quote)
         elif form.name in PYTHONIC:
             self._call = PythonCalls(self._schemas)
             self._give_back_bracket()

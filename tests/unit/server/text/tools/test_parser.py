@@ -165,6 +165,31 @@ CASES |= {
         "",
         BOTH,
     ),
+    "gemma4": (
+        BY_NAME["gemma4"],
+        'So.<|tool_call>call:add{a:1,s:<|"|>}, "b":{<|"|>,o:{l:[true, x y,<|"|>\n<|"|>]}}'
+        "<tool_call|><|tool_call>call:sub{}<tool_call|> Done.",
+        "So. Done.",
+        [["add", '{"a":1,"s":"}, \\"b\\":{","o":{"l":[true,"x y","\\n"]}}'], ["sub", "{}"]],
+    ),
+    "gemma4, no arguments": (
+        BY_NAME["gemma4"],
+        "<|tool_call>call:add{a:{}<tool_call|>",
+        "<|tool_call>call:add{a:{}<tool_call|>",
+        [],
+    ),
+    "gemma4, broken": (
+        BY_NAME["gemma4"],
+        "<|tool_call>call:add{a}<tool_call|>",
+        "<|tool_call>call:add{a}<tool_call|>",
+        [],
+    ),
+    "functiongemma": (
+        BY_NAME["functiongemma"],
+        "<start_function_call>call:add{s:<escape>5<escape>}<end_function_call>",
+        "",
+        [["add", '{"s":"5"}']],
+    ),
     "olmo3": (
         BY_NAME["olmo3"],
         'So. <function_calls>add(a=1, s="(x]\\n")\nsub()</function_calls>',

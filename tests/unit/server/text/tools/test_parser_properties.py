@@ -23,13 +23,25 @@ FRAGMENTS = (
     *("<tool_call>", "</tool_call>", "<function=add>", "</function>", "<parameter=a>", "functools"),
     *("</parameter>", "{", "}", "[", "]", "(", ")", "```", ",", ";", "\n", " ", "1", "-", "a="),
     *('{"name": "add", "arguments": {', '{"name": "add", "parameters": {}}', "functions.add:0"),
-    *("<arg_key>a</arg_key>", "<arg_value>", "</arg_value>", "add", "sub", "[add(", "add{", "{}}"),
+    *(
+        "<arg_key>a</arg_key>",
+        "<arg_value>",
+        "</arg_value>",
+        "add",
+        "sub",
+        "[add(",
+        "call:add{",
+        "add{",
+        "{}}",
+    ),
 )
 CONTROL = ("\x00", "\t", "\r", "\\", "\\n", "\N{SNOWMAN}")
 
 
 def call_of(form: Form, word: str) -> str:
     """Returns a call as a model writes it, with a word among its arguments."""
+    if form.quote:
+        return f"{form.opening('add')}s:{form.quote}{word}{form.quote}{form.closing}"
     if form.name in PYTHONIC:
         return f"{form.opening('add')}s='{word}'{form.closing}"
     if form.arguments:

@@ -65,6 +65,12 @@ CALLS = {
     "cohere_command3": """{{- '<|START_ACTION|>[\\n    {"tool_call_id": "0", "tool_name": "' }}
 {{- call.function.name + '", "parameters": ' + call.function.arguments | tojson }}
 {{- '}\\n]<|END_ACTION|>' }}""",
+    "gemma4": """{%- for key, value in call.function.arguments.items() %}
+{{- '<|tool_call>call:' + call.function.name + '{' + key + ':<|"|>' + value + '<|"|>}' }}
+{{- '<tool_call|>' }}{%- endfor %}""",
+    "functiongemma": """{%- for key, value in call.function.arguments.items() %}
+{{- '<start_function_call>call:' + call.function.name + '{' + key + ':<escape>' + value }}
+{{- '<escape>}<end_function_call>' }}{%- endfor %}""",
     "olmo3": """{%- for key, value in call.function.arguments.items() %}
 {{- '<function_calls>' + call.function.name + '(' + key + '="' + value + '")</function_calls>' }}
 {%- endfor %}""",
