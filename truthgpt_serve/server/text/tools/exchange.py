@@ -40,7 +40,10 @@ class ToolExchange(TextExchange):
         self._calls: list[dict[str, Any]] = []
         self._pending: list[Delta] = []
         self._splitter: ThoughtSplitter | None = None
-        self._parser = None if use is None else make_parser(self._tokenizer.tooling.form, use)
+        self._parser: CallParser | None = None
+        if use is not None:
+            form, is_bound = self._tokenizer.tooling.form, self._constraint is not None
+            self._parser = make_parser(form, use, is_bound=is_bound)
 
     def _render(self) -> str:
         """Returns the prompt; a call that must be made is begun in it."""
@@ -175,9 +178,9 @@ class ToolExchange(TextExchange):
         return "tool_calls" if self._calls and reason == "stop" else reason
 
 
-def make_parser(form: Form, use: ToolUse) -> CallParser:
-    """Returns what reads the calls of one answer."""
-    return CallParser(form, use.schemas, single=use.single)
+def make_parser(form: Form, use: ToolUse, *, is_bound: bool = False) -> CallParser:
+    """Returns what reads the calls of one answer; see `CallParser`."""
+    return CallParser(form, use.schemas, single=use.single, is_bound=is_bound)
 
 
 def _thoughts(text: str) -> list[Delta]:

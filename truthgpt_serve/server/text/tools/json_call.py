@@ -102,6 +102,7 @@ class JsonCall:
         name: The function, where it stood before the JSON: then all of that is its arguments.
         names: The functions that there are; another one makes it no call. None takes any name.
         call_id: The id that stood before the JSON, if one did.
+        max_held: Characters that are held back until the call is whole.
 
     Attributes:
         text: All that was read.
@@ -115,7 +116,12 @@ class JsonCall:
     closed = False
 
     def __init__(
-        self, name: str = "", names: Collection[str] | None = None, *, call_id: str = ""
+        self,
+        name: str = "",
+        names: Collection[str] | None = None,
+        *,
+        call_id: str = "",
+        max_held: int = MAX_HELD_CALL,
     ) -> None:
         self.text = self.unread = ""
         self.begun = False
@@ -124,6 +130,7 @@ class JsonCall:
         self._name = name
         self._call_id = call_id
         self._names = names
+        self._max_held = max_held
         self._object, self._arguments, self._mended = Balance(), Balance(), Balance()
         self._first = 0 if name else -1
         self._sent = 0
@@ -153,7 +160,7 @@ class JsonCall:
         """Returns what may be given by now."""
         if self.begun:
             return self._more()
-        if len(self.text) > MAX_HELD_CALL and self._first >= 0:
+        if len(self.text) > self._max_held and self._first >= 0:
             return [self._say(self._name), *self._more()]
         deltas = self._take_whole() if self.ended else []
         self.is_none = self.ended and not deltas
@@ -222,8 +229,8 @@ class JsonCall:
         if not (self._knows(name) and isinstance(_decode(text), dict)):
             return []
         if self._first > 0 and name == self._name:
-            return [self._say(name), *self._more()]
-        return [self._say(name), Delta(arguments=text)]
+            return [self._say(self._name), *self._more()]
+        return [self._say(str(name)), Delta(arguments=text)]
 
 
 def _decode(text: str) -> Any:

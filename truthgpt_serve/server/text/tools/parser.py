@@ -14,7 +14,7 @@ from truthgpt_serve.server.text.tools.bare import find_bare
 from truthgpt_serve.server.text.tools.form import Form
 from truthgpt_serve.server.text.tools.forms import PYTHONIC
 from truthgpt_serve.server.text.tools.gemma_call import GemmaCall
-from truthgpt_serve.server.text.tools.json_call import Delta, JsonCall
+from truthgpt_serve.server.text.tools.json_call import MAX_HELD_CALL, Delta, JsonCall
 from truthgpt_serve.server.text.tools.pythonic import PythonCalls
 from truthgpt_serve.server.text.tools.tagged_call import TaggedCall
 
@@ -41,6 +41,7 @@ class CallParser:
         form: How the model writes calls.
         schemas: The parameters of each function as JSON Schemas.
         single: Whether nothing is read behind the first call.
+        is_bound: Whether a grammar binds the answer: then arguments are given as they come.
 
     Attributes:
         num_calls: Calls that have begun.
@@ -48,13 +49,19 @@ class CallParser:
     """
 
     def __init__(
-        self, form: Form, schemas: Mapping[str, Mapping[str, Any]], *, single: bool = False
+        self,
+        form: Form,
+        schemas: Mapping[str, Mapping[str, Any]],
+        *,
+        single: bool = False,
+        is_bound: bool = False,
     ) -> None:
         self.num_calls = 0
         self.done = False
         self._form = form
         self._schemas = schemas
         self._most = 1 if single else MAX_CALLS
+        self._max_held = 0 if is_bound else MAX_HELD_CALL
         self._num_tried = 0
         self._held = ""
         self._said_text = False
@@ -70,7 +77,7 @@ class CallParser:
         Args:
             name: The function.
         """
-        self._call, self._marked = JsonCall(name), True
+        self._call, self._marked = JsonCall(name, max_held=self._max_held), True
         return []
 
     def feed(self, text: str) -> list[Delta]:
@@ -175,7 +182,8 @@ class CallParser:
         """Begins to read a call; returns whether what is held may be one."""
         form = self._form
         if (named := self._find_name(held)) is not None:
-            self._call = JsonCall(named["name"], call_id=named.groupdict().get("id") or "")
+            call_id = named.groupdict().get("id") or ""
+            self._call = JsonCall(named["name"], call_id=call_id, max_held=self._max_held)
             self._frame += held[: named.end()]
             self._held = held[named.end() :]
         elif form.quote:
@@ -184,7 +192,7 @@ class CallParser:
             self._call = PythonCalls(self._schemas)
             self._give_back_bracket()
         elif held[0] == "{":
-            self._call = JsonCall(names=self._known)
+            self._call = JsonCall(names=self._known, max_held=self._max_held)
         elif form.end and form.named is None and not self._is_bare_call():
             self._call = TaggedCall(self._schemas)
         return self._call is not None

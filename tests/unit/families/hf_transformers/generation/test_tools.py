@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import anthropic
+import jsonschema  # type: ignore[import-untyped]  # Ray brings it, without its types
 import openai
 import pytest
+import transformers
 
 from deployments.hf_transformers.engine import TextEngine  # noqa: F401 - its import takes long
+from tests.support.grammar_schemas import small_schema
 from tests.support.transformers_models import client_of, configuration
 
 STORY = Path(__file__).parents[5] / "models" / "story"
@@ -83,6 +87,46 @@ def test_a_forced_call_keeps_to_its_schema(gpt: openai.OpenAI) -> None:
         assert call.function.name in names
         assert json.loads(call.function.arguments)["unit"] in ("metre", "mile")
         assert (found.message.content, found.finish_reason) == (None, "tool_calls")
+
+
+TAGS = """{%- for tool in tools or [] %}{{- tool | tojson }}{%- endfor %}
+{%- for message in messages %}{{- message.content or '' }}
+{%- for call in message.tool_calls or [] %}
+{{- '<tool_call>\\n<function=' + call.function.name + '>\\n' }}
+{%- for key, value in call.function.arguments.items() %}
+{{- '<parameter=' + key + '>\\n' + value + '\\n</parameter>\\n' }}{%- endfor %}
+{{- '</function>\\n</tool_call>' }}{%- endfor %}{%- endfor %}"""
+"""Renders calls as Qwen3-Coder writes them."""
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_forced_call_in_tags_keeps_to_its_schema(tmp_path: Path, stream: bool) -> None:
+    folder = tmp_path / "story"
+    shutil.copytree(STORY, folder)
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = TAGS
+    tokenizer.save_pretrained(folder)
+    with client_of(configuration(folder), name="story") as client:
+        for seed in range(4):
+            schema = small_schema(seed)
+            names = ("a", "b")
+            tools: Any = [
+                {"type": "function", "function": {"name": name, "parameters": schema}}
+                for name in names
+            ]
+            named: Any = {"type": "function", "function": {"name": "b"}}
+            fields: Any = {"model": "story", "messages": ASK, "tools": tools, "max_tokens": 600}
+            for choice in ("required", named):
+                given = {**fields, "tool_choice": choice, "seed": seed}
+                if stream:
+                    with client.chat.completions.stream(**given) as events:
+                        found: Any = events.get_final_completion().choices[0]
+                else:
+                    found = client.chat.completions.create(**given).choices[0]
+                [call] = found.message.tool_calls
+                assert call.function.name in (names if choice == "required" else ("b",))
+                jsonschema.validate(json.loads(call.function.arguments), schema)
+                assert (found.message.content, found.finish_reason) == (None, "tool_calls")
 
 
 def test_an_answer_in_json_or_a_call(gpt: openai.OpenAI) -> None:

@@ -393,6 +393,16 @@ def test_arguments_of_a_long_call_are_given_as_they_come() -> None:
     assert [delta.arguments for delta in parser.feed('ce"\n')] == ['ce"\n']
 
 
+def test_arguments_that_a_grammar_binds_are_given_as_they_come() -> None:
+    parser = CallParser(HERMES, SCHEMAS, is_bound=True)
+    assert parser.expect("add") == []
+    assert [tuple(delta)[1:3] for delta in parser.feed('{"s": "on')] == [
+        ("add", ""),
+        ("", '{"s": "on'),
+    ]
+    assert (parser.finish(), parser.num_calls) == ([], 1)
+
+
 @pytest.mark.parametrize("size", [1, 7, 5000])
 @pytest.mark.parametrize("length", [10, MAX_HELD_CALL])
 def test_line_breaks_in_texts_are_mended(size: int, length: int) -> None:
