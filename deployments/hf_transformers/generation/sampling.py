@@ -48,6 +48,7 @@ class Row:
             probabilities.
         logprobs: The log probabilities of `tokens`, where they are wanted.
         follower: Follows the answer through the grammar that binds it, if one does.
+        is_changed: Whether `sampling` changes logits.
     """
 
     sampling: Sampling
@@ -58,6 +59,10 @@ class Row:
     num_top: int | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
     follower: Follower | None = None
+    is_changed: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.is_changed = self.sampling.changes_logits
 
 
 def choose_tokens(logits: torch.Tensor, rows: list[Row | None]) -> torch.Tensor:
@@ -105,7 +110,7 @@ class _Wants:
         for index, row in enumerate(rows):
             if row is None:
                 continue
-            if row.sampling.changes_logits:
+            if row.is_changed:
                 self.changed[index] = row
             if row.sampling.temperature > 0:
                 self.drawn[index] = row
