@@ -1,7 +1,8 @@
 """Compiles grammars whose JSON texts of bounded length hold no raw control characters.
 
 xgrammar lets all but line breaks into a text with `maxLength` or `minLength`, and an answer with a
-raw tab is no JSON. In tags it lets the mark behind a value into the value.
+raw tab is no JSON. Nor does it leave out halves of surrogate pairs, which decoders make several
+characters of. In tags it lets the mark behind a value into the value.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from typing import Any
 import xgrammar as xgr
 
 _BOUNDS = ("maxLength", "minLength")
+_HIGH = r"-\ud7ff\ue000-\U0010ffff"
 _NARROWED = {
-    '_characters ::= (([^\\"\\\\\\r\\n]))': '_characters ::= (([^\\0-\\x1f\\"\\\\]))',
-    "_characters ::= (([\\0-\\U0010ffff]))": "_characters ::= (([^\\0-\\x1f<]))",
+    r"_characters ::= (([^\"\\\r\n]))": rf"_characters ::= (([\x20-\x21\x23-\x5b\x5d{_HIGH}]))",
+    r"_characters ::= (([\0-\U0010ffff]))": rf"_characters ::= (([\x20-\x3b\x3d{_HIGH}]))",
 }
 """Rules for a character of such a text, in JSON and in tags, and what they should be."""
 
