@@ -79,8 +79,8 @@ def choose_tokens(logits: torch.Tensor, rows: list[Row | None]) -> torch.Tensor:
     wants = _Wants(rows)
     if wants.changed or wants.followers:
         scores = scores.clone()
-        for index, row in wants.changed.items():
-            _change(scores[index], row)
+        for index, changed in wants.changed.items():
+            _change(scores[index], changed)
     if wants.followers:
         mask_rows(scores, wants.followers)
     tokens = scores.argmax(dim=-1)
