@@ -51,7 +51,7 @@ class Case:
 
 COMPLETIONS = "/v1/completions"
 TEXT = {"model": "story", "prompt": "Once upon a time", "max_tokens": 64, "ignore_eos": True}
-IMAGE = {"model": "shapes", "prompt": "a red circle", "size": "64x64", "num_inference_steps": 10}
+IMAGE = {"model": "shapes", "prompt": "a red circle", "size": "64x64", "steps": 10}
 CASES = {
     "text": Case("story", COMPLETIONS, TEXT, 64),
     "stream": Case("story", COMPLETIONS, {**TEXT, "stream": True}, 64),
