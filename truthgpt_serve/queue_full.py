@@ -11,9 +11,9 @@ inwards, these refuse:
 - HAProxy, what a model's replicas cannot hold on the direct way: `cluster/haproxy/direct.py`.
 - Ray Serve, before a replica, by `ray_backpressure`, which `hardware/plan.py` sets.
 - The replica: `http/probes.py` for health checks and scrapes, `server/execution/workers.py` for
-  calls one by one, `server/batching/queue.py` for batches, `server/images/files.py` for files, and
-  the queues of hf-transformers and hf-diffusers. Before all of these, `access/fair_queue.py`, and
-  `access/turns.py` for a turn that would come too late.
+  calls one by one, `server/batching/queue.py` for batches, `server/execution/threads.py` for files
+  of images and recordings, and the queues of hf-transformers and hf-diffusers. Before all of these,
+  `access/fair_queue.py`, and `access/turns.py` for a turn that would come too late.
 
 `retry-after` is when a place in the queue comes to this client, as fast as places have been free
 lately: each refused client is told the next one (`Promises`). A replica measures that speed. While

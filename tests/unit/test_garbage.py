@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 
 from truthgpt_serve.garbage import RARE, rare_collections
+
+
+class Node:
+    """Refers to itself, so that only the collector frees it."""
+
+    def __init__(self) -> None:
+        self.itself = self
 
 
 @pytest.fixture
@@ -43,3 +51,11 @@ def test_a_collector_that_looks_less_often_or_never_stays_so(
     with rare_collections():
         assert gc.get_threshold() == (given, *usual[1:])
     assert gc.get_threshold() == (given, *usual[1:])
+
+
+def test_what_is_unreferenced_is_freed_inside_a_block_too(usual: tuple[int, int, int]) -> None:
+    with rare_collections():
+        node = weakref.ref(Node())
+        kept = [Node() for _ in range(3 * RARE)]
+    assert node() is None
+    assert len(kept) == 3 * RARE

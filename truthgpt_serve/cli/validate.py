@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from truthgpt_serve.cli.main import EXIT_FAULT
+from truthgpt_serve.garbage import rare_collections
 
 if TYPE_CHECKING:
     from truthgpt_serve.validate import Report
@@ -42,9 +43,8 @@ def validate(
     Starts nothing. Exits with 0 if every FILE is right, else with 2 after a list of all faults.
     """
     from truthgpt_serve.cluster.service.progress import telling_progress
-    from truthgpt_serve.server.execution.garbage import collecting_seldom
 
-    with collecting_seldom():
+    with rare_collections():
         _import_ray_without_pandas()
         from truthgpt_serve.validate import validate_file
 

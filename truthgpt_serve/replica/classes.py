@@ -30,6 +30,7 @@ from truthgpt_serve.cluster.state import (
 )
 from truthgpt_serve.config import load_model_config, load_router_config
 from truthgpt_serve.config.hiding import HiddenValues
+from truthgpt_serve.garbage import rare_collections
 from truthgpt_serve.hardware.plan import request_limits
 from truthgpt_serve.http.coalescing import JoinedStreams
 from truthgpt_serve.http.cors import Cors
@@ -47,7 +48,6 @@ from truthgpt_serve.router.app import RouterApp
 from truthgpt_serve.server import ModelInstance, create_asgi_app
 from truthgpt_serve.server.bounded import BoundedRequests
 from truthgpt_serve.server.encoded_bodies import EncodedBodies
-from truthgpt_serve.server.execution.garbage import collecting_seldom
 from truthgpt_serve.server.faults import ReplicaGuard
 from truthgpt_serve.telemetry.access_log import AccessLog
 from truthgpt_serve.telemetry.tracing import open_tracer
@@ -99,7 +99,7 @@ class ModelReplica:
         with self._closing_on_error(), cause_first(self._name, self._hide):
             try:
                 await self._guard.prepare()
-                with collecting_seldom():
+                with rare_collections():
                     await self._host.start()
                     app = await create_asgi_app(self._host)
             except BaseException:

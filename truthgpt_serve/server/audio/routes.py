@@ -24,7 +24,7 @@ from truthgpt_serve.http.multipart import form_boundary, parse_form
 from truthgpt_serve.server.audio.codec import AudioExchange
 from truthgpt_serve.server.audio.decode import decode_audio
 from truthgpt_serve.server.audio.request import AudioRequest, parse_audio
-from truthgpt_serve.server.images.files import BoundedExecutor
+from truthgpt_serve.server.execution.threads import BoundedExecutor
 from truthgpt_serve.server.instance import ModelInstance
 
 PATH = "/v1/audio/transcriptions"
@@ -49,7 +49,7 @@ class AudioRoutes:
         self._host = host
         self._read = read
         self._check_name = check_name
-        self._executor = BoundedExecutor()
+        self._executor = BoundedExecutor("recordings")
 
     def close(self) -> None:
         """Ends the threads."""

@@ -1,65 +1,25 @@
-"""Image files to PIL images and back, in a few threads of their own.
+"""Image files to PIL images and back.
 
 PIL is the extra `images`: it is imported when the first image comes, and nothing else needs it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import io
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from truthgpt_serve.errors import ServerError, TooLargeError
-from truthgpt_serve.queue_full import queue_full
 from truthgpt_serve.request_schema import bad_field
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-T = TypeVar("T")
-
 INPUT_FORMATS = ("PNG", "JPEG", "WEBP")
 """Formats that may come in: PIL hands some others, such as EPS, to outside programs."""
-NUM_THREADS = 4
-MAX_WAITING = 256
-"""Images that may wait for a thread; each request waits with few of its own."""
 PNG_LEVEL = 1
 """Of zlib's 1 to 9: photograph-like pixels hardly shrink further, and 6 takes several times as
 long."""
-
-
-class BoundedExecutor:
-    """Runs decoding and encoding off the event loop, a few at a time; for one event loop."""
-
-    def __init__(self) -> None:
-        self._threads: ThreadPoolExecutor | None = None
-        self._num_waiting = 0
-
-    async def run(self, function: Callable[[], T]) -> T:
-        """Returns what `function` returns.
-
-        Raises:
-            OverloadedError: The queue is full.
-            Exception: Whatever it raised.
-        """
-        if self._num_waiting >= MAX_WAITING:
-            raise queue_full("image files", self._num_waiting)
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="image-codec")
-        self._num_waiting += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, function)
-        finally:
-            self._num_waiting -= 1
-
-    def close(self) -> None:
-        """Ends the threads once they are done with what they have; `run` makes new ones."""
-        threads, self._threads = self._threads, None
-        if threads is not None:
-            threads.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from truthgpt_serve.http.multipart import FORM_TYPE, form_boundary, parse_form
 from truthgpt_serve.http.public_url import public_url
 from truthgpt_serve.request_fields import MAX_SEED
 from truthgpt_serve.server.execution.gather import Places, gather
+from truthgpt_serve.server.execution.threads import BoundedExecutor
 from truthgpt_serve.server.images.codec import (
     ImageExchange,
     ImageResult,
@@ -31,7 +32,6 @@ from truthgpt_serve.server.images.codec import (
     megapixel_steps,
 )
 from truthgpt_serve.server.images.files import (
-    BoundedExecutor,
     EncodedImage,
     decode_image,
     decode_mask,
@@ -83,7 +83,7 @@ class ImageRoutes:
         self._adapters = [adapter.name for adapter in serving.adapters]
         known = self._adapters if host.spec.takes_adapters else None
         self._parser = ImageParser(self._limits, known)
-        self._executor = BoundedExecutor()
+        self._executor = BoundedExecutor("image files")
         self._has_pil = False
         self._places = Places(lambda: host.max_ongoing)
 
