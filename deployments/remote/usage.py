@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from truthgpt_serve.http.sse import read_data
+from truthgpt_serve.http.sse import read_data, split_events
 from truthgpt_serve.usage.counted import Usage
 
 MAX_READ_BYTES = 65536
@@ -82,7 +82,7 @@ class UsageReader:
             self._num_events += data.count(b"data:")
             return data
         kept = b""
-        for event in _split(data):
+        for event in split_events(data):
             found = next((_read(text) for text in read_data(event)), None)
             if found is None or not self._take(found):
                 self._num_events += 1
@@ -123,21 +123,6 @@ class UsageReader:
         usage.cached_tokens += min(self._cached, self._prompt)
         # A stream that broke off, or of a server that does not tell: an event is a token.
         usage.completion_tokens += self._completion or max(0, self._num_events - 1)
-
-
-def _split(data: bytes) -> list[bytes]:
-    """Returns the events of some whole ones, each with what ends it."""
-    found, start = [], 0
-    while start < len(data):
-        ends = [
-            at + len(end)
-            for end in (b"\n\n", b"\r\n\r\n", b"\r\r")
-            if (at := data.find(end, start)) >= 0
-        ]
-        stop = min(ends, default=len(data))
-        found.append(data[start:stop])
-        start = stop
-    return found
 
 
 def _find_usage(tail: bytes) -> dict[str, Any] | None:

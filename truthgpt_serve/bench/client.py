@@ -13,7 +13,7 @@ from truthgpt_serve.bench.outcome import Outcome, Request
 from truthgpt_serve.bench.target import Target
 from truthgpt_serve.http.foreign_errors import MAX_ERROR_BYTES, decode, find_fields
 from truthgpt_serve.http.json_body import encode_json
-from truthgpt_serve.http.sse import EventSplitter, EventTooLargeError
+from truthgpt_serve.http.sse import DONE, EventSplitter, EventTooLargeError
 
 PATHS: Final = {
     "chat": "/v1/chat/completions",
@@ -105,7 +105,7 @@ class StreamMeter:
 
     def _take(self, data: bytes) -> None:
         now_s = self._clock()
-        if data == b"[DONE]":
+        if data == DONE:
             self._ended = True
             return
         try:

@@ -14,6 +14,7 @@ from typing import Any
 from truthgpt_serve.errors import TruthGPTError
 from truthgpt_serve.http import open_inference
 from truthgpt_serve.http.json_body import encode_json
+from truthgpt_serve.http.sse import format_event
 
 MESSAGES = "/v1/messages"
 _TYPE_WORD = re.compile(r"[a-z][a-z0-9_]*")
@@ -49,8 +50,8 @@ def error_body(error: TruthGPTError, path: str) -> dict[str, Any]:
 
 def error_event(error: TruthGPTError, path: str) -> bytes:
     """Returns the server-sent event that ends a stream of an API which failed on the way."""
-    name = b"event: error\n" if is_anthropic(path) else b""
-    return name + b"data: " + encode_json(error_body(error, path)) + b"\n\n"
+    name = "error" if is_anthropic(path) else ""
+    return format_event(encode_json(error_body(error, path)), name)
 
 
 def has_shape(value: Any, path: str) -> bool:

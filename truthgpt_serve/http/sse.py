@@ -1,21 +1,41 @@
-"""Splits event streams that arrive in any pieces, reads their data, and completes their headers.
+"""Writes events, splits streams of them that arrive in any pieces, and completes their headers.
 
 The format: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterable, Iterator
 
+DONE = b"[DONE]"
+"""The data of the event that ends a stream of OpenAI's APIs."""
 EVENT_ENDS = (b"\n\n", b"\n\r\n")
 MAX_HELD_BYTES = 65536
 """The longest beginning of an event that is held until its end is there."""
 MAX_EVENT_BYTES = 256 << 20
 """The longest event that is read: far above an image in base64."""
 
+_EVENT_END = re.compile(rb"\n\r?\n|\r\r")
+
 CONTENT_TYPE = b"text/event-stream"
 STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 """What every event stream has: caches keep none of it, and proxies like nginx hold nothing back."""
+
+
+def format_event(data: bytes, name: str = "") -> bytes:
+    """Returns an event.
+
+    Args:
+        data: Its data, in one line.
+        name: Its name, for APIs whose events have one.
+    """
+    event = b"data: " + data + b"\n\n"
+    return b"event: " + name.encode() + b"\n" + event if name else event
+
+
+DONE_EVENT = format_event(DONE)
 
 
 def is_event_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
@@ -124,6 +144,12 @@ class EventSplitter:
     def finish(self) -> Iterator[bytes]:
         """Returns the data of a last event whose end the sender left out."""
         return read_data(self._events.finish())
+
+
+def split_events(events: bytes) -> list[bytes]:
+    """Returns some whole events one by one, each with the empty line that ends it."""
+    ends = [0, *(found.end() for found in _EVENT_END.finditer(events)), len(events)]
+    return [events[start:end] for start, end in itertools.pairwise(ends) if start < end]
 
 
 def read_data(events: bytes) -> Iterator[bytes]:

@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from truthgpt_serve.http.foreign_errors import find_message
-from truthgpt_serve.http.sse import EventSplitter, EventTooLargeError
+from truthgpt_serve.http.sse import DONE, EventSplitter, EventTooLargeError
 from truthgpt_serve.playground.kept import Kept
 
 CONNECT_TIMEOUT_S = 5.0
@@ -162,7 +162,7 @@ class ServiceClient:
             if answer.status_code != 200:
                 raise _refusal(answer, await self._read(answer), has_key=bool(key))
             async for data in self._events(answer):
-                if data == b"[DONE]":
+                if data == DONE:
                     return
                 event = self._parse("an event", data)
                 if not isinstance(event, dict):

@@ -11,12 +11,11 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, Protocol
 
 from truthgpt_serve.errors import TruthGPTError, UnsupportedError
-from truthgpt_serve.http.sse import EventSplitter
+from truthgpt_serve.http.sse import DONE, EventSplitter
 from truthgpt_serve.request_schema import bad_field
 from truthgpt_serve.server.infer.routes import Caller
 
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
-DONE = b"[DONE]"
 _USAGE = ("prompt_tokens", "completion_tokens")
 
 Kind = Literal["completion", "chat", "embedding", "image"]

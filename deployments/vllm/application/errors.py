@@ -22,7 +22,7 @@ from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, relative_pat
 from truthgpt_serve.http.envelope import error_event
 from truthgpt_serve.http.foreign_errors import MAX_ERROR_BYTES, decode
 from truthgpt_serve.http.json_body import encode_json
-from truthgpt_serve.http.sse import is_event_stream
+from truthgpt_serve.http.sse import is_event_stream, split_events
 
 _MAX_REPORTED = 10
 _CONTEXT = "maximum context length is"
@@ -170,8 +170,7 @@ def clean_events(data: bytes, path: str) -> bytes:
         data: Whole events.
         path: The request's path, relative to the application.
     """
-    events = data.split(b"\n\n")
-    return b"\n\n".join(_clean_event(event, path) for event in events)
+    return b"".join(_clean_event(event, path) for event in split_events(data))
 
 
 def _clean_event(event: bytes, path: str) -> bytes:
@@ -179,4 +178,4 @@ def _clean_event(event: bytes, path: str) -> bytes:
     if error is None:
         return event
     error.message = clean_message(error.message)
-    return error_event(error, path).removesuffix(b"\n\n")
+    return error_event(error, path)

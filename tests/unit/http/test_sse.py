@@ -7,7 +7,9 @@ from truthgpt_serve.http.sse import (
     EventSplitter,
     EventTooLargeError,
     WholeEvents,
+    format_event,
     read_data,
+    split_events,
 )
 
 
@@ -53,6 +55,14 @@ def test_an_event_that_is_too_long_to_wait_passes_in_pieces() -> None:
 def test_the_data_of_events() -> None:
     stream = b": hello\n\nevent: a\ndata: 1\n\ndata:2\r\ndata: 3\r\n\r\ndata: [DONE]\n\n"
     assert list(read_data(stream)) == [b"1", b"2\n3", b"[DONE]"]
+
+
+def test_written_events_are_split_again() -> None:
+    events = [format_event(b"{}"), format_event(b"1", "delta"), b"data: 2\r\n\r\n", b"data: 3\r\r"]
+    assert events[:2] == [b"data: {}\n\n", b"event: delta\ndata: 1\n\n"]
+    assert split_events(b"".join(events)) == events
+    assert split_events(b"data: 1\n\ndata: half") == [b"data: 1\n\n", b"data: half"]
+    assert split_events(b"") == []
 
 
 def test_data_is_read_from_pieces() -> None:

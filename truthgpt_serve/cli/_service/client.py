@@ -13,7 +13,7 @@ import click
 
 from truthgpt_serve.cli._service.address import Address, find_address, read_key
 from truthgpt_serve.cli._service.failures import ServiceFault, describe_refusal, no_answer
-from truthgpt_serve.http.sse import EventSplitter, EventTooLargeError
+from truthgpt_serve.http.sse import DONE, EventSplitter, EventTooLargeError
 from truthgpt_serve.terminal import clean
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class ServiceClient:
     def _events(self, answer: httpx.Response) -> Iterator[dict[str, Any]]:
         reader = EventSplitter()
         for data in chain.from_iterable(map(reader.feed, answer.iter_raw())):
-            if data == b"[DONE]":
+            if data == DONE:
                 return
             try:
                 event = json.loads(data)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from truthgpt_serve.http.json_body import encode_json
+from truthgpt_serve.http.sse import DONE_EVENT, format_event
 
 TEXT_TYPE = "text/plain; charset=utf-8"
 TYPES = {"text": TEXT_TYPE, "srt": TEXT_TYPE, "vtt": "text/vtt; charset=utf-8"}
@@ -88,8 +89,8 @@ def encode_delta(text: str) -> bytes:
 
 def encode_done(text: str) -> bytes:
     """Returns the last event of a stream."""
-    return _event({"type": "transcript.text.done", "text": text}) + b"data: [DONE]\n\n"
+    return _event({"type": "transcript.text.done", "text": text}) + DONE_EVENT
 
 
 def _event(value: Mapping[str, Any]) -> bytes:
-    return b"data: " + encode_json(value) + b"\n\n"
+    return format_event(encode_json(value))

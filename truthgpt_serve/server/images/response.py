@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from truthgpt_serve.http.json_body import encode_json
+from truthgpt_serve.http.sse import format_event
 from truthgpt_serve.server.images.codec import ImageResult, PartialImage, Progress
 from truthgpt_serve.server.images.files import EncodedImage
 from truthgpt_serve.server.images.request import ImageRequest, Operation
@@ -114,7 +115,7 @@ def _image_event(
 
 def _event(request: ImageRequest, kind: str, fields: dict[str, Any]) -> bytes:
     name = f"{_EVENTS[request.operation]}.{kind}"
-    return b"event: %b\ndata: %b\n\n" % (name.encode(), encode_json({"type": name, **fields}))
+    return format_event(encode_json({"type": name, **fields}), name)
 
 
 def _base64(data: bytes) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from truthgpt_serve.http.json_body import encode_json
+from truthgpt_serve.http.sse import DONE_EVENT, format_event
 from truthgpt_serve.request_schema import FullText, RequestModel, bad_field, read_request
 from truthgpt_serve.server.infer.values import decode_value, encode_value
 
@@ -64,8 +65,8 @@ class InferExchange:
 
     def piece(self, item: Any) -> bytes:
         """Returns the event for one item of `stream`."""
-        return b"data: " + self._head + encode_value(item, f"{self._label}.stream") + b"}\n\n"
+        return format_event(self._head + encode_value(item, f"{self._label}.stream") + b"}")
 
     def finish(self) -> bytes:
         """Returns the last event."""
-        return b"data: [DONE]\n\n"
+        return DONE_EVENT

@@ -13,11 +13,10 @@ from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.envelope import error_event
 from truthgpt_serve.http.foreign_errors import MAX_ERROR_BYTES, read_error, read_passed_error
 from truthgpt_serve.http.headers import lower_case
-from truthgpt_serve.http.sse import EventSplitter, EventTooLargeError, is_event_stream
+from truthgpt_serve.http.sse import DONE, EventSplitter, EventTooLargeError, is_event_stream
 from truthgpt_serve.server.over_chat.places import Places
 
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
-DONE = b"[DONE]"
 _OF_THE_BODY = frozenset((b"content-length", b"content-type", b"transfer-encoding"))
 _UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, EventTooLargeError)
 

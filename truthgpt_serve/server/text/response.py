@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from truthgpt_serve.http.json_body import encode_json
+from truthgpt_serve.http.sse import DONE_EVENT, format_event
 
 Usage = dict[str, int]
 
@@ -78,7 +79,7 @@ class AnswerFormat:
         body: dict[str, Any] = {**self._chunk_head(), "choices": [choice]}
         if self._include_usage:
             body["usage"] = None
-        return b"data: " + encode_json(body) + b"\n\n"
+        return format_event(encode_json(body))
 
     def delta(self, delta: dict[str, Any], logprobs: Any = None) -> bytes:
         """Returns a chunk of a chat with any delta."""
@@ -86,7 +87,7 @@ class AnswerFormat:
         body: dict[str, Any] = {**self._chunk_head(), "choices": [choice | {"finish_reason": None}]}
         if self._include_usage:
             body["usage"] = None
-        return b"data: " + encode_json(body) + b"\n\n"
+        return format_event(encode_json(body))
 
     def frame(self) -> tuple[bytes, bytes]:
         """Returns what stands before and behind the encoded delta in every chunk."""
@@ -115,9 +116,9 @@ class AnswerFormat:
     def end(self, usage: Usage | None) -> bytes:
         """Returns what ends a stream: the chunk of token counts, if it is wanted, and `[DONE]`."""
         if not self._include_usage or usage is None:
-            return b"data: [DONE]\n\n"
+            return DONE_EVENT
         body = {**self._chunk_head(), "choices": [], "usage": usage}
-        return b"data: " + encode_json(body) + b"\n\ndata: [DONE]\n\n"
+        return format_event(encode_json(body)) + DONE_EVENT
 
     def _chunk_head(self) -> dict[str, Any]:
         if self._chat:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from truthgpt_serve.http.json_body import encode_json
+from truthgpt_serve.http.sse import format_event
 from truthgpt_serve.server.over_chat.blocks import Block, Blocks, Step
 
 _REASONS = {
@@ -122,8 +123,7 @@ def _events(step: Step) -> bytes:
 
 
 def _event(name: str, **fields: Any) -> bytes:
-    data = encode_json({"type": name, **fields})
-    return b"event: " + name.encode() + b"\ndata: " + data + b"\n\n"
+    return format_event(encode_json({"type": name, **fields}), name)
 
 
 class CountAnswer:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from truthgpt_serve.http.json_body import encode_json
+from truthgpt_serve.http.sse import format_event
 from truthgpt_serve.server.over_chat.blocks import Block, Blocks, Step
 
 _PREFIXES = {"text": "msg", "reasoning": "rs", "call": "fc"}
@@ -175,7 +176,7 @@ class ResponsesAnswer:
     def _event(self, kind: str, /, **fields: Any) -> bytes:
         data = encode_json({"type": kind, "sequence_number": self._number, **fields})
         self._number += 1
-        return b"event: " + kind.encode() + b"\ndata: " + data + b"\n\n"
+        return format_event(data, kind)
 
 
 def _part(block: Block) -> dict[str, Any]:
