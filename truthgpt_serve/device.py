@@ -11,6 +11,8 @@ from truthgpt_serve.wording import suggest
 
 DTYPES = ("float32", "float16", "bfloat16")
 """Number formats of weights, by torch's names."""
+COMPILER_FIX = "install a C++ compiler (apt-get install g++), or write model_optim.compile: false"
+"""For a doctor where torch.compile does not work."""
 
 
 def runs_on_cpu(cfg: Mapping[str, Any]) -> bool:
@@ -37,6 +39,21 @@ def choose_device(hardware: Mapping[str, Any], torch: Any) -> Any:
         return torch.device("cpu")
     message = f"{gpus} asks for a GPU, and torch {torch.__version__} sees none"
     raise bad_setting("hardware.gpus", message, "write 0, or install the extra `gpu`")
+
+
+def probe_device(cfg: Mapping[str, Any], chosen: list[Any], torch: Any) -> str:
+    """Adds a configuration's device to `chosen`, and says it as a doctor does.
+
+    Args:
+        cfg: The configuration, as a nested dict.
+        chosen: Gets the `torch.device`.
+        torch: The package.
+
+    Raises:
+        ConfigError: As for `choose_device`.
+    """
+    chosen.append(choose_device(cfg["hardware"], torch))
+    return f"the model would compute on {chosen[0].type}"
 
 
 def choose_dtype(wanted: str, stored: Any, device: Any, torch: Any) -> Any:

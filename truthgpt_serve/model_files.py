@@ -225,3 +225,8 @@ def has_weights(folder: Path) -> bool:
 def has_tokenizer(folder: Path) -> bool:
     """Returns whether a folder has a tokenizer of any kind."""
     return any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Returns the bytes of all files in a folder, at any depth."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -13,6 +13,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+REPLICA_REQUESTS = "truthgpt_replica_requests"
+REPLICA_MEMORY = "truthgpt_replica_memory_bytes"
+"""Metrics of every replica, which `truthgpt models` reads."""
+
 Family = TypeVar("Family", GaugeMetricFamily, CounterMetricFamily)
 
 

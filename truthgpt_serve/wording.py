@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Set
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic_core import ErrorDetails
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 MAX_SHOWN_CHARS = 40
 _MAX_SHOWN_BITS = 128
@@ -31,12 +32,23 @@ def shown(value: Any) -> str:
     return str(value)[:MAX_SHOWN_CHARS]
 
 
-def nearest(value: Any, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Returns the known name that `value` probably means, in capitals or not, or None."""
+def all_near(value: Any, known: Iterable[str], n: int, cutoff: float = 0.6) -> list[str]:
+    """Returns the known names that `value` may mean, in capitals or not, the nearest first.
+
+    Args:
+        value: What was given.
+        known: The names.
+        n: How many are returned at most.
+        cutoff: How alike they are at least: 0 is anything, 1 is equal.
+    """
     names = {name.lower(): name for name in known}
     text = str(value)[: 2 * MAX_SHOWN_CHARS].lower()
-    found = difflib.get_close_matches(text, names, n=1, cutoff=cutoff)
-    return names[found[0]] if found else None
+    return [names[near] for near in difflib.get_close_matches(text, names, n=n, cutoff=cutoff)]
+
+
+def nearest(value: Any, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Returns the known name that `value` probably means, in capitals or not, or None."""
+    return next(iter(all_near(value, known, 1, cutoff)), None)
 
 
 def suggest(value: Any, known: Iterable[str], otherwise: str | None = None) -> str:

@@ -27,11 +27,10 @@ from deployments.hf_diffusers.pipelines.quantization import check_quantization
 from deployments.hf_diffusers.tiny_models import create_flux
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.contract import Probe
-from truthgpt_serve.device import choose_device
+from truthgpt_serve.device import COMPILER_FIX, probe_device
 
 ENGINE_KEYS = ("step_cache", "offload", "channels_last", "vae_tiling", "vae_slicing")
 """Settings that a machine may not be able to do."""
-COMPILER_FIX = "install a C++ compiler (apt-get install g++), or write model_optim.compile: false"
 GGUF_VALUES = 32
 """Values in one block of the format Q8_0, the least that it can hold."""
 
@@ -52,7 +51,7 @@ def _all() -> Iterator[Probe]:
 
 def _needed(cfg: Mapping[str, Any]) -> Iterator[Probe]:
     chosen: list[torch.device] = []
-    yield Probe.attempt("hardware", lambda: _choose(cfg, chosen))
+    yield Probe.attempt("hardware", lambda: probe_device(cfg, chosen, torch))
     if not chosen:
         return
     optim, engine = cfg["model_optim"], cfg["serving"]["engine"]
@@ -64,11 +63,6 @@ def _needed(cfg: Mapping[str, Any]) -> Iterator[Probe]:
     kept = {key: optim[key] for key in ("dtype", "compile")}
     settings = {key: engine[key] for key in ENGINE_KEYS if key in engine}
     yield _image(kept, settings, gpus=gpus, fix=COMPILER_FIX if kept["compile"] else "")
-
-
-def _choose(cfg: Mapping[str, Any], chosen: list[torch.device]) -> str:
-    chosen.append(choose_device(cfg["hardware"], torch))
-    return f"the model would compute on {chosen[0].type}"
 
 
 def _image(

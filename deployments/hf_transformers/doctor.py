@@ -20,12 +20,11 @@ from deployments.hf_transformers.attention import RECIPES, choose_attention, dif
 from deployments.hf_transformers.config import ATTENTION, QUANTIZATION, TransformersSettings
 from deployments.hf_transformers.loading import Source, check_quantization, load_model
 from truthgpt_serve.contract import Probe
-from truthgpt_serve.device import DTYPES, choose_device
+from truthgpt_serve.device import COMPILER_FIX, DTYPES, probe_device
 
 COMPILE_MODES = ("default", "max-autotune")
 EDGE = 256
 """Rows and columns of the matrices that are multiplied."""
-COMPILER_FIX = "install a C++ compiler (apt-get install g++), or write model_optim.compile: false"
 AUDIO_FIX = "install the extra `audio`; recordings at the model's rate do without soxr"
 TRIAL_IDS = [[3, 9, 27, 17, 51, 25, 11, 33]]
 
@@ -48,7 +47,7 @@ def _all() -> Iterator[Probe]:
 
 def _needed(cfg: Mapping[str, Any]) -> Iterator[Probe]:
     chosen: list[torch.device] = []
-    yield Probe.attempt("hardware", lambda: _choose(cfg, chosen))
+    yield Probe.attempt("hardware", lambda: probe_device(cfg, chosen, torch))
     if not chosen:
         return
     device, optim = chosen[0], cfg["model_optim"]
@@ -63,11 +62,6 @@ def _needed(cfg: Mapping[str, Any]) -> Iterator[Probe]:
         yield _compile(settings.compile_mode, device)
     if settings.pipeline_task == "automatic-speech-recognition":
         yield _recordings()
-
-
-def _choose(cfg: Mapping[str, Any], chosen: list[torch.device]) -> str:
-    chosen.append(choose_device(cfg["hardware"], torch))
-    return f"the model would compute on {chosen[0].type}"
 
 
 def _multiply(name: str, device: torch.device) -> Probe:

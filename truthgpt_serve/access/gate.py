@@ -13,7 +13,7 @@ from truthgpt_serve.access.identity import ANONYMOUS, SCOPE_KEY, Identity
 from truthgpt_serve.access.key_ring import KeyRing
 from truthgpt_serve.access.meter import METERED_KEY, Meter, Metered
 from truthgpt_serve.errors import AuthenticationError, ModelNotFoundError, TruthGPTError
-from truthgpt_serve.http.asgi import Receive, Scope, Send, relative_path
+from truthgpt_serve.http.asgi import READS, Receive, Scope, Send, relative_path
 from truthgpt_serve.http.connection import Connection, refuse_websocket
 from truthgpt_serve.http.cors import Cors, is_preflight
 from truthgpt_serve.http.file_store import FILES_PATH
@@ -23,7 +23,6 @@ OPEN_AT_SERVICE = frozenset(("/", "/health", "/ready", "/v2/health/live", "/v2/h
 OPEN_AT_MODEL = frozenset(("/health",))
 SERVER_ROUTES = frozenset(("/-/healthz", "/-/routes"))
 """What Ray's server of a replica answers itself, and HAProxy asks it for."""
-_READS = ("GET", "HEAD")
 _REFUSAL = "truthgpt.refusal"
 
 
@@ -78,7 +77,7 @@ class Gate:
             else:
                 await metered.work(self._app, self._without_key(scope), receive, send)
             return
-        meter = self._meter if scope.get("method") not in _READS else None
+        meter = self._meter if scope.get("method") not in READS else None
         try:
             identity = self._identify(scope)
             metered = None if meter is None else await meter.begin(identity, scope, send)
@@ -98,7 +97,7 @@ class Gate:
             if self._is_open(scope):
                 return ANONYMOUS
             raise
-        if identity.is_internal and scope.get("method") not in _READS:
+        if identity.is_internal and scope.get("method") not in READS:
             raise AuthenticationError("a process of the service may only read")
         names = self._names
         if identity.models is not None and names and not identity.may_use_any(names, names[0]):
@@ -108,7 +107,7 @@ class Gate:
         return identity
 
     def _is_open(self, scope: Scope) -> bool:
-        if scope["type"] != "http" or scope["method"] not in _READS:
+        if scope["type"] != "http" or scope["method"] not in READS:
             return False
         if self._mount is not None and relative_path(scope) in SERVER_ROUTES:
             return True

@@ -13,10 +13,9 @@ from truthgpt_serve.access.estimate import MAX_READ_BYTES, TokenEstimate
 from truthgpt_serve.access.identity import Identity, identity_of
 from truthgpt_serve.access.quota import Quota, Reservation
 from truthgpt_serve.access.units import IMAGES, TOKENS
-from truthgpt_serve.http.asgi import Headers, Message, Receive, Scope, Send, header
+from truthgpt_serve.http.asgi import READS, Headers, Message, Receive, Scope, Send, header
 from truthgpt_serve.usage.counted import Usage, current_usage
 
-_READS = ("GET", "HEAD")
 _FAILED, _ERROR = 400, 500
 
 
@@ -40,7 +39,7 @@ class TokenQuota:
             RateLimitError: The key has used too much.
         """
         identity, usage = identity_of(scope), current_usage()
-        if identity is None or usage is None or scope.get("method", "GET") in _READS:
+        if identity is None or usage is None or scope.get("method", "GET") in READS:
             await self._app(scope, receive, send)
             return
         counts_tokens = self._quota.is_limited(identity, TOKENS)

@@ -14,7 +14,7 @@ from truthgpt_serve.access.fair_queue import FairQueue
 from truthgpt_serve.access.identity import ANONYMOUS, Identity, identity_of
 from truthgpt_serve.access.queued import Ticket
 from truthgpt_serve.errors import OverloadedError, RequestError
-from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, header
+from truthgpt_serve.http.asgi import READS, Message, Receive, Scope, Send, header
 from truthgpt_serve.http.connection import refuse_websocket
 from truthgpt_serve.queue_full import PLACE_HEADER, whole_seconds
 from truthgpt_serve.usage.counted import current_usage, note_refusal
@@ -23,7 +23,6 @@ TIMEOUT_HEADER = b"x-request-timeout-ms"
 MAX_DIGITS = 9
 QUEUE, DEADLINE = "queue", "deadline"
 """Why requests are refused here."""
-_READS = ("GET", "HEAD")
 _FAILED = 400
 _PLACE_HEADER = PLACE_HEADER.encode()
 
@@ -55,7 +54,7 @@ class Turns:
             RequestError: Its header says no time.
         """
         kind = scope["type"]
-        if kind == "lifespan" or scope.get("method") in _READS:
+        if kind == "lifespan" or scope.get("method") in READS:
             await self._app(scope, receive, send)
             return
         if kind == "http":

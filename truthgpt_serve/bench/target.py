@@ -10,10 +10,9 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from truthgpt_serve.cluster.defaults import DEFAULT_URL, KEY_VARIABLE
 from truthgpt_serve.errors import TruthGPTError
 
-DEFAULT_URL = "http://127.0.0.1:8000"
-KEY_VARIABLE = "TRUTHGPT_API_KEY"
 _LIST_TIMEOUT_S = 30.0
 _HIDDEN = "[API key]"
 

@@ -25,7 +25,8 @@ from truthgpt_serve.bench.prompts import (
     read_dataset,
 )
 from truthgpt_serve.bench.session import MakeRequests, Plan
-from truthgpt_serve.bench.target import KEY_VARIABLE, Target, normalize_url
+from truthgpt_serve.bench.target import Target, normalize_url
+from truthgpt_serve.cluster.defaults import KEY_VARIABLE
 
 DEFAULT_CONCURRENCY = (1.0, 4.0, 16.0)
 MAX_CONCURRENCY = 4096

@@ -15,8 +15,7 @@ import click
 
 from truthgpt_serve.config.paths import expand
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.server.audio.decode import decode_audio
-from truthgpt_serve.server.audio.routes import DEFAULT_MAX_S, DEFAULT_RATE
+from truthgpt_serve.server.audio.decode import bounds_of, decode_audio
 from truthgpt_serve.server.infer.values import ARRAY_KEYS, IMAGE_KEYS, decode_value
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -97,9 +96,7 @@ def _read_file(model: Any, value: dict[str, Any], place: str) -> Any:
         return value
     try:
         if ending in RECORDINGS:
-            rate = int(getattr(model, "sampling_rate", DEFAULT_RATE))
-            max_s = float(getattr(model, "max_audio_s", DEFAULT_MAX_S))
-            return decode_audio(path.read_bytes(), rate, max_s)
+            return decode_audio(path.read_bytes(), *bounds_of(model))
         if ending in ARRAYS:
             return _need("numpy", place).load(path, allow_pickle=False)
         image = _need("PIL.Image", place).open(path)

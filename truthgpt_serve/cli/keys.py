@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from truthgpt_serve.cli._table import DASH, open_console
+
 if TYPE_CHECKING:
     from truthgpt_serve.access.key_file import KeyEntry
 
 SERVE_FILE = "serve.yaml"
 DEFAULT_FILE = "keys.yaml"
-DASH = "-"
 
 _FILE = click.option(
     "--file", "file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
@@ -187,7 +188,6 @@ def _state(entry: KeyEntry) -> str:
 
 
 def _print_table(entries: list[KeyEntry]) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -205,7 +205,7 @@ def _print_table(entries: list[KeyEntry]) -> None:
             entry.created or DASH,
             _state(entry),
         )
-    Console(width=None if os.isatty(1) else 200).print(table)
+    open_console().print(table)
 
 
 def _limits(entry: KeyEntry) -> str:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from truthgpt_serve.cli._table import DASH, open_console
+
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
     from truthgpt_serve.cli._service.models import Model, ModelReader
 
-DASH = "-"
 SAMPLE_S = 1.0
 """Between the two readings that a speed needs."""
 _STYLES = {"RUNNING": "green", "DEPLOYING": "yellow", "UNHEALTHY": "red", "DEPLOY_FAILED": "red"}
@@ -57,19 +57,10 @@ def models(watch: bool, interval: float, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"models": [model.to_json() for model in found]}, indent=2))
         return
-    console = _console()
+    console = open_console()
     console.print(table_of(found))
     if any(model.waits_for or model.last_error for model in found):
         console.print("`truthgpt why MODEL` says why a model does not run.", highlight=False)
-
-
-def _console() -> Console:
-    """Returns a console that does not cut off columns where no terminal has an edge."""
-    import sys
-
-    from rich.console import Console
-
-    return Console() if sys.stdout.isatty() else Console(width=200)
 
 
 def _watch(reader: ModelReader, interval: float, address: str) -> None:
@@ -80,7 +71,7 @@ def _watch(reader: ModelReader, interval: float, address: str) -> None:
     found = reader.read()  # a service that does not answer at first is an error
     title = address
     try:
-        with Live(table_of(found, title), console=_console(), auto_refresh=False) as live:
+        with Live(table_of(found, title), console=open_console(), auto_refresh=False) as live:
             while True:
                 time.sleep(interval)
                 try:

@@ -8,6 +8,8 @@ from urllib.parse import urlencode
 
 import click
 
+from truthgpt_serve.cli._table import open_console
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -61,7 +63,7 @@ def usage(start: str | None, end: str | None, group_by: str, limit: int, as_json
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
-    _console().print(table_of(found))
+    open_console().print(table_of(found))
     if found.get("has_more"):
         click.echo("there are more rows: ask for less time, or raise --limit", err=True)
 
@@ -115,12 +117,3 @@ def _value(row: dict[str, Any], field: str) -> float:
 
 def _shown(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
-
-
-def _console() -> Any:
-    """Returns a console that does not cut off columns where no terminal has an edge."""
-    import sys
-
-    from rich.console import Console
-
-    return Console() if sys.stdout.isatty() else Console(width=200)

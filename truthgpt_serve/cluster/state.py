@@ -25,7 +25,6 @@ Resources = Mapping[str, float]
 CARD_KEY = "card"
 """Key of a model's card in its deployment's `user_config`."""
 
-DEFAULT_PROXY_PORT = 8000
 _HAPROXY_FILE = "/tmp/haproxy-serve/haproxy.cfg"
 """Ray's default for the variable below."""
 CALL_TIMEOUT_S = 5.0

@@ -14,12 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from truthgpt_serve.cluster.defaults import DEFAULT_PORT
 from truthgpt_serve.contract import Probe
 from truthgpt_serve.doctor.families import TIME_LIMIT_S, Target, examine
 from truthgpt_serve.doctor.machine import probe_hardware, probe_python
 from truthgpt_serve.doctor.needs import FileNeeds, Need, probe_weights, read_needs
 from truthgpt_serve.doctor.packages import probe_base, probe_versions
-from truthgpt_serve.doctor.service import DEFAULT_PORT, probe_port, probe_service
+from truthgpt_serve.doctor.service import probe_port, probe_service
 from truthgpt_serve.registry import MODEL_REGISTRY
 
 MAX_AT_ONCE = 2

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from truthgpt_serve.checks import resolve_family
+from truthgpt_serve.cluster.defaults import DEFAULT_PORT
 from truthgpt_serve.config.load import read_file
 from truthgpt_serve.config.paths import expand, find_config, must_be_local
 from truthgpt_serve.contract import FamilySpec, Probe
-from truthgpt_serve.doctor.service import DEFAULT_PORT, cache_folder, is_offline
+from truthgpt_serve.doctor.service import cache_folder, is_offline
 from truthgpt_serve.errors import ConfigError
 from truthgpt_serve.hardware.plan import plan_replica
 from truthgpt_serve.validate import CheckedModel, validate_file

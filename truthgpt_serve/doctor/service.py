@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from truthgpt_serve.cluster.defaults import DEFAULT_PORT
 from truthgpt_serve.cluster.environment_file import read_environment_file
 from truthgpt_serve.cluster.haproxy.program import BINARY_VARIABLE, program_path
 from truthgpt_serve.config.paths import config_dir, expand
@@ -23,7 +24,6 @@ from truthgpt_serve.contract import Probe
 
 TIMEOUT_S = 10.0
 HUB_TIMEOUT_S = 5.0
-DEFAULT_PORT = 8000
 LEAST_FREE_BYTES = 10 << 30
 """Below this a model of a few billion parameters does not fit."""
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")

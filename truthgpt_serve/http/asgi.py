@@ -17,6 +17,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
+READS = ("GET", "HEAD")
+"""Methods that change nothing and cost little."""
 UNREAD_TIMEOUT_S = 5.0
 """How long the error that ends a stream waits for a client that does not read."""
 REPLAYED_BYTES = 64 * 1024

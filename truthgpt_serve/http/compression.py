@@ -21,7 +21,7 @@ from truthgpt_serve.http.asgi import Receive, Replay, Scope
 
 CODINGS = ("gzip", "deflate", "zstd")
 _ALIASES = {"x-gzip": "gzip", "identity": ""}
-_WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+ZLIB_WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 """What zlib calls the two forms: RFC 9110's deflate is a zlib stream."""
 _ZSTD_WINDOW_LOG = 23
 """8 MiB, the most that RFC 9659 lets a client ask for: a window is memory, whatever comes of it."""
@@ -66,7 +66,7 @@ class Decoder:
             limit = {int(zstd.DecompressionParameter.window_log_max): _ZSTD_WINDOW_LOG}
             self._inflater = zstd.ZstdDecompressor(options=limit)
         else:
-            self._inflater = zlib.decompressobj(_WINDOW_BITS[coding])
+            self._inflater = zlib.decompressobj(ZLIB_WINDOW_BITS[coding])
 
     @property
     def ended(self) -> bool:

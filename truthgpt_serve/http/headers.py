@@ -16,6 +16,9 @@ HOP_BY_HOP = frozenset(
 NOT_OF_APPLICATIONS = HOP_BY_HOP.union((b"date", b"server", b"x-request-id"))
 """Headers of answers that our own HTTP servers and Ray Serve add: they would be there twice."""
 
+BODY_HEADERS = frozenset((b"content-length", b"content-type", b"transfer-encoding"))
+"""What says how a body is sent: another body has its own."""
+
 Edit = Callable[[Headers], Headers]
 """Takes an answer's headers, names in lower case, and returns those that go out."""
 

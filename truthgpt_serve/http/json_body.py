@@ -19,11 +19,11 @@ request goes on, and 20 times the memory of the body."""
 MAX_VALUES = 1_000_000
 """Most values of a JSON body."""
 
-_REST_OF_STRING = rb'[^"\\]*+(?:\\.[^"\\]*+)*+'
+REST_OF_STRING = rb'[^"\\]*+(?:\\.[^"\\]*+)*+'
 _match_some = re.compile(
-    rb'[^"]{0,4096}+(?:"%b"[^"]{0,4096}+){0,4096}+' % _REST_OF_STRING, re.DOTALL
+    rb'[^"]{0,4096}+(?:"%b"[^"]{0,4096}+){0,4096}+' % REST_OF_STRING, re.DOTALL
 ).match
-_remove_strings = re.compile(rb'"%b"' % _REST_OF_STRING, re.DOTALL).sub
+remove_strings = re.compile(rb'"%b"' % REST_OF_STRING, re.DOTALL).sub
 
 
 def encode_json(value: Any) -> bytes:
@@ -78,7 +78,7 @@ def _check_num_values(body: bytes | bytearray) -> None:
     num_containers = num_commas = start = 0
     while (some := _match_some(body, start)) is not None and some.end() > start:
         start = some.end()
-        containers, commas = _count(_remove_strings(b"", some[0]))
+        containers, commas = _count(remove_strings(b"", some[0]))
         num_containers += containers
         num_commas += commas
         if num_containers > MAX_CONTAINERS:

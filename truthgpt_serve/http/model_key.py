@@ -14,7 +14,7 @@ import msgspec
 from python_multipart.multipart import parse_options_header
 
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.http.json_body import not_json
+from truthgpt_serve.http.json_body import REST_OF_STRING, not_json, remove_strings
 from truthgpt_serve.http.multipart import FormParts
 from truthgpt_serve.request_schema import bad_field
 
@@ -33,15 +33,13 @@ MAX_FORM_PARTS = 4096
 _MODEL = rb'"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"'
 _MAX_SPELLING_BYTES = 32
 """The longest way to write the key: each letter as an escape of six bytes, and two quotes."""
-_REST_OF_STRING = rb'[^"\\]*+(?:\\.[^"\\]*+)*+'
 
 _find_model = re.compile(_MODEL).search
-_rest_of_string = re.compile(_REST_OF_STRING, re.DOTALL)
-_remove_strings = re.compile(rb'"%b"' % _REST_OF_STRING, re.DOTALL).sub
+_rest_of_string = re.compile(REST_OF_STRING, re.DOTALL)
 _find_tokens = re.compile(
-    rb'(?P<model>%b)|"%b"|(?P<mark>[{}\[\],:])' % (_MODEL, _REST_OF_STRING), re.DOTALL
+    rb'(?P<model>%b)|"%b"|(?P<mark>[{}\[\],:])' % (_MODEL, REST_OF_STRING), re.DOTALL
 ).finditer
-_match_value = re.compile(rb'\s*+:\s*+("%b")' % _REST_OF_STRING, re.DOTALL).match
+_match_value = re.compile(rb'\s*+:\s*+("%b")' % REST_OF_STRING, re.DOTALL).match
 _MARKS = (b"{", b"}", b"[", b"]", b",", b":")
 
 _STRING, _KEY = b"\1", b"\2"
@@ -93,7 +91,7 @@ class ModelKey:
         if self._in_string:
             data = self._leave_string(data)
         start = self._end - len(data)
-        outside = _remove_strings(b"", data)
+        outside = remove_strings(b"", data)
         opening = outside.find(b'"')
         if opening >= 0:  # a string that is not closed: all behind it is its beginning
             cut = len(data) - len(outside) + opening
@@ -126,7 +124,7 @@ class ModelKey:
 
     def _has_key(self, data: bytes) -> bool:
         """Whether a string `model` is a key of the outermost object, and not of one within it."""
-        marks = _remove_strings(b"", _mark_models(_STRING, data)).translate(None, _NO_MARKS)
+        marks = remove_strings(b"", _mark_models(_STRING, data)).translate(None, _NO_MARKS)
         begin = b"," if self._mark and self._mark in b"{," else b":"
         keys = (begin + marks).replace(b"{" + _STRING, b"{" + _KEY).replace(b"," + _STRING, _KEY)
         keys = keys.translate(_AS_BRACES, b",:" + _STRING)

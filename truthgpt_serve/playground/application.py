@@ -10,8 +10,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from truthgpt_serve.cluster.defaults import DEFAULT_PORT
 from truthgpt_serve.cluster.start_errors import to_cause
-from truthgpt_serve.cluster.state import DEFAULT_PROXY_PORT, fetch_serve_state, worker_proxy_port
+from truthgpt_serve.cluster.state import fetch_serve_state, worker_proxy_port
 from truthgpt_serve.config.playground import PlaygroundConfig
 from truthgpt_serve.errors import ConfigError, Fault
 from truthgpt_serve.playground.first_request import OnFirstRequest
@@ -92,4 +93,4 @@ def _find_service() -> str:
     """Returns the address of this node's proxy."""
     state = fetch_serve_state()
     host = f"[{state.proxy_host}]" if ":" in state.proxy_host else state.proxy_host
-    return f"http://{host}:{worker_proxy_port() or state.proxy_port or DEFAULT_PROXY_PORT}"
+    return f"http://{host}:{worker_proxy_port() or state.proxy_port or DEFAULT_PORT}"

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-KEY_VARIABLE = "TRUTHGPT_API_KEY"
+from truthgpt_serve.cluster.defaults import KEY_VARIABLE
+
 LINE = 88
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from html import escape
 
-from truthgpt_serve.playground.code import KEY_VARIABLE, Sent, to_curl, to_javascript, to_python
+from truthgpt_serve.cluster.defaults import KEY_VARIABLE
+from truthgpt_serve.playground.code import Sent, to_curl, to_javascript, to_python
 
 
 def status(text: str) -> str:

@@ -18,11 +18,11 @@ from truthgpt_serve.access.fair_queue import FairQueue
 from truthgpt_serve.access.settings import Access, Auth
 from truthgpt_serve.access.turns import Turns
 from truthgpt_serve.checks import resolve_family
+from truthgpt_serve.cluster.defaults import DEFAULT_PORT
 from truthgpt_serve.cluster.ray_servers import answer_aside, mend_print, own_addresses
 from truthgpt_serve.cluster.shared_files import SharedFiles
 from truthgpt_serve.cluster.start_errors import cause_first, to_cause
 from truthgpt_serve.cluster.state import (
-    DEFAULT_PROXY_PORT,
     fetch_replica_addresses,
     fetch_serve_state,
     proxy_socket,
@@ -233,7 +233,7 @@ class Router:
         """Finds this node's proxy; the application starts with Serve's lifespan event."""
         state = await asyncio.to_thread(fetch_serve_state)
         port = worker_proxy_port() or self._config.proxy_port or state.proxy_port
-        proxy = (state.proxy_host, port or DEFAULT_PROXY_PORT)
+        proxy = (state.proxy_host, port or DEFAULT_PORT)
         router = RouterApp(
             self._config,
             fetch_serve_state,

@@ -11,11 +11,9 @@ from typing import Any
 import psutil
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from truthgpt_serve.http.asgi import Receive, Scope, Send
-from truthgpt_serve.prometheus import labeled, write_page
+from truthgpt_serve.http.asgi import READS, Receive, Scope, Send
+from truthgpt_serve.prometheus import REPLICA_MEMORY, REPLICA_REQUESTS, labeled, write_page
 
-REQUESTS = "truthgpt_replica_requests"
-MEMORY = "truthgpt_replica_memory_bytes"
 MEMORY_TEXT = "Resident memory of its process and those that it started; not that of GPUs."
 
 App = Callable[[Scope, Receive, Send], Awaitable[Any]]
@@ -23,7 +21,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[Any]]
 
 _NEW_SHARE = 0.1
 """How much the newest request counts in the mean."""
-_READS = ("GET", "HEAD", "OPTIONS")
+_READS = (*READS, "OPTIONS")
 """Answered by the application itself: no work of the model's."""
 
 
@@ -109,9 +107,9 @@ class ReplicaLoad:
         ended = "Requests that it has ended, however they ended."
         return write_page(
             [
-                labeled(GaugeMetricFamily, REQUESTS, text, "state", now),
-                CounterMetricFamily(REQUESTS, ended, self._ended),
-                GaugeMetricFamily(MEMORY, MEMORY_TEXT, resident_bytes(os.getpid())),
+                labeled(GaugeMetricFamily, REPLICA_REQUESTS, text, "state", now),
+                CounterMetricFamily(REPLICA_REQUESTS, ended, self._ended),
+                GaugeMetricFamily(REPLICA_MEMORY, MEMORY_TEXT, resident_bytes(os.getpid())),
             ]
         )
 

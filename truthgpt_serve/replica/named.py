@@ -11,7 +11,16 @@ from typing import Any
 from truthgpt_serve.access.gate import hidden_model
 from truthgpt_serve.access.identity import Identity, identity_of
 from truthgpt_serve.errors import RequestError, TruthGPTError, not_here
-from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, header, relative_path, replay
+from truthgpt_serve.http.asgi import (
+    READS,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    header,
+    relative_path,
+    replay,
+)
 from truthgpt_serve.http.open_inference import MODELS_PREFIX, model_of_path
 from truthgpt_serve.http.routes import find_error, find_routes
 from truthgpt_serve.router.open_inference import model_of
@@ -19,7 +28,6 @@ from truthgpt_serve.router.request_body import BODY_METHODS, read_name
 from truthgpt_serve.router.upload import ClientLeftError, RequestBody, take
 
 _CARDS = "/v1/models/"
-_READS = ("GET", "HEAD")
 
 
 class NamedRequests:
@@ -58,7 +66,7 @@ class NamedRequests:
             error = find_error(method, path, "service")
             if error is not None:
                 raise error
-        if method in _READS and path.startswith(_CARDS):
+        if method in READS and path.startswith(_CARDS):
             self._check(path.removeprefix(_CARDS), identity)
         if path.startswith(MODELS_PREFIX):
             self._check_key(identity, model_of_path(path) or self._name)

@@ -16,13 +16,12 @@ from truthgpt_serve.http.asgi import (
     send_error,
 )
 from truthgpt_serve.http.foreign_errors import MAX_ERROR_BYTES, may_be_foreign, read_error
-from truthgpt_serve.http.headers import lower_case
+from truthgpt_serve.http.headers import BODY_HEADERS, lower_case
 
 _RETRY_AFTER = {
     kind.status: b"%d" % (kind.default_retry_after_s or 1)
     for kind in (OverloadedError, UnavailableError)
 }
-_OF_THE_BODY = frozenset((b"content-type", b"content-length", b"transfer-encoding"))
 
 
 class ShapedErrors:
@@ -114,4 +113,4 @@ class _Answer:
 
 
 def _kept(headers: Headers) -> Headers:
-    return [header for header in headers if header[0] not in _OF_THE_BODY]
+    return [header for header in headers if header[0] not in BODY_HEADERS]

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from truthgpt_serve.access.meter import USAGE_KEY
-from truthgpt_serve.http.asgi import Message, Receive, Scope, Send
+from truthgpt_serve.http.asgi import READS, Message, Receive, Scope, Send
 from truthgpt_serve.telemetry.access_log import AccessLog
 from truthgpt_serve.telemetry.record import RECORD_KEY, RequestRecord
 from truthgpt_serve.telemetry.tracing import Tracer
@@ -19,7 +19,6 @@ PROBES = frozenset(
     )
 )
 """Routes that are read every second or so, and of which nothing is told."""
-_READS = ("GET", "HEAD")
 _FAILED = 400
 
 
@@ -67,7 +66,7 @@ class Watched:
 
     async def _watch(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = RequestRecord(scope, self._model, self._mount)
-        if record.path in PROBES and scope["method"] in _READS:
+        if record.path in PROBES and scope["method"] in READS:
             await self._app(scope, receive, send)
             return
         usage = scope[USAGE_KEY] = Usage()

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from truthgpt_serve.cluster.defaults import DEFAULT_PORT
 from truthgpt_serve.config import ModelConfig, RouterConfig, Source
 from truthgpt_serve.config.auth import AuthArgs
 from truthgpt_serve.config.cors import CorsSection
@@ -47,8 +48,6 @@ from truthgpt_serve.validate.report import Checked, CheckedModel, Report
 from truthgpt_serve.wording import nearest
 
 _SERVE_KEYS = ("applications", "http_options", "proxy_location", "grpc_options", "logging_config")
-DEFAULT_PORT = 8000
-"""Ray Serve's own default for `http_options.port`."""
 
 
 def validate_file(path: str | Path, *, machine: bool = False, classes: bool = True) -> Report:

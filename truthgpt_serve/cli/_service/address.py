@@ -12,11 +12,10 @@ from urllib.parse import SplitResult, urlsplit
 
 import click
 
+from truthgpt_serve.cluster.defaults import DEFAULT_URL, KEY_VARIABLE
 from truthgpt_serve.cluster.service.run_file import RunFile
 
 URL_VARIABLE = "TRUTHGPT_URL"
-KEY_VARIABLE = "TRUTHGPT_API_KEY"
-DEFAULT_URL = "http://127.0.0.1:8000"
 RUN_FOLDER = ".run"
 _EXAMPLE = f"write it like {DEFAULT_URL}"
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from truthgpt_serve.cli._service.address import KEY_VARIABLE, URL_VARIABLE, Address
+from truthgpt_serve.cli._service.address import URL_VARIABLE, Address
+from truthgpt_serve.cluster.defaults import KEY_VARIABLE
 from truthgpt_serve.terminal import clean
+from truthgpt_serve.wording import all_near
 
 if TYPE_CHECKING:
     import httpx
@@ -107,7 +108,7 @@ def describe_refusal(
 
 def unknown_model(model: str, names: Sequence[str]) -> str:
     """Returns the message for a model that does not exist, with the nearest names."""
-    near = difflib.get_close_matches(model, names, n=3, cutoff=0.5)
+    near = all_near(model, names, 3, cutoff=0.5)
     known = ", ".join(names[:_NAMES_SHOWN]) or "none"
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
     hint = f"did you mean {' or '.join(near)}? " if near else ""

@@ -11,6 +11,7 @@ from typing import Any
 from truthgpt_serve.cli._service.client import ServiceClient, model_path
 from truthgpt_serve.cli._service.failures import ServiceFault, text_of
 from truthgpt_serve.cli._service.scrape import Samples
+from truthgpt_serve.prometheus import REPLICA_MEMORY, REPLICA_REQUESTS
 
 MAX_AT_ONCE = 8
 CAPABILITIES = {
@@ -21,9 +22,7 @@ CAPABILITIES = {
     "reasoning": "reasoning",
 }
 """What a card says that a text model can do, and how it is shown."""
-_REQUESTS = "truthgpt_replica_requests"
-_ENDED = "truthgpt_replica_requests_total"
-_MEMORY = "truthgpt_replica_memory_bytes"
+_ENDED = f"{REPLICA_REQUESTS}_total"
 _WAITING: tuple[tuple[str, dict[str, str]], ...] = (
     ("vllm:num_requests_waiting", {}),
     ("truthgpt_images_jobs", {"state": "queued"}),
@@ -37,7 +36,13 @@ _MADE: tuple[tuple[str, dict[str, str], str], ...] = (
 )
 """What is counted of a model's work, the most telling first."""
 _NAMES = frozenset(
-    [_REQUESTS, _ENDED, _MEMORY, *(name for name, _ in _WAITING), *(name for name, _, _ in _MADE)]
+    [
+        REPLICA_REQUESTS,
+        _ENDED,
+        REPLICA_MEMORY,
+        *(name for name, _ in _WAITING),
+        *(name for name, _, _ in _MADE),
+    ]
 )
 
 
@@ -151,7 +156,7 @@ class ModelReader:
         samples = self._samples(name) if replicas else None
         ongoing, queued = load_of(samples)
         rate, unit = self._rate(name, samples)
-        memory = samples.total(_MEMORY) if samples else None
+        memory = samples.total(REPLICA_MEMORY) if samples else None
         return replace(
             known,
             state=text_of(state.get("status")),
@@ -205,8 +210,8 @@ def load_of(samples: Samples | None) -> tuple[int | None, int | None]:
     """Returns how many requests a model works on, and how many wait; None where it is not known."""
     if samples is None:
         return None, None
-    ongoing = samples.total(_REQUESTS, state="ongoing")
-    queued = samples.total(_REQUESTS, state="queued")
+    ongoing = samples.total(REPLICA_REQUESTS, state="ongoing")
+    queued = samples.total(REPLICA_REQUESTS, state="queued")
     if ongoing is None or queued is None:
         return None, None
     found = (samples.total(name, **labels) for name, labels in _WAITING)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from http.client import HTTPException
 from typing import Any
 
-KEY_VARIABLE = "TRUTHGPT_API_KEY"
+from truthgpt_serve.cluster.defaults import KEY_VARIABLE
+
 TIMEOUT_S = 3.0
 MAX_ANSWER_BYTES = 4 << 20
 FIRST_PERIOD_S = 0.3

@@ -22,6 +22,16 @@ MAX_CHANNELS = 16
 MIN_RATE = 1000
 MAX_RATE = 384000
 FIELD = "file"
+DEFAULT_RATE = 16000
+"""Samples a second for a class without `sampling_rate`."""
+DEFAULT_MAX_S = 1800.0
+"""Longest recording in seconds for a class without `max_audio_s`."""
+
+
+def bounds_of(model: Any) -> tuple[int, float]:
+    """Returns the samples a second that a model takes, and its longest recording in seconds."""
+    rate = int(getattr(model, "sampling_rate", DEFAULT_RATE))
+    return rate, float(getattr(model, "max_audio_s", DEFAULT_MAX_S))
 
 
 def decode_audio(data: bytes, rate: int, max_s: float) -> Any:

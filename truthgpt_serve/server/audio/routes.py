@@ -22,17 +22,13 @@ from truthgpt_serve.errors import UnsupportedError
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.multipart import form_boundary, parse_form
 from truthgpt_serve.server.audio.codec import AudioExchange
-from truthgpt_serve.server.audio.decode import decode_audio
+from truthgpt_serve.server.audio.decode import bounds_of, decode_audio
 from truthgpt_serve.server.audio.request import AudioRequest, parse_audio
 from truthgpt_serve.server.execution.threads import BoundedExecutor
 from truthgpt_serve.server.instance import ModelInstance
 
 PATH = "/v1/audio/transcriptions"
 TRANSLATIONS_PATH = "/v1/audio/translations"
-DEFAULT_RATE = 16000
-"""Samples a second for a class without `sampling_rate`."""
-DEFAULT_MAX_S = 1800.0
-"""Longest recording in seconds for a class without `max_audio_s`."""
 Read = Callable[[Connection], Awaitable[bytes]]
 
 
@@ -86,9 +82,7 @@ class AudioRoutes:
             await connection.reply(answer, content_type)
 
     async def _exchange(self, request: AudioRequest) -> AudioExchange:
-        model = self._host.model
-        rate = int(getattr(model, "sampling_rate", DEFAULT_RATE))
-        max_s = float(getattr(model, "max_audio_s", DEFAULT_MAX_S))
+        rate, max_s = bounds_of(self._host.model)
         samples: Any = await self._executor.run(partial(decode_audio, request.file, rate, max_s))
         request.file = b""  # the samples are what is needed from here on
         inputs = {"audio": samples, "sampling_rate": rate, **request.inputs}

@@ -12,12 +12,11 @@ from truthgpt_serve.http.asgi import Headers, Message, send_error
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.envelope import error_event
 from truthgpt_serve.http.foreign_errors import MAX_ERROR_BYTES, read_error, read_passed_error
-from truthgpt_serve.http.headers import lower_case
+from truthgpt_serve.http.headers import BODY_HEADERS, lower_case
 from truthgpt_serve.http.sse import DONE, EventSplitter, EventTooLargeError, is_event_stream
 from truthgpt_serve.server.over_chat.places import Places
 
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
-_OF_THE_BODY = frozenset((b"content-length", b"content-type", b"transfer-encoding"))
 _UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, EventTooLargeError)
 
 
@@ -87,7 +86,7 @@ class TranslatedAnswer:
     async def _start(self, message: Message) -> None:
         headers = lower_case(message)
         self._status = message["status"]
-        self._headers = [line for line in headers if line[0] not in _OF_THE_BODY]
+        self._headers = [line for line in headers if line[0] not in BODY_HEADERS]
         if self._status < 400 and is_event_stream(headers):
             self._events = EventSplitter(MAX_ANSWER_BYTES)
             kept = [line for line in headers if line[0] != b"content-length"]

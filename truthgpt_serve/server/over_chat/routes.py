@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from truthgpt_serve.http.asgi import Receive, Scope, Send, replay
 from truthgpt_serve.http.connection import Connection
+from truthgpt_serve.http.headers import BODY_HEADERS
 from truthgpt_serve.http.json_body import encode_json, parse_object
 from truthgpt_serve.server.over_chat.answer import TranslatedAnswer, Translation
 from truthgpt_serve.server.over_chat.messages.answer import CountAnswer, MessagesAnswer
@@ -90,8 +91,7 @@ def _inner_scope(connection: Connection, path: str, length: int) -> Scope:
     headers = [
         line
         for line in outer["headers"]
-        if line[0] not in (b"content-length", b"content-type", b"transfer-encoding")
-        and not line[0].startswith(b"anthropic-")
+        if line[0] not in BODY_HEADERS and not line[0].startswith(b"anthropic-")
     ]
     headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % length)]
     inner = mount + path

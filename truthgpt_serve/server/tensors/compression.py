@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import zlib
 
-_WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
-"""What zlib calls the two forms: RFC 9110's deflate is a zlib stream."""
+from truthgpt_serve.http.compression import ZLIB_WINDOW_BITS
+
 _ALIASES = {"x-gzip": "gzip", "identity": "", "": ""}
 _LEVEL = 1
 _SAMPLE_BYTES = 64 * 1024
@@ -20,7 +20,7 @@ def accepted_coding(header: bytes) -> str:
         name, _, rest = item.partition(";")
         coding = _ALIASES.get(name.strip(), name.strip())
         weight = _weight(rest)
-        if coding in _WINDOW_BITS and weight > best_weight:
+        if coding in ZLIB_WINDOW_BITS and weight > best_weight:
             best, best_weight = coding, weight
     return best
 
@@ -44,5 +44,5 @@ def compress(body: bytes, coding: str) -> bytes | None:
 
 
 def _deflate(data: bytes, coding: str) -> bytes:
-    deflater = zlib.compressobj(_LEVEL, zlib.DEFLATED, _WINDOW_BITS[coding])
+    deflater = zlib.compressobj(_LEVEL, zlib.DEFLATED, ZLIB_WINDOW_BITS[coding])
     return deflater.compress(data) + deflater.flush()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from truthgpt_serve.errors import TruthGPTError
+from truthgpt_serve.model_files import folder_bytes
 from truthgpt_serve.takeaway.errors import TakeawayError
 from truthgpt_serve.takeaway.output import check_room, writing
 from truthgpt_serve.takeaway.result import IMAGE_ADAPTER, PIPELINE, Result
@@ -38,7 +39,7 @@ def write_whole(result: Result, out: Path, *, dtype: str | None, max_shard: str)
     """
     source = _source(result)
     parts = [name for name in _index(source) if (source / name).is_dir()]
-    check_room(out, 2 * sum(_size(source / name) for name in parts))
+    check_room(out, 2 * sum(folder_bytes(source / name) for name in parts))
     names = _parts_of(result, source, parts) if result.is_adapter or dtype else []
     trained = _load(result, source, names) if names else {}
     with writing(out) as folder:
@@ -103,7 +104,3 @@ def _load(result: Result, source: Path, names: list[str]) -> dict[str, Any]:
 
 def _format(dtype: str | None, source: Path, name: str) -> Any:
     return DTYPES[dtype] if dtype is not None else choose_dtype("auto", source, name)
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

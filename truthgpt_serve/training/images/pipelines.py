@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from truthgpt_serve.model_files import folder_bytes
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.images.words import FILES
 from truthgpt_serve.training.job import Monitor
@@ -114,7 +115,7 @@ def save_pipeline(
     index = json.loads((source / INDEX).read_text(encoding="utf-8"))
     parts = [name for name in index if not name.startswith("_") and (source / name).is_dir()]
     dtypes = {name: choose_dtype(wanted, source, name) for name in trained}
-    monitor.check_space(sum(_size(source / name) for name in parts))
+    monitor.check_space(sum(folder_bytes(source / name) for name in parts))
     unfinished = begin_result(run)
     shutil.copyfile(source / INDEX, unfinished / INDEX)
     for name in parts:
@@ -219,7 +220,3 @@ def begin_result(run: Path) -> Path:
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     return unfinished
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
