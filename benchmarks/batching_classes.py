@@ -1,4 +1,4 @@
-"""The two model classes that `benchmarks.batching` serves everywhere; know no server.
+"""The two model classes that `benchmarks.batching` serves everywhere.
 
 Needs numpy and onnxruntime only, so that an environment without this product can import it too.
 """

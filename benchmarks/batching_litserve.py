@@ -1,6 +1,6 @@
 """Serves one of the benchmark's classes by LitServe with its own batching.
 
-Runs in an environment that has litserve and not this product; knows nothing of the measurement.
+Runs in an environment that has litserve and not this product.
 Command: `python batching_litserve.py NAME PORT MAX_BATCH_SIZE BATCH_TIMEOUT_S FAST_QUEUE`.
 """
 

@@ -1,4 +1,4 @@
-"""Writes the benchmark's two ONNX networks, with weights of fixed seeds; knows no server."""
+"""Writes the benchmark's two ONNX networks, with weights of fixed seeds."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Load on an HTTP server: wrk for throughput and latency, a raw socket client for the first byte.
 
-Knows no server. wrk is written in C: at the rates measured here it takes a few percent of a core.
+wrk is written in C: at the rates measured here it takes a few percent of a core.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A Ray cluster of its own on this machine, with its own ports, for benchmarks and tests.
 
-Starts Ray by `ray start`, and deploys by what `serve deploy` sends. Knows nothing of models.
+Starts Ray by `ray start`, and deploys by what `serve deploy` sends.
 """
 
 from __future__ import annotations

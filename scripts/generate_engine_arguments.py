@@ -1,7 +1,6 @@
 """Writes deployments/vllm/engine_arguments.json from the installed engine's own argument parser.
 
-Knows nothing of what the product refuses or sets itself: that is deployments/vllm/config.py. Run
-`python scripts/generate_engine_arguments.py` after a change of the engine's version, and
+Run `python scripts/generate_engine_arguments.py` after a change of the engine's version, and
 `--check` to compare only.
 """
 

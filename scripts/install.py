@@ -1,6 +1,6 @@
 """Makes .venv and installs the project into it for the machine at hand, CPU or NVIDIA.
 
-Knows nothing of what is then served. Needs nothing but Python; any version may start it.
+Needs nothing but Python; any version may start it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Writes constraints-cpu.txt: the exact packages of the environment that runs this.
 
-Knows nothing of how they came there; run it (`make lock`) in an environment whose tests pass.
+Run it (`make lock`) in an environment whose tests pass.
 """
 
 from __future__ import annotations

@@ -48,11 +48,6 @@ _IN_LAYER = re.compile(r"(?:.*?\.)?([^.\d]+\.\d+\..+)")
 Weights = Mapping[str, list[Tensor]]
 
 
-def is_text_adapter(folder: Path) -> bool:
-    """Returns whether a folder holds an adapter of peft."""
-    return (folder / TEXT_CONFIG).is_file()
-
-
 def base_of(folder: Path) -> str | None:
     """Returns the model that an adapter of peft says it was trained for, or None."""
     try:

@@ -1,6 +1,5 @@
 """Copies what a training has made into `models/`, without what is true on one machine only.
 
-Does not know how it was trained.
 `python -m scripts.shipped.publish --run runs/story --to models/story`
 """
 

@@ -1,6 +1,6 @@
 """Checks an image model: does it draw the color, the shape and the place that it was asked for?
 
-Does not know how it was trained. `python -m scripts.shipped.shapes_check --model FOLDER`
+`python -m scripts.shipped.shapes_check --model FOLDER`
 """
 
 from __future__ import annotations

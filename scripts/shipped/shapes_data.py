@@ -1,6 +1,6 @@
 """Writes the image model's data: folders of images with a `metadata.jsonl` of captions.
 
-Does not know models. `python -m scripts.shipped.shapes_data --out runs/data/shapes`
+`python -m scripts.shipped.shapes_data --out runs/data/shapes`
 """
 
 from __future__ import annotations

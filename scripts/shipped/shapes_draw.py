@@ -1,7 +1,4 @@
-"""Draws colored shapes in named places, and says in words what was drawn.
-
-Does not know files or models.
-"""
+"""Draws colored shapes in named places, and says in words what was drawn."""
 
 from __future__ import annotations
 

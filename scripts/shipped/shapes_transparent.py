@@ -1,7 +1,7 @@
 """Gives an untrained autoencoder weights with which it lets a small blurred image through.
 
 From the usual random weights it learns for thousands of steps before any color comes through: its
-latents begin as noise. Knows nothing of data.
+latents begin as noise.
 """
 
 from __future__ import annotations

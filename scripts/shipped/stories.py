@@ -1,7 +1,4 @@
-"""Writes stories, and tells whether a text is one whose names, things and causes fit together.
-
-Does not know files, tokenizers or models.
-"""
+"""Writes stories, and tells whether a text is one whose names, things and causes fit together."""
 
 from __future__ import annotations
 

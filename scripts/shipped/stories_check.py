@@ -1,6 +1,6 @@
 """Checks a story model: do its continuations parse, are they new, what is its held-out loss?
 
-Does not know how it was trained. `python -m scripts.shipped.stories_check --model FOLDER`
+`python -m scripts.shipped.stories_check --model FOLDER`
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Writes the story model's training and evaluation data as JSON Lines.
 
-Does not know tokenizers or models. `python -m scripts.shipped.stories_data --out runs/data/stories`
+`python -m scripts.shipped.stories_data --out runs/data/stories`
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The sentences that all stories share, beginning and end, and what a user may ask for.
 
-Does not know what happens in between, nor how sentences are written or read. In the templates
-`{he}`, `{his}`, `{him}` and `{child}` stand for the hero; a friend is always named, so that a
-pronoun has one meaning.
+In the templates `{he}`, `{his}`, `{him}` and `{child}` stand for the hero; a friend is always
+named, so that a pronoun has one meaning.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 A template is text with slots such as `{thing.a}`: a variable, and the form in which it appears. The
 first slot of a variable chooses its value, all later ones repeat it; so a reader can tell not only
-whether each sentence is one of the grammar's, but whether they belong together. Does not know any
-words or plots.
+whether each sentence is one of the grammar's, but whether they belong together.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What happens in the stories: seven plots, each with what one may learn from it.
 
-Does not know how sentences are written or read. The templates are as in stories_frame.py.
+The templates are as in stories_frame.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Makes the story model's tokenizer: byte-level BPE that has each word of the grammar as one token.
 
-Any other text is spelled in pieces, down to bytes, and comes back as it was. Does not know the
-model.
+Any other text is spelled in pieces, down to bytes, and comes back as it was.
 """
 
 from __future__ import annotations

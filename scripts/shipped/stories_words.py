@@ -1,7 +1,4 @@
-"""The words of the stories: who and what they can be about, and what goes with what.
-
-Does not know the sentences.
-"""
+"""The words of the stories: who and what they can be about, and what goes with what."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -10,6 +11,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
+import truthgpt_serve
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("truthgpt_serve", "deployments", "scripts")
@@ -135,3 +138,15 @@ def test_the_programs_of_the_python_page(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (0, "")
         printed.append(done.stdout)
     assert printed == [f"{hello}\n", f"{hello}\n{stream}\n", f"[{hello}, {there}]\n{stream}\n"]
+
+
+def test_what_the_package_exports_is_what_its_page_documents() -> None:
+    page = (ROOT / "docs" / "python.md").read_text()
+    section = page.split("\n## In `truthgpt_serve`\n")[1].split("\n## ")[0]
+    documented = {name.rpartition(".")[::2] for name in re.findall(r"^::: (\S+)", section, re.M)}
+    found = {name: getattr(importlib.import_module(home), name) for home, name in documented}
+    functions = {name for name, value in found.items() if not isinstance(value, type)}
+    assert functions | {"MODEL_REGISTRY"} == {*truthgpt_serve.__all__}
+    assert "`MODEL_REGISTRY`" in section
+    for name in functions:
+        assert getattr(truthgpt_serve, name) is found[name]

@@ -258,7 +258,11 @@ class Reservation:
         self.headers = headers
 
     def settle(self, amount: float) -> None:
-        """Has the request count with what it used; the first call does it."""
+        """Charges what the request used in place of the estimate; only the first call counts.
+
+        Args:
+            amount: What it used, in the unit of the limits.
+        """
         if not self._settled:
             self._settled = True
             now_s = self._clock()

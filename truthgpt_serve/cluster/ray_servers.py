@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import Any
 
-from truthgpt_serve.http.old_clients import OldClientsProtocol
+from truthgpt_serve.cluster.old_clients import OldClientsProtocol
 from truthgpt_serve.http.probes import Probes, refuse_metrics
 
 LOOPBACK = "127.0.0.1"

@@ -27,6 +27,9 @@ MAX_DEPTH = 200
 DEFAULT_TOKENS = 8192
 """Counted for an answer whose length the request does not limit."""
 
+CHARACTERS_A_TOKEN = 4
+"""About, where a text is not tokenized."""
+
 COMPLETION_ROUTE, COMPLETION_TOKENS = "/v1/completions", 16
 """The route of OpenAI's that has a default of `max_tokens`, and the default."""
 

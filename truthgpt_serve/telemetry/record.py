@@ -128,6 +128,6 @@ class RequestRecord:
 
 
 def record_of(scope: Mapping[str, Any]) -> RequestRecord | None:
-    """Returns the record of a request; None where nobody wants one."""
+    """Returns the record of a request; None if it is neither logged nor traced."""
     record: RequestRecord | None = scope.get(RECORD_KEY)
     return record

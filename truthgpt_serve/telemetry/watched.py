@@ -1,4 +1,4 @@
-"""An ASGI application around another that tells of each request when it has ended."""
+"""ASGI middleware that logs and traces each request when it has ended."""
 
 from __future__ import annotations
 

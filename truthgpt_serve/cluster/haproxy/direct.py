@@ -147,7 +147,7 @@ def _track(lines: list[str], backend: str) -> None:
 
 
 def _refusal(name: str, backend: str, at: int) -> list[str]:
-    """Returns the rules for what a model does not hold."""
+    """Returns the rules that refuse a request for a model whose queue is full."""
     body = json.dumps(queue_full(f"model {name!r}", 0).to_envelope())
     held = f"proc.held_{at}"
     body = body.replace(": 0 requests", f": %[var({held})] requests")

@@ -16,9 +16,8 @@ from typing import Any
 
 from truthgpt_serve.errors import ServerError, UnsupportedError
 from truthgpt_serve.http.json_body import encode_json
+from truthgpt_serve.server.text_limits import CHARACTERS_A_TOKEN
 from truthgpt_serve.usage.counted import current_usage
-
-CHARACTERS_A_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,6 @@ from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.file_store import FILES_PATH, FileStore, fetch_file
 from truthgpt_serve.http.json_body import parse_object
 from truthgpt_serve.http.multipart import FORM_TYPE, form_boundary, parse_form
-from truthgpt_serve.http.public_url import public_url
 from truthgpt_serve.request_fields import MAX_SEED
 from truthgpt_serve.server.execution.gather import Places, gather
 from truthgpt_serve.server.execution.threads import BoundedExecutor
@@ -38,6 +37,7 @@ from truthgpt_serve.server.images.files import (
     encode_image,
     load_pil,
 )
+from truthgpt_serve.server.images.public_url import public_url
 from truthgpt_serve.server.images.request import ImageParser, ImageRequest, Operation
 from truthgpt_serve.server.images.response import (
     Image,

@@ -10,9 +10,7 @@ from truthgpt_serve.errors import ContextLengthError
 from truthgpt_serve.server.text.request import ChatRequest, CompletionRequest, Prompt
 from truthgpt_serve.server.text.routes import Tokenizer
 from truthgpt_serve.server.text.shared_prompt import SharedPrompt
-
-CHARACTERS_A_TOKEN = 4
-"""About, where a text is not tokenized."""
+from truthgpt_serve.server.text_limits import CHARACTERS_A_TOKEN
 
 
 class PreparedPrompt:

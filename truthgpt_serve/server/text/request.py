@@ -237,7 +237,7 @@ def _check_completion(request: CompletionRequest) -> None:
         raise bad_field("max_tokens", "must be at least 1 where `echo` is not true, not 0")
     if (request.best_of or 1) != (request.n or 1) and request.best_of is not None:
         message = (
-            f"is {request.best_of}, but this model gives as many answers as it makes: leave it"
+            f"is {request.best_of}, but this model returns every answer it generates: leave it out"
         )
         raise UnsupportedError(f"`best_of` {message} out", param="best_of")
     if request.suffix and request.echo:

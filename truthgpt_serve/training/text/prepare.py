@@ -88,7 +88,7 @@ def _num_shards(job: TrainingJob) -> int:
         return 1
     if job.num_workers < 2:
         fix = "add --workers 2, or remove it"
-        raise TrainingError(f"training.fsdp: one worker has nobody to share with ({fix})")
+        raise TrainingError(f"training.fsdp: shards weights over workers, and there is one ({fix})")
     return job.num_workers
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.remote_servers import serve_at
-from truthgpt_serve.http.old_clients import OldClientsProtocol
+from truthgpt_serve.cluster.old_clients import OldClientsProtocol
 
 LIMIT_S = 20
 PIECES = [b"data: 1\n\n", b"", b"data: 2\n\n"]

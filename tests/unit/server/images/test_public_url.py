@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from truthgpt_serve.http.public_url import public_url
+from truthgpt_serve.server.images.public_url import public_url
 
 
 @pytest.mark.parametrize(
