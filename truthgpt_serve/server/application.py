@@ -35,10 +35,10 @@ from truthgpt_serve.server.infer.codec import InferExchange
 from truthgpt_serve.server.instance import ModelInstance
 from truthgpt_serve.server.over_chat.routes import TRANSLATED, OverChat
 from truthgpt_serve.server.shaped_errors import ShapedErrors
-from truthgpt_serve.server.text.endpoints import (
+from truthgpt_serve.server.text.routes import (
     DETOKENIZE_PATH,
     TOKENIZE_PATH,
-    TextEndpoints,
+    TextRoutes,
 )
 from truthgpt_serve.server.text_limits import TextLimits
 
@@ -95,7 +95,7 @@ class Application(RoutedFront):
         self._names = (host.name, *host.config.serving.aliases)
         self._task = host.config.task
         limits = TextLimits(host.config.serving.limits)
-        self._text = TextEndpoints(host, self._read, self._check_name, limits)
+        self._text = TextRoutes(host, self._read, self._check_name, limits)
         self._images = ImageRoutes(host, host.files, self._max_body_bytes, self._check_name)
         self._audio = AudioRoutes(host, self._read, self._check_name)
         self._over_chat = OverChat(self.serve, self._read, limits.check, host.name)

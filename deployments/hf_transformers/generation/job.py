@@ -12,7 +12,7 @@ from typing import Any
 from deployments.hf_transformers.generation.binding import Thoughts, start_follower
 from deployments.hf_transformers.generation.sampling import Row, TokenLogprob
 from truthgpt_serve.channel import Channel
-from truthgpt_serve.server.text.routes import TextFilter
+from truthgpt_serve.server.text.filter import TextFilter
 from truthgpt_serve.server.text.sampling import Sampling
 
 CONTEXT_TOKENS = 6

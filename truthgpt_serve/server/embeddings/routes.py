@@ -9,7 +9,7 @@ in `http/routes.py`, the list of all routes; and its description in `router/open
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from truthgpt_serve.errors import UnsupportedError
@@ -20,7 +20,7 @@ from truthgpt_serve.server.embeddings.codec import EmbeddingExchange, Vector
 from truthgpt_serve.server.embeddings.request import EmbeddingRequest
 from truthgpt_serve.server.execution.gather import Places, gather
 from truthgpt_serve.server.instance import ModelInstance
-from truthgpt_serve.server.text.routes import Tokenizer
+from truthgpt_serve.server.text.tokenizer import Tokenizer
 from truthgpt_serve.server.text_limits import TextLimits
 
 PATH = "/v1/embeddings"
@@ -50,7 +50,6 @@ class EmbeddingRoutes:
         self._limits = limits
         self._read = read
         self._check_name = check_name
-        self._tokenizer: Tokenizer | None = None
         self._places = Places(lambda: host.max_ongoing)
 
     async def create(self, connection: Connection) -> None:
@@ -86,12 +85,11 @@ class EmbeddingRoutes:
         limit = getattr(self._host.model, "max_model_len", None)
         if limit is None:
             return None
-        return partial(self._known_tokenizer().check, limit=limit, special=True, param="input")
+        return partial(self._tokenizer.check, limit=limit, special=True, param="input")
 
-    def _known_tokenizer(self) -> Tokenizer:
-        if self._tokenizer is None:
-            self._tokenizer = Tokenizer(getattr(self._host.model, "tokenizer", None))
-        return self._tokenizer
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer.of(self._host.model)
 
     async def _vector(self, exchange: EmbeddingExchange, index: int) -> Vector:
         vector: Vector = await self._places.run(index, lambda: self._host.run(exchange))
@@ -116,7 +114,7 @@ class EmbeddingRoutes:
             if count is None and "token_ids" in inputs:
                 count = len(inputs["token_ids"])
             if count is None:
-                count = self._known_tokenizer().count(inputs["text"], special=True)
+                count = self._tokenizer.count(inputs["text"], special=True)
             if count is None:
                 return None
             total += count

@@ -10,7 +10,7 @@ from typing import Any
 
 from truthgpt_serve.errors import UnsupportedError
 from truthgpt_serve.server.text.request import ChatRequest, CompletionRequest
-from truthgpt_serve.server.text.routes import Tokenizer
+from truthgpt_serve.server.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

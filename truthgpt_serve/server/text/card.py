@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from truthgpt_serve.server.text.abilities import Abilities
-from truthgpt_serve.server.text.routes import Tokenizer
+from truthgpt_serve.server.text.tokenizer import Tokenizer
 
 
 def describe(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from truthgpt_serve.errors import ServerError
-from truthgpt_serve.server.text.routes import Tokenizer
+from truthgpt_serve.server.text.tokenizer import Tokenizer
 
 LOWEST = -9999.0
 Entry = dict[str, Any]

@@ -8,8 +8,8 @@ from typing import Any
 
 from truthgpt_serve.errors import ContextLengthError
 from truthgpt_serve.server.text.request import ChatRequest, CompletionRequest, Prompt
-from truthgpt_serve.server.text.routes import Tokenizer
 from truthgpt_serve.server.text.shared_prompt import SharedPrompt
+from truthgpt_serve.server.text.tokenizer import Tokenizer
 from truthgpt_serve.server.text_limits import CHARACTERS_A_TOKEN
 
 

@@ -1,284 +1,272 @@
-"""Cuts a model's text: the repeated prompt in front, a stop string behind."""
+"""The text routes of one model: chats, completions, and what its tokenizer says.
+
+`request` reads the fields, `abilities` says what the class can do, `codec` calls it for each
+answer, `choices` runs several, `response` encodes.
+"""
 
 from __future__ import annotations
 
-import inspect
+import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
-from truthgpt_serve.errors import ContextLengthError, RequestError, UnsupportedError
-from truthgpt_serve.server.text.chat_template import ChatTemplate
-from truthgpt_serve.server.text.messages import ChatMessage
-from truthgpt_serve.server.text.reasoning import THINK, THOUGHT, find_reasoning
-from truthgpt_serve.server.text.tools.prompt import ToolTemplate
+from truthgpt_serve.errors import RequestError, UnsupportedError
+from truthgpt_serve.grammar.constraints import ConstraintCompiler
+from truthgpt_serve.grammar.fields import Grammar
+from truthgpt_serve.http.connection import Connection
+from truthgpt_serve.http.json_body import parse_object
+from truthgpt_serve.request_schema import read_request
+from truthgpt_serve.server.instance import ModelInstance
+from truthgpt_serve.server.text.abilities import Abilities, check_abilities
+from truthgpt_serve.server.text.card import describe
+from truthgpt_serve.server.text.choices import ChoiceRunner, parts_of
+from truthgpt_serve.server.text.codec import DEFAULT_MAX_NEW_TOKENS, TextExchange, format_of
+from truthgpt_serve.server.text.request import ChatRequest, CompletionRequest, parse_text
+from truthgpt_serve.server.text.shared_prompt import SharedPrompt
+from truthgpt_serve.server.text.tokenizer import Tokenizer
+from truthgpt_serve.server.text.tokens import (
+    DetokenizeRequest,
+    TokenizeRequest,
+    detokenize,
+    tokenize,
+)
+from truthgpt_serve.server.text.tools.alternatives import JSON_KINDS, calls_alone, with_calls
+from truthgpt_serve.server.text.tools.exchange import ToolExchange
+from truthgpt_serve.server.text.tools.request import ToolUse
+from truthgpt_serve.server.text_limits import TextLimits
 
 logger = logging.getLogger(__name__)
 
-MAX_REMEMBERED = 1 << 18
-"""Most texts of single tokens that are kept."""
-_INFILLING = (
-    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
-    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
-    ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
-)
-"""Tokens by which models know what to write between a prompt and a suffix."""
+_NOT_BOUND = (RequestError, RecursionError)
+"""A grammar that cannot be, or a schema that is nested too deeply to be put into one."""
+TOKENIZE_PATH, DETOKENIZE_PATH = "/tokenize", "/detokenize"
+Read = Callable[[Connection], Awaitable[bytes]]
 
 
-class TextFilter:
-    """Takes the deltas of one answer and gives what the client may see.
-
-    If the text begins with the exact prompt, the prompt is removed. The first stop string ends the
-    text before it. What may still turn out to be either is held back.
+class Binding(NamedTuple):
+    """What binds the answers of a request.
 
     Attributes:
-        stop: The stop string that was found, or None.
+        constraint: A compiled grammar, or None.
+        thinks_first: Whether it begins behind the thoughts.
     """
 
-    def __init__(self, prompt: str, stops: list[str]) -> None:
-        self.stop: str | None = None
-        self._prompt = prompt
-        self._stops = stops
-        self._held_prompt = ""
-        self._held = ""
-        self._hold = max(map(len, stops), default=1) - 1
-
-    @property
-    def stopped(self) -> bool:
-        """Whether a stop string was found: nothing follows."""
-        return self.stop is not None
-
-    @property
-    def transparent(self) -> bool:
-        """Whether every further delta passes as it is."""
-        return not self._prompt and not self._stops
-
-    def push(self, delta: str) -> str:
-        """Takes a delta; returns the text that is certain by now."""
-        if self._prompt:
-            delta = self._past_prompt(delta)
-        return self._before_stop(delta) if self._stops else delta
-
-    def flush(self) -> str:
-        """Returns what was held back, at the end of the text."""
-        held, self._held_prompt = self._held_prompt, ""
-        self._prompt = ""
-        if not self._stops:
-            return held
-        text = self._before_stop(held)
-        text, self._held = text + self._held, ""
-        return text
-
-    def _past_prompt(self, delta: str) -> str:
-        text = self._held_prompt + delta
-        if text.startswith(self._prompt):
-            text = text[len(self._prompt) :]
-        elif self._prompt.startswith(text):
-            self._held_prompt = text
-            return ""
-        self._held_prompt = self._prompt = ""
-        return text
-
-    def _before_stop(self, delta: str) -> str:
-        if self.stopped:
-            return ""
-        text = self._held + delta
-        found = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
-        if found:
-            cut, self.stop = min(found, key=lambda one: one[0])
-            self._held = ""
-            return text[:cut]
-        keep = self._open_end(text)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-    def _open_end(self, text: str) -> int:
-        """Returns how many of the last characters may be the beginning of a stop string."""
-        for size in range(min(self._hold, len(text)), 0, -1):
-            if any(stop.startswith(text[-size:]) for stop in self._stops):
-                return size
-        return 0
+    constraint: Any
+    thinks_first: bool = False
 
 
-class Tokenizer:
-    """What is asked of a class's `tokenizer` attribute, each part of which may be missing.
+class TextRoutes:
+    """Answers text requests with the model of a host.
 
-    Attributes:
-        tooling: What its chat template knows of tools.
+    Args:
+        host: The model; started before the first request.
+        read: Reads a request's body.
+        check_name: Raises ModelNotFoundError for a model name that is not the host's.
+        limits: What a request may ask for.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        encode = getattr(tokenizer, "encode", None)
-        self._encode = encode if callable(encode) else None
-        template = getattr(tokenizer, "apply_chat_template", None)
-        has_one = getattr(tokenizer, "chat_template", "") is not None
-        self._template = template if callable(template) and has_one else None
-        self._chat = ChatTemplate(self._template)
-        self.tooling = ToolTemplate(self._template)
-        self._special = self._encode is not None and _takes(encode, "add_special_tokens")
-        decode = getattr(tokenizer, "decode", None)
-        self._decode = decode if callable(decode) else None
-        self._texts: dict[int, str] = {}
-        self._warned = False
-
-    @property
-    def counts(self) -> bool:
-        """Whether it can count tokens."""
-        return self._encode is not None
-
-    @property
-    def has_template(self) -> bool:
-        """Whether `render` uses a chat template."""
-        return self._template is not None
-
-    @property
-    def decodes(self) -> bool:
-        """Whether it can turn token ids into a text."""
-        return self._decode is not None
-
-    @cached_property
-    def reasoning(self) -> str | None:
-        """How its answers think before they answer, as `find_reasoning` says, or None."""
-        get = getattr(self._tokenizer, "get_vocab", None)
-        if self._template is None or not callable(get):
-            return None
-        try:
-            return find_reasoning(self._template, get())
-        except Exception:  # templates raise what they like
-            return None
-
-    @cached_property
-    def thought_ids(self) -> tuple[int, int]:
-        """The tokens that begin and end thoughts, where `reasoning` is some."""
-        vocabulary = self._tokenizer.get_vocab()
-        return int(vocabulary[THINK]), int(vocabulary[THOUGHT])
-
-    @cached_property
-    def infilling(self) -> tuple[str, str, str] | None:
-        """The tokens before the prompt, before the suffix and before what comes between, or None.
-
-        Bavarian et al., 2022, "Efficient Training of Language Models to Fill in the Middle".
-        """
-        get = getattr(self._tokenizer, "get_vocab", None)
-        vocabulary = get() if callable(get) else {}
-        return next(
-            (names for names in _INFILLING if all(map(vocabulary.__contains__, names))), None
-        )
-
-    def encode(self, text: str, *, special: bool) -> list[int]:
-        """Returns the token ids of a text.
-
-        Args:
-            text: The text.
-            special: As for `count`.
-
-        Raises:
-            UnsupportedError: The class has no tokenizer that encodes.
-        """
-        if self._encode is None:
-            raise UnsupportedError("this model has no tokenizer with `encode`", param="model")
-        options = {"add_special_tokens": special} if self._special else {}
-        try:
-            return [int(token) for token in self._encode(text, **options)]
-        except ValueError as error:
-            message = "the tokenizer of this model gives no numbers for tokens"
-            raise UnsupportedError(message, param="model") from error
-
-    def decode(self, tokens: list[int]) -> str:
-        """Returns the text of token ids, special tokens included.
-
-        Raises:
-            UnsupportedError: The class has no tokenizer that decodes.
-            RequestError: A token is none of the tokenizer's.
-        """
-        if self._decode is None:
-            raise UnsupportedError("this model has no tokenizer with `decode`", param="model")
-        try:
-            return str(self._decode(tokens))
-        except (IndexError, KeyError, OverflowError, TypeError) as error:
-            raise RequestError(f"`tokens` cannot be decoded: {error}", param="tokens") from error
-
-    def token_text(self, token: int) -> str:
-        """Returns the text of one token; remembered, since answers repeat them."""
-        text = self._texts.get(token)
-        if text is None:
-            text = self.decode([token]) if self._decode is not None else str(token)
-            if len(self._texts) < MAX_REMEMBERED:
-                self._texts[token] = text
-        return text
-
-    def render(
+    def __init__(
         self,
-        messages: list[ChatMessage],
-        tools: list[dict[str, Any]] | None = None,
-        *,
-        goes_on: bool = False,
-    ) -> str:
-        """Returns the prompt of a chat; see `ChatTemplate.render`.
+        host: ModelInstance,
+        read: Read,
+        check_name: Callable[[str], None],
+        limits: TextLimits,
+    ) -> None:
+        self._host = host
+        self._read = read
+        self._check_name = check_name
+        self._limits = limits
+        self._choices = ChoiceRunner(host)
+        self._compiler: ConstraintCompiler | None = None
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the loaded class."""
+        return Tokenizer.of(self._host.model)
+
+    @cached_property
+    def abilities(self) -> Abilities:
+        """What the loaded class can do."""
+        return Abilities.of(self._host.model)
+
+    async def chat(self, connection: Connection) -> None:
+        """Answers `POST /v1/chat/completions`."""
+        await self._text(connection, ChatRequest)
+
+    async def complete(self, connection: Connection) -> None:
+        """Answers `POST /v1/completions`."""
+        await self._text(connection, CompletionRequest)
+
+    async def _fields(self, connection: Connection) -> dict[str, Any]:
+        body = await self._read(connection)
+        self._host.check_task("text-generation", "text routes")
+        fields = parse_object(body)
+        self._limits.check(connection.path, body, fields)
+        return fields
+
+    async def _text(
+        self, connection: Connection, kind: type[ChatRequest] | type[CompletionRequest]
+    ) -> None:
+        request = parse_text(kind, await self._fields(connection))
+        self._check_name(request.model)
+        request.model = self._host.name
+        check_abilities(request, self.abilities, self.tokenizer)
+        async with connection.guard(self._host.max_request_s) as guard:
+            exchanges = self._exchanges(request, await self._binding(request))
+            if len(exchanges) > 1:
+                await self._run_many(connection, request, exchanges, guard.release)
+            elif request.stream:
+                await self._host.stream(exchanges[0], connection.emit)
+                guard.release()
+                await connection.end_events()
+            else:
+                answer = await self._host.run(exchanges[0])
+                guard.release()
+                await connection.reply(answer)
+
+    async def _run_many(
+        self,
+        connection: Connection,
+        request: ChatRequest | CompletionRequest,
+        exchanges: list[TextExchange],
+        release: Callable[[], None],
+    ) -> None:
+        answer_format, num_answers = format_of(request), request.n or 1
+        for exchange in exchanges:
+            exchange.use(answer_format)
+        if request.stream:
+            emit = connection.emit
+            await self._choices.stream(exchanges, answer_format, num_answers, emit)
+            release()
+            await connection.end_events()
+            return
+        answer = await self._choices.answer(exchanges, answer_format, num_answers)
+        release()
+        await connection.reply(answer)
+
+    def _thinks(self, request: ChatRequest | CompletionRequest) -> bool:
+        """Returns whether answers of a request may think first."""
+        return request.messages is not None and self.tokenizer.reasoning is not None
+
+    async def _binding(self, request: ChatRequest | CompletionRequest) -> Binding:
+        """Returns what binds the answers of a request."""
+        use = request.tool_use
+        thinks = self._thinks(request) and self.abilities.takes_thoughts and not request.goes_on
+        if use is not None and use.is_forced:
+            after = await self._forced(use, is_begun=False) if thinks else None
+            if after is not None:
+                return Binding(after, thinks_first=True)
+            return Binding(await self._forced(use, is_begun=True))
+        constraint = None
+        if request.grammar is not None:
+            constraint = await self._constraint(request.grammar, use)
+        return Binding(constraint, thinks_first=thinks and constraint is not None)
+
+    async def _constraint(self, grammar: Grammar, use: ToolUse | None) -> Any:
+        """Returns what binds answers to a grammar, or to calls where there are tools; compiled."""
+        bound = await self._compile(grammar)
+        form = self.tokenizer.tooling.form
+        if use is None or grammar.kind not in JSON_KINDS or not form.is_bindable:
+            return bound
+        try:
+            return await self._compile(with_calls(grammar, use, form))
+        except _NOT_BOUND as error:
+            logger.info("an answer is bound to JSON without calls: %s", error)
+            return bound
+
+    async def _forced(self, use: ToolUse, *, is_begun: bool) -> Any:
+        """Returns what binds an answer to a call; None where the model or a schema cannot be.
 
         Args:
-            messages: The chat.
-            tools: What the model may call, told by the template, or else in words; so are the
-                calls and results of the chat.
-            goes_on: Whether the answer goes on with the last message, which is the assistant's.
+            use: The request's tools.
+            is_begun: Whether the prompt begins the call.
         """
-        if not tools:
-            try:
-                return _render(self._chat, messages, goes_on=goes_on)
-            except UnsupportedError:  # calls and results that the template has no place for
-                tools = []
-        elif self._template is not None and self.tooling.takes_tools:
-            told = ChatTemplate(partial(self._template, tools=tools))
-            return _render(told, messages, goes_on=goes_on)
-        return _render(self._chat, self.tooling.in_words(messages, tools), goes_on=goes_on)
-
-    def check(self, text: str, limit: int, *, special: bool, param: str, answer: int = 0) -> int:
-        """Returns how many tokens of a limit are left behind a text.
-
-        Args:
-            text: The text.
-            limit: The most tokens that the model takes.
-            special: As for `count`.
-            param: The request's field, for the error.
-            answer: Tokens that the answer needs at least.
-
-        Raises:
-            ContextLengthError: There are too few; never where the tokens cannot be counted.
-        """
-        num_tokens = self.count(text, special=special)
-        if num_tokens is None:
-            return limit
-        if num_tokens + answer > limit:
-            raise ContextLengthError(limit, num_tokens + answer, param=param)
-        return limit - num_tokens
-
-    def count(self, text: str, *, special: bool = False) -> int | None:
-        """Returns the number of tokens, or None when the tokenizer fails or is missing.
-
-        Args:
-            text: The text to count.
-            special: Whether the tokens that the tokenizer adds in front of a prompt count.
-        """
-        if self._encode is None:
+        form = self.tokenizer.tooling.form
+        if not (self.abilities.takes_constraint and form.is_bindable):
             return None
         try:
-            if self._special:
-                return len(self._encode(text, add_special_tokens=special))
-            return len(self._encode(text))
-        except Exception:
-            if not self._warned:
-                logger.exception("the tokenizer cannot count tokens: answers carry no usage")
-            self._warned = True
+            if is_begun and form.arguments and (use.name or not form.head):
+                return await self._compile(use.grammar(form.arguments))
+            begun = form.opening(use.name) if is_begun else ""
+            return await self._compile(calls_alone(use, form, begun))
+        except _NOT_BOUND as error:
+            logger.info("a forced call is not bound: %s", error)
             return None
 
+    async def _compile(self, grammar: Grammar) -> Any:
+        if self._compiler is None:
+            model = self._host.model
+            self._compiler = ConstraintCompiler(
+                self._host.config.serving.limits.model_dump(),
+                getattr(model, "tokenizer", None),
+                vocab_size=getattr(model, "vocab_size", None),
+                end_ids=getattr(model, "end_token_ids", ()),
+            )
+        return await self._compiler.compile(grammar)
 
-def _render(template: ChatTemplate, messages: list[ChatMessage], *, goes_on: bool) -> str:
-    return template.render_open(messages) if goes_on else template.render(messages)
+    def close(self) -> None:
+        """Ends what compiles grammars."""
+        if self._compiler is not None:
+            self._compiler.close()
 
+    def _exchanges(
+        self, request: ChatRequest | CompletionRequest, binding: Binding
+    ) -> list[TextExchange]:
+        model = self._host.model
+        default = getattr(model, "default_max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
+        use = request.tool_use
+        make: Callable[..., TextExchange] = TextExchange
+        if use is not None or self._thinks(request):
+            make = partial(ToolExchange, use, thinks_first=binding.thinks_first)
+        shared = [SharedPrompt() for _ in request.prompt]
+        return [
+            make(
+                request,
+                self.tokenizer,
+                default,
+                self._host.label,
+                repeats_prompt=getattr(model, "repeats_prompt", True),
+                max_model_len=getattr(model, "max_model_len", None),
+                part=part,
+                constraint=binding.constraint,
+                shared=shared[part.prompt],
+            )
+            for part in parts_of(len(request.prompt), request.n or 1)
+        ]
 
-def _takes(function: Any, parameter: str) -> bool:
-    try:
-        return parameter in inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return False
+    async def tokenize(self, connection: Connection) -> None:
+        """Answers `POST /tokenize`."""
+        self._check_tokenizer(connection, "encode", known=self.tokenizer.counts)
+        request = await self._named(connection, TokenizeRequest)
+        answer = await asyncio.to_thread(tokenize, request, self.tokenizer, self.context_length)
+        await connection.reply(answer)
+
+    async def detokenize(self, connection: Connection) -> None:
+        """Answers `POST /detokenize`."""
+        self._check_tokenizer(connection, "decode", known=self.tokenizer.decodes)
+        request = await self._named(connection, DetokenizeRequest)
+        await connection.reply(await asyncio.to_thread(detokenize, request, self.tokenizer))
+
+    def _check_tokenizer(self, connection: Connection, method: str, *, known: bool) -> None:
+        self._host.check_task("text-generation", "text routes")
+        if not known:
+            message = f"cannot answer POST {connection.path}: its class has no `tokenizer.{method}`"
+            raise UnsupportedError(f"the model {self._host.name!r} {message}", param="model")
+
+    async def _named(self, connection: Connection, kind: Any) -> Any:
+        request: Any = read_request(kind, await self._fields(connection))
+        self._check_name(request.model)
+        return request
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what the model can do, for its card."""
+        return describe(self.abilities, self.tokenizer, self.context_length)
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens of prompt and answer together that the class takes, where it says so."""
+        model = self._host.model
+        length = getattr(model, "context_length", None) or getattr(model, "max_model_len", None)
+        return length if isinstance(length, int) else None

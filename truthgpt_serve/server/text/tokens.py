@@ -21,7 +21,7 @@ from truthgpt_serve.server.text.messages import (
     read_messages,
 )
 from truthgpt_serve.server.text.request import TokenIds
-from truthgpt_serve.server.text.routes import Tokenizer
+from truthgpt_serve.server.text.tokenizer import Tokenizer
 from truthgpt_serve.server.text.tools.request import Tools, read_tools
 
 

@@ -10,7 +10,7 @@ import pytest
 import transformers
 
 from deployments.vllm.tiny_model import make_tiny_llama
-from truthgpt_serve.server.text.routes import Tokenizer
+from truthgpt_serve.server.text.tokenizer import Tokenizer
 from truthgpt_serve.server.text.tools.prompt import ToolTemplate
 from truthgpt_serve.server.text.tools.template_form import find_form, takes_tools
 

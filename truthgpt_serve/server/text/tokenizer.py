@@ -1,0 +1,214 @@
+"""A class's tokenizer: counts, encodes, decodes and renders chats, as far as it can."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from functools import cached_property, partial
+from typing import Any
+
+from truthgpt_serve.errors import ContextLengthError, RequestError, UnsupportedError
+from truthgpt_serve.server.text.chat_template import ChatTemplate
+from truthgpt_serve.server.text.messages import ChatMessage
+from truthgpt_serve.server.text.reasoning import THINK, THOUGHT, find_reasoning
+from truthgpt_serve.server.text.tools.prompt import ToolTemplate
+
+logger = logging.getLogger(__name__)
+
+MAX_REMEMBERED = 1 << 18
+"""Most texts of single tokens that are kept."""
+_INFILLING = (
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+    ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
+)
+"""Tokens by which models know what to write between a prompt and a suffix."""
+
+
+class Tokenizer:
+    """What is asked of a class's `tokenizer` attribute, each part of which may be missing.
+
+    Attributes:
+        tooling: What its chat template knows of tools.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        encode = getattr(tokenizer, "encode", None)
+        self._encode = encode if callable(encode) else None
+        template = getattr(tokenizer, "apply_chat_template", None)
+        has_one = getattr(tokenizer, "chat_template", "") is not None
+        self._template = template if callable(template) and has_one else None
+        self._chat = ChatTemplate(self._template)
+        self.tooling = ToolTemplate(self._template)
+        self._special = self._encode is not None and _takes(encode, "add_special_tokens")
+        decode = getattr(tokenizer, "decode", None)
+        self._decode = decode if callable(decode) else None
+        self._texts: dict[int, str] = {}
+        self._warned = False
+
+    @classmethod
+    def of(cls, model: Any) -> Tokenizer:
+        """Returns that of a loaded class."""
+        return cls(getattr(model, "tokenizer", None))
+
+    @property
+    def counts(self) -> bool:
+        """Whether it can count tokens."""
+        return self._encode is not None
+
+    @property
+    def has_template(self) -> bool:
+        """Whether `render` uses a chat template."""
+        return self._template is not None
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it can turn token ids into a text."""
+        return self._decode is not None
+
+    @cached_property
+    def reasoning(self) -> str | None:
+        """How its answers think before they answer, as `find_reasoning` says, or None."""
+        get = getattr(self._tokenizer, "get_vocab", None)
+        if self._template is None or not callable(get):
+            return None
+        try:
+            return find_reasoning(self._template, get())
+        except Exception:  # templates raise what they like
+            return None
+
+    @cached_property
+    def thought_ids(self) -> tuple[int, int]:
+        """The tokens that begin and end thoughts, where `reasoning` is some."""
+        vocabulary = self._tokenizer.get_vocab()
+        return int(vocabulary[THINK]), int(vocabulary[THOUGHT])
+
+    @cached_property
+    def infilling(self) -> tuple[str, str, str] | None:
+        """The tokens before the prompt, before the suffix and before what comes between, or None.
+
+        Bavarian et al., 2022, "Efficient Training of Language Models to Fill in the Middle".
+        """
+        get = getattr(self._tokenizer, "get_vocab", None)
+        vocabulary = get() if callable(get) else {}
+        return next(
+            (names for names in _INFILLING if all(map(vocabulary.__contains__, names))), None
+        )
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Returns the token ids of a text.
+
+        Args:
+            text: The text.
+            special: As for `count`.
+
+        Raises:
+            UnsupportedError: The class has no tokenizer that encodes.
+        """
+        if self._encode is None:
+            raise UnsupportedError("this model has no tokenizer with `encode`", param="model")
+        options = {"add_special_tokens": special} if self._special else {}
+        try:
+            return [int(token) for token in self._encode(text, **options)]
+        except ValueError as error:
+            message = "the tokenizer of this model gives no numbers for tokens"
+            raise UnsupportedError(message, param="model") from error
+
+    def decode(self, tokens: list[int]) -> str:
+        """Returns the text of token ids, special tokens included.
+
+        Raises:
+            UnsupportedError: The class has no tokenizer that decodes.
+            RequestError: A token is none of the tokenizer's.
+        """
+        if self._decode is None:
+            raise UnsupportedError("this model has no tokenizer with `decode`", param="model")
+        try:
+            return str(self._decode(tokens))
+        except (IndexError, KeyError, OverflowError, TypeError) as error:
+            raise RequestError(f"`tokens` cannot be decoded: {error}", param="tokens") from error
+
+    def token_text(self, token: int) -> str:
+        """Returns the text of one token; remembered, since answers repeat them."""
+        text = self._texts.get(token)
+        if text is None:
+            text = self.decode([token]) if self._decode is not None else str(token)
+            if len(self._texts) < MAX_REMEMBERED:
+                self._texts[token] = text
+        return text
+
+    def render(
+        self,
+        messages: list[ChatMessage],
+        tools: list[dict[str, Any]] | None = None,
+        *,
+        goes_on: bool = False,
+    ) -> str:
+        """Returns the prompt of a chat; see `ChatTemplate.render`.
+
+        Args:
+            messages: The chat.
+            tools: What the model may call, told by the template, or else in words; so are the
+                calls and results of the chat.
+            goes_on: Whether the answer goes on with the last message, which is the assistant's.
+        """
+        if not tools:
+            try:
+                return _render(self._chat, messages, goes_on=goes_on)
+            except UnsupportedError:  # calls and results that the template has no place for
+                tools = []
+        elif self._template is not None and self.tooling.takes_tools:
+            told = ChatTemplate(partial(self._template, tools=tools))
+            return _render(told, messages, goes_on=goes_on)
+        return _render(self._chat, self.tooling.in_words(messages, tools), goes_on=goes_on)
+
+    def check(self, text: str, limit: int, *, special: bool, param: str, answer: int = 0) -> int:
+        """Returns how many tokens of a limit are left behind a text.
+
+        Args:
+            text: The text.
+            limit: The most tokens that the model takes.
+            special: As for `count`.
+            param: The request's field, for the error.
+            answer: Tokens that the answer needs at least.
+
+        Raises:
+            ContextLengthError: There are too few; never where the tokens cannot be counted.
+        """
+        num_tokens = self.count(text, special=special)
+        if num_tokens is None:
+            return limit
+        if num_tokens + answer > limit:
+            raise ContextLengthError(limit, num_tokens + answer, param=param)
+        return limit - num_tokens
+
+    def count(self, text: str, *, special: bool = False) -> int | None:
+        """Returns the number of tokens, or None when the tokenizer fails or is missing.
+
+        Args:
+            text: The text to count.
+            special: Whether the tokens that the tokenizer adds in front of a prompt count.
+        """
+        if self._encode is None:
+            return None
+        try:
+            if self._special:
+                return len(self._encode(text, add_special_tokens=special))
+            return len(self._encode(text))
+        except Exception:
+            if not self._warned:
+                logger.exception("the tokenizer cannot count tokens: answers carry no usage")
+            self._warned = True
+            return None
+
+
+def _render(template: ChatTemplate, messages: list[ChatMessage], *, goes_on: bool) -> str:
+    return template.render_open(messages) if goes_on else template.render(messages)
+
+
+def _takes(function: Any, parameter: str) -> bool:
+    try:
+        return parameter in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
