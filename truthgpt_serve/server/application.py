@@ -61,45 +61,49 @@ def create_app(
         name: The model name that clients send.
         max_body_bytes: The largest request body; by default what the configuration says.
     """
-    host = ModelInstance(spec, load_model_config(cfg), name=name)
+    instance = ModelInstance(spec, load_model_config(cfg), name=name)
     return EncodedBodies(
-        Application(host, max_body_bytes=max_body_bytes, owns_host=True),
-        max_body_bytes=max_body_bytes or host.max_body_bytes,
-        max_request_s=host.max_request_s,
+        Application(instance, max_body_bytes=max_body_bytes, owns_instance=True),
+        max_body_bytes=max_body_bytes or instance.max_body_bytes,
+        max_request_s=instance.max_request_s,
     )
 
 
-async def create_asgi_app(host: ModelInstance) -> Any:
+async def create_asgi_app(instance: ModelInstance) -> Any:
     """Returns the application of a started model: the class's own if it makes one, else ours."""
-    app = await host.own_asgi_app()
-    return Application(host) if app is None else ShapedErrors(app, host.name)
+    app = await instance.own_asgi_app()
+    return Application(instance) if app is None else ShapedErrors(app, instance.name)
 
 
 class Application(RoutedFront):
-    """Serves the model of a host over `/v1/infer` and, by its task, OpenAI's routes.
+    """Serves one model over `/v1/infer` and, by its task, OpenAI's routes.
 
     Args:
-        host: The model; started, unless `owns_host`.
+        instance: The model; started, unless `owns_instance`.
         max_body_bytes: The largest request body; by default what the configuration says.
-        owns_host: Whether the application starts and closes the host with its own life.
+        owns_instance: Whether the application starts and closes the model with its own life.
     """
 
     def __init__(
-        self, host: ModelInstance, *, max_body_bytes: int | None = None, owns_host: bool = False
+        self,
+        instance: ModelInstance,
+        *,
+        max_body_bytes: int | None = None,
+        owns_instance: bool = False,
     ) -> None:
-        super().__init__(f"the model {host.name!r}", host.label)
-        self._host = host
-        self._max_body_bytes = max_body_bytes or host.max_body_bytes
-        self._owns_host = owns_host
+        super().__init__(f"the model {instance.name!r}", instance.label)
+        self._instance = instance
+        self._max_body_bytes = max_body_bytes or instance.max_body_bytes
+        self._owns_instance = owns_instance
         self._created = int(time.time())
-        self._names = (host.name, *host.config.serving.aliases)
-        self._task = host.config.task
-        limits = TextLimits(host.config.serving.limits)
-        self._text = TextRoutes(host, self._read, self._check_name, limits)
-        self._images = ImageRoutes(host, host.files, self._max_body_bytes, self._check_name)
-        self._audio = AudioRoutes(host, self._read, self._check_name)
-        self._over_chat = OverChat(self.serve, self._read, limits.check, host.name)
-        embeddings = EmbeddingRoutes(host, self._read, self._check_name, limits)
+        self._names = (instance.name, *instance.config.serving.aliases)
+        self._task = instance.config.task
+        limits = TextLimits(instance.config.serving.limits)
+        self._text = TextRoutes(instance, self._read, self._check_name, limits)
+        self._images = ImageRoutes(instance, instance.files, self._max_body_bytes, self._check_name)
+        self._audio = AudioRoutes(instance, self._read, self._check_name)
+        self._over_chat = OverChat(self.serve, self._read, limits.check, instance.name)
+        embeddings = EmbeddingRoutes(instance, self._read, self._check_name, limits)
         self._routes: dict[str, dict[str, Handler]] = {
             "/v1/infer": {"POST": self._infer},
             "/v1/chat/completions": {"POST": self._text.chat},
@@ -122,20 +126,20 @@ class Application(RoutedFront):
                 OipRoutes,  # needs numpy, as such a class does
             )
 
-            self._routes |= OipRoutes(host, self._read).routes()
+            self._routes |= OipRoutes(instance, self._read).routes()
 
     async def start(self) -> None:
-        """Starts the host, if it is the application's own."""
-        if self._owns_host:
-            await self._host.start()
+        """Starts the model, if it is the application's own."""
+        if self._owns_instance:
+            await self._instance.start()
 
     async def stop(self) -> None:
-        """Closes what the routes hold, and the host if it is the application's own."""
+        """Closes what the routes hold, and the model if it is the application's own."""
         self._text.close()
         self._images.close()
         self._audio.close()
-        if self._owns_host:
-            await self._host.close()
+        if self._owns_instance:
+            await self._instance.close()
 
     def find(self, connection: Connection) -> Handler:
         """Returns the handler of a request."""
@@ -155,48 +159,48 @@ class Application(RoutedFront):
         if path.startswith(OPEN_MODELS_PREFIX):
             name, rest = split_model_path(path)
             if name in self._names:
-                return f"{OPEN_MODELS_PREFIX}{self._host.name}{rest}"
+                return f"{OPEN_MODELS_PREFIX}{self._instance.name}{rest}"
         return path
 
     def _refuse(self, method: str, path: str) -> TruthGPTError:
-        error = refuse(method, path, self._host.name)
+        error = refuse(method, path, self._instance.name)
         is_tensors = self._task == "tensor" and is_open_inference(path)
         if is_tensors and isinstance(error, UnsupportedError):  # else its routes would have it
-            error = ModelNotFoundError(f"the model {self._host.name!r} has version 1 only")
+            error = ModelNotFoundError(f"the model {self._instance.name!r} has version 1 only")
         return error
 
     async def _read(self, connection: Connection) -> bytes:
-        return await connection.read(self._max_body_bytes, self._host.max_request_s)
+        return await connection.read(self._max_body_bytes, self._instance.max_request_s)
 
     async def _infer(self, connection: Connection) -> None:
         body = parse_object(await self._read(connection))
-        exchange = InferExchange(body, self._host.label)
+        exchange = InferExchange(body, self._instance.label)
         self._check_name(exchange.model)
-        exchange.name_model(self._host.name)
+        exchange.name_model(self._instance.name)
         await self._run(connection, exchange, stream=exchange.stream)
 
     async def _translated(self, connection: Connection) -> None:
-        self._host.check_task("text-generation", "text routes")
+        self._instance.check_task("text-generation", "text routes")
         await self._over_chat.answer(connection)
 
     async def _run(self, connection: Connection, exchange: Exchange, *, stream: bool) -> None:
-        async with connection.guard(self._host.max_request_s) as guard:
+        async with connection.guard(self._instance.max_request_s) as guard:
             if not stream:
-                answer = await self._host.run(exchange)
+                answer = await self._instance.run(exchange)
                 guard.release()
                 await connection.reply(answer)
                 return
-            await self._host.stream(exchange, connection.emit)
+            await self._instance.stream(exchange, connection.emit)
             guard.release()
             await connection.end_events()
 
     def _check_name(self, model: str) -> None:
         if model not in self._names:
-            raise not_here(model, self._host.name)
+            raise not_here(model, self._instance.name)
 
     def _card(self, name: str) -> dict[str, Any]:
-        card = model_entry(name, self._created, self._host.name)
-        if acceleration := getattr(self._host.model, "acceleration", None):
+        card = model_entry(name, self._created, self._instance.name)
+        if acceleration := getattr(self._instance.model, "acceleration", None):
             card["acceleration"] = acceleration
         if self._task == "text-generation":
             card["capabilities"] = self._text.describe()
@@ -213,16 +217,16 @@ class Application(RoutedFront):
 
     async def _health(self, connection: Connection) -> None:
         try:
-            await self._host.check_health()
+            await self._instance.check_health()
         except Exception as error:
-            logger.warning("model %r is not healthy", self._host.name, exc_info=True)
-            raise UnavailableError(f"the model {self._host.name!r} is not healthy") from error
+            logger.warning("model %r is not healthy", self._instance.name, exc_info=True)
+            raise UnavailableError(f"the model {self._instance.name!r} is not healthy") from error
         await connection.reply(encode_json({"status": "ok"}))
 
     async def _metrics(self, connection: Connection) -> None:
-        text = self._host.metrics()
+        text = self._instance.metrics()
         if text is None:
             raise UnsupportedError(
-                f"the model {self._host.name!r} has no metrics of its own", param="model"
+                f"the model {self._instance.name!r} has no metrics of its own", param="model"
             )
         await connection.reply(text.encode(), METRICS_TYPE)

@@ -33,16 +33,18 @@ Read = Callable[[Connection], Awaitable[bytes]]
 
 
 class AudioRoutes:
-    """Answers transcription requests with the model of a host.
+    """Answers transcription requests with one model.
 
     Args:
-        host: The model; started before the first request.
+        instance: The model; started before the first request.
         read: Reads a request's body.
-        check_name: Raises ModelNotFoundError for a model name that is not the host's.
+        check_name: Raises ModelNotFoundError for a model name that is not this one's.
     """
 
-    def __init__(self, host: ModelInstance, read: Read, check_name: Callable[[str], None]) -> None:
-        self._host = host
+    def __init__(
+        self, instance: ModelInstance, read: Read, check_name: Callable[[str], None]
+    ) -> None:
+        self._instance = instance
         self._read = read
         self._check_name = check_name
         self._executor = BoundedExecutor("recordings")
@@ -61,29 +63,29 @@ class AudioRoutes:
 
     async def _answer(self, connection: Connection, task: str, operation: str) -> None:
         body = await self._read(connection)
-        host = self._host
-        if operation not in getattr(host.model, "operations", ()):
+        instance = self._instance
+        if operation not in getattr(instance.model, "operations", ()):
             raise UnsupportedError(
-                f"the model {host.name!r} does not {task} recordings", param="model"
+                f"the model {instance.name!r} does not {task} recordings", param="model"
             )
         boundary = form_boundary(connection.header(b"content-type"))
         parts = await self._executor.run(lambda: parse_form(boundary, body))
         request = parse_audio(parts, task)
         self._check_name(request.model)
-        async with connection.guard(host.max_request_s) as guard:
+        async with connection.guard(instance.max_request_s) as guard:
             exchange = await self._exchange(request)
             if request.stream:
-                await host.stream(exchange, connection.emit)
+                await instance.stream(exchange, connection.emit)
                 guard.release()
                 await connection.end_events()
                 return
-            answer, content_type = await host.run(exchange)
+            answer, content_type = await instance.run(exchange)
             guard.release()
             await connection.reply(answer, content_type)
 
     async def _exchange(self, request: AudioRequest) -> AudioExchange:
-        rate, max_s = bounds_of(self._host.model)
+        rate, max_s = bounds_of(self._instance.model)
         samples: Any = await self._executor.run(partial(decode_audio, request.file, rate, max_s))
         request.file = b""  # the samples are what is needed from here on
         inputs = {"audio": samples, "sampling_rate": rate, **request.inputs}
-        return AudioExchange(request, inputs, len(samples) / rate, self._host.label)
+        return AudioExchange(request, inputs, len(samples) / rate, self._instance.label)

@@ -28,53 +28,53 @@ Read = Callable[[Connection], Awaitable[bytes]]
 
 
 class EmbeddingRoutes:
-    """Answers embedding requests with the model of a host: each text is a call of its own.
+    """Answers embedding requests with one model: each text is a call of its own.
 
     So texts of one request and of others share the batches of a class with `infer_batch`.
 
     Args:
-        host: The model; started before the first request.
+        instance: The model; started before the first request.
         read: Reads a request's body.
-        check_name: Raises ModelNotFoundError for a model name that is not the host's.
+        check_name: Raises ModelNotFoundError for a model name that is not this one's.
         limits: What a request may ask for.
     """
 
     def __init__(
         self,
-        host: ModelInstance,
+        instance: ModelInstance,
         read: Read,
         check_name: Callable[[str], None],
         limits: TextLimits,
     ) -> None:
-        self._host = host
+        self._instance = instance
         self._limits = limits
         self._read = read
         self._check_name = check_name
-        self._places = Places(lambda: host.max_ongoing)
+        self._places = Places(lambda: instance.max_ongoing)
 
     async def create(self, connection: Connection) -> None:
         """Answers `POST /v1/embeddings`."""
         body = await self._read(connection)
-        host = self._host
-        host.check_task("embedding", "embedding route")
+        instance = self._instance
+        instance.check_task("embedding", "embedding route")
         fields = parse_object(body)
         self._limits.check(PATH, body, fields)
         request = read_request(EmbeddingRequest, fields)
         self._check_name(request.model)
-        if request.has_token_ids and not getattr(host.model, "accepts_token_ids", False):
+        if request.has_token_ids and not getattr(instance.model, "accepts_token_ids", False):
             raise UnsupportedError(
-                f"the model {host.name!r} takes texts, not token ids", param="input"
+                f"the model {instance.name!r} takes texts, not token ids", param="input"
             )
         exchanges = [
             EmbeddingExchange(
                 inputs,
-                host.label,
+                instance.label,
                 base64_wanted=request.encoding_format == "base64",
                 check=self._find_check(),
             )
             for inputs in request.inputs
         ]
-        async with connection.guard(host.max_request_s) as guard:
+        async with connection.guard(instance.max_request_s) as guard:
             vectors = await gather(
                 [self._vector(exchange, index) for index, exchange in enumerate(exchanges)]
             )
@@ -82,17 +82,17 @@ class EmbeddingRoutes:
             await connection.reply(self._encode(request, vectors))
 
     def _find_check(self) -> Callable[[str], object] | None:
-        limit = getattr(self._host.model, "max_model_len", None)
+        limit = getattr(self._instance.model, "max_model_len", None)
         if limit is None:
             return None
         return partial(self._tokenizer.check, limit=limit, special=True, param="input")
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        return Tokenizer.of(self._host.model)
+        return Tokenizer.of(self._instance.model)
 
     async def _vector(self, exchange: EmbeddingExchange, index: int) -> Vector:
-        vector: Vector = await self._places.run(index, lambda: self._host.run(exchange))
+        vector: Vector = await self._places.run(index, lambda: self._instance.run(exchange))
         return vector
 
     def _encode(self, request: EmbeddingRequest, vectors: list[Vector]) -> bytes:
@@ -100,7 +100,7 @@ class EmbeddingRoutes:
             b'{"object":"embedding","index":%d,"embedding":%b}' % (index, vector.json)
             for index, vector in enumerate(vectors)
         )
-        end: dict[str, Any] = {"model": self._host.name}
+        end: dict[str, Any] = {"model": self._instance.name}
         num_tokens = self._count(request, vectors)
         if num_tokens is not None:
             end["usage"] = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}

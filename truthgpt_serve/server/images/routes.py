@@ -58,34 +58,34 @@ MAX_TOTAL = 4
 
 
 class ImageRoutes:
-    """Answers image requests with the model of a host.
+    """Answers image requests with one model.
 
     Args:
-        host: The model; started before the first request.
+        instance: The model; started before the first request.
         files: Where `url` results lie.
         max_body_bytes: The largest request body that the application takes.
-        check_name: Raises ModelNotFoundError for a model name that is not the host's.
+        check_name: Raises ModelNotFoundError for a model name that is not this one's.
     """
 
     def __init__(
         self,
-        host: ModelInstance,
+        instance: ModelInstance,
         files: FileStore,
         max_body_bytes: int,
         check_name: Callable[[str], None],
     ) -> None:
-        self._host = host
+        self._instance = instance
         self._files = files
         self._check_name = check_name
-        serving = host.config.serving
+        serving = instance.config.serving
         self._limits = serving.images
         self._max_body_bytes = max_body_bytes
         self._adapters = [adapter.name for adapter in serving.adapters]
-        known = self._adapters if host.spec.takes_adapters else None
+        known = self._adapters if instance.spec.takes_adapters else None
         self._parser = ImageParser(self._limits, known)
         self._executor = BoundedExecutor("image files")
         self._has_pil = False
-        self._places = Places(lambda: host.max_ongoing)
+        self._places = Places(lambda: instance.max_ongoing)
 
     def close(self) -> None:
         """Ends the threads."""
@@ -117,7 +117,7 @@ class ImageRoutes:
     async def _read(self, connection: Connection) -> bytes:
         limit = min(self._max_body_bytes, self._limits.max_upload_bytes)
         try:
-            return await connection.read(limit, self._host.max_request_s)
+            return await connection.read(limit, self._instance.max_request_s)
         except TooLargeError:
             if limit == self._max_body_bytes:
                 raise
@@ -131,12 +131,12 @@ class ImageRoutes:
         await self._answer(connection, self._parser.parse_form(operation, parts))
 
     def _check_operation(self, operation: Operation) -> None:
-        host = self._host
-        host.check_task("image-generation", "image routes")
-        operations = getattr(host.model, "operations", ("generation",))
+        instance = self._instance
+        instance.check_task("image-generation", "image routes")
+        operations = getattr(instance.model, "operations", ("generation",))
         if operation not in operations:
             raise UnsupportedError(
-                f"the model {host.name!r} cannot do image {operation}s; it can do "
+                f"the model {instance.name!r} cannot do image {operation}s; it can do "
                 f"{', '.join(f'image {name}s' for name in operations)}",
                 param="model",
             )
@@ -153,12 +153,12 @@ class ImageRoutes:
 
     async def _answer(self, connection: Connection, request: ImageRequest) -> None:
         self._check_model(request)
-        async with connection.guard(self._host.max_request_s) as guard:
+        async with connection.guard(self._instance.max_request_s) as guard:
             await self._decode(request)
             exchanges = self._exchanges(request)
             work = _expected_work(request)
             await reserve_images(work)
-            with self._host.work.taking(work):
+            with self._instance.work.taking(work):
                 if request.fields.stream:
                     await self._stream(connection, request, exchanges)
                     guard.release()
@@ -207,7 +207,7 @@ class ImageRoutes:
 
     def _exchanges(self, request: ImageRequest) -> list[ImageExchange]:
         """Returns the exchange of each image: the same inputs, but for the seed."""
-        model, inputs = self._host.model, request.inputs
+        model, inputs = self._instance.model, request.inputs
         steps = getattr(model, "default_steps", DEFAULT_STEPS)
         if steps is not None:
             inputs.setdefault("steps", steps)
@@ -217,7 +217,7 @@ class ImageRoutes:
         return [
             ImageExchange(
                 inputs if seed is None else {**inputs, "seed": seed + index},
-                self._host.label,
+                self._instance.label,
                 partial_images=request.fields.partial_images,
                 progress=request.fields.progress,
                 shared=request.fields.n > 1,
@@ -226,11 +226,11 @@ class ImageRoutes:
         ]
 
     async def _image(self, request: ImageRequest, exchange: ImageExchange, index: int) -> Image:
-        result = await self._places.run(index, lambda: self._host.run(exchange))
+        result = await self._places.run(index, lambda: self._instance.run(exchange))
         return Image(await self._encode(request, result.image, "infer"), result)
 
     async def _encode(self, request: ImageRequest, image: Any, method: str) -> EncodedImage:
-        label = f"{self._host.label}.{method}"
+        label = f"{self._instance.label}.{method}"
         return await self._executor.run(lambda: encode_image(image, request.output, label))
 
     async def _store(
@@ -241,7 +241,7 @@ class ImageRoutes:
             await self._files.put(
                 image.file.data,
                 request.output.content_type,
-                group=self._host.name,
+                group=self._instance.name,
                 expiry_s=self._limits.url_expiry_s,
                 max_bytes=self._limits.max_stored_bytes,
             )
@@ -263,7 +263,9 @@ class ImageRoutes:
 
         await gather(
             [
-                self._places.run(index, partial(self._host.stream, exchange, partial(emit, index)))
+                self._places.run(
+                    index, partial(self._instance.stream, exchange, partial(emit, index))
+                )
                 for index, exchange in enumerate(exchanges)
             ]
         )
@@ -273,7 +275,7 @@ class ImageRoutes:
     ) -> bytes:
         if isinstance(piece, Progress):
             return encode_progress(request, piece, index)
-        method = "stream" if self._host.streams else "infer"
+        method = "stream" if self._instance.streams else "infer"
         file = await self._encode(request, piece.image, method)
         if isinstance(piece, PartialImage):
             return await self._executor.run(lambda: encode_partial(request, file, piece, index))

@@ -32,7 +32,7 @@ INLINE_ELEMENTS = 2**13
 
 
 class OipRoutes:
-    """Answers inference requests with the model of a host.
+    """Answers inference requests with one model.
 
     A class may say more of itself: `metadata()`, called once after `load`, returns `platform`,
     `inputs` and `outputs`, the last two as lists of `{"name", "datatype", "shape"}` with -1 for a
@@ -40,18 +40,18 @@ class OipRoutes:
     among the inputs.
 
     Args:
-        host: The model; started before the first request.
+        instance: The model; started before the first request.
         read: Reads a request's body, up to the limit.
     """
 
-    def __init__(self, host: ModelInstance, read: Read) -> None:
-        self._host = host
+    def __init__(self, instance: ModelInstance, read: Read) -> None:
+        self._instance = instance
         self._read = read
         self._card: dict[str, Any] | None = None
 
     def routes(self) -> dict[str, dict[str, Handler]]:
         """Returns the handlers by path and method."""
-        model = f"{MODELS_PREFIX}{self._host.name}"
+        model = f"{MODELS_PREFIX}{self._instance.name}"
         routes: dict[str, dict[str, Handler]] = {
             PREFIX: {"GET": self._server},
             f"{PREFIX}/health/live": {"GET": self._live},
@@ -77,13 +77,13 @@ class OipRoutes:
 
     async def _model_ready(self, connection: Connection) -> None:
         await self._check_health()
-        await connection.reply(encode_json({"name": self._host.name, "ready": True}))
+        await connection.reply(encode_json({"name": self._instance.name, "ready": True}))
 
     async def _check_health(self) -> None:
         try:
-            await self._host.check_health()
+            await self._instance.check_health()
         except Exception as error:  # whatever the class raises
-            raise UnavailableError(f"the model {self._host.name!r} is not healthy") from error
+            raise UnavailableError(f"the model {self._instance.name!r} is not healthy") from error
 
     async def _metadata(self, connection: Connection) -> None:
         await connection.reply(encode_json(await self._describe()))
@@ -92,13 +92,13 @@ class OipRoutes:
         """Returns the model's metadata; asks its class once."""
         if self._card is None:
             said: Any = {}
-            label = f"{self._host.label}.metadata"
-            if callable(method := getattr(self._host.model, "metadata", None)):
-                said = await asyncio.wrap_future(self._host.workers.submit_aside(method))
+            label = f"{self._instance.label}.metadata"
+            if callable(method := getattr(self._instance.model, "metadata", None)):
+                said = await asyncio.wrap_future(self._instance.workers.submit_aside(method))
             if not isinstance(said, dict):
                 raise ServerError(f"{label} returned {type(said).__name__}; it returns a dict")
             self._card = {
-                "name": self._host.name,
+                "name": self._instance.name,
                 "versions": [MODEL_VERSION],
                 "platform": str(said.get("platform", "python")),
                 "inputs": _tensors(said.get("inputs", []), f"{label}: inputs"),
@@ -114,9 +114,9 @@ class OipRoutes:
         known = [output["name"] for output in (await self._describe())["outputs"]]
         if known:  # else it shows when the model has worked
             check_outputs(request, known)
-        limit_s = min(self._host.max_request_s, request.timeout_s or float("inf"))
+        limit_s = min(self._instance.max_request_s, request.timeout_s or float("inf"))
         async with connection.guard(limit_s) as guard:
-            arrays = await self._host.run(OipExchange(request, self._host.label))
+            arrays = await self._instance.run(OipExchange(request, self._instance.label))
             coding = accepted_coding(connection.header(b"accept-encoding"))
             content, content_type, headers = await _run(
                 lambda: self._encode(arrays, request, coding),
@@ -127,7 +127,7 @@ class OipRoutes:
 
     async def _parse(self, connection: Connection, body: bytes) -> InferRequest:
         header = connection.header(HEADER_LENGTH)
-        parameters = tuple(getattr(self._host.model, "request_parameters", ()))
+        parameters = tuple(getattr(self._instance.model, "request_parameters", ()))
 
         def parse() -> InferRequest:
             return parse_request(body, header_length(header, len(body)), parameters)
@@ -140,7 +140,7 @@ class OipRoutes:
     def _encode(
         self, arrays: Arrays, request: InferRequest, coding: str
     ) -> tuple[bytes, str, Headers]:
-        body, json_bytes = encode_answer(arrays, request, self._host.name)
+        body, json_bytes = encode_answer(arrays, request, self._instance.name)
         content_type, headers = "application/json", []
         if json_bytes is not None:
             content_type = "application/octet-stream"

@@ -17,12 +17,12 @@ class ChoiceRunner:
     """Runs the exchanges of requests with several answers.
 
     Args:
-        host: The model; started before the first request.
+        instance: The model; started before the first request.
     """
 
-    def __init__(self, host: ModelInstance) -> None:
-        self._host = host
-        self._places = Places(lambda: host.max_ongoing)
+    def __init__(self, instance: ModelInstance) -> None:
+        self._instance = instance
+        self._places = Places(lambda: instance.max_ongoing)
 
     async def answer(
         self, exchanges: list[TextExchange], answer_format: AnswerFormat, num_answers: int
@@ -36,7 +36,7 @@ class ChoiceRunner:
         """
         choices = await gather(
             [
-                self._places.run(index, partial(self._host.run, exchange))
+                self._places.run(index, partial(self._instance.run, exchange))
                 for index, exchange in enumerate(exchanges)
             ]
         )
@@ -58,7 +58,7 @@ class ChoiceRunner:
 
         await gather(
             [
-                self._places.run(index, partial(self._host.stream, exchange, emit_one))
+                self._places.run(index, partial(self._instance.stream, exchange, emit_one))
                 for index, exchange in enumerate(exchanges)
             ]
         )

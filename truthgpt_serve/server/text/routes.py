@@ -58,38 +58,38 @@ class Binding(NamedTuple):
 
 
 class TextRoutes:
-    """Answers text requests with the model of a host.
+    """Answers text requests with one model.
 
     Args:
-        host: The model; started before the first request.
+        instance: The model; started before the first request.
         read: Reads a request's body.
-        check_name: Raises ModelNotFoundError for a model name that is not the host's.
+        check_name: Raises ModelNotFoundError for a model name that is not this one's.
         limits: What a request may ask for.
     """
 
     def __init__(
         self,
-        host: ModelInstance,
+        instance: ModelInstance,
         read: Read,
         check_name: Callable[[str], None],
         limits: TextLimits,
     ) -> None:
-        self._host = host
+        self._instance = instance
         self._read = read
         self._check_name = check_name
         self._limits = limits
-        self._choices = ChoiceRunner(host)
+        self._choices = ChoiceRunner(instance)
         self._compiler: ConstraintCompiler | None = None
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the loaded class."""
-        return Tokenizer.of(self._host.model)
+        return Tokenizer.of(self._instance.model)
 
     @cached_property
     def abilities(self) -> Abilities:
         """What the loaded class can do."""
-        return Abilities.of(self._host.model)
+        return Abilities.of(self._instance.model)
 
     async def chat(self, connection: Connection) -> None:
         """Answers `POST /v1/chat/completions`."""
@@ -101,7 +101,7 @@ class TextRoutes:
 
     async def _fields(self, connection: Connection) -> dict[str, Any]:
         body = await self._read(connection)
-        self._host.check_task("text-generation", "text routes")
+        self._instance.check_task("text-generation", "text routes")
         fields = parse_object(body)
         self._limits.check(connection.path, body, fields)
         return fields
@@ -111,18 +111,18 @@ class TextRoutes:
     ) -> None:
         request = parse_text(kind, await self._fields(connection))
         self._check_name(request.model)
-        request.model = self._host.name
+        request.model = self._instance.name
         check_abilities(request, self.abilities, self.tokenizer)
-        async with connection.guard(self._host.max_request_s) as guard:
+        async with connection.guard(self._instance.max_request_s) as guard:
             exchanges = self._exchanges(request, await self._binding(request))
             if len(exchanges) > 1:
                 await self._run_many(connection, request, exchanges, guard.release)
             elif request.stream:
-                await self._host.stream(exchanges[0], connection.emit)
+                await self._instance.stream(exchanges[0], connection.emit)
                 guard.release()
                 await connection.end_events()
             else:
-                answer = await self._host.run(exchanges[0])
+                answer = await self._instance.run(exchanges[0])
                 guard.release()
                 await connection.reply(answer)
 
@@ -197,9 +197,9 @@ class TextRoutes:
 
     async def _compile(self, grammar: Grammar) -> Any:
         if self._compiler is None:
-            model = self._host.model
+            model = self._instance.model
             self._compiler = ConstraintCompiler(
-                self._host.config.serving.limits.model_dump(),
+                self._instance.config.serving.limits.model_dump(),
                 getattr(model, "tokenizer", None),
                 vocab_size=getattr(model, "vocab_size", None),
                 end_ids=getattr(model, "end_token_ids", ()),
@@ -214,7 +214,7 @@ class TextRoutes:
     def _exchanges(
         self, request: ChatRequest | CompletionRequest, binding: Binding
     ) -> list[TextExchange]:
-        model = self._host.model
+        model = self._instance.model
         default = getattr(model, "default_max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
         use = request.tool_use
         make: Callable[..., TextExchange] = TextExchange
@@ -226,7 +226,7 @@ class TextRoutes:
                 request,
                 self.tokenizer,
                 default,
-                self._host.label,
+                self._instance.label,
                 repeats_prompt=getattr(model, "repeats_prompt", True),
                 max_model_len=getattr(model, "max_model_len", None),
                 part=part,
@@ -250,10 +250,10 @@ class TextRoutes:
         await connection.reply(await asyncio.to_thread(detokenize, request, self.tokenizer))
 
     def _check_tokenizer(self, connection: Connection, method: str, *, known: bool) -> None:
-        self._host.check_task("text-generation", "text routes")
+        self._instance.check_task("text-generation", "text routes")
         if not known:
             message = f"cannot answer POST {connection.path}: its class has no `tokenizer.{method}`"
-            raise UnsupportedError(f"the model {self._host.name!r} {message}", param="model")
+            raise UnsupportedError(f"the model {self._instance.name!r} {message}", param="model")
 
     async def _named(self, connection: Connection, kind: Any) -> Any:
         request: Any = read_request(kind, await self._fields(connection))
@@ -267,6 +267,6 @@ class TextRoutes:
     @property
     def context_length(self) -> int | None:
         """Tokens of prompt and answer together that the class takes, where it says so."""
-        model = self._host.model
+        model = self._instance.model
         length = getattr(model, "context_length", None) or getattr(model, "max_model_len", None)
         return length if isinstance(length, int) else None

@@ -48,7 +48,7 @@ class Running:
 
     def __init__(self, cls: type, cfg: dict[str, Any] | None = None) -> None:
         self.host = ModelInstance(spec_of(cls), load_model_config(cfg or {}), name="sample")
-        self.app = Application(self.host, owns_host=True)
+        self.app = Application(self.host, owns_instance=True)
         self.url = ""
 
     @contextmanager
@@ -254,7 +254,7 @@ def test_a_request_has_a_time_limit() -> None:
 def test_clients_that_leave_at_once_leave_nothing_behind() -> None:
     cfg = {"serving": {"engine": {"token_interval_s": 0.005, "num_tokens": 64}}}
     host = ModelInstance(FAMILY, load_model_config(cfg), name="echo")
-    with serve_asgi(Application(host, owns_host=True), lifespan="on") as url:
+    with serve_asgi(Application(host, owns_instance=True), lifespan="on") as url:
 
         async def one(client: httpx.AsyncClient, number: int) -> bool:
             body = {"model": "echo", "prompt": "a b", "stream": True}
