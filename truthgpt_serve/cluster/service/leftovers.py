@@ -13,7 +13,7 @@ _VARIABLE = "RAY_TMPDIR"
 
 
 def tidy(private: Path) -> None:
-    """Removes temporary files and all but the newest sessions, unless a cluster uses the folder.
+    """Removes temporary files, sockets and old sessions, unless a cluster uses the folder.
 
     Args:
         private: The private folder of a run's folder.
@@ -23,7 +23,8 @@ def tidy(private: Path) -> None:
     sessions = sorted(
         path for path in private.glob("ray/session_*") if path.is_dir() and not path.is_symlink()
     )
-    for path in [*sessions[:-KEPT_SESSIONS], *private.glob("tmp/*")]:
+    sockets = private.glob("workers-*")  # of fork_client
+    for path in [*sessions[:-KEPT_SESSIONS], *private.glob("tmp/*"), *sockets]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ def test_what_earlier_runs_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / "tmp" / "folder").mkdir(parents=True)
     (tmp_path / "tmp" / ".hidden").touch()
     (tmp_path / "tmp" / "link").symlink_to(sessions)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "workers-1.sock"))
     before = sorted(tmp_path.rglob("*"))
     environment = {**os.environ, "RAY_TMPDIR": str(tmp_path)}
     command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(100)"]
@@ -33,3 +36,4 @@ def test_what_earlier_runs_left_is_removed(tmp_path: Path) -> None:
     left = {"session_2026-01-03", "session_2026-01-04", "session_2026-01-05", "session_latest"}
     assert {path.name for path in sessions.iterdir()} == left
     assert list((tmp_path / "tmp").iterdir()) == []
+    assert not (tmp_path / "workers-1.sock").exists()
