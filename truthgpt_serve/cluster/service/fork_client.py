@@ -18,11 +18,13 @@ from truthgpt_serve.cluster.service.fork_request import (
     GREETING,
     REFUSED,
     ForkRequest,
+    require_own_user,
 )
 
 FORKS_VARIABLE = "TRUTHGPT_FORK_WORKERS"
 """Whether workers are copies of one process that has imported what they need: `1`."""
 FOLDER_VARIABLE = "RAY_TMPDIR"
+RAYLET_VARIABLE = "RAY_RAYLET_PID"
 SERVER_OPTION = "--fork-server"
 LOAD_TIMEOUT_S = 120.0
 """How long a worker waits for the process to be loaded, before it starts by itself."""
@@ -41,12 +43,15 @@ def ask_for_copy(arguments: Sequence[str]) -> bool:
     if os.environ.get(FORKS_VARIABLE) != "1" or not folder:
         return False
     raylet = os.getppid()
+    if os.environ.get(RAYLET_VARIABLE) != str(raylet):  # it has died, or is out of sight
+        return False
     path = Path(folder, f"workers-{raylet}.sock")
     try:
         _start_server(path, raylet, arguments)
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(LOAD_TIMEOUT_S)
             connection.connect(str(path))
+            require_own_user(connection)
             if connection.recv(len(GREETING)) != GREETING:
                 return False
             connection.settimeout(FORK_TIMEOUT_S)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -25,6 +27,7 @@ NOT_COMPARED = frozenset({"RAY_JOB_ID", "_", "SHLVL", "PWD", "OLDPWD"})
 _SIZE_BYTES = 4
 _NUM_STREAMS = 3
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
+_CREDENTIALS = struct.Struct("3i")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +36,14 @@ class ForkRequest:
 
     Attributes:
         arguments: The program's `sys.argv`.
+        python: The interpreter that runs it.
         environment: Its variables.
         folder: Its working folder.
         oom_score: How readily the kernel ends it when memory is short, from -1000 to 1000.
     """
 
     arguments: list[str]
+    python: str
     environment: dict[str, str]
     folder: str
     oom_score: int
@@ -47,13 +52,13 @@ class ForkRequest:
     def of_this_process(cls, arguments: Sequence[str]) -> ForkRequest:
         """Returns the request of the program that runs here."""
         score = int(_OOM_SCORE.read_text())
-        return cls(list(arguments), dict(os.environ), os.getcwd(), score)
+        return cls(list(arguments), sys.executable, dict(os.environ), os.getcwd(), score)
 
     def is_for(self, environment: Mapping[str, str], folder: str) -> bool:
-        """Returns whether a process that was started with these is what this one would be."""
+        """Returns whether this process, which began with these, is what that one would be."""
         names = (self.environment.keys() | environment.keys()) - NOT_COMPARED
         same = all(self.environment.get(name) == environment.get(name) for name in names)
-        return same and self.folder == folder
+        return same and self.folder == folder and self.python == sys.executable
 
     def send(self, connection: socket.socket) -> None:
         """Sends it, with the standard streams of this process.
@@ -70,11 +75,26 @@ class ForkRequest:
 
     def take_on(self) -> None:
         """Makes this process, a copy, what the program was that asked for it."""
-        for name in NOT_COMPARED & self.environment.keys():
-            os.environ[name] = self.environment[name]
+        for name in NOT_COMPARED:
+            if name in self.environment:
+                os.environ[name] = self.environment[name]
+            else:
+                os.environ.pop(name, None)
         os.setpgid(0, 0)  # with a dead worker its raylet ends the worker's group
         with suppress(OSError):  # without rights it only goes up
             _OOM_SCORE.write_text(str(self.oom_score))
+
+
+def require_own_user(connection: socket.socket) -> None:
+    """Refuses who is at the other end, unless it is of this user.
+
+    Raises:
+        PermissionError: It is another user's.
+    """
+    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, user, _ = _CREDENTIALS.unpack(data)
+    if user != os.getuid():
+        raise PermissionError(f"user {user} is at the other end")
 
 
 def receive_request(connection: socket.socket) -> tuple[ForkRequest, list[int]]:

@@ -13,7 +13,6 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 import threading
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from truthgpt_serve.cluster.service.fork_request import (
     REFUSED,
     ForkRequest,
     receive_request,
+    require_own_user,
     to_answer,
 )
 
@@ -45,7 +45,6 @@ MODULES = (
 generator of them, which names workers and objects too, would go on alike in all copies. NumPy not
 either: it has as many threads as the variables say when it is imported, which Ray sets later."""
 REQUEST_TIMEOUT_S = 5.0
-_CREDENTIALS = struct.Struct("3i")
 
 
 def load() -> bool:
@@ -142,8 +141,7 @@ def _answer(
     connection: socket.socket, is_same: Callable[[ForkRequest], bool]
 ) -> ForkRequest | None:
     """Answers one request; returns it in the copy."""
-    if _user_of(connection) != os.getuid():
-        raise PermissionError("another user has asked")
+    require_own_user(connection)
     connection.sendall(GREETING)
     request, streams = receive_request(connection)
     try:
@@ -160,9 +158,3 @@ def _answer(
     finally:
         for stream in streams:
             os.close(stream)
-
-
-def _user_of(connection: socket.socket) -> int:
-    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _, user, _ = _CREDENTIALS.unpack(data)
-    return int(user)

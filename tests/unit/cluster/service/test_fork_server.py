@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,11 @@ import psutil
 import pytest
 
 from truthgpt_serve.cluster.processes import read_process
-from truthgpt_serve.cluster.service.fork_client import FOLDER_VARIABLE, FORKS_VARIABLE
+from truthgpt_serve.cluster.service.fork_client import (
+    FOLDER_VARIABLE,
+    FORKS_VARIABLE,
+    RAYLET_VARIABLE,
+)
 
 PROGRAM = """
 import json, os, random, sys, uuid
@@ -54,15 +59,25 @@ class Worker:
         self._program.write_text(PROGRAM)
         self.number = 0
 
-    def run(self, *arguments: str, below: Sequence[str] = (), **variables: str) -> tuple[int, Any]:
+    def run(
+        self,
+        *arguments: str,
+        below: Sequence[str] = (),
+        python: str = sys.executable,
+        **variables: str,
+    ) -> tuple[int, Any]:
         """Returns the status of the program that asked, and what its copy wrote."""
         self.number += 1
         output = self._folder / f"output-{self.number}"
         inherited = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
-        own = {FORKS_VARIABLE: "1", FOLDER_VARIABLE: str(self._folder)}
+        own = {
+            FORKS_VARIABLE: "1",
+            FOLDER_VARIABLE: str(self._folder),
+            RAYLET_VARIABLE: str(os.getpid()),
+        }
         with output.open("wb") as file:
             status = subprocess.run(
-                [*below, sys.executable, str(self._program), *arguments],
+                [*below, python, str(self._program), *arguments],
                 env={**inherited, **own, **variables},
                 stdout=file,
                 timeout=TIMEOUT_S,
@@ -72,6 +87,10 @@ class Worker:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         return status, json.loads(output.read_text() or "null")
+
+    def sockets(self) -> set[Path]:
+        """Returns where servers listen, or have listened."""
+        return {*self._folder.glob("workers-*")}
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +117,10 @@ def test_copies_take_the_place_of_workers(worker: Worker) -> None:
     status, second = worker.run("--two", RAY_JOB_ID="02")
     assert status == 0
     assert (first["arguments"], second["arguments"]) == (["--one"], ["--two"])
-    assert (first["job"], second["job"]) == ("01", "02")
-    assert first["server"] == second["server"]
+    status, third = worker.run()
+    assert status == 0
+    assert (first["job"], second["job"], third["job"]) == ("01", "02", None)
+    assert first["server"] == second["server"] == third["server"]
     for told in (first, second):
         assert told["loaded"]
         assert not told["numpy"]
@@ -114,6 +135,22 @@ def test_a_worker_that_would_be_another_starts_by_itself(worker: Worker) -> None
     assert worker.run(**{FORKS_VARIABLE: "0"})[0] == 3
 
 
+def test_a_worker_of_another_python_starts_by_itself(worker: Worker, tmp_path: Path) -> None:
+    assert worker.run()[0] == 0
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.symlink_to(sys.executable)
+    shutil.copy(Path(sys.prefix, "pyvenv.cfg"), tmp_path)
+    (tmp_path / "lib").symlink_to(Path(sys.prefix, "lib"))
+    assert worker.run(python=str(python))[0] == 3
+
+
+def test_a_worker_without_its_raylet_starts_no_server(worker: Worker) -> None:
+    sockets = worker.sockets()
+    assert worker.run(below=["sh", "-c", '"$@"; exit $?', "another-parent"])[0] == 3
+    assert worker.sockets() == sockets
+
+
 def test_a_server_that_died_is_started_again(worker: Worker) -> None:
     _, first = worker.run()
     os.kill(first["server"], signal.SIGKILL)
@@ -125,6 +162,8 @@ def test_a_server_that_died_is_started_again(worker: Worker) -> None:
 
 
 def test_a_server_ends_with_its_raylet(worker: Worker) -> None:
-    status, told = worker.run(below=["sh", "-c", '"$@"; exit $?', "raylet"])
+    status, told = worker.run(
+        below=["sh", "-c", f'export {RAYLET_VARIABLE}=$$; "$@"; exit $?', "raylet"]
+    )
     assert status == 0
     wait_for_end(told["server"])
