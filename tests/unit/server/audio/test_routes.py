@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import threading
 import wave
 import zlib
 from collections.abc import Iterator
@@ -105,6 +106,8 @@ def test_a_class_of_ones_own() -> None:
         file = ("a.wav", wave_file(tone()))
         answer = create(model="sample", file=file, language="en", prompt="p", temperature=0.5)
         assert answer.text == "float32 8000", "at the class's own rate"
+        names = {thread.name for thread in threading.enumerate()}
+        assert "recordings_0" in names, "as the refusal of a full queue names it"
         got = Listener.last.events[-1]
         assert {key: got[key] for key in got if key != "audio"} == {
             "sampling_rate": 8000,
