@@ -17,7 +17,8 @@ from truthgpt_serve.takeaway.errors import TakeawayError
 from truthgpt_serve.takeaway.output import check_room, writing
 from truthgpt_serve.takeaway.result import Result
 from truthgpt_serve.takeaway.text.gguf_vocab import add_vocab
-from truthgpt_serve.takeaway.text.models import load_merged, load_tokenizer, weight_bytes
+from truthgpt_serve.takeaway.text.models import load_merged, load_tokenizer
+from truthgpt_serve.training.text.quantized import weight_bytes
 
 FILE = "model.gguf"
 ARCHITECTURES = {

@@ -9,9 +9,9 @@ from truthgpt_serve.takeaway.result import Result
 from truthgpt_serve.takeaway.text.models import (
     load_merged,
     load_tokenizer,
-    weight_bytes,
     write_model,
 )
+from truthgpt_serve.training.text.quantized import weight_bytes
 
 
 def write_whole(result: Result, out: Path, *, dtype: str | None, max_shard: str) -> list[str]:

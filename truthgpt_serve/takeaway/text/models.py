@@ -187,11 +187,6 @@ def _compare(after: torch.Tensor, before: torch.Tensor, dtype: torch.dtype) -> f
     return difference
 
 
-def weight_bytes(model: Any) -> int:
-    """Returns the bytes of a model's weights, shared ones counted once."""
-    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
-
-
 def write_model(model: Any, tokenizer: Any, folder: Path, max_shard: str, source: Result) -> None:
     """Writes an ordinary folder: weights, configurations, tokenizer and chat template.
 

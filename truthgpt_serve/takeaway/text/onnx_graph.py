@@ -28,8 +28,8 @@ from truthgpt_serve.takeaway.text.models import (
     first_line,
     load_merged,
     load_tokenizer,
-    weight_bytes,
 )
+from truthgpt_serve.training.text.quantized import weight_bytes
 
 FILE = "model.onnx"
 MAX_INLINE_BYTES = 1 << 30

@@ -30,12 +30,12 @@ def prepare_quantized(model: Any) -> Any:
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
-def weight_bytes(model: Any, quantization: Quantization | None) -> int:
-    """Returns the memory of a model's weights, from its shapes alone.
+def weight_bytes(model: Any, quantization: Quantization | None = None) -> int:
+    """Returns the bytes of a model's weights, from its shapes alone; shared ones count once.
 
     Args:
         model: Without an adapter.
-        quantization: Of its linear layers but the output head.
+        quantization: Of its linear layers but the output head, where they are to be quantized.
     """
     sizes = {id(one): one.numel() * one.element_size() for one in model.parameters()}
     if quantization is None:
