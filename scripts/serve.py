@@ -15,6 +15,7 @@ from pathlib import Path
 
 import yaml
 
+from truthgpt_serve.cluster.defaults import DEFAULT_PORT
 from truthgpt_serve.cluster.environment_file import read_environment_file, write_exports
 from truthgpt_serve.cluster.haproxy.program import BINARY_VARIABLE, program_path
 from truthgpt_serve.cluster.ports import busy_ports, is_answered, wait_for_ports
@@ -53,7 +54,7 @@ answer for the first. On what its last connections left behind it listens withou
 def read_address(config: Path) -> tuple[str, int]:
     """Returns the host and port that the Serve file listens on."""
     options = (yaml.safe_load(config.read_text()) or {}).get("http_options") or {}
-    return options.get("host", "127.0.0.1"), int(options.get("port", 8000))
+    return options.get("host", "127.0.0.1"), int(options.get("port", DEFAULT_PORT))
 
 
 def create_environment(run_id: str, run_folder: Path) -> dict[str, str]:
