@@ -22,7 +22,7 @@ from truthgpt_serve.http.asgi import Scope
 from truthgpt_serve.queue_full import Promises, queue_full, whole_seconds
 from truthgpt_serve.router.model_entry import ModelEntry
 from truthgpt_serve.router.waiting.claims import Claimant, Claims, claimant_of
-from truthgpt_serve.router.waiting.line import DRAIN_S, WAIT_S, Line
+from truthgpt_serve.router.waiting.line import DRAIN_S, MOMENT_S, WAIT_S, Line, Waiting
 
 FAIR_QUEUE = "fair"
 """What `limits.queue` of a model's card says if requests wait in an order of their keys."""
@@ -55,6 +55,8 @@ class _Requests:
 
     def begin(self, who: Claimant) -> None:
         """Counts a request that runs."""
+        if not self.num_running:
+            self.line.pace.begin()
         self.num_running += 1
         self.running[who.client] = self.running.get(who.client, 0) + 1
 
@@ -208,7 +210,7 @@ class Admission:
         claim = requests.claims.take(who, room.limit)
         num_free = room.limit - requests.num_running
         has_waited = claim.has_waited
-        if num_free > 0 and (has_waited or num_free > requests.claims.num_expected()):
+        if num_free > 0 and (has_waited or num_free > self._num_kept(requests, room)):
             requests.begin(who)
             return
         if claim.wait_s is not None:
@@ -217,8 +219,8 @@ class Admission:
             raise self._refusal(requests, who, room)
         waiting = requests.line.join(who, has_waited=has_waited)
         try:
-            async with asyncio.timeout(min(WAIT_S, limit_s or WAIT_S)):
-                await waiting.place
+            may_stay = has_waited or not requests.claims
+            await self._wait(requests.line, waiting, limit_s or WAIT_S, may_stay=may_stay)
         except BaseException as error:
             requests.line.leave(waiting)
             if waiting.place.done() and not waiting.place.cancelled():
@@ -226,6 +228,30 @@ class Admission:
             if isinstance(error, TimeoutError):
                 raise self._refusal(requests, who, room) from None
             raise
+
+    @staticmethod
+    async def _wait(line: Line, waiting: Waiting, limit_s: float, *, may_stay: bool) -> None:
+        """Waits for a place: longer than a moment only where one comes every now and then.
+
+        Raises:
+            TimeoutError: None has come.
+        """
+        began_s = asyncio.get_running_loop().time()
+        async with asyncio.timeout(min(WAIT_S, limit_s)):
+            await asyncio.wait((waiting.place,), timeout=MOMENT_S)
+            if not waiting.place.done() and not (may_stay and line.pace.is_steady(began_s)):
+                raise TimeoutError
+            await waiting.place
+
+    def _num_kept(self, requests: _Requests, room: _Room) -> int:
+        """Returns how many free places are kept for clients that were told to come.
+
+        As long as no other place comes before them, and only while the model has enough to do.
+        """
+        limits = _limits(room.entry)
+        if limits is None or requests.num_running * self._num_routers < limits[0]:
+            return 0
+        return int(requests.claims.num_expected(self._place_s(requests)) + 0.5)
 
     def _has_room(self, requests: _Requests, *, has_waited: bool) -> bool:
         """Returns whether one more request may wait: what is promised is left to those clients."""

@@ -1,7 +1,8 @@
 """The requests that wait a moment for a place at a model, and which of them gets the next one.
 
 No more wait than the model is done with in half a second: those that it would leave waiting are
-refused at once, and the others have their place before they would give up.
+refused at once, and the others have their place before they would give up. Where none may come for
+long, as in an image model, whoever waits is refused after a moment.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ from truthgpt_serve.router.waiting.claims import Claimant
 DRAIN_S = 0.5
 WAIT_S = 2.0
 """How long one waits at most: four times what the line takes, as requests end unevenly."""
+MOMENT_S = 0.08
+"""How long it waits where no place may come for long: a refusal is then still one at once."""
+STEADY_S, STEADY_ENDS = 1.0, 4
+"""Requests end steadily where no two ends are further apart, of so many in the last seconds."""
 MAX_LENGTH = 256
 FIRST_LENGTH = 8
 """Before it is known how fast requests end."""
@@ -38,24 +43,42 @@ class Waiting:
 
 
 class Pace:
-    """How many requests end in a second.
+    """How many requests end in a second, and how steadily.
 
     Args:
         clock: The time in seconds, which only goes forward.
     """
 
-    __slots__ = ("_before", "_clock", "_number", "_since_s")
+    __slots__ = ("_before", "_clock", "_gaps_s", "_last_s", "_number", "_number_before", "_since_s")
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._since_s = clock()
-        self._number = 0
+        self._since_s = self._last_s = clock()
+        self._gaps_s = (0.0, 0.0)  # the longest before, and now
+        self._number = self._number_before = 0
         self._before: float | None = None
+
+    def begin(self) -> None:
+        """Notes that one begins where none was at work: none could end before."""
+        self._last_s = self._clock()
 
     def end(self) -> None:
         """Counts one."""
         self._look()
+        now_s = self._clock()
+        self._gaps_s = (self._gaps_s[0], max(self._gaps_s[1], now_s - self._last_s))
+        self._last_s = now_s
         self._number += 1
+
+    def is_steady(self, since_s: float) -> bool:
+        """Returns whether the next one is likely to end soon.
+
+        Args:
+            since_s: One that has ended since then is enough.
+        """
+        self._look()
+        is_seen = self._last_s > since_s or self._number + self._number_before >= STEADY_ENDS
+        return is_seen and max(*self._gaps_s, self._clock() - self._last_s) <= STEADY_S
 
     @property
     def per_s(self) -> float | None:
@@ -70,6 +93,8 @@ class Pace:
         taken_s = self._clock() - self._since_s
         if taken_s >= _SPAN_S:
             self._before = self._number / taken_s if taken_s < _IDLE_S else None
+            self._gaps_s = (self._gaps_s[1], 0.0)
+            self._number_before = self._number if taken_s < _IDLE_S else 0
             self._since_s += taken_s
             self._number = 0
 
