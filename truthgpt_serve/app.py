@@ -130,9 +130,11 @@ def playground(args: dict[str, Any]) -> Application:
     """
     config = load_playground_args(args, place="ui: args")
     try:
-        require_gradio()  # its replica, which starts later, may have it all the same
+        require_gradio()
     except ConfigError as error:
         sys.stderr.write(f"TruthGPT Serve: on this machine {error}\n")
+        # Its own may have it. If not, the start shows it; a visitor would wait for minutes.
+        config = config.model_copy(update={"keep_s": None})
     deploy = serve.deployment(name="Playground", **plan_playground(config).deployment_options())
     return deploy(serve.ingress()(Playground)).bind(config.model_dump())
 

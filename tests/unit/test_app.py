@@ -5,11 +5,12 @@ tests/serve deploys what they build.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
 
-from truthgpt_serve.app import find_affinity
+from truthgpt_serve.app import find_affinity, playground
 from truthgpt_serve.checks import resolve_family
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.errors import ConfigError
@@ -40,3 +41,15 @@ def test_an_unknown_affinity_is_refused() -> None:
     assert fault.place.endswith("serving.affinity")
     assert "'sticky'" in fault.message
     assert "prefix" in f"{fault.message} {fault.fix}"
+
+
+def test_a_playground_that_may_fail_starts_before_its_first_visitor(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_demand = playground({})._bound_deployment
+    assert on_demand._deployment_config.autoscaling_config is not None
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    at_once = playground({})._bound_deployment
+    assert at_once._deployment_config.autoscaling_config is None
+    assert at_once.num_replicas == 1
+    assert "needs Gradio" in capsys.readouterr().err
