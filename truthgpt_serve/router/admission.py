@@ -22,7 +22,7 @@ from truthgpt_serve.http.asgi import Scope
 from truthgpt_serve.queue_full import Promises, queue_full, whole_seconds
 from truthgpt_serve.router.model_entry import ModelEntry
 from truthgpt_serve.router.waiting.claims import Claimant, Claims, claimant_of
-from truthgpt_serve.router.waiting.line import DRAIN_S, MOMENT_S, WAIT_S, Line, Waiting
+from truthgpt_serve.router.waiting.line import DRAIN_S, MOMENT_S, STEADY_S, WAIT_S, Line, Waiting
 
 FAIR_QUEUE = "fair"
 """What `limits.queue` of a model's card says if requests wait in an order of their keys."""
@@ -220,7 +220,10 @@ class Admission:
         waiting = requests.line.join(who, has_waited=has_waited)
         try:
             may_stay = has_waited or not requests.claims
-            await self._wait(requests.line, waiting, limit_s or WAIT_S, may_stay=may_stay)
+            limit_s = min(WAIT_S, limit_s or WAIT_S)
+            await self._wait(
+                requests.line, waiting, limit_s, self._is_quick(requests, room), may_stay
+            )
         except BaseException as error:
             requests.line.leave(waiting)
             if waiting.place.done() and not waiting.place.cancelled():
@@ -230,18 +233,27 @@ class Admission:
             raise
 
     @staticmethod
-    async def _wait(line: Line, waiting: Waiting, limit_s: float, *, may_stay: bool) -> None:
+    async def _wait(
+        line: Line, waiting: Waiting, limit_s: float, is_quick: bool, may_stay: bool
+    ) -> None:
         """Waits for a place: longer than a moment only where one comes every now and then.
 
         Raises:
             TimeoutError: None has come.
         """
         began_s = asyncio.get_running_loop().time()
-        async with asyncio.timeout(min(WAIT_S, limit_s)):
+        async with asyncio.timeout(limit_s):
             await asyncio.wait((waiting.place,), timeout=MOMENT_S)
-            if not waiting.place.done() and not (may_stay and line.pace.is_steady(began_s)):
+            is_steady = may_stay and line.pace.is_steady(began_s, is_quick=is_quick)
+            if not waiting.place.done() and not is_steady:
                 raise TimeoutError
             await waiting.place
+
+    @staticmethod
+    def _is_quick(requests: _Requests, room: _Room) -> bool:
+        """Returns whether a request takes less than a second, as replicas have told it."""
+        limits = _limits(room.entry)
+        return limits is not None and 0 < requests.place_s * limits[0] <= STEADY_S
 
     def _num_kept(self, requests: _Requests, room: _Room) -> int:
         """Returns how many free places are kept for clients that were told to come.

@@ -56,8 +56,9 @@ def test_more_than_a_fair_queue_holds_comes_to_it() -> None:
     [(0, 1, 6), (1, 1, 6), (1, 2, 3), (1, 9, 2), (3, 2, 9)],
 )
 async def test_routers_share_what_the_replicas_hold(
-    num_replicas: int, num_routers: int, limit: int
+    num_replicas: int, num_routers: int, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "MOMENT_S", WAIT_S)
     entry = entry_of(num_replicas, limits=LIMITS, adapters=["lora"])
     client = Client(num_routers)
     requests = [*[entry] * 20, *adapter_entries(entry) * 20]

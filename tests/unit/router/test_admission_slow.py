@@ -79,6 +79,17 @@ def test_a_first_burst_at_a_fast_model_has_its_places() -> None:
     assert all(answered for answered, _ in run(burst()))
 
 
+def test_a_burst_has_its_places_where_it_is_known_that_requests_are_short() -> None:
+    async def burst() -> list[tuple[bool, float]]:
+        model = Model()
+        model.admission.note_place(model.entry, b"100000")
+        requests = [model.ask(number, 0.2 * (1 + number // PLACES)) for number in range(HELD)]
+        requests += [model.ask(number, 0.2) for number in range(HELD, HELD + 4)]
+        return await asyncio.gather(*requests)
+
+    assert all(answered for answered, _ in run(burst()))
+
+
 def test_an_idle_model_keeps_no_places() -> None:
     """However many were told to come now."""
 

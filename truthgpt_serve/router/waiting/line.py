@@ -70,15 +70,18 @@ class Pace:
         self._last_s = now_s
         self._number += 1
 
-    def is_steady(self, since_s: float) -> bool:
+    def is_steady(self, since_s: float, *, is_quick: bool = False) -> bool:
         """Returns whether the next one is likely to end soon.
 
         Args:
             since_s: One that has ended since then is enough.
+            is_quick: Whether it is known that none takes long: none needs to have ended.
         """
         self._look()
         is_seen = self._last_s > since_s or self._number + self._number_before >= STEADY_ENDS
-        return is_seen and max(*self._gaps_s, self._clock() - self._last_s) <= STEADY_S
+        return (is_seen or is_quick) and max(
+            *self._gaps_s, self._clock() - self._last_s
+        ) <= STEADY_S
 
     @property
     def per_s(self) -> float | None:
@@ -92,9 +95,10 @@ class Pace:
     def _look(self) -> None:
         taken_s = self._clock() - self._since_s
         if taken_s >= _SPAN_S:
-            self._before = self._number / taken_s if taken_s < _IDLE_S else None
-            self._gaps_s = (self._gaps_s[1], 0.0)
-            self._number_before = self._number if taken_s < _IDLE_S else 0
+            is_idle = taken_s >= _IDLE_S
+            self._before = None if is_idle else self._number / taken_s
+            self._gaps_s = (0.0 if is_idle else self._gaps_s[1], 0.0)
+            self._number_before = 0 if is_idle else self._number
             self._since_s += taken_s
             self._number = 0
 

@@ -45,6 +45,29 @@ def test_as_many_wait_as_have_ended_lately() -> None:
     assert line.length(100) == 50  # as at the start
 
 
+def test_requests_end_steadily_where_none_is_long_in_coming() -> None:
+    clock = Clock()
+    pace = Line(clock).pace
+    assert not pace.is_steady(clock.now_s)
+    pace.begin()
+    clock.now_s += 0.05
+    pace.end()
+    assert pace.is_steady(100)  # one that waits has seen one end
+    assert not pace.is_steady(clock.now_s)
+    for _ in range(3):
+        clock.now_s += 0.5
+        pace.end()
+    assert pace.is_steady(clock.now_s)
+    clock.now_s += 3
+    pace.end()  # of a batch, say
+    assert not pace.is_steady(100)
+    clock.now_s += 60
+    pace.begin()
+    clock.now_s += 0.05
+    pace.end()
+    assert pace.is_steady(clock.now_s - 0.05)  # what was before an idle time says nothing
+
+
 def test_who_is_next() -> None:
     async def order() -> list[str]:
         line = Line(Clock())
