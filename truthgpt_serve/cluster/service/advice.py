@@ -20,7 +20,8 @@ _ADVICE = (
         "no more processes or threads may start: raise the limit with `ulimit -u`",
     ),
     (
-        r"Cannot allocate memory|MemoryError|OutOfMemoryError|OOM(?!, etc)",  # Ray guesses so too
+        r"Cannot allocate memory|MemoryError|OutOfMemoryError|(?<!system )(?<!by )OOM(?!, etc)",
+        # Of any death Ray guesses "(OOM, etc.)", or "by the user or system OOM killer".
         "there is too little memory: leave out a model, or end other programs",
     ),
     (
