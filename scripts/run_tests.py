@@ -17,8 +17,9 @@ from pathlib import Path
 
 FAILED = 1
 NOTHING_CHOSEN = 5
-MAX_AGAIN = 15
-"""More failures than this have a reason that a second run does not take away."""
+MAX_AGAIN = 8
+"""Failures in more modules than this have a reason that a second run does not take away; where a
+service did not start in time, all tests of its module fail."""
 CACHE = Path(".pytest_cache")
 """Each pass has a folder below it, in which pytest keeps which tests failed."""
 PACKAGES = ("truthgpt_serve", "deployments")
@@ -80,7 +81,8 @@ def run_beside(name: str, folders: list[str], workers: int, arguments: list[str]
     clear = [] if {"--lf", "--last-failed"} & {*arguments} else ["--cache-clear"]
     status = run(name, [*folders, *clear, *arguments], workers)
     failed = read_failed(name)
-    if status != FAILED or workers == 0 or not 0 < len(failed) <= MAX_AGAIN:
+    modules = {test.partition("::")[0] for test in failed}
+    if status != FAILED or workers == 0 or not 0 < len(modules) <= MAX_AGAIN:
         return status
     say(f"{len(failed)} failed beside others: once more, alone")
     status = run(name, failed)
