@@ -23,6 +23,7 @@ _ASKED = ("/chat/completions", "/completions")
 _WITH_PROMPT = (*_ASKED, "/responses", "/messages", "/embeddings")
 _NEEDED = b'"usage"'
 _USAGE = re.compile(rb'"usage"\s*+:\s*+(\{(?:[^{}]|\{[^{}]*+\})*+\})')
+_FILE = re.compile(rb"[A-Za-z0-9+/=_-]{1024,}+")
 _PROMPT, _COMPLETION = ("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens")
 
 
@@ -48,11 +49,16 @@ def ask_for_usage(path: str, body: bytes) -> bytes | None:
 def about_prompt(path: str, body: bytes) -> int:
     """Returns about how many tokens the prompt of a request has; 0 on routes without one.
 
+    Files in it, which are long runs of base64, do not count.
+
     Args:
         path: Its path.
         body: Its body.
     """
-    return len(body) // BYTES_A_TOKEN if path.endswith(_WITH_PROMPT) else 0
+    if not path.endswith(_WITH_PROMPT):
+        return 0
+    files = sum(match.end() - match.start() for match in _FILE.finditer(body))
+    return (len(body) - files) // BYTES_A_TOKEN
 
 
 class UsageReader:

@@ -8,6 +8,7 @@ what it sends is too early as well.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from truthgpt_serve.queue_full import CLIENT_HEADER, MAX_QUEUES
 _CLIENT_HEADER = CLIENT_HEADER.encode()
 MAX_CLIENT = 64
 MAX_PROMISES = 1024
-"""Of one model: the oldest are forgotten first."""
+"""Of one model: those that are due first are forgotten first."""
 EARLY_S = 0.1
 """By how much a client's clock and timers may be early."""
 LATE_S = 0.25
@@ -82,7 +83,7 @@ class Claims:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._order: deque[tuple[float, str, str]] = deque()
+        self._order: deque[tuple[float, str, str]] = deque()  # by when they are due
         self._clients: dict[str, dict[str, float]] = {}
         self._number = 0
         self._share = 0.5  # of the clients that were told to come do
@@ -123,7 +124,7 @@ class Claims:
         self._number += 1
         connection = who.connection or f"#{self._number}"
         promised[connection] = then_s
-        self._order.append((then_s, who.client, connection))
+        insort(self._order, (then_s, who.client, connection))
         if len(self._order) > MAX_PROMISES:
             self._drop(*self._order.popleft())
 

@@ -99,6 +99,8 @@ def test_an_answer_that_its_client_does_not_wait_for() -> None:
     about = about_prompt(CHAT, body)
     assert about == len(body) // 4
     assert about_prompt("/v1/audio/transcriptions", body) == 0
+    image = {"url": "data:image/png;base64," + "iVBORw0KGgo" * 400_000}
+    assert about_prompt(CHAT, json.dumps({"prompt": "x" * 400, "image": image}).encode()) < 150
     for is_whole, expected in ((False, about), (True, 0)):
         usage = Usage()
         reader = UsageReader(usage, hides=True, about=about)

@@ -133,3 +133,16 @@ def test_no_more_than_some_are_remembered(claims: Claims, clock: Clock) -> None:
 )
 def test_a_client_is_its_key_or_its_address(scope: Any, claimant: Claimant) -> None:
     assert claimant_of(scope) == claimant
+
+
+def test_promises_are_looked_at_in_the_order_in_which_they_are_due(
+    claims: Claims, clock: Clock
+) -> None:
+    claims.give(OTHER, 60)
+    claims.give(FIRST, 1)
+    clock.now_s += 1
+    assert claims.num_expected() > 0
+    clock.now_s += KEPT_S + 0.1
+    assert not claims.num_expected()
+    assert claims.take(FIRST, MOST) == NEW
+    assert claims.take(OTHER, MOST).is_early
