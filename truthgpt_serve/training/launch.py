@@ -25,6 +25,7 @@ from truthgpt_serve.cluster.private_files import (
     make_private_folder,
     write_token,
 )
+from truthgpt_serve.cluster.service.ray_limits import lengthen_node_limits
 from truthgpt_serve.config.hiding import HiddenValues
 from truthgpt_serve.training.errors import TrainingError, one_line
 from truthgpt_serve.training.events import FAILED, EventWriter
@@ -124,6 +125,7 @@ def _own_ray(num_cpus: float) -> Iterator[None]:
         import ray
 
         try:
+            lengthen_node_limits()
             ray.init(
                 address="local",
                 num_cpus=max(os.cpu_count() or 1, math.ceil(num_cpus)),

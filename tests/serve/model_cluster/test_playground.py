@@ -87,7 +87,8 @@ def cluster(bare: LocalCluster, modules: Path) -> LocalCluster:
     ]
     install(bare, applications, timeout_s=START_TIMEOUT_S)
     deadline = time.monotonic() + START_TIMEOUT_S
-    while httpx.get(f"{bare.url}/ui/", timeout=30).status_code != 200:
+    # Its process starts for this first visitor, and imports Gradio.
+    while httpx.get(f"{bare.url}/ui/", timeout=START_TIMEOUT_S).status_code != 200:
         assert time.monotonic() < deadline, bare.statuses()
         time.sleep(0.2)
     return bare

@@ -16,6 +16,7 @@ import importlib
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -39,7 +40,21 @@ _POLL_S = 0.5
 
 
 def lengthen_limits() -> None:
-    """Changes the limits in this process; call it before Ray starts, once.
+    """Changes the limits in this process; call it before Ray and Serve start.
+
+    Raises:
+        RayMovedError: This release of Ray has other parts.
+    """
+    lengthen_node_limits()
+    for name in ("api", "client"):
+        module = importlib.import_module(f"ray.serve._private.{name}")
+        _part(module, "HTTP_PROXY_TIMEOUT")
+        _replace(module, "HTTP_PROXY_TIMEOUT", START_LIMIT_S)
+
+
+@cache
+def lengthen_node_limits() -> None:
+    """Changes those of a node in this process, once; call it before Ray starts.
 
     Raises:
         RayMovedError: This release of Ray has other parts.
@@ -50,10 +65,6 @@ def lengthen_limits() -> None:
     _replace(node, "start_raylet", _after_ports_are_written(_part(node, "start_raylet")))
     _replace(parameter, "RayParams", _with_agent_ports(_part(parameter, "RayParams")))
     _replace(services, "get_node", _patiently(_part(services, "get_node")))
-    for name in ("api", "client"):
-        module = importlib.import_module(f"ray.serve._private.{name}")
-        _part(module, "HTTP_PROXY_TIMEOUT")
-        _replace(module, "HTTP_PROXY_TIMEOUT", START_LIMIT_S)
 
 
 def _part(module: ModuleType | type[Any], name: str) -> Any:

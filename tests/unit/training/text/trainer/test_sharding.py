@@ -192,7 +192,7 @@ def test_shards_that_one_worker_cannot_write_end_all_with_the_reason(
 def test_one_worker_has_nobody_to_share_with(files: tuple[Path, Path], tmp_path: Path) -> None:
     job = make_job(tmp_path / "run", files, {}, fsdp=True)
     loop = load_loop(find_loop(job.cfg))
-    with pytest.raises(TrainingError, match=r"training.fsdp: one worker .* \(add --workers 2"):
+    with pytest.raises(TrainingError, match=r"training.fsdp: .* there is one \(add --workers 2"):
         loop.prepare(job)
 
 
