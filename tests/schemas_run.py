@@ -13,7 +13,7 @@ from collections import Counter
 from typing import Any
 
 import httpx
-import jsonschema  # type: ignore[import-untyped]  # Ray brings it, without its types
+import jsonschema  # type: ignore[import-untyped]  # it has no types
 
 from tests.support.grammar_schemas import small_schema
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
-import jsonschema  # type: ignore[import-untyped]  # Ray brings it, without its types
+import jsonschema  # type: ignore[import-untyped]  # it has no types
 import pytest
 
 from tests.serve.two_engines.conftest import VllmService, wait_until

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import anthropic
-import jsonschema  # type: ignore[import-untyped]  # Ray brings it, without its types
+import jsonschema  # type: ignore[import-untyped]  # it has no types
 import openai
 import pytest
 import transformers

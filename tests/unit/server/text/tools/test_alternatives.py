@@ -6,7 +6,7 @@ import json
 import random
 from typing import Any
 
-import jsonschema  # type: ignore[import-untyped]  # Ray brings it, without its types
+import jsonschema  # type: ignore[import-untyped]  # it has no types
 import numpy as np
 import pytest
 import transformers
