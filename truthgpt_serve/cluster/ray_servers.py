@@ -19,6 +19,8 @@ from functools import partial
 from typing import Any
 
 from truthgpt_serve.cluster.old_clients import OldClientsProtocol
+from truthgpt_serve.http.client_limits import ClientLimits
+from truthgpt_serve.http.cors import ANY
 from truthgpt_serve.http.probes import Probes, refuse_metrics
 
 LOOPBACK = "127.0.0.1"
@@ -139,7 +141,8 @@ def _fallback_start(original: Start) -> Start:
     async def start(app: Any, http_options: Any, **options: Any) -> tuple[Any, Any]:
         if http_options.port != _fallback_port():
             return await original(app, http_options, **options)
-        return await _start(original, refuse_metrics(app), http_options, **options)
+        limited = ClientLimits(refuse_metrics(app), [ANY])  # it knows no `cors`
+        return await _start(original, limited, http_options, **options)
 
     return start
 

@@ -32,6 +32,7 @@ from truthgpt_serve.config import load_model_config, load_router_config
 from truthgpt_serve.config.hiding import HiddenValues
 from truthgpt_serve.garbage import rare_collections
 from truthgpt_serve.hardware.plan import request_limits
+from truthgpt_serve.http.client_limits import ClientLimits
 from truthgpt_serve.http.coalescing import JoinedStreams
 from truthgpt_serve.http.cors import Cors
 from truthgpt_serve.http.headers import EditedHeads, of_application
@@ -153,9 +154,10 @@ class ModelReplica:
         return EditedHeads(app, of_application, with_stream_headers)
 
     def _worded(self, app: Any) -> Any:
-        """Has Ray's queue in front of this replica refuse in our words."""
+        """Has Ray's queue in front of this replica refuse in our words, and its time limit."""
         num_requests = sum(request_limits(self._host.config, self._host.spec))
-        return QueueAnswers(app, self._name, num_requests, self._allow_origins)
+        limited = ClientLimits(app, self._allow_origins)
+        return QueueAnswers(limited, self._name, num_requests, self._allow_origins)
 
     @contextlib.contextmanager
     def _closing_on_error(self) -> Iterator[None]:
@@ -246,12 +248,13 @@ class Router:
         if self._usage is not None:
             with contextlib.suppress(CollectorError):  # whoever needs it says so
                 await asyncio.to_thread(self._usage.start)
-        app = Cors(router, self._config.cors.allow_origins)
+        origins = self._config.cors.allow_origins
+        app = Cors(router, origins)
         log, guard, tracer = AccessLog(), self._access.guard, open_tracer("router")
         answer_aside(
             app,
             (HEALTH, METRICS, "/ready"),
-            lambda app: app,
+            lambda app: ClientLimits(app, origins),
             lambda app, mount: Watched(guard(app, mount), log, mount=mount, tracer=tracer),
         )
         return Watched(AnthropicAnswers(guard(app)), log, tracer=tracer)

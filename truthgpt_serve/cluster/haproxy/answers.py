@@ -134,6 +134,9 @@ def _envelope_rules() -> list[str]:
         "http-response wait-for-body time 1s",
         "http-response set-var(txn.message) res.body,json(utf8s)",
         "http-response set-var(txn.retry) res.hdr(retry-after)",
+        "http-response set-var(txn.request_id) res.hdr(x-request-id)",
+        "http-after-response set-header x-request-id %[var(txn.request_id)] "
+        "if { var(txn.request_id) -m found }",
         *(rule for status in _TEXTS for rule in _envelope_rules_of(status)),
     ]
 
