@@ -144,7 +144,6 @@ class LocalCluster:
                 "--temp-dir", str(self.folder / "ray"), "--dashboard-host", self.host.address,
                 "--dashboard-port", str(self.dashboard_port),
                 "--dashboard-agent-listen-port", str(free_port()),
-                "--ray-client-server-port", str(free_port()),
                 "--metrics-export-port", str(self.metrics_port), *self.host.ray_arguments(),
             )  # fmt: skip
         except BaseException:

@@ -7,17 +7,14 @@ with its raylet.
 
 from __future__ import annotations
 
-import gc
-import importlib
 import os
 import select
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Callable
-from contextlib import suppress
 
+from truthgpt_serve.cluster.service.fork_loading import load, renew
 from truthgpt_serve.cluster.service.fork_request import (
     GREETING,
     REFUSED,
@@ -27,69 +24,7 @@ from truthgpt_serve.cluster.service.fork_request import (
     to_answer,
 )
 
-MODULES = (
-    "ray._private.node",
-    "fastapi",
-    "uvicorn",
-    "aiohttp",
-    "grpc.aio",
-    "jinja2",
-    "opentelemetry.exporter.prometheus",
-    "opentelemetry.sdk.metrics",
-    "prometheus_client",
-    "requests",
-    "truthgpt_serve.router.app",
-    "truthgpt_serve.server",
-)
-"""What most workers import, but for Ray Serve. It draws random numbers for its classes, and Ray's
-generator of them, which names workers and objects too, would go on alike in all copies. NumPy not
-either: it has as many threads as the variables say when it is imported, which Ray sets later."""
 REQUEST_TIMEOUT_S = 5.0
-
-
-def load() -> bool:
-    """Imports what workers need, and takes it out of what garbage collection looks at.
-
-    Returns:
-        Whether a copy is as good as a new process: not when an import failed, or started a thread,
-        which a copy would not have.
-    """
-    try:
-        for name in MODULES:
-            with suppress(ModuleNotFoundError):
-                importlib.import_module(name)
-    except Exception as error:
-        sys.stderr.write(f"Ray's workers start by themselves: {error}\n")
-        return False
-    if len(os.listdir("/proc/self/task")) != 1:
-        names = ", ".join(thread.name for thread in threading.enumerate())
-        sys.stderr.write(f"Ray's workers start by themselves: threads run ({names})\n")
-        return False
-    if not _draws_anew():
-        sys.stderr.write("Ray's workers start by themselves: an import drew a random number\n")
-        return False
-    gc.collect()
-    gc.freeze()
-    return True
-
-
-def _draws_anew() -> bool:
-    """Returns whether Ray names things differently in two copies of this process."""
-    drawn = set()
-    for _ in range(2):
-        reader, writer = os.pipe()
-        copy = os.fork()
-        if copy == 0:
-            try:
-                ray = importlib.import_module("ray")
-                os.write(writer, ray.WorkerID.from_random().binary())
-            finally:
-                os._exit(0)
-        os.close(writer)
-        with open(reader, "rb") as file:
-            drawn.add(file.read())
-        os.waitpid(copy, 0)
-    return len(drawn) == 2 and b"" not in drawn
 
 
 def run(listener: int, raylet: int) -> ForkRequest | None:
@@ -134,6 +69,7 @@ def _serve(
             os.close(watched)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             request.take_on()
+            renew()
             return request
 
 

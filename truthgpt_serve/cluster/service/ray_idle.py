@@ -2,6 +2,7 @@
 
 - The dashboard has eleven processes; `serve deploy` and jobs need two of its modules.
 - The autoscaler's monitor has nothing to scale on machines that are added by hand.
+- Nobody uses the server of Ray's client, which `ray start` has and `serve run` has not.
 - Workers import Ray Serve without pandas, by a worker program of this package.
 """
 
@@ -19,6 +20,7 @@ MODULES_VARIABLE = "TRUTHGPT_DASHBOARD_MODULES"
 ALL_MODULES = "all"
 _MODULES_OPTION = "--modules-to-load"
 _DASHBOARD = "dashboard"
+_PARAMETERS = ("worker_path", "no_monitor", "autoscaling_config", "ray_client_server_port")
 
 
 class RayMovedError(RuntimeError):
@@ -61,16 +63,17 @@ def _with_few_modules(start: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _light_params(params: type[Any]) -> type[Any]:
-    """Returns Ray's parameters of a node with the worker program and without the monitor."""
+    """Returns Ray's parameters of a node with the worker program, without what nobody uses."""
 
     class LightParams(params):  # type: ignore[misc]  # a class of Ray's, known at run time
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            for name in ("worker_path", "no_monitor", "autoscaling_config"):
+            for name in _PARAMETERS:
                 if not hasattr(self, name):
                     raise RayMovedError(f"Ray's parameters of a node have no {name}")
             self.worker_path: str = vars(self)["worker_path"] or ray_worker.__file__
             if vars(self)["autoscaling_config"] is None:
                 self.no_monitor = True
+            self.ray_client_server_port = None
 
     return LightParams

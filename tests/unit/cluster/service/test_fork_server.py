@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +25,30 @@ from truthgpt_serve.cluster.service.fork_client import (
 )
 
 PROGRAM = """
-import json, os, random, sys, uuid
-from truthgpt_serve.cluster.service import fork_server
+import ctypes, json, os, random, sys, uuid
+from truthgpt_serve.cluster.service import fork_loading, fork_server
 from truthgpt_serve.cluster.processes import read_process
 from truthgpt_serve.cluster.service.fork_client import SERVER_OPTION, ask_for_copy
+from truthgpt_serve.cluster.service.ray_worker import leave_out_pandas
 
 if sys.argv[1:2] != [SERVER_OPTION]:
     sys.exit(0 if ask_for_copy(sys.argv) else 3)
+leave_out_pandas()
 request = fork_server.run(int(sys.argv[2]), int(sys.argv[3]))
 if request is not None:
-    import ray
+    import numpy, ray, ray._private.utils
     drawn = [ray.WorkerID.from_random().hex(), random.random(), str(uuid.uuid4())]
+    drawn.append(numpy.random.random())
+    ray._private.utils.set_omp_num_threads_if_unset()  # what Ray calls before each actor
+    (blas,) = {line.split()[-1] for line in open("/proc/self/maps") if "openblas" in line}
     told = {
         "drawn": drawn,
         "arguments": request.arguments[1:],
         "job": os.environ.get("RAY_JOB_ID"),
         "leads": os.getpgid(0) == os.getpid(),
         "server": os.getppid(),
-        "loaded": all(name in sys.modules for name in fork_server.MODULES),
-        "numpy": "numpy" in sys.modules,
+        "loaded": all(name in sys.modules for name in fork_loading.MODULES),
+        "blas threads": ctypes.CDLL(blas).scipy_openblas_get_num_threads64_(),
         "score": open("/proc/self/oom_score_adj").read().strip(),
     }
     print(json.dumps(told), flush=True)
@@ -93,15 +99,21 @@ class Worker:
         return {*self._folder.glob("workers-*")}
 
 
-@pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    folder = tmp_path_factory.mktemp("workers")
+@contextmanager
+def running(folder: Path) -> Iterator[Worker]:
+    """Ends what a worker has started."""
     before = {child.pid for child in psutil.Process().children()}
     yield Worker(folder)
     for process in psutil.process_iter(["cmdline"]):
         if str(folder / "worker.py") in (process.info["cmdline"] or []):
             process.kill()
     assert {child.pid for child in psutil.Process().children()} <= before
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    with running(tmp_path_factory.mktemp("workers")) as worker:
+        yield worker
 
 
 def wait_for_end(pid: int) -> None:
@@ -123,11 +135,16 @@ def test_copies_take_the_place_of_workers(worker: Worker) -> None:
     assert first["server"] == second["server"] == third["server"]
     for told in (first, second):
         assert told["loaded"]
-        assert not told["numpy"]
         assert told["leads"]
         assert told["score"] == Path("/proc/self/oom_score_adj").read_text().strip()
     for one, other in zip(first["drawn"], second["drawn"], strict=True):
         assert one != other
+
+
+def test_numpy_has_the_threads_that_the_variables_say(tmp_path: Path) -> None:
+    with running(tmp_path) as worker:
+        status, told = worker.run(OMP_NUM_THREADS="3")
+    assert (status, told["blas threads"]) == (0, 3)
 
 
 def test_a_worker_that_would_be_another_starts_by_itself(worker: Worker) -> None:

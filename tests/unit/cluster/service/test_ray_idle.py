@@ -29,6 +29,7 @@ print(*commands, sep="\\n")
 import ray._private.node, ray._private.worker, ray.scripts.scripts
 node = ray._private.parameter.RayParams()
 assert node.worker_path == ray_worker.__file__ and node.no_monitor
+assert ray._private.parameter.RayParams(ray_client_server_port=10001).ray_client_server_port is None
 assert ray._private.parameter.RayParams(worker_path="other.py").worker_path == "other.py"
 assert not ray._private.parameter.RayParams(autoscaling_config="scale.yaml").no_monitor
 # Those who use them look them up where they were changed.
@@ -38,6 +39,7 @@ assert " = start_ray_process(" in inspect.getsource(services.start_api_server)
 source = inspect.getsource(ray._private.node.Node)
 assert "update_if_absent(" in source and "self._ray_params.worker_path" in source
 assert "if not self._ray_params.no_monitor" in source
+assert "if self._ray_params.ray_client_server_port:" in source
 """
 
 
