@@ -11,11 +11,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from truthgpt_serve.cluster.service.fork_request import (
     ANSWER_BYTES,
+    GO,
     GREETING,
+    READY_SUFFIX,
     REFUSED,
     ForkRequest,
     require_own_user,
@@ -28,8 +31,14 @@ RAYLET_VARIABLE = "RAY_RAYLET_PID"
 SERVER_OPTION = "--fork-server"
 LOAD_TIMEOUT_S = 120.0
 """How long a worker waits for the process to be loaded, before it starts by itself."""
-FORK_TIMEOUT_S = 600.0
-"""How long one that was greeted waits, as long as Ray waits for it: its copy may be on its way."""
+READY_TIMEOUT_S = 10.0
+"""How long it waits for one that has been loaded."""
+SLOW_TIMEOUT_S = 1.0
+"""How long it waits for one that was too slow for another worker, and may have stopped for good."""
+FORK_TIMEOUT_S = 20.0
+"""How long one that was greeted waits for its copy, which ends if nobody waits for it."""
+SLOW_SUFFIX = ".slow"
+"""Of a file beside the process's socket, after it was too slow for a worker."""
 _BACKLOG = 128
 
 
@@ -46,24 +55,55 @@ def ask_for_copy(arguments: Sequence[str]) -> bool:
     if os.environ.get(RAYLET_VARIABLE) != str(raylet):  # it has died, or is out of sight
         return False
     path = Path(folder, f"workers-{raylet}.sock")
+    slow = path.with_suffix(SLOW_SUFFIX)
     try:
         _start_server(path, raylet, arguments)
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(LOAD_TIMEOUT_S)
-            connection.connect(str(path))
-            require_own_user(connection)
-            if connection.recv(len(GREETING)) != GREETING:
-                return False
-            connection.settimeout(FORK_TIMEOUT_S)
-            ForkRequest.of_this_process(arguments).send(connection)
-            answer = connection.recv(ANSWER_BYTES)
+        is_copied = _ask(path, _patience_s(path), arguments)
     except ConnectionRefusedError:  # it has ended: the next worker starts another one
-        path.unlink(missing_ok=True)
+        for suffix in (SLOW_SUFFIX, READY_SUFFIX, path.suffix):
+            path.with_suffix(suffix).unlink(missing_ok=True)
         return False
     except (OSError, ValueError) as error:
+        if isinstance(error, TimeoutError):
+            with suppress(OSError):  # a full disk
+                slow.touch()
         sys.stderr.write(f"this worker starts by itself: {error}\n")
         return False
-    return int.from_bytes(answer) != REFUSED
+    with suppress(OSError):
+        slow.unlink()
+    return is_copied
+
+
+def _patience_s(path: Path) -> float:
+    if path.with_suffix(SLOW_SUFFIX).exists():
+        return SLOW_TIMEOUT_S
+    return READY_TIMEOUT_S if path.with_suffix(READY_SUFFIX).exists() else LOAD_TIMEOUT_S
+
+
+def _ask(path: Path, patience_s: float, arguments: Sequence[str]) -> bool:
+    """Returns whether there is a copy, which now goes on.
+
+    Args:
+        path: Where the process listens.
+        patience_s: How long it may take to begin.
+        arguments: The program's `sys.argv`.
+
+    Raises:
+        OSError: It has ended, or takes too long.
+        ValueError: The request is too long.
+    """
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(patience_s)
+        connection.connect(str(path))
+        require_own_user(connection)
+        if connection.recv(len(GREETING)) != GREETING:
+            return False
+        connection.settimeout(FORK_TIMEOUT_S)
+        ForkRequest.of_this_process(arguments).send(connection)
+        if int.from_bytes(connection.recv(ANSWER_BYTES)) == REFUSED:
+            return False
+        connection.sendall(GO)
+        return True
 
 
 def _start_server(path: Path, raylet: int, arguments: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ import ctypes
 import gc
 import importlib
 import os
+import random
 import sys
 import threading
 from collections.abc import Iterator
@@ -58,6 +59,9 @@ def load() -> bool:
     if not _draws_anew():
         sys.stderr.write("Ray's workers start by themselves: an import drew a random number\n")
         return False
+    for found in gc.get_objects():  # as Python does for its own: aiohttp has one
+        if issubclass(type(found), random.Random):
+            os.register_at_fork(after_in_child=found.seed)
     gc.collect()
     gc.freeze()
     return True

@@ -18,8 +18,12 @@ from pathlib import Path
 
 GREETING = b"?"
 """What the server says to who has connected: only then is a request sent, which it will read."""
+READY_SUFFIX = ".ready"
+"""Of a file beside the server's socket, once it has been loaded."""
 REFUSED = 0
 """The answer to who has to start by itself; else it is the copy's process id."""
+GO = b"!"
+"""What the program says to its copy, and ends: a copy that does not hear it ends instead."""
 ANSWER_BYTES = 4
 MAX_REQUEST_BYTES = 4 << 20
 NOT_COMPARED = frozenset({"RAY_JOB_ID", "_", "SHLVL", "PWD", "OLDPWD"})

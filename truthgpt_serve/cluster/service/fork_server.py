@@ -13,10 +13,14 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 from truthgpt_serve.cluster.service.fork_loading import load, renew
 from truthgpt_serve.cluster.service.fork_request import (
+    GO,
     GREETING,
+    READY_SUFFIX,
     REFUSED,
     ForkRequest,
     receive_request,
@@ -25,6 +29,8 @@ from truthgpt_serve.cluster.service.fork_request import (
 )
 
 REQUEST_TIMEOUT_S = 5.0
+GO_TIMEOUT_S = 30.0
+"""How long a copy waits for the program whose place it takes, which may have given up."""
 
 
 def run(listener: int, raylet: int) -> ForkRequest | None:
@@ -40,6 +46,8 @@ def run(listener: int, raylet: int) -> ForkRequest | None:
     environment, folder = dict(os.environ), os.getcwd()
     with socket.socket(fileno=listener) as server:
         usable = load()
+        with suppress(OSError):  # a full disk
+            Path(server.getsockname()).with_suffix(READY_SUFFIX).touch()
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # copies that have ended leave nothing
 
         def is_same(request: ForkRequest) -> bool:
@@ -60,37 +68,60 @@ def _serve(
         with connection:
             connection.settimeout(REQUEST_TIMEOUT_S)
             try:
-                request = _answer(connection, is_same)
+                request, streams = _receive(connection)
             except (OSError, ValueError, TypeError) as error:
                 sys.stderr.write(f"a worker could not be forked: {error}\n")
                 continue
-        if request is not None:
-            listener.close()
-            os.close(watched)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            request.take_on()
-            renew()
-            return request
+            try:
+                if _fork(connection, is_same(request)):
+                    _become(request, streams, connection, [listener.detach(), watched])
+                    return request
+            finally:
+                for stream in streams:
+                    os.close(stream)
 
 
-def _answer(
-    connection: socket.socket, is_same: Callable[[ForkRequest], bool]
-) -> ForkRequest | None:
-    """Answers one request; returns it in the copy."""
+def _receive(connection: socket.socket) -> tuple[ForkRequest, list[int]]:
     require_own_user(connection)
     connection.sendall(GREETING)
-    request, streams = receive_request(connection)
+    return receive_request(connection)
+
+
+def _fork(connection: socket.socket, is_same: bool) -> bool:
+    """Forks where a copy may take the other program's place; returns True in the copy."""
     try:
-        if not is_same(request):
-            connection.sendall(to_answer(REFUSED))
-            return None
-        copy = os.fork()
-        if copy == 0:
-            for number, stream in enumerate(streams):
-                os.dup2(stream, number)
-            return request
-        connection.sendall(to_answer(copy))
-        return None
-    finally:
-        for stream in streams:
-            os.close(stream)
+        if is_same:
+            return os.fork() == 0
+        connection.sendall(to_answer(REFUSED))
+    except OSError as error:  # the program sees its connection closed
+        sys.stderr.write(f"a worker could not be forked: {error}\n")
+    return False
+
+
+def _become(
+    request: ForkRequest, streams: list[int], connection: socket.socket, files: list[int]
+) -> None:
+    """Makes this process, a copy, the program that asked for it, or ends it.
+
+    Args:
+        request: What it is to become.
+        streams: The standard streams of the program.
+        connection: To the program, which is told, and says whether it has waited for that.
+        files: Descriptors that are the server's alone.
+    """
+    try:
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+        for file in files:
+            os.close(file)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        request.take_on()
+        renew()
+        connection.settimeout(GO_TIMEOUT_S)
+        connection.sendall(to_answer(os.getpid()))
+        if connection.recv(len(GO)) == GO:
+            return
+    except BaseException as error:  # whatever it is: it must not go on as a second server
+        sys.stderr.write(f"a worker could not be forked: {error}\n")
+        sys.stderr.flush()
+    os._exit(1)

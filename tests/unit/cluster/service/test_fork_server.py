@@ -2,125 +2,51 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
-import subprocess
+import socket
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
+from tests.support.fork_workers import TIMEOUT_S, Worker, wait_for
 from truthgpt_serve.cluster.processes import read_process
 from truthgpt_serve.cluster.service.fork_client import (
-    FOLDER_VARIABLE,
     FORKS_VARIABLE,
     RAYLET_VARIABLE,
+    SERVER_OPTION,
 )
+from truthgpt_serve.cluster.service.fork_request import ANSWER_BYTES, GREETING, ForkRequest
 
-PROGRAM = """
-import ctypes, json, os, random, sys, uuid
-from truthgpt_serve.cluster.service import fork_loading, fork_server
-from truthgpt_serve.cluster.processes import read_process
-from truthgpt_serve.cluster.service.fork_client import SERVER_OPTION, ask_for_copy
-from truthgpt_serve.cluster.service.ray_worker import leave_out_pandas
-
-if sys.argv[1:2] != [SERVER_OPTION]:
-    sys.exit(0 if ask_for_copy(sys.argv) else 3)
-leave_out_pandas()
-request = fork_server.run(int(sys.argv[2]), int(sys.argv[3]))
-if request is not None:
-    import numpy, ray, ray._private.utils
-    drawn = [ray.WorkerID.from_random().hex(), random.random(), str(uuid.uuid4())]
-    drawn.append(numpy.random.random())
-    ray._private.utils.set_omp_num_threads_if_unset()  # what Ray calls before each actor
-    (blas,) = {line.split()[-1] for line in open("/proc/self/maps") if "openblas" in line}
-    told = {
-        "drawn": drawn,
-        "arguments": request.arguments[1:],
-        "job": os.environ.get("RAY_JOB_ID"),
-        "leads": os.getpgid(0) == os.getpid(),
-        "server": os.getppid(),
-        "loaded": all(name in sys.modules for name in fork_loading.MODULES),
-        "blas threads": ctypes.CDLL(blas).scipy_openblas_get_num_threads64_(),
-        "score": open("/proc/self/oom_score_adj").read().strip(),
-    }
-    print(json.dumps(told), flush=True)
-"""
-TIMEOUT_S = 120
-
-
-class Worker:
-    """Runs the program as a child of one process, which stands for the raylet."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._program = folder / "worker.py"
-        self._program.write_text(PROGRAM)
-        self.number = 0
-
-    def run(
-        self,
-        *arguments: str,
-        below: Sequence[str] = (),
-        python: str = sys.executable,
-        **variables: str,
-    ) -> tuple[int, Any]:
-        """Returns the status of the program that asked, and what its copy wrote."""
-        self.number += 1
-        output = self._folder / f"output-{self.number}"
-        inherited = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
-        own = {
-            FORKS_VARIABLE: "1",
-            FOLDER_VARIABLE: str(self._folder),
-            RAYLET_VARIABLE: str(os.getpid()),
-        }
-        with output.open("wb") as file:
-            status = subprocess.run(
-                [*below, python, str(self._program), *arguments],
-                env={**inherited, **own, **variables},
-                stdout=file,
-                timeout=TIMEOUT_S,
-            ).returncode
-        deadline = time.monotonic() + TIMEOUT_S
-        while status == 0 and not output.read_text().endswith("\n"):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        return status, json.loads(output.read_text() or "null")
-
-    def sockets(self) -> set[Path]:
-        """Returns where servers listen, or have listened."""
-        return {*self._folder.glob("workers-*")}
-
-
-@contextmanager
-def running(folder: Path) -> Iterator[Worker]:
-    """Ends what a worker has started."""
-    before = {child.pid for child in psutil.Process().children()}
-    yield Worker(folder)
-    for process in psutil.process_iter(["cmdline"]):
-        if str(folder / "worker.py") in (process.info["cmdline"] or []):
-            process.kill()
-    assert {child.pid for child in psutil.Process().children()} <= before
+LONG_S = 6
+"""Limits that tests wait for; more than what is waited for a process that was too slow."""
 
 
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    with running(tmp_path_factory.mktemp("workers")) as worker:
-        yield worker
+    before = {child.pid for child in psutil.Process().children()}
+    worker = Worker(tmp_path_factory.mktemp("workers"))
+    yield worker
+    worker.end()
+    assert {child.pid for child in psutil.Process().children()} <= before
+
+
+@pytest.fixture
+def lone(tmp_path: Path) -> Iterator[Worker]:
+    """Programs with short limits, whose server has not been started."""
+    names = ("LOAD_TIMEOUT_S", "READY_TIMEOUT_S", "FORK_TIMEOUT_S", "GO_TIMEOUT_S")
+    worker = Worker(tmp_path, **dict.fromkeys(names, str(LONG_S)))
+    yield worker
+    worker.end()
 
 
 def wait_for_end(pid: int) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while read_process(pid) is not None:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: read_process(pid) is None)
 
 
 def test_copies_take_the_place_of_workers(worker: Worker) -> None:
@@ -135,16 +61,29 @@ def test_copies_take_the_place_of_workers(worker: Worker) -> None:
     assert first["server"] == second["server"] == third["server"]
     for told in (first, second):
         assert told["loaded"]
+        assert told["heavy"] == []
         assert told["leads"]
         assert told["score"] == Path("/proc/self/oom_score_adj").read_text().strip()
     for one, other in zip(first["drawn"], second["drawn"], strict=True):
         assert one != other
 
 
+def test_a_copy_has_the_files_and_signals_of_a_program_of_its_own(worker: Worker) -> None:
+    status, copy = worker.run()
+    assert status == 0
+    status, plain = worker.run(**{FORKS_VARIABLE: "0"})
+    assert status == 3
+    for name in ("files", "signals", "masked"):
+        assert copy[name] == plain[name]
+    assert copy["files"] == [0, 1, 2]
+
+
 def test_numpy_has_the_threads_that_the_variables_say(tmp_path: Path) -> None:
-    with running(tmp_path) as worker:
-        status, told = worker.run(OMP_NUM_THREADS="3")
-    assert (status, told["blas threads"]) == (0, 3)
+    worker = Worker(tmp_path, OMP_NUM_THREADS="3")
+    try:
+        assert worker.run_until_copied()["blas threads"] == 3
+    finally:
+        worker.end()
 
 
 def test_a_worker_that_would_be_another_starts_by_itself(worker: Worker) -> None:
@@ -184,3 +123,64 @@ def test_a_server_ends_with_its_raylet(worker: Worker) -> None:
     )
     assert status == 0
     wait_for_end(told["server"])
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_server_that_is_lost_while_it_loads(lone: Worker, how: signal.Signals) -> None:
+    lingers, output = lone.folder / "linger", lone.folder / "output-1"
+    lingers.touch()  # the kernel continues what has stopped when its parent ends
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(lone.run, "--linger")
+        wait_for(lambda: bool(lone.processes(SERVER_OPTION)))
+        (server,) = lone.processes(SERVER_OPTION)
+        os.kill(server, how)
+        wait_for(lambda: output.read_text().endswith("\n"))
+        if how == signal.SIGSTOP:
+            for _ in range(2):
+                status, told = lone.run()
+                assert status == 3
+                assert told["asked_s"] < LONG_S  # the first one has waited for longer
+            os.kill(server, signal.SIGCONT)
+        lingers.unlink()
+        assert first.result(TIMEOUT_S)[0] == 3
+    assert (lone.run_until_copied()["server"] == server) == (how == signal.SIGSTOP)
+
+
+def test_a_server_that_stops_is_not_waited_for_as_one_that_loads(tmp_path: Path) -> None:
+    worker = Worker(tmp_path, READY_TIMEOUT_S="1")
+    try:
+        server = worker.run_until_copied()["server"]
+        os.kill(server, signal.SIGSTOP)
+        status, told = worker.run()
+        assert status == 3
+        assert told["asked_s"] < 50
+    finally:
+        worker.end()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_server_that_is_lost_before_it_forks(lone: Worker, how: signal.Signals) -> None:
+    server = lone.run_until_copied()["server"]
+    assert lone.run(f"--strike={server}:{int(how)}")[0] == 3
+    if how == signal.SIGSTOP:
+        assert lone.run()[0] == 3
+        os.kill(server, signal.SIGCONT)
+    assert (lone.run_until_copied()["server"] == server) == (how == signal.SIGSTOP)
+    wait_for(lambda: len(lone.processes()) == 1)  # the copy for which nobody waited has ended
+
+
+@pytest.mark.parametrize("ends", ["program", "copy"])
+def test_a_copy_that_does_not_get_on_ends(lone: Worker, ends: str) -> None:
+    server = lone.run_until_copied()["server"]
+    (path,) = lone.sockets()
+    environment = {**lone.environment, **({"PWD": "a\0b"} if ends == "copy" else {})}
+    request = ForkRequest(["worker.py"], sys.executable, environment, str(lone.folder), 0)
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(TIMEOUT_S)
+        connection.connect(str(path))
+        assert connection.recv(len(GREETING)) == GREETING
+        request.send(connection)
+        copy = int.from_bytes(connection.recv(ANSWER_BYTES))
+        assert bool(copy) == (ends == "program")  # which now leaves without a word
+    wait_for(lambda: lone.processes() == [server])
+    assert lone.run_until_copied()["server"] == server
