@@ -40,8 +40,9 @@ _PREFIX = re.compile(r"^\s*acl is_(\S+) path (/models/\S+)$")
 _SERVER = re.compile(r"^\s*server (\S+) (\S+) (?!.*\bbackup\b)")
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _TWICE = r'(?s)"model"[ \t\r\n]*:.*"model"[ \t\r\n]*:'
-_ESCAPED = r"\\u00(64|65|6[cCdDfF])"
-"""A key of escaped letters is `model` too; clients do not escape these letters."""
+_ESCAPED = r"\\u00(00|64|65|6[cCdDfF])"
+"""A key of escaped letters is `model` too; clients do not escape these letters. And the map takes a
+name for another one that goes on behind a zero byte, all of which would be put into the path."""
 WAY_HEADER = "x-truthgpt-way"
 """A request that has it goes through the router, whatever else it is: for comparisons."""
 _OTHERWISE = (WAY_HEADER, "origin", "content-encoding", "transfer-encoding", "expect", "upgrade")

@@ -79,6 +79,8 @@ TO_THE_ROUTER = {
     "null": b'{"model": null}',
     "odd name": b'{"model": "m/../router"}',
     "padded name": b'{"model": " m"}',
+    "a zero byte": b'{"model": "m\\u0000x y"}',
+    "a raw zero byte": b'{"model": "m\0x y"}',
     "an array": b'[{"model": "m"}]',
     "no JSON": b"model=m",
     "nothing": b"",
@@ -96,6 +98,7 @@ def test_a_model_gets_its_requests(proxy: Proxy, body: bytes) -> None:
 @pytest.mark.parametrize("body", TO_THE_ROUTER.values(), ids=TO_THE_ROUTER)
 def test_the_router_gets_all_else(proxy: Proxy, body: bytes) -> None:
     assert way(proxy, body) == "router"
+    assert proxy.router.paths[-1] == CHAT
 
 
 @pytest.mark.parametrize(
