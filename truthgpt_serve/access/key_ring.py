@@ -22,7 +22,8 @@ from truthgpt_serve.errors import AuthenticationError, ConfigError
 logger = logging.getLogger(__name__)
 
 PERIOD_S = 0.5
-"""How often the file is looked at: a change counts within twice that, and the time to read it."""
+"""How often the file is looked at: a change counts within twice that, and the time to read it, once
+it has not changed from one look to the next."""
 INTERNAL = Identity("-internal", is_internal=True)
 """A process of the service; no key can have this name."""
 _INDEX_BYTES = 8
@@ -69,6 +70,8 @@ class KeyRing:
         # Before it is read: what changes meanwhile is seen the next time.
         self._seen = _signature(path) if path.exists() else None
         self._keys = _index(read_keys(path))
+        self._looked: tuple[int, ...] | None = None
+        self._refused: tuple[int, ...] | None = None
         self._reported = ""
         self._closed = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="keys", daemon=True)
@@ -113,19 +116,37 @@ class KeyRing:
         return [] if key is None else [(b"authorization", b"Bearer " + key)]
 
     def refresh(self) -> None:
-        """Reads the file again if it has changed."""
+        """Reads the file again if it has changed, but not since the last look.
+
+        One that is written in its place is empty at first, and then valid with a part of its keys.
+        """
         try:
             seen = _signature(self._path)
             if seen == self._seen:
                 self._report("")
-                return
-            keys = _index(reread_keys(self._path))
-        except (ConfigError, OSError) as error:
-            self._report(_without_values(error))
+            elif seen != self._looked:
+                self._looked = seen
+            elif seen != self._refused:  # what has faults is not read again until it changes
+                self._read(seen)
+        except OSError as error:
+            self._report(error.strerror or type(error).__name__)
+
+    def _read(self, seen: tuple[int, ...]) -> None:
+        try:
+            file = reread_keys(self._path)
+        except ConfigError as error:
+            self._refuse(seen, _places(error))
             return
-        self._seen, self._keys = seen, keys
-        self._report("")
-        logger.info("read the keys anew from %s", self._path)
+        if file is None:
+            self._refuse(seen, "it is empty")
+        elif _signature(self._path) == seen:
+            self._seen, self._keys = seen, _index(file)
+            self._report("")
+            logger.info("read the keys anew from %s", self._path)
+
+    def _refuse(self, seen: tuple[int, ...], problem: str) -> None:
+        self._refused = seen
+        self._report(problem)
 
     def _watch(self) -> None:
         while not self._closed.wait(self._period_s):
@@ -146,10 +167,8 @@ class KeyRing:
         self._reported = problem
 
 
-def _without_values(error: ConfigError | OSError) -> str:
-    """Says what is wrong without showing what the file holds."""
-    if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
+def _places(error: ConfigError) -> str:
+    """Says where it is wrong without showing what the file holds."""
     places = [fault.place for fault in error.faults]
     return ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
 

@@ -19,7 +19,7 @@ from truthgpt_serve.config.parse import SectionT, parse
 from truthgpt_serve.config.paths import find_config, resolve_local
 from truthgpt_serve.config.playground import PlaygroundConfig
 from truthgpt_serve.config.router import RouterConfig
-from truthgpt_serve.config.source import Source, read_yaml
+from truthgpt_serve.config.source import MAX_FILE_BYTES, Source, check_length, read_yaml
 from truthgpt_serve.config.variables import VariableError, expand
 from truthgpt_serve.errors import ConfigError, Fault
 
@@ -40,7 +40,10 @@ def read_file(path: Path, *, numbers: bool = True, shown: str | None = None) -> 
     """
     file = shown or str(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as stream:
+            content = stream.read(MAX_FILE_BYTES + 1)
+        check_length(content, file)
+        text = content.decode()
     except OSError as error:
         raise ConfigError([Fault(file, f"cannot be read: {error.strerror}")]) from error
     except UnicodeDecodeError as error:

@@ -118,8 +118,7 @@ def read_yaml(text: str, file: str, *, numbers: bool = True) -> Document:
         ConfigError: Not YAML, several documents, a key given twice, a number that YAML 1.1 reads
             as another one, or too large.
     """
-    if len(text) > MAX_FILE_BYTES:
-        raise _fault(file, f"is larger than {MAX_FILE_BYTES} characters", "split it")
+    check_length(text, file)
     loader = None
     try:
         loader = (_NumberLoader if numbers else _Loader)(text)
@@ -140,6 +139,21 @@ def read_yaml(text: str, file: str, *, numbers: bool = True) -> Document:
     finally:
         if loader is not None:
             loader.dispose()
+
+
+def check_length(content: str | bytes, file: str) -> None:
+    """Refuses a document above the limit.
+
+    Args:
+        content: The document, or as much of it as was read.
+        file: Its name, for faults.
+
+    Raises:
+        ConfigError: It is too large.
+    """
+    if len(content) > MAX_FILE_BYTES:
+        unit = "characters" if isinstance(content, str) else "bytes"
+        raise _fault(file, f"is larger than {MAX_FILE_BYTES} {unit}", "split it")
 
 
 def _fault(place: str, message: str, fix: str) -> ConfigError:

@@ -10,6 +10,7 @@ import pytest
 from truthgpt_serve.access.credentials import create_key
 from truthgpt_serve.access.identity import Limits
 from truthgpt_serve.access.key_file import read_keys, reread_keys
+from truthgpt_serve.config.source import MAX_FILE_BYTES
 from truthgpt_serve.errors import ConfigError
 
 A, B = "a" * 64, "b" * 64
@@ -41,7 +42,9 @@ keys:
 """,
     )
     (entry,) = read_keys(path).keys
-    assert reread_keys(path).keys == [entry]
+    again = reread_keys(path)
+    assert again is not None
+    assert again.keys == [entry]
     identity = entry.to_identity()
     assert identity.limits == Limits(1, 2, 2.5, 3)
     assert (identity.name, identity.priority, identity.admin) == ("team", -1, True)
@@ -51,10 +54,36 @@ keys:
     assert read_keys(plain).keys[0].to_identity().expires_s == math.inf
 
 
-@pytest.mark.parametrize("text", ["", "keys: []", "# nothing"])
+@pytest.mark.parametrize("text", ["", "keys: []", "# nothing", "cached_token_weight: 0.5"])
 def test_no_keys(tmp_path: Path, text: str) -> None:
     path = write(tmp_path, text)
-    assert read_keys(path).keys == reread_keys(path).keys == []
+    again = reread_keys(path)
+    assert read_keys(path).keys == []
+    # Without content it is one that is about to be written.
+    assert (None if again is None else again.keys) == ([] if ":" in text else None)
+
+
+def test_the_beginning_of_a_file_that_is_too_large_does_not_count(tmp_path: Path) -> None:
+    """Cut off at the limit, it would be valid, without the keys behind that."""
+    head = f"keys:\n- name: a\n  sha256: {A}\n"
+    text = f"{head}#{'x' * MAX_FILE_BYTES}\n- name: b\n  sha256: {B}\n"
+    for read in (read_keys, reread_keys):
+        with pytest.raises(ConfigError, match="is larger than 1048576 bytes"):
+            read(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "latin-1"])
+def test_both_ways_take_the_same_encodings(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "keys.yaml"
+    path.write_bytes(f"# é\nkeys: [{{name: a, sha256: {A}}}]".encode(encoding))
+    if encoding == "utf-8-sig":  # Windows' editors begin a file so
+        again = reread_keys(path)
+        assert again is not None
+        assert [key.name for key in read_keys(path).keys] == [key.name for key in again.keys]
+        return
+    for read in (read_keys, reread_keys):
+        with pytest.raises(ConfigError, match="not UTF-8 text"):
+            read(path)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from truthgpt_serve.access import key_ring
 from truthgpt_serve.access.credentials import MAX_BYTES
 from truthgpt_serve.access.key_edit import add_key, revoke_key, rotate_key
-from truthgpt_serve.access.key_file import read_keys
+from truthgpt_serve.access.key_file import KeyFile, read_keys, reread_keys
 from truthgpt_serve.access.key_ring import INTERNAL, KeyRing
 from truthgpt_serve.access.moments import write_moment
 from truthgpt_serve.errors import AuthenticationError, ConfigError
@@ -64,6 +65,12 @@ def test_keys_and_what_is_none(path: Path, rings: list[KeyRing]) -> None:
     assert hashes[0] not in repr(ring._keys)
 
 
+def look(ring: KeyRing) -> None:
+    """Looks twice: a change counts once it is the same in two looks."""
+    ring.refresh()
+    ring.refresh()
+
+
 def test_changes_and_their_faults(
     path: Path, rings: list[KeyRing], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -71,30 +78,81 @@ def test_changes_and_their_faults(
     ring = KeyRing(path, period_s=SLOW_S)
     rings.append(ring)
     second = rotate_key(path, "a", grace_s=60)
-    ring.refresh()
+    look(ring)
     assert (name_of(ring, first), name_of(ring, second)) == ("a", "a")
     third = rotate_key(path, "a", grace_s=0)
-    ring.refresh()
+    look(ring)
     assert (name_of(ring, second), name_of(ring, third)) == (None, "a")
     text = path.read_text()
     with caplog.at_level(logging.ERROR):
         path.write_text(f"keys: [{{name: a, sha256: {third}}}]")
         for _ in range(3):
-            ring.refresh()
+            look(ring)
         assert name_of(ring, third) == "a"
         assert len(caplog.records) == 1
         assert "keys[0].sha256" in caplog.text
         path.unlink()
         for _ in range(3):
-            ring.refresh()
+            look(ring)
         assert name_of(ring, third) == "a"
         assert len(caplog.records) == 2
         assert "No such file" in caplog.text
     assert third not in caplog.text
     path.write_text(text)
     revoke_key(path, "a")
-    ring.refresh()
+    look(ring)
     assert name_of(ring, third) is None
+
+
+def test_a_file_that_is_written_in_its_place(
+    path: Path, rings: list[KeyRing], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As an editor or `cat > keys.yaml` does: it is empty, then has a part, then all."""
+    keys = [add_key(path, {"name": name}) for name in "ab"]
+    ring = KeyRing(path, period_s=SLOW_S)
+    rings.append(ring)
+    text = path.read_text()
+    first = text.index("- name: b")
+    with path.open("w") as file:
+        for piece in ("", text[:first]):
+            file.write(piece)
+            file.flush()
+            ring.refresh()
+            assert [name_of(ring, key) for key in keys] == ["a", "b"]
+        file.write(text[first:])
+    third = add_key(path, {"name": "c"})
+    look(ring)
+    assert [name_of(ring, key) for key in (*keys, third)] == ["a", "b", "c"]
+    with caplog.at_level(logging.ERROR):
+        path.write_text("# the disk was full\n")
+        look(ring)
+        look(ring)
+    assert [name_of(ring, key) for key in keys] == ["a", "b"]
+    assert [record.getMessage().count("it is empty") for record in caplog.records] == [1]
+    path.write_text("keys: []\n")  # so somebody wants it
+    look(ring)
+    assert [name_of(ring, key) for key in keys] == [None, None]
+
+
+def test_faults_are_looked_for_once(
+    path: Path, rings: list[KeyRing], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To find the places of a large file's faults takes seconds of computing."""
+    add_key(path, {"name": "a"})
+    ring = KeyRing(path, period_s=SLOW_S)
+    rings.append(ring)
+    reads = []
+
+    def read(path: Path) -> KeyFile | None:
+        reads.append(path)
+        return reread_keys(path)
+
+    monkeypatch.setattr(key_ring, "reread_keys", read)
+    for text in ("keys: [", "keys: [x]", ""):
+        path.write_text(text)
+        for _ in range(5):
+            ring.refresh()
+    assert len(reads) == 3
 
 
 def test_a_secret_that_is_mounted(tmp_path: Path, rings: list[KeyRing]) -> None:
@@ -110,7 +168,7 @@ def test_a_secret_that_is_mounted(tmp_path: Path, rings: list[KeyRing]) -> None:
     assert [name_of(ring, key) for key in keys] == ["v1", None]
     (tmp_path / "new").symlink_to("v2")
     os.replace(tmp_path / "new", tmp_path / "..data")
-    ring.refresh()
+    look(ring)
     assert [name_of(ring, key) for key in keys] == [None, "v2"]
 
 

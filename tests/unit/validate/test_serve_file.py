@@ -75,7 +75,7 @@ def test_bad_file_gives_exactly_its_faults(path: Path, service: Path) -> None:
         (b"[" * 20_000, "bad.yaml: is nested too deeply (flatten it)"),
         (b"", "bad.yaml: must be a mapping of keys to values, it is empty"),
         (b"# only a comment\n", "bad.yaml: must be a mapping of keys to values, it is empty"),
-        (b"a: 1\n" * 300_000, "bad.yaml: is larger than 1048576 characters (split it)"),
+        (b"a: 1\n" * 300_000, "bad.yaml: is larger than 1048576 bytes (split it)"),
         (b"? [a, b]\n: c\n", "bad.yaml:1: a key must be plain text (quote it)"),
     ],
     ids=["not-utf8", "nul", "deep", "empty", "comment", "huge", "list-as-key"],
