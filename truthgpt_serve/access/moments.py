@@ -12,8 +12,15 @@ _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
 
 def write_moment(moment: datetime) -> str:
-    """Returns a moment in UTC, to the second."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    """Returns a moment in UTC, to the second.
+
+    Raises:
+        ValueError: In UTC it is before the year 1 or after 9999.
+    """
+    try:
+        return f"{moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='seconds')}Z"
+    except OverflowError as error:
+        raise ValueError(f"{moment} is beyond the years 1 to 9999 in UTC") from error
 
 
 def read_moment(text: str) -> datetime:
@@ -43,5 +50,9 @@ def read_expiry(text: str, now: datetime) -> datetime:
 def as_text(value: Any) -> Any:
     """Returns what YAML takes for a date as text, and any other value unchanged."""
     if isinstance(value, datetime):
-        return write_moment(value if value.tzinfo is not None else value.replace(tzinfo=UTC))
+        moment = value if value.tzinfo is not None else value.replace(tzinfo=UTC)
+        try:
+            return write_moment(moment)
+        except ValueError:
+            return moment.isoformat()
     return value.isoformat() if isinstance(value, date) else value

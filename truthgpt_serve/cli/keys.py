@@ -121,10 +121,16 @@ def _expiry(text: str) -> str:
 
     from truthgpt_serve.access.moments import read_expiry, write_moment
 
+    now = datetime.now(UTC)
     try:
-        return write_moment(read_expiry(text, datetime.now(UTC)))
+        moment = read_expiry(text, now)
+        written = write_moment(moment)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--expires") from error
+    if moment <= now:
+        message = f"{written} is in the past: the key would never work"
+        raise click.BadParameter(message, param_hint="--expires")
+    return written
 
 
 def _show_key(key: str, name: str) -> None:

@@ -105,3 +105,15 @@ def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         revoke_key(tmp_path / "none.yaml", "a")
     assert "none.yaml" not in os.listdir(tmp_path)
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    """As root `--file /dev/null` would else have a file in the place of the device."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)
+    for path in (pipe, tmp_path / "link", tmp_path):
+        with pytest.raises(ConfigError, match="is not a regular file"):
+            add_key(path, {"name": "a"})
+    assert pipe.is_fifo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta, timezone
 
 import pytest
 
@@ -32,8 +32,17 @@ def test_what_is_no_moment(text: str) -> None:
         read_expiry(text, NOW)
 
 
+def test_what_cannot_be_written_in_utc() -> None:
+    last = read_expiry("9999-12-31T23:59:59-14:00", NOW)
+    with pytest.raises(ValueError, match="beyond the years"):
+        write_moment(last)
+    assert write_moment(read_expiry("0999-01-31", NOW)) == "0999-01-31T00:00:00Z"
+
+
 def test_what_yaml_takes_for_dates() -> None:
     assert as_text(date(2027, 1, 31)) == "2027-01-31"
     assert as_text(datetime(2027, 1, 31, 12)) == "2027-01-31T12:00:00Z"
     assert as_text("x") == "x"
+    last = datetime(9999, 12, 31, 23, tzinfo=timezone(timedelta(hours=-14)))
+    assert as_text(last) == "9999-12-31T23:00:00-14:00"  # in UTC there is no such year
     assert read_moment("2027-01-31").tzinfo is UTC

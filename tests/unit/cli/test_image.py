@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import PIL.Image
 import pytest
 
@@ -25,6 +27,7 @@ from tests.support.cli_service import (
     serve,
 )
 from tests.support.terminal import on_terminal
+from truthgpt_serve.cli._image.files import Target
 from truthgpt_serve.cli._image.show import KITTY_PIECE, find_way, render
 
 DRAW = "/v1/images/generations"
@@ -254,3 +257,12 @@ def test_half_blocks_keep_to_the_terminal(
     assert 0 < len(lines) <= 22
     assert all(0 < line.count("▀") <= 64 for line in lines)
     assert all(line.endswith("\x1b[0m") for line in lines)
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    """As root `--out /dev/null --overwrite` would else have an image in the place of the device."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(click.UsageError, match="is not a regular file"):
+            Target(tmp_path / name, "m", 1, overwrite=True)

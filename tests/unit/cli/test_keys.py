@@ -54,6 +54,8 @@ def test_a_keys_life(tmp_path: Path) -> None:
     [
         (["add", "a b"], "name: 'a b' is not usable here"),
         (["add", "a", "--expires", "soon"], "'soon' is no moment"),
+        (["add", "a", "--expires", "2020-01-31"], "2020-01-31T00:00:00Z is in the past"),
+        (["add", "a", "--expires", "9999-12-31T23:59:59-14:00"], "beyond the years 1 to 9999"),
         (["add", "a", "--requests-per-minute", "0"], "requests_per_minute: must be at least 1"),
         (["add", "a", "--models", ","], "models: must not be empty"),
         (["add", "a", "--models", "a?"], "models[0]: is no pattern of model names"),

@@ -39,6 +39,8 @@ class Target:
                 raise click.UsageError(
                     f"{path} exists already: name another file, or give --overwrite"
                 )
+            if path.exists() and not path.is_file():  # a device such as /dev/null would be lost
+                raise click.UsageError(f"{path} is not a regular file: name another")
 
     def _named(self, out: Path, index: int) -> Path:
         return out if self._number == 1 else out.with_name(f"{out.stem}-{index}{out.suffix}")
