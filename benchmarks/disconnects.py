@@ -147,7 +147,7 @@ def applications(port: int) -> list[dict[str, Any]]:
     return [
         model_application("echo", {**echo, "serving": slow}),
         model_application("quick", {**echo, "serving": {"max_ongoing_requests": 256}}),
-        router_application(port),
+        router_application(port, num_replicas=2),
     ]
 
 

@@ -28,7 +28,8 @@ from truthgpt_serve.config.auth import AuthSection
 from truthgpt_serve.config.load import load_playground_args
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import ConfigError
-from truthgpt_serve.hardware.plan import plan_playground, plan_replica, plan_router
+from truthgpt_serve.hardware.plan import plan_replica
+from truthgpt_serve.hardware.service_plan import plan_playground, plan_router
 from truthgpt_serve.playground.application import Playground, require_gradio
 from truthgpt_serve.replica.classes import ModelReplica, Router
 from truthgpt_serve.router.admission import FAIR_QUEUE
@@ -110,13 +111,16 @@ def router(args: dict[str, Any]) -> Application:
         auth = _find_auth(config.auth, "router: args")
     except Exception as error:
         raise error from to_cause(error)
-    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
+    haproxy = os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
+    if not haproxy:
         sys.stderr.write(
             "TruthGPT Serve: Ray's environment is not set, so requests go through Ray's slower "
             'Python proxy; run `eval "$(truthgpt environment .run)"` first, or `make serve`\n'
         )
-    deploy = serve.deployment(name="Router", **plan_router(config).deployment_options())
-    return deploy(serve.ingress()(Router)).bind(config.model_dump(exclude={"auth"}), auth)
+    plan = plan_router(config, haproxy=haproxy, num_nodes=_num_nodes())
+    deploy = serve.deployment(name="Router", **plan.deployment_options())
+    settings = {**config.model_dump(exclude={"auth"}), "num_replicas": plan.num_replicas}
+    return deploy(serve.ingress()(Router)).bind(settings, auth)
 
 
 def playground(args: dict[str, Any]) -> Application:
@@ -158,3 +162,7 @@ def _find_auth(section: AuthSection | None, place: str) -> Auth | None:
 
 def _cluster_gpus() -> float:
     return float(ray.cluster_resources().get("GPU", 0)) if ray.is_initialized() else 0.0
+
+
+def _num_nodes() -> int:
+    return sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1

@@ -77,7 +77,12 @@ def serve_file(folder: Path, port: int, more: list[dict[str, Any]]) -> dict[str,
         },
         **auth,
     }
-    router = {"name": "router", "route_prefix": "/", "import_path": ROUTER_IMPORT, "args": auth}
+    router = {
+        "name": "router",
+        "route_prefix": "/",
+        "import_path": ROUTER_IMPORT,
+        "args": {"num_replicas": 2, **auth},
+    }
     more = [{**entry, "args": {**entry["args"], **auth}} for entry in more]
     options = {"host": "127.0.0.1", "port": port}
     return {

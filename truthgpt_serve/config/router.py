@@ -46,9 +46,10 @@ class RouterConfig(Section):
     """Port of Ray Serve's own proxy on every node; by default the one that Serve reports, which is
     the Serve file's `http_options.port`."""
 
-    num_replicas: Count = 2
-    """Router replicas. With two, the loss of one is not noticed; more spread the relaying over
-    more cores."""
+    num_replicas: Count | None = None
+    """Router replicas. Null: 1 on one machine where `direct` works, and 2 elsewhere. With two, the
+    loss of one is not noticed; with one, what needs a router waits some seconds for the next. More
+    spread the relaying over more cores."""
 
     max_replicas_per_node: Annotated[int, Field(ge=1, le=100)] | None = None
     """Router replicas on one node at most. On a cluster write 1 here and the number of nodes in

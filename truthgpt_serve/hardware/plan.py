@@ -12,8 +12,6 @@ from typing import Any
 
 from truthgpt_serve.autoscaling.policy import LOOK_BACK_S, POLICY, SAMPLE_S
 from truthgpt_serve.config.model import ModelConfig
-from truthgpt_serve.config.playground import PlaygroundConfig
-from truthgpt_serve.config.router import RouterConfig
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.hardware.resources import cpu_node_labels, resolve_gpus
 from truthgpt_serve.queue_full import ray_backpressure
@@ -196,12 +194,6 @@ def _actor_options(
     return options
 
 
-def _cpu_options(cpus: float, environ: Mapping[str, str]) -> dict[str, Any]:
-    options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": 0}
-    labels = cpu_node_labels(environ)
-    return {**options, "label_selector": labels} if labels else options
-
-
 def _strategy(config: ModelConfig) -> str:
     """One engine talks between its GPUs at every layer: on two nodes only where it must."""
     return "PACK" if config.hardware.span_nodes else "STRICT_PACK"
@@ -250,49 +242,4 @@ def _scaling_on_work(settings: dict[str, Any], target_queue_s: float) -> dict[st
         "metrics_interval_s": SAMPLE_S,
         "look_back_period_s": LOOK_BACK_S,
         "policy": {"policy_function": POLICY, "policy_kwargs": kwargs},
-    }
-
-
-def plan_router(config: RouterConfig, environ: Mapping[str, str] = os.environ) -> ReplicaPlan:
-    """Returns what the router's deployment needs; see `cpu_node_labels` for `environ`."""
-    return ReplicaPlan(
-        ray_actor_options=_cpu_options(config.cpus, environ),
-        max_ongoing_requests=config.max_ongoing_requests,
-        max_queued_requests=config.max_queued_requests,
-        num_replicas=config.num_replicas,
-        max_replicas_per_node=config.max_replicas_per_node,
-        graceful_shutdown_timeout_s=config.request_timeout_s + SHUTDOWN_MARGIN_S,
-        health_check_period_s=1,
-        health_check_timeout_s=10,
-    )
-
-
-def plan_playground(
-    config: PlaygroundConfig, environ: Mapping[str, str] = os.environ
-) -> ReplicaPlan:
-    """Returns what the playground's deployment needs: one replica, which keeps the open pages.
-
-    There is none before the first visitor comes, nor once all pages have been closed for `keep_s`.
-    """
-    is_kept = config.keep_s is None
-    return ReplicaPlan(
-        ray_actor_options=_cpu_options(config.cpus, environ),
-        max_ongoing_requests=config.max_ongoing_requests,
-        max_queued_requests=config.max_queued_requests,
-        num_replicas=1 if is_kept else None,
-        autoscaling_config=None if is_kept else _on_demand(config),
-        graceful_shutdown_timeout_s=2,  # open pages never end their event streams
-        health_check_period_s=10,
-        health_check_timeout_s=30,
-    )
-
-
-def _on_demand(config: PlaygroundConfig) -> dict[str, Any]:
-    return {
-        "min_replicas": 0,
-        "max_replicas": 1,
-        "target_ongoing_requests": config.max_ongoing_requests,
-        "upscale_delay_s": 0,
-        "downscale_delay_s": config.keep_s,
-        "downscale_to_zero_delay_s": config.keep_s,
     }

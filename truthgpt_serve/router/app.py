@@ -81,7 +81,8 @@ class RouterApp(Front):
         self._exporter: ConnectionPool | None = None
         self.directory = ModelDirectory(fetch_state, self._fetch_routes)
         self._bodies = BodyReader(config)
-        self._admission = Admission(config.num_replicas)
+        self._num_routers = config.num_replicas or 1
+        self._admission = Admission(self._num_routers)
         models = self.directory
         self._relay = Relay(
             self._pool,
@@ -105,7 +106,7 @@ class RouterApp(Front):
         told = []
         if held is not None:
             # What still arrives is in HAProxy's count, and at no model; the others have as much.
-            held += self._bodies.num_arriving * self._config.num_replicas
+            held += self._bodies.num_arriving * self._num_routers
             told = [(CAPACITY_HEADER.encode(), b"%d" % held)]
         query = news_query(
             self._config.max_body_bytes if self._config.direct else 0,

@@ -14,8 +14,10 @@ import psutil
 from truthgpt_serve.checks import resolve_family
 from truthgpt_serve.cluster.machine import DriverError, probe_gpus
 from truthgpt_serve.errors import ConfigError, Fault
-from truthgpt_serve.hardware.plan import plan_playground, plan_replica, plan_router
+from truthgpt_serve.hardware.plan import plan_replica
+from truthgpt_serve.hardware.service_plan import plan_playground, plan_router
 from truthgpt_serve.validate.capacity import demand_of, find_shortages
+from truthgpt_serve.validate.ray_settings import RaySettings
 from truthgpt_serve.validate.report import CheckedModel, Report
 
 DOES_NOT_FIT = "this machine alone is too small: "
@@ -90,9 +92,12 @@ def note_shortages(report: Report, file: str) -> None:
 
 def _find_shortages(report: Report, machine: Machine, file: str) -> list[Fault]:
     faults: list[Fault] = []
+    haproxy = RaySettings().haproxy
     demands = [
-        demand_of(plan_router(router.config), "router", router.place.at(), router.deployment)
-        for router in report.routers
+        demand_of(
+            plan_router(one.config, haproxy=haproxy), "router", one.place.at(), one.deployment
+        )
+        for one in report.routers
     ]
     demands += [
         demand_of(plan_playground(one.config), "playground", one.place.at(), one.deployment)

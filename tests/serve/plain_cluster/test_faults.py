@@ -72,7 +72,7 @@ def test_clients_that_leave_leave_nothing_behind(cluster: LocalCluster) -> None:
     while any((left := ongoing(cluster)).values()):
         assert time.monotonic() < deadline, f"ongoing requests: {left}"
         time.sleep(1)
-    assert len(ongoing(cluster)) == 4  # one of each model, two routers
+    assert len(ongoing(cluster)) == 3  # one of each model, one router
     after = num_descriptors(cluster, NAMES)
     # Kept connections come and go; a leak would be about 150 for each hop.
     assert all(after[name] <= before[name] + 40 for name in NAMES), (before, after)

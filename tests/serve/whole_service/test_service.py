@@ -28,7 +28,7 @@ PROMPTS = ["Hello world", "The quick brown fox", "Once upon a time there was a",
 TOKENS = 24
 USER: list[Any] = [{"role": "user", "content": "Tell me about water."}]
 FOLLOW_S = 8
-"""Within this both routers must have noticed a change, however busy the machine; usually 2 s do. A
+"""Within this the router must have noticed a change, however busy the machine; usually 2 s do. A
 model that is removed answers for 5 s: then a router that had not noticed would answer 503."""
 LANGUAGE_MODELS = ["tiny", "tiny-adapter"]
 ALL_MODELS = [

@@ -7,19 +7,15 @@ from typing import Any
 
 import pytest
 from ray import serve
-from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import RayActorOptionsSchema
 
 from truthgpt_serve.checks import check_model
-from truthgpt_serve.config import load_model_config, load_router_config
-from truthgpt_serve.config.playground import PlaygroundConfig
+from truthgpt_serve.config import load_model_config
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import ConfigError
 from truthgpt_serve.hardware.plan import (
     ReplicaPlan,
-    plan_playground,
     plan_replica,
-    plan_router,
     request_limits,
 )
 
@@ -129,8 +125,6 @@ def test_replicas_on_one_node_are_limited() -> None:
     replica = plan(PLAIN, serving={"num_replicas": 3, "max_replicas_per_node": 1})
     options = accept(replica.deployment_options())._replica_config
     assert options.max_replicas_per_node == 1
-    router = plan_router(load_router_config({"num_replicas": 5, "max_replicas_per_node": 1}))
-    assert accept(router.deployment_options())._replica_config.max_replicas_per_node == 1
     config = load_model_config(
         {
             "model": {"family": "vllm", "name_or_path": "org/model"},
@@ -226,28 +220,6 @@ def test_only_replicas_without_gpus_are_kept_on_cpu_nodes(
     RayActorOptionsSchema(**replica.ray_actor_options)
 
 
-def test_router_and_playground_are_kept_on_cpu_nodes() -> None:
-    router = load_router_config({})
-    for replica in (
-        plan_router(router, CPU_NODES),
-        plan_playground(PlaygroundConfig(), CPU_NODES),
-    ):
-        assert replica.ray_actor_options["label_selector"] == {"truthgpt.io/gpu": "none"}
-        accept(replica.deployment_options())
-    assert "label_selector" not in plan_router(router, {}).ray_actor_options
-
-
-def test_the_playground_starts_when_it_is_asked_for() -> None:
-    options = plan_playground(PlaygroundConfig(keep_s=30)).deployment_options()
-    accept(options)
-    scaling = AutoscalingConfig(**options["autoscaling_config"])
-    assert (scaling.min_replicas, scaling.max_replicas) == (0, 1)
-    assert scaling.downscale_to_zero_delay_s == 30
-    kept = plan_playground(PlaygroundConfig(keep_s=None)).deployment_options()
-    assert kept["num_replicas"] == 1
-    assert "autoscaling_config" not in kept
-
-
 def test_limit_of_the_engine_imports_no_class() -> None:
     assert plan(WIDE).max_ongoing_requests == 256
     serving = {"engine": {"max_num_seqs": 48}}
@@ -322,11 +294,3 @@ def test_shutdown_outlasts_the_longest_request() -> None:
     assert 30 < options["graceful_shutdown_timeout_s"] < 60
     assert options["health_check_period_s"] == 2
     assert options["backpressure_config"] == {"status_code": 429, "retry_after_s": 1}
-
-
-def test_router() -> None:
-    options = plan_router(load_router_config({"request_timeout_s": 100})).deployment_options()
-    deployment = accept(options)
-    assert deployment.num_replicas == 2
-    assert options["graceful_shutdown_timeout_s"] > 100
-    assert deployment.ray_actor_options["num_cpus"] == 0

@@ -230,8 +230,13 @@ class CancelOnDisconnect:
             raise ConnectionError("the request failed")
 
 
+NUM_ROUTERS = 2
 CONFIG = RouterConfig(
-    max_body_bytes=30_000_000, request_timeout_s=4, hold_timeout_s=1, connect_timeout_s=2
+    max_body_bytes=30_000_000,
+    request_timeout_s=4,
+    hold_timeout_s=1,
+    connect_timeout_s=2,
+    num_replicas=NUM_ROUTERS,
 )
 
 
@@ -761,7 +766,7 @@ async def test_the_proxy_is_told_what_the_models_hold_beside_what_still_arrives(
             async with httpx.AsyncClient(base_url=address, timeout=10) as client:
                 await told(7 + RESERVE)
                 slow = asyncio.create_task(client.post("/v1/plain", content=body()))
-                await told(7 + RESERVE + CONFIG.num_replicas)
+                await told(7 + RESERVE + NUM_ROUTERS)
                 done.set()
                 assert (await slow).status_code == 200
                 await told(7 + RESERVE)

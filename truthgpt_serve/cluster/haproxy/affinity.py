@@ -18,14 +18,19 @@ chooses the replica.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 from truthgpt_serve.cluster.haproxy.configuration import CLIENTS, ROUTERS, insert
-from truthgpt_serve.cluster.haproxy.direct import LIMIT_KEY, NEWS_PATH, find_backends, servers
+from truthgpt_serve.cluster.haproxy.direct import (
+    LIMIT_KEY,
+    NEWS_PATH,
+    find_backends,
+    key_of,
+    servers,
+)
 
 SCRIPT_NAME = "affinity.lua"
 AFFINITY_KEY, PLACES_KEY = "affinity.", "places."
@@ -125,8 +130,8 @@ def _backends(lines: list[str]) -> dict[str, str]:
 
 def _variables(backend: str) -> tuple[str, str]:
     """Returns the variables with a backend's affinity and places: the same in each process."""
-    digest = hashlib.sha256(backend.encode()).hexdigest()[:16]
-    return f"proc.affinity_{digest}", f"proc.places_{digest}"
+    key = key_of(backend)
+    return f"proc.affinity_{key}", f"proc.places_{key}"
 
 
 def _values(mode: str, places: str, known: Mapping[str, str]) -> list[str]:

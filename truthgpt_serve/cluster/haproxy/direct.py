@@ -11,10 +11,13 @@ backend.
   `model` twice.
 - Only while the routers say so, once a second, with how many requests each model holds. What is
   more is answered 429 here.
+- What routers said stays when HAProxy is replaced, as it is when a router has died: without it
+  requests for models would wait for the next router.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -51,6 +54,7 @@ _IGNORE_CLIENT = "x-request-disconnect-disabled"
 """It would have Ray Serve go on for a client that left; the router does not pass it on either."""
 _ANTHROPIC = "/v1/messages"
 _FOUND = "{ var(txn.direct) -m found }"
+_LIMIT = "proc.direct"
 
 
 def direct_paths() -> list[str]:
@@ -84,12 +88,13 @@ def news_query(
     )
 
 
-def send_direct(lines: list[str], folder: Path) -> None:
+def send_direct(lines: list[str], folder: Path, known: Mapping[str, str]) -> None:
     """Adds the rules for requests that go straight to their model.
 
     Args:
         lines: The configuration, which is changed.
         folder: Where the map of models is; `write_map` writes it.
+        known: The values of variables in the process that is replaced.
     """
     backends = find_backends(lines)
     if not backends:
@@ -99,12 +104,19 @@ def send_direct(lines: list[str], folder: Path) -> None:
         f"    tune.bufsize {BUFFER_BYTES}" if _BUFFER.match(line) else line
         for line in lines[start:end]
     ]
-    for at, backend in enumerate(backends.values()):
-        _track(lines, backend)
-        insert(lines, f"backend {backend}", *_learn_places(at, backend))
+    told = {name: known[name] for name in direct_variables(lines) if known.get(name, "").isdigit()}
+    insert(lines, "global", *(f"set-var {name} int({value})" for name, value in told.items()))
+    for backend in backends.values():
+        track(lines, backend)
+        insert(lines, f"backend {backend}", *_learn_places(backend))
     insert(lines, CLIENTS, f"http-response del-header {PLACE_HEADER}")
-    insert(lines, ROUTERS, *_news_rules(list(backends)))
+    insert(lines, ROUTERS, *_news_rules(backends))
     insert(lines, CLIENTS, *_rules(backends, folder))
+
+
+def direct_variables(lines: list[str]) -> list[str]:
+    """Returns the names of the variables that hold what routers said, of all models here."""
+    return [_LIMIT, *(_held(backend) for backend in find_backends(lines).values())]
 
 
 def find_backends(lines: list[str]) -> dict[str, str]:
@@ -124,11 +136,24 @@ def find_backends(lines: list[str]) -> dict[str, str]:
 
 def write_map(lines: Iterable[str]) -> str:
     """Returns the text of the map from models to the sections that say whether a replica is up."""
-    return "".join(f"{name} {_up(backend)}\n" for name, backend in find_backends([*lines]).items())
+    return "".join(
+        f"{name} {up_section(backend)}\n" for name, backend in find_backends([*lines]).items()
+    )
 
 
-def _up(backend: str) -> str:
+def up_section(backend: str) -> str:
+    """Returns the section that `track` adds for a backend."""
     return f"up-{backend}"
+
+
+def key_of(backend: str) -> str:
+    """Returns what stands for a backend in the names of variables: the same in each process."""
+    return hashlib.sha256(backend.encode()).hexdigest()[:16]
+
+
+def _held(backend: str) -> str:
+    """Returns the variable that says how many requests a backend's model holds."""
+    return f"proc.held_{key_of(backend)}"
 
 
 def servers(lines: list[str], backend: str) -> list[tuple[str, str]]:
@@ -138,38 +163,39 @@ def servers(lines: list[str], backend: str) -> list[tuple[str, str]]:
     return [(server[1], server[2]) for server in matches if server]
 
 
-def _track(lines: list[str], backend: str) -> None:
+def track(lines: list[str], backend: str) -> None:
     """Adds a section without Ray's fallback, which counts the replicas that are up."""
     tracked = [
         f"    server {name} {address} track {backend}/{name}"
         for name, address in servers(lines, backend)
     ]
-    lines += [f"backend {_up(backend)}", *tracked]
+    lines += [f"backend {up_section(backend)}", *tracked]
 
 
-def _refusal(name: str, backend: str, at: int) -> list[str]:
+def _refusal(name: str, backend: str) -> list[str]:
     """Returns the rules that refuse a request for a model whose queue is full."""
     body = json.dumps(queue_full(f"model {name!r}", 0).to_envelope())
-    held = f"proc.held_{at}"
+    held = _held(backend)
     body = body.replace(": 0 requests", f": %[var({held})] requests")
     body = body.replace(f"in {RETRY_AFTER_S} s", f"in {RETRY} s")
     return refuse(
         [f"{_FOUND} {{ var(txn.model) -m str {name} }} {{ be_conn({backend}),sub({held}) ge 0 }}"],
         f"content-type application/json lf-string '{_quoted(body)}' "
         f"hdr retry-after {RETRY} hdr x-request-id %[var(txn.id)]",
-        at,
+        key_of(backend),
         held,
     )
 
 
-def _learn_places(at: int, backend: str) -> list[str]:
+def _learn_places(backend: str) -> list[str]:
     """Returns the rules that note how fast places come, all replicas together."""
+    place = place_variable(key_of(backend))
     told = "if { var(txn.place) -m int gt 0 } { var(txn.replicas) -m int gt 0 }"
     return [
         f"http-response set-var(txn.place) res.hdr({PLACE_HEADER}),add(0)",
-        f"http-response set-var(txn.replicas) nbsrv({_up(backend)})",
-        f"http-response set-var({place_variable(at)}) var(txn.place),div(txn.replicas) {told}",
-        f"http-response set-var({place_variable(ANY)}) var({place_variable(at)}) {told}",
+        f"http-response set-var(txn.replicas) nbsrv({up_section(backend)})",
+        f"http-response set-var({place}) var(txn.place),div(txn.replicas) {told}",
+        f"http-response set-var({place_variable(ANY)}) var({place}) {told}",
     ]
 
 
@@ -178,14 +204,14 @@ def _quoted(text: str) -> str:
     return text.replace("'", "'\\''")
 
 
-def _news_rules(names: list[str]) -> list[str]:
+def _news_rules(backends: Mapping[str, str]) -> list[str]:
     told = f"{{ path {NEWS_PATH} }} {{ urlp({LIMIT_KEY}) -m found }}"
-    rules = [f"http-request set-var(proc.direct) urlp({LIMIT_KEY}),add(0) if {told}"]
-    for at, name in enumerate(names):
-        key = MODEL_KEY + name
+    rules = [f"http-request set-var({_LIMIT}) urlp({LIMIT_KEY}),add(0) if {told}"]
+    for name, backend in backends.items():
+        key, held = MODEL_KEY + name, _held(backend)
         rules += [
-            f"http-request set-var(proc.held_{at}) urlp({key}),add(0) if {told}",
-            f"http-request unset-var(proc.held_{at}) if {told} !{{ urlp({key}) -m found }}",
+            f"http-request set-var({held}) urlp({key}),add(0) if {told}",
+            f"http-request unset-var({held}) if {told} !{{ urlp({key}) -m found }}",
         ]
     return rules
 
@@ -202,9 +228,9 @@ def _conditions() -> list[str]:
     )
     return [
         f"acl direct_route path {' '.join(direct_paths())}",
-        "acl direct_on var(proc.direct) -m found",
+        f"acl direct_on var({_LIMIT}) -m found",
         f"acl direct_json {json_type}",
-        "acl direct_short req.hdr_val(content-length),sub(proc.direct) le 0",
+        f"acl direct_short req.hdr_val(content-length),sub({_LIMIT}) le 0",
         *(f"acl direct_other {other}" for other in others),
     ]
 
@@ -221,17 +247,13 @@ def _rules(backends: Mapping[str, str], folder: Path) -> list[str]:
         f"http-request unset-var(txn.direct) if {_FOUND} {{ var(txn.direct),nbsrv lt 1 }}",
         *(
             f"http-request unset-var(txn.direct) if {_FOUND} {{ var(txn.model) -m str {name} }} "
-            f"!{{ var(proc.held_{at}) -m found }}"
-            for at, name in enumerate(backends)
+            f"!{{ var({_held(backend)}) -m found }}"
+            for name, backend in backends.items()
         ),
         f"http-request set-header x-request-id %[uuid()] if {_FOUND} "
         "!{ req.hdr(x-request-id) -m found }",
         f"http-request set-var(txn.id) req.hdr(x-request-id) if {_FOUND}",  # a tarpit has none
-        *(
-            rule
-            for at, (name, backend) in enumerate(backends.items())
-            for rule in _refusal(name, backend, at)
-        ),
+        *(rule for name, backend in backends.items() for rule in _refusal(name, backend)),
         *(
             f"http-request set-header x-forwarded-{name} {value} if {_FOUND} "
             f"!{{ req.hdr(x-forwarded-{name}) -m found }}"

@@ -51,7 +51,12 @@ from truthgpt_serve.cluster.haproxy.configuration import (
     insert,
     section,
 )
-from truthgpt_serve.cluster.haproxy.direct import MAP_NAME, send_direct, write_map
+from truthgpt_serve.cluster.haproxy.direct import (
+    MAP_NAME,
+    direct_variables,
+    send_direct,
+    write_map,
+)
 from truthgpt_serve.cluster.haproxy.limits import limit, wait_for_bodies
 from truthgpt_serve.cluster.haproxy.replaced import read_variables
 
@@ -95,7 +100,7 @@ def adapt(
         folder: Where the files of the answers are, and the routers' socket.
         direct: Whether requests go past the router where that is possible.
         affinity: Whether conversations stay on their replica; it needs `direct`.
-        known: The variables about conversations of the process that this one replaces.
+        known: What routers said to the process that this one replaces, by variable.
 
     Raises:
         UnknownConfigurationError: It is not what Ray 2.60 writes.
@@ -107,7 +112,7 @@ def adapt(
     answer(lines, folder)
     if root is not None:
         if direct:
-            send_direct(lines, folder)
+            send_direct(lines, folder, known or {})
             if affinity:
                 keep_conversations(lines, folder, known or {})
         wait_for_bodies(lines)
@@ -216,7 +221,7 @@ def _adapt_file(path: Path, binary: str, replaced: Path | None) -> str:
 
 
 def _read_known(path: Path, replaced: Path | None) -> dict[str, str]:
-    """Returns what the process that is replaced knows of conversations, if it answers.
+    """Returns what routers said to the process that is replaced, if it answers.
 
     Args:
         path: Ray's configuration.
@@ -225,7 +230,8 @@ def _read_known(path: Path, replaced: Path | None) -> dict[str, str]:
     if replaced is None:
         return {}
     try:
-        return read_variables(replaced, affinity_variables(path.read_text().splitlines()))
+        lines = path.read_text().splitlines()
+        return read_variables(replaced, [*direct_variables(lines), *affinity_variables(lines)])
     except (OSError, ValueError):  # the routers say it again within a second
         return {}
 

@@ -20,13 +20,13 @@ ANY = "any"
 """Stands for the queues of all models together."""
 
 
-def place_variable(queue: int | str) -> str:
+def place_variable(queue: str) -> str:
     """Returns the variable with the microseconds between two places of a queue."""
     return f"proc.place_{queue}"
 
 
 def refuse(
-    conditions: Sequence[str], page: str, queue: int | str, held: str, at_once: str = ""
+    conditions: Sequence[str], page: str, queue: str, held: str, at_once: str = ""
 ) -> list[str]:
     """Returns the rules that answer 429: at once, or held for a client that asked too early.
 
@@ -35,7 +35,7 @@ def refuse(
     Args:
         conditions: When; any one of HAProxy's, without `if`.
         page: The answer behind `status 429`, with `RETRY` in it.
-        queue: Which queue is full.
+        queue: Which queue is full, as it stands in names of variables.
         held: The variable that says how many requests the queue holds.
         at_once: When no answer is held; one of HAProxy's conditions.
     """
@@ -63,7 +63,7 @@ def refuse(
     ]
 
 
-def _promise(queue: int | str, held: str) -> dict[str, str]:
+def _promise(queue: str, held: str) -> dict[str, str]:
     """Returns what does as `queue_full.Promises` does, each action with its condition.
 
     `txn.retry` then has the seconds.

@@ -276,11 +276,11 @@ def test_the_map_has_the_models_with_plain_names(tmp_path: Path) -> None:
 def test_without_a_model_nothing_changes(tmp_path: Path) -> None:
     lines = ray_configuration(tmp_path, 1, {"/": 5}).read_text().splitlines()
     changed = list(lines)
-    send_direct(changed, tmp_path)
+    send_direct(changed, tmp_path, {})
     assert changed == lines
 
 
 def test_an_unknown_configuration_is_refused(tmp_path: Path) -> None:
     lines = ray_configuration(tmp_path, 1, {"/models/m": 2, "/": 5}).read_text().splitlines()
     with pytest.raises(UnknownConfigurationError):
-        send_direct([line for line in lines if not line.startswith("global")], tmp_path)
+        send_direct([line for line in lines if not line.startswith("global")], tmp_path, {})

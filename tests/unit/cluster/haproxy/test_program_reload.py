@@ -16,7 +16,7 @@ import pytest
 from tests.support.haproxy_process import LIMIT_S, Proxy, running
 from truthgpt_serve.cluster.haproxy import program as haproxy
 from truthgpt_serve.cluster.haproxy.affinity import Affinity, affinity_news
-from truthgpt_serve.cluster.haproxy.direct import NEWS_PATH, news_query
+from truthgpt_serve.cluster.haproxy.direct import MAX_BODY_BYTES, NEWS_PATH, news_query
 
 NUM_RELOADS = 3
 
@@ -83,6 +83,27 @@ def test_what_routers_said_of_conversations_stays(tmp_path: Path) -> None:
                 old = successors[-1].pid
                 wait_for(proxy, old)
                 assert [ask(proxy, name) for name in conversations] == first
+        finally:
+            for successor in successors:
+                successor.kill()
+                successor.wait(LIMIT_S)
+
+
+def test_requests_go_straight_to_models_while_the_only_router_is_away(tmp_path: Path) -> None:
+    with running(tmp_path) as proxy:
+        with proxy.over_socket() as router:
+            router.get(f"{NEWS_PATH}?{news_query(MAX_BODY_BYTES, {'m': 1})}")
+        proxy.router.refuse()
+        old, successors = proxy.pid, []
+        try:
+            for _ in range(2):
+                successors.append(replace(proxy, old))
+                old = successors[-1].pid
+                wait_for(proxy, old)
+                for model, by in (("m", "model"), ("an-adapter", "fallback")):
+                    with proxy.over_port() as client:
+                        answer = client.post("/v1/completions", json={"model": model})
+                    assert answer.json() == {"by": by}
         finally:
             for successor in successors:
                 successor.kill()
