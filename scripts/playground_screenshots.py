@@ -71,6 +71,7 @@ def main() -> None:
     ):
         with open_browser(width=900, height=height, dark=dark) as browser:
             browser.driver.get(options.url)
+            browser.wait("button[role=tab]", limit_s=300)  # its process may start
             browser.field("Model")
             take(browser)
             browser.driver.execute_script("document.activeElement.blur(); window.scrollTo(0, 0)")

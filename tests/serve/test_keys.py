@@ -519,7 +519,8 @@ def test_the_command_line(guarded: Guarded) -> None:
 def test_the_playground_keeps_the_key_of_a_tab(guarded: Guarded) -> None:
     with open_browser() as browser:
         browser.driver.get(f"{guarded.cluster.url}/ui/")
-        browser.wait(".tg-fault", "enter an API key at the top of the page")
+        needed = "enter an API key at the top of the page"
+        browser.wait(".tg-fault", needed, limit_s=300)  # its process starts
         browser.open("API key")
         browser.field("API key").send_keys(guarded.keys["team"])
         browser.until(lambda: browser.field("Model").get_attribute("value"), "a model")
@@ -531,7 +532,7 @@ def test_the_playground_keeps_the_key_of_a_tab(guarded: Guarded) -> None:
         assert guarded.keys["team"] not in browser.driver.page_source
         browser.driver.switch_to.new_window("tab")
         browser.driver.get(f"{guarded.cluster.url}/ui/")
-        browser.wait(".tg-fault", "enter an API key at the top of the page")
+        browser.wait(".tg-fault", needed)
         assert browser.driver.execute_script(KEPT) is None
 
 

@@ -22,22 +22,23 @@ def ray_configuration(
     Args:
         folder: Where it is written.
         port: Where HAProxy listens.
-        applications: By route prefix, the port of the one replica, or those of several.
+        applications: By route prefix, the port of the one replica, or those of several or none.
         fallback: Port of Ray's fallback proxy, or None for none.
     """
     backends = {}
     for prefix, given in applications.items():
         name = prefix.rpartition("/")[2] or "router"
-        first, *others = [given] if isinstance(given, int) else given
-        replicas = {f"{name}-replica": first}
-        replicas |= {f"{name}-replica-{port}": port for port in others}
+        ports = [given] if isinstance(given, int) else given
+        replicas = {
+            f"{name}-replica{f'-{port}' if at else ''}": port for at, port in enumerate(ports)
+        }
         backends[f"http-{name}"] = BackendConfig(
             name=f"http-{name}",
             path_prefix=prefix,
             app_name=name,
             servers=[
-                ServerConfig(name=name, host="127.0.0.1", port=port)
-                for name, port in replicas.items()
+                ServerConfig(name=replica, host="127.0.0.1", port=port)
+                for replica, port in replicas.items()
             ],
             fallback_server=None
             if fallback is None

@@ -88,9 +88,10 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in self.server.more_headers.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
-    do_POST = do_GET
+    do_POST = do_HEAD = do_GET
 
     def _read_body(self) -> None:
         self.rfile.read(int(self.headers.get("content-length") or 0))
@@ -120,6 +121,7 @@ class Proxy:
 
     Attributes:
         models: The replicas of the model `m`; the first is `model`.
+        playgrounds: Those of the playground.
     """
 
     port: int
@@ -129,6 +131,7 @@ class Proxy:
     model: Replica
     fallback: Replica
     models: tuple[Replica, ...] = ()
+    playgrounds: tuple[Replica, ...] = ()
 
     @property
     def url(self) -> str:
@@ -152,6 +155,7 @@ def running(
     *,
     env: Mapping[str, str] | None = None,
     num_replicas: int = 1,
+    num_playgrounds: int | None = None,
 ) -> Iterator[Proxy]:
     """Runs the program with the configuration that Ray writes, `change` applied to it.
 
@@ -160,15 +164,19 @@ def running(
         change: Changes Ray's text.
         env: Further variables.
         num_replicas: Replicas of the model; those after the first are `model-1` and so on.
+        num_playgrounds: Replicas of the playground `ui`, or None for no playground.
     """
     names = ["model", *(f"model-{number}" for number in range(1, num_replicas))]
-    replicas = [Replica(name) for name in ("router", "fallback", *names)]
-    router, fallback, *models = replicas
+    playgrounds = [Replica("ui") for _ in range(num_playgrounds or 0)]
+    replicas = [*(Replica(name) for name in ("router", "fallback", *names)), *playgrounds]
+    router, fallback, *models = replicas[: 2 + num_replicas]
     port = free_port()
     applications: dict[str, int | list[int]] = {
         "/models/m": [model.server_port for model in models],
         "/": router.server_port,
     }
+    if num_playgrounds is not None:
+        applications["/ui"] = [playground.server_port for playground in playgrounds]
     path = ray_configuration(folder, port, applications, fallback=fallback.server_port)
     text = path.read_text().replace(":9101", f":{free_port()}").replace(":8404", f":{free_port()}")
     path.write_text(change(text))
@@ -184,7 +192,10 @@ def running(
             except OSError:
                 assert time.monotonic() < deadline, "HAProxy does not start"
                 time.sleep(0.05)
-        yield Proxy(port, process.pid, folder, router, models[0], fallback, tuple(models))
+        yield Proxy(
+            port, process.pid, folder, router, models[0], fallback, tuple(models),
+            tuple(playgrounds),
+        )  # fmt: skip
     finally:
         process.kill()
         errors = process.communicate(timeout=LIMIT_S)[1].decode()

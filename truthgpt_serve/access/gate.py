@@ -12,13 +12,16 @@ from truthgpt_serve.access.credentials import HEADERS
 from truthgpt_serve.access.identity import ANONYMOUS, SCOPE_KEY, Identity
 from truthgpt_serve.access.key_ring import KeyRing
 from truthgpt_serve.access.meter import METERED_KEY, Meter, Metered
+from truthgpt_serve.cluster.haproxy.playground import START_PATH
 from truthgpt_serve.errors import AuthenticationError, ModelNotFoundError, TruthGPTError
 from truthgpt_serve.http.asgi import READS, Receive, Scope, Send, relative_path
 from truthgpt_serve.http.connection import Connection, refuse_websocket
 from truthgpt_serve.http.cors import Cors, is_preflight
 from truthgpt_serve.http.file_store import FILES_PATH
 
-OPEN_AT_SERVICE = frozenset(("/", "/health", "/ready", "/v2/health/live", "/v2/health/ready"))
+OPEN_AT_SERVICE = frozenset(
+    ("/", "/health", "/ready", "/v2/health/live", "/v2/health/ready", START_PATH)
+)
 """Routes of the router that need no key: they say whether it lives, and where its pages are."""
 OPEN_AT_MODEL = frozenset(("/health",))
 SERVER_ROUTES = frozenset(("/-/healthz", "/-/routes"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from truthgpt_serve.body_limits import MAX_BODY_BYTES, RECORDING_BYTES
 from truthgpt_serve.config.base import (
@@ -13,6 +13,7 @@ from truthgpt_serve.config.base import (
     PositiveNumber,
     Refusal,
     Section,
+    read_scientific,
     refuse,
     show_value,
 )
@@ -39,9 +40,10 @@ class PlaygroundConfig(Section):
     cpus: NonNegativeNumber = 0.1
     """CPU cores that Ray reserves. It bounds nothing; with 0 the playground always finds room."""
 
-    keep_s: NonNegativeNumber | None = 600
+    keep_s: Annotated[float, Field(ge=30), BeforeValidator(read_scientific)] | None = 600
     """Seconds that the playground's process stays after the last page was closed. There is none
-    before the first visit, which starts it: that saves 100 MB. Null keeps it always."""
+    before the first visit, which starts it: that saves 100 MB. Null keeps it always. Serve learns
+    of open pages within some 20 s; with less it would end while one is open."""
 
     max_ongoing_requests: Annotated[int, Field(ge=16, le=65536)] = 512
     """Requests at the same time. An open page holds two: one that says it is open, one for news."""

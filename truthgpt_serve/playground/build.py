@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 from fastapi import FastAPI
 
+from truthgpt_serve.cluster.haproxy.playground import MOUNT
 from truthgpt_serve.config.playground import PlaygroundConfig
 from truthgpt_serve.playground import fields, fragments
 from truthgpt_serve.playground.client import ServiceClient, ServiceFault
@@ -23,7 +24,6 @@ from truthgpt_serve.playground.running import Running
 from truthgpt_serve.playground.sessions import Sessions
 from truthgpt_serve.playground.uploads import Uploads
 
-MOUNT = "/ui"
 TITLE = "TruthGPT Serve playground"
 QUEUE_PERIOD_S = 0.02
 """How often Gradio's queue is looked at; by itself every millisecond, 3 % of a core when idle."""

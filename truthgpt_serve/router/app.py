@@ -97,6 +97,7 @@ class RouterApp(Front):
             self.directory,
             self._backend_info,
             self._fetch_metrics,
+            self._pool.fetch,
             files,
             UsageRoute(fetch_usage),
         )
@@ -142,6 +143,7 @@ class RouterApp(Front):
 
     async def stop(self) -> None:
         """Ends what follows them, and the connections."""
+        await self._routes.start_page.stop()
         await self._backend_info.stop()
         await self.directory.stop()
         self._pool.close()

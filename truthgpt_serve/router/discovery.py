@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
+from truthgpt_serve.cluster.haproxy.playground import MOUNT
 from truthgpt_serve.cluster.state import ApplicationState, ServeState
 from truthgpt_serve.errors import ModelNotFoundError, UnavailableError
 from truthgpt_serve.router.model_entry import (
@@ -25,7 +26,6 @@ from truthgpt_serve.router.model_entry import (
 logger = logging.getLogger(__name__)
 
 MODELS_PREFIX = "/models/"
-PLAYGROUND_PREFIX = "/ui"
 ROUTES_PERIOD_S = 1.0
 """How often the proxy's route table is read."""
 STATE_PERIOD_S = 10.0
@@ -63,7 +63,7 @@ class ModelDirectory:
         self._states: dict[str, ApplicationState] = {}
         self._ran: set[str] = set()
         self._clashes: frozenset[Clash] = frozenset()
-        self._has_playground = False
+        self._playground: ApplicationState | None = None
         self._routes = b""
         self._refreshed_at_s = float("-inf")
         self._refreshing: asyncio.Task[None] | None = None
@@ -100,11 +100,11 @@ class ModelDirectory:
         """Returns the model's name where there is one only, else None."""
         return self._only
 
-    async def find_playground(self) -> bool:
-        """Returns whether the playground runs or would start, by news not older than a second."""
+    async def find_playground(self) -> ApplicationState | None:
+        """Returns the playground, by news not older than a second; None where there is none."""
         with contextlib.suppress(Exception):  # then by what was last known
             await self.refresh(max_age_s=MIN_REFRESH_PERIOD_S)
-        return self._has_playground
+        return self._playground
 
     @property
     def loaded(self) -> bool:
@@ -273,11 +273,8 @@ class ModelDirectory:
         models = [model_entry(app, has_run=name in self._ran) for name, app in states.items()]
         entries, clashes = entries_by_name(models)
         self._log_clashes(clashes)
-        self._has_playground = any(
-            app.route_prefix == PLAYGROUND_PREFIX
-            and (app.num_running_replicas or app.status == "RUNNING")
-            for app in state.applications.values()
-        )
+        applications = state.applications.values()
+        self._playground = next((one for one in applications if one.route_prefix == MOUNT), None)
         self._log_waiting(states)
         self._entries, self._states = entries, states
         names = [entry.name for entry in entries.values() if entry.is_model and not entry.deleted]

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from truthgpt_serve.access.identity import ANONYMOUS, Identity
+from truthgpt_serve.cluster.haproxy.playground import START_PATH
 from truthgpt_serve.cluster.state import ApplicationState
 from truthgpt_serve.errors import MethodError, MissingFileError, ModelNotFoundError
 from truthgpt_serve.http.asgi import Send, send_bytes, send_json
@@ -21,6 +22,7 @@ from truthgpt_serve.router.discovery import ModelDirectory
 from truthgpt_serve.router.model_entry import ModelEntry
 from truthgpt_serve.router.open_inference import OpenInferenceRoutes
 from truthgpt_serve.router.openapi import docs_html, openapi_json
+from truthgpt_serve.router.start_page import StartPage
 from truthgpt_serve.router.usage import PATH as USAGE_PATH
 from truthgpt_serve.router.usage import UsageRoute
 
@@ -41,6 +43,7 @@ class RouterRoutes:
         directory: The models.
         backend_info: The backend info of models.
         fetch_metrics: Returns the metrics of this node.
+        wake: Asks the playground for a path; it answers once it has started.
         files: Where models put results that clients fetch by address, or None.
         usage: Says what the keys used.
     """
@@ -50,6 +53,7 @@ class RouterRoutes:
         directory: ModelDirectory,
         backend_info: BackendInfo,
         fetch_metrics: Callable[[], Awaitable[bytes]],
+        wake: Callable[[bytes], Awaitable[object]],
         files: FileStore | None = None,
         usage: UsageRoute | None = None,
     ) -> None:
@@ -59,12 +63,14 @@ class RouterRoutes:
         self._files = files
         self._usage = usage or UsageRoute(None)
         self._open_inference = OpenInferenceRoutes(directory)
+        self.start_page = StartPage(directory.find_playground, wake)
         self._routes: dict[str, Handler] = {
             "/health": self._health,
             "/metrics": self._metrics,
             "/openapi.json": _openapi,
             "/docs": _docs,
             "/": self._home,
+            START_PATH: self.start_page.answer,
         }
 
     def find(
@@ -100,7 +106,11 @@ class RouterRoutes:
         return handler
 
     async def _home(self, send: Send) -> None:
-        location = b"/ui/" if await self._directory.find_playground() else b"/docs"
+        playground = await self._directory.find_playground()
+        would_start = playground and (
+            playground.num_running_replicas or playground.status == "RUNNING"
+        )
+        location = b"/ui/" if would_start else b"/docs"
         headers = [(b"location", location), (b"content-length", b"0")]
         await send({"type": "http.response.start", "status": 307, "headers": headers})
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -28,3 +28,14 @@ def test_a_password_in_an_address_is_not_shown() -> None:
     with pytest.raises(ConfigError, match="is not the address of a service") as caught:
         load_playground_args({"base_url": "http://user:hunter2@models example"}, place="ui")
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [0, 29.9])
+def test_a_process_that_would_end_while_a_page_is_open_is_refused(given: float) -> None:
+    with pytest.raises(ConfigError, match=f"ui: keep_s: must be at least 30, not {given}"):
+        load_playground_args({"keep_s": given}, place="ui")
+
+
+@pytest.mark.parametrize("given", [30, None])
+def test_how_long_the_process_stays(given: float | None) -> None:
+    assert load_playground_args({"keep_s": given}, place="ui").keep_s == given

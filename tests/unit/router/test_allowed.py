@@ -76,7 +76,7 @@ async def test_routes_of_the_router(directory: ModelDirectory) -> None:
         async def send(message: Message) -> None:
             sent.append(message)
 
-        routes = RouterRoutes(directory, BackendInfo(directory, fetch), fetch)
+        routes = RouterRoutes(directory, BackendInfo(directory, fetch), fetch, fetch)
         handler = routes.find("GET", path, identity)
         assert handler is not None
         await handler(send)

@@ -26,7 +26,7 @@ async def get(directory: ModelDirectory, path: str) -> tuple[int, dict[bytes, by
     async def send(message: Message) -> None:
         sent.append(message)
 
-    page = RouterRoutes(directory, BackendInfo(directory, fetch), fetch).find("GET", path)
+    page = RouterRoutes(directory, BackendInfo(directory, fetch), fetch, fetch).find("GET", path)
     assert page is not None
     await page(send)
     headers = dict(sent[0]["headers"])

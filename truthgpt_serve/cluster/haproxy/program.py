@@ -19,6 +19,7 @@ HAProxy.
   (`limits`).
 - Requests go straight to their model where HAProxy can read which it is (`direct`).
 - A conversation stays on one replica of its model (`affinity`).
+- A page for visitors of the playground while its process starts (`playground`).
 - No port beside the service's own, and an admin socket for this user alone (`access`).
 """
 
@@ -58,6 +59,7 @@ from truthgpt_serve.cluster.haproxy.direct import (
     write_map,
 )
 from truthgpt_serve.cluster.haproxy.limits import limit, wait_for_bodies
+from truthgpt_serve.cluster.haproxy.playground import show_start
 from truthgpt_serve.cluster.haproxy.replaced import read_variables
 
 BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
@@ -115,6 +117,7 @@ def adapt(
             send_direct(lines, folder, known or {})
             if affinity:
                 keep_conversations(lines, folder, known or {})
+        show_start(lines)
         wait_for_bodies(lines)
     _retry_reads(lines)
     _drop_unreadable(lines)
