@@ -23,6 +23,8 @@ from truthgpt_serve.server.text.tools.template_form import Apply, find_form, tak
 logger = logging.getLogger(__name__)
 _PACKAGES = {"cohere_command3": "cohere_melody"}
 """Packages that some of vLLM's parsers need."""
+_OWN_TOKENIZER = frozenset(("mistral",))
+"""Parsers of thoughts that want another tokenizer than transformers'."""
 
 
 def choose_parsers(cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,13 +87,19 @@ def _choose(apply: Apply, tokenizer: Any) -> dict[str, Any]:
     if form is not None and form.name in known and _has_parts(form, tokenizer):
         chosen["tool_call_parser"] = form.name
     reasoning = find_reasoning(apply, tokenizer.get_vocab())
-    if reasoning is not None:
-        chosen["reasoning_parser"] = reasoning
+    if reasoning is not None and reasoning.name not in ("", *_OWN_TOKENIZER):
+        if _has_package(reasoning.name):
+            chosen["reasoning_parser"] = reasoning.name
     return chosen
+
+
+def _has_package(name: str) -> bool:
+    package = _PACKAGES.get(name)
+    return package is None or importlib.util.find_spec(package) is not None
 
 
 def _has_parts(form: Form, tokenizer: Any) -> bool:
     """Returns whether the package and the tokens are there without which vLLM's parser raises."""
-    if (package := _PACKAGES.get(form.name)) and importlib.util.find_spec(package) is None:
+    if not _has_package(form.name):
         return False
     return not form.needs_tokens or {form.begin, form.end} - {""} <= tokenizer.get_vocab().keys()

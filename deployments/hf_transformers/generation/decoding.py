@@ -1,7 +1,7 @@
-"""Turns tokens into text, without special tokens but for those that mark calls of tools.
+"""Turns tokens into text, without special tokens but for those that mark calls and thoughts.
 
-Some models write special tokens around calls, such as Mistral's `[TOOL_CALLS]`: without them
-nothing tells a call from text.
+Some models write special tokens around calls, such as Mistral's `[TOOL_CALLS]`, and around what
+they think: without them nothing tells these from text.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-from truthgpt_serve.server.text.tools.prompt import ToolTemplate
+from truthgpt_serve.server.text.tokenizer import Tokenizer
 
 MAX_REMEMBERED = 1 << 18
 """Most texts of single tokens that are kept."""
@@ -54,13 +54,13 @@ class TextDecoder:
 
 
 def _kept(tokenizer: Any) -> frozenset[int]:
-    """Returns the special tokens among the marks of the template's calls."""
+    """Returns the special tokens among the marks of the template's calls and thoughts."""
     if getattr(tokenizer, "chat_template", None) is None:
         return frozenset()
-    tooling = ToolTemplate(tokenizer.apply_chat_template)
-    if not tooling.takes_tools:
-        return frozenset()
-    marks = tooling.form.marks
+    known = Tokenizer(tokenizer)
+    marks = known.tooling.form.marks if known.tooling.takes_tools else frozenset()
+    if (thinking := known.reasoning) is not None:
+        marks |= {thinking.begin, thinking.end}
     added = getattr(tokenizer, "added_tokens_decoder", {})
     return frozenset(
         number for number, token in added.items() if token.special and token.content in marks

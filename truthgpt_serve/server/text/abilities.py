@@ -56,7 +56,9 @@ def check_abilities(
     if (grammar := request.grammar) is not None and not abilities.takes_constraint:
         what = "answers in plain text only: nothing can bind its answers to a form"
         raise _cannot(grammar.param, what, "takes_constraint")
-    if request.thinking_token_budget is not None and not abilities.takes_thoughts:
+    thinking = None if request.thinking_token_budget is None else tokenizer.reasoning
+    is_unbound = not abilities.takes_thoughts or (thinking is not None and not thinking.binds)
+    if request.thinking_token_budget is not None and is_unbound:
         raise _cannot("thinking_token_budget", "has no bound on thoughts", "takes_thoughts")
     if request.logit_bias and not abilities.takes_logit_bias:
         raise _cannot("logit_bias", "changes no logits", "takes_logit_bias")

@@ -1,14 +1,42 @@
-"""Tells what a model thinks from what it answers, by the marks `<think>` and `</think>`."""
+"""Tells what a model thinks from what it answers, by marks such as `<think>` and `</think>`."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import NamedTuple
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple
 
+from truthgpt_serve.server.text.tools.harmony import CHANNEL, END, MESSAGE, START
 from truthgpt_serve.server.text.tools.template_form import Apply
 
-THINK, THOUGHT = "<think>", "</think>"
-_BEGUN, _OPTIONAL = "deepseek_r1", "qwen3"
+
+class Thinking(NamedTuple):
+    """How a model marks its thoughts.
+
+    Attributes:
+        name: In the words of vLLM's parsers, empty where it has none.
+        begin: The token before thoughts.
+        end: The token behind them.
+        title: A word behind the first.
+        binds: Whether what binds an answer can begin behind them.
+    """
+
+    name: str
+    begin: str = "<think>"
+    end: str = "</think>"
+    title: str = ""
+    binds: bool = True
+
+
+_BEGUN, _OPTIONAL = Thinking("deepseek_r1"), Thinking("qwen3")
+_HARMONY = Thinking("openai_gptoss", CHANNEL, END, binds=False)
+_OTHERS = (
+    Thinking("seed_oss", "<seed:think>", "</seed:think>"),
+    Thinking("mistral", "[THINK]", "[/THINK]"),
+    Thinking("cohere_command3", "<|START_THINKING|>", "<|END_THINKING|>"),
+    Thinking("gemma4", "<|channel>", "<channel|>", "thought"),
+    Thinking("", "<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
+)
+"""Those whose marks mean nothing else: a template that has them is that of a model that thinks."""
 
 
 class Pieces(NamedTuple):
@@ -23,8 +51,8 @@ class Pieces(NamedTuple):
     said: str = ""
 
 
-def find_reasoning(apply: Apply, vocabulary: Collection[str]) -> str | None:
-    """Returns how the answers of a model with this template think, in the names of vLLM's parsers.
+def find_reasoning(apply: Apply, vocabulary: Collection[str]) -> Thinking | None:
+    """Returns how the answers of a model with this template think.
 
     DeepSeek-R1's template has the answer begin within the thoughts; Qwen3's writes empty ones if
     `enable_thinking` is false.
@@ -33,14 +61,44 @@ def find_reasoning(apply: Apply, vocabulary: Collection[str]) -> str | None:
         apply: The tokenizer's `apply_chat_template`; its errors are passed on.
         vocabulary: Its tokens: the marks are words like others where they are none of them.
     """
-    if not (THINK in vocabulary and THOUGHT in vocabulary):
-        return None
     chat = [{"role": "user", "content": "x"}]
+    begun = _try(apply, chat, add_generation_prompt=True).rstrip()
+    if CHANNEL in vocabulary and MESSAGE in vocabulary and begun.endswith(f"{START}assistant"):
+        return _HARMONY
+    for one in _OTHERS:
+        if one.begin in vocabulary and one.end in vocabulary:
+            return one if any(one.begin in text for text in _renderings(apply)) else None
+    if not (_BEGUN.begin in vocabulary and _BEGUN.end in vocabulary):
+        return None
     begun = str(apply(chat, tokenize=False, add_generation_prompt=True))
-    if begun.rstrip().endswith(THINK):
+    if begun.rstrip().endswith(_BEGUN.begin):
         return _BEGUN
     off = apply(chat, tokenize=False, add_generation_prompt=True, enable_thinking=False)
-    return _OPTIONAL if THOUGHT not in begun and str(off).rstrip().endswith(THOUGHT) else None
+    is_empty = _BEGUN.end not in begun and str(off).rstrip().endswith(_BEGUN.end)
+    return _OPTIONAL if is_empty else None
+
+
+def _renderings(apply: Apply) -> Iterator[str]:
+    """Yields chats as a template writes them that may show how the model thinks."""
+    user = {"role": "user", "content": "x"}
+    thought = dict.fromkeys(("reasoning_content", "reasoning", "thinking", "thoughts"), "y")
+    parts = [{"type": "thinking", "thinking": "y"}, {"type": "text", "text": "z"}]
+    answers: list[dict[str, Any]] = [
+        {"role": "assistant", "content": "z", **thought},
+        {"role": "assistant", "content": parts},
+        {"role": "assistant", "content": {"blocks": [{"type": "thoughts", "text": "y"}]}},
+    ]
+    for options in ({}, {"enable_thinking": False}, {"enable_thinking": True}):
+        yield _try(apply, [user], add_generation_prompt=True, **options)
+    for answer in answers:
+        yield _try(apply, [user, answer])
+
+
+def _try(apply: Apply, messages: list[dict[str, Any]], **options: Any) -> str:
+    try:
+        return str(apply(messages, tokenize=False, **options))
+    except Exception:  # templates raise what they like about what they do not take
+        return ""
 
 
 class ThoughtSplitter:
@@ -48,13 +106,16 @@ class ThoughtSplitter:
 
     Args:
         prompt: The prompt, which may have begun the thoughts.
+        thinking: How the model marks them.
     """
 
-    def __init__(self, prompt: str) -> None:
-        self._mark = THOUGHT if prompt.rstrip().endswith(THINK) else THINK
+    def __init__(self, prompt: str, thinking: Thinking = _BEGUN) -> None:
+        self._begin, self._end_mark = thinking.begin, thinking.end
+        self._title = thinking.title
+        self._is_begun = prompt.rstrip().endswith(self._begin)
         self._held = ""
         self._over = False
-        self._trim = self._mark == THOUGHT  # the line break behind a mark is none's
+        self._trim = self._is_begun  # the line break behind a mark is none's
 
     def feed(self, text: str) -> Pieces:
         """Takes the text that follows; returns what is certain by now."""
@@ -62,13 +123,13 @@ class ThoughtSplitter:
             return Pieces(said=text)
         self._held += text
         thought = ""
-        if self._mark == THINK:
+        if not (self._is_begun or self._over):
             begin = self._held.lstrip()
-            if not begin.startswith(THINK):
-                if THINK.startswith(begin):
+            if not begin.startswith(self._begin):
+                if self._begin.startswith(begin):
                     return Pieces()
                 return self._end()
-            self._mark, self._trim, self._held = THOUGHT, True, begin[len(THINK) :]
+            self._is_begun, self._trim, self._held = True, True, begin[len(self._begin) :]
         if not self._over:
             thought = self._think()
         return Pieces(thought, self._say() if self._over else "")
@@ -76,8 +137,9 @@ class ThoughtSplitter:
     def finish(self) -> Pieces:
         """Returns what was held back, at the end of the answer."""
         held, self._held = self._held, ""
-        is_thought = self._mark == THOUGHT and not self._over
-        return Pieces(thought=held) if is_thought else Pieces(said=held)
+        if self._is_begun and self._title.startswith(held):
+            return Pieces()
+        return Pieces(thought=held) if self._is_begun and not self._over else Pieces(said=held)
 
     def _end(self) -> Pieces:
         held, self._held = self._held, ""
@@ -85,15 +147,20 @@ class ThoughtSplitter:
         return Pieces(said=held)
 
     def _think(self) -> str:
-        held = self._held.lstrip("\n") if self._trim else self._held
+        if self._title and self._title.startswith(self._held):
+            return ""
+        held = self._held.removeprefix(self._title)
+        self._title = ""
+        held = held.lstrip("\n") if self._trim else held
         self._trim = self._trim and not held
-        text, found, behind = held.partition(THOUGHT)
+        text, found, behind = held.partition(self._end_mark)
         if found:
             self._over = self._trim = True
             self._held = behind
             return text.rstrip("\n")
-        sizes = range(min(len(THOUGHT) - 1, len(held)), 0, -1)
-        keep = next((size for size in sizes if held.endswith(THOUGHT[:size])), 0)
+        mark = self._end_mark
+        sizes = range(min(len(mark) - 1, len(held)), 0, -1)
+        keep = next((size for size in sizes if held.endswith(mark[:size])), 0)
         text = held[: len(held) - keep].rstrip("\n")
         self._held = held[len(text) :]
         return text

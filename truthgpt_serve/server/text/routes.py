@@ -152,8 +152,9 @@ class TextRoutes:
 
     async def _binding(self, request: ChatRequest | CompletionRequest) -> Binding:
         """Returns what binds the answers of a request."""
-        use = request.tool_use
+        use, thinking = request.tool_use, self.tokenizer.reasoning
         thinks = self._thinks(request) and self.abilities.takes_thoughts and not request.goes_on
+        thinks = thinks and thinking is not None and thinking.binds
         if use is not None and use.is_forced:
             after = await self._forced(use, is_begun=False) if thinks else None
             if after is not None:

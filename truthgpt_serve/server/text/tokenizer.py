@@ -10,7 +10,7 @@ from typing import Any
 from truthgpt_serve.errors import ContextLengthError, RequestError, UnsupportedError
 from truthgpt_serve.server.text.chat_template import ChatTemplate
 from truthgpt_serve.server.text.messages import ChatMessage
-from truthgpt_serve.server.text.reasoning import THINK, THOUGHT, find_reasoning
+from truthgpt_serve.server.text.reasoning import Thinking, find_reasoning
 from truthgpt_serve.server.text.tools.prompt import ToolTemplate
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Tokenizer:
         return self._decode is not None
 
     @cached_property
-    def reasoning(self) -> str | None:
+    def reasoning(self) -> Thinking | None:
         """How its answers think before they answer, as `find_reasoning` says, or None."""
         get = getattr(self._tokenizer, "get_vocab", None)
         if self._template is None or not callable(get):
@@ -78,11 +78,9 @@ class Tokenizer:
         except Exception:  # templates raise what they like
             return None
 
-    @cached_property
-    def thought_ids(self) -> tuple[int, int]:
-        """The tokens that begin and end thoughts, where `reasoning` is some."""
-        vocabulary = self._tokenizer.get_vocab()
-        return int(vocabulary[THINK]), int(vocabulary[THOUGHT])
+    def token_id(self, text: str) -> int:
+        """Returns the number of a token that the vocabulary has."""
+        return int(self._tokenizer.get_vocab()[text])
 
     @cached_property
     def infilling(self) -> tuple[str, str, str] | None:

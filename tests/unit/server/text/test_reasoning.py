@@ -9,11 +9,13 @@ from typing import Any
 import anthropic
 import openai
 import pytest
+import transformers
 
+from deployments.vllm.tiny_model import make_tiny_llama
 from tests.support.sample_models import Base, spec_of
 from tests.support.servers import serve_asgi
 from truthgpt_serve.server import create_app
-from truthgpt_serve.server.text.reasoning import ThoughtSplitter
+from truthgpt_serve.server.text.reasoning import Thinking, ThoughtSplitter, find_reasoning
 
 HI: Any = [{"role": "user", "content": "Hi"}]
 CASES = {
@@ -40,6 +42,60 @@ def test_splitting(prompt: str, text: str, thought: str, said: str, size: int) -
     pieces.append(splitter.finish())
     assert "".join(piece.thought for piece in pieces) == thought
     assert "".join(piece.said for piece in pieces) == said
+
+
+GEMMA = Thinking("gemma4", "<|channel>", "<channel|>", "thought")
+MARKED = {
+    "a title": ("a", "<|channel>thought\nHm.\n<channel|>Yes.", "Hm.", "Yes."),
+    "a title and nothing": ("a", "<|channel>thought<channel|>Yes.", "", "Yes."),
+    "no title": ("a", "<|channel>Hm.<channel|>Yes.", "Hm.", "Yes."),
+    "cut off": ("a", "<|channel>thou", "", ""),
+    "none": ("a", "Yes <|channel>no", "", "Yes <|channel>no"),
+}
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 100])
+@pytest.mark.parametrize(("prompt", "text", "thought", "said"), MARKED.values(), ids=MARKED)
+def test_other_marks(prompt: str, text: str, thought: str, said: str, size: int) -> None:
+    splitter = ThoughtSplitter(prompt, GEMMA)
+    pieces = [splitter.feed(text[at : at + size]) for at in range(0, len(text), size)]
+    pieces.append(splitter.finish())
+    assert "".join(piece.thought for piece in pieces) == thought
+    assert "".join(piece.said for piece in pieces) == said
+
+
+PLAIN = "{%- for message in messages %}{{- message.content }}{%- endfor %}"
+THINKS = """{%%- for message in messages %%}
+{%%- if message.reasoning_content %%}{{- '%s' + message.reasoning_content }}{%%- endif %%}
+{{- message.content }}{%%- endfor %%}"""
+HARMONY_END = PLAIN + "{%- if add_generation_prompt %}{{- '<|start|>assistant' }}{%- endif %}"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "template", "name"),
+    [
+        (("<seed:think>", "</seed:think>"), THINKS % "<seed:think>", "seed_oss"),
+        (("<seed:think>", "</seed:think>"), PLAIN, None),
+        (("<seed:think>",), THINKS % "<seed:think>", None),
+        (("[THINK]", "[/THINK]"), THINKS % "[THINK]", "mistral"),
+        (("<|channel>", "<channel|>"), THINKS % "<|channel>thought\n", "gemma4"),
+        (("<|inner_prefix|>", "<|inner_suffix|>"), THINKS % "<|inner_prefix|>", ""),
+        (("<|channel|>", "<|message|>"), HARMONY_END, "openai_gptoss"),
+        (("<|channel|>", "<|message|>"), PLAIN, None),
+    ],
+)
+def test_how_a_template_thinks(
+    words: Any, tokens: tuple[str, ...], template: str, name: str | None
+) -> None:
+    words.chat_template = template
+    found = find_reasoning(words.apply_chat_template, tokens)
+    assert (None if found is None else found.name) == name
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = make_tiny_llama(tmp_path_factory.mktemp("text"))
+    return transformers.AutoTokenizer.from_pretrained(folder)
 
 
 class Tokens:

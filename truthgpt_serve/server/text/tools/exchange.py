@@ -6,10 +6,11 @@ import os
 from typing import Any
 
 from truthgpt_serve.server.text.codec import TextExchange
-from truthgpt_serve.server.text.reasoning import THINK, THOUGHT, ThoughtSplitter
+from truthgpt_serve.server.text.reasoning import Thinking, ThoughtSplitter
 from truthgpt_serve.server.text.response import Usage
 from truthgpt_serve.server.text.tools.form import Form
-from truthgpt_serve.server.text.tools.json_call import Delta
+from truthgpt_serve.server.text.tools.harmony import FINAL, HARMONY, HarmonyReader
+from truthgpt_serve.server.text.tools.json_call import MAX_HELD_CALL, Delta
 from truthgpt_serve.server.text.tools.parser import CallParser
 from truthgpt_serve.server.text.tools.request import ToolUse
 
@@ -29,7 +30,15 @@ class ToolExchange(TextExchange):
         kwargs: Likewise.
     """
 
-    __slots__ = ("_calls", "_parser", "_pending", "_splitter", "_thinks_first", "_use")
+    __slots__ = (
+        "_calls",
+        "_is_harmony",
+        "_parser",
+        "_pending",
+        "_splitter",
+        "_thinks_first",
+        "_use",
+    )
 
     def __init__(
         self, use: ToolUse | None, *args: Any, thinks_first: bool = False, **kwargs: Any
@@ -40,19 +49,30 @@ class ToolExchange(TextExchange):
         self._calls: list[dict[str, Any]] = []
         self._pending: list[Delta] = []
         self._splitter: ThoughtSplitter | None = None
-        self._parser: CallParser | None = None
-        if use is not None:
-            form, is_bound = self._tokenizer.tooling.form, self._constraint is not None
+        form, is_bound = self._tokenizer.tooling.form, self._constraint is not None
+        self._is_harmony = form.name == HARMONY
+        self._parser: CallParser | HarmonyReader | None = None
+        if use is not None or self._is_harmony:
             self._parser = make_parser(form, use, is_bound=is_bound)
 
     def _render(self) -> str:
         """Returns the prompt; a call that must be made is begun in it."""
         use, request = self._use, self._request
         if use is None:
-            return super()._render()
-        prompt = self._tokenizer.render(request.messages or [], use.tools, goes_on=request.goes_on)
-        is_begun = use.is_forced and not self._thinks_first
-        return prompt + self._opening(use) if is_begun else prompt
+            prompt = super()._render()
+        else:
+            messages = request.messages or []
+            prompt = self._tokenizer.render(messages, use.tools, goes_on=request.goes_on)
+            if use.is_forced and not self._thinks_first:
+                return prompt + self._opening(use)
+        return prompt + FINAL if self._is_final and not request.goes_on else prompt
+
+    @property
+    def _is_final(self) -> bool:
+        """Whether the answer begins as one of gpt-oss's behind its thoughts."""
+        is_bound = self._constraint is not None or self._request.goes_on
+        is_forced = self._use is not None and self._use.is_forced
+        return self._is_harmony and is_bound and not is_forced
 
     def _opening(self, use: ToolUse) -> str:
         """Returns how an answer that must be a call begins."""
@@ -68,24 +88,30 @@ class ToolExchange(TextExchange):
                 self._pending = self._parser.expect(use.name)
             else:
                 self._pending = self._parser.feed(self._opening(use))
+        if self._is_harmony and self._parser is not None:
+            self._pending += self._parser.feed(FINAL) if self._is_final else ()
+            return inputs
         # What goes on has no thoughts, nor what is bound to a form from its beginning.
         bound = self._constraint is not None and not self._thinks_first
-        if self._tokenizer.reasoning is None or bound or is_forced or self._request.goes_on:
+        thinking = self._tokenizer.reasoning
+        if thinking is None or bound or is_forced or self._request.goes_on:
             return inputs
-        self._splitter = ThoughtSplitter(str(self._prompt.given))
+        self._splitter = ThoughtSplitter(str(self._prompt.given), thinking)
         budget = self._request.thinking_token_budget
         if self._thinks_first or budget is not None:
-            thoughts = self._thoughts(str(self._prompt.given).rstrip(), budget)
+            thoughts = self._thoughts(thinking, str(self._prompt.given).rstrip(), budget)
             inputs |= {} if thoughts is None else {"thoughts": thoughts}
         return inputs
 
-    def _thoughts(self, prompt: str, budget: int | None) -> dict[str, Any] | None:
+    def _thoughts(
+        self, thinking: Thinking, prompt: str, budget: int | None
+    ) -> dict[str, Any] | None:
         """Returns what a class is told of thoughts; None where the prompt has ended them."""
-        if prompt.endswith(THOUGHT):
+        if prompt.endswith(thinking.end):
             return None
-        begin, end = self._tokenizer.thought_ids
+        begin, end = map(self._tokenizer.token_id, (thinking.begin, thinking.end))
         most = int(self._prompt.max_new_tokens * SHARE) if budget is None else budget
-        begun = prompt.endswith(THINK)
+        begun = prompt.endswith(thinking.begin)
         return {"begin_id": begin, "end_id": end, "max_tokens": most, "is_begun": begun}
 
     def _read(self, text: str) -> list[Delta]:
@@ -104,7 +130,9 @@ class ToolExchange(TextExchange):
         if self._splitter is not None:
             thought, said = self._splitter.finish()
             deltas = [*_thoughts(thought), *self._read_said(said)]
-        return [*deltas, *(self._parser.finish() if self._parser is not None else ())]
+        if self._parser is None:
+            return deltas
+        return [*deltas, *self._parser.finish(cut=self._finish_reason == "length")]
 
     def _choice(self, text: str, usage: Usage | None, logprobs: Any) -> dict[str, Any]:
         deltas = [*self._pending, *self._read(text), *self._finish()]
@@ -178,8 +206,13 @@ class ToolExchange(TextExchange):
         return "tool_calls" if self._calls and reason == "stop" else reason
 
 
-def make_parser(form: Form, use: ToolUse, *, is_bound: bool = False) -> CallParser:
+def make_parser(
+    form: Form, use: ToolUse | None, *, is_bound: bool = False
+) -> CallParser | HarmonyReader:
     """Returns what reads the calls of one answer; see `CallParser`."""
+    if use is None or form.name == HARMONY:
+        max_held = 0 if is_bound else MAX_HELD_CALL
+        return HarmonyReader(use.schemas if use is not None else (), max_held=max_held)
     return CallParser(form, use.schemas, single=use.single, is_bound=is_bound)
 
 

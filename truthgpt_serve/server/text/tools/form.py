@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+CALLED, KEY, VALUE = "QxCalledZ", "qxkey", "QxValueZ"
+"""A function that is called in a rendered conversation, a parameter's name and its value."""
+
 
 @dataclass(frozen=True, slots=True)
 class Form:
@@ -22,6 +25,7 @@ class Form:
         tail: What stands between the arguments and `end`.
         is_list: Whether those objects stand in a list.
         named: Finds the name before the arguments: `name`, and `id` where the model writes one.
+        begun: Finds what may still become that, where a bracket stands in front of the name.
         inner: Other marks of calls, which may be special tokens.
         behind: The mark behind each call, where `end` is that behind all of them.
         needs_tokens: Whether vLLM's parser wants `begin` and `end` to be one token each.
@@ -39,6 +43,7 @@ class Form:
     tail: str = "}"
     is_list: bool = False
     named: re.Pattern[str] | None = None
+    begun: re.Pattern[str] | None = None
     inner: tuple[str, ...] = ()
     behind: str = ""
     needs_tokens: bool = False

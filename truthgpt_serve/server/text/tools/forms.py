@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import re
 
-from truthgpt_serve.server.text.tools.form import Form
-from truthgpt_serve.server.text.tools.tagged_call import DSML
+from truthgpt_serve.server.text.tools.form import CALLED, KEY, VALUE, Form
+from truthgpt_serve.server.text.tools.harmony import (
+    CHANNEL,
+    CONSTRAIN,
+    END,
+    FUNCTIONS,
+    HARMONY,
+    MESSAGE,
+    START,
+)
+from truthgpt_serve.server.text.tools.tagged_forms import TAGGED
 
-CALLED, KEY, VALUE = "QxCalledZ", "qxkey", "QxValueZ"
-"""A function that is called in a rendered conversation, a parameter's name and its value."""
 HERMES = Form("hermes", "<tool_call>", "</tool_call>")
 _MISTRAL_NAMED = re.compile(
     r"\s*+(?P<name>[\w.-]++)(?:\[CALL_ID\]\w*+)?\s*+(?:\[ARGS\]\s*+)?(?=\{)"
@@ -46,69 +53,7 @@ DEEPSEEK_V31 = Form(
 )
 FORMS = (
     (re.compile(r"<tool_call>\s*\{"), HERMES),
-    (
-        re.compile(r"<tool_call>\s*<function="),
-        Form(
-            "qwen3_coder",
-            "<tool_call>",
-            "</tool_call>",
-            arguments="",
-            head="\n<function={name}>\n",
-            tail="\n</function>\n",
-            style="qwen_xml",
-        ),
-    ),
-    (
-        re.compile(rf"<tool_call>\s*{CALLED}\s*<arg_key>"),
-        Form(
-            "glm45",
-            "<tool_call>",
-            "</tool_call>",
-            arguments="",
-            head="{name}\n",
-            tail="\n",
-            style="glm_xml",
-        ),
-    ),
-    (
-        re.compile(r"<seed:tool_call>\s*<function="),
-        Form(
-            "seed_oss",
-            "<seed:tool_call>",
-            "</seed:tool_call>",
-            arguments="",
-            head="\n<function={name}>\n",
-            tail="\n</function>\n",
-            needs_tokens=True,
-            style="qwen_xml",
-        ),
-    ),
-    (
-        re.compile(r"<minimax:tool_call>\s*<invoke name="),
-        Form(
-            "minimax_m2",
-            "<minimax:tool_call>",
-            "</minimax:tool_call>",
-            arguments="",
-            head='\n<invoke name="{name}">\n',
-            tail="\n</invoke>\n",
-            needs_tokens=True,
-            style="minimax_xml",
-        ),
-    ),
-    (
-        re.compile(rf'<{DSML}invoke name="{CALLED}">'),
-        Form(
-            "deepseek_v32",
-            f"<{DSML}function_calls>",
-            f"</{DSML}function_calls>",
-            arguments="",
-            head=f'\n<{DSML}invoke name="{{name}}">\n',
-            tail=f"\n</{DSML}invoke>\n",
-            needs_tokens=True,
-            style="deepseek_xml",
-        ),
-    ),
+    *TAGGED,
     (
         re.compile(rf'"tool_call_id"\s*:\s*"\d+"\s*,\s*"tool_name"\s*:\s*"{CALLED}"'),
         Form(
@@ -206,6 +151,62 @@ FORMS = (
     (
         re.compile(r"<tool_calls>\s*\[\s*\{"),
         Form("tool_calls", "<tool_calls>", "</tool_calls>", is_list=True),
+    ),
+    (
+        re.compile(r"<TOOLCALL>\s*\[\s*\{"),
+        Form("nemotron_json", "<TOOLCALL>", "</TOOLCALL>", is_list=True),
+    ),
+    (
+        re.compile(rf'<\|tools_prefix\|>\s*\[\s*\{{\s*"{CALLED}"\s*:'),
+        Form(
+            "apertus",
+            "<|tools_prefix|>",
+            "<|tools_suffix|>",
+            head='[{"{name}": ',
+            tail="}]",
+            named=re.compile(r'\s*+\{\s*+"(?P<name>[\w.-]++)"\s*+:\s*+(?=\{)'),
+            begun=re.compile(r'\{\s*+(?:"[\w.-]*+(?:"\s*+(?::\s*+)?)?)?\Z'),
+        ),
+    ),
+    (
+        re.compile(rf"<function={CALLED}>\s*\{{"),
+        Form(
+            "functionary",
+            "<function=",
+            head="{name}>",
+            tail="</function>",
+            named=re.compile(r"(?P<name>[\w.:-]++)>\s*+(?=\{)"),
+            behind="</function>",
+        ),
+    ),
+    (
+        re.compile(rf'function call<\|role_sep\|>\s*\{{\s*"name"\s*:\s*"{CALLED}"'),
+        Form("gigachat3", "function call<|role_sep|>\n", inner=("<|role_sep|>",)),
+    ),
+    (
+        re.compile(rf'<\|function_call\|>\s*\{{\s*"name"\s*:\s*"{CALLED}"'),
+        Form("gigachat3", "<|function_call|>"),
+    ),
+    (
+        re.compile(rf'Action:\s*```json\s*\[\s*\{{\s*"tool_name"\s*:\s*"{CALLED}"'),
+        Form(
+            "command_r",
+            "Action:\n```json",
+            "```",
+            arguments="parameters",
+            head='\n[\n    {"tool_name": "{name}", "parameters": ',
+            tail="}\n]\n",
+        ),
+    ),
+    (
+        re.compile(rf"to={FUNCTIONS}{CALLED}<\|channel\|>"),
+        Form(
+            HARMONY,
+            f" to={FUNCTIONS}",
+            head=f"{{name}}{CHANNEL}commentary {CONSTRAIN}json{MESSAGE}",
+            tail="",
+            inner=(START, CHANNEL, MESSAGE, END, CONSTRAIN),
+        ),
     ),
     (
         re.compile(r"<\|tool_call\|>\s*\[\s*\{"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from truthgpt_serve.server.text.tools.json_call import MAX_CALL, MAX_HEAD, Delta
+from truthgpt_serve.server.text.tools.json_call import MAX_CALL, MAX_HEAD, Delta, without_begun
 
 _HEAD = re.compile(r"\s*+(?:call)?:([\w.-]++)(?=\{)")
 _HEAD_BEGUN = re.compile(r"\s*+(?:c|ca|cal|(?:call)?(?::[\w.-]*+)?)?\Z")
@@ -60,6 +60,18 @@ class GemmaCall:
         elif end >= 0:
             return self._take(end)
         return []
+
+    def cut(self) -> list[Delta]:
+        """Returns the call at the end of a cut answer, with what came of its arguments."""
+        if not self._name or self.is_none or self.ended:
+            return []
+        text, begun = self.text[self._first :], ""
+        if self.text.startswith(self._quote, self._at):
+            text = self.text[self._first : self._at]
+            begun = self.text[self._at + len(self._quote) :]
+            begun = _encode(without_begun(begun, self._quote))[:-1]
+        arguments = self._as_json(without_begun(text, self._quote)) + begun
+        return [Delta(name=self._name), Delta(arguments=arguments)]
 
     def _leave(self, at: int, *, is_none: bool) -> None:
         self.is_none, self.ended = is_none, not is_none

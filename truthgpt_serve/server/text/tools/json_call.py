@@ -211,6 +211,15 @@ class JsonCall:
         self.text += "}"
         return self._take_whole()
 
+    def cut(self) -> list[Delta]:
+        """Returns the call at the end of an answer that was cut, with what came of its arguments.
+
+        There is none where nothing came of them, or not even the name.
+        """
+        if self.begun or self.is_none or not self.text[max(0, self._first) :].strip():
+            return []
+        return [self._say(self._name), *self._more()] if self._first >= 0 else []
+
     def _take_whole(self) -> list[Delta]:
         """Returns the call, or nothing where it is none."""
         value = _decode(self.text)
@@ -231,6 +240,12 @@ class JsonCall:
         if self._first > 0 and name == self._name:
             return [self._say(self._name), *self._more()]
         return [self._say(str(name)), Delta(arguments=text)]
+
+
+def without_begun(text: str, mark: str) -> str:
+    """Returns a text without the beginning of a mark at its end."""
+    sizes = range(min(len(mark) - 1, len(text)), 0, -1)
+    return next((text[:-size] for size in sizes if text.endswith(mark[:size])), text)
 
 
 def _decode(text: str) -> Any:

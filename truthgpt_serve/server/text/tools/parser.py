@@ -89,8 +89,12 @@ class CallParser:
                 pass
         return deltas
 
-    def finish(self) -> list[Delta]:
-        """Returns what was held back, at the end of the answer."""
+    def finish(self, *, cut: bool = False) -> list[Delta]:
+        """Returns what was held back, at the end of the answer.
+
+        Args:
+            cut: Whether its limit cut the answer: then a last call has what came of its arguments.
+        """
         deltas: list[Delta] = []
         held, call, self._held, self._call = self._held, self._call, "", None
         if self.done:
@@ -98,6 +102,8 @@ class CallParser:
         if isinstance(call, JsonCall) and (last := call.close()):
             self.num_calls += 1
             return last
+        if call is not None and cut and not call.begun and (last := call.cut()):
+            return self._within_most(last)
         if call is not None:
             held = "" if call.begun else call.text + held
         elif self.num_calls and not (self._frame + held).strip(_FRAME):
@@ -105,6 +111,16 @@ class CallParser:
         elif self._is_behind and any(mark.startswith(held) for mark in self._marks()):
             return deltas  # the mark behind the call was cut off
         self._say_text(held, deltas)
+        return deltas
+
+    def _within_most(self, given: list[Delta]) -> list[Delta]:
+        """Returns the deltas of calls up to the most that may be read."""
+        deltas = []
+        for delta in given:
+            if delta.name and self.num_calls >= self._most:
+                break
+            self.num_calls += bool(delta.name)
+            deltas.append(delta)
         return deltas
 
     def _marks(self) -> tuple[str, ...]:
@@ -155,7 +171,8 @@ class CallParser:
     def _find_call(self, deltas: list[Delta]) -> bool:
         """Looks for the next call behind a mark or a call."""
         form = self._form
-        held = self._held.lstrip(_FRAME.replace("[", "") if form.begin[:1] == "[" else _FRAME)
+        first = {mark[0] for mark in self._marks()}
+        held = self._held.lstrip("".join(one for one in _FRAME if one not in first))
         size = len(self._held) - len(held)
         self._frame, self._held = self._frame + self._held[:size], held
         if len(self._frame) > MAX_HELD:
@@ -171,6 +188,8 @@ class CallParser:
         if held[0] in _FRAME:
             self._frame, self._held = self._frame + held[0], held[1:]
             return True
+        if form.begun is not None and len(held) < MAX_HELD and form.begun.match(held):
+            return False
         if self._begin_call(held):
             return True
         if form.named is not None and len(held) < MAX_HELD and "{" not in held:
@@ -238,11 +257,7 @@ class CallParser:
 
     def _read_call(self, call: Call, deltas: list[Delta]) -> bool:
         held, self._held = self._held, ""
-        for delta in call.feed(held):
-            if delta.name and self.num_calls >= self._most:
-                break
-            self.num_calls += bool(delta.name)
-            deltas.append(delta)
+        deltas += self._within_most(call.feed(held))
         self._held = call.unread
         if call.is_none:
             self._call, self._marked = None, False

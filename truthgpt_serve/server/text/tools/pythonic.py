@@ -17,6 +17,10 @@ from truthgpt_serve.server.text.tools.json_call import Delta
 MAX_LIST = 1 << 17
 """Characters of a list that are read; a longer one is text."""
 MAX_HEAD = 512
+MAX_CUT_TRIED, MAX_CUT = 16, 8192
+"""Commas at which the arguments of a cut call are tried to end, and its length for that."""
+MAX_CUT_CALLS = 128
+_BETWEEN = " \t\r\n,"
 _HEAD = re.compile(r"\s*+(?:\[\s*+)?([A-Za-z_][\w.\-]*+)\s*+\(")
 _HEAD_BEGUN = re.compile(r"\s*+(?:\[\s*+)?(?:[A-Za-z_][\w.\-]*+\s*+)?\Z")
 _UNREADABLE = (SyntaxError, ValueError, TypeError, OverflowError, RecursionError, MemoryError)
@@ -59,6 +63,22 @@ class PythonCalls:
         elif end is not None:
             return self._take(at)
         return []
+
+    def cut(self) -> list[Delta]:
+        """Returns the calls at the end of a cut answer, the last one as far as it came."""
+        if not self._is_known or self.is_none or self.ended:
+            return []
+        text = self.text.lstrip().removeprefix("[")
+        calls, rest = _split_cut(text)
+        deltas = [
+            delta
+            for name, arguments in calls
+            for delta in (Delta(name=name), Delta(arguments=arguments))
+        ]
+        head = _HEAD.match(rest, 0, MAX_HEAD)
+        if head is not None and head[1] in self._names:
+            deltas += [Delta(name=head[1]), Delta(arguments=_cut_arguments(rest))]
+        return deltas if all(name in self._names for name, _ in calls) else []
 
     def _leave(self, at: int, *, is_none: bool) -> None:
         self.is_none, self.ended = is_none, not is_none
@@ -105,6 +125,33 @@ class _ListEnd:
                 if self._depth <= 0:
                     return at
         return None
+
+
+def _split_cut(text: str) -> tuple[list[tuple[str, str]], str]:
+    """Returns the whole calls of a list that was cut, and what stands behind them."""
+    calls: list[tuple[str, str]] = []
+    while len(calls) < MAX_CUT_CALLS and (end := _ListEnd().find_in(text)) is not None:
+        try:
+            calls += _read_calls(text[:end])
+        except _UNREADABLE:
+            break
+        text = text[end:].lstrip(_BETWEEN)
+    return calls, text
+
+
+def _cut_arguments(call: str) -> str:
+    """Returns the beginning of a call's arguments as JSON, up to the last one that is whole."""
+    at = len(call) if len(call) <= MAX_CUT else 0
+    for _ in range(MAX_CUT_TRIED):
+        at = call.rfind(",", 0, at)
+        if at < 0:
+            break
+        try:
+            [(_, arguments)] = _read_calls(f"{call[:at]})")
+        except _UNREADABLE:
+            continue
+        return arguments[:-1]
+    return "{"
 
 
 def _read_calls(text: str) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from truthgpt_serve.server.text.tools.json_call import MAX_CALL, MAX_HEAD, Delta
+from truthgpt_serve.server.text.tools.json_call import MAX_CALL, MAX_HEAD, Delta, without_begun
 from truthgpt_serve.server.text.tools.tagged_value import read_value
 
 DSML = "\N{FULLWIDTH VERTICAL LINE}DSML\N{FULLWIDTH VERTICAL LINE}"
@@ -25,7 +25,7 @@ _NAME_BEGUN = re.compile(r"\s*+(?:[\w.-]++\s*+(?:<[\w/]*+)?)?\Z")
 _SPACE = re.compile(r"\s*+")
 _SECTION_ENDS = (
     *("</tool_call>", "</seed:tool_call>", "</minimax:tool_call>"),
-    f"</{DSML}function_calls>",
+    *(f"</{DSML}{name}>" for name in ("function_calls", "tool_calls")),
 )
 """Marks behind calls, which models write where they forget the end of the last one."""
 
@@ -103,6 +103,19 @@ class TaggedCall:
         pairs = [f"{_encode(key)}: {_encode(value)}" for key, value in self._pairs.items()]
         return [Delta(name=self._name), Delta(arguments="{" + ", ".join(pairs) + "}")]
 
+    def cut(self) -> list[Delta]:
+        """Returns the call at the end of a cut answer, with what came of its arguments."""
+        if not self._name or self.is_none or self.ended:
+            return []
+        pairs = [f"{_encode(key)}: {_encode(value)}" for key, value in self._pairs.items()]
+        if self._open is not None:
+            text = without_begun(self.text[self._open.end() :], self._kind.closing)
+            key, schema = self._open[1].strip(), self._schemas.get(self._name, {})
+            value = read_value(text.removeprefix("\n"), schema, key)
+            begun = _encode(value)[:-1] if isinstance(value, str) else text.strip()
+            pairs.append(f"{_encode(key)}: {begun}")
+        return [Delta(name=self._name), Delta(arguments="{" + ", ".join(pairs))]
+
     def _begin(self) -> None:
         text = self.text
         head = _FUNCTION.match(text, 0, MAX_HEAD)
@@ -153,7 +166,9 @@ class TaggedCall:
         if end < 0:
             self._searched = max(opening.end(), len(self.text) - len(closing))
             return False
-        text = self.text[opening.end() : end].removeprefix("\n").removesuffix("\n")
+        text = self.text[opening.end() : end]
+        if text.startswith("\n"):
+            text = text[1:].removesuffix("\n")
         key, is_text = opening[1].strip(), opening.groupdict().get("text")
         schema = self._schemas.get(self._name, {})
         self._pairs[key] = read_value(text, schema, key, is_text=is_text == "true")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ _KINDS: dict[type, tuple[str, ...]] = {
 _BRANCHES = ("anyOf", "oneOf")
 _DEEPEST = 8
 _SPACE = " \t\r\n"
+MAX_LITERAL = 1 << 14
+"""Characters of a value that is read as Python's."""
 
 
 @dataclass(slots=True)
@@ -66,9 +69,21 @@ def read_value(text: str, schema: Mapping[str, Any], key: str, *, is_text: bool 
     try:
         value = msgspec.json.decode(bare)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return _as_text(text, wanted)
+        found = _as_python(bare, wanted) if "string" not in wanted.kinds else None
+        return _as_text(text, wanted) if found is None else found
     is_known = not wanted.kinds or not wanted.kinds.isdisjoint(_KINDS[type(value)])
     return _as_text(text, wanted) if "string" in wanted.kinds and not is_known else value
+
+
+def _as_python(text: str, wanted: _Wanted) -> Any:
+    """Returns a value as Python writes it, as some templates do, or None where it is not wanted."""
+    if len(text) > MAX_LITERAL:
+        return None
+    try:
+        value = msgspec.json.decode(msgspec.json.encode(ast.literal_eval(text)))
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError, msgspec.MsgspecError):
+        return None
+    return value if not wanted.kinds.isdisjoint(_KINDS[type(value)]) else None
 
 
 def _as_text(text: str, wanted: _Wanted) -> str:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from truthgpt_serve.server.text.tools.form import Form
-from truthgpt_serve.server.text.tools.forms import CALLED, FORMS, KEY, VALUE
+from truthgpt_serve.server.text.tools.form import CALLED, KEY, VALUE, Form
+from truthgpt_serve.server.text.tools.forms import FORMS
 
 Apply = Callable[..., Any]
 """A tokenizer's `apply_chat_template`."""

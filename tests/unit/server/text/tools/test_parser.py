@@ -13,11 +13,14 @@ from tests.support.tool_answers import read_answer, read_pieces
 from truthgpt_serve.server.text.tools.exchange import make_parser
 from truthgpt_serve.server.text.tools.form import Form
 from truthgpt_serve.server.text.tools.forms import ANY, FORMS, HERMES
+from truthgpt_serve.server.text.tools.harmony import HARMONY
 from truthgpt_serve.server.text.tools.json_call import MAX_HELD_CALL
 from truthgpt_serve.server.text.tools.parser import MAX_CALLS, MAX_HELD, CallParser
 from truthgpt_serve.server.text.tools.request import ToolUse
+from truthgpt_serve.server.text.tools.tagged_call import DSML
 
 BY_NAME = {form.name: form for _, form in FORMS}
+READ = [form for form in BY_NAME.values() if form.name != HARMONY]
 SCHEMAS: dict[str, Any] = {
     "add": {"properties": {"a": {"type": "integer"}, "s": {"type": "string"}}},
     "sub": {},
@@ -113,6 +116,64 @@ CASES: dict[str, tuple[Form, str, str, list[list[str]]]] = {
         'add{"a": 1}',
         "",
         [["add", '{"a": 1}']],
+    ),
+    "apertus": (
+        BY_NAME["apertus"],
+        'Ok.<|tools_prefix|>[{"add": {"a": 1, "s": "}]"}}, {"sub": {}}]<|tools_suffix|>',
+        "Ok.",
+        [["add", '{"a": 1, "s": "}]"}'], ["sub", "{}"]],
+    ),
+    "apertus, in the usual form": (
+        BY_NAME["apertus"],
+        f"<|tools_prefix|>[{ADD}]<|tools_suffix|>",
+        "",
+        [["add", '{"a": 1}']],
+    ),
+    "apertus, no call": (
+        BY_NAME["apertus"],
+        '<|tools_prefix|>[{"a b": {}}]<|tools_suffix|>',
+        '<|tools_prefix|>[{"a b": {}}]<|tools_suffix|>',
+        [],
+    ),
+    "functionary": (
+        BY_NAME["functionary"],
+        'Ok. <function=add>{"a": 1, "s": "</function>"}</function><function=sub>{}</function>',
+        "Ok.",
+        [["add", '{"a": 1, "s": "</function>"}'], ["sub", "{}"]],
+    ),
+    "functionary, no call": (
+        BY_NAME["functionary"],
+        "a <function=add> b {",
+        "a <function=add> b {",
+        [],
+    ),
+    "command_r": (
+        BY_NAME["command_r"],
+        'Plan: I add.\nAction:\n```json\n[\n    {\n        "tool_name": "add",\n'
+        '        "parameters": {\n            "a": 1\n        }\n    },\n    {\n'
+        '        "tool_name": "sub",\n        "parameters": {}\n    }\n]```',
+        "Plan: I add.",
+        [["add", '{\n            "a": 1\n        }'], ["sub", "{}"]],
+    ),
+    "gigachat3": (
+        BY_NAME["gigachat3"],
+        f"Ok.<|function_call|>{ADD}",
+        "Ok.",
+        [["add", '{"a": 1}']],
+    ),
+    "nemotron_json": (
+        BY_NAME["nemotron_json"],
+        f'Ok.\n<TOOLCALL>[{ADD}, {{"name": "sub", "arguments": {{}}}}]</TOOLCALL>',
+        "Ok.",
+        [["add", '{"a": 1}'], ["sub", "{}"]],
+    ),
+    "deepseek_v4": (
+        BY_NAME["deepseek_v4"],
+        f'Ok.\n\n<{DSML}tool_calls>\n<{DSML}invoke name="add">\n'
+        f'<{DSML}parameter name="a" string="false">1</{DSML}parameter>\n</{DSML}invoke>\n'
+        f'<{DSML}invoke name="sub">\n</{DSML}invoke>\n</{DSML}tool_calls>',
+        "Ok.",
+        [["add", '{"a": 1}'], ["sub", "{}"]],
     ),
     "llama3_json": (
         BY_NAME["llama3_json"],
@@ -426,7 +487,7 @@ def test_one_call_only() -> None:
     )
 
 
-@pytest.mark.parametrize("form", [form for form in BY_NAME.values() if form.arguments])
+@pytest.mark.parametrize("form", [form for form in READ if form.arguments])
 def test_an_answer_that_the_prompt_begins(form: Form) -> None:
     for rest in ("", "}", "}]", f"}}\n{form.end}\n"):
         parser = CallParser(form, SCHEMAS)
@@ -494,3 +555,75 @@ def test_white_space_is_given_when_it_is_too_long_to_hold(begin: str) -> None:
     text = begin + " " * (3 * MAX_HELD)
     for size in (1, 7, len(text)):
         assert read(ANY, text, size) == (text, [])
+
+
+QWEN = BY_NAME["qwen3_coder"]
+CUT: dict[str, tuple[Form, str, str, list[list[str]]]] = {
+    "hermes": (
+        HERMES,
+        f'Ok. <tool_call>{ADD}</tool_call><tool_call>{{"name": "sub", "arguments": {{"s": "x',
+        "Ok.",
+        [["add", '{"a": 1}'], ["sub", '{"s": "x']],
+    ),
+    "hermes, before the arguments": (
+        HERMES,
+        '<tool_call>{"name": "sub", "argu',
+        '<tool_call>{"name": "sub", "argu',
+        [],
+    ),
+    "qwen3_coder": (
+        QWEN,
+        "<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n<parameter=s>\nx\ny</para",
+        "",
+        [["add", '{"a": 1, "s": "x\\ny']],
+    ),
+    "qwen3_coder, before the arguments": (
+        QWEN,
+        "<tool_call>\n<function=add>\n<par",
+        "",
+        [["add", "{"]],
+    ),
+    "glm45": (
+        GLM,
+        "<tool_call>add\n<arg_key>a</arg_key>\n<arg_value>[1",
+        "",
+        [["add", '{"a": "[1']],
+    ),
+    "gemma4": (
+        BY_NAME["gemma4"],
+        '<|tool_call>call:add{a:1,s:<|"|>x {y<|"',
+        "",
+        [["add", '{"a":1,"s":"x {y']],
+    ),
+    "pythonic": (
+        BY_NAME["pythonic"],
+        '[add(a=1, s="x, (y"), sub(), add(a=[1, 2], s="x',
+        "",
+        [["add", '{"a":1,"s":"x, (y"}'], ["sub", "{}"], ["add", '{"a":[1,2]']],
+    ),
+    "apertus": (
+        BY_NAME["apertus"],
+        '<|tools_prefix|>[{"add": {"s": "x',
+        "",
+        [["add", '{"s": "x']],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CUT)
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_an_answer_that_its_limit_cut(case: str, size: int) -> None:
+    form, text, said, calls = CUT[case]
+    parser = CallParser(form, SCHEMAS)
+    pieces = [text[at : at + size] for at in range(0, len(text), size)]
+    deltas = [delta for group in map(parser.feed, pieces) for delta in group]
+    deltas += parser.finish(cut=True)
+    assert "".join(delta.text for delta in deltas) == said
+    found: list[list[str]] = []
+    for delta in deltas:
+        if delta.name:
+            found.append([delta.name, ""])
+        if delta.arguments:
+            found[-1][1] += delta.arguments
+    assert found == calls
+    assert parser.num_calls == len(calls)

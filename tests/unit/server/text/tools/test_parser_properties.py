@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from tests.support.tool_answers import read_pieces
 from truthgpt_serve.server.text.tools.form import Form
 from truthgpt_serve.server.text.tools.forms import ANY, FORMS, HERMES, PYTHONIC
+from truthgpt_serve.server.text.tools.harmony import HARMONY
 from truthgpt_serve.server.text.tools.parser import CallParser
 
 ALL = list({form.name: form for form in (*(form for _, form in FORMS), HERMES, ANY)}.values())
+ALL = [form for form in ALL if form.name != HARMONY]
 SCHEMAS: dict[str, Any] = {
     "add": {"properties": {"a": {"type": "integer"}, "s": {"type": "string"}}},
     "sub": {},
@@ -101,3 +103,13 @@ def test_a_call_and_text_around_it(form: Form) -> None:
     )
     assert (said.split(), [name for name, _ in calls]) == ([*before.split(), "Two", "{}."], ["add"])
     assert json.loads(calls[0][1]) == {"s": "x"}
+
+
+@pytest.mark.parametrize("form", ALL, ids=lambda form: form.name)
+def test_every_cut_of_a_call(form: Form) -> None:
+    for end in range(len(whole := call_of(form, "x"))):
+        parser = CallParser(form, SCHEMAS)
+        deltas = [*parser.feed(whole[:end]), *parser.finish(cut=True)]
+        names = [delta.name for delta in deltas if delta.name]
+        text = "".join(delta.text for delta in deltas)
+        assert (names, text) in ((["add"], ""), ([], whole[:end]))

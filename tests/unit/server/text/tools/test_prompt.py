@@ -62,6 +62,23 @@ CALLS = {
 {{{{- call.function.name + '">\\n' }}}}{{%- for key, value in call.function.arguments.items() %}}
 {{{{- '<{DSML}parameter name="' + key + '" string="true">' + value + '</{DSML}parameter>\\n' }}}}
 {{%- endfor %}}{{{{- '</{DSML}invoke>\\n</{DSML}function_calls>' }}}}""",
+    "deepseek_v4": f"""{{{{- '<{DSML}tool_calls>\\n<{DSML}invoke name="' }}}}
+{{{{- call.function.name + '">\\n' }}}}{{%- for key, value in call.function.arguments.items() %}}
+{{{{- '<{DSML}parameter name="' + key + '" string="true">' + value + '</{DSML}parameter>\\n' }}}}
+{{%- endfor %}}{{{{- '</{DSML}invoke>\\n</{DSML}tool_calls>' }}}}""",
+    "nemotron_json": """{{- '<TOOLCALL>[{"name": "' + call.function.name + '", "arguments": ' }}
+{{- call.function.arguments | tojson }}{{- '}]</TOOLCALL>' }}""",
+    "apertus": """{{- '<|tools_prefix|>[{"' + call.function.name + '": ' }}
+{{- call.function.arguments | tojson + '}]<|tools_suffix|>' }}""",
+    "functionary": """{{- '<function=' + call.function.name + '>' }}
+{{- call.function.arguments | tojson + '</function>' }}""",
+    "gigachat3": """{{- 'function call<|role_sep|>\\n{"name": "' + call.function.name }}
+{{- '", "arguments": ' + call.function.arguments | tojson + '}' }}""",
+    "command_r": """{{- 'Action:\\n```json\\n[\\n    {\\n        "tool_name": "' }}
+{{- call.function.name + '",\\n        "parameters": ' }}
+{{- call.function.arguments | tojson }}{{- '\\n    }\\n]```' }}""",
+    "openai": """{{- '<|start|>assistant to=functions.' + call.function.name }}
+{{- '<|channel|>commentary json<|message|>' + call.function.arguments | tojson + '<|call|>' }}""",
     "cohere_command3": """{{- '<|START_ACTION|>[\\n    {"tool_call_id": "0", "tool_name": "' }}
 {{- call.function.name + '", "parameters": ' + call.function.arguments | tojson }}
 {{- '}\\n]<|END_ACTION|>' }}""",

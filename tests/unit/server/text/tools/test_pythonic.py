@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests.support.tool_answers import read_answer
-from truthgpt_serve.server.text.tools.forms import FORMS, KEY
+from truthgpt_serve.server.text.tools.form import KEY
+from truthgpt_serve.server.text.tools.forms import FORMS
 from truthgpt_serve.server.text.tools.parser import CallParser
 from truthgpt_serve.server.text.tools.pythonic import MAX_LIST
 from truthgpt_serve.server.text.tools.template_form import find_form
