@@ -87,9 +87,9 @@ def _choose(apply: Apply, tokenizer: Any) -> dict[str, Any]:
     if form is not None and form.name in known and _has_parts(form, tokenizer):
         chosen["tool_call_parser"] = form.name
     reasoning = find_reasoning(apply, tokenizer.get_vocab())
-    if reasoning is not None and reasoning.name not in ("", *_OWN_TOKENIZER):
-        if _has_package(reasoning.name):
-            chosen["reasoning_parser"] = reasoning.name
+    name = "" if reasoning is None else reasoning.name
+    if name not in ("", *_OWN_TOKENIZER) and _has_package(name):
+        chosen["reasoning_parser"] = name
     return chosen
 
 

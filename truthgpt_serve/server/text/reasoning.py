@@ -66,8 +66,9 @@ def find_reasoning(apply: Apply, vocabulary: Collection[str]) -> Thinking | None
     if CHANNEL in vocabulary and MESSAGE in vocabulary and begun.endswith(f"{START}assistant"):
         return _HARMONY
     for one in _OTHERS:
-        if one.begin in vocabulary and one.end in vocabulary:
-            return one if any(one.begin in text for text in _renderings(apply)) else None
+        is_known = one.begin in vocabulary and one.end in vocabulary
+        if is_known and any(one.begin in text for text in _renderings(apply)):
+            return one
     if not (_BEGUN.begin in vocabulary and _BEGUN.end in vocabulary):
         return None
     begun = str(apply(chat, tokenize=False, add_generation_prompt=True))

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.reasoning import ReasoningParserManager
+from vllm.tokenizers import get_tokenizer
 
 from deployments.vllm.parsers import choose_parsers
 from deployments.vllm.tiny_model import make_tiny_llama
@@ -20,6 +23,7 @@ MAY_THINK = (
 {%- endif %}{%- endif %}"""
 )
 
+SHOWS = CHAT.replace("message.content", "(message.reasoning_content or '') + message.content")
 TOOLS = "{%- if tools %}{{- tools | tojson }}{%- endif %}"
 CALLS = """{%%- for message in messages %%}{%%- for call in message.tool_calls or [] %%}
 {{- %s }}{%%- endfor %%}{{- message.content or '' }}{%%- endfor %%}"""
@@ -35,7 +39,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = make_tiny_llama(tmp_path_factory.mktemp("made"))
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.add_tokens(["<think>", "</think>", "<seed:think>", "</seed:think>"])
+    tokenizer.add_tokens(["<|channel>", "<channel|>"])
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -96,3 +101,17 @@ def test_a_parser_is_chosen_only_where_vllm_can_build_it(
     tokenizer.save_pretrained(folder)
     ToolParserManager.get_tool_parser(parser)(tokenizer)
     assert choose(folder, chat_template=template)["tool_call_parser"] == parser
+
+
+@pytest.mark.parametrize(
+    ("mark", "name"), [("<seed:think>", "seed_oss"), ("<|channel>thought\\n", "gemma4")]
+)
+def test_parsers_of_other_thoughts(weights: Path, mark: str, name: str) -> None:
+    template = SHOWS.replace("{{- message.role", f"{{{{- '{mark}' + message.role")
+    assert choose(weights, chat_template=template) == {"reasoning_parser": name}
+    tokenizer = get_tokenizer(str(weights))
+    parser = ReasoningParserManager.get_reasoning_parser(name)(tokenizer)
+    text = mark.replace("\\n", "\n") + "Hm.</seed:think>Yes." if name == "seed_oss" else ""
+    text = text or "<|channel>thought\nHm.<channel|>Yes."
+    request = ChatCompletionRequest(model="m", messages=[{"role": "user", "content": "Hi"}])
+    assert parser.extract_reasoning(text, request)[0] == "Hm."

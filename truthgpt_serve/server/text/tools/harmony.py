@@ -29,6 +29,10 @@ MAX_HEAD = 512
 """Characters of a message's head; one that is longer is text."""
 
 
+def _begins_head(text: str) -> bool:
+    return any(mark.startswith(text[: len(mark)]) for mark in _HEADS)
+
+
 class HarmonyReader:
     """Splits one answer into thoughts, text and a call, the same in pieces of every size.
 
@@ -81,7 +85,7 @@ class HarmonyReader:
                 return last
             if not call.begun:
                 self._say(call.text + held, deltas)
-        elif not self._in_head or (self._is_first and not any(mark.startswith(held[: len(mark)]) for mark in _HEADS)):
+        elif not self._in_head or (self._is_first and not _begins_head(held)):
             self._say(held, deltas)
         return deltas
 
