@@ -2,17 +2,20 @@
 
 Templates differ in what they know: many leave tool calls, or the role `tool` or `developer`, out
 without a word, and some want the arguments of a call as an object, others as a text. So a chat with
-such messages is rendered once more with marks in their place, and each mark must come out.
+such messages is rendered once more with marks in their place, and each mark must come out; where
+one does not, the messages are tried in other shapes.
 """
 
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 from truthgpt_serve.errors import RequestError, UnsupportedError
 from truthgpt_serve.server.text.messages import ChatMessage, dump_arguments, parse_arguments
+from truthgpt_serve.server.text.tools.chat_shapes import PLANS, SHAPES
 
 MARK = f"Qx{os.urandom(4).hex()}"
 """Begins every mark; new in each process, so that no client can write one."""
@@ -68,18 +71,31 @@ class ChatTemplate:
     def _render_rare(self, messages: list[ChatMessage]) -> str:
         """Renders a chat with messages that not every template knows."""
         developer = self._developer(messages)
-        missing = ""
-        for form in _FORMS:
-            changed = [_with_role(form(message), developer) for message in messages]
-            found = self._find_missing(changed)
-            if not found:
-                return self._call(changed)
-            missing = missing or found
-        raise UnsupportedError(
-            f"the chat template of this model leaves out `{missing}`, or cannot read it: leave it "
-            "out of the messages, or use a model whose template has it",
-            param=missing,
-        )
+        first: RequestError | None = None
+        for shape in SHAPES:
+            shaped = shape(messages)
+            if first is not None and shaped == messages:
+                continue
+            for form in _FORMS:
+                changed = [_with_role(form(message), developer) for message in shaped]
+                try:
+                    self._check_whole(changed)
+                    return self._call(changed)
+                except RequestError as error:
+                    first = first or error
+                    if not isinstance(error, UnsupportedError):
+                        break
+        assert first is not None  # the first shape is tried
+        raise first
+
+    def _check_whole(self, messages: list[ChatMessage]) -> None:
+        """Raises UnsupportedError where the template leaves out what a message says."""
+        if missing := self._find_missing(messages):
+            raise UnsupportedError(
+                f"the chat template of this model leaves out `{missing}`, or cannot read it: "
+                "leave it out of the messages, or use a model whose template has it",
+                param=missing,
+            )
 
     def _developer(self, messages: list[ChatMessage]) -> str:
         """Returns the role by which the template knows what OpenAI calls the developer."""
@@ -99,11 +115,9 @@ class ChatTemplate:
         try:
             text = self._call(marked)
         except RequestError as error:
-            if type(error.__cause__).__name__ != _UNDEFINED:
+            if type(error.__cause__).__name__ == _RAISED:
                 return ""  # a template that looks so closely says by itself what it does not take
             return next(iter(marks.values()))  # it wants another form
-        except (TypeError, ValueError, KeyError):
-            return next(iter(marks.values()))
         for mark, place in marks.items():
             if mark not in text:
                 return place
@@ -117,11 +131,19 @@ class ChatTemplate:
             begins = self._begins_answer
             return str(self._apply(messages, tokenize=False, add_generation_prompt=begins))
         except Exception as error:
-            if type(error).__name__ not in ("TemplateError", _UNDEFINED):
+            if not _is_of_template(error):
                 raise
             raise RequestError(
                 f"the chat template refuses the messages: {error}", param="messages"
             ) from error
+
+
+def _is_of_template(error: Exception) -> bool:
+    """Returns whether Jinja raised an error, or the code of a template did."""
+    if any(kind.__name__ == _RAISED for kind in type(error).__mro__):
+        return True
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_code.co_filename == _TEMPLATE for frame, _ in frames)
 
 
 def _without_content(message: ChatMessage) -> ChatMessage:
@@ -137,7 +159,10 @@ _FORMS: tuple[Callable[[ChatMessage], ChatMessage], ...] = (
     lambda message: _without_content(dump_arguments(message)),
 )
 """The forms of a message with tool calls that templates ask for; the usual one first."""
-_UNDEFINED = "UndefinedError"
+_RAISED = "TemplateError"
+"""What `raise_exception` raises in a template; Jinja's other errors are subclasses of it."""
+_TEMPLATE = "<template>"
+"""The file name of a template's code."""
 _RARE = frozenset(("tool", "developer"))
 _REPR = "{'" + MARK
 """How Python, and no JSON, writes the beginning of marked arguments."""
@@ -184,6 +209,8 @@ def _mark(messages: list[ChatMessage]) -> tuple[list[ChatMessage], dict[str, str
             message = {**message, _CALLS: calls}
             if message["content"]:
                 message["content"] = mark(f"{place}.content")
+            elif message.get(PLANS[0]):
+                message |= dict.fromkeys(PLANS, mark(f"{place}.content"))
         marked.append(message)
     return marked, marks
 

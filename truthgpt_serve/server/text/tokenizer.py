@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any
 
@@ -151,15 +152,19 @@ class Tokenizer:
                 calls and results of the chat.
             goes_on: Whether the answer goes on with the last message, which is the assistant's.
         """
-        if not tools:
-            try:
-                return _render(self._chat, messages, goes_on=goes_on)
-            except UnsupportedError:  # calls and results that the template has no place for
-                tools = []
-        elif self._template is not None and self.tooling.takes_tools:
+        if tools and not (self._template is not None and self.tooling.takes_tools):
+            return _render(self._chat, self.tooling.in_words(messages, tools), goes_on=goes_on)
+        told = self._chat
+        if tools and self._template is not None:
             told = ChatTemplate(partial(self._template, tools=tools))
+        try:
             return _render(told, messages, goes_on=goes_on)
-        return _render(self._chat, self.tooling.in_words(messages, tools), goes_on=goes_on)
+        except RequestError:  # calls and results that the template has no place for
+            if not any("tool_calls" in one or one["role"] == "tool" for one in messages):
+                raise
+            with suppress(RequestError):
+                return _render(told, self.tooling.in_words(messages, []), goes_on=goes_on)
+            raise
 
     def check(self, text: str, limit: int, *, special: bool, param: str, answer: int = 0) -> int:
         """Returns how many tokens of a limit are left behind a text.

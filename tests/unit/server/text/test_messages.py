@@ -150,8 +150,8 @@ def test_every_one_of_several_calls_is_looked_at(tokenizer: Any) -> None:
     second = {**CALL, "function": {"name": "other", "arguments": {}}}
     messages = [HISTORY[0], {**HISTORY[1], "tool_calls": [CALL, second]}, HISTORY[2]]
     assert "other" in render(tokenizer, CHATML, messages)
-    with pytest.raises(UnsupportedError, match=r"tool_calls\[1\].function.name"):
-        render(tokenizer, first_only, messages)
+    text = render(tokenizer, first_only, messages)  # each call has a message of its own there
+    assert text.count("other") == 1
 
 
 def test_the_old_form_of_a_call_is_the_same(tokenizer: Any) -> None:

@@ -240,6 +240,12 @@ FORMS = (
         Form("pythonic", is_bare=True, arguments="", head="[{name}(", tail=")]"),
     ),
 )
+SHOWN_BY_WORDS = (
+    ("<|tool_list_start|>", "lfm2"),
+    ("List of tools: [", "lfm2"),
+    ("respond with <|tool_call|> followed by a JSON list", "granite"),
+)
+"""What a template says of tools that shows no call, and the form of its model's."""
 PYTHONIC = frozenset(("pythonic", "lfm2", "olmo3"))
 """Forms whose calls are as Python writes them."""
 ANY = Form("json", "<tool_call>", "</tool_call>", is_bare=True, behind="<|/tool_call|>")

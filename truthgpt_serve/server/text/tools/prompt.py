@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import groupby
 from typing import Any
@@ -78,7 +78,8 @@ class ToolTemplate:
             return self._with_system(list(messages), told)
         told += _RESULTS
         plain: list[ChatMessage] = []
-        for role, group in groupby(map(_in_words, messages), lambda message: message["role"]):
+        told_so = (_in_words(message, form) for message in messages)
+        for role, group in groupby(told_so, lambda message: message["role"]):
             run = list(group)
             if role == "user" and len(run) > 1:
                 content = "\n".join(str(message["content"]) for message in run)
@@ -100,7 +101,7 @@ class ToolTemplate:
         return [*plain[:at], asked, *plain[at + 1 :]]
 
 
-def _in_words(message: ChatMessage) -> ChatMessage:
+def _in_words(message: ChatMessage, form: Form) -> ChatMessage:
     if message["role"] == "tool":
         content = f"<tool_response>\n{message['content']}\n</tool_response>"
         return {"role": "user", "content": content}
@@ -109,10 +110,21 @@ def _in_words(message: ChatMessage) -> ChatMessage:
     blocks = [message["content"]] if message["content"] else []
     for call in parse_arguments(message)["tool_calls"]:
         function = call["function"]
-        text = _encode({"name": function["name"], "arguments": function["arguments"]})
-        blocks.append(f"<tool_call>\n{text}\n</tool_call>")
+        blocks.append(_written(form, function["name"], function["arguments"]))
     kept = {key: value for key, value in message.items() if key != "tool_calls"}
     return {**kept, "content": "\n".join(blocks)}
+
+
+def _written(form: Form, name: str, arguments: Any) -> str:
+    """Returns a call as the model writes it, in JSON where that cannot be."""
+    if form.name == "lfm2" and isinstance(arguments, Mapping):
+        pairs = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        return f"{form.opening(name)}{pairs}{form.closing}"
+    if not form.arguments or form is HERMES:
+        text = _encode({"name": name, "arguments": arguments})
+        return f"<tool_call>\n{text}\n</tool_call>"
+    text = arguments if isinstance(arguments, str) else _encode(arguments)
+    return f"{form.opening(name)}{text}{form.closing}"
 
 
 def _encode(value: Any) -> str:

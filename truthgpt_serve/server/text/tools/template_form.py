@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from truthgpt_serve.server.text.tools.form import CALLED, KEY, VALUE, Form
-from truthgpt_serve.server.text.tools.forms import FORMS
+from truthgpt_serve.server.text.tools.forms import FORMS, SHOWN_BY_WORDS
 
 Apply = Callable[..., Any]
 """A tokenizer's `apply_chat_template`."""
@@ -46,7 +46,9 @@ def find_form(apply: Apply) -> Form | None:
                 if found:
                     near = before[-60:] + found + after[:60]
                     return next((form for pattern, form in FORMS if pattern.search(near)), None)
-    return None
+    told = _render(apply, [_USER], add_generation_prompt=True, tools=[_TOOL])
+    name = next((name for words, name in SHOWN_BY_WORDS if words in told), None)
+    return next((form for _, form in FORMS if form.name == name), None)
 
 
 def _render(apply: Apply, messages: list[dict[str, Any]], **options: Any) -> str:
