@@ -41,7 +41,7 @@ from benchmarks.batching_sides import (
 from benchmarks.load import Measurement, idle_cpu, measure
 from benchmarks.sides import ROOT, Side
 from truthgpt_serve.server.batching.batcher import Batcher
-from truthgpt_serve.server.execution.codec import Plain
+from truthgpt_serve.server.execution.codec import PlainCodec
 from truthgpt_serve.server.execution.workers import Workers
 
 RESULTS = ROOT / "benchmarks" / "results" / "batching.json"
@@ -88,7 +88,7 @@ async def measure_lone_call() -> dict[str, float]:
     samples_ms = []
     for _ in range(NUM_LONE_CALLS):
         began_s = time.perf_counter()
-        await batcher.run(Plain({}))
+        await batcher.run(PlainCodec({}))
         samples_ms.append((time.perf_counter() - began_s) * 1000)
         await asyncio.sleep(0)
     await batcher.close()

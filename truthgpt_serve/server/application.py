@@ -28,10 +28,10 @@ from truthgpt_serve.server.audio.routes import TRANSLATIONS_PATH, AudioRoutes
 from truthgpt_serve.server.embeddings.routes import PATH as EMBEDDINGS_PATH
 from truthgpt_serve.server.embeddings.routes import EmbeddingRoutes
 from truthgpt_serve.server.encoded_bodies import EncodedBodies
-from truthgpt_serve.server.execution.codec import Exchange
+from truthgpt_serve.server.execution.codec import RequestCodec
 from truthgpt_serve.server.images.request import ROUTES
 from truthgpt_serve.server.images.routes import ImageRoutes
-from truthgpt_serve.server.infer.codec import InferExchange
+from truthgpt_serve.server.infer.codec import InferCodec
 from truthgpt_serve.server.instance import ModelInstance
 from truthgpt_serve.server.over_chat.routes import TRANSLATED, OverChat
 from truthgpt_serve.server.shaped_errors import ShapedErrors
@@ -174,23 +174,23 @@ class Application(RoutedFront):
 
     async def _infer(self, connection: Connection) -> None:
         body = parse_object(await self._read(connection))
-        exchange = InferExchange(body, self._instance.label)
-        self._check_name(exchange.model)
-        exchange.name_model(self._instance.name)
-        await self._run(connection, exchange, stream=exchange.stream)
+        codec = InferCodec(body, self._instance.label)
+        self._check_name(codec.model)
+        codec.name_model(self._instance.name)
+        await self._run(connection, codec, stream=codec.stream)
 
     async def _translated(self, connection: Connection) -> None:
         self._instance.check_task("text-generation", "text routes")
         await self._over_chat.answer(connection)
 
-    async def _run(self, connection: Connection, exchange: Exchange, *, stream: bool) -> None:
+    async def _run(self, connection: Connection, codec: RequestCodec, *, stream: bool) -> None:
         async with connection.guard(self._instance.max_request_s) as guard:
             if not stream:
-                answer = await self._instance.run(exchange)
+                answer = await self._instance.run(codec)
                 guard.release()
                 await connection.reply(answer)
                 return
-            await self._instance.stream(exchange, connection.emit)
+            await self._instance.stream(codec, connection.emit)
             guard.release()
             await connection.end_events()
 

@@ -16,7 +16,7 @@ from truthgpt_serve.garbage import rare_collections
 from truthgpt_serve.hardware.plan import request_limits
 from truthgpt_serve.http.file_store import FileStore, LocalFileStore
 from truthgpt_serve.server.batching.batcher import Batcher, create_batcher, join_metrics
-from truthgpt_serve.server.execution.codec import Emit, Exchange, OnePiece, Plain
+from truthgpt_serve.server.execution.codec import Emit, OnePiece, PlainCodec, RequestCodec
 from truthgpt_serve.server.execution.streaming import Pump, direct_stream
 from truthgpt_serve.server.execution.workers import Workers
 from truthgpt_serve.server.work import WorkMeter
@@ -173,10 +173,10 @@ class ModelInstance:
 
     async def infer(self, inputs: dict[str, Any]) -> Any:
         """Answers one request with what the class's `infer` returns."""
-        return await self.run(Plain(inputs))
+        return await self.run(PlainCodec(inputs))
 
-    async def run(self, exchange: Exchange) -> Any:
-        """Calls `infer` with the exchange's inputs; returns the exchange's answer.
+    async def run(self, codec: RequestCodec) -> Any:
+        """Calls `infer` with the codec's inputs; returns the codec's answer.
 
         Raises:
             OverloadedError: The queue is full.
@@ -184,22 +184,22 @@ class ModelInstance:
         """
         workers = self.workers
         if self._batcher is not None:
-            return await self._batcher.run(exchange)
+            return await self._batcher.run(codec)
         infer = self.model.infer
         if inspect.iscoroutinefunction(infer):
 
             async def call() -> Any:
-                outputs = await infer(exchange.prepare())
-                return exchange.answer(outputs)
+                outputs = await infer(codec.inputs())
+                return codec.encode(outputs)
 
             return await self._run_async(call)
-        result = await workers.run(lambda: self._infer(infer, exchange))
+        result = await workers.run(lambda: self._infer(infer, codec))
         if inspect.isawaitable(result):
-            return await self._run_async(lambda: _answer(result, exchange))
+            return await self._run_async(lambda: _answer(result, codec))
         return result
 
-    def _infer(self, infer: Callable[[Any], Any], exchange: Exchange) -> Any:
-        outputs = infer(exchange.prepare())
+    def _infer(self, infer: Callable[[Any], Any], codec: RequestCodec) -> Any:
+        outputs = infer(codec.inputs())
         if inspect.isawaitable(outputs):
             return outputs
         if inspect.isgenerator(outputs) or inspect.isasyncgen(outputs):
@@ -207,10 +207,10 @@ class ModelInstance:
                 f"{self.label}.infer returned a {type(outputs).__name__}; "
                 "name the method that yields `stream`, and return the whole output from `infer`"
             )
-        return exchange.answer(outputs)
+        return codec.encode(outputs)
 
-    async def stream(self, exchange: Exchange, emit: Emit) -> None:
-        """Awaits `emit` with each of the exchange's pieces and with its end; cancel it to stop.
+    async def stream(self, codec: RequestCodec, emit: Emit) -> None:
+        """Awaits `emit` with each of the codec's pieces and with its end; cancel it to stop.
 
         It pushes, because a chain of asynchronous generators costs more for each piece than all
         else here. A class without `stream` gives everything in one piece.
@@ -220,18 +220,18 @@ class ModelInstance:
             Exception: Whatever the class raised.
         """
         if not self.streams:
-            await emit(await self.run(OnePiece(exchange)))
+            await emit(await self.run(OnePiece(codec)))
             return
         method = self.model.stream
         if self.spec.on_event_loop and inspect.isasyncgenfunction(method):
             self._direct_ongoing += 1
             try:
-                await direct_stream(method, exchange, emit)
+                await direct_stream(method, codec, emit)
             finally:
                 self._direct_ongoing -= 1
             return
         channel = Channel()
-        pump = Pump(method, exchange, channel, f"{self.label}.stream", self.max_request_s)
+        pump = Pump(method, codec, channel, f"{self.label}.stream", self.max_request_s)
         work = pump.start(self.workers)
         try:
             while items := await channel.get():
@@ -301,8 +301,8 @@ async def _await(awaitable: Awaitable[T]) -> T:
     return await awaitable
 
 
-async def _answer(awaitable: Awaitable[Any], exchange: Exchange) -> Any:
-    return exchange.answer(await awaitable)
+async def _answer(awaitable: Awaitable[Any], codec: RequestCodec) -> Any:
+    return codec.encode(await awaitable)
 
 
 def _check_class(cls: type[Model]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from truthgpt_serve.server.embeddings.codec import EmbeddingExchange
-from truthgpt_serve.server.images.codec import ImageExchange
+from truthgpt_serve.server.embeddings.codec import EmbeddingCodec
+from truthgpt_serve.server.images.codec import ImageCodec
 from truthgpt_serve.server.text.items import check_item
 
 
@@ -23,7 +23,7 @@ class OutputCheck:
         self._task = task
         self._inputs = inputs
         self._label = label
-        self._image = ImageExchange(inputs, label)
+        self._image = ImageCodec(inputs, label)
 
     def answer(self, outputs: Any) -> None:
         """Checks what `infer` returned.
@@ -35,9 +35,9 @@ class OutputCheck:
         if self._task == "text-generation":
             check_item(outputs, self._label, "infer")
         elif self._task == "image-generation":
-            self._image.answer(outputs)
+            self._image.encode(outputs)
         elif self._task == "embedding":
-            EmbeddingExchange(self._inputs, self._label, base64_wanted=False).answer(outputs)
+            EmbeddingCodec(self._inputs, self._label, base64_wanted=False).encode(outputs)
         elif self._task == "tensor":
             from truthgpt_serve.server.tensors.response import to_arrays  # needs numpy
 
@@ -48,11 +48,11 @@ class OutputCheck:
         if self._task == "text-generation":
             check_item(item, self._label, "stream")
         elif self._task == "image-generation":
-            self._image.piece(item)
+            self._image.encode_chunk(item)
         else:
             self.answer(item)
 
     def finish(self) -> None:
         """Checks that a stream brought what it is for; errors are those of `answer`."""
         if self._task == "image-generation":
-            self._image.finish()
+            self._image.encode_end()

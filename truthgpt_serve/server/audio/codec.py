@@ -18,7 +18,7 @@ from truthgpt_serve.usage.counted import add_audio
 KEYS = {"segment": ("segments", "text"), "word": ("words", "word")}
 
 
-class AudioExchange:
+class AudioCodec:
     """One transcription or translation.
 
     Args:
@@ -39,11 +39,11 @@ class AudioExchange:
         self._texts: list[str] = []
         add_audio(duration)
 
-    def prepare(self) -> dict[str, Any]:
+    def inputs(self) -> dict[str, Any]:
         """Returns the inputs for the class, which may change them."""
         return dict(self._inputs)
 
-    def answer(self, outputs: Any) -> tuple[bytes, str]:
+    def encode(self, outputs: Any) -> tuple[bytes, str]:
         """Returns the body of the whole answer and its content type.
 
         Raises:
@@ -67,7 +67,7 @@ class AudioExchange:
             segment.setdefault("compression_ratio", compression_ratio(segment["text"]))
         return encode_transcription(self._request.response_format, found, task=self._request.task)
 
-    def piece(self, item: Any) -> bytes | None:
+    def encode_chunk(self, item: Any) -> bytes | None:
         """Returns the event of one item of `stream`."""
         text = str(self._checked(item, "stream")["text"])
         if not text:
@@ -75,7 +75,7 @@ class AudioExchange:
         self._texts.append(text)
         return encode_delta(text)
 
-    def finish(self) -> bytes:
+    def encode_end(self) -> bytes:
         """Returns the last event."""
         return encode_done("".join(self._texts))
 

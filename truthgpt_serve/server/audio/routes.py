@@ -21,7 +21,7 @@ from typing import Any
 from truthgpt_serve.errors import UnsupportedError
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.multipart import form_boundary, parse_form
-from truthgpt_serve.server.audio.codec import AudioExchange
+from truthgpt_serve.server.audio.codec import AudioCodec
 from truthgpt_serve.server.audio.decode import bounds_of, decode_audio
 from truthgpt_serve.server.audio.request import AudioRequest, parse_audio
 from truthgpt_serve.server.execution.threads import BoundedExecutor
@@ -73,19 +73,19 @@ class AudioRoutes:
         request = parse_audio(parts, task)
         self._check_name(request.model)
         async with connection.guard(instance.max_request_s) as guard:
-            exchange = await self._exchange(request)
+            codec = await self._codec(request)
             if request.stream:
-                await instance.stream(exchange, connection.emit)
+                await instance.stream(codec, connection.emit)
                 guard.release()
                 await connection.end_events()
                 return
-            answer, content_type = await instance.run(exchange)
+            answer, content_type = await instance.run(codec)
             guard.release()
             await connection.reply(answer, content_type)
 
-    async def _exchange(self, request: AudioRequest) -> AudioExchange:
+    async def _codec(self, request: AudioRequest) -> AudioCodec:
         rate, max_s = bounds_of(self._instance.model)
         samples: Any = await self._executor.run(partial(decode_audio, request.file, rate, max_s))
         request.file = b""  # the samples are what is needed from here on
         inputs = {"audio": samples, "sampling_rate": rate, **request.inputs}
-        return AudioExchange(request, inputs, len(samples) / rate, self._instance.label)
+        return AudioCodec(request, inputs, len(samples) / rate, self._instance.label)

@@ -28,7 +28,7 @@ from truthgpt_serve.server.batching.metrics import format_metrics
 from truthgpt_serve.server.batching.queue import Entry, RequestQueue, shutting_down
 from truthgpt_serve.server.batching.statistics import BatchStatistics
 from truthgpt_serve.server.batching.wait_policy import BatchWait
-from truthgpt_serve.server.execution.codec import Exchange
+from truthgpt_serve.server.execution.codec import RequestCodec
 from truthgpt_serve.server.execution.workers import Workers
 from truthgpt_serve.threads import contained, contained_async
 
@@ -117,11 +117,11 @@ class Batcher:
             num_ongoing=max(0, self._queue.ongoing - num_queued),
         )
 
-    async def run(self, exchange: Exchange, *, limit_s: float | None = None) -> Any:
+    async def run(self, codec: RequestCodec, *, limit_s: float | None = None) -> Any:
         """Answers one request as part of a batch; cancel it to take it out of the queue.
 
         Args:
-            exchange: The request's own steps.
+            codec: The request's own steps.
             limit_s: The longest time for it, in seconds; None for no limit of its own.
 
         Raises:
@@ -131,7 +131,7 @@ class Batcher:
             Exception: Whatever the class raised for this request.
         """
         loop = asyncio.get_running_loop()
-        entry = Entry(exchange, loop.create_future(), limit_s)
+        entry = Entry(codec, loop.create_future(), limit_s)
         try:
             idle = self._queue.add(entry)
         except Exception:

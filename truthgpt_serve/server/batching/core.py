@@ -81,7 +81,7 @@ class BatchSteps:
                 self._queue.finish([entry])
                 continue
             try:
-                entry.inputs = entry.exchange.prepare()
+                entry.inputs = entry.codec.inputs()
                 self._queue.sort(entry, self._key(entry.inputs))
             except Exception as error:
                 failed.append((entry, None, error))
@@ -148,7 +148,7 @@ class BatchSteps:
         failed: list[Outcome] = []
         for entry in group:
             try:
-                entry.inputs = entry.exchange.prepare()  # the call may have changed them
+                entry.inputs = entry.codec.inputs()  # the call may have changed them
                 kept.append(entry)
             except Exception as again:
                 failed.append((entry, None, again))
@@ -186,7 +186,7 @@ def _answer(entry: Entry, output: Any) -> Outcome:
     if isinstance(output, BaseException):
         return entry, None, _settable(output)
     try:
-        return entry, entry.exchange.answer(output), None
+        return entry, entry.codec.encode(output), None
     except Exception as error:
         return entry, None, error
 

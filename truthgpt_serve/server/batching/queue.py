@@ -12,7 +12,7 @@ from typing import Any
 
 from truthgpt_serve.errors import UnavailableError
 from truthgpt_serve.queue_full import queue_full
-from truthgpt_serve.server.execution.codec import Exchange
+from truthgpt_serve.server.execution.codec import RequestCodec
 
 
 class State(Enum):
@@ -27,7 +27,7 @@ class Entry:
     """One request that waits for a batch or runs in one.
 
     Attributes:
-        exchange: Its own steps.
+        codec: Its own steps.
         future: What its caller waits for.
         since_s: When it came, by the monotonic clock.
         expires_s: Its deadline, by the same clock.
@@ -36,12 +36,12 @@ class Entry:
         line: The requests among which it waits; None on its way from one line to the next.
     """
 
-    __slots__ = ("exchange", "expires_s", "future", "inputs", "line", "since_s", "state")
+    __slots__ = ("codec", "expires_s", "future", "inputs", "line", "since_s", "state")
 
     def __init__(
-        self, exchange: Exchange, future: asyncio.Future[Any], limit_s: float | None
+        self, codec: RequestCodec, future: asyncio.Future[Any], limit_s: float | None
     ) -> None:
-        self.exchange = exchange
+        self.codec = codec
         self.future = future
         self.since_s = time.monotonic()
         self.expires_s = float("inf") if limit_s is None else self.since_s + limit_s

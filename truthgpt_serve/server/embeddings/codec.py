@@ -33,7 +33,7 @@ class Vector:
     num_tokens: int | None
 
 
-class EmbeddingExchange:
+class EmbeddingCodec:
     """One text of a request.
 
     Args:
@@ -60,7 +60,7 @@ class EmbeddingExchange:
         self._label = label
         self._base64 = base64_wanted
 
-    def prepare(self) -> dict[str, Any]:
+    def inputs(self) -> dict[str, Any]:
         """Returns the inputs for the class, which may change them."""
         text = self._inputs.get("text")
         truncated = "truncate_prompt_tokens" in self._inputs
@@ -68,7 +68,7 @@ class EmbeddingExchange:
             self._check(text)
         return dict(self._inputs)
 
-    def answer(self, outputs: Any) -> Vector:
+    def encode(self, outputs: Any) -> Vector:
         """Returns the vector as JSON.
 
         Raises:
@@ -122,9 +122,9 @@ class EmbeddingExchange:
             raise ServerError(f"{self._label} returned a vector that is empty or not finite")
         return values
 
-    def piece(self, item: Any) -> Vector:
+    def encode_chunk(self, item: Any) -> Vector:
         """Returns the vector: there is no stream of parts."""
-        return self.answer(item)
+        return self.encode(item)
 
-    def finish(self) -> None:
+    def encode_end(self) -> None:
         """Returns None: nothing follows the vector."""

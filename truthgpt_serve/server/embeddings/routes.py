@@ -16,7 +16,7 @@ from truthgpt_serve.errors import UnsupportedError
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.json_body import encode_json, parse_object
 from truthgpt_serve.request_schema import read_request
-from truthgpt_serve.server.embeddings.codec import EmbeddingExchange, Vector
+from truthgpt_serve.server.embeddings.codec import EmbeddingCodec, Vector
 from truthgpt_serve.server.embeddings.request import EmbeddingRequest
 from truthgpt_serve.server.execution.gather import Places, gather
 from truthgpt_serve.server.instance import ModelInstance
@@ -65,8 +65,8 @@ class EmbeddingRoutes:
             raise UnsupportedError(
                 f"the model {instance.name!r} takes texts, not token ids", param="input"
             )
-        exchanges = [
-            EmbeddingExchange(
+        codecs = [
+            EmbeddingCodec(
                 inputs,
                 instance.label,
                 base64_wanted=request.encoding_format == "base64",
@@ -76,7 +76,7 @@ class EmbeddingRoutes:
         ]
         async with connection.guard(instance.max_request_s) as guard:
             vectors = await gather(
-                [self._vector(exchange, index) for index, exchange in enumerate(exchanges)]
+                [self._vector(codec, index) for index, codec in enumerate(codecs)]
             )
             guard.release()
             await connection.reply(self._encode(request, vectors))
@@ -91,8 +91,8 @@ class EmbeddingRoutes:
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer.of(self._instance.model)
 
-    async def _vector(self, exchange: EmbeddingExchange, index: int) -> Vector:
-        vector: Vector = await self._places.run(index, lambda: self._instance.run(exchange))
+    async def _vector(self, codec: EmbeddingCodec, index: int) -> Vector:
+        vector: Vector = await self._places.run(index, lambda: self._instance.run(codec))
         return vector
 
     def _encode(self, request: EmbeddingRequest, vectors: list[Vector]) -> bytes:

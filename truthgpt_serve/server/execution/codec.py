@@ -9,7 +9,7 @@ Emit = Callable[[Any], Awaitable[None]]
 """Where the pieces of a stream go."""
 
 
-class Exchange(Protocol):
+class RequestCodec(Protocol):
     """One request's own steps, run where the model's code runs and never on the event loop.
 
     Attributes:
@@ -18,39 +18,39 @@ class Exchange(Protocol):
 
     done: bool
 
-    def prepare(self) -> dict[str, Any]:
+    def inputs(self) -> dict[str, Any]:
         """Returns the inputs for the model."""
 
-    def answer(self, outputs: Any) -> Any:
+    def encode(self, outputs: Any) -> Any:
         """Turns what `infer` returned into the result of the request."""
 
-    def piece(self, item: Any) -> Any:
+    def encode_chunk(self, item: Any) -> Any:
         """Turns one item of `stream` into something to send, or None for nothing."""
 
-    def finish(self) -> Any:
+    def encode_end(self) -> Any:
         """Returns what is sent after the last item, or None."""
 
 
-class Plain:
-    """The exchange of a caller that wants the model's own inputs and outputs."""
+class PlainCodec:
+    """The codec of a caller that wants the model's own inputs and outputs."""
 
     def __init__(self, inputs: dict[str, Any]) -> None:
         self.done = False
         self._inputs = inputs
 
-    def prepare(self) -> dict[str, Any]:
+    def inputs(self) -> dict[str, Any]:
         """Returns the inputs as they are."""
         return self._inputs
 
-    def answer(self, outputs: Any) -> Any:
+    def encode(self, outputs: Any) -> Any:
         """Returns the outputs as they are."""
         return outputs
 
-    def piece(self, item: Any) -> Any:
+    def encode_chunk(self, item: Any) -> Any:
         """Returns the item as it is."""
         return item
 
-    def finish(self) -> Any:
+    def encode_end(self) -> Any:
         """Returns None: nothing follows the last item."""
         return None
 
@@ -58,14 +58,14 @@ class Plain:
 class OnePiece:
     """Lets a class without `stream` answer a streaming request: all pieces are joined."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, codec: RequestCodec) -> None:
         self.done = False
-        self._exchange = exchange
-        self.prepare = exchange.prepare
-        self.piece = exchange.piece
-        self.finish = exchange.finish
+        self._codec = codec
+        self.inputs = codec.inputs
+        self.encode_chunk = codec.encode_chunk
+        self.encode_end = codec.encode_end
 
-    def answer(self, outputs: Any) -> Any:
+    def encode(self, outputs: Any) -> Any:
         """Returns the one piece and the end, joined."""
-        first, last = self._exchange.piece(outputs), self._exchange.finish()
+        first, last = self._codec.encode_chunk(outputs), self._codec.encode_end()
         return last if first is None else first if last is None else first + last

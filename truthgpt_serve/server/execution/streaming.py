@@ -12,26 +12,26 @@ from typing import Any
 from truthgpt_serve.cancellation import Call
 from truthgpt_serve.channel import Channel, ReaderGoneError
 from truthgpt_serve.errors import ServerError, UnavailableError
-from truthgpt_serve.server.execution.codec import Emit, Exchange
+from truthgpt_serve.server.execution.codec import Emit, RequestCodec
 from truthgpt_serve.server.execution.workers import Workers
 
 logger = logging.getLogger(__name__)
 
 
-async def direct_stream(method: Callable[..., Any], exchange: Exchange, emit: Emit) -> None:
+async def direct_stream(method: Callable[..., Any], codec: RequestCodec, emit: Emit) -> None:
     """Emits the pieces of an async generator that may run on the calling event loop."""
-    source = method(exchange.prepare())
-    make_piece = exchange.piece
+    source = method(codec.inputs())
+    make_piece = codec.encode_chunk
     try:
         async for item in source:
             piece = make_piece(item)
             if piece is not None:
                 await emit(piece)
-            if exchange.done:
+            if codec.done:
                 break
     finally:
         await source.aclose()
-    last = exchange.finish()
+    last = codec.encode_end()
     if last is not None:
         await emit(last)
 
@@ -42,7 +42,7 @@ class Pump:
     Args:
         method: The bound `stream` method: a generator, an async generator, or a function that
             returns one of them.
-        exchange: The request.
+        codec: The request.
         channel: Where the pieces go; when its reader closes it, the generator is closed.
         label: `Class.stream`, for messages.
         wait_s: The longest wait, in seconds, for a reader that takes nothing.
@@ -51,13 +51,13 @@ class Pump:
     def __init__(
         self,
         method: Callable[..., Any],
-        exchange: Exchange,
+        codec: RequestCodec,
         channel: Channel,
         label: str,
         wait_s: float,
     ) -> None:
         self._method = method
-        self._exchange = exchange
+        self._codec = codec
         self._channel = channel
         self._label = label
         self._wait_s = wait_s
@@ -87,7 +87,7 @@ class Pump:
             self._channel.finish(work.exception())
 
     def _run(self, workers: Workers) -> None:
-        source = self._method(self._exchange.prepare())
+        source = self._method(self._codec.inputs())
         if hasattr(source, "__aiter__") or inspect.isawaitable(source):
             # The place in the thread is kept, so the class is not entered more often than allowed.
             inner = workers.loop_thread.submit(self._drain_async(source))
@@ -112,11 +112,11 @@ class Pump:
             room = self._put(item)
             if room is not None:
                 room.result(self._wait_s)
-            if self._exchange.done:
+            if self._codec.done:
                 return
 
     def _put(self, item: Any) -> Future[None] | None:
-        piece = self._exchange.piece(item)
+        piece = self._codec.encode_chunk(item)
         if piece is not None:
             return self._channel.put(piece)
         if self._channel.closed:
@@ -124,12 +124,12 @@ class Pump:
         return None
 
     def _finish(self) -> None:
-        last = self._exchange.finish()
+        last = self._codec.encode_end()
         if last is not None and not self._channel.closed:
             self._channel.put(last)
 
     async def _run_async(self) -> None:
-        await self._drain_async(self._method(self._exchange.prepare()))
+        await self._drain_async(self._method(self._codec.inputs()))
 
     async def _drain_async(self, source: Any) -> None:
         if inspect.isawaitable(source):
@@ -141,7 +141,7 @@ class Pump:
                 room = self._put(item)
                 if room is not None:
                     await asyncio.wait_for(asyncio.wrap_future(room), self._wait_s)
-                if self._exchange.done:
+                if self._codec.done:
                     break
         except ReaderGoneError:
             return

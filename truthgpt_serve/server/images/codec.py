@@ -64,7 +64,7 @@ def megapixel_steps(inputs: Mapping[str, Any], num_pixels: int) -> float:
     return int(inputs.get("steps") or 1) * num_pixels / 1e6
 
 
-class ImageExchange:
+class ImageCodec:
     """One image of a request.
 
     Args:
@@ -94,7 +94,7 @@ class ImageExchange:
         self._progress = progress
         self._shared = shared
 
-    def prepare(self) -> dict[str, Any]:
+    def inputs(self) -> dict[str, Any]:
         """Returns the inputs; a class may change them, so uploads that others get are copied."""
         inputs = dict(self._inputs)
         if self._shared:
@@ -106,7 +106,7 @@ class ImageExchange:
                     inputs[name] = value.copy()
         return inputs
 
-    def answer(self, outputs: Any) -> ImageResult:
+    def encode(self, outputs: Any) -> ImageResult:
         """Returns the finished image.
 
         Raises:
@@ -114,7 +114,7 @@ class ImageExchange:
         """
         return self._result(outputs, "infer")
 
-    def piece(self, item: Any) -> Progress | PartialImage | ImageResult | None:
+    def encode_chunk(self, item: Any) -> Progress | PartialImage | ImageResult | None:
         """Returns what one item of `stream` says, or None when it was not asked for.
 
         Raises:
@@ -130,7 +130,7 @@ class ImageExchange:
                 return self._told(item)
         return self._result(item, "stream")
 
-    def finish(self) -> None:
+    def encode_end(self) -> None:
         """Checks that there was an image.
 
         Raises:

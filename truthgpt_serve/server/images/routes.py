@@ -24,7 +24,7 @@ from truthgpt_serve.request_fields import MAX_SEED
 from truthgpt_serve.server.execution.gather import Places, gather
 from truthgpt_serve.server.execution.threads import BoundedExecutor
 from truthgpt_serve.server.images.codec import (
-    ImageExchange,
+    ImageCodec,
     ImageResult,
     PartialImage,
     Progress,
@@ -155,17 +155,17 @@ class ImageRoutes:
         self._check_model(request)
         async with connection.guard(self._instance.max_request_s) as guard:
             await self._decode(request)
-            exchanges = self._exchanges(request)
+            codecs = self._codecs(request)
             work = _expected_work(request)
             await reserve_images(work)
             with self._instance.work.taking(work):
                 if request.fields.stream:
-                    await self._stream(connection, request, exchanges)
+                    await self._stream(connection, request, codecs)
                     guard.release()
                     await connection.end_events()
                     return
                 images = await gather(
-                    [self._image(request, exchange, i) for i, exchange in enumerate(exchanges)]
+                    [self._image(request, codec, i) for i, codec in enumerate(codecs)]
                 )
             urls = (
                 await self._store(connection, request, images)
@@ -205,8 +205,8 @@ class ImageRoutes:
             )
         request.images, request.mask = [], None
 
-    def _exchanges(self, request: ImageRequest) -> list[ImageExchange]:
-        """Returns the exchange of each image: the same inputs, but for the seed."""
+    def _codecs(self, request: ImageRequest) -> list[ImageCodec]:
+        """Returns the codec of each image: the same inputs, but for the seed."""
         model, inputs = self._instance.model, request.inputs
         steps = getattr(model, "default_steps", DEFAULT_STEPS)
         if steps is not None:
@@ -215,7 +215,7 @@ class ImageRoutes:
         if seed is None and getattr(model, "accepts_seed", False):
             seed = secrets.randbelow(MAX_SEED - request.fields.n)
         return [
-            ImageExchange(
+            ImageCodec(
                 inputs if seed is None else {**inputs, "seed": seed + index},
                 self._instance.label,
                 partial_images=request.fields.partial_images,
@@ -225,8 +225,8 @@ class ImageRoutes:
             for index in range(request.fields.n)
         ]
 
-    async def _image(self, request: ImageRequest, exchange: ImageExchange, index: int) -> Image:
-        result = await self._places.run(index, lambda: self._instance.run(exchange))
+    async def _image(self, request: ImageRequest, codec: ImageCodec, index: int) -> Image:
+        result = await self._places.run(index, lambda: self._instance.run(codec))
         return Image(await self._encode(request, result.image, "infer"), result)
 
     async def _encode(self, request: ImageRequest, image: Any, method: str) -> EncodedImage:
@@ -252,7 +252,7 @@ class ImageRoutes:
     # -- streams
 
     async def _stream(
-        self, connection: Connection, request: ImageRequest, exchanges: list[ImageExchange]
+        self, connection: Connection, request: ImageRequest, codecs: list[ImageCodec]
     ) -> None:
         writing = asyncio.Lock()  # images of one request share the connection
 
@@ -263,10 +263,8 @@ class ImageRoutes:
 
         await gather(
             [
-                self._places.run(
-                    index, partial(self._instance.stream, exchange, partial(emit, index))
-                )
-                for index, exchange in enumerate(exchanges)
+                self._places.run(index, partial(self._instance.stream, codec, partial(emit, index)))
+                for index, codec in enumerate(codecs)
             ]
         )
 

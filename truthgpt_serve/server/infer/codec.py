@@ -19,7 +19,7 @@ class InferRequest(RequestModel):
     inputs: dict[str, Any]
 
 
-class InferExchange:
+class InferCodec:
     """Decodes the inputs, and encodes the outputs or each item of a stream.
 
     Args:
@@ -47,7 +47,7 @@ class InferExchange:
         self.model = name
         self._head = b'{"model":' + encode_json(name) + b',"outputs":'
 
-    def prepare(self) -> dict[str, Any]:
+    def inputs(self) -> dict[str, Any]:
         """Returns the inputs, arrays and images decoded.
 
         Raises:
@@ -59,14 +59,14 @@ class InferExchange:
         except RecursionError:
             raise bad_field("inputs", "is nested too deeply") from None
 
-    def answer(self, outputs: Any) -> bytes:
+    def encode(self, outputs: Any) -> bytes:
         """Returns the body of the whole answer."""
         return self._head + encode_value(outputs, f"{self._label}.infer") + b"}"
 
-    def piece(self, item: Any) -> bytes:
+    def encode_chunk(self, item: Any) -> bytes:
         """Returns the event for one item of `stream`."""
         return format_event(self._head + encode_value(item, f"{self._label}.stream") + b"}")
 
-    def finish(self) -> bytes:
+    def encode_end(self) -> bytes:
         """Returns the last event."""
         return DONE_EVENT

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from truthgpt_serve.http.asgi import Headers
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.json_body import parse_object
-from truthgpt_serve.server.infer.codec import InferExchange
+from truthgpt_serve.server.infer.codec import InferCodec
 
 PATH = "/v1/infer"
 
@@ -79,19 +79,19 @@ class InferRoute:
         """Answers one request."""
         bounds = self._bounds
         body = parse_object(await connection.read(bounds.max_body_bytes, bounds.max_request_s))
-        exchange = InferExchange(body, self._label)
-        exchange.name_model(self._find_name(exchange.model))
-        caller = Caller(connection.request_id, exchange.model, connection.scope["headers"])
+        codec = InferCodec(body, self._label)
+        codec.name_model(self._find_name(codec.model))
+        caller = Caller(connection.request_id, codec.model, connection.scope["headers"])
         async with connection.guard(bounds.max_request_s) as guard:
-            if not exchange.stream:
-                outputs = await self._backend.infer(exchange.prepare(), caller)
-                answer = await asyncio.to_thread(exchange.answer, outputs)  # images take long
+            if not codec.stream:
+                outputs = await self._backend.infer(codec.inputs(), caller)
+                answer = await asyncio.to_thread(codec.encode, outputs)  # images take long
                 guard.release()
                 await connection.reply(answer)
                 return
-            async with aclosing(self._backend.stream(exchange.prepare(), caller)) as items:
+            async with aclosing(self._backend.stream(codec.inputs(), caller)) as items:
                 async for item in items:
-                    await connection.emit(exchange.piece(item))
+                    await connection.emit(codec.encode_chunk(item))
             guard.release()
-            await connection.emit(exchange.finish())
+            await connection.emit(codec.encode_end())
             await connection.end_events()

@@ -11,7 +11,7 @@ from truthgpt_serve.server.tensors.request import InferRequest
 from truthgpt_serve.server.tensors.response import Arrays, check_outputs, to_arrays
 
 
-class OipExchange:
+class OipCodec:
     """Hands the tensors to the class, and takes its outputs as arrays.
 
     Args:
@@ -24,7 +24,7 @@ class OipExchange:
         self._request = request
         self._label = label
 
-    def prepare(self) -> dict[str, Any]:
+    def inputs(self) -> dict[str, Any]:
         """Returns each input by its name, the class's own.
 
         A copy each time, in the machine's form and at an address that suits it: a class may write
@@ -32,7 +32,7 @@ class OipExchange:
         """
         return {name: _copy(value) for name, value in self._request.inputs.items()}
 
-    def answer(self, outputs: Any) -> Arrays:
+    def encode(self, outputs: Any) -> Arrays:
         """Returns the outputs by their names.
 
         Raises:
@@ -43,11 +43,11 @@ class OipExchange:
         check_outputs(self._request, list(arrays))
         return arrays
 
-    def piece(self, item: Any) -> Arrays:
+    def encode_chunk(self, item: Any) -> Arrays:
         """Returns the same for an item of a stream; the protocol has no streams over HTTP."""
-        return self.answer(item)
+        return self.encode(item)
 
-    def finish(self) -> None:
+    def encode_end(self) -> None:
         """Returns None: nothing follows the last item."""
 
 

@@ -15,7 +15,7 @@ from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.json_body import encode_json
 from truthgpt_serve.http.open_inference import MODEL_VERSION, MODELS_PREFIX, PREFIX, server_metadata
 from truthgpt_serve.server.instance import ModelInstance
-from truthgpt_serve.server.tensors.codec import OipExchange
+from truthgpt_serve.server.tensors.codec import OipCodec
 from truthgpt_serve.server.tensors.compression import accepted_coding, compress
 from truthgpt_serve.server.tensors.request import InferRequest, header_length, parse_request
 from truthgpt_serve.server.tensors.response import Arrays, check_outputs, encode_answer
@@ -116,7 +116,7 @@ class OipRoutes:
             check_outputs(request, known)
         limit_s = min(self._instance.max_request_s, request.timeout_s or float("inf"))
         async with connection.guard(limit_s) as guard:
-            arrays = await self._instance.run(OipExchange(request, self._instance.label))
+            arrays = await self._instance.run(OipCodec(request, self._instance.label))
             coding = accepted_coding(connection.header(b"accept-encoding"))
             content, content_type, headers = await _run(
                 lambda: self._encode(arrays, request, coding),

@@ -9,12 +9,12 @@ from typing import Any
 from truthgpt_serve.server.execution.codec import Emit
 from truthgpt_serve.server.execution.gather import Places, gather
 from truthgpt_serve.server.instance import ModelInstance
-from truthgpt_serve.server.text.codec import Part, TextExchange
+from truthgpt_serve.server.text.codec import Part, TextCodec
 from truthgpt_serve.server.text.response import AnswerFormat, Usage
 
 
 class ChoiceRunner:
-    """Runs the exchanges of requests with several answers.
+    """Runs the codecs of requests with several answers.
 
     Args:
         instance: The model; started before the first request.
@@ -25,26 +25,26 @@ class ChoiceRunner:
         self._places = Places(lambda: instance.max_ongoing)
 
     async def answer(
-        self, exchanges: list[TextExchange], answer_format: AnswerFormat, num_answers: int
+        self, codecs: list[TextCodec], answer_format: AnswerFormat, num_answers: int
     ) -> bytes:
         """Returns the body of an answer.
 
         Args:
-            exchanges: One for each choice, those of one prompt after the other.
+            codecs: One for each choice, those of one prompt after the other.
             answer_format: Encodes the body.
             num_answers: Choices for each prompt.
         """
         choices = await gather(
             [
-                self._places.run(index, partial(self._instance.run, exchange))
-                for index, exchange in enumerate(exchanges)
+                self._places.run(index, partial(self._instance.run, codec))
+                for index, codec in enumerate(codecs)
             ]
         )
-        return answer_format.body(choices, add_usage(exchanges, num_answers))
+        return answer_format.body(choices, add_usage(codecs, num_answers))
 
     async def stream(
         self,
-        exchanges: list[TextExchange],
+        codecs: list[TextCodec],
         answer_format: AnswerFormat,
         num_answers: int,
         emit: Emit,
@@ -58,11 +58,11 @@ class ChoiceRunner:
 
         await gather(
             [
-                self._places.run(index, partial(self._instance.stream, exchange, emit_one))
-                for index, exchange in enumerate(exchanges)
+                self._places.run(index, partial(self._instance.stream, codec, emit_one))
+                for index, codec in enumerate(codecs)
             ]
         )
-        await emit(answer_format.end(add_usage(exchanges, num_answers)))
+        await emit(answer_format.end(add_usage(codecs, num_answers)))
 
 
 def parts_of(num_prompts: int, num_answers: int) -> list[Part]:
@@ -75,9 +75,9 @@ def parts_of(num_prompts: int, num_answers: int) -> list[Part]:
     ]
 
 
-def add_usage(exchanges: list[TextExchange], num_answers: int) -> Usage | None:
+def add_usage(codecs: list[TextCodec], num_answers: int) -> Usage | None:
     """Returns the token counts of all choices; each prompt counts once."""
-    counts = [exchange.usage for exchange in exchanges]
+    counts = [codec.usage for codec in codecs]
     known = [usage for usage in counts if usage is not None]
     if len(known) < len(counts):
         return None

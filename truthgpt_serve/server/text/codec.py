@@ -23,7 +23,7 @@ DEFAULT_MAX_NEW_TOKENS = 256
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Which of a request's answers an exchange makes.
+    """Which of a request's answers a codec makes.
 
     Attributes:
         prompt: The number of its prompt.
@@ -41,7 +41,7 @@ class Part:
 ONLY = Part()
 
 
-class TextExchange:
+class TextCodec:
     """Renders the prompt, checks what the class returns, cuts it and encodes it.
 
     Args:
@@ -142,7 +142,7 @@ class TextExchange:
         """Makes the answer one of several of the same body."""
         self._format = answer_format.numbered(self._part.index)
 
-    def prepare(self) -> dict[str, Any]:
+    def inputs(self) -> dict[str, Any]:
         """Renders the prompt and returns the inputs for the class.
 
         Raises:
@@ -163,7 +163,7 @@ class TextExchange:
         request = self._request
         return self._tokenizer.render(request.messages or [], goes_on=request.goes_on)
 
-    def answer(self, outputs: Any) -> Any:
+    def encode(self, outputs: Any) -> Any:
         """Returns the body of the whole answer; its choice, where it is one of several."""
         text = self._cut(self._take(outputs, "infer")) + self._rest()
         self._collected = [text]
@@ -177,7 +177,7 @@ class TextExchange:
         reason = self._reason(usage)
         return self._format.choice(self._lead + text, reason, logprobs, self._stop)
 
-    def piece(self, item: Any) -> bytes | None:
+    def encode_chunk(self, item: Any) -> bytes | None:
         """Returns the chunk for one item of `stream`, or None when no text is certain yet."""
         if self._passes and type(item) is dict and len(item) == 1:
             text = item.get("text")
@@ -187,7 +187,7 @@ class TextExchange:
         text = self._cut(self._take(item, "stream"))
         return self._chunk(text) if text or self._entries else None
 
-    def finish(self) -> bytes:
+    def encode_end(self) -> bytes:
         """Returns the last chunks."""
         rest = self._rest()
         chunk = self._chunk(rest) if rest or self._lead else b""

@@ -22,7 +22,7 @@ from truthgpt_serve.server.instance import ModelInstance
 from truthgpt_serve.server.text.abilities import Abilities, check_abilities
 from truthgpt_serve.server.text.card import describe
 from truthgpt_serve.server.text.choices import ChoiceRunner, parts_of
-from truthgpt_serve.server.text.codec import DEFAULT_MAX_NEW_TOKENS, TextExchange, format_of
+from truthgpt_serve.server.text.codec import DEFAULT_MAX_NEW_TOKENS, TextCodec, format_of
 from truthgpt_serve.server.text.request import ChatRequest, CompletionRequest, parse_text
 from truthgpt_serve.server.text.shared_prompt import SharedPrompt
 from truthgpt_serve.server.text.tokenizer import Tokenizer
@@ -33,7 +33,7 @@ from truthgpt_serve.server.text.tokens import (
     tokenize,
 )
 from truthgpt_serve.server.text.tools.alternatives import JSON_KINDS, calls_alone, with_calls
-from truthgpt_serve.server.text.tools.exchange import ToolExchange
+from truthgpt_serve.server.text.tools.codec import ToolCodec
 from truthgpt_serve.server.text.tools.request import ToolUse
 from truthgpt_serve.server.text_limits import TextLimits
 
@@ -114,15 +114,15 @@ class TextRoutes:
         request.model = self._instance.name
         check_abilities(request, self.abilities, self.tokenizer)
         async with connection.guard(self._instance.max_request_s) as guard:
-            exchanges = self._exchanges(request, await self._binding(request))
-            if len(exchanges) > 1:
-                await self._run_many(connection, request, exchanges, guard.release)
+            codecs = self._codecs(request, await self._binding(request))
+            if len(codecs) > 1:
+                await self._run_many(connection, request, codecs, guard.release)
             elif request.stream:
-                await self._instance.stream(exchanges[0], connection.emit)
+                await self._instance.stream(codecs[0], connection.emit)
                 guard.release()
                 await connection.end_events()
             else:
-                answer = await self._instance.run(exchanges[0])
+                answer = await self._instance.run(codecs[0])
                 guard.release()
                 await connection.reply(answer)
 
@@ -130,19 +130,19 @@ class TextRoutes:
         self,
         connection: Connection,
         request: ChatRequest | CompletionRequest,
-        exchanges: list[TextExchange],
+        codecs: list[TextCodec],
         release: Callable[[], None],
     ) -> None:
         answer_format, num_answers = format_of(request), request.n or 1
-        for exchange in exchanges:
-            exchange.use(answer_format)
+        for codec in codecs:
+            codec.use(answer_format)
         if request.stream:
             emit = connection.emit
-            await self._choices.stream(exchanges, answer_format, num_answers, emit)
+            await self._choices.stream(codecs, answer_format, num_answers, emit)
             release()
             await connection.end_events()
             return
-        answer = await self._choices.answer(exchanges, answer_format, num_answers)
+        answer = await self._choices.answer(codecs, answer_format, num_answers)
         release()
         await connection.reply(answer)
 
@@ -212,15 +212,15 @@ class TextRoutes:
         if self._compiler is not None:
             self._compiler.close()
 
-    def _exchanges(
+    def _codecs(
         self, request: ChatRequest | CompletionRequest, binding: Binding
-    ) -> list[TextExchange]:
+    ) -> list[TextCodec]:
         model = self._instance.model
         default = getattr(model, "default_max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
         use = request.tool_use
-        make: Callable[..., TextExchange] = TextExchange
+        make: Callable[..., TextCodec] = TextCodec
         if use is not None or self._thinks(request):
-            make = partial(ToolExchange, use, thinks_first=binding.thinks_first)
+            make = partial(ToolCodec, use, thinks_first=binding.thinks_first)
         shared = [SharedPrompt() for _ in request.prompt]
         return [
             make(

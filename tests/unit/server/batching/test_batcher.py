@@ -21,7 +21,7 @@ from truthgpt_serve.errors import (
     UnavailableError,
 )
 from truthgpt_serve.server.batching.batcher import Batcher
-from truthgpt_serve.server.execution.codec import Plain
+from truthgpt_serve.server.execution.codec import PlainCodec
 from truthgpt_serve.server.execution.workers import Workers
 
 
@@ -78,7 +78,7 @@ async def batching(
 
 
 def ask(batcher: Batcher, value: Any, **fields: Any) -> asyncio.Task[Any]:
-    return asyncio.create_task(batcher.run(Plain({"value": value, **fields})))
+    return asyncio.create_task(batcher.run(PlainCodec({"value": value, **fields})))
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -113,7 +113,7 @@ async def test_a_lone_call_waits_for_no_other_and_costs_less_than_a_millisecond(
         seconds = []
         for number in range(500):
             began_s = time.perf_counter()
-            await batcher.run(Plain({"value": number}))
+            await batcher.run(PlainCodec({"value": number}))
             seconds.append(time.perf_counter() - began_s)
         assert sorted(seconds)[len(seconds) // 2] < 0.001
         assert all(len(call) == 1 for call in model.calls)
@@ -128,12 +128,12 @@ async def test_clients_that_come_back_share_a_batch_again() -> None:
 
     async def client(number: int) -> None:
         for _ in range(12):
-            await batcher.run(Plain({}))
+            await batcher.run(PlainCodec({}))
             await asyncio.sleep(0.001 * number)
 
     sizes: list[int] = []
     async with batching(infer_batch, wait_s=0.2) as batcher:
-        await batcher.run(Plain({}))
+        await batcher.run(PlainCodec({}))
         await asyncio.gather(*(client(number) for number in range(8)))
     settled = sizes[4:-4]
     # All eight on a quiet machine; about four, those that came during the call before, without it.
@@ -165,13 +165,13 @@ async def test_a_rare_key_does_not_starve_under_a_busy_one() -> None:
 
         async def flood() -> None:
             while not rare.done():
-                await batcher.run(Plain({"value": "busy", "key": 0}))
+                await batcher.run(PlainCodec({"value": "busy", "key": 0}))
 
         rare: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         floods = [asyncio.create_task(flood()) for _ in range(40)]
         await until(lambda: batcher.ongoing >= 30)
         num_before = len(model.calls)
-        await batcher.run(Plain({"value": "rare", "key": 1}))
+        await batcher.run(PlainCodec({"value": "rare", "key": 1}))
         at = next(index for index, call in enumerate(model.calls) if call == ["rare"])
         assert at - num_before <= 3
         rare.set_result(None)
@@ -214,9 +214,9 @@ async def test_a_class_may_return_an_error_for_one_request() -> None:
 
 
 async def test_a_call_that_changed_its_inputs_is_repeated_with_fresh_ones() -> None:
-    class Fresh(Plain):
-        def prepare(self) -> dict[str, Any]:
-            return dict(super().prepare())
+    class Fresh(PlainCodec):
+        def inputs(self) -> dict[str, Any]:
+            return dict(super().inputs())
 
     def infer_batch(batch: list[Any]) -> list[Any]:
         values = [inputs.pop("value") for inputs in batch]
@@ -258,16 +258,16 @@ async def test_outputs_may_be_an_array_or_a_tuple() -> None:
         assert await ask(batcher, 1) == {"value": 1}
 
 
-class Strange(Plain):
+class Strange(PlainCodec):
     """Fails on the way in or out."""
 
-    def prepare(self) -> dict[str, Any]:
-        inputs = super().prepare()
+    def inputs(self) -> dict[str, Any]:
+        inputs = super().inputs()
         if inputs["value"] == "prepare":
             raise RequestError("no image")
         return inputs
 
-    def answer(self, outputs: Any) -> Any:
+    def encode(self, outputs: Any) -> Any:
         if outputs[1] == "answer":
             raise StopIteration
         return outputs
@@ -342,11 +342,11 @@ async def test_a_caller_who_leaves_before_the_batch_is_not_computed() -> None:
 async def test_a_caller_who_leaves_while_its_inputs_are_prepared_is_not_computed(
     batch_key: Callable[[Any], Hashable] | None,
 ) -> None:
-    class Slow(Plain):
-        def prepare(self) -> dict[str, Any]:
+    class Slow(PlainCodec):
+        def inputs(self) -> dict[str, Any]:
             preparing.set()
             assert left.wait(10)
-            return super().prepare()
+            return super().inputs()
 
     preparing, left = threading.Event(), threading.Event()
     model = Model()
@@ -381,12 +381,12 @@ async def test_a_request_whose_time_is_over_is_not_computed() -> None:
     async with batching(model.infer_batch) as batcher:
         first = ask(batcher, 0)
         await until(lambda: model.calls)
-        late = asyncio.create_task(batcher.run(Plain({"value": 1}), limit_s=0.02))
-        in_time = asyncio.create_task(batcher.run(Plain({"value": 2}), limit_s=20))
+        late = asyncio.create_task(batcher.run(PlainCodec({"value": 1}), limit_s=0.02))
+        in_time = asyncio.create_task(batcher.run(PlainCodec({"value": 2}), limit_s=20))
         with pytest.raises(DeadlineError, match=r"did not finish within 0.02 s"):
             await late
         # The loop may be too busy to say so: the runner looks at the clock itself.
-        expired = asyncio.create_task(batcher.run(Plain({"value": 3}), limit_s=0.01))
+        expired = asyncio.create_task(batcher.run(PlainCodec({"value": 3}), limit_s=0.01))
         await asyncio.sleep(0)
         time.sleep(0.02)
         model.open.set()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from truthgpt_serve.errors import DeadlineError, OverloadedError, RequestError, UnavailableError
 from truthgpt_serve.server.batching.batcher import Batcher
-from truthgpt_serve.server.execution.codec import Plain
+from truthgpt_serve.server.execution.codec import PlainCodec
 from truthgpt_serve.server.execution.workers import Workers
 
 MILLISECOND = 0.001
@@ -71,16 +71,16 @@ LOADS = st.builds(
 )
 
 
-class Step(Plain):
+class Step(PlainCodec):
     """Fails before or after the call if its request says so."""
 
-    def prepare(self) -> dict[str, Any]:
-        inputs = super().prepare()
+    def inputs(self) -> dict[str, Any]:
+        inputs = super().inputs()
         if inputs["kind"] == "prepare":
             raise RequestError("prepare")
         return dict(inputs)
 
-    def answer(self, outputs: Any) -> Any:
+    def encode(self, outputs: Any) -> Any:
         if outputs["kind"] == "answer":
             raise LookupError("answer")
         return {**outputs, "answered": True}
@@ -157,8 +157,8 @@ async def play(load: Load) -> tuple[Model, list[Any], Batcher]:
     async def one(number: int, request: Request) -> Any:
         await asyncio.sleep(request.arrives_ms * MILLISECOND)
         limit_s = None if request.limit_ms is None else request.limit_ms * MILLISECOND
-        exchange = Step({"number": number, "kind": request.kind, "key": request.key})
-        asking = asyncio.create_task(batcher.run(exchange, limit_s=limit_s))
+        codec = Step({"number": number, "kind": request.kind, "key": request.key})
+        asking = asyncio.create_task(batcher.run(codec, limit_s=limit_s))
         if request.leaves_ms is not None:
             asyncio.get_running_loop().call_later(request.leaves_ms * MILLISECOND, asking.cancel)
         await asyncio.sleep(0)

@@ -40,7 +40,7 @@ from truthgpt_serve.errors import (
 )
 from truthgpt_serve.hardware.plan import request_limits
 from truthgpt_serve.server import Application, ModelInstance, create_asgi_app
-from truthgpt_serve.server.execution.codec import Plain
+from truthgpt_serve.server.execution.codec import PlainCodec
 
 
 class Running:
@@ -222,7 +222,7 @@ async def test_a_slow_reader_holds_the_writer_back() -> None:
         if taken == 2000:
             await asyncio.sleep(60)
 
-    task = asyncio.create_task(host.stream(Plain({}), emit))
+    task = asyncio.create_task(host.stream(PlainCodec({}), emit))
     await asyncio.sleep(0.2)
     assert 10 <= Flood.last.made <= 200
     slow.set()

@@ -8,7 +8,7 @@ import numpy
 import pytest
 
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.server.tensors.codec import OipExchange
+from truthgpt_serve.server.tensors.codec import OipCodec
 from truthgpt_serve.server.tensors.request import header_length, parse_request
 from truthgpt_serve.server.tensors.response import encode_answer
 
@@ -53,9 +53,9 @@ def test_a_class_gets_arrays_of_its_own_each_time() -> None:
     body = head + numpy.array([1, 2], "<f4").tobytes()
     request = parse_request(body, len(head), ("k",))
     assert not request.inputs["a"].flags.aligned
-    exchange = OipExchange(request, "Class")
+    codec = OipCodec(request, "Class")
     for _ in range(2):
-        inputs = exchange.prepare()
+        inputs = codec.inputs()
         assert inputs["a"].tolist() == [1, 2]
         assert inputs["a"].flags.aligned
         assert inputs["k"] == [1]

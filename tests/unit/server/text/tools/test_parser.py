@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.tool_answers import read_answer, read_pieces
-from truthgpt_serve.server.text.tools.exchange import make_parser
+from truthgpt_serve.server.text.tools.codec import make_parser
 from truthgpt_serve.server.text.tools.form import Form
 from truthgpt_serve.server.text.tools.forms import ANY, FORMS, HERMES
 from truthgpt_serve.server.text.tools.harmony import HARMONY

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from truthgpt_serve.server.text.codec import TextExchange
+from truthgpt_serve.server.text.codec import TextCodec
 from truthgpt_serve.server.text.reasoning import Thinking, ThoughtSplitter
 from truthgpt_serve.server.text.response import Usage
 from truthgpt_serve.server.text.tools.form import Form
@@ -20,13 +20,13 @@ REASONING = "reasoning"
 """The field of thoughts in messages and deltas, as at vLLM's."""
 
 
-class ToolExchange(TextExchange):
+class ToolCodec(TextCodec):
     """One answer of a chat with tools, or of a model that thinks before it answers.
 
     Args:
         use: What the request says of tools, or None where there are none.
         thinks_first: Whether what binds the answer begins behind the thoughts.
-        args: As for `TextExchange`.
+        args: As for `TextCodec`.
         kwargs: Likewise.
     """
 
@@ -79,9 +79,9 @@ class ToolExchange(TextExchange):
         form = self._tokenizer.tooling.form
         return form.opening(use.name, is_bound=self._constraint is not None)
 
-    def prepare(self) -> dict[str, Any]:
-        """Returns the inputs for the class; errors as for `TextExchange`."""
-        inputs, use = super().prepare(), self._use
+    def inputs(self) -> dict[str, Any]:
+        """Returns the inputs for the class; errors as for `TextCodec`."""
+        inputs, use = super().inputs(), self._use
         is_forced = use is not None and use.is_forced and not self._thinks_first
         if use is not None and self._parser is not None and is_forced:
             if use.name and self._tokenizer.tooling.form.arguments:
@@ -147,7 +147,7 @@ class ToolExchange(TextExchange):
             choice["message"] |= {"content": said or None, REASONING: thought}
         return choice
 
-    def piece(self, item: Any) -> bytes | None:
+    def encode_chunk(self, item: Any) -> bytes | None:
         """Returns the chunks for one item of `stream`, or None when nothing is certain yet."""
         text = self._cut(self._take(item, "stream"))
         chunk = self._chunk(text) if text or self._entries else b""
