@@ -18,7 +18,7 @@ from truthgpt_serve.http.json_body import encode_json, parse_object
 from truthgpt_serve.request_schema import read_request
 from truthgpt_serve.server.embeddings.codec import EmbeddingCodec, Vector
 from truthgpt_serve.server.embeddings.request import EmbeddingRequest
-from truthgpt_serve.server.execution.gather import Places, gather
+from truthgpt_serve.server.execution.gather import CallSlots, gather
 from truthgpt_serve.server.instance import ModelInstance
 from truthgpt_serve.server.text.tokenizer import Tokenizer
 from truthgpt_serve.server.text_limits import TextLimits
@@ -50,7 +50,7 @@ class EmbeddingRoutes:
         self._limits = limits
         self._read = read
         self._check_name = check_name
-        self._places = Places(lambda: instance.max_ongoing)
+        self._slots = CallSlots(lambda: instance.max_ongoing)
 
     async def create(self, connection: Connection) -> None:
         """Answers `POST /v1/embeddings`."""
@@ -92,7 +92,7 @@ class EmbeddingRoutes:
         return Tokenizer.of(self._instance.model)
 
     async def _vector(self, codec: EmbeddingCodec, index: int) -> Vector:
-        vector: Vector = await self._places.run(index, lambda: self._instance.run(codec))
+        vector: Vector = await self._slots.run(index, lambda: self._instance.run(codec))
         return vector
 
     def _encode(self, request: EmbeddingRequest, vectors: list[Vector]) -> bytes:

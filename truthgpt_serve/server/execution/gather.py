@@ -27,14 +27,14 @@ async def gather(calls: list[Coroutine[Any, Any, T]]) -> list[T]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class Places:
+class CallSlots:
     """Where further calls of one request wait, so that a request with many calls is no overload.
 
-    Its first call competes with other requests; each further one needs one of as many places as a
+    Its first call competes with other requests; each further one needs one of as many slots as a
     model has calls at once.
 
     Args:
-        count: Says how many places there are, once the model has started.
+        count: Says how many slots there are, once the model has started.
     """
 
     def __init__(self, count: Callable[[], int]) -> None:

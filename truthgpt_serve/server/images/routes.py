@@ -21,7 +21,7 @@ from truthgpt_serve.http.file_store import FILES_PATH, FileStore, fetch_file
 from truthgpt_serve.http.json_body import parse_object
 from truthgpt_serve.http.multipart import FORM_TYPE, form_boundary, parse_form
 from truthgpt_serve.request_fields import MAX_SEED
-from truthgpt_serve.server.execution.gather import Places, gather
+from truthgpt_serve.server.execution.gather import CallSlots, gather
 from truthgpt_serve.server.execution.threads import BoundedExecutor
 from truthgpt_serve.server.images.codec import (
     ImageCodec,
@@ -85,7 +85,7 @@ class ImageRoutes:
         self._parser = ImageParser(self._limits, known)
         self._executor = BoundedExecutor("image files")
         self._has_pil = False
-        self._places = Places(lambda: instance.max_ongoing)
+        self._slots = CallSlots(lambda: instance.max_ongoing)
 
     def close(self) -> None:
         """Ends the threads."""
@@ -226,7 +226,7 @@ class ImageRoutes:
         ]
 
     async def _image(self, request: ImageRequest, codec: ImageCodec, index: int) -> Image:
-        result = await self._places.run(index, lambda: self._instance.run(codec))
+        result = await self._slots.run(index, lambda: self._instance.run(codec))
         return Image(await self._encode(request, result.image, "infer"), result)
 
     async def _encode(self, request: ImageRequest, image: Any, method: str) -> EncodedImage:
@@ -263,7 +263,7 @@ class ImageRoutes:
 
         await gather(
             [
-                self._places.run(index, partial(self._instance.stream, codec, partial(emit, index)))
+                self._slots.run(index, partial(self._instance.stream, codec, partial(emit, index)))
                 for index, codec in enumerate(codecs)
             ]
         )

@@ -14,7 +14,7 @@ from truthgpt_serve.http.envelope import error_event
 from truthgpt_serve.http.foreign_errors import MAX_ERROR_BYTES, read_error, read_passed_error
 from truthgpt_serve.http.headers import BODY_HEADERS, lower_case
 from truthgpt_serve.http.sse import DONE, EventSplitter, EventTooLargeError, is_event_stream
-from truthgpt_serve.server.over_chat.places import Places
+from truthgpt_serve.server.over_chat.field_names import FieldNames
 
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
 _UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, EventTooLargeError)
@@ -47,7 +47,7 @@ class TranslatedAnswer:
     Args:
         connection: The request; nothing has been sent yet.
         translation: Makes the answer.
-        places: What the chat request's parts are called in the client's API.
+        names: What the chat request's parts are called in the client's API.
         path: The route behind.
         name: The model name, for messages.
     """
@@ -56,13 +56,13 @@ class TranslatedAnswer:
         self,
         connection: Connection,
         translation: Translation,
-        places: Places,
+        names: FieldNames,
         *,
         path: str,
         name: str,
     ) -> None:
         self._connection = connection
-        self._places = places
+        self._names = names
         self._path = path
         self._name = name
         self._translation = translation
@@ -121,7 +121,7 @@ class TranslatedAnswer:
         if self._status >= 400:
             body = body[:MAX_ERROR_BYTES]
             error = read_error(self._status, body, method="POST", path=self._path, model=self._name)
-            raise self._places.reword(error or read_passed_error(self._status, body))
+            raise self._names.reword(error or read_passed_error(self._status, body))
         try:
             return self._translation.whole(msgspec.json.decode(body))
         except _UNREADABLE as error:
@@ -154,7 +154,7 @@ class TranslatedAnswer:
             return self._end()
         value = msgspec.json.decode(event)
         if "error" in value and "choices" not in value:
-            raise self._places.reword(read_passed_error(UpstreamError.status, event))
+            raise self._names.reword(read_passed_error(UpstreamError.status, event))
         return self._translation.feed(value)
 
     def _end(self) -> bytes:

@@ -15,12 +15,12 @@ from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.headers import BODY_HEADERS
 from truthgpt_serve.http.json_body import encode_json, parse_object
 from truthgpt_serve.server.over_chat.answer import TranslatedAnswer, Translation
+from truthgpt_serve.server.over_chat.field_names import FieldNames
 from truthgpt_serve.server.over_chat.messages.answer import CountAnswer, MessagesAnswer
-from truthgpt_serve.server.over_chat.messages.places import TABLE as MESSAGES_TABLE
+from truthgpt_serve.server.over_chat.messages.field_names import TABLE as MESSAGES_TABLE
 from truthgpt_serve.server.over_chat.messages.request import chat_of_message, tokenize_of_message
-from truthgpt_serve.server.over_chat.places import Places
 from truthgpt_serve.server.over_chat.responses.answer import ResponsesAnswer
-from truthgpt_serve.server.over_chat.responses.places import TABLE as RESPONSES_TABLE
+from truthgpt_serve.server.over_chat.responses.field_names import TABLE as RESPONSES_TABLE
 from truthgpt_serve.server.over_chat.responses.request import chat_of_response
 
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
@@ -76,10 +76,10 @@ class OverChat:
             payload, translation = chat_of_message(body), MessagesAnswer()
         else:
             path, payload, translation = TOKENIZE, tokenize_of_message(body), CountAnswer()
-        places = Places(table, payload)
+        names = FieldNames(table, payload)
         sent = encode_json(payload)
         scope = _inner_scope(connection, path, len(sent))
-        answer = TranslatedAnswer(connection, translation, places, path=path, name=self._name)
+        answer = TranslatedAnswer(connection, translation, names, path=path, name=self._name)
         await self._app(scope, replay(sent, connection.receive), answer.send)
 
 

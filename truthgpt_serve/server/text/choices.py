@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from truthgpt_serve.server.execution.codec import Emit
-from truthgpt_serve.server.execution.gather import Places, gather
+from truthgpt_serve.server.execution.gather import CallSlots, gather
 from truthgpt_serve.server.instance import ModelInstance
 from truthgpt_serve.server.text.codec import Part, TextCodec
 from truthgpt_serve.server.text.response import AnswerFormat, Usage
@@ -22,7 +22,7 @@ class ChoiceRunner:
 
     def __init__(self, instance: ModelInstance) -> None:
         self._instance = instance
-        self._places = Places(lambda: instance.max_ongoing)
+        self._slots = CallSlots(lambda: instance.max_ongoing)
 
     async def answer(
         self, codecs: list[TextCodec], answer_format: AnswerFormat, num_answers: int
@@ -36,7 +36,7 @@ class ChoiceRunner:
         """
         choices = await gather(
             [
-                self._places.run(index, partial(self._instance.run, codec))
+                self._slots.run(index, partial(self._instance.run, codec))
                 for index, codec in enumerate(codecs)
             ]
         )
@@ -58,7 +58,7 @@ class ChoiceRunner:
 
         await gather(
             [
-                self._places.run(index, partial(self._instance.stream, codec, emit_one))
+                self._slots.run(index, partial(self._instance.stream, codec, emit_one))
                 for index, codec in enumerate(codecs)
             ]
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from truthgpt_serve.http.json_body import encode_json
 from truthgpt_serve.request_schema import bad_field
+from truthgpt_serve.server.over_chat.field_names import noted, noted_as
 from truthgpt_serve.server.over_chat.fields import (
     choice_at,
     list_at,
@@ -16,7 +17,6 @@ from truthgpt_serve.server.over_chat.fields import (
     text_at,
     unsupported_at,
 )
-from truthgpt_serve.server.over_chat.places import noted, noted_as
 
 Chat = dict[str, Any]
 _SAME = ("model", "max_tokens", "stream", "temperature", "top_p", "top_k")

@@ -7,6 +7,7 @@ from typing import Any
 
 from truthgpt_serve.errors import UnsupportedError
 from truthgpt_serve.request_schema import Count, RequestModel, bad_field, read_request
+from truthgpt_serve.server.over_chat.field_names import noted
 from truthgpt_serve.server.over_chat.fields import (
     choice_at,
     list_at,
@@ -15,7 +16,6 @@ from truthgpt_serve.server.over_chat.fields import (
     text_at,
     unsupported_at,
 )
-from truthgpt_serve.server.over_chat.places import noted
 from truthgpt_serve.server.text.tools.request import MAX_TOOLS
 
 Chat = dict[str, Any]

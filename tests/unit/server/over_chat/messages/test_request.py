@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from truthgpt_serve.errors import RequestError, UnsupportedError
+from truthgpt_serve.server.over_chat.field_names import FieldNames
 from truthgpt_serve.server.over_chat.messages.request import chat_of_message, tokenize_of_message
-from truthgpt_serve.server.over_chat.places import Places
 
 USER: Any = {"role": "user", "content": "hi"}
 TOOL = {"name": "add", "description": "Adds.", "input_schema": {"type": "object"}}
@@ -18,7 +18,7 @@ USE = {"type": "tool_use", "id": "t1", "name": "add", "input": {"a": 1}}
 
 def chat(**fields: Any) -> dict[str, Any]:
     found = chat_of_message({"model": "m", "max_tokens": 5, "messages": [USER], **fields})
-    Places({}, found)  # takes out where things came from
+    FieldNames({}, found)  # takes out where things came from
     return found
 
 
@@ -148,7 +148,7 @@ def test_structured_output() -> None:
 
 def test_counting_needs_no_limit() -> None:
     found = tokenize_of_message({"model": "m", "messages": [USER], "tools": [TOOL], "system": "A"})
-    Places({}, found)
+    FieldNames({}, found)
     assert list(found) == ["model", "messages", "tools"]
     assert found["messages"][0] == {"role": "system", "content": "A"}
     with pytest.raises(RequestError) as raised:

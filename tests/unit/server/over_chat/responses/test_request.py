@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from truthgpt_serve.errors import RequestError, UnsupportedError
-from truthgpt_serve.server.over_chat.places import Places
+from truthgpt_serve.server.over_chat.field_names import FieldNames
 from truthgpt_serve.server.over_chat.responses.request import chat_of_response
 
 USER: Any = {"role": "user", "content": "hi"}
@@ -16,7 +16,7 @@ TOOL = {"type": "function", "name": "add", "parameters": {"type": "object"}, "st
 
 def chat(**fields: Any) -> dict[str, Any]:
     found = chat_of_response({"model": "m", "input": "hi", **fields})
-    Places({}, found)  # takes out where things came from
+    FieldNames({}, found)  # takes out where things came from
     return found
 
 

@@ -12,10 +12,10 @@ from tests.support.sample_models import Base, spec_of
 from tests.support.servers import serve_asgi
 from truthgpt_serve.errors import RequestError
 from truthgpt_serve.server import create_app
-from truthgpt_serve.server.over_chat.messages.places import TABLE as MESSAGES_TABLE
+from truthgpt_serve.server.over_chat.field_names import FieldNames
+from truthgpt_serve.server.over_chat.messages.field_names import TABLE as MESSAGES_TABLE
 from truthgpt_serve.server.over_chat.messages.request import chat_of_message
-from truthgpt_serve.server.over_chat.places import Places
-from truthgpt_serve.server.over_chat.responses.places import TABLE as RESPONSES_TABLE
+from truthgpt_serve.server.over_chat.responses.field_names import TABLE as RESPONSES_TABLE
 from truthgpt_serve.server.over_chat.responses.request import chat_of_response
 
 HI: Any = {"role": "user", "content": "hi"}
@@ -143,9 +143,9 @@ def test_every_field_of_responses(url: str, fields: dict[str, Any], place: str) 
             assert f"`{name}" not in error["message"]
 
 
-def named(places: Places, place: str) -> str:
+def named(names: FieldNames, place: str) -> str:
     """Returns the place that an error names, in its `param` and its words."""
-    error = places.reword(RequestError(f"`{place}` is wrong (`serving.limits.x`)", param=place))
+    error = names.reword(RequestError(f"`{place}` is wrong (`serving.limits.x`)", param=place))
     assert error.message == f"`{error.param}` is wrong (`serving.limits.x`)" == str(error)
     return str(error.param)
 
@@ -155,7 +155,7 @@ def test_places_of_messages() -> None:
     told = {"role": "user", "content": [RESULT, {"type": "text", "text": "so?"}, IMAGE]}
     body = {"model": "m", "max_tokens": 5, "system": "A", "messages": [HI, said, told]}
     chat = chat_of_message(body)
-    places = Places(MESSAGES_TABLE, chat)
+    names = FieldNames(MESSAGES_TABLE, chat)
     assert "\0" not in str(chat)
     for place, sent in (
         ("max_completion_tokens", "max_tokens"),
@@ -178,7 +178,7 @@ def test_places_of_messages() -> None:
         ("messages[4].content[1].image_url.url", "messages[2].content[2].source.url"),
         ("serving.limits.max_tokens", "serving.limits.max_tokens"),
     ):
-        assert named(places, place) == sent
+        assert named(names, place) == sent
 
 
 def test_places_of_responses() -> None:
@@ -187,7 +187,7 @@ def test_places_of_responses() -> None:
     parts = [{"type": "input_text", "text": "a"}, {"type": "input_image", "image_url": "b"}]
     items = [HI, call, told, {"role": "user", "content": parts}]
     chat = chat_of_response({"model": "m", "instructions": "Be.", "input": items})
-    places = Places(RESPONSES_TABLE, chat)
+    names = FieldNames(RESPONSES_TABLE, chat)
     assert "\0" not in str(chat)
     for place, sent in (
         ("messages", "input"),
@@ -205,8 +205,8 @@ def test_places_of_responses() -> None:
         ("tool_choice.function.name", "tool_choice.name"),
         ("tools[0].function.strict", "tools[0].strict"),
     ):
-        assert named(places, place) == sent
-    plain = Places(RESPONSES_TABLE, chat_of_response({"model": "m", "input": "hi"}))
+        assert named(names, place) == sent
+    plain = FieldNames(RESPONSES_TABLE, chat_of_response({"model": "m", "input": "hi"}))
     assert named(plain, "messages[0].content") == "input"
 
 
@@ -216,12 +216,12 @@ def test_parts_are_named_as_they_were_sent() -> None:
     turns = [HI, HI, {"role": "user", "content": [RESULT, document, IMAGE, text]}, HI]
     body = {"model": "m", "max_tokens": 9, "messages": [*turns, HI]}
     chat = chat_of_message(body)
-    places = Places(MESSAGES_TABLE, chat)
+    names = FieldNames(MESSAGES_TABLE, chat)
     [_, _, message] = chat["messages"]
     assert [part["type"] for part in message["content"]] == ["text", "image_url", "text"] + [
         "text"
     ] * 2
-    assert [places.sent(f"messages[2].content[{at}].text") for at in range(5)] == [
+    assert [names.sent(f"messages[2].content[{at}].text") for at in range(5)] == [
         "messages[2].content[1].source.data",
         "messages[2].content[2].text",
         "messages[2].content[3].text",
@@ -229,6 +229,6 @@ def test_parts_are_named_as_they_were_sent() -> None:
         "messages[4].content",
     ]
     chat = chat_of_message({**body, "messages": [HI, *turns[:2], {**HI, "content": [IMAGE]}]})
-    places = Places(MESSAGES_TABLE, chat)
-    assert places.sent("messages[0].content[0].text") == "messages[0].content"
-    assert places.sent("messages[0].content[1].image_url") == "messages[3].content[0].source"
+    names = FieldNames(MESSAGES_TABLE, chat)
+    assert names.sent("messages[0].content[0].text") == "messages[0].content"
+    assert names.sent("messages[0].content[1].image_url") == "messages[3].content[0].source"

@@ -47,7 +47,7 @@ def noted_as(other: Chat, part: Chat) -> Chat:
     return part
 
 
-class Places:
+class FieldNames:
     """What the parts of one chat request are called in the API that the client uses.
 
     Args:
