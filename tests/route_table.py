@@ -45,11 +45,11 @@ def cases(name: str, own: tuple[str, ...], *, router: bool) -> Iterator[Case]:
         for method in METHODS:
             yield Case(method, path, "nowhere")
     for route in ROUTES:
-        if "model" not in route.places or route.path in SPECIAL:
+        if "model" not in route.addresses or route.path in SPECIAL:
             continue
         if router and route.path in ("/v2", "/health", "/v1/models"):
             continue  # the router's own
-        if router and "service" not in route.places:
+        if router and "service" not in route.addresses:
             continue
         if router and ("health" in route.path or route.path.endswith("/ready")):
             continue
@@ -58,7 +58,7 @@ def cases(name: str, own: tuple[str, ...], *, router: bool) -> Iterator[Case]:
 
 def _of_route(route: Route, name: str, *, has: bool) -> Iterator[Case]:
     path = route.path.replace("{id}", name).replace("{version}", "1")
-    others = [route for route in ROUTES if route.path == path and "model" in route.places]
+    others = [route for route in ROUTES if route.path == path and "model" in route.addresses]
     allow = tuple(dict.fromkeys(verb for one in (route, *others) for verb in one.allow))
     for method in METHODS:
         if method not in allow:

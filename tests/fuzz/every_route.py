@@ -19,7 +19,7 @@ def any_route(rng: random.Random, model: str) -> Request:
     method = rng.choice(METHODS) if rng.random() < 0.25 else route.methods[0]
     name = rng.choice([model, model, "nosuch", "a" * 3000, "..", "%00", "x.png"])
     path = route.path.replace("{id}", name).replace("{version}", rng.choice(["1", "0", "-1", "%"]))
-    if "model" in route.places and rng.random() < 0.4:
+    if "model" in route.addresses and rng.random() < 0.4:
         path = f"/models/{model}{path}"
     if route.path == "/v1/usage":
         path += rng.choice(["", "?group_by=key,model", "?start=x", "?end=9e99", "?group_by=%00"])

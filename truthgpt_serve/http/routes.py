@@ -35,14 +35,14 @@ class Route:
         methods: What it takes, without HEAD.
         summary: One line for `/docs`.
         models: Which models can have it, for messages; empty for what every model has.
-        places: `service` for the one address, `model` for `/models/<name>`.
+        addresses: `service` for the one address, `model` for `/models/<name>`.
     """
 
     path: str
     methods: tuple[str, ...]
     summary: str
     models: str = ""
-    places: tuple[str, ...] = ("service", "model")
+    addresses: tuple[str, ...] = ("service", "model")
 
     @cached_property
     def parts(self) -> tuple[str, ...]:
@@ -62,12 +62,12 @@ class Route:
         )
 
 
-def _get(path: str, summary: str, models: str = "", *places: str) -> Route:
-    return Route(path, ("GET",), summary, models, places or ("service", "model"))
+def _get(path: str, summary: str, models: str = "", *addresses: str) -> Route:
+    return Route(path, ("GET",), summary, models, addresses or ("service", "model"))
 
 
-def _post(path: str, summary: str, models: str = "", *places: str) -> Route:
-    return Route(path, ("POST",), summary, models, places or ("service", "model"))
+def _post(path: str, summary: str, models: str = "", *addresses: str) -> Route:
+    return Route(path, ("POST",), summary, models, addresses or ("service", "model"))
 
 
 ROUTES: tuple[Route, ...] = (
@@ -118,32 +118,32 @@ ROUTES: tuple[Route, ...] = (
 )
 
 
-def find_routes(path: str, place: str) -> list[Route]:
+def find_routes(path: str, address: str) -> list[Route]:
     """Returns the routes that have a path; there are two where methods differ.
 
     Args:
         path: The path, below the mount point.
-        place: `service` for the one address, `model` for a model's own.
+        address: `service` for the one address, `model` for a model's own.
     """
     found = _BY_PATH.get(path)
     if found is None:
         parts = path.split("/", maxsplit=_MOST_PARTS)
         found = [route for route in _PATTERNS if route.matches(parts)]
-    return [route for route in found if place in route.places]
+    return [route for route in found if address in route.addresses]
 
 
-def find_error(method: str, path: str, place: str) -> RouteNotFoundError | MethodError | None:
+def find_error(method: str, path: str, address: str) -> RouteNotFoundError | MethodError | None:
     """Returns why a request is for no route at all, or None where there is one.
 
     Args:
         method: The request's method.
         path: Its path, below the mount point.
-        place: As for `find_routes`.
+        address: As for `find_routes`.
     """
-    found = find_routes(path, place)
+    found = find_routes(path, address)
     if not found:
         where = "/docs lists the routes"
-        if place == "service" and find_routes(path, "model"):
+        if address == "service" and find_routes(path, "model"):
             where = "a model has it at its own address, /models/<name>"
         return RouteNotFoundError(f"there is no {shown_path(path)} here; {where}")
     allow = tuple(dict.fromkeys(verb for route in found for verb in route.allow))

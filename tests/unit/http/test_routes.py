@@ -21,9 +21,9 @@ def test_no_two_routes_take_the_same_method_at_the_same_path() -> None:
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
 def test_a_route_is_found_by_its_own_path(route: Route) -> None:
     path = route.path.replace("{id}", "some-model").replace("{version}", "1")
-    for place in ("service", "model"):
-        found = [one.path for one in find_routes(path, place)]
-        assert (route.path in found) == (place in route.places), place
+    for address in ("service", "model"):
+        found = [one.path for one in find_routes(path, address)]
+        assert (route.path in found) == (address in route.addresses), address
 
 
 @pytest.mark.parametrize(

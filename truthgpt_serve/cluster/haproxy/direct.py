@@ -66,7 +66,7 @@ def direct_paths() -> list[str]:
         route.path
         for route in ROUTES
         if route.methods == ("POST",)
-        and {"service", "model"} <= {*route.places}
+        and {"service", "model"} <= {*route.addresses}
         and "{" not in route.path
         and not route.path.startswith(_ANTHROPIC)
     ]

@@ -27,7 +27,7 @@ from truthgpt_serve.http.json_body import encode_json
 from truthgpt_serve.http.open_inference import is_open_inference
 from truthgpt_serve.http.routes import ROUTES
 
-SERVED = tuple(route for route in ROUTES if "service" in route.places)
+SERVED = tuple(route for route in ROUTES if "service" in route.addresses)
 """The routes that the document describes."""
 
 ERRORS = {

@@ -43,7 +43,7 @@ class _Trainee(torch.nn.Module):  # type: ignore[misc] # torch counts as Any her
             noised.timesteps,
             controlnet_cond=hints,
             return_dict=False,
-            **self._kind.unet_arguments(told, noised.places),
+            **self._kind.unet_arguments(told, noised.time_ids),
         )
         dtype = self._kind.denoiser.dtype
         return self._kind.predict(

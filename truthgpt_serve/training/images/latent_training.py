@@ -52,12 +52,12 @@ def add_noise(kind: Kind, objective: Objective, batch: Batch) -> Noised:
     """Returns a batch, and behind it its images of the class, with the noise that was drawn."""
     parts = [batch, *([batch["prior"]] if "prior" in batch else [])]
     latents = torch.cat([_latents(kind, part) for part in parts])
-    noise, levels, places = (
-        torch.cat([part[name] for part in parts]) for name in ("noise", "levels", "places")
+    noise, levels, time_ids = (
+        torch.cat([part[name] for part in parts]) for name in ("noise", "levels", "time_ids")
     )
     noisy, timesteps = objective.mix(latents, noise, levels)
     captions = [caption for part in parts for caption in part["captions"]]
-    return Noised(latents, noise, levels, noisy, timesteps, places, captions)
+    return Noised(latents, noise, levels, noisy, timesteps, time_ids, captions)
 
 
 def _latents(kind: Kind, batch: Batch) -> Any:

@@ -29,7 +29,7 @@ class Noised:
         levels: Shape (batch,).
         noisy: Latents and noise, mixed.
         timesteps: Shape (batch,).
-        places: Float32 of shape (batch, 6); see `Loaded.place`.
+        time_ids: Float32 of shape (batch, 6); see `Loaded.time_ids`.
         captions: Of each example; None where it is dropped.
     """
 
@@ -38,7 +38,7 @@ class Noised:
     levels: Any
     noisy: Any
     timesteps: Any
-    places: Any
+    time_ids: Any
     captions: list[str | None]
 
 

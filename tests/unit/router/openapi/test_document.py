@@ -57,7 +57,7 @@ def test_each_route_is_described_and_nothing_else() -> None:
     served = {
         (method.lower(), route.path)
         for route in ROUTES
-        if "service" in route.places
+        if "service" in route.addresses
         for method in route.methods
     }
     assert {(method, path) for method, path, _ in operations()} == served

@@ -69,13 +69,13 @@ class Loaded:
     Attributes:
         pixels: Of shape (3, height, width), RGB, transparency laid over white, upright.
         full: The image's own size, upright.
-        place: Height and width of the image itself, top and left of the cut after resizing, height
-            and width of the cut: in the order of SDXL's conditions.
+        time_ids: Height and width of the image itself, top and left of the cut after resizing,
+            height and width of the cut: SDXL's `time_ids`, in their order.
     """
 
     pixels: Pixels
     full: Size
-    place: tuple[int, int, int, int, int, int]
+    time_ids: tuple[int, int, int, int, int, int]
 
 
 def load_image(image: Any, size: Size, cut: Cut = CENTER) -> Loaded:
@@ -94,7 +94,7 @@ def load_image(image: Any, size: Size, cut: Cut = CENTER) -> Loaded:
         full = Size(*whole.size)
         kept = _cut(whole, size, cut)
     pixels = np.ascontiguousarray(np.asarray(kept, dtype=np.uint8).transpose(2, 0, 1))
-    return Loaded(pixels, full, place_of(full, size, cut))
+    return Loaded(pixels, full, time_ids_of(full, size, cut))
 
 
 def read_size(image: Any) -> Size:
@@ -109,8 +109,8 @@ def read_size(image: Any) -> Size:
     return Size(height, width) if turned else Size(width, height)
 
 
-def place_of(full: Size, size: Size, cut: Cut) -> tuple[int, int, int, int, int, int]:
-    """Returns what `Loaded.place` says of an image of this full size."""
+def time_ids_of(full: Size, size: Size, cut: Cut) -> tuple[int, int, int, int, int, int]:
+    """Returns what `Loaded.time_ids` says of an image of this full size."""
     width, height = size
     if full.width * height > full.height * width:  # too wide
         width = height * full.width // full.height

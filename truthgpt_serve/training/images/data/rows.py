@@ -169,7 +169,7 @@ class ImageRows:
 def _stack(found: Sequence[_Example]) -> Batch:
     batch = {
         "examples": torch.stack([torch.from_numpy(one.image.pixels) for one in found]),
-        "places": torch.tensor([one.image.place for one in found], dtype=torch.float32),
+        "time_ids": torch.tensor([one.image.time_ids for one in found], dtype=torch.float32),
         "captions": [one.captions for one in found],
     }
     hints = [one.conditioning for one in found if one.conditioning is not None]

@@ -41,7 +41,7 @@ class Source(Protocol):
 
         Returns:
             Tensors whose first dimension is the rows: `examples`, pixels or what is kept of them;
-            `places`, float32 of shape (rows, 6), see `Loaded.place`; of a ControlNet's data
+            `time_ids`, float32 of shape (rows, 6), see `Loaded.time_ids`; of a ControlNet's data
             `conditioning`, uint8 pixels. Besides, as a list, the `captions` of each row.
         """
 

@@ -94,12 +94,12 @@ class Kind:
         shift = (vae.shift_factor or 0.0) if self.shifts_latents else 0.0
         return (latents - shift) * vae.scaling_factor
 
-    def unet_arguments(self, conditions: Conditions, places: Any) -> dict[str, Any]:
+    def unet_arguments(self, conditions: Conditions, time_ids: Any) -> dict[str, Any]:
         """Returns the arguments of a UNet, or of its ControlNet, beside latents and timesteps.
 
         Args:
             conditions: Of each example.
-            places: Sizes and cuts of the images, float32 of shape (batch, 6); see `Loaded`.
+            time_ids: Sizes and cuts of the images, float32 of shape (batch, 6); see `Loaded`.
         """
         return dict(conditions)
 
@@ -112,7 +112,7 @@ class Kind:
             conditions: Of each example.
             **more: Further arguments of the denoiser, such as the residuals of a ControlNet.
         """
-        arguments = self.unet_arguments(conditions, noised.places)
+        arguments = self.unet_arguments(conditions, noised.time_ids)
         return denoiser(noised.noisy, noised.timesteps, return_dict=False, **arguments, **more)[0]
 
 

@@ -95,7 +95,7 @@ class FluxKind(FlowKind):
         count, channels, height, width = noisy.shape
         pipeline, embeds = self.pipeline, conditions["encoder_hidden_states"]
         guidance = noisy.new_ones(count) if self.denoiser.config.guidance_embeds else None
-        places = pipeline._prepare_latent_image_ids(
+        image_ids = pipeline._prepare_latent_image_ids(
             count, height // 2, width // 2, noisy.device, noisy.dtype
         )
         output = denoiser(
@@ -103,7 +103,7 @@ class FluxKind(FlowKind):
             timestep=noised.timesteps / self.pipeline.scheduler.config.num_train_timesteps,
             guidance=guidance,
             txt_ids=embeds.new_zeros(embeds.shape[1], 3),
-            img_ids=places,
+            img_ids=image_ids,
             return_dict=False,
             **conditions,
             **more,

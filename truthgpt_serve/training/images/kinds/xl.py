@@ -41,8 +41,8 @@ class XLKind(Kind):
         )
         return (latents - mean) * vae.scaling_factor / std
 
-    def unet_arguments(self, conditions: Conditions, places: Any) -> dict[str, Any]:
+    def unet_arguments(self, conditions: Conditions, time_ids: Any) -> dict[str, Any]:
         """Adds the pooled embeddings, the size of each image and where it was cut."""
         embeds = conditions["encoder_hidden_states"]
-        added = {"text_embeds": conditions["text_embeds"], "time_ids": places.to(embeds.dtype)}
+        added = {"text_embeds": conditions["text_embeds"], "time_ids": time_ids.to(embeds.dtype)}
         return {"encoder_hidden_states": embeds, "added_cond_kwargs": added}

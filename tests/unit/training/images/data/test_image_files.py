@@ -74,12 +74,12 @@ def test_a_cut_keeps_the_asked_side_and_says_where_it_was() -> None:
     right = load_image(_file(image), SQUARE, Cut(left=1.0))
     assert (right.pixels == np.array([0, 0, 255])[:, None, None]).all()
     # Height and width of the file, top and left of the cut, its height and width: as SDXL wants.
-    assert right.place == (32, 96, 0, 64, 32, 32)
+    assert right.time_ids == (32, 96, 0, 64, 32, 32)
     mirrored = load_image(_file(image), SQUARE, Cut(left=0.0, flip=True))
     assert (mirrored.pixels == right.pixels).all()
     wide = load_image(_file(image.resize((192, 64))), Size(48, 32))
     assert wide.pixels.shape == (3, 32, 48)
-    assert wide.place == (64, 192, 0, 24, 32, 48)
+    assert wide.time_ids == (64, 192, 0, 24, 32, 48)
 
 
 def test_a_size_is_read_upright() -> None:
