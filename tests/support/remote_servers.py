@@ -150,11 +150,11 @@ class Hosted:
     """One model as its family serves it, with the lifespan of the server around it.
 
     Attributes:
-        host: The model's host.
+        instance: The loaded model.
     """
 
     def __init__(self, cfg: dict[str, Any], name: str) -> None:
-        self.host = ModelInstance(
+        self.instance = ModelInstance(
             MODEL_REGISTRY.find(cfg["model"]["family"]), load_model_config(cfg), name=name
         )
         self._app: Any = None
@@ -165,11 +165,11 @@ class Hosted:
             await self._app(scope, receive, send)
             return
         await receive()
-        await self.host.start()
-        self._app = await create_asgi_app(self.host)
+        await self.instance.start()
+        self._app = await create_asgi_app(self.instance)
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        await self.host.close()
+        await self.instance.close()
         await send({"type": "lifespan.shutdown.complete"})
 
 

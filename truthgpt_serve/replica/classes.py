@@ -91,7 +91,7 @@ class ModelReplica:
             spec = resolve_family(config)
             # Before the engine, which writes its own endpoint into the environment.
             self._tracer = open_tracer("replica")
-            self._host = ModelInstance(spec, config, name=self._name, files=SharedFiles())
+            self._instance = ModelInstance(spec, config, name=self._name, files=SharedFiles())
         scaling = config.serving.autoscaling
         self._scales_on_work = scaling is not None and scaling.target_queue_s is not None
 
@@ -101,16 +101,16 @@ class ModelReplica:
             try:
                 await self._guard.prepare()
                 with rare_collections():
-                    await self._host.start()
-                    app = await create_asgi_app(self._host)
+                    await self._instance.start()
+                    app = await create_asgi_app(self._instance)
             except BaseException:
-                await self._host.close()
+                await self._instance.close()
                 raise
-        app = self._guard.wrap(app, getattr(self._host.model, "fatal_error", None))
-        load = ReplicaLoad(request_limits(self._host.config, self._host.spec)[0])
+        app = self._guard.wrap(app, getattr(self._instance.model, "fatal_error", None))
+        load = ReplicaLoad(request_limits(self._instance.config, self._instance.spec)[0])
         app = self._surround(app, load)
         if self._scales_on_work:
-            self.record_autoscaling_stats = partial(_read_work, WorkStats(load, self._host))
+            self.record_autoscaling_stats = partial(_read_work, WorkStats(load, self._instance))
         context = serve.get_replica_context()
         own = context.replica_tag
         find_others = partial(_find_others, context.app_name, own)
@@ -124,7 +124,7 @@ class ModelReplica:
         answer_aside(
             aside,
             (HEALTH, METRICS),
-            lambda app: load.arriving(HeldBodies(self._worded(app), self._host.max_body_bytes)),
+            lambda app: load.arriving(HeldBodies(self._worded(app), self._instance.max_body_bytes)),
             lambda app, mount: Watched(
                 access.guard(app, mount), log, model=self._name, mount=mount, tracer=tracer
             ),
@@ -142,11 +142,11 @@ class ModelReplica:
             app: The application.
             load: Counts what the model works on: what waits here is no work yet.
         """
-        host = self._host
-        owner, limits = f"model {self._name!r}", request_limits(host.config, host.spec)
+        instance = self._instance
+        owner, limits = f"model {self._name!r}", request_limits(instance.config, instance.spec)
         if self._stream_interval_s:
             app = JoinedStreams(app, self._stream_interval_s)
-        size, limit_s = host.max_body_bytes, host.max_request_s
+        size, limit_s = instance.max_body_bytes, instance.max_request_s
         app = self._access.counting(NamedRequests(app, self._names))
         app = EncodedBodies(app, max_body_bytes=size, max_request_s=limit_s)
         app = Turns(load.working(app), FairQueue(*limits, owner), owner, max_request_s=limit_s)
@@ -155,7 +155,7 @@ class ModelReplica:
 
     def _worded(self, app: Any) -> Any:
         """Has Ray's queue in front of this replica refuse in our words, and its time limit."""
-        num_requests = sum(request_limits(self._host.config, self._host.spec))
+        num_requests = sum(request_limits(self._instance.config, self._instance.spec))
         limited = ClientLimits(app, self._allow_origins)
         return QueueAnswers(limited, self._name, num_requests, self._allow_origins)
 
@@ -180,7 +180,7 @@ class ModelReplica:
                 Serve's control loop for many seconds.
         """
         try:
-            await self._host.check_health()
+            await self._instance.check_health()
         except Exception as error:
             raise RuntimeError(str(to_cause(error, self._hide))) from None
 
@@ -190,7 +190,7 @@ class ModelReplica:
         await asyncio.to_thread(self._access.close)  # it sends the last usage
         if self._tracer is not None:
             await asyncio.to_thread(self._tracer.close)
-        await self._host.close()
+        await self._instance.close()
 
 
 async def _read_work(stats: WorkStats) -> dict[str, float]:

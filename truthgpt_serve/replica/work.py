@@ -25,15 +25,18 @@ class WorkStats:
 
     Args:
         load: Counts its requests.
-        host: Its model, started.
+        instance: Its model, started.
         clock: The time in seconds, which only goes forward.
     """
 
     def __init__(
-        self, load: ReplicaLoad, host: ModelInstance, clock: Callable[[], float] = time.monotonic
+        self,
+        load: ReplicaLoad,
+        instance: ModelInstance,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._load = load
-        self._host = host
+        self._instance = instance
         self._clock = clock
         self._read_s = clock()
         self._busy_s: dict[str, float] = {}
@@ -43,12 +46,12 @@ class WorkStats:
         now_s = self._clock()
         passed_s, self._read_s = now_s - self._read_s, now_s
         queued = self._load.num_queued
-        own = getattr(self._host.model, "queued_work", None)
+        own = getattr(self._instance.model, "queued_work", None)
         if callable(own):
             sample = self._of_class(own(), queued, passed_s)
-        elif self._host.work.mean:
+        elif self._instance.work.mean:
             sample = self._of_work(queued, passed_s)
-        elif self._host.batcher is not None:
+        elif self._instance.batcher is not None:
             sample = self._of_batches(queued, passed_s)
         else:
             sample = self._of_requests(queued, passed_s)
@@ -67,7 +70,7 @@ class WorkStats:
 
     def _of_work(self, queued: int, passed_s: float) -> Sample:
         """Of images: those whose request nobody has read are taken for average ones."""
-        work = self._host.work
+        work = self._instance.work
         amount = work.queued + queued * work.mean
         waits_s = amount / work.speed if work.speed else 0.0
         busy = self._share("work", work.busy_s(), passed_s)
@@ -75,7 +78,7 @@ class WorkStats:
         return Sample(0.0, _bounded(waits_s), queued + work.num_waiting, busy, service_s=service_s)
 
     def _of_batches(self, queued: int, passed_s: float) -> Sample:
-        batcher = self._host.batcher
+        batcher = self._instance.batcher
         assert batcher is not None
         counts = batcher.statistics()
         num_runs, size = sum(counts.runs.counts), batcher.max_batch_size

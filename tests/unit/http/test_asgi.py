@@ -86,10 +86,10 @@ class Endless:
 
 async def test_a_client_that_never_reads_its_stream_does_not_keep_the_request() -> None:
     spec = FamilySpec(name="m", class_path="tests:Endless", model_class=Endless)
-    host = ModelInstance(
+    instance = ModelInstance(
         spec, load_model_config({"task": "custom", "serving": {"max_request_s": 1}}), name="m"
     )
-    await host.start()
+    await instance.start()
     body = json.dumps({"model": "m", "inputs": {}, "stream": True}).encode()
     requests: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -102,9 +102,9 @@ async def test_a_client_that_never_reads_its_stream_does_not_keep_the_request() 
     client = Client(reads=False)
     try:
         async with asyncio.timeout(1 + UNREAD_TIMEOUT_S + 2):
-            await Application(host)(scope, receive, client.send)
+            await Application(instance)(scope, receive, client.send)
     finally:
-        await host.close()
+        await instance.close()
     assert [message["type"] for message in client.messages] == ["http.response.start"]
 
 

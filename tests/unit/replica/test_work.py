@@ -14,6 +14,7 @@ from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.replica.load import ReplicaLoad
 from truthgpt_serve.replica.work import MAX_QUEUE_S, WorkStats
 from truthgpt_serve.server import ModelInstance
+from truthgpt_serve.server.work import WorkMeter
 
 
 class Clock:
@@ -49,8 +50,8 @@ class Tells(Single):
 
 def make(model: Any, clock: Clock, num_places: int = 1) -> tuple[ReplicaLoad, ModelInstance]:
     spec = FamilySpec(name="work-test", class_path="tests:x", model_class=model)
-    host = ModelInstance(spec, load_model_config({}), name="m")
-    return ReplicaLoad(num_places, clock), host
+    instance = ModelInstance(spec, load_model_config({}), name="m")
+    return ReplicaLoad(num_places, clock), instance
 
 
 def read(stats: WorkStats) -> dict[str, float]:
@@ -97,8 +98,8 @@ async def _none(*_: Any) -> Any:
 def test_requests_by_their_number_and_the_mean_time() -> None:
     async def scenario() -> None:
         clock = Clock()
-        load, host = make(Single, clock, 2)
-        stats, requests = WorkStats(load, host, clock), Requests(load, 2)
+        load, instance = make(Single, clock, 2)
+        stats, requests = WorkStats(load, instance, clock), Requests(load, 2)
         await requests.come(1)
         clock.now_s += 4
         # One of two places, and no request has ended that would say how long they take.
@@ -138,20 +139,19 @@ def test_reading_cards_is_no_work() -> None:
 def test_work_that_is_known_counts_with_that_of_requests_nobody_has_read() -> None:
     async def scenario() -> None:
         clock = Clock()
-        load, host = make(Single, clock)
-        host.work._clock = clock
-        host.work._since_s = clock()
-        stats, requests = WorkStats(load, host, clock), Requests(load, 1)
-        with host.work.taking(100):
+        load, instance = make(Single, clock)
+        instance.work = WorkMeter(clock)
+        stats, requests = WorkStats(load, instance, clock), Requests(load, 1)
+        with instance.work.taking(100):
             clock.now_s += 10
-        assert host.work.speed == 10
+        assert instance.work.speed == 10
         await requests.come(1)
-        with host.work.taking(50), host.work.taking(100):
+        with instance.work.taking(50), instance.work.taking(100):
             await requests.come(2)
             told = read(stats)
             assert told["waiting"] == 2 + 1
-            assert told["queue_s"] == pytest.approx((50 + 2 * host.work.mean) / 10)
-            assert told["service_s"] == pytest.approx(host.work.mean / 10)
+            assert told["queue_s"] == pytest.approx((50 + 2 * instance.work.mean) / 10)
+            assert told["service_s"] == pytest.approx(instance.work.mean / 10)
         await requests.finish()
 
     asyncio.run(scenario())
@@ -161,22 +161,22 @@ def test_batches_that_are_full_are_waited_for() -> None:
     async def scenario() -> None:
         clock = Clock()
         Batches.go_on.clear()
-        load, host = make(Batches, clock)
-        await host.start()
-        stats = WorkStats(load, host, clock)
+        load, instance = make(Batches, clock)
+        await instance.start()
+        stats = WorkStats(load, instance, clock)
         try:
-            calls = [asyncio.create_task(host.infer({"value": 0}))]
+            calls = [asyncio.create_task(instance.infer({"value": 0}))]
             await asyncio.sleep(0.2)
             Batches.go_on.set()
             await asyncio.gather(*calls)
             Batches.go_on.clear()
-            calls = [asyncio.create_task(host.infer({"value": index})) for index in range(6)]
+            calls = [asyncio.create_task(instance.infer({"value": index})) for index in range(6)]
             async with asyncio.timeout(30):
-                while host.batcher is None or host.batcher.num_waiting not in (4, 5):
+                while instance.batcher is None or instance.batcher.num_waiting not in (4, 5):
                     await asyncio.sleep(0.01)
             clock.now_s += 1
             told = read(stats)
-            assert told["waiting"] == host.batcher.num_waiting
+            assert told["waiting"] == instance.batcher.num_waiting
             assert told["service_s"] > 0.1
             assert told["queue_s"] == 2 * told["service_s"]
             assert 0 < told["busy"] <= 1
@@ -184,7 +184,7 @@ def test_batches_that_are_full_are_waited_for() -> None:
             await asyncio.gather(*calls)
         finally:
             Batches.go_on.set()
-            await host.close()
+            await instance.close()
 
     asyncio.run(scenario())
 
@@ -192,9 +192,9 @@ def test_batches_that_are_full_are_waited_for() -> None:
 def test_a_class_says_itself_and_what_makes_no_sense_counts_as_nothing() -> None:
     async def scenario() -> None:
         clock = Clock()
-        load, host = make(Tells, clock, 4)
-        await host.start()
-        stats = WorkStats(load, host, clock)
+        load, instance = make(Tells, clock, 4)
+        await instance.start()
+        stats = WorkStats(load, instance, clock)
         try:
             Tells.told = {"queue_s": 7.5, "waiting": 3, "busy": 0.8}
             clock.now_s += 1
@@ -207,6 +207,6 @@ def test_a_class_says_itself_and_what_makes_no_sense_counts_as_nothing() -> None
             told = read(stats)
             assert (told["queue_s"], told["busy"]) == (MAX_QUEUE_S, 1)
         finally:
-            await host.close()
+            await instance.close()
 
     asyncio.run(scenario())

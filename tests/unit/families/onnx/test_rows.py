@@ -113,10 +113,10 @@ def test_joining_can_be_asked_for_and_switched_off(vision: Path, tmp_path: Path)
 
 async def test_concurrent_requests_share_runs_and_bad_ones_fail_alone(encoder: Path) -> None:
     cfg = configure(encoder, serving={"batching": {"max_batch_size": 16}})
-    host = ModelInstance(FAMILY, load_model_config(cfg), name="encoder")
-    await host.start()
+    instance = ModelInstance(FAMILY, load_model_config(cfg), name="encoder")
+    await instance.start()
     try:
-        sizes = count_runs(host.model)
+        sizes = count_runs(instance.model)
         random = numpy.random.default_rng(11)
 
         async def ask(number: int) -> int:
@@ -129,7 +129,7 @@ async def test_concurrent_requests_share_runs_and_bad_ones_fail_alone(encoder: P
             if number % 10 == 7:
                 inputs["mask"] = mask[:, 1:]  # found before
             try:
-                outputs = await host.infer(inputs)
+                outputs = await instance.infer(inputs)
             except RequestError:
                 assert number % 10 in (4, 7)
                 return 1
@@ -141,4 +141,4 @@ async def test_concurrent_requests_share_runs_and_bad_ones_fail_alone(encoder: P
         assert sum(failed) == 12
         assert max(sizes) > 3, "requests were joined"
     finally:
-        await host.close()
+        await instance.close()

@@ -360,7 +360,7 @@ def test_a_client_that_leaves_before_a_whole_answer_stops_the_generation(path: s
         with pytest.raises(httpx.ReadTimeout):
             http.post(path, json=body, timeout=2)
         deadline = time.monotonic() + 10
-        while second.host.model.ongoing:
+        while second.instance.model.ongoing:
             assert time.monotonic() < deadline, "the second server still generates"
             time.sleep(0.01)
 
@@ -373,8 +373,8 @@ def test_a_client_that_leaves_stops_the_generation() -> None:
         with http.stream("POST", "/v1/completions", json=body) as answer:
             pieces = answer.iter_bytes()  # once it is gone, the connection is closed
             assert next(pieces)
-            assert second.host.model.ongoing == 1
+            assert second.instance.model.ongoing == 1
         deadline = time.monotonic() + 10
-        while second.host.model.ongoing:
+        while second.instance.model.ongoing:
             assert time.monotonic() < deadline, "the second server still generates"
             time.sleep(0.01)

@@ -44,11 +44,11 @@ from truthgpt_serve.server.execution.codec import PlainCodec
 
 
 class Running:
-    """A served model: its address, its host, and the application in between."""
+    """A served model: its address, its instance, and the application in between."""
 
     def __init__(self, cls: type, cfg: dict[str, Any] | None = None) -> None:
-        self.host = ModelInstance(spec_of(cls), load_model_config(cfg or {}), name="sample")
-        self.app = Application(self.host, owns_instance=True)
+        self.instance = ModelInstance(spec_of(cls), load_model_config(cfg or {}), name="sample")
+        self.app = Application(self.instance, owns_instance=True)
         self.url = ""
 
     @contextmanager
@@ -76,7 +76,7 @@ def test_blocking_code_does_not_delay_health(cls: type[Base]) -> None:
     # One client for all: making one takes longer than the answer.
     with running(cls) as server, ThreadPoolExecutor(1) as pool, httpx.Client() as client:
         post = pool.submit(server.post, "x", stream=cls is Ticks, max_tokens=10)
-        wait_until(lambda: server.host.ongoing)
+        wait_until(lambda: server.instance.ongoing)
         assert max(server.health_s(client) for _ in range(5)) < 0.3
         assert not post.done()
         cls.last.release.set()
@@ -89,7 +89,7 @@ def test_a_class_with_only_infer_lives_in_one_thread_and_takes_one_request_at_a_
         posts = [pool.submit(server.post, "a")]
         wait_until(lambda: len(model.events) == 2)
         posts += [pool.submit(server.post, text) for text in "bc"]
-        wait_until(lambda: server.host.ongoing == 3)
+        wait_until(lambda: server.instance.ongoing == 3)
         assert len(model.events) == 2, "the others wait"
         model.release.set()
         assert [post.result().status_code for post in posts] == [200, 200, 200]
@@ -115,7 +115,7 @@ def test_a_cancelled_request_keeps_its_place_and_a_queued_one_never_runs() -> No
         assert third.result().status_code == 200
         entered = [event[1] for event in model.events if event[0] == "enter"]
         assert entered == ["first", "third"]
-        wait_until(lambda: server.host.ongoing == 0)
+        wait_until(lambda: server.instance.ongoing == 0)
 
 
 def test_an_asynchronous_class_takes_one_request_at_a_time_too() -> None:
@@ -132,7 +132,7 @@ def test_a_queued_asynchronous_request_that_is_cancelled_never_runs() -> None:
         second = pool.submit(server.post, "second", timeout=0.2)
         assert isinstance(second.exception(), httpx.TimeoutException)
         assert first.result().status_code == 200
-        wait_until(lambda: server.host.ongoing == 0)
+        wait_until(lambda: server.instance.ongoing == 0)
         assert [event[1] for event in BlockingAsync.last.events] == ["first", "first"]
 
 
@@ -140,7 +140,7 @@ def test_too_many_waiting_requests_get_429() -> None:
     serving = {"max_ongoing_requests": 1, "max_queued_requests": 1}
     with running(Blocking, **serving) as server, ThreadPoolExecutor(2) as pool:
         posts = [pool.submit(server.post, "a") for _ in range(2)]
-        wait_until(lambda: server.host.ongoing == 2)
+        wait_until(lambda: server.instance.ongoing == 2)
         answer = server.post("b")
         assert answer.status_code == 429
         assert answer.headers["retry-after"] == "1"
@@ -163,7 +163,7 @@ def test_a_stream_arrives_piece_by_piece_and_stops_when_the_client_leaves(
         # A generator that blocks can stop no sooner than at its next item, 50 ms away.
         took = wait_until(lambda: "closed" in cls.last.events)
         assert took < (0.15 if cls is Ticks else 0.05)
-        wait_until(lambda: server.host.ongoing == 0)
+        wait_until(lambda: server.instance.ongoing == 0)
 
 
 def test_an_asynchronous_infer_is_cancelled_when_the_client_leaves() -> None:
@@ -179,7 +179,7 @@ def test_blocking_code_can_ask_whether_its_client_has_left(stream: bool) -> None
         with pytest.raises(httpx.TimeoutException):
             server.post("x", timeout=0.5, stream=stream)
         wait_until(lambda: Patient.last.events[1:] == ["enter", "told"])
-        wait_until(lambda: server.host.ongoing == 0)
+        wait_until(lambda: server.instance.ongoing == 0)
 
 
 def test_a_batch_is_told_when_all_of_its_clients_have_left() -> None:
@@ -190,7 +190,7 @@ def test_a_batch_is_told_when_all_of_its_clients_have_left() -> None:
         wait_until(lambda: 1 in model.events)
         leaves = pool.submit(server.post, "leaves", timeout=3)
         stays = pool.submit(server.post, "stays", timeout=30)
-        wait_until(lambda: server.host.ongoing == 3)
+        wait_until(lambda: server.instance.ongoing == 3)
         assert isinstance(first.exception(), httpx.TimeoutException)
         wait_until(lambda: model.events[-1] == 2)  # told, the thread went on to those that wait
         assert isinstance(leaves.exception(), httpx.TimeoutException)
@@ -198,7 +198,7 @@ def test_a_batch_is_told_when_all_of_its_clients_have_left() -> None:
         assert model.events[-1] == 2, "one client is left, so the batch goes on"
         model.release.set()
         assert stays.result().status_code == 200
-        wait_until(lambda: server.host.ongoing == 0)
+        wait_until(lambda: server.instance.ongoing == 0)
 
 
 def test_a_stop_text_closes_the_generator() -> None:
@@ -209,8 +209,8 @@ def test_a_stop_text_closes_the_generator() -> None:
 
 
 async def test_a_slow_reader_holds_the_writer_back() -> None:
-    host = ModelInstance(spec_of(Flood), load_model_config({}), name="sample")
-    await host.start()
+    instance = ModelInstance(spec_of(Flood), load_model_config({}), name="sample")
+    await instance.start()
     taken = 0
     slow = asyncio.Event()
 
@@ -222,7 +222,7 @@ async def test_a_slow_reader_holds_the_writer_back() -> None:
         if taken == 2000:
             await asyncio.sleep(60)
 
-    task = asyncio.create_task(host.stream(PlainCodec({}), emit))
+    task = asyncio.create_task(instance.stream(PlainCodec({}), emit))
     await asyncio.sleep(0.2)
     assert 10 <= Flood.last.made <= 200
     slow.set()
@@ -234,8 +234,8 @@ async def test_a_slow_reader_holds_the_writer_back() -> None:
     made = Flood.last.made
     await asyncio.sleep(0.1)
     assert Flood.last.made <= min(made + 1, 2200)
-    assert host.ongoing == 0
-    await host.close()
+    assert instance.ongoing == 0
+    await instance.close()
 
 
 def test_a_request_has_a_time_limit() -> None:
@@ -248,13 +248,13 @@ def test_a_request_has_a_time_limit() -> None:
         assert streamed.status_code == 200
         assert '"timeout_error"' in streamed.text.split("\n\n")[-2]
         assert "[DONE]" not in streamed.text
-        wait_until(lambda: server.host.ongoing == 0)
+        wait_until(lambda: server.instance.ongoing == 0)
 
 
 def test_clients_that_leave_at_once_leave_nothing_behind() -> None:
     cfg = {"serving": {"engine": {"token_interval_s": 0.005, "num_tokens": 64}}}
-    host = ModelInstance(FAMILY, load_model_config(cfg), name="echo")
-    with serve_asgi(Application(host, owns_instance=True), lifespan="on") as url:
+    instance = ModelInstance(FAMILY, load_model_config(cfg), name="echo")
+    with serve_asgi(Application(instance, owns_instance=True), lifespan="on") as url:
 
         async def one(client: httpx.AsyncClient, number: int) -> bool:
             body = {"model": "echo", "prompt": "a b", "stream": True}
@@ -273,8 +273,8 @@ def test_clients_that_leave_at_once_leave_nothing_behind() -> None:
 
         done = asyncio.run(many())
         assert sum(done) == 100
-        wait_until(lambda: host.ongoing == 0)
-        assert host.model.ongoing == 0
+        wait_until(lambda: instance.ongoing == 0)
+        assert instance.model.ongoing == 0
         gc.collect()
 
 
@@ -302,13 +302,13 @@ class Broken(Upper):
     ],
 )
 async def test_a_class_that_does_not_start(cls: type, error: type, message: str) -> None:
-    host = ModelInstance(spec_of(cls), load_model_config({}), name="sample")
+    instance = ModelInstance(spec_of(cls), load_model_config({}), name="sample")
     with pytest.raises(error) as caught:
-        await host.start()
+        await instance.start()
     assert message in str(caught.value)
-    await host.close()
+    await instance.close()
     with pytest.raises(ServerError, match="is not started"):
-        await host.infer({})
+        await instance.infer({})
 
 
 class Full(Upper):
@@ -337,23 +337,23 @@ class Full(Upper):
 
 
 async def test_every_optional_method_is_used() -> None:
-    host = ModelInstance(
+    instance = ModelInstance(
         spec_of(Full),
         load_model_config({"serving": {"health_check_timeout_s": 0.1}}),
         name="sample",
     )
-    await host.start()
+    await instance.start()
     assert Full.last.events == ["sample"], "the name is known before loading"
-    await host.check_health()
+    await instance.check_health()
     Full.last.events.append("slow")
     with pytest.raises(DeadlineError, match=r"Full.check_health did not return within 0.1 s"):
-        await host.check_health()
-    application = await create_asgi_app(host)
+        await instance.check_health()
+    application = await create_asgi_app(instance)
     await application({"type": "lifespan"}, None, None)
     assert Full.last.events[-1] == "asked"
-    await host.close()
+    await instance.close()
     assert Full.last.events[-1] == "closed"
-    await host.close()
+    await instance.close()
 
 
 async def test_the_limits_follow_the_class_unless_the_configuration_says() -> None:
@@ -386,10 +386,10 @@ class AsyncBatching(Batching):
 
 async def test_requests_are_batched() -> None:
     cfg = {"serving": {"batching": {"max_batch_size": 3, "batch_wait_timeout_s": 0.05}}}
-    host = ModelInstance(spec_of(Batching), load_model_config(cfg), name="sample")
-    await host.start()
+    instance = ModelInstance(spec_of(Batching), load_model_config(cfg), name="sample")
+    await instance.start()
     model = Batching.last
-    tasks = [asyncio.create_task(host.infer({"text": text})) for text in "abcde"]
+    tasks = [asyncio.create_task(instance.infer({"text": text})) for text in "abcde"]
     await asyncio.sleep(0.02)
     assert model.events[1:] == [["a", "b", "c"]], "a full batch does not wait"
     tasks[3].cancel()
@@ -397,32 +397,34 @@ async def test_requests_are_batched() -> None:
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert [answers[i] for i in (0, 1, 2, 4)] == [{"text": text} for text in "ABCE"]
     assert model.events[2:] == [["e"]], "a cancelled request is in no batch"
-    assert host.ongoing == 0
-    await host.close()
+    assert instance.ongoing == 0
+    await instance.close()
 
 
 @pytest.mark.parametrize("cls", [Batching, AsyncBatching])
 async def test_a_bad_request_in_a_batch_fails_alone(cls: type[Batching]) -> None:
-    host = ModelInstance(spec_of(cls), load_model_config({}), name="sample")
-    await host.start()
+    instance = ModelInstance(spec_of(cls), load_model_config({}), name="sample")
+    await instance.start()
     cls.last.release.set()
     texts = ["a", "bad", "b", "short"]
-    tasks = [host.infer({"text": text}) for text in texts]
+    tasks = [instance.infer({"text": text}) for text in texts]
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert (answers[0], answers[2]) == ({"text": "A"}, {"text": "B"})
     assert str(answers[1]) == "bad inputs"
     assert "returned 0 outputs for 1 inputs; it returns one for each" in str(answers[3])
-    await host.close()
+    await instance.close()
 
 
 async def test_a_batching_class_has_a_bounded_queue() -> None:
     serving = {"max_ongoing_requests": 2, "max_queued_requests": 1}
-    host = ModelInstance(spec_of(Batching), load_model_config({"serving": serving}), name="sample")
-    await host.start()
-    tasks = [asyncio.create_task(host.infer({"text": "a"})) for _ in range(3)]
+    instance = ModelInstance(
+        spec_of(Batching), load_model_config({"serving": serving}), name="sample"
+    )
+    await instance.start()
+    tasks = [asyncio.create_task(instance.infer({"text": "a"})) for _ in range(3)]
     await asyncio.sleep(0.05)
     with pytest.raises(OverloadedError):
-        await host.infer({"text": "b"})
+        await instance.infer({"text": "b"})
     Batching.last.release.set()
     assert len(await asyncio.gather(*tasks)) == 3
-    await host.close()
+    await instance.close()

@@ -125,8 +125,8 @@ class Mounted:
 def routed(store: LocalFileStore) -> Iterator[tuple[str, str, Mounted]]:
     """Yields the addresses of a router and of the model behind it; both use `store`."""
     cfg = {"task": "image-generation"}
-    host = ModelInstance(image_spec(Plain), load_model_config(cfg), name="painter", files=store)
-    mounted = Mounted(Application(host, owns_instance=True))
+    instance = ModelInstance(image_spec(Plain), load_model_config(cfg), name="painter", files=store)
+    mounted = Mounted(Application(instance, owns_instance=True))
     state = ServeState(
         {
             "painter": ApplicationState(

@@ -686,8 +686,8 @@ class Model:
     def infer(self, inputs): raise AssertionError("asked without need")
 
 spec = FamilySpec(name="x", class_path="x:Model", model_class=Model)
-host = ModelInstance(spec, load_model_config({"task": "image-generation"}), name="m")
-app = Application(host)
+instance = ModelInstance(spec, load_model_config({"task": "image-generation"}), name="m")
+app = Application(instance)
 sent = []
 
 async def main():
@@ -696,10 +696,10 @@ async def main():
     async def receive():
         return messages.pop() if messages else await asyncio.sleep(60)
     async def send(message): sent.append(message)
-    await host.start()
+    await instance.start()
     scope = {"type": "http", "method": "POST", "path": "/v1/images/generations", "headers": []}
     await app(scope, receive, send)
-    await host.close()
+    await instance.close()
 
 asyncio.run(main())
 print(sent[0]["status"], json.loads(sent[1]["body"])["error"]["message"])

@@ -225,23 +225,23 @@ def test_over_http_with_the_openai_client(encoder: Path) -> None:
 
 async def test_256_requests_at_the_batcher_share_few_calls(encoder: Path) -> None:
     cfg = configuration(encoder, "embedding")
-    host = ModelInstance(FAMILY, load_model_config(cfg), name="tiny")
-    await host.start()
+    instance = ModelInstance(FAMILY, load_model_config(cfg), name="tiny")
+    await instance.start()
     try:
         calls: list[int] = []
-        original = host.model._engine.infer_batch
+        original = instance.model._engine.infer_batch
 
         def counted(batch: list[Any]) -> Any:
             calls.append(len(batch))
             return original(batch)
 
-        host.model._engine.infer_batch = counted
+        instance.model._engine.infer_batch = counted
         texts = [TEXTS[index % 4] + f" {index}" for index in range(256)]
-        answers = await asyncio.gather(*(host.infer({"text": text}) for text in texts))
+        answers = await asyncio.gather(*(instance.infer({"text": text}) for text in texts))
         assert sum(calls) == 256
         assert len(calls) <= 4
         direct = original([{"text": text} for text in texts])
         for answer, expected in zip(answers, direct, strict=True):
             numpy.testing.assert_allclose(answer["embedding"], expected["embedding"], atol=3e-6)
     finally:
-        await host.close()
+        await instance.close()
