@@ -24,8 +24,13 @@ from truthgpt_serve.http.asgi import (
 from truthgpt_serve.http.open_inference import MODELS_PREFIX, model_of_path
 from truthgpt_serve.http.routes import find_error, find_routes
 from truthgpt_serve.router.open_inference import model_of
-from truthgpt_serve.router.request_body import BODY_METHODS, read_name
-from truthgpt_serve.router.upload import ClientLeftError, RequestBody, take
+from truthgpt_serve.router.request_body import (
+    BODY_METHODS,
+    ClientLeftError,
+    RequestBody,
+    read_name,
+    take,
+)
 
 _CARDS = "/v1/models/"
 

@@ -38,9 +38,14 @@ from truthgpt_serve.router.discovery import MODELS_PREFIX, ModelDirectory
 from truthgpt_serve.router.open_inference import model_of
 from truthgpt_serve.router.pool import ConnectionPool
 from truthgpt_serve.router.relay import BrokenAnswerError, Relay
-from truthgpt_serve.router.request_body import BODY_METHODS, BodyReader, is_encoded
+from truthgpt_serve.router.request_body import (
+    BODY_METHODS,
+    BodyReader,
+    ClientLeftError,
+    RequestBody,
+    is_encoded,
+)
 from truthgpt_serve.router.routes import RouterRoutes
-from truthgpt_serve.router.upload import ClientLeftError, RequestBody
 from truthgpt_serve.router.usage import Fetch, UsageRoute
 from truthgpt_serve.telemetry.record import record_of
 

@@ -1,13 +1,13 @@
 """Finds the top-level `model` of a request body, reading no further than it must.
 
 Two body types name a model: JSON and multipart forms; `http/model_key.py` decodes the name. Beside
-it: `request_body.py` reads the body and calls this, `unnamed.py` adds the only model where a body
-names none, `open_inference.py` takes the name from a path below `/v2`, and `discovery.py` knows
-which application has the name.
+it: `request_body.py` reads the body and calls this, `open_inference.py` takes the name from a path
+below `/v2`, and `discovery.py` knows which application has the name.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ import msgspec
 from python_multipart.multipart import parse_options_header
 
 from truthgpt_serve.errors import RequestError
+from truthgpt_serve.http.json_body import encode_json
 from truthgpt_serve.http.model_key import (
     MAX_DECODED_BYTES,
     MAX_NAME_BYTES,
@@ -30,6 +31,7 @@ from truthgpt_serve.request_schema import bad_field
 MAX_SCANNED_BYTES = 256 * 1024
 """Bytes of a JSON body that are parsed as they come: clients that write `model` early write it
 here."""
+_EMPTY = re.compile(rb"[ \t\r\n]*\}")
 
 
 class MissingModelError(RequestError):
@@ -194,3 +196,23 @@ def scanner_for(content_type: bytes) -> ModelScanner:
     if parse_options_header(content_type)[0] != FORM_TYPE:
         return JsonModelScanner()
     return FormModelScanner(form_boundary(content_type))
+
+
+def with_model(data: bytes, content_type: bytes, name: str) -> list[bytes]:
+    """Returns the pieces of a body that names no model, with the name of the only one.
+
+    Args:
+        data: The whole body; a valid JSON object or multipart form without `model`.
+        content_type: Its type.
+        name: The model's name.
+    """
+    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    if content_type[:10].lower() == b"multipart/" and boundary:
+        start = data.index(b"--" + boundary)
+        head = b'--%b\r\ncontent-disposition: form-data; name="model"\r\n\r\n' % boundary
+        added = head + name.encode() + b"\r\n"
+    else:
+        start = data.index(b"{") + 1
+        is_empty = _EMPTY.match(data, start) is not None
+        added = b'"model":' + encode_json(name) + (b"" if is_empty else b",")
+    return [data[:start], added, data[start:]]

@@ -19,7 +19,8 @@ from truthgpt_serve.router.affinity import affinity_headers
 from truthgpt_serve.router.deadline import Deadline
 from truthgpt_serve.router.model_entry import ModelEntry
 from truthgpt_serve.router.pool import ConnectionPool
-from truthgpt_serve.router.upload import RequestBody, upload
+from truthgpt_serve.router.request_body import RequestBody
+from truthgpt_serve.router.upload import upload
 from truthgpt_serve.router.upstream import UpstreamConnection
 from truthgpt_serve.telemetry.record import record_of
 from truthgpt_serve.usage.counted import note_break

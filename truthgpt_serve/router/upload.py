@@ -2,85 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
 
-from truthgpt_serve.body_limits import STALL_S, body_too_large, stalled_body
 from truthgpt_serve.errors import SlowRequestError, TruthGPTError, UpstreamError
-from truthgpt_serve.http.asgi import Message, Receive, Replay
+from truthgpt_serve.http.asgi import Message
+from truthgpt_serve.router.request_body import (
+    ClientLeftError,
+    RequestBody,
+    check_size,
+    receive_piece,
+)
 from truthgpt_serve.router.upstream import UpstreamConnection
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class RequestBody:
-    """What of the body has been read, and how to read the rest.
-
-    Attributes:
-        pieces: Read already.
-        num_bytes: Their size.
-        more: Whether there is a rest.
-        receive: ASGI `receive`.
-        watch: Sees each further piece before it is sent; raises RequestError to end the upload.
-    """
-
-    pieces: list[bytes]
-    num_bytes: int
-    more: bool
-    receive: Receive
-    watch: Callable[[bytes], object] = lambda piece: None
-
-    def sent(self) -> None:
-        """Lets go of what was read: it has been sent on, and need not be again."""
-        self.pieces = []
-        if isinstance(self.receive, Replay):
-            self.receive.release()
-
-
-class ClientLeftError(Exception):
-    """The client closed its connection; no answer can be sent."""
-
-
-def check_size(num_bytes: int, max_body_bytes: int) -> None:
-    """Raises TooLargeError for a body above the limit."""
-    if num_bytes > max_body_bytes:
-        raise body_too_large(max_body_bytes, "the router's `max_body_bytes`")
-
-
-async def receive_piece(receive: Receive) -> Message:
-    """Returns the next ASGI message.
-
-    Raises:
-        SlowRequestError: Nothing more of the body came for 25 s.
-    """
-    try:
-        async with asyncio.timeout(STALL_S):
-            return await receive()
-    except TimeoutError:
-        raise stalled_body(STALL_S) from None
-
-
-def take(message: Message, body: RequestBody) -> bytes:
-    """Adds the next piece to what has been read, and returns it. Raises ClientLeftError."""
-    if message["type"] == "http.disconnect":
-        raise ClientLeftError
-    piece: bytes = message.get("body", b"")
-    body.pieces.append(piece)
-    body.num_bytes += len(piece)
-    body.more = message.get("more_body", False)
-    return piece
-
-
-async def read_whole(receive: Receive, max_body_bytes: int) -> bytes:
-    """Returns a whole body. Raises TooLargeError, SlowRequestError and ClientLeftError."""
-    body = RequestBody([], 0, True, receive)
-    while body.more:
-        take(await receive_piece(receive), body)
-        check_size(body.num_bytes, max_body_bytes)
-    return b"".join(body.pieces)
 
 
 async def upload(

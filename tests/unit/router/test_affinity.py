@@ -18,7 +18,7 @@ from truthgpt_serve.router.model_entry import (
     alias_entries,
     model_entry,
 )
-from truthgpt_serve.router.upload import RequestBody
+from truthgpt_serve.router.request_body import RequestBody
 
 KEY = CACHE_KEY_HEADER.encode()
 LONG = "x" * MAX_BODY_BYTES
