@@ -12,20 +12,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from truthgpt_serve.cluster.haproxy.playground import MOUNT
 from truthgpt_serve.cluster.state import ApplicationState, ServeState
-from truthgpt_serve.errors import ModelNotFoundError, UnavailableError
-from truthgpt_serve.router.model_entry import (
-    DELETING,
-    Clash,
-    ModelEntry,
-    entries_by_name,
-    model_entry,
-)
+from truthgpt_serve.errors import UnavailableError
+from truthgpt_serve.router.model_entry import ModelEntry
+from truthgpt_serve.router.model_table import ModelTable
 
 logger = logging.getLogger(__name__)
 
-MODELS_PREFIX = "/models/"
 ROUTES_PERIOD_S = 1.0
 """How often the proxy's route table is read."""
 STATE_PERIOD_S = 10.0
@@ -43,27 +36,25 @@ CONFIRM_TIMEOUT_S = 1.0
 RETRY_AFTER_S = 5
 
 
-class ModelDirectory:
+class ModelDirectory(ModelTable):
     """The models of this Serve instance, kept current by a background task.
 
     Args:
         fetch_state: Asks the controller; runs in a thread.
         fetch_routes: Returns the proxy's route table as bytes, only to see whether it changed.
+        clock: The time in seconds, which only goes forward.
     """
 
     def __init__(
         self,
         fetch_state: Callable[[], ServeState],
         fetch_routes: Callable[[], Awaitable[bytes]],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__()
         self._fetch_state = fetch_state
         self._fetch_routes = fetch_routes
-        self._entries: dict[str, ModelEntry] = {}
-        self._only: str | None = None
-        self._states: dict[str, ApplicationState] = {}
-        self._ran: set[str] = set()
-        self._clashes: frozenset[Clash] = frozenset()
-        self._playground: ApplicationState | None = None
+        self._clock = clock
         self._routes = b""
         self._refreshed_at_s = float("-inf")
         self._refreshing: asyncio.Task[None] | None = None
@@ -71,11 +62,6 @@ class ModelDirectory:
         self._follower: asyncio.Task[None] | None = None
 
     # -- reading
-
-    def find(self, name: str) -> ModelEntry | None:
-        """Returns the model, adapter or alias of this name, or None."""
-        entry = self._entries.get(name)
-        return None if entry is None or entry.deleted else entry
 
     async def look_up(self, name: str) -> ModelEntry | None:
         """Returns what `find` does, by news not older than a second if the model was not ready."""
@@ -86,25 +72,11 @@ class ModelDirectory:
             await self.refresh(max_age_s=MIN_REFRESH_PERIOD_S)
         return self.find(name)
 
-    def entries(self) -> list[ModelEntry]:
-        """Returns all models, adapters and aliases, by name."""
-        entries = (entry for entry in self._entries.values() if not entry.deleted)
-        return sorted(entries, key=lambda entry: entry.name)
-
-    def states(self) -> list[ApplicationState]:
-        """Returns the model applications as last seen, by name."""
-        states = (state for state in self._states.values() if state.status != DELETING)
-        return sorted(states, key=lambda state: state.name)
-
-    def only_model(self) -> str | None:
-        """Returns the model's name where there is one only, else None."""
-        return self._only
-
     async def find_playground(self) -> ApplicationState | None:
         """Returns the playground, by news not older than a second; None where there is none."""
         with contextlib.suppress(Exception):  # then by what was last known
             await self.refresh(max_age_s=MIN_REFRESH_PERIOD_S)
-        return self._playground
+        return self.playground
 
     @property
     def loaded(self) -> bool:
@@ -114,18 +86,8 @@ class ModelDirectory:
     @property
     def lost_s(self) -> float | None:
         """Seconds since the controller answered last, where that is too long; else None."""
-        age_s = time.monotonic() - self._refreshed_at_s
+        age_s = self._clock() - self._refreshed_at_s
         return age_s if self.loaded and age_s > MAX_AGE_S else None
-
-    def is_running(self, name: str) -> bool:
-        """Whether a replica of this model was running when last asked."""
-        entry = self._entries.get(name)
-        return entry is not None and entry.running
-
-    def is_draining(self, name: str) -> bool:
-        """Whether a replica of this model only finished its requests when last asked."""
-        entry = self._entries.get(name)
-        return entry is not None and entry.draining
 
     async def resolve(self, name: str) -> ModelEntry:
         """Returns the entry of a model that a request may be relayed to.
@@ -137,7 +99,7 @@ class ModelDirectory:
             ModelNotFoundError: No model has this name; the message lists those that exist.
             UnavailableError: The model has never run, or failed.
         """
-        arrived_s = time.monotonic()
+        arrived_s = self._clock()
         entry = self.find(name)
         if entry is not None and entry.running:
             return entry
@@ -152,7 +114,7 @@ class ModelDirectory:
                 raise UnavailableError(
                     "the service is starting", retry_after_s=RETRY_AFTER_S
                 ) from error
-        entry = self._get(name)
+        entry = self.get(name)
         if entry.error is not None:
             raise UnavailableError(entry.error, retry_after_s=RETRY_AFTER_S)
         return entry
@@ -167,19 +129,10 @@ class ModelDirectory:
         with contextlib.suppress(Exception):  # then by what was last known
             async with asyncio.timeout(CONFIRM_TIMEOUT_S):
                 await self.refresh(max_age_s=MIN_REFRESH_PERIOD_S)
-        self._get(name)
+        self.get(name)
         if self.lost_s is not None:
             message = f"Ray Serve has not answered for {self.lost_s:.0f} s; the service may restart"
             raise UnavailableError(message, retry_after_s=RETRY_AFTER_S)
-
-    def _get(self, name: str) -> ModelEntry:
-        entry = self.find(name)
-        if entry is None:
-            known = ", ".join(entry.name for entry in self.entries()) or "none yet"
-            raise ModelNotFoundError(
-                f"The model {name!r} does not exist. Models that do: {known}", param="model"
-            )
-        return entry
 
     # -- following
 
@@ -226,7 +179,7 @@ class ModelDirectory:
             TimeoutError: The controller did not answer within 10 s.
             Exception: Whatever else went wrong with it.
         """
-        if time.monotonic() - self._refreshed_at_s < max_age_s:
+        if self._clock() - self._refreshed_at_s < max_age_s:
             return
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._refresh(), name="directory refresh")
@@ -237,7 +190,7 @@ class ModelDirectory:
     async def _refresh_since(self, moment_s: float) -> None:
         """Asks the controller unless it answered after `moment_s`, and not sooner than allowed."""
         while self._refreshed_at_s < moment_s:  # a call under way had begun before
-            age_s = time.monotonic() - self._refreshed_at_s
+            age_s = self._clock() - self._refreshed_at_s
             await asyncio.sleep(max(0.0, MIN_REFRESH_PERIOD_S - age_s))
             await self.refresh(max_age_s=MIN_REFRESH_PERIOD_S)
 
@@ -246,7 +199,7 @@ class ModelDirectory:
         if self._asked is None:
             call = asyncio.get_running_loop().run_in_executor(None, self._fetch_state)
             call.add_done_callback(_retrieve)
-            self._asked = time.monotonic(), call
+            self._asked = self._clock(), call
         asked_at_s, call = self._asked
         try:
             async with asyncio.timeout(FETCH_TIMEOUT_S):
@@ -258,47 +211,9 @@ class ModelDirectory:
         self._refreshed_at_s = asked_at_s
 
     def update(self, state: ServeState) -> None:
-        """Takes over what the controller said."""
-        states = {
-            name: application
-            for name, application in state.applications.items()
-            if (application.route_prefix or "").startswith(MODELS_PREFIX)
-        }
-        self._ran = {
-            name
-            for name, app in states.items()
-            if app.status != DELETING
-            and (name in self._ran or app.num_running_replicas or app.status == "RUNNING")
-        }
-        models = [model_entry(app, has_run=name in self._ran) for name, app in states.items()]
-        entries, clashes = entries_by_name(models)
-        self._log_clashes(clashes)
-        applications = state.applications.values()
-        self._playground = next((one for one in applications if one.route_prefix == MOUNT), None)
-        self._log_waiting(states)
-        self._entries, self._states = entries, states
-        names = [entry.name for entry in entries.values() if entry.is_model and not entry.deleted]
-        self._only = names[0] if len(names) == 1 else None
-        self._refreshed_at_s = time.monotonic()
-
-    def _log_clashes(self, clashes: frozenset[Clash]) -> None:
-        for name, winner, loser in sorted(clashes - self._clashes):
-            logger.warning(
-                "two applications claim the model name %r: requests go to %r, not to %r; give "
-                "`serving.aliases` or `serving.adapters` of one of them another name",
-                name,
-                winner,
-                loser,
-            )
-        self._clashes = clashes
-
-    def _log_waiting(self, states: dict[str, ApplicationState]) -> None:
-        for name, state in states.items():
-            before = self._states.get(name)
-            if state.waits_for and (before is None or not before.waits_for):
-                logger.warning("model %r: %s", name, state.waits_for)
-            elif before is not None and before.waits_for and not state.waits_for:
-                logger.info("model %r waits no more", name)
+        """Takes over what the controller says now."""
+        super().update(state)
+        self._refreshed_at_s = self._clock()
 
 
 def _retrieve(call: asyncio.Future[ServeState]) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import pytest
 
-from tests.unit.router.test_discovery import application, no_routes, state
+from tests.unit.router.test_discovery import Clock, application, no_routes, state
 from truthgpt_serve.http.asgi import Message
 from truthgpt_serve.router.backend_info import BackendInfo
 from truthgpt_serve.router.discovery import MAX_AGE_S, ModelDirectory
@@ -33,14 +32,14 @@ async def get(directory: ModelDirectory, path: str) -> tuple[int, dict[bytes, by
     return sent[0]["status"], headers, json.loads(sent[1]["body"] or b"null")
 
 
-async def test_a_state_that_is_too_old_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    directory = ModelDirectory(lambda: state(application("m")), no_routes)
+async def test_a_state_that_is_too_old_is_not_ready() -> None:
+    clock = Clock()
+    directory = ModelDirectory(lambda: state(application("m")), no_routes, clock)
     directory.update(state(application("m")))
     assert (await get(directory, "/ready"))[0] == 200
-    age_s, clock = MAX_AGE_S - 5, time.monotonic
-    monkeypatch.setattr(time, "monotonic", lambda: clock() + age_s)
+    clock.now_s += MAX_AGE_S - 5
     assert (await get(directory, "/ready"))[0] == 200  # as long as a controller may take to return
-    age_s = MAX_AGE_S + 5
+    clock.now_s += 10
     status, headers, answer = await get(directory, "/ready")
     assert status == 503
     assert headers[b"retry-after"]
