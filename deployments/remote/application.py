@@ -18,12 +18,13 @@ from deployments.remote.relay import Relay
 from deployments.remote.translating import Translating
 from truthgpt_serve.errors import RequestError, not_here
 from truthgpt_serve.http.asgi import Scope
+from truthgpt_serve.http.caller import Bounds
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.front import Handler, RoutedFront
 from truthgpt_serve.http.json_body import encode_json, model_entry
 from truthgpt_serve.http.routes import refuse
 from truthgpt_serve.server.infer.routes import PATH as INFER
-from truthgpt_serve.server.infer.routes import Bounds, InferRoute
+from truthgpt_serve.server.infer.routes import InferRoute, OverBackend
 from truthgpt_serve.server.openai_backend import OpenAIBackend
 from truthgpt_serve.server.over_chat.routes import TRANSLATED
 
@@ -58,7 +59,7 @@ class RemoteApplication(RoutedFront):
         super().__init__(f"the relay of the model {names[0]!r}")
         self._name, self._names = names[0], names
         self._relay = relay
-        self._infer = InferRoute(backend, "RemoteModel", self._own_name, bounds)
+        self._infer = InferRoute(OverBackend(backend, "RemoteModel"), self._own_name, bounds)
         self._translating = Translating(relay, self.serve, self._name, bounds)
         self._translated = TRANSLATED if is_text else ()
         self._monitor = monitor

@@ -28,7 +28,7 @@ from deployments.remote.transport import RemoteTransport
 from truthgpt_serve.config.faults import faults_of
 from truthgpt_serve.config.source import Source, parse_dotted
 from truthgpt_serve.errors import ConfigError, DeadlineError, Fault, ServerError
-from truthgpt_serve.server.infer.routes import Bounds, Caller
+from truthgpt_serve.http.caller import Bounds, Caller
 from truthgpt_serve.server.openai_backend import Kind, OpenAIBackend
 
 logger = logging.getLogger(__name__)

@@ -16,11 +16,11 @@ from deployments.remote.model_rename import AnswerNames, find_model_aside
 from deployments.remote.usage import UsageReader, about_prompt, ask_for_usage
 from truthgpt_serve.errors import TruthGPTError, UpstreamError, not_here
 from truthgpt_serve.http.asgi import UNREAD_TIMEOUT_S, Send, header
+from truthgpt_serve.http.caller import Bounds
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.envelope import error_event
 from truthgpt_serve.http.open_inference import MODELS_PREFIX, split_model_path
 from truthgpt_serve.http.sse import WholeEvents, is_event_stream
-from truthgpt_serve.server.infer.routes import Bounds
 from truthgpt_serve.usage.counted import current_usage
 
 logger = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ import time
 from deployments.remote.relay import Relay
 from truthgpt_serve.errors import UpstreamError
 from truthgpt_serve.http.asgi import Message, Send, replay
+from truthgpt_serve.http.caller import Bounds
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.foreign_errors import MAX_ERROR_BYTES, says_no_route
-from truthgpt_serve.server.infer.routes import Bounds
 from truthgpt_serve.server.over_chat.routes import Application, OverChat
 from truthgpt_serve.server.text_limits import check_shape
 

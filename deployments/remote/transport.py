@@ -11,9 +11,9 @@ from deployments.remote.headers import RequestHeaders
 from deployments.remote.health import Monitor
 from deployments.remote.relay import Relay
 from truthgpt_serve.errors import TruthGPTError, UpstreamError
+from truthgpt_serve.http.caller import Caller
 from truthgpt_serve.http.foreign_errors import read_passed_error
 from truthgpt_serve.http.json_body import encode_json
-from truthgpt_serve.server.infer.routes import Caller
 from truthgpt_serve.server.openai_backend import MAX_ANSWER_BYTES
 
 

@@ -20,8 +20,8 @@ from deployments.vllm.application.generic import Cards, Dispatcher, create_backe
 from deployments.vllm.application.request_models import refuse_misread_fields
 from deployments.vllm.application.routes import ListedRoutes
 from truthgpt_serve.errors import ServerError
+from truthgpt_serve.http.caller import Bounds, Caller
 from truthgpt_serve.server.bounded import BoundedRequests
-from truthgpt_serve.server.infer.routes import Bounds, Caller
 from truthgpt_serve.server.openai_backend import OpenAIBackend
 
 

@@ -14,12 +14,11 @@ from truthgpt_serve.errors import (
     TruthGPTError,
     UnavailableError,
     UnsupportedError,
-    not_here,
 )
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.file_store import FILES_PATH
 from truthgpt_serve.http.front import Handler, RoutedFront
-from truthgpt_serve.http.json_body import encode_json, model_entry, parse_object
+from truthgpt_serve.http.json_body import encode_json, model_entry
 from truthgpt_serve.http.open_inference import MODELS_PREFIX as OPEN_MODELS_PREFIX
 from truthgpt_serve.http.open_inference import is_open_inference, split_model_path
 from truthgpt_serve.http.routes import refuse
@@ -28,19 +27,19 @@ from truthgpt_serve.server.audio.routes import TRANSLATIONS_PATH, AudioRoutes
 from truthgpt_serve.server.embeddings.routes import PATH as EMBEDDINGS_PATH
 from truthgpt_serve.server.embeddings.routes import EmbeddingRoutes
 from truthgpt_serve.server.encoded_bodies import EncodedBodies
-from truthgpt_serve.server.execution.codec import RequestCodec
 from truthgpt_serve.server.images.request import ROUTES
 from truthgpt_serve.server.images.routes import ImageRoutes
-from truthgpt_serve.server.infer.codec import InferCodec
+from truthgpt_serve.server.infer.routes import PATH as INFER_PATH
+from truthgpt_serve.server.infer.routes import InferRoute
 from truthgpt_serve.server.instance import ModelInstance
 from truthgpt_serve.server.over_chat.routes import TRANSLATED, OverChat
+from truthgpt_serve.server.request_reader import RequestReader
 from truthgpt_serve.server.shaped_errors import ShapedErrors
 from truthgpt_serve.server.text.routes import (
     DETOKENIZE_PATH,
     TOKENIZE_PATH,
     TextRoutes,
 )
-from truthgpt_serve.server.text_limits import TextLimits
 
 logger = logging.getLogger(__name__)
 
@@ -93,25 +92,22 @@ class Application(RoutedFront):
     ) -> None:
         super().__init__(f"the model {instance.name!r}", instance.label)
         self._instance = instance
-        self._max_body_bytes = max_body_bytes or instance.max_body_bytes
         self._owns_instance = owns_instance
         self._created = int(time.time())
-        self._names = (instance.name, *instance.config.serving.aliases)
         self._task = instance.config.task
-        limits = TextLimits(instance.config.serving.limits)
-        self._text = TextRoutes(instance, self._read, self._check_name, limits)
-        self._images = ImageRoutes(instance, instance.files, self._max_body_bytes, self._check_name)
-        self._audio = AudioRoutes(instance, self._read, self._check_name)
-        self._over_chat = OverChat(self.serve, self._read, limits.check, instance.name)
-        embeddings = EmbeddingRoutes(instance, self._read, self._check_name, limits)
+        self._reader = reader = RequestReader(instance, max_body_bytes)
+        self._text = TextRoutes(instance, reader)
+        self._images = ImageRoutes(instance, reader)
+        self._audio = AudioRoutes(instance, reader)
+        self._over_chat = OverChat(self.serve, reader.read, reader.limits.check, instance.name)
         self._routes: dict[str, dict[str, Handler]] = {
-            "/v1/infer": {"POST": self._infer},
+            INFER_PATH: {"POST": InferRoute(instance, reader.own_name, reader.bounds)},
             "/v1/chat/completions": {"POST": self._text.chat},
             "/v1/completions": {"POST": self._text.complete},
             TOKENIZE_PATH: {"POST": self._text.tokenize},
             DETOKENIZE_PATH: {"POST": self._text.detokenize},
             **{path: {"POST": self._translated} for path in TRANSLATED},
-            EMBEDDINGS_PATH: {"POST": embeddings.create},
+            EMBEDDINGS_PATH: {"POST": EmbeddingRoutes(instance, reader).create},
             TRANSCRIPTIONS_PATH: {"POST": self._audio.transcribe},
             TRANSLATIONS_PATH: {"POST": self._audio.translate},
             ROUTES["generation"]: {"POST": self._images.generate},
@@ -126,7 +122,7 @@ class Application(RoutedFront):
                 OipRoutes,  # needs numpy, as such a class does
             )
 
-            self._routes |= OipRoutes(instance, self._read).routes()
+            self._routes |= OipRoutes(instance, reader).routes()
 
     async def start(self) -> None:
         """Starts the model, if it is the application's own."""
@@ -158,7 +154,7 @@ class Application(RoutedFront):
         """Returns a path of the Open Inference Protocol with the model's own name for an alias."""
         if path.startswith(OPEN_MODELS_PREFIX):
             name, rest = split_model_path(path)
-            if name in self._names:
+            if name in self._reader.names:
                 return f"{OPEN_MODELS_PREFIX}{self._instance.name}{rest}"
         return path
 
@@ -169,34 +165,9 @@ class Application(RoutedFront):
             error = ModelNotFoundError(f"the model {self._instance.name!r} has version 1 only")
         return error
 
-    async def _read(self, connection: Connection) -> bytes:
-        return await connection.read(self._max_body_bytes, self._instance.max_request_s)
-
-    async def _infer(self, connection: Connection) -> None:
-        body = parse_object(await self._read(connection))
-        codec = InferCodec(body, self._instance.label)
-        self._check_name(codec.model)
-        codec.name_model(self._instance.name)
-        await self._run(connection, codec, stream=codec.stream)
-
     async def _translated(self, connection: Connection) -> None:
         self._instance.check_task("text-generation", "text routes")
         await self._over_chat.answer(connection)
-
-    async def _run(self, connection: Connection, codec: RequestCodec, *, stream: bool) -> None:
-        async with connection.guard(self._instance.max_request_s) as guard:
-            if not stream:
-                answer = await self._instance.run(codec)
-                guard.release()
-                await connection.reply(answer)
-                return
-            await self._instance.stream(codec, connection.emit)
-            guard.release()
-            await connection.end_events()
-
-    def _check_name(self, model: str) -> None:
-        if model not in self._names:
-            raise not_here(model, self._instance.name)
 
     def _card(self, name: str) -> dict[str, Any]:
         card = model_entry(name, self._created, self._instance.name)
@@ -207,12 +178,12 @@ class Application(RoutedFront):
         return card
 
     async def _models(self, connection: Connection) -> None:
-        data = [self._card(name) for name in self._names]
+        data = [self._card(name) for name in self._reader.names]
         await connection.reply(encode_json({"object": "list", "data": data}))
 
     async def _model(self, connection: Connection, path: str) -> None:
         name = path.removeprefix(MODELS_PATH + "/")
-        self._check_name(name)
+        self._reader.own_name(name)
         await connection.reply(encode_json(self._card(name)))
 
     async def _health(self, connection: Connection) -> None:

@@ -11,9 +11,9 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, Protocol
 
 from truthgpt_serve.errors import TruthGPTError, UnsupportedError
+from truthgpt_serve.http.caller import Caller
 from truthgpt_serve.http.sse import DONE, EventSplitter
 from truthgpt_serve.request_schema import bad_field
-from truthgpt_serve.server.infer.routes import Caller
 
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
 _USAGE = ("prompt_tokens", "completion_tokens")

@@ -27,12 +27,13 @@ from truthgpt_serve.errors import (
     not_here,
 )
 from truthgpt_serve.http.asgi import relative_path
+from truthgpt_serve.http.caller import Bounds, Caller
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.front import Handler, RoutedFront
 from truthgpt_serve.http.json_body import encode_json
 from truthgpt_serve.http.routes import refuse
 from truthgpt_serve.server.infer.routes import PATH as INFER
-from truthgpt_serve.server.infer.routes import Bounds, Caller, InferRoute
+from truthgpt_serve.server.infer.routes import InferRoute, OverBackend
 from truthgpt_serve.server.openai_backend import Kind, OpenAIBackend
 
 MODELS = "/v1/models"
@@ -166,7 +167,7 @@ class Dispatcher(RoutedFront):
         self._app = app
         self._cards = cards
         self._names = names
-        self._infer = InferRoute(backend, "VllmModel", self._own_name, bounds)
+        self._infer = InferRoute(OverBackend(backend, "VllmModel"), self._own_name, bounds)
 
     async def serve(self, scope: Any, receive: Any, send: Any) -> None:
         """Answers one request."""

@@ -14,7 +14,6 @@ vLLM models an entry in `deployments/vllm/application/routes.py`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -26,10 +25,10 @@ from truthgpt_serve.server.audio.decode import bounds_of, decode_audio
 from truthgpt_serve.server.audio.request import AudioRequest, parse_audio
 from truthgpt_serve.server.execution.threads import BoundedExecutor
 from truthgpt_serve.server.instance import ModelInstance
+from truthgpt_serve.server.request_reader import RequestReader
 
 PATH = "/v1/audio/transcriptions"
 TRANSLATIONS_PATH = "/v1/audio/translations"
-Read = Callable[[Connection], Awaitable[bytes]]
 
 
 class AudioRoutes:
@@ -37,16 +36,12 @@ class AudioRoutes:
 
     Args:
         instance: The model; started before the first request.
-        read: Reads a request's body.
-        check_name: Raises ModelNotFoundError for a model name that is not this one's.
+        reader: Reads its requests.
     """
 
-    def __init__(
-        self, instance: ModelInstance, read: Read, check_name: Callable[[str], None]
-    ) -> None:
+    def __init__(self, instance: ModelInstance, reader: RequestReader) -> None:
         self._instance = instance
-        self._read = read
-        self._check_name = check_name
+        self._reader = reader
         self._executor = BoundedExecutor("recordings")
 
     def close(self) -> None:
@@ -62,7 +57,7 @@ class AudioRoutes:
         await self._answer(connection, "translate", "translation")
 
     async def _answer(self, connection: Connection, task: str, operation: str) -> None:
-        body = await self._read(connection)
+        body = await self._reader.read(connection)
         instance = self._instance
         if operation not in getattr(instance.model, "operations", ()):
             raise UnsupportedError(
@@ -71,7 +66,7 @@ class AudioRoutes:
         boundary = form_boundary(connection.header(b"content-type"))
         parts = await self._executor.run(lambda: parse_form(boundary, body))
         request = parse_audio(parts, task)
-        self._check_name(request.model)
+        self._reader.own_name(request.model)
         async with connection.guard(instance.max_request_s) as guard:
             codec = await self._codec(request)
             if request.stream:

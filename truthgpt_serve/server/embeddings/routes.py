@@ -8,23 +8,22 @@ in `http/routes.py`, the list of all routes; and its description in `router/open
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any
 
 from truthgpt_serve.errors import UnsupportedError
 from truthgpt_serve.http.connection import Connection
-from truthgpt_serve.http.json_body import encode_json, parse_object
+from truthgpt_serve.http.json_body import encode_json
 from truthgpt_serve.request_schema import read_request
 from truthgpt_serve.server.embeddings.codec import EmbeddingCodec, Vector
 from truthgpt_serve.server.embeddings.request import EmbeddingRequest
 from truthgpt_serve.server.execution.gather import CallSlots, gather
 from truthgpt_serve.server.instance import ModelInstance
+from truthgpt_serve.server.request_reader import RequestReader
 from truthgpt_serve.server.text.tokenizer import Tokenizer
-from truthgpt_serve.server.text_limits import TextLimits
 
 PATH = "/v1/embeddings"
-Read = Callable[[Connection], Awaitable[bytes]]
 
 
 class EmbeddingRoutes:
@@ -34,33 +33,20 @@ class EmbeddingRoutes:
 
     Args:
         instance: The model; started before the first request.
-        read: Reads a request's body.
-        check_name: Raises ModelNotFoundError for a model name that is not this one's.
-        limits: What a request may ask for.
+        reader: Reads its requests.
     """
 
-    def __init__(
-        self,
-        instance: ModelInstance,
-        read: Read,
-        check_name: Callable[[str], None],
-        limits: TextLimits,
-    ) -> None:
+    def __init__(self, instance: ModelInstance, reader: RequestReader) -> None:
         self._instance = instance
-        self._limits = limits
-        self._read = read
-        self._check_name = check_name
+        self._reader = reader
         self._slots = CallSlots(lambda: instance.max_ongoing)
 
     async def create(self, connection: Connection) -> None:
         """Answers `POST /v1/embeddings`."""
-        body = await self._read(connection)
         instance = self._instance
-        instance.check_task("embedding", "embedding route")
-        fields = parse_object(body)
-        self._limits.check(PATH, body, fields)
+        fields = await self._reader.read_fields(connection, "embedding", "embedding route")
         request = read_request(EmbeddingRequest, fields)
-        self._check_name(request.model)
+        self._reader.own_name(request.model)
         if request.has_token_ids and not getattr(instance.model, "accepts_token_ids", False):
             raise UnsupportedError(
                 f"the model {instance.name!r} takes texts, not token ids", param="input"

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from truthgpt_serve.body_limits import body_too_large
 from truthgpt_serve.errors import TooLargeError, UnsupportedError
 from truthgpt_serve.http.connection import Connection
-from truthgpt_serve.http.file_store import FILES_PATH, FileStore, fetch_file
+from truthgpt_serve.http.file_store import FILES_PATH, fetch_file
 from truthgpt_serve.http.json_body import parse_object
 from truthgpt_serve.http.multipart import FORM_TYPE, form_boundary, parse_form
 from truthgpt_serve.request_fields import MAX_SEED
@@ -47,6 +46,7 @@ from truthgpt_serve.server.images.response import (
     encode_response,
 )
 from truthgpt_serve.server.instance import ModelInstance
+from truthgpt_serve.server.request_reader import RequestReader
 from truthgpt_serve.usage.counted import reserve_images
 
 DEFAULT_STEPS = 30
@@ -62,24 +62,15 @@ class ImageRoutes:
 
     Args:
         instance: The model; started before the first request.
-        files: Where `url` results lie.
-        max_body_bytes: The largest request body that the application takes.
-        check_name: Raises ModelNotFoundError for a model name that is not this one's.
+        reader: Reads its requests.
     """
 
-    def __init__(
-        self,
-        instance: ModelInstance,
-        files: FileStore,
-        max_body_bytes: int,
-        check_name: Callable[[str], None],
-    ) -> None:
+    def __init__(self, instance: ModelInstance, reader: RequestReader) -> None:
         self._instance = instance
-        self._files = files
-        self._check_name = check_name
+        self._reader = reader
+        self._files = instance.files
         serving = instance.config.serving
         self._limits = serving.images
-        self._max_body_bytes = max_body_bytes
         self._adapters = [adapter.name for adapter in serving.adapters]
         known = self._adapters if instance.spec.takes_adapters else None
         self._parser = ImageParser(self._limits, known)
@@ -115,11 +106,12 @@ class ImageRoutes:
         await connection.reply(file.data, file.content_type, headers=file.headers())
 
     async def _read(self, connection: Connection) -> bytes:
-        limit = min(self._max_body_bytes, self._limits.max_upload_bytes)
+        most = self._reader.bounds.max_body_bytes
+        limit = min(most, self._limits.max_upload_bytes)
         try:
             return await connection.read(limit, self._instance.max_request_s)
         except TooLargeError:
-            if limit == self._max_body_bytes:
+            if limit == most:
                 raise
             raise body_too_large(limit, "`serving.images.max_upload_bytes`") from None
 
@@ -147,7 +139,7 @@ class ImageRoutes:
             weights = {request.fields.model: 1.0, **request.inputs.get("adapters", {})}
             request.inputs["adapters"] = weights
         else:
-            self._check_name(request.fields.model)
+            self._reader.own_name(request.fields.model)
 
     # -- one request
 

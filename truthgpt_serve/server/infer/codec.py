@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
+from truthgpt_serve.http.caller import Caller
 from truthgpt_serve.http.json_body import encode_json
 from truthgpt_serve.http.sse import DONE_EVENT, format_event
-from truthgpt_serve.request_schema import FullText, RequestModel, bad_field, read_request
+from truthgpt_serve.request_schema import FullText, RequestModel, bad_field
 from truthgpt_serve.server.infer.values import decode_value, encode_value
 
 
@@ -23,29 +23,17 @@ class InferCodec:
     """Decodes the inputs, and encodes the outputs or each item of a stream.
 
     Args:
-        body: The request, `{"model", "inputs", "stream"?}`.
+        request: The request.
+        caller: Who asks, with the model name of the answer.
         label: The class's name, for messages.
-
-    Attributes:
-        model: The model name of the request, and of the answer.
-        stream: Whether the answer comes as server-sent events.
-
-    Raises:
-        RequestError: A field is missing or wrong.
     """
 
-    def __init__(self, body: Mapping[str, Any], label: str) -> None:
+    def __init__(self, request: InferRequest, caller: Caller, label: str) -> None:
         self.done = False
-        request = read_request(InferRequest, body)
-        self.name_model(request.model)
-        self.stream = bool(request.stream)
+        self.caller = caller
         self._inputs = request.inputs
         self._label = label
-
-    def name_model(self, name: str) -> None:
-        """Sets the model name of the answer."""
-        self.model = name
-        self._head = b'{"model":' + encode_json(name) + b',"outputs":'
+        self._head = b'{"model":' + encode_json(caller.model) + b',"outputs":'
 
     def inputs(self) -> dict[str, Any]:
         """Returns the inputs, arrays and images decoded.

@@ -1,38 +1,38 @@
-"""The route `/v1/infer` of an application whose answers another server or engine makes."""
+"""The route `/v1/infer`: of a model in this process, or of one behind another server or engine."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-from truthgpt_serve.http.asgi import Headers
+from truthgpt_serve.http.caller import Bounds, Caller
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.json_body import parse_object
-from truthgpt_serve.server.infer.codec import InferCodec
+from truthgpt_serve.request_schema import read_request
+from truthgpt_serve.server.execution.codec import Emit
+from truthgpt_serve.server.infer.codec import InferCodec, InferRequest
 
 PATH = "/v1/infer"
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks: what goes along with the inputs.
+class Runner(Protocol):
+    """Answers requests: a `ModelInstance`, or an `OverBackend`."""
 
-    Attributes:
-        request_id: For the logs.
-        model: The model's or an adapter's name; None for the model.
-        headers: The client's, names in lower case.
-    """
+    @property
+    def label(self) -> str:
+        """The class's name, for messages."""
 
-    request_id: str
-    model: str | None = None
-    headers: Headers | tuple[()] = ()
+    async def run(self, codec: InferCodec) -> Any:
+        """Returns the body of a whole answer."""
+
+    async def stream(self, codec: InferCodec, emit: Emit) -> None:
+        """Emits the events of a stream, and its end."""
 
 
 class Backend(Protocol):
-    """What makes the answers."""
+    """Makes outputs elsewhere: this process only waits for them."""
 
     async def infer(self, inputs: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
         """Returns the outputs."""
@@ -43,35 +43,43 @@ class Backend(Protocol):
         """Yields the items of a stream."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What one request may take.
+class OverBackend:
+    """Runs requests on the event loop, around a backend.
 
-    Attributes:
-        max_request_s: Seconds until its answer is whole.
-        max_body_bytes: Size of its body.
+    Args:
+        backend: Makes the outputs.
+        label: The class's name, for messages.
     """
 
-    max_request_s: float
-    max_body_bytes: int
+    def __init__(self, backend: Backend, label: str) -> None:
+        self._backend = backend
+        self.label = label
+
+    async def run(self, codec: InferCodec) -> bytes:
+        """Returns the body of a whole answer."""
+        outputs = await self._backend.infer(codec.inputs(), codec.caller)
+        return await asyncio.to_thread(codec.encode, outputs)  # images take long
+
+    async def stream(self, codec: InferCodec, emit: Emit) -> None:
+        """Emits the events of a stream, and its end."""
+        async with aclosing(self._backend.stream(codec.inputs(), codec.caller)) as items:
+            async for item in items:
+                await emit(codec.encode_chunk(item))
+        await emit(codec.encode_end())
 
 
 class InferRoute:
     """Handles `POST /v1/infer`.
 
     Args:
-        backend: Makes the answers.
-        label: The class's name, for messages.
-        find_name: Returns the name that the backend knows a request's `model` by, or raises
+        runner: Answers the requests.
+        find_name: Returns the name that the runner knows a request's `model` by, or raises
             ModelNotFoundError.
         bounds: What one request may take.
     """
 
-    def __init__(
-        self, backend: Backend, label: str, find_name: Callable[[str], str], bounds: Bounds
-    ) -> None:
-        self._backend = backend
-        self._label = label
+    def __init__(self, runner: Runner, find_name: Callable[[str], str], bounds: Bounds) -> None:
+        self._runner = runner
         self._find_name = find_name
         self._bounds = bounds
 
@@ -79,19 +87,16 @@ class InferRoute:
         """Answers one request."""
         bounds = self._bounds
         body = parse_object(await connection.read(bounds.max_body_bytes, bounds.max_request_s))
-        codec = InferCodec(body, self._label)
-        codec.name_model(self._find_name(codec.model))
-        caller = Caller(connection.request_id, codec.model, connection.scope["headers"])
+        request = read_request(InferRequest, body)
+        name = self._find_name(request.model)
+        caller = Caller(connection.request_id, name, connection.scope["headers"])
+        codec = InferCodec(request, caller, self._runner.label)
         async with connection.guard(bounds.max_request_s) as guard:
-            if not codec.stream:
-                outputs = await self._backend.infer(codec.inputs(), caller)
-                answer = await asyncio.to_thread(codec.encode, outputs)  # images take long
+            if not request.stream:
+                answer = await self._runner.run(codec)
                 guard.release()
                 await connection.reply(answer)
                 return
-            async with aclosing(self._backend.stream(codec.inputs(), caller)) as items:
-                async for item in items:
-                    await connection.emit(codec.encode_chunk(item))
+            await self._runner.stream(codec, connection.emit)
             guard.release()
-            await connection.emit(codec.encode_end())
             await connection.end_events()

@@ -15,12 +15,12 @@ from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.json_body import encode_json
 from truthgpt_serve.http.open_inference import MODEL_VERSION, MODELS_PREFIX, PREFIX, server_metadata
 from truthgpt_serve.server.instance import ModelInstance
+from truthgpt_serve.server.request_reader import RequestReader
 from truthgpt_serve.server.tensors.codec import OipCodec
 from truthgpt_serve.server.tensors.compression import accepted_coding, compress
 from truthgpt_serve.server.tensors.request import InferRequest, header_length, parse_request
 from truthgpt_serve.server.tensors.response import Arrays, check_outputs, encode_answer
 
-Read = Callable[[Connection], Awaitable[bytes]]
 Handler = Callable[[Connection], Awaitable[None]]
 T = TypeVar("T")
 
@@ -41,12 +41,12 @@ class OipRoutes:
 
     Args:
         instance: The model; started before the first request.
-        read: Reads a request's body, up to the limit.
+        reader: Reads its requests.
     """
 
-    def __init__(self, instance: ModelInstance, read: Read) -> None:
+    def __init__(self, instance: ModelInstance, reader: RequestReader) -> None:
         self._instance = instance
-        self._read = read
+        self._reader = reader
         self._card: dict[str, Any] | None = None
 
     def routes(self) -> dict[str, dict[str, Handler]]:
@@ -109,7 +109,7 @@ class OipRoutes:
     # -- inference
 
     async def _infer(self, connection: Connection) -> None:
-        body = await self._read(connection)
+        body = await self._reader.read(connection)
         request = await self._parse(connection, body)
         known = [output["name"] for output in (await self._describe())["outputs"]]
         if known:  # else it shows when the model has worked

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -16,9 +16,9 @@ from truthgpt_serve.errors import RequestError, UnsupportedError
 from truthgpt_serve.grammar.constraints import ConstraintCompiler
 from truthgpt_serve.grammar.fields import Grammar
 from truthgpt_serve.http.connection import Connection
-from truthgpt_serve.http.json_body import parse_object
 from truthgpt_serve.request_schema import read_request
 from truthgpt_serve.server.instance import ModelInstance
+from truthgpt_serve.server.request_reader import RequestReader
 from truthgpt_serve.server.text.abilities import Abilities, check_abilities
 from truthgpt_serve.server.text.card import describe
 from truthgpt_serve.server.text.choices import ChoiceRunner, parts_of
@@ -35,14 +35,12 @@ from truthgpt_serve.server.text.tokens import (
 from truthgpt_serve.server.text.tools.alternatives import JSON_KINDS, calls_alone, with_calls
 from truthgpt_serve.server.text.tools.codec import ToolCodec
 from truthgpt_serve.server.text.tools.request import ToolUse
-from truthgpt_serve.server.text_limits import TextLimits
 
 logger = logging.getLogger(__name__)
 
 _NOT_BOUND = (RequestError, RecursionError)
 """A grammar that cannot be, or a schema that is nested too deeply to be put into one."""
 TOKENIZE_PATH, DETOKENIZE_PATH = "/tokenize", "/detokenize"
-Read = Callable[[Connection], Awaitable[bytes]]
 
 
 class Binding(NamedTuple):
@@ -62,22 +60,12 @@ class TextRoutes:
 
     Args:
         instance: The model; started before the first request.
-        read: Reads a request's body.
-        check_name: Raises ModelNotFoundError for a model name that is not this one's.
-        limits: What a request may ask for.
+        reader: Reads its requests.
     """
 
-    def __init__(
-        self,
-        instance: ModelInstance,
-        read: Read,
-        check_name: Callable[[str], None],
-        limits: TextLimits,
-    ) -> None:
+    def __init__(self, instance: ModelInstance, reader: RequestReader) -> None:
         self._instance = instance
-        self._read = read
-        self._check_name = check_name
-        self._limits = limits
+        self._reader = reader
         self._choices = ChoiceRunner(instance)
         self._compiler: ConstraintCompiler | None = None
 
@@ -100,18 +88,13 @@ class TextRoutes:
         await self._text(connection, CompletionRequest)
 
     async def _fields(self, connection: Connection) -> dict[str, Any]:
-        body = await self._read(connection)
-        self._instance.check_task("text-generation", "text routes")
-        fields = parse_object(body)
-        self._limits.check(connection.path, body, fields)
-        return fields
+        return await self._reader.read_fields(connection, "text-generation", "text routes")
 
     async def _text(
         self, connection: Connection, kind: type[ChatRequest] | type[CompletionRequest]
     ) -> None:
         request = parse_text(kind, await self._fields(connection))
-        self._check_name(request.model)
-        request.model = self._instance.name
+        request.model = self._reader.own_name(request.model)
         check_abilities(request, self.abilities, self.tokenizer)
         async with connection.guard(self._instance.max_request_s) as guard:
             codecs = self._codecs(request, await self._binding(request))
@@ -258,7 +241,7 @@ class TextRoutes:
 
     async def _named(self, connection: Connection, kind: Any) -> Any:
         request: Any = read_request(kind, await self._fields(connection))
-        self._check_name(request.model)
+        self._reader.own_name(request.model)
         return request
 
     def describe(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 
 from deployments.vllm.application.generic import create_backend
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.server.infer.routes import Caller
+from truthgpt_serve.http.caller import Caller
 
 
 async def answer_in_pieces(scope: Any, receive: Any, send: Any) -> None:
