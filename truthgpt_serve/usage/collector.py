@@ -17,7 +17,7 @@ from truthgpt_serve.usage.place import find_file
 from truthgpt_serve.usage.recorder import UsageRecorder
 
 if TYPE_CHECKING:
-    from truthgpt_serve.usage.store import StoreError
+    from truthgpt_serve.usage.database import StoreError
 
 ACTOR_NAME = "truthgpt-serve-usage"
 ACTOR_NAMESPACE = "truthgpt-serve"
@@ -68,7 +68,7 @@ class UsageKeeper:
 
 
 def _store_error() -> type[StoreError]:
-    from truthgpt_serve.usage.store import StoreError
+    from truthgpt_serve.usage.database import StoreError
 
     return StoreError
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from truthgpt_serve.usage.batch import COUNTS, MAX_BATCH_ROWS, Batch, Row, UsageQuery
-from truthgpt_serve.usage.store import HOURLY_DAYS, StoreError, UsageStore
+from truthgpt_serve.usage.database import StoreError
+from truthgpt_serve.usage.store import HOURLY_DAYS, UsageStore
 
 HOUR = 500_000
 """Which is 2027-01-15T08:00Z."""
@@ -157,9 +158,9 @@ def test_a_damaged_file_is_set_aside(
 def test_a_file_that_is_damaged_while_it_is_open(path: Path) -> None:
     store = UsageStore(path, clock=Clock())
     store.add(Batch("s", 1, [row(key=f"key-{at:04}" * 8) for at in range(3000)]))
-    assert store._database is not None
-    store._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    store._database.execute("PRAGMA shrink_memory")
+    assert store._file._database is not None
+    store._file._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    store._file._database.execute("PRAGMA shrink_memory")
     with path.open("r+b") as file:
         file.seek(4096)
         file.write(b"\xa5" * (path.stat().st_size - 4096))
@@ -187,13 +188,13 @@ def test_a_full_disk_counts_nothing_and_works_when_there_is_room(path: Path) -> 
     store = UsageStore(path, clock=Clock())
     store.add(Batch("s", 1, [row()]))
     many = Batch("s", 2, [row(key=f"key-{at:04}" * 8) for at in range(3000)])
-    assert store._database is not None
-    store._database.execute("PRAGMA max_page_count = 10")
+    assert store._file._database is not None
+    store._file._database.execute("PRAGMA max_page_count = 10")
     for _ in range(2):
         with pytest.raises(StoreError, match="cannot be used now: database or disk is full"):
             store.add(many)
     assert requests_in(store) == 1
-    store._database.execute("PRAGMA max_page_count = 100000")
+    store._file._database.execute("PRAGMA max_page_count = 100000")
     assert store.add(many)
     assert requests_in(store) == 3001
     store.close()

@@ -11,26 +11,22 @@ requests no deadline, and its only key is the multiplexed model id.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import logging
-import threading
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
-from functools import partial
 from typing import Any
 
-from truthgpt_serve.cancellation import Call
 from truthgpt_serve.config.serving import BatchingSection
 from truthgpt_serve.errors import DeadlineError, RegistryError
-from truthgpt_serve.server.batching.core import BatchSteps, Step, deliver
+from truthgpt_serve.server.batching.core import BatchSteps, deliver
+from truthgpt_serve.server.batching.driver import BatchDriver
 from truthgpt_serve.server.batching.metrics import format_metrics
 from truthgpt_serve.server.batching.queue import Entry, RequestQueue, shutting_down
 from truthgpt_serve.server.batching.statistics import BatchStatistics
 from truthgpt_serve.server.batching.wait_policy import BatchWait
 from truthgpt_serve.server.execution.codec import RequestCodec
 from truthgpt_serve.server.execution.workers import Workers
-from truthgpt_serve.threads import contained, contained_async
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +72,6 @@ class Batcher:
             raise RegistryError(
                 f"{label}: the class's `batch_key` is asynchronous; make it a plain method"
             )
-        self._workers = workers
-        self._infer_batch = infer_batch
         self._label = label
         self._statistics = BatchStatistics()
         self._queue = RequestQueue(label, max_requests)
@@ -91,8 +85,7 @@ class Batcher:
         )
         self.max_batch_size = max_batch_size
         self._runner: Future[None] | None = None
-        self._wake: Callable[[], object] = _nothing
-        self._cancel_call: Callable[[], object] = _nothing
+        self._driver = BatchDriver(workers, infer_batch, self._steps, label)
 
     @property
     def ongoing(self) -> int:
@@ -141,7 +134,7 @@ class Batcher:
             # After all that is ready on this loop now, so that what comes together starts together.
             loop.call_soon(self._start)
         elif self._steps.pauses:
-            self._wake()
+            self._driver.wake()
         timer = None if limit_s is None else loop.call_later(limit_s, _expire, entry, limit_s)
         try:
             return await entry.future
@@ -151,7 +144,7 @@ class Batcher:
             self._leave(entry)
 
     def _leave(self, entry: Entry) -> None:
-        cancel_call = self._cancel_call  # of this batch at the latest, never of the next
+        cancel_call = self._driver.cancel_call  # of this batch at the latest, never of the next
         is_abandoned = self._queue.abandon(entry)
         if not entry.future.done():  # the coroutine was closed, not cancelled
             entry.future.cancel()
@@ -163,10 +156,7 @@ class Batcher:
 
     def _start(self) -> None:
         try:
-            if inspect.iscoroutinefunction(self._infer_batch):
-                self._runner = self._workers.loop_thread.submit(self._drive_async())
-            else:
-                self._runner = self._workers.submit_batches(self._drive)
+            self._runner = self._driver.start()
         except RuntimeError:  # the threads are closed already
             _refuse(self._queue.reset())
             return
@@ -187,65 +177,10 @@ class Batcher:
         Every caller has an answer or an error afterwards.
         """
         _refuse(self._queue.close())
-        self._wake()
+        self._driver.wake()
         if self._runner is not None and not self._runner.done():
             await asyncio.wait([asyncio.wrap_future(self._runner)], timeout=timeout_s)
         _refuse(self._queue.reset())
-
-    def _drive(self) -> None:
-        """Carries the steps out in a thread."""
-        arrival = threading.Event()
-        self._wake = arrival.set
-        steps = self._steps.run()
-        step = _next(steps, None, None)
-        while step is not None:
-            outputs, error = None, None
-            if isinstance(step, float):
-                arrival.wait(step)
-                arrival.clear()
-            else:
-                call = Call()
-                self._cancel_call = call.cancel
-                try:
-                    outputs = call.run(partial(contained, partial(self._infer_batch, step)))
-                except Exception as raised:
-                    error = raised
-            step = _next(steps, outputs, error)
-
-    async def _drive_async(self) -> None:
-        """Carries the steps out on the event loop of an asynchronous class."""
-        loop = asyncio.get_running_loop()
-        arrival = asyncio.Event()
-        self._wake = partial(_call_soon, loop, arrival.set)
-        steps = self._steps.run()
-        step = _next(steps, None, None)
-        while step is not None:
-            outputs, error = None, None
-            if isinstance(step, float):
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(arrival.wait(), step)
-                arrival.clear()
-            else:
-                try:
-                    outputs = await self._call_async(loop, step)
-                except Exception as raised:
-                    error = raised
-            step = _next(steps, outputs, error)
-
-    async def _call_async(self, loop: asyncio.AbstractEventLoop, inputs: list[Any]) -> Any:
-        """Calls the model in a task of its own, cancelled once no caller of the batch is left."""
-        call = loop.create_task(contained_async(partial(self._infer_batch, inputs)))
-        self._cancel_call = partial(_call_soon, loop, call.cancel)
-        try:
-            await asyncio.wait([call])
-        except asyncio.CancelledError:
-            call.cancel()
-            raise
-        finally:
-            self._cancel_call = _nothing
-        if call.cancelled():
-            raise RuntimeError(f"{self._label} was cancelled: all its clients disconnected")
-        return call.result()
 
 
 def create_batcher(
@@ -280,13 +215,6 @@ def join_metrics(function: Any, batcher: Batcher | None) -> str | None:
     return "".join(part.rstrip("\n") + "\n" for part in parts) if parts else None
 
 
-def _next(steps: Generator[Step, Any, None], outputs: Any, error: Exception | None) -> Step | None:
-    try:
-        return steps.send(outputs) if error is None else steps.throw(error)
-    except StopIteration:
-        return None
-
-
 def _refuse(entries: list[Entry]) -> None:
     deliver([(entry, None, shutting_down()) for entry in entries])
 
@@ -296,12 +224,3 @@ def _expire(entry: Entry, limit_s: float) -> None:
         entry.future.set_exception(
             DeadlineError(f"the model did not finish within {limit_s:g} s, its time limit")
         )
-
-
-def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nothing runs there any more
-        loop.call_soon_threadsafe(function)
-
-
-def _nothing() -> None:
-    """Stands where nothing is to be woken or cancelled."""
