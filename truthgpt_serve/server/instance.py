@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
-from truthgpt_serve.channel import Channel
 from truthgpt_serve.config import ModelConfig
 from truthgpt_serve.contract import FamilySpec, Model, create_model
 from truthgpt_serve.errors import DeadlineError, RegistryError, ServerError, UnsupportedError
@@ -16,14 +15,12 @@ from truthgpt_serve.garbage import rare_collections
 from truthgpt_serve.hardware.plan import request_limits
 from truthgpt_serve.http.file_store import FileStore, LocalFileStore
 from truthgpt_serve.server.batching.batcher import Batcher, create_batcher, join_metrics
+from truthgpt_serve.server.execution.calls import ModelCalls
 from truthgpt_serve.server.execution.codec import Emit, OnePiece, PlainCodec, RequestCodec
-from truthgpt_serve.server.execution.streaming import Pump, direct_stream
 from truthgpt_serve.server.execution.workers import Workers
 from truthgpt_serve.server.work import WorkMeter
-from truthgpt_serve.threads import contained_async
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 CLOSE_TIMEOUT_S = 30.0
 
@@ -55,9 +52,8 @@ class ModelInstance:
         self.max_ongoing = 1
         self.model: Any = None
         self._cls: type[Model] | None = None
-        self._workers: Workers | None = None
+        self._calls: ModelCalls | None = None
         self._batcher: Batcher | None = None
-        self._direct_ongoing = 0
         self.work = WorkMeter()
 
     @property
@@ -69,7 +65,7 @@ class ModelInstance:
     def ongoing(self) -> int:
         """Calls of the model that wait or run, those whose client has left included."""
         batched = self._batcher.ongoing if self._batcher else 0
-        return self._direct_ongoing + batched + (self._workers.ongoing if self._workers else 0)
+        return batched + (self._calls.ongoing if self._calls else 0)
 
     @property
     def batcher(self) -> Batcher | None:
@@ -103,22 +99,27 @@ class ModelInstance:
         self.max_ongoing = limit
         batches = callable(getattr(self._cls, "infer_batch", None))
         threads = 1 if batches and not callable(getattr(self._cls, "stream", None)) else limit
-        self._workers = Workers(threads, limit + waiting - threads, self.name)
+        workers = Workers(threads, limit + waiting - threads, self.name)
         try:
-            await asyncio.wrap_future(self._workers.submit(self._create))
-            await self._call("load", self.config.to_cfg())
+            make = partial(create_model, self._cls, self.name)
+            self.model = await asyncio.wrap_future(workers.submit(make))
+            self._calls = ModelCalls(
+                self.model,
+                workers,
+                self.label,
+                on_event_loop=self.spec.on_event_loop,
+                max_wait_s=self.max_request_s,
+            )
+            await self._calls.call("load", self.config.to_cfg())
         except BaseException:
-            workers, self._workers = self._workers, None
+            self._calls = None
             workers.close(CLOSE_TIMEOUT_S)
             raise
         if batches:
             batching = self.config.serving.batching
             self._batcher = create_batcher(
-                self._workers, self.model, self.label, limit + waiting, batching
+                workers, self.model, self.label, limit + waiting, batching
             )
-
-    def _create(self) -> None:
-        self.model = create_model(self._cls or self.spec.load_class(), self.name)
 
     def check_task(self, task: str, routes: str) -> None:
         """Checks that the model has a task, for the routes that only its models have.
@@ -148,28 +149,13 @@ class ModelInstance:
         Raises:
             ServerError: The model is not started.
         """
-        if self._workers is None:
+        return self._loaded.workers
+
+    @property
+    def _loaded(self) -> ModelCalls:
+        if self._calls is None:
             raise ServerError(f"model {self.name!r} is not started: await `start()` first")
-        return self._workers
-
-    async def _call(self, method: str, *args: Any) -> Any:
-        """Calls a method, sync or async, in its place and returns the result."""
-        function = getattr(self.model, method)
-        if not inspect.iscoroutinefunction(function):
-            result = await asyncio.wrap_future(self.workers.submit(lambda: function(*args)))
-            if not inspect.isawaitable(result):
-                return result
-            return await self._run_async(lambda: _await(result))
-        return await self._run_async(lambda: function(*args))
-
-    async def _run_async(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        if self.spec.on_event_loop:
-            self._direct_ongoing += 1
-            try:
-                return await contained_async(function)
-            finally:
-                self._direct_ongoing -= 1
-        return await asyncio.wrap_future(self.workers.submit_async(function))
+        return self._calls
 
     async def infer(self, inputs: dict[str, Any]) -> Any:
         """Answers one request with what the class's `infer` returns."""
@@ -182,32 +168,10 @@ class ModelInstance:
             OverloadedError: The queue is full.
             Exception: Whatever the class raised.
         """
-        workers = self.workers
+        calls = self._loaded
         if self._batcher is not None:
             return await self._batcher.run(codec)
-        infer = self.model.infer
-        if inspect.iscoroutinefunction(infer):
-
-            async def call() -> Any:
-                outputs = await infer(codec.inputs())
-                return codec.encode(outputs)
-
-            return await self._run_async(call)
-        result = await workers.run(lambda: self._infer(infer, codec))
-        if inspect.isawaitable(result):
-            return await self._run_async(lambda: _answer(result, codec))
-        return result
-
-    def _infer(self, infer: Callable[[Any], Any], codec: RequestCodec) -> Any:
-        outputs = infer(codec.inputs())
-        if inspect.isawaitable(outputs):
-            return outputs
-        if inspect.isgenerator(outputs) or inspect.isasyncgen(outputs):
-            raise ServerError(
-                f"{self.label}.infer returned a {type(outputs).__name__}; "
-                "name the method that yields `stream`, and return the whole output from `infer`"
-            )
-        return codec.encode(outputs)
+        return await calls.infer(codec)
 
     async def stream(self, codec: RequestCodec, emit: Emit) -> None:
         """Awaits `emit` with each of the codec's pieces and with its end; cancel it to stop.
@@ -219,27 +183,10 @@ class ModelInstance:
             OverloadedError: The queue is full.
             Exception: Whatever the class raised.
         """
-        if not self.streams:
+        if self.streams:
+            await self._loaded.stream(codec, emit)
+        else:
             await emit(await self.run(OnePiece(codec)))
-            return
-        method = self.model.stream
-        if self.spec.on_event_loop and inspect.isasyncgenfunction(method):
-            self._direct_ongoing += 1
-            try:
-                await direct_stream(method, codec, emit)
-            finally:
-                self._direct_ongoing -= 1
-            return
-        channel = Channel()
-        pump = Pump(method, codec, channel, f"{self.label}.stream", self.max_request_s)
-        work = pump.start(self.workers)
-        try:
-            while items := await channel.get():
-                for item in items:
-                    await emit(item)
-        finally:
-            channel.close()
-            work.cancel()
 
     async def check_health(self) -> None:
         """Raises what the class's `check_health` raises; returns when it has none.
@@ -253,14 +200,8 @@ class ModelInstance:
         function = getattr(self.model, "check_health", None)
         if not callable(function):
             return
-        if not inspect.iscoroutinefunction(function):
-            work = asyncio.wrap_future(self.workers.submit_aside(function))
-        elif self.spec.on_event_loop:
-            work = asyncio.ensure_future(function())
-        else:
-            work = asyncio.wrap_future(self.workers.loop_thread.submit(function()))
         try:
-            await asyncio.wait_for(work, limit_s)
+            await asyncio.wait_for(self._loaded.aside(function), limit_s)
         except TimeoutError:
             raise DeadlineError(
                 f"{self.label}.check_health did not return within {limit_s:g} s"
@@ -282,27 +223,19 @@ class ModelInstance:
 
     async def close(self) -> None:
         """Closes the model and its threads, waiting at most 30 s for what runs; never raises."""
-        if self._workers is None:
+        if self._calls is None:
             return
         if self._batcher is not None:
             await self._batcher.close(CLOSE_TIMEOUT_S)
         if callable(getattr(self.model, "close", None)):
             try:
-                await asyncio.wait_for(self._call("close"), CLOSE_TIMEOUT_S)
+                await asyncio.wait_for(self._calls.call("close"), CLOSE_TIMEOUT_S)
             except TimeoutError:
                 logger.warning("%s.close took over %g s", self.label, CLOSE_TIMEOUT_S)
             except Exception:
                 logger.exception("%s.close failed", self.label)
-        workers, self._workers = self._workers, None
-        await asyncio.to_thread(workers.close, CLOSE_TIMEOUT_S)
-
-
-async def _await(awaitable: Awaitable[T]) -> T:
-    return await awaitable
-
-
-async def _answer(awaitable: Awaitable[Any], codec: RequestCodec) -> Any:
-    return codec.encode(await awaitable)
+        calls, self._calls = self._calls, None
+        await asyncio.to_thread(calls.workers.close, CLOSE_TIMEOUT_S)
 
 
 def _check_class(cls: type[Model]) -> None:
