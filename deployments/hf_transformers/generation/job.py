@@ -5,19 +5,16 @@ The pieces are made in the engine's thread and taken on the event loop that aske
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from deployments.hf_transformers.generation.binding import Thoughts, start_follower
 from deployments.hf_transformers.generation.sampling import Row, TokenLogprob
 from truthgpt_serve.channel import Channel
+from truthgpt_serve.server.text.detokenizer import Detokenizer
 from truthgpt_serve.server.text.filter import TextFilter
 from truthgpt_serve.server.text.sampling import Sampling
-
-CONTEXT_TOKENS = 6
-"""Tokens of the prompt before the answer: some decoders leave out a space at the beginning."""
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 Decode = Callable[[list[int]], str]
 
@@ -48,37 +45,6 @@ class TextCall:
     scores_prompt: bool = False
     constraint: Any = None
     thoughts: Thoughts | None = None
-
-
-class Detokenizer:
-    """Turns tokens into text as they come; the pieces joined are the text of them all.
-
-    A token can be a part of a character: it is held back until the character is whole.
-    """
-
-    def __init__(self, decode: Decode, prompt: Sequence[int]) -> None:
-        self._decode = decode
-        self._tokens = list(prompt[-CONTEXT_TOKENS:])
-        self._read = len(self._tokens)
-        self._first = 0
-
-    def push(self, token: int) -> str:
-        """Takes a token; returns the text that is certain by now."""
-        self._tokens.append(token)
-        return self._new(hold=True)
-
-    def flush(self) -> str:
-        """Returns what was held back, at the end of the text."""
-        return self._new(hold=False)
-
-    def _new(self, *, hold: bool) -> str:
-        known = self._decode(self._tokens[self._first : self._read])
-        text = self._decode(self._tokens[self._first :])
-        if hold and (len(text) <= len(known) or text.endswith(REPLACEMENT)):
-            return ""
-        self._first = self._read
-        self._read = len(self._tokens)
-        return text[len(known) :]
 
 
 class TextJob:

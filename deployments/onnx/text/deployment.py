@@ -10,12 +10,15 @@ from deployments.onnx.config import find_file, settings_of
 from deployments.onnx.engine import Session
 from deployments.onnx.text.files import TextInfo, read_info
 from deployments.onnx.text.graph import DecoderGraph
-from deployments.onnx.text.pieces import Pieces
 from deployments.onnx.text.request import TextCall, read_call
 from deployments.onnx.text.sampling import Sampler, logprob_entry
 from truthgpt_serve.errors import ConfigError, Fault, ServerError
+from truthgpt_serve.server.text.detokenizer import Detokenizer
 
 logger = logging.getLogger(__name__)
+
+MAX_HELD = 16
+"""Tokens after which bytes that never become a character are let through."""
 
 
 class OnnxTextModel:
@@ -95,7 +98,8 @@ class OnnxTextModel:
 
     def _generate(self, graph: DecoderGraph, call: TextCall) -> Iterator[dict[str, Any]]:
         sampler = Sampler(call.sampling, call.prompt, call.end_ids)
-        pieces, progress, tail = Pieces(self.tokenizer), graph.begin(), Tail(call.stops)
+        pieces = Detokenizer(self._decode, max_held=MAX_HELD)
+        progress, tail = graph.begin(), Tail(call.stops)
         logits = graph.read(progress, call.prompt)
         reason, made, entries = "length", 0, []
         while True:
@@ -117,6 +121,10 @@ class OnnxTextModel:
         usage = {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
         last = {"text": text + pieces.flush(), **_noted(call, entries)}
         yield {**last, "finish_reason": reason, "usage": usage}
+
+    def _decode(self, tokens: list[int]) -> str:
+        decode = self.tokenizer.decode
+        return str(decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def close(self) -> None:
         """Frees the graph."""

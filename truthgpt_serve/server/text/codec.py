@@ -9,10 +9,9 @@ from truthgpt_serve.http.json_body import encode_json
 from truthgpt_serve.server.text.filter import TextFilter
 from truthgpt_serve.server.text.items import check_item
 from truthgpt_serve.server.text.logprobs import LogprobFormat
-from truthgpt_serve.server.text.prompt import PreparedPrompt
+from truthgpt_serve.server.text.prompt import PreparedPrompt, SharedPrompt
 from truthgpt_serve.server.text.request import ChatRequest, CompletionRequest
 from truthgpt_serve.server.text.response import AnswerFormat, Usage
-from truthgpt_serve.server.text.shared_prompt import SharedPrompt
 from truthgpt_serve.server.text.tokenizer import Tokenizer
 from truthgpt_serve.usage.counted import Usage as Counted
 from truthgpt_serve.usage.counted import current_usage

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from truthgpt_serve.errors import ContextLengthError
 from truthgpt_serve.server.text.request import ChatRequest, CompletionRequest, Prompt
-from truthgpt_serve.server.text.shared_prompt import SharedPrompt
 from truthgpt_serve.server.text.tokenizer import Tokenizer
 from truthgpt_serve.server.text_limits import CHARACTERS_A_TOKEN
+
+T = TypeVar("T")
+
+
+class SharedPrompt:
+    """What answers to one prompt share: each thing is computed once, by whoever asks first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._found: dict[str, Any] = {}
+
+    def once(self, name: str, compute: Callable[[], T]) -> T:
+        """Returns what `compute` returned the first time for this name; its errors are not kept."""
+        with self._lock:
+            if name not in self._found:
+                self._found[name] = compute()
+            found: T = self._found[name]
+            return found
 
 
 class PreparedPrompt:

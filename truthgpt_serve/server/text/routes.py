@@ -23,8 +23,8 @@ from truthgpt_serve.server.text.abilities import Abilities, check_abilities
 from truthgpt_serve.server.text.card import describe
 from truthgpt_serve.server.text.choices import ChoiceRunner, parts_of
 from truthgpt_serve.server.text.codec import DEFAULT_MAX_NEW_TOKENS, TextCodec, format_of
+from truthgpt_serve.server.text.prompt import SharedPrompt
 from truthgpt_serve.server.text.request import ChatRequest, CompletionRequest, parse_text
-from truthgpt_serve.server.text.shared_prompt import SharedPrompt
 from truthgpt_serve.server.text.tokenizer import Tokenizer
 from truthgpt_serve.server.text.tokens import (
     DetokenizeRequest,

@@ -1,10 +1,8 @@
-"""The sampler and the detokenizer by themselves, against transformers' own processors."""
+"""The sampler by itself, against transformers' own processors."""
 
 from __future__ import annotations
 
-import random
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +12,8 @@ import xgrammar
 
 from deployments.hf_transformers.generation import binding
 from deployments.hf_transformers.generation.binding import start_follower
-from deployments.hf_transformers.generation.job import Detokenizer, TextCall, TextJob
+from deployments.hf_transformers.generation.job import TextCall, TextJob
 from deployments.hf_transformers.generation.sampling import Row, choose_tokens
-from deployments.vllm.tiny_model import make_tiny_llama
 from truthgpt_serve.channel import Channel
 from truthgpt_serve.server.text.sampling import Sampling
 
@@ -102,41 +99,6 @@ def test_no_end_before_the_least_number_of_tokens() -> None:
     logits[0, 5] = 9.0
     assert choose_tokens(logits, [row(Sampling(min_tokens=2), [1])]).tolist() != [5]
     assert choose_tokens(logits, [row(Sampling(min_tokens=2), [1, 1])]).tolist() == [5]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    path: Path = make_tiny_llama(tmp_path_factory.mktemp("llama") / "model")
-    return transformers.AutoTokenizer.from_pretrained(path)
-
-
-def test_pieces_joined_are_the_text(tokenizer: Any) -> None:
-    generator = random.Random(5)
-    text = "naïve 世界 🙂 — ça va? " * 3
-
-    def decode(tokens: list[int]) -> str:
-        return str(tokenizer.decode(tokens, skip_special_tokens=True))
-
-    prompts: list[list[int]] = [[], tokenizer.encode("before")]
-    for prompt in prompts:
-        for tokens in (
-            tokenizer.encode(text),
-            [generator.randrange(len(tokenizer)) for _ in range(200)],
-        ):
-            detokenizer = Detokenizer(decode, prompt)
-            pieces = [detokenizer.push(token) for token in tokens]
-            joined = "".join(pieces) + detokenizer.flush()
-            whole = decode([*prompt, *tokens])
-            assert joined == whole[len(decode(list(prompt))) :]
-            assert sum(map(bool, pieces)) > len(tokens) / 8
-    assert "�" not in "".join(pieces[:1])
-
-
-def test_a_character_is_held_back_until_it_is_whole(tokenizer: Any) -> None:
-    tokens = tokenizer.encode("🙂")
-    assert len(tokens) > 1
-    detokenizer = Detokenizer(lambda ids: str(tokenizer.decode(ids)), [])
-    assert [detokenizer.push(token) for token in tokens] == [""] * (len(tokens) - 1) + ["🙂"]
 
 
 async def test_a_stop_string_across_tokens_is_found() -> None:

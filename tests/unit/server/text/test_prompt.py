@@ -11,7 +11,7 @@ import httpx
 from tests.support.sample_models import Base, spec_of
 from tests.support.servers import serve_asgi
 from truthgpt_serve.server import create_app
-from truthgpt_serve.server.text.shared_prompt import SharedPrompt
+from truthgpt_serve.server.text.prompt import SharedPrompt
 
 
 class Counting(Base):
