@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 Kind = Literal["reasoning", "text", "call"]
@@ -75,6 +76,16 @@ class Blocks:
         self.usage: Mapping[str, Any] = {}
         self._open: Block | None = None
         self._calls: dict[int, Block] = {}
+
+    @property
+    def ended(self) -> bool:
+        """Whether the chat answer has said why it ended."""
+        return self.finish_reason is not None
+
+    def take_whole(self, answer: Mapping[str, Any]) -> None:
+        """Takes an answer that is not streamed; errors as of `take`."""
+        for _ in chain(self.take(answer), self.fill()):
+            pass
 
     def take(self, value: Mapping[str, Any]) -> Iterator[Step]:
         """Takes a chunk, or a whole answer; yields what happens by it.

@@ -32,6 +32,14 @@ class TooLong(BadRow):
     """An example of which `data.max_seq_len` leaves nothing to learn."""
 
 
+def long_prompt(num_tokens: int, max_len: int, what: str = "the answer") -> TooLong:
+    """Returns the error of a prompt that leaves no room for what is learned behind it."""
+    return TooLong(
+        f"the prompt has {num_tokens} tokens, which leaves none of the {max_len} of "
+        f"data.max_seq_len for {what}"
+    )
+
+
 class TokenExamples:
     """Makes token ids and labels, for learning to continue texts and to answer.
 
@@ -111,10 +119,7 @@ class TokenExamples:
             ids, labels = first + second, learned + second
         num_read = next((n for n, label in enumerate(labels) if label != IGNORED), len(labels))
         if num_read >= self._max_len or num_read == len(labels):
-            raise TooLong(
-                f"the prompt has {num_read} tokens, which leaves none of the "
-                f"{self._max_len} of data.max_seq_len for the answer"
-            )
+            raise long_prompt(num_read, self._max_len)
         return ids, labels
 
     def _render(

@@ -8,7 +8,7 @@ from typing import Any
 from truthgpt_serve.training.data import BadRow
 from truthgpt_serve.training.data.formats import Sample
 from truthgpt_serve.training.data.rows import value_problem
-from truthgpt_serve.training.text.examples import Example, TooLong
+from truthgpt_serve.training.text.examples import Example, long_prompt
 from truthgpt_serve.training.text.messages import (
     ASSISTANT,
     TOOLS_FIELD,
@@ -56,10 +56,7 @@ class PairExamples:
         if example["chosen"] == example["rejected"]:
             raise BadRow("the chosen and the rejected answer are the same")
         if length >= self._max_len:
-            raise TooLong(
-                f"the prompt has {length} tokens, which leaves none of the "
-                f"{self._max_len} of data.max_seq_len for the answers"
-            )
+            raise long_prompt(length, self._max_len, "the answers")
         return example
 
     def _chats(self, sample: Sample, prompt: list[ChatMessage]) -> Example:

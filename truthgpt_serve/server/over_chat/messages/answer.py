@@ -40,14 +40,11 @@ class MessagesAnswer:
     @property
     def ended(self) -> bool:
         """Whether the chat answer has said why it ended."""
-        return self._blocks.finish_reason is not None
+        return self._blocks.ended
 
     def whole(self, answer: Mapping[str, Any]) -> bytes:
         """Returns the message."""
-        for _ in self._blocks.take(answer):
-            pass
-        for _ in self._blocks.fill():
-            pass
+        self._blocks.take_whole(answer)
         content = [_content(block) for block in self._blocks.blocks]
         return encode_json({**self._message(content), **self._stop(), "usage": self._usage()})
 

@@ -48,14 +48,11 @@ class ResponsesAnswer:
     @property
     def ended(self) -> bool:
         """Whether the chat answer has said why it ended."""
-        return self._blocks.finish_reason is not None
+        return self._blocks.ended
 
     def whole(self, answer: Mapping[str, Any]) -> bytes:
         """Returns the response."""
-        for _ in self._blocks.take(answer):
-            pass
-        for _ in self._blocks.fill():
-            pass
+        self._blocks.take_whole(answer)
         return encode_json(self._last())
 
     def feed(self, chunk: Mapping[str, Any]) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 
 from truthgpt_serve.training.data.bad_rows import BadRow
 from truthgpt_serve.training.data.formats import Sample
-from truthgpt_serve.training.text.examples import Example, TooLong
+from truthgpt_serve.training.text.examples import Example, long_prompt
 from truthgpt_serve.training.text.messages import (
     TOOLS_FIELD,
     check_text,
@@ -53,10 +53,7 @@ class AnswerExamples:
             completion = check_text(values.get("completion"), answer_name)
             length = len(self._tokenizer(prompt, verbose=False)["input_ids"])
         if length >= self._max_len:
-            raise TooLong(
-                f"the prompt has {length} tokens, which leaves none of the "
-                f"{self._max_len} of data.max_seq_len for the answer"
-            )
+            raise long_prompt(length, self._max_len)
         label = values["label"]
         return {"prompt": prompt, "completion": completion, "label": label, "tools": tools}
 
