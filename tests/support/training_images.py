@@ -113,6 +113,20 @@ def save_images(folder: Path, count: int = 8) -> Path:
     return folder
 
 
+def save_images_with_hints(folder: Path) -> Path:
+    """Writes the same with hints beside them, the same square in gray; returns the folder."""
+    save_images(folder)
+    lines = []
+    for line in (folder / "metadata.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        hint = folder / "hints" / row["file_name"]
+        hint.parent.mkdir(exist_ok=True)
+        Image.open(folder / row["file_name"]).convert("L").save(hint)
+        lines.append(json.dumps({**row, "conditioning_image": f"hints/{row['file_name']}"}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
 def make_cfg(weights: Path, images: Path, /, **sections: Any) -> dict[str, Any]:
     """Returns a whole configuration: float32, no warm-up, 8 steps of 4 images."""
     training = {

@@ -54,55 +54,6 @@ def test_chat_streams_what_it_answers_whole(server: Server) -> None:
     assert len(chunks) > 1  # the beginning, and on a busy machine all tokens in one
 
 
-def test_json_schema_is_obeyed(server: Server) -> None:
-    schema = {
-        "type": "object",
-        "properties": {"colour": {"enum": ["red", "blue"]}, "sure": {"type": "boolean"}},
-        "required": ["colour", "sure"],
-        "additionalProperties": False,
-    }
-    answer = server.client.chat.completions.create(
-        model="tiny",
-        messages=[{"role": "user", "content": "A colour?"}],
-        response_format={
-            "type": "json_schema",
-            "json_schema": {"name": "answer", "schema": schema, "strict": True},
-        },
-        max_tokens=300,
-        temperature=0,
-    )
-    value = json.loads(answer.choices[0].message.content or "")
-    assert value["colour"] in ("red", "blue")
-    assert isinstance(value["sure"], bool)
-
-
-def test_named_tool_is_called(server: Server) -> None:
-    parameters = {
-        "type": "object",
-        "properties": {"unit": {"enum": ["metre", "mile"]}},
-        "required": ["unit"],
-        "additionalProperties": False,
-    }
-    answer = server.client.chat.completions.create(
-        model="tiny",
-        messages=[{"role": "user", "content": "How far?"}],
-        tools=[
-            {
-                "type": "function",
-                "function": {"name": "measure", "parameters": parameters, "strict": True},
-            },
-        ],
-        tool_choice={"type": "function", "function": {"name": "measure"}},
-        max_tokens=300,
-        temperature=0,
-    )
-    calls = answer.choices[0].message.tool_calls
-    assert calls is not None
-    function: Any = calls[0]
-    assert function.function.name == "measure"
-    assert json.loads(function.function.arguments)["unit"] in ("metre", "mile")
-
-
 def test_engine_on_cpu_is_one_process(server: Server) -> None:
     """Its worker would spin on a second core; `VLLM::Worker` is what that process is called."""
     titles = [" ".join(process.cmdline()) for process in descendants(server.process.pid)]

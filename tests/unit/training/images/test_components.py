@@ -17,7 +17,7 @@ from tests.support.training_images import (
     make_cfg,
     run,
     run_workers,
-    save_images,
+    save_images_with_hints,
     save_pipeline,
 )
 from truthgpt_serve.training.errors import TrainingError
@@ -36,17 +36,7 @@ def sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images with hints beside them: the same square in gray."""
-    folder = save_images(tmp_path_factory.mktemp("data") / "images")
-    lines = []
-    for line in (folder / "metadata.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        hint = folder / "hints" / row["file_name"]
-        hint.parent.mkdir(exist_ok=True)
-        Image.open(folder / row["file_name"]).convert("L").save(hint)
-        lines.append(json.dumps({**row, "conditioning_image": f"hints/{row['file_name']}"}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
-    return folder
+    return save_images_with_hints(tmp_path_factory.mktemp("data") / "images")
 
 
 def _job(cfg: dict[str, Any], folder: Path) -> TrainingJob:

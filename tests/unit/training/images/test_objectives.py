@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers import ControlNetModel, DiffusionPipeline, EulerDiscreteScheduler
-from PIL import Image
 from safetensors.torch import load_file
 
 from tests.support.training_direct import Direct, read_pixels
-from tests.support.training_images import EDGE, make_cfg, run, save_images, save_pipeline
+from tests.support.training_images import EDGE, make_cfg, run, save_images_with_hints, save_pipeline
 from truthgpt_serve.training.images import controlnet, denoiser, textual_inversion
 from truthgpt_serve.training.job import TrainingJob
 
@@ -26,17 +24,7 @@ LORA = {"lora": {"enabled": True, "r": 4, "dropout": 0.0}}
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images with hints beside them: the same square in gray."""
-    folder = save_images(tmp_path_factory.mktemp("data") / "images")
-    lines = []
-    for line in (folder / "metadata.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        hint = folder / "hints" / row["file_name"]
-        hint.parent.mkdir(exist_ok=True)
-        Image.open(folder / row["file_name"]).convert("L").save(hint)
-        lines.append(json.dumps({**row, "conditioning_image": f"hints/{row['file_name']}"}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
-    return folder
+    return save_images_with_hints(tmp_path_factory.mktemp("data") / "images")
 
 
 @pytest.fixture(scope="module")
