@@ -1,4 +1,4 @@
-"""Sends a request body on while it still arrives."""
+"""Sends a request body on while it still arrives; the limits of bodies are in `body_limits.py`."""
 
 from __future__ import annotations
 
