@@ -25,6 +25,9 @@ from tests.conftest import LONGEST
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "k8s/README.md", *(ROOT / "docs").glob("**/*.md")])
+WRITTEN = [path for path in DOCUMENTS if path.name != "configuration.md"]
+"""Not written by a program."""
+DOCUMENT_WIDTH = 120
 SHIPPED_YAML = sorted(
     {*(ROOT / "configs").glob("**/*.yaml")} - {ROOT / "configs/kustomization.yaml"}
 )
@@ -120,6 +123,14 @@ def test_architecture_names_every_package() -> None:
         if not path.name.startswith("__") and (path.is_dir() or path.suffix == ".py")
     }
     assert {name for name in names if f"`{name}`" not in text} == set()
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_line_of_prose_is_wider_than_an_editor(path: Path) -> None:
+    prose = re.sub(r"^ *```.*?^ *```", "", read(path), flags=re.DOTALL | re.MULTILINE)
+    lines = (line for line in prose.splitlines() if not line.lstrip().startswith("|"))
+    breakable = (line for line in lines if " " in line.strip())
+    assert [line for line in breakable if len(line) > DOCUMENT_WIDTH] == []
 
 
 @pytest.mark.parametrize("path", SHIPPED_YAML, ids=lambda path: path.name)
