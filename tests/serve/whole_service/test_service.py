@@ -625,7 +625,7 @@ def test_the_state_that_serve_reports_has_what_the_router_reads(service: Service
     assert tiny.card is not None
     assert tiny.card["adapters"] == ["tiny-adapter"]
     assert time.time() - 3600 < tiny.deployed_at_s <= time.time()
-    assert state.applications["router"].num_running_replicas == 2
+    assert state.applications["router"].num_running_replicas == 1
     assert state.applications["router"].card is None
 
 
