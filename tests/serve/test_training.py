@@ -18,6 +18,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from benchmarks.local_cluster import Host, LocalCluster
 from tests.serve.listeners import Listener, find_listeners
 from tests.serve.training_command import (
     TIMEOUT_S,
@@ -34,10 +35,12 @@ from tests.support.references import greedy_texts
 from tests.support.training_runs import losses
 from truthgpt_serve.cluster.processes import create_run_environment, create_run_id, end_run
 from truthgpt_serve.training.events import read_events
+from truthgpt_serve.training.launch import ADDRESS_VARIABLE
 from truthgpt_serve.training.run_folder import checkpoints
 
 pytestmark = pytest.mark.timeout(900)
 
+RAY_ENV = Path(__file__).resolve().parents[2] / "configs" / "ray.env"
 PROMPTS = ["Ada finds", "The clock", "Dan"]
 GREEDY_TOKENS = 12
 LOOK_S = 0.2
@@ -49,13 +52,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_folder(tmp_path_factory.mktemp("training"))
 
 
+@pytest.fixture(scope="module")
+def ray() -> Iterator[dict[str, str]]:
+    """Variables that lead to one Ray, for runs with which none of their own is tested."""
+    gloo = {"GLOO_SOCKET_IFNAME": "lo"}
+    with LocalCluster(RAY_ENV, env=gloo, host=Host(num_cpus=2)) as cluster:
+        yield {**cluster.env, ADDRESS_VARIABLE: f"127.0.0.1:{cluster.ray_port}"}
+
+
 RUN: dict[str, Any] = {"epochs": 6, "checkpoint_every": 3, "keep_checkpoints": 2}
 
 
 @pytest.fixture(scope="module")
-def whole(folder: Path) -> Path:
+def whole(folder: Path, ray: dict[str, str]) -> Path:
     """A run from beginning to end."""
-    output = run_command(folder, str(write_config(folder, "whole", training=RUN)))
+    output = run_command(folder, str(write_config(folder, "whole", training=RUN)), ray=ray)
     assert "steps    72; 12 an epoch, 5 to warm up" in output
     assert "1 worker on CPU" in output
     assert "  name_or_path: " in output
@@ -67,7 +78,9 @@ def same_weights(one: Path, two: Path) -> bool:
     return all((weight == second[name]).all() for name, weight in first.items())
 
 
-def test_stopped_killed_and_resumed_equals_uninterrupted(folder: Path, whole: Path) -> None:
+def test_stopped_killed_and_resumed_equals_uninterrupted(
+    folder: Path, whole: Path, ray: dict[str, str]
+) -> None:
     config = str(write_config(folder, "cut", training={**RUN, "checkpoint_every": 7}))
     run = folder / "runs" / "cut"
     with command(folder, config) as process:
@@ -91,7 +104,7 @@ def test_stopped_killed_and_resumed_equals_uninterrupted(folder: Path, whole: Pa
         process.send_signal(signal.SIGKILL)
         process.wait(10)
         assert not (run / "model").exists()
-        output = run_command(folder, config, "--resume")
+        output = run_command(folder, config, "--resume", ray=ray)
         done = re.search(r"steps    72, (\d+) of them done", output)
         assert done is not None, output
         assert int(done[1]) in range(14, 72, 7)
@@ -182,32 +195,34 @@ def test_workers_listen_on_loopback_alone_and_leave_no_token(two: Two) -> None:
 
 
 def test_sharded_workers_end_with_the_first_that_fails_and_learn_as_one(
-    folder: Path, whole: Path
+    folder: Path, whole: Path, ray: dict[str, str]
 ) -> None:
     config = write_config(folder, "half", training={**RUN, "grad_accum_steps": 1, "fsdp": True})
     run = folder / "runs" / "half"
     in_the_way = run / "checkpoints" / ".step-3.tmp"
     in_the_way.parent.mkdir(parents=True)
     in_the_way.touch()
-    with command(folder, str(config), "--workers", "2") as process:
+    with command(folder, str(config), "--workers", "2", ray=ray) as process:
         wait_until_step(process, run, 3)
         output, _ = process.communicate(timeout=FAIL_S)
     assert process.returncode == 2, output
     assert "sharded over 2 workers" in output
     assert "the checkpoint of step 3 cannot be written: [Errno 17] File exists" in output
     in_the_way.unlink()
-    run_command(folder, str(config), "--workers", "2", "--resume")
+    run_command(folder, str(config), "--workers", "2", "--resume", ray=ray)
     assert losses(run) == pytest.approx(losses(whole), rel=1e-4)
 
 
-def test_a_trained_adapter_is_served_by_vllm_as_peft_runs_it(folder: Path, tmp_path: Path) -> None:
+def test_a_trained_adapter_is_served_by_vllm_as_peft_runs_it(
+    folder: Path, tmp_path: Path, ray: dict[str, str]
+) -> None:
     config = write_config(
         folder,
         "tales",
         training={"epochs": 2, "learning_rate": 0.01},
         model_optim={"lora": {"enabled": True, "r": 8}},
     )
-    output = run_command(folder, str(config))
+    output = run_command(folder, str(config), ray=ray)
     printed = yaml.safe_load(output[output.index("\nserving:") :])
     adapter = printed["serving"]["adapters"][0]
     assert adapter["name"] == "tales"

@@ -1,4 +1,4 @@
-"""Runs `truthgpt train` in tests, with a Ray of its own."""
+"""Runs `truthgpt train` in tests, with a Ray of its own or a cluster's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,21 @@ def write_config(folder: Path, name: str, **given: dict[str, Any]) -> Path:
 
 
 @contextmanager
-def command(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Runs `truthgpt train` with a Ray of its own, and leaves no process of it behind."""
+def command(
+    folder: Path, *arguments: str, ray: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """Runs `truthgpt train`, and leaves no process of it behind.
+
+    Args:
+        folder: Where it runs.
+        arguments: Its arguments.
+        ray: The variables that lead to a cluster; without them the command starts a Ray of its own.
+    """
     run_id = create_run_id()
     process = subprocess.Popen(
         [TRUTHGPT, "train", *arguments],
         cwd=folder,
-        env={**os.environ, **create_run_environment(run_id)},
+        env={**os.environ, **(ray or {}), **create_run_environment(run_id)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -60,8 +68,8 @@ def command(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
             process.stdout.close()
 
 
-def run_command(folder: Path, *arguments: str) -> str:
-    with command(folder, *arguments) as process:
+def run_command(folder: Path, *arguments: str, ray: Mapping[str, str] | None = None) -> str:
+    with command(folder, *arguments, ray=ray) as process:
         output, _ = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, output
     return output

@@ -27,12 +27,13 @@ START_TIMEOUT_S = 400
 
 @dataclass
 class Server:
-    """A running `vllm_server.py`."""
+    """A running `vllm_server.py`, whose processes have a run id."""
 
     process: subprocess.Popen[bytes]
     url: str
     log: Path
     client: openai.OpenAI
+    run_id: str
 
 
 def make_config(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -72,17 +73,17 @@ def environment() -> dict[str, str]:
 def serve(
     config: dict[str, Any], log: Path, *, start_timeout_s: float = START_TIMEOUT_S
 ) -> Iterator[Server]:
-    port = free_port()
+    port, run_id = free_port(), create_run_id()
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, PROGRAMS / "vllm_server.py", str(port), "tiny", json.dumps(config)],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environment(),
+            env=environment() | create_run_environment(run_id),
         )
     url = f"http://127.0.0.1:{port}"
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
-    server = Server(process, url, log, client)
+    server = Server(process, url, log, client, run_id)
     tree: list[psutil.Process] = []
     try:
         wait_for(lambda: is_up(server), start_timeout_s, log)

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from tests.serve.adapted_engine.conftest import PROMPTS, TOKENS
+from tests.serve.listeners import find_listeners
 from tests.serve.vllm_process import (
     PROGRAMS,
     START_TIMEOUT_S,
+    Server,
     alive,
     descendants,
     environment,
@@ -37,6 +39,12 @@ FAILING: dict[str, tuple[dict[str, Any], str]] = {
 """Configurations with which no engine starts, and what the error says of it."""
 
 pytestmark = pytest.mark.timeout(900)
+
+
+def test_nothing_of_an_engine_listens_beyond_loopback(server: Server) -> None:
+    listeners = find_listeners(server.run_id)
+    assert any(each.kind == "tcp" and "EngineCore" in each.title for each in listeners), listeners
+    assert [each for each in listeners if not each.is_local] == []
 
 
 def test_no_orphans_after_a_kill_during_the_start(models: Path) -> None:
