@@ -16,6 +16,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
+from deployments.vllm.tiny_model import make_tiny_llama
 from tests.support.tiny_transformers.files import save, spread
 from tests.support.tiny_transformers.speech import make_tiny_speech
 
@@ -79,6 +80,16 @@ def _bert_config(tokenizer: Any, **options: Any) -> Any:
         max_position_embeddings=64,
         **options,
     )
+
+
+def make_one_layer_llama(folder: Path) -> Path:
+    """Writes the tiny Llama without its second layer: a compiler takes half as long with it."""
+    make_tiny_llama(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    del model.model.layers[1:]
+    model.config.num_hidden_layers = 1
+    model.config.layer_types = None
+    return save(folder, model)
 
 
 def make_tiny_encoder(
