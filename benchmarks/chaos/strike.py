@@ -17,7 +17,7 @@ from benchmarks.chaos.load import Load, Sent
 from benchmarks.chaos.parts import KINDS, Holds, Kind, listening_ports
 from benchmarks.chaos.sessions import clients_of
 from benchmarks.chaos.words import read_notes
-from truthgpt_serve.cluster.processes import read_process, send_signal
+from truthgpt_serve.cluster.processes import is_alive, send_signal
 
 STOP_S = 5.0
 CALM_S = 3.0
@@ -129,7 +129,7 @@ class Target:
         strike.held |= self._held(kind, victim.pid, ports)
         if how == "kill":
             send_signal(victim, signal.SIGKILL)
-            while read_process(victim.pid) == victim:
+            while is_alive(victim):
                 time.sleep(0.01)
             gone_s = time.monotonic()
         else:

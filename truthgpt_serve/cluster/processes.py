@@ -127,7 +127,7 @@ def find_run(run_id: str, known: Iterable[Process] = ()) -> list[Process]:
 
 def send_signal(process: Process, number: signal.Signals) -> bool:
     """Signals a process if it is still the same one; returns whether it was there."""
-    if not _is_same(process):
+    if not is_alive(process):
         return False
     try:
         os.kill(process.pid, number)
@@ -146,7 +146,7 @@ def wait_for_end(run_id: str, timeout_s: float, known: Iterable[Process] = ()) -
     scanned_s = time.monotonic()
     while left and time.monotonic() < deadline:
         time.sleep(POLL_S)
-        alive = [process for process in left if _is_same(process)]
+        alive = [process for process in left if is_alive(process)]
         if not alive or time.monotonic() - scanned_s > SCAN_S:
             left = find_run(run_id, left)
             scanned_s = time.monotonic()
@@ -155,7 +155,11 @@ def wait_for_end(run_id: str, timeout_s: float, known: Iterable[Process] = ()) -
     return left
 
 
-def _is_same(process: Process) -> bool:
+def is_alive(process: Process) -> bool:
+    """Returns whether a process is still there, and may have its ports open.
+
+    Compare no `Process` for that: the title changes, and one that dies has none any more.
+    """
     present = read_process(process.pid)
     return present is not None and present.started == process.started
 
