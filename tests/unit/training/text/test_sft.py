@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deployments.vllm.tiny_model import make_tiny_llama
+from tests.support.tiny_transformers.models import make_one_layer_llama
 from tests.support.training_runs import job_of, losses, run, sections_of, sentences, write_rows
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.events import forget_after, read_events
@@ -115,8 +116,9 @@ def test_only_learned_tokens_are_counted() -> None:
 @pytest.mark.long("compiles a model")
 @pytest.mark.timeout(COMPILE_S + 30)
 def test_a_compiled_model_learns_the_same_and_is_saved_as_it_was(
-    model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    model = make_one_layer_llama(tmp_path / "llama")
     training = {"max_steps": 2}
     plain = job_of(tmp_path / "plain", sections_of(model, texts, training=training))
     sections = sections_of(model, texts, training=training, model_optim={"compile": True})

@@ -301,7 +301,7 @@ async def test_too_many_texts_are_refused(llama: Path) -> None:
         tasks = [
             asyncio.create_task(model.infer(inputs("x", max_new_tokens=2000))) for _ in range(6)
         ]
-        await asyncio.wait(tasks, timeout=0.2, return_when=asyncio.FIRST_EXCEPTION)
+        await asyncio.wait(tasks, timeout=60, return_when=asyncio.FIRST_EXCEPTION)
         refused = [task for task in tasks if task.done()]
         assert refused
         assert all(isinstance(task.exception(), OverloadedError) for task in refused)
