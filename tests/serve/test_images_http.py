@@ -40,6 +40,7 @@ RAY_ENV = HERE.parents[1] / "configs" / "ray.env"
 PROMPT = "a red square"
 SEED = 7
 EXPIRY_S = 20.0
+WAIT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -107,49 +108,53 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images]:
     shutil.copy(HERE / "user_image_models.py", modules / "own_image_models.py")
     small: dict[str, Any] = {"cpus": 0.1, "gpus": 0}
 
-    def model(name: str, **serving: Any) -> dict[str, Any]:
+    def model(name: str, family: str, expiry_s: float = 3600, **serving: Any) -> dict[str, Any]:
         return model_application(
             name,
             {
                 "task": "image-generation",
-                "model": {"family": name, "import": "own_image_models"},
+                "model": {"family": family, "import": "own_image_models"},
                 "hardware": small,
-                "serving": {"images": {"url_expiry_s": EXPIRY_S}, **serving},
+                "serving": {"images": {"url_expiry_s": expiry_s}, **serving},
             },
         )
 
     with LocalCluster(RAY_ENV, env={"PYTHONPATH": str(modules)}) as cluster:
         second_url = start_second_node(cluster)
         applications = [
-            model("painter"),
-            model("studio", num_replicas=2),
+            model("painter", "painter"),
+            model("fading", "painter", EXPIRY_S),
+            model("studio", "studio", num_replicas=2),
             model_application("echo", {"model": {"family": "echo"}, "hardware": small}),
             router_application(cluster.port),
         ]
         cluster.deploy(applications)
-        cluster.wait_until_ready(timeout_s=120)
-        wait_until(lambda: all(map(is_ready, (cluster.url, second_url))), 180)
+        cluster.wait_until_ready(timeout_s=START_TIMEOUT_S)
+        wait_until(lambda: all(map(is_ready, (cluster.url, second_url))), START_TIMEOUT_S)
         with (
             openai.OpenAI(
-                base_url=f"{cluster.url}/v1", api_key="k", max_retries=0, timeout=60
+                base_url=f"{cluster.url}/v1", api_key="k", max_retries=0, timeout=WAIT_S
             ) as client,
-            httpx.Client(base_url=cluster.url, timeout=60) as http,
+            httpx.Client(base_url=cluster.url, timeout=WAIT_S) as http,
         ):
             yield Images(cluster, second_url, client, http, applications, modules)
 
 
 def is_ready(url: str) -> bool:
     """Whether a node's proxy knows every application: a new one learns of them one by one."""
-    paths = ("/ready", *(f"/models/{name}/health" for name in ("painter", "studio", "echo")))
+    paths = (
+        "/ready",
+        *(f"/models/{name}/health" for name in ("painter", "fading", "studio", "echo")),
+    )
     try:
         return all(
-            httpx.get(url + path, timeout=5).status_code == 200 for path in paths for _ in range(4)
+            httpx.get(url + path, timeout=30).status_code == 200 for path in paths for _ in range(4)
         )
     except httpx.TransportError:
         return False
 
 
-def wait_until(condition: Callable[[], object], limit_s: float = 20) -> None:
+def wait_until(condition: Callable[[], object], limit_s: float = WAIT_S) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline, "the condition never became true"
@@ -245,9 +250,7 @@ def test_a_client_that_leaves_ends_the_stream(images: Images) -> None:
         assert answer.status_code == 200
         next(answer.iter_bytes())
         assert num_closed() == before
-    start = time.monotonic()
-    wait_until(lambda: num_closed() == before + 1, 5)
-    assert time.monotonic() - start < 2
+    wait_until(lambda: num_closed() == before + 1)  # of itself it would run for 200 s
 
 
 def test_large_forms_with_the_model_last(images: Images) -> None:
@@ -270,7 +273,7 @@ def test_url_results_are_there_on_every_node(images: Images) -> None:
     path = url.removeprefix(images.cluster.url)
     for base in (images.cluster.url, images.second_url):
         for _ in range(6):  # each router has its turn
-            found = httpx.get(base + path, timeout=30)
+            found = httpx.get(base + path, timeout=WAIT_S)
             assert (found.status_code, found.headers["content-type"]) == (200, "image/webp")
             assert found.headers["cache-control"].startswith("private, max-age=")
             assert opened(found.content).size == (64, 48)
@@ -293,11 +296,11 @@ def test_without_the_router_the_address_names_the_model(images: Images) -> None:
 
 
 def test_url_results_expire(images: Images) -> None:
-    url = make_url(images)
     start = time.monotonic()
+    url = make_url(images, "fading")
     assert images.http.get(url).status_code == 200
-    wait_until(lambda: images.http.get(url).status_code == 410, EXPIRY_S + 5)
-    assert time.monotonic() - start > EXPIRY_S - 3
+    wait_until(lambda: images.http.get(url).status_code == 410, EXPIRY_S + 60)
+    assert time.monotonic() - start > EXPIRY_S - 1  # it counts from when the file was made
     assert images.http.get(url).json()["error"]["code"] == "file_expired"
 
 
@@ -307,7 +310,7 @@ def test_url_results_outlive_the_replica_and_the_model(images: Images) -> None:
     os.kill(pid, signal.SIGKILL)
     assert images.http.get(url).status_code == 200
     images.cluster.deploy([entry for entry in images.applications if entry["name"] != "painter"])
-    wait_until(lambda: "painter" not in images.cluster.statuses(), 60)
+    wait_until(lambda: "painter" not in images.cluster.statuses())
     assert opened(images.http.get(url).content).size == (32, 24)
 
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from truthgpt_serve.cluster.haproxy.direct import WAY_HEADER
 from truthgpt_serve.http.sse import read_data
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 180.0
 COMPARED = (
     "content-type",
     "retry-after",

@@ -22,7 +22,7 @@ from truthgpt_serve.cluster.haproxy import program as haproxy
 from truthgpt_serve.cluster.haproxy.limits import SOCKET_NAME
 from truthgpt_serve.cluster.ports import free_port
 
-LIMIT_S = 20
+LIMIT_S = 90
 
 
 class Replica(ThreadingHTTPServer):

@@ -17,7 +17,7 @@ def spec_of(cls: type) -> FamilySpec:
     return FamilySpec(name="sample", class_path=f"sample:{cls.__name__}", model_class=cls)
 
 
-def wait_until(condition: Callable[[], object], limit_s: float = 5) -> float:
+def wait_until(condition: Callable[[], object], limit_s: float = 60) -> float:
     """Waits for the condition; returns the seconds it took."""
     start = time.monotonic()
     while not condition():
@@ -63,7 +63,7 @@ class Blocking(Base):
 
     def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
         self.events.append(("enter", inputs["text"], threading.get_ident()))
-        self.release.wait(float(inputs.get("seconds", 10)))
+        self.release.wait(float(inputs.get("seconds", 60)))
         self.events.append(("leave", inputs["text"]))
         return {"text": "done"}
 
@@ -83,7 +83,7 @@ class Patient(Base):
         yield {"text": "last"}
 
     def _wait(self) -> None:
-        until = time.monotonic() + 30
+        until = time.monotonic() + 300
         while time.monotonic() < until:
             if is_cancelled():
                 self.events.append("told")
@@ -99,7 +99,7 @@ class PatientBatch(Base):
 
     def infer_batch(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
         self.events.append(len(batch))
-        until = time.monotonic() + 30
+        until = time.monotonic() + 300
         while not self.release.is_set() and time.monotonic() < until:
             raise_if_cancelled()
             time.sleep(0.002)
@@ -107,20 +107,22 @@ class PatientBatch(Base):
 
 
 class BlockingAsync(Base):
-    """Wrongly blocks in asynchronous code."""
+    """Wrongly blocks in asynchronous code; `release` ends it."""
+
+    block_s = 1.0
 
     async def load(self, cfg: dict[str, Any]) -> None:  # type: ignore[override]  # the contract allows async too
         time.sleep(0.01)
 
     async def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
         self.events.append(("enter", inputs["text"]))
-        time.sleep(1)
+        self.release.wait(self.block_s)
         self.events.append(("leave", inputs["text"]))
         return {"text": "done"}
 
 
 class Ticks(Base):
-    """Streams a word every 50 ms, for ever."""
+    """Streams a word every 50 ms, until `release`."""
 
     def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return {"text": "tick"}
@@ -128,7 +130,8 @@ class Ticks(Base):
     def stream(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
         try:
             for number in range(int(inputs.get("max_new_tokens", 10**6))):
-                time.sleep(0.05)
+                if self.release.wait(0.05):
+                    break
                 yield {"text": f"{number} "}
                 self.events.append(number)
         finally:
@@ -137,8 +140,9 @@ class Ticks(Base):
 
 class AsyncTicks(Ticks):
     async def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]  # the contract allows async too
+        self.events.append("begun")
         try:
-            await asyncio.sleep(10)
+            await asyncio.sleep(1000)
         finally:
             self.events.append("closed")
         return {"text": "tick"}

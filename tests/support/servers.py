@@ -16,6 +16,9 @@ def serve_asgi(app: Any, *, lifespan: Literal["on", "off"] = "off") -> Iterator[
     """Serves `app` while the block runs; yields its address."""
     config = uvicorn.Config(app, host="127.0.0.1", port=0, lifespan=lifespan, log_level="error")
     config.timeout_graceful_shutdown = 2
+    # Longer than a router keeps a connection, as the proxies are: at uvicorn's own 5 s a busy
+    # machine has it close one just as the next request comes.
+    config.timeout_keep_alive = 60
     server = uvicorn.Server(config)
     started = threading.Event()
 

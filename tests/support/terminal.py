@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-LIMIT_S = 30.0
+LIMIT_S = 120.0
 INTERRUPT_S = 5.0
 """Between two Ctrl-C."""
 

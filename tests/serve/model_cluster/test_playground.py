@@ -466,13 +466,13 @@ def test_an_idle_page_stays_connected(idle: Idle) -> None:
 
 
 def is_there(cluster: LocalCluster) -> bool:
-    """Returns whether the page answers.
+    """Returns whether the page answers, which its process builds for the first one who asks.
 
     HAProxy closes the client's connection without a word where a replica ends with the request, if
     it had sent that on an idle connection.
     """
     try:
-        return httpx.get(f"{cluster.url}/ui/", timeout=30).status_code == 200
+        return httpx.get(f"{cluster.url}/ui/", timeout=START_TIMEOUT_S).status_code == 200
     except httpx.RemoteProtocolError:
         return False
 

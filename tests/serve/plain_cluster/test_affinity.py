@@ -21,7 +21,7 @@ NUM_REPLICAS = 2
 NUMBERS = range(24)
 MAX_MOVED = 3
 """Conversations that may move at once to balance the replicas; half of them would by chance."""
-LIMIT_S = 60
+LIMIT_S = 180
 CHAT = "/v1/chat/completions"
 
 

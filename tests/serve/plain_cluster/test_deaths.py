@@ -124,13 +124,18 @@ def test_a_dead_engine_answers_503_to_all_and_is_replaced_at_once(
     (before,) = cluster.replica_pids("tiny")
     core = engine_process(before)
     answers: list[tuple[str, httpx.Response]] = []
+    begun = threading.Semaphore(0)
 
     def send(path: str, body: dict[str, Any]) -> None:
-        answers.append((path, httpx.post(f"{cluster.url}{path}", json=body, timeout=90)))
+        with httpx.stream("POST", f"{cluster.url}{path}", json=body, timeout=WAIT_S) as answer:
+            if body.get("stream"):  # its head comes with the first token
+                begun.release()
+            answer.read()
+            answers.append((path, answer))
 
     long = {"model": "tiny", "prompt": "Once", "max_tokens": 480, "ignore_eos": True}
     inputs = {"text": "Once", "max_new_tokens": 480, "ignore_eos": True}
-    bodies = [
+    bodies: list[tuple[str, dict[str, Any]]] = [
         ("/v1/completions", long),
         ("/v1/completions", {**long, "stream": True}),
         ("/models/tiny/v1/completions", long),
@@ -140,11 +145,12 @@ def test_a_dead_engine_answers_503_to_all_and_is_replaced_at_once(
     started = [threading.Thread(target=send, args=request) for request in bodies]
     for thread in started:
         thread.start()
-    time.sleep(0.7)
+    for path, body in bodies:
+        assert not body.get("stream") or begun.acquire(timeout=WAIT_S), path
     core.kill()
     died_s = time.monotonic()
     for thread in started:
-        thread.join(90)
+        thread.join(WAIT_S)
     assert len(answers) == len(bodies)
     for path, answer in answers:
         if answer.status_code == 200 and "[DONE]" not in answer.text:  # a stream that had begun

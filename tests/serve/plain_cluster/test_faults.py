@@ -28,8 +28,8 @@ ECHO: dict[str, Any] = {
 BROKEN: dict[str, Any] = {"model": {"family": "custom", "import": "no_such_module"}}
 WAYS: dict[str, dict[str, str]] = {"direct": {}, "router": {WAY_HEADER: "router"}}
 NAMES = ["echo", "victim", "router"]
-EXPORT_TIMEOUT_S = 60
-RECOVERY_S = 60
+EXPORT_TIMEOUT_S = 240
+RECOVERY_S = 240
 FOLLOW_S = 8
 """Within this the router knows a new model, however busy the machine; usually it takes 2 s."""
 

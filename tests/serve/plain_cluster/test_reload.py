@@ -16,7 +16,7 @@ from tests.serve.bare_cluster import install
 
 NUM_CLIENTS = 24
 NUM_ROUNDS = 3
-WAIT_S = 60
+WAIT_S = 180
 
 
 def ask(url: str, model: str) -> httpx.Response:

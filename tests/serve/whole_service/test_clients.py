@@ -15,7 +15,7 @@ from backports import zstd
 
 from tests.serve.whole_service.conftest import ALIASES, Service
 
-LIMIT_S = 60
+LIMIT_S = 180
 PAGE = "http://localhost:5173"
 ASKED = {"origin": PAGE, "access-control-request-method": "POST"}
 MODELS = ("tiny", "echo")

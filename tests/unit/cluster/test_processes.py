@@ -126,10 +126,13 @@ def test_a_dying_process_lives_until_it_has_closed_its_ports(run_id: str, code: 
 
 
 def test_a_process_lives_under_another_title(run_id: str) -> None:
-    process = read_process(launch(run_id, RENAMED).pid)
+    child = launch(run_id, RENAMED)
+    process = read_process(child.pid)
     assert process is not None
     assert is_alive(replace(process, command="before"))
     assert not is_alive(replace(process, started=process.started - 1))
+    child.kill()
+    child.wait(5)
 
 
 def test_a_process_lives_while_any_of_its_threads_does(run_id: str) -> None:

@@ -39,6 +39,8 @@ from truthgpt_serve.server import ModelInstance, create_asgi_app
 
 MESSAGES = "/v1/messages"
 CHAT = "/v1/chat/completions"
+LIMIT_S = 120.0
+"""No answer takes long, but where the whole machine stands still."""
 ASK: dict[str, Any] = {"max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -141,7 +143,7 @@ def addresses() -> Iterator[dict[str, str]]:
     states = {name: _state(name) for name in ("own", "plain")}
     states["starting"] = _state("starting", running=False)
     with serve_asgi(Mounted(), lifespan="on") as proxy:
-        config = RouterConfig(max_body_bytes=10_000, request_timeout_s=20)
+        config = RouterConfig(max_body_bytes=10_000, request_timeout_s=LIMIT_S)
         port = urlsplit(proxy).port or 0
         router = RouterApp(config, lambda: ServeState(states), ("127.0.0.1", port))
         with serve_asgi(router, lifespan="on") as address:
@@ -150,7 +152,7 @@ def addresses() -> Iterator[dict[str, str]]:
 
 @contextmanager
 def asking(url: str) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=url, api_key="x", max_retries=0, timeout=20) as client:
+    with anthropic.Anthropic(base_url=url, api_key="x", max_retries=0, timeout=LIMIT_S) as client:
         yield client
 
 
@@ -214,7 +216,7 @@ def test_an_applications_errors_get_the_form_of_the_path(
     addresses: dict[str, str], way: str, do: str, path: str, status: int
 ) -> None:
     body = {"model": "own", "do": do, "status": status}
-    answer = httpx.post(addresses[way] + path, json=body, timeout=20)
+    answer = httpx.post(addresses[way] + path, json=body, timeout=LIMIT_S)
     assert answer.status_code == status
     check_form(answer, path)
     assert "bad" in answer.text
@@ -268,7 +270,9 @@ def _tensor() -> Any:
 
 def test_the_way_to_a_model_that_is_away_has_the_form_too(addresses: dict[str, str]) -> None:
     for path in (CHAT, MESSAGES, "/v2/models/starting"):
-        answer = httpx.post(f"{addresses['router']}/models/starting{path}", json={}, timeout=20)
+        answer = httpx.post(
+            f"{addresses['router']}/models/starting{path}", json={}, timeout=LIMIT_S
+        )
         assert answer.status_code == 503
         check_form(answer, path)
         assert answer.headers["retry-after"]

@@ -155,7 +155,7 @@ def test_concurrent_streams_share_the_event_loop(echo: openai.OpenAI) -> None:
 
     import asyncio
 
-    assert asyncio.run(run()) < 0.9
+    assert asyncio.run(run()) < 4  # one after the other they take 4.8 s
 
 
 def test_a_plain_class_serves_text_without_a_tokenizer_or_stream() -> None:

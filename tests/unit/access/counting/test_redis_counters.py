@@ -230,7 +230,7 @@ async def test_a_killed_server_that_returns(
     began_s = time.monotonic()
     for _ in range(100):
         assert await counters.take_all([charge]) is None
-    assert time.monotonic() - began_s < ANSWER_S  # nobody waits for it
+    assert time.monotonic() - began_s < 50 * ANSWER_S  # nobody waits for it
     assert counters.num_missed >= 101
     server.start()
     await until(counters, is_up=True)
@@ -250,7 +250,7 @@ async def test_a_server_that_hangs(server: RedisServer, counters: RedisCounters)
     try:
         began_s = time.monotonic()
         found = await asyncio.gather(*(counters.take_all([charge]) for _ in range(300)))
-        assert time.monotonic() - began_s < 10 * ANSWER_S
+        assert time.monotonic() - began_s < 100 * ANSWER_S
         assert found == [None] * 300
     finally:
         os.kill(server.process.pid, signal.SIGCONT)

@@ -75,12 +75,15 @@ async def test_inputs_of_another_type_are_refused(inputs: dict[str, Any]) -> Non
 
 async def test_64_tokens_of_5_ms_take_320_ms() -> None:
     model = echo(token_interval_s=0.005)
-    start = time.monotonic()
-    times = [
-        time.monotonic() - start async for _ in model.stream({"text": "a", "max_new_tokens": 64})
-    ]
-    assert times[0] == pytest.approx(0.005, abs=0.02)
-    assert 0.319 < times[-1] < 0.36, "sleeping must not add up"
+    seconds = []
+    for _ in range(20):  # one of them runs undisturbed, also on a busy machine
+        start = time.monotonic()
+        async for _ in model.stream({"text": "a", "max_new_tokens": 64}):
+            pass
+        seconds.append(time.monotonic() - start)
+        if seconds[-1] < 0.36:
+            break
+    assert 0.319 < min(seconds) < 0.36, "sleeping must not add up"
 
 
 async def test_the_first_token_has_a_time_of_its_own() -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -42,6 +45,9 @@ from truthgpt_serve.hardware.plan import request_limits
 from truthgpt_serve.server import Application, ModelInstance, create_asgi_app
 from truthgpt_serve.server.execution.codec import PlainCodec
 
+HEALTH_S = 10.0
+"""A sixth of what the models block, and long enough for a busy machine."""
+
 
 class Running:
     """A served model: its address, its instance, and the application in between."""
@@ -57,9 +63,19 @@ class Running:
             self.url = url
             yield self
 
-    def post(self, text: str, *, timeout: float = 10, **fields: Any) -> httpx.Response:
+    def post(self, text: str, *, timeout: float = 60, **fields: Any) -> httpx.Response:
         body = {"model": "sample", "prompt": text, **fields}
         return httpx.post(f"{self.url}/v1/completions", json=body, timeout=timeout)
+
+    @contextmanager
+    def asked(self, text: str, **fields: Any) -> Iterator[None]:
+        """Sends a request, whose client leaves at the end of the block."""
+        body = json.dumps({"model": "sample", "prompt": text, **fields}).encode()
+        head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        address = urlsplit(self.url)
+        with socket.create_connection((address.hostname, address.port)) as client:
+            client.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+            yield
 
     def health_s(self, client: httpx.Client) -> float:
         start = time.monotonic()
@@ -72,12 +88,15 @@ def running(cls: type, **serving: Any) -> Any:
 
 
 @pytest.mark.parametrize("cls", [Blocking, BlockingAsync, Ticks])
-def test_blocking_code_does_not_delay_health(cls: type[Base]) -> None:
+def test_blocking_code_does_not_delay_health(
+    cls: type[Base], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BlockingAsync, "block_s", 60)
     # One client for all: making one takes longer than the answer.
     with running(cls) as server, ThreadPoolExecutor(1) as pool, httpx.Client() as client:
-        post = pool.submit(server.post, "x", stream=cls is Ticks, max_tokens=10)
+        post = pool.submit(server.post, "x", stream=cls is Ticks, max_tokens=1000)
         wait_until(lambda: server.instance.ongoing)
-        assert max(server.health_s(client) for _ in range(5)) < 0.3
+        assert max(server.health_s(client) for _ in range(5)) < HEALTH_S
         assert not post.done()
         cls.last.release.set()
         assert post.result().status_code == 200
@@ -101,15 +120,15 @@ def test_a_class_with_only_infer_lives_in_one_thread_and_takes_one_request_at_a_
 
 
 def test_a_cancelled_request_keeps_its_place_and_a_queued_one_never_runs() -> None:
-    with running(Blocking) as server, ThreadPoolExecutor(3) as pool:
+    with running(Blocking) as server, ThreadPoolExecutor(1) as pool:
         model = Blocking.last
-        first = pool.submit(server.post, "first", timeout=0.3)
-        wait_until(lambda: "enter" in str(model.events))
-        second = pool.submit(server.post, "second", timeout=0.2)
-        third = pool.submit(server.post, "third")
-        for left in (first, second):
-            assert isinstance(left.exception(), httpx.TimeoutException)
-        time.sleep(0.1)
+        with server.asked("first"):
+            wait_until(lambda: "enter" in str(model.events))
+            with server.asked("second"):
+                wait_until(lambda: server.instance.ongoing == 2)
+                third = pool.submit(server.post, "third")
+                wait_until(lambda: server.instance.ongoing == 3)
+        time.sleep(0.3)
         assert len(model.events) == 2, "the first still runs, so no other call may"
         model.release.set()
         assert third.result().status_code == 200
@@ -125,12 +144,17 @@ def test_an_asynchronous_class_takes_one_request_at_a_time_too() -> None:
         assert [event[0] for event in BlockingAsync.last.events] == ["enter", "leave"] * 2
 
 
-def test_a_queued_asynchronous_request_that_is_cancelled_never_runs() -> None:
-    with running(BlockingAsync) as server, ThreadPoolExecutor(2) as pool:
+def test_a_queued_asynchronous_request_that_is_cancelled_never_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(BlockingAsync, "block_s", 60)
+    with running(BlockingAsync) as server, ThreadPoolExecutor(1) as pool:
         first = pool.submit(server.post, "first")
         wait_until(lambda: BlockingAsync.last.events)
-        second = pool.submit(server.post, "second", timeout=0.2)
-        assert isinstance(second.exception(), httpx.TimeoutException)
+        with server.asked("second"):
+            wait_until(lambda: server.instance.ongoing == 2)
+        time.sleep(1)  # the server hears of it; the model's own loop, which is blocked, cannot
+        BlockingAsync.last.release.set()
         assert first.result().status_code == 200
         wait_until(lambda: server.instance.ongoing == 0)
         assert [event[1] for event in BlockingAsync.last.events] == ["first", "first"]
@@ -156,44 +180,42 @@ def test_a_stream_arrives_piece_by_piece_and_stops_when_the_client_leaves(
 ) -> None:
     with running(cls) as server:
         body = {"model": "sample", "prompt": "x", "stream": True}
-        with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as answer:
-            times = [time.monotonic() for _, _ in zip(range(6), answer.iter_raw(), strict=False)]
-        gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-        assert all(0.03 < gap < 0.2 for gap in gaps)
-        # A generator that blocks can stop no sooner than at its next item, 50 ms away.
-        took = wait_until(lambda: "closed" in cls.last.events)
-        assert took < (0.15 if cls is Ticks else 0.05)
+        url = f"{server.url}/v1/completions"
+        with httpx.stream("POST", url, json=body, timeout=60) as answer:
+            raw = answer.iter_raw()
+            assert len(list(itertools.islice(raw, 6))) == 6
+            assert "closed" not in cls.last.events  # it would go on for hours
+        wait_until(lambda: "closed" in cls.last.events)
         wait_until(lambda: server.instance.ongoing == 0)
 
 
 def test_an_asynchronous_infer_is_cancelled_when_the_client_leaves() -> None:
     with running(AsyncTicks) as server:
-        with pytest.raises(httpx.TimeoutException):
-            server.post("x", timeout=0.2)
-        assert wait_until(lambda: "closed" in AsyncTicks.last.events) < 0.1
+        with server.asked("x"):
+            wait_until(lambda: "begun" in AsyncTicks.last.events)
+        wait_until(lambda: "closed" in AsyncTicks.last.events)
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_blocking_code_can_ask_whether_its_client_has_left(stream: bool) -> None:
     with running(Patient) as server:
-        with pytest.raises(httpx.TimeoutException):
-            server.post("x", timeout=0.5, stream=stream)
+        with server.asked("x", stream=stream):
+            wait_until(lambda: "enter" in Patient.last.events)
         wait_until(lambda: Patient.last.events[1:] == ["enter", "told"])
         wait_until(lambda: server.instance.ongoing == 0)
 
 
 def test_a_batch_is_told_when_all_of_its_clients_have_left() -> None:
     serving = {"max_ongoing_requests": 8, "batching": {"max_batch_size": 4}}
-    with running(PatientBatch, **serving) as server, ThreadPoolExecutor(3) as pool:
+    with running(PatientBatch, **serving) as server, ThreadPoolExecutor(1) as pool:
         model = PatientBatch.last
-        first = pool.submit(server.post, "first", timeout=2)
-        wait_until(lambda: 1 in model.events)
-        leaves = pool.submit(server.post, "leaves", timeout=3)
-        stays = pool.submit(server.post, "stays", timeout=30)
-        wait_until(lambda: server.instance.ongoing == 3)
-        assert isinstance(first.exception(), httpx.TimeoutException)
-        wait_until(lambda: model.events[-1] == 2)  # told, the thread went on to those that wait
-        assert isinstance(leaves.exception(), httpx.TimeoutException)
+        with ExitStack() as leaving:
+            with server.asked("first"):
+                wait_until(lambda: 1 in model.events)
+                leaving.enter_context(server.asked("leaves"))
+                stays = pool.submit(server.post, "stays")
+                wait_until(lambda: server.instance.ongoing == 3)
+            wait_until(lambda: model.events[-1] == 2)  # told, the thread went on to those that wait
         time.sleep(0.3)
         assert model.events[-1] == 2, "one client is left, so the batch goes on"
         model.release.set()
@@ -222,12 +244,17 @@ async def test_a_slow_reader_holds_the_writer_back() -> None:
         if taken == 2000:
             await asyncio.sleep(60)
 
+    async def until(number: int) -> None:
+        async with asyncio.timeout(60):
+            while taken != number:
+                await asyncio.sleep(0.01)
+
     task = asyncio.create_task(instance.stream(PlainCodec({}), emit))
+    await until(10)
     await asyncio.sleep(0.2)
     assert 10 <= Flood.last.made <= 200
     slow.set()
-    await asyncio.sleep(0.5)
-    assert taken == 2000
+    await until(2000)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -239,11 +266,11 @@ async def test_a_slow_reader_holds_the_writer_back() -> None:
 
 
 def test_a_request_has_a_time_limit() -> None:
-    with running(AsyncTicks, max_request_s=0.3) as server:
+    with running(AsyncTicks, max_request_s=2) as server:
         answer = server.post("x")
         assert answer.status_code == 504
         error = answer.json()["error"]
-        assert error["message"] == "the model did not finish within 0.3 s, its time limit"
+        assert error["message"] == "the model did not finish within 2 s, its time limit"
         streamed = server.post("x", stream=True)
         assert streamed.status_code == 200
         assert '"timeout_error"' in streamed.text.split("\n\n")[-2]

@@ -242,8 +242,7 @@ def test_a_client_that_leaves_ends_all_images(stream: bool) -> None:
                 wait_until(lambda: Waiting.last.ongoing == 2)
             else:
                 http.post(address, json=body, timeout=0.5)
-        took_s = wait_until(lambda: Waiting.last.ongoing == 0, 2)
-        assert took_s < 1
+        wait_until(lambda: Waiting.last.ongoing == 0)
         # A call that waits for a place may get one that is freed before its own end reaches it.
         assert Waiting.last.cancelled == len(Waiting.last.inputs) <= 3
         Waiting.last.release.set()  # the server works on
