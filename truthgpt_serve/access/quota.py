@@ -16,9 +16,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from truthgpt_serve.access.counting.away_counters import AwayCounters
 from truthgpt_serve.access.counting.charges import Charge, Standing
 from truthgpt_serve.access.counting.counters import Counters
-from truthgpt_serve.access.counting.redis_counters import SEPARATOR, RedisCounters
+from truthgpt_serve.access.counting.redis_commands import SEPARATOR
+from truthgpt_serve.access.counting.redis_counters import RedisCounters
 from truthgpt_serve.access.identity import Identity, Limits
 from truthgpt_serve.access.units import CONCURRENT, IMAGES, REQUESTS, TOKENS, Unit, limit_headers
 from truthgpt_serve.cluster.private_files import is_private
@@ -29,6 +31,7 @@ from truthgpt_serve.usage.counted import note_refusal
 logger = logging.getLogger(__name__)
 
 _MAX_PLANS = 8192
+_Counters = Counters | RedisCounters | AwayCounters
 
 
 class _Plan:
@@ -85,6 +88,7 @@ class Quota:
         self._local = _open_counters(keys_file)
         self._plans: dict[str, _Plan] = {}
         self.shared = None if store is None else RedisCounters(store)
+        self._away = None if self.shared is None else AwayCounters(self._local, self.shared)
 
     async def admit(self, identity: Identity) -> Lease | None:
         """Counts a request; returns what ends it, or None for a key without limits of requests.
@@ -150,7 +154,7 @@ class Quota:
 
     async def _take(
         self, identity: Identity, unit: Unit, charges: Sequence[Charge], now_s: float
-    ) -> tuple[Counters | RedisCounters, Headers]:
+    ) -> tuple[_Counters, Headers]:
         """Counts the charges; returns where, and the headers of the tightest limit of the unit."""
         counters, found = await self._count(charges, now_s)
         tightest, most = None, math.inf
@@ -192,11 +196,12 @@ class Quota:
 
     async def _count(
         self, charges: Sequence[Charge], now_s: float
-    ) -> tuple[Counters | RedisCounters, list[Standing]]:
-        if self.shared is not None:
+    ) -> tuple[_Counters, list[Standing]]:
+        if self.shared is not None and self._away is not None:
             found = await self.shared.take_all(charges)
             if found is not None:
                 return self.shared, found
+            return self._away, self._away.take_all(charges, now_s)
         return self._local, self._local.take_all(charges, now_s)
 
 
@@ -211,7 +216,7 @@ class Lease:
 
     def __init__(
         self,
-        counters: Counters | RedisCounters,
+        counters: _Counters,
         charges: Sequence[Charge],
         headers: Headers,
         clock: Callable[[], float],
@@ -242,7 +247,7 @@ class Reservation:
 
     def __init__(
         self,
-        counters: Counters | RedisCounters,
+        counters: _Counters,
         charges: Sequence[Charge],
         amount: float,
         headers: Headers,

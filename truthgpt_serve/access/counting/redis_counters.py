@@ -2,14 +2,14 @@
 
 One task and one connection of each process do all of it, as many counts in one trip as there are.
 While the server is away nothing waits for it: `take_all` says so at once, and the caller counts at
-its own machine. The task asks each second whether it is back.
+its own machine. The task asks each second whether it is back. One that has lost its counts is told
+by each process what that let in during the last minute, before it counts again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import os
 import time
@@ -19,26 +19,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from truthgpt_serve.access.counting.charges import BUCKET_S, NUM_BUCKETS, WINDOW_S, Charge, Standing
-from truthgpt_serve.access.counting.redis_scripts import CORRECT, RUNNING, TAKE
+from truthgpt_serve.access.counting.charges import BUCKET_S, Charge, Standing
+from truthgpt_serve.access.counting.own_counts import OwnCounts
+from truthgpt_serve.access.counting.redis_commands import (
+    ANSWER_S,
+    LEASE_S,
+    Commands,
+    connect,
+    standing_of,
+)
 
 logger = logging.getLogger(__name__)
 
-ANSWER_S = 0.25
-"""Longest time that a request waits for the server."""
 RETRY_S = 1.0
-LEASE_S = 30.0
-"""After which what a silent process runs is taken back; it speaks up three times as often."""
-SEPARATOR = "\0"
-"""Between the parts of a count's name, whose first is its key's; in no name of a key or model."""
 MAX_WAITING = 4096
 """Counts that wait for the server; what comes then is counted at its own machine."""
 MAX_BATCH = 128
 MAX_CORRECTIONS = 16384
-PREFIX = "truthgpt:quota:"
-_MS = 1000
-_MINUTE = (str(int(BUCKET_S * _MS)), str(NUM_BUCKETS))
-_LEASE = str(int(LEASE_S * _MS))
 
 
 @dataclass(slots=True)
@@ -62,12 +59,15 @@ class RedisCounters:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._process = f"{os.getpid()}-{uuid.uuid4().hex[:16]}"
+        self._commands = Commands(f"{os.getpid()}-{uuid.uuid4().hex[:16]}")
         self._takings: deque[_Taking] = deque()
         self._corrections: dict[tuple[str, int], float] = {}
         self._running: dict[str, int] = {}
         self._changed: set[str] = set()
-        self._hashes: tuple[str, ...] = ()
+        self._own = OwnCounts()
+        self._mark: bytes | None = None
+        self._is_lost = False
+        self._marked_s = self._said_s = 0.0
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._is_closed = False
@@ -96,10 +96,23 @@ class RedisCounters:
     def correct(self, name: str, amount: float, then_s: float, now_s: float) -> None:
         """Corrects what was counted at an earlier time, as `Counters.correct` does."""
         at_s = then_s if amount < 0 else now_s
+        self._own.add(name, amount, at_s, is_told=True)
         key = (name, int(at_s / BUCKET_S))
         if key in self._corrections or len(self._corrections) < MAX_CORRECTIONS:
             self._corrections[key] = self._corrections.get(key, 0.0) + amount
         self._wake.set()
+
+    def known(self, name: str, now_s: float) -> float:
+        """Returns what of a name's minute all machines have used, as the server said at last."""
+        return self._own.known(name, now_s)
+
+    def note(self, name: str, amount: float, then_s: float, now_s: float) -> None:
+        """Notes what was let in, or corrected, by the machine's own count, to tell it later."""
+        at_s = then_s if amount < 0 else now_s
+        if self.is_up:
+            self.correct(name, amount, then_s, now_s)
+        else:
+            self._own.add(name, amount, at_s, is_told=False)
 
     def finish(self, name: str, now_s: float) -> None:
         """Takes back one thing that ran."""
@@ -125,9 +138,9 @@ class RedisCounters:
     # -- the task
 
     async def _serve(self) -> None:
-        client = _connect(self._url)
+        client = connect(self._url)
         try:
-            while True:
+            while not self._is_closed:  # a library may swallow that it was cancelled
                 await self._follow(client)
                 await asyncio.sleep(RETRY_S)
         finally:
@@ -142,17 +155,18 @@ class RedisCounters:
     async def _follow(self, client: Any) -> None:
         """Counts until the server is away."""
         try:
-            async with asyncio.timeout(2 * ANSWER_S):
-                loaded = [await client.script_load(text) for text in (TAKE, CORRECT, RUNNING)]
-            self._hashes = tuple(loaded)
+            await self._commands.load(client)
+            await self._take_over(client)
             self._changed |= self._running.keys()
             if not self.is_up:
                 logger.info("the limits of keys are counted in quota_store again")
             self.is_up = True
-            while True:
+            while not self._is_closed:
                 await self._wait()
                 async with asyncio.timeout(ANSWER_S):
                     await self._send(client)
+                if self._is_lost:
+                    await self._take_over(client)
         except Exception as error:  # whatever is wrong with the server: requests go on
             if self.is_up:
                 reason = f"{type(error).__name__}: {error}".rstrip(": ")
@@ -164,12 +178,41 @@ class RedisCounters:
             with contextlib.suppress(Exception):
                 await client.connection_pool.disconnect()
 
+    async def _take_over(self, client: Any) -> None:
+        """Tells the server what it does not know: what was let in while it was away.
+
+        If it has lost its counts, all of the last minute. The other processes then tell theirs
+        before anything is let in by them.
+        """
+        mark = await self._commands.read_mark(client)
+        is_lost = mark != self._mark
+        if is_lost:
+            self._corrections.clear()  # they are in what was let in
+        await self._tell(client, is_lost=is_lost)
+        if is_lost and not self.is_up:
+            await asyncio.sleep(RETRY_S + ANSWER_S)
+            await self._tell(client, is_lost=False)
+        self._mark, self._is_lost = mark, False
+
+    async def _tell(self, client: Any, *, is_lost: bool) -> None:
+        async with asyncio.timeout(4 * ANSWER_S), client.pipeline(transaction=False) as pipe:
+            for name, counts in self._own.to_tell(is_lost=is_lost).items():
+                self._commands.restore(pipe, name, counts)
+            await pipe.execute()
+        self._own.told()
+
     async def _wait(self) -> None:
-        """Waits for something to send; what runs is said again before it expires."""
-        try:
-            async with asyncio.timeout(LEASE_S / 3):
+        """Waits for something to send; what runs is said again before it expires.
+
+        A process that has let something in looks each second whether the server still knows it.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RETRY_S if self._own else LEASE_S / 3):
                 await self._wake.wait()
-        except TimeoutError:
+        now_s = time.time()
+        self._own.drop_old(now_s)
+        if now_s - self._said_s >= LEASE_S / 3:
+            self._said_s = now_s
             self._changed |= self._running.keys()
 
     async def _send(self, client: Any) -> None:
@@ -181,40 +224,32 @@ class RedisCounters:
         if not (self._takings or self._corrections or self._changed):
             self._wake.clear()
         try:
+            now_s = time.monotonic()
+            looks = now_s - self._marked_s >= RETRY_S
             async with client.pipeline(transaction=False) as pipe:
+                if looks:
+                    self._commands.keep_mark(pipe)
                 for (name, bucket), amount in corrections:
-                    self._put_correction(pipe, name, bucket, amount)
+                    self._commands.correct(pipe, name, bucket, amount)
                 for name in changed:
-                    number = self._running.get(name, 0)
-                    self._put(pipe, 2, [_keys(name)[1]], [self._process, number, _LEASE])
+                    self._commands.run(pipe, name, self._running.get(name, 0))
                 for taking in takings:
                     self._put_taking(pipe, taking)
                 answers = await pipe.execute()
+            if looks:
+                self._marked_s, self._is_lost = now_s, not answers[0]
             for taking, answer in zip(takings, answers[len(answers) - len(takings) :], strict=True):
-                self._answer(taking, [_standing(each) for each in answer])
+                self._answer(taking, [standing_of(each) for each in answer])
         finally:
             for taking in takings:
                 if not taking.answer.done():
                     self._answer(taking, None)
 
-    def _put(self, pipe: Any, script: int, keys: Sequence[str], values: Sequence[Any]) -> None:
-        pipe.evalsha(self._hashes[script], len(keys), *keys, *values)
-
-    def _put_correction(self, pipe: Any, name: str, bucket: int, amount: float) -> None:
-        age_s = max(0.0, time.time() - (bucket + 0.5) * BUCKET_S)
-        if amount and age_s < WINDOW_S:
-            values = [repr(amount), int(age_s * _MS), *_MINUTE]
-            self._put(pipe, 1, [_keys(name)[0]], values)
-
     def _put_taking(self, pipe: Any, taking: _Taking) -> None:
-        keys: list[str] = []
-        values: list[Any] = [self._process, *_MINUTE, _LEASE]
-        for charge in taking.charges:
-            keys += _keys(charge.name)
-            own: int | str = self._change(charge.name, 1) if charge.runs else ""
-            limits = (charge.limit, charge.max_running)
-            values += [repr(float(charge.amount)), *("" if n is None else n for n in limits), own]
-        self._put(pipe, 0, keys, values)
+        running = {
+            charge.name: self._change(charge.name, 1) for charge in taking.charges if charge.runs
+        }
+        self._commands.take(pipe, taking.charges, running)
 
     def _answer(self, taking: _Taking, standings: list[Standing] | None) -> None:
         """Tells who waits, and takes back what was not let in, or is not wanted any more."""
@@ -223,9 +258,13 @@ class RedisCounters:
         self.num_missed += standings is None
         if not is_left:
             taking.answer.set_result(standings)
+        now_s = time.time()
+        for charge, standing in zip(taking.charges, standings or (), strict=False):
+            self._own.know(charge.name, standing.used, now_s)
+            if fits:
+                self._own.add(charge.name, charge.amount, now_s, is_told=True)
         if fits and not is_left:
             return
-        now_s = time.time()
         for charge in taking.charges:
             if charge.runs:
                 self._change(charge.name, -1)
@@ -243,43 +282,7 @@ class RedisCounters:
 
     async def _leave(self, client: Any) -> None:
         """Takes back what of this process runs."""
-        if not self._hashes:
-            return
         async with client.pipeline(transaction=False) as pipe:
             for name in self._running:
-                self._put(pipe, 2, [_keys(name)[1]], [self._process, 0, _LEASE])
+                self._commands.run(pipe, name, 0)
             await pipe.execute()
-
-
-def _connect(url: str) -> Any:
-    # Only where it is used: it is one of the optional extras.
-    from redis.asyncio import Redis
-    from redis.asyncio.retry import Retry
-    from redis.backoff import NoBackoff
-
-    return Redis.from_url(
-        url,
-        socket_timeout=ANSWER_S,
-        socket_connect_timeout=ANSWER_S,
-        retry=Retry(NoBackoff(), 0),
-        max_connections=2,
-    )
-
-
-def _keys(name: str) -> tuple[str, str]:
-    """Returns the server's keys of a count: of its minute, and of what runs.
-
-    Those of one key's counts are in one slot of a cluster, by the part in braces.
-    """
-    owner = _digest(name.split(SEPARATOR, 1)[0])
-    key = f"{PREFIX}{{{owner}}}:{_digest(name)}"
-    return f"{key}:minute", f"{key}:running"
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
-
-
-def _standing(answer: Sequence[Any]) -> Standing:
-    used, wait_ms, reset_ms, running = answer
-    return Standing(float(used), int(wait_ms) / _MS, int(reset_ms) / _MS, int(running))

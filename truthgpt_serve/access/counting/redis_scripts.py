@@ -126,6 +126,21 @@ return 1
 `KEYS`: a minute. `ARGV`: how much, how many milliseconds ago, and a bucket and a minute as for
 `TAKE`."""
 
+RESTORE = (
+    _NOW
+    + """
+local width, number = ARGV[1], tonumber(ARGV[2])
+local bucket = math.floor(now / width)
+for i = 3, #ARGV, 2 do
+  local at = math.floor((now - ARGV[i]) / width)
+  if at > bucket - number then redis.call('HINCRBYFLOAT', KEYS[1], at, ARGV[i + 1]) end
+end
+return redis.call('PEXPIRE', KEYS[1], number * width)
+"""
+)
+"""Adds what was counted elsewhere. `KEYS`: a minute. `ARGV`: a bucket and a minute as for `TAKE`,
+then how many milliseconds ago, and how much, for each time."""
+
 RUNNING = (
     _NOW
     + """

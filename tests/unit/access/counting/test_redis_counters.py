@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.support.redis_server import RedisServer
-from truthgpt_serve.access.counting import redis_counters
+from truthgpt_serve.access.counting import redis_commands, redis_counters
 from truthgpt_serve.access.counting.charges import BUCKET_S, Charge, Standing
-from truthgpt_serve.access.counting.redis_counters import ANSWER_S, RedisCounters
+from truthgpt_serve.access.counting.redis_commands import ANSWER_S
+from truthgpt_serve.access.counting.redis_counters import RedisCounters
+from truthgpt_serve.access.identity import Identity, Limits
+from truthgpt_serve.access.quota import Quota
+from truthgpt_serve.errors import RateLimitError
 
 SECRET = "sesame-of-the-test"
 LIMIT_S = 60
@@ -154,7 +161,7 @@ async def test_two_machines_share_a_minute(server: RedisServer, counters: RedisC
 async def test_what_runs_on_several_machines(
     server: RedisServer, counters: RedisCounters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_counters, "_LEASE", "1500")
+    monkeypatch.setattr(redis_commands, "LEASE_MS", "1500")
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", RUN, server.url, stdout=subprocess.PIPE
     )
@@ -191,7 +198,7 @@ async def test_a_process_that_died_is_forgotten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     charge, other = Charge(name_of(request), 1, None, 1), RedisCounters(server.url)
-    monkeypatch.setattr(redis_counters, "_LEASE", "300")
+    monkeypatch.setattr(redis_commands, "LEASE_MS", "300")
     await other.take_all([charge])
     held = await take(counters, charge)
     assert held.running == -1
@@ -235,7 +242,7 @@ async def test_a_killed_server_that_returns(
     server.start()
     await until(counters, is_up=True)
     found = await take(counters, charge)
-    assert found.used == 1  # it forgot its counts
+    assert found.used == 2  # it forgot its counts, and was told them
     assert found.running == 2  # what runs is said again
     shown = [record.getMessage() for record in caplog.records]
     assert sum("each machine counts for itself" in line for line in shown) == 1
@@ -287,7 +294,7 @@ async def test_nothing_is_left_behind(
 
     await counters.take_all([Charge(name_of(request), 1, 5, 3)])
     with Redis.from_url(server.url) as client:
-        keys = client.keys(f"{redis_counters.PREFIX}*")
+        keys = client.keys(f"{redis_commands.PREFIX}*")
         assert isinstance(keys, list)
         assert keys
         assert all(0 < client.pttl(key) <= 61_000 for key in keys)
@@ -298,3 +305,87 @@ def test_an_address_is_not_shown() -> None:
     from truthgpt_serve.access.settings import Auth
 
     assert SECRET not in repr(Auth("keys.yaml", quota_store=f"redis://:{SECRET}@host"))
+
+
+KILLED_LIMIT = 200
+
+
+async def flood(quota: Quota, until: asyncio.Event) -> list[float]:
+    """Asks for far more than the limit; returns when each request was let in."""
+    identity = Identity("team", limits=Limits(requests_per_minute=KILLED_LIMIT))
+    let_in = []
+    while not until.is_set():
+        with contextlib.suppress(RateLimitError):
+            await quota.admit(identity)
+            let_in.append(time.monotonic())
+        await asyncio.sleep(0.005)
+    return let_in
+
+
+@pytest.mark.parametrize("before_s", [0.2, 3.0], ids=["half used", "all used"])
+async def test_a_server_that_returns_empty_is_told_what_was_let_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before_s: float
+) -> None:
+    """Two machines: nearly the limit, beside what is let in while it is away."""
+    monkeypatch.setattr(redis_counters, "RETRY_S", 0.2)
+    server = RedisServer(tmp_path, SECRET)
+    server.start()
+    quotas = [Quota(tmp_path / name / "keys.yaml", "m", store=server.url) for name in ("a", "b")]
+    try:
+        ended = asyncio.Event()
+        tasks = [asyncio.create_task(flood(quota, ended)) for quota in quotas]
+        await asyncio.sleep(before_s)
+        server.kill()
+        killed_s = time.monotonic()
+        await asyncio.sleep(1)
+        server.start()
+        for quota in quotas:
+            assert quota.shared is not None
+            await until(quota.shared, is_up=True)
+        back_s = time.monotonic()
+        await asyncio.sleep(2)
+        ended.set()
+        let_in = sorted(itertools.chain(*await asyncio.gather(*tasks)))
+        assert let_in[-1] - let_in[0] < 55
+    finally:
+        for quota in quotas:
+            quota.close()
+        server.kill()
+    away = sum(killed_s <= each <= back_s for each in let_in)
+    assert len(let_in) - away <= 1.1 * KILLED_LIMIT
+    assert len(let_in) >= KILLED_LIMIT
+    assert len(let_in) <= 2 * KILLED_LIMIT
+
+
+async def test_a_server_that_was_emptied_is_told_too(
+    server: RedisServer, counters: RedisCounters
+) -> None:
+    from redis import Redis
+
+    charge = Charge("emptied", 1, 20, None, runs=False)
+    for _ in range(8):
+        assert (await take(counters, charge)).fits
+    with Redis.from_url(server.url) as client:
+        client.flushall()
+    async with asyncio.timeout(LIMIT_S):
+        while (await take(counters, Charge("emptied", 0, None, runs=False))).used < 8:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_server_that_kept_its_counts_is_told_only_what_it_missed(
+    server: RedisServer, counters: RedisCounters
+) -> None:
+    charge = Charge("kept", 1, 100, None, runs=False)
+    for _ in range(8):
+        await take(counters, charge)
+    assert server.process is not None
+    os.kill(server.process.pid, signal.SIGSTOP)
+    try:
+        assert await counters.take_all([charge]) is None
+        await until(counters, is_up=False)
+        counters.note("kept", 3, time.time(), time.time())
+    finally:
+        os.kill(server.process.pid, signal.SIGCONT)
+    await until(counters, is_up=True)
+    # It may have counted the one that nobody waited for.
+    assert (await take(counters, charge)).used in (8 + 3 + 1, 8 + 3 + 2)
