@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from truthgpt_serve.cli._service.ending import ending_in_order
 from truthgpt_serve.errors import TruthGPTError
 
 EXIT_FAILED = 1
@@ -62,7 +63,8 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; an error of this package becomes its message and exit code 2."""
         try:
-            return super().invoke(ctx)
+            with ending_in_order():
+                return super().invoke(ctx)
         except TruthGPTError as error:
             click.echo(error.message, err=True)
             ctx.exit(EXIT_FAULT)

@@ -7,6 +7,7 @@ settings, the hub, the port), `needs.py` (weights and faults of files) and, of e
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 
 from truthgpt_serve.cluster.defaults import DEFAULT_PORT
 from truthgpt_serve.contract import Probe
-from truthgpt_serve.doctor.families import TIME_LIMIT_S, Target, examine
+from truthgpt_serve.doctor.families import TIME_LIMIT_S, Children, Target, examine
 from truthgpt_serve.doctor.machine import probe_hardware, probe_python
 from truthgpt_serve.doctor.needs import FileNeeds, Need, probe_weights, read_needs
 from truthgpt_serve.doctor.packages import probe_base, probe_versions
@@ -120,14 +121,19 @@ def _try_families(
     names += [name for name in dict.fromkeys(m.spec.name for m in models) if name not in names]
     offered: list[Group] = []
     asked: dict[str, list[Probe]] = {}
-    with ThreadPoolExecutor(min(MAX_AT_ONCE, len(os.sched_getaffinity(0)))) as threads:
+    children = Children()
+    with (
+        ThreadPoolExecutor(min(MAX_AT_ONCE, len(os.sched_getaffinity(0)))) as threads,
+        contextlib.ExitStack() as stack,  # first: the threads wait for their processes
+    ):
+        stack.callback(children.end)
 
         def work(name: str) -> list[list[Probe]]:
             wanted: list[Target] = [None] if families else []
             wanted += [model.cfg for model in _of(name, models)]
             started_s = time.monotonic()
             tell(f"trying the family {name}: {_what(families, _of(name, models))}")
-            found = examine(name, wanted, time_limit_s=time_limit_s)
+            found = examine(name, wanted, time_limit_s=time_limit_s, children=children)
             tell(f"tried the family {name} in {time.monotonic() - started_s:.0f} s")
             return found
 

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,47 @@ Target = Mapping[str, Any] | None
 """A configuration as a nested dict, or None for all that the family offers."""
 
 
+class Children:
+    """The processes that run now, of whatever threads started them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._is_over = False
+
+    @contextlib.contextmanager
+    def running(self, command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+        """Runs a process in a session of its own, which ends with the block.
+
+        Raises:
+            RuntimeError: None is to run any more.
+        """
+        with self._lock:
+            if self._is_over:
+                raise RuntimeError("the examination was ended")
+            process = subprocess.Popen(command, start_new_session=True, **options)
+            self._running.add(process)
+        try:
+            yield process
+        finally:
+            with self._lock:
+                self._running.remove(process)
+            _end(process)
+
+    def end(self) -> None:
+        """Ends them all, and has none start any more."""
+        with self._lock:
+            self._is_over = True
+            for process in self._running:
+                _kill(process)
+
+
 def examine(
-    family: str, targets: Sequence[Target], *, time_limit_s: float = TIME_LIMIT_S
+    family: str,
+    targets: Sequence[Target],
+    *,
+    time_limit_s: float = TIME_LIMIT_S,
+    children: Children | None = None,
 ) -> list[list[Probe]]:
     """Returns the probes of a family for each target, those before a crash included.
 
@@ -31,11 +71,13 @@ def examine(
         family: Its name in the registry.
         targets: What to try.
         time_limit_s: Longest time for one target.
+        children: Gets the processes, to end them from elsewhere.
     """
+    children = children or Children()
     found: list[list[Probe]] = []
     while len(found) < len(targets):
         rest = targets[len(found) :]
-        ended, problem = _run(family, rest, time_limit_s * len(rest))
+        ended, problem = _run(family, rest, time_limit_s * len(rest), children)
         if problem is not None:
             # The one that it died of; the others get a process of their own.
             last = ended[-1] if ended else []
@@ -47,13 +89,14 @@ def examine(
 
 
 def _run(
-    family: str, targets: Sequence[Target], limit_s: float
+    family: str, targets: Sequence[Target], limit_s: float, children: Children
 ) -> tuple[list[list[Probe]], str | None]:
     """Runs one process; returns what it found, and how it died if it did not end by itself."""
     with tempfile.TemporaryDirectory(prefix="truthgpt-doctor-") as folder:
         out, log = Path(folder) / "probes.jsonl", Path(folder) / "log.txt"
         out.touch()
-        problem = _call({"family": family, "targets": list(targets)}, out, log, limit_s)
+        request = {"family": family, "targets": list(targets)}
+        problem = _call(request, out, log, limit_s, children)
         found, complete = _read(out.read_text(encoding="utf-8"))
         if problem is None and complete < len(targets):
             problem = f"its process ended early{_last_line(log)}"
@@ -62,21 +105,23 @@ def _run(
         return [*found[:complete], found[complete] if complete < len(found) else []], problem
 
 
-def _call(request: dict[str, Any], out: Path, log: Path, limit_s: float) -> str | None:
+def _call(
+    request: dict[str, Any], out: Path, log: Path, limit_s: float, children: Children
+) -> str | None:
     with log.open("w") as file:
-        process = subprocess.Popen(
+        # What it leaves behind when it is killed goes with this folder.
+        environ = {**os.environ, "TMPDIR": str(out.parent)}
+        with children.running(
             [sys.executable, "-m", "truthgpt_serve.doctor.child", str(out)],
             stdin=subprocess.PIPE,
             stdout=file,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            process.communicate(json.dumps(request).encode(), timeout=limit_s)
-        except subprocess.TimeoutExpired:
-            return f"it did not end within {limit_s:g} s"
-        finally:
-            _end(process)
+            env=environ,
+        ) as process:
+            try:
+                process.communicate(json.dumps(request).encode(), timeout=limit_s)
+            except subprocess.TimeoutExpired:
+                return f"it did not end within {limit_s:g} s"
     code = process.returncode
     if code == 0:
         return None
@@ -85,10 +130,15 @@ def _call(request: dict[str, Any], out: Path, log: Path, limit_s: float) -> str 
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends the process and all that it started; its engine's own processes are in its session."""
+    """Ends the process and all that it started."""
+    _kill(process)
+    process.wait(END_TIMEOUT_S)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kills it; its engine's own processes are in its session."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait(END_TIMEOUT_S)
 
 
 def _read(text: str) -> tuple[list[list[Probe]], int]:

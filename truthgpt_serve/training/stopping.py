@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while a run goes on: the first saves and stops, the second ends at once."""
+"""Ctrl-C, SIGTERM and SIGHUP while a run goes on: the first saves and stops, the second ends it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from truthgpt_serve.training.run_folder import STOP
 
 EXIT_STOPPED = 130
 """What a shell reports for a program that Ctrl-C ended."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
@@ -34,7 +34,12 @@ def stopping_by_signal(folder: Path) -> Iterator[None]:
         message = b"\nsaving a checkpoint after this step; again to end at once without\n"
         os.write(sys.stderr.fileno(), message)
 
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    before = {
+        number: signal.signal(number, stop)
+        for number in SIGNALS
+        # Under `nohup` a run outlives its terminal.
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:

@@ -5,10 +5,15 @@ The families of these tests come by an entry point, as another package's would.
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.support.sample_models import wait_until
@@ -16,13 +21,14 @@ from truthgpt_serve.contract import MAX_DETAIL, Probe
 from truthgpt_serve.doctor.families import examine
 from truthgpt_serve.errors import ConfigError, Fault
 
+LIMIT_S = 60
 MODULE = """
 import os, signal, subprocess, sys, time
 from truthgpt_serve.contract import FamilySpec, Probe
 
 
 def examine(cfg):
-    how = (cfg or {}).get("how", "well")
+    how = (cfg or {}).get("how") or os.environ.get("TG_HOW", "well")
     print("a library prints what it likes")
     yield Probe("first", True, f"{how} in {os.getpid()}")
     if how == "abort":
@@ -147,3 +153,37 @@ def test_an_attempt_keeps_one_line_of_what_happened() -> None:
     assert Probe.attempt("a", lambda: fail(fault), "other") == Probe(
         "a", False, "has no compiler", "install one"
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_ended_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    config = tmp_path / "model.yaml"
+    config.write_text("model: {family: tg-doctor}\nserving: {max_ongoing_requests: 1}\n")
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    environ = {**os.environ, "TG_HOW": "hang", "TMPDIR": str(temporary)}
+    command = [sys.executable, "-m", "truthgpt_serve.cli", "doctor", str(config)]
+    with subprocess.Popen(
+        command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            wait_until(lambda: bool(pids_in(temporary)), limit_s=LIMIT_S)
+            pids = pids_in(temporary)
+            process.send_signal(number)
+            process.wait(LIMIT_S)
+            assert process.stderr is not None
+            shown = process.stderr.read()
+        finally:
+            process.kill()
+    assert process.returncode != 0, shown
+    assert not [*temporary.glob("truthgpt-doctor-*")], shown
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), limit_s=LIMIT_S)
+
+
+def pids_in(folder: Path) -> list[int]:
+    """Returns the child that a probe has started, and the process of the probe."""
+    found = []
+    for file in folder.glob("truthgpt-doctor-*/probes.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        found += [int(row["detail"].rpartition(" ")[2]) for row in rows if row.get("name")]
+    return found if len(found) > 1 else []
