@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from truthgpt_serve.channel import Channel, ReaderGoneError
 from truthgpt_serve.errors import ServerError, UnavailableError
 from truthgpt_serve.queue_full import queue_full
+from truthgpt_serve.usage.counted import add_images
 
 T = TypeVar("T")
 
@@ -72,7 +73,8 @@ class DiffusersModel:
             inputs: `prompt` and what else docs/images.md lists.
 
         Returns:
-            `image`, a PIL image; `seed`; `usage` with `input_tokens` and `output_tokens`.
+            `image`, a PIL image; `seed`; `num_steps`, the denoising steps that were made; `usage`
+            with `input_tokens` and `output_tokens`.
 
         Raises:
             RequestError: An input is wrong.
@@ -122,6 +124,8 @@ class DiffusersModel:
             self.ongoing -= 1
             if job is not None and not job.done():
                 engine.cancel(job)
+                if not progress:  # else whoever read it knows how far it came
+                    add_images(0, engine.megapixel_steps(call, job))
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         if self._pool is None:

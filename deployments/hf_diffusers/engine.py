@@ -171,7 +171,7 @@ class ImageEngine:
         """Returns the answer of a job that is done; converts pixels, so it takes milliseconds.
 
         Returns:
-            `image`, `seed` and `usage`.
+            `image`, `seed`, `num_steps` and `usage`.
 
         Raises:
             TruthGPTError: The job failed.
@@ -187,7 +187,20 @@ class ImageEngine:
             )
         image = to_image(output.images[0])
         usage = self.count_usage(call, image)
-        return {"image": image, "seed": call.seed, **({"usage": usage} if usage else {})}
+        made = {"image": image, "seed": call.seed, "num_steps": call.options.num_steps}
+        return {**made, **({"usage": usage} if usage else {})}
+
+    def megapixel_steps(self, call: ImageCall, job: Job) -> float:
+        """Returns what has been made of an image that is not done: steps times megapixels."""
+        arguments, image = call.arguments, call.arguments.get("image")
+        if "width" in arguments:
+            width, height = arguments["width"], arguments["height"]
+        elif isinstance(image, Image.Image):
+            width, height = image.size
+        else:
+            capabilities = self.capabilities
+            width, height = default_size(capabilities.info[call.pipeline], capabilities.settings)
+        return float(job.progress.step * width * height / 1e6)
 
     @staticmethod
     def convert(event: PartialImage) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from deployments.remote.engine import Answer, Remote
 from deployments.remote.headers import RequestHeaders
 from deployments.remote.health import REFUSALS, Monitor
 from deployments.remote.model_rename import AnswerNames, find_model_aside
-from deployments.remote.usage import UsageReader, about_prompt, ask_for_usage
+from deployments.remote.usage import UsageReader, about_prompt, ask_for_usage, generates_text
 from truthgpt_serve.errors import TruthGPTError, UpstreamError, not_here
 from truthgpt_serve.http.asgi import UNREAD_TIMEOUT_S, Send, header
 from truthgpt_serve.http.caller import Bounds
@@ -108,7 +108,9 @@ class Relay:
             usage.prompt_tokens += about
             raise
         failed = answer.status >= _FAILED
-        reply.count(UsageReader(usage, hides=hides, about=0 if failed else about))
+        is_text = not failed and generates_text(path)
+        about = 0 if failed else about
+        reply.count(UsageReader(usage, hides=hides, about=about, is_text=is_text))
         return answer
 
     async def _ask_to_tell(
@@ -230,8 +232,6 @@ class _Reply:
                 await self._write(data, more=more)
 
     def _change(self, data: bytes, *, more: bool) -> bytes:
-        if self._usage is not None:
-            self._usage.is_whole = not more
         if self._events is not None:
             data = self._events.feed(data)
             if not more:

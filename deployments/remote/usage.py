@@ -20,7 +20,10 @@ longer answer, which has images or vectors in it, the end is looked at."""
 TAIL_BYTES = 4096
 BYTES_A_TOKEN = 4
 _ASKED = ("/chat/completions", "/completions")
-_WITH_PROMPT = (*_ASKED, "/responses", "/messages", "/embeddings")
+_WITH_TEXT = (*_ASKED, "/responses", "/messages")
+_WITH_PROMPT = (*_WITH_TEXT, "/embeddings")
+_TEXTS = ("content", "text", "arguments", "reasoning", "reasoning_content")
+"""Fields of answers that hold what was generated."""
 _NEEDED = b'"usage"'
 _USAGE = re.compile(rb'"usage"\s*+:\s*+(\{(?:[^{}]|\{[^{}]*+\})*+\})')
 _FILE = re.compile(rb"[A-Za-z0-9+/=_-]{1024,}+")
@@ -61,22 +64,27 @@ def about_prompt(path: str, body: bytes) -> int:
     return (len(body) - files) // BYTES_A_TOKEN
 
 
+def generates_text(path: str) -> bool:
+    """Returns whether answers on a route are generated text."""
+    return path.endswith(_WITH_TEXT)
+
+
 class UsageReader:
     """Reads one answer as it passes.
 
     Args:
         usage: Gets what the answer says at its end.
         hides: Whether the last chunk of a stream, which has nothing but the tokens, is taken out.
-        about: About how many tokens the prompt has, where its client leaves before that is said.
-
-    Attributes:
-        is_whole: Whether the answer has passed to its end.
+        about: About how many tokens the prompt has, where the answer does not say it, or its client
+            leaves before that.
+        is_text: Whether a body that does not say its tokens has as many as its text is long.
     """
 
-    def __init__(self, usage: Usage, *, hides: bool, about: int = 0) -> None:
+    def __init__(self, usage: Usage, *, hides: bool, about: int = 0, is_text: bool = False) -> None:
         self._hides = hides
         self._about = about
-        self.is_whole = False
+        self._is_text = is_text
+        self._num_bytes = self._about_answer = 0
         self._prompt = self._completion = self._cached = self._num_events = 0
         self._held = bytearray()
         self._is_cut = False
@@ -99,6 +107,7 @@ class UsageReader:
 
     def piece(self, data: bytes, *, more: bool) -> None:
         """Takes a piece of a JSON body."""
+        self._num_bytes += len(data)
         self._held += data
         if len(self._held) > MAX_READ_BYTES:
             self._is_cut = True
@@ -106,8 +115,9 @@ class UsageReader:
         if more:
             return
         found = _read(bytes(self._held)) if not self._is_cut else _find_usage(bytes(self._held))
-        if found is not None:
-            self._take(found)
+        if (found is None or not self._take(found)) and self._is_text:
+            num_bytes = self._num_bytes if self._is_cut else _text_length(found)
+            self._about_answer = num_bytes // BYTES_A_TOKEN
 
     def _take(self, found: Mapping[str, Any]) -> bool:
         """Takes the tokens of an event or a body; returns whether it has some."""
@@ -125,10 +135,25 @@ class UsageReader:
         return True
 
     def _add(self, usage: Usage) -> None:
-        usage.prompt_tokens += self._prompt or (0 if self.is_whole else self._about)
+        usage.prompt_tokens += self._prompt or self._about
         usage.cached_tokens += min(self._cached, self._prompt)
         # A stream that broke off, or of a server that does not tell: an event is a token.
-        usage.completion_tokens += self._completion or max(0, self._num_events - 1)
+        about = self._about_answer or max(0, self._num_events - 1)
+        usage.completion_tokens += self._completion or about
+
+
+def _text_length(found: Any) -> int:
+    """Returns the length of what an answer's body has generated."""
+    number, left = 0, [found]
+    while left:
+        part = left.pop()
+        if isinstance(part, list):
+            left += part
+        elif isinstance(part, dict):
+            texts = [part[name] for name in _TEXTS if isinstance(part.get(name), str)]
+            number += sum(map(len, texts))
+            left += [value for value in part.values() if isinstance(value, dict | list)]
+    return number
 
 
 def _find_usage(tail: bytes) -> dict[str, Any] | None:

@@ -178,3 +178,33 @@ def test_images(tmp_path: Path) -> None:
         assert "40 denoising steps times megapixels" in refused.json()["error"]["message"]
     assert (told[0].usage.images, told[0].usage.megapixel_steps) == (2, 20)
     assert told[-1].usage.images == 0
+
+
+class Stepping(Painter):
+    default_steps = 100
+
+    def stream(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        for step in range(inputs["steps"]):
+            time.sleep(0.02)
+            yield {"step": step + 1, "num_steps": inputs["steps"]}
+        yield {"image": self.infer(inputs)["image"], "num_steps": inputs["steps"] // 2}
+
+
+def test_an_image_whose_client_leaves_counts_with_the_steps_made(tmp_path: Path) -> None:
+    body = {"model": "sample", "prompt": "red", "size": "500x400", "stream": True}
+    with serving(tmp_path, Stepping, "image-generation") as (client, told):
+        shown = {**body, "progress": True}
+        with client.stream("POST", "/v1/images/generations", json=shown) as answer:
+            lines = answer.iter_lines()
+            while '"step": 5' not in (line := next(lines)) and '"step":5' not in line:
+                pass
+        wait_until(lambda: len(told) == 1)
+        whole = client.post("/v1/images/generations", json={**body, "steps": 10})
+        assert whole.status_code == 200
+        wait_until(lambda: len(told) == 2)
+    left, ended = (each.usage for each in told)
+    assert told[0].outcome == "cancelled"
+    assert left.images == 0
+    assert 5 * 0.2 <= left.megapixel_steps <= 60 * 0.2
+    assert ended.images == 1
+    assert ended.megapixel_steps == pytest.approx(5 * 0.2)  # as it says

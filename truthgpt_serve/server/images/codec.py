@@ -14,6 +14,8 @@ from truthgpt_serve.server.images.files import is_image
 from truthgpt_serve.usage.counted import Usage, current_usage
 
 USAGE_KEYS = ("input_tokens", "output_tokens")
+DEFAULT_PIXELS = 1024 * 1024
+"""Of an image whose request does not say its size, before it is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,16 @@ def megapixel_steps(inputs: Mapping[str, Any], num_pixels: int) -> float:
     return int(inputs.get("steps") or 1) * num_pixels / 1e6
 
 
+def expected_pixels(inputs: Mapping[str, Any]) -> int:
+    """Returns about how many pixels an image will have, by what the class gets."""
+    if "width" in inputs:
+        return int(inputs["width"] * inputs["height"])
+    image = inputs.get("image")
+    if image is not None and not isinstance(image, list):
+        return int(image.width * image.height)
+    return DEFAULT_PIXELS
+
+
 class ImageCodec:
     """One image of a request.
 
@@ -88,7 +100,7 @@ class ImageCodec:
         self._inputs = inputs
         self._label = label
         self._partial_images = partial_images
-        self._num_pixels = 0
+        self._num_pixels = self._num_steps = 0
         if (usage := current_usage()) is not None:
             usage.at_end.append(self._count)
         self._progress = progress
@@ -158,6 +170,7 @@ class ImageCodec:
             raise self._wrong(
                 "stream", item, "{'step': i, 'num_steps': n} or {'queue_position': k}"
             )
+        self._num_steps = max(self._num_steps, numbers.get("step") or 0)
         return Progress(**numbers) if self._progress else None
 
     def _result(self, outputs: Any, method: str) -> ImageResult:
@@ -171,14 +184,23 @@ class ImageCodec:
             )
         if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
             raise self._wrong(method, seed, "a whole number as `seed`")
+        num_steps = outputs.get("num_steps")
+        if num_steps is not None and not _is_count(num_steps):
+            raise self._wrong(method, num_steps, "a whole number as `num_steps`")
+        self._num_steps = num_steps or int(self._inputs.get("steps") or 0) or self._num_steps
         self._num_pixels = image.width * image.height
         return ImageResult(image, seed, dict(usage) if usage is not None else None)
 
     def _count(self, usage: Usage) -> None:
-        """Adds the image, if it was made, to what its request used."""
+        """Adds the image to what its request used; of one that was stopped, the steps made.
+
+        They are known where the class streams them; one that does not adds them itself.
+        """
         if self._num_pixels:
             usage.images += 1
-            usage.megapixel_steps += megapixel_steps(self._inputs, self._num_pixels)
+            usage.megapixel_steps += (self._num_steps or 1) * self._num_pixels / 1e6
+        elif not usage.failed:
+            usage.megapixel_steps += self._num_steps * expected_pixels(self._inputs) / 1e6
 
     def _wrong(self, method: str, found: Any, wanted: str) -> ServerError:
         verb = "yielded" if method == "stream" else "returned"

@@ -27,6 +27,7 @@ from truthgpt_serve.server.images.codec import (
     ImageResult,
     PartialImage,
     Progress,
+    expected_pixels,
     megapixel_steps,
 )
 from truthgpt_serve.server.images.files import (
@@ -51,8 +52,6 @@ from truthgpt_serve.usage.counted import reserve_images
 
 DEFAULT_STEPS = 30
 """`steps` when neither the request nor the class (`default_steps`) says one."""
-DEFAULT_PIXELS = 1024 * 1024
-"""Of an image whose request does not say its size, before it is made."""
 MAX_TOTAL = 4
 """All images of one request may have this many times the pixels of one."""
 
@@ -275,9 +274,5 @@ class ImageRoutes:
 
 def _expected_work(request: ImageRequest) -> float:
     """Returns denoising steps times megapixels of all images of a request."""
-    inputs, num_pixels = request.inputs, DEFAULT_PIXELS
-    if "width" in inputs:
-        num_pixels = inputs["width"] * inputs["height"]
-    elif (image := inputs.get("image")) is not None and not isinstance(image, list):
-        num_pixels = image.width * image.height
-    return request.fields.n * megapixel_steps(inputs, num_pixels)
+    inputs = request.inputs
+    return request.fields.n * megapixel_steps(inputs, expected_pixels(inputs))

@@ -30,6 +30,7 @@ from truthgpt_serve.errors import (
     ServerError,
     UnavailableError,
 )
+from truthgpt_serve.usage.counted import Usage, counting
 
 SETTINGS = {"default_steps": 3, "default_size": "64x64", "quality_steps": {"high": 5}}
 SLACK_S = 20
@@ -232,6 +233,24 @@ async def test_requests_that_leave_leave_nothing(model: DiffusersModel) -> None:
     assert now.failed == before.failed
     ended = now.completed + now.cancelled - before.completed - before.cancelled
     assert ended == now.submitted - before.submitted
+
+
+async def test_an_image_that_is_stopped_counts_with_the_steps_made(model: DiffusersModel) -> None:
+    num_steps = 150
+    before, usage = sum(engine_of(model).statistics().forwards.values()), Usage()
+    with counting(usage):
+        task = asyncio.ensure_future(model.infer({"prompt": "a boat", "steps": num_steps}))
+    async with asyncio.timeout(SLACK_S):
+        while sum(engine_of(model).statistics().forwards.values()) < before + 8:
+            await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    steps = usage.megapixel_steps * 1e6 / (64 * 64)
+    assert 3 <= steps < num_steps
+    assert steps == pytest.approx(round(steps))
+    assert usage.images == 0
+    whole = await model.infer({"prompt": "a boat", "quality": "high"})
+    assert whole["num_steps"] == 5
 
 
 @pytest.mark.parametrize("kind", ["sd", "sd3", "flux", "qwen", "zimage", "sana", "pixart"])

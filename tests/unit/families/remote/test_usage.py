@@ -101,13 +101,32 @@ def test_an_answer_that_its_client_does_not_wait_for() -> None:
     assert about_prompt("/v1/audio/transcriptions", body) == 0
     image = {"url": "data:image/png;base64," + "iVBORw0KGgo" * 400_000}
     assert about_prompt(CHAT, json.dumps({"prompt": "x" * 400, "image": image}).encode()) < 150
-    for is_whole, expected in ((False, about), (True, 0)):
-        usage = Usage()
-        reader = UsageReader(usage, hides=True, about=about)
-        reader.events(event(choices=[{"text": "a"}]) * 3)
-        reader.is_whole = is_whole
-        usage.finish()
-        assert usage == Usage(prompt_tokens=expected, completion_tokens=2)
+    usage = Usage()
+    reader = UsageReader(usage, hides=True, about=about)
+    reader.events(event(choices=[{"text": "a"}]) * 3)
+    usage.finish()
+    assert usage == Usage(prompt_tokens=about, completion_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("answer", "num_tokens"),
+    [
+        ({"choices": [{"text": "x" * 40}, {"message": {"content": "x" * 40}}]}, 20),
+        ({"content": [{"type": "text", "text": "x" * 40}]}, 10),
+        ({"output": [{"content": [{"text": "x" * 40, "annotations": []}]}]}, 10),
+        ({"choices": [{"text": "x" * 40}], "usage": {"prompt_tokens": 3}}, 0),
+        ({"choices": [{"text": "x" * 100_000}]}, 25_006),
+        ([], 0),
+    ],
+)
+def test_a_whole_answer_that_does_not_say_its_tokens(answer: Any, num_tokens: int) -> None:
+    """Its prompt counts as that of one whose client left, and its text likewise."""
+    usage = Usage()
+    reader = UsageReader(usage, hides=False, about=50, is_text=True)
+    reader.piece(json.dumps(answer).encode(), more=False)
+    usage.finish()
+    is_told = "usage" in answer
+    assert usage == Usage(prompt_tokens=3 if is_told else 50, completion_tokens=num_tokens)
 
 
 def test_whole_answers() -> None:
