@@ -57,6 +57,7 @@ class FairQueue:
         self._timer: asyncio.TimerHandle | None = None
         self._share_s = 0.0
         self._mean_s = 0.0
+        self._quiet_s = clock()  # since when none has ended
         self.num_running = 0
         self.num_waiting = 0
 
@@ -106,6 +107,7 @@ class FairQueue:
             ticket.begun_s = 0.0
             key.running -= 1
             self.num_running -= 1
+            self._quiet_s = self._clock()
             key.ready_s += (taken_s - ticket.charged_s) / key.weight
             if is_done:
                 key.mean_s = _mean(key.mean_s, taken_s)
@@ -196,6 +198,8 @@ class FairQueue:
     def _begin(self, key: Key, ticket: Ticket) -> None:
         self._awake(key)
         self._share_s = max(self._share_s, key.ready_s)
+        if not self.num_running:
+            self._quiet_s = self._clock()
         key.running += 1
         self.num_running += 1
         # At least 1 us, as it also says that the request runs.
@@ -229,7 +233,12 @@ class FairQueue:
         self._forget(longest)
 
     def _overloaded(self, key: Key) -> OverloadedError:
-        """Returns the refusal of a request: its key has its share of the places that come."""
+        """Returns the refusal of a request: its key has its share of the places that come.
+
+        Before any has ended, a request is thought to take as long again as it has taken by now.
+        """
+        quiet_s = 0.0 if self._mean_s else self._clock() - self._quiet_s
+        place_s = self.place_s or quiet_s / self._num_places
         first, weights = 0, 0.0
         for other in self._keys.values():
             if other.priority > key.priority:
@@ -239,9 +248,9 @@ class FairQueue:
         if key.promises is None:
             key.promises = Promises(self._clock)
         held = self._num_places + self._max_waiting
-        own_s = key.promises.next_s(self.place_s * weights / key.weight, held)
+        own_s = key.promises.next_s(place_s * weights / key.weight, held)
         number = self.num_running + self.num_waiting
-        return queue_full(self._owner, number, whole_seconds(first * self.place_s + own_s))
+        return queue_full(self._owner, number, whole_seconds(quiet_s + first * place_s + own_s))
 
     def _find(self, name: str) -> Key:
         key = self._keys.get(name)

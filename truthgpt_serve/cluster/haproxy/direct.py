@@ -25,7 +25,14 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 from truthgpt_serve.cluster.haproxy.configuration import CLIENTS, ROUTERS, insert, section
-from truthgpt_serve.cluster.haproxy.refusals import ANY, RETRY, place_variable, refuse
+from truthgpt_serve.cluster.haproxy.refusals import (
+    ANY,
+    RETRY,
+    place_variable,
+    quiet_variable,
+    refuse,
+    told_variable,
+)
 from truthgpt_serve.http.routes import ROUTES
 from truthgpt_serve.queue_full import PLACE_HEADER, RETRY_AFTER_S, queue_full
 
@@ -196,6 +203,16 @@ def _learn_places(backend: str) -> list[str]:
         f"http-response set-var(txn.replicas) nbsrv({up_section(backend)})",
         f"http-response set-var({place}) var(txn.place),div(txn.replicas) {told}",
         f"http-response set-var({place_variable(ANY)}) var({place}) {told}",
+        *(
+            rule
+            for queue in (key_of(backend), ANY)
+            for rule in (
+                f"http-response set-var({told_variable(queue)}) date(0,us) {told}",
+                f"http-response set-var({quiet_variable(queue)}) date(0,us)",
+                f"http-request set-var({quiet_variable(queue)}) date(0,us) "
+                f"if {{ be_conn({backend}) le 1 }}",
+            )
+        ),
     ]
 
 

@@ -8,6 +8,8 @@ from truthgpt_serve.queue_full import MAX_QUEUES, MAX_RETRY_S
 
 MAX_EARLY_S = 2
 """For how long after a refusal a connection that asks again is too early."""
+PLACE_AGE_S = 600
+"""After which what a replica has told of its places says nothing any more."""
 HELD_S = 6
 """For how long the refusal of a client is held that does not wait as it was told."""
 TOLERANCE_MS = 100
@@ -23,6 +25,19 @@ ANY = "any"
 def place_variable(queue: str) -> str:
     """Returns the variable with the microseconds between two places of a queue."""
     return f"proc.place_{queue}"
+
+
+def told_variable(queue: str) -> str:
+    """Returns the variable with the time at which that was told, in us."""
+    return f"proc.told_{queue}"
+
+
+def quiet_variable(queue: str) -> str:
+    """Returns the variable with the time at which an answer came last, in us.
+
+    Or a request where none was at work.
+    """
+    return f"proc.quiet_{queue}"
 
 
 def refuse(
@@ -74,8 +89,10 @@ def _promise(queue: str, held: str) -> dict[str, str]:
     """
     place, last = place_variable(queue), f"proc.last_{queue}"
     most_us = MAX_RETRY_S * 1_000_000
+    is_old = f"{{ var(txn.now),sub({told_variable(queue)}) gt {PLACE_AGE_S * 1_000_000} }}"
     return {
         "set-var(txn.now) date(0,us)": "",
+        f"unset-var({place})": is_old,
         f"set-var(txn.most) int({most_us})": "",
         # Where a variable is missing, an action does nothing.
         f"set-var(txn.most) var({place}),mul({held}),mul({MAX_QUEUES})": "",
@@ -84,6 +101,10 @@ def _promise(queue: str, held: str) -> dict[str, str]:
         # Who asks too early has a promise, and makes no other client's later.
         f"set-var({last}) var({last}),add({place})": f"!{{ var({_EARLY}) -m bool }}",
         f"set-var(txn.wait) var({last}),sub(txn.now)": "",
+        # Before that is known, requests are thought to take as long again as they have by now.
+        f"set-var(txn.wait) var(txn.now),sub({quiet_variable(queue)})": (
+            f"!{{ var({place}) -m found }}"
+        ),
         "set-var(txn.wait) var(txn.most)": "{ var(txn.wait),sub(txn.most) gt 0 }",
         f"set-var({last}) var(txn.now),add(txn.wait)": "",
         # The next whole number; 1 of 0.

@@ -238,6 +238,37 @@ def test_each_of_the_refused_is_told_a_place_of_its_own(proxy: Proxy) -> None:
         proxy.model.more_headers = {}
 
 
+def test_before_a_model_has_told_its_speed_it_is_thought_to_take_as_long_again(
+    tmp_path: Path,
+) -> None:
+    body = json.dumps({"model": "m"}).encode()
+    with running(tmp_path) as proxy, ThreadPoolExecutor(1) as clients:
+        tell(proxy, MAX_BODY_BYTES, m=1)
+        proxy.model.released.clear()
+        url = f"{proxy.url}/v1/infer?/wait"
+        began_s = time.monotonic()
+        held = clients.submit(httpx.post, url, content=body, headers=JSON, timeout=LIMIT_S)
+        try:
+            while not proxy.model.paths:
+                assert time.monotonic() - began_s < LIMIT_S
+                time.sleep(0.01)
+            came_s = time.monotonic()
+            for pause_s in (0.0, 2.5, 2.5):
+                time.sleep(pause_s)
+                refused = httpx.post(
+                    f"{proxy.url}{CHAT}", content=body, headers=JSON, timeout=LIMIT_S
+                )
+                now_s = time.monotonic()
+                assert refused.status_code == 429
+                told_s = int(refused.headers["retry-after"])
+                assert max(1, pause_s) <= told_s <= now_s - began_s + 1
+            assert told_s >= 5
+            assert now_s - came_s >= 5
+        finally:
+            proxy.model.released.set()
+        assert held.result(LIMIT_S).status_code == 200
+
+
 @pytest.mark.parametrize("place", ["-14000000", "soon", "9" * 400])
 def test_a_speed_that_is_none_has_no_client_wait_for_ever(proxy: Proxy, place: str) -> None:
     proxy.model.more_headers = {PLACE_HEADER: place}
