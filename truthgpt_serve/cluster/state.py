@@ -75,11 +75,13 @@ class ServeState:
         applications: By name.
         proxy_port: Port of the proxies, or None while it is unknown.
         proxy_host: Host at which a proxy's own node reaches it; an IPv6 address without brackets.
+        node_hosts: Addresses of the nodes that have a proxy.
     """
 
     applications: dict[str, ApplicationState] = field(default_factory=dict)
     proxy_port: int | None = None
     proxy_host: str = "127.0.0.1"
+    node_hosts: frozenset[str] = frozenset()
 
 
 def fetch_serve_state() -> ServeState:
@@ -194,6 +196,11 @@ def parse_details(
         },
         proxy_port=options.get("port"),
         proxy_host=_reachable_host(options.get("host") or ""),
+        node_hosts=frozenset(
+            str(proxy["node_ip"])
+            for proxy in (details.get("proxies") or {}).values()
+            if proxy.get("node_ip")
+        ),
     )
 
 

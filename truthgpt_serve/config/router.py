@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from truthgpt_serve.body_limits import MAX_BODY_BYTES, ROUTER_BODY_BYTES
 from truthgpt_serve.config.auth import AuthSection
@@ -18,6 +18,12 @@ from truthgpt_serve.config.base import (
     Section,
 )
 from truthgpt_serve.config.cors import CorsSection
+
+ClientHeader = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9-]+$", min_length=1, max_length=64),
+    AfterValidator(str.lower),
+]
 
 
 class RouterConfig(Section):
@@ -62,6 +68,12 @@ class RouterConfig(Section):
 
     max_queued_requests: Annotated[int, Field(ge=1, le=65536)] = 4096
     """Requests that wait, in each proxy, for a router replica; beyond it a client gets 429."""
+
+    client_header: ClientHeader | None = None
+    """Header in which a proxy in front of the service says the address of its client, such as
+    `x-forwarded-for`, of which the last address counts. Without it all clients of that proxy that
+    have no keys share the places of a full model as one. Set it only where clients reach the
+    service through that proxy alone: others could write there what they like."""
 
     cpus: NonNegativeNumber = 0
     """CPU cores that Ray reserves per router replica. It bounds nothing. With more than 0 the

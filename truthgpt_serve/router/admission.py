@@ -12,61 +12,30 @@ refused client may ask again follows from what the replicas tell in their answer
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from truthgpt_serve.access.turns import MAX_DIGITS, read_timeout
 from truthgpt_serve.errors import OverloadedError
 from truthgpt_serve.http.asgi import Scope
-from truthgpt_serve.queue_full import Promises, queue_full, whole_seconds
+from truthgpt_serve.queue_full import queue_full, whole_seconds
 from truthgpt_serve.router.model_entry import ModelEntry
-from truthgpt_serve.router.waiting.claims import Claimant, Claims, claimant_of
-from truthgpt_serve.router.waiting.line import DRAIN_S, MOMENT_S, STEADY_S, WAIT_S, Line, Waiting
+from truthgpt_serve.router.waiting.claims import Claimant, claimant_of
+from truthgpt_serve.router.waiting.line import DRAIN_S, MOMENT_S, WAIT_S, Waiting
+from truthgpt_serve.router.waiting.pace import STEADY_S
+from truthgpt_serve.router.waiting.requests import Requests
 
 FAIR_QUEUE = "fair"
 """What `limits.queue` of a model's card says if requests wait in an order of their keys."""
 RESERVE = 32
 """Requests beyond what the models hold: those that a router answers by itself, or has wait."""
+TOLD_LENGTH = 16
+"""Requests whose clients came as they were told, and that may wait however slow the model is."""
+MAX_WAIT_S = 10.0
+"""How long they wait at most, for a batch to end."""
 MAX_APPLICATIONS = 1024
 """From which on those without requests are forgotten: models come and go."""
-
-
-class _Requests:
-    """Those of one application.
-
-    Attributes:
-        num_running: How many run.
-        running: The same of each client.
-        line: Who waits.
-        claims: Who was told when to come again.
-        promises: When the next one may come.
-        place_s: Seconds between two places; 0 where that is not known.
-    """
-
-    def __init__(self) -> None:
-        clock = asyncio.get_running_loop().time
-        self.num_running = 0
-        self.running: dict[str, int] = {}
-        self.line = Line(clock)
-        self.claims = Claims(clock)
-        self.promises = Promises(clock)
-        self.place_s = 0.0
-
-    def begin(self, who: Claimant) -> None:
-        """Counts a request that runs."""
-        if not self.num_running:
-            self.line.pace.begin()
-        self.num_running += 1
-        self.running[who.client] = self.running.get(who.client, 0) + 1
-
-    def end(self, who: Claimant) -> None:
-        """Counts one that does not any more."""
-        self.num_running -= 1
-        if left := self.running[who.client] - 1:
-            self.running[who.client] = left
-        else:
-            del self.running[who.client]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +45,12 @@ class _Room:
     Attributes:
         entry: The model.
         limit: How many requests.
+        num_places: How many of them the model works on.
     """
 
     entry: ModelEntry
     limit: int
+    num_places: float
 
     def full(self, wait_s: int) -> OverloadedError:
         """Returns the refusal of a client that may come again in so many seconds."""
@@ -134,11 +105,17 @@ class Admission:
 
     Args:
         num_routers: Routers that share a model's queue.
+        find_claimant: Returns who sends a request.
     """
 
-    def __init__(self, num_routers: int) -> None:
+    def __init__(
+        self,
+        num_routers: int,
+        find_claimant: Callable[[Scope | None], Claimant] = claimant_of,
+    ) -> None:
         self._num_routers = num_routers
-        self._requests: dict[str, _Requests] = {}
+        self._find_claimant = find_claimant
+        self._requests: dict[str, Requests] = {}
 
     @property
     def num_requests(self) -> int:
@@ -157,29 +134,32 @@ class Admission:
             OverloadedError: There is none.
             RequestError: Its header says no time.
         """
-        requests, who = self._find(entry), claimant_of(scope)
-        limit = self._limit(entry)
-        if limit is None or (requests.num_running < limit and not requests.claims):
+        requests, who = self._find(entry), self._find_claimant(scope)
+        room = self._room(entry)
+        if room is None or (requests.num_running < room.limit and not requests.claims):
             requests.begin(who)
         else:
             limit_s = None if scope is None else read_timeout(scope)
-            await self._ask(requests, who, _Room(entry, limit), limit_s)
+            await self._ask(requests, who, room, limit_s)
+        began_s, is_done = requests.clock(), False
         try:
             yield
+            is_done = True
         finally:
-            self._end(requests, who, entry)
+            self._end(requests, who, entry, requests.clock() - began_s if is_done else 0.0)
 
-    def _find(self, entry: ModelEntry) -> _Requests:
+    def _find(self, entry: ModelEntry) -> Requests:
         requests = self._requests.get(entry.application)
         if requests is None:
             if len(self._requests) >= MAX_APPLICATIONS:
                 used = {name: one for name, one in self._requests.items() if one.num_running}
                 self._requests = used
-            requests = self._requests[entry.application] = _Requests()
+            clock = asyncio.get_running_loop().time
+            requests = self._requests[entry.application] = Requests(clock)
         return requests
 
-    def _limit(self, entry: ModelEntry) -> int | None:
-        """Returns how many requests this router may have at a model.
+    def _room(self, entry: ModelEntry) -> _Room | None:
+        """Returns what this router may have at a model; None where that is not bounded.
 
         Alone it can use all replicas; together the routers fill no more than their queues.
         """
@@ -187,20 +167,23 @@ class Admission:
         if limits is None:
             return None
         ongoing, queued = limits
-        return max(1, ongoing, (ongoing + queued) // self._num_routers)
+        limit = max(1, ongoing, (ongoing + queued) // self._num_routers)
+        return _Room(entry, limit, ongoing / self._num_routers)
 
     def note_place(self, entry: ModelEntry, place: bytes) -> None:
         """Notes how fast places come, as a replica's answer told it.
 
         Args:
             entry: Its model.
-            place: Microseconds between two places of one replica, in digits.
+            place: Microseconds between two places of one replica, in digits. All replicas give
+                them, and other routers get as many.
         """
         if place.isdigit() and len(place) <= MAX_DIGITS:
-            self._find(entry).place_s = int(place) / 1e6 / max(1, entry.num_replicas)
+            share = self._num_routers / max(1, entry.num_replicas)
+            self._find(entry).line.pace.tell(int(place) / 1e6 * share)
 
     async def _ask(
-        self, requests: _Requests, who: Claimant, room: _Room, limit_s: float | None
+        self, requests: Requests, who: Claimant, room: _Room, limit_s: float | None
     ) -> None:
         """Has a request begin where a model is full, or was.
 
@@ -210,90 +193,93 @@ class Admission:
         claim = requests.claims.take(who, room.limit)
         num_free = room.limit - requests.num_running
         has_waited = claim.has_waited
-        if num_free > 0 and (has_waited or num_free > self._num_kept(requests, room)):
+        if num_free > 0 and (has_waited or num_free > self._num_kept(requests, room, who)):
             requests.begin(who)
             return
         if claim.wait_s is not None:
             raise room.full(whole_seconds(claim.wait_s))
-        if claim.is_early or not self._has_room(requests, has_waited=has_waited):
+        if claim.is_early or not self._has_room(requests, room, who, has_waited=has_waited):
             raise self._refusal(requests, who, room)
         waiting = requests.line.join(who, has_waited=has_waited)
         try:
-            may_stay = has_waited or not requests.claims
-            limit_s = min(WAIT_S, limit_s or WAIT_S)
-            await self._wait(
-                requests.line, waiting, limit_s, self._is_quick(requests, room), may_stay
-            )
+            await self._wait(requests, waiting, room, limit_s)
         except BaseException as error:
             requests.line.leave(waiting)
-            if waiting.place.done() and not waiting.place.cancelled():
-                self._end(requests, who, room.entry)  # it came together with the end of the wait
+            if waiting.has_place:  # it came together with the end of the wait
+                self._end(requests, who, room.entry)
             if isinstance(error, TimeoutError):
                 raise self._refusal(requests, who, room) from None
             raise
 
     @staticmethod
     async def _wait(
-        line: Line, waiting: Waiting, limit_s: float, is_quick: bool, may_stay: bool
+        requests: Requests, waiting: Waiting, room: _Room, limit_s: float | None
     ) -> None:
         """Waits for a place: longer than a moment only where one comes every now and then.
 
+        Whoever comes as it was told waits for the next batch too.
+
         Raises:
-            TimeoutError: None has come.
+            TimeoutError: None has come, or another request waits in its stead.
         """
-        began_s = asyncio.get_running_loop().time()
-        async with asyncio.timeout(limit_s):
-            await asyncio.wait((waiting.place,), timeout=MOMENT_S)
-            is_steady = may_stay and line.pace.is_steady(began_s, is_quick=is_quick)
-            if not waiting.place.done() and not is_steady:
+        began_s, pace = requests.clock(), requests.line.pace
+        most_s = WAIT_S
+        if waiting.has_waited:
+            most_s = max(WAIT_S, min(MAX_WAIT_S, requests.next_s(room.num_places)))
+        async with asyncio.timeout(min(most_s, limit_s or most_s)):
+            if not waiting.has_waited:
+                may_stay = not requests.claims
+                is_quick = 0 < pace.told_s * room.num_places <= STEADY_S
+                await asyncio.wait((waiting.place,), timeout=MOMENT_S)
+                is_steady = may_stay and pace.is_steady(began_s, is_quick=is_quick)
+                if not waiting.place.done() and not is_steady:
+                    raise TimeoutError
+            if not await waiting.place:
                 raise TimeoutError
-            await waiting.place
 
     @staticmethod
-    def _is_quick(requests: _Requests, room: _Room) -> bool:
-        """Returns whether a request takes less than a second, as replicas have told it."""
-        limits = _limits(room.entry)
-        return limits is not None and 0 < requests.place_s * limits[0] <= STEADY_S
-
-    def _num_kept(self, requests: _Requests, room: _Room) -> int:
+    def _num_kept(requests: Requests, room: _Room, who: Claimant) -> int:
         """Returns how many free places are kept for clients that were told to come.
 
         As long as no other place comes before them, and only while the model has enough to do.
         """
-        limits = _limits(room.entry)
-        if limits is None or requests.num_running * self._num_routers < limits[0]:
+        if requests.num_running < room.num_places:
             return 0
-        return int(requests.claims.num_expected(self._place_s(requests)) + 0.5)
+        within_s = requests.next_s(room.num_places)
+        return int(requests.claims.num_expected(within_s, who.priority) + 0.5)
 
-    def _has_room(self, requests: _Requests, *, has_waited: bool) -> bool:
-        """Returns whether one more request may wait: what is promised is left to those clients."""
-        told = 1 / self._place_s(requests) if requests.place_s else None
-        length = requests.line.length(told)
+    @staticmethod
+    def _has_room(requests: Requests, room: _Room, who: Claimant, *, has_waited: bool) -> bool:
+        """Returns whether one more request may wait: what is promised is left to those clients.
+
+        Where there is none, it may take that of one of a lower priority.
+        """
+        line = requests.line
+        told_s = line.pace.told_s
+        most = float(line.length(1 / told_s if told_s else None))
         if has_waited:
-            return len(requests.line) < 2 * length
-        return len(requests.line) + requests.claims.num_expected(DRAIN_S) < length
+            most = max(2 * most, min(room.num_places, TOLD_LENGTH))
+        else:
+            most -= requests.claims.num_expected(DRAIN_S, who.priority)
+        return len(line) < most or line.make_room(who.priority)
 
-    def _place_s(self, requests: _Requests) -> float:
-        """Returns the seconds between two places of this router: the others give as many."""
-        return requests.place_s * self._num_routers
-
-    def _refusal(self, requests: _Requests, who: Claimant, room: _Room) -> OverloadedError:
-        place_s = self._place_s(requests)
-        wait_s = whole_seconds(requests.promises.next_s(place_s, room.limit))
+    def _refusal(self, requests: Requests, who: Claimant, room: _Room) -> OverloadedError:
+        wait_s = whole_seconds(requests.promise_s(room.num_places, room.limit))
         requests.claims.give(who, wait_s)
         return room.full(wait_s)
 
-    def _end(self, requests: _Requests, who: Claimant, entry: ModelEntry) -> None:
+    def _end(
+        self, requests: Requests, who: Claimant, entry: ModelEntry, took_s: float = 0.0
+    ) -> None:
         """Gives a request's place up, and has those that wait begin."""
-        requests.end(who)
-        requests.line.pace.end()
+        requests.end(who, took_s)
         if not len(requests.line):
             return
-        limit = self._limit(entry)
-        while limit is None or requests.num_running < limit:
+        room = self._room(entry)
+        while room is None or requests.num_running < room.limit:
             waiting = requests.line.next(requests.running)
             if waiting is None:
                 return
             if not waiting.place.done():  # else its request has given up
                 requests.begin(waiting.who)
-                waiting.place.set_result(None)
+                waiting.place.set_result(True)

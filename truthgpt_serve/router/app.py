@@ -48,6 +48,7 @@ from truthgpt_serve.router.request_body import (
 )
 from truthgpt_serve.router.routes import RouterRoutes
 from truthgpt_serve.router.usage import Fetch, UsageRoute
+from truthgpt_serve.router.waiting.claims import Claimant, claimant_of
 from truthgpt_serve.telemetry.record import record_of
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,9 @@ class RouterApp(Front):
         self.directory = ModelDirectory(fetch_state, self._fetch_routes)
         self._bodies = BodyReader(config)
         self._num_routers = config.num_replicas or 1
-        self._admission = Admission(self._num_routers)
+        self._admission = Admission(self._num_routers, self._find_claimant)
+        self._has_haproxy = socket is not None
+        self._client_header = config.client_header.encode() if config.client_header else None
         models = self.directory
         self._relay = Relay(
             self._pool,
@@ -107,6 +110,15 @@ class RouterApp(Front):
             files,
             UsageRoute(fetch_usage),
         )
+
+    def _find_claimant(self, scope: Scope | None) -> Claimant:
+        return claimant_of(scope, self._is_haproxy, self._client_header)
+
+    def _is_haproxy(self, host: str) -> bool:
+        """Returns whether HAProxy may be there: a replica's port takes requests of others too."""
+        if not self._has_haproxy:
+            return False
+        return host.startswith("127.") or host == "::1" or host in self.directory.node_hosts
 
     async def _fetch_routes(self) -> bytes:
         held = capacity(self.directory.entries())

@@ -25,10 +25,12 @@ class ModelTable:
 
     Attributes:
         playground: The application of the playground, or None.
+        node_hosts: Addresses of the nodes that have a proxy.
     """
 
     def __init__(self) -> None:
         self.playground: ApplicationState | None = None
+        self.node_hosts: frozenset[str] = frozenset()
         self._entries: dict[str, ModelEntry] = {}
         self._only: str | None = None
         self._states: dict[str, ApplicationState] = {}
@@ -94,6 +96,7 @@ class ModelTable:
         self.playground = next((one for one in applications if one.route_prefix == MOUNT), None)
         self._log_waiting(states)
         self._entries, self._states = entries, states
+        self.node_hosts = state.node_hosts
         names = [entry.name for entry in entries.values() if entry.is_model and not entry.deleted]
         self._only = names[0] if len(names) == 1 else None
 

@@ -160,3 +160,10 @@ def test_a_new_controller_changes_nothing_for_clients(
     app = {"status": status, "route_prefix": "/models/m", "deployments": {"D": deployment}}
     found = parse_details({"applications": {"m": app}}).applications["m"]
     assert (found.status, found.num_running_replicas) == (shown, running)
+
+
+def test_the_nodes_that_have_a_proxy_are_known_by_their_addresses() -> None:
+    proxies = {"a": {"node_ip": "192.0.2.1"}, "b": {"node_ip": "192.0.2.2"}, "c": {"node_ip": None}}
+    found = parse_details({"applications": {}, "http_options": None, "proxies": proxies})
+    assert found.node_hosts == {"192.0.2.1", "192.0.2.2"}
+    assert not parse_details({"applications": {}}).node_hosts

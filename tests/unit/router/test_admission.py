@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from truthgpt_serve.access.identity import SCOPE_KEY, Identity
 from truthgpt_serve.cluster.state import ApplicationState
 from truthgpt_serve.errors import OverloadedError, RequestError
+from truthgpt_serve.http.asgi import Scope
 from truthgpt_serve.router import admission as module
 from truthgpt_serve.router.admission import RESERVE, Admission, capacity, held_by_model
 from truthgpt_serve.router.model_entry import ModelEntry, adapter_entries, model_entry
@@ -29,17 +31,19 @@ class Client:
         self.admission = Admission(num_routers)
         self.num_running = self.most_running = 0
         self.ends = asyncio.Event()
+        self.refused_s: list[int | None] = []
 
-    async def ask(self, entry: ModelEntry) -> bool:
+    async def ask(self, entry: ModelEntry, scope: Scope | None = None) -> bool:
         """Returns whether the request was let through."""
         try:
-            async with self.admission.admit(entry):
+            async with self.admission.admit(entry, scope):
                 self.num_running += 1
                 self.most_running = max(self.most_running, self.num_running)
                 await self.ends.wait()
                 await asyncio.sleep(0.001)
                 self.num_running -= 1
-        except OverloadedError:
+        except OverloadedError as error:
+            self.refused_s.append(error.retry_after_s)
             return False
         return True
 
@@ -187,3 +191,49 @@ def test_what_goes_straight_to_a_model_is_bounded(
 ) -> None:
     entry = entry_of(num_replicas, limits=limits, adapters=["lora"])
     assert held_by_model([entry, *adapter_entries(entry)], 600) == held
+
+
+def key_scope(name: str, priority: int) -> dict[str, Any]:
+    return {"headers": [], SCOPE_KEY: Identity(name, priority=priority)}
+
+
+async def test_a_higher_priority_takes_the_place_of_a_lower_one_in_a_full_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MOMENT_S", WAIT_S)
+    entry = entry_of(1, limits=LIMITS)
+    client = Client(1)
+    running = [asyncio.create_task(client.ask(entry)) for _ in range(6)]
+    await asyncio.sleep(0.01)
+    low = [asyncio.create_task(client.ask(entry, key_scope("low", 0))) for _ in range(FIRST_LENGTH)]
+    await asyncio.sleep(0.01)
+    assert not await client.ask(entry, key_scope("low", 0))
+    high = [asyncio.create_task(client.ask(entry, key_scope("high", 1))) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    assert [task.done() for task in low] == [False] * (FIRST_LENGTH - 3) + [True] * 3
+    assert not any(task.done() for task in high)
+    assert client.admission.num_requests == 6 + FIRST_LENGTH
+    client.ends.set()
+    assert all(await asyncio.gather(*running, *high))
+    assert sum(await asyncio.gather(*low)) == FIRST_LENGTH - 3
+    assert client.admission.num_requests == 0
+    assert client.refused_s == [1] * 4
+
+
+async def test_places_are_kept_from_no_higher_priority() -> None:
+    entry = entry_of(1, limits=LIMITS)
+    client = Client(1)
+    client.admission.note_place(entry, b"900000")
+    tasks = [asyncio.create_task(client.ask(entry, key_scope("low", 0))) for _ in range(6)]
+    await asyncio.sleep(0.01)
+    for _ in range(20):
+        assert not await client.ask(entry, key_scope("low", 0))
+    tasks[0].cancel()
+    await asyncio.sleep(0.01)
+    assert not await client.ask(entry, key_scope("other", 0))  # it is kept
+    high = asyncio.create_task(client.ask(entry, key_scope("high", 1)))
+    await asyncio.sleep(0.01)
+    assert client.admission.num_requests == 6
+    client.ends.set()
+    assert await high
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -8,10 +8,10 @@ what it sends is too early as well.
 
 from __future__ import annotations
 
-from bisect import insort
-from collections import deque
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 
 from truthgpt_serve.access.identity import identity_of
 from truthgpt_serve.http.asgi import Scope, header
@@ -29,6 +29,10 @@ KEPT_S = 1.0
 """For how long a place is kept for a client that was told to come now."""
 _NEW_SHARE = 0.05
 """How much the newest counts in the share of clients that come as they were told."""
+
+
+_Promise = tuple[float, str, str]
+"""When it is due, and the client and connection that have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +67,45 @@ class Claim:
     wait_s: float | None = None
 
 
-def claimant_of(scope: Scope | None) -> Claimant:
-    """Returns who sends a request: as its key says, and the proxy."""
+def claimant_of(
+    scope: Scope | None,
+    is_proxy: Callable[[str], bool] = lambda host: True,
+    client_header: bytes | None = None,
+) -> Claimant:
+    """Returns who sends a request: as its key says, and the proxy.
+
+    Args:
+        scope: The request's.
+        is_proxy: Returns whether a host is one of the service's own proxies. What others say of
+            their clients does not count: they are the clients.
+        client_header: Which header of a proxy in front of the service says who its clients are:
+            the last one in it. Its connections are of many clients.
+    """
     if scope is None:
         return Claimant()
     identity = identity_of(scope)
-    connection = (header(scope["headers"], _CLIENT_HEADER) or b"")[:MAX_CLIENT].decode("latin-1")
+    connection = _connection(scope, is_proxy)
+    client = connection.rpartition(":")[0]
+    if client_header and (said := _said(scope, client_header)):
+        client, connection = said, ""
     if identity is None:
-        return Claimant(connection.rpartition(":")[0], connection)
+        return Claimant(client, connection)
     return Claimant(f"key {identity.name}", connection, identity.weight, identity.priority)
+
+
+def _connection(scope: Scope, is_proxy: Callable[[str], bool]) -> str:
+    """Returns address and port of a client; empty where that is not known."""
+    host, port = scope.get("client") or ("", 0)
+    if is_proxy(host):
+        said = header(scope["headers"], _CLIENT_HEADER)
+        return (said or b"")[:MAX_CLIENT].decode("latin-1")
+    return f"{host}:{port}" if host else ""
+
+
+def _said(scope: Scope, name: bytes) -> str:
+    """Returns the last address in a header; of several headers of a name, in the last one."""
+    values = [value for each, value in scope["headers"] if each == name]
+    return values[-1].rpartition(b",")[2].strip()[:MAX_CLIENT].decode("latin-1") if values else ""
 
 
 class Claims:
@@ -83,14 +117,14 @@ class Claims:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._order: deque[tuple[float, str, str]] = deque()  # by when they are due
-        self._clients: dict[str, dict[str, float]] = {}
+        self._bands: dict[int, list[_Promise]] = {}  # by priority, each by when they are due
+        self._clients: dict[str, dict[str, tuple[float, int]]] = {}
         self._number = 0
         self._share = 0.5  # of the clients that were told to come do
 
     def __bool__(self) -> bool:
         """Returns whether there are any."""
-        return bool(self._order)
+        return bool(self._bands)
 
     def take(self, who: Claimant, most: int) -> Claim:
         """Returns the claim of a client that comes now; a promise that is due is kept by it.
@@ -104,12 +138,14 @@ class Claims:
         if promised is None:
             return Claim()
         now_s = self._clock()
-        connection, then_s = who.connection, promised.get(who.connection)
-        if then_s is None:
-            connection, then_s = next(iter(promised.items()))
+        connection = who.connection
+        if connection in promised:
+            then_s, _ = promised[connection]
+        else:
+            connection, (then_s, _) = next(iter(promised.items()))
             if then_s > now_s + EARLY_S - (LATE_S if who.connection else 0):
                 is_full = len(promised) >= (MAX_QUEUES if who.connection else 1) * most
-                wait_s = next(reversed(promised.values())) - now_s if is_full else None
+                wait_s = next(reversed(promised.values()))[0] - now_s if is_full else None
                 return Claim(is_early=len(promised) >= most, wait_s=wait_s)
         if then_s > now_s + EARLY_S:
             return Claim(is_early=True, wait_s=then_s - now_s)
@@ -119,38 +155,48 @@ class Claims:
 
     def give(self, who: Claimant, wait_s: float) -> None:
         """Notes that a client was told to come again in so many seconds."""
-        then_s = self._clock() + wait_s
-        promised = self._clients.setdefault(who.client, {})
         self._number += 1
         connection = who.connection or f"#{self._number}"
-        promised[connection] = then_s
-        insort(self._order, (then_s, who.client, connection))
-        if len(self._order) > MAX_PROMISES:
-            self._drop(*self._order.popleft())
+        if connection in self._clients.get(who.client, ()):
+            self._forget(who.client, connection)
+        then_s = self._clock() + wait_s
+        self._clients.setdefault(who.client, {})[connection] = (then_s, who.priority)
+        insort(self._bands.setdefault(who.priority, []), (then_s, who.client, connection))
+        if sum(map(len, self._bands.values())) > MAX_PROMISES:
+            self._drop(min(band[0] for band in self._bands.values()))
 
-    def num_expected(self, within_s: float = 0.0) -> float:
-        """Returns how many clients will likely come in so many seconds, as they were told to."""
+    def num_expected(self, within_s: float = 0.0, priority: int | None = None) -> float:
+        """Returns how many clients will likely come in so many seconds, as they were told to.
+
+        Args:
+            within_s: The seconds.
+            priority: Those of a lower one do not count; None for all.
+        """
         self._drop_old()
-        end_s, number = self._clock() + within_s, 0
-        for then_s, client, connection in self._order:
-            if then_s > end_s:
-                break
-            number += self._clients.get(client, {}).get(connection) == then_s
-        return number * self._share
+        end_s = self._clock() + within_s
+        return self._share * sum(
+            bisect_right(band, end_s, key=itemgetter(0))
+            for of_band, band in self._bands.items()
+            if priority is None or of_band >= priority
+        )
 
     def _forget(self, client: str, connection: str) -> None:
         promised = self._clients[client]
-        del promised[connection]
+        then_s, priority = promised.pop(connection)
         if not promised:
             del self._clients[client]
+        band = self._bands[priority]
+        del band[bisect_left(band, (then_s, client, connection))]
+        if not band:
+            del self._bands[priority]
 
-    def _drop(self, then_s: float, client: str, connection: str) -> None:
-        """Forgets a promise, if it is still open."""
-        if self._clients.get(client, {}).get(connection) == then_s:
-            self._forget(client, connection)
-            self._share -= _NEW_SHARE * self._share
+    def _drop(self, promise: _Promise) -> None:
+        """Forgets a promise whose client has not come."""
+        self._forget(*promise[1:])
+        self._share -= _NEW_SHARE * self._share
 
     def _drop_old(self) -> None:
         old_s = self._clock() - KEPT_S
-        while self._order and self._order[0][0] < old_s:
-            self._drop(*self._order.popleft())
+        for band in list(self._bands.values()):
+            while band and band[0][0] < old_s:
+                self._drop(band[0])

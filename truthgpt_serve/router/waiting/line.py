@@ -12,19 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from truthgpt_serve.router.waiting.claims import Claimant
+from truthgpt_serve.router.waiting.pace import Pace
 
 DRAIN_S = 0.5
 WAIT_S = 2.0
 """How long one waits at most: four times what the line takes, as requests end unevenly."""
 MOMENT_S = 0.08
 """How long it waits where no place may come for long: a refusal is then still one at once."""
-STEADY_S, STEADY_ENDS = 1.0, 4
-"""Requests end steadily where no two ends are further apart, of so many in the last seconds."""
 MAX_LENGTH = 256
 FIRST_LENGTH = 8
 """Before it is known how fast requests end."""
-_SPAN_S, _IDLE_S = 2.0, 30.0
-"""Over which ends are counted; after which those before say nothing."""
 
 
 @dataclass(slots=True, eq=False)
@@ -34,73 +31,17 @@ class Waiting:
     Attributes:
         who: Its client.
         has_waited: Whether its client was told to come now.
-        place: Says when it has a place.
+        place: Says when it has a place, or that another one waits in its stead.
     """
 
     who: Claimant
     has_waited: bool
-    place: asyncio.Future[None] = field(repr=False)
-
-
-class Pace:
-    """How many requests end in a second, and how steadily.
-
-    Args:
-        clock: The time in seconds, which only goes forward.
-    """
-
-    __slots__ = ("_before", "_clock", "_gaps_s", "_last_s", "_number", "_number_before", "_since_s")
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._since_s = self._last_s = clock()
-        self._gaps_s = (0.0, 0.0)  # the longest before, and now
-        self._number = self._number_before = 0
-        self._before: float | None = None
-
-    def begin(self) -> None:
-        """Notes that one begins where none was at work: none could end before."""
-        self._last_s = self._clock()
-
-    def end(self) -> None:
-        """Counts one."""
-        self._look()
-        now_s = self._clock()
-        self._gaps_s = (self._gaps_s[0], max(self._gaps_s[1], now_s - self._last_s))
-        self._last_s = now_s
-        self._number += 1
-
-    def is_steady(self, since_s: float, *, is_quick: bool = False) -> bool:
-        """Returns whether the next one is likely to end soon.
-
-        Args:
-            since_s: One that has ended since then is enough.
-            is_quick: Whether it is known that none takes long: none needs to have ended.
-        """
-        self._look()
-        is_seen = self._last_s > since_s or self._number + self._number_before >= STEADY_ENDS
-        return (is_seen or is_quick) and max(
-            *self._gaps_s, self._clock() - self._last_s
-        ) <= STEADY_S
+    place: asyncio.Future[bool] = field(repr=False)
 
     @property
-    def per_s(self) -> float | None:
-        """That number, of the last seconds; None at the start, and after an idle time."""
-        self._look()
-        if self._before is None:
-            return None
-        taken_s = self._clock() - self._since_s
-        return max(self._before, self._number / max(taken_s, _SPAN_S))
-
-    def _look(self) -> None:
-        taken_s = self._clock() - self._since_s
-        if taken_s >= _SPAN_S:
-            is_idle = taken_s >= _IDLE_S
-            self._before = None if is_idle else self._number / taken_s
-            self._gaps_s = (0.0 if is_idle else self._gaps_s[1], 0.0)
-            self._number_before = 0 if is_idle else self._number
-            self._since_s += taken_s
-            self._number = 0
+    def has_place(self) -> bool:
+        """Whether it was given one."""
+        return self.place.done() and not self.place.cancelled() and self.place.result()
 
 
 class Line:
@@ -140,6 +81,21 @@ class Line:
         """Takes a request out of the line, if it is there."""
         if waiting in self._waiting:
             self._waiting.remove(waiting)
+
+    def make_room(self, priority: int) -> bool:
+        """Puts out the request that would come last; returns whether there was one to put out.
+
+        Args:
+            priority: Of the request that comes in its stead: only lower ones leave.
+        """
+        lower = [each for each in self._waiting if each.who.priority < priority]
+        if not lower:
+            return False
+        last = min(reversed(lower), key=lambda each: (each.who.priority, each.has_waited))
+        self._waiting.remove(last)
+        if not last.place.done():
+            last.place.set_result(False)
+        return True
 
     def next(self, running: dict[str, int]) -> Waiting | None:
         """Takes the request that is next out of the line.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -129,10 +130,67 @@ def test_no_more_than_some_are_remembered(claims: Claims, clock: Clock) -> None:
             Claimant("key a", "", 3, 2),
         ),
         ({"headers": [(CLIENT_HEADER.encode(), b"\xff" * 999)]}, Claimant("", "\xff" * 64)),
+        (
+            {
+                "headers": [(CLIENT_HEADER.encode(), b"192.0.2.1:5000")],
+                "client": ("127.0.0.1", 9),
+            },
+            Claimant("192.0.2.1", "192.0.2.1:5000"),
+        ),
     ],
 )
 def test_a_client_is_its_key_or_its_address(scope: Any, claimant: Claimant) -> None:
     assert claimant_of(scope) == claimant
+
+
+FORGED: Any = {
+    "headers": [(CLIENT_HEADER.encode(), b"192.0.2.1:5000"), (b"x-real-ip", b"192.0.2.1")],
+    "client": ("192.0.2.99", 9),
+}
+
+
+def test_only_a_proxy_says_who_its_client_is() -> None:
+    assert claimant_of(FORGED, lambda host: False) == Claimant("192.0.2.99", "192.0.2.99:9")
+    unknown = {**FORGED, "client": None}
+    assert claimant_of(unknown, lambda host: False) == Claimant()
+
+
+def test_a_proxy_in_front_says_who_its_clients_are() -> None:
+    headers = [(b"x-forwarded-for", b"1.1.1.1"), (b"x-forwarded-for", b"2.2.2.2, 3.3.3.3")]
+    scope: Any = {"headers": headers, "client": ("192.0.2.99", 9)}
+    name = b"x-forwarded-for"
+    assert claimant_of(scope, lambda host: False, name) == Claimant("3.3.3.3", "")
+    scope[SCOPE_KEY] = Identity("a")
+    assert claimant_of(scope, lambda host: False, name) == Claimant("key a", "")
+    without = claimant_of({**FORGED, "headers": []}, lambda host: False, name)
+    assert without == Claimant("192.0.2.99", "192.0.2.99:9")
+
+
+def test_only_promises_of_as_high_a_priority_count(claims: Claims, clock: Clock) -> None:
+    claims.give(Claimant("low", "1"), 1)
+    claims.give(Claimant("high", "2", priority=5), 1)
+    every = claims.num_expected(1)
+    assert claims.num_expected(1, 5) == claims.num_expected(1, 1) == every / 2
+    assert claims.num_expected(1, 6) == 0
+    assert claims.num_expected(1, 0) == every
+
+
+def test_a_promise_that_is_given_anew_replaces_the_one_before(claims: Claims, clock: Clock) -> None:
+    for wait_s in (1, 7, 3):
+        claims.give(FIRST, wait_s)
+    once = claims.num_expected(60)
+    claims.give(OTHER, 1)
+    assert claims.num_expected(60) == 2 * once
+    assert claims.take(FIRST, MOST).wait_s == 3
+
+
+def test_looking_at_all_promises_takes_microseconds(claims: Claims, clock: Clock) -> None:
+    for number in range(MAX_PROMISES):
+        claims.give(Claimant("192.0.2.1", str(number)), 1 + number % 50)
+    began_s = time.thread_time()
+    for _ in range(1000):
+        claims.num_expected(60)
+    assert time.thread_time() - began_s < 0.05
 
 
 def test_promises_are_looked_at_in_the_order_in_which_they_are_due(

@@ -45,6 +45,33 @@ def test_as_many_wait_as_have_ended_lately() -> None:
     assert line.length(100) == 50  # as at the start
 
 
+def test_the_last_of_the_lowest_priority_makes_room_for_a_higher_one() -> None:
+    async def leave() -> list[str]:
+        line = Line(Clock())
+        waiting = [
+            line.join(Claimant(name, "", 1, priority), has_waited=has_waited)
+            for name, priority, has_waited in (
+                ("low", 0, False),
+                ("kept", 0, True),
+                ("last", 0, False),
+                ("high", 2, False),
+            )
+        ]
+        left = []
+        while line.make_room(2):
+            left += [
+                each.who.client
+                for each in waiting
+                if each.place.done() and each.who.client not in left
+            ]
+        assert len(line) == 1
+        assert not any(each.has_place for each in waiting)
+        assert not line.make_room(2)
+        return left
+
+    assert run(leave()) == ["last", "low", "kept"]
+
+
 def test_requests_end_steadily_where_none_is_long_in_coming() -> None:
     clock = Clock()
     pace = Line(clock).pace
