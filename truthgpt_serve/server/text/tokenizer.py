@@ -12,6 +12,7 @@ from truthgpt_serve.errors import ContextLengthError, RequestError, UnsupportedE
 from truthgpt_serve.server.text.chat_template import ChatTemplate
 from truthgpt_serve.server.text.messages import ChatMessage
 from truthgpt_serve.server.text.reasoning import Thinking, find_reasoning
+from truthgpt_serve.server.text.text_template import TextTemplate
 from truthgpt_serve.server.text.tools.prompt import ToolTemplate
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class Tokenizer:
         self._encode = encode if callable(encode) else None
         template = getattr(tokenizer, "apply_chat_template", None)
         has_one = getattr(tokenizer, "chat_template", "") is not None
-        self._template = template if callable(template) and has_one else None
+        self._template = TextTemplate(template) if callable(template) and has_one else None
         self._chat = ChatTemplate(self._template)
         self.tooling = ToolTemplate(self._template)
         self._special = self._encode is not None and _takes(encode, "add_special_tokens")
