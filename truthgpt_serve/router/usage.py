@@ -117,6 +117,8 @@ def read_query(query: bytes, now_s: float) -> UsageQuery:
     start_s = end_s - DEFAULT_DAYS * DAY_HOURS * HOUR_S
     if "start" in given:
         start_s = _seconds(given["start"], "start")
+    if end_s < 0:
+        raise RequestError(f"must not be before 1970, as {shown(given['end'])} is", param="end")
     if start_s >= end_s:
         raise RequestError("must be before `end`, which does not count itself", param="start")
     limit = DEFAULT_LIMIT
@@ -158,7 +160,8 @@ def _seconds(text: str, param: str) -> int:
             raise ValueError(text)
         return int(read_moment(text).timestamp())
     except (ValueError, OverflowError) as error:
-        raise RequestError(f"{shown(text)} is no moment: {_FORM}", param=param) from error
+        plus = "; a `+` in an address is written %2B" if " " in text else ""
+        raise RequestError(f"{shown(text)} is no moment: {_FORM}{plus}", param=param) from error
 
 
 def _limit(text: str) -> int:

@@ -173,6 +173,8 @@ def test_a_store_that_cannot_be_read(service: Service) -> None:
         ("start=20270131", "start", "is no moment"),
         ("end=99999999999999999999", "end", "is no moment"),
         ("end=-5", "end", "is no moment"),
+        ("end=0001-01-01", "end", "must not be before 1970, as '0001-01-01' is"),
+        ("start=2027-01-31T00:00:00+02:00", "start", "written %2B"),
         ("start=2027-01-02&end=2027-01-02", "start", "must be before `end`"),
         ("start=2999-01-01", "start", "must be before `end`"),
         ("group_by=team", "group_by", "must be of day, key, model, not 'team'"),
