@@ -10,7 +10,7 @@ from typing import Any
 from truthgpt_serve.access.identity import Identity
 from truthgpt_serve.access.quota import Lease, Quota
 from truthgpt_serve.errors import RateLimitError
-from truthgpt_serve.http.asgi import Headers, Message, Receive, Scope, Send
+from truthgpt_serve.http.asgi import Message, Receive, Scope, Send
 from truthgpt_serve.usage.counted import Usage, counting
 
 USAGE_KEY = "truthgpt.usage"
@@ -82,7 +82,7 @@ class Meter:
         lease = await self.admit(identity)
         salt = identity.name if identity.has_own_cache else ""
         usage = scope[USAGE_KEY] = Usage(priority=identity.priority, cache_salt=salt)
-        watch = _Watch(send, [] if lease is None else lease.headers)
+        watch = _Watch(send, lease)
         metered = scope[METERED_KEY] = Metered(identity.name, usage, watch, lease, self._report)
         return metered
 
@@ -153,19 +153,22 @@ class Metered:
 class _Watch:
     """The answer of a request on its way out.
 
+    What the request holds is given back before the last piece goes out: a client that sends the
+    next request at once finds it free.
+
     Args:
         send: Where it goes.
-        headers: Go out with it.
+        lease: What the request holds, whose headers go out with the answer; None without limits.
 
     Attributes:
         status: Of the answer; 0 before it has begun.
     """
 
-    __slots__ = ("_began_s", "_first_s", "_headers", "_last_s", "_send", "_whole", "status")
+    __slots__ = ("_began_s", "_first_s", "_last_s", "_lease", "_send", "_whole", "status")
 
-    def __init__(self, send: Send, headers: Headers) -> None:
+    def __init__(self, send: Send, lease: Lease | None) -> None:
         self._send = send
-        self._headers = headers
+        self._lease = lease
         self._began_s = self._last_s = time.perf_counter()
         self._first_s: float | None = None
         self.status = 0
@@ -178,10 +181,13 @@ class _Watch:
             if self._first_s is None:
                 self._first_s = self._last_s
             self._whole = not message.get("more_body", False)
+            if self._whole and self._lease is not None:
+                self._lease.end()
         elif message["type"] == "http.response.start":
             self.status = message["status"]
-            if self._headers:
-                message = {**message, "headers": [*message.get("headers", ()), *self._headers]}
+            if self._lease is not None and self._lease.headers:
+                headers = [*message.get("headers", ()), *self._lease.headers]
+                message = {**message, "headers": headers}
         await self._send(message)
 
     def ended(self, key: str, usage: Usage, *, cancelled: bool) -> Ended:

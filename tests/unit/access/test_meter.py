@@ -139,3 +139,25 @@ async def test_work_that_outlives_its_client_holds_its_place(quota: Quota) -> No
     await asyncio.gather(*tasks)
     assert (told[1].outcome, told[1].usage.completion_tokens) == ("cancelled", 6)
     await meter.begin(TEAM, {"type": "http"}, nothing)
+
+
+async def test_a_client_that_has_its_answer_may_send_the_next(quota: Quota) -> None:
+    """Its next request can come before the first one's application has returned."""
+    meter = Meter(quota, lambda _ended: None)
+    admitted = 0
+
+    async def send(message: Message) -> None:
+        nonlocal admitted
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            lease = await meter.admit(TEAM)
+            assert lease is not None
+            lease.end()
+            admitted += 1
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    scope: Scope = {"type": "http"}
+    metered = await meter.begin(TEAM, scope, send)
+    await metered.answer(answering(200, lambda: None), scope, receive)
+    assert admitted == 1
