@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 from truthgpt_serve.errors import RequestError, UnsupportedError
@@ -225,3 +226,41 @@ def _marked_call(call: dict[str, Any], mark: Callable[[str], str], place: str) -
     elif arguments:
         arguments = mark(f"{place}.arguments")
     return {**call, "function": {"name": name, "arguments": arguments}}
+
+
+class TextTemplate:
+    """A chat template that takes messages whose contents are texts.
+
+    Templates of models that see, such as SmolVLM's, read lists of parts alone: of a text they print
+    nothing, or fail.
+
+    Args:
+        apply: The tokenizer's `apply_chat_template`.
+    """
+
+    def __init__(self, apply: Callable[..., Any]) -> None:
+        self._apply = apply
+
+    def __call__(self, messages: Sequence[ChatMessage], **options: Any) -> Any:
+        """Returns what `apply_chat_template` does."""
+        shaped = [_in_parts(one) for one in messages] if self._reads_parts else messages
+        return self._apply(shaped, **options)
+
+    @cached_property
+    def _reads_parts(self) -> bool:
+        """Whether the template prints a content in parts, and none that is a text."""
+        said = {"role": "user", "content": MARK}
+        return not self._prints(said) and self._prints(_in_parts(said))
+
+    def _prints(self, message: ChatMessage) -> bool:
+        try:
+            return MARK in self._apply([message], tokenize=False, add_generation_prompt=True)
+        except Exception:  # templates raise what they like about what they do not take
+            return False
+
+
+def _in_parts(message: ChatMessage) -> ChatMessage:
+    content = message.get("content")
+    if not isinstance(content, str):
+        return message
+    return {**message, "content": [{"type": "text", "text": content}]}

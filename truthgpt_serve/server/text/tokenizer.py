@@ -9,10 +9,9 @@ from functools import cached_property, partial
 from typing import Any
 
 from truthgpt_serve.errors import ContextLengthError, RequestError, UnsupportedError
-from truthgpt_serve.server.text.chat_template import ChatTemplate
+from truthgpt_serve.server.text.chat_template import ChatTemplate, TextTemplate
 from truthgpt_serve.server.text.messages import ChatMessage
 from truthgpt_serve.server.text.reasoning import Thinking, find_reasoning
-from truthgpt_serve.server.text.text_template import TextTemplate
 from truthgpt_serve.server.text.tools.prompt import ToolTemplate
 
 logger = logging.getLogger(__name__)

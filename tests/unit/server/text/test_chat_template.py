@@ -1,3 +1,5 @@
+"""Chat templates get contents in the form that they read; see test_messages.py for the rest."""
+
 from __future__ import annotations
 
 from typing import Any
