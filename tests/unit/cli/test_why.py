@@ -249,6 +249,15 @@ def test_the_output_of_the_last_process_is_printed(folder: Path) -> None:
     assert len(few.stdout.splitlines()) == 3
 
 
+def test_both_files_of_a_process_are_read_where_one_begins_with_its_name(folder: Path) -> None:
+    """What an engine prints may stand before Ray's mark."""
+    write_log(folder, 102, ERROR)
+    write_log(folder, 102, ENGINE * 9 + ERROR.partition("INFO")[0], "out")
+    done = run_cli("logs", "bad", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "(EngineCore pid=7) Process EngineCore:" in done.stdout
+
+
 def test_lines_are_followed_until_ctrl_c(folder: Path) -> None:
     path = write_log(folder, 102, ERROR)
     # A process of this name, as Ray titles the model's.

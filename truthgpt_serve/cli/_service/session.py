@@ -59,12 +59,16 @@ class Session:
             PermissionError: It is another user's.
         """
         mark = f":actor_name:ServeReplica:{model}:".encode()
-        files: dict[int, list[Path]] = {}
+        files: dict[tuple[str, int], list[Path]] = {}
         for path in sorted((self.folder / "logs").glob("worker-*")):
-            match = _PID.search(path.name)
-            if match is not None and mark in _head(path):
-                files.setdefault(int(match[1]), []).append(path)
-        found = [_replica(model, pid, paths) for pid, paths in files.items()]
+            if (match := _PID.search(path.name)) is not None:
+                files.setdefault((path.stem, int(match[1])), []).append(path)
+        # What a process that it started has printed first may push the mark out of one's beginning.
+        found = [
+            _replica(model, pid, paths)
+            for (_, pid), paths in files.items()
+            if any(mark in _head(path) for path in paths)
+        ]
         return sorted(found, key=lambda replica: replica.written_s)
 
     def serve_logs(self, model: str) -> list[Path]:
