@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from truthgpt_serve.errors import OverloadedError, UnavailableError
@@ -18,6 +19,8 @@ from truthgpt_serve.http.asgi import (
 from truthgpt_serve.http.foreign_errors import MAX_ERROR_BYTES, may_be_foreign, read_error
 from truthgpt_serve.http.headers import BODY_HEADERS, lower_case
 
+logger = logging.getLogger(__name__)
+
 _RETRY_AFTER = {
     kind.status: b"%d" % (kind.default_retry_after_s or 1)
     for kind in (OverloadedError, UnavailableError)
@@ -27,7 +30,9 @@ _RETRY_AFTER = {
 class ShapedErrors:
     """An application whose errors have one form for each API, whoever makes them.
 
-    Answers below status 400 pass untouched, piece by piece.
+    Answers below status 400 pass untouched, piece by piece. An exception behind a whole answer ends
+    here: Starlette raises what it has answered with a 500 once more, and for an exception servers
+    close the connection, perhaps while the next request is on its way.
 
     Args:
         app: The application.
@@ -40,15 +45,26 @@ class ShapedErrors:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one ASGI connection."""
-        if scope["type"] == "http":
-            send = _Answer(scope, send, self._name)
-        await self._app(scope, receive, send)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        answer = _Answer(scope, send, self._name)
+        try:
+            await self._app(scope, receive, answer)
+        except Exception:
+            if not answer.is_whole:
+                raise
+            logger.exception("the application of model %r failed", self._name)
 
 
 class _Answer:
-    """The way back of one request: holds an error until it is whole."""
+    """The way back of one request: holds an error until it is whole.
 
-    __slots__ = ("_body", "_held", "_name", "_scope", "_send")
+    Attributes:
+        is_whole: Whether all of the answer has been sent.
+    """
+
+    __slots__ = ("_body", "_held", "_name", "_scope", "_send", "is_whole")
 
     def __init__(self, scope: Scope, send: Send, name: str) -> None:
         self._scope = scope
@@ -56,8 +72,14 @@ class _Answer:
         self._name = name
         self._held: Message | None = None
         self._body = b""
+        self.is_whole = False
 
     async def __call__(self, message: Message) -> None:
+        await self._take(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.is_whole = True
+
+    async def _take(self, message: Message) -> None:
         kind = message["type"]
         if kind == "http.response.start" and message["status"] >= 400:
             await self._begin(message)
