@@ -518,7 +518,8 @@ def test_the_command_line(guarded: Guarded) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="needs the extra `ui`")
 def test_the_playground_keeps_the_key_of_a_tab(guarded: Guarded) -> None:
     # Its process starts for this first visitor, and imports Gradio.
-    assert httpx.get(f"{guarded.cluster.url}/ui/", timeout=START_TIMEOUT_S).status_code == 200
+    page = f"{guarded.cluster.url}/ui/"
+    wait_for(lambda: httpx.get(page, timeout=LIMIT_S).status_code == 200, START_TIMEOUT_S)
     with open_browser() as browser:
         browser.driver.get(f"{guarded.cluster.url}/ui/")
         needed = "enter an API key at the top of the page"

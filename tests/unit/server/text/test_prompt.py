@@ -43,7 +43,7 @@ def test_answers_share_a_prompt() -> None:
         httpx.Client(base_url=url, timeout=20) as client,
     ):
         counts = []
-        for n in (1, 4):
+        for n in (1, 1, 4):  # with the first, the template is asked once what it takes
             Counting.tokenizer.rendered.clear()
             Counting.tokenizer.encoded.clear()
             messages = [{"role": "user", "content": "Hi"}]
@@ -53,7 +53,7 @@ def test_answers_share_a_prompt() -> None:
             assert answer["usage"]["prompt_tokens"] == 4
             encoded = Counting.tokenizer.encoded
             counts.append((len(Counting.tokenizer.rendered), encoded.count("<Hi>")))
-    assert counts[0] == counts[1]
+    assert counts[1] == counts[2]
 
 
 def test_what_fails_is_tried_again() -> None:
