@@ -6,6 +6,7 @@ Knows nothing of Ray; the fixtures that start a cluster are in tests/serve.
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 from collections.abc import Generator
 from pathlib import Path
@@ -23,6 +24,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns whenev
 # Threads that wait for each other on a busy machine take many times as long as one: torch's wait by
 # spinning. What a test says of threads itself counts more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+importlib.import_module("tests.support.shell")  # it keeps the variables as they are now
 
 ROOT = Path(__file__).resolve().parent.parent
 UNIT_TIMEOUT_S = 180

@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
+from tests.support.shell import forget_what_libraries_set
+
 HERE = Path(__file__).parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Lets services start as from a shell, whatever other tests have imported before."""
+    forget_what_libraries_set()
 
 
 @pytest.hookimpl(optionalhook=True)
