@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from truthgpt_serve.errors import (
     MethodError,
     ModelNotFoundError,
     RequestError,
+    RouteNotFoundError,
     ServerError,
     TruthGPTError,
     UnavailableError,
@@ -29,7 +31,7 @@ from truthgpt_serve.http.asgi import Headers, Receive, Scope, Send, send_error
 from truthgpt_serve.http.file_store import FileStore
 from truthgpt_serve.http.front import Front
 from truthgpt_serve.http.retriable import HEADER, RETRY_AFTER_S
-from truthgpt_serve.http.routes import find_error
+from truthgpt_serve.http.routes import find_error, shown_path
 from truthgpt_serve.router.admission import Admission, capacity, held_by_model
 from truthgpt_serve.router.affinity import affinity_by_model
 from truthgpt_serve.router.allowed import AllowedModels
@@ -198,11 +200,20 @@ class RouterApp(Front):
     async def _send_unreached(self, scope: Scope, send: Send) -> None:
         """Answers what was meant for a model, and came here because the proxy knows none there.
 
-        Relayed, it would come back.
+        Relayed, it would come back. The proxies compare an address byte by byte, so one that is
+        written in another way than its model's never leads to it.
         """
-        name, slash, rest = scope["path"].removeprefix(MODELS_PREFIX).partition("/")
+        path: str = scope["path"]
+        name, slash, rest = path.removeprefix(MODELS_PREFIX).partition("/")
+        written = scope.get("raw_path") or path.encode()
         error: TruthGPTError
         try:
+            if not re.match(rb"%b(?![^/])" % re.escape(f"{MODELS_PREFIX}{name}".encode()), written):
+                shown = shown_path(written.decode("latin-1"))
+                raise RouteNotFoundError(
+                    f"there is no {shown} here: a model's address is {MODELS_PREFIX}NAME, in which "
+                    "nothing is percent-encoded"
+                )
             entry = await AllowedModels(self.directory, identity_of(scope)).resolve(name)
             if not entry.is_model:
                 kind = "an adapter" if entry.alias_of is None else "an alias"

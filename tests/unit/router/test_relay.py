@@ -633,6 +633,42 @@ async def test_wrong_methods_and_paths(
     assert response.headers.get("allow") == allowed
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/models/m%2f..%2fother/",
+        "/models/m%2fv1/plain",
+        "/models/%6d/v1/plain",
+        "/models/%6D",
+        "/%6dodels/m/v1/plain",
+        "/models%2fm/v1/plain",
+        "/models/m%2F",
+        "/models/%2e%2e/models/m",
+        "/models/m%00/v1/plain",
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_an_address_in_another_writing_is_of_no_model(
+    client: httpx.AsyncClient, proxy: Proxy, method: str, path: str
+) -> None:
+    before = len(proxy.requests)
+    response = await client.request(method, path, content=b"{}" if method == "POST" else None)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (404, "not_found")
+    assert error["message"].startswith(f"there is no {path} here: a model's address is ")
+    assert "retry-after" not in response.headers
+    assert proxy.requests[before:] == []
+
+
+async def test_an_address_that_the_proxy_does_not_know_yet_is_retried(
+    client: httpx.AsyncClient,
+) -> None:
+    for path in ("/models/m", "/models/m/v1/%70lain", "/models/m/?a=%2f"):
+        response = await client.get(path)
+        assert response.status_code == 503, path
+        assert response.headers["retry-after"]
+
+
 @pytest.mark.parametrize("pieces", [1, 3], ids=["whole", "in pieces"])
 async def test_a_body_with_two_models_reaches_neither(
     client: httpx.AsyncClient, proxy: Proxy, pieces: int
