@@ -154,6 +154,8 @@ def read_timeout(scope: Scope) -> float | None:
     if value is None:
         return None
     if not value.isdigit() or len(value) > MAX_DIGITS or not int(value):
-        message = "`x-request-timeout-ms` must be a whole number of milliseconds from 1"
-        raise RequestError(message)
+        most = "9" * MAX_DIGITS
+        raise RequestError(
+            f"`x-request-timeout-ms` must be a whole number of milliseconds from 1 to {most}"
+        )
     return int(value) / 1000

@@ -1,7 +1,8 @@
-"""Answers HTTP/1.0 clients, nginx in its default settings among them, without chunks.
+"""uvicorn's protocol with two mends: HTTP/1.0 without chunks, and trailers that are no headers.
 
-uvicorn sends what has no length in chunks, which HTTP/1.0 does not know, and HAProxy passes them.
-This sends it as it is: the end of the connection is the end of the answer (RFC 9112, 6.3).
+uvicorn sends what has no length in chunks, which HTTP/1.0 does not know (nginx in its default
+settings speaks it), and HAProxy passes them. This sends it as it is: the end of the connection is
+the end of the answer (RFC 9112, 6.3).
 """
 
 from __future__ import annotations
@@ -25,8 +26,23 @@ class OldClientsProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
 
+    def on_message_begin(self) -> None:
+        """Begins a request."""
+        super().on_message_begin()
+        self._has_head = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Takes a header. What stands behind a body is none (RFC 9110, 6.5.1).
+
+        uvicorn adds such trailers to the headers, before the application sees those of a request
+        that came at once: they could carry a key, or a limit, past whoever checked the head.
+        """
+        if not self._has_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """Starts the request, which runs in a task a moment later."""
+        self._has_head = True
         super().on_headers_complete()
         if self.scope["http_version"] == "1.0" and type(self.cycle) is RequestResponseCycle:
             self.cycle.__class__ = _UnchunkedCycle

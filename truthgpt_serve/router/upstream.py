@@ -97,8 +97,9 @@ class UpstreamConnection(asyncio.Protocol):
     # -- httptools callbacks
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Collects one response header."""
-        self._headers.append((name.lower(), value))
+        """Collects one response header; a trailer, which comes after the head, is none."""
+        if not self._status:
+            self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Notes the status."""

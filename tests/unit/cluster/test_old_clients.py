@@ -78,6 +78,35 @@ def test_http_1_1_keeps_its_chunks(port: int) -> None:
     assert body == b"9\r\ndata: 1\n\n\r\n9\r\ndata: 2\n\n\r\n0\r\n\r\n"
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_trailer_is_no_header(at_once: bool) -> None:
+    seen: list[dict[bytes, bytes]] = []
+
+    async def note(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            raise NotImplementedError
+        while (await receive()).get("more_body"):
+            pass
+        seen.append(dict(scope["headers"]))
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    head = b"POST / HTTP/1.1\r\nhost: x\r\nx-one: 1\r\ntransfer-encoding: chunked\r\n\r\n"
+    names = (b"authorization", b"x-api-key", b"x-request-timeout-ms", b"x-request-id", b"x-one")
+    trailers = b"".join(b"%b: 2\r\n" % name for name in names)
+    body = b"1\r\nx\r\n0\r\n" + trailers + b"\r\n"
+    with (
+        serve_at(note, http=OldClientsProtocol) as port,
+        socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as client,
+    ):
+        for _ in range(2):  # the next request of a connection has headers again
+            for part in [head + body] if at_once else [head, body]:
+                client.sendall(part)
+            assert client.recv(65536).startswith(b"HTTP/1.1 204")
+    assert [sorted(headers) for headers in seen] == [[b"host", b"transfer-encoding", b"x-one"]] * 2
+    assert [headers[b"x-one"] for headers in seen] == [b"1", b"1"]
+
+
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_connection_that_ends_leaves_nothing(port: int, reset: bool) -> None:
     with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as client:

@@ -89,6 +89,30 @@ async def test_idle_connections_are_closed_without_requests(
     await server.until_open(0)
 
 
+async def test_a_trailer_of_an_answer_is_no_header() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        head = b"HTTP/1.1 200 OK\r\nx-one: 1\r\ntransfer-encoding: chunked\r\n\r\n"
+        writer.write(b"HTTP/1.1 103 Early\r\nlink: x\r\n\r\n" + head)
+        writer.write(b"1\r\nx\r\n0\r\nx-one: 2\r\nset-cookie: x\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    pool = ConnectionPool("127.0.0.1", port, connect_timeout_s=5)
+    try:
+        connection = await pool.acquire()
+        connection.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        _, headers = await connection.headers()
+        while (await connection.read())[1]:
+            pass
+        assert headers == [(b"x-one", b"1"), (b"transfer-encoding", b"chunked")]
+        pool.release(connection)
+    finally:
+        pool.close()
+        server.close()
+
+
 async def test_a_closed_pool_keeps_nothing(peer: tuple[Peer, ConnectionPool]) -> None:
     server, pool = peer
     await exchange(pool, num_together=3)
