@@ -21,6 +21,10 @@ _KINDS: dict[type, tuple[str, ...]] = {
 }
 _BRANCHES = ("anyOf", "oneOf")
 _DEEPEST = 8
+MAX_READ = 256
+"""Schemas that are read for one value: references may lead back to where they stand."""
+MAX_TEXTS = 4096
+"""Named texts that are read for one value."""
 _SPACE = " \t\r\n"
 MAX_LITERAL = 1 << 14
 """Characters of a value that is read as Python's."""
@@ -35,12 +39,14 @@ class _Wanted:
         texts: Texts that it names.
         lengths: Least and most characters of texts of bounded length.
         is_shaped: Whether it has a pattern or a format for texts.
+        num_read: How many schemas were read for it.
     """
 
     kinds: set[str] = field(default_factory=set)
     texts: set[str] = field(default_factory=set)
     lengths: list[tuple[float, float]] = field(default_factory=list)
     is_shaped: bool = False
+    num_read: int = 0
 
     def fits(self, text: str) -> bool:
         """Returns whether a text has a length that is wanted."""
@@ -97,12 +103,15 @@ def _as_text(text: str, wanted: _Wanted) -> str:
 
 def _read(schema: Any, root: Mapping[str, Any], wanted: _Wanted, depth: int = 0) -> bool:
     """Adds what a schema says; returns whether its types are certain."""
-    if not isinstance(schema, Mapping) or depth > _DEEPEST:
+    wanted.num_read += 1
+    if not isinstance(schema, Mapping) or depth > _DEEPEST or wanted.num_read > MAX_READ:
         return False
     if isinstance(reference := schema.get("$ref"), str):
         return _read(_referred(reference, root), root, wanted, depth + 1)
-    values = schema.get("enum") if isinstance(schema.get("enum"), list) else [schema.get("const")]
-    wanted.texts.update(value for value in values or () if isinstance(value, str))
+    named = schema.get("enum")
+    values = named if isinstance(named, list) else [schema.get("const")]
+    room = MAX_TEXTS - len(wanted.texts)
+    wanted.texts.update(value for value in values[:room] if isinstance(value, str))
     bounds = schema.get("minLength"), schema.get("maxLength")
     if any(isinstance(bound, int) for bound in bounds):
         low, high = (bound if isinstance(bound, int) else None for bound in bounds)
@@ -115,7 +124,7 @@ def _read(schema: Any, root: Mapping[str, Any], wanted: _Wanted, depth: int = 0)
         return True
     for name in _BRANCHES:
         if isinstance(branches := schema.get(name), list):
-            inner = [_read(branch, root, wanted, depth + 1) for branch in branches]
+            inner = [_read(branch, root, wanted, depth + 1) for branch in branches[: MAX_READ + 1]]
             if all(inner):
                 return True
     wanted.kinds.clear()

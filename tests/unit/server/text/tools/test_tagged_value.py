@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -54,3 +55,12 @@ def test_what_the_model_says() -> None:
 @pytest.mark.parametrize("schema", [{}, {"properties": 5}, {"properties": {}}])
 def test_without_a_schema(schema: dict[str, Any]) -> None:
     assert (read_value("5", schema, "x"), read_value("a", schema, "x")) == (5, "a")
+
+
+@pytest.mark.parametrize("branches", [10, 300])
+def test_references_that_lead_back_are_followed_a_few_times(branches: int) -> None:
+    loop = {"anyOf": [{"$ref": "#/$defs/x"}] * branches}
+    started = time.thread_time()
+    found = read_value("5", {"properties": {"x": loop}, "$defs": {"x": loop}}, "x")
+    assert time.thread_time() - started < 1
+    assert found == 5
