@@ -26,7 +26,7 @@ _BESIDE = frozenset(
     )
 )
 """Keywords that say nothing about a value."""
-_PLAIN = frozenset(("enum", "const", "default", "examples", "example", "required"))
+PLAIN_KEYWORDS = frozenset(("enum", "const", "default", "examples", "example", "required"))
 """Keywords whose values are no schemas."""
 _BY_NAME = frozenset(("properties", "patternProperties", "$defs", "definitions"))
 MAX_NODES = 100_000
@@ -85,7 +85,7 @@ def find_ignored(schema: Any) -> Iterator[str]:
             for key, value in node.items():
                 if key in _BY_NAME and isinstance(value, dict):
                     waiting += value.values()
-                elif key not in _PLAIN:
+                elif key not in PLAIN_KEYWORDS:
                     waiting.append(value)
     yield f"has more than {MAX_NODES} parts"
 

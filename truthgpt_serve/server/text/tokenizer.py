@@ -12,7 +12,7 @@ from truthgpt_serve.errors import ContextLengthError, RequestError, UnsupportedE
 from truthgpt_serve.server.text.chat_template import ChatTemplate, TextTemplate
 from truthgpt_serve.server.text.messages import ChatMessage
 from truthgpt_serve.server.text.reasoning import Thinking, find_reasoning
-from truthgpt_serve.server.text.tools.prompt import ToolTemplate
+from truthgpt_serve.server.text.tools.prompt import ToolTemplate, with_one_type
 
 logger = logging.getLogger(__name__)
 
@@ -154,12 +154,26 @@ class Tokenizer:
         """
         if tools and not (self._template is not None and self.tooling.takes_tools):
             return _render(self._chat, self.tooling.in_words(messages, tools), goes_on=goes_on)
-        told = self._chat
-        if tools and self._template is not None:
-            told = ChatTemplate(partial(self._template, tools=tools))
+        if not tools or self._template is None:
+            return self._render_told(self._chat, messages, goes_on=goes_on)
+        told = ChatTemplate(partial(self._template, tools=tools))
+        try:
+            return self._render_told(told, messages, goes_on=goes_on)
+        except RequestError:
+            if (named := with_one_type(tools)) == tools:
+                raise
+            told = ChatTemplate(partial(self._template, tools=named))
+            with suppress(RequestError):
+                return self._render_told(told, messages, goes_on=goes_on)
+            raise
+
+    def _render_told(
+        self, told: ChatTemplate, messages: list[ChatMessage], *, goes_on: bool
+    ) -> str:
+        """Renders a chat; calls and results that the template has no place for, in words."""
         try:
             return _render(told, messages, goes_on=goes_on)
-        except RequestError:  # calls and results that the template has no place for
+        except RequestError:
             if not any("tool_calls" in one or one["role"] == "tool" for one in messages):
                 raise
             with suppress(RequestError):

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from truthgpt_serve.grammar.kinds import PLAIN_KEYWORDS
 from truthgpt_serve.server.text.messages import ChatMessage, parse_arguments
 from truthgpt_serve.server.text.tools.form import Form
 from truthgpt_serve.server.text.tools.forms import ANY, DEEPSEEK_V3, DEEPSEEK_V31, HERMES
@@ -99,6 +100,28 @@ class ToolTemplate:
             return [*plain, {"role": "user", "content": told}]
         asked = {**plain[at], "content": f"{told}\n\n{plain[at]['content']}"}
         return [*plain[:at], asked, *plain[at + 1 :]]
+
+
+def with_one_type(value: Any) -> Any:
+    """Returns tools whose parameters have one type each, beside `nullable` where it may be null.
+
+    The templates of Hermes and others know no type `null`, and follow it without an end.
+    """
+    if isinstance(value, list):
+        return [with_one_type(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    found = {
+        key: item if key in PLAIN_KEYWORDS else with_one_type(item) for key, item in value.items()
+    }
+    kinds = found.get("type")
+    kinds = [kinds] if kinds == "null" else kinds
+    if isinstance(kinds, list) and "null" in kinds:
+        del found["type"]
+        found["nullable"] = True
+        if others := [kind for kind in kinds if kind != "null"]:
+            found["type"] = others[0] if len(others) == 1 else others
+    return found
 
 
 def _in_words(message: ChatMessage, form: Form) -> ChatMessage:

@@ -156,8 +156,24 @@ def _cut_arguments(call: str) -> str:
 
 def _read_calls(text: str) -> list[tuple[str, str]]:
     """Returns names and arguments, as JSON, of a list; raises one of `_UNREADABLE`."""
-    tree = ast.parse(text.strip(), mode="eval").body
+    tree = ast.parse(_with_escapes(text.strip()), mode="eval").body
     return [_read_call(node) for node in (tree.elts if isinstance(tree, ast.List) else [tree])]
+
+
+def _with_escapes(text: str) -> str:
+    """Returns a list whose strings have no raw line breaks, which Python's have not, as escapes."""
+    if "\n" not in text and "\r" not in text:
+        return text
+    return _STRING.sub(lambda found: _BREAK.sub(_escaped_break, found[0]), text)
+
+
+def _escaped_break(found: re.Match[str]) -> str:
+    return _BREAKS.get(found[0], found[0])
+
+
+_STRING = re.compile(r"""(["'])(?:[^"'\\]|\\.|(?!\1)["'])*+\1""", re.DOTALL)
+_BREAK = re.compile(r"\\.|[\r\n]", re.DOTALL)
+_BREAKS = {"\n": "\\n", "\r": "\\r"}
 
 
 def _read_call(node: ast.expr) -> tuple[str, str]:

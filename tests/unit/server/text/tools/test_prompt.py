@@ -186,3 +186,49 @@ def test_in_words_where_there_is_a_system_message_or_no_place_for_one(tokenizer:
     [user] = ToolTemplate(tokenizer.apply_chat_template).in_words(CHAT[:1], [TOOL])
     assert user["content"].startswith("You can call")
     assert user["content"].endswith("\n\n1 + 1?")
+
+
+HERMES_3 = """{%- macro kind(spec) %}
+{%- set names = {"string": "str", "integer": "int", "boolean": "bool"} %}
+{%- if names[spec.type] is defined %}{{- names[spec.type] }}
+{%- elif spec.type == "array" %}{{- "list[" + kind(spec["items"]) + "]" }}
+{%- elif spec.type == "object" %}{{- "dict" }}
+{%- elif spec.type is iterable %}{{- "Union[" }}
+{%- for one in spec.type %}{{- kind({"type": one}) + "," }}{%- endfor %}{{- "]" }}
+{%- else %}{{- "Any" }}{%- endif %}{%- endmacro %}
+{%- for tool in tools or [] %}{{- tool.function.name }}
+{%- for name, spec in tool.function.parameters.properties.items() %}
+{{- " " + name + ":" + kind(spec) }}{%- endfor %}
+{{- tool | tojson }}{%- endfor %}
+{%- for message in messages %}{{- message.content }}{%- endfor %}"""
+"""As the template `tool_use` of Hermes 2 and 3 has it: `null` is a text, and so iterable."""
+
+
+@pytest.mark.parametrize(
+    ("schema", "shown"),
+    [
+        ({"type": ["string", "null"]}, "x:str"),
+        ({"type": ["string", "integer", "null"]}, "x:Union[str,int,]"),
+        ({"type": "array", "items": {"type": ["integer", "null"]}}, "x:list[int]"),
+        ({"type": "null"}, "x:Union[]"),
+        ({"type": "string", "enum": ["null"]}, "x:str"),
+    ],
+)
+def test_a_type_that_may_be_null_is_shown_to_templates_without_one(
+    tokenizer: Any, schema: dict[str, Any], shown: str
+) -> None:
+    tokenizer.chat_template = HERMES_3
+    parameters = {"type": "object", "properties": {"x": schema}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    text = Tokenizer(tokenizer).render([{"role": "user", "content": "hi"}], [tool])
+    assert f" {shown}" in text
+    assert ("nullable" in text) == (schema.get("enum") is None)
+    assert text.endswith("hi")
+
+
+def test_a_template_that_knows_null_is_told_of_it(tokenizer: Any) -> None:
+    tokenizer.chat_template = TOOLS_FIRST
+    parameters = {"type": "object", "properties": {"x": {"type": ["string", "null"]}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    text = Tokenizer(tokenizer).render([{"role": "user", "content": "hi"}], [tool])
+    assert '["string", "null"]' in text

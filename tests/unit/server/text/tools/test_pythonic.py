@@ -23,6 +23,11 @@ CASES: dict[str, tuple[str, str, list[list[str]]]] = {
         "",
         [["add", """{"s":"]) \\" ' [","t":{"k":[1,true,null]}}"""]],
     ),
+    "raw line breaks": (
+        """[add(a='1\n "2"\r\n', s="it's\n\\n\\\n",\n t=[\n1])]""",
+        "",
+        [["add", """{"a":"1\\n \\"2\\"\\r\\n","s":"it's\\n\\n","t":[1]}"""]],
+    ),
     "text behind": ("[add(a=1)]\nI used [add].", "\nI used [add].", [["add", '{"a":1}']]),
     "unknown function behind": ("[add(a=1), x.y()]", "[add(a=1), x.y()]", []),
     "unknown function": ("[other(a=1)]", "[other(a=1)]", []),
