@@ -235,7 +235,7 @@ class ModelInstance:
             except Exception:
                 logger.exception("%s.close failed", self.label)
         calls, self._calls = self._calls, None
-        await asyncio.to_thread(calls.workers.close, CLOSE_TIMEOUT_S)
+        await asyncio.to_thread(calls.close, CLOSE_TIMEOUT_S)
 
 
 def _check_class(cls: type[Model]) -> None:

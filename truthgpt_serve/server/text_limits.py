@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from truthgpt_serve.config.text_limits import TextLimitsSection
-from truthgpt_serve.errors import RequestError
+from truthgpt_serve.errors import ContextLengthError, RequestError
 from truthgpt_serve.request_schema import bad_field
 from truthgpt_serve.wording import shown
 
@@ -29,6 +29,10 @@ DEFAULT_TOKENS = 8192
 
 CHARACTERS_A_TOKEN = 4
 """About, where a text is not tokenized."""
+
+BEGINNING = 8
+"""Characters for each token that a model takes: a text with more of them is first read so far."""
+SHORT_TEXT = 1 << 15
 
 COMPLETION_ROUTE, COMPLETION_TOKENS = "/v1/completions", 16
 """The route of OpenAI's that has a default of `max_tokens`, and the default."""
@@ -191,6 +195,29 @@ _TEXTS = (
 """Fields with the texts of routes for embeddings, classes, scores and rankings."""
 
 _TOKENS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+
+
+def check_beginning(text: str, limit: int, count: Callable[[str], int], *, param: str) -> None:
+    """Refuses a text whose beginning alone is too long: a tokenizer reads about 1 MB in a second.
+
+    Args:
+        text: The text.
+        limit: The most tokens that the model takes.
+        count: Returns the number of tokens of a text.
+        param: The request's field.
+
+    Raises:
+        ContextLengthError: A part of it has clearly more tokens than the limit.
+    """
+    size = max(limit * BEGINNING, SHORT_TEXT)
+    while size < len(text):
+        num_tokens = count(text[:size])
+        if num_tokens > limit + limit // 4:  # what is cut within a word may have a few more
+            advice = (
+                "They are those of its beginning alone. Please reduce the length of the prompt."
+            )
+            raise ContextLengthError(limit, num_tokens, param=param, advice=advice)
+        size *= BEGINNING
 
 
 def as_number(value: Any) -> float | None:

@@ -71,7 +71,7 @@ def read_call(
     """
     refuse_unknown(inputs, GenerationInputs.model_fields)
     request = read_request(GenerationInputs, inputs)
-    prompt = read_prompt(request, encode, info.vocab_size)
+    prompt = read_prompt(request, encode, info.vocab_size, max_len)
     wanted = request.max_new_tokens or default_tokens
     if max_tokens is not None and (request.max_new_tokens or 0) > max_tokens:
         message = f"is {wanted}; this model makes at most {max_tokens} tokens"

@@ -47,7 +47,7 @@ def read_call(
     """
     refuse_unknown(inputs, TextInputs.model_fields)
     request = read_request(TextInputs, inputs)
-    prompt = read_prompt(request, partial(_encode, info.tokenizer), vocab_size)
+    prompt = read_prompt(request, partial(_encode, info.tokenizer), vocab_size, info.max_model_len)
     room = info.max_model_len - len(prompt)
     if room < 1:
         raise ContextLengthError(info.max_model_len, len(prompt) + 1, param="text")

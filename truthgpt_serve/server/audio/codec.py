@@ -28,6 +28,8 @@ class AudioCodec:
         label: The class's name, for messages.
     """
 
+    takes_long = False
+
     def __init__(
         self, request: AudioRequest, inputs: Mapping[str, Any], duration: float, label: str
     ) -> None:

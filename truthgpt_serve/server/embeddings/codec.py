@@ -43,6 +43,7 @@ class EmbeddingCodec:
         check: Raises ContextLengthError for a text that is too long.
     """
 
+    takes_long = False
     __slots__ = ("_base64", "_check", "_inputs", "_label", "_used", "done")
 
     def __init__(

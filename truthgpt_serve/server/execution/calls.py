@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from truthgpt_serve.channel import Channel
@@ -15,6 +16,9 @@ from truthgpt_serve.server.execution.workers import Workers
 from truthgpt_serve.threads import contained_async
 
 T = TypeVar("T")
+
+MAX_PREPARING = 2
+"""Requests whose inputs are made in threads at the same time; how many there are is bounded."""
 
 
 class ModelCalls:
@@ -40,6 +44,7 @@ class ModelCalls:
         self._on_event_loop = on_event_loop
         self._max_wait_s = max_wait_s
         self._direct_ongoing = 0
+        self._preparing = ThreadPoolExecutor(MAX_PREPARING, thread_name_prefix="inputs")
 
     @property
     def ongoing(self) -> int:
@@ -71,7 +76,7 @@ class ModelCalls:
         if inspect.iscoroutinefunction(infer):
 
             async def call() -> Any:
-                outputs = await infer(codec.inputs())
+                outputs = await infer(await self._inputs(codec))
                 return codec.encode(outputs)
 
             return await self._run_async(call)
@@ -79,6 +84,17 @@ class ModelCalls:
         if inspect.isawaitable(result):
             return await self._run_async(lambda: _encode(result, codec))
         return result
+
+    async def _inputs(self, codec: RequestCodec) -> Any:
+        """Returns a codec's inputs, made in a thread where that would hold up the event loop."""
+        if not (self._on_event_loop and codec.takes_long):
+            return codec.inputs()
+        return await asyncio.get_running_loop().run_in_executor(self._preparing, codec.inputs)
+
+    def close(self, timeout_s: float) -> None:
+        """Ends the threads; one stuck in a model's code is left behind after `timeout_s`."""
+        self._preparing.shutdown(wait=False, cancel_futures=True)
+        self.workers.close(timeout_s)
 
     def _infer(self, infer: Callable[[Any], Any], codec: RequestCodec) -> Any:
         outputs = infer(codec.inputs())
@@ -97,7 +113,7 @@ class ModelCalls:
         if self._on_event_loop and inspect.isasyncgenfunction(method):
             self._direct_ongoing += 1
             try:
-                await direct_stream(method, codec, emit)
+                await direct_stream(method(await self._inputs(codec)), codec, emit)
             finally:
                 self._direct_ongoing -= 1
             return

@@ -18,6 +18,10 @@ class RequestCodec(Protocol):
 
     done: bool
 
+    @property
+    def takes_long(self) -> bool:
+        """Whether `inputs` may take long enough for others to notice; never for a usual request."""
+
     def inputs(self) -> dict[str, Any]:
         """Returns the inputs for the model."""
 
@@ -33,6 +37,8 @@ class RequestCodec(Protocol):
 
 class PlainCodec:
     """The codec of a caller that wants the model's own inputs and outputs."""
+
+    takes_long = False
 
     def __init__(self, inputs: dict[str, Any]) -> None:
         self.done = False
@@ -61,6 +67,7 @@ class OnePiece:
     def __init__(self, codec: RequestCodec) -> None:
         self.done = False
         self._codec = codec
+        self.takes_long = codec.takes_long
         self.inputs = codec.inputs
         self.encode_chunk = codec.encode_chunk
         self.encode_end = codec.encode_end

@@ -18,9 +18,8 @@ from truthgpt_serve.server.execution.workers import Workers
 logger = logging.getLogger(__name__)
 
 
-async def direct_stream(method: Callable[..., Any], codec: RequestCodec, emit: Emit) -> None:
+async def direct_stream(source: Any, codec: RequestCodec, emit: Emit) -> None:
     """Emits the pieces of an async generator that may run on the calling event loop."""
-    source = method(codec.inputs())
     make_piece = codec.encode_chunk
     try:
         async for item in source:

@@ -87,6 +87,8 @@ class ImageCodec:
         shared: Whether other images of the request get the same uploads.
     """
 
+    takes_long = False
+
     def __init__(
         self,
         inputs: Mapping[str, Any],

@@ -28,6 +28,8 @@ class InferCodec:
         label: The class's name, for messages.
     """
 
+    takes_long = False
+
     def __init__(self, request: InferRequest, caller: Caller, label: str) -> None:
         self.done = False
         self.caller = caller

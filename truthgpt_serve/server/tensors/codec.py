@@ -19,6 +19,8 @@ class OipCodec:
         label: The class's name, for messages.
     """
 
+    takes_long = False
+
     def __init__(self, request: InferRequest, label: str) -> None:
         self.done = False
         self._request = request

@@ -9,6 +9,7 @@ one does not, the messages are tried in other shapes.
 from __future__ import annotations
 
 import os
+import re
 import traceback
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -20,7 +21,10 @@ from truthgpt_serve.server.text.tools.chat_shapes import PLANS, SHAPES
 
 MARK = f"Qx{os.urandom(4).hex()}"
 """Begins every mark; new in each process, so that no client can write one."""
+_A_MARK = re.compile(rf"{MARK}z\d+Q")
 _CALLS = "tool_calls"
+FIRST = 32
+"""Messages of a long chat with which a form is tried first: there are many forms."""
 
 
 class ChatTemplate:
@@ -80,6 +84,8 @@ class ChatTemplate:
             for form in _FORMS:
                 changed = [_with_role(form(message), developer) for message in shaped]
                 try:
+                    if len(changed) > FIRST:
+                        self._check_whole(changed[:FIRST], is_part=True)
                     self._check_whole(changed)
                     return self._call(changed)
                 except RequestError as error:
@@ -89,9 +95,9 @@ class ChatTemplate:
         assert first is not None  # the first shape is tried
         raise first
 
-    def _check_whole(self, messages: list[ChatMessage]) -> None:
+    def _check_whole(self, messages: list[ChatMessage], *, is_part: bool = False) -> None:
         """Raises UnsupportedError where the template leaves out what a message says."""
-        if missing := self._find_missing(messages):
+        if missing := self._find_missing(messages, is_part=is_part):
             raise UnsupportedError(
                 f"the chat template of this model leaves out `{missing}`, or cannot read it: "
                 "leave it out of the messages, or use a model whose template has it",
@@ -108,22 +114,28 @@ class ChatTemplate:
         except RequestError:
             return "system"
 
-    def _find_missing(self, messages: list[ChatMessage]) -> str:
-        """Returns the place of the first thing that the template leaves out, or nothing."""
+    def _find_missing(self, messages: list[ChatMessage], *, is_part: bool) -> str:
+        """Returns the place of the first thing that the template leaves out, or nothing.
+
+        Args:
+            messages: A chat.
+            is_part: Whether they are the beginning of one, which the template may refuse.
+        """
         marked, marks = _mark(messages)
         if not marks:
             return ""
         try:
             text = self._call(marked)
         except RequestError as error:
-            if type(error.__cause__).__name__ == _RAISED:
+            if is_part or type(error.__cause__).__name__ == _RAISED:
                 return ""  # a template that looks so closely says by itself what it does not take
             return next(iter(marks.values()))  # it wants another form
+        found = set(_A_MARK.findall(text))  # in one pass: a chat may have thousands of calls
         for mark, place in marks.items():
-            if mark not in text:
+            if mark not in found:
                 return place
         # A form that the template prints as Python would is the wrong one.
-        return next((place for place in marks.values() if _REPR in text), "")
+        return next(iter(marks.values())) if _REPR in text else ""
 
     def _call(self, messages: list[ChatMessage]) -> str:
         if self._apply is None:

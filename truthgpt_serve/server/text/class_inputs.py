@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field
 from truthgpt_serve.request_fields import SamplingFields, Stops
 from truthgpt_serve.request_schema import Count, bad_field, wanted
 from truthgpt_serve.server.text.sampling import Sampling, SamplingDefaults
+from truthgpt_serve.server.text_limits import check_beginning
 
 SAMPLES = ("temperature", "top_p", "top_k", "min_p", "seed")
 """Fields that make a request one for sampling, unless `temperature` is 0."""
@@ -38,7 +39,10 @@ class TextInputs(SamplingFields):
 
 
 def read_prompt(
-    request: TextInputs, encode: Callable[[str, bool], list[int]], vocab_size: int
+    request: TextInputs,
+    encode: Callable[[str, bool], list[int]],
+    vocab_size: int,
+    max_len: int,
 ) -> list[int]:
     """Returns the token ids of a request's prompt, at least one.
 
@@ -46,16 +50,20 @@ def read_prompt(
         request: The inputs.
         encode: Turns a text into token ids; the second argument is whether to add special tokens.
         vocab_size: Tokens that the model knows.
+        max_len: The most tokens that it takes; the caller checks for those.
 
     Raises:
         RequestError: There is none, or a token is none of the model's.
+        ContextLengthError: It is far too long.
     """
     if (request.text is None) == (request.token_ids is None):
         raise bad_field("text", "or `token_ids` is required, and not both")
     if request.token_ids is not None:
         _check_largest("token_ids", max(request.token_ids), vocab_size)
         return request.token_ids
-    prompt = encode(request.text or "", request.add_special_tokens)
+    text, special = request.text or "", request.add_special_tokens
+    check_beginning(text, max_len, lambda part: len(encode(part, special)), param="text")
+    prompt = encode(text, special)
     if not prompt:
         raise bad_field("text", "is empty: the model needs at least one token to begin with")
     return prompt

@@ -19,6 +19,9 @@ from truthgpt_serve.usage.counted import current_usage
 DEFAULT_MAX_NEW_TOKENS = 256
 """`max_new_tokens` when neither the request nor the class (`default_max_new_tokens`) says one."""
 
+FEW_MESSAGES, SHORT_CHAT = 16, 65536
+"""Messages or calls, and characters of them, that a chat template renders in no time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -136,6 +139,16 @@ class TextCodec:
         self._begun = False
         if self._used is not None:
             self._used.at_end.append(self._count_unfinished)
+
+    @property
+    def takes_long(self) -> bool:
+        """Whether to render the chat takes long: templates are tried with each odd message."""
+        messages = self._request.messages or ()
+        if len(messages) > FEW_MESSAGES or self._request.tool_use is not None:
+            return True
+        num_calls = sum(len(message.get("tool_calls", ())) for message in messages)
+        size = sum(len(message["content"]) for message in messages)
+        return num_calls > FEW_MESSAGES or size > SHORT_CHAT
 
     def use(self, answer_format: AnswerFormat) -> None:
         """Makes the answer one of several of the same body."""

@@ -13,6 +13,7 @@ from truthgpt_serve.server.text.chat_template import ChatTemplate, TextTemplate
 from truthgpt_serve.server.text.messages import ChatMessage
 from truthgpt_serve.server.text.reasoning import Thinking, find_reasoning
 from truthgpt_serve.server.text.tools.prompt import ToolTemplate, with_one_type
+from truthgpt_serve.server.text_limits import check_beginning
 
 logger = logging.getLogger(__name__)
 
@@ -193,6 +194,9 @@ class Tokenizer:
         Raises:
             ContextLengthError: There are too few; never where the tokens cannot be counted.
         """
+        check_beginning(
+            text, limit, lambda part: self.count(part, special=special) or 0, param=param
+        )
         num_tokens = self.count(text, special=special)
         if num_tokens is None:
             return limit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -47,3 +48,21 @@ def test_so_does_an_answer_that_goes_on(tokenizer: Any, template: str) -> None:
     chat = [*CHAT, {"role": "assistant", "content": "Ada is"}]
     found = Tokenizer(tokenizer).render(chat, goes_on=True)
     assert found == "<system>Be brief.\n<user>Who is Ada?\n<assistant>Ada is"
+
+
+def test_a_chat_of_thousands_of_calls_takes_no_square_of_time(tokenizer: Any) -> None:
+    def seconds(number: int) -> float:
+        function = {"name": "f", "arguments": '{"a": 1}'}
+        calls = [{"id": f"c{i}", "type": "function", "function": function} for i in range(100)]
+        turn = {"role": "assistant", "content": "x", "tool_calls": calls}
+        started = time.thread_time()
+        Tokenizer(tokenizer).render([CHAT[1], *[turn] * number])
+        return time.thread_time() - started
+
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message.content }}"
+        "{% for call in message.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}"
+        "{% endfor %}"
+    )
+    seconds(1)
+    assert seconds(160) < 32 * seconds(10) + 0.5

@@ -13,6 +13,7 @@ import pytest
 from tests.support.sample_models import Base, spec_of
 from tests.support.servers import serve_asgi
 from truthgpt_serve.server import create_app
+from truthgpt_serve.server.text.tokens import MAX_CHARACTERS
 
 
 class Letters:
@@ -194,6 +195,12 @@ def test_tokens(able: openai.OpenAI) -> None:
     assert post(able, "/tokenize", prompt="ab", add_special_tokens=False)["count"] == 2
     chat = post(able, "/tokenize", messages=[{"role": "user", "content": "x"}])
     assert post(able, "/detokenize", tokens=chat["tokens"])["prompt"] == "user: x"
+
+
+def test_a_text_too_long_to_tokenize_at_once(able: openai.OpenAI) -> None:
+    error = post(able, "/tokenize", prompt="x" * (MAX_CHARACTERS + 1))["error"]
+    assert error["param"] == "prompt"
+    assert str(MAX_CHARACTERS) in error["message"]
 
 
 class Words(Plain):
