@@ -38,6 +38,9 @@ PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {VERSION};
 """
 
+_COUNT_OURS = "SELECT COUNT(*) FROM sqlite_schema WHERE name IN ('usage', 'sources')"
+
+Identity = tuple[int, int]
 T = TypeVar("T")
 
 
@@ -58,7 +61,8 @@ class UsageFile:
         self._clock = clock
         self._lock = threading.Lock()
         self._database: sqlite3.Connection | None = None
-        self._identity: tuple[int, int] | None = None
+        self._identity: Identity | None = None
+        self._beside: dict[str, Identity | None] = {}
 
     def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Returns what some work with the open file returns; one that is damaged is begun anew.
@@ -86,11 +90,29 @@ class UsageFile:
         """Returns the open file; one that was taken away or replaced is opened anew."""
         if self._database is not None and _identity(self.path) != self._identity:
             logger.error("the usage file %s was taken away or replaced", self.path)
+            self._leave(self._database)
             self._disconnect()
         if self._database is None:
             self._database = _open(self.path)
             self._identity = _identity(self.path)
+            self._beside = {
+                name: _identity(self.path.with_name(name))
+                for name in (f"{self.path.name}{suffix}" for suffix in _FILES[1:])
+            }
         return self._database
+
+    def _leave(self, database: sqlite3.Connection) -> None:
+        """Makes a file whole that was moved away, and removes its journal.
+
+        SQLite would take that for the journal of the file that has come in its place.
+        """
+        with suppress(sqlite3.Error):
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        for name, identity in self._beside.items():
+            path = self.path.with_name(name)
+            if identity is not None and _identity(path) == identity:
+                with suppress(OSError):
+                    path.unlink()
 
     def _disconnect(self) -> None:
         if self._database is not None:
@@ -168,9 +190,11 @@ def _prepare(database: sqlite3.Connection) -> None:
         elif version != VERSION:
             message = f"it has the form {version}, which this version does not know"
             raise sqlite3.OperationalError(f"{message}; name another file")
+        elif database.execute(_COUNT_OURS).fetchone() != (2,):
+            raise _damaged("it lacks a table")
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(path: Path) -> Identity | None:
     try:
         found = path.stat()
     except OSError:

@@ -225,6 +225,42 @@ def test_a_file_that_is_taken_away_is_made_anew(
     store.close()
 
 
+@pytest.mark.parametrize("num_kept", [0, 3000])
+def test_a_file_that_is_replaced_gets_nothing_of_the_former(path: Path, num_kept: int) -> None:
+    kept, former = path.with_name("kept.sqlite"), path.with_name("former.sqlite")
+    store = UsageStore(kept, clock=Clock())
+    store.add(Batch("a", 1, [row(key=f"key-{at:04}" * 8) for at in range(num_kept)]))
+    store.close()
+    store = UsageStore(path, clock=Clock())
+    for sequence in range(1, 21):
+        store.add(Batch("s", sequence, [row(key=f"own-{sequence}")]))
+    path.rename(former)
+    kept.rename(path)
+    assert requests_in(store) == num_kept
+    assert store.add(Batch("s", 21, [row()]))
+    assert requests_in(store) == num_kept + 1
+    store.close()
+    for file, number in ((path, num_kept + 1), (former, 20)):
+        store = UsageStore(file, clock=Clock())
+        assert requests_in(store) == number
+        store.close()
+    assert not list(path.parent.glob("*.damaged-*"))
+
+
+def test_a_file_that_lost_a_table_is_set_aside(path: Path) -> None:
+    store = UsageStore(path, clock=Clock())
+    store.add(Batch("s", 1, [row()]))
+    database = sqlite3.connect(path)
+    database.execute("DROP TABLE usage")
+    database.close()
+    with pytest.raises(StoreError, match="no such table"):
+        store.add(Batch("s", 2, [row()]))
+    assert store.add(Batch("s", 2, [row()]))
+    assert requests_in(store) == 1
+    assert len(list(path.parent.glob("*.damaged-*"))) == 1
+    store.close()
+
+
 def test_two_processes_may_have_the_file(path: Path) -> None:
     one, two = UsageStore(path, clock=Clock()), UsageStore(path, clock=Clock())
     for sequence in range(1, 20):
