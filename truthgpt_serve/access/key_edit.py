@@ -102,7 +102,7 @@ def _find(file: KeyFile, name: str, path: Path) -> KeyEntry:
 def _changing(path: Path, *, must_exist: bool = False) -> Iterator[KeyFile]:
     """Gives the file's content to be changed, and writes it if the block does not fail."""
     path = Path(os.path.realpath(path))  # what a link leads to is written, not the link
-    if path.exists() and not path.is_file():  # a device such as /dev/null would be lost
+    if os.path.lexists(path) and not path.is_file():  # a device or a link in a circle would be lost
         raise ConfigError([Fault(str(path), "is not a regular file", "name another")])
     try:
         with _locked(path):

@@ -5,8 +5,11 @@ Only the SHA-256 of each key is in it, and no message shows what a field holds t
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import re
+import stat
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -199,7 +202,7 @@ def read_keys(path: Path) -> KeyFile:
     Raises:
         ConfigError: It cannot be read, or has faults; the message names them all.
     """
-    data, source = read_file(path)
+    data, source = read_file(path, opener=_open_regular)
     config, faults, _ = parse(KeyFile, {} if data is None else data, source)
     if config is None or faults:
         raise ConfigError(faults or [Fault(str(path), "is no file of keys")])
@@ -218,7 +221,7 @@ def reread_keys(path: Path) -> KeyFile | None:
         ConfigError: As `read_keys`.
         OSError: It cannot be read.
     """
-    with path.open("rb") as file:
+    with open(path, "rb", opener=_open_regular) as file:
         data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:  # its beginning may be valid by itself
         return read_keys(path)
@@ -236,6 +239,19 @@ def reread_keys(path: Path) -> KeyFile | None:
         if loader is not None:
             loader.dispose()
     return read_keys(path)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Opens a regular file: a pipe would have its reader wait for ever.
+
+    Raises:
+        OSError: It is none, or cannot be opened.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", path)
+    return descriptor
 
 
 def _has_no_key_twice(root: yaml.Node) -> bool:

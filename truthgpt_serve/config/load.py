@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,20 +27,27 @@ SERVICE_KEYS = ("cors", "auth")
 """Keys of a model's `args` that say how its address is served, not what the model is."""
 
 
-def read_file(path: Path, *, numbers: bool = True, shown: str | None = None) -> tuple[Any, Source]:
+def read_file(
+    path: Path,
+    *,
+    numbers: bool = True,
+    shown: str | None = None,
+    opener: Callable[[str, int], int] | None = None,
+) -> tuple[Any, Source]:
     """Reads a YAML file.
 
     Args:
         path: The file.
         numbers: Read `5e-5` as a number; see `read_yaml`.
         shown: The name in faults, by default `path`.
+        opener: Opens it, as that of `open`.
 
     Raises:
         ConfigError: Unreadable, or not YAML.
     """
     file = shown or str(path)
     try:
-        with path.open("rb") as stream:
+        with open(path, "rb", opener=opener) as stream:
             content = stream.read(MAX_FILE_BYTES + 1)
         check_length(content, file)
         text = content.decode()

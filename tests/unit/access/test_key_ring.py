@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -220,3 +220,39 @@ def test_a_file_that_cannot_be_used_at_the_start(path: Path) -> None:
             path.write_text(text)
         with pytest.raises(ConfigError, match=str(path)):
             KeyRing(path)
+
+
+def put_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def put_circle(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize("put", [os.mkfifo, put_folder, put_circle])
+@pytest.mark.timeout(60)
+def test_what_is_no_file_leaves_the_keys_as_they_were(
+    path: Path, rings: list[KeyRing], caplog: pytest.LogCaptureFixture, put: Callable[[Path], None]
+) -> None:
+    key = add_key(path, {"name": "one"})
+    kept = path.read_bytes()
+    ring = KeyRing(path, period_s=SLOW_S)
+    rings.append(ring)
+    path.unlink()
+    put(path)
+    for _ in range(3):
+        ring.refresh()
+    assert name_of(ring, key) == "one"
+    assert caplog.text.count("the keys stay as they were") == 1
+    with pytest.raises(ConfigError, match=r"regular file|symbolic links"):
+        read_keys(path)
+    with pytest.raises(ConfigError, match="is not a regular file"):
+        add_key(path, {"name": "two"})
+    with pytest.raises(ConfigError):
+        KeyRing(path)
+    path.rmdir() if path.is_dir() else path.unlink()
+    path.write_bytes(kept.replace(b"one", b"new"))
+    for _ in range(2):
+        ring.refresh()
+    assert name_of(ring, key) == "new"
