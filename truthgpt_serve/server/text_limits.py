@@ -30,6 +30,10 @@ DEFAULT_TOKENS = 8192
 CHARACTERS_A_TOKEN = 4
 """About, where a text is not tokenized."""
 
+LOGPROBS_A_TOKEN = 4
+"""Log probabilities of a request for several answers for each token that it may make: each takes
+some hundred bytes of memory."""
+
 BEGINNING = 8
 """Characters for each token that a model takes: a text with more of them is first read so far."""
 SHORT_TEXT = 1 << 15
@@ -70,7 +74,7 @@ class TextLimits:
             "system": self._size("max_messages"),
             "input": self._size("max_inputs"),
             **dict.fromkeys(_TEXTS, self._size("max_inputs")),
-            **dict.fromkeys(("logprobs", "top_logprobs", "prompt_logprobs"), self._logprobs),
+            **dict.fromkeys(_LOGPROBS, self._logprobs),
             **dict.fromkeys(("stop", "stop_sequences", "stop_token_ids"), self._stops),
             **dict.fromkeys(("logit_bias", "bad_words"), self._size("max_logit_bias")),
             **dict.fromkeys(("allowed_token_ids", "label_token_ids"), self._token_ids),
@@ -186,6 +190,32 @@ class TextLimits:
                 f"{self._limits['max_total_tokens']} for a request "
                 "(`serving.limits.max_total_tokens`)",
             )
+        self._check_total_logprobs(body, answers, total)
+
+    def _check_total_logprobs(self, body: Body, answers: float, num_tokens: float) -> None:
+        """Checks how many log probabilities a request for several answers makes.
+
+        Args:
+            body: The request.
+            answers: How many there are to each prompt.
+            num_tokens: The most tokens of all answers.
+        """
+        given = {name: as_number(body.get(name)) for name in _LOGPROBS}
+        wanted = {name: number for name, number in given.items() if number is not None}
+        if not any(body.get(name) is not False for name in wanted):
+            return
+        if body.get("echo") or "prompt_logprobs" in wanted:
+            num_tokens += answers * _count_prompt_tokens(body)
+        most = max(self._vocab_size if number == -1 else number for number in wanted.values())
+        total = num_tokens * (1 + most)
+        limit = LOGPROBS_A_TOKEN * self._limits["max_total_tokens"]
+        if total > limit:
+            raise bad_field(
+                next(iter(wanted)),
+                f"makes {int(total)} log probabilities: of {int(num_tokens)} tokens with the "
+                f"{int(most)} likeliest beside each; this model makes at most {limit} for a "
+                f"request, {LOGPROBS_A_TOKEN} times `serving.limits.max_total_tokens`",
+            )
 
 
 _TEXTS = (
@@ -194,6 +224,7 @@ _TEXTS = (
 )
 """Fields with the texts of routes for embeddings, classes, scores and rankings."""
 
+_LOGPROBS = ("logprobs", "top_logprobs", "prompt_logprobs")
 _TOKENS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 
@@ -286,6 +317,16 @@ def _count_prompts(body: Body) -> int:
         if isinstance(value, list) and value and isinstance(value[0], (str, list)):
             return len(value)
     return 1
+
+
+def _count_prompt_tokens(body: Body) -> int:
+    """Returns the tokens of all prompts, about where they are texts."""
+    value = body.get("prompt")
+    prompts = value if isinstance(value, list) else [value]
+    if prompts and isinstance(prompts[0], (int, float)):
+        return len(prompts)
+    texts = (len(one) // CHARACTERS_A_TOKEN for one in prompts if isinstance(one, str))
+    return sum(texts) + sum(len(one) for one in prompts if isinstance(one, list))
 
 
 def _given_tokens(body: Body) -> Iterator[tuple[str, float]]:

@@ -31,6 +31,8 @@ def user(count: int) -> list[dict[str, str]]:
     return [{"role": "user", "content": "x"}] * count
 
 
+MOST = "max_total_tokens"
+LOGPROBS = ("logprobs", MOST)
 TOO_MUCH: list[tuple[str, dict[str, Any], str, str]] = [
     (COMPLETION, {"n": 33}, "n", "max_n"),
     (COMPLETION, {"n": "2000"}, "n", "max_n"),
@@ -56,6 +58,9 @@ TOO_MUCH: list[tuple[str, dict[str, Any], str, str]] = [
     (COMPLETION, {"logprobs": -1}, "logprobs", "max_logprobs"),
     (COMPLETION, {"prompt_logprobs": "21"}, "prompt_logprobs", "max_logprobs"),
     (CHAT, {"logprobs": True, "top_logprobs": 21}, "top_logprobs", "max_logprobs"),
+    (COMPLETION, {"prompt": [[1] * 999] * 128, "logprobs": 20, "echo": True}, *LOGPROBS),
+    (COMPLETION, {"prompt": ["x" * 4000] * 128, "prompt_logprobs": 9}, "prompt_logprobs", MOST),
+    (COMPLETION, {"prompt": ["x"] * 128, "n": 32, "logprobs": 20, "max_tokens": 16}, *LOGPROBS),
     (COMPLETION, {"stop": ["x"] * 17}, "stop", "max_stop_strings"),
     (COMPLETION, {"stop_token_ids": [1] * 17}, "stop_token_ids", "max_stop_strings"),
     ("/v1/messages", {"stop_sequences": ["x"] * 17}, "stop_sequences", "max_stop_strings"),
@@ -94,6 +99,9 @@ def test_too_much_names_the_field_the_value_and_the_limit(
         (COMPLETION, {"n": 32, "max_tokens": 5}),
         (COMPLETION, {"prompt": ["x"] * 128, "max_tokens": 16}),
         (COMPLETION, {"prompt": ["x"] * 128, "n": 32}),
+        (COMPLETION, {"prompt": [[1] * 999] * 128, "echo": True, "logprobs": 1}),
+        (COMPLETION, {"prompt": [1] * 99999, "echo": True, "logprobs": 20}),
+        (CHAT, {"n": 32, "logprobs": False, "top_logprobs": 20, "max_tokens": 1024}),
         (COMPLETION, {"prompt": list(range(5000))}),
         (EMBEDDING, {"input": list(range(5000))}),
         (EMBEDDING, {"input": ["x"] * 2048}),
