@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from truthgpt_serve.config.text_limits import TextLimitsSection
-from truthgpt_serve.errors import ContextLengthError, RequestError
+from truthgpt_serve.errors import RequestError
 from truthgpt_serve.request_schema import bad_field
+from truthgpt_serve.server.text_sizes import check_arguments, check_tokenized
 from truthgpt_serve.wording import shown
 
 Body = Mapping[str, Any]
@@ -33,10 +34,6 @@ CHARACTERS_A_TOKEN = 4
 LOGPROBS_A_TOKEN = 4
 """Log probabilities of a request for several answers for each token that it may make: each takes
 some hundred bytes of memory."""
-
-BEGINNING = 8
-"""Characters for each token that a model takes: a text with more of them is first read so far."""
-SHORT_TEXT = 1 << 15
 
 COMPLETION_ROUTE, COMPLETION_TOKENS = "/v1/completions", 16
 """The route of OpenAI's that has a default of `max_tokens`, and the default."""
@@ -94,6 +91,7 @@ class TextLimits:
             RequestError: A field asks for more than a limit; `param` names it.
         """
         check_shape(raw, body)
+        check_tokenized(path, raw, body)
         for name in body.keys() & self._checks.keys():
             if name == "input" and path in CONVERSATION_ROUTES:
                 self._messages(body[name], name)
@@ -146,7 +144,8 @@ class TextLimits:
                 self._messages(conversation, f"{param}[{index}]")
             return
         count = len(value)
-        for message in value:
+        for index, message in enumerate(value):
+            check_arguments(message, f"{param}[{index}]")
             content = message.get("content") if isinstance(message, dict) else None
             count += len(content) if isinstance(content, list) else 0
         if count > self._limits["max_messages"]:
@@ -226,29 +225,6 @@ _TEXTS = (
 
 _LOGPROBS = ("logprobs", "top_logprobs", "prompt_logprobs")
 _TOKENS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
-
-
-def check_beginning(text: str, limit: int, count: Callable[[str], int], *, param: str) -> None:
-    """Refuses a text whose beginning alone is too long: a tokenizer reads about 1 MB in a second.
-
-    Args:
-        text: The text.
-        limit: The most tokens that the model takes.
-        count: Returns the number of tokens of a text.
-        param: The request's field.
-
-    Raises:
-        ContextLengthError: A part of it has clearly more tokens than the limit.
-    """
-    size = max(limit * BEGINNING, SHORT_TEXT)
-    while size < len(text):
-        num_tokens = count(text[:size])
-        if num_tokens > limit + limit // 4:  # what is cut within a word may have a few more
-            advice = (
-                "They are those of its beginning alone. Please reduce the length of the prompt."
-            )
-            raise ContextLengthError(limit, num_tokens, param=param, advice=advice)
-        size *= BEGINNING
 
 
 def as_number(value: Any) -> float | None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from truthgpt_serve.config.text_limits import TextLimitsSection
-from truthgpt_serve.errors import ContextLengthError, RequestError
+from truthgpt_serve.errors import RequestError
 from truthgpt_serve.http.json_body import parse_object
-from truthgpt_serve.server.text_limits import TextLimits, check_beginning
+from truthgpt_serve.server.text_limits import TextLimits
 
 CHAT, COMPLETION, EMBEDDING = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 RESPONSES = "/v1/responses"
@@ -187,35 +187,3 @@ def test_the_card_shows_the_limits_of_models_that_have_them() -> None:
     assert options is not None
     card = options["card"] if "card" in options else next(iter(options.values()))
     assert DEFAULTS.model_dump().items() <= card["limits"].items()
-
-
-@pytest.mark.parametrize(("size", "refused"), [(32_768, False), (32_769, True), (10**7, True)])
-def test_of_a_text_far_too_long_the_beginning_alone_is_read(size: int, refused: bool) -> None:
-    read: list[int] = []
-
-    def count(part: str) -> int:
-        read.append(len(part))
-        return len(part) // 4
-
-    if refused:
-        with pytest.raises(ContextLengthError, match="requested 8192 tokens") as caught:
-            check_beginning("x" * size, 100, count, param="prompt")
-        assert caught.value.param == "prompt"
-    else:
-        check_beginning("x" * size, 100, count, param="prompt")
-    assert sum(read) <= 32_768
-
-
-def test_a_long_text_of_long_tokens_is_read_on() -> None:
-    read: list[int] = []
-
-    def count(part: str) -> int:
-        read.append(len(part))
-        return len(part) // 1000
-
-    check_beginning("x" * 10**5, 100, count, param="prompt")
-    assert read == [32_768]
-    read.clear()
-    with pytest.raises(ContextLengthError):
-        check_beginning("x" * 10**7, 100, count, param="prompt")
-    assert read == [32_768, 262_144]

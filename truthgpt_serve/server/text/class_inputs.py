@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 from truthgpt_serve.request_fields import SamplingFields, Stops
 from truthgpt_serve.request_schema import Count, bad_field, wanted
 from truthgpt_serve.server.text.sampling import Sampling, SamplingDefaults
-from truthgpt_serve.server.text_limits import check_beginning
+from truthgpt_serve.server.text_sizes import check_beginning
 
 SAMPLES = ("temperature", "top_p", "top_k", "min_p", "seed")
 """Fields that make a request one for sampling, unless `temperature` is 0."""

@@ -13,7 +13,7 @@ from truthgpt_serve.server.text.chat_template import ChatTemplate, TextTemplate
 from truthgpt_serve.server.text.messages import ChatMessage
 from truthgpt_serve.server.text.reasoning import Thinking, find_reasoning
 from truthgpt_serve.server.text.tools.prompt import ToolTemplate, with_one_type
-from truthgpt_serve.server.text_limits import check_beginning
+from truthgpt_serve.server.text_sizes import check_beginning
 
 logger = logging.getLogger(__name__)
 

@@ -24,9 +24,6 @@ from truthgpt_serve.server.text.request import TokenIds
 from truthgpt_serve.server.text.tokenizer import Tokenizer
 from truthgpt_serve.server.text.tools.request import Tools, read_tools
 
-MAX_CHARACTERS = 1 << 22
-"""Longest text that `/tokenize` reads, in some seconds and in 100 times its memory."""
-
 
 class TokenizeRequest(RequestModel):
     """A body of `POST /tokenize`."""
@@ -61,7 +58,7 @@ def tokenize(request: TokenizeRequest, tokenizer: Tokenizer, max_model_len: int 
     """Returns the answer to a request for tokens; takes long for a long text.
 
     Raises:
-        RequestError: It has neither `prompt` nor `messages`, or both, or too long a text.
+        RequestError: It has neither `prompt` nor `messages`, or both.
         UnsupportedError: The class has no tokenizer.
     """
     if (request.prompt is None) == (request.messages is None):
@@ -79,10 +76,6 @@ def tokenize(request: TokenizeRequest, tokenizer: Tokenizer, max_model_len: int 
     else:
         text = request.prompt or ""
         special = True if special is None else special
-    if len(text) > MAX_CHARACTERS:
-        param = "prompt" if request.messages is None else "messages"
-        what = f"has {len(text)} characters, but at most {MAX_CHARACTERS} are tokenized at once"
-        raise bad_field(param, what)
     tokens = tokenizer.encode(text, special=special)
     answer: dict[str, Any] = {
         "count": len(tokens),

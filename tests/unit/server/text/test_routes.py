@@ -13,7 +13,7 @@ import pytest
 from tests.support.sample_models import Base, spec_of
 from tests.support.servers import serve_asgi
 from truthgpt_serve.server import create_app
-from truthgpt_serve.server.text.tokens import MAX_CHARACTERS
+from truthgpt_serve.server.text_sizes import MAX_CHARACTERS
 
 
 class Letters:

@@ -1,0 +1,116 @@
+"""Refuses texts that take long to read: for a tokenizer, and for what reads JSON within a text.
+
+A tokenizer reads about 1 MB in a second, and other requests wait for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
+from typing import Any
+
+from truthgpt_serve.errors import ContextLengthError
+from truthgpt_serve.request_schema import bad_field
+
+BEGINNING = 8
+"""Characters for each token that a model takes: a text with more of them is first read so far."""
+SHORT_TEXT = 1 << 15
+
+MAX_CHARACTERS = 1 << 22
+"""Most characters of a request whose texts are tokenized whatever their length."""
+
+MAX_DEPTH = 200
+"""Lists and objects in each other, in the arguments of a call."""
+
+TOKENIZE = "/tokenize"
+_TRUNCATED = "truncate_prompt_tokens"
+_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_STEPS = {"{": 1, "[": 1, "}": -1, "]": -1}
+
+
+def check_beginning(text: str, limit: int, count: Callable[[str], int], *, param: str) -> None:
+    """Refuses a text whose beginning alone is too long: a tokenizer reads about 1 MB in a second.
+
+    Args:
+        text: The text.
+        limit: The most tokens that the model takes.
+        count: Returns the number of tokens of a text.
+        param: The request's field.
+
+    Raises:
+        ContextLengthError: A part of it has clearly more tokens than the limit.
+    """
+    size = max(limit * BEGINNING, SHORT_TEXT)
+    while size < len(text):
+        num_tokens = count(text[:size])
+        if num_tokens > limit + limit // 4:  # what is cut within a word may have a few more
+            advice = (
+                "They are those of its beginning alone. Please reduce the length of the prompt."
+            )
+            raise ContextLengthError(limit, num_tokens, param=param, advice=advice)
+        size *= BEGINNING
+
+
+def check_tokenized(path: str, raw: bytes | bytearray, body: Mapping[str, Any]) -> None:
+    """Checks the length of texts that the model's length does not bound.
+
+    Args:
+        path: The route.
+        raw: The body's bytes.
+        body: The body.
+
+    Raises:
+        RequestError: They are only counted, or cut behind what the model reads, and too long.
+    """
+    truncated = body.get(_TRUNCATED) is not None
+    if len(raw) <= MAX_CHARACTERS or not (truncated or path == TOKENIZE):
+        return
+    size = sum(map(len, _texts(body)))
+    if size > MAX_CHARACTERS:
+        param = _TRUNCATED if truncated else "prompt" if "prompt" in body else "messages"
+        what = "is set for texts of" if truncated else "has"
+        most = f"{what} {size} characters, but at most {MAX_CHARACTERS} are tokenized at once"
+        raise bad_field(param, most)
+
+
+def _texts(body: Mapping[str, Any]) -> Iterator[str]:
+    waiting: list[Any] = [body]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting.extend(value.values())
+        elif isinstance(value, list):
+            waiting.extend(value)
+        elif isinstance(value, str):
+            yield value
+
+
+def check_arguments(message: Any, place: str) -> None:
+    """Checks how deep the arguments of calls are nested: texts, which a body's depth leaves out.
+
+    Args:
+        message: One of a chat, or an item of a Responses request.
+        place: Where it is.
+
+    Raises:
+        RequestError: Lists or objects are nested deeper than `MAX_DEPTH`.
+    """
+    if not isinstance(message, dict):
+        return
+    calls = message.get("tool_calls")
+    if isinstance(calls, list):
+        for index, call in enumerate(calls):
+            if isinstance(call, dict):
+                _check_call(call.get("function"), f"{place}.tool_calls[{index}].function")
+    _check_call(message.get("function_call"), f"{place}.function_call")
+    _check_call(message, place)
+
+
+def _check_call(call: Any, place: str) -> None:
+    text = call.get("arguments") if isinstance(call, dict) else None
+    if not isinstance(text, str) or text.count("{") + text.count("[") <= MAX_DEPTH:
+        return
+    marks = re.findall(r"[\[\]{}]", _STRING.sub("", text))
+    if max(accumulate(map(_STEPS.__getitem__, marks)), default=0) > MAX_DEPTH:
+        raise bad_field(f"{place}.arguments", f"is nested deeper than {MAX_DEPTH} levels")
