@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -19,11 +20,14 @@ from urllib3.util import parse_url
 from vllm.exceptions import VLLMUnprocessableEntityError, VLLMValidationError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector, MediaIO
 
+from truthgpt_serve.jpeg_scans import MAX_SCANS, has_too_many_scans
+
 CONNECTOR = "truthgpt"
 """The connector's name among vLLM's."""
 
 _DOMAINS_KEY = "serving.engine.allowed_media_domains"
 _FOLDER_KEY = "serving.engine.allowed_local_media_path"
+_JPEG_IN_BASE64 = "/9j"
 _OBJECT = re.compile(r" <[^>]* object at 0x[0-9a-f]+>")
 logger = logging.getLogger(__name__)
 
@@ -71,6 +75,7 @@ class ListedMediaConnector(MediaConnector):
     def _check(self, url: str, media_io: MediaIO[Any]) -> None:
         scheme, host = _split(url)
         if scheme == "data":
+            _check_scans(url, media_io)
             return
         if scheme in ("http", "https"):
             if host in self.allowed_media_domains:
@@ -89,6 +94,19 @@ class ListedMediaConnector(MediaConnector):
                 media_io,
                 f"this model reads no files (`{_FOLDER_KEY}`); send the content as a data: URL",
             )
+
+
+def _check_scans(url: str, media_io: MediaIO[Any]) -> None:
+    """Refuses a JPEG whose decoding would hold a thread for hours; PIL has no limit."""
+    _, _, content = url.partition(",")
+    if not content.startswith(_JPEG_IN_BASE64):
+        return
+    try:
+        data = b64decode(content)
+    except ValueError:  # its reader says so
+        return
+    if has_too_many_scans(data):
+        _refuse(media_io, f"it is a JPEG of more than {MAX_SCANS} scans: save it anew")
 
 
 @contextmanager

@@ -49,6 +49,13 @@ def bomb(width: int, height: int) -> bytes:
     )
 
 
+def jpeg_of_scans(number: int, width: int = 16, height: int = 16) -> bytes:
+    """A progressive JPEG that repeats its last scan until it has a number of them."""
+    data = encode(Image.new("RGB", (width, height)), "JPEG", progressive=True)
+    start = data.rindex(b"\xff\xda")
+    return data[:start] + data[start:-2] * (number - data.count(b"\xff\xda") + 1) + data[-2:]
+
+
 def animated(form: str) -> bytes:
     frames = [Image.new("RGB", (8, 8), (level, 0, 0)) for level in (0, 100, 200)]
     return encode(frames[0], form, save_all=True, append_images=frames[1:], duration=50)

@@ -17,8 +17,10 @@ import pytest
 from PIL import Image
 
 from deployments.echo.config import FAMILY
+from tests.support.image_files import bomb, encode, jpeg_of_scans
 from tests.support.sample_models import Base, Continuation, Misbehaving, Ticks, Upper, spec_of
 from tests.support.servers import serve_asgi
+from truthgpt_serve.jpeg_scans import MAX_SCANS
 from truthgpt_serve.server import create_app
 
 HI: Any = [{"role": "system", "content": "Be."}, {"role": "user", "content": "hello you"}]
@@ -346,6 +348,36 @@ def test_a_damaged_array_or_image_is_400(value: Any) -> None:
         answer = client.post("/v1/infer", json={"model": "sample", "inputs": {"x": [value]}})
         assert answer.status_code == 400
         assert answer.json()["error"]["param"] == "inputs.x[0]"
+
+
+def as_input(data: bytes, form: str = "png") -> dict[str, str]:
+    return {"b64_json": base64.b64encode(data).decode(), "format": form}
+
+
+def test_the_images_of_a_request_have_a_limit_together() -> None:
+    half = encode(Image.new("1", (5000, 9000)))
+    with serving(Everything, {"task": "tensor"}) as client:
+        for inputs, place in (
+            ({"a": as_input(half), "b": [{"c": as_input(half)}]}, "inputs.b[0].c"),
+            ({"a": as_input(bomb(9000, 10_000))}, "inputs.a"),
+            ({"a": as_input(bomb(30_000, 30_000))}, "inputs.a"),
+        ):
+            answer = client.post("/v1/infer", json={"model": "sample", "inputs": inputs})
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"]) == (413, "image_too_large")
+            assert error["param"] == place
+            assert "more than 89478485 pixels together" in error["message"]
+        for _ in range(2):  # of each request by itself
+            body = {"model": "sample", "inputs": {"a": as_input(half)}}
+            assert client.post("/v1/infer", json=body).status_code == 200
+
+
+def test_a_jpeg_of_very_many_scans_is_not_decoded() -> None:
+    inputs = {"a": as_input(jpeg_of_scans(MAX_SCANS + 1), "jpeg")}
+    with serving(Everything, {"task": "tensor"}) as client:
+        answer = client.post("/v1/infer", json={"model": "sample", "inputs": inputs})
+    assert answer.status_code == 400
+    assert "JPEG of more than 100 scans" in answer.json()["error"]["message"]
 
 
 class Unsendable(Base):

@@ -8,7 +8,7 @@ from truthgpt_serve.http.caller import Caller
 from truthgpt_serve.http.json_body import encode_json
 from truthgpt_serve.http.sse import DONE_EVENT, format_event
 from truthgpt_serve.request_schema import FullText, RequestModel, bad_field
-from truthgpt_serve.server.infer.values import decode_value, encode_value
+from truthgpt_serve.server.infer.values import PixelBudget, decode_value, encode_value
 
 
 class InferRequest(RequestModel):
@@ -42,10 +42,14 @@ class InferCodec:
 
         Raises:
             RequestError: An array or image is damaged, or the inputs are nested too deeply.
+        TooLargeError: The images have too many pixels.
         """
-        inputs = self._inputs
+        inputs, budget = self._inputs, PixelBudget()
         try:
-            return {key: decode_value(value, f"inputs.{key}") for key, value in inputs.items()}
+            return {
+                key: decode_value(value, f"inputs.{key}", budget=budget)
+                for key, value in inputs.items()
+            }
         except RecursionError:
             raise bad_field("inputs", "is nested too deeply") from None
 

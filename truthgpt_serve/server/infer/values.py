@@ -10,12 +10,14 @@ from __future__ import annotations
 import base64
 import io
 import sys
+from functools import partial
 from typing import Any
 
 import msgspec
 
-from truthgpt_serve.errors import RequestError, ServerError
+from truthgpt_serve.errors import RequestError, ServerError, TooLargeError
 from truthgpt_serve.http.json_body import encode_json
+from truthgpt_serve.jpeg_scans import MAX_SCANS, has_too_many_scans
 
 IMAGE_KEYS = frozenset({"b64_json", "format"})
 MAX_DEPTH = 200
@@ -23,8 +25,32 @@ MAX_DEPTH = 200
 ARRAY_KEYS = frozenset({"shape", "dtype", "b64"})
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """Formats that may come in: PIL hands some others, such as EPS, to outside programs."""
+MAX_PIXELS = 89_478_485
+"""Pixels of all images of a request together: as many as PIL takes for one image without a warning.
+A file of few bytes can hold very many."""
 ARRAY_KINDS = "biufc"
 """numpy's kinds of types that travel: boolean, integer, unsigned, float, complex."""
+
+
+class PixelBudget:
+    """How many pixels the images of one request may still have."""
+
+    def __init__(self) -> None:
+        self._left = MAX_PIXELS
+
+    def take(self, num_pixels: int, place: str) -> None:
+        """Counts an image, before it is decoded. Raises TooLargeError for one too many."""
+        self._left -= num_pixels
+        if self._left < 0:
+            raise _too_many_pixels(place)
+
+
+def _too_many_pixels(place: str) -> TooLargeError:
+    return TooLargeError(
+        f"`{place}`: the images of a request have more than {MAX_PIXELS} pixels together",
+        param=place,
+        code="image_too_large",
+    )
 
 
 def encode_value(value: Any, label: str) -> bytes:
@@ -75,30 +101,45 @@ def _image(image: Any) -> dict[str, str]:
     return {"b64_json": base64.b64encode(buffer.getvalue()).decode(), "format": form.lower()}
 
 
-def decode_value(value: Any, place: str = "inputs", depth: int = 0) -> Any:
+def decode_value(
+    value: Any, place: str = "inputs", depth: int = 0, budget: PixelBudget | None = None
+) -> Any:
     """Returns `value` with its arrays and images made into objects.
+
+    Args:
+        value: Of the request.
+        place: Where it stands there.
+        depth: In how many lists and objects.
+        budget: How many pixels its images may have, by default `MAX_PIXELS`.
 
     Raises:
         RequestError: One of them is damaged; `param` names its place.
+        TooLargeError: The images have too many pixels.
         RecursionError: It is nested deeper than `MAX_DEPTH`.
     """
+    budget = budget or PixelBudget()
     if depth > MAX_DEPTH:
         raise RecursionError
     depth += 1
     if isinstance(value, list):
-        return [decode_value(item, f"{place}[{index}]", depth) for index, item in enumerate(value)]
+        return [
+            decode_value(item, f"{place}[{index}]", depth, budget)
+            for index, item in enumerate(value)
+        ]
     if not isinstance(value, dict):
         return value
     if value.keys() == ARRAY_KEYS and "numpy" in sys.modules:
         return _read(_read_array, value, place)
     if value.keys() == IMAGE_KEYS and "PIL.Image" in sys.modules:
-        return _read(_read_image, value, place)
-    return {key: decode_value(item, f"{place}.{key}", depth) for key, item in value.items()}
+        return _read(partial(_read_image, budget=budget, place=place), value, place)
+    return {key: decode_value(item, f"{place}.{key}", depth, budget) for key, item in value.items()}
 
 
 def _read(reader: Any, value: dict[str, Any], place: str) -> Any:
     try:
         return reader(value)
+    except TooLargeError:
+        raise
     except Exception as error:  # both libraries raise many kinds for damaged data
         raise RequestError(f"`{place}` cannot be read: {error}", param=place) from error
 
@@ -112,11 +153,18 @@ def _read_array(value: dict[str, Any]) -> Any:
     return numpy.frombuffer(data, dtype.newbyteorder("<")).reshape(value["shape"]).astype(dtype)
 
 
-def _read_image(value: dict[str, Any]) -> Any:
+def _read_image(value: dict[str, Any], budget: PixelBudget, place: str) -> Any:
     form = str(value["format"]).upper()
     if form not in IMAGE_FORMATS:
         raise ValueError(f"the format is one of {', '.join(IMAGE_FORMATS).lower()}")
     data = base64.b64decode(value["b64_json"], validate=True)
-    image = sys.modules["PIL.Image"].open(io.BytesIO(data), formats=[form])
+    if has_too_many_scans(data):
+        raise ValueError(f"it is a JPEG of more than {MAX_SCANS} scans")
+    pil = sys.modules["PIL.Image"]
+    try:
+        image = pil.open(io.BytesIO(data), formats=[form])
+    except (pil.DecompressionBombError, pil.DecompressionBombWarning):
+        raise _too_many_pixels(place) from None
+    budget.take(image.width * image.height, place)
     image.load()
     return image

@@ -16,7 +16,9 @@ from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.media import AudioMediaIO, ImageMediaIO, MediaIO, VideoMediaIO
 
 from deployments.vllm.media import ListedMediaConnector, use_listed_media
+from tests.support.image_files import jpeg_of_scans
 from tests.support.servers import serve_asgi
+from truthgpt_serve.jpeg_scans import MAX_SCANS
 
 
 def image_bytes() -> bytes:
@@ -92,6 +94,16 @@ def test_a_named_domain_is_fetched_from(source: tuple[Source, str], waits: bool)
         "http://127.0.0.1:{port}/image?@localhost",
         "http://localhost.:{port}/image",
         "http://[::1]:{port}/image",
+        "http://[::ffff:127.0.0.1]:{port}/image",
+        "http://[::ffff:7f00:1]:{port}/image",
+        "http://2130706433:{port}/image",
+        "http://0177.0.0.1:{port}/image",
+        "http://0x7f.1:{port}/image",
+        "http://127.1:{port}/image",
+        "http://127.0.0.1:{port}\\@localhost/image",
+        "http://127.0.0.1:{port}#@localhost/image",
+        "http://localhost:x@127.0.0.1:{port}/image",
+        "http:127.0.0.1:{port}/image",
     ],
 )
 def test_nothing_else_is_asked(source: tuple[Source, str], address: str, waits: bool) -> None:
@@ -181,3 +193,15 @@ def test_files_come_from_the_named_folder_only(tmp_path: Path) -> None:
 def test_data_needs_no_source() -> None:
     data = base64.b64encode(image_bytes()).decode()
     assert load(f"data:image/png;base64,{data}", None, waits=False).media.size == (8, 6)
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_jpeg_of_very_many_scans_is_not_decoded(*, waits: bool) -> None:
+    for number in (MAX_SCANS, MAX_SCANS + 1):
+        data = base64.b64encode(jpeg_of_scans(number)).decode()
+        address = f"data:image/png;base64,{data}"
+        if number == MAX_SCANS:
+            assert load(address, None, waits=waits).media.size == (16, 16)
+            continue
+        with pytest.raises(VLLMValidationError, match="`image_url`: it is a JPEG of more than"):
+            load(address, None, waits=waits)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.support.image_classes import Odd, OddStream, Plain, Studio
-from tests.support.image_files import animated, bomb, encode, mask_png, png
+from tests.support.image_files import animated, bomb, encode, jpeg_of_scans, mask_png, png
 from tests.support.servers import serve_asgi
 from tests.unit.server.images.test_routes import image_server, image_spec
 from truthgpt_serve.server import create_app
@@ -252,6 +252,15 @@ BAD_FILES: list[
         "image",
         "`image` has 65x64 pixels, 4160 in all, more than the 4096 that this model takes",
         BIG,
+    ),
+    (
+        EDIT,
+        FORM,
+        [("image", ("i", jpeg_of_scans(101)))],
+        400,
+        "image",
+        "`image` is a JPEG of more than 100 scans: save it anew",
+        None,
     ),
     (
         EDIT,
