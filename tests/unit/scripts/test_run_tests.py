@@ -71,6 +71,16 @@ def test_marked_tests_run_after_the_others(folder: Path) -> None:
     assert {line.split()[1][:2] for line in ran[:2]} == {"gw"}
 
 
+def test_what_runs_last_imports_no_other_module(folder: Path) -> None:
+    module = folder / "tests" / "serve" / "test_s.py"
+    module.write_text(f"{module.read_text()}\nnote('import')\n")
+    status, output, ran = run_tests(folder, "--only", "serve")
+    assert status == PASSED, output
+    assert sorted(line.split()[0] for line in ran[:-1]) == ["import"] * 3 + ["test_s"]
+    assert "import alone" not in ran
+    assert ran[-1] == "test_t alone"
+
+
 def test_two_processes_of_three_have_services_while_there_are_other_tests(folder: Path) -> None:
     for kind, name in (("unit", "test_u"), ("serve", "test_s")):
         (folder / "tests" / kind / f"{name}.py").unlink()
