@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from typing import Any
 
 import numpy as np
 import xgrammar as xgr
 
+from truthgpt_serve.grammar.kinds import find_patterns
 from truthgpt_serve.grammar.strict import StrictCompiler
 
 MAX_STEP_S = 0.1
@@ -76,6 +78,8 @@ class Compiler:
         compiler = StrictCompiler(
             xgr.GrammarCompiler(self._info, max_threads=self._threads, cache_enabled=False)
         )
+        if kind in ("json", "structural_tag"):
+            _check_patterns(text)
         started, used = time.monotonic(), time.process_time()
         try:
             compiled = self._compile(compiler, kind, text)
@@ -152,6 +156,40 @@ class Compiler:
     def _allowed(self, mask: Any) -> Any:
         bits = np.unpackbits(mask.numpy().view(np.uint8), bitorder="little")
         return np.flatnonzero(bits[: self._info.vocab_size])
+
+
+def _check_patterns(text: str) -> None:
+    """Refuses patterns of a schema or tag whose answers would be no JSON, or not bound by them.
+
+    xgrammar passes over what looks ahead or behind, and writes marks that JSON escapes as they are
+    where no text without them matches a pattern, or where it has characters beyond ASCII.
+
+    Raises:
+        UnusableError: There is such a pattern.
+    """
+    for pattern in sorted(set(find_patterns(text))):
+        if _LOOKS.search(_SKIPPED.sub("", pattern)):
+            raise UnusableError(f"the pattern {pattern[:80]!r} looks ahead or behind")
+        schema = json.dumps({"type": "string", "pattern": pattern})
+        try:
+            rules = str(xgr.Grammar.from_json_schema(schema)).splitlines()
+        except RuntimeError:
+            continue  # whose fault the compiler names
+        own = " ".join(rule for rule in rules if rule.startswith("root_"))
+        if _IN_JSON not in own and _RAW.search(own):
+            raise UnusableError(
+                f"the pattern {pattern[:80]!r} may match quotation marks, backslashes or control "
+                "characters, which JSON has as escapes alone"
+            )
+
+
+_SKIPPED = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*+\]", re.DOTALL)
+"""Escapes and classes of a pattern: brackets in them are characters."""
+_LOOKS = re.compile(r"\(\?<?[=!]")
+_IN_JSON = "json_string=true"
+"""How a grammar shows a pattern that leaves such characters out."""
+_RAW = re.compile(r'\\(?:[\\"nrtfv0]|x[01])|\[\^')
+"""Such characters in the rules of a pattern, and classes of all but some."""
 
 
 def _reason(error: Exception) -> str:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from truthgpt_serve.errors import (
@@ -22,6 +21,7 @@ from truthgpt_serve.errors import (
     UnavailableError,
 )
 from truthgpt_serve.grammar.fields import Grammar
+from truthgpt_serve.grammar.kinds import find_patterns
 from truthgpt_serve.grammar.process import CompilingProcess
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ class GrammarGate:
         if size > self._limits[key]:
             raise self._too_large(grammar.param, size, key)
         if grammar.kind in ("json", "structural_tag", "tools"):
-            size = sum(len(text.encode("utf-8", "replace")) for text in _patterns(grammar))
+            size = sum(len(text.encode("utf-8", "replace")) for text in find_patterns(grammar.text))
             if size > self._limits["max_regex_bytes"]:
                 raise self._too_large(grammar.param, size, "max_regex_bytes")
 
@@ -218,21 +218,3 @@ class GrammarGate:
 def _report(task: asyncio.Task[Any]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.error("grammars cannot be compiled: %s", error)
-
-
-def _patterns(grammar: Grammar) -> Iterator[str]:
-    """Yields the regular expressions in a schema or tag; nothing if it is no JSON."""
-    try:
-        waiting: list[Any] = [json.loads(grammar.text)]
-    except (ValueError, RecursionError):
-        return
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, list):
-            waiting.extend(value)
-        elif isinstance(value, dict):
-            waiting.extend(value.values())
-            if isinstance(pattern := value.get("pattern"), str):
-                yield pattern
-            if isinstance(patterns := value.get("patternProperties"), dict):
-                yield from patterns

@@ -71,6 +71,24 @@ def _escaped(text: str) -> str:
     )
 
 
+def find_patterns(text: str) -> Iterator[str]:
+    """Yields the regular expressions in a schema or tag; nothing if it is no JSON."""
+    try:
+        waiting: list[Any] = [json.loads(text)]
+    except (ValueError, RecursionError):
+        return
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting.extend(value)
+        elif isinstance(value, dict):
+            waiting.extend(value.values())
+            if isinstance(pattern := value.get("pattern"), str):
+                yield pattern
+            if isinstance(patterns := value.get("patternProperties"), dict):
+                yield from patterns
+
+
 def find_ignored(schema: Any) -> Iterator[str]:
     """Yields what of a JSON schema would not bind an answer, in words."""
     waiting = [schema]
