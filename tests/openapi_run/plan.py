@@ -40,7 +40,10 @@ def fetch_models(url: str) -> list[Model]:
         names = [
             model["id"] for model in client.get("/v1/models").raise_for_status().json()["data"]
         ]
-        cards = {name: client.get(f"/v1/models/{name}").json()["card"] for name in names}
+        pages = {name: client.get(f"/v1/models/{name}") for name in names}
+    for page in pages.values():
+        assert page.status_code == 200, page.text
+    cards = {name: page.json()["card"] for name, page in pages.items()}
     return [
         Model(name, str(card.get("task", "")), str(card.get("family", "")))
         for name, card in cards.items()
