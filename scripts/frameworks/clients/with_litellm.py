@@ -73,7 +73,7 @@ def _() -> None:
 @check("tools, required", "json")
 def _() -> None:
     answer = litellm.completion(**OPTIONS, messages=USER, tools=TOOLS, tool_choice="required")
-    (call, *_) = answer.choices[0].message.tool_calls
+    (call, *_) = answer.choices[0].message.tool_calls or ()
     Story.model_validate_json(call.function.arguments)
 
 
@@ -95,7 +95,7 @@ def _() -> None:
     answer = litellm.completion(
         **options, messages=USER, max_tokens=1000, tools=TOOLS, tool_choice="required"
     )
-    (call, *_) = answer.choices[0].message.tool_calls
+    (call, *_) = answer.choices[0].message.tool_calls or ()
     Story.model_validate_json(call.function.arguments)
 
 

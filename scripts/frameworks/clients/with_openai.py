@@ -159,7 +159,7 @@ def _() -> None:
     answer = client.chat.completions.create(
         model=MODEL, messages=USER, tools=TOOLS, tool_choice=choice
     )
-    (call,) = answer.choices[0].message.tool_calls
+    (call,) = answer.choices[0].message.tool_calls or ()
     assert call.function.name == "paint"
     Thing.model_validate_json(call.function.arguments)
 
@@ -183,7 +183,7 @@ def _() -> None:
         tool_choice="required", parallel_tool_calls=False,
     ) as stream:  # fmt: skip
         stream.until_done()
-        (call,) = stream.get_final_completion().choices[0].message.tool_calls
+        (call,) = stream.get_final_completion().choices[0].message.tool_calls or ()
     assert isinstance(call.function.parsed_arguments, Story)
 
 
@@ -231,7 +231,7 @@ def _() -> None:
         model=MODEL, input=PROMPT, tool_choice="required",
         tools=[{"type": "function", "strict": True, **paint}],
     )  # fmt: skip
-    call = next(item for item in answer.output if item.type == "function_call")
+    (call, *_) = [item for item in answer.output if item.type == "function_call"]
     Thing.model_validate(json.loads(call.arguments))
 
 

@@ -96,7 +96,7 @@ for (const { name, needs, run } of checks) {
   } catch (error) {
     console.error(name, error);
     const status = error.statusCode ?? error.cause?.statusCode ?? error.lastError?.statusCode;
-    const unbound = error.isAssertion || /NoObject|TypeValidation|JSONParse|InvalidToolInput/.test(error.name);
+    const unbound = error.isAssertion || /NoObject|TypeValidation|JSONParse|InvalidToolInput|ToolChoiceViolation/.test(error.name);
     outcome = status === 400 ? "refused" : unbound ? "unbound" : "failed";
     detail = `${error.name}: ${error.message} ${error.responseBody ?? ""}`.slice(0, 400);
   }
