@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from truthgpt_serve.cli._service.utf8 import check_text
 from truthgpt_serve.config.paths import expand
 from truthgpt_serve.errors import RequestError
 from truthgpt_serve.server.audio.decode import bounds_of, decode_audio
@@ -40,6 +41,7 @@ def read_inputs(file: Path) -> dict[str, Any]:
         source = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise click.UsageError(f"--inputs {file} cannot be read: {error}") from error
+    check_text(source, f"--inputs {file}")
     try:
         inputs = json.loads(source)
     except ValueError as error:

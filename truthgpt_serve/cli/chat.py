@@ -46,8 +46,11 @@ def chat(
     from truthgpt_serve.cli._chat.conversation import Conversation
     from truthgpt_serve.cli._service.choice import choose_model
     from truthgpt_serve.cli._service.client import ServiceClient
+    from truthgpt_serve.cli._service.utf8 import check_text
 
     interactive = prompt is None and sys.stdin.isatty()
+    for what, text in (("MODEL", model), ("--system", system), ("--prompt", prompt)):
+        check_text(text or "", what)
     given = {name: value for name, value in options.items() if value is not None}
     if stats:
         given["stream_options"] = {"include_usage": True}
@@ -69,10 +72,13 @@ def _read_question(prompt: str | None) -> str:
 
 
 def _read_input() -> str:
+    from truthgpt_serve.cli._service.utf8 import check_text
+
     try:
         text = sys.stdin.read(MAX_INPUT_CHARS)
     except UnicodeDecodeError as error:
         raise click.UsageError(f"standard input is not text in UTF-8: {error}") from error
+    check_text(text, "standard input")
     return text.removesuffix("\n")
 
 

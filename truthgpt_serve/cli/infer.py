@@ -56,10 +56,13 @@ def infer(
     Only the answer goes to standard output; what libraries have to say goes to standard error.
     """
     from truthgpt_serve.cli._infer_inputs import check_given, read_inputs
+    from truthgpt_serve.cli._service.utf8 import check_text
     from truthgpt_serve.config import load_model_config
 
     if stream and out is not None:
         raise click.UsageError("--stream prints; leave --out out")
+    check_text(text or "", "--text")
+    check_text(prompt or "", "--prompt")
     inputs = {} if inputs_file is None else read_inputs(inputs_file)
     inputs |= {
         name: value for name, value in (("text", text), ("prompt", prompt)) if value is not None

@@ -96,8 +96,32 @@ def test_what_is_no_text_is_wrong_use(locale: str) -> None:
             env=environment(service.env(LC_ALL=locale)),
         )
     assert done.returncode == 2
-    assert b"is not text in UTF-8" in done.stderr
+    assert b"standard input is not text in UTF-8: the byte 0xe9 behind 'caf'" in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([b"\xe9x", b"-p", b"x"], b"MODEL is not text in UTF-8: the byte 0xe9 at its beginning"),
+        (
+            [b"story", b"-p", b"caf\xe9"],
+            b"--prompt is not text in UTF-8: the byte 0xe9 behind 'caf'",
+        ),
+        ([b"story", b"-p", b"x", b"-s", b"a\xff"], b"--system is not text in UTF-8: the byte 0xff"),
+    ],
+)
+def test_arguments_that_are_no_text_are_named(arguments: list[bytes], message: bytes) -> None:
+    with serve(SERVICE) as service:
+        done = subprocess.run(
+            [*(part.encode() for part in COMMAND), *arguments],
+            capture_output=True,
+            timeout=60,
+            env=environment(service.env(LC_ALL="C.UTF-8")),
+        )
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert service.requests == []
 
 
 def test_the_only_model_for_texts_is_taken() -> None:

@@ -9,10 +9,9 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import click
-
 from truthgpt_serve.cli._service.address import Address, find_address, read_key
 from truthgpt_serve.cli._service.failures import ServiceFault, describe_refusal, no_answer
+from truthgpt_serve.cli._service.utf8 import check_text, no_text
 from truthgpt_serve.http.sse import DONE, EventSplitter, EventTooLargeError
 from truthgpt_serve.terminal import clean
 
@@ -155,7 +154,7 @@ class ServiceClient:
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
             raise no_answer(self.address, error) from error
         except UnicodeEncodeError as error:
-            raise click.UsageError(f"the message is not text in UTF-8: {error}") from error
+            raise no_text("the request", error) from error
         except (EventTooLargeError, AnswerTooLargeError) as error:
             raise self._foreign(str(error)) from error
 
@@ -217,4 +216,5 @@ def _read(answer: httpx.Response) -> bytes:
 
 def model_path(name: str) -> str:
     """Returns the path of a model's own description."""
+    check_text(name, "the model's name")
     return f"/v1/models/{quote(name, safe='')}"
