@@ -27,6 +27,7 @@ from deployments.hf_transformers.loading import (
 )
 from truthgpt_serve.device import describe_backend
 from truthgpt_serve.errors import ContextLengthError, RequestError
+from truthgpt_serve.server.text_sizes import check_beginning
 
 logger = logging.getLogger(__name__)
 
@@ -144,19 +145,40 @@ class EmbeddingEngine:
     def _read(self, batch: Sequence[Mapping[str, Any]]) -> list[Item | RequestError]:
         """Checks the inputs and tokenizes all texts in one call, which uses several cores."""
         texts = [self._text(inputs) for inputs in batch]
-        given = [text for text in texts if text is not None]
+        refused = [self._refused(*one) for one in zip(batch, texts, strict=True)]
+        given = [
+            text
+            for text, error in zip(texts, refused, strict=True)
+            if text is not None and error is None
+        ]
         encoded = iter(self.tokenizer(given)["input_ids"] if given else [])
         items: list[Item | RequestError] = []
-        for inputs, text in zip(batch, texts, strict=True):
+        for inputs, text, error in zip(batch, texts, refused, strict=True):
+            if error is not None:
+                items.append(error)
+                continue
             ids: list[int] = next(encoded) if text is not None else []
             try:
                 if text is None:
                     ids = _token_ids(inputs.get("token_ids"), len(self.tokenizer))
                 limited = self._limited(ids, inputs, text)
                 items.append(Item(limited, self._dimensions(inputs)))
-            except RequestError as error:
-                items.append(error)
+            except RequestError as problem:
+                items.append(problem)
         return items
+
+    def _refused(self, inputs: Mapping[str, Any], text: str | None) -> RequestError | None:
+        """Returns the error of a text that is too long by its beginning alone, or None."""
+        if text is None or inputs.get("truncate_prompt_tokens") is not None:
+            return None
+        try:
+            check_beginning(text, self.max_tokens, self._count, param="input")
+        except RequestError as error:
+            return error
+        return None
+
+    def _count(self, text: str) -> int:
+        return len(self.tokenizer(text, verbose=False)["input_ids"])
 
     def _text(self, inputs: Mapping[str, Any]) -> str | None:
         """Returns the text with its prompt; None when it comes as token ids, or is no text."""

@@ -28,6 +28,7 @@ from deployments.hf_transformers.loading import (
 from deployments.hf_transformers.pipelines.inputs import KINDS, read_inputs
 from truthgpt_serve.device import choose_dtype, describe_backend
 from truthgpt_serve.errors import ContextLengthError, RequestError, ServerError, bad_setting
+from truthgpt_serve.server.text_sizes import check_beginning
 
 logger = logging.getLogger(__name__)
 
@@ -140,10 +141,14 @@ class PipelineEngine:
         """Returns the value and the parameters of one request. Raises RequestError."""
         value, parameters = read_inputs(inputs, self.kind)
         if self.kind.name == "text" and self._max_tokens is not None:
-            num_tokens = len(self.pipeline.tokenizer(value, verbose=False)["input_ids"])
+            check_beginning(value, self._max_tokens, self._count, param="inputs.text")
+            num_tokens = self._count(value)
             if num_tokens > self._max_tokens:
                 raise ContextLengthError(self._max_tokens, num_tokens, param="inputs.text")
         return value, parameters
+
+    def _count(self, text: str) -> int:
+        return len(self.pipeline.tokenizer(text, verbose=False)["input_ids"])
 
     def run(self, values: list[Any], parameters: Mapping[str, Any]) -> list[Any]:
         """Runs one batch with the same parameters."""

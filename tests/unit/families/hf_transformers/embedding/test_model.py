@@ -177,6 +177,23 @@ def test_a_long_text_is_refused_or_cut_on_request(encoder: Path) -> None:
         assert isinstance(bad, RequestError)
 
 
+def test_of_a_text_far_too_long_the_beginning_alone_is_read(encoder: Path) -> None:
+    texts: list[dict[str, Any]] = [
+        {"text": "cat"},
+        {"text": "cat " * 100_000},
+        {"token_ids": [2, 3]},
+        {"text": 5},
+    ]
+    with loaded(configuration(encoder, "embedding")) as model:
+        good, bad, ids, none = model.infer_batch(texts)
+        assert (good["num_tokens"], ids["num_tokens"]) == (3, 2)
+        assert "its beginning alone" in bad.message
+        assert (bad.code, bad.param) == ("context_length_exceeded", "input")
+        assert isinstance(none, RequestError)
+        long = {**texts[1], "truncate_prompt_tokens": -1}
+        assert model.infer(long)["num_tokens"] == 48
+
+
 def test_over_http_with_the_openai_client(encoder: Path) -> None:
     with client_of(configuration(encoder, "embedding")) as client:
         expected = [unit(hidden_states(encoder, text.lower()).mean(0)) for text in TEXTS]

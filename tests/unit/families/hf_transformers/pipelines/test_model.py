@@ -60,6 +60,9 @@ def test_text_classification(classifier: Path) -> None:
         assert isinstance(long, RequestError)
         assert long.code == "context_length_exceeded"
         assert "maximum context length is" in long.message
+        (long,) = model.infer_batch([{"text": "cat " * 100_000}])
+        assert isinstance(long, RequestError)
+        assert "its beginning alone" in long.message
         assert model.batch_key({"text": "a"}) == model.batch_key({"text": "b"})
         assert model.batch_key({"text": "a"}) != model.batch_key({"text": "a", "top_k": 2})
 
