@@ -21,6 +21,7 @@ from truthgpt_serve.http.asgi import (
     relative_path,
     replay,
 )
+from truthgpt_serve.http.connection import refuse_websocket
 from truthgpt_serve.http.open_inference import MODELS_PREFIX, model_of_path
 from truthgpt_serve.http.routes import find_error, find_routes
 from truthgpt_serve.router.open_inference import model_of
@@ -57,6 +58,9 @@ class NamedRequests:
         Raises:
             TruthGPTError: The request is refused.
         """
+        if scope["type"] == "websocket" and not self._may_use(identity_of(scope), self._name):
+            await refuse_websocket(scope, receive, send, hidden_model(self._name))
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -93,8 +97,11 @@ class NamedRequests:
         self._check_key(identity, model)
 
     def _check_key(self, identity: Identity | None, name: str) -> None:
-        if identity is not None and not identity.may_use(name, self._name):
+        if not self._may_use(identity, name):
             raise hidden_model(name)
+
+    def _may_use(self, identity: Identity | None, name: str) -> bool:
+        return identity is None or identity.may_use(name, self._name)
 
     async def _pass_on(self, scope: Scope, body: RequestBody, send: Send) -> None:
         if not body.more:

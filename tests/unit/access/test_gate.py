@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from truthgpt_serve.access.identity import ANONYMOUS, SCOPE_KEY
 from truthgpt_serve.access.key_edit import add_key
 from truthgpt_serve.access.key_ring import KeyRing
 from truthgpt_serve.access.meter import Meter
+from truthgpt_serve.access.moments import write_moment
 from truthgpt_serve.access.quota import Quota
 from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, send_json
 
@@ -279,3 +282,36 @@ async def test_the_body_is_not_read_and_websockets_are_refused(tmp_path: Path) -
     await gate({"type": "websocket", "path": "/", "headers": [], **extension}, connect, note)
     assert (sent[0]["type"], sent[0]["status"]) == ("websocket.http.response.start", 401)
     ring.close()
+
+
+async def test_an_answer_that_has_begun_outlives_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, now = tmp_path / "keys.yaml", datetime.now(UTC)
+    expires = write_moment(now + timedelta(minutes=5))
+    key = add_key(path, {"name": "a", "expires": expires, "max_concurrent": 1})
+    ring = KeyRing(path, period_s=3600)
+    quota = Quota(path, "story")
+    ended: list[str] = []
+
+    async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"one ", "more_body": True})
+        monkeypatch.setattr(time, "time", lambda: now.timestamp() + 301)
+        await send({"type": "http.response.body", "body": b"two"})
+
+    meter = Meter(quota, lambda report: ended.append(report.outcome))
+    gate = Gate(stream, ring, OPEN_AT_MODEL, names=NAMES, meter=meter)
+    transport = httpx.ASGITransport(gate)
+    try:
+        async with httpx.AsyncClient(transport=transport, base_url="http://model") as client:
+            headers = {"authorization": f"Bearer {key}"}
+            begun = await client.post("/v1/completions", headers=headers)
+            later = await client.post("/v1/completions", headers=headers)
+    finally:
+        ring.close()
+        quota.close()
+    assert (begun.status_code, begun.text) == (200, "one two")
+    assert later.status_code == 401
+    assert "has expired" in later.json()["error"]["message"]
+    assert ended == ["ok"]

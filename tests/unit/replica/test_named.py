@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from truthgpt_serve.access.identity import SCOPE_KEY, Identity
-from truthgpt_serve.http.asgi import Receive, Scope, Send, send_json
+from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, send_json
 from truthgpt_serve.replica.named import NamedRequests
 from truthgpt_serve.server.bounded import BoundedRequests
 
@@ -138,3 +138,27 @@ async def test_a_key_of_an_adapter_has_no_other_name(method: str, path: str, sta
     transport = httpx.ASGITransport(bounded)
     async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
         assert (await client.request(method, path, content=b"")).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("models", "reaches"), [(None, True), (("m",), True), (("adapter",), False), ((), False)]
+)
+async def test_a_key_of_an_adapter_has_no_websocket(
+    models: tuple[str, ...] | None, reaches: bool
+) -> None:
+    reached, sent = [], []
+
+    async def note(scope: Scope, receive: Receive, send: Send) -> None:
+        reached.append(scope["path"])
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope: Scope = {"type": "websocket", "path": "/own", "headers": [], "extensions": {}}
+    scope[SCOPE_KEY] = Identity("team", models=models)
+    await NamedRequests(note, ("m", "adapter"))(scope, receive, send)
+    assert reached == (["/own"] if reaches else [])
+    assert [message["type"] for message in sent] == ([] if reaches else ["websocket.close"])

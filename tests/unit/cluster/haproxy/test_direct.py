@@ -136,6 +136,35 @@ def test_other_paths_are_the_routers(proxy: Proxy, path: str) -> None:
     assert way(proxy, b'{"model": "m"}', path) == "router"
 
 
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("/models/m", "model"),
+        ("/models/m/../other/x", "model"),
+        ("http://x/models/m/x", "model"),
+        ("/models/m%2f..%2fother/", "router"),
+        ("/models/%6d/x", "router"),
+        ("/%6dodels/m/x", "router"),
+        ("/models//m/x", "router"),
+        ("/models/./m/x", "router"),
+        ("/models/other/../m/x", "router"),
+        ("/models/M/x", "router"),
+        ("/models/m;a/x", "router"),
+        ("/models/m%00/x", "router"),
+    ],
+)
+def test_an_address_leads_to_its_model_as_it_is_written(
+    proxy: Proxy, target: str, expected: str
+) -> None:
+    with proxy.connect() as client:
+        request = f"GET {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        client.sendall(request.encode())
+        received = b"".join(iter(lambda: client.recv(65536), b""))
+    assert received.endswith(b'{"by": "%b"}' % expected.encode())
+    given = (proxy.model if expected == "model" else proxy.router).paths[-1]
+    assert given == target  # nothing in it is decoded or resolved
+
+
 def test_every_direct_path_leads_to_the_model_with_its_query(proxy: Proxy) -> None:
     assert {CHAT, "/v1/completions", "/v1/embeddings", "/v1/infer"} <= {*direct_paths()}
     for path in direct_paths():
