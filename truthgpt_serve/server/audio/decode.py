@@ -19,6 +19,9 @@ from truthgpt_serve.errors import RequestError, TooLargeError, UnsupportedError
 BLOCK = 65536
 """Samples of each channel that are decoded at once."""
 MAX_CHANNELS = 16
+MAX_SAMPLES = 2**30
+"""Most samples of all channels: 40 minutes of two at 192 kHz. Decoding that many takes some 7 s,
+and a file of 3 MB can hold more."""
 MIN_RATE = 1000
 MAX_RATE = 384000
 FIELD = "file"
@@ -101,13 +104,21 @@ def _gather(read: Callable[[], Any], found: int, rate: int, max_s: float) -> Any
     numpy = importlib.import_module("numpy")
     resample = _resampler(found, rate)
     pieces = []
-    num_read = 0
+    num_read = num_samples = 0
     while True:
         block = read()
         num_read += len(block)
+        num_samples += block.size
         if num_read > max_s * found:
             raise TooLargeError(
                 f"`file` lasts longer than {max_s:g} s, the most this model takes",
+                param=FIELD,
+                code="audio_too_long",
+            )
+        if num_samples > MAX_SAMPLES:
+            raise TooLargeError(
+                f"`file` has more than {MAX_SAMPLES} samples in all its channels; send fewer "
+                "channels, or fewer samples a second",
                 param=FIELD,
                 code="audio_too_long",
             )

@@ -21,6 +21,7 @@ from tests.support.sample_models import Base, spec_of
 from tests.support.servers import serve_asgi
 from truthgpt_serve.errors import RequestError, TooLargeError, TruthGPTError, UnsupportedError
 from truthgpt_serve.server import create_app
+from truthgpt_serve.server.audio import decode
 from truthgpt_serve.server.audio.decode import decode_audio
 
 
@@ -286,6 +287,22 @@ def test_a_small_file_does_not_become_many_samples(form: str) -> None:
     assert isinstance(refusal(buffer.getvalue()), TooLargeError)
     with pytest.raises(RequestError):
         decode_audio(buffer.getvalue()[:10], 16000, 2)
+
+
+def test_the_channels_of_a_recording_have_a_limit_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(decode, "MAX_SAMPLES", 100_000)
+    for channels, fits in ((2, True), (8, False)):
+        buffer = io.BytesIO()
+        with soundfile.SoundFile(buffer, "w", 16000, channels, format="FLAC") as file:
+            file.write(numpy.zeros((30_000, channels), "float32"))
+        if fits:
+            assert len(decode_audio(buffer.getvalue(), 16000, 2)) == 30_000
+            continue
+        error = refusal(buffer.getvalue())
+        assert (error.status, error.code) == (413, "audio_too_long")
+        assert "more than 100000 samples in all its channels" in error.message
 
 
 @pytest.mark.parametrize("rate", [500, 500000])
