@@ -84,7 +84,9 @@ def test_what_runs_last_imports_no_other_module(folder: Path) -> None:
 def test_two_processes_of_three_have_services_while_there_are_other_tests(folder: Path) -> None:
     for kind, name in (("unit", "test_u"), ("serve", "test_s")):
         (folder / "tests" / kind / f"{name}.py").unlink()
-    shutil.copy(ROOT / "tests" / "serve" / "conftest.py", folder / "tests" / "serve")
+    (folder / "tests" / "support").mkdir()
+    for name in ("serve/conftest.py", "support/shell.py"):
+        shutil.copy(ROOT / "tests" / name, folder / "tests" / name)
     for number in range(4):
         # A process gets its next module while it runs the last two tests of one.
         for kind in ("unit", "serve"):
