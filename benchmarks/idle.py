@@ -35,6 +35,7 @@ ROLES = (
     (r"/(gcs_server|raylet|haproxy) ", "{}"),
     (r"scripts/(serve_run|serve)\.py", "{}"),
     (r"multiprocessing\.(\w+)", "multiprocessing {}"),
+    (r"-m truthgpt_serve\.grammar\.worker", "grammar compiler"),
     (r"VLLM::", "engine"),
 )
 """Patterns of command lines and what is called so, the first that is found."""
