@@ -17,7 +17,7 @@ import psutil
 import pytest
 import xgrammar as xgr
 
-from tests.support.grammar_schemas import hostile, ordinary, wide
+from tests.support.grammar_schemas import hostile, ordinary, small_schema, wide
 from truthgpt_serve.config.text_limits import TextLimitsSection
 from truthgpt_serve.errors import OverloadedError, RequestError, TruthGPTError, UnavailableError
 from truthgpt_serve.grammar import gate as grammar_gate
@@ -77,6 +77,14 @@ async def pass_ordinary_ones(one: GrammarGate) -> None:
     for seed in range(60):
         verdict = await one.check(schema(ordinary(seed)))
         assert verdict.outcome == "ok"
+
+
+def test_small_ones_pass_whenever_their_process_begins() -> None:
+    async def check(one: GrammarGate) -> None:
+        verdicts = [await one.check(schema(small_schema(seed))) for seed in range(150)]
+        assert {verdict.outcome for verdict in verdicts} == {"ok"}
+
+    run(check)
 
 
 def test_hostile_ones_pass_or_are_refused_in_time() -> None:
