@@ -14,7 +14,7 @@ from typing import Any
 from truthgpt_serve.config.text_limits import TextLimitsSection
 from truthgpt_serve.errors import RequestError
 from truthgpt_serve.request_schema import bad_field
-from truthgpt_serve.server.text_sizes import check_arguments, check_tokenized
+from truthgpt_serve.server.text_sizes import check_arguments, check_tokenized, leaves
 from truthgpt_serve.wording import shown
 
 Body = Mapping[str, Any]
@@ -245,7 +245,7 @@ def check_shape(raw: bytes | bytearray, body: Body) -> None:
     """
     if _LONG_NUMBER in raw.translate(_DIGITS_AS_ZEROS):
         for name, value in body.items():
-            for leaf in _leaves(value):
+            for leaf in leaves(value):
                 if isinstance(leaf, int) and leaf not in _INTEGERS:
                     # The words in brackets are pydantic's, as vLLM's own server answers.
                     rule = "less_than_equal 2^64 - 1" if leaf > 0 else "greater_than_equal -2^63"
@@ -254,18 +254,6 @@ def check_shape(raw: bytes | bytearray, body: Body) -> None:
         for name, value in body.items():
             if _is_deep(value, MAX_DEPTH):
                 raise bad_field(name, f"is nested deeper than {MAX_DEPTH} levels")
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    waiting = [value]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            waiting.extend(value.values())
-        elif isinstance(value, list):
-            waiting.extend(value)
-        else:
-            yield value
 
 
 def _is_deep(value: Any, limit: int) -> bool:

@@ -66,7 +66,7 @@ def check_tokenized(path: str, raw: bytes | bytearray, body: Mapping[str, Any]) 
     truncated = body.get(_TRUNCATED) is not None
     if len(raw) <= MAX_CHARACTERS or not (truncated or path == TOKENIZE):
         return
-    size = sum(map(len, _texts(body)))
+    size = sum(len(leaf) for leaf in leaves(body) if isinstance(leaf, str))
     if size > MAX_CHARACTERS:
         param = _TRUNCATED if truncated else "prompt" if "prompt" in body else "messages"
         what = "is set for texts of" if truncated else "has"
@@ -74,15 +74,16 @@ def check_tokenized(path: str, raw: bytes | bytearray, body: Mapping[str, Any]) 
         raise bad_field(param, most)
 
 
-def _texts(body: Mapping[str, Any]) -> Iterator[str]:
-    waiting: list[Any] = [body]
+def leaves(value: Any) -> Iterator[Any]:
+    """Yields all values in lists and objects, however deep, that are neither."""
+    waiting = [value]
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
             waiting.extend(value.values())
         elif isinstance(value, list):
             waiting.extend(value)
-        elif isinstance(value, str):
+        else:
             yield value
 
 
