@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from truthgpt_serve.request_schema import (
     WHOLE,
@@ -34,10 +34,19 @@ Stops = Annotated[
 """Texts that end an answer; a request may give one as it is."""
 
 
+LEAST_TEMPERATURE = 0.01
+"""What smaller ones count as, but for 0: logits divided by them are no numbers any more."""
+LEAST_REPETITION_PENALTY = 0.01
+
+
+def _computable(temperature: float) -> float:
+    return max(temperature, LEAST_TEMPERATURE) if temperature > 0 else 0.0
+
+
 class SamplingFields(RequestModel):
     """How the tokens of a text are chosen; those that OpenAI does not have are vLLM's."""
 
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2), AfterValidator(_computable)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1), WHOLE] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -45,16 +54,17 @@ class SamplingFields(RequestModel):
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1), WHOLE] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=LEAST_REPETITION_PENALTY, le=10)] | None = None
     ignore_eos: bool | None = None
 
     @property
     def sampling(self) -> dict[str, Any]:
         """The fields that the request has."""
-        return {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
+        return {name: value for name in SAMPLING if (value := getattr(self, name)) is not None}
 
 
-_SAMPLING = tuple(SamplingFields.model_fields)
+SAMPLING = tuple(SamplingFields.model_fields)
+"""The names of these fields."""
 
 
 MAX_SEED = 2**53 - 1

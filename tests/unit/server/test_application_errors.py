@@ -130,6 +130,7 @@ BAD_FIELDS: list[tuple[str, Any, int, str, str | None]] = [
     (CHAT, chat(seed=0.5), 400, "seed", None),
     (CHAT, chat(presence_penalty=3), 400, "presence_penalty", None),
     (CHAT, chat(repetition_penalty=0), 400, "repetition_penalty", None),
+    (CHAT, chat(repetition_penalty=1e-320), 400, "repetition_penalty", None),
     (CHAT, chat(ignore_eos="no"), 400, "ignore_eos", None),
     (CHAT, chat(stop=list("abcdefghijklmnopq")), 400, "stop", None),
     (CHAT, chat(stop=[1]), 400, "stop", None),

@@ -5,10 +5,12 @@ A request for more is refused before the class sees it, in words that name the a
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import dataclass
 from typing import Any
 
 from truthgpt_serve.errors import UnsupportedError
+from truthgpt_serve.request_schema import bad_field
 from truthgpt_serve.server.text.request import ChatRequest, CompletionRequest
 from truthgpt_serve.server.text.tokenizer import Tokenizer
 
@@ -39,20 +41,34 @@ class Abilities:
         return cls(*(bool(getattr(model, name, False)) for name in cls.__slots__))
 
 
+def find_vocab_size(model: Any) -> int | None:
+    """Returns how many tokens a class knows, by its `vocab_size` or its tokenizer, or None."""
+    size = getattr(model, "vocab_size", None)
+    if isinstance(size, int):
+        return size
+    tokenizer = getattr(model, "tokenizer", None)
+    return len(tokenizer) if isinstance(tokenizer, Sized) else None
+
+
 def check_abilities(
-    request: ChatRequest | CompletionRequest, abilities: Abilities, tokenizer: Tokenizer
+    request: ChatRequest | CompletionRequest,
+    abilities: Abilities,
+    tokenizer: Tokenizer,
+    vocab_size: int | None = None,
 ) -> None:
     """Checks that a class can do what a request asks for.
 
+    Args:
+        request: The checked request.
+        abilities: What the class says of itself.
+        tokenizer: The class's tokenizer.
+        vocab_size: How many tokens it knows, or None.
+
     Raises:
         UnsupportedError: It cannot; `param` names the field.
+        RequestError: A token is none of the model's.
     """
-    if request.num_logprobs is not None:
-        if not abilities.gives_logprobs:
-            raise _cannot("logprobs", "gives no log probabilities", "gives_logprobs")
-        if request.echo and not abilities.gives_prompt_logprobs:
-            what = "gives no log probabilities of prompts: leave `echo` or `logprobs` out"
-            raise _cannot("echo", what, "gives_prompt_logprobs")
+    _check_logprobs(request, abilities)
     if (grammar := request.grammar) is not None and not abilities.takes_constraint:
         what = "answers in plain text only: nothing can bind its answers to a form"
         raise _cannot(grammar.param, what, "takes_constraint")
@@ -67,6 +83,31 @@ def check_abilities(
         raise _cannot("prompt", "takes texts, not token ids", "accepts_token_ids")
     if request.suffix:
         _check_suffix(tokenizer, has_ids=has_ids)
+    if vocab_size is not None:
+        _check_tokens(request, vocab_size)
+
+
+def _check_tokens(request: ChatRequest | CompletionRequest, vocab_size: int) -> None:
+    check_largest("logit_bias", max(request.logit_bias, default=-1), vocab_size)
+    for prompt in request.prompt:
+        if not isinstance(prompt, str):
+            check_largest("prompt", max(prompt), vocab_size)
+
+
+def check_largest(param: str, token: int, vocab_size: int) -> None:
+    """Checks the largest token id of a field. Raises RequestError."""
+    if token >= vocab_size:
+        message = f"has {token}, but the model's vocabulary has {vocab_size} tokens, from 0"
+        raise bad_field(param, message)
+
+
+def _check_logprobs(request: ChatRequest | CompletionRequest, abilities: Abilities) -> None:
+    if request.num_logprobs is not None:
+        if not abilities.gives_logprobs:
+            raise _cannot("logprobs", "gives no log probabilities", "gives_logprobs")
+        if request.echo and not abilities.gives_prompt_logprobs:
+            what = "gives no log probabilities of prompts: leave `echo` or `logprobs` out"
+            raise _cannot("echo", what, "gives_prompt_logprobs")
 
 
 def _check_suffix(tokenizer: Tokenizer, *, has_ids: bool) -> None:

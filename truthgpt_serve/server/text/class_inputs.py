@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field
 
 from truthgpt_serve.request_fields import SamplingFields, Stops
 from truthgpt_serve.request_schema import Count, bad_field, wanted
+from truthgpt_serve.server.text.abilities import check_largest
 from truthgpt_serve.server.text.sampling import Sampling, SamplingDefaults
 from truthgpt_serve.server.text_sizes import check_beginning
 
@@ -59,7 +60,7 @@ def read_prompt(
     if (request.text is None) == (request.token_ids is None):
         raise bad_field("text", "or `token_ids` is required, and not both")
     if request.token_ids is not None:
-        _check_largest("token_ids", max(request.token_ids), vocab_size)
+        check_largest("token_ids", max(request.token_ids), vocab_size)
         return request.token_ids
     text, special = request.text or "", request.add_special_tokens
     check_beginning(text, max_len, lambda part: len(encode(part, special)), param="text")
@@ -91,7 +92,7 @@ def read_sampling(
     """
     given = request.sampling
     given.pop("ignore_eos", None)
-    _check_largest("logit_bias", max(request.logit_bias, default=0), vocab_size)
+    check_largest("logit_bias", max(request.logit_bias, default=0), vocab_size)
     if min(request.logit_bias, default=0) < 0:
         raise bad_field("logit_bias", "has a token id below 0")
     if is_bound:
@@ -101,9 +102,3 @@ def read_sampling(
     if "seed" not in given:
         given["seed"] = next_seed()
     return replace(base, **given)
-
-
-def _check_largest(name: str, token: int, vocab_size: int) -> None:
-    if token >= vocab_size:
-        message = f"has {token}, but the model's vocabulary has {vocab_size} tokens, from 0"
-        raise bad_field(name, message)

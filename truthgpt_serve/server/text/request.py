@@ -51,6 +51,7 @@ Prompt = str | list[int]
 MAX_TOKEN_ID = 2**31 - 1
 MAX_LOGIT_BIAS = 100
 _PROMPTS = "a text, token ids, or a list of either"
+_IDS = f"a list of token ids, whole numbers from 0 to {MAX_TOKEN_ID}"
 
 
 def _prompts(value: Any) -> list[Prompt]:
@@ -68,14 +69,26 @@ def _prompts(value: Any) -> list[Prompt]:
 
 
 def _token_ids(value: Any) -> list[int]:
-    if not isinstance(value, list) or not value:
+    if not value or not _are_token_ids(value):
         raise wanted(_PROMPTS)
-    if any(type(token) is not int or not 0 <= token <= MAX_TOKEN_ID for token in value):
-        raise wanted(_PROMPTS)
-    return value
+    found: list[int] = value
+    return found
 
 
-TokenIds = Annotated[list[int], Via(Any, _token_ids)]
+def _are_token_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        type(token) is int and 0 <= token <= MAX_TOKEN_ID for token in value
+    )
+
+
+def _only_token_ids(value: Any) -> list[int]:
+    if not _are_token_ids(value):
+        raise wanted(_IDS)
+    found: list[int] = value
+    return found
+
+
+TokenIds = Annotated[list[int], Via(Any, _only_token_ids)]
 
 
 def _logit_bias(value: Any) -> dict[int, float]:
@@ -237,7 +250,7 @@ def _check_completion(request: CompletionRequest) -> None:
         raise bad_field("max_tokens", "must be at least 1 where `echo` is not true, not 0")
     if (request.best_of or 1) != (request.n or 1) and request.best_of is not None:
         message = (
-            f"is {request.best_of}, but this model returns every answer it generates: leave it out"
+            f"is {request.best_of}, but this model returns every answer it generates: leave it"
         )
         raise UnsupportedError(f"`best_of` {message} out", param="best_of")
     if request.suffix and request.echo:

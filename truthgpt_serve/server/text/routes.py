@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.request_schema import read_request
 from truthgpt_serve.server.instance import ModelInstance
 from truthgpt_serve.server.request_reader import RequestReader
-from truthgpt_serve.server.text.abilities import Abilities, check_abilities
+from truthgpt_serve.server.text.abilities import Abilities, check_abilities, find_vocab_size
 from truthgpt_serve.server.text.card import describe
 from truthgpt_serve.server.text.choices import ChoiceRunner, parts_of
 from truthgpt_serve.server.text.codec import DEFAULT_MAX_NEW_TOKENS, TextCodec, format_of
@@ -79,6 +80,10 @@ class TextRoutes:
         """What the loaded class can do."""
         return Abilities.of(self._instance.model)
 
+    @cached_property
+    def _vocab_size(self) -> int | None:
+        return find_vocab_size(self._instance.model)
+
     async def chat(self, connection: Connection) -> None:
         """Answers `POST /v1/chat/completions`."""
         await self._text(connection, ChatRequest)
@@ -95,19 +100,28 @@ class TextRoutes:
     ) -> None:
         request = parse_text(kind, await self._fields(connection))
         request.model = self._reader.own_name(request.model)
-        check_abilities(request, self.abilities, self.tokenizer)
+        check_abilities(request, self.abilities, self.tokenizer, self._vocab_size)
         async with connection.guard(self._instance.max_request_s) as guard:
-            codecs = self._codecs(request, await self._binding(request))
-            if len(codecs) > 1:
-                await self._run_many(connection, request, codecs, guard.release)
-            elif request.stream:
-                await self._instance.stream(codecs[0], connection.emit)
-                guard.release()
-                await connection.end_events()
-            else:
-                answer = await self._instance.run(codecs[0])
-                guard.release()
-                await connection.reply(answer)
+            with _named_as_sent(request):
+                await self._answer(connection, request, guard.release)
+
+    async def _answer(
+        self,
+        connection: Connection,
+        request: ChatRequest | CompletionRequest,
+        release: Callable[[], None],
+    ) -> None:
+        codecs = self._codecs(request, await self._binding(request))
+        if len(codecs) > 1:
+            await self._run_many(connection, request, codecs, release)
+        elif request.stream:
+            await self._instance.stream(codecs[0], connection.emit)
+            release()
+            await connection.end_events()
+        else:
+            answer = await self._instance.run(codecs[0])
+            release()
+            await connection.reply(answer)
 
     async def _run_many(
         self,
@@ -254,3 +268,18 @@ class TextRoutes:
         model = self._instance.model
         length = getattr(model, "context_length", None) or getattr(model, "max_model_len", None)
         return length if isinstance(length, int) else None
+
+
+@contextmanager
+def _named_as_sent(request: ChatRequest | CompletionRequest) -> Iterator[None]:
+    """Has a class's errors about its inputs name the fields that the client sent."""
+    try:
+        yield
+    except RequestError as error:
+        given = "prompt" if request.messages is None else "messages"
+        limit = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+        sent = {"text": given, "token_ids": given, "max_new_tokens": limit}.get(error.param or "")
+        if sent is not None:
+            error.message = error.message.replace(f"`{error.param}`", f"`{sent}`")
+            error.param, error.args = sent, (error.message,)
+        raise

@@ -12,6 +12,8 @@ import pytest
 
 from tests.support.sample_models import Base, spec_of
 from tests.support.servers import serve_asgi
+from truthgpt_serve.errors import ContextLengthError
+from truthgpt_serve.request_schema import bad_field
 from truthgpt_serve.server import create_app
 from truthgpt_serve.server.text_sizes import MAX_CHARACTERS
 
@@ -169,6 +171,48 @@ def test_token_ids_bias_and_the_prompt_alone(able: openai.OpenAI) -> None:
     assert none.usage.completion_tokens == 0
 
 
+class Sized(Able):
+    """Knows few tokens, and refuses inputs by their names."""
+
+    vocab_size = 128
+
+    def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        if inputs.get("text") == "long":
+            raise ContextLengthError(3, 4, param="text")
+        if inputs.get("token_ids") == [1, 1]:
+            raise bad_field("token_ids", "are the same")
+        if inputs["max_new_tokens"] > 999:
+            raise bad_field("max_new_tokens", "is above 999")
+        return super().infer(inputs)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": [128]}, "prompt"),
+        ({"prompt": [[1], [2, 2**31 - 1]]}, "prompt"),
+        ({"prompt": "a", "logit_bias": {"128": 1}}, "logit_bias"),
+        ({"prompt": "long"}, "prompt"),
+        ({"prompt": "long", "stream": True}, "prompt"),
+        ({"prompt": ["a", "long"]}, "prompt"),
+        ({"prompt": [1, 1]}, "prompt"),
+        ({"prompt": "a", "max_tokens": 1000}, "max_tokens"),
+        ({"prompt": "a", "max_completion_tokens": 1000}, "max_completion_tokens"),
+    ],
+)
+def test_a_refusal_names_what_the_client_sent(fields: Any, param: str) -> None:
+    with serving(Sized) as client:
+        error = post(client, "/v1/completions", **fields)["error"]
+        assert (error["type"], error["param"]) == ("invalid_request_error", param)
+        assert not any(f"`{name}`" in error["message"] for name in ("token_ids", "max_new_tokens"))
+
+
+def test_a_temperature_is_one_that_logits_can_be_divided_by(able: openai.OpenAI) -> None:
+    for given, taken in ((1e-320, 0.01), (0.005, 0.01), (0.02, 0.02), (0, 0), (-0.0, 0)):
+        able.completions.create(model="sample", prompt="a", max_tokens=1, temperature=given)
+        assert Able.last.events[-1]["temperature"] == taken
+
+
 def test_the_card_says_what_the_class_can_do(able: openai.OpenAI) -> None:
     card: Any = able.models.retrieve("sample")
     assert card.capabilities == {
@@ -195,6 +239,12 @@ def test_tokens(able: openai.OpenAI) -> None:
     assert post(able, "/tokenize", prompt="ab", add_special_tokens=False)["count"] == 2
     chat = post(able, "/tokenize", messages=[{"role": "user", "content": "x"}])
     assert post(able, "/detokenize", tokens=chat["tokens"])["prompt"] == "user: x"
+    assert post(able, "/detokenize", tokens=[]) == {"prompt": ""}
+    wrong: Any
+    for wrong in ([-1], [2**31], [1, True], [1.0], [[1]], ["1"], {}, "1", None):
+        error = post(able, "/detokenize", tokens=wrong)["error"]
+        assert error["param"] == "tokens"
+        assert "must be a list of token ids" in error["message"] or wrong is None
 
 
 def test_a_text_too_long_to_tokenize_at_once(able: openai.OpenAI) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from truthgpt_serve.errors import UnsupportedError
+from truthgpt_serve.request_fields import SAMPLING
 from truthgpt_serve.request_schema import Count, RequestModel, bad_field, read_request
 from truthgpt_serve.server.over_chat.field_names import noted
 from truthgpt_serve.server.over_chat.fields import (
@@ -19,7 +20,7 @@ from truthgpt_serve.server.over_chat.fields import (
 from truthgpt_serve.server.text.tools.request import MAX_TOOLS
 
 Chat = dict[str, Any]
-_SAME = ("model", "stream", "temperature", "top_p", "parallel_tool_calls")
+_SAME = ("model", "stream", "parallel_tool_calls", "stop", "logit_bias", *SAMPLING)
 _ROLES = ("user", "assistant", "system", "developer")
 _STATE = {
     "previous_response_id": "keeps no responses: send the whole conversation in `input`",

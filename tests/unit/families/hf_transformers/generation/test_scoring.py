@@ -208,7 +208,7 @@ def test_tokens_of_texts_and_chats(client: openai.OpenAI, tokenizer: Any) -> Non
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"prompt": [1, 5000]}, "token_ids"),
+        ({"prompt": [1, 5000]}, "prompt"),
         ({"prompt": [[1], []]}, "prompt"),
         ({"prompt": [True]}, "prompt"),
         ({"prompt": "x", "suffix": "y"}, "suffix"),

@@ -44,6 +44,11 @@ def test_fields() -> None:
     }
 
 
+def test_fields_of_sampling_that_vllm_takes() -> None:
+    fields = {"top_k": 5, "seed": 1, "stop": ["x"], "logit_bias": {"1": 2}, "min_p": 0.5}
+    assert chat(**fields) == {"model": "m", "messages": [USER], **fields}
+
+
 def call(number: int) -> dict[str, Any]:
     return {"type": "function_call", "call_id": f"c{number}", "name": "add", "arguments": "{}"}
 
