@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.pip_progress import Progress, find_cause, run_pip
+from scripts.pip_progress import Progress, UvProgress, find_cause, run_pip
 
 FETCHING = """\
 Obtaining file:///serve
@@ -58,3 +58,30 @@ def test_the_cause_of_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert len(cause) <= 3
     assert log.read_text().count("\n") == 42
     assert "\r" not in capsys.readouterr().out
+
+
+UV = """\
+Resolved 289 packages in 1.62s
+   Building truthgpt-serve @ file:///serve
+Downloading transformers (12.0MiB)
+Downloading ray (75.6MiB)
+ Downloaded transformers
+"""
+
+
+def test_uv_says_how_far_it_is() -> None:
+    progress = UvProgress()
+    assert progress.describe().startswith("looking up packages, 0:0")
+    for line in UV.splitlines(keepends=True):
+        progress.take(line)
+    assert progress.describe().startswith("fetching 289 packages, 13 MB of 92 MB, 0:0")
+    progress.take("Prepared 289 packages in 9.2s")
+    assert progress.describe().startswith("installing 289 packages, 0:0")
+
+
+def test_the_cause_that_uv_names(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "uv", "pip", "install", "--offline", "--no-cache"]
+    progress = UvProgress()
+    command += ["--target", str(tmp_path), "no-such-package-at-all"]
+    assert run_pip(command, tmp_path, progress, tmp_path / "log", {"UV_NO_CONFIG": "1"}) != 0
+    assert "no-such-package-at-all" in " ".join(find_cause(progress.lines))
