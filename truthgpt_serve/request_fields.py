@@ -14,11 +14,18 @@ from truthgpt_serve.request_schema import (
     RequestModel,
     Via,
     Wanted,
+    wanted,
 )
+
+MAX_STOP = 4096
+"""Characters of a stop string: the end of an answer is compared with its beginnings."""
 
 
 def _as_list(value: Any) -> list[str]:
-    return [] if value is None else [value] if isinstance(value, str) else value
+    stops = [] if value is None else [value] if isinstance(value, str) else value
+    if any(len(stop) > MAX_STOP for stop in stops):
+        raise wanted(f"a string or a list of strings, each of at most {MAX_STOP} characters")
+    return stops
 
 
 Stops = Annotated[

@@ -78,7 +78,9 @@ class Compiler:
         compiler = StrictCompiler(
             xgr.GrammarCompiler(self._info, max_threads=self._threads, cache_enabled=False)
         )
-        if kind in ("json", "structural_tag"):
+        if kind == "regex":
+            _check_escapes(text)
+        elif kind in ("json", "structural_tag"):
             _check_patterns(text)
         started, used = time.monotonic(), time.process_time()
         try:
@@ -168,6 +170,7 @@ def _check_patterns(text: str) -> None:
         UnusableError: There is such a pattern.
     """
     for pattern in sorted(set(find_patterns(text))):
+        _check_escapes(pattern)
         if _LOOKS.search(_SKIPPED.sub("", pattern)):
             raise UnusableError(f"the pattern {pattern[:80]!r} looks ahead or behind")
         schema = json.dumps({"type": "string", "pattern": pattern})
@@ -183,6 +186,24 @@ def _check_patterns(text: str) -> None:
             )
 
 
+def _check_escapes(pattern: str) -> None:
+    """Refuses escapes that xgrammar takes for their letters, such as the A of a beginning.
+
+    Raises:
+        UnusableError: There is one.
+    """
+    for letter in _ESCAPED.findall(pattern):
+        if letter in _ENDS:
+            what = "a pattern binds all of the text: leave it out, or write ^ and $"
+            raise UnusableError(f"the pattern {pattern[:80]!r} has `\\{letter}`; {what}")
+        if letter.isascii() and letter.isalpha() and letter not in _KNOWN:
+            raise UnusableError(f"the pattern {pattern[:80]!r} has an unknown escape, `\\{letter}`")
+
+
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_KNOWN = frozenset("abcdefknprstuvwxBDPSW")
+"""Letters that xgrammar knows behind a backslash, or refuses by itself."""
+_ENDS = frozenset("AZz")
 _SKIPPED = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*+\]", re.DOTALL)
 """Escapes and classes of a pattern: brackets in them are characters."""
 _LOOKS = re.compile(r"\(\?<?[=!]")

@@ -57,3 +57,26 @@ def test_patterns_that_cannot_bind(compiler: Compiler, pattern: str) -> None:
 )
 def test_patterns_that_bind(compiler: Compiler, pattern: str) -> None:
     compiler.examine("json", schema_of(pattern))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "word"),
+    [
+        (r"\Aab\Z", r"`\A`; a pattern binds all"),
+        (r"ab\z", r"`\z`; a pattern binds all"),
+        (r"a[\h]b", r"unknown escape, `\h`"),
+        (r"\Qa.b\E", r"unknown escape, `\Q`"),
+    ],
+)
+def test_escapes_that_xgrammar_takes_for_letters(
+    compiler: Compiler, pattern: str, word: str
+) -> None:
+    for kind, text in (("regex", pattern), ("json", schema_of(pattern))):
+        with pytest.raises(UnusableError) as refusal:
+            compiler.examine(kind, text)
+        assert word in str(refusal.value)
+
+
+@pytest.mark.parametrize("pattern", [r"^a\d\D\s\S\w\W$", r"\\A", r"\x41\u0041[\w\-\]]", r"\.\/\@"])
+def test_escapes_that_are_known(compiler: Compiler, pattern: str) -> None:
+    compiler.examine("regex", pattern)

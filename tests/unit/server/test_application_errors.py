@@ -135,6 +135,7 @@ BAD_FIELDS: list[tuple[str, Any, int, str, str | None]] = [
     (CHAT, chat(stop=list("abcdefghijklmnopq")), 400, "stop", None),
     (CHAT, chat(stop=[1]), 400, "stop", None),
     (CHAT, chat(stop=""), 400, "stop", None),
+    (CHAT, chat(stop=["a" * 4097]), 400, "stop", None),
     (CHAT, chat(n=0), 400, "n", None),
     (CHAT, chat(n=33), 400, "n", None),
     (CHAT, chat(tools=[{"type": "custom"}]), 400, "tools[0].type", "unsupported"),

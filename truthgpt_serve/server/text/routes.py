@@ -181,8 +181,11 @@ class TextRoutes:
             use: The request's tools.
             is_begun: Whether the prompt begins the call.
         """
-        form = self.tokenizer.tooling.form
+        form, limits = self.tokenizer.tooling.form, self._instance.config.serving.limits
         if not (self.abilities.takes_constraint and form.is_bindable):
+            return None
+        if not use.fits(limits.max_schema_bytes):
+            logger.info("a forced call is not bound: its tools are larger than max_schema_bytes")
             return None
         try:
             if is_begun and form.arguments and (use.name or not form.head):

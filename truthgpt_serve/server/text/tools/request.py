@@ -80,6 +80,15 @@ class ToolUse:
     is_forced: bool = False
     single: bool = False
 
+    def fits(self, most: int) -> bool:
+        """Returns whether the schemas of what may be called have so many bytes of JSON at most."""
+        names = [self.name] if self.name else self.schemas
+        for name in names:
+            most -= len(msgspec.json.encode(self.schemas[name]))
+            if most < 0:
+                return False
+        return True
+
     def grammar(self, key: str) -> Grammar:
         """Returns what binds the answer to a call: its arguments, or all of it where it may choose.
 

@@ -46,6 +46,18 @@ def test_no_tools(fields: Any) -> None:
     assert read(**fields) is None
 
 
+def test_schemas_of_what_may_be_called_fit_into_so_many_bytes() -> None:
+    large = {"type": "function", "function": {"name": "big", "parameters": {"x": "y" * 900}}}
+    use = read(tools=[large, SUB])
+    assert use is not None
+    assert use.fits(1000)
+    assert not use.fits(900)
+    named = read(tools=[large, SUB], tool_choice=NAMED)
+    assert named is not None
+    assert named.fits(len('{"type":"object"}'))
+    assert not named.fits(len('{"type":"object"}') - 1)
+
+
 def test_choices() -> None:
     use = read(tools=[ADD, SUB], tool_choice="required", parallel_tool_calls=False)
     assert use is not None
