@@ -225,7 +225,8 @@ def decode_model(body: bytes) -> str | msgspec.UnsetType | None:
     try:
         return _decode_head(body).model
     except msgspec.ValidationError as error:
-        words = str(error).partition(" - at")[0].partition(", got ")[2]
+        said = str(error).partition(" - at")[0]
+        words = said.partition(", got ")[2] or "`float`"  # out of range, such as 1e400
         if "$.model" in str(error):
             raise bad_field("model", f"must be a string (found {words})") from None
         raise RequestError(f"the request body must be a JSON object (found {words})") from None

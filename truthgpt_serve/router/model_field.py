@@ -32,6 +32,8 @@ MAX_SCANNED_BYTES = 256 * 1024
 """Bytes of a JSON body that are parsed as they come: clients that write `model` early write it
 here."""
 _EMPTY = re.compile(rb"[ \t\r\n]*\}")
+_KINDS = {bool: "bool", int: "int", float: "float", str: "str", list: "array", dict: "object"}
+"""As `decode_model` names what it finds, by what the parser makes of it."""
 
 
 class MissingModelError(RequestError):
@@ -93,7 +95,7 @@ def _decode_model(body: bytes) -> str:
 
 def _checked(model: Any) -> str:
     if not isinstance(model, str):
-        raise bad_field("model", "must be a string")
+        raise bad_field("model", f"must be a string (found `{_KINDS[type(model)]}`)")
     if not model:
         raise RequestError("`model` is empty: name one of those at GET /v1/models", param="model")
     if len(model) > MAX_NAME_BYTES:
@@ -138,7 +140,8 @@ class JsonModelScanner:
                 self._end()
             return None
         if not isinstance(value, dict):
-            raise RequestError("the request body must be a JSON object")
+            found = "null" if value is None else _KINDS[type(value)]
+            raise RequestError(f"the request body must be a JSON object (found `{found}`)")
         model = value.get("model")
         return None if model is None else _checked(model)
 

@@ -66,7 +66,7 @@ async def test_a_body_in_pieces_passes_whole() -> None:
         ({}, 400, "the request has no `model`"),
         ({"model": None}, 400, "`model` must be a string (found `null`)"),
         ({"model": ""}, 400, "`model` is empty"),
-        ({"model": 7}, 400, "`model` must be a string"),
+        ({"model": 7}, 400, "`model` must be a string (found `int`)"),
         (b'{"model": "m", "model": "m"}', 400, "`model` is given twice"),
         (b"", 400, "the request body is not valid JSON"),
         ({"model": "other"}, 404, "the model 'other' does not exist here; this is 'm'"),
