@@ -47,6 +47,9 @@ CLIENTS_VARIABLE, DEFAULT_CLIENTS = "TRUTHGPT_PROXY_MAX_CLIENTS", 32768
 CAPACITY_HEADER = "x-truthgpt-capacity"
 """How many requests the models hold, in the routers' request for HAProxy's routes."""
 HEAD_TIMEOUT_S = 10
+MAX_HEADERS = 100
+"""Of a client's request, on every way; HAProxy and the router add some on theirs."""
+_ADDED_HEADERS = 50
 BODY_TIMEOUT_S = 600
 """For a body that fits into HAProxy's buffer; one that stops is closed long before."""
 CROWDED_SHARE = 0.75
@@ -126,6 +129,7 @@ def limit(lines: list[str], folder: Path, root: str | None) -> None:
     """
     lines[:] = [line for line in lines if not _LEFT_OUT.match(line)]
     limits = _limit_total(lines)
+    insert(lines, "global", f"tune.http.maxhdr {MAX_HEADERS + _ADDED_HEADERS}")
     insert(lines, "defaults", f"timeout http-request {HEAD_TIMEOUT_S}s")
     _add_routers_frontend(lines, folder, limits)
     crowded = int(limits.clients * CROWDED_SHARE)
@@ -134,6 +138,7 @@ def limit(lines: list[str], folder: Path, root: str | None) -> None:
         CLIENTS,
         f"maxconn {limits.clients}",
         f"http-after-response set-header connection close if {{ fe_conn gt {crowded} }}",
+        f"http-request return status 400 default-errorfiles if {{ req.fhdr_cnt gt {MAX_HEADERS} }}",
     )
     if root is not None and f"backend {root}" in lines:
         _refuse_what_is_too_much(lines, root, limits.requests, crowded)

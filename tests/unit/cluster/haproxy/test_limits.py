@@ -22,6 +22,7 @@ from truthgpt_serve.cluster.haproxy.limits import (
     CAPACITY_HEADER,
     CLIENTS_VARIABLE,
     HEAD_TIMEOUT_S,
+    MAX_HEADERS,
     REQUESTS_VARIABLE,
     SOCKET_NAME,
     limit,
@@ -51,6 +52,20 @@ def test_routers_have_a_way_of_their_own(proxy: Proxy) -> None:
         assert client.post("/models/m/x", content=b"{}").json() == {"by": "model"}
         assert client.get("/-/routes").json() == {"/models/m": "m", "/": "router"}
     assert (proxy.folder / SOCKET_NAME).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("path", ["/x", "/models/m/x"])
+def test_a_request_has_so_many_headers_on_every_way(proxy: Proxy, path: str) -> None:
+    def ask(client: httpx.Client, number: int) -> httpx.Response:
+        given = len(client.build_request("GET", path).headers) - 1  # HAProxy takes `connection` out
+        return client.get(path, headers={f"x-{at}": "1" for at in range(number - given)})
+
+    with proxy.over_port() as client, proxy.over_socket() as routers:
+        for reached in (ask(client, MAX_HEADERS), ask(routers, MAX_HEADERS + 20)):
+            assert reached.status_code in {200, 431}  # Python's own server takes no more than 100
+        refused = ask(client, MAX_HEADERS + 1)
+    assert refused.status_code == 400
+    assert "its head is too large" in refused.json()["error"]["message"]
 
 
 def test_too_many_requests_are_refused_and_reading_still_works(proxy: Proxy) -> None:
