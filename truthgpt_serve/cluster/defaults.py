@@ -1,4 +1,4 @@
-"""Where a service is and by which variable it is given a key, where nothing else is said."""
+"""Where a service is, by which variable it is given a key, and which headers Ray Serve reads."""
 
 from __future__ import annotations
 
@@ -7,3 +7,8 @@ KEY_VARIABLE = "TRUTHGPT_API_KEY"
 DEFAULT_PORT = 8000
 """Ray Serve's own default for `http_options.port`."""
 DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
+RAY_HEADERS = (
+    *("x-request-id", "x-session-id", "serve_multiplexed_model_id"),
+    *("x-request-timeout-seconds", "x-request-disconnect-disabled"),
+)
+"""Headers of requests that Ray Serve reads itself; it fails with 500 on one that is not ASCII."""

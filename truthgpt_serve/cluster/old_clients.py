@@ -1,4 +1,4 @@
-"""uvicorn's protocol with two mends: HTTP/1.0 without chunks, and trailers that are no headers.
+"""uvicorn's protocol with mends: no chunks in HTTP/1.0, no trailers or unreadable headers.
 
 uvicorn sends what has no length in chunks, which HTTP/1.0 does not know (nginx in its default
 settings speaks it), and HAProxy passes them. This sends it as it is: the end of the connection is
@@ -11,6 +11,10 @@ import sys
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from truthgpt_serve.cluster.defaults import RAY_HEADERS
+
+_RAY_HEADERS = frozenset(name.encode() for name in RAY_HEADERS)
 
 
 class OldClientsProtocol(HttpToolsProtocol):
@@ -36,8 +40,9 @@ class OldClientsProtocol(HttpToolsProtocol):
 
         uvicorn adds such trailers to the headers, before the application sees those of a request
         that came at once: they could carry a key, or a limit, past whoever checked the head.
+        Those for Ray Serve that it cannot read are left out, as HAProxy does.
         """
-        if not self._has_head:
+        if not self._has_head and (value.isascii() or name.lower() not in _RAY_HEADERS):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:

@@ -125,7 +125,9 @@ def mend_print() -> None:
 
 
 def proxy_callback() -> list[Any]:
-    """Takes Ray's fallback proxy to the node's own addresses; Ray calls it (`CALLBACK_VARIABLE`).
+    """Changes the server of Ray's Python proxy; Ray calls it (`CALLBACK_VARIABLE`).
+
+    Behind HAProxy it is the fallback, and listens on the node's own addresses.
 
     Returns:
         No middlewares: the proxy's application is wrapped as its server starts.
@@ -133,16 +135,18 @@ def proxy_callback() -> list[Any]:
     for names in _proxy_globals():
         original: Start = names[_START_HTTP]
         if getattr(original, "__module__", "") != __name__:
-            names[_START_HTTP] = _fallback_start(original)
+            names[_START_HTTP] = _proxy_start(original)
     return []
 
 
-def _fallback_start(original: Start) -> Start:
+def _proxy_start(original: Start) -> Start:
     async def start(app: Any, http_options: Any, **options: Any) -> tuple[Any, Any]:
-        if http_options.port != _fallback_port():
-            return await original(app, http_options, **options)
-        limited = ClientLimits(refuse_metrics(app), [ANY])  # it knows no `cors`
-        return await _start(original, limited, http_options, **options)
+        if http_options.port == _fallback_port():
+            limited = ClientLimits(refuse_metrics(app), [ANY])  # it knows no `cors`
+            return await _start(original, limited, http_options, **options)
+        task, server = await original(ClientLimits(app, [ANY]), http_options, **options)
+        server.config.http = OldClientsProtocol
+        return task, server
 
     return start
 

@@ -107,6 +107,20 @@ def test_a_trailer_is_no_header(at_once: bool) -> None:
     assert [headers[b"x-one"] for headers in seen] == [b"1", b"1"]
 
 
+def test_what_ray_cannot_read_is_left_out() -> None:
+    async def note(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            raise NotImplementedError
+        names = b" ".join(sorted(name for name, _ in scope["headers"]))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": names})
+
+    lines = b"X-Request-Id: \xe9\r\nx-session-id: \xc3\xa9\r\nx-other: \xe9\r\nx-one: 1\r\n"
+    with serve_at(note, http=OldClientsProtocol) as port:
+        _, body = ask(port, b"GET / HTTP/1.0\r\n%bx-request-id: 1\r\n\r\n" % lines)
+    assert body == b"x-one x-other x-request-id"
+
+
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_connection_that_ends_leaves_nothing(port: int, reset: bool) -> None:
     with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as client:

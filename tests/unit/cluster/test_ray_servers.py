@@ -18,6 +18,7 @@ import pytest
 from ray.serve.config import HTTPOptions
 
 from truthgpt_serve.cluster import ray_servers
+from truthgpt_serve.cluster.old_clients import OldClientsProtocol
 from truthgpt_serve.cluster.ports import free_port
 from truthgpt_serve.http.asgi import Receive, Scope, Send, send_bytes
 
@@ -168,6 +169,28 @@ def test_the_proxys_class_is_found_as_ray_sends_it(monkeypatch: pytest.MonkeyPat
     assert ray_servers.proxy_callback() == []
     after = [names["start_asgi_http_server"] for names in ray_servers._proxy_globals()]
     assert not set(before) & set(after)
+
+
+async def test_rays_proxy_without_haproxy_answers_in_the_same_form() -> None:
+    async def late(scope: Scope, receive: Receive, send: Send) -> None:
+        await send_bytes(send, b"Request timed out.", b"text/plain", status=408)
+
+    options = HTTPOptions(host="127.0.0.1", port=free_port(), middlewares=[])
+    begin = ray_servers._proxy_start(replica.start_asgi_http_server)
+    task, server = await begin(late, options, event_loop=asyncio.get_running_loop())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    reader, writer = await asyncio.open_connection("127.0.0.1", options.port)
+    writer.write(
+        b"GET /x HTTP/1.0\r\nx-request-timeout-seconds: 0.01\r\nx-request-id: \xe9\r\n\r\n"
+    )
+    answer = await asyncio.wait_for(reader.read(), 20)
+    writer.close()
+    server.should_exit = True
+    await asyncio.wait_for(task, 10)
+    assert b"408 Request Timeout" in answer
+    assert b'"code":"request_timeout"' in answer
+    assert server.config.http is OldClientsProtocol
 
 
 def test_tracebacks_are_written_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

