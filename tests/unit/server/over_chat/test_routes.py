@@ -212,3 +212,41 @@ def test_the_model_stops_when_the_client_leaves(path: str) -> None:
             assert b"first" in next(answer.iter_raw())
             wait_until(lambda: "enter" in Patient.last.events)
         wait_until(lambda: "told" in Patient.last.events)
+
+
+class Caller(Base):
+    """Calls a function with the arguments that the user says, and goes on until its limit."""
+
+    def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        said = inputs["text"].rpartition("say ")[2].splitlines()[0]
+        call = f'<tool_call>{{"name": "add", "arguments": {said}'
+        return {"text": call.removeprefix(inputs["text"]), "finish_reason": "length"}
+
+
+@pytest.mark.parametrize(
+    ("said", "found", "reason"),
+    [
+        ('{"city": "Oslo", "n": 12', {"city": "Oslo", "n": 12}, "max_tokens"),
+        ('{"city": "Os', {}, "max_tokens"),
+        ('{"a": [1, {"b": 2', {"a": [1, {"b": 2}]}, "max_tokens"),
+        ('{"a": 1}}</tool_call> and more', {"a": 1}, "tool_use"),
+    ],
+)
+def test_a_call_that_was_cut_is_what_its_events_are(said: str, found: Any, reason: str) -> None:
+    tool: Any = {"name": "add", "input_schema": {"type": "object"}}
+    fields: Any = {"model": "sample", "max_tokens": 9, "tools": [tool]}
+    fields["messages"] = [{"role": "user", "content": f"say {said}"}]
+    fields["tool_choice"] = {"type": "auto", "disable_parallel_tool_use": True}
+    app = create_app(spec_of(Caller), {}, name="sample")
+    with (
+        serve_asgi(app, lifespan="on") as url,
+        anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as client,
+    ):
+        whole = client.messages.create(**fields)
+        with client.messages.stream(**fields) as events:
+            streamed = events.get_final_message()
+    for answer in (whole, streamed):
+        block: Any
+        [block] = answer.content
+        assert block.type == "tool_use"
+        assert (block.name, block.input, answer.stop_reason) == ("add", found, reason)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
+from pydantic_core import from_json
 
 from truthgpt_serve.http.json_body import encode_json
 from truthgpt_serve.http.sse import format_event
@@ -96,12 +98,21 @@ def _content(block: Block) -> dict[str, Any]:
 
 
 def _input(block: Block) -> dict[str, Any]:
-    """Returns the arguments of a call as an object; what is none is kept as a text in one."""
-    try:
-        value = msgspec.json.decode(block.text or "{}")
-    except (msgspec.DecodeError, RecursionError):
-        value = None
-    return value if isinstance(value, dict) else {"arguments": block.text}
+    """Returns the arguments of a call as an object; what is none is kept as a text in one.
+
+    Of a cut call it is what Anthropic's clients make of its events.
+    """
+    for read in (msgspec.json.decode, _read_cut):
+        try:
+            value = read(block.text or "{}")
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            return value
+    return {"arguments": block.text}
+
+
+_read_cut = partial(from_json, allow_partial=True)
 
 
 def _events(step: Step) -> bytes:

@@ -11,8 +11,8 @@ from truthgpt_serve.server.text.tools.forms import PYTHONIC
 from truthgpt_serve.server.text.tools.json_call import JsonCall
 from truthgpt_serve.server.text.tools.pythonic import PythonCalls
 
-_MARKS = ("functools", "<|tool_call|>")
-"""What some models write before a list of calls, as Phi-4-mini does."""
+_MARKS = ("functools", "<|tool_call|>", "<tool_call>")
+"""What some models write before a list of calls, as Phi-4-mini and Granite 3.1 do."""
 _NAMED = re.compile(r"\s*+(?P<name>[\w.-]++)\s*+(?=\{)")
 """The name in front of the arguments, where nothing else tells a call from text."""
 _NAME_BEGUN = re.compile(r"([\w.-]++)(?:\s++|\[[A-Z_]*+(?:\]\w*+)?)*+\Z")

@@ -203,7 +203,8 @@ class ToolCodec(TextCodec):
 
     def _reason(self, usage: Usage | None) -> str:
         reason = super()._reason(usage)
-        return "tool_calls" if self._calls and reason == "stop" else reason
+        is_whole = self._parser is not None and self._parser.done  # what came then is not given
+        return "tool_calls" if self._calls and (is_whole or reason == "stop") else reason
 
 
 def make_parser(

@@ -244,6 +244,7 @@ SHOWN_BY_WORDS = (
     ("<|tool_list_start|>", "lfm2"),
     ("List of tools: [", "lfm2"),
     ("respond with <|tool_call|> followed by a JSON list", "granite"),
+    ("respond only with <|tool_call|> followed by a JSON list", "granite"),
 )
 """What a template says of tools that shows no call, and the form of its model's."""
 PYTHONIC = frozenset(("pythonic", "lfm2", "olmo3"))

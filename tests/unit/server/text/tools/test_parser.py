@@ -386,6 +386,8 @@ CASES |= {
         BOTH,
     ),
     "granite": (BY_NAME["granite"], f"<|tool_call|>[{ADD}]", "", [["add", '{"a": 1}']]),
+    "granite 3.1": (BY_NAME["granite"], f" <tool_call> [{ADD}]", "", [["add", '{"a": 1}']]),
+    "granite and another tag": (BY_NAME["granite"], "<tool_call>x", "<tool_call>x", []),
     "granite without its special token": (
         BY_NAME["granite"],
         f"[{ADD}]",

@@ -152,6 +152,21 @@ def test_templates_of_other_forms(tokenizer: Any) -> None:
     assert ToolTemplate(tokenizer.apply_chat_template).takes_tools is False
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        "When a tool is required, respond with <|tool_call|> followed by a JSON list of tools.",
+        "When one is required, respond only with <|tool_call|> followed by a JSON list of tools.",
+    ],
+)
+def test_granite_says_in_words_how_calls_are_written(tokenizer: Any, told: str) -> None:
+    template = "{%- if tools %}{{- 'TOLD' + tools | tojson }}{%- endif %}"
+    template += "{%- for message in messages %}{{- message.content }}{%- endfor %}"
+    tokenizer.chat_template = template.replace("TOLD", told)
+    form = ToolTemplate(tokenizer.apply_chat_template).form
+    assert (form.name, form.begin) == ("granite", "<|tool_call|>")
+
+
 def test_in_words() -> None:
     system, user, called, result = ToolTemplate(None).in_words(CHAT, [TOOL])
     assert system["role"] == "system"
