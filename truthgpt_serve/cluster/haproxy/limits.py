@@ -129,7 +129,6 @@ def limit(lines: list[str], folder: Path, root: str | None) -> None:
     """
     lines[:] = [line for line in lines if not _LEFT_OUT.match(line)]
     limits = _limit_total(lines)
-    insert(lines, "global", f"tune.http.maxhdr {MAX_HEADERS + _ADDED_HEADERS}")
     insert(lines, "defaults", f"timeout http-request {HEAD_TIMEOUT_S}s")
     _add_routers_frontend(lines, folder, limits)
     crowded = int(limits.clients * CROWDED_SHARE)
@@ -138,7 +137,6 @@ def limit(lines: list[str], folder: Path, root: str | None) -> None:
         CLIENTS,
         f"maxconn {limits.clients}",
         f"http-after-response set-header connection close if {{ fe_conn gt {crowded} }}",
-        f"http-request return status 400 default-errorfiles if {{ req.fhdr_cnt gt {MAX_HEADERS} }}",
     )
     if root is not None and f"backend {root}" in lines:
         _refuse_what_is_too_much(lines, root, limits.requests, crowded)
@@ -190,6 +188,16 @@ def _full_page() -> str:
 def wait_for_bodies(lines: list[str]) -> None:
     """Has a client's request go on when its body is there, or fills a buffer."""
     insert(lines, CLIENTS, f"http-request wait-for-body time {BODY_TIMEOUT_S}s if !METH_GET")
+
+
+def limit_headers(lines: list[str]) -> None:
+    """Bounds how many headers a client's request has, before any is added."""
+    insert(lines, "global", f"tune.http.maxhdr {MAX_HEADERS + _ADDED_HEADERS}")
+    insert(
+        lines,
+        CLIENTS,
+        f"http-request return status 400 default-errorfiles if {{ req.fhdr_cnt gt {MAX_HEADERS} }}",
+    )
 
 
 def _limit_total(lines: list[str]) -> Limits:

@@ -59,7 +59,7 @@ from truthgpt_serve.cluster.haproxy.direct import (
     send_direct,
     write_map,
 )
-from truthgpt_serve.cluster.haproxy.limits import limit, wait_for_bodies
+from truthgpt_serve.cluster.haproxy.limits import limit, limit_headers, wait_for_bodies
 from truthgpt_serve.cluster.haproxy.playground import show_start
 from truthgpt_serve.cluster.haproxy.replaced import read_variables
 
@@ -116,6 +116,7 @@ def adapt(
         wait_for_bodies(lines)
     _retry_reads(lines)
     _drop_unreadable(lines)
+    limit_headers(lines)
     if root is not None:
         _prefer_local(lines, f"backend {root[1]}")
     close_access(lines)

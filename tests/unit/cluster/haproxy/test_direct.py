@@ -24,6 +24,7 @@ from truthgpt_serve.cluster.haproxy.direct import (
     send_direct,
     write_map,
 )
+from truthgpt_serve.cluster.haproxy.limits import MAX_HEADERS
 from truthgpt_serve.queue_full import MAX_RETRY_S, PLACE_HEADER
 
 CHAT = "/v1/chat/completions"
@@ -93,6 +94,17 @@ def test_a_model_gets_its_requests(proxy: Proxy, body: bytes) -> None:
     seen = len(proxy.model.paths)
     assert way(proxy, body) == "model"
     assert proxy.model.paths[seen:] == [f"/models/m{CHAT}"]
+
+
+def test_headers_are_counted_before_some_are_added(proxy: Proxy) -> None:
+    more = {f"x-{at}": "1" for at in range(MAX_HEADERS - 6)}  # and six of the client's own
+    seen = len(proxy.model.paths)
+    with proxy.over_port() as client:
+        answer = client.post(CHAT, content=b'{"model": "m"}', headers={**JSON, **more})
+        assert answer.status_code == 431  # of Python's own server, which takes fewer
+        refused = client.post(CHAT, content=b'{"model": "m"}', headers={**JSON, **more, "x": "1"})
+    assert refused.status_code == 400
+    assert len(proxy.model.paths) == seen
 
 
 @pytest.mark.parametrize("body", TO_THE_ROUTER.values(), ids=TO_THE_ROUTER)
