@@ -173,7 +173,9 @@ class TextCodec:
     def _render(self) -> str:
         """Returns the prompt of a chat."""
         request = self._request
-        return self._tokenizer.render(request.messages or [], goes_on=request.goes_on)
+        options = request.template_options
+        messages = request.messages or []
+        return self._tokenizer.render(messages, goes_on=request.goes_on, options=options)
 
     def encode(self, outputs: Any) -> Any:
         """Returns the body of the whole answer; its choice, where it is one of several."""

@@ -23,6 +23,11 @@ from truthgpt_serve.request_schema import (
     unsupported_unless,
     wanted,
 )
+from truthgpt_serve.server.template_options import (
+    Effort,
+    TemplateVariables,
+    template_options,
+)
 from truthgpt_serve.server.text.messages import (
     ChatMessage,
     Message,
@@ -180,6 +185,16 @@ class ChatRequest(TextRequest):
     thinking_token_budget: NonNegative | None = None
     """The most tokens of thoughts, as at vLLM's."""
 
+    chat_template_kwargs: TemplateVariables = None
+    """Variables for the chat template, as at vLLM's."""
+
+    reasoning_effort: Effort | None = None
+
+    @property
+    def template_options(self) -> dict[str, Any]:
+        """What the chat template is told beside the chat."""
+        return template_options(self.chat_template_kwargs, self.reasoning_effort)
+
     @property
     def goes_on(self) -> bool:
         """Whether the answer goes on with the last message."""
@@ -207,6 +222,7 @@ class CompletionRequest(TextRequest):
     tool_use: ClassVar[None] = None
     goes_on: ClassVar[bool] = False
     thinking_token_budget: ClassVar[None] = None
+    template_options: ClassVar[dict[str, Any]] = {}
     prompt: Annotated[list[Prompt], Via(Any, _prompts)]
     max_tokens: NonNegative | None = None
     best_of: Count | None = None

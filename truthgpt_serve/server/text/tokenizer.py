@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any
 
 from truthgpt_serve.errors import ContextLengthError, RequestError, UnsupportedError
+from truthgpt_serve.server.template_options import known_options
 from truthgpt_serve.server.text.chat_template import ChatTemplate, TextTemplate
 from truthgpt_serve.server.text.messages import ChatMessage
 from truthgpt_serve.server.text.reasoning import Thinking, find_reasoning
 from truthgpt_serve.server.text.tools.prompt import ToolTemplate, with_one_type
+from truthgpt_serve.server.text.tools.template_form import Apply
 from truthgpt_serve.server.text_sizes import check_beginning
 
 logger = logging.getLogger(__name__)
@@ -144,6 +147,7 @@ class Tokenizer:
         tools: list[dict[str, Any]] | None = None,
         *,
         goes_on: bool = False,
+        options: Mapping[str, Any] | None = None,
     ) -> str:
         """Returns the prompt of a chat; see `ChatTemplate.render`.
 
@@ -152,18 +156,25 @@ class Tokenizer:
             tools: What the model may call, told by the template, or else in words; so are the
                 calls and results of the chat.
             goes_on: Whether the answer goes on with the last message, which is the assistant's.
+            options: What the template is told beside; what it cannot take is left out.
         """
-        if tools and not (self._template is not None and self.tooling.takes_tools):
-            return _render(self._chat, self.tooling.in_words(messages, tools), goes_on=goes_on)
-        if not tools or self._template is None:
-            return self._render_told(self._chat, messages, goes_on=goes_on)
-        told = ChatTemplate(partial(self._template, tools=tools))
+        template: Apply | None = self._template
+        chat = self._chat
+        if options and template is not None:
+            known = known_options(self._tokenizer.apply_chat_template, options)
+            template = partial(template, **known)
+            chat = ChatTemplate(template)
+        if tools and not (template is not None and self.tooling.takes_tools):
+            return _render(chat, self.tooling.in_words(messages, tools), goes_on=goes_on)
+        if not tools or template is None:
+            return self._render_told(chat, messages, goes_on=goes_on)
+        told = ChatTemplate(partial(template, tools=tools))
         try:
             return self._render_told(told, messages, goes_on=goes_on)
         except RequestError:
             if (named := with_one_type(tools)) == tools:
                 raise
-            told = ChatTemplate(partial(self._template, tools=named))
+            told = ChatTemplate(partial(template, tools=named))
             with suppress(RequestError):
                 return self._render_told(told, messages, goes_on=goes_on)
             raise

@@ -13,6 +13,7 @@ from truthgpt_serve.request_schema import (
     Via,
     bad_field,
 )
+from truthgpt_serve.server.template_options import TemplateVariables
 from truthgpt_serve.server.text.messages import (
     ChatMessage,
     Message,
@@ -45,6 +46,7 @@ class TokenizeRequest(RequestModel):
     continue_final_message: bool | None = None
     return_token_strs: bool | None = None
     tools: Tools | None = None
+    chat_template_kwargs: TemplateVariables = None
 
 
 class DetokenizeRequest(RequestModel):
@@ -71,7 +73,8 @@ def tokenize(request: TokenizeRequest, tokenizer: Tokenizer, max_model_len: int 
             bool(request.continue_final_message),
         )
         check_end(request.messages, request.add_generation_prompt, goes_on=goes_on)
-        text = tokenizer.render(request.messages, tools, goes_on=goes_on)
+        options = request.chat_template_kwargs
+        text = tokenizer.render(request.messages, tools, goes_on=goes_on, options=options)
         special = not tokenizer.has_template if special is None else special
     else:
         text = request.prompt or ""

@@ -19,7 +19,8 @@ from truthgpt_serve.server.over_chat.fields import (
 )
 
 Chat = dict[str, Any]
-_SAME = ("model", "max_tokens", "stream", "temperature", "top_p", "top_k")
+_TEMPLATE = "chat_template_kwargs"
+_SAME = ("model", "max_tokens", "stream", "temperature", "top_p", "top_k", _TEMPLATE)
 _SKIPPED = frozenset(("redacted_thinking",))
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
@@ -47,7 +48,7 @@ def chat_of_message(body: Mapping[str, Any]) -> Chat:
 def tokenize_of_message(body: Mapping[str, Any]) -> Chat:
     """Returns the request for `/tokenize`; errors as above."""
     messages = _messages(body)
-    payload = {**picked(body, ("model",)), "messages": messages, **_end(messages)}
+    payload = {**picked(body, ("model", _TEMPLATE)), "messages": messages, **_end(messages)}
     return {**payload, "tools": _tools(body["tools"])} if body.get("tools") else payload
 
 

@@ -20,7 +20,10 @@ from truthgpt_serve.server.over_chat.fields import (
 from truthgpt_serve.server.text.tools.request import MAX_TOOLS
 
 Chat = dict[str, Any]
-_SAME = ("model", "stream", "parallel_tool_calls", "stop", "logit_bias", *SAMPLING)
+_SAME = (
+    *("model", "stream", "parallel_tool_calls", "stop", "logit_bias", "chat_template_kwargs"),
+    *SAMPLING,
+)
 _ROLES = ("user", "assistant", "system", "developer")
 _STATE = {
     "previous_response_id": "keeps no responses: send the whole conversation in `input`",

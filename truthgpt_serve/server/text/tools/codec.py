@@ -62,7 +62,9 @@ class ToolCodec(TextCodec):
             prompt = super()._render()
         else:
             messages = request.messages or []
-            prompt = self._tokenizer.render(messages, use.tools, goes_on=request.goes_on)
+            prompt = self._tokenizer.render(
+                messages, use.tools, goes_on=request.goes_on, options=request.template_options
+            )
             if use.is_forced and not self._thinks_first:
                 return prompt + self._opening(use)
         return prompt + FINAL if self._is_final and not request.goes_on else prompt
