@@ -53,6 +53,7 @@ class TextModel(EngineModel):
         gives_logprobs: Tokens may come with their log probabilities.
         gives_prompt_logprobs: The same for those of prompts; known once the model is loaded.
         takes_logit_bias: Logits may be changed by `logit_bias`.
+        takes_stop_token_ids: Answers end at `stop_token_ids` too.
         takes_constraint: Answers may be bound by a compiled grammar, where `xgrammar` is installed.
         takes_thoughts: The same behind thoughts of bounded length.
         vocab_size: Logits of one position, once the model is loaded.
@@ -64,6 +65,7 @@ class TextModel(EngineModel):
     accepts_token_ids = True
     gives_logprobs = True
     takes_logit_bias = True
+    takes_stop_token_ids = True
 
     def __init__(self) -> None:
         super().__init__()

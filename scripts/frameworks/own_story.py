@@ -47,6 +47,7 @@ class OwnStory(_Story):
     gives_logprobs = True
     gives_prompt_logprobs = True
     takes_logit_bias = True
+    takes_stop_token_ids = True
     takes_constraint = True
 
     @property
@@ -74,7 +75,7 @@ class OwnStory(_Story):
         for _ in range(inputs["max_new_tokens"]):
             logits = given.logits[0, -1].float()
             token = self._choose(logits.clone(), inputs, matcher)
-            if token == self.tokenizer.eos_token_id:
+            if token in (self.tokenizer.eos_token_id, *inputs.get("stop_token_ids", ())):
                 reason = "stop"
                 break
             made.append(token)

@@ -19,7 +19,12 @@ from truthgpt_serve.request_schema import (
     refuse_unknown,
     wanted,
 )
-from truthgpt_serve.server.text.class_inputs import TextInputs, read_prompt, read_sampling
+from truthgpt_serve.server.text.class_inputs import (
+    TextInputs,
+    read_end_ids,
+    read_prompt,
+    read_sampling,
+)
 
 
 def _check_constraint(value: Any) -> Any:
@@ -87,7 +92,12 @@ def read_call(
         max_new_tokens=min(wanted, room),
         sampling=read_sampling(request, info.defaults, info.vocab_size, next_seed, is_bound=bound),
         stops=tuple(request.stop),
-        end_ids=frozenset() if request.ignore_eos and not bound else info.defaults.end_ids,
+        end_ids=read_end_ids(
+            request,
+            info.defaults,
+            info.vocab_size,
+            ignore_eos=bool(request.ignore_eos) and not bound,
+        ),
         num_top=request.logprobs,
         scores_prompt=request.prompt_logprobs and request.logprobs is not None,
         constraint=request.constraint,

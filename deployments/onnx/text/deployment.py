@@ -32,6 +32,7 @@ class OnnxTextModel:
         accepts_token_ids: Prompts may come as token ids.
         gives_logprobs: Tokens may come with their log probabilities.
         takes_logit_bias: Logits may be changed by `logit_bias`.
+        takes_stop_token_ids: Answers end at `stop_token_ids` too.
         acceleration: The model's backend, for its card; empty before `load`.
     """
 
@@ -39,6 +40,7 @@ class OnnxTextModel:
     accepts_token_ids = True
     gives_logprobs = True
     takes_logit_bias = True
+    takes_stop_token_ids = True
 
     def __init__(self) -> None:
         self.tokenizer: Any = None

@@ -12,7 +12,12 @@ from deployments.onnx.config import OnnxSettings
 from deployments.onnx.text.files import TextInfo
 from truthgpt_serve.errors import ContextLengthError
 from truthgpt_serve.request_schema import read_request, refuse_unknown
-from truthgpt_serve.server.text.class_inputs import TextInputs, read_prompt, read_sampling
+from truthgpt_serve.server.text.class_inputs import (
+    TextInputs,
+    read_end_ids,
+    read_prompt,
+    read_sampling,
+)
 from truthgpt_serve.server.text.sampling import Sampling
 
 
@@ -56,7 +61,9 @@ def read_call(
         max_new_tokens=min(request.max_new_tokens or settings.default_max_new_tokens, room),
         sampling=read_sampling(request, info.defaults, vocab_size, partial(secrets.randbits, 63)),
         stops=tuple(request.stop),
-        end_ids=frozenset() if request.ignore_eos else info.defaults.end_ids,
+        end_ids=read_end_ids(
+            request, info.defaults, vocab_size, ignore_eos=bool(request.ignore_eos)
+        ),
         num_top=request.logprobs,
     )
 

@@ -24,6 +24,7 @@ class Abilities:
         gives_logprobs: `logprobs` is honored: each item has those of its tokens.
         gives_prompt_logprobs: `prompt_logprobs` is honored, too.
         takes_logit_bias: `logit_bias` is honored.
+        takes_stop_token_ids: `stop_token_ids` is honored.
         takes_constraint: `constraint` is honored.
         takes_thoughts: `thoughts` is honored, with a constraint behind them.
     """
@@ -32,6 +33,7 @@ class Abilities:
     gives_logprobs: bool = False
     gives_prompt_logprobs: bool = False
     takes_logit_bias: bool = False
+    takes_stop_token_ids: bool = False
     takes_constraint: bool = False
     takes_thoughts: bool = False
 
@@ -78,6 +80,8 @@ def check_abilities(
         raise _cannot("thinking_token_budget", "has no bound on thoughts", "takes_thoughts")
     if request.logit_bias and not abilities.takes_logit_bias:
         raise _cannot("logit_bias", "changes no logits", "takes_logit_bias")
+    if request.stop_token_ids and not abilities.takes_stop_token_ids:
+        raise _cannot("stop_token_ids", "ends at its own tokens alone", "takes_stop_token_ids")
     has_ids = any(not isinstance(prompt, str) for prompt in request.prompt)
     if has_ids and not abilities.accepts_token_ids:
         raise _cannot("prompt", "takes texts, not token ids", "accepts_token_ids")
@@ -89,6 +93,7 @@ def check_abilities(
 
 def _check_tokens(request: ChatRequest | CompletionRequest, vocab_size: int) -> None:
     check_largest("logit_bias", max(request.logit_bias, default=-1), vocab_size)
+    check_largest("stop_token_ids", max(request.stop_token_ids, default=-1), vocab_size)
     for prompt in request.prompt:
         if not isinstance(prompt, str):
             check_largest("prompt", max(prompt), vocab_size)

@@ -34,6 +34,7 @@ class TextInputs(SamplingFields):
     token_ids: Annotated[list[Any], AfterValidator(_check_ids)] | None = None
     max_new_tokens: Count | None = None
     stop: Stops = Field(default_factory=list)
+    stop_token_ids: Annotated[list[Any], AfterValidator(_check_ids)] = Field(default_factory=list)
     add_special_tokens: bool = True
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
     logit_bias: dict[int, float] = Field(default_factory=dict)
@@ -68,6 +69,25 @@ def read_prompt(
     if not prompt:
         raise bad_field("text", "is empty: the model needs at least one token to begin with")
     return prompt
+
+
+def read_end_ids(
+    request: TextInputs, defaults: SamplingDefaults, vocab_size: int, *, ignore_eos: bool
+) -> frozenset[int]:
+    """Returns the tokens that end an answer: the model's, and those of the request.
+
+    Args:
+        request: The inputs.
+        defaults: Has the model's.
+        vocab_size: Tokens that the model knows.
+        ignore_eos: Whether the model's do not count.
+
+    Raises:
+        RequestError: A token is none of the model's.
+    """
+    check_largest("stop_token_ids", max(request.stop_token_ids, default=-1), vocab_size)
+    own = frozenset[int]() if ignore_eos else defaults.end_ids
+    return own.union(request.stop_token_ids)
 
 
 def read_sampling(

@@ -101,6 +101,8 @@ class PreparedPrompt:
             inputs["seed"] = (inputs["seed"] + number + 2**63) % 2**64 - 2**63
         if request.stop:
             inputs["stop"] = list(request.stop)
+        if request.stop_token_ids:
+            inputs["stop_token_ids"] = list(request.stop_token_ids)
         if self._is_templated:
             inputs["add_special_tokens"] = False  # the template has written them
         if request.logit_bias:

@@ -134,6 +134,22 @@ class TextRequest(SamplingFields):
     stop: Stops = Field(default_factory=list)
     n: Count | None = None
     logit_bias: LogitBias = Field(default_factory=dict)
+    stop_token_ids: Annotated[
+        list[int], Via(Any, lambda v: [] if v is None else _only_token_ids(v))
+    ] = Field(default_factory=list)
+    allowed_token_ids: Annotated[Any, _unless_empty("chooses among all tokens")] = None
+    bad_words: Annotated[Any, _unless_empty("has no words that it leaves out")] = None
+    include_stop_str_in_output: Annotated[Any, _unless_empty("cuts what ends an answer")] = None
+    use_beam_search: Annotated[Any, _unless_empty("has no beam search")] = None
+    return_token_ids: Annotated[Any, _unless_empty("returns no token ids")] = None
+    truncate_prompt_tokens: Annotated[Any, _unless_empty("cuts no prompts")] = None
+    prompt_logprobs: Annotated[
+        Any,
+        unsupported_unless(lambda v: v is None, "gives those of prompts by `echo` and `logprobs`"),
+    ] = None
+    skip_special_tokens: Annotated[
+        Any, unsupported_unless(lambda v: v is not False, "leaves special tokens out of answers")
+    ] = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
 

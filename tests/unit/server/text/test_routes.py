@@ -38,6 +38,7 @@ class Able(Base):
     gives_logprobs = True
     gives_prompt_logprobs = True
     takes_logit_bias = True
+    takes_stop_token_ids = True
     repeats_prompt = False
     tokenizer = Letters()
 
@@ -205,6 +206,46 @@ def test_a_refusal_names_what_the_client_sent(fields: Any, param: str) -> None:
         error = post(client, "/v1/completions", **fields)["error"]
         assert (error["type"], error["param"]) == ("invalid_request_error", param)
         assert not any(f"`{name}`" in error["message"] for name in ("token_ids", "max_new_tokens"))
+
+
+def test_tokens_that_end_an_answer(able: openai.OpenAI) -> None:
+    body = {"prompt": "a", "max_tokens": 1}
+    post(able, "/v1/completions", **body, stop_token_ids=[5, 7])
+    assert Able.last.events[-1]["stop_token_ids"] == [5, 7]
+    nothing: Any
+    for nothing in (None, []):
+        assert "error" not in post(able, "/v1/completions", **body, stop_token_ids=nothing)
+        assert "stop_token_ids" not in Able.last.events[-1]
+    wrong: Any
+    for wrong in ("5", 5, [-1], ["5"], [5.0], [True], {"5": 1}, [2**31]):
+        error = post(able, "/v1/completions", **body, stop_token_ids=wrong)["error"]
+        assert error["param"] == "stop_token_ids"
+    with serving(Plain) as client:
+        error = post(client, "/v1/completions", **body, stop_token_ids=[5])["error"]
+        assert (error["param"], error["code"]) == ("stop_token_ids", "unsupported")
+
+
+@pytest.mark.parametrize(
+    ("name", "harmless", "wanted"),
+    [
+        ("allowed_token_ids", (None, []), [1]),
+        ("bad_words", (None, []), ["x"]),
+        ("include_stop_str_in_output", (None, False), True),
+        ("use_beam_search", (None, False), True),
+        ("return_token_ids", (None, False), True),
+        ("truncate_prompt_tokens", (None,), 5),
+        ("prompt_logprobs", (None,), 0),
+        ("skip_special_tokens", (None, True), False),
+    ],
+)
+def test_what_only_an_engine_honors_is_not_passed_over(
+    able: openai.OpenAI, name: str, harmless: Any, wanted: Any
+) -> None:
+    body = {"prompt": "a", "max_tokens": 1}
+    for value in harmless:
+        assert "error" not in post(able, "/v1/completions", **body, **{name: value})
+    error = post(able, "/v1/completions", **body, **{name: wanted})["error"]
+    assert (error["param"], error["code"]) == (name, "unsupported")
 
 
 def test_a_temperature_is_one_that_logits_can_be_divided_by(able: openai.OpenAI) -> None:

@@ -21,7 +21,8 @@ from truthgpt_serve.server.text.tools.request import MAX_TOOLS
 
 Chat = dict[str, Any]
 _SAME = (
-    *("model", "stream", "parallel_tool_calls", "stop", "logit_bias", "chat_template_kwargs"),
+    *("model", "stream", "parallel_tool_calls", "stop", "stop_token_ids"),
+    *("logit_bias", "chat_template_kwargs"),
     *SAMPLING,
 )
 _ROLES = ("user", "assistant", "system", "developer")

@@ -186,6 +186,26 @@ def test_logit_bias_bans_and_forces(client: openai.OpenAI, tokenizer: Any) -> No
     assert caught.value.param == "logit_bias"
 
 
+def test_stop_token_ids_end_an_answer(client: openai.OpenAI, tokenizer: Any) -> None:
+    fields: dict[str, Any] = {"model": "story", "prompt": TEXT, "max_tokens": 8, "temperature": 0}
+    whole = client.completions.create(logprobs=0, **fields).choices[0].logprobs
+    assert whole is not None
+    tokens = [token for token in whole.tokens or []]
+    at = next(at for at in range(2, 8) if tokens[at] not in tokens[:at])
+    ids = [i for i in range(len(tokenizer)) if tokenizer.decode([i]) == tokens[at]]
+    for more in ({}, {"ignore_eos": True}, {"stop": ["qqq"]}):
+        extra = {"stop_token_ids": ids, **more}
+        ended = client.completions.create(extra_body=extra, **fields).choices[0]
+        assert (ended.text, ended.finish_reason) == ("".join(tokens[:at]), "stop")
+    late = client.completions.create(
+        extra_body={"stop_token_ids": ids, "min_tokens": at + 1}, **fields
+    ).choices[0]
+    assert len(tokenizer.encode(late.text, add_special_tokens=False)) > at
+    with pytest.raises(openai.BadRequestError, match=r"vocabulary has 2048 tokens") as caught:
+        client.completions.create(extra_body={"stop_token_ids": [5000]}, **fields)
+    assert caught.value.param == "stop_token_ids"
+
+
 def test_tokens_of_texts_and_chats(client: openai.OpenAI, tokenizer: Any) -> None:
     messages = [{"role": "user", "content": "hi"}]
     with http(client) as plain_http:

@@ -77,13 +77,25 @@ def test_texts_end_where_they_should(model: OnnxTextModel, folder: Path) -> None
     assert model.infer({"token_ids": [300] * 38})["usage"]["completion_tokens"] == 2
     with pytest.raises(ContextLengthError):
         model.infer({"token_ids": [300] * 40})
+    for more in ({}, {"ignore_eos": True}):
+        found = model.infer({"token_ids": [300], "stop_token_ids": [303], **more})
+        assert (found["text"], found["finish_reason"]) == (
+            model.tokenizer.decode([301, 302]),
+            "stop",
+        )
     tail = Tail(("abc",))
     assert [tail.ends(piece) for piece in ("xa", "b", "b", "ab", "c")] == [False] * 4 + [True]
 
 
 @pytest.mark.parametrize(
     "inputs",
-    [{}, {"text": "a", "token_ids": [1]}, {"token_ids": [9999]}, {"text": "a", "temperature": 3}],
+    [
+        {},
+        {"text": "a", "token_ids": [1]},
+        {"token_ids": [9999]},
+        {"text": "a", "temperature": 3},
+        {"text": "a", "stop_token_ids": [9999]},
+    ],
 )
 def test_bad_inputs_are_refused(model: OnnxTextModel, inputs: dict[str, Any]) -> None:
     with pytest.raises(RequestError):
