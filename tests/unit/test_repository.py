@@ -334,6 +334,6 @@ def test_the_longest_modules_exist() -> None:
 
 def test_ci_runs_the_whole_tests() -> None:
     lines = read(ROOT / ".ci" / "run").splitlines()
-    assert "make check" in lines
+    assert any(line.startswith("make check") for line in lines)
     assert "make test" in lines
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
