@@ -123,20 +123,23 @@ def answer(lines: list[str], folder: Path) -> None:
 
 
 def _envelope_rules() -> list[str]:
-    """Returns the rules for errors in plain text: Ray's, and those of its HTTP server."""
+    """Returns the rules for errors in plain text, Ray's and its HTTP server's, and for their id."""
     return [
         *(
             f"http-request set-var(txn.api) str({api}) if {{ path_reg {_PREFIX}{path}(/|$) }}"
             for api, path in (("messages", "/v1/messages"), ("v2", "/v2"))
         ),
+        "http-request set-var(txn.request_id) req.hdr(x-request-id) "
+        "if { req.hdr(x-request-id) -m found }",
+        "http-after-response set-header x-request-id %[var(txn.request_id)] "
+        "if { var(txn.request_id) -m found } !{ res.hdr(x-request-id) -m found }",
         "http-response allow if { status lt 400 }",
         "http-response allow if !{ res.hdr(content-type) -m beg text/plain }",
         "http-response wait-for-body time 1s",
         "http-response set-var(txn.message) res.body,json(utf8s)",
         "http-response set-var(txn.retry) res.hdr(retry-after)",
-        "http-response set-var(txn.request_id) res.hdr(x-request-id)",
-        "http-after-response set-header x-request-id %[var(txn.request_id)] "
-        "if { var(txn.request_id) -m found }",
+        "http-response set-var(txn.request_id) res.hdr(x-request-id) "
+        "if { res.hdr(x-request-id) -m found }",
         *(rule for status in _TEXTS for rule in _envelope_rules_of(status)),
     ]
 

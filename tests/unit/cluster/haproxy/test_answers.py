@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -94,6 +95,17 @@ def test_plain_text_becomes_the_form_of_the_api(proxy: Proxy, status: int) -> No
     assert plain.headers["access-control-allow-origin"] == "*"
     assert plain.headers["access-control-expose-headers"] == "retry-after"
     assert plain.headers.get("retry-after") == ("7" if status == 429 else None)
+
+
+def test_its_own_pages_carry_the_id_of_the_request(tmp_path: Path) -> None:
+    given = {"x-request-id": "one"}
+    with running(tmp_path) as proxy:
+        for path in ("/break", "/models/m/break"):
+            answer = httpx.post(proxy.url + path, content=b"{}", headers=given, timeout=LIMIT_S)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_error")
+            assert answer.headers.get_list("x-request-id") == ["one"]
+        answer = httpx.post(f"{proxy.url}/break", content=b"{}", timeout=LIMIT_S)
+        assert "x-request-id" not in answer.headers
 
 
 def test_text_that_is_no_error_passes(proxy: Proxy) -> None:
