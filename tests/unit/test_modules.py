@@ -1,7 +1,10 @@
-"""Every module has a test module of its name, or is in `tests/modules.yaml` with the reason."""
+"""Every module has its tests or a reason in `tests/modules.yaml`; none import in a circle."""
 
 from __future__ import annotations
 
+import ast
+import graphlib
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import yaml
@@ -58,3 +61,40 @@ def test_the_list_names_tests_that_exist() -> None:
     tests = {test for _, tests in listed() for test in tests}
     wrong = [test for test in tests if not Path(test).name.startswith("test_")]
     assert [*wrong, *(test for test in tests if not (TESTS / test).is_file())] == []
+
+
+def imported(tree: ast.AST, files: Container[str]) -> Iterator[str]:
+    """Yields the modules that one imports: at its top, in functions, and for types alone."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (each.name for each in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            for each in node.names:
+                inner = f"{node.module}.{each.name}"
+                yield inner if inner in files else str(node.module)
+
+
+def circle_of(files: dict[str, Path]) -> list[str]:
+    """Returns modules that import each other in a circle, or none."""
+    arrows = {
+        name: files.keys() & {*imported(ast.parse(path.read_text(encoding="utf-8")), files)}
+        for name, path in files.items()
+    }
+    try:
+        graphlib.TopologicalSorter(arrows).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_modules_import_each_other_in_a_circle(tmp_path: Path) -> None:
+    files = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for package in ("truthgpt_serve", "deployments")
+        for path in (ROOT / package).rglob("*.py")
+    }
+    assert circle_of(files) == []
+    one, two = tmp_path / "one.py", tmp_path / "two.py"
+    one.write_text("import two\n")
+    two.write_text("def run():\n    from one import x\n")
+    assert sorted({*circle_of({"one": one, "two": two})}) == ["one", "two"]

@@ -87,7 +87,7 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _check_sharding(self) -> ModelConfig:
-        if found := list(sharding_refusals(self)):
+        if found := list(sharding_refusals(self.task, self.training, self.model_optim)):
             raise refuse(found)
         return self
 

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from truthgpt_serve.config.base import Refusal
+from truthgpt_serve.config.sections import ModelOptimSection
 from truthgpt_serve.config.training.methods import METHODS
-
-if TYPE_CHECKING:
-    from truthgpt_serve.config.model import ModelConfig
+from truthgpt_serve.config.training.section import TrainingSection
 
 OPTIMIZERS = ("adamw", "adagrad", "rmsprop", "sgd")
 """Those that treat each number alike, however a matrix is split."""
 _KEY = "training.fsdp"
 
 
-def sharding_refusals(config: ModelConfig) -> Iterator[Refusal]:
+def sharding_refusals(
+    task: str, training: TrainingSection, optim: ModelOptimSection
+) -> Iterator[Refusal]:
     """Yields the settings of a configuration whose weights cannot be sharded."""
-    training, optim = config.training, config.model_optim
     if training.fsdp is None:
         return
     method = METHODS[training.method]
-    if config.task not in method.tasks:
-        message = f"does not shard models of task: {config.task}"
+    if task not in method.tasks:
+        message = f"does not shard models of task: {task}"
         yield Refusal(_KEY, message, "remove it; each worker holds such a model", ("task",))
         return
     if method.samples:
