@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from truthgpt_serve.errors import RequestError, UnsupportedError
 from truthgpt_serve.request_schema import bad_field
 from truthgpt_serve.wording import shown
+
+T = TypeVar("T")
+
+
+def given_at(body: Mapping[str, Any], name: str, read: Callable[[Any, str], T]) -> T | None:
+    """Returns what one of the readers below makes of a field, or None for none or null."""
+    value = body.get(name)
+    return None if value is None else read(value, name)
 
 
 def object_at(value: Any, place: str) -> Mapping[str, Any]:

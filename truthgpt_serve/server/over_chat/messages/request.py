@@ -11,6 +11,7 @@ from truthgpt_serve.request_schema import bad_field
 from truthgpt_serve.server.over_chat.field_names import noted, noted_as
 from truthgpt_serve.server.over_chat.fields import (
     choice_at,
+    given_at,
     list_at,
     object_at,
     picked,
@@ -38,10 +39,12 @@ def chat_of_message(body: Mapping[str, Any]) -> Chat:
     chat = {**picked(body, _SAME), "messages": messages, **_end(messages)}
     if body.get("stream") is True:
         chat["stream_options"] = {"include_usage": True}
-    if body.get("stop_sequences"):
-        chat["stop"] = list_at(body["stop_sequences"], "stop_sequences")
-    if body.get("tools"):
-        chat |= {"tools": _tools(body["tools"]), **_tool_choice(body.get("tool_choice"))}
+    if stops := given_at(body, "stop_sequences", list_at):
+        chat["stop"] = stops
+    choice = _tool_choice(body.get("tool_choice"))
+    given_at(body, "thinking", object_at)
+    if tools := given_at(body, "tools", list_at):
+        chat |= {"tools": _tools(tools), **choice}
     return {**chat, **_response_format(body)}
 
 
@@ -49,15 +52,15 @@ def tokenize_of_message(body: Mapping[str, Any]) -> Chat:
     """Returns the request for `/tokenize`; errors as above."""
     messages = _messages(body)
     payload = {**picked(body, ("model", _TEMPLATE)), "messages": messages, **_end(messages)}
-    return {**payload, "tools": _tools(body["tools"])} if body.get("tools") else payload
+    tools = given_at(body, "tools", list_at)
+    return {**payload, "tools": _tools(tools)} if tools else payload
 
 
 def _messages(body: Mapping[str, Any]) -> list[Chat]:
     given = list_at(body.get("messages"), "messages")
     messages: list[Chat] = []
-    if body.get("system"):
-        system: Chat = {"role": "system", "content": _system(body["system"])}
-        messages.append(noted(system, "system", "system"))
+    if text := _system(body.get("system")):
+        messages.append(noted({"role": "system", "content": text}, "system", "system"))
     for index, value in enumerate(given):
         place = f"messages[{index}]"
         message = object_at(value, place)
@@ -120,6 +123,8 @@ def _part_of(turn: Chat, text: str) -> Chat:
 
 
 def _system(system: Any) -> str:
+    if system is None:
+        return ""
     if isinstance(system, str):
         return system
     return "\n\n".join(
@@ -228,9 +233,9 @@ def _call(block: Mapping[str, Any], place: str) -> Chat:
     return noted({"id": call_id, "type": "function", "function": function}, "call", place)
 
 
-def _tools(value: Any) -> list[Chat]:
+def _tools(values: list[Any]) -> list[Chat]:
     tools = []
-    for index, given in enumerate(list_at(value, "tools")):
+    for index, given in enumerate(values):
         place = f"tools[{index}]"
         tool = object_at(given, place)
         if tool.get("type") not in (None, "custom"):
@@ -259,9 +264,10 @@ def _tool_choice(value: Any) -> Chat:
 
 
 def _response_format(body: Mapping[str, Any]) -> Chat:
-    config = body.get("output_config") or {}
-    place = "output_config.format" if body.get("output_config") else "output_format"
-    value = object_at(config, "output_config").get("format") or body.get("output_format")
+    config = given_at(body, "output_config", object_at) or {}
+    place, value = "output_config.format", config.get("format")
+    if value is None:
+        place, value = "output_format", body.get("output_format")
     if value is None:
         return {}
     form = object_at(value, place)

@@ -11,6 +11,7 @@ from truthgpt_serve.request_schema import Count, RequestModel, bad_field, read_r
 from truthgpt_serve.server.over_chat.field_names import noted
 from truthgpt_serve.server.over_chat.fields import (
     choice_at,
+    given_at,
     list_at,
     object_at,
     picked,
@@ -63,18 +64,17 @@ def chat_of_response(body: Mapping[str, Any]) -> Chat:
         chat |= {"logprobs": True, "top_logprobs": numbers.top_logprobs or 0}
     if body.get("stream") is True:
         chat["stream_options"] = {"include_usage": True}
-    if body.get("tools"):
-        chat |= _tools(body)
-    if body.get("reasoning"):
-        effort = object_at(body["reasoning"], "reasoning").get("effort")
+    if tools := given_at(body, "tools", list_at):
+        chat |= _tools(tools, body)
+    if reasoning := given_at(body, "reasoning", object_at):
+        effort = reasoning.get("effort")
         chat |= {} if effort is None else {"reasoning_effort": effort}
     return {**chat, **_response_format(body)}
 
 
 def _messages(body: Mapping[str, Any]) -> list[Chat]:
     messages: list[Chat] = []
-    if body.get("instructions"):
-        text = text_at(body["instructions"], "instructions")
+    if text := given_at(body, "instructions", text_at):
         messages.append(noted({"role": "system", "content": text}, "text", "instructions"))
     given = body.get("input")
     if isinstance(given, str):
@@ -174,9 +174,9 @@ def _detail(part: Mapping[str, Any]) -> Chat:
     return {"detail": part["detail"]} if part.get("detail") else {}
 
 
-def _tools(body: Mapping[str, Any]) -> Chat:
+def _tools(values: list[Any], body: Mapping[str, Any]) -> Chat:
     tools: list[Chat] = []
-    for index, value in enumerate(list_at(body["tools"], "tools")):
+    for index, value in enumerate(values):
         place = f"tools[{index}]"
         tool = object_at(value, place)
         if tool.get("type") != "function":
@@ -208,8 +208,7 @@ def _tools(body: Mapping[str, Any]) -> Chat:
 
 
 def _response_format(body: Mapping[str, Any]) -> Chat:
-    text = object_at(body.get("text") or {}, "text")
-    value = text.get("format")
+    value = (given_at(body, "text", object_at) or {}).get("format")
     if value is None:
         return {}
     form = object_at(value, "text.format")
