@@ -32,19 +32,20 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 
+from benchmarks.load import cpu_by_kind
 from benchmarks.local_cluster import LocalCluster, model_application, router_application
 from benchmarks.sides import ROOT
 from truthgpt_serve.access.key_edit import add_key
-from truthgpt_serve.cluster.processes import find_run
 
 PARTS = ("cost", "quota", "fairness")
 PATH = "/v1/completions"
 BODY = {"model": "echo", "prompt": "one two three four", "max_tokens": 4}
 LIMITS = {"requests_per_minute": 10**7, "tokens_per_minute": 10**9, "max_concurrent": 1000}
-KINDS = ("haproxy", "ServeReplica:echo", "ServeReplica:slow", "ServeReplica:router")
-"""What stands in the command lines of the service's processes."""
+KINDS = {
+    name: name
+    for name in ("haproxy", "ServeReplica:echo", "ServeReplica:slow", "ServeReplica:router")
+}
 NUM_CLIENTS = 20
 REQUESTS_PER_MINUTE, TOKENS_PER_MINUTE = 600, 6000
 SLOTS, TOKEN_INTERVAL_S, NUM_TOKENS = 16, 0.02, 25
@@ -96,31 +97,17 @@ class Cost:
     per_s: float
 
 
-def cpu_seconds(run_id: str) -> dict[str, float]:
-    """Returns the CPU time of all processes of a service, by their kind."""
-    found = dict.fromkeys((*KINDS, "others"), 0.0)
-    for each in find_run(run_id):
-        try:
-            process = psutil.Process(each.pid)
-            times, words = process.cpu_times(), " ".join(process.cmdline())
-        except psutil.NoSuchProcess:
-            continue
-        kind = next((kind for kind in KINDS if kind in words), "others")
-        found[kind] += times.user + times.system
-    return found
-
-
 def run_wrk(cluster: Any, key: str, seconds: float) -> Cost:
     """Sends requests one after the other from 16 clients."""
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(SCRIPT % (json.dumps(BODY), key))
         script.flush()
-        before = cpu_seconds(cluster.run_id)
+        before = cpu_by_kind(cluster.run_id, KINDS)
         command = ["wrk", "-t1", "-c16", f"-d{seconds:g}s", "-s", script.name]
         done = subprocess.run(
             [*command, f"{cluster.url}{PATH}"], capture_output=True, text=True, check=True
         )
-        after = cpu_seconds(cluster.run_id)
+        after = cpu_by_kind(cluster.run_id, KINDS)
     if "Non-2xx" in done.stdout:
         raise SystemExit(done.stdout)
     number = int(done.stdout.split(" requests in ")[0].split()[-1])

@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,22 +51,46 @@ class Measurement:
     client_cpu_share: float
     num_requests: int
     num_errors: int
+    cpu_ms_by_kind: dict[str, float]
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the fields, rounded."""
-        return {name: round(value, 3) for name, value in asdict(self).items()}
+        return {name: _rounded(value) for name, value in asdict(self).items()}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: round(one, 3) for name, one in value.items()}
+    return round(value, 3)
+
+
+KINDS = {
+    "engine": "VLLM::",
+    "haproxy": "haproxy",
+    "router": "ServeReplica:router",
+    "replicas": "ServeReplica:",
+}
+"""Kinds of a service's processes, by what stands in their command lines; the first one counts."""
+OTHERS = "others"
 
 
 def cpu_seconds(run_id: str) -> float:
     """Returns the CPU time of a run's live processes and of the children they waited for."""
-    ticks = 0
+    return sum(cpu_by_kind(run_id).values())
+
+
+def cpu_by_kind(run_id: str, kinds: Mapping[str, str] = KINDS) -> dict[str, float]:
+    """Returns the same of each kind of processes, with `OTHERS`."""
+    ticks = dict.fromkeys((*kinds, OTHERS), 0)
     for process in find_run(run_id):
+        folder = Path(f"/proc/{process.pid}")
         try:
-            stat = Path(f"/proc/{process.pid}/stat").read_text()
+            stat, words = (folder / "stat").read_text(), (folder / "cmdline").read_text()
         except OSError:
             continue
-        ticks += sum(int(field) for field in stat.rpartition(")")[2].split()[11:15])
-    return ticks / os.sysconf("SC_CLK_TCK")
+        kind = next((kind for kind, part in kinds.items() if part in words), OTHERS)
+        ticks[kind] += sum(int(field) for field in stat.rpartition(")")[2].split()[11:15])
+    return {kind: each / os.sysconf("SC_CLK_TCK") for kind, each in ticks.items()}
 
 
 def measure(
@@ -88,26 +112,28 @@ def measure(
             "--duration", f"{duration_s:g}s", "--script", script.name, url,
         ]  # fmt: skip
         client_before = os.times()
-        before_s = cpu_seconds(run_id)
+        before = cpu_by_kind(run_id)
         started_s = time.monotonic()
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=duration_s + 120, check=True
         )
         elapsed_s = time.monotonic() - started_s
-        used_s = cpu_seconds(run_id) - before_s
+        after = cpu_by_kind(run_id)
         client_after = os.times()
     found = json.loads(done.stderr[done.stderr.index("{") :])
     client_s = sum(client_after[2:4]) - sum(client_before[2:4])
     num_requests = max(1, found["num_requests"])
+    by_kind = {kind: (after[kind] - before[kind]) * 1000 / num_requests for kind in after}
     return Measurement(
         requests_per_s=num_requests / (found["duration_us"] / 1e6),
         p50_ms=found["p50_us"] / 1000,
         p99_ms=found["p99_us"] / 1000,
         ttft_p50_ms=asyncio.run(time_to_first_byte(url, body, num_clients)),
-        server_cpu_ms_per_request=used_s * 1000 / num_requests,
+        server_cpu_ms_per_request=sum(by_kind.values()),
         client_cpu_share=client_s / elapsed_s,
         num_requests=num_requests,
         num_errors=found["num_errors"],
+        cpu_ms_by_kind=by_kind,
     )
 
 

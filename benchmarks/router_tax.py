@@ -96,13 +96,7 @@ def _measure(side: Side, body: dict[str, Any], num_clients: int, duration_s: flo
 
 def summarize(found: dict[str, list[Measurement]]) -> dict[str, Any]:
     """Returns each side's medians, and the median of the pairs' ratios (ours to the reference)."""
-    medians = {
-        name: {
-            field: round(statistics.median(getattr(one, field) for one in measurements), 3)
-            for field in measurements[0].as_dict()
-        }
-        for name, measurements in found.items()
-    }
+    medians = {name: _medians([one.as_dict() for one in each]) for name, each in found.items()}
     pairs = list(zip(found["reference"], found["ours"], strict=True))
     ratios = [ours.requests_per_s / reference.requests_per_s for reference, ours in pairs]
     return {
@@ -113,6 +107,15 @@ def summarize(found: dict[str, list[Measurement]]) -> dict[str, Any]:
             statistics.median(ours.ttft_p50_ms - ref.ttft_p50_ms for ref, ours in pairs), 3
         ),
     }
+
+
+def _medians(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for field, value in rows[0].items():
+        values = [row[field] for row in rows]
+        is_nested = isinstance(value, dict)
+        found[field] = _medians(values) if is_nested else round(statistics.median(values), 3)
+    return found
 
 
 def describe(name: str, result: dict[str, Any]) -> str:
