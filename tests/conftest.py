@@ -24,6 +24,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns whenev
 # Threads that wait for each other on a busy machine take many times as long as one: torch's wait by
 # spinning. What a test says of threads itself counts more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Else each process that compiles a model first tries the C++ compiler with every instruction set
+# that the CPU has, 6 to 14 s of a core.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 importlib.import_module("tests.support.shell")  # it keeps the variables as they are now
 
 ROOT = Path(__file__).resolve().parent.parent

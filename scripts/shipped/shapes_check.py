@@ -68,6 +68,7 @@ def load(folder: Path, adapter: Path | None) -> Any:
     pipeline.set_progress_bar_config(disable=True)
     if adapter is not None:
         pipeline.load_lora_weights(adapter)
+        pipeline.fuse_lora()  # else each step computes the adapter's layers beside the model's
     return pipeline
 
 

@@ -159,7 +159,7 @@ def load(folder: Path, adapter: Path | None) -> tuple[Any, Any]:
     if adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, adapter)
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     return model.eval(), tokenizer
 
 

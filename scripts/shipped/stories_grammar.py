@@ -50,11 +50,14 @@ class Slot:
     variable: str
     form: str
     capital: bool
+    _shown: dict[Word, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def show(self, word: Word) -> str:
         """Returns what stands in the text if the variable has this value."""
-        text = word.form(self.form)
-        return text[0].upper() + text[1:] if self.capital else text
+        if word not in self._shown:
+            text = word.form(self.form)
+            self._shown[word] = text[0].upper() + text[1:] if self.capital else text
+        return self._shown[word]
 
 
 Bound = Mapping[str, Word]
@@ -136,9 +139,11 @@ class Grammar:
             if isinstance(part, str):
                 parts.append(part)
                 continue
-            if part.variable not in values:
-                values[part.variable] = rng.choice(self.candidates(part.variable, values))
-            parts.append(part.show(values[part.variable]))
+            word = values.get(part.variable)
+            if word is None:
+                word = rng.choice(self.candidates(part.variable, values))
+                values[part.variable] = word
+            parts.append(part.show(word))
         return "".join(parts)
 
     def readings(self, text: str, steps: Sequence[Step], bound: Bound) -> Iterator[Bound]:
