@@ -183,3 +183,19 @@ def test_how_much_of_the_code_the_tests_without_ray_run(folder: Path) -> None:
     assert ran[0].startswith("test_u gw")
     write(folder, "unit", "test_v", "assert False")
     assert run_tests(folder, "--only", "unit", "--coverage")[0] == FAILED
+
+
+def test_asserts_are_rewritten_once_for_all_processes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    module = folder / "tests" / "unit" / "test_v.py"
+    module.write_text("def test_v():\n    value = 41\n    assert value + 1 == 43\n")
+    broken = folder / "tests" / "unit" / "test_w.py"
+    broken.write_text("def (:\n")
+    given = ["--debug=trace.log", f"--ignore={broken}"]
+    status, output, _ = run_tests(folder, "--only", "unit", "--workers", "0", "--", *given)
+    assert status == FAILED, output
+    assert "assert (41 + 1) == 43" in output
+    trace = (folder / "trace.log").read_text()
+    assert f"found cached rewritten pyc for {module} " in trace
