@@ -33,6 +33,8 @@ def copy_story(work: Path) -> Path:
 def applications(families: list[str], story: Path, url: str) -> list[dict[str, Any]]:
     """Returns the Serve file's entries, one for each family; each has its family's name.
 
+    The family that relays brings the one that it relays to.
+
     Args:
         families: Some of `FAMILIES`.
         story: The model's folder.
@@ -68,8 +70,11 @@ def applications(families: list[str], story: Path, url: str) -> list[dict[str, A
             "serving": {"engine": {"model": "transformers"}},
         },
     }
+    wanted = [*families]
+    if "remote" in wanted and "transformers" not in wanted:
+        wanted.append("transformers")
     return [
-        model_application(name, {**common, "run_name": name, **models[name]}) for name in families
+        model_application(name, {**common, "run_name": name, **models[name]}) for name in wanted
     ]
 
 
