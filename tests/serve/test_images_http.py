@@ -311,6 +311,8 @@ def test_url_results_outlive_the_replica_and_the_model(images: Images) -> None:
     assert images.http.get(url).status_code == 200
     images.cluster.deploy([entry for entry in images.applications if entry["name"] != "painter"])
     wait_until(lambda: "painter" not in images.cluster.statuses())
+    # Routers list it for another second; who lists the models next would ask for its card.
+    wait_until(lambda: '"painter"' not in images.http.get("/v1/models").text)
     assert opened(images.http.get(url).content).size == (32, 24)
 
 
