@@ -16,8 +16,9 @@ from ray.serve import Application
 
 from truthgpt_serve.access.settings import Auth, check_listening, check_same, find_auth
 from truthgpt_serve.checks import check_model, resolve_family
+from truthgpt_serve.cluster.controller import fetch_serve_file
 from truthgpt_serve.cluster.start_errors import to_cause
-from truthgpt_serve.cluster.state import CARD_KEY, fetch_serve_file
+from truthgpt_serve.cluster.state import CARD_KEY
 from truthgpt_serve.config import (
     load_model_args,
     load_model_auth,

@@ -1,21 +1,16 @@
-"""Reads from Ray Serve what the router needs: which applications exist, their state and card.
+"""What Ray Serve's answer says of the applications: which exist, their state and card.
 
-The one file that goes beyond Ray's public API: `serve.status()` leaves out deployment
-configurations and the proxy's port, so the call beneath it is used. The answer itself has a public
-schema (`ray.serve.schema.ServeInstanceDetails`).
+The answer has a public schema (`ray.serve.schema.ServeInstanceDetails`); `controller` asks for it.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from truthgpt_serve.cluster.haproxy.limits import SOCKET_NAME
 from truthgpt_serve.cluster.placement import describe_waiting, needed_by, waiting_replicas
 from truthgpt_serve.cluster.start_errors import read_cause
 
@@ -25,9 +20,6 @@ Resources = Mapping[str, float]
 CARD_KEY = "card"
 """Key of a model's card in its deployment's `user_config`."""
 
-_HAPROXY_FILE = "/tmp/haproxy-serve/haproxy.cfg"
-"""Ray's default for the variable below."""
-CALL_TIMEOUT_S = 5.0
 _ALL_ADDRESSES = ("", "*", "0.0.0.0", "::")
 
 _RECOVERING = "RECOVERING"
@@ -82,98 +74,6 @@ class ServeState:
     proxy_port: int | None = None
     proxy_host: str = "127.0.0.1"
     node_hosts: frozenset[str] = frozenset()
-
-
-def fetch_serve_state() -> ServeState:
-    """Asks the Serve controller; blocks for some 10 ms, so call it off the event loop.
-
-    Raises:
-        RuntimeError: Serve is not running, or Ray's interface moved.
-    """
-    import ray
-
-    if not ray.is_initialized():  # else the call below would start a cluster of its own
-        raise RuntimeError("Ray Serve is not running: this process belongs to no Ray cluster")
-    from ray.exceptions import RayError
-
-    client = _serve_client()
-    try:
-        return parse_details(client.get_serve_details(), _cluster_resources)
-    except RayError as error:
-        raise RuntimeError(f"Serve's controller does not answer: {error}") from error
-
-
-def _serve_client() -> Any:
-    """Returns Serve's own client of its controller. Raises RuntimeError."""
-    try:
-        from ray.serve.context import _get_global_client
-    except ImportError as error:
-        raise RuntimeError(
-            "ray.serve.context._get_global_client is gone: adapt "
-            "truthgpt_serve/cluster/state.py to this version of Ray "
-            "(2.60.0 is the one it was written for)"
-        ) from error
-    client = _get_global_client(raise_if_no_controller_running=False)
-    if client is None:
-        raise RuntimeError("Ray Serve is not running")
-    return client
-
-
-def fetch_serve_file() -> dict[str, Any]:
-    """Returns what a Serve file has in common with what runs; blocks as `fetch_serve_state` does.
-
-    Returns:
-        `http_options` and `applications`, or nothing where Serve does not run or does not answer.
-    """
-    import ray
-    from ray.exceptions import RayError
-
-    if not ray.is_initialized():
-        return {}
-    try:
-        details = _serve_client().get_serve_details()
-    except (RayError, RuntimeError):
-        return {}
-    applications = [
-        dict(value["deployed_app_config"])
-        for value in details["applications"].values()
-        if value.get("deployed_app_config")
-    ]
-    return {"http_options": details.get("http_options") or {}, "applications": applications}
-
-
-def fetch_replica_addresses(application: str) -> dict[str, tuple[str, int]]:
-    """Returns host and HTTP port of an application's running replicas by their names.
-
-    Asks the Serve controller; blocks for some 10 ms, so call it off the event loop.
-
-    Raises:
-        RuntimeError: Serve is not running, or Ray's interface moved.
-    """
-    import ray
-    from ray.exceptions import RayError
-
-    client = _serve_client()
-    try:
-        groups = ray.get(
-            client._controller.get_target_groups.remote(application, True), timeout=CALL_TIMEOUT_S
-        )
-    except (RayError, AttributeError) as error:
-        raise RuntimeError(
-            f"Serve's controller does not say where replicas are: {error}"
-        ) from error
-    return {
-        target.name.rpartition("#")[2]: (target.ip, target.port)
-        for group in groups
-        if group.app_name == application and "http" in str(group.protocol).lower()
-        for target in group.targets
-    }
-
-
-def _cluster_resources() -> tuple[Resources, Resources]:
-    import ray
-
-    return ray.cluster_resources(), ray.available_resources()
 
 
 def parse_details(
@@ -270,36 +170,4 @@ def _last_error(details: dict[str, Any]) -> str | None:
     for message in (*messages, details.get("message")):
         if message and (cause := read_cause(message)) is not None:
             return cause
-    return None
-
-
-def worker_proxy_port() -> int | None:
-    """Returns the port of this node's proxy if Ray was told another one for this node."""
-    value = os.environ.get("RAY_SERVE_WORKER_PROXY_HTTP_PORT", "")
-    return int(value) if value.isdigit() else None
-
-
-def proxy_socket() -> Path | None:
-    """Returns the socket at which this node's HAProxy takes the routers' requests.
-
-    None where Ray's Python proxy serves; HAProxy itself may run without it.
-    """
-    import ray
-
-    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
-        return None
-    # As Ray does: a folder for each node, below the one that is configured.
-    folder = Path(os.environ.get("RAY_SERVE_HAPROXY_CONFIG_FILE_LOC", _HAPROXY_FILE)).parent
-    node_id: str = ray.get_runtime_context().get_node_id()
-    return folder / node_id / SOCKET_NAME
-
-
-def metrics_address() -> tuple[str, int] | None:
-    """Returns host and port of this node's Prometheus exporter, or None; blocks for a few ms."""
-    import ray
-
-    node_id = ray.get_runtime_context().get_node_id()
-    for node in ray.nodes():
-        if node["NodeID"] == node_id and node.get("MetricsExportPort"):
-            return node["NodeManagerAddress"], int(node["MetricsExportPort"])
     return None

@@ -10,9 +10,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from truthgpt_serve.cluster.controller import fetch_serve_state, worker_proxy_port
 from truthgpt_serve.cluster.defaults import DEFAULT_PORT
 from truthgpt_serve.cluster.start_errors import to_cause
-from truthgpt_serve.cluster.state import fetch_serve_state, worker_proxy_port
 from truthgpt_serve.config.playground import PlaygroundConfig
 from truthgpt_serve.errors import ConfigError, Fault
 from truthgpt_serve.playground.first_request import OnFirstRequest

@@ -18,16 +18,16 @@ from truthgpt_serve.access.fair_queue import FairQueue
 from truthgpt_serve.access.settings import Access, Auth
 from truthgpt_serve.access.turns import Turns
 from truthgpt_serve.checks import resolve_family
-from truthgpt_serve.cluster.defaults import DEFAULT_PORT
-from truthgpt_serve.cluster.ray_servers import answer_aside, mend_print, own_addresses
-from truthgpt_serve.cluster.shared_files import SharedFiles
-from truthgpt_serve.cluster.start_errors import cause_first, to_cause
-from truthgpt_serve.cluster.state import (
+from truthgpt_serve.cluster.controller import (
     fetch_replica_addresses,
     fetch_serve_state,
     proxy_socket,
     worker_proxy_port,
 )
+from truthgpt_serve.cluster.defaults import DEFAULT_PORT
+from truthgpt_serve.cluster.ray_servers import answer_aside, mend_print, own_addresses
+from truthgpt_serve.cluster.shared_files import SharedFiles
+from truthgpt_serve.cluster.start_errors import cause_first, to_cause
 from truthgpt_serve.config import load_model_config, load_router_config
 from truthgpt_serve.config.hiding import HiddenValues
 from truthgpt_serve.garbage import rare_collections

@@ -1,4 +1,4 @@
 """The ingress router: reads `model`, finds its application, relays bytes both ways.
 
-Knows Ray only through `truthgpt_serve.cluster.state`; knows no family and no engine.
+Knows Ray only through `truthgpt_serve.cluster.controller`; knows no family and no engine.
 """

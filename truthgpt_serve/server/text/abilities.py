@@ -42,6 +42,31 @@ class Abilities:
         """Reads the attributes of a loaded class."""
         return cls(*(bool(getattr(model, name, False)) for name in cls.__slots__))
 
+    def describe(self, tokenizer: Tokenizer, context_length: int | None) -> dict[str, Any]:
+        """Returns the `capabilities` of the model's card at `/v1/models/{id}`.
+
+        Args:
+            tokenizer: The class's tokenizer.
+            context_length: Tokens of prompt and answer together, or None.
+
+        Returns:
+            `context_length`; whether its template tells it of `tools`; whether answers can be bound
+            to `json` schemas; whether tokens have `logprobs`, and those of prompts
+            `prompt_logprobs`; whether it takes `token_ids` as prompts, and `logit_bias`; whether
+            `images` come in; and whether its `reasoning` comes apart from the answer.
+        """
+        return {
+            "context_length": context_length,
+            "tools": tokenizer.tooling.takes_tools,
+            "json": self.takes_constraint,
+            "logprobs": self.gives_logprobs,
+            "prompt_logprobs": self.gives_prompt_logprobs,
+            "token_ids": self.accepts_token_ids,
+            "logit_bias": self.takes_logit_bias,
+            "images": False,
+            "reasoning": tokenizer.reasoning is not None,
+        }
+
 
 def find_vocab_size(model: Any) -> int | None:
     """Returns how many tokens a class knows, by its `vocab_size` or its tokenizer, or None."""

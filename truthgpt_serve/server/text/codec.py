@@ -12,9 +12,8 @@ from truthgpt_serve.server.text.logprobs import LogprobFormat
 from truthgpt_serve.server.text.prompt import PreparedPrompt, SharedPrompt
 from truthgpt_serve.server.text.request import ChatRequest, CompletionRequest
 from truthgpt_serve.server.text.response import AnswerFormat, Usage
+from truthgpt_serve.server.text.token_count import TokenCount
 from truthgpt_serve.server.text.tokenizer import Tokenizer
-from truthgpt_serve.usage.counted import Usage as Counted
-from truthgpt_serve.usage.counted import current_usage
 
 DEFAULT_MAX_NEW_TOKENS = 256
 """`max_new_tokens` when neither the request nor the class (`default_max_new_tokens`) says one."""
@@ -63,10 +62,10 @@ class TextCodec:
 
     __slots__ = (
         "_before",
-        "_begun",
         "_behind",
         "_collected",
         "_constraint",
+        "_count",
         "_entries",
         "_filter",
         "_finish_reason",
@@ -82,8 +81,6 @@ class TextCodec:
         "_started",
         "_stop",
         "_tokenizer",
-        "_usage_given",
-        "_used",
         "done",
         "usage",
     )
@@ -106,7 +103,6 @@ class TextCodec:
         self._part = part
         self._constraint = constraint
         self._repeats_prompt = repeats_prompt
-        self._usage_given: Usage | None = None
         self._request = request
         self._tokenizer = tokenizer
         limit = request.max_new_tokens or default_max_new_tokens
@@ -135,10 +131,7 @@ class TextCodec:
         self._started = False
         self._passes = False
         self._before = self._behind = b""
-        self._used = current_usage()
-        self._begun = False
-        if self._used is not None:
-            self._used.at_end.append(self._count_unfinished)
+        self._count = TokenCount(self._prompt, tokenizer, request, self._collected, part.number)
 
     @property
     def takes_long(self) -> bool:
@@ -167,7 +160,7 @@ class TextCodec:
         self._filter = TextFilter(repeated, request.stop)
         if request.echo:
             self._lead = prompt.as_text()
-        self._begun = True
+        self._count.begin()
         return prompt.inputs(self._part.number, self._constraint)
 
     def _render(self) -> str:
@@ -180,9 +173,8 @@ class TextCodec:
     def encode(self, outputs: Any) -> Any:
         """Returns the body of the whole answer; its choice, where it is one of several."""
         text = self._cut(self._take(outputs, "infer")) + self._rest()
-        self._collected = [text]
-        self.usage = usage = self._usage()
-        self._count(usage)
+        self._collected[:] = [text]
+        self.usage = usage = self._count.find()
         logprobs = None if self._logprobs is None else self._logprobs.shape(self._entries)
         choice = self._choice(text, usage, logprobs)
         return self._format.body([choice], usage) if self._part.alone else choice
@@ -209,9 +201,7 @@ class TextCodec:
         if not self._started:
             chunk = self._format.first()
         needs_usage = self._request.include_usage or self._finish_reason is None
-        is_keyed = self._used is not None and self._used.priority is not None
-        self.usage = usage = self._usage() if needs_usage or is_keyed else None
-        self._count(usage)
+        self.usage = usage = self._count.find() if needs_usage or self._count.is_keyed else None
         chunk += self._format.last(self._reason(usage), self._stop)
         return chunk + self._format.end(usage) if self._part.alone else chunk
 
@@ -239,7 +229,7 @@ class TextCodec:
             stop = item.get("stop_reason")
             self._stop = stop if isinstance(stop, str) else None
         if usage is not None:
-            self._usage_given = usage
+            self._count.given = usage
         if self._logprobs is not None:
             self._entries += item.get("prompt_logprobs") or ()
             if self._request.max_new_tokens != 0:
@@ -268,45 +258,6 @@ class TextCodec:
         if self._filter.stopped:
             self._finish_reason, self._stop = "stop", self._filter.stop
         return text
-
-    def _usage(self) -> Usage | None:
-        if self._usage_given is not None:
-            if self._request.max_new_tokens != 0:
-                return self._usage_given
-            prompt = self._usage_given["prompt_tokens"]
-            return {"prompt_tokens": prompt, "completion_tokens": 0, "total_tokens": prompt}
-        if not self._tokenizer.counts:
-            return None
-        counted = self._prompt.count()
-        completion = self._tokenizer.count("".join(self._collected))
-        if counted is None or completion is None:
-            return None
-        return {
-            "prompt_tokens": counted,
-            "completion_tokens": completion,
-            "total_tokens": counted + completion,
-        }
-
-    def _count(self, usage: Usage | None) -> None:
-        """Adds the answer to what its request used."""
-        if self._used is None or usage is None:
-            return
-        used, self._used = self._used, None
-        if self._part.number == 0:  # each prompt counts once, however many answers it has
-            used.prompt_tokens += usage["prompt_tokens"]
-        used.completion_tokens += usage["completion_tokens"]
-
-    def _count_unfinished(self, used: Counted) -> None:
-        """Adds an answer that was not finished: nearly, as nothing is read on the event loop.
-
-        One that is not streamed has only its prompt here; a class adds the tokens that it made.
-        """
-        if self._used is None or not self._begun or (used.failed and not self._collected):
-            return
-        self._used = None
-        if self._part.number == 0:
-            used.prompt_tokens += self._prompt.estimate()
-        used.completion_tokens += len(self._collected)
 
     def _reason(self, usage: Usage | None) -> str:
         if self._finish_reason is not None:

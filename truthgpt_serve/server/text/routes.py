@@ -21,7 +21,6 @@ from truthgpt_serve.request_schema import read_request
 from truthgpt_serve.server.instance import ModelInstance
 from truthgpt_serve.server.request_reader import RequestReader
 from truthgpt_serve.server.text.abilities import Abilities, check_abilities, find_vocab_size
-from truthgpt_serve.server.text.card import describe
 from truthgpt_serve.server.text.choices import ChoiceRunner, parts_of
 from truthgpt_serve.server.text.codec import DEFAULT_MAX_NEW_TOKENS, TextCodec, format_of
 from truthgpt_serve.server.text.prompt import SharedPrompt
@@ -263,7 +262,7 @@ class TextRoutes:
 
     def describe(self) -> dict[str, Any]:
         """Returns what the model can do, for its card."""
-        return describe(self.abilities, self.tokenizer, self.context_length)
+        return self.abilities.describe(self.tokenizer, self.context_length)
 
     @property
     def context_length(self) -> int | None:

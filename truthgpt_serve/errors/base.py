@@ -1,0 +1,56 @@
+"""The base of all errors: what an answer says of one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class TruthGPTError(Exception):
+    """Base of all errors of this package.
+
+    Attributes:
+        status: HTTP status code that a client sees.
+        type: OpenAI's error type (`error.type` in the envelope).
+        code: OpenAI's error code, or None.
+        param: The request field at fault, or None.
+        retry_after_s: Seconds for the `Retry-After` header, or None.
+        default_retry_after_s: The same where an error does not say it.
+        allow: HTTP methods for the `Allow` header.
+        accepted_codings: Content codings for the `Accept-Encoding` header.
+        challenge: The `WWW-Authenticate` header, or an empty text.
+        headers: Further headers of the answer, names in lower case.
+    """
+
+    status: int = 500
+    type: str = "server_error"
+    default_code: str | None = None
+    default_retry_after_s: int | None = None
+    allow: tuple[str, ...] = ()
+    accepted_codings: tuple[str, ...] = ()
+    challenge: str = ""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code if code is not None else self.default_code
+        self.retry_after_s = retry_after_s
+
+    def to_envelope(self) -> dict[str, Any]:
+        """Returns OpenAI's error envelope, `{"error": {"message", "type", "param", "code"}}`."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
