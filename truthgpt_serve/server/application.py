@@ -99,7 +99,9 @@ class Application(RoutedFront):
         self._text = TextRoutes(instance, reader)
         self._images = ImageRoutes(instance, reader)
         self._audio = AudioRoutes(instance, reader)
-        self._over_chat = OverChat(self.serve, reader.read, reader.limits.check, instance.name)
+        self._over_chat = OverChat(
+            self.serve, reader.read, reader.limits.check, instance.name, self._text.think
+        )
         self._routes: dict[str, dict[str, Handler]] = {
             INFER_PATH: {"POST": InferRoute(instance, reader.own_name, reader.bounds)},
             "/v1/chat/completions": {"POST": self._text.chat},

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from truthgpt_serve.request_schema import Via, wanted
+from truthgpt_serve.server.thinking_switch import switched
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -40,11 +41,11 @@ def template_options(given: Mapping[str, Any] | None, effort: Effort | None) -> 
 
     Args:
         given: Those of the request.
-        effort: Its `reasoning_effort`; the names of the variables are those that vLLM gives.
+        effort: Its `reasoning_effort`, which switches thoughts off or on too, as at vLLM's.
     """
     if effort is None:
         return dict(given or {})
-    return {"reasoning_effort": effort, "enable_thinking": effort != "none", **(given or {})}
+    return {"reasoning_effort": effort, **switched(given or {}, is_on=effort != "none")}
 
 
 def known_options(apply: Any, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def test_a_template_that_fails_by_a_variable_is_a_fault_of_the_request(url: str,
 
 def test_what_a_tokenizer_takes() -> None:
     options = template_options({"a": 1}, "low")
-    assert options == {"a": 1, "reasoning_effort": "low", "enable_thinking": True}
+    assert options == {"a": 1, "reasoning_effort": "low", "enable_thinking": True, "thinking": True}
     assert template_options(None, None) == {}
 
     def one(messages: Any, a: int = 0) -> str:

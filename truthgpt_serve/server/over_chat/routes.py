@@ -19,6 +19,7 @@ from truthgpt_serve.server.over_chat.field_names import FieldNames
 from truthgpt_serve.server.over_chat.messages.answer import CountAnswer, MessagesAnswer
 from truthgpt_serve.server.over_chat.messages.field_names import TABLE as MESSAGES_TABLE
 from truthgpt_serve.server.over_chat.messages.request import chat_of_message, tokenize_of_message
+from truthgpt_serve.server.over_chat.messages.thinking import Think, no_effect
 from truthgpt_serve.server.over_chat.responses.answer import ResponsesAnswer
 from truthgpt_serve.server.over_chat.responses.field_names import TABLE as RESPONSES_TABLE
 from truthgpt_serve.server.over_chat.responses.request import chat_of_response
@@ -41,6 +42,8 @@ class OverChat:
         read: Returns a request's body.
         check: See `Check`.
         name: The model name, for messages.
+        think: Returns the fields of a chat request by which this model is told of thoughts; by
+            default none, for a server whose templates are not known.
     """
 
     def __init__(
@@ -49,11 +52,13 @@ class OverChat:
         read: Callable[[Connection], Awaitable[bytes]],
         check: Check,
         name: str,
+        think: Think = no_effect,
     ) -> None:
         self._app = app
         self._name = name
         self._read = read
         self._check = check
+        self._think = think
 
     async def answer(self, connection: Connection) -> None:
         """Answers a request for one of the routes.
@@ -73,9 +78,10 @@ class OverChat:
             payload, translation = chat_of_response(body), ResponsesAnswer(body)
             table = RESPONSES_TABLE
         elif connection.path == MESSAGES:
-            payload, translation = chat_of_message(body), MessagesAnswer()
+            payload, translation = chat_of_message(body, self._think), MessagesAnswer()
         else:
-            path, payload, translation = TOKENIZE, tokenize_of_message(body), CountAnswer()
+            path, translation = TOKENIZE, CountAnswer()
+            payload = tokenize_of_message(body, self._think)
         names = FieldNames(table, payload)
         sent = encode_json(payload)
         scope = _inner_scope(connection, path, len(sent))

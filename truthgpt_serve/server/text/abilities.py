@@ -5,7 +5,7 @@ A request for more is refused before the class sees it, in words that name the a
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from truthgpt_serve.errors import UnsupportedError
 from truthgpt_serve.request_schema import bad_field
 from truthgpt_serve.server.text.request import ChatRequest, CompletionRequest
 from truthgpt_serve.server.text.tokenizer import Tokenizer
+from truthgpt_serve.server.thinking_switch import Wish
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,26 @@ def check_abilities(
         _check_suffix(tokenizer, has_ids=has_ids)
     if vocab_size is not None:
         _check_tokens(request, vocab_size)
+
+
+def thinking_fields(
+    wish: Wish, given: Mapping[str, Any], abilities: Abilities, tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """Returns the fields of a chat request that tell a class of thoughts, as far as it knows any.
+
+    Args:
+        wish: What is said of them.
+        given: The chat template's variables in the request, which count more.
+        abilities: What the class says of itself.
+        tokenizer: The class's tokenizer.
+    """
+    variables = tokenizer.thinking.variables(wish, given)
+    fields: dict[str, Any] = {"chat_template_kwargs": variables} if variables else {}
+    thinking = tokenizer.reasoning
+    is_bound = abilities.takes_thoughts and thinking is not None and thinking.binds
+    if is_bound and wish.max_tokens is not None:
+        fields["thinking_token_budget"] = wish.max_tokens
+    return fields
 
 
 def _check_tokens(request: ChatRequest | CompletionRequest, vocab_size: int) -> None:

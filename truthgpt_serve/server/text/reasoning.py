@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from truthgpt_serve.server.text.tools.harmony import CHANNEL, END, MESSAGE, START
 from truthgpt_serve.server.text.tools.template_form import Apply
+from truthgpt_serve.server.thinking_switch import switched
 
 
 class Thinking(NamedTuple):
@@ -27,7 +28,7 @@ class Thinking(NamedTuple):
     binds: bool = True
 
 
-_BEGUN, _OPTIONAL = Thinking("deepseek_r1"), Thinking("qwen3")
+_BEGUN, _OPTIONAL, _ASKED = Thinking("deepseek_r1"), Thinking("qwen3"), Thinking("")
 _HARMONY = Thinking("openai_gptoss", CHANNEL, END, binds=False)
 _OTHERS = (
     Thinking("seed_oss", "<seed:think>", "</seed:think>"),
@@ -55,7 +56,7 @@ def find_reasoning(apply: Apply, vocabulary: Collection[str]) -> Thinking | None
     """Returns how the answers of a model with this template think.
 
     DeepSeek-R1's template has the answer begin within the thoughts; Qwen3's writes empty ones if
-    `enable_thinking` is false.
+    `enable_thinking` is false, and Qwen3.5's does both; DeepSeek-V3.1's begins them if asked to.
 
     Args:
         apply: The tokenizer's `apply_chat_template`; its errors are passed on.
@@ -72,11 +73,14 @@ def find_reasoning(apply: Apply, vocabulary: Collection[str]) -> Thinking | None
     if not (_BEGUN.begin in vocabulary and _BEGUN.end in vocabulary):
         return None
     begun = str(apply(chat, tokenize=False, add_generation_prompt=True))
+    off = _try(apply, chat, add_generation_prompt=True, enable_thinking=False).rstrip()
+    has_switch = off.endswith(_BEGUN.end)
     if begun.rstrip().endswith(_BEGUN.begin):
-        return _BEGUN
-    off = apply(chat, tokenize=False, add_generation_prompt=True, enable_thinking=False)
-    is_empty = _BEGUN.end not in begun and str(off).rstrip().endswith(_BEGUN.end)
-    return _OPTIONAL if is_empty else None
+        return _OPTIONAL if has_switch else _BEGUN
+    if has_switch and _BEGUN.end not in begun:
+        return _OPTIONAL
+    on = _try(apply, chat, add_generation_prompt=True, **switched({}, is_on=True)).rstrip()
+    return _ASKED if on.endswith(_BEGUN.begin) else None
 
 
 def _renderings(apply: Apply) -> Iterator[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -20,7 +20,12 @@ from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.request_schema import read_request
 from truthgpt_serve.server.instance import ModelInstance
 from truthgpt_serve.server.request_reader import RequestReader
-from truthgpt_serve.server.text.abilities import Abilities, check_abilities, find_vocab_size
+from truthgpt_serve.server.text.abilities import (
+    Abilities,
+    check_abilities,
+    find_vocab_size,
+    thinking_fields,
+)
 from truthgpt_serve.server.text.choices import ChoiceRunner, parts_of
 from truthgpt_serve.server.text.codec import DEFAULT_MAX_NEW_TOKENS, TextCodec, format_of
 from truthgpt_serve.server.text.prompt import SharedPrompt
@@ -35,6 +40,7 @@ from truthgpt_serve.server.text.tokens import (
 from truthgpt_serve.server.text.tools.alternatives import JSON_KINDS, calls_alone, with_calls
 from truthgpt_serve.server.text.tools.codec import ToolCodec
 from truthgpt_serve.server.text.tools.request import ToolUse
+from truthgpt_serve.server.thinking_switch import Wish
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +151,10 @@ class TextRoutes:
     def _thinks(self, request: ChatRequest | CompletionRequest) -> bool:
         """Returns whether answers of a request may think first."""
         return request.messages is not None and self.tokenizer.reasoning is not None
+
+    def think(self, wish: Wish, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what tells the model of thoughts, as `thinking_fields` says."""
+        return thinking_fields(wish, given, self.abilities, self.tokenizer)
 
     async def _binding(self, request: ChatRequest | CompletionRequest) -> Binding:
         """Returns what binds the answers of a request."""

@@ -17,6 +17,7 @@ from truthgpt_serve.server.text.reasoning import Thinking, find_reasoning
 from truthgpt_serve.server.text.tools.prompt import ToolTemplate, with_one_type
 from truthgpt_serve.server.text.tools.template_form import Apply
 from truthgpt_serve.server.text_sizes import check_beginning
+from truthgpt_serve.server.thinking_switch import ThinkingSwitch
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,17 @@ class Tokenizer:
             return find_reasoning(self._template, get())
         except Exception:  # templates raise what they like
             return None
+
+    @cached_property
+    def thinking(self) -> ThinkingSwitch:
+        """What its chat template is told of thoughts."""
+        return ThinkingSwitch(self._render_briefly)
+
+    def _render_briefly(self, options: Mapping[str, Any]) -> str:
+        try:
+            return self.render([{"role": "user", "content": "x"}], options=options)
+        except Exception:  # templates raise what they like about what they do not take
+            return ""
 
     def token_id(self, text: str) -> int:
         """Returns the number of a token that the vocabulary has."""

@@ -22,6 +22,9 @@ MAY_THINK = (
 {%- if enable_thinking is defined and not enable_thinking %}{{- '<think>\\n\\n</think>\\n\\n' }}
 {%- endif %}{%- endif %}"""
 )
+SWITCHED = MAY_THINK.replace(
+    "{%- endif %}{%- endif %}", "{%- else %}{{- '<think>\\n' }}{%- endif %}{%- endif %}"
+)
 
 SHOWS = CHAT.replace("message.content", "(message.reasoning_content or '') + message.content")
 TOOLS = "{%- if tools %}{{- tools | tojson }}{%- endif %}"
@@ -66,11 +69,25 @@ def test_what_the_configuration_says_counts(weights: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "parser"), [(THINKS, "deepseek_r1"), (MAY_THINK, "qwen3"), (CHAT, None)]
+    ("template", "parser"),
+    [(THINKS, "deepseek_r1"), (MAY_THINK, "qwen3"), (SWITCHED, "qwen3"), (CHAT, None)],
 )
 def test_the_parser_of_reasoning(weights: Path, template: str, parser: str | None) -> None:
     expected = {} if parser is None else {"reasoning_parser": parser}
     assert choose(weights, chat_template=template) == expected
+
+
+def test_an_answer_without_thoughts_is_none_of_them(weights: Path) -> None:
+    name = choose(weights, chat_template=SWITCHED)["reasoning_parser"]
+    tokenizer = get_tokenizer(str(weights))
+    request = ChatCompletionRequest(model="m", messages=[{"role": "user", "content": "Hi"}])
+    for is_on, text in ((True, "Hm.</think>Yes."), (False, "Yes.")):
+        told = {"enable_thinking": is_on}
+        parser = ReasoningParserManager.get_reasoning_parser(name)(
+            tokenizer, chat_template_kwargs=told
+        )
+        found = parser.extract_reasoning(text, request)
+        assert found == ("Hm." if is_on else None, "Yes.")
 
 
 def test_a_vocabulary_without_the_tokens_has_no_reasoning(tmp_path: Path) -> None:

@@ -92,6 +92,28 @@ def test_how_a_template_thinks(
     assert (None if found is None else found.name) == name
 
 
+ON, OFF = "{{- '<think>' }}", "{{- '</think>' }}"
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("deepseek_r1", ON),
+        ("qwen3", f"{{%- if enable_thinking is false %}}{OFF}{{%- endif %}}"),
+        ("qwen3", f"{{%- if enable_thinking is false %}}{OFF}{{%- else %}}{ON}{{%- endif %}}"),
+        ("deepseek_r1", f"{{%- if thinking is false %}}{OFF}{{%- else %}}{ON}{{%- endif %}}"),
+        ("", f"{{%- if thinking %}}{ON}{{%- else %}}{OFF}{{%- endif %}}"),
+        ("", f"{{%- if enable_thinking %}}{ON}{{%- endif %}}"),
+        (None, OFF),
+        (None, ""),
+    ],
+)
+def test_how_thoughts_are_switched(words: Any, end: str, name: str | None) -> None:
+    words.chat_template = PLAIN + end
+    found = find_reasoning(words.apply_chat_template, ("<think>", "</think>"))
+    assert (None if found is None else found.name) == name
+
+
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = make_tiny_llama(tmp_path_factory.mktemp("text"))

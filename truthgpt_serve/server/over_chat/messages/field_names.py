@@ -13,6 +13,7 @@ TABLE = {
     "tool_choice.function": "tool_choice",
     "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
     "prompt": "messages",
+    "thinking_token_budget": "thinking.budget_tokens",
     "continue_final_message": "messages",
     "add_generation_prompt": "messages",
     "stream_options": "stream",

@@ -18,16 +18,25 @@ from truthgpt_serve.server.over_chat.fields import (
     text_at,
     unsupported_at,
 )
+from truthgpt_serve.server.over_chat.messages.thinking import (
+    TEMPLATE,
+    Think,
+    no_effect,
+    thinking_fields,
+)
 
 Chat = dict[str, Any]
-_TEMPLATE = "chat_template_kwargs"
-_SAME = ("model", "max_tokens", "stream", "temperature", "top_p", "top_k", _TEMPLATE)
+_SAME = ("model", "max_tokens", "stream", "temperature", "top_p", "top_k")
 _SKIPPED = frozenset(("redacted_thinking",))
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
-def chat_of_message(body: Mapping[str, Any]) -> Chat:
+def chat_of_message(body: Mapping[str, Any], think: Think = no_effect) -> Chat:
     """Returns the chat request.
+
+    Args:
+        body: The request.
+        think: Returns the fields by which the model is told of thoughts.
 
     Raises:
         RequestError: A field is missing or wrong.
@@ -42,16 +51,17 @@ def chat_of_message(body: Mapping[str, Any]) -> Chat:
     if stops := given_at(body, "stop_sequences", list_at):
         chat["stop"] = stops
     choice = _tool_choice(body.get("tool_choice"))
-    given_at(body, "thinking", object_at)
+    chat |= thinking_fields(body, think)
     if tools := given_at(body, "tools", list_at):
         chat |= {"tools": _tools(tools), **choice}
     return {**chat, **_response_format(body)}
 
 
-def tokenize_of_message(body: Mapping[str, Any]) -> Chat:
-    """Returns the request for `/tokenize`; errors as above."""
+def tokenize_of_message(body: Mapping[str, Any], think: Think = no_effect) -> Chat:
+    """Returns the request for `/tokenize`; arguments and errors as above."""
     messages = _messages(body)
-    payload = {**picked(body, ("model", _TEMPLATE)), "messages": messages, **_end(messages)}
+    payload = {**picked(body, ("model",)), "messages": messages, **_end(messages)}
+    payload |= picked(thinking_fields(body, think), (TEMPLATE,))
     tools = given_at(body, "tools", list_at)
     return {**payload, "tools": _tools(tools)} if tools else payload
 
