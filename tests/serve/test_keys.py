@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import anthropic
 import httpx
@@ -41,6 +42,7 @@ REREAD_S = 2.0
 """In which a change counts; a busy machine has longer."""
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "one two"}], "max_tokens": 2}
 ASKED: Any = CHAT["messages"]
+SLASHED = "org/echo:1"
 WAYS = ("", "/models/echo")
 LOGGING = {"encoding": "JSON", "enable_access_log": True}
 FEW_ENGINE = {"token_interval_s": 0.05}
@@ -115,6 +117,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, traces: OtlpReceiver) -> I
         "team": add_key(file, {"name": "team"}),
         "narrow": add_key(file, {"name": "narrow", "models": ["other"]}),
         "alias": add_key(file, {"name": "alias", "models": ["gpt-4o-mini"]}),
+        "slashed": add_key(file, {"name": "slashed", "models": [SLASHED]}),
         "greedy": add_key(file, {"name": "greedy", "models": ["few"]}),
         "steady": add_key(file, {"name": "steady", "models": ["few"]}),
         "modest": add_key(file, {"name": "modest", "models": ["few"], "tokens_per_minute": 120}),
@@ -122,7 +125,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, traces: OtlpReceiver) -> I
     auth = {"keys_file": str(file)}
     small = {"model": {"family": "echo"}, "hardware": {"cpus": 0.1, "gpus": 0}, "auth": auth}
     with LocalCluster(RAY_ENV, env={"OTEL_EXPORTER_OTLP_ENDPOINT": traces.endpoint}) as cluster:
-        aliases = {"serving": {"aliases": ["gpt-4o-mini"], "num_replicas": 2}}
+        aliases = {"serving": {"aliases": ["gpt-4o-mini", SLASHED], "num_replicas": 2}}
         few = {"max_ongoing_requests": 2, "max_queued_requests": 40, "engine": FEW_ENGINE}
         applications = [
             model_application("echo", {**small, **aliases}),
@@ -479,6 +482,27 @@ def test_the_models_of_a_key(guarded: Guarded) -> None:
     for base in (url, f"{url}/models/echo"):
         assert post(base, alias, {**CHAT, "model": "gpt-4o-mini"}).status_code == 200
         assert post(base, alias).status_code == 404
+
+
+@pytest.mark.parametrize("way", [*WAYS, "port"])
+def test_a_key_of_a_name_with_a_slash(guarded: Guarded, way: str) -> None:
+    base, headers = guarded.base(way), bearer(guarded.keys["slashed"])
+    assert post(base, headers, {**CHAT, "model": SLASHED}).status_code == 200
+    assert post(base, headers).status_code == 404
+    for name in (SLASHED, quote(SLASHED, safe="")):
+        card = httpx.get(f"{base}/v1/models/{name}", headers=headers, timeout=LIMIT_S)
+        assert (card.status_code, card.json()["id"]) == (200, SLASHED)
+        for method, path in (("GET", ""), ("POST", "/infer"), ("POST", "/versions/1/infer")):
+            url = f"{base}/v2/models/{name}{path}"
+            answer = httpx.request(method, url, json={}, headers=headers, timeout=LIMIT_S)
+            assert answer.status_code == 400, url  # it takes no tensors
+            assert "cannot answer" in answer.json()["error"]
+    for path in ("/v1/models/echo", "/v1/models/org", "/v2/models/echo", "/v2/models/org/echo"):
+        answer = httpx.get(f"{base}{path}", headers=headers, timeout=LIMIT_S)
+        assert answer.status_code == 404, path
+    lost = httpx.get(f"{guarded.cluster.url}/models/{SLASHED}/v1/models", headers=headers)
+    assert lost.status_code == 404
+    assert lost.json()["error"]["message"].endswith("is an alias: its address is /models/echo")
 
 
 def test_processes_of_the_service_ask_each_other(guarded: Guarded) -> None:

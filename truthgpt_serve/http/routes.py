@@ -17,8 +17,9 @@ from truthgpt_serve.errors import (
     UnsupportedError,
     not_here,
 )
-from truthgpt_serve.http.open_inference import MODELS_PREFIX, model_of_path
+from truthgpt_serve.http.open_inference import MODELS_PREFIX, model_of_path, split_model_path
 
+CARDS_PREFIX = "/v1/models/"
 _TEXT = "models that generate text"
 _POOLING = "embedding, ranking and classifying models"
 _IMAGES = "image models"
@@ -31,7 +32,8 @@ class Route:
     """One route.
 
     Attributes:
-        path: Its path below the address; a part in braces stands for any one segment.
+        path: Its path below the address; a part in braces stands for any one segment, or for the
+            name of a model, which may have slashes.
         methods: What it takes, without HEAD.
         summary: One line for `/docs`.
         models: Which models can have it, for messages; empty for what every model has.
@@ -127,9 +129,19 @@ def find_routes(path: str, address: str) -> list[Route]:
     """
     found = _BY_PATH.get(path)
     if found is None:
-        parts = path.split("/", maxsplit=_MOST_PARTS)
+        parts = _short_name(path).split("/", maxsplit=_MOST_PARTS)
         found = [route for route in _PATTERNS if route.matches(parts)]
     return [route for route in found if address in route.addresses]
+
+
+def _short_name(path: str) -> str:
+    """Returns a path with its model's name, which may have slashes, as one segment."""
+    if path.startswith(CARDS_PREFIX):
+        return path[: len(CARDS_PREFIX)] + path[len(CARDS_PREFIX) :].replace("/", "-")
+    if path.startswith(MODELS_PREFIX):
+        name, rest = split_model_path(path)
+        return f"{MODELS_PREFIX}{name.replace('/', '-')}{rest}"
+    return path
 
 
 def find_error(method: str, path: str, address: str) -> RouteNotFoundError | MethodError | None:

@@ -23,7 +23,7 @@ from truthgpt_serve.http.asgi import (
 )
 from truthgpt_serve.http.connection import refuse_websocket
 from truthgpt_serve.http.open_inference import MODELS_PREFIX, model_of_path
-from truthgpt_serve.http.routes import find_error, find_routes
+from truthgpt_serve.http.routes import CARDS_PREFIX, find_error, find_routes
 from truthgpt_serve.router.open_inference import model_of
 from truthgpt_serve.router.request_body import (
     BODY_METHODS,
@@ -32,8 +32,6 @@ from truthgpt_serve.router.request_body import (
     read_name,
     take,
 )
-
-_CARDS = "/v1/models/"
 
 
 class NamedRequests:
@@ -75,8 +73,8 @@ class NamedRequests:
             error = find_error(method, path, "service")
             if error is not None:
                 raise error
-        if method in READS and path.startswith(_CARDS):
-            self._check(path.removeprefix(_CARDS), identity)
+        if method in READS and path.startswith(CARDS_PREFIX):
+            self._check(path.removeprefix(CARDS_PREFIX), identity)
         if path.startswith(MODELS_PREFIX):
             self._check_key(identity, model_of_path(path) or self._name)
         if method not in BODY_METHODS or model_of(method, path) is not None:

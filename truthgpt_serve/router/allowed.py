@@ -27,6 +27,13 @@ class AllowedModels:
         """Returns all models, adapters and aliases that it may use, by name."""
         return [entry for entry in self._directory.entries() if self._may_use(entry)]
 
+    def split(self, path: str) -> tuple[str, str]:
+        """Splits a path below `/models/` behind the longest name in front, or its first segment."""
+        names = (entry.name for entry in self.entries())
+        found = [name for name in names if f"{path}/".startswith(f"{name}/")]
+        name = max(found, key=len, default=path.partition("/")[0])
+        return name, path[len(name) :]
+
     async def look_up(self, name: str) -> ModelEntry | None:
         """Returns what `ModelDirectory.look_up` does, or None where it may not use the model."""
         entry = self._directory.find(name)

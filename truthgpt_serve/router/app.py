@@ -205,17 +205,20 @@ class RouterApp(Front):
         written in another way than its model's never leads to it.
         """
         path: str = scope["path"]
-        name, slash, rest = path.removeprefix(MODELS_PREFIX).partition("/")
+        models = AllowedModels(self.directory, identity_of(scope))
+        name, rest = models.split(path.removeprefix(MODELS_PREFIX))
         written = scope.get("raw_path") or path.encode()
+        is_plain = re.match(rb"%b(?![^/])" % re.escape(f"{MODELS_PREFIX}{name}".encode()), written)
+        known = self.directory.find(name)
         error: TruthGPTError
         try:
-            if not re.match(rb"%b(?![^/])" % re.escape(f"{MODELS_PREFIX}{name}".encode()), written):
+            if not is_plain and (known is None or known.is_model):
                 shown = shown_path(written.decode("latin-1"))
                 raise RouteNotFoundError(
                     f"there is no {shown} here: a model's address is {MODELS_PREFIX}NAME, in which "
                     "nothing is percent-encoded"
                 )
-            entry = await AllowedModels(self.directory, identity_of(scope)).resolve(name)
+            entry = await models.resolve(name)
             if not entry.is_model:
                 kind = "an adapter" if entry.alias_of is None else "an alias"
                 raise ModelNotFoundError(
@@ -226,7 +229,7 @@ class RouterApp(Front):
             error = UnavailableError(message, retry_after_s=RETRY_AFTER_S)
         except TruthGPTError as reason:
             error = reason
-        await send_error(send, error, headers=[HEADER], path=slash + rest)
+        await send_error(send, error, headers=[HEADER], path=rest)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]

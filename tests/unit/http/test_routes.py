@@ -20,10 +20,12 @@ def test_no_two_routes_take_the_same_method_at_the_same_path() -> None:
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
 def test_a_route_is_found_by_its_own_path(route: Route) -> None:
-    path = route.path.replace("{id}", "some-model").replace("{version}", "1")
-    for address in ("service", "model"):
-        found = [one.path for one in find_routes(path, address)]
-        assert (route.path in found) == (address in route.addresses), address
+    names = ("some-model", "org/some:model", "a/b/c/d/e") if "/models/" in route.path else ("a-b",)
+    for name in names:
+        path = route.path.replace("{id}", name).replace("{version}", "1")
+        for address in ("service", "model"):
+            found = [one.path for one in find_routes(path, address)]
+            assert (route.path in found) == (address in route.addresses), (path, address)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,12 @@ def test_a_route_is_found_by_its_own_path(route: Route) -> None:
         ("POST", "/v1/embeddings", UnsupportedError),
         ("GET", "/v1/embeddings", MethodError),
         ("DELETE", "/v1/models/x", MethodError),
+        ("DELETE", "/v1/models/org/x", MethodError),
+        ("POST", "/v2/models/org/x/infer", ModelNotFoundError),
+        ("PUT", "/v2/models/org/x/versions/1/infer", MethodError),
+        ("GET", "/v2/models/", RouteNotFoundError),
+        ("GET", "/v2/models//infer", RouteNotFoundError),
+        ("GET", "/v2/models/" + "a/versions/" * 60_000 + "b", ModelNotFoundError),
         ("POST", "/v2/models/m/infer", UnsupportedError),
         ("POST", "/v2/models/m/versions/1/infer", UnsupportedError),
         ("POST", "/v2/models/x/infer", ModelNotFoundError),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -119,25 +120,33 @@ async def test_reading_the_tensor_protocol_passes(path: str) -> None:
     assert (await ask("GET", path)).json() == {"size": 0}
 
 
+@pytest.mark.parametrize("name", ["adapter", "org/m:1", "org/sub/m"])
 @pytest.mark.parametrize(
-    ("method", "path", "status"),
+    ("method", "path"),
     [
-        ("GET", "/v2/models/adapter", 200),
-        ("POST", "/v2/models/adapter/infer", 200),
-        ("GET", "/v2/models/m", 404),
-        ("POST", "/v2/models/m/infer", 404),
+        ("GET", "/v1/models/{}"),
+        ("GET", "/v2/models/{}"),
+        ("GET", "/v2/models/{}/ready"),
+        ("POST", "/v2/models/{}/infer"),
+        ("GET", "/v2/models/{}/versions/1"),
+        ("POST", "/v2/models/{}/versions/1/infer"),
     ],
 )
-async def test_a_key_of_an_adapter_has_no_other_name(method: str, path: str, status: int) -> None:
-    named = NamedRequests(application, ("m", "adapter"))
+async def test_a_key_of_one_name_has_no_other(method: str, path: str, name: str) -> None:
+    named = NamedRequests(application, ("m", "adapter", "org/m:1", "org/sub/m"))
 
     async def identified(scope: Scope, receive: Receive, send: Send) -> None:
-        await named({**scope, SCOPE_KEY: Identity("team", models=("adapter",))}, receive, send)
+        await named({**scope, SCOPE_KEY: Identity("team", models=(name,))}, receive, send)
 
     bounded = BoundedRequests(identified, "m", max_body_bytes=2**20, max_request_s=10)
     transport = httpx.ASGITransport(bounded)
     async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
-        assert (await client.request(method, path, content=b"")).status_code == status
+        for written in (name, quote(name, safe="")):
+            answer = await client.request(method, path.format(written), content=b"")
+            assert answer.status_code == 200, written
+        for other in {"m", "org/m", "org/m:1/more", "adapter", "org/m:1"} - {name}:
+            answer = await client.request(method, path.format(other), content=b"")
+            assert answer.status_code == 404, other
 
 
 @pytest.mark.parametrize(

@@ -374,8 +374,11 @@ async def test_aliases_go_to_their_model(
         assert ready.json() == {"name": alias, "ready": True}
     listed = (await client.get("/v1/models")).json()["data"]
     assert {"m", "m-lora", alias} <= {model["id"] for model in listed}
-    lost = await client.post(f"/models/{alias.partition('/')[0]}/v1/plain", content=content)
-    assert lost.status_code == 404
+    for path in (alias, quote(alias, safe="")):
+        lost = await client.post(f"/models/{path}/v1/plain", content=content)
+        assert lost.status_code == 404
+        message = f"{alias!r} is an alias: its address is /models/m"
+        assert lost.json()["error"]["message"] == message
 
 
 async def test_names_are_percent_encoded(client: httpx.AsyncClient, proxy: Proxy) -> None:
