@@ -16,6 +16,7 @@ import numpy as np
 import xgrammar as xgr
 
 from truthgpt_serve.grammar.kinds import find_patterns
+from truthgpt_serve.grammar.patterns import rewritten
 from truthgpt_serve.grammar.strict import StrictCompiler
 
 MAX_STEP_S = 0.1
@@ -164,7 +165,7 @@ def _check_patterns(text: str) -> None:
     """Refuses patterns of a schema or tag whose answers would be no JSON, or not bound by them.
 
     xgrammar passes over what looks ahead or behind, and writes marks that JSON escapes as they are
-    where no text without them matches a pattern, or where it has characters beyond ASCII.
+    where no text without them matches a pattern.
 
     Raises:
         UnusableError: There is such a pattern.
@@ -173,7 +174,7 @@ def _check_patterns(text: str) -> None:
         _check_escapes(pattern)
         if _LOOKS.search(_SKIPPED.sub("", pattern)):
             raise UnusableError(f"the pattern {pattern[:80]!r} looks ahead or behind")
-        schema = json.dumps({"type": "string", "pattern": pattern})
+        schema = json.dumps({"type": "string", "pattern": rewritten(pattern)})
         try:
             rules = str(xgr.Grammar.from_json_schema(schema)).splitlines()
         except RuntimeError:

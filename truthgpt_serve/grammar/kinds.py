@@ -28,7 +28,8 @@ _BESIDE = frozenset(
 """Keywords that say nothing about a value."""
 PLAIN_KEYWORDS = frozenset(("enum", "const", "default", "examples", "example", "required"))
 """Keywords whose values are no schemas."""
-_BY_NAME = frozenset(("properties", "patternProperties", "$defs", "definitions"))
+SCHEMAS_BY_NAME = frozenset(("properties", "patternProperties", "$defs", "definitions"))
+"""Keywords whose values are schemas by name."""
 MAX_NODES = 100_000
 
 
@@ -101,7 +102,7 @@ def find_ignored(schema: Any) -> Iterator[str]:
         elif isinstance(node, dict):
             yield from _ignored_in(node)
             for key, value in node.items():
-                if key in _BY_NAME and isinstance(value, dict):
+                if key in SCHEMAS_BY_NAME and isinstance(value, dict):
                     waiting += value.values()
                 elif key not in PLAIN_KEYWORDS:
                     waiting.append(value)

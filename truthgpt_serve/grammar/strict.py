@@ -1,8 +1,9 @@
-"""Compiles grammars whose JSON texts of bounded length hold no raw control characters.
+"""Compiles grammars whose texts are bound as their schemas and patterns say.
 
-xgrammar lets all but line breaks into a text with `maxLength` or `minLength`, and an answer with a
-raw tab is no JSON. Nor does it leave out halves of surrogate pairs, which decoders make several
-characters of. In tags it lets the mark behind a value into the value.
+Patterns are rewritten first. xgrammar lets all but line breaks into a text with `maxLength` or
+`minLength`, and an answer with a raw tab is no JSON. Nor does it leave out halves of surrogate
+pairs, which decoders make several characters of. In tags it lets the mark behind a value into the
+value.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 import xgrammar as xgr
+
+from truthgpt_serve.grammar.patterns import rewritten, with_patterns_rewritten
 
 _BOUNDS = ("maxLength", "minLength")
 _HIGH = r"-\ud7ff\ue000-\U0010ffff"
@@ -21,7 +24,7 @@ _NARROWED = {
 
 
 class StrictCompiler:
-    """Compiles as an `xgrammar.GrammarCompiler` does, but for such texts.
+    """Compiles as an `xgrammar.GrammarCompiler` does, but for that.
 
     Args:
         compiler: Compiles; what is not defined here is its.
@@ -35,17 +38,34 @@ class StrictCompiler:
 
     def compile_json_schema(self, schema: str, **options: Any) -> Any:
         """Returns the grammar of a schema, compiled; options are xgrammar's."""
+        schema = with_patterns_rewritten(schema)
         if not _has_bounds(schema):
             return self._compiler.compile_json_schema(schema, **options)
         grammar = xgr.Grammar.from_json_schema(schema, **options)
         return self._compiler.compile_grammar(narrowed(grammar))
 
+    def compile_regex(self, pattern: str, **options: Any) -> Any:
+        """Returns the grammar of a pattern, compiled; options are xgrammar's."""
+        return self._compiler.compile_regex(rewritten(pattern, is_all=True), **options)
+
     def compile_structural_tag(self, tag: Any, *args: Any) -> Any:
         """Returns the grammar of a structural tag, compiled; arguments are xgrammar's."""
-        if args or not isinstance(tag, str) or not _has_bounds(tag):
-            return self._compiler.compile_structural_tag(tag, *args)
+        if args:
+            return self._compiler.compile_structural_tag(
+                [_with_patterns(one) for one in tag], *args
+            )
+        tag = with_patterns_rewritten(tag) if isinstance(tag, str) else tag
+        if not isinstance(tag, str) or not _has_bounds(tag):
+            return self._compiler.compile_structural_tag(tag)
         grammar = xgr.Grammar.from_structural_tag(tag)
         return self._compiler.compile_grammar(narrowed(grammar))
+
+
+def _with_patterns(item: Any) -> Any:
+    """Returns an `xgrammar.StructuralTagItem` whose schema has its patterns rewritten."""
+    if not isinstance(item.schema_, str):
+        return item
+    return item.model_copy(update={"schema_": with_patterns_rewritten(item.schema_)})
 
 
 def _has_bounds(text: str) -> bool:
