@@ -12,22 +12,28 @@ import re
 from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 from aiohttp import ClientError, ClientResponseError
 from requests import RequestException
 from urllib3.util import parse_url
 from vllm.exceptions import VLLMUnprocessableEntityError, VLLMValidationError
-from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector, MediaIO
+from vllm.multimodal.media import (
+    MEDIA_CONNECTOR_REGISTRY,
+    ImageMediaIO,
+    MediaConnector,
+    MediaIO,
+    VideoMediaIO,
+)
 
-from truthgpt_serve.jpeg_scans import MAX_SCANS, has_too_many_scans
+from truthgpt_serve.image_files.bounds import find_fault
 
 CONNECTOR = "truthgpt"
 """The connector's name among vLLM's."""
 
 _DOMAINS_KEY = "serving.engine.allowed_media_domains"
 _FOLDER_KEY = "serving.engine.allowed_local_media_path"
-_JPEG_IN_BASE64 = "/9j"
 _OBJECT = re.compile(r" <[^>]* object at 0x[0-9a-f]+>")
 logger = logging.getLogger(__name__)
 
@@ -62,7 +68,8 @@ class ListedMediaConnector(MediaConnector):
         """
         self._check(url, media_io)
         with _reading(url, media_io):
-            return super().load_from_url(url, media_io, fetch_timeout=fetch_timeout)
+            reader = _checked(media_io)
+            return super().load_from_url(url, reader, fetch_timeout=fetch_timeout)
 
     async def load_from_url_async(
         self, url: str, media_io: MediaIO[Any], *, fetch_timeout: int | None = None
@@ -70,12 +77,12 @@ class ListedMediaConnector(MediaConnector):
         """Does the same without blocking."""
         self._check(url, media_io)
         with _reading(url, media_io):
-            return await super().load_from_url_async(url, media_io, fetch_timeout=fetch_timeout)
+            reader = _checked(media_io)
+            return await super().load_from_url_async(url, reader, fetch_timeout=fetch_timeout)
 
     def _check(self, url: str, media_io: MediaIO[Any]) -> None:
         scheme, host = _split(url)
         if scheme == "data":
-            _check_scans(url, media_io)
             return
         if scheme in ("http", "https"):
             if host in self.allowed_media_domains:
@@ -96,17 +103,39 @@ class ListedMediaConnector(MediaConnector):
             )
 
 
-def _check_scans(url: str, media_io: MediaIO[Any]) -> None:
-    """Refuses a JPEG whose decoding would hold a thread for hours; PIL has no limit."""
-    _, _, content = url.partition(",")
-    if not content.startswith(_JPEG_IN_BASE64):
-        return
-    try:
-        data = b64decode(content)
-    except ValueError:  # its reader says so
-        return
-    if has_too_many_scans(data):
-        _refuse(media_io, f"it is a JPEG of more than {MAX_SCANS} scans: save it anew")
+class _CheckedImages(MediaIO[Any]):
+    """Reads images as another reader does, but for those that take far longer than their size."""
+
+    def __init__(self, reader: MediaIO[Any]) -> None:
+        self._reader = reader
+
+    def load_bytes(self, data: bytes) -> Any:
+        """Returns an image. Raises ValueError for one that is not read."""
+        if (fault := find_fault(data, only_known=True)) is not None:
+            raise ValueError(f"it {fault}")
+        return self._reader.load_bytes(data)
+
+    def load_base64(self, media_type: str, data: str) -> Any:
+        """Does the same for base64."""
+        return self.load_bytes(b64decode(data, validate=True))
+
+    def load_file(self, filepath: Path) -> Any:
+        """Does the same for a file."""
+        return self.load_bytes(filepath.read_bytes())
+
+    def get_max_bytes(self) -> int | None:
+        """Returns the other reader's limit."""
+        limit: int | None = self._reader.get_max_bytes()
+        return limit
+
+
+def _checked(media_io: MediaIO[Any]) -> MediaIO[Any]:
+    """Returns a reader that refuses images which take too long, also those that are frames."""
+    if isinstance(media_io, ImageMediaIO):
+        return _CheckedImages(media_io)
+    if isinstance(media_io, VideoMediaIO) and isinstance(media_io.image_io, ImageMediaIO):
+        media_io.image_io = _CheckedImages(media_io.image_io)
+    return media_io
 
 
 @contextmanager

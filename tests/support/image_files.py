@@ -35,18 +35,32 @@ def mask_png(width: int = 40, height: int = 30, *, transparent: bool = True) -> 
     return encode(mask)
 
 
+def png_chunk(kind: bytes, data: bytes = b"") -> bytes:
+    body = kind + data
+    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+
 def bomb(width: int, height: int) -> bytes:
     """A PNG of a few bytes whose header promises very many pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        body = kind + data
-        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    data = zlib.compress(bytes(1000))
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-    )
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*part) for part in parts)
+
+
+def directory_bomb(size: int, entries: int, kind: int = 7) -> bytes:
+    """A TIFF directory, as EXIF is, whose entries all name nearly all of its bytes.
+
+    Args:
+        size: Its bytes.
+        entries: Entries beside the one that turns the image.
+        kind: 7 for bytes, 3 for numbers of two bytes.
+    """
+    start = 26 + 12 * entries
+    number = (size - start) // (2 if kind == 3 else 1)
+    lines = [(0x112, 3, 1, 6), *((0x1000 + at, kind, number, start) for at in range(entries))]
+    packed = b"".join(struct.pack("<HHLL", *line) for line in lines)
+    head = b"II*\0" + struct.pack("<LH", 8, len(lines)) + packed + bytes(4)
+    return head + bytes(size - len(head))
 
 
 def jpeg_of_scans(number: int, width: int = 16, height: int = 16) -> bytes:

@@ -20,7 +20,7 @@ from deployments.echo.config import FAMILY
 from tests.support.image_files import bomb, encode, jpeg_of_scans
 from tests.support.sample_models import Base, Continuation, Misbehaving, Ticks, Upper, spec_of
 from tests.support.servers import serve_asgi
-from truthgpt_serve.jpeg_scans import MAX_SCANS
+from truthgpt_serve.image_files.jpeg import MAX_SCANS
 from truthgpt_serve.server import create_app
 
 HI: Any = [{"role": "system", "content": "Be."}, {"role": "user", "content": "hello you"}]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from truthgpt_serve.errors import ServerError, TooLargeError
-from truthgpt_serve.jpeg_scans import MAX_SCANS, has_too_many_scans
+from truthgpt_serve.image_files.bounds import find_fault
 from truthgpt_serve.request_schema import bad_field
 
 if TYPE_CHECKING:
@@ -132,8 +132,8 @@ def _decode(data: bytes, place: str, max_pixels: int) -> Image:
     pil = load_pil()
     if not data:
         raise bad_field(place, "is an empty file")
-    if has_too_many_scans(data):
-        raise bad_field(place, f"is a JPEG of more than {MAX_SCANS} scans: save it anew")
+    if (fault := find_fault(data)) is not None:
+        raise bad_field(place, fault)
     try:
         image = pil.open(io.BytesIO(data), formats=INPUT_FORMATS)
     except (pil.DecompressionBombError, pil.DecompressionBombWarning):

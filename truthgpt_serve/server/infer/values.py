@@ -17,7 +17,7 @@ import msgspec
 
 from truthgpt_serve.errors import RequestError, ServerError, TooLargeError
 from truthgpt_serve.http.json_body import encode_json
-from truthgpt_serve.jpeg_scans import MAX_SCANS, has_too_many_scans
+from truthgpt_serve.image_files.bounds import find_fault
 
 IMAGE_KEYS = frozenset({"b64_json", "format"})
 MAX_DEPTH = 200
@@ -158,8 +158,8 @@ def _read_image(value: dict[str, Any], budget: PixelBudget, place: str) -> Any:
     if form not in IMAGE_FORMATS:
         raise ValueError(f"the format is one of {', '.join(IMAGE_FORMATS).lower()}")
     data = base64.b64decode(value["b64_json"], validate=True)
-    if has_too_many_scans(data):
-        raise ValueError(f"it is a JPEG of more than {MAX_SCANS} scans")
+    if (fault := find_fault(data)) is not None:
+        raise ValueError(f"it {fault}")
     pil = sys.modules["PIL.Image"]
     try:
         image = pil.open(io.BytesIO(data), formats=[form])

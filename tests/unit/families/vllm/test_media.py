@@ -16,9 +16,9 @@ from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.media import AudioMediaIO, ImageMediaIO, MediaIO, VideoMediaIO
 
 from deployments.vllm.media import ListedMediaConnector, use_listed_media
-from tests.support.image_files import jpeg_of_scans
+from tests.support.image_files import jpeg_of_scans, png_chunk
 from tests.support.servers import serve_asgi
-from truthgpt_serve.jpeg_scans import MAX_SCANS
+from truthgpt_serve.image_files.jpeg import MAX_SCANS
 
 
 def image_bytes() -> bytes:
@@ -203,5 +203,52 @@ def test_a_jpeg_of_very_many_scans_is_not_decoded(*, waits: bool) -> None:
         if number == MAX_SCANS:
             assert load(address, None, waits=waits).media.size == (16, 16)
             continue
-        with pytest.raises(VLLMValidationError, match="`image_url`: it is a JPEG of more than"):
+        with pytest.raises(VLLMValidationError, match="cannot be read: it is a JPEG of more than"):
             load(address, None, waits=waits)
+
+
+MANY_CHUNKS = image_bytes()[:33] + png_chunk(b"abCd") * 3000 + image_bytes()[33:]
+ANSWERS["/chunks"] = (200, [(b"content-type", b"image/png")], MANY_CHUNKS)
+FAULT = "cannot be read: it is a PNG of more than 2000 chunks"
+HIDDEN = "the folder that `serving.engine.allowed_local_media_path` names has no such file that can"
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_an_image_of_very_many_chunks_is_not_decoded(
+    source: tuple[Source, str], tmp_path: Path, *, waits: bool
+) -> None:
+    file = tmp_path / "image.png"
+    file.write_bytes(MANY_CHUNKS)
+    data = base64.b64encode(MANY_CHUNKS).decode()
+    for address, fault in (
+        (f"data:image/png;base64,{data}", FAULT),
+        (f"http://localhost:{source[1]}/chunks", FAULT),
+        (f"file://{file}", HIDDEN),  # of which clients learn nothing
+    ):
+        with pytest.raises(VLLMValidationError, match=f"`image_url`: .*{fault}"):
+            load(address, ["localhost"], waits=waits, allowed_local_media_path=str(tmp_path))
+
+
+def test_frames_of_a_video_are_looked_at_too() -> None:
+    good, bad = (base64.b64encode(each).decode() for each in (image_bytes(), MANY_CHUNKS))
+    for frames, fits in ((f"{good},{good}", True), (f"{good},{bad}", False)):
+        connector = ListedMediaConnector()
+        reader = VideoMediaIO(ImageMediaIO(), num_frames=2)
+        address = f"data:video/jpeg;base64,{frames}"
+        if fits:
+            assert connector.load_from_url(address, reader).media[0].shape == (2, 6, 8, 3)
+            continue
+        with pytest.raises(VLLMValidationError, match=f"`video_url`: .*{FAULT}"):
+            connector.load_from_url(address, reader)
+
+
+def test_images_are_of_known_formats() -> None:
+    for form, fits in (("GIF", True), ("TIFF", True), ("WEBP", True), ("PPM", False)):
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 6)).save(buffer, form)
+        address = f"data:image/x;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        if fits:
+            assert load(address, None, waits=True).media.size == (8, 6)
+            continue
+        with pytest.raises(VLLMValidationError, match="cannot be read: it is not a PNG, JPEG, W"):
+            load(address, None, waits=True)
