@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from truthgpt_serve.garbage import RARE, rare_collections
+from truthgpt_serve.garbage import RARE, no_collections, rare_collections
 
 
 class Node:
@@ -59,3 +59,22 @@ def test_what_is_unreferenced_is_freed_inside_a_block_too(usual: tuple[int, int,
         kept = [Node() for _ in range(3 * RARE)]
     assert node() is None
     assert len(kept) == 3 * RARE
+
+
+def test_collections_are_put_off_and_come_again() -> None:
+    for _ in range(2):
+        with ExitStack() as blocks:
+            blocks.enter_context(no_collections())
+            blocks.enter_context(no_collections())
+            assert not gc.isenabled()
+        assert gc.isenabled()
+    with pytest.raises(ValueError, match="x"), no_collections():
+        raise ValueError("x")
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with no_collections():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

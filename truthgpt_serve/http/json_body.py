@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from truthgpt_serve.errors import RequestError, TooLargeError
+from truthgpt_serve.garbage import no_collections
 from truthgpt_serve.wording import shown
 
 _encode = msgspec.json.Encoder().encode
@@ -53,10 +54,8 @@ def parse_object(body: bytes | bytearray) -> dict[str, Any]:
     """
     if not body:
         raise RequestError("the request has no body; send a JSON object")
-    if len(body) > MAX_CONTAINERS:
-        _check_num_values(body)
     try:
-        value = _decode(body)
+        value = _decode(body) if len(body) <= MAX_CONTAINERS else _decode_large(body)
     except RecursionError:
         raise not_json("it is nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -64,6 +63,12 @@ def parse_object(body: bytes | bytearray) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RequestError(f"the body must be a JSON object, not {shown(value)}")
     return value
+
+
+def _decode_large(body: bytes | bytearray) -> Any:
+    _check_num_values(body)
+    with no_collections():
+        return _decode(body)
 
 
 def not_json(detail: object) -> RequestError:

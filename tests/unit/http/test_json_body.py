@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
+from typing import Any
 
 import pytest
 
@@ -52,3 +54,20 @@ def test_a_refused_body_takes_no_longer_than_one_that_is_taken() -> None:
 
     taken = min(spent(MAX_CONTAINERS - 100) for _ in range(2))
     assert min(spent(20 * MAX_CONTAINERS) for _ in range(2)) < 4 * taken
+
+
+def test_a_large_body_is_read_without_collections() -> None:
+    body = json.dumps({"a": [["b"]] * 100_000}).encode()
+    seen: list[tuple[str, int]] = []
+
+    def note(phase: str, info: dict[str, Any]) -> None:
+        seen.append((phase, info["generation"]))
+
+    gc.callbacks.append(note)
+    try:
+        value = parse_object(body)
+    finally:
+        gc.callbacks.remove(note)
+    assert len(value["a"]) == 100_000
+    assert gc.isenabled()
+    assert len(seen) <= 4  # a hundred without it; one may come when they are let on again
