@@ -124,7 +124,7 @@ class TextModel(EngineModel):
         entries: dict[str, list[Any]] = {}
         jobs: list[Any] = []
         try:
-            async with aclosing(self.stream(inputs, jobs=jobs)) as items:
+            async with aclosing(self._items(inputs, jobs, whole=True)) as items:
                 async for item in items:
                     parts.append(item["text"])
                     last = item
@@ -136,14 +136,19 @@ class TextModel(EngineModel):
             raise
         return {**last, **entries, "text": "".join(parts)}
 
-    async def stream(
-        self, inputs: dict[str, Any], *, jobs: list[Any] | None = None
+    def stream(self, inputs: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """Yields `{"text": delta}`, the last with `finish_reason` and `usage`; errors as above."""
+        return self._items(inputs, [], whole=False)
+
+    async def _items(
+        self, inputs: dict[str, Any], jobs: list[Any], *, whole: bool
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """Yields `{"text": delta}`, the last with `finish_reason` and `usage`; errors as above.
+        """Yields a text's items.
 
         Args:
-            inputs: As above.
+            inputs: See `infer`.
             jobs: Gets the text that is being made.
+            whole: Whether the text comes in one item, once it is complete.
         """
         engine, pool = self._loaded(), self._pool
         loop = asyncio.get_running_loop()
@@ -151,9 +156,8 @@ class TextModel(EngineModel):
         if call.scores_prompt:
             scores = await loop.run_in_executor(self._scoring, engine.score, call)
             yield {"text": "", "prompt_logprobs": [score.to_entry() for score in scores]}
-        job = engine.submit(call)
-        if jobs is not None:
-            jobs.append(job)
+        job = engine.submit(call, whole=whole)
+        jobs.append(job)
         try:
             while (text := await job.next()) is not None:
                 yield (

@@ -66,6 +66,8 @@ class TextJob:
         name: str,
         decode: Decode,
         channel: Channel | None = None,
+        *,
+        whole: bool = False,
     ) -> None:
         self.call = call
         self.name = name
@@ -77,6 +79,7 @@ class TextJob:
         self.finished = False
         self.reason: str | None = None
         self.channel = channel
+        self._whole = whole
         self._num_given = 0
         self._detokenizer = Detokenizer(decode, call.prompt)
         self._filter = TextFilter("", list(call.stops))
@@ -85,6 +88,11 @@ class TextJob:
     def stop(self) -> str | None:
         """The stop string that ended it, or None."""
         return self._filter.stop
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the reader wants what there is: at once, or the whole text at its end."""
+        return self.finished or not self._whole
 
     def ends_with(self, token: int, num_tokens: int) -> str | None:
         """Returns why the text ends with its token number `num_tokens`, or None."""

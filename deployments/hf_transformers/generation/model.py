@@ -133,14 +133,19 @@ class TextEngine:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=special)
         return ids
 
-    def submit(self, call: TextCall) -> TextJob:
+    def submit(self, call: TextCall, *, whole: bool = False) -> TextJob:
         """Starts a text; its pieces go to the running event loop.
+
+        Args:
+            call: What is asked for.
+            whole: Whether the event loop is woken only at the end: to wake it for each token takes
+                time from the model's own thread.
 
         Raises:
             OverloadedError: The queue is full.
             UnavailableError: The engine has stopped.
         """
-        job = TextJob(call, f"text-{next(self._numbers)}", self._decode, Channel())
+        job = TextJob(call, f"text-{next(self._numbers)}", self._decode, Channel(), whole=whole)
         with self._lock:
             if len(self._jobs) >= self._max_jobs:
                 raise queue_full("this model", len(self._jobs))
@@ -173,7 +178,7 @@ class TextEngine:
             failure = self._backend.failure()
             if failure is not None and not self._closing.is_set():
                 touched += self._fail_all(ServerError(f"the engine failed: {failure}"))
-            wake_all(job.channel for job in touched if job.channel is not None)
+            wake_all(job.channel for job in touched if job.channel is not None and job.is_due)
             if not threading.main_thread().is_alive():
                 # The process ends without `close`: transformers' thread would keep it alive.
                 self._backend.close(CLOSE_TIMEOUT_S)

@@ -197,6 +197,32 @@ async def test_tokens_come_one_by_one(model: Any, reference: Reference) -> None:
     assert set(items[-1]) == {"text", "finish_reason", "usage"}
 
 
+async def test_a_whole_text_wakes_its_reader_once(model: Any, reference: Reference) -> None:
+    engine = model._engine
+    woken: list[bool] = []
+    original = engine.submit
+
+    def submit(call: Any, **options: Any) -> Any:
+        job = original(call, **options)
+        take = job.channel.get
+
+        async def get() -> list[Any]:
+            pieces: list[Any] = await take()
+            woken.append(job.finished)
+            return pieces
+
+        job.channel.get = get
+        return job
+
+    engine.submit = submit
+    try:
+        answer = await model.infer(inputs(PROMPTS[1]))
+    finally:
+        engine.submit = original
+    assert answer["text"] == reference.text(PROMPTS[1])
+    assert woken == [True, True], "the pieces, and then the end"
+
+
 async def test_leaving_frees_the_place_within_one_token(model: Any) -> None:
     seen = record_rows(model)
     stream = model.stream(inputs(PROMPTS[2], max_new_tokens=3000))
