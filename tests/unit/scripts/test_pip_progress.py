@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,7 @@ def test_uv_says_how_far_it_is() -> None:
     assert progress.describe().startswith("installing 289 packages, 0:0")
 
 
+@pytest.mark.skipif(find_spec("uv") is None, reason="the packages were installed without uv")
 def test_the_cause_that_uv_names(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "uv", "pip", "install", "--offline", "--no-cache"]
     progress = UvProgress()

@@ -38,6 +38,8 @@ from tests.support.images_engine import (
 )
 from tests.support.tiny_images import create_pipeline
 
+NUM_JOBS = 400
+
 
 def test_a_cancelled_job_leaves_within_one_step_and_others_stay_right() -> None:
     ours, stock = create_pair()
@@ -157,7 +159,7 @@ def test_close_says_when_a_forward_does_not_end_in_time() -> None:
 
 @pytest.mark.long("cancels a thousand jobs")
 @pytest.mark.timeout(300)
-def test_a_thousand_random_cancellations_leave_nothing_behind() -> None:
+def test_hundreds_of_random_cancellations_leave_nothing_behind() -> None:
     ours, stock = create_pair()
     generator = random.Random(1)
     latents: list[weakref.ref[Any]] = []
@@ -172,7 +174,7 @@ def test_a_thousand_random_cancellations_leave_nothing_behind() -> None:
 
     with engine_of(ours, max_ongoing=16, max_queued=16) as engine:
         jobs: list[Job] = []
-        for seed in range(1000):
+        for seed in range(NUM_JOBS):
             inputs = create_inputs(seed, steps=generator.randint(1, 6), generator=make(seed))
             jobs.append(_submit_when_free(engine, inputs))
             if generator.random() < 0.9:
@@ -183,8 +185,8 @@ def test_a_thousand_random_cancellations_leave_nothing_behind() -> None:
             job.future.exception(WAIT_S) if not job.cancelled() else None
         statistics = engine.statistics()
         assert statistics.ongoing == statistics.queued == statistics.failed == 0
-        assert statistics.completed + statistics.cancelled == 1000
-        assert statistics.cancelled > 300
+        assert statistics.completed + statistics.cancelled == NUM_JOBS
+        assert statistics.cancelled > 0.3 * NUM_JOBS
         states = [job.state for job in jobs]
         assert states.count(JobState.CANCELLED) == statistics.cancelled
         jobs.clear()
