@@ -21,6 +21,11 @@ _MISTRAL_NAMED = re.compile(
     r"\s*+(?P<name>[\w.-]++)(?:\[CALL_ID\]\w*+)?\s*+(?:\[ARGS\]\s*+)?(?=\{)"
 )
 """Mistral's newer form: the name in front of the arguments."""
+_MIROTHINKER_NAMED = re.compile(
+    r"\s*+(?:<server_name>[^<>{]*+</server_name>\s*+)?"
+    r"<tool_name>\s*+(?P<name>[\w.-]++)\s*+</tool_name>\s*+<arguments>\s*+(?=\{)"
+)
+"""The server, which no request has, and the name."""
 _BAR = "\N{FULLWIDTH VERTICAL LINE}"
 _DEEPSEEK = (f"<{_BAR}tool▁calls▁begin{_BAR}>", f"<{_BAR}tool▁calls▁end{_BAR}>")
 _BEGIN, _SEPARATOR, _END = (
@@ -177,6 +182,18 @@ FORMS = (
             tail="</function>",
             named=re.compile(r"(?P<name>[\w.:-]++)>\s*+(?=\{)"),
             behind="</function>",
+        ),
+    ),
+    (
+        re.compile(rf"<tool_name>\s*{CALLED}\s*</tool_name>\s*<arguments>"),
+        Form(
+            "mirothinker",
+            "<use_mcp_tool>",
+            "</use_mcp_tool>",
+            head="\n<server_name>tools</server_name>\n<tool_name>{name}</tool_name>\n<arguments>\n",
+            tail="\n</arguments>\n",
+            named=_MIROTHINKER_NAMED,
+            behind="</arguments>",
         ),
     ),
     (

@@ -147,6 +147,28 @@ CASES: dict[str, tuple[Form, str, str, list[list[str]]]] = {
         "a <function=add> b {",
         [],
     ),
+    "mirothinker": (
+        BY_NAME["mirothinker"],
+        "I add.\n\n<use_mcp_tool>\n<server_name>maths</server_name>\n<tool_name>add</tool_name>\n"
+        '<arguments>\n{\n"s": "</arguments>"\n}\n</arguments>\n</use_mcp_tool>',
+        "I add.",
+        [["add", '{\n"s": "</arguments>"\n}']],
+    ),
+    "mirothinker, two": (
+        BY_NAME["mirothinker"],
+        "<use_mcp_tool>\n<server_name>a</server_name>\n<tool_name>add</tool_name>\n<arguments>\n"
+        '{"a": 1}\n</arguments>\n<server_name>b</server_name>\n<tool_name>sub</tool_name>\n'
+        "<arguments>\n{}\n</arguments>\n</use_mcp_tool>\n<use_mcp_tool>\n<tool_name>sub</tool_name>\n"
+        "<arguments>{}</arguments>\n</use_mcp_tool> Done.",
+        " Done.",
+        [["add", '{"a": 1}'], ["sub", "{}"], ["sub", "{}"]],
+    ),
+    "mirothinker, no call": (
+        BY_NAME["mirothinker"],
+        "<use_mcp_tool>\n<server_name>a</server_name>\n<tool_name>a b</tool_name>{}</use_mcp_tool>",
+        "<use_mcp_tool>\n<server_name>a</server_name>\n<tool_name>a b</tool_name>{}</use_mcp_tool>",
+        [],
+    ),
     "command_r": (
         BY_NAME["command_r"],
         'Plan: I add.\nAction:\n```json\n[\n    {\n        "tool_name": "add",\n'

@@ -72,6 +72,9 @@ CALLS = {
 {{- call.function.arguments | tojson + '}]<|tools_suffix|>' }}""",
     "functionary": """{{- '<function=' + call.function.name + '>' }}
 {{- call.function.arguments | tojson + '</function>' }}""",
+    "mirothinker": """{{- '\\n<use_mcp_tool>\\n<server_name>own</server_name>\\n<tool_name>' }}
+{{- call.function.name + '</tool_name>\\n<arguments>\\n' + call.function.arguments | tojson }}
+{{- '\\n</arguments>\\n</use_mcp_tool>' }}""",
     "gigachat3": """{{- 'function call<|role_sep|>\\n{"name": "' + call.function.name }}
 {{- '", "arguments": ' + call.function.arguments | tojson + '}' }}""",
     "command_r": """{{- 'Action:\\n```json\\n[\\n    {\\n        "tool_name": "' }}
