@@ -9,7 +9,8 @@ inwards, these refuse:
 - The router, what the model's replicas cannot hold: `router/admission.py`; who comes before others
   there, `router/waiting/line.py` and `router/waiting/claims.py`.
 - HAProxy, what a model's replicas cannot hold on the direct way: `cluster/haproxy/direct.py`.
-- Ray Serve, before a replica, by `ray_backpressure`, which `hardware/plan.py` sets.
+- Ray Serve, before a replica, by `ray_backpressure`, which `hardware/plan.py` sets; in these words
+  by `replica/queue_answers.py`, and by `cluster/proxy_answers.py` where its Python proxy refuses.
 - The replica: `http/probes.py` for health checks and scrapes, `server/execution/workers.py` for
   calls one by one, `server/batching/queue.py` for batches, `server/execution/threads.py` for files
   of images and recordings, and the queues of hf-transformers and hf-diffusers. Before all of these,

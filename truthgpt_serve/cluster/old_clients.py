@@ -1,4 +1,4 @@
-"""uvicorn's protocol with mends: no chunks in HTTP/1.0, no trailers or unreadable headers.
+"""uvicorn's protocol with mends: no chunks in HTTP/1.0, no trailers, no bodies of upgrades.
 
 uvicorn sends what has no length in chunks, which HTTP/1.0 does not know (nginx in its default
 settings speaks it), and HAProxy passes them. This sends it as it is: the end of the connection is
@@ -13,12 +13,24 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from truthgpt_serve.cluster.defaults import RAY_HEADERS
+from truthgpt_serve.cluster.proxy_answers import below_mount
+from truthgpt_serve.errors import RequestError
+from truthgpt_serve.http.envelope import error_body
+from truthgpt_serve.http.json_body import encode_json
 
+LINGER_S = 2.0
+"""How long a connection that is refused stays open for what its client still sends."""
+_NO_UPGRADE = (
+    "A request with `Upgrade` has no body, and one for a WebSocket is a GET: send it without "
+    "`Upgrade`"
+)
 _RAY_HEADERS = frozenset(name.encode() for name in RAY_HEADERS)
 
 
 class OldClientsProtocol(HttpToolsProtocol):
     """uvicorn's protocol; give it to `uvicorn.Config` as `http`."""
+
+    _is_refused = False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Frees the connection, also one that was reset.
@@ -29,6 +41,11 @@ class OldClientsProtocol(HttpToolsProtocol):
         """
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
+
+    def data_received(self, data: bytes) -> None:
+        """Takes what has come, unless the connection is about to end."""
+        if not self._is_refused:
+            super().data_received(data)
 
     def on_message_begin(self) -> None:
         """Begins a request."""
@@ -46,11 +63,50 @@ class OldClientsProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Starts the request, which runs in a task a moment later."""
+        """Starts the request, which runs in a task a moment later.
+
+        The parser passes over the body of one that asks for another protocol: uvicorn would wait
+        for it for ever, or take it to be empty.
+        """
         self._has_head = True
+        if self.parser.should_upgrade() and self._must_refuse():
+            self._refuse()
+            return
         super().on_headers_complete()
         if self.scope["http_version"] == "1.0" and type(self.cycle) is RequestResponseCycle:
             self.cycle.__class__ = _UnchunkedCycle
+
+    def on_message_complete(self) -> None:
+        """Ends the request."""
+        if not self._is_refused:
+            super().on_message_complete()
+
+    def _must_refuse(self) -> bool:
+        fields = dict(self.headers)
+        has_body = fields.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in fields
+        return has_body or (self.parser.get_method() != b"GET" and self._should_upgrade())
+
+    def _should_upgrade(self) -> bool:
+        return not self._is_refused and super()._should_upgrade()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        if not self._is_refused:
+            super()._unsupported_upgrade_warning()
+
+    def _refuse(self) -> None:
+        """Answers, and leaves the connection open until the client may have read that."""
+        self._is_refused = True
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False  # of the request before: the connection ends with it
+            return
+        path = below_mount(self.url.partition(b"?")[0].decode("latin-1"))
+        body = encode_json(error_body(RequestError(_NO_UPGRADE), path))
+        head = (
+            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
+            b"access-control-allow-origin: *\r\ncontent-length: %d\r\n\r\n"
+        )
+        self.transport.write(head % len(body) + body)
+        self.loop.call_later(LINGER_S, self.transport.close)
 
 
 class _UnchunkedCycle(RequestResponseCycle):

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 from truthgpt_serve.cluster.old_clients import OldClientsProtocol
+from truthgpt_serve.cluster.proxy_answers import ProxyAnswers
 from truthgpt_serve.http.client_limits import ClientLimits
 from truthgpt_serve.http.cors import ANY
 from truthgpt_serve.http.probes import Probes, refuse_metrics
@@ -144,7 +145,8 @@ def _proxy_start(original: Start) -> Start:
         if http_options.port == _fallback_port():
             limited = ClientLimits(refuse_metrics(app), [ANY])  # it knows no `cors`
             return await _start(original, limited, http_options, **options)
-        task, server = await original(ClientLimits(app, [ANY]), http_options, **options)
+        answers = ProxyAnswers(ClientLimits(app, [ANY]), [ANY])
+        task, server = await original(answers, http_options, **options)
         server.config.http = OldClientsProtocol
         return task, server
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -119,6 +121,94 @@ def test_what_ray_cannot_read_is_left_out() -> None:
     with serve_at(note, http=OldClientsProtocol) as port:
         _, body = ask(port, b"GET / HTTP/1.0\r\n%bx-request-id: 1\r\n\r\n" % lines)
     assert body == b"x-one x-other x-request-id"
+
+
+WEBSOCKET = b"connection: upgrade\r\nupgrade: websocket\r\n"
+KEY = b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+H2C = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n"
+
+
+@pytest.mark.parametrize(
+    ("method", "lines"),
+    [
+        (b"POST", WEBSOCKET + b"content-length: 3\r\n\r\nabc"),
+        (b"POST", WEBSOCKET + KEY + b"content-length: 3\r\n\r\nabc"),
+        (b"POST", WEBSOCKET + KEY + b"content-length: 0\r\n\r\n"),
+        (b"POST", WEBSOCKET + b"content-length: 3\r\n\r\n"),
+        (b"PUT", WEBSOCKET + b"\r\n"),
+        (b"GET", WEBSOCKET + KEY + b"content-length: 3\r\n\r\nabc"),
+        (b"POST", WEBSOCKET + b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"),
+        (b"POST", H2C + b"content-length: 3\r\n\r\nabc"),
+        (b"POST", WEBSOCKET + b"content-length: 9000000\r\n\r\n" + bytes(9_000_000)),
+    ],
+    ids=range(9),
+)
+@pytest.mark.parametrize(
+    ("path", "form"),
+    [
+        (b"/v1/completions", b'{"error":{"message":"A request with `Upgrade` has no body'),
+        (b"/models/m/v1/messages", b'{"type":"error","error":{"type":"invalid_request_error"'),
+        (b"/models/m/v2/models/m/infer", b'{"error":"A request with `Upgrade` has no body'),
+    ],
+)
+def test_a_body_behind_an_upgrade_is_refused_at_once(
+    port: int, method: bytes, lines: bytes, path: bytes, form: bytes
+) -> None:
+    began_s = time.monotonic()
+    with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as client:
+        sender = threading.Thread(target=send_all, args=(client, lines, method, path))
+        sender.start()
+        answer = b""
+        while not answer.endswith(b"}") and (piece := client.recv(65536)):
+            answer += piece
+        took_s = time.monotonic() - began_s
+    sender.join()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n")
+    assert body.startswith(form)
+    assert took_s < LIMIT_S / 2
+
+
+def send_all(client: socket.socket, lines: bytes, method: bytes, path: bytes) -> None:
+    with contextlib.suppress(OSError):  # the rest is not read
+        client.sendall(method + b" " + path + b" HTTP/1.1\r\nhost: x\r\n" + lines)
+
+
+@pytest.mark.parametrize("lines", [H2C, b"upgrade: websocket\r\n", b"connection: upgrade\r\n"])
+def test_other_upgrades_are_passed_over(port: int, lines: bytes) -> None:
+    head, body = ask(port, b"GET /length HTTP/1.1\r\nhost: x\r\n%b\r\n" % close(lines))
+    assert head.startswith(b"http/1.1 200")
+    assert body == b"".join(PIECES)
+
+
+def close(lines: bytes) -> bytes:
+    """Returns header lines by which the server also closes the connection."""
+    if b"connection: " not in lines:
+        return b"connection: close\r\n" + lines
+    return lines.replace(b"connection: ", b"connection: close, ")
+
+
+def test_a_websocket_reaches_the_application() -> None:
+    seen: list[str] = []
+
+    async def note(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            raise NotImplementedError
+        seen.append((await receive())["type"])
+        await send({"type": "websocket.close"})
+
+    with serve_at(note, http=OldClientsProtocol) as port:
+        head, _ = ask(port, b"GET / HTTP/1.1\r\nhost: x\r\n" + WEBSOCKET + KEY + b"\r\n")
+    assert head.startswith(b"http/1.1 403")
+    assert seen == ["websocket.connect"]
+
+
+def test_what_was_asked_before_an_upgrade_is_answered(port: int) -> None:
+    first = b"GET /length HTTP/1.1\r\nhost: x\r\n\r\n"
+    second = b"POST / HTTP/1.1\r\nhost: x\r\n" + WEBSOCKET + b"content-length: 3\r\n\r\nabc"
+    head, body = ask(port, first + second)
+    assert head.startswith(b"http/1.1 200")
+    assert body == b"".join(PIECES)
 
 
 @pytest.mark.parametrize("reset", [False, True])
