@@ -1,11 +1,14 @@
-"""The same by HAProxy and by Ray's Python proxy: full queues and upgrades."""
+"""The same by HAProxy and by Ray's Python proxy: full queues, upgrades, a removed model."""
 
 from __future__ import annotations
 
 import json
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -13,10 +16,13 @@ import pytest
 
 from benchmarks.local_cluster import LocalCluster, model_application, router_application
 from tests.serve.whole_service.conftest import RAY_ENV, START_TIMEOUT_S
+from truthgpt_serve.http.sse import read_data
 
 LIMIT_S = 120.0
 CHAT: dict[str, Any] = {"model": "few", "messages": [{"role": "user", "content": "word " * 60}]}
 WAYS = ("", "/models/few")
+NOTICED_S, GONE_S, PROMPT_S = 20, 12, 10
+"""How long a model that is removed may still answer; after which it is gone; a prompt answer."""
 MODES = {"python": "0", "haproxy": "1"}
 
 
@@ -78,3 +84,60 @@ def test_a_body_with_an_upgrade_is_refused_at_once(
             answer += piece
     assert answer.startswith(b"HTTP/1.1 400 "), answer
     assert b'"type":"invalid_request_error"' in answer.replace(b": ", b":"), answer
+
+
+@dataclass
+class Stream:
+    """A long answer as it comes."""
+
+    url: str
+    body: dict[str, Any]
+    events: list[bytes] = field(default_factory=list)
+    error: Exception | None = None
+
+    def run(self) -> None:
+        data = b""
+        try:
+            with httpx.stream("POST", self.url, json=self.body, timeout=LIMIT_S) as answer:
+                for piece in answer.iter_raw():
+                    data += piece
+                    self.events = list(read_data(data))
+        except httpx.TransportError as error:
+            self.error = error
+
+
+def test_a_model_that_is_removed_ends_its_streams(cluster: LocalCluster) -> None:
+    urls = [f"{cluster.url}{way}/v1/chat/completions" for way in WAYS]
+    body = {**CHAT, "messages": [{"role": "user", "content": "word " * 150}], "max_tokens": 150}
+    streams = [Stream(url, {**body, "stream": True}) for url in urls]
+    threads = [threading.Thread(target=stream.run) for stream in streams]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + LIMIT_S
+    while not all(stream.events for stream in streams):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    cluster.deploy(applications(cluster, "other"))
+    began_s = time.monotonic()
+    while any(thread.is_alive() for thread in threads) or time.monotonic() < began_s + GONE_S:
+        for url in urls:
+            check_refusal(url, began_s)
+        time.sleep(0.3)
+    assert [stream.error for stream in streams] == [None, None]
+    assert [stream.events[-1] for stream in streams] == [b"[DONE]"] * 2
+    for url in urls:
+        assert httpx.post(url, json={**CHAT, "max_tokens": 1}, timeout=LIMIT_S).status_code == 404
+
+
+def check_refusal(url: str, began_s: float) -> None:
+    """Asks for a model that is being removed: at first it may still answer."""
+    asked_s = time.monotonic()
+    answer = httpx.post(url, json={**CHAT, "max_tokens": 1}, timeout=LIMIT_S)
+    assert time.monotonic() - asked_s < PROMPT_S
+    if answer.status_code == 200:
+        assert asked_s < began_s + NOTICED_S
+        return
+    assert answer.status_code in (404, 429, 503), answer.text
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json()["error"]["message"]
+    assert ("retry-after" in answer.headers) == (answer.status_code != 404)

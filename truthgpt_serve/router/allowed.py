@@ -56,11 +56,15 @@ class AllowedModels:
             raise hidden_model(name)
         try:
             entry = await self._directory.resolve(name)
-        except ModelNotFoundError:  # it lists those that exist
-            raise hidden_model(name) from None
+        except ModelNotFoundError as error:
+            raise self.worded(error, name) from None
         if not self._may_use(entry):
             raise hidden_model(name)
         return entry
+
+    def worded(self, error: ModelNotFoundError, name: str) -> ModelNotFoundError:
+        """Returns an error about a name without the models that it lists, where not all exist."""
+        return error if self._identity is None else hidden_model(name)
 
     def _may_use(self, entry: ModelEntry) -> bool:
         return self._identity is None or self._identity.may_use(entry.name, entry.application)

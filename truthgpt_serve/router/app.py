@@ -225,6 +225,10 @@ class RouterApp(Front):
                     f"{name!r} is {kind}: its address is {MODELS_PREFIX}{entry.application}",
                     param="model",
                 )
+            try:  # by news not older than a second: it may have been removed
+                await self.directory.confirm(name)
+            except ModelNotFoundError as gone:
+                raise models.worded(gone, name) from None
             message = f"The model {name!r} is being mounted; try again in a few seconds"
             error = UnavailableError(message, retry_after_s=RETRY_AFTER_S)
         except TruthGPTError as reason:
@@ -256,13 +260,17 @@ class RouterApp(Front):
         await self._forward(scope, send, model, body)
 
     async def _forward(self, scope: Scope, send: Send, model: str, body: RequestBody) -> None:
-        entry = await AllowedModels(self.directory, identity_of(scope)).resolve(model)
+        models = AllowedModels(self.directory, identity_of(scope))
+        entry = await models.resolve(model)
         if (record := record_of(scope)) is not None:
             record.model = entry.name
-        if scope["method"] not in BODY_METHODS:  # it asks about the model, which costs little
-            await self._relay(scope, send, entry, body)
-            return
-        if body.more:
-            await self._bodies.gather(body)
-        async with self._admission.admit(entry, scope):
-            await self._relay(scope, send, entry, body)
+        try:
+            if scope["method"] not in BODY_METHODS:  # it asks about the model, which costs little
+                await self._relay(scope, send, entry, body)
+                return
+            if body.more:
+                await self._bodies.gather(body)
+            async with self._admission.admit(entry, scope):
+                await self._relay(scope, send, entry, body)
+        except ModelNotFoundError as gone:  # it was removed while the request waited
+            raise models.worded(gone, model) from None
