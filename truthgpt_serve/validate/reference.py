@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import types
 import typing
 from collections.abc import Callable
@@ -102,6 +103,9 @@ true, false or a number.
 """
 
 
+_WIDTH = 120
+
+
 def markdown() -> str:
     """Returns the reference of every key, as docs/configuration.md has it."""
     parts = [_HEAD, "# One model's file\n\n"]
@@ -111,7 +115,8 @@ def markdown() -> str:
     parts.append("# The playground's `args` in the Serve file\n\n")
     parts += _tables(PlaygroundConfig, "")
     keys = " and ".join(f"`{key}`" for key in SERVICE_KEYS)
-    parts.append(f"# A model's `args` in the Serve file\n\n{_MODEL_ARGS.format(keys=keys)}\n")
+    arguments = textwrap.fill(_MODEL_ARGS.format(keys=keys), _WIDTH, break_on_hyphens=False)
+    parts.append(f"# A model's `args` in the Serve file\n\n{arguments}\n")
     return "".join(parts).rstrip() + "\n"
 
 
@@ -124,7 +129,8 @@ def _tables(model: type[BaseModel], prefix: str) -> list[str]:
         parts = list(models_in(field.annotation))
         for part, in_list in parts:
             section = f"{path}[]" if in_list else path
-            below += [f"## `{section}`\n\n", f"{_line(part.__doc__)}\n\n", *_tables(part, section)]
+            text = textwrap.fill(_line(part.__doc__), _WIDTH, break_on_hyphens=False)
+            below += [f"## `{section}`\n\n", f"{text}\n\n", *_tables(part, section)]
         if not parts or parts[0][1]:
             default = f"`{_show(_default(field))}`" if not field.is_required() else "required"
             rows.append(
