@@ -24,6 +24,8 @@ CALM_S = 3.0
 LIMIT_S = 420.0
 POLL_S = 0.1
 SAMPLE_S = 0.3
+ARRIVES_S = 1.0
+"""How long a request may be on its way to a router, before HAProxy lists it there."""
 REPLACED_S = 20.0
 STUCK_S = 10.0
 """No request takes so long, unless it hangs."""
@@ -199,8 +201,8 @@ class Target:
         """Returns what failed of what was sent while the process died.
 
         Its port takes connections until it is gone, so these reached it as far as anyone can know:
-        of a replica those that came to no other, of a router those that began after HAProxy listed
-        its sessions.
+        of a replica those that came to no other, of a router those that began when HAProxy listed
+        its sessions, or later.
         """
         notes = read_notes(self.notes)
         failed = [
@@ -209,7 +211,7 @@ class Target:
             if sent.fault and sent.began_s <= gone_s and not sent.has_ended(began_s)
         ]
         if kind.name == "router":
-            found = [s for s in failed if s.way == "router" and s.began_s >= began_s - SAMPLE_S]
+            found = [s for s in failed if s.way == "router" and s.began_s >= began_s - ARRIVES_S]
         else:
             found = [sent for sent in failed if sent.number not in notes]
         return {sent.number for sent in found}
