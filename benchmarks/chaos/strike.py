@@ -17,7 +17,7 @@ from benchmarks.chaos.load import Load, Sent
 from benchmarks.chaos.parts import KINDS, Holds, Kind, listening_ports
 from benchmarks.chaos.sessions import clients_of
 from benchmarks.chaos.words import read_notes
-from truthgpt_serve.cluster.processes import is_alive, send_signal
+from truthgpt_serve.cluster.processes import Process, is_alive, send_signal
 
 STOP_S = 5.0
 CALM_S = 3.0
@@ -120,15 +120,9 @@ class Target:
         Raises:
             RuntimeError: There is no such process.
         """
-        self._wait_for_one_haproxy()
-        processes = kind.find(self.run_id)
-        if not processes:
-            raise RuntimeError(f"the service has no process of the kind {kind.name}")
+        strike, processes, ports = self._aim(kind, how)
         victim = processes[-1]
-        ports = listening_ports(victim.pid) if kind.holds is Holds.SOME else set()
-        strike = Strike(kind.name, how, time.monotonic())
         gone_s = None
-        strike.held |= self._held(kind, victim.pid, ports)
         if how == "kill":
             send_signal(victim, signal.SIGKILL)
             while is_alive(victim):
@@ -166,11 +160,28 @@ class Target:
             with suppress(psutil.NoSuchProcess):
                 victim.resume()
 
-    def _wait_for_one_haproxy(self) -> None:
-        """Waits until one that was replaced is gone, whose sessions cannot be seen."""
+    def _aim(self, kind: Kind, how: str) -> tuple[Strike, list[Process], set[int]]:
+        """Returns a strike with what the newest process of a kind holds, the processes, and ports.
+
+        An HAProxy that was replaced goes on with its requests, where nothing can see them, and the
+        next replica that is ready may have it replaced at any moment. If so, this looks again.
+        """
         deadline = time.monotonic() + REPLACED_S
-        while len(HAPROXY.find(self.run_id)) > 1 and time.monotonic() < deadline:
+        while True:
+            began_s = time.monotonic()
+            before = self._find_haproxy()
+            processes = kind.find(self.run_id)
+            if not processes:
+                raise RuntimeError(f"the service has no process of the kind {kind.name}")
+            pid = processes[-1].pid
+            ports = listening_ports(pid) if kind.holds is Holds.SOME else set()
+            held = self._held(kind, pid, ports)
+            if (len(before) == 1 and before == self._find_haproxy()) or began_s > deadline:
+                return Strike(kind.name, how, began_s, held), processes, ports
             time.sleep(POLL_S)
+
+    def _find_haproxy(self) -> list[int]:
+        return [process.pid for process in HAPROXY.find(self.run_id)]
 
     def _in_flight(self, at_s: float) -> list[Sent]:
         return [sent for sent in self.load.requests[:] if sent.is_in_flight(at_s)]
