@@ -95,6 +95,7 @@ async def test_answers_that_fail(quota: Quota) -> None:
         assert (ended.status, ended.outcome) == (status, "error")
 
 
+@pytest.mark.long("waits for limits of time")
 async def test_a_client_that_leaves(quota: Quota) -> None:
     app = answering(200, lambda: add_tokens(9, 2), lambda: asyncio.sleep(60))
     (ended,), _ = await serve(quota, app)

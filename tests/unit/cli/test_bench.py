@@ -315,6 +315,7 @@ def test_results_go_into_a_pipe_too() -> None:
     assert Path("/dev/null").is_char_device()
 
 
+@pytest.mark.long("sends requests for seconds")
 def test_ctrl_c_reports_what_was_measured(tmp_path: Path) -> None:
     output = tmp_path / "results.json"
     server = BenchServer(delay_s=0.01)

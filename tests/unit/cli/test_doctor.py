@@ -88,6 +88,7 @@ def test_a_model_asks_its_family(folder: Path) -> None:
     assert f"{path} is here" in result.stdout
 
 
+@pytest.mark.long("imports engines in a process of its own")
 def test_a_model_that_is_nowhere_is_a_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(folder / "hub"))
     text = "task: embedding\nmodel: {family: hf-transformers, name_or_path: org/model}\n"

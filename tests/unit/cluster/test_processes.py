@@ -88,6 +88,7 @@ def test_ends_an_orphan_in_another_session(run_id: str) -> None:
     assert find_run(run_id) == []
 
 
+@pytest.mark.long("waits for limits of time")
 def test_kills_what_ignores_the_other_signals(run_id: str) -> None:
     child = launch(run_id, IGNORE + SLEEP)
     leader = read_process(child.pid)

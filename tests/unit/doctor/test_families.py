@@ -107,6 +107,7 @@ def test_a_crash_is_one_targets_and_says_after_which_probe(how: str, message: st
     assert found[0][0].detail != found[2][0].detail  # another process
 
 
+@pytest.mark.long("waits for limits of time")
 def test_what_hangs_is_ended_with_all_that_it_started() -> None:
     [probes] = examine("tg-doctor", [{"how": "hang"}], time_limit_s=8)
     assert names(probes) == ["first", "child", "examination"]
@@ -155,6 +156,7 @@ def test_an_attempt_keeps_one_line_of_what_happened() -> None:
     )
 
 
+@pytest.mark.long("starts doctors and ends them")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_command_that_is_ended_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     config = tmp_path / "model.yaml"

@@ -79,17 +79,19 @@ async def pass_ordinary_ones(one: GrammarGate) -> None:
         assert verdict.outcome == "ok"
 
 
+@pytest.mark.long("compiles many grammars")
 def test_small_ones_pass_whenever_their_process_begins() -> None:
     async def check(one: GrammarGate) -> None:
-        verdicts = [await one.check(schema(small_schema(seed))) for seed in range(150)]
+        verdicts = [await one.check(schema(small_schema(seed))) for seed in range(60)]
         assert {verdict.outcome for verdict in verdicts} == {"ok"}
 
     run(check)
 
 
+@pytest.mark.long("compiles many grammars")
 def test_hostile_ones_pass_or_are_refused_in_time() -> None:
     async def check(one: GrammarGate) -> None:
-        for seed in range(80):
+        for seed in range(50):
             for grammar in find_grammars({"structured_outputs": hostile(seed)}):
                 started = time.monotonic()
                 with contextlib.suppress(RequestError):
@@ -141,6 +143,7 @@ async def refuse_wrong_ones_again(one: GrammarGate) -> None:
         assert (await refusal(one, grammar)).message == first.message
 
 
+@pytest.mark.long("compiles many grammars")
 def test_ordinary_ones_pass_and_wrong_ones_are_refused_and_remembered() -> None:
     async def check(one: GrammarGate) -> None:
         await pass_ordinary_ones(one)
@@ -156,6 +159,7 @@ def test_one_that_nests_too_deeply_is_refused(kind: str) -> None:
     assert "is nested too deeply" in asyncio.run(refusal(one, deep)).message
 
 
+@pytest.mark.long("compiles large grammars")
 def test_a_slow_one_fails_alone() -> None:
     limit_s = 3.0  # it takes 8 s on a fast processor
 
@@ -210,6 +214,7 @@ def test_a_large_one_is_refused_unseen(grammar: Grammar, key: str) -> None:
     assert f"`serving.limits.{key}`" in asyncio.run(refusal(one, grammar)).message
 
 
+@pytest.mark.long("starts processes that compile")
 def test_a_compiling_process_that_dies_is_replaced() -> None:
     async def check(one: GrammarGate) -> None:
         process = compiling_process()
@@ -243,6 +248,7 @@ def test_a_model_whose_tokenizer_has_no_compiler_keeps_its_engine_s_own_checks()
     asyncio.run(main())
 
 
+@pytest.mark.long("starts processes that compile")
 def test_nothing_outlives_the_gate() -> None:
     found: list[psutil.Process] = []
 
@@ -282,6 +288,7 @@ def hold_a_gate() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.long("starts processes that compile")
 def test_a_gate_dies_with_its_replica() -> None:
     code = f"from {__name__} import hold_a_gate; hold_a_gate()"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as replica:

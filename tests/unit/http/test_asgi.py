@@ -10,6 +10,8 @@ from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import MethodError, TruthGPTError, UnavailableError
@@ -84,6 +86,7 @@ class Endless:
             yield "piece"
 
 
+@pytest.mark.long("waits for limits of time")
 async def test_a_client_that_never_reads_its_stream_does_not_keep_the_request() -> None:
     spec = FamilySpec(name="m", class_path="tests:Endless", model_class=Endless)
     instance = ModelInstance(

@@ -181,6 +181,7 @@ async def test_a_failed_write_reaches_the_model() -> None:
     await run(produce, Broken())
 
 
+@pytest.mark.long("sends many random streams")
 async def test_random_streams_are_whole() -> None:
     rng = random.Random(0)
     for _ in range(20):

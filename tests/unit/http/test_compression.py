@@ -337,6 +337,7 @@ def test_errors_have_the_form_of_their_api(router: str) -> None:
     assert (answer.status_code, answer.json()["type"]) == (415, "error")
 
 
+@pytest.mark.long("waits for limits of time")
 async def test_a_client_that_leaves_or_stops(router: str, proxy: Proxy) -> None:
     before = len(proxy.requests)
     part = (

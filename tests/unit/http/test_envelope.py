@@ -268,6 +268,7 @@ def _tensor() -> Any:
     return kind("x", [1], "FP32")
 
 
+@pytest.mark.long("waits for limits of time")
 def test_the_way_to_a_model_that_is_away_has_the_form_too(addresses: dict[str, str]) -> None:
     for path in (CHAT, MESSAGES, "/v2/models/starting"):
         answer = httpx.post(

@@ -45,6 +45,7 @@ def http(pages: Pages) -> Iterator[httpx.Client]:
         yield client
 
 
+@pytest.mark.long("runs a browser")
 def test_the_page_names_no_other_host(http: httpx.Client) -> None:
     page = http.get("/ui/")
     assert page.status_code == 200

@@ -153,6 +153,7 @@ async def overload(kind: Kind, every: int) -> tuple[Model, Seen]:
     return model, seen
 
 
+@pytest.mark.long("waits as clients are told to")
 @pytest.mark.parametrize("every", [10, 3])
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_who_comes_as_told_is_let_in(kind: Kind, every: int) -> None:

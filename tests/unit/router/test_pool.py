@@ -74,6 +74,7 @@ async def test_a_kept_connection_is_used_again(peer: tuple[Peer, ConnectionPool]
     assert server.num_open == 1
 
 
+@pytest.mark.long("waits for limits of time")
 async def test_idle_connections_are_closed_without_requests(
     peer: tuple[Peer, ConnectionPool], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -219,6 +219,7 @@ async def test_a_client_that_does_not_read_does_not_keep_the_model_at_work() -> 
     assert b'"code":"timeout"' in relay.body
 
 
+@pytest.mark.long("waits for limits of time")
 async def test_a_client_that_never_reads_does_not_keep_its_request() -> None:
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"{}")

@@ -43,6 +43,7 @@ def port() -> Iterator[int]:
         yield httpx.URL(url).port or 0
 
 
+@pytest.mark.long("starts a service for each way")
 @pytest.mark.parametrize("now", [DELETING, GONE], ids=["deleting", "gone"])
 @pytest.mark.parametrize(
     ("path", "models", "message"),

@@ -81,6 +81,7 @@ def test_what_runs_last_imports_no_other_module(folder: Path) -> None:
     assert ran[-1] == "test_t alone"
 
 
+@pytest.mark.long("runs pytest many times")
 def test_two_processes_of_three_have_services_while_there_are_other_tests(folder: Path) -> None:
     for kind, name in (("unit", "test_u"), ("serve", "test_s")):
         (folder / "tests" / kind / f"{name}.py").unlink()
@@ -102,6 +103,7 @@ def test_two_processes_of_three_have_services_while_there_are_other_tests(folder
     assert sorted(map(sorted, kinds.values())) == [["serve"], ["serve"], ["unit"]], ran
 
 
+@pytest.mark.long("runs pytest many times")
 def test_what_fails_beside_others_runs_once_more_alone(folder: Path) -> None:
     write(folder, "unit", "test_a", BESIDE_FAILS)
     status, output, ran = run_tests(folder, "--only", "unit")
@@ -124,6 +126,7 @@ def test_what_fails_beside_others_runs_once_more_alone(folder: Path) -> None:
     assert [line.split()[0] for line in ran] == ["test_c", "test_c", "test_t"]
 
 
+@pytest.mark.long("runs pytest many times")
 def test_no_second_run_for_many_failures_nor_after_a_stop(folder: Path) -> None:
     for number in range(MAX_AGAIN + 1):
         write(folder, "serve", f"test_{number}", BESIDE_FAILS)
@@ -148,6 +151,7 @@ def test_failures_without_a_second_run(folder: Path) -> None:
     assert ran == ["test_s alone", "test_t alone"]
 
 
+@pytest.mark.long("runs pytest many times")
 def test_a_choice_of_tests(folder: Path) -> None:
     """By words or marks; that a pass has none of them is no failure."""
     assert run_tests(folder, "--", "-k", "test_t")[::2] == (PASSED, ["test_t alone"])

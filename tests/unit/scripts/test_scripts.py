@@ -85,6 +85,7 @@ def test_stop_without_a_service_does_nothing(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "[serve] nothing is running\n")
 
 
+@pytest.mark.long("starts services and ends them")
 def test_stop_ends_what_still_prepares(tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     (tmp_path / "slow_to_import.py").write_text(
@@ -126,6 +127,7 @@ def test_stop_ends_what_still_prepares(tmp_path: Path) -> None:
     assert find_run(state["run_id"]) == []
 
 
+@pytest.mark.long("starts services and ends them")
 def test_a_wrong_file_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in serve.PROXY_PORTS:
         monkeypatch.setenv(name, str(free_port()))

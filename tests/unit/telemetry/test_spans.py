@@ -123,6 +123,7 @@ async def test_a_trace_that_is_not_sampled_has_no_spans() -> None:
     assert len(receiver.spans) == 1
 
 
+@pytest.mark.long("waits for limits of time")
 async def test_a_receiver_that_is_away_costs_a_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

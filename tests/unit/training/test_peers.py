@@ -3,6 +3,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.support.training_workers import run_in_workers
@@ -22,5 +23,6 @@ def fail_or_wait(rank: int, folder: Path) -> None:
     time.sleep(GRACE_S + 10)  # as a worker of Ray does, with its connections open
 
 
+@pytest.mark.long("starts two processes that train")
 def test_a_worker_ends_that_waits_for_one_that_has_failed(tmp_path: Path) -> None:
     assert run_in_workers(fail_or_wait, tmp_path) == [0, EXIT_PEER_FAILED]

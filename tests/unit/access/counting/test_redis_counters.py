@@ -322,6 +322,7 @@ async def flood(quota: Quota, until: asyncio.Event) -> list[float]:
     return let_in
 
 
+@pytest.mark.long("waits for limits of time")
 @pytest.mark.parametrize("before_s", [0.2, 3.0], ids=["half used", "all used"])
 async def test_a_server_that_returns_empty_is_told_what_was_let_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before_s: float

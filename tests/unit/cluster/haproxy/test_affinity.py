@@ -316,6 +316,7 @@ def test_popular_conversations_share_the_replicas(tmp_path: Path) -> None:
     assert max(found.values()) <= 1.4 * len(drawn) / NUM_REPLICAS
 
 
+@pytest.mark.long("sends thousands of requests")
 def test_a_replica_that_is_lost_leaves_its_share_alone(tmp_path: Path) -> None:
     bodies = [chat(number) for number in NUMBERS]
     with running(tmp_path, num_replicas=3) as proxy:

@@ -279,6 +279,7 @@ def test_each_of_the_refused_is_told_a_place_of_its_own(proxy: Proxy) -> None:
         proxy.model.more_headers = {}
 
 
+@pytest.mark.long("waits for limits of time")
 def test_before_a_model_has_told_its_speed_it_is_thought_to_take_as_long_again(
     tmp_path: Path,
 ) -> None:
@@ -326,6 +327,7 @@ def test_a_speed_that_is_none_has_no_client_wait_for_ever(proxy: Proxy, place: s
         proxy.model.more_headers = {}
 
 
+@pytest.mark.long("waits for limits of time")
 def test_a_model_without_a_replica_is_the_routers(tmp_path: Path) -> None:
     with running(tmp_path) as proxy:
         tell(proxy, MAX_BODY_BYTES, m=HELD)

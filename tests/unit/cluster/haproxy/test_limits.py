@@ -154,6 +154,7 @@ def test_half_a_head_is_closed_in_time_with_408(proxy: Proxy) -> None:
     assert time.monotonic() - began_s >= SHORT_S
 
 
+@pytest.mark.long("waits for limits of time")
 @pytest.mark.parametrize("path", ["/x", "/models/m/x"])
 @pytest.mark.parametrize("framing", ["content-length: 6", "transfer-encoding: chunked"])
 def test_a_body_that_stops_is_closed_and_one_that_moves_is_not(
@@ -202,6 +203,7 @@ def test_half_bodies_take_no_requests_places(proxy: Proxy) -> None:
         assert client.post("/x", content=b"{}").status_code == 200
 
 
+@pytest.mark.long("waits for limits of time")
 def test_a_client_that_does_not_read_is_cut_and_a_slow_one_is_not(proxy: Proxy) -> None:
     request = b"GET /models/m/flood HTTP/1.1\r\nhost: x\r\n\r\n"
     with proxy.connect() as stopped:
@@ -217,6 +219,7 @@ def test_a_client_that_does_not_read_is_cut_and_a_slow_one_is_not(proxy: Proxy) 
             assert not proxy.model.cut.is_set()
 
 
+@pytest.mark.long("waits for limits of time")
 def test_a_model_may_take_longer_than_a_client_may_pause(proxy: Proxy) -> None:
     proxy.model.released.clear()
     threading.Timer(SHORT_S * 1.5, proxy.model.released.set).start()
@@ -225,6 +228,7 @@ def test_a_model_may_take_longer_than_a_client_may_pause(proxy: Proxy) -> None:
             assert client.post("/models/m/wait", content=b"{}").status_code == 200
 
 
+@pytest.mark.long("waits for limits of time")
 def test_a_busy_replica_is_not_given_up_and_a_dead_one_is(tmp_path: Path) -> None:
     """It takes connections and answers nothing, health checks included."""
     check = "inter 200ms"

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.support.haproxy_process import LIMIT_S, Proxy, running
 from truthgpt_serve.cluster.haproxy.playground import START_PATH
@@ -33,6 +34,7 @@ def test_without_a_replica_the_router_has_the_page_and_all_else_is_held(tmp_path
             assert proxy.fallback.paths[-1] == path
 
 
+@pytest.mark.long("waits for limits of time")
 def test_a_replica_has_the_page_until_it_is_lost(tmp_path: Path) -> None:
     with running(tmp_path, num_playgrounds=1) as proxy:
         assert ask(proxy, "GET", "/ui/") == "ui"

@@ -45,6 +45,7 @@ def load(client: Callable[[], httpx.Client], path: str, stop: threading.Event) -
     return failed
 
 
+@pytest.mark.long("sends requests for seconds")
 @pytest.mark.parametrize("way", ["clients", "routers"])
 def test_nothing_is_lost_while_haproxy_is_replaced(tmp_path: Path, way: str) -> None:
     with running(tmp_path) as proxy, ThreadPoolExecutor(4) as clients:

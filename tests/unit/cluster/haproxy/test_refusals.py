@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.support.haproxy_process import LIMIT_S, running
 from truthgpt_serve.cluster.haproxy.limits import CAPACITY_HEADER, CLIENTS_VARIABLE
@@ -52,6 +53,7 @@ def ask(client: httpx.Client) -> float:
     return time.monotonic() - began_s
 
 
+@pytest.mark.long("waits for limits of time")
 def test_a_refusal_is_held_for_who_asks_again_too_early(tmp_path: Path) -> None:
     with (
         running(tmp_path) as proxy,
@@ -71,6 +73,7 @@ def test_a_refusal_is_held_for_who_asks_again_too_early(tmp_path: Path) -> None:
         assert patient.post("/x", content=b"{}").status_code == 200
 
 
+@pytest.mark.long("waits for limits of time")
 def test_refusals_are_held_only_while_there_are_connections_to_spare(tmp_path: Path) -> None:
     with (
         running(tmp_path, env={CLIENTS_VARIABLE: "128"}) as proxy,

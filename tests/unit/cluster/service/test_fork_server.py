@@ -125,6 +125,7 @@ def test_a_server_ends_with_its_raylet(worker: Worker) -> None:
     wait_for_end(told["server"])
 
 
+@pytest.mark.long("waits for limits of time")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_server_that_is_lost_while_it_loads(lone: Worker, how: signal.Signals) -> None:
     lingers, output = lone.folder / "linger", lone.folder / "output-1"
@@ -146,6 +147,7 @@ def test_a_server_that_is_lost_while_it_loads(lone: Worker, how: signal.Signals)
     assert (lone.run_until_copied()["server"] == server) == (how == signal.SIGSTOP)
 
 
+@pytest.mark.long("waits for limits of time")
 def test_a_server_that_stops_is_not_waited_for_as_one_that_loads(tmp_path: Path) -> None:
     worker = Worker(tmp_path, READY_TIMEOUT_S="1")
     try:
@@ -158,6 +160,7 @@ def test_a_server_that_stops_is_not_waited_for_as_one_that_loads(tmp_path: Path)
         worker.end()
 
 
+@pytest.mark.long("waits for limits of time")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_server_that_is_lost_before_it_forks(lone: Worker, how: signal.Signals) -> None:
     server = lone.run_until_copied()["server"]
@@ -169,6 +172,7 @@ def test_a_server_that_is_lost_before_it_forks(lone: Worker, how: signal.Signals
     wait_for(lambda: len(lone.processes()) == 1)  # the copy for which nobody waited has ended
 
 
+@pytest.mark.long("waits for limits of time")
 @pytest.mark.parametrize("ends", ["program", "copy"])
 def test_a_copy_that_does_not_get_on_ends(lone: Worker, ends: str) -> None:
     server = lone.run_until_copied()["server"]

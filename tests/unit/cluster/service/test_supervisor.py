@@ -79,6 +79,7 @@ def test_a_failed_start_shows_the_cause(
     assert f"all output: {tmp_path / 'service.log'}" in out
 
 
+@pytest.mark.long("waits for limits of time")
 @pytest.mark.parametrize("busy", [[], ["port 1 is taken"]])
 def test_an_interrupt_before_the_next_try(
     tmp_path: Path,

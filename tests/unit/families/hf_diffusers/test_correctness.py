@@ -30,12 +30,14 @@ def test_random_requests_get_what_the_stock_pipeline_makes_alone(kind: str) -> N
     assert report.forwards < report.calls  # some shared a forward; how many, the timing decides
 
 
+@pytest.mark.long("compares every pipeline")
 def test_bfloat16_keeps_its_floor() -> None:
     report = run_fuzz("sdxl", 12, seed=3, dtype=torch.bfloat16)
     assert report.fault is None
     assert compare.PSNR_FLOOR <= report.worst_psnr < 90
 
 
+@pytest.mark.long("compares every pipeline")
 def test_filled_buckets_change_nothing() -> None:
     options = EngineOptions(max_ongoing=8, max_queued=40, batch_buckets=(1, 2, 4, 8))
     report = run_fuzz("sd", 12, seed=5, options=options)

@@ -135,6 +135,7 @@ async def test_schedulers_by_name(model: DiffusersModel, weights: Path, name: st
     assert_same(answer["image"], expected)
 
 
+@pytest.mark.long("runs every scheduler")
 async def test_every_scheduler_makes_an_image_in_few_steps(model: DiffusersModel) -> None:
     requests = [
         {"prompt": "a boat", "seed": 1, "scheduler": name, "steps": steps}
@@ -219,6 +220,7 @@ async def read_all(model: DiffusersModel, request: dict[str, Any]) -> list[Any]:
     return [item async for item in model.stream(request)]
 
 
+@pytest.mark.long("cancels many requests")
 async def test_requests_that_leave_leave_nothing(model: DiffusersModel) -> None:
     rng = random.Random(0)
     before = engine_of(model).statistics()
@@ -253,6 +255,7 @@ async def test_an_image_that_is_stopped_counts_with_the_steps_made(model: Diffus
     assert whole["num_steps"] == 5
 
 
+@pytest.mark.long("loads every architecture")
 @pytest.mark.parametrize("kind", ["sd", "sd3", "flux", "qwen", "zimage", "sana", "pixart"])
 async def test_every_architecture_is_served_as_it_is_loaded(kind: str, tmp_path: Path) -> None:
     steps = 1 if kind == "sana" else 3  # Sana's pipeline makes 512 pixels of any smaller image

@@ -128,6 +128,7 @@ def test_tokens_are_counted_for_requests_that_have_a_key(second: str) -> None:
     assert tokens == [(whole["prompt_tokens"], whole["completion_tokens"])] * 3 + [(0, 0)]
 
 
+@pytest.mark.long("waits for limits of time")
 def test_a_client_that_leaves_pays_about_its_prompt(second: str) -> None:
     """The other server has not said yet what it is."""
     counted: list[Usage] = []
@@ -349,6 +350,7 @@ def test_paths_can_be_limited() -> None:
         assert len(other.requests) == 1
 
 
+@pytest.mark.long("waits for limits of time")
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/infer"])
 def test_a_client_that_leaves_before_a_whole_answer_stops_the_generation(path: str) -> None:
     keys = {"model": {"family": "echo"}, "serving": {"engine": {"token_interval_s": 0.01}}}

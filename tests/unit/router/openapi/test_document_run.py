@@ -35,6 +35,7 @@ def url() -> Iterator[str]:
         yield service.router
 
 
+@pytest.mark.long("runs schemathesis")
 def test_answers_are_as_documented(url: str, tmp_path: Path) -> None:
     outcome = run(
         url,
@@ -63,6 +64,7 @@ def test_a_fault_of_the_service_is_found(url: str, tmp_path: Path) -> None:
     assert "uptime" in outcome.text
 
 
+@pytest.mark.long("runs schemathesis")
 def test_what_should_be_refused_is_found(url: str, tmp_path: Path) -> None:
     document = openapi_document()
     document["components"]["schemas"]["EmbeddingRequest"]["properties"]["user"] = {"type": "string"}

@@ -123,6 +123,7 @@ def test_cards_say_how_to_make_it(name: str) -> None:
     assert yaml.safe_load((ROOT / config).read_text(encoding="utf-8"))["seed"] == 42
 
 
+@pytest.mark.long("makes many stories")
 def test_the_tokenizer_is_the_one_that_the_grammar_makes() -> None:
     texts = json.loads((MODELS / "story" / "tokenizer.json").read_text(encoding="utf-8"))
     made = json.loads(create_tokenizer().to_str())

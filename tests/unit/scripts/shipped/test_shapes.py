@@ -35,6 +35,7 @@ def images(kind: Kind, num: int, style: Style = "plain") -> Iterator[Image.Image
         yield draw_scene(create_scene(kind, rng, style))
 
 
+@pytest.mark.long("draws many images")
 @pytest.mark.parametrize("style", ["plain", "night"])
 def test_what_is_drawn_is_recognized(style: Style) -> None:
     rng = random.Random(1)

@@ -47,6 +47,7 @@ def size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
+@pytest.mark.long("makes both models twice")
 def test_both_are_the_same_bytes_every_time(
     story_folder: Path, shapes_folder: Path, tmp_path: Path
 ) -> None:

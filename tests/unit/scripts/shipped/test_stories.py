@@ -176,6 +176,7 @@ def test_a_moral_is_the_whole_difference_between_the_styles() -> None:
         assert not parses(plain, "moral")
 
 
+@pytest.mark.long("makes many stories")
 def test_a_request_must_be_honored() -> None:
     asked = [write_example("train", 1, index) for index in range(300)]
     asked = [example for example in asked if example.request is not None]

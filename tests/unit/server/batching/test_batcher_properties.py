@@ -207,6 +207,7 @@ FIXED = settings(
 )
 
 
+@pytest.mark.long("tries many random orders")
 @pytest.mark.parametrize("one_key", [False, True])
 @settings(FIXED, max_examples=150)
 @given(load=LOADS)

@@ -265,6 +265,7 @@ async def test_a_slow_reader_holds_the_writer_back() -> None:
     await instance.close()
 
 
+@pytest.mark.long("waits for limits of time")
 def test_a_request_has_a_time_limit() -> None:
     with running(AsyncTicks, max_request_s=2) as server:
         answer = server.post("x")

@@ -58,6 +58,7 @@ def configure(folder: Path) -> dict[str, Any]:
     return config.to_cfg()
 
 
+@pytest.mark.long("exports and checks a graph")
 def test_the_graph_says_what_the_merged_model_says(finished: Path, graph: Path) -> None:
     merged, _ = merge(finished)
     model = AutoModelForCausalLM.from_pretrained(merged).eval()

@@ -76,6 +76,7 @@ def train(model: Path, folder: Path, name: str) -> list[float]:
     return run(job_of(folder / "run", sections_of(model, file, training={"max_steps": 2})))
 
 
+@pytest.mark.long("trains on each kind of file")
 @pytest.mark.parametrize("name", [name for name in FILES if name != "a.jsonl"])
 def test_the_losses_are_the_same_in_every_file(
     name: str, model: Path, losses: list[float], tmp_path: Path

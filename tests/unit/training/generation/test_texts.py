@@ -59,6 +59,7 @@ def sample(model: Path, folder: Path, method: str, **samples: Any) -> list[float
     return run(job_of(folder / "run", sections))
 
 
+@pytest.mark.long("trains several times")
 @pytest.mark.parametrize("method", ["sft", "dpo", "grpo", "ppo"])
 def test_losses_are_those_without_samples(method: str, model: Path, tmp_path: Path) -> None:
     plain = sample(model, tmp_path / "plain", method)

@@ -93,6 +93,7 @@ async def _serve(cfg: dict[str, Any], folder: Path) -> Any:
         return np.asarray((await model.infer(inputs))["image"], dtype=np.float32) / 255
 
 
+@pytest.mark.long("trains several times")
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
 async def test_the_text_encoders_adapter_is_merged_and_served(
     sd: Path, images: Path, first: Path, tmp_path: Path
@@ -111,6 +112,7 @@ async def test_the_text_encoders_adapter_is_merged_and_served(
     assert np.abs(await _serve(cfg, first) - adapted).max() <= 2 / 255
 
 
+@pytest.mark.long("trains several times")
 async def test_an_adapter_is_trained_further_or_stays_below(
     sd: Path, images: Path, first: Path, tmp_path: Path
 ) -> None:
@@ -139,6 +141,7 @@ async def test_an_adapter_is_trained_further_or_stays_below(
     assert np.abs(drawn - _draw(pipeline)).max() <= 2 / 255
 
 
+@pytest.mark.long("trains several times")
 @pytest.mark.skipif(not importlib.util.find_spec("torchao"), reason="needs torchao")
 def test_an_adapter_learns_on_quantized_weights(sd: Path, images: Path, tmp_path: Path) -> None:
     optim = {"quantization": "torchao-int8"}

@@ -91,6 +91,7 @@ def test_sdxl_is_told_the_size_of_each_image_and_its_cut(images: Path, tmp_path:
     assert losses[0] == pytest.approx(float((output - noise).square().mean()), abs=1e-5)
 
 
+@pytest.mark.long("starts two processes that train")
 def test_two_workers_share_buckets_and_the_class(sd: Path, images: Path, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()

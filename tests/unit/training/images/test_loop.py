@@ -47,6 +47,7 @@ def _predict_velocity(pipeline: Any) -> None:
     )
 
 
+@pytest.mark.long("trains each architecture")
 @pytest.mark.parametrize(
     ("kind", "change", "more"),
     [

@@ -149,6 +149,7 @@ def test_the_result_has_the_wanted_number_format(sd: Path, images: Path, tmp_pat
     assert kinds == {torch.bfloat16}
 
 
+@pytest.mark.long("trains several times")
 @pytest.mark.parametrize("kind", ["sd", "sd3"])
 def test_the_autoencoder_learns_and_knows_its_scale(
     kind: str, images: Path, tmp_path: Path

@@ -56,6 +56,7 @@ def _check(losses: list[float], expected: list[float]) -> None:
     assert len({round(one, 4) for one in losses}) > STEPS // 2
 
 
+@pytest.mark.long("trains with each loss")
 @pytest.mark.parametrize(
     ("kind", "change", "gamma"),
     [
@@ -89,6 +90,7 @@ def test_a_denoiser(
     _check(run(cfg, tmp_path / "run").losses, direct.run(part.parameters(), loss_of))
 
 
+@pytest.mark.long("trains several times")
 def test_an_adapter_with_images_of_the_class(sd: Path, images: Path, tmp_path: Path) -> None:
     prior = {"prompt": "a square", "num_images": 6, "weight": 0.5, "steps": 2}
     training = {"prior": prior, "learning_rate": 1e-3}

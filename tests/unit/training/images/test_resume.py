@@ -55,6 +55,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: save_pipeline(kind, folder / kind) for kind in ("sd", "sdxl")}
 
 
+@pytest.mark.long("trains in processes that are killed")
 @pytest.mark.parametrize("name", KINDS)
 def test_killed_it_goes_on_with_the_same_losses(
     name: str, weights: dict[str, Path], images: Path, tmp_path: Path

@@ -86,6 +86,7 @@ def test_it_makes_a_loss_smaller(name: str) -> None:
     assert float((weight.detach() ** 2).sum()) < before
 
 
+@pytest.mark.long("trains with each optimizer")
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_a_text_model_learns_with_it_and_goes_on(
     name: str, model: Path, texts: Path, tmp_path: Path

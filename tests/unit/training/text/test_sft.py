@@ -77,6 +77,7 @@ def test_the_loss_falls_and_the_result_is_an_ordinary_folder(
     assert words.startswith("Ada finds the ")
 
 
+@pytest.mark.long("trains several times")
 def test_goes_on_from_any_checkpoint_with_the_same_losses(
     model: Path, texts: Path, tmp_path: Path
 ) -> None:

@@ -40,6 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 NAMES = ("flux", "cut", "shape", "good", "half", "away")
 
 
+@pytest.mark.long("loads many adapters")
 async def test_the_model_serves_without_the_adapters_that_fail(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

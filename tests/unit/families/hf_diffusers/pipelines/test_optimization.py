@@ -22,6 +22,7 @@ COMPILE_S = 400
 # -- memory and compilation
 
 
+@pytest.mark.long("draws many images")
 async def test_switches_that_do_not_change_the_image(sdxl: Path) -> None:
     exact = await draw(sdxl)
     switched = await draw(sdxl, {"vae_slicing": True, "channels_last": True})

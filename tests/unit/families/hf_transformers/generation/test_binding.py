@@ -59,6 +59,7 @@ async def test_answers_to_random_schemas_validate(client: openai.OpenAI) -> None
     assert len({choice.message.content for choice in found}) > len(SEEDS) // 2
 
 
+@pytest.mark.long("writes hundreds of bound tokens")
 def test_bound_answers_beside_free_ones(client: openai.OpenAI) -> None:
     free: dict[str, Any] = {"model": "story", "messages": ASK, "temperature": 0, "max_tokens": 30}
     alone = client.chat.completions.create(**free).choices[0].message.content
@@ -232,6 +233,7 @@ class Bound(Base):
         return {"text": matcher.find_jump_forward_string()}
 
 
+@pytest.mark.long("writes hundreds of bound tokens")
 def test_a_class_of_ones_own_gets_the_compiled_grammar() -> None:
     app = create_app(spec_of(Bound), {}, name="own")
     with (

@@ -95,6 +95,7 @@ async def collect(items: AsyncIterator[Any]) -> list[Any]:
     return [item async for item in items]
 
 
+@pytest.mark.long("compares many texts")
 async def test_32_texts_together_are_those_of_one_at_a_time(
     model: Any, reference: Reference
 ) -> None:

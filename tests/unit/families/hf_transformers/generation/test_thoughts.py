@@ -79,6 +79,7 @@ def is_optional(client: openai.OpenAI) -> bool:
     return "<think>" not in str(tokens) and 1536 not in tokens["tokens"]
 
 
+@pytest.mark.long("writes hundreds of bound tokens")
 @pytest.mark.parametrize("budget", [None, 0, 7])
 def test_an_answer_is_bound_behind_its_thoughts(client: openai.OpenAI, budget: int | None) -> None:
     begins = 100 if is_optional(client) else -100
@@ -104,6 +105,7 @@ def test_thoughts_end_by_themselves(client: openai.OpenAI) -> None:
     assert set(json.loads(choice.message.content)) == {"ok", "why"}
 
 
+@pytest.mark.long("writes hundreds of bound tokens")
 def test_a_forced_call_comes_behind_thoughts(client: openai.OpenAI) -> None:
     begins = 100 if is_optional(client) else -100
     named: Any = {"type": "function", "function": {"name": "sub"}}

@@ -55,6 +55,7 @@ def test_other_apis_say_what_the_chat_says(gpt: openai.OpenAI, claude: anthropic
     assert count.input_tokens == counted.prompt_tokens
 
 
+@pytest.mark.long("writes hundreds of bound tokens")
 def test_tools_that_the_template_does_not_know(
     gpt: openai.OpenAI, claude: anthropic.Anthropic
 ) -> None:
@@ -99,6 +100,7 @@ TAGS = """{%- for tool in tools or [] %}{{- tool | tojson }}{%- endfor %}
 """Renders calls as Qwen3-Coder writes them."""
 
 
+@pytest.mark.long("writes hundreds of bound tokens")
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_forced_call_in_tags_keeps_to_its_schema(tmp_path: Path, stream: bool) -> None:
     folder = tmp_path / "story"
@@ -110,28 +112,27 @@ def test_a_forced_call_in_tags_keeps_to_its_schema(tmp_path: Path, stream: bool)
     tokenizer.chat_template = TAGS
     tokenizer.save_pretrained(folder)
     with client_of(configuration(folder), name="story") as client:
-        for seed in range(2):
+        named: Any = {"type": "function", "function": {"name": "b"}}
+        for seed, choice, names in ((0, "required", ("a", "b")), (1, named, ("b",))):
             schema = small_schema(seed)
-            names = ("a", "b")
             tools: Any = [
                 {"type": "function", "function": {"name": name, "parameters": schema}}
-                for name in names
+                for name in ("a", "b")
             ]
-            named: Any = {"type": "function", "function": {"name": "b"}}
-            fields: Any = {"model": "story", "messages": ASK, "tools": tools, "max_tokens": 600}
-            for choice in ("required", named):
-                given = {**fields, "tool_choice": choice, "seed": seed}
-                if stream:
-                    with client.chat.completions.stream(**given) as events:
-                        found: Any = events.get_final_completion().choices[0]
-                else:
-                    found = client.chat.completions.create(**given).choices[0]
-                [call] = found.message.tool_calls
-                assert call.function.name in (names if choice == "required" else ("b",))
-                jsonschema.validate(json.loads(call.function.arguments), schema)
-                assert (found.message.content or "", found.finish_reason) == ("", "tool_calls")
+            given: Any = {"model": "story", "messages": ASK, "tools": tools, "max_tokens": 600}
+            given |= {"tool_choice": choice, "seed": seed}
+            if stream:
+                with client.chat.completions.stream(**given) as events:
+                    found: Any = events.get_final_completion().choices[0]
+            else:
+                found = client.chat.completions.create(**given).choices[0]
+            [call] = found.message.tool_calls
+            assert call.function.name in names
+            jsonschema.validate(json.loads(call.function.arguments), schema)
+            assert (found.message.content or "", found.finish_reason) == ("", "tool_calls")
 
 
+@pytest.mark.long("writes hundreds of bound tokens")
 def test_an_answer_in_json_or_a_call(gpt: openai.OpenAI) -> None:
     schema: Any = {"type": "object", "properties": {"ok": {"type": "boolean"}}}
     schema |= {"required": ["ok"], "additionalProperties": False}

@@ -45,6 +45,7 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
     return [event for event in read_events(folder) if event["event"] == "step"]
 
 
+@pytest.mark.long("trains several times")
 @pytest.mark.parametrize("optim", [{}, LORA], ids=["whole", "adapter"])
 def test_a_run_goes_on_in_the_middle_of_its_answers(
     optim: dict[str, Any], model: Path, tmp_path: Path

@@ -81,6 +81,7 @@ def bare_losses(method: str, model: Path, rows: list[dict[str, Any]], folder: Pa
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
+@pytest.mark.long("trains each method several times")
 @pytest.mark.parametrize("method", ["sft", "dpo", "kto", "orpo"])
 def test_losses_are_those_of_the_library(method: str, model: Path, tmp_path: Path) -> None:
     rows = rows_for(method)
@@ -95,6 +96,7 @@ def test_losses_are_those_of_the_library(method: str, model: Path, tmp_path: Pat
     assert max(abs(a - b) for a, b in zip(ours, bare, strict=True)) <= 1e-5
 
 
+@pytest.mark.long("trains each method several times")
 @pytest.mark.parametrize("method", ["kto", "orpo", "reward"])
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
 def test_a_method_goes_on_with_the_same_losses(

@@ -106,6 +106,7 @@ def logits(folder: Path, *, adapter: bool) -> torch.Tensor:
         return model(input_ids=torch.arange(40).reshape(2, 20)).logits
 
 
+@pytest.mark.long("starts two processes that train")
 @pytest.mark.parametrize("optim", [{}, LORA], ids=["whole", "lora"])
 def test_two_workers_hold_a_half_each_and_learn_what_two_whole_ones_learn(
     optim: dict[str, Any], files: tuple[Path, Path], tmp_path: Path
@@ -131,6 +132,7 @@ def test_two_workers_hold_a_half_each_and_learn_what_two_whole_ones_learn(
     assert {file.name for file in (sharded.folder / "model").iterdir()} == names
 
 
+@pytest.mark.long("trains in processes that are killed")
 def test_a_killed_run_goes_on_with_the_same_losses_to_the_same_best_weights(
     files: tuple[Path, Path], tmp_path: Path
 ) -> None:
