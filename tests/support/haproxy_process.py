@@ -186,12 +186,11 @@ def running(
         deadline = time.monotonic() + LIMIT_S
         while True:
             assert process.poll() is None
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
+            # The socket gets its name after the port is open.
+            if _listens(port) and (folder / SOCKET_NAME).exists():
                 break
-            except OSError:
-                assert time.monotonic() < deadline, "HAProxy does not start"
-                time.sleep(0.05)
+            assert time.monotonic() < deadline, "HAProxy does not start"
+            time.sleep(0.05)
         yield Proxy(
             port, process.pid, folder, router, models[0], fallback, tuple(models),
             tuple(playgrounds),
@@ -202,3 +201,11 @@ def running(
         for replica in replicas:
             replica.end()
     assert haproxy.PROGRAM not in errors, errors
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
