@@ -1,15 +1,23 @@
-"""How often the garbage collector looks, in blocks within and beside each other."""
+"""How often the garbage collector looks: in blocks within each other, and by time."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
 
-from truthgpt_serve.garbage import RARE, no_collections, rare_collections
+from truthgpt_serve import garbage
+from truthgpt_serve.garbage import (
+    RARE,
+    SERVING,
+    TimedCollections,
+    no_collections,
+    rare_collections,
+)
 
 
 class Node:
@@ -76,5 +84,60 @@ def test_collections_are_put_off_and_come_again() -> None:
         with no_collections():
             pass
         assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> Iterator[TimedCollections]:
+    monkeypatch.setattr(garbage, "PERIOD_S", 0.01)
+    collections = TimedCollections()
+    yield collections
+    collections.close()
+    gc.unfreeze()
+
+
+async def test_what_cycles_hold_is_freed_by_time(
+    usual: tuple[int, int, int], timed: TimedCollections
+) -> None:
+    timed.start()
+    assert gc.get_threshold() == (SERVING, *usual[1:])
+    for _ in range(2):
+        node = weakref.ref(Node())
+        async with asyncio.timeout(60):
+            while node() is not None:
+                await asyncio.sleep(0.01)
+    timed.close()
+    timed.close()
+    assert gc.get_threshold() == usual
+    node = weakref.ref(Node())
+    await asyncio.sleep(0.1)
+    assert node() is not None
+
+
+async def test_it_takes_little_of_the_time(
+    usual: tuple[int, int, int], timed: TimedCollections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    timed.start()
+    monkeypatch.setattr(timed, "_wait", waits.append)
+    kept = [Node() for _ in range(200_000)]
+    async with asyncio.timeout(60):
+        while not waits:
+            await asyncio.sleep(0.01)
+    assert len(kept) == 200_000
+    assert waits[0] > 2 * garbage.PERIOD_S
+
+
+@pytest.mark.parametrize("off", [gc.disable, lambda: gc.set_threshold(0)])
+async def test_a_collector_that_is_off_stays_off(
+    usual: tuple[int, int, int], timed: TimedCollections, off: Callable[[], None]
+) -> None:
+    off()
+    try:
+        timed.start()
+        node = weakref.ref(Node())
+        await asyncio.sleep(0.1)
+        assert node() is not None
     finally:
         gc.enable()

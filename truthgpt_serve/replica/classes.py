@@ -30,7 +30,7 @@ from truthgpt_serve.cluster.shared_files import SharedFiles
 from truthgpt_serve.cluster.start_errors import cause_first, to_cause
 from truthgpt_serve.config import load_model_config, load_router_config
 from truthgpt_serve.config.hiding import HiddenValues
-from truthgpt_serve.garbage import rare_collections
+from truthgpt_serve.garbage import TimedCollections, rare_collections
 from truthgpt_serve.hardware.plan import request_limits
 from truthgpt_serve.http.client_limits import ClientLimits
 from truthgpt_serve.http.coalescing import JoinedStreams
@@ -82,6 +82,7 @@ class ModelReplica:
         self._names = (self._name, *config.serving.aliases, *adapters)
         self._allow_origins = allow_origins
         self._hide = HiddenValues(dict(hidden or {})).hide
+        self._collections = TimedCollections()
         self._stream_interval_s = config.serving.stream_interval_s
         # Before the import of a user's module, which may end the process.
         self._guard = ReplicaGuard(self._name, config.to_cfg())
@@ -106,6 +107,7 @@ class ModelReplica:
             except BaseException:
                 await self._instance.close()
                 raise
+        self._collections.start()
         app = self._guard.wrap(app, getattr(self._instance.model, "fatal_error", None))
         load = ReplicaLoad(request_limits(self._instance.config, self._instance.spec)[0])
         app = self._surround(app, load)
@@ -187,6 +189,7 @@ class ModelReplica:
     async def __del__(self) -> None:
         """Frees the engine; Serve awaits this at the end of a graceful shutdown."""
         self._guard.close()
+        self._collections.close()
         await asyncio.to_thread(self._access.close)  # it sends the last usage
         if self._tracer is not None:
             await asyncio.to_thread(self._tracer.close)
@@ -227,6 +230,7 @@ class Router:
         self._config = load_router_config(config)
         with cause_first("router", lambda text: text):
             self._access = Access(auth, self._config.cors.allow_origins)
+        self._collections = TimedCollections()
         self._usage = None
         if auth is not None and auth.keys_file is not None:
             self._usage = UsageCollector(auth.keys_file, auth.usage_file, auth.keep_days)
@@ -248,6 +252,7 @@ class Router:
         if self._usage is not None:
             with contextlib.suppress(CollectorError):  # whoever needs it says so
                 await asyncio.to_thread(self._usage.start)
+        self._collections.start()
         origins = self._config.cors.allow_origins
         app = Cors(router, origins)
         log, guard, tracer = AccessLog(), self._access.guard, open_tracer("router")
