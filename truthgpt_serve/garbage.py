@@ -16,8 +16,8 @@ from contextlib import contextmanager
 RARE = 50_000
 """New objects between two looks; Python's own value is 700, or 2,000."""
 
-SERVING = 10_000
-"""The same while requests are served: a burst of them makes fewer, and frees them by itself."""
+SERVING = 100_000
+"""The same while requests are served: those that wait have fewer, and are freed when they end."""
 PERIOD_S = 1.0
 """How often the collector looks then."""
 SHARE = 0.02

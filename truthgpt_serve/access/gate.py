@@ -90,8 +90,11 @@ class Gate:
         scope[SCOPE_KEY] = identity
         if metered is None:
             await self._app(self._without_key(scope), receive, send)
-        else:
+            return
+        try:
             await metered.answer(self._app, self._without_key(scope), receive)
+        finally:
+            del scope[METERED_KEY]  # it holds `send`, and that may hold the scope
 
     def _identify(self, scope: Scope) -> Identity:
         try:

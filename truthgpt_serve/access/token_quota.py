@@ -85,6 +85,7 @@ class TokenQuota:
         usage, identity = request.usage, request.identity
         failed = request.status >= _FAILED
         usage.finish(failed=failed)
+        usage.reserve_images = None  # else the two hold each other
         if request.images is not None and (usage.megapixel_steps or failed):
             request.images.settle(usage.megapixel_steps)
         if request.tokens is None:

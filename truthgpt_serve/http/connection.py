@@ -213,6 +213,7 @@ class Guard:
         self._receive = receive
         self._limit_s = limit_s
         self._error: Exception | None = None
+        self._watch: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Guard:
         loop = asyncio.get_running_loop()
@@ -221,13 +222,9 @@ class Guard:
             raise RuntimeError("a request must be served in a task")
         self._task = task
         self._timer = loop.call_later(self._limit_s, self._expire)
-        self._watch = loop.create_task(self._wait_for_disconnect())
+        self._watch = loop.create_task(_wait_for_disconnect(self._receive))
         self._watch.add_done_callback(self._left)
         return self
-
-    async def _wait_for_disconnect(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
 
     def _left(self, watch: asyncio.Task[None]) -> None:
         if not watch.cancelled():
@@ -247,8 +244,10 @@ class Guard:
     def release(self) -> None:
         """Ends the watch: called before the last bytes, when leaving does no harm any more."""
         self._timer.cancel()
-        self._watch.remove_done_callback(self._left)
-        self._watch.cancel()
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.remove_done_callback(self._left)
+            watch.cancel()
 
     async def __aexit__(
         self,
@@ -257,8 +256,17 @@ class Guard:
         traceback: TracebackType | None,
     ) -> None:
         self.release()
-        if self._error is None:
+        reason, self._error = self._error, None
+        if reason is None:
             return
         others = self._task.uncancel()
         if kind is asyncio.CancelledError and not others:
-            raise self._error from None
+            try:
+                raise reason from None
+            finally:
+                del reason  # else it and this frame hold each other
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -177,6 +177,7 @@ class _Request:
             return {"type": _DISCONNECT}
         finally:
             self._listening.discard(task)
+            task = None  # else a cancelled task and this frame hold each other
         return self._checked(message)
 
     def _checked(self, message: Message) -> Message:

@@ -96,6 +96,7 @@ class Watched:
         finally:
             record.usage.finish(failed=record.status >= _FAILED)
             self._end(record)
+            del scope[RECORD_KEY]  # it holds the scope: else only the garbage collector frees both
 
     def _end(self, record: RequestRecord) -> None:
         if self._tracer is not None:
