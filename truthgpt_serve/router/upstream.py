@@ -7,6 +7,7 @@ switch and several objects more per chunk.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import select
 from collections.abc import Callable
 from typing import cast
@@ -59,6 +60,8 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Fails the exchange that was under way."""
         self.closed = True
+        with contextlib.suppress(AttributeError):  # no exchange has begun
+            del self._parser  # it holds this object: else only the garbage collector frees both
         self._write_paused = False
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
@@ -167,17 +170,16 @@ class UpstreamConnection(asyncio.Protocol):
         An error closes the connection too: a client that does not read would keep the relay from
         seeing it, and the model at work.
         """
-
-        def expire() -> None:
-            outcome = on_deadline()
-            if isinstance(outcome, TruthGPTError):
-                self.fail(outcome)
-                self.abort()
-            else:
-                self._deadline = self._loop.call_later(outcome, expire)
-
         self.clear_deadline()
-        self._deadline = self._loop.call_later(delay_s, expire)
+        self._deadline = self._loop.call_later(delay_s, self._expire, on_deadline)
+
+    def _expire(self, on_deadline: Callable[[], TruthGPTError | float]) -> None:
+        outcome = on_deadline()
+        if isinstance(outcome, TruthGPTError):
+            self.fail(outcome)
+            self.abort()
+        else:
+            self._deadline = self._loop.call_later(outcome, self._expire, on_deadline)
 
     def clear_deadline(self) -> None:
         """Forgets the deadline."""

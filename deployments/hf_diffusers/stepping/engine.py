@@ -207,7 +207,7 @@ class StepEngine:
             self._counters.count("submitted")
             self._queue.put(scheduled)
         job = scheduled.job
-        job.add_done_callback(lambda _: self.cancel(job) if job.cancelled() else None)
+        job.add_done_callback(lambda job: self.cancel(job) if job.cancelled() else None)
         return job
 
     def _find(self, pipeline: str) -> PipelineEntry:

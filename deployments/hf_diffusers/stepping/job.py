@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -141,4 +142,11 @@ class Job:
 
     def add_done_callback(self, function: Callable[[Job], None]) -> None:
         """Calls `function(job)` at the outcome, on the engine's thread: it must not block."""
-        self.future.add_done_callback(lambda _: function(self))
+        # The future keeps it: with a strong reference, the image would wait for Python's collector.
+        found = weakref.ref(self)
+
+        def call(_: Future[Any]) -> None:
+            if (job := found()) is not None:
+                function(job)
+
+        self.future.add_done_callback(call)

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from tests.support.cycles import without_cycles
+from truthgpt_serve.errors import UpstreamError
 from truthgpt_serve.router import pool as module
 from truthgpt_serve.router.pool import ConnectionPool
 
@@ -72,6 +74,22 @@ async def test_a_kept_connection_is_used_again(peer: tuple[Peer, ConnectionPool]
         await exchange(pool)
     assert server.num_accepted == 1
     assert server.num_open == 1
+
+
+async def test_a_closed_connection_leaves_no_cycles(peer: tuple[Peer, ConnectionPool]) -> None:
+    server, pool = peer
+    await exchange(pool)
+    with without_cycles(1, "UpstreamConnection"):
+        for _ in range(10):
+            connection = await pool.acquire()
+            connection.set_deadline(60, lambda: UpstreamError("late"))
+            connection.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            await connection.headers()
+            connection.abort()
+            pool.release(connection)
+        del connection
+        await server.until_open(0)
+        await asyncio.sleep(0.05)  # our side of the last one has heard of its end
 
 
 @pytest.mark.long("waits for limits of time")

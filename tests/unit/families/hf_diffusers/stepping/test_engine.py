@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -42,6 +43,7 @@ from tests.support.images_engine import (
     run_stock,
 )
 from tests.support.tiny_images import KINDS, create_family, create_pipeline
+from truthgpt_serve.garbage import no_collections
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -316,6 +318,19 @@ async def test_a_job_can_be_awaited_and_cancelled_from_asyncio() -> None:
             await asyncio.sleep(0.02)
         assert engine.statistics().ongoing == 0
         assert job.state is JobState.CANCELLED
+
+
+def test_a_finished_job_and_its_image_are_freed_at_once() -> None:
+    ours, _ = create_pair()
+    seen: list[bool] = []
+    with engine_of(ours) as engine, no_collections():
+        job = engine.submit("p", create_inputs(0, steps=2))
+        job.add_done_callback(lambda job: seen.append(job.done()))
+        found = weakref.ref(job.result(WAIT_S)), weakref.ref(job)
+        del job
+        engine.submit("p", create_inputs(1, steps=1)).result(WAIT_S)  # the engine has let go of it
+        assert seen == [True]
+        assert [reference() for reference in found] == [None, None]
 
 
 def test_the_public_names_are_those_of_the_package() -> None:
