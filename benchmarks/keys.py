@@ -3,9 +3,10 @@
 Command: `python -m benchmarks.keys`. Two services with an echo model run, one with keys and one
 without.
 
-- cost: unary requests from 16 clients (wrk), in turn to both; CPU time of the whole service for
-  each request, of each kind of its processes, and requests a second. Usage is kept and metrics are
-  counted, for a key without limits and for one with limits of requests, tokens and concurrency.
+- cost: whole answers of 4 tokens for 16 clients (wrk), and streams of 64 tokens 5 ms apart for 32,
+  in turn from both; CPU time of the whole service for each request, of each kind of its processes,
+  and requests a second. Usage is kept and metrics are counted, for a key without limits and for one
+  with limits of requests, tokens and concurrency.
 - quota: 20 clients send five times what a key may for a minute; what was let in to the limit.
 - fairness: a key asks 8 times a second for streams of a model that can do 32, while another one
   asks for nothing, for its share, and for ten times that: the time to the first token of the
@@ -41,10 +42,16 @@ from truthgpt_serve.access.key_edit import add_key
 PARTS = ("cost", "quota", "fairness")
 PATH = "/v1/completions"
 BODY = {"model": "echo", "prompt": "one two three four", "max_tokens": 4}
+STREAM = {**BODY, "model": "paced", "max_tokens": 64, "stream": True}
+FORMS = {"whole": (BODY, 16), "stream": (STREAM, 32)}
+"""What is sent by how many clients."""
 LIMITS = {"requests_per_minute": 10**7, "tokens_per_minute": 10**9, "max_concurrent": 1000}
 KINDS = {
     name: name
-    for name in ("haproxy", "ServeReplica:echo", "ServeReplica:slow", "ServeReplica:router")
+    for name in (
+        "haproxy",
+        *(f"ServeReplica:{name}" for name in ("echo", "paced", "slow", "router")),
+    )
 }
 NUM_CLIENTS = 20
 REQUESTS_PER_MINUTE, TOKENS_PER_MINUTE = 600, 6000
@@ -69,10 +76,12 @@ def serve(stack: ExitStack, folder: Path, keys: dict[str, dict[str, Any]]) -> tu
         "max_queued_requests": 10 * SLOTS,
         "engine": {"token_interval_s": TOKEN_INTERVAL_S},
     }
+    paced = {"max_ongoing_requests": 256, "engine": {"token_interval_s": 0.005}}
     cluster = stack.enter_context(LocalCluster(ROOT / "configs" / "ray.env"))
     cluster.deploy(
         [
             model_application("echo", small),
+            model_application("paced", {**small, "serving": paced}),
             model_application("slow", {**small, "serving": slow}),
             router_application(cluster.port, **auth),
         ]
@@ -97,13 +106,14 @@ class Cost:
     per_s: float
 
 
-def run_wrk(cluster: Any, key: str, seconds: float) -> Cost:
-    """Sends requests one after the other from 16 clients."""
+def run_wrk(cluster: Any, key: str, seconds: float, form: str = "whole") -> Cost:
+    """Sends requests of one of the forms, each client one after the other."""
+    body, num_clients = FORMS[form]
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        script.write(SCRIPT % (json.dumps(BODY), key))
+        script.write(SCRIPT % (json.dumps(body), key))
         script.flush()
         before = cpu_by_kind(cluster.run_id, KINDS)
-        command = ["wrk", "-t1", "-c16", f"-d{seconds:g}s", "-s", script.name]
+        command = ["wrk", "-t1", f"-c{num_clients}", f"-d{seconds:g}s", "-s", script.name]
         done = subprocess.run(
             [*command, f"{cluster.url}{PATH}"], capture_output=True, text=True, check=True
         )
@@ -116,20 +126,20 @@ def run_wrk(cluster: Any, key: str, seconds: float) -> Cost:
 
 
 def measure_cost(
-    keyed: Any, plain: Any, keys: dict[str, str], options: argparse.Namespace
+    keyed: Any, plain: Any, keys: dict[str, str], options: argparse.Namespace, form: str
 ) -> dict[str, Any]:
-    """Compares the two services."""
+    """Compares the two services by requests of one form."""
     sides = {
         "limits": (keyed, keys["limits"]),
         "key": (keyed, keys["key"]),
         "none": (plain, "none"),
     }
     for cluster, credential in sides.values():
-        run_wrk(cluster, credential, 2.0)
+        run_wrk(cluster, credential, 2.0, form)
     found: dict[str, list[Cost]] = {name: [] for name in sides}
     for _ in range(options.pairs):
         for name, (cluster, credential) in sides.items():
-            found[name].append(run_wrk(cluster, credential, options.seconds))
+            found[name].append(run_wrk(cluster, credential, options.seconds, form))
     return {name: compare_costs(costs, found["none"]) for name, costs in found.items()}
 
 
@@ -290,7 +300,9 @@ def main() -> None:
         if "cost" in options.parts:
             with ExitStack() as other:
                 plain, _ = serve(other, folder, {})
-                result["cost"] = measure_cost(keyed, plain, keys, options)
+                result["cost"] = {
+                    form: measure_cost(keyed, plain, keys, options, form) for form in FORMS
+                }
         if "quota" in options.parts:
             result["quota"] = measure_quotas(keyed.url, keys, options.quota_seconds)
         if "fairness" in options.parts:

@@ -156,13 +156,18 @@ class Quota:
         self, identity: Identity, unit: Unit, charges: Sequence[Charge], now_s: float
     ) -> tuple[_Counters, Headers]:
         """Counts the charges; returns where, and the headers of the tightest limit of the unit."""
-        counters, found = await self._count(charges, now_s)
-        tightest, most = None, math.inf
+        counters: _Counters = self._local
+        if self.shared is None:
+            found = self._local.take_all(charges, now_s)
+        else:
+            counters, found = await self._take_shared(charges, now_s)
+        tightest, most, fits = None, math.inf, True
         for charge, standing in zip(charges, found, strict=True):
+            fits = fits and standing.fits
             if charge.limit is not None and charge.limit - standing.used < most:
                 tightest, most = (charge.limit, standing), charge.limit - standing.used
         headers = [] if tightest is None else limit_headers(unit, *tightest)
-        if all(standing.fits for standing in found):
+        if fits:
             return counters, headers
         raise self._refusal(identity.name, unit, charges, found, headers)
 
@@ -194,15 +199,16 @@ class Quota:
                 )
         raise AssertionError("one of them does not fit")
 
-    async def _count(
+    async def _take_shared(
         self, charges: Sequence[Charge], now_s: float
     ) -> tuple[_Counters, list[Standing]]:
-        if self.shared is not None and self._away is not None:
-            found = await self.shared.take_all(charges)
-            if found is not None:
-                return self.shared, found
-            return self._away, self._away.take_all(charges, now_s)
-        return self._local, self._local.take_all(charges, now_s)
+        """Counts for all machines, or for this one while the server is away."""
+        if self.shared is None or self._away is None:
+            raise RuntimeError("there is no server that counts")
+        found = await self.shared.take_all(charges)
+        if found is not None:
+            return self.shared, found
+        return self._away, self._away.take_all(charges, now_s)
 
 
 class Lease:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from truthgpt_serve.access.counting.charges import Standing
 from truthgpt_serve.http.asgi import Headers
@@ -47,7 +48,12 @@ def limit_headers(unit: Unit, limit: float, standing: Standing) -> Headers:
     """Returns OpenAI's headers of a limit."""
     names = _HEADERS[unit.name]
     return [
-        (names[0], f"{limit:.15g}".encode()),
+        (names[0], _number(limit)),
         (names[1], b"%d" % max(0, limit - standing.used)),
         (names[2], b"%ds" % math.ceil(standing.reset_s)),
     ]
+
+
+@lru_cache(maxsize=1024)
+def _number(limit: float) -> bytes:
+    return f"{limit:.15g}".encode()

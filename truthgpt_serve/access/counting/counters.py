@@ -67,21 +67,45 @@ class Counters:
 
     def _spend(self, charges: Sequence[Charge], now_s: float) -> list[Standing] | None:
         """Counts what leases have room for; returns None if the file is needed."""
-        bucket, running = int(now_s / BUCKET_S), []
+        bucket, found, leases = int(now_s / BUCKET_S), [], []
         for charge in charges:
             lease = self._leases.get(charge.name)
             if lease is None or lease.bucket != bucket or lease.room < charge.amount:
                 return None
-            running.append(self._running_freely(charge) if charge.runs else 0)
-        pairs = [(charge, self._file.known(charge.name)) for charge in charges]
-        if None in running or not self._begin(pairs):
-            return None
-        found = []
-        for charge, number in zip(charges, running, strict=True):
-            lease = self._leases[charge.name]
+            leases.append(lease)
+        for charge, lease in zip(charges, leases, strict=True):
+            running = self._run_freely(charge) if charge.runs else 0
+            if running < 0:
+                self._take_back(charges[: len(found)])
+                return None
+            found.append(Standing(lease.used + charge.amount, 0.0, WINDOW_S, running))
+        for charge, lease in zip(charges, leases, strict=True):
             lease.spend(charge.amount)
-            found.append(Standing(lease.used, 0.0, WINDOW_S, number or 0))
         return found
+
+    def _run_freely(self, charge: Charge) -> int:
+        """Has one thing more run, without the lock; returns how many then do.
+
+        Returns:
+            -1 if the lock is needed to know whether it may: each of the other processes may begin
+            one at this moment. Nothing is counted then.
+        """
+        file, most = self._file, charge.max_running
+        record = file.known(charge.name)
+        if record < 0 or not file.is_own_column:
+            return -1
+        # Counted first: this process may be stopped between its word in the file and its look.
+        file.run(record, 1)
+        running = sum(file.running(record))
+        if most is None or running + self._num_processes <= most:
+            return running
+        file.run(record, -1)
+        return -1
+
+    def _take_back(self, charges: Sequence[Charge]) -> None:
+        for charge in charges:
+            if charge.runs:
+                self._file.run(self._file.known(charge.name), -1)
 
     def _begin(self, pairs: Sequence[tuple[Charge, int]]) -> bool:
         """Has things run; returns whether they may, with what other processes began meanwhile.
@@ -99,17 +123,6 @@ class Counters:
         for record, _ in places:
             self._file.run(record, -1)
         return False
-
-    def _running_freely(self, charge: Charge) -> int | None:
-        """Returns how many things run with one more; None if the lock is needed to know it.
-
-        Each of the other processes may begin one at this moment.
-        """
-        record = self._file.known(charge.name)
-        if record < 0 or not self._file.is_own_column:
-            return None
-        running, most = sum(self._file.running(record)) + 1, charge.max_running
-        return running if most is None or running + self._num_processes <= most else None
 
     def _take(self, charges: Sequence[Charge], now_s: float) -> list[Standing]:
         file = self._file
