@@ -67,7 +67,9 @@ class Counters:
 
     def _spend(self, charges: Sequence[Charge], now_s: float) -> list[Standing] | None:
         """Counts what leases have room for; returns None if the file is needed."""
-        bucket, found, leases = int(now_s / BUCKET_S), [], []
+        bucket = int(now_s / BUCKET_S)
+        found: list[Standing] = []
+        leases: list[Lease] = []
         for charge in charges:
             lease = self._leases.get(charge.name)
             if lease is None or lease.bucket != bucket or lease.room < charge.amount:
