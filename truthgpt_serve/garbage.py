@@ -62,9 +62,9 @@ def rare_collections() -> Iterator[None]:
 class TimedCollections:
     """Looks for garbage by time instead of by number while requests are served.
 
-    By number, the collector takes a tenth of the time of a replica with short requests. What only
-    cycles hold, such as images, is freed within a period, however few objects that are; later only
-    where there are so many that a look would take more than its share.
+    By number, the collector takes up to a fifth of the time of a replica with short requests, of
+    which many wait. What only cycles hold, such as images, is freed within a period, however few
+    objects that are; later only where there are so many that a look would take more than its share.
 
     What there is at the start stays for good, and is not looked at again. A process that has
     switched the collector off keeps it off.

@@ -157,10 +157,12 @@ class Quota:
     ) -> tuple[_Counters, Headers]:
         """Counts the charges; returns where, and the headers of the tightest limit of the unit."""
         counters: _Counters = self._local
-        if self.shared is None:
+        if self.shared is None or self._away is None:
             found = self._local.take_all(charges, now_s)
+        elif (told := await self.shared.take_all(charges)) is not None:
+            counters, found = self.shared, told
         else:
-            counters, found = await self._take_shared(charges, now_s)
+            counters, found = self._away, self._away.take_all(charges, now_s)
         tightest, most, fits = None, math.inf, True
         for charge, standing in zip(charges, found, strict=True):
             fits = fits and standing.fits
@@ -198,17 +200,6 @@ class Quota:
                     headers,
                 )
         raise AssertionError("one of them does not fit")
-
-    async def _take_shared(
-        self, charges: Sequence[Charge], now_s: float
-    ) -> tuple[_Counters, list[Standing]]:
-        """Counts for all machines, or for this one while the server is away."""
-        if self.shared is None or self._away is None:
-            raise RuntimeError("there is no server that counts")
-        found = await self.shared.take_all(charges)
-        if found is not None:
-            return self.shared, found
-        return self._away, self._away.take_all(charges, now_s)
 
 
 class Lease:
