@@ -32,6 +32,7 @@ TICK_S = 0.5
 """How often a server writes the date of its answers anew, and sees that it is to end."""
 _START_HTTP, _ADD_GRPC_PORT = "start_asgi_http_server", "add_port_to_grpc_server"
 _FALLBACK_PORT = "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"
+_UNWATCHED = (b"x-request-disconnect-disabled", b"?1")
 
 Start = Callable[..., Awaitable[tuple[Any, Any]]]
 Wrap = Callable[[Any], Any]
@@ -70,6 +71,21 @@ def answer_aside(
     global _probed
     _probed = (app, paths, wrap, guard)
     close_replica()
+
+
+def unwatched(app: Any) -> Any:
+    """Has Ray's replica make no tasks of its own to cancel a request when its client leaves.
+
+    Args:
+        app: The application of Ray's replica, in which another one sees to the client.
+    """
+
+    async def serve(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            scope["headers"] = [*scope["headers"], _UNWATCHED]  # Ray takes the last
+        await app(scope, receive, send)
+
+    return serve
 
 
 def close_replica() -> None:

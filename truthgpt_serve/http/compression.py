@@ -18,6 +18,7 @@ from backports import zstd
 
 from truthgpt_serve.errors import CodingError, OverloadedError, RequestError, TooLargeError
 from truthgpt_serve.http.asgi import Receive, Replay, Scope
+from truthgpt_serve.http.read_ahead import LEAVING_KEY
 
 CODINGS = ("gzip", "deflate", "zstd")
 _ALIASES = {"x-gzip": "gzip", "identity": ""}
@@ -278,4 +279,6 @@ def plain_request(
     replaced = (b"content-encoding", b"content-length", b"transfer-encoding")
     headers = [line for line in scope["headers"] if line[0] not in replaced]
     headers.append((b"content-length", b"%d" % sum(map(len, body))))
-    return {**scope, "headers": headers}, Replay(body, receive, release)
+    plain = {**scope, "headers": headers}
+    plain.pop(LEAVING_KEY, None)  # whoever waits for the client then asks behind the body
+    return plain, Replay(body, receive, release)

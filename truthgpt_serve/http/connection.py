@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 
 from truthgpt_serve.body_limits import body_too_large, slow_body
@@ -26,6 +26,7 @@ from truthgpt_serve.http.asgi import (
     send_error,
 )
 from truthgpt_serve.http.envelope import error_event
+from truthgpt_serve.http.read_ahead import LEAVING_KEY
 from truthgpt_serve.http.sse import STREAM_HEADERS
 
 BODY_LIMIT_S = 600.0
@@ -136,7 +137,7 @@ class Connection:
 
     def guard(self, limit_s: float) -> Guard:
         """Returns a context that ends when the client leaves or after `limit_s` seconds."""
-        return Guard(self._receive, limit_s)
+        return Guard(self._receive, limit_s, self.scope.get(LEAVING_KEY))
 
     async def _start(self, status: int, headers: Headers) -> None:
         self.started = True
@@ -202,15 +203,23 @@ class Connection:
 class Guard:
     """Cancels the task in its block when the client leaves or the time is over.
 
-    One task waits for the client and one timer for the deadline, whatever the number of chunks.
-    On the way out the cancellation becomes `ClientGoneError` or `DeadlineError`; one that came
-    from elsewhere passes.
+    One timer waits for the deadline, and one task for the client where nothing further out tells of
+    it, whatever the number of chunks. On the way out the cancellation becomes `ClientGoneError` or
+    `DeadlineError`; one that came from elsewhere passes.
+
+    Args:
+        receive: ASGI `receive`, behind the body.
+        limit_s: Seconds that the block may take.
+        leaving: The functions that are called when the client leaves (`LEAVING_KEY`), if any are.
     """
 
-    __slots__ = ("_error", "_limit_s", "_receive", "_task", "_timer", "_watch")
+    __slots__ = ("_error", "_leaving", "_limit_s", "_receive", "_task", "_timer", "_watch")
 
-    def __init__(self, receive: Receive, limit_s: float) -> None:
+    def __init__(
+        self, receive: Receive, limit_s: float, leaving: set[Callable[[], None]] | None = None
+    ) -> None:
         self._receive = receive
+        self._leaving = leaving
         self._limit_s = limit_s
         self._error: Exception | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -222,14 +231,20 @@ class Guard:
             raise RuntimeError("a request must be served in a task")
         self._task = task
         self._timer = loop.call_later(self._limit_s, self._expire)
-        self._watch = loop.create_task(_wait_for_disconnect(self._receive))
-        self._watch.add_done_callback(self._left)
+        if self._leaving is None:
+            self._watch = loop.create_task(_wait_for_disconnect(self._receive))
+            self._watch.add_done_callback(self._left)
+        else:
+            self._leaving.add(self._leave)
         return self
 
     def _left(self, watch: asyncio.Task[None]) -> None:
         if not watch.cancelled():
             watch.exception()  # a broken connection is a client that left, too
-            self._stop(ClientGoneError())
+            self._leave()
+
+    def _leave(self) -> None:
+        self._stop(ClientGoneError())
 
     def _expire(self) -> None:
         self._stop(
@@ -244,6 +259,8 @@ class Guard:
     def release(self) -> None:
         """Ends the watch: called before the last bytes, when leaving does no harm any more."""
         self._timer.cancel()
+        if self._leaving is not None:
+            self._leaving.discard(self._leave)
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.remove_done_callback(self._left)

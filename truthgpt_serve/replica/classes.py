@@ -25,7 +25,12 @@ from truthgpt_serve.cluster.controller import (
     worker_proxy_port,
 )
 from truthgpt_serve.cluster.defaults import DEFAULT_PORT
-from truthgpt_serve.cluster.ray_servers import answer_aside, mend_print, own_addresses
+from truthgpt_serve.cluster.ray_servers import (
+    answer_aside,
+    mend_print,
+    own_addresses,
+    unwatched,
+)
 from truthgpt_serve.cluster.shared_files import SharedFiles
 from truthgpt_serve.cluster.start_errors import cause_first, to_cause
 from truthgpt_serve.config import load_model_config, load_router_config
@@ -38,7 +43,6 @@ from truthgpt_serve.http.cors import Cors
 from truthgpt_serve.http.headers import EditedHeads, of_application
 from truthgpt_serve.http.probes import HEALTH, METRICS
 from truthgpt_serve.http.sse import with_stream_headers
-from truthgpt_serve.replica.held_bodies import HeldBodies
 from truthgpt_serve.replica.load import ReplicaLoad
 from truthgpt_serve.replica.metrics import ReplicaMetrics
 from truthgpt_serve.replica.named import NamedRequests
@@ -126,7 +130,7 @@ class ModelReplica:
         answer_aside(
             aside,
             (HEALTH, METRICS),
-            lambda app: load.arriving(HeldBodies(self._worded(app), self._instance.max_body_bytes)),
+            lambda app: load.arriving(self._worded(unwatched(app))),
             lambda app, mount: Watched(
                 access.guard(app, mount), log, model=self._name, mount=mount, tracer=tracer
             ),

@@ -1,15 +1,15 @@
 """Bounds each request to a model: its body, its time, and how it ends when something fails.
 
-Ray Serve cancels the task of a request whose client left. A handler that an application runs in a
-task of its own, as vLLM does, outlives that cancellation, so the application is told
-`http.disconnect` first.
+A request ends when its client leaves, or when its task is cancelled, as Ray Serve does where its
+Python proxy sees the client leave. A handler that an application runs in a task of its own, as vLLM
+does, outlives a cancellation, so the application is told `http.disconnect` first.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from truthgpt_serve.body_limits import STALL_S, body_too_large, slow_body, stalled_body
@@ -22,6 +22,7 @@ from truthgpt_serve.errors import (
 )
 from truthgpt_serve.http.asgi import Message, Receive, Scope, Send
 from truthgpt_serve.http.connection import Connection
+from truthgpt_serve.http.read_ahead import DISCONNECT, LEAVING_KEY, ReadAhead
 from truthgpt_serve.http.sse import WholeEvents, is_event_stream
 from truthgpt_serve.usage.counted import note_break
 
@@ -30,11 +31,15 @@ logger = logging.getLogger(__name__)
 STOP_TIMEOUT_S = 5.0
 """How long an application that was told of the disconnect may take before its task is cancelled."""
 
+WATCH_S = 0.2
+"""From then on somebody listens for the client; the many requests that end before need nobody."""
+LOOK_S = 1.0
+"""How often it is seen then whether the body has stopped, and whether the application listens."""
+
 _NUM_TURNS = 20
 """Turns of the event loop in which an application starts to listen; vLLM needs two."""
 _EXPECTED = (UnavailableError, UpstreamError)
 """Errors that another place logs once, not once for each request."""
-_DISCONNECT = "http.disconnect"
 
 
 class BoundedRequests:
@@ -72,12 +77,14 @@ class _Request:
     __slots__ = (
         "_arriving",
         "_bounds",
+        "_client",
         "_end_s",
         "_ended",
         "_error",
         "_events",
-        "_given_receive",
         "_given_send",
+        "_leaving",
+        "_left",
         "_listening",
         "_loop",
         "_num_bytes",
@@ -92,16 +99,18 @@ class _Request:
     def __init__(self, bounds: BoundedRequests, scope: Scope, receive: Receive, send: Send) -> None:
         self._bounds = bounds
         self._scope = scope
-        self._given_receive = receive
+        self._client = ReadAhead(receive)
         self._given_send = send
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._error: TruthGPTError | None = None
         self._listening: set[asyncio.Task[Any]] = set()
+        self._leaving: set[Callable[[], None]] = set()
+        scope[LEAVING_KEY] = self._leaving
         self._events: WholeEvents | None = None
         self._num_bytes = 0
         self._arriving = True
-        self._told = self._started = self._ended = False
+        self._told = self._started = self._ended = self._left = False
 
     async def run(self) -> None:
         """Runs the application, and answers what it does not."""
@@ -115,20 +124,21 @@ class _Request:
         work.add_done_callback(self._wake)
         self._since_s = self._loop.time()
         self._end_s = self._since_s + bounds.max_request_s
-        first_s = min(self._end_s, self._since_s + STALL_S)
+        first_s = min(self._end_s, self._since_s + WATCH_S)
         self._timer = self._loop.call_at(first_s, self._look)
         try:
             await self._over
             if self._error is not None:
                 await self._fail(self._error)
-                await self._stop(work)
-                return
-        except BaseException:  # the client left, or the error could not be sent
+        except BaseException:  # it was cancelled, or the error could not be sent
             await self._stop(work)
             raise
         finally:
             self._timer.cancel()
-        if work.cancelled() or work.exception() is not None or not self._ended:
+            self._client.close()
+        if self._left or self._error is not None:
+            await self._stop(work)
+        elif work.cancelled() or work.exception() is not None or not self._ended:
             await self._conclude(None if work.cancelled() else work.exception())
 
     def _wake(self, work: asyncio.Task[None]) -> None:
@@ -137,8 +147,14 @@ class _Request:
 
     # -- limits
 
+    def _leave(self) -> None:
+        """Ends the request of a client that has left."""
+        if not self._ended and not self._over.done():
+            self._left = True
+            self._over.set_result(None)
+
     def _look(self) -> None:
-        """Ends the request if its time is over; one timer sees to the body's pauses too."""
+        """Ends the request if its time is over; sees to the body's pauses and to the client too."""
         limit_s, now_s = self._bounds.max_request_s, self._loop.time()
         waits = self._arriving and bool(self._listening)  # for more of the body
         if now_s >= self._end_s:
@@ -146,8 +162,10 @@ class _Request:
         elif waits and now_s >= self._since_s + STALL_S:
             self._refuse(stalled_body(STALL_S))
         else:
-            next_s = self._since_s + STALL_S if waits else now_s + STALL_S
-            next_s = min(next_s, self._end_s) if self._arriving else self._end_s
+            if not self._client.is_begun and not self._listening:
+                self._client.begin(self._leave)
+            is_settled = self._client.is_begun and not self._arriving
+            next_s = self._end_s if is_settled else min(now_s + LOOK_S, self._end_s)
             self._timer = self._loop.call_at(next_s, self._look)
 
     def _refuse(self, error: TruthGPTError) -> None:
@@ -165,31 +183,32 @@ class _Request:
         task = asyncio.current_task()
         if self._over.done() or task is None:
             self._told = True
-            return {"type": _DISCONNECT}
+            return {"type": DISCONNECT}
         self._listening.add(task)
         self._since_s = self._loop.time()
         try:
-            message = await self._given_receive()
+            message = await self._client()
         except asyncio.CancelledError:
             if task in self._listening or task.uncancel() > 0:
                 raise
             self._told = True
-            return {"type": _DISCONNECT}
+            return {"type": DISCONNECT}
         finally:
             self._listening.discard(task)
             task = None  # else a cancelled task and this frame hold each other
         return self._checked(message)
 
     def _checked(self, message: Message) -> Message:
-        if message["type"] == _DISCONNECT:
+        if message["type"] == DISCONNECT:
             self._told = True
+            self._leave()
         elif self._arriving:
             self._num_bytes += len(message.get("body", b""))
             self._arriving = message.get("more_body", False)
             if self._num_bytes > self._bounds.max_body_bytes:
                 self._refuse(self._too_large())
                 self._told = True
-                return {"type": _DISCONNECT}
+                return {"type": DISCONNECT}
         return message
 
     async def _send(self, message: Message) -> None:
@@ -217,7 +236,7 @@ class _Request:
 
     async def _conclude(self, error: BaseException | None) -> None:
         """Answers for an application that has ended without a whole answer, or failed behind it."""
-        connection = Connection(self._scope, self._given_receive, self._given_send)
+        connection = Connection(self._scope, self._client, self._given_send)
         label, request_id = f"the model {self._bounds.name!r}", connection.request_id
         if isinstance(error, TruthGPTError):
             if isinstance(error, ServerError) and not isinstance(error, _EXPECTED):
@@ -230,15 +249,15 @@ class _Request:
 
     async def _fail(self, error: TruthGPTError) -> None:
         """Sends an error if one can still be sent; nothing of the application follows."""
-        ended, self._ended = self._ended, True
-        if ended:
+        if self._ended:
             return
-        connection = Connection(self._scope, self._given_receive, self._given_send)
-        if self._started:
-            note_break()
+        self._ended = True
+        connection = Connection(self._scope, self._client, self._given_send)
         if not self._started:
             await connection.fail(error)
-        elif self._events is not None and self._events.between:
+            return
+        note_break()
+        if self._events is not None and self._events.between:
             connection.started = True
             await connection.fail(error)
         else:
@@ -265,6 +284,9 @@ class _Request:
         listening, self._listening = self._listening, set()
         for task in listening:
             task.cancel()
+        for leave in tuple(self._leaving):
+            self._told = True
+            leave()
         for _ in range(_NUM_TURNS):
             if self._told or work.done():
                 break

@@ -118,6 +118,20 @@ async def test_a_server_looks_seldom_for_its_end() -> None:
     await asyncio.wait_for(task, 10)
 
 
+@pytest.mark.parametrize("asked", [b"?0", b"?1", None])
+async def test_ray_watches_no_client_of_a_replica(asked: bytes | None) -> None:
+    seen: dict[str, Any] = {}
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.update(scope)
+
+    headers = [(b"a", b"b")] if asked is None else [(b"x-request-disconnect-disabled", asked)]
+    scope = {"type": "http", "headers": headers}
+    await ray_servers.unwatched(serve)(scope, replica, replica)
+    assert replica.parse_disconnect_disabled_header(dict(seen["headers"]))
+    assert seen["headers"][0] == headers[0]
+
+
 async def test_a_taken_port_is_one_that_ray_tries_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_servers, "own_addresses", lambda: ["127.0.0.1", SECOND])
     ray_servers.close_replica()

@@ -21,6 +21,7 @@ from truthgpt_serve.access.key_edit import add_key
 from truthgpt_serve.access.settings import Auth
 from truthgpt_serve.http.probes import Probes
 from truthgpt_serve.replica.classes import ModelReplica
+from truthgpt_serve.server.bounded import WATCH_S
 
 NUM_REQUESTS = 30
 LIMITS = {"requests_per_minute": 10**6, "tokens_per_minute": 10**7, "max_concurrent": 100}
@@ -63,7 +64,8 @@ class Client:
         task = asyncio.create_task(self._app(self._scope(key, path, data), receive, send))
         if leaves:
             await began.wait()
-            task.cancel()
+            await asyncio.sleep(2 * WATCH_S)
+            gone.set()
         with suppress(asyncio.CancelledError):
             await task
         return int(seen[0])

@@ -15,7 +15,8 @@ from fastapi.responses import StreamingResponse
 from deployments.vllm.application.local_request import LocalRequest
 from truthgpt_serve.errors import UnsupportedError
 from truthgpt_serve.http.asgi import Message, Scope
-from truthgpt_serve.server.bounded import BoundedRequests
+from truthgpt_serve.http.connection import Connection
+from truthgpt_serve.server.bounded import WATCH_S, BoundedRequests
 
 WAIT_S = 10.0
 MAX_REQUEST_S = 60.0
@@ -79,6 +80,14 @@ def create_app(work: Work) -> FastAPI:
             work.ended.set()
 
     return app
+
+
+class Whole:
+    """Answers at once."""
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
 
 
 async def listen(request: Request) -> None:
@@ -155,15 +164,96 @@ async def test_a_request_cancelled_in_its_body_ends() -> None:
     assert work.ended.is_set()
 
 
-@pytest.mark.parametrize("path", ["/aside", "/stream"])
-async def test_a_disconnect_reaches_the_application(path: str) -> None:
+@pytest.mark.parametrize("delay_s", [0, 2 * WATCH_S], ids=["soon", "later"])
+@pytest.mark.parametrize("path", ["/aside", "/direct", "/stream"])
+async def test_a_client_that_leaves_ends_the_work(path: str, delay_s: float) -> None:
     work = Work()
     client = Client(bounded(create_app(work)), path)
     await asyncio.wait_for(work.begun.wait(), WAIT_S)
+    await asyncio.sleep(delay_s)
     client.leave()
     await asyncio.wait_for(work.ended.wait(), WAIT_S)
     await asyncio.wait_for(client.task, WAIT_S)
     assert not work.finished
+    assert len(client.sent) == (2 if path == "/stream" else 0)
+
+
+@pytest.mark.parametrize("pieces", [(b"{", b"}"), (b"{", b"1" * 500, b"1" * 500)])
+async def test_a_client_that_leaves_before_its_body_is_taken(pieces: tuple[bytes, ...]) -> None:
+    work = Work()
+
+    async def wait(scope: Scope, receive: Any, send: Any) -> None:
+        await work.run()
+
+    client = Client(bounded(wait), "/", pieces)
+    await asyncio.wait_for(work.begun.wait(), WAIT_S)
+    client.leave()
+    await asyncio.wait_for(client.task, WAIT_S)
+    assert work.ended.is_set()
+    assert client.sent == []
+
+
+async def test_one_that_stops_listening_is_watched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("truthgpt_serve.server.bounded.LOOK_S", 0.05)
+    work = Work()
+
+    async def listen_for_a_while(scope: Scope, receive: Any, send: Any) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(listen(Request(scope, receive)), 2 * WATCH_S)
+        await work.run()
+
+    client = Client(bounded(listen_for_a_while), "/")
+    await asyncio.wait_for(work.begun.wait(), WAIT_S)
+    client.leave()
+    await asyncio.wait_for(client.task, WAIT_S)
+    assert work.ended.is_set()
+
+
+async def test_a_body_that_is_taken_late_is_whole() -> None:
+    bodies: list[bytes] = []
+
+    async def take_late(scope: Scope, receive: Any, send: Any) -> None:
+        await asyncio.sleep(2 * WATCH_S)
+        bodies.append(await Request(scope, receive).body())
+        await Whole()(scope, receive, send)
+
+    client = Client(bounded(take_late), "/", (b"one ", b"two ", b"three"))
+    await asyncio.wait_for(client.task, WAIT_S)
+    assert bodies == [b"one two three"]
+    assert client.sent[0]["status"] == 200
+
+
+async def test_what_is_soon_answered_starts_one_task() -> None:
+    num_tasks = []
+
+    async def count(scope: Scope, receive: Any, send: Any) -> None:
+        async with Connection(scope, receive, send).guard(WAIT_S):
+            await receive()
+            await asyncio.sleep(WATCH_S / 10)
+            num_tasks.append(len(asyncio.all_tasks()))
+        await Whole()(scope, receive, send)
+
+    client = Client(bounded(count), "/")
+    await asyncio.wait_for(client.task, WAIT_S)
+    assert num_tasks == [3]  # this test, the request, its application
+    assert client.sent[0]["status"] == 200
+
+
+async def test_leaving_behind_the_answer_ends_nothing() -> None:
+    """A server says so of every client behind a whole answer, too."""
+    work = Work()
+
+    async def go_on(scope: Scope, receive: Any, send: Any) -> None:
+        await Whole()(scope, receive, send)
+        assert (await receive())["type"] == "http.request"
+        assert (await receive())["type"] == "http.disconnect"
+        await asyncio.sleep(2 * WATCH_S)
+        work.finished = True
+
+    client = Client(bounded(go_on), "/")
+    client.leave()
+    await asyncio.wait_for(client.task, WAIT_S)
+    assert work.finished
 
 
 @pytest.mark.parametrize("path", ["/aside", "/direct", "/stream"])
