@@ -9,11 +9,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from truthgpt_serve.cluster.ray_servers import ACCESS_FIELD
 from truthgpt_serve.telemetry.record import RequestRecord
 
 LOGGER = "ray.serve"
-_ACCESS = "serve_access_log"
-"""The field by which Ray Serve knows records of its access log."""
 _OURS = "outcome"
 """A field that only records of ours have."""
 
@@ -46,7 +45,7 @@ class AccessLog:
         if not self._logger.isEnabledFor(logging.INFO):
             return False
         for handler in self._logger.handlers:
-            fields = {"name": self._logger.name, "levelno": logging.INFO, _ACCESS: True}
+            fields = {"name": self._logger.name, "levelno": logging.INFO, ACCESS_FIELD: True}
             if handler.filter(logging.makeLogRecord(fields)):
                 return True
         return False
@@ -62,7 +61,7 @@ class AccessLog:
             record.path,
             record.status or record.outcome.upper(),
             fields["total_ms"],
-            extra={**fields, _ACCESS: True, "log_to_stderr": False},
+            extra={**fields, ACCESS_FIELD: True, "log_to_stderr": False},
         )
 
 
@@ -97,4 +96,4 @@ def describe(record: RequestRecord) -> dict[str, Any]:
 
 def is_ours(record: logging.LogRecord) -> bool:
     """A filter that drops Ray Serve's own lines for requests, and nothing else."""
-    return not getattr(record, _ACCESS, False) or hasattr(record, _OURS)
+    return not getattr(record, ACCESS_FIELD, False) or hasattr(record, _OURS)

@@ -162,6 +162,31 @@ def test_a_replica_opens_no_port_for_grpc(monkeypatch: pytest.MonkeyPatch) -> No
     assert server.ports == ["127.0.0.1:0"]
 
 
+def test_a_replica_makes_no_lines_of_rays_access_log() -> None:
+    ray_servers.close_replica()
+    made = []
+
+    def note(record: logging.LogRecord) -> bool:
+        made.append((record.getMessage(), record.levelname, record.funcName))
+        return False
+
+    logger = logging.getLogger("ray.serve")
+    logger.addFilter(note)
+    try:
+        replica.logger.info("GET / 200", extra={"serve_access_log": True})
+        replica.logger.info("Started %s", "HTTP", extra={"log_to_stderr": False})
+        replica.logger.info("plain")
+        replica.logger.warning("shutting down")
+    finally:
+        logger.removeFilter(note)
+    here = "test_a_replica_makes_no_lines_of_rays_access_log"
+    assert made == [
+        ("Started HTTP", "INFO", here),
+        ("plain", "INFO", here),
+        ("shutting down", "WARNING", here),
+    ]
+
+
 def test_another_ray_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(replica, "start_asgi_http_server")
     with pytest.raises(RuntimeError, match=r"start_asgi_http_server is gone: adapt"):
