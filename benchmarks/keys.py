@@ -136,9 +136,9 @@ def measure_cost(
     for cluster, credential in sides.values():
         run_wrk(cluster, credential, 2.0, form)
     found: dict[str, list[Cost]] = {name: [] for name in sides}
-    for _ in range(options.pairs):
-        for name, (cluster, credential) in sides.items():
-            found[name].append(run_wrk(cluster, credential, options.seconds, form))
+    for number in range(options.cost_runs):
+        for name, (cluster, credential) in list(sides.items())[:: -1 if number % 2 else 1]:
+            found[name].append(run_wrk(cluster, credential, options.cost_seconds, form))
     return {name: compare_costs(costs, found["none"]) for name, costs in found.items()}
 
 
@@ -194,6 +194,10 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument(
+        "--cost-seconds", type=float, default=2.0, help="of one run, not of fairness"
+    )
+    parser.add_argument("--cost-runs", type=int, default=20, help="of each side, in turn")
     parser.add_argument("--quota-seconds", type=float, default=60.0)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -81,16 +81,32 @@ def cpu_seconds(run_id: str) -> float:
 
 def cpu_by_kind(run_id: str, kinds: Mapping[str, str] = KINDS) -> dict[str, float]:
     """Returns the same of each kind of processes, with `OTHERS`."""
-    ticks = dict.fromkeys((*kinds, OTHERS), 0)
+    seconds = dict.fromkeys((*kinds, OTHERS), 0.0)
     for process in find_run(run_id):
         folder = Path(f"/proc/{process.pid}")
         try:
-            stat, words = (folder / "stat").read_text(), (folder / "cmdline").read_text()
+            words = (folder / "cmdline").read_text()
+            used_s = _own_seconds(folder) + _children_seconds(folder)
         except OSError:
             continue
         kind = next((kind for kind, part in kinds.items() if part in words), OTHERS)
-        ticks[kind] += sum(int(field) for field in stat.rpartition(")")[2].split()[11:15])
-    return {kind: each / os.sysconf("SC_CLK_TCK") for kind, each in ticks.items()}
+        seconds[kind] += used_s
+    return seconds
+
+
+def _own_seconds(folder: Path) -> float:
+    """Returns the CPU time of a process's threads, as the scheduler counts it: without ticks."""
+    used_ns = 0
+    for task in (folder / "task").iterdir():
+        with suppress(OSError):  # a thread that has ended meanwhile
+            used_ns += int((task / "schedstat").read_text().split()[0])
+    return used_ns / 1e9
+
+
+def _children_seconds(folder: Path) -> float:
+    """Returns the CPU time of the children that a process has waited for."""
+    fields = (folder / "stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[13:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def measure(
