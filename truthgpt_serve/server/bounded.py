@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 STOP_TIMEOUT_S = 5.0
 """How long an application that was told of the disconnect may take before its task is cancelled."""
 
-WATCH_S = 0.2
+WATCH_S = 0.5
 """From then on somebody listens for the client; the many requests that end before need nobody."""
 LOOK_S = 1.0
 """How often it is seen then whether the body has stopped, and whether the application listens."""
