@@ -27,7 +27,10 @@ REPLAYED_BYTES = 64 * 1024
 
 def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
     """Returns the first header of this name, in lower case, or None."""
-    return next((value for key, value in headers if key == name), None)
+    for key, value in headers:
+        if key == name:
+            return value
+    return None
 
 
 def relative_path(scope: Scope) -> str:
