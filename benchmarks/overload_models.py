@@ -21,8 +21,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-import aiohttp
+from urllib.parse import urlsplit
 
 from benchmarks.local_cluster import LocalCluster, model_application, router_application
 from benchmarks.sides import ENGINE_ENV, ROOT, START_TIMEOUT_S
@@ -63,6 +62,55 @@ WITHIN = 0.3
 WAYS: dict[str, dict[str, str]] = {"direct": {}, "router": {"x-truthgpt-way": "router"}}
 
 
+class Client:
+    """Sends requests over a socket: a client library takes far more of the cores that all share.
+
+    Args:
+        url: The service's.
+        case: What is sent.
+        headers: Further headers.
+    """
+
+    def __init__(self, url: str, case: Case, headers: Mapping[str, str]) -> None:
+        parts = urlsplit(url)
+        self._address = parts.hostname or "127.0.0.1", parts.port or 80
+        body = json.dumps(case.body).encode()
+        lines = {
+            "host": parts.netloc,
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            "connection": "close",
+            **headers,
+        }
+        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        self._request = f"POST {case.path} HTTP/1.1\r\n{head}\r\n".encode() + body
+
+    async def ask(self) -> tuple[int, float, bytes]:
+        """Asks once, on a connection of its own.
+
+        Returns:
+            The status, what `retry-after` says, and the body with its framing.
+
+        Raises:
+            OSError: There is no connection.
+            EOFError: The answer is cut.
+        """
+        reader, writer = await asyncio.open_connection(*self._address)
+        try:
+            writer.write(self._request)
+            answer = await reader.read()
+        finally:
+            writer.close()
+        head, _, body = answer.partition(b"\r\n\r\n")
+        status, *lines = head.decode("latin-1").lower().split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines)
+        length = headers.get("content-length")
+        is_whole = body.endswith(b"0\r\n\r\n") if length is None else len(body) == int(length)
+        if not is_whole:
+            raise EOFError(f"the answer is cut: {answer[-200:]!r}")
+        return int(status.split()[1]), float(headers.get("retry-after", 0)), body
+
+
 @dataclass(slots=True)
 class Seen:
     """What the clients of one interval saw.
@@ -91,16 +139,13 @@ class Seen:
         return sum(first_s <= end_s <= seconds for end_s in self.ends_s) / (seconds - first_s)
 
 
-async def ask(
-    session: aiohttp.ClientSession, case: Case, seen: Seen, start_s: float
-) -> tuple[int, float]:
+async def ask(client: Client, seen: Seen, start_s: float) -> tuple[int, float]:
     """Asks once; returns the status, 0 for none, and what `Retry-After` says."""
     began_s, wait_s = time.monotonic(), 0.0
     try:
-        async with session.post(case.path, json=case.body) as answer:
-            text = await answer.read()
-            status, wait_s = answer.status, float(answer.headers.get("retry-after", 0))
-    except (aiohttp.ClientError, TimeoutError) as error:
+        async with asyncio.timeout(TIMEOUT_S):
+            status, wait_s, text = await client.ask()
+    except (OSError, EOFError) as error:  # TimeoutError is an OSError
         status, text = 0, repr(error).encode()
     seen.statuses[status] += 1
     if status == 429:
@@ -112,15 +157,13 @@ async def ask(
     return status, wait_s
 
 
-async def come_again(
-    session: aiohttp.ClientSession, case: Case, seen: Seen, start_s: float, wait_s: float
-) -> None:
+async def come_again(client: Client, seen: Seen, start_s: float, wait_s: float) -> None:
     """Asks as `Retry-After` says, until the request is let in."""
     refused_s, told_s = time.monotonic(), wait_s
     for number in range(MAX_TRIES):
         await asyncio.sleep(wait_s)
         began_s = time.monotonic()
-        status, wait_s = await ask(session, case, seen, start_s)
+        status, wait_s = await ask(client, seen, start_s)
         if status != 429:
             seen.told_s.append(told_s)
             seen.admitted_s.append(began_s - refused_s)
@@ -128,7 +171,7 @@ async def come_again(
             return
 
 
-async def find_peak(session: aiohttp.ClientSession, case: Case, seconds: float) -> float:
+async def find_peak(client: Client, num_clients: int, seconds: float) -> float:
     """Returns the answers a second of clients that each send the next request at once.
 
     Raises:
@@ -138,22 +181,22 @@ async def find_peak(session: aiohttp.ClientSession, case: Case, seconds: float) 
 
     async def repeat() -> None:
         while time.monotonic() - start_s < seconds:
-            await ask(session, case, seen, start_s)
+            await ask(client, seen, start_s)
 
-    await asyncio.gather(*(repeat() for _ in range(case.num_clients)))
+    await asyncio.gather(*(repeat() for _ in range(num_clients)))
     if not (rate := seen.rate(seconds)):
         raise RuntimeError(f"no answer: {dict(seen.statuses)}, {seen.error}")
     return rate
 
 
-async def overload(session: aiohttp.ClientSession, case: Case, rate: float, seconds: float) -> Seen:
+async def overload(client: Client, rate: float, seconds: float) -> Seen:
     """Sends requests at a rate, whether others are answered or not."""
     seen, start_s = Seen(), time.monotonic()
 
     async def act() -> None:
-        status, wait_s = await ask(session, case, seen, start_s)
+        status, wait_s = await ask(client, seen, start_s)
         if status == 429 and not seen.statuses[429] % COMES_AGAIN:
-            await come_again(session, case, seen, start_s, wait_s)
+            await come_again(client, seen, start_s, wait_s)
 
     tasks: set[asyncio.Task[None]] = set()
     for number in range(int(rate * seconds)):
@@ -167,15 +210,11 @@ async def overload(session: aiohttp.ClientSession, case: Case, rate: float, seco
 
 async def measure(url: str, case: Case, way: str, options: argparse.Namespace) -> dict[str, Any]:
     """Measures one model on one way."""
-    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-    connector = aiohttp.TCPConnector(limit=0, force_close=True)
-    async with aiohttp.ClientSession(
-        url, timeout=timeout, connector=connector, headers=WAYS[way]
-    ) as session:
-        await find_peak(session, case, 5.0)
-        before = await find_peak(session, case, options.peak_seconds)
-        seen = await overload(session, case, options.times * before, options.seconds)
-        after = await find_peak(session, case, options.peak_seconds)
+    client = Client(url, case, WAYS[way])
+    await find_peak(client, case.num_clients, 5.0)
+    before = await find_peak(client, case.num_clients, options.peak_seconds)
+    seen = await overload(client, options.times * before, options.seconds)
+    after = await find_peak(client, case.num_clients, options.peak_seconds)
     peak, goodput = (before + after) / 2, seen.rate(options.seconds)
     refused = sorted(seen.refused_ms) or [0.0]
     ratios = [told / took for told, took in zip(seen.told_s, seen.admitted_s, strict=True)]
