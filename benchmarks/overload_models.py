@@ -2,23 +2,26 @@
 
 Command: `python -m benchmarks.overload_models`. The shipped models run in one service, and one is
 loaded at a time. First clients that each send the next request at once find the peak, as many as
-the model has places. Then requests come at `--times` that rate, each on a connection of its own,
-whether others are answered or not, for `--seconds`. A refused one leaves; one of ten asks again
-exactly as it was told, until it is let in. After it the peak is measured once more, and the mean of
-both counts. Prints goodput against the peak, every status, how soon a request is refused, and when
-those that came again were let in; writes `benchmarks/results/overload_models.json`.
+the model has places. Then requests come at `--times` that rate, each on a connection and from an
+address of its own, whether others are answered or not, for `--seconds`. A refused one leaves; one
+of ten asks again exactly as it was told, until it is let in. After it the peak is measured once
+more, and the mean of both counts. Prints goodput against the peak, every status, how soon a request
+is refused, and when those that came again were let in; writes
+`benchmarks/results/overload_models.json`.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import ipaddress
+import itertools
 import json
 import os
 import statistics
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -85,8 +88,11 @@ class Client:
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
         self._request = f"POST {case.path} HTTP/1.1\r\n{head}\r\n".encode() + body
 
-    async def ask(self) -> tuple[int, float, bytes]:
+    async def ask(self, address: str) -> tuple[int, float, bytes]:
         """Asks once, on a connection of its own.
+
+        Args:
+            address: The client's; without keys it says whose request it is.
 
         Returns:
             The status, what `retry-after` says, and the body with its framing.
@@ -95,7 +101,7 @@ class Client:
             OSError: There is no connection.
             EOFError: The answer is cut.
         """
-        reader, writer = await asyncio.open_connection(*self._address)
+        reader, writer = await asyncio.open_connection(*self._address, local_addr=(address, 0))
         try:
             writer.write(self._request)
             answer = await reader.read()
@@ -139,12 +145,21 @@ class Seen:
         return sum(first_s <= end_s <= seconds for end_s in self.ends_s) / (seconds - first_s)
 
 
-async def ask(client: Client, seen: Seen, start_s: float) -> tuple[int, float]:
+def addresses() -> Iterator[str]:
+    """Yields this machine's own addresses, a new one for each client."""
+    for number in itertools.count(256):
+        yield str(ipaddress.ip_address("127.0.0.0") + number % 2**23)
+
+
+NEW_ADDRESS = addresses()
+
+
+async def ask(client: Client, seen: Seen, start_s: float, address: str) -> tuple[int, float]:
     """Asks once; returns the status, 0 for none, and what `Retry-After` says."""
     began_s, wait_s = time.monotonic(), 0.0
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            status, wait_s, text = await client.ask()
+            status, wait_s, text = await client.ask(address)
     except (OSError, EOFError) as error:  # TimeoutError is an OSError
         status, text = 0, repr(error).encode()
     seen.statuses[status] += 1
@@ -157,13 +172,15 @@ async def ask(client: Client, seen: Seen, start_s: float) -> tuple[int, float]:
     return status, wait_s
 
 
-async def come_again(client: Client, seen: Seen, start_s: float, wait_s: float) -> None:
+async def come_again(
+    client: Client, seen: Seen, start_s: float, wait_s: float, address: str
+) -> None:
     """Asks as `Retry-After` says, until the request is let in."""
     refused_s, told_s = time.monotonic(), wait_s
     for number in range(MAX_TRIES):
         await asyncio.sleep(wait_s)
         began_s = time.monotonic()
-        status, wait_s = await ask(client, seen, start_s)
+        status, wait_s = await ask(client, seen, start_s, address)
         if status != 429:
             seen.told_s.append(told_s)
             seen.admitted_s.append(began_s - refused_s)
@@ -180,8 +197,9 @@ async def find_peak(client: Client, num_clients: int, seconds: float) -> float:
     seen, start_s = Seen(), time.monotonic()
 
     async def repeat() -> None:
+        address = next(NEW_ADDRESS)
         while time.monotonic() - start_s < seconds:
-            await ask(client, seen, start_s)
+            await ask(client, seen, start_s, address)
 
     await asyncio.gather(*(repeat() for _ in range(num_clients)))
     if not (rate := seen.rate(seconds)):
@@ -194,9 +212,10 @@ async def overload(client: Client, rate: float, seconds: float) -> Seen:
     seen, start_s = Seen(), time.monotonic()
 
     async def act() -> None:
-        status, wait_s = await ask(client, seen, start_s)
+        address = next(NEW_ADDRESS)
+        status, wait_s = await ask(client, seen, start_s, address)
         if status == 429 and not seen.statuses[429] % COMES_AGAIN:
-            await come_again(client, seen, start_s, wait_s)
+            await come_again(client, seen, start_s, wait_s, address)
 
     tasks: set[asyncio.Task[None]] = set()
     for number in range(int(rate * seconds)):

@@ -24,10 +24,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import urlencode
 
+from truthgpt_serve.cluster.haproxy import promises
 from truthgpt_serve.cluster.haproxy.configuration import CLIENTS, ROUTERS, insert, section
 from truthgpt_serve.cluster.haproxy.refusals import (
     ANY,
     RETRY,
+    RETRY_VARIABLE,
+    last_variable,
     place_variable,
     quiet_variable,
     refuse,
@@ -116,6 +119,7 @@ def send_direct(lines: list[str], folder: Path, known: Mapping[str, str]) -> Non
     for backend in backends.values():
         track(lines, backend)
         insert(lines, f"backend {backend}", *_learn_places(backend))
+    lines += promises.table()
     insert(lines, CLIENTS, f"http-response del-header {PLACE_HEADER}")
     insert(lines, ROUTERS, *_news_rules(backends))
     insert(lines, CLIENTS, *_rules(backends, folder))
@@ -186,12 +190,23 @@ def _refusal(name: str, backend: str) -> list[str]:
     body = body.replace(": 0 requests", f": %[var({held})] requests")
     body = body.replace(f"in {RETRY_AFTER_S} s", f"in {RETRY} s")
     return refuse(
-        [f"{_FOUND} {{ var(txn.model) -m str {name} }} {{ be_conn({backend}),sub({held}) ge 0 }}"],
+        promises.is_over(_is_for(name)),
         f"content-type application/json lf-string '{_quoted(body)}' "
         f"hdr retry-after {RETRY} hdr x-request-id %[var(txn.id)]",
         key_of(backend),
         held,
+        note=promises.promise(RETRY_VARIABLE),
     )
+
+
+def _is_for(name: str) -> str:
+    """Returns the conditions of a request that goes straight to a model."""
+    return f"{_FOUND} {{ var(txn.model) -m str {name} }}"
+
+
+def _count_places(name: str, backend: str) -> list[str]:
+    held, last = _held(backend), last_variable(key_of(backend))
+    return promises.count_places(_is_for(name), backend, held, last)
 
 
 def _learn_places(backend: str) -> list[str]:
@@ -263,13 +278,15 @@ def _rules(backends: Mapping[str, str], folder: Path) -> list[str]:
         "if { var(txn.model) -m found }",
         f"http-request unset-var(txn.direct) if {_FOUND} {{ var(txn.direct),nbsrv lt 1 }}",
         *(
-            f"http-request unset-var(txn.direct) if {_FOUND} {{ var(txn.model) -m str {name} }} "
+            f"http-request unset-var(txn.direct) if {_is_for(name)} "
             f"!{{ var({_held(backend)}) -m found }}"
             for name, backend in backends.items()
         ),
         f"http-request set-header x-request-id %[uuid()] if {_FOUND} "
         "!{ req.hdr(x-request-id) -m found }",
         f"http-request set-var(txn.id) req.hdr(x-request-id) if {_FOUND}",  # a tarpit has none
+        *(rule for name, backend in backends.items() for rule in _count_places(name, backend)),
+        *promises.recognize("txn.model"),
         *(rule for name, backend in backends.items() for rule in _refusal(name, backend)),
         *(
             f"http-request set-header x-forwarded-{name} {value} if {_FOUND} "

@@ -164,7 +164,9 @@ def _refuse_what_is_too_much(lines: list[str], root: str, most: int, crowded: in
         lines,
         CLIENTS,
         f"timeout tarpit {HELD_S}s",
-        *refuse(conditions, _full_page(), ANY, "proc.capacity", f"{{ fe_conn gt {crowded} }}"),
+        *refuse(
+            conditions, _full_page(), ANY, "proc.capacity", at_once=f"{{ fe_conn gt {crowded} }}"
+        ),
     )
     reserve = most + most // 8
     insert(

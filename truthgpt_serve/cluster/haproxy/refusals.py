@@ -16,7 +16,8 @@ TOLERANCE_MS = 100
 """By how much a client's clock and timers may be early."""
 _NEXT, _OVER, _EARLY = "sess.next", "txn.over", "txn.early"
 """When a connection that was refused may ask again, in ms; of a request, whether it is too much."""
-RETRY = "%[var(txn.retry)]"
+RETRY_VARIABLE = "txn.retry"
+RETRY = f"%[var({RETRY_VARIABLE})]"
 """Seconds after which a refused client may ask again, in the text of its answer."""
 ANY = "any"
 """Stands for the queues of all models together."""
@@ -40,8 +41,19 @@ def quiet_variable(queue: str) -> str:
     return f"proc.quiet_{queue}"
 
 
+def last_variable(queue: str) -> str:
+    """Returns the variable with the time of the last place that was promised, in us."""
+    return f"proc.last_{queue}"
+
+
 def refuse(
-    conditions: Sequence[str], page: str, queue: str, held: str, at_once: str = ""
+    conditions: Sequence[str],
+    page: str,
+    queue: str,
+    held: str,
+    *,
+    at_once: str = "",
+    note: Sequence[tuple[str, str]] = (),
 ) -> list[str]:
     """Returns the rules that answer 429: at once, or held for a client that asked too early.
 
@@ -53,6 +65,7 @@ def refuse(
         queue: Which queue is full, as it stands in names of variables.
         held: The variable that says how many requests the queue holds.
         at_once: When no answer is held; one of HAProxy's conditions.
+        note: Actions that note what a client was told (`RETRY_VARIABLE`), each with its condition.
     """
     over, early = f"{{ var({_OVER}) -m bool }}", f"{{ var({_EARLY}) -m bool }}"
     always = [f"http-request return status 429 {page} if {over} {at_once}"] if at_once else []
@@ -64,6 +77,7 @@ def refuse(
             f"http-request {action} if {over} {condition}".rstrip()
             for action, condition in _promise(queue, held).items()
         ),
+        *(f"http-request {action} if {over} !{early} {condition}" for action, condition in note),
         *always,
         f"http-request set-var(txn.ms) var(txn.now),div(1000),sub({TOLERANCE_MS}) if {over}",
         f"http-request set-var(txn.again) var(txn.retry) if {over}",
@@ -87,7 +101,7 @@ def _promise(queue: str, held: str) -> dict[str, str]:
         queue: As in `refuse`.
         held: As in `refuse`.
     """
-    place, last = place_variable(queue), f"proc.last_{queue}"
+    place, last = place_variable(queue), last_variable(queue)
     most_us = MAX_RETRY_S * 1_000_000
     is_old = f"{{ var(txn.now),sub({told_variable(queue)}) gt {PLACE_AGE_S * 1_000_000} }}"
     return {

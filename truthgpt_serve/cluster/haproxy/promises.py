@@ -1,0 +1,95 @@
+"""HAProxy's rules that let a client in which was refused and comes again as it was told.
+
+They are for the direct way, where no router knows the client (`router/waiting/claims.py`). A client
+is an address. While some are to come, a model's last places are kept for them: those who were not
+told anything find the model full a little earlier. What an address was told counts for each of its
+connections, as many times as it was told so.
+"""
+
+from __future__ import annotations
+
+TABLE = "promises"
+KEPT_SHARE = 8
+"""One of so many places that a model holds is kept."""
+LATE_S = 10
+"""So long after it was due, a promise is kept."""
+MAX_CLIENTS = 100_000
+MAX_WAIT_S = 120
+"""How long a promise is remembered at all."""
+_DUE_MARGIN_US = 1_000_000
+"""How long after the last place that was promised somebody may still come for it."""
+_NUMBER, _THEN = 0, 1
+"""What is stored of a client: how many promises it has, and when the first of them is due, in s."""
+
+_WHO, _REST, _KEPT, _LATE, _DUE = "txn.who", "txn.rest", "txn.kept", "txn.late", "txn.due"
+_KNOWN = f"{{ var({_WHO}) -m found }}"
+_IS_DUE = f"{{ var({_DUE}) -m bool }}"
+_IS_FULL = f"{{ var({_REST}) -m int le 0 }}"
+_IS_CROWDED = f"{{ var({_KEPT}) -m found }} {{ var({_REST}),sub({_KEPT}) le 0 }}"
+
+
+def table() -> list[str]:
+    """Returns the section that remembers whom places were promised."""
+    return [
+        f"backend {TABLE}",
+        f"    stick-table type string len 128 size {MAX_CLIENTS} expire {MAX_WAIT_S}s store gpt(2)",
+    ]
+
+
+def count_places(condition: str, backend: str, held: str, last: str) -> list[str]:
+    """Returns the rules that note how many places a model has left, and are kept.
+
+    Args:
+        condition: When a request is for this model; HAProxy's conditions, without `if`.
+        backend: The model's.
+        held: The variable that says how many requests it holds.
+        last: The variable with the time of the last place that was promised, in us.
+    """
+    to_come = f"{{ date(0,us),sub({last}) lt {_DUE_MARGIN_US} }}"
+    return [
+        f"http-request set-var({_REST}) be_conn({backend}),sub({held}),neg if {condition}",
+        f"http-request set-var({_KEPT}) var({held}),div({KEPT_SHARE}) if {condition} {to_come}",
+    ]
+
+
+def recognize(model: str) -> list[str]:
+    """Returns the rules that find who comes as it was told, behind those of `count_places`.
+
+    Args:
+        model: The variable with the model's name.
+    """
+    known, number = f"src,concat(' ',{model})", f"sc_get_gpt({_NUMBER},1)"
+    return [
+        f"http-request set-var({_WHO}) {known} if {_IS_FULL}",
+        f"http-request set-var({_WHO}) {known} if {_IS_CROWDED}",
+        f"http-request track-sc1 var({_WHO}) table {TABLE} if {_KNOWN}",
+        f"http-request set-var(txn.then) sc_get_gpt({_THEN},1) if {_KNOWN} {{ {number} gt 0 }}",
+        f"http-request set-var({_LATE}) date,sub(txn.then) if {{ var(txn.then) -m found }}",
+        f"http-request set-var({_DUE}) bool(true) if {{ var({_LATE}) -m int 0:{LATE_S} }}",
+        f"http-request sc-set-gpt({_NUMBER},1) {number},sub(1) if {_IS_DUE} !{_IS_FULL}",
+    ]
+
+
+def is_over(condition: str) -> list[str]:
+    """Returns when a request is too much for a model; any one of these conditions.
+
+    Args:
+        condition: When it is for this model.
+    """
+    return [f"{condition} {_IS_FULL}", f"{condition} {_IS_CROWDED} !{_IS_DUE}"]
+
+
+def promise(retry: str) -> list[tuple[str, str]]:
+    """Returns the actions that note a promise, each with its condition.
+
+    Args:
+        retry: The variable with the seconds that the client was told.
+    """
+    number, then = f"sc-set-gpt({_NUMBER},1)", f"sc-set-gpt({_THEN},1) date,add({retry})"
+    has_none = (f"!{{ var({_LATE}) -m found }}", f"{{ var({_LATE}) -m int gt {LATE_S} }}")
+    return [
+        *((then, f"{_KNOWN} {none}") for none in has_none),
+        *((f"{number} int(1)", f"{_KNOWN} {none}") for none in has_none),
+        (then, _IS_DUE),
+        (f"{number} sc_get_gpt({_NUMBER},1),add(1)", f"{{ var({_LATE}) -m int lt 0 }}"),
+    ]
