@@ -234,23 +234,27 @@ def test_the_command_line_draws(images: Images, tmp_path: Path) -> None:
         Image.open(tmp_path / file).load()
     env = environment({"TRUTHGPT_URL": images.cluster.url})
     program = [sys.executable, "-m", "truthgpt_serve.cli"]
+    before = num_closed(images)
     with on_terminal(*program, "image", "studio", "slow", env=env, cwd=tmp_path) as shown:
         shown.wait_for("step")
         shown.type("\x03")
         assert shown.end() == 130
+    wait_until(lambda: num_closed(images) == before + 1)
+
+
+def num_closed(images: Images) -> int:
+    """Returns how many streams have ended before their model was done."""
+    return len(list(images.modules.glob("closed-*")))
 
 
 def test_a_client_that_leaves_ends_the_stream(images: Images) -> None:
-    def num_closed() -> int:
-        return len(list(images.modules.glob("closed-*")))
-
-    before = num_closed()
+    before = num_closed(images)
     body = {"model": "studio", "prompt": "slow", "stream": True, "partial_images": 1}
     with images.http.stream("POST", "/v1/images/generations", json=body) as answer:
         assert answer.status_code == 200
         next(answer.iter_bytes())
-        assert num_closed() == before
-    wait_until(lambda: num_closed() == before + 1)  # of itself it would run for 200 s
+        assert num_closed(images) == before
+    wait_until(lambda: num_closed(images) == before + 1)  # of itself it would run for 200 s
 
 
 def test_large_forms_with_the_model_last(images: Images) -> None:
