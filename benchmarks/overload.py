@@ -1,10 +1,11 @@
 """Many more requests than a model holds: what it still answers, and how soon it refuses the others.
 
 Command: `python -m benchmarks.overload --connections 8000`. wrk sends unary requests to an echo
-model, first from so many clients that nothing is refused (the peak), then from `--connections`,
-which ask again as soon as they are refused, or wait as `Retry-After` says (`--patient`). Both take
-turns. Beside that load one client after another asks once, and the time of its answer is measured.
-Prints goodput against the peak, every status, and the memory of HAProxy; writes
+model, from so many clients that nothing is refused (the peak), and from `--connections`, which ask
+again as soon as they are refused, or wait as `Retry-After` says (`--patient`). Both take turns: the
+peak counts as the mean of the one before and the one after. What comes while connections are opened
+does not count. Beside that load one client after another asks once, and the time of its answer is
+measured. Prints goodput against the peak, every status, and the memory of HAProxy; writes
 `benchmarks/results/overload.json`. Needs wrk, and open files for the connections (`ulimit -n`).
 
 With `--retries` clients of a slow model wait as `Retry-After` says, and it is measured when they
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import itertools
 import json
 import resource
 import shutil
@@ -39,6 +41,8 @@ from truthgpt_serve.cluster.processes import find_run
 PATH = "/v1/completions"
 BODY = json.dumps({"model": "echo", "prompt": "one two three four", "max_tokens": 4})
 PROBE_INTERVAL_S = 0.02
+OPENING_S = 4
+"""Seconds at the start that do not count: 8,000 connections are opened in two."""
 SCRIPT = """
 wrk.method = "POST"
 wrk.body = [[%(body)s]]
@@ -46,11 +50,15 @@ wrk.headers["content-type"] = "application/json"
 wrk.headers["x-truthgpt-way"] = %(way)s
 local threads = {}
 function setup(thread) table.insert(threads, thread) end
-function init(args) counts = {}; refused = false end
+function init(args) counts = {}; seconds = {}; refused = false end
 function delay() if %(patient)s and refused then refused = false; return 1000 end return 0 end
 function response(status)
   counts[status] = (counts[status] or 0) + 1
   refused = status == 429
+  if status == 200 then
+    local now = os.time()
+    seconds[now] = (seconds[now] or 0) + 1
+  end
 end
 function done(summary)
   local all = {}
@@ -59,6 +67,8 @@ function done(summary)
   end
   io.write("counts")
   for status, n in pairs(all) do io.write(" ", status, "=", n) end
+  local of_thread = threads[1]:get("seconds")
+  for second, n in pairs(of_thread) do io.write(" at", second, "=", n) end
   local e = summary.errors
   io.write(" connect=", e.connect, " read=", e.read, " write=", e.write, " timeout=", e.timeout)
   io.write(" us=", summary.duration, "\\n")
@@ -73,19 +83,21 @@ class Load:
     Attributes:
         seconds: How long it took.
         counts: Answers by status, and wrk's errors by kind.
+        good: Answers with status 200 of each second, in order.
         haproxy_bytes: HAProxy's memory (PSS) meanwhile.
         probes: Seconds of each answer to the client beside it, by status; 0 is none.
     """
 
     seconds: float
     counts: dict[str, int]
+    good: list[int]
     haproxy_bytes: int
     probes: dict[int, list[float]] = field(default_factory=dict)
 
     @property
     def goodput(self) -> float:
-        """Answers with status 200 a second."""
-        return self.counts.get("200", 0) / self.seconds
+        """Answers with status 200 a second, once all connections are open."""
+        return statistics.mean(self.good[OPENING_S:-1])
 
     def refused_ms(self, quantile: float) -> float | None:
         """Returns in how many milliseconds this share of the refusals came."""
@@ -119,7 +131,9 @@ def run_wrk(url: str, run_id: str, connections: int, options: argparse.Namespace
         prober.join(60)
     line = next(line for line in output.splitlines() if line.startswith("counts"))
     counts = {name: int(n) for name, n in (word.split("=") for word in line.split()[1:])}
-    return Load(counts.pop("us") / 1e6, counts, memory, probes)
+    seconds = sorted((name, counts.pop(name)) for name in [*counts] if name.startswith("at"))
+    good = [number for _, number in seconds]
+    return Load(counts.pop("us") / 1e6, counts, good, memory, probes)
 
 
 def haproxy_bytes(run_id: str) -> int:
@@ -152,16 +166,18 @@ def measure_overload(url: str, run_id: str, options: argparse.Namespace) -> dict
     """Measures peak and overload in turn; returns medians and sums."""
     warm = argparse.Namespace(**{**vars(options), "seconds": 2.0})
     run_wrk(url, run_id, options.peak_connections, warm)
-    peaks, loads = [], []
+    peaks = [run_wrk(url, run_id, options.peak_connections, options)]
+    loads = []
     for _ in range(options.pairs):
-        peaks.append(run_wrk(url, run_id, options.peak_connections, options))
         loads.append(run_wrk(url, run_id, options.connections, options))
+        peaks.append(run_wrk(url, run_id, options.peak_connections, options))
     counts: Counter[str] = Counter()
     probes: Counter[int] = Counter()
     for load in loads:
         counts.update(load.counts)
         probes.update({status: len(times) for status, times in load.probes.items()})
-    ratios = [load.goodput / peak.goodput for peak, load in zip(peaks, loads, strict=True)]
+    around = [(a.goodput + b.goodput) / 2 for a, b in itertools.pairwise(peaks)]
+    ratios = [load.goodput / peak for load, peak in zip(loads, around, strict=True)]
     return {
         "connections": options.connections,
         "patient": options.patient,
@@ -203,8 +219,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--connections", type=int, default=8000)
     parser.add_argument("--peak-connections", type=int, default=128)
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=12.0)
+    parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--patient", action="store_true", help="clients wait as told")
     parser.add_argument("--router", action="store_true", help="through the router, not direct")
     parser.add_argument("--retries", action="store_true", help="measure Retry-After")
