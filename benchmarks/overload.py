@@ -219,6 +219,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--connections", type=int, default=8000)
     parser.add_argument("--peak-connections", type=int, default=128)
+    parser.add_argument("--places", type=int, help="of the model, by default the family's")
+    parser.add_argument("--queued", type=int, help="requests that wait for them, by default twice")
     parser.add_argument("--seconds", type=float, default=12.0)
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--patient", action="store_true", help="clients wait as told")
@@ -233,7 +235,8 @@ def main() -> None:
         raise SystemExit("wrk is missing: install the package `wrk`")
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    echo = {"model": {"family": "echo"}, "hardware": {"gpus": 0, "cpus": 0.1}}
+    limits = {"max_ongoing_requests": options.places, "max_queued_requests": options.queued}
+    echo = {"model": {"family": "echo"}, "hardware": {"gpus": 0, "cpus": 0.1}, "serving": limits}
     with LocalCluster(ROOT / "configs" / "ray.env") as cluster:
         cluster.deploy([model_application("echo", echo), router_application(cluster.port)])
         cluster.wait_until_ready()
