@@ -17,6 +17,10 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
+LEAVING_KEY = "truthgpt.leaving"
+"""In a scope: the set of functions that are called when the client leaves, so that nobody needs a
+task of its own to listen. Absent where only `receive` tells it.
+"""
 READS = ("GET", "HEAD")
 """Methods that change nothing and cost little."""
 UNREAD_TIMEOUT_S = 5.0

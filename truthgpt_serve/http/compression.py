@@ -17,8 +17,7 @@ from typing import Protocol
 from backports import zstd
 
 from truthgpt_serve.errors import CodingError, OverloadedError, RequestError, TooLargeError
-from truthgpt_serve.http.asgi import Receive, Replay, Scope
-from truthgpt_serve.http.read_ahead import LEAVING_KEY
+from truthgpt_serve.http.asgi import LEAVING_KEY, Receive, Replay, Scope
 
 CODINGS = ("gzip", "deflate", "zstd")
 _ALIASES = {"x-gzip": "gzip", "identity": ""}

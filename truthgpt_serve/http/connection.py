@@ -15,6 +15,7 @@ from types import TracebackType
 from truthgpt_serve.body_limits import body_too_large, slow_body
 from truthgpt_serve.errors import DeadlineError, RouteNotFoundError, TruthGPTError
 from truthgpt_serve.http.asgi import (
+    LEAVING_KEY,
     UNREAD_TIMEOUT_S,
     Headers,
     Message,
@@ -26,7 +27,6 @@ from truthgpt_serve.http.asgi import (
     send_error,
 )
 from truthgpt_serve.http.envelope import error_event
-from truthgpt_serve.http.read_ahead import LEAVING_KEY
 from truthgpt_serve.http.sse import STREAM_HEADERS
 
 BODY_LIMIT_S = 600.0

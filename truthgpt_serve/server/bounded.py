@@ -20,10 +20,10 @@ from truthgpt_serve.errors import (
     UpstreamError,
     late_answer,
 )
-from truthgpt_serve.http.asgi import Message, Receive, Scope, Send
+from truthgpt_serve.http.asgi import LEAVING_KEY, Message, Receive, Scope, Send
 from truthgpt_serve.http.connection import Connection
-from truthgpt_serve.http.read_ahead import DISCONNECT, LEAVING_KEY, ReadAhead
 from truthgpt_serve.http.sse import WholeEvents, is_event_stream
+from truthgpt_serve.server.read_ahead import DISCONNECT, ReadAhead
 from truthgpt_serve.usage.counted import note_break
 
 logger = logging.getLogger(__name__)

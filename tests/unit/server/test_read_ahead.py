@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from truthgpt_serve.http.asgi import Message
+from truthgpt_serve.http.asgi import LEAVING_KEY, Message
 from truthgpt_serve.http.connection import ClientGoneError, Connection
-from truthgpt_serve.http.read_ahead import KEPT_BYTES, LEAVING_KEY, ReadAhead
+from truthgpt_serve.server.read_ahead import KEPT_BYTES, ReadAhead
 
 WAIT_S = 10.0
 GONE: Message = {"type": "http.disconnect"}

@@ -11,10 +11,6 @@ from truthgpt_serve.http.asgi import Message, Receive
 
 logger = logging.getLogger(__name__)
 
-LEAVING_KEY = "truthgpt.leaving"
-"""In a scope: the set of functions that are called when the client leaves, so that nobody needs a
-task of its own to listen. Absent where only `receive` tells it.
-"""
 DISCONNECT = "http.disconnect"
 KEPT_BYTES = 1 << 20
 """What is read of a body ahead. Its client waits then, as its connection is full, and its leaving
