@@ -49,10 +49,11 @@ class ReadAhead:
         self._task = asyncio.get_running_loop().create_task(self._read(leave))
 
     def close(self) -> None:
-        """Reads no further."""
+        """Reads no further; whoever still waits is told that the client has left."""
         task, self._task = self._task, None  # else a cancelled task and its frame hold each other
         if task is not None:
             self._ended = True
+            self._arrived.set()
             task.cancel()
 
     async def __call__(self) -> Message:

@@ -117,6 +117,17 @@ async def test_closed_it_reads_no_further() -> None:
     assert (server.num_given, server.left.is_set()) == (0, False)
 
 
+async def test_closed_it_keeps_nobody_waiting() -> None:
+    server = Server()
+    client = ReadAhead(server.receive)
+    client.begin(server.leave)
+    waiting = asyncio.create_task(client())
+    await asyncio.sleep(0)
+    client.close()
+    assert await asyncio.wait_for(waiting, WAIT_S) == GONE
+    assert not server.left.is_set()
+
+
 async def test_a_guard_needs_no_task_where_leaving_is_told() -> None:
     leaving: set[Any] = set()
     scope = {"type": "http", "path": "/", "headers": [], LEAVING_KEY: leaving}

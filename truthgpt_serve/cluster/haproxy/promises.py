@@ -3,7 +3,7 @@
 They are for the direct way, where no router knows the client (`router/waiting/claims.py`). A client
 is an address. While some are to come, a model's last places are kept for them: those who were not
 told anything find the model full a little earlier. What an address was told counts for each of its
-connections, as many times as it was told so.
+connections, as many times as it was told so, up to `MAX_PROMISES`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ KEPT_SHARE = 8
 """One of so many places that a model holds is kept."""
 LATE_S = 10
 """So long after it was due, a promise is kept."""
+MAX_PROMISES = 8
+"""Of one address: one that asks all the time does not take the places that are kept for others."""
 MAX_CLIENTS = 100_000
 MAX_WAIT_S = 120
 """How long a promise is remembered at all."""
@@ -91,5 +93,8 @@ def promise(retry: str) -> list[tuple[str, str]]:
         *((then, f"{_KNOWN} {none}") for none in has_none),
         *((f"{number} int(1)", f"{_KNOWN} {none}") for none in has_none),
         (then, _IS_DUE),
-        (f"{number} sc_get_gpt({_NUMBER},1),add(1)", f"{{ var({_LATE}) -m int lt 0 }}"),
+        (
+            f"{number} sc_get_gpt({_NUMBER},1),add(1)",
+            f"{{ var({_LATE}) -m int lt 0 }} {{ sc_get_gpt({_NUMBER},1) lt {MAX_PROMISES} }}",
+        ),
     ]

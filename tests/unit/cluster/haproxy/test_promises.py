@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.haproxy_process import LIMIT_S, Proxy, running
 from truthgpt_serve.cluster.haproxy.direct import MAX_BODY_BYTES, NEWS_PATH, news_query
-from truthgpt_serve.cluster.haproxy.promises import KEPT_SHARE
+from truthgpt_serve.cluster.haproxy.promises import KEPT_SHARE, MAX_PROMISES
 
 CHAT = "/v1/chat/completions"
 BODY = b'{"model": "m"}'
@@ -91,6 +91,17 @@ def test_who_comes_before_it_was_told_is_refused(proxy: Proxy) -> None:
         assert ask(proxy, TOLD).status_code == 429
         time.sleep(max(0.0, due_s - time.monotonic()))
         assert [ask(proxy, TOLD).status_code for _ in range(4)] == [200, 200, 200, 429]
+
+
+def test_one_that_asks_all_the_time_has_few_promises(proxy: Proxy) -> None:
+    with contextlib.closing(Held(proxy)) as held:
+        held.add(HELD)
+        first = [ask(proxy, TOLD).headers["retry-after"] for _ in range(2 * MAX_PROMISES)]
+        due_s = time.monotonic() + int(first[-1])
+        held.drop()
+        time.sleep(max(0.0, due_s - time.monotonic()))
+        statuses = [ask(proxy, TOLD).status_code for _ in range(MAX_PROMISES + 2)]
+        assert statuses == [200] * MAX_PROMISES + [429] * 2
 
 
 def test_all_places_are_for_all_where_nothing_was_promised(proxy: Proxy) -> None:
