@@ -23,7 +23,7 @@ from tests.support.servers import serve_asgi
 from tests.unit.router.test_relay import CancelOnDisconnect, Cluster, Proxy
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.errors import CodingError, OverloadedError, RequestError, TooLargeError
-from truthgpt_serve.http.asgi import Message
+from truthgpt_serve.http.asgi import LEAVING_KEY, Message
 from truthgpt_serve.http.compression import (
     CODINGS,
     FREE_BYTES,
@@ -33,7 +33,9 @@ from truthgpt_serve.http.compression import (
     Grown,
     content_coding,
     decompress,
+    plain_request,
 )
+from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.router import request_body
 from truthgpt_serve.router.app import RouterApp
 from truthgpt_serve.server import create_app, encoded_bodies
@@ -408,3 +410,25 @@ async def test_a_body_that_was_parsed_counts_no_more(monkeypatch: pytest.MonkeyP
     assert not sent
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
         task.cancel()
+
+
+async def test_work_on_a_body_frees_what_it_has_grown_by() -> None:
+    """Also where leaving is told in another way than by `receive`."""
+    released = []
+    scope = {"type": "http", "path": "/", "headers": [], LEAVING_KEY: set()}
+
+    async def left() -> Message:
+        await asyncio.Event().wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        raise AssertionError(message)
+
+    plain, receive = plain_request(scope, left, [b"x" * 10], lambda: released.append(1))
+    connection = Connection(plain, receive, send)
+    assert await connection.read(100) == b"x" * 10
+    async with connection.guard(10):
+        assert not released
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert released
