@@ -19,12 +19,16 @@ from truthgpt_serve.queue_full import CLIENT_HEADER, MAX_QUEUES
 
 _CLIENT_HEADER = CLIENT_HEADER.encode()
 MAX_CLIENT = 64
-MAX_PROMISES = 1024
-"""Of one model: those that are due first are forgotten first."""
+MAX_PROMISES = 8192
+"""Of one model, some 3 MB: as many as it refuses in 10 s at 800 a second. What is more is forgotten
+at once: the last ones of the lowest priority. Clients that come soon count on theirs."""
 EARLY_S = 0.1
 """By how much a client's clock and timers may be early."""
+FEW_PROMISES = 8
+"""A client that has no more may come again by any connection."""
 LATE_S = 0.25
-"""So long after it was due, a promise may be kept to another connection of the same client."""
+"""Else a promise is its connection's alone until so long after it was due, as most clients of an
+address may be others."""
 KEPT_S = 1.0
 """For how long a place is kept for a client that was told to come now."""
 _NEW_SHARE = 0.05
@@ -143,7 +147,8 @@ class Claims:
             then_s, _ = promised[connection]
         else:
             connection, (then_s, _) = next(iter(promised.items()))
-            if then_s > now_s + EARLY_S - (LATE_S if who.connection else 0):
+            is_own = not who.connection or len(promised) <= FEW_PROMISES
+            if then_s > now_s + EARLY_S - (0 if is_own else LATE_S):
                 is_full = len(promised) >= (MAX_QUEUES if who.connection else 1) * most
                 wait_s = next(reversed(promised.values()))[0] - now_s if is_full else None
                 return Claim(is_early=len(promised) >= most, wait_s=wait_s)
@@ -163,7 +168,7 @@ class Claims:
         self._clients.setdefault(who.client, {})[connection] = (then_s, who.priority)
         insort(self._bands.setdefault(who.priority, []), (then_s, who.client, connection))
         if sum(map(len, self._bands.values())) > MAX_PROMISES:
-            self._drop(min(band[0] for band in self._bands.values()))
+            self._forget(*self._bands[min(self._bands)][-1][1:])
 
     def num_expected(self, within_s: float = 0.0, priority: int | None = None) -> float:
         """Returns how many clients will likely come in so many seconds, as they were told to.

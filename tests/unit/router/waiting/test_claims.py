@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from truthgpt_serve.access.identity import SCOPE_KEY, Identity
 from truthgpt_serve.queue_full import CLIENT_HEADER, MAX_QUEUES
 from truthgpt_serve.router.waiting.claims import (
+    FEW_PROMISES,
     KEPT_S,
     LATE_S,
     MAX_PROMISES,
@@ -108,12 +110,40 @@ def test_as_many_are_expected_as_come_when_they_are_told(claims: Claims, clock: 
 
 
 def test_no_more_than_some_are_remembered(claims: Claims, clock: Clock) -> None:
-    for number in range(MAX_PROMISES + 1):
+    for number in range(MAX_PROMISES):
         claims.give(Claimant(str(number), f"{number}:1"), 5)
-    assert claims.take(Claimant("0", "0:1"), MOST) == NEW
-    assert claims.take(Claimant("1", "1:1"), MOST).wait_s == 5
-    assert claims.num_expected(4.9) == 0
-    assert claims.num_expected(5) > MAX_PROMISES / 4
+    late = Claimant("late", "late:1")
+    claims.give(late, 6)
+    assert claims.take(late, MOST) == NEW
+    assert claims.take(Claimant("0", "0:1"), MOST).wait_s == 5
+    claims.give(OTHER, 1)  # it comes sooner, and takes the place of one that comes last
+    assert claims.take(OTHER, MOST).wait_s == 1
+    claims.give(replace(late, priority=1), 6)
+    assert claims.take(late, MOST).wait_s == 6
+    share = claims.num_expected(5) / MAX_PROMISES
+    assert share == pytest.approx(0.5, abs=0.01)  # who was forgotten has broken no word
+
+
+@pytest.mark.parametrize("num_promises", [1, FEW_PROMISES])
+def test_a_client_of_few_promises_may_come_by_any_connection(
+    claims: Claims, clock: Clock, num_promises: int
+) -> None:
+    for port in range(num_promises):
+        claims.give(Claimant("192.0.2.1", f"192.0.2.1:{port}"), 1)
+    other = Claimant("192.0.2.1", "192.0.2.1:99")
+    assert claims.take(other, 2 * FEW_PROMISES) == NEW
+    clock.now_s += 1
+    taken = [claims.take(other, 2 * FEW_PROMISES) for _ in range(num_promises + 1)]
+    assert taken == [*[WAITED] * num_promises, NEW]
+
+
+def test_of_many_promises_each_is_of_its_connection(claims: Claims, clock: Clock) -> None:
+    for port in range(FEW_PROMISES + 1):
+        claims.give(Claimant("192.0.2.1", f"192.0.2.1:{port}"), 1)
+    other = Claimant("192.0.2.1", "192.0.2.1:99")
+    clock.now_s += 1
+    assert claims.take(other, 2 * FEW_PROMISES) == NEW
+    assert claims.take(Claimant("192.0.2.1", "192.0.2.1:0"), 2 * FEW_PROMISES) == WAITED
 
 
 @pytest.mark.parametrize(
