@@ -20,15 +20,15 @@ from truthgpt_serve.queue_full import CLIENT_HEADER, MAX_QUEUES
 _CLIENT_HEADER = CLIENT_HEADER.encode()
 MAX_CLIENT = 64
 MAX_PROMISES = 8192
-"""Of one model, some 4 MB: as many as it refuses in 10 s at 800 a second. What is more is forgotten
+"""Of one model, some 3 MB: as many as it refuses in 10 s at 800 a second. What is more is forgotten
 at once: the last ones of the lowest priority. Clients that come soon count on theirs."""
 EARLY_S = 0.1
 """By how much a client's clock and timers may be early."""
 FEW_PROMISES = 8
-"""A client that has no more may come again by any connection that has no promise of its own."""
+"""A client that has no more may come again by any connection."""
 LATE_S = 0.25
-"""Until so long after it was due, a promise is else its connection's alone, as most clients of an
-address may be others. After it any may take it: a client's pool uses whichever is free."""
+"""Else a promise is its connection's alone until so long after it was due, as most clients of an
+address may be others."""
 KEPT_S = 1.0
 """For how long a place is kept for a client that was told to come now."""
 _NEW_SHARE = 0.05
@@ -142,32 +142,21 @@ class Claims:
         if promised is None:
             return Claim()
         now_s = self._clock()
-        connection, early_s = who.connection, EARLY_S
-        own_s = promised[connection][0] if connection in promised else None
-        if own_s is None or own_s > now_s + EARLY_S:
-            if connection and (own_s is not None or len(promised) > FEW_PROMISES):
-                early_s -= LATE_S
+        connection = who.connection
+        if connection in promised:
+            then_s, _ = promised[connection]
+        else:
             connection, (then_s, _) = next(iter(promised.items()))
-            if then_s > now_s + early_s:
-                return self._early(who, own_s, most)
+            is_own = not who.connection or len(promised) <= FEW_PROMISES
+            if then_s > now_s + EARLY_S - (0 if is_own else LATE_S):
+                is_full = len(promised) >= (MAX_QUEUES if who.connection else 1) * most
+                wait_s = next(reversed(promised.values()))[0] - now_s if is_full else None
+                return Claim(is_early=len(promised) >= most, wait_s=wait_s)
+        if then_s > now_s + EARLY_S:
+            return Claim(is_early=True, wait_s=then_s - now_s)
         self._forget(who.client, connection)
         self._share += _NEW_SHARE * (1 - self._share)
         return Claim(has_waited=True)
-
-    def _early(self, who: Claimant, own_s: float | None, most: int) -> Claim:
-        """Returns the claim of a request that keeps no promise.
-
-        Args:
-            who: Its client.
-            own_s: When the promise of its connection is due.
-            most: As in `take`.
-        """
-        promised, now_s = self._clients[who.client], self._clock()
-        if own_s is not None:
-            return Claim(is_early=True, wait_s=own_s - now_s)
-        is_full = len(promised) >= (MAX_QUEUES if who.connection else 1) * most
-        wait_s = next(reversed(promised.values()))[0] - now_s if is_full else None
-        return Claim(is_early=len(promised) >= most, wait_s=wait_s)
 
     def give(self, who: Claimant, wait_s: float) -> None:
         """Notes that a client was told to come again in so many seconds."""

@@ -146,23 +146,6 @@ def test_of_many_promises_each_is_of_its_connection(claims: Claims, clock: Clock
     assert claims.take(Claimant("192.0.2.1", "192.0.2.1:0"), 2 * FEW_PROMISES) == WAITED
 
 
-@pytest.mark.parametrize("num_promises", [2, FEW_PROMISES + 1])
-def test_a_pool_takes_a_promise_that_nobody_came_for(
-    claims: Claims, clock: Clock, num_promises: int
-) -> None:
-    pool = [Claimant("key a", f"192.0.2.1:{port}") for port in range(num_promises)]
-    for number, who in enumerate(pool):
-        claims.give(who, 1 + number)
-    clock.now_s += 1  # the first is due, and comes by the last connection
-    assert claims.take(pool[-1], 99) == Claim(is_early=True, wait_s=num_promises - 1)
-    clock.now_s += LATE_S
-    assert claims.take(pool[-1], 99) == WAITED
-    assert claims.take(pool[-1], 99).is_early  # its own is still to come
-    assert claims.take(pool[0], 99) == NEW
-    clock.now_s += num_promises - 1 - LATE_S
-    assert claims.take(pool[-1], 99) == WAITED
-
-
 @pytest.mark.parametrize(
     ("scope", "claimant"),
     [
