@@ -20,7 +20,7 @@ from truthgpt_serve.queue_full import CLIENT_HEADER, MAX_QUEUES
 _CLIENT_HEADER = CLIENT_HEADER.encode()
 MAX_CLIENT = 64
 MAX_PROMISES = 8192
-"""Of one model, some 3 MB: as many as it refuses in 10 s at 800 a second. What is more is forgotten
+"""Of one model, some 4 MB: as many as it refuses in 10 s at 800 a second. What is more is forgotten
 at once: the last ones of the lowest priority. Clients that come soon count on theirs."""
 EARLY_S = 0.1
 """By how much a client's clock and timers may be early."""

@@ -17,7 +17,7 @@ from truthgpt_serve.router.waiting.pace import Pace
 DRAIN_S = 0.5
 WAIT_S = 2.0
 """How long one waits at most: four times what the line takes, as requests end unevenly."""
-MOMENT_S = 0.04
+MOMENT_S = 0.06
 """How long it waits where no place may come for long: a refusal is then still one at once."""
 MAX_LENGTH = 256
 FIRST_LENGTH = 8
