@@ -15,14 +15,21 @@ LATE_S = 10
 """So long after it was due, a promise is kept."""
 MAX_PROMISES = 8
 """Of one address: one that asks all the time does not take the places that are kept for others."""
+TICKS_A_S = 10
+"""How finely it is known when a promise is due."""
 MAX_CLIENTS = 100_000
 MAX_WAIT_S = 120
 """How long a promise is remembered at all."""
 _DUE_MARGIN_US = 1_000_000
 """How long after the last place that was promised somebody may still come for it."""
 _NUMBER, _THEN = 0, 1
-"""What is stored of a client: how many promises it has, and when the first of them is due, in s."""
+"""What is stored of a client: how many promises it has, and the tick at which the first is due."""
+_EPOCH_MS = 1_760_000_000_000
+"""When ticks began, in ms since 1970: what is stored has 32 bits."""
 
+_LATE_TICKS = LATE_S * TICKS_A_S
+
+_NOW = "txn.tick"
 _WHO, _REST, _KEPT, _LATE, _DUE = "txn.who", "txn.rest", "txn.kept", "txn.late", "txn.due"
 _KNOWN = f"{{ var({_WHO}) -m found }}"
 _IS_DUE = f"{{ var({_DUE}) -m bool }}"
@@ -65,9 +72,11 @@ def recognize(model: str) -> list[str]:
         f"http-request set-var({_WHO}) {known} if {_IS_FULL}",
         f"http-request set-var({_WHO}) {known} if {_IS_CROWDED}",
         f"http-request track-sc1 var({_WHO}) table {TABLE} if {_KNOWN}",
+        f"http-request set-var({_NOW}) date(0,ms),sub({_EPOCH_MS}),div({1000 // TICKS_A_S}) "
+        f"if {_KNOWN}",
         f"http-request set-var(txn.then) sc_get_gpt({_THEN},1) if {_KNOWN} {{ {number} gt 0 }}",
-        f"http-request set-var({_LATE}) date,sub(txn.then) if {{ var(txn.then) -m found }}",
-        f"http-request set-var({_DUE}) bool(true) if {{ var({_LATE}) -m int 0:{LATE_S} }}",
+        f"http-request set-var({_LATE}) var({_NOW}),sub(txn.then) if {{ var(txn.then) -m found }}",
+        f"http-request set-var({_DUE}) bool(true) if {{ var({_LATE}) -m int 0:{_LATE_TICKS} }}",
         f"http-request sc-set-gpt({_NUMBER},1) {number},sub(1) if {_IS_DUE} !{_IS_FULL}",
     ]
 
@@ -87,8 +96,10 @@ def promise(retry: str) -> list[tuple[str, str]]:
     Args:
         retry: The variable with the seconds that the client was told.
     """
-    number, then = f"sc-set-gpt({_NUMBER},1)", f"sc-set-gpt({_THEN},1) date,add({retry})"
-    has_none = (f"!{{ var({_LATE}) -m found }}", f"{{ var({_LATE}) -m int gt {LATE_S} }}")
+    number = f"sc-set-gpt({_NUMBER},1)"
+    then = f"sc-set-gpt({_THEN},1) var({retry}),mul({TICKS_A_S}),add({_NOW})"
+    is_lost = f"{{ var({_LATE}) -m int gt {_LATE_TICKS} }}"
+    has_none = (f"!{{ var({_LATE}) -m found }}", is_lost)
     return [
         *((then, f"{_KNOWN} {none}") for none in has_none),
         *((f"{number} int(1)", f"{_KNOWN} {none}") for none in has_none),
