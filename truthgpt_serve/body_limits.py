@@ -6,7 +6,7 @@ The settings are in `config/router.py`, `config/serving.py`, `config/images.py` 
 | setting | bounds | checked in |
 |---|---|---|
 | the router's `max_body_bytes` | every request through the router | `router/request_body.py` |
-| `serving.max_body_bytes` | a request to one model | `server/bounded.py`, `http/connection.py` |
+| `serving.max_body_bytes` | a request to one model | `server/arriving_body.py` |
 | `serving.images.max_upload_bytes` | an image request and its files | `server/images/routes.py` |
 | the playground's `max_upload_bytes` | a recording | `playground/uploads.py` |
 
@@ -27,6 +27,10 @@ STALL_S = 25.0
 """The longest pause between two pieces of a body; HAProxy's, `timeout client`, is 30 s: it answers
 in other words, and knows neither the limit nor the form of the API's errors.
 """
+HURRY_BYTES = 16 * 1024
+"""While others wait for the model, a body must come this fast, in bytes a second (128 kbit/s)."""
+HURRY_S = 3.0
+"""How far it may fall behind that, as when a connection's packets are lost."""
 
 
 def body_too_large(max_bytes: int, setting: str) -> TooLargeError:
@@ -49,3 +53,11 @@ def slow_body(limit_s: float) -> SlowRequestError:
 def stalled_body(pause_s: float) -> SlowRequestError:
     """Returns the refusal of a body of which nothing came for `pause_s` seconds."""
     return SlowRequestError(f"no data of the request body arrived for {pause_s:g} s")
+
+
+def hurried_body() -> SlowRequestError:
+    """Returns the refusal of a body that was too slow while others waited for the model."""
+    return SlowRequestError(
+        f"the request body arrived at less than {HURRY_BYTES // 1024} KiB/s while other requests "
+        "waited for the model"
+    )

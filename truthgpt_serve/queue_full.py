@@ -14,7 +14,8 @@ inwards, these refuse:
 - The replica: `http/probes.py` for health checks and scrapes, `server/execution/workers.py` for
   calls one by one, `server/batching/queue.py` for batches, `server/execution/threads.py` for files
   of images and recordings, and the queues of hf-transformers and hf-diffusers. Before all of these,
-  `access/fair_queue.py`, and `access/turns.py` for a turn that would come too late.
+  `access/fair_queue.py`, and `access/turns.py` for a turn that would come too late. Before that,
+  `server/gathered_bodies.py`, where too many bodies are still arriving.
 
 `retry-after` is when a place in the queue comes to this client, as fast as places have been free
 lately: each refused client is told the next one (`Promises`). A replica measures that speed. While

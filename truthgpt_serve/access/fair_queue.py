@@ -17,7 +17,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from truthgpt_serve.access.queued import Key, Ticket
+from truthgpt_serve.access.queued import Key, Ticket, who_yields
 from truthgpt_serve.access.reserve import Reserve
 from truthgpt_serve.errors import OverloadedError
 from truthgpt_serve.queue_full import Promises, queue_full, whole_seconds
@@ -215,16 +215,8 @@ class FairQueue:
         Raises:
             OverloadedError: That key is the arriving one, or has no more than it.
         """
-        longest = min(
-            (key for key in self._keys.values() if key.waiting),
-            key=lambda key: (key.priority, -len(key.waiting) / key.weight),
-            default=None,
-        )
-        if longest is None or longest.priority > arriving.priority:
-            raise self._overloaded(arriving)
-        share = (len(arriving.waiting) + 1) / arriving.weight
-        is_even = len(longest.waiting) / longest.weight <= share
-        if longest.priority == arriving.priority and is_even:
+        longest = who_yields(self._keys.values(), arriving)
+        if longest is None:
             raise self._overloaded(arriving)
         ticket = longest.waiting.pop()
         self.num_waiting -= 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterable
 
 from truthgpt_serve.queue_full import Promises
 
@@ -62,3 +63,27 @@ class Ticket:
         self.key = key
         self.begun_s = self.charged_s = 0.0
         self.future: asyncio.Future[None] | None = None
+
+
+def who_yields(keys: Iterable[Key], arriving: Key) -> Key | None:
+    """Returns the key whose newest waiting request makes room for one that arrives.
+
+    It is the one of the lowest priority that has the most there, by its weight.
+
+    Args:
+        keys: Those with something waiting, at least.
+        arriving: Whose request arrives.
+
+    Returns:
+        None if that is the arriving one, or one that has no more than it, or comes before it.
+    """
+    longest = min(
+        (key for key in keys if key.waiting),
+        key=lambda key: (key.priority, -len(key.waiting) / key.weight),
+        default=None,
+    )
+    if longest is None or longest.priority > arriving.priority:
+        return None
+    share = (len(arriving.waiting) + 1) / arriving.weight
+    is_even = len(longest.waiting) / longest.weight <= share
+    return None if longest.priority == arriving.priority and is_even else longest

@@ -51,9 +51,11 @@ from truthgpt_serve.replica.work import WorkStats
 from truthgpt_serve.router.anthropic_answers import AnthropicAnswers
 from truthgpt_serve.router.app import RouterApp
 from truthgpt_serve.server import ModelInstance, create_asgi_app
+from truthgpt_serve.server.arriving_body import Arrivals
 from truthgpt_serve.server.bounded import BoundedRequests
 from truthgpt_serve.server.encoded_bodies import EncodedBodies
 from truthgpt_serve.server.faults import ReplicaGuard
+from truthgpt_serve.server.gathered_bodies import GatheredBodies, max_bodies
 from truthgpt_serve.telemetry.access_log import AccessLog
 from truthgpt_serve.telemetry.tracing import open_tracer
 from truthgpt_serve.telemetry.watched import Watched
@@ -155,8 +157,14 @@ class ModelReplica:
         size, limit_s = instance.max_body_bytes, instance.max_request_s
         app = self._access.counting(NamedRequests(app, self._names))
         app = EncodedBodies(app, max_body_bytes=size, max_request_s=limit_s)
-        app = Turns(load.working(app), FairQueue(*limits, owner), owner, max_request_s=limit_s)
-        app = BoundedRequests(app, self._name, max_body_bytes=size, max_request_s=limit_s)
+        num_held = sum(limits)
+        queue = FairQueue(*limits, owner)
+        app = Turns(load.working(app), queue, owner, max_request_s=limit_s)
+        app = GatheredBodies(app, max_bodies(num_held), owner)
+        arrivals = Arrivals(num_held // 4, lambda: queue.num_waiting > 0)
+        app = BoundedRequests(
+            app, self._name, max_body_bytes=size, max_request_s=limit_s, arrivals=arrivals
+        )
         return EditedHeads(app, of_application, with_stream_headers)
 
     def _worded(self, app: Any) -> Any:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from truthgpt_serve.body_limits import STALL_S, body_too_large, slow_body, stalled_body
+from truthgpt_serve.body_limits import slow_body
 from truthgpt_serve.errors import (
     ServerError,
     TruthGPTError,
@@ -23,6 +23,7 @@ from truthgpt_serve.errors import (
 from truthgpt_serve.http.asgi import LEAVING_KEY, Message, Receive, Scope, Send
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.sse import WholeEvents, is_event_stream
+from truthgpt_serve.server.arriving_body import Arrivals, ArrivingBody
 from truthgpt_serve.server.read_ahead import DISCONNECT, ReadAhead
 from truthgpt_serve.usage.counted import note_break
 
@@ -55,13 +56,23 @@ class BoundedRequests:
         name: The model name, for messages.
         max_body_bytes: Largest body; a larger one is answered 413.
         max_request_s: Longest time for one request, its body included, in seconds.
+        arrivals: When bodies must keep to a pace; None for never.
     """
 
-    def __init__(self, app: Any, name: str, *, max_body_bytes: int, max_request_s: float) -> None:
+    def __init__(
+        self,
+        app: Any,
+        name: str,
+        *,
+        max_body_bytes: int,
+        max_request_s: float,
+        arrivals: Arrivals | None = None,
+    ) -> None:
         self.app = app
         self.name = name
         self.max_body_bytes = max_body_bytes
         self.max_request_s = max_request_s
+        self.arrivals = arrivals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one ASGI connection."""
@@ -75,7 +86,7 @@ class _Request:
     """One request, and what its application may still learn and send of it."""
 
     __slots__ = (
-        "_arriving",
+        "_body",
         "_bounds",
         "_client",
         "_end_s",
@@ -87,10 +98,8 @@ class _Request:
         "_left",
         "_listening",
         "_loop",
-        "_num_bytes",
         "_over",
         "_scope",
-        "_since_s",
         "_started",
         "_timer",
         "_told",
@@ -108,24 +117,20 @@ class _Request:
         self._leaving: set[Callable[[], None]] = set()
         scope[LEAVING_KEY] = self._leaving
         self._events: WholeEvents | None = None
-        self._num_bytes = 0
-        self._arriving = True
+        self._body = ArrivingBody(bounds.max_body_bytes, bounds.arrivals)
         self._told = self._started = self._ended = self._left = False
 
     async def run(self) -> None:
         """Runs the application, and answers what it does not."""
         bounds = self._bounds
-        for name, value in self._scope["headers"]:
-            if name == b"content-length" and value.isdigit() and int(value) > bounds.max_body_bytes:
-                await self._fail(self._too_large())
-                return
+        if (error := self._body.check_length(self._scope["headers"])) is not None:
+            await self._fail(error)
+            return
         app: Coroutine[Any, Any, None] = bounds.app(self._scope, self._receive, self._send)
         work = self._loop.create_task(app)
         work.add_done_callback(self._wake)
-        self._since_s = self._loop.time()
-        self._end_s = self._since_s + bounds.max_request_s
-        first_s = min(self._end_s, self._since_s + WATCH_S)
-        self._timer = self._loop.call_at(first_s, self._look)
+        self._end_s = self._loop.time() + bounds.max_request_s
+        self._timer = self._loop.call_later(min(WATCH_S, bounds.max_request_s), self._look)
         try:
             await self._over
             if self._error is not None:
@@ -136,6 +141,7 @@ class _Request:
         finally:
             self._timer.cancel()
             self._client.close()
+            self._body.close()
         if self._left or self._error is not None:
             await self._stop(work)
         elif work.cancelled() or work.exception() is not None or not self._ended:
@@ -156,15 +162,15 @@ class _Request:
     def _look(self) -> None:
         """Ends the request if its time is over; sees to the body's pauses and to the client too."""
         limit_s, now_s = self._bounds.max_request_s, self._loop.time()
-        waits = self._arriving and bool(self._listening)  # for more of the body
+        waits = self._body.more and bool(self._listening)
         if now_s >= self._end_s:
             self._refuse(slow_body(limit_s) if waits else late_answer(self._bounds.name, limit_s))
-        elif waits and now_s >= self._since_s + STALL_S:
-            self._refuse(stalled_body(STALL_S))
+        elif waits and (error := self._body.look()) is not None:
+            self._refuse(error)
         else:
             if not self._client.is_begun and not self._listening:
                 self._client.begin(self._leave)
-            is_settled = self._client.is_begun and not self._arriving
+            is_settled = self._client.is_begun and not self._body.more
             next_s = self._end_s if is_settled else min(now_s + LOOK_S, self._end_s)
             self._timer = self._loop.call_at(next_s, self._look)
 
@@ -174,9 +180,6 @@ class _Request:
             self._error = error
             self._over.set_result(None)
 
-    def _too_large(self) -> TruthGPTError:
-        return body_too_large(self._bounds.max_body_bytes, "`serving.max_body_bytes`")
-
     # -- the application's side
 
     async def _receive(self) -> Message:
@@ -185,7 +188,8 @@ class _Request:
             self._told = True
             return {"type": DISCONNECT}
         self._listening.add(task)
-        self._since_s = self._loop.time()
+        if self._body.more:
+            self._body.listen()
         try:
             message = await self._client()
         except asyncio.CancelledError:
@@ -202,13 +206,10 @@ class _Request:
         if message["type"] == DISCONNECT:
             self._told = True
             self._leave()
-        elif self._arriving:
-            self._num_bytes += len(message.get("body", b""))
-            self._arriving = message.get("more_body", False)
-            if self._num_bytes > self._bounds.max_body_bytes:
-                self._refuse(self._too_large())
-                self._told = True
-                return {"type": DISCONNECT}
+        elif self._body.more and (error := self._body.take(message)) is not None:
+            self._refuse(error)
+            self._told = True
+            return {"type": DISCONNECT}
         return message
 
     async def _send(self, message: Message) -> None:

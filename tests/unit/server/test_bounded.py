@@ -378,7 +378,7 @@ async def test_a_body_that_takes_the_whole_time_is_answered_408() -> None:
 
 
 async def test_a_body_that_stops_is_answered_408(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("truthgpt_serve.server.bounded.STALL_S", 0.1)
+    monkeypatch.setattr("truthgpt_serve.server.arriving_body.STALL_S", 0.1)
     client = Client(bounded(create_app(Work())), "/body", ())
     await asyncio.wait_for(client.task, WAIT_S)
     assert client.sent[0]["status"] == 408
