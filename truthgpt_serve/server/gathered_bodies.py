@@ -15,16 +15,20 @@ from truthgpt_serve.queue_full import RETRY_AFTER_S
 from truthgpt_serve.server.read_ahead import DISCONNECT, KEPT_BYTES
 from truthgpt_serve.usage.counted import note_refusal
 
-_KEPT_SHARE = 8
+SPARE_BYTES = 128 * 2**20
+_KEPT_SHARE = 4
 """One of so many of the requests that a replica holds is kept for bodies that are whole."""
 
 
 class GatheredBodies:
-    """An application that sees a request when its body is whole, or `KEPT_BYTES` of it are there.
+    """An application that sees a request when its body is whole.
 
     A client that sends slowly holds no place meanwhile. Most bodies are there at once; of those
     that are not a bounded number may arrive at a time, and one more takes the room of the newest
-    one of the key that has the most. Stands inside of what bounds bodies in size and time.
+    one of the key that has the most. Of each `KEPT_BYTES` are kept, and of all together
+    `SPARE_BYTES` more: a body for which these do not last is given on with a rest to come.
+
+    Stands inside of what bounds bodies in size and time.
 
     Args:
         app: The application.
@@ -37,6 +41,7 @@ class GatheredBodies:
         self._max_bodies = max_bodies
         self._owner = owner
         self._keys: dict[str, Key] = {}
+        self.spare = Spare()
         self.num_arriving = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,24 +55,24 @@ class GatheredBodies:
             return
         message = await receive()
         if message.get("more_body", False):
-            again = await self._gather(identity_of(scope) or ANONYMOUS, message, receive)
-        else:
-            again = None if message["type"] == DISCONNECT else replay(message["body"], receive)
-        if again is not None:
-            await self._app(scope, again, send)
+            await self._serve_gathered(scope, _Gathered(message, receive, self.spare), send)
+        elif message["type"] != DISCONNECT:
+            await self._app(scope, replay(message["body"], receive), send)
 
-    async def _gather(
-        self, identity: Identity, message: Message, receive: Receive
-    ) -> Receive | None:
-        """Reads on after the first piece; returns None if the client left."""
-        body = self._enter(identity)
+    async def _serve_gathered(self, scope: Scope, body: _Gathered, send: Send) -> None:
+        place = self._enter(identity_of(scope) or ANONYMOUS)
         try:
-            async with body.limit:
-                return await _read(message, receive)
-        except TimeoutError:
-            raise self._overloaded() from None
+            try:
+                async with place.limit:
+                    is_here = await body.gather()
+            except TimeoutError:
+                raise self._overloaded() from None
+            finally:
+                self._leave(place)
+            if is_here:
+                await self._app(scope, body, send)
         finally:
-            self._leave(body)
+            body.close()
 
     def _enter(self, identity: Identity) -> _Body:
         key = self._keys.get(identity.name) or Key(identity.name, 0.0, 0.0)
@@ -114,29 +119,64 @@ class _Body(Ticket):
         self.limit = asyncio.timeout(None)
 
 
+class Spare:
+    """What bodies take of `SPARE_BYTES`.
+
+    Attributes:
+        num_bytes: All together.
+    """
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+
+
 class _Gathered:
-    """A `receive` that gives what was read, and then what comes after it."""
+    """One body: what was read of it, and then what comes after that.
 
-    __slots__ = ("_messages", "_receive")
+    Args:
+        message: Its first piece.
+        receive: What gives the others.
+        spare: What it may take of, beyond what each may.
+    """
 
-    def __init__(self, messages: deque[Message], receive: Receive) -> None:
-        self._messages = messages
+    __slots__ = ("_messages", "_num_bytes", "_num_spare", "_receive", "_spare")
+
+    def __init__(self, message: Message, receive: Receive, spare: Spare) -> None:
+        self._messages = deque((message,))
         self._receive = receive
+        self._spare = spare
+        self._num_bytes = len(message.get("body", b""))
+        self._num_spare = 0
+
+    async def gather(self) -> bool:
+        """Reads on as far as may be; returns whether the client is still there."""
+        while self._messages[-1].get("more_body", False) and self._has_room():
+            message = await self._receive()
+            if message["type"] == DISCONNECT:
+                return False
+            self._messages.append(message)
+            self._num_bytes += len(message.get("body", b""))
+        return True
+
+    def _has_room(self) -> bool:
+        more = max(0, self._num_bytes - KEPT_BYTES) - self._num_spare
+        self._num_spare += more
+        self._spare.num_bytes += more
+        return self._num_bytes < KEPT_BYTES or self._spare.num_bytes < SPARE_BYTES
 
     async def __call__(self) -> Message:
-        return self._messages.popleft() if self._messages else await self._receive()
+        if not self._messages:
+            return await self._receive()
+        message = self._messages.popleft()
+        if not self._messages:
+            self.close()
+        return message
 
-
-async def _read(message: Message, receive: Receive) -> Receive | None:
-    messages = deque((message,))
-    num_bytes = len(message.get("body", b""))
-    while message.get("more_body", False) and num_bytes < KEPT_BYTES:
-        message = await receive()
-        if message["type"] == DISCONNECT:
-            return None
-        messages.append(message)
-        num_bytes += len(message.get("body", b""))
-    return _Gathered(messages, receive)
+    def close(self) -> None:
+        """Gives back what it took."""
+        self._messages.clear()
+        self._spare.num_bytes -= self._num_spare
+        self._num_spare = 0
 
 
 def max_bodies(num_held: int) -> int:
