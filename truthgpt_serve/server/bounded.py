@@ -22,9 +22,9 @@ from truthgpt_serve.errors import (
 )
 from truthgpt_serve.http.asgi import LEAVING_KEY, Message, Receive, Scope, Send
 from truthgpt_serve.http.connection import Connection
-from truthgpt_serve.http.sse import WholeEvents, is_event_stream
 from truthgpt_serve.server.arriving_body import Arrivals, ArrivingBody
 from truthgpt_serve.server.read_ahead import DISCONNECT, ReadAhead
+from truthgpt_serve.server.sent_answer import SentAnswer
 from truthgpt_serve.usage.counted import note_break
 
 logger = logging.getLogger(__name__)
@@ -86,21 +86,18 @@ class _Request:
     """One request, and what its application may still learn and send of it."""
 
     __slots__ = (
+        "_answer",
         "_body",
         "_bounds",
         "_client",
         "_end_s",
-        "_ended",
         "_error",
-        "_events",
-        "_given_send",
         "_leaving",
         "_left",
         "_listening",
         "_loop",
         "_over",
         "_scope",
-        "_started",
         "_timer",
         "_told",
     )
@@ -109,16 +106,15 @@ class _Request:
         self._bounds = bounds
         self._scope = scope
         self._client = ReadAhead(receive)
-        self._given_send = send
+        self._answer = SentAnswer(send)
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._error: TruthGPTError | None = None
         self._listening: set[asyncio.Task[Any]] = set()
         self._leaving: set[Callable[[], None]] = set()
         scope[LEAVING_KEY] = self._leaving
-        self._events: WholeEvents | None = None
         self._body = ArrivingBody(bounds.max_body_bytes, bounds.arrivals)
-        self._told = self._started = self._ended = self._left = False
+        self._told = self._left = False
 
     async def run(self) -> None:
         """Runs the application, and answers what it does not."""
@@ -144,7 +140,7 @@ class _Request:
             self._body.close()
         if self._left or self._error is not None:
             await self._stop(work)
-        elif work.cancelled() or work.exception() is not None or not self._ended:
+        elif work.cancelled() or work.exception() is not None or not self._answer.ended:
             await self._conclude(None if work.cancelled() else work.exception())
 
     def _wake(self, work: asyncio.Task[None]) -> None:
@@ -155,7 +151,7 @@ class _Request:
 
     def _leave(self) -> None:
         """Ends the request of a client that has left."""
-        if not self._ended and not self._over.done():
+        if not self._answer.ended and not self._over.done():
             self._left = True
             self._over.set_result(None)
 
@@ -213,31 +209,14 @@ class _Request:
         return message
 
     async def _send(self, message: Message) -> None:
-        if self._ended or self._error is not None:
-            return
-        if message["type"] == "http.response.start":
-            self._started = True
-            if is_event_stream(message.get("headers", ())):
-                self._events = WholeEvents()
-        elif message["type"] == "http.response.body":
-            more = message.get("more_body", False)
-            self._ended = not more
-            if self._events is not None:
-                data = message.get("body", b"")
-                whole = self._events.feed(data)
-                if not more:
-                    whole += self._events.finish()
-                elif not whole:
-                    return
-                if whole is not data:
-                    message = {**message, "body": whole}
-        await self._given_send(message)
+        if not self._answer.ended and self._error is None:
+            await self._answer.pass_on(message)
 
     # -- ends
 
     async def _conclude(self, error: BaseException | None) -> None:
         """Answers for an application that has ended without a whole answer, or failed behind it."""
-        connection = Connection(self._scope, self._client, self._given_send)
+        connection = Connection(self._scope, self._client, self._answer.send)
         label, request_id = f"the model {self._bounds.name!r}", connection.request_id
         if isinstance(error, TruthGPTError):
             if isinstance(error, ServerError) and not isinstance(error, _EXPECTED):
@@ -250,15 +229,15 @@ class _Request:
 
     async def _fail(self, error: TruthGPTError) -> None:
         """Sends an error if one can still be sent; nothing of the application follows."""
-        if self._ended:
+        if self._answer.ended:
             return
-        self._ended = True
-        connection = Connection(self._scope, self._client, self._given_send)
-        if not self._started:
+        self._answer.ended = True
+        connection = Connection(self._scope, self._client, self._answer.send)
+        if not self._answer.started:
             await connection.fail(error)
             return
         note_break()
-        if self._events is not None and self._events.between:
+        if (events := self._answer.events) is not None and events.between:
             connection.started = True
             await connection.fail(error)
         else:
@@ -266,7 +245,7 @@ class _Request:
 
     async def _stop(self, work: asyncio.Task[None]) -> None:
         """Ends the work of an application, and waits for its end."""
-        self._ended = True
+        self._answer.ended = True
         if not self._over.done():
             self._over.cancel()
         try:

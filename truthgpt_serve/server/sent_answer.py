@@ -1,0 +1,47 @@
+"""What has been sent of an answer, in whole events."""
+
+from __future__ import annotations
+
+from truthgpt_serve.http.asgi import Message, Send
+from truthgpt_serve.http.sse import WholeEvents, is_event_stream
+
+
+class SentAnswer:
+    """One answer.
+
+    Args:
+        send: ASGI `send`.
+
+    Attributes:
+        send: ASGI `send`.
+        started: Whether its head has been sent.
+        ended: Whether nothing of it may follow.
+        events: Its events, if it is a stream of them.
+    """
+
+    __slots__ = ("ended", "events", "send", "started")
+
+    def __init__(self, send: Send) -> None:
+        self.send = send
+        self.started = self.ended = False
+        self.events: WholeEvents | None = None
+
+    async def pass_on(self, message: Message) -> None:
+        """Sends what the application sends; of a stream of events only whole ones."""
+        if message["type"] == "http.response.start":
+            self.started = True
+            if is_event_stream(message.get("headers", ())):
+                self.events = WholeEvents()
+        elif message["type"] == "http.response.body":
+            more = message.get("more_body", False)
+            self.ended = not more
+            if self.events is not None:
+                data = message.get("body", b"")
+                whole = self.events.feed(data)
+                if not more:
+                    whole += self.events.finish()
+                elif not whole:
+                    return
+                if whole is not data:
+                    message = {**message, "body": whole}
+        await self.send(message)
