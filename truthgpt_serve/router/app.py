@@ -128,7 +128,7 @@ class RouterApp(Front):
         told = []
         if held is not None:
             # What still arrives is in HAProxy's count, and at no model; the others have as much.
-            held += self._bodies.num_arriving * self._num_routers
+            held += self._bodies.arrivals.num_arriving * self._num_routers
             told = [(CAPACITY_HEADER.encode(), b"%d" % held)]
         query = news_query(
             self._config.max_body_bytes if self._config.direct else 0,

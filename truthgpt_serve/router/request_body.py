@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -20,6 +20,7 @@ from truthgpt_serve.body_limits import (
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.http.asgi import Message, Receive, Replay, Scope, header
 from truthgpt_serve.http.compression import Grown, Growth, content_coding, decompress, plain_request
+from truthgpt_serve.router.arrivals import GATHERED_BYTES, Arrivals
 from truthgpt_serve.router.model_field import (
     MissingModelError,
     model_of_json,
@@ -27,8 +28,6 @@ from truthgpt_serve.router.model_field import (
     with_model,
 )
 
-GATHERED_BYTES = 256 * 1024
-"""A body is sent on when so much of it is there, or all."""
 BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
 _TYPE, _ENCODING = b"content-type", b"content-encoding"
 
@@ -92,24 +91,24 @@ def take(message: Message, body: RequestBody) -> bytes:
     return piece
 
 
-async def read_whole(receive: Receive, max_body_bytes: int) -> bytes:
-    """Returns a whole body. Raises TooLargeError, SlowRequestError and ClientLeftError."""
-    body = RequestBody([], 0, True, receive)
-    while body.more:
-        take(await receive_piece(receive), body)
-        check_size(body.num_bytes, max_body_bytes)
-    return b"".join(body.pieces)
-
-
 def is_encoded(scope: Scope) -> bool:
     """Returns whether a request's body may be compressed."""
     return header(scope["headers"], _ENCODING) is not None
 
 
 async def read_name(
-    body: RequestBody, content_type: bytes, max_body_bytes: int = MAX_BODY_BYTES
+    body: RequestBody,
+    content_type: bytes,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    read: Callable[[RequestBody], Awaitable[bytes]] | None = None,
 ) -> str:
     """Returns the model that a body names, of which the first piece has been read.
+
+    Args:
+        body: The body.
+        content_type: Its type.
+        max_body_bytes: Its largest size.
+        read: Reads the next piece; None for one that only waits for it.
 
     Raises:
         RequestError: The body is malformed or names none.
@@ -126,7 +125,10 @@ async def read_name(
             return model
         if not body.more:
             return scanner.finish(body.pieces)
-        piece = take(await receive_piece(body.receive), body)
+        if read is None:
+            piece = take(await receive_piece(body.receive), body)
+        else:
+            piece = await read(body)
         check_size(body.num_bytes, max_body_bytes)
 
 
@@ -137,14 +139,14 @@ class BodyReader:
         config: Limits and timeouts.
 
     Attributes:
-        num_arriving: Requests whose body is being read before a model has it.
+        arrivals: Bodies that are being read before a model has them.
     """
 
     def __init__(self, config: RouterConfig) -> None:
         self._max_bytes = config.max_body_bytes
         self._limit_s = config.request_timeout_s
         self._grown = Grown()
-        self.num_arriving = 0
+        self.arrivals = Arrivals()
 
     @asynccontextmanager
     async def decoded(self, scope: Scope, receive: Receive) -> AsyncIterator[tuple[Scope, Receive]]:
@@ -168,17 +170,18 @@ class BodyReader:
             yield plain_request(scope, receive, body, growth.release)
 
     async def _decompress(self, receive: Receive, coding: str, growth: Growth) -> list[bytes]:
-        async with self._arriving():
-            packed = await read_whole(receive, self._max_bytes)
+        body = RequestBody([], 0, True, receive)
+        async with self._arriving() as read:
+            while body.more:
+                await read(body)
+        packed = b"".join(body.pieces)
         return await decompress(packed, coding, self._max_bytes, growth.reach)
 
     async def gather(self, body: RequestBody) -> None:
         """Reads on until a body is whole, or large: slow clients take up no place at a model."""
-        async with self._arriving():
+        async with self._arriving() as read:
             while body.more and body.num_bytes < GATHERED_BYTES:
-                piece = take(await receive_piece(body.receive), body)
-                check_size(body.num_bytes, self._max_bytes)
-                body.watch(piece)
+                body.watch(await read(body))
 
     async def take_unread(self, scope: Scope, receive: Receive) -> RequestBody:
         """Returns the body of a request whose path names the model: only what is there already."""
@@ -208,8 +211,8 @@ class BodyReader:
         try:
             if not body.more:
                 return await read_name(body, content_type, self._max_bytes), body
-            async with self._in_time():
-                return await read_name(body, content_type, self._max_bytes), body
+            async with self._arriving() as read:
+                return await read_name(body, content_type, self._max_bytes, read), body
         except MissingModelError:
             if only_model is None:
                 raise
@@ -229,13 +232,18 @@ class BodyReader:
             return await receive()
 
     @asynccontextmanager
-    async def _arriving(self) -> AsyncIterator[None]:
-        self.num_arriving += 1
-        try:
+    async def _arriving(self) -> AsyncIterator[Callable[[RequestBody], Awaitable[bytes]]]:
+        """Yields what reads and returns the next piece of a body."""
+        with self.arrivals.body() as arrival:
+
+            async def read(body: RequestBody) -> bytes:
+                piece = take(await arrival.receive(body.receive), body)
+                check_size(body.num_bytes, self._max_bytes)
+                arrival.keep(body.num_bytes)
+                return piece
+
             async with self._in_time():
-                yield
-        finally:
-            self.num_arriving -= 1
+                yield read
 
     @asynccontextmanager
     async def _in_time(self) -> AsyncIterator[None]:

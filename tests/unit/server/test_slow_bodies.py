@@ -178,9 +178,11 @@ def trickle(client: socket.socket) -> bytes:
     while time.monotonic() < deadline:
         with contextlib.suppress(TimeoutError):
             client.sendall(b"a")
-            if answer := client.recv(65536):
-                assert answer.startswith(b"HTTP/1.1 408")
-                return answer
+            answer = client.recv(65536)
+            client.settimeout(WAIT_S)
+            answer += b"".join(iter(lambda: client.recv(65536), b""))
+            assert answer.startswith(b"HTTP/1.1 408")
+            return answer
     raise AssertionError("it was not refused")
 
 
