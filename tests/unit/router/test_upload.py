@@ -15,7 +15,7 @@ from truthgpt_serve.cluster.state import ServeState
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.router import request_body
+from truthgpt_serve.router import arrivals, request_body
 from truthgpt_serve.router.app import RouterApp
 from truthgpt_serve.router.model_field import JsonModelScanner, model_of_json
 from truthgpt_serve.server import create_app
@@ -61,7 +61,8 @@ def test_a_body_that_does_not_come_ends_in_408(create: Any, begin: bytes) -> Non
 def test_a_body_that_stops_ends_long_before_the_time_of_the_request(
     begin: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(request_body, "STALL_S", 1)
+    for module in (request_body, arrivals):
+        monkeypatch.setattr(module, "STALL_S", 1)
     application = RouterApp(RouterConfig(), ServeState, ("127.0.0.1", 1))
     head = b"POST /v1/infer HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 99\r\n\r\n"
     with serve_asgi(application, lifespan="on") as url:
