@@ -5,7 +5,7 @@ The settings are in `config/router.py`, `config/serving.py`, `config/images.py` 
 
 | setting | bounds | checked in |
 |---|---|---|
-| the router's `max_body_bytes` | every request through the router | `router/request_body.py` |
+| the router's `max_body_bytes` | requests through the router | `router/bodies/request_body.py` |
 | `serving.max_body_bytes` | a request to one model | `server/arriving_body.py` |
 | `serving.images.max_upload_bytes` | an image request and its files | `server/images/routes.py` |
 | the playground's `max_upload_bytes` | a recording | `playground/uploads.py` |

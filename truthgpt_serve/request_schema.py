@@ -1,6 +1,6 @@
 """The base of every request body's pydantic model, the kinds of its fields, and its errors.
 
-The field `model`, by which the router finds a model, is `router/model_field.py`.
+The field `model`, by which the router finds a model, is `router/bodies/model_field.py`.
 """
 
 from __future__ import annotations

@@ -24,14 +24,14 @@ from truthgpt_serve.http.asgi import (
 from truthgpt_serve.http.connection import refuse_websocket
 from truthgpt_serve.http.open_inference import MODELS_PREFIX, model_of_path
 from truthgpt_serve.http.routes import CARDS_PREFIX, find_error, find_routes
-from truthgpt_serve.router.open_inference import model_of
-from truthgpt_serve.router.request_body import (
+from truthgpt_serve.router.bodies.request_body import (
     BODY_METHODS,
     ClientLeftError,
     RequestBody,
     read_name,
     take,
 )
+from truthgpt_serve.router.open_inference import model_of
 
 
 class NamedRequests:

@@ -19,8 +19,8 @@ from truthgpt_serve.cluster.haproxy.affinity import (
 )
 from truthgpt_serve.cluster.haproxy.direct import MAX_BODY_BYTES
 from truthgpt_serve.http.asgi import Headers
+from truthgpt_serve.router.bodies.request_body import RequestBody
 from truthgpt_serve.router.model_entry import ModelEntry
-from truthgpt_serve.router.request_body import RequestBody
 
 _CACHE_KEY = b'"prompt_cache_key"'
 _VALUE = re.compile(rb'%b[ \t\r\n]*:[ \t\r\n]*"([^"]{1,%d})' % (_CACHE_KEY, MAX_CACHE_KEY_BYTES))

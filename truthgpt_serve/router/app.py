@@ -37,18 +37,18 @@ from truthgpt_serve.router.admission import Admission, capacity, held_by_model
 from truthgpt_serve.router.affinity import affinity_by_model
 from truthgpt_serve.router.allowed import AllowedModels
 from truthgpt_serve.router.backend_info import BackendInfo
-from truthgpt_serve.router.discovery import ModelDirectory
-from truthgpt_serve.router.model_table import MODELS_PREFIX
-from truthgpt_serve.router.open_inference import model_of
-from truthgpt_serve.router.pool import ConnectionPool
-from truthgpt_serve.router.relay import BrokenAnswerError, Relay
-from truthgpt_serve.router.request_body import (
+from truthgpt_serve.router.bodies.request_body import (
     BODY_METHODS,
     BodyReader,
     ClientLeftError,
     RequestBody,
     is_encoded,
 )
+from truthgpt_serve.router.discovery import ModelDirectory
+from truthgpt_serve.router.model_table import MODELS_PREFIX
+from truthgpt_serve.router.open_inference import model_of
+from truthgpt_serve.router.pool import ConnectionPool
+from truthgpt_serve.router.relay import BrokenAnswerError, Relay
 from truthgpt_serve.router.routes import RouterRoutes
 from truthgpt_serve.router.usage import Fetch, UsageRoute
 from truthgpt_serve.router.waiting.claims import Claimant, claimant_of

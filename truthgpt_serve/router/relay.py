@@ -16,11 +16,11 @@ from truthgpt_serve.http.retriable import RETRY_AFTER_S, is_unreached
 from truthgpt_serve.http.sse import CONTENT_TYPE, WholeEvents, with_stream_headers
 from truthgpt_serve.queue_full import CLIENT_HEADER, PLACE_HEADER
 from truthgpt_serve.router.affinity import affinity_headers
+from truthgpt_serve.router.bodies.request_body import RequestBody
+from truthgpt_serve.router.bodies.upload import upload
 from truthgpt_serve.router.deadline import Deadline
 from truthgpt_serve.router.model_entry import ModelEntry
 from truthgpt_serve.router.pool import ConnectionPool
-from truthgpt_serve.router.request_body import RequestBody
-from truthgpt_serve.router.upload import upload
 from truthgpt_serve.router.upstream import UpstreamConnection
 from truthgpt_serve.telemetry.record import record_of
 from truthgpt_serve.usage.counted import note_break

@@ -25,7 +25,7 @@ from benchmarks.local_cluster import LocalCluster, model_application
 from deployments.onnx.tiny_model import make_tiny_vision
 from tests.serve.bare_cluster import install
 from tests.support.onnx_models import make_encoder
-from truthgpt_serve.router.arrivals import GATHERED_BYTES
+from truthgpt_serve.router.bodies.arrivals import GATHERED_BYTES
 
 SERVE = Path(__file__).parents[1]
 

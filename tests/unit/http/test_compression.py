@@ -36,8 +36,8 @@ from truthgpt_serve.http.compression import (
     plain_request,
 )
 from truthgpt_serve.http.connection import Connection
-from truthgpt_serve.router import request_body
 from truthgpt_serve.router.app import RouterApp
+from truthgpt_serve.router.bodies import request_body
 from truthgpt_serve.server import create_app, encoded_bodies
 
 MIB = 2**20

@@ -9,7 +9,7 @@ import pytest
 from tests.unit.router.test_relay_faults import OK, Handler, bench, pieces
 from truthgpt_serve.errors import ModelNotFoundError, UnavailableError
 from truthgpt_serve.http.retriable import proxy_page
-from truthgpt_serve.router.request_body import RequestBody
+from truthgpt_serve.router.bodies.request_body import RequestBody
 
 
 def answering(answers: list[bytes]) -> Handler:

@@ -12,13 +12,13 @@ from truthgpt_serve.cluster.haproxy.direct import MAX_BODY_BYTES
 from truthgpt_serve.cluster.state import ApplicationState
 from truthgpt_serve.http.asgi import Message
 from truthgpt_serve.router.affinity import affinity_by_model, affinity_headers
+from truthgpt_serve.router.bodies.request_body import RequestBody
 from truthgpt_serve.router.model_entry import (
     ModelEntry,
     adapter_entries,
     alias_entries,
     model_entry,
 )
-from truthgpt_serve.router.request_body import RequestBody
 
 KEY = CACHE_KEY_HEADER.encode()
 LONG = "x" * MAX_BODY_BYTES

@@ -24,7 +24,7 @@ from truthgpt_serve.http.multipart import form_boundary, parse_form
 from truthgpt_serve.http.retriable import is_unreached
 from truthgpt_serve.router.admission import RESERVE
 from truthgpt_serve.router.app import RouterApp
-from truthgpt_serve.router.arrivals import GATHERED_BYTES
+from truthgpt_serve.router.bodies.arrivals import GATHERED_BYTES
 
 ADAPTER, CACHE_KEY = ADAPTER_HEADER.encode(), CACHE_KEY_HEADER.encode()
 

@@ -23,10 +23,10 @@ from truthgpt_serve.errors import (
     UpstreamError,
 )
 from truthgpt_serve.http.asgi import UNREAD_TIMEOUT_S
+from truthgpt_serve.router.bodies.request_body import ClientLeftError, RequestBody
 from truthgpt_serve.router.model_entry import ModelEntry
 from truthgpt_serve.router.pool import ConnectionPool
 from truthgpt_serve.router.relay import BrokenAnswerError, Relay
-from truthgpt_serve.router.request_body import ClientLeftError, RequestBody
 
 ENTRY = ModelEntry("m", "m", b"/models/m", True, None, 0, {})
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"

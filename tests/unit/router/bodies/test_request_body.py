@@ -13,7 +13,7 @@ import pytest
 
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.http.asgi import Message
-from truthgpt_serve.router.request_body import BodyReader
+from truthgpt_serve.router.bodies.request_body import BodyReader
 
 MIB = 2**20
 NUM_BYTES = 12 * MIB

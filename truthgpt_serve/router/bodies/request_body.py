@@ -20,8 +20,8 @@ from truthgpt_serve.body_limits import (
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.http.asgi import Message, Receive, Replay, Scope, header
 from truthgpt_serve.http.compression import Grown, Growth, content_coding, decompress, plain_request
-from truthgpt_serve.router.arrivals import GATHERED_BYTES, Arrivals
-from truthgpt_serve.router.model_field import (
+from truthgpt_serve.router.bodies.arrivals import GATHERED_BYTES, Arrivals
+from truthgpt_serve.router.bodies.model_field import (
     MissingModelError,
     model_of_json,
     scanner_for,

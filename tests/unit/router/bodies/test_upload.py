@@ -15,9 +15,9 @@ from truthgpt_serve.cluster.state import ServeState
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import RequestError
-from truthgpt_serve.router import arrivals, request_body
 from truthgpt_serve.router.app import RouterApp
-from truthgpt_serve.router.model_field import JsonModelScanner, model_of_json
+from truthgpt_serve.router.bodies import arrivals, request_body
+from truthgpt_serve.router.bodies.model_field import JsonModelScanner, model_of_json
 from truthgpt_serve.server import create_app
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from truthgpt_serve.errors import RequestError
 from truthgpt_serve.http.model_key import ModelKey
-from truthgpt_serve.router import model_field as scan_module
-from truthgpt_serve.router.model_field import (
+from truthgpt_serve.router.bodies import model_field as scan_module
+from truthgpt_serve.router.bodies.model_field import (
     FormModelScanner,
     JsonModelScanner,
     ModelScanner,

@@ -16,8 +16,8 @@ from tests.support.servers import serve_asgi
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.errors import TruthGPTError
 from truthgpt_serve.http.asgi import Receive, Scope, Send, send_error, send_json
-from truthgpt_serve.router import arrivals
-from truthgpt_serve.router.request_body import BodyReader, ClientLeftError
+from truthgpt_serve.router.bodies import arrivals
+from truthgpt_serve.router.bodies.request_body import BodyReader, ClientLeftError
 
 HURRY_S = 0.6
 MAX_SLOW = 2

@@ -6,7 +6,7 @@ import logging
 
 from truthgpt_serve.errors import SlowRequestError, TruthGPTError, UpstreamError
 from truthgpt_serve.http.asgi import Message
-from truthgpt_serve.router.request_body import (
+from truthgpt_serve.router.bodies.request_body import (
     ClientLeftError,
     RequestBody,
     check_size,

@@ -1,0 +1,1 @@
+"""Reads request bodies as far as their model, and sends them on."""
