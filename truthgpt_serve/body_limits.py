@@ -31,6 +31,8 @@ HURRY_BYTES = 16 * 1024
 """While others wait for the model, a body must come this fast, in bytes a second (128 kbit/s)."""
 HURRY_S = 3.0
 """How far it may fall behind that, as when a connection's packets are lost."""
+PLACE_BYTES = 256 * 1024
+"""The pace of a body whose request has its place already: the longest ones, which nothing keeps."""
 
 
 def body_too_large(max_bytes: int, setting: str) -> TooLargeError:
@@ -55,9 +57,9 @@ def stalled_body(pause_s: float) -> SlowRequestError:
     return SlowRequestError(f"no data of the request body arrived for {pause_s:g} s")
 
 
-def hurried_body() -> SlowRequestError:
-    """Returns the refusal of a body that was too slow while others waited for the model."""
+def hurried_body(bytes_a_second: int = HURRY_BYTES) -> SlowRequestError:
+    """Returns the refusal of a body that was too slow while others waited."""
     return SlowRequestError(
-        f"the request body arrived at less than {HURRY_BYTES // 1024} KiB/s while other requests "
-        "waited for the model"
+        f"the request body arrived at less than {bytes_a_second // 1024} KiB/s, while other "
+        "requests waited or many bodies arrived slowly"
     )

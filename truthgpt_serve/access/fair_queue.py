@@ -94,6 +94,14 @@ class FairQueue:
         self._look_again()
         return ticket
 
+    def check(self, name: str, weight: float = 1.0, priority: int = 0) -> None:
+        """Raises `OverloadedError` where `enter` would now."""
+        if self.num_waiting < self._max_waiting:
+            return
+        key = self._keys.get(name) or Key(name, 0.0, 0.0, weight, priority)
+        if not self._may_begin(key) and who_yields(self._keys.values(), key) is None:
+            raise self._overloaded(key)
+
     def leave(self, ticket: Ticket, *, is_done: bool = True) -> None:
         """Gives a place back, or the place in the queue; the next one's turn comes.
 

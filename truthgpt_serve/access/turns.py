@@ -67,9 +67,7 @@ class Turns:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         identity = identity_of(scope) or ANONYMOUS
-        limit_s = read_timeout(scope)
-        if limit_s is not None or self._queue.num_waiting:
-            self._check(identity, limit_s)
+        limit_s = self._check_time(scope, identity)
         ticket = self._enter(identity)
         is_done = False
 
@@ -89,6 +87,23 @@ class Turns:
             raise
         finally:
             self._queue.leave(ticket, is_done=is_done)
+
+    def check(self, scope: Scope) -> None:
+        """Raises what a request would be refused with if it came now; see `__call__`."""
+        identity = identity_of(scope) or ANONYMOUS
+        self._check_time(scope, identity)
+        try:
+            self._queue.check(identity.name, identity.weight, identity.priority)
+        except OverloadedError:
+            note_refusal(QUEUE)
+            raise
+
+    def _check_time(self, scope: Scope, identity: Identity) -> float | None:
+        """Returns how long a request may take, if it says so."""
+        limit_s = read_timeout(scope)
+        if limit_s is not None or self._queue.num_waiting:
+            self._check(identity, limit_s)
+        return limit_s
 
     def _enter(self, identity: Identity) -> Ticket:
         try:

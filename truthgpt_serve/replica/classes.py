@@ -55,7 +55,7 @@ from truthgpt_serve.server.arriving_body import Arrivals
 from truthgpt_serve.server.bounded import BoundedRequests
 from truthgpt_serve.server.encoded_bodies import EncodedBodies
 from truthgpt_serve.server.faults import ReplicaGuard
-from truthgpt_serve.server.gathered_bodies import GatheredBodies, max_bodies
+from truthgpt_serve.server.gathered_bodies import GatheredBodies, max_slow
 from truthgpt_serve.telemetry.access_log import AccessLog
 from truthgpt_serve.telemetry.tracing import open_tracer
 from truthgpt_serve.telemetry.watched import Watched
@@ -159,9 +159,9 @@ class ModelReplica:
         app = EncodedBodies(app, max_body_bytes=size, max_request_s=limit_s)
         num_held = sum(limits)
         queue = FairQueue(*limits, owner)
-        app = Turns(load.working(app), queue, owner, max_request_s=limit_s)
-        app = GatheredBodies(app, max_bodies(num_held), owner)
-        arrivals = Arrivals(num_held // 4, lambda: queue.num_waiting > 0)
+        turns = Turns(load.working(app), queue, owner, max_request_s=limit_s)
+        app = GatheredBodies(turns, max_slow(num_held), owner, turns.check)
+        arrivals = Arrivals(max(1, num_held // 4), lambda: queue.num_waiting > 0)
         app = BoundedRequests(
             app, self._name, max_body_bytes=size, max_request_s=limit_s, arrivals=arrivals
         )

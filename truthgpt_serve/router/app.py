@@ -274,3 +274,5 @@ class RouterApp(Front):
                 await self._relay(scope, send, entry, body)
         except ModelNotFoundError as gone:  # it was removed while the request waited
             raise models.worded(gone, model) from None
+        finally:
+            body.release()

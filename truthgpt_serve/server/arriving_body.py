@@ -12,6 +12,7 @@ from time import monotonic
 from truthgpt_serve.body_limits import (
     HURRY_BYTES,
     HURRY_S,
+    PLACE_BYTES,
     STALL_S,
     body_too_large,
     hurried_body,
@@ -19,6 +20,9 @@ from truthgpt_serve.body_limits import (
 )
 from truthgpt_serve.errors import TruthGPTError
 from truthgpt_serve.http.asgi import Message
+
+SCOPE_KEY = "truthgpt.body"
+"""Where the body of a request stands in its ASGI scope."""
 
 
 class Arrivals:
@@ -49,9 +53,13 @@ class ArrivingBody:
 
     Attributes:
         more: Whether there is a rest.
+        pace: How fast it must come while others wait, in bytes a second.
     """
 
-    __slots__ = ("_arrivals", "_due_s", "_is_slow", "_max_bytes", "_num_bytes", "_since_s", "more")
+    __slots__ = (
+        *("_arrivals", "_due_s", "_is_slow", "_max_bytes", "_num_bytes", "_since_s", "more"),
+        "pace",
+    )
 
     def __init__(self, max_bytes: int, arrivals: Arrivals | None) -> None:
         self._max_bytes = max_bytes
@@ -61,6 +69,7 @@ class ArrivingBody:
         self._due_s = self._since_s + HURRY_S
         self._is_slow = False
         self.more = True
+        self.pace = HURRY_BYTES
 
     def check_length(self, headers: Iterable[tuple[bytes, bytes]]) -> TruthGPTError | None:
         """Returns the refusal of a body that its headers say is too large."""
@@ -75,6 +84,10 @@ class ArrivingBody:
         self._due_s += now_s - self._since_s
         self._since_s = now_s
 
+    def enter(self) -> None:
+        """Notes that the request has its place while a rest of the body is still to come."""
+        self.pace = PLACE_BYTES
+
     def take(self, message: Message) -> TruthGPTError | None:
         """Counts a piece; returns the refusal of a body that has become too large."""
         num_bytes = len(message.get("body", b""))
@@ -82,7 +95,7 @@ class ArrivingBody:
         self.more = message.get("more_body", False)
         if self.more:
             self._since_s = now_s = monotonic()
-            due_s = max(self._due_s, now_s) + num_bytes / HURRY_BYTES
+            due_s = max(self._due_s, now_s - HURRY_S) + num_bytes / self.pace
             self._due_s = min(due_s, now_s + HURRY_S)
         else:
             self.close()
@@ -98,7 +111,7 @@ class ArrivingBody:
         if not self._is_slow:
             self._is_slow = True
             arrivals.num_slow += 1
-        return hurried_body() if now_s > self._due_s and arrivals.must_hurry else None
+        return hurried_body(self.pace) if now_s > self._due_s and arrivals.must_hurry else None
 
     def close(self) -> None:
         """Counts it among the slow ones no more."""

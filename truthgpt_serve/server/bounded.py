@@ -22,7 +22,7 @@ from truthgpt_serve.errors import (
 )
 from truthgpt_serve.http.asgi import LEAVING_KEY, Message, Receive, Scope, Send
 from truthgpt_serve.http.connection import Connection
-from truthgpt_serve.server.arriving_body import Arrivals, ArrivingBody
+from truthgpt_serve.server.arriving_body import SCOPE_KEY, Arrivals, ArrivingBody
 from truthgpt_serve.server.read_ahead import DISCONNECT, ReadAhead
 from truthgpt_serve.server.sent_answer import SentAnswer
 from truthgpt_serve.usage.counted import note_break
@@ -36,6 +36,9 @@ WATCH_S = 0.5
 """From then on somebody listens for the client; the many requests that end before need nobody."""
 LOOK_S = 1.0
 """How often it is seen then whether the body has stopped, and whether the application listens."""
+
+LATE_S = 0.1
+"""A look that comes later than this sees nothing: the application had no time to listen."""
 
 _NUM_TURNS = 20
 """Turns of the event loop in which an application starts to listen; vLLM needs two."""
@@ -113,7 +116,7 @@ class _Request:
         self._listening: set[asyncio.Task[Any]] = set()
         self._leaving: set[Callable[[], None]] = set()
         scope[LEAVING_KEY] = self._leaving
-        self._body = ArrivingBody(bounds.max_body_bytes, bounds.arrivals)
+        self._body = scope[SCOPE_KEY] = ArrivingBody(bounds.max_body_bytes, bounds.arrivals)
         self._told = self._left = False
 
     async def run(self) -> None:
@@ -161,6 +164,9 @@ class _Request:
         waits = self._body.more and bool(self._listening)
         if now_s >= self._end_s:
             self._refuse(slow_body(limit_s) if waits else late_answer(self._bounds.name, limit_s))
+        elif now_s > self._timer.when() + LATE_S:
+            # The loop was busy for as long: what has come meanwhile is taken first.
+            self._timer = self._loop.call_later(LATE_S, self._look)
         elif waits and (error := self._body.look()) is not None:
             self._refuse(error)
         else:

@@ -4,113 +4,137 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
-from truthgpt_serve.access.identity import ANONYMOUS, Identity, identity_of
+from truthgpt_serve.access.identity import ANONYMOUS, identity_of
 from truthgpt_serve.access.queued import Key, Ticket, who_yields
 from truthgpt_serve.access.turns import QUEUE
 from truthgpt_serve.errors import OverloadedError
 from truthgpt_serve.http.asgi import READS, Message, Receive, Scope, Send, replay
 from truthgpt_serve.queue_full import RETRY_AFTER_S
+from truthgpt_serve.server.arriving_body import SCOPE_KEY
 from truthgpt_serve.server.read_ahead import DISCONNECT, KEPT_BYTES
 from truthgpt_serve.usage.counted import note_refusal
 
 SPARE_BYTES = 128 * 2**20
+SLOW_S = 0.5
+"""A body that has not come by then counts among the slow ones."""
+MESSAGE_BYTES = 256
+"""What a piece takes beside its bytes."""
 _KEPT_SHARE = 4
-"""One of so many of the requests that a replica holds is kept for bodies that are whole."""
+"""One of so many of the requests that a replica holds is kept for bodies that come at once."""
 
 
 class GatheredBodies:
     """An application that sees a request when its body is whole.
 
-    A client that sends slowly holds no place meanwhile. Most bodies are there at once; of those
-    that are not a bounded number may arrive at a time, and one more takes the room of the newest
-    one of the key that has the most. Of each `KEPT_BYTES` are kept, and of all together
-    `SPARE_BYTES` more: a body for which these do not last is given on with a rest to come.
+    A client that sends slowly holds no place meanwhile. Most bodies come at once; of those that do
+    not a bounded number may arrive at a time, and one more takes the room of the newest one of the
+    key that has the most. Of each `KEPT_BYTES` are kept, and of all together `SPARE_BYTES` more: a
+    body for which these do not last is given on with a rest to come, and must hurry.
 
     Stands inside of what bounds bodies in size and time.
 
     Args:
         app: The application.
-        max_bodies: How many may arrive at a time.
+        max_slow: How many may arrive slowly at a time.
         owner: What they arrive at, for messages, such as `model 'story'`.
+        check: Called with the scope before a long body is read; raises where the request would be
+            refused in any case.
     """
 
-    def __init__(self, app: Any, max_bodies: int, owner: str) -> None:
+    def __init__(
+        self,
+        app: Any,
+        max_slow: int,
+        owner: str,
+        check: Callable[[Scope], None] = lambda scope: None,
+    ) -> None:
         self._app = app
-        self._max_bodies = max_bodies
+        self._max_slow = max_slow
         self._owner = owner
+        self._check = check
         self._keys: dict[str, Key] = {}
         self.spare = Spare()
-        self.num_arriving = 0
+        self.num_slow = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one ASGI connection.
 
         Raises:
-            OverloadedError: Too many bodies arrive.
+            OverloadedError: Too many bodies arrive slowly.
         """
         if scope["type"] != "http" or scope["method"] in READS:
             await self._app(scope, receive, send)
             return
         message = await receive()
         if message.get("more_body", False):
+            self._check(scope)
             await self._serve_gathered(scope, _Gathered(message, receive, self.spare), send)
         elif message["type"] != DISCONNECT:
-            await self._app(scope, replay(message["body"], receive), send)
+            again = replay(message.get("body", b""), receive)
+            del message  # the model works for long
+            await self._app(scope, again, send)
 
     async def _serve_gathered(self, scope: Scope, body: _Gathered, send: Send) -> None:
-        place = self._enter(identity_of(scope) or ANONYMOUS)
+        identity = identity_of(scope) or ANONYMOUS
+        slow = _Slow(Key(identity.name, 0.0, 0.0, identity.weight, identity.priority))
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(SLOW_S, self._enter, slow)
         try:
             try:
-                async with place.limit:
+                async with slow.limit:
                     is_here = await body.gather()
             except TimeoutError:
                 raise self._overloaded() from None
             finally:
-                self._leave(place)
+                timer.cancel()
+                self._leave(slow)
             if is_here:
+                if body.has_rest and (arriving := scope.get(SCOPE_KEY)) is not None:
+                    arriving.enter()
                 await self._app(scope, body, send)
         finally:
             body.close()
 
-    def _enter(self, identity: Identity) -> _Body:
-        key = self._keys.get(identity.name) or Key(identity.name, 0.0, 0.0)
-        key.weight, key.priority = identity.weight, identity.priority
-        if self.num_arriving >= self._max_bodies:
+    def _enter(self, slow: _Slow) -> None:
+        """Counts a body that has become slow; another or itself ends where there are too many."""
+        key = self._keys.get(slow.key.name, slow.key)
+        key.weight, key.priority, slow.key = slow.key.weight, slow.key.priority, key
+        if self.num_slow >= self._max_slow:
             longest = who_yields(self._keys.values(), key)
+            ended = slow if longest is None else longest.waiting[-1]
+            assert isinstance(ended, _Slow)
+            if not ended.limit.expired():
+                ended.limit.reschedule(asyncio.get_running_loop().time())
             if longest is None:
-                raise self._overloaded()
-            newest = longest.waiting[-1]
-            assert isinstance(newest, _Body)
-            newest.limit.reschedule(asyncio.get_running_loop().time())
-            self._leave(newest)
-        body = _Body(key)
+                return
+            self._leave(ended)
         self._keys[key.name] = key
-        key.waiting.append(body)
-        self.num_arriving += 1
-        return body
+        key.waiting.append(slow)
+        self.num_slow += 1
 
-    def _leave(self, body: _Body) -> None:
-        key = body.key
-        if body not in key.waiting:
+    def _leave(self, slow: _Slow) -> None:
+        key = slow.key
+        if slow not in key.waiting:
             return
-        key.waiting.remove(body)
-        self.num_arriving -= 1
+        key.waiting.remove(slow)
+        self.num_slow -= 1
         if not key.waiting:
             del self._keys[key.name]
 
     def _overloaded(self) -> OverloadedError:
         note_refusal(QUEUE)
         return OverloadedError(
-            f"{self._max_bodies} request bodies are still arriving at {self._owner}; send this one "
-            f"again in {RETRY_AFTER_S} s",
+            f"{self._max_slow} request bodies arrive slowly at {self._owner}; send this one again "
+            f"in {RETRY_AFTER_S} s",
             retry_after_s=RETRY_AFTER_S,
         )
 
 
-class _Body(Ticket):
-    """One that arrives; its limit ends when another takes its room."""
+class _Slow(Ticket):
+    """One that arrives slowly; its limit ends when another takes its room."""
 
     __slots__ = ("limit",)
 
@@ -145,8 +169,13 @@ class _Gathered:
         self._messages = deque((message,))
         self._receive = receive
         self._spare = spare
-        self._num_bytes = len(message.get("body", b""))
+        self._num_bytes = MESSAGE_BYTES + len(message.get("body", b""))
         self._num_spare = 0
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether there is more than what was read."""
+        return bool(self._messages and self._messages[-1].get("more_body", False))
 
     async def gather(self) -> bool:
         """Reads on as far as may be; returns whether the client is still there."""
@@ -155,7 +184,7 @@ class _Gathered:
             if message["type"] == DISCONNECT:
                 return False
             self._messages.append(message)
-            self._num_bytes += len(message.get("body", b""))
+            self._num_bytes += MESSAGE_BYTES + len(message.get("body", b""))
         return True
 
     def _has_room(self) -> bool:
@@ -179,9 +208,9 @@ class _Gathered:
         self._num_spare = 0
 
 
-def max_bodies(num_held: int) -> int:
-    """Returns how many bodies may arrive at once at a replica that holds so many requests.
+def max_slow(num_held: int) -> int:
+    """Returns how many bodies may arrive slowly at a replica that holds so many requests.
 
     Some room is left: a flood of bodies that never end does not use all that the proxy lets in.
     """
-    return max(2, num_held - max(1, num_held // _KEPT_SHARE))
+    return num_held - num_held // _KEPT_SHARE

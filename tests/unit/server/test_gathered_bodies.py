@@ -24,12 +24,12 @@ from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.server import arriving_body, bounded, gathered_bodies
 from truthgpt_serve.server.arriving_body import Arrivals
 from truthgpt_serve.server.bounded import BoundedRequests
-from truthgpt_serve.server.gathered_bodies import GatheredBodies, max_bodies
+from truthgpt_serve.server.gathered_bodies import GatheredBodies, max_slow
 from truthgpt_serve.server.read_ahead import KEPT_BYTES
 
 HURRY_S = 0.5
 WAIT_S = 20.0
-MAX_SLOW, MAX_BODIES = 2, 4
+MAX_SLOW, MAX_BODIES, MAX_WAITING = 2, 4, 16
 OWNER = "model 'm'"
 LENGTH = 4 * KEPT_BYTES
 
@@ -38,10 +38,11 @@ class Service:
     """A model with one place, that answers with what it got."""
 
     def __init__(self) -> None:
-        self.queue = FairQueue(1, 16, OWNER)
+        self.queue = FairQueue(1, MAX_WAITING, OWNER)
         self.arrivals = Arrivals(MAX_SLOW, lambda: self.queue.num_waiting > 0)
         self.num_asked = 0
-        self.bodies = GatheredBodies(Turns(self._serve, self.queue, OWNER), MAX_BODIES, OWNER)
+        turns = Turns(self._serve, self.queue, OWNER)
+        self.bodies = GatheredBodies(turns, MAX_BODIES, OWNER, turns.check)
         self._app = BoundedRequests(
             self.bodies,
             "m",
@@ -61,12 +62,16 @@ class Service:
         body = await connection.read(LENGTH, WAIT_S)
         if body == b"hold":
             await asyncio.sleep(3 * HURRY_S)
+        elif body == b"busy":
+            await asyncio.sleep(1)
+            time.sleep(3)  # no other task runs meanwhile
         await send_json(send, {"bytes": len(body), "digest": hashlib.md5(body).hexdigest()})
 
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Service, str]]:
     monkeypatch.setattr(arriving_body, "HURRY_S", HURRY_S)
+    monkeypatch.setattr(gathered_bodies, "SLOW_S", 0.1)
     monkeypatch.setattr(bounded, "WATCH_S", 0.05)
     monkeypatch.setattr(bounded, "LOOK_S", 0.05)
     service = Service()
@@ -166,7 +171,8 @@ def test_a_body_that_trickles_ends_once_others_wait(
     with sending(url, LENGTH, begin) as slow:
         wait_until(lambda: service.queue.num_running == (len(begin) > KEPT_BYTES))
         with sending(url, 4, b"hold") as holding, sending(url, 4, b"hold") as waiting:
-            assert b"less than 16 KiB/s while other requests waited" in trickle(slow)
+            pace = b"256 KiB/s" if len(begin) > KEPT_BYTES else b"16 KiB/s"
+            assert b"less than " + pace + b", while other requests waited" in trickle(slow)
             assert read_answer(holding)[0] == read_answer(waiting)[0] == 200
     assert service.arrivals.num_slow == 0
 
@@ -232,19 +238,20 @@ def test_a_client_that_leaves_before_its_body_is_whole_asks_nothing(
 
 
 def test_too_many_arriving_bodies_are_refused_and_whole_ones_are_not(
-    served: tuple[Service, str],
+    served: tuple[Service, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(arriving_body, "HURRY_S", WAIT_S)
     service, url = served
     with contextlib.ExitStack() as slow:
         for number in range(MAX_BODIES):
             slow.enter_context(sending(url, LENGTH, b"a" * 1000))
-            wait_until(lambda most=number + 1: service.bodies.num_arriving == most)  # type: ignore[misc]
+            wait_until(lambda most=number + 1: service.bodies.num_slow == most)  # type: ignore[misc]
         with sending(url, LENGTH, b"a" * 1000) as one_more:
             status, answer = read_answer(one_more)
         assert status == 429
-        assert f"{MAX_BODIES} request bodies are still arriving at {OWNER}" in str(answer)
+        assert f"{MAX_BODIES} request bodies arrive slowly at {OWNER}" in str(answer)
         assert httpx.post(url, content=b"{}", timeout=WAIT_S).json() == told(b"{}")
-    wait_until(lambda: service.bodies.num_arriving == 0)
+    wait_until(lambda: service.bodies.num_slow == 0)
 
 
 def test_one_key_does_not_take_the_room_of_others(
@@ -254,7 +261,7 @@ def test_one_key_does_not_take_the_room_of_others(
     service, url = served
     with contextlib.ExitStack() as slow:
         flood = [slow.enter_context(sending(url, LENGTH, b"a" * 1000)) for _ in range(MAX_BODIES)]
-        wait_until(lambda: service.bodies.num_arriving == MAX_BODIES)
+        wait_until(lambda: service.bodies.num_slow == MAX_BODIES)
         with sending(url, 2000, b"a" * 1000, key="b") as other:
             wait_until(lambda: any(has_answer(client) for client in flood))
             refused = [client for client in flood if has_answer(client)]
@@ -262,8 +269,8 @@ def test_one_key_does_not_take_the_room_of_others(
             assert read_answer(refused[0])[0] == 429
             other.sendall(b"a" * 1000)
             assert read_answer(other) == (200, told(b"a" * 2000))
-        assert service.bodies.num_arriving == MAX_BODIES - 1
-    wait_until(lambda: service.bodies.num_arriving == 0)
+        assert service.bodies.num_slow == MAX_BODIES - 1
+    wait_until(lambda: service.bodies.num_slow == 0)
 
 
 def has_answer(client: socket.socket) -> bool:
@@ -276,6 +283,72 @@ def has_answer(client: socket.socket) -> bool:
         client.settimeout(WAIT_S)
 
 
-@pytest.mark.parametrize(("held", "most"), [(1, 2), (3, 2), (8, 6), (192, 144)])
+def test_many_bodies_that_come_fast_are_all_read(served: tuple[Service, str]) -> None:
+    service, url = served
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            clients = [
+                stack.enter_context(sending(url, 300_000, b"a" * 200_000))
+                for _ in range(2 * MAX_BODIES)
+            ]
+            for client in clients:
+                client.sendall(b"a" * 100_000)
+            assert {read_answer(client)[0] for client in clients} == {200}
+    assert service.bodies.num_slow == 0
+
+
+def test_a_full_queue_refuses_before_a_body_is_read(served: tuple[Service, str]) -> None:
+    service, url = served
+    with contextlib.ExitStack() as stack:
+        for _ in range(1 + MAX_WAITING):
+            stack.enter_context(sending(url, 4, b"hold"))
+        wait_until(lambda: service.queue.num_waiting == MAX_WAITING)
+        with sending(url, LENGTH, b"a" * 1000) as client:
+            status, answer = read_answer(client)
+    assert status == 429
+    assert "is full" in str(answer)
+
+
+def test_what_came_while_the_loop_was_busy_is_in_time(
+    served: tuple[Service, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arriving_body, "HURRY_S", 2.0)
+    service, url = served
+    length = 200_000
+    with contextlib.ExitStack() as stack:
+        others = [
+            stack.enter_context(sending(url, 4, body)) for body in (b"busy", b"hold", b"hold")
+        ]
+        wait_until(lambda: service.queue.num_waiting == 2)
+        with sending(url, length, b"a") as slow:
+            time.sleep(2)
+            slow.sendall(b"a" * (length - 1))
+            assert read_answer(slow) == (200, told(b"a" * length))
+        assert [read_answer(other)[0] for other in others] == [200] * 3
+
+
+@pytest.mark.parametrize("step_s", [0.1, 0.3, 0.7])
+def test_a_pace_below_the_least_ends_at_any_time_of_looking(
+    monkeypatch: pytest.MonkeyPatch, step_s: float
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(arriving_body, "monotonic", lambda: now_s)
+    monkeypatch.setattr(arriving_body, "HURRY_S", HURRY_S)
+    arrivals = Arrivals(0, lambda: True)
+    body = arriving_body.ArrivingBody(LENGTH, arrivals)
+    piece = {"body": b"a" * int(HURRY_BYTES * step_s / 8), "more_body": True}
+    while now_s < 2 * HURRY_S:
+        body.listen()
+        now_s += step_s
+        assert body.take(piece) is None
+        body.listen()
+        if body.look() is not None:
+            break
+    else:
+        pytest.fail("it was not refused")
+    assert HURRY_S < now_s < 1.5 * HURRY_S + step_s
+
+
+@pytest.mark.parametrize(("held", "most"), [(1, 1), (3, 3), (8, 6), (192, 144)])
 def test_room_is_left_for_whole_bodies(held: int, most: int) -> None:
-    assert max_bodies(held) == most
+    assert max_slow(held) == most

@@ -42,6 +42,7 @@ class RequestBody:
         more: Whether there is a rest.
         receive: ASGI `receive`.
         watch: Sees each further piece before it is sent; raises RequestError to end the upload.
+        release: Called when what was read is not needed any more, as often as may be.
     """
 
     pieces: list[bytes]
@@ -49,10 +50,12 @@ class RequestBody:
     more: bool
     receive: Receive
     watch: Callable[[bytes], object] = lambda piece: None
+    release: Callable[[], None] = lambda: None
 
     def sent(self) -> None:
         """Lets go of what was read: it has been sent on, and need not be again."""
         self.pieces = []
+        self.release()
         if isinstance(self.receive, Replay):
             self.receive.release()
 
@@ -171,15 +174,18 @@ class BodyReader:
 
     async def _decompress(self, receive: Receive, coding: str, growth: Growth) -> list[bytes]:
         body = RequestBody([], 0, True, receive)
-        async with self._arriving() as read:
-            while body.more:
-                await read(body)
-        packed = b"".join(body.pieces)
-        return await decompress(packed, coding, self._max_bytes, growth.reach)
+        try:
+            async with self._arriving() as read:
+                while body.more:
+                    await read(body)
+            packed = b"".join(body.pieces)
+            return await decompress(packed, coding, self._max_bytes, growth.reach)
+        finally:
+            body.release()
 
     async def gather(self, body: RequestBody) -> None:
         """Reads on until a body is whole, or large: slow clients take up no place at a model."""
-        async with self._arriving() as read:
+        async with self._arriving(keeps=False) as read:
             while body.more and body.num_bytes < GATHERED_BYTES:
                 body.watch(await read(body))
 
@@ -232,14 +238,22 @@ class BodyReader:
             return await receive()
 
     @asynccontextmanager
-    async def _arriving(self) -> AsyncIterator[Callable[[RequestBody], Awaitable[bytes]]]:
-        """Yields what reads and returns the next piece of a body."""
+    async def _arriving(
+        self, *, keeps: bool = True
+    ) -> AsyncIterator[Callable[[RequestBody], Awaitable[bytes]]]:
+        """Yields what reads and returns the next piece of a body.
+
+        Args:
+            keeps: Whether it counts what is kept of the body.
+        """
         with self.arrivals.body() as arrival:
 
             async def read(body: RequestBody) -> bytes:
                 piece = take(await arrival.receive(body.receive), body)
                 check_size(body.num_bytes, self._max_bytes)
-                arrival.keep(body.num_bytes)
+                if keeps:
+                    body.release = arrival.release
+                    arrival.keep(body.num_bytes)
                 return piece
 
             async with self._in_time():

@@ -84,18 +84,6 @@ def trickle(clients: list[socket.socket]) -> socket.socket:
     raise AssertionError("none was answered")
 
 
-def fill(client: socket.socket) -> socket.socket:
-    """Sends on until there is an answer: what came behind it would have the connection reset."""
-    client.settimeout(0.05)
-    deadline = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline:
-        with contextlib.suppress(TimeoutError):
-            if client.recv(1, socket.MSG_PEEK):
-                return client
-        client.sendall(b"a" * 65536)
-    raise AssertionError("it was not answered")
-
-
 def wait_until(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + WAIT_S
     while not holds():
@@ -142,12 +130,56 @@ def test_what_is_kept_of_all_bodies_is_bounded(
 ) -> None:
     monkeypatch.setattr(arrivals, "MAX_KEPT_BYTES", LENGTH)
     seen, url = served
-    with sending(url, BEGIN + b"a" * (LENGTH // 2 + LENGTH // 4), coding):
+    with (
+        sending(url, BEGIN + b"a" * (LENGTH // 2 + LENGTH // 4), coding) as large,
+        sending(url, BEGIN, coding) as second,
+    ):
         wait_until(lambda: seen.num_kept > LENGTH // 2)
-        with sending(url, BEGIN, coding) as second:
-            status, text = read_answer(fill(second))
+        second.sendall(b"a" * (LENGTH // 2))
+        status, text = read_answer(large)
         assert status == 429
         assert "too many large request bodies" in text
+        wait_until(lambda: LENGTH // 4 < seen.num_kept < LENGTH // 2)
         answer = httpx.post(url, content=b'{"model": "m"}', timeout=WAIT_S)
         assert answer.json() == {"model": "m", "bytes": 14}
     wait_until(lambda: seen.num_kept == seen.num_arriving == 0)
+
+
+def test_the_largest_body_is_refused_where_it_is_the_one_that_grows(
+    served: tuple[arrivals.Arrivals, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrivals, "MAX_KEPT_BYTES", LENGTH // 4)
+    seen, url = served
+    with sending(url, BEGIN) as client:
+        client.settimeout(WAIT_S)
+        with contextlib.suppress(ConnectionError):  # it is answered before all is sent
+            for _ in range(LENGTH // 65536):
+                client.sendall(b"a" * 65536)
+        wait_until(lambda: seen.num_arriving == seen.num_kept == 0)
+
+
+async def test_what_is_kept_counts_until_it_is_sent_on() -> None:
+    pieces = [b'{"a": "', b"a" * LENGTH, b'", "model": "m"}']
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
+
+    reader = BodyReader(RouterConfig())
+    _, body = await reader.read_model({"type": "http", "headers": []}, receive, None)
+    assert reader.arrivals.num_arriving == 0
+    assert reader.arrivals.num_kept > LENGTH - 2 * arrivals.GATHERED_BYTES
+    body.sent()
+    body.release()
+    assert reader.arrivals.num_kept == 0
+
+
+async def test_nothing_stays_counted_of_a_body_that_is_refused() -> None:
+    pieces = [b'{"a": "', b"a" * LENGTH, b'", "model": 1}']
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
+
+    reader = BodyReader(RouterConfig())
+    with pytest.raises(TruthGPTError):
+        await reader.read_model({"type": "http", "headers": []}, receive, None)
+    assert reader.arrivals.num_kept == reader.arrivals.num_arriving == 0
