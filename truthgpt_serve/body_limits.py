@@ -31,6 +31,10 @@ HURRY_BYTES = 16 * 1024
 """While others wait for the model, a body must come this fast, in bytes a second (128 kbit/s)."""
 HURRY_S = 3.0
 """How far it may fall behind that, as when a connection's packets are lost."""
+LATE_S = 0.1
+"""A look at bodies that comes later than this sees nothing: the event loop was busy, and what has
+come meanwhile is taken first.
+"""
 PLACE_BYTES = 256 * 1024
 """The pace of a body whose request has its place already: the longest ones, which nothing keeps."""
 

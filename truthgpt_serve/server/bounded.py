@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from truthgpt_serve.body_limits import slow_body
+from truthgpt_serve.body_limits import LATE_S, slow_body
 from truthgpt_serve.errors import (
     ServerError,
     TruthGPTError,
@@ -36,9 +36,6 @@ WATCH_S = 0.5
 """From then on somebody listens for the client; the many requests that end before need nobody."""
 LOOK_S = 1.0
 """How often it is seen then whether the body has stopped, and whether the application listens."""
-
-LATE_S = 0.1
-"""A look that comes later than this sees nothing: the application had no time to listen."""
 
 _NUM_TURNS = 20
 """Turns of the event loop in which an application starts to listen; vLLM needs two."""
@@ -165,7 +162,6 @@ class _Request:
         if now_s >= self._end_s:
             self._refuse(slow_body(limit_s) if waits else late_answer(self._bounds.name, limit_s))
         elif now_s > self._timer.when() + LATE_S:
-            # The loop was busy for as long: what has come meanwhile is taken first.
             self._timer = self._loop.call_later(LATE_S, self._look)
         elif waits and (error := self._body.look()) is not None:
             self._refuse(error)

@@ -10,6 +10,7 @@ from typing import Any
 from truthgpt_serve.access.identity import ANONYMOUS, identity_of
 from truthgpt_serve.access.queued import Key, Ticket, who_yields
 from truthgpt_serve.access.turns import QUEUE
+from truthgpt_serve.body_limits import LATE_S
 from truthgpt_serve.errors import OverloadedError
 from truthgpt_serve.http.asgi import READS, Message, Receive, Scope, Send, replay
 from truthgpt_serve.queue_full import RETRY_AFTER_S
@@ -80,8 +81,7 @@ class GatheredBodies:
     async def _serve_gathered(self, scope: Scope, body: _Gathered, send: Send) -> None:
         identity = identity_of(scope) or ANONYMOUS
         slow = _Slow(Key(identity.name, 0.0, 0.0, identity.weight, identity.priority))
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(SLOW_S, self._enter, slow)
+        slow.timer = asyncio.get_running_loop().call_later(SLOW_S, self._enter, slow)
         try:
             try:
                 async with slow.limit:
@@ -89,7 +89,7 @@ class GatheredBodies:
             except TimeoutError:
                 raise self._overloaded() from None
             finally:
-                timer.cancel()
+                slow.timer.cancel()
                 self._leave(slow)
             if is_here:
                 if body.has_rest and (arriving := scope.get(SCOPE_KEY)) is not None:
@@ -100,6 +100,10 @@ class GatheredBodies:
 
     def _enter(self, slow: _Slow) -> None:
         """Counts a body that has become slow; another or itself ends where there are too many."""
+        loop = asyncio.get_running_loop()
+        if loop.time() > slow.timer.when() + LATE_S:
+            slow.timer = loop.call_later(LATE_S, self._enter, slow)
+            return
         key = self._keys.get(slow.key.name, slow.key)
         key.weight, key.priority, slow.key = slow.key.weight, slow.key.priority, key
         if self.num_slow >= self._max_slow:
@@ -107,7 +111,7 @@ class GatheredBodies:
             ended = slow if longest is None else longest.waiting[-1]
             assert isinstance(ended, _Slow)
             if not ended.limit.expired():
-                ended.limit.reschedule(asyncio.get_running_loop().time())
+                ended.limit.reschedule(loop.time())
             if longest is None:
                 return
             self._leave(ended)
@@ -136,7 +140,10 @@ class GatheredBodies:
 class _Slow(Ticket):
     """One that arrives slowly; its limit ends when another takes its room."""
 
-    __slots__ = ("limit",)
+    __slots__ = ("limit", "timer")
+
+    timer: asyncio.TimerHandle
+    """Counts it when it has become slow."""
 
     def __init__(self, key: Key) -> None:
         super().__init__(key)

@@ -327,6 +327,23 @@ def test_what_came_while_the_loop_was_busy_is_in_time(
         assert [read_answer(other)[0] for other in others] == [200] * 3
 
 
+def test_many_that_came_while_the_loop_was_busy_are_not_slow(
+    served: tuple[Service, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arriving_body, "HURRY_S", WAIT_S)
+    monkeypatch.setattr(gathered_bodies, "SLOW_S", 1.5)
+    service, url = served
+    length = 400_000
+    with contextlib.ExitStack() as stack:
+        busy = stack.enter_context(sending(url, 4, b"busy"))
+        wait_until(lambda: service.queue.num_running == 1)
+        clients = [stack.enter_context(sending(url, length, b"a")) for _ in range(2 * MAX_BODIES)]
+        time.sleep(2)
+        for client in clients:
+            client.sendall(b"a" * (length - 1))
+        assert {read_answer(client)[0] for client in [busy, *clients]} == {200}
+
+
 @pytest.mark.parametrize("step_s", [0.1, 0.3, 0.7])
 def test_a_pace_below_the_least_ends_at_any_time_of_looking(
     monkeypatch: pytest.MonkeyPatch, step_s: float

@@ -11,7 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
 
-from truthgpt_serve.body_limits import HURRY_BYTES, HURRY_S, STALL_S, hurried_body, stalled_body
+from truthgpt_serve.body_limits import (
+    HURRY_BYTES,
+    HURRY_S,
+    LATE_S,
+    STALL_S,
+    hurried_body,
+    stalled_body,
+)
 from truthgpt_serve.errors import OverloadedError, TruthGPTError
 from truthgpt_serve.http.asgi import Message, Receive
 from truthgpt_serve.queue_full import RETRY_AFTER_S
@@ -24,8 +31,6 @@ has not been found, or of a compressed one."""
 MAX_KEPT_BYTES = 512 * 2**20
 """What is kept of all together beyond that, until it is sent on."""
 LOOK_S = 1.0
-LATE_S = 0.1
-"""A look that comes later than this sees nothing: what has come meanwhile is taken first."""
 
 
 class Arrivals:
