@@ -142,11 +142,18 @@ class FairQueue:
         num_own = 0 if own is None else len(own.waiting)
         before = float(num_own)
         for key in self._keys.values():
+            if key is own:
+                continue
             if key.priority > priority:
                 before += len(key.waiting)
-            elif key.priority == priority and key is not own:
+            elif key.priority == priority:
                 before += min(len(key.waiting), (num_own + 1) * key.weight / weight)
         return (before + 1) * self._mean_s / self._num_places
+
+    @property
+    def longest_s(self) -> float:
+        """No request that comes now waits longer, as requests have been lately."""
+        return (self.num_waiting + 1) * self.place_s
 
     @property
     def mean_s(self) -> float:
@@ -166,18 +173,24 @@ class FairQueue:
     def _fill(self) -> None:
         """Has requests begin as long as there are places for them."""
         while self.num_waiting and (num_free := self._num_places - self.num_running) > 0:
-            # The reserve looks at all keys: it is asked only as far as the first that may begin.
-            waiting = sorted(
-                (key for key in self._keys.values() if key.waiting),
-                key=lambda key: (-key.priority, key.ready_s),
-            )
-            key = next((key for key in waiting if not self._reserve.keeps(key, num_free)), None)
+            key = self._next(num_free)
             if key is None:
                 self._look_again()
                 return
             ticket = key.waiting.popleft()
             self.num_waiting -= 1
             self._begin(key, ticket)
+
+    def _next(self, num_free: int) -> Key | None:
+        """Returns the key whose request comes next; None if the free places are kept from all."""
+        waiting = [key for key in self._keys.values() if key.waiting]
+        if len(waiting) > 1:
+            waiting.sort(key=_order)
+        # The reserve looks at all keys: it is asked only as far as the first that may begin.
+        for key in waiting:
+            if not self._reserve.keeps(key, num_free):
+                return key
+        return None
 
     def _look_again(self) -> None:
         """Looks in a while whether free places are still kept, in case that no request ends."""
@@ -215,7 +228,7 @@ class FairQueue:
         ticket.charged_s = key.mean_s
         key.ready_s += key.mean_s / key.weight
         if ticket.future is not None and not ticket.future.done():
-            ticket.future.set_result(None)
+            ticket.future.set_result(True)
 
     def _make_room(self, arriving: Key) -> None:
         """Puts the newest request of the key with the most waiting out of the queue.
@@ -271,6 +284,10 @@ class FairQueue:
     def _drop_idle(self) -> None:
         for key in [key for key in self._keys.values() if not key.waiting and not key.running]:
             del self._keys[key.name]
+
+
+def _order(key: Key) -> tuple[int, float]:
+    return -key.priority, key.ready_s
 
 
 def _mean(mean_s: float, new_s: float) -> float:

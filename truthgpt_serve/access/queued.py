@@ -54,7 +54,7 @@ class Ticket:
         key: Whose it is.
         begun_s: When it began to run; 0 before that and after its end.
         charged_s: How long it was thought to take.
-        future: Says when its turn comes; None where it came at once.
+        future: Says when its turn comes, by True; None where it came at once.
     """
 
     __slots__ = ("begun_s", "charged_s", "future", "key")
@@ -62,7 +62,13 @@ class Ticket:
     def __init__(self, key: Key) -> None:
         self.key = key
         self.begun_s = self.charged_s = 0.0
-        self.future: asyncio.Future[None] | None = None
+        self.future: asyncio.Future[bool] | None = None
+
+
+def give_up(turn: asyncio.Future[bool]) -> None:
+    """Ends the waiting for a turn that has not come; it is then False."""
+    if not turn.done():
+        turn.set_result(False)
 
 
 def who_yields(keys: Iterable[Key], arriving: Key) -> Key | None:

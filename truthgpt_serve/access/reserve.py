@@ -65,7 +65,7 @@ class Reserve:
             key: The key.
             num_free: How many are free.
         """
-        if num_free > self._num_kept:
+        if num_free > self._num_kept or len(self._recent) < 2:
             return False
         self._drop_old()
         if len(self._recent) < 2:

@@ -12,7 +12,7 @@ from typing import Any
 
 from truthgpt_serve.access.fair_queue import FairQueue
 from truthgpt_serve.access.identity import ANONYMOUS, Identity, identity_of
-from truthgpt_serve.access.queued import Ticket
+from truthgpt_serve.access.queued import Ticket, give_up
 from truthgpt_serve.errors import OverloadedError, RequestError
 from truthgpt_serve.http.asgi import READS, Message, Receive, Scope, Send, header
 from truthgpt_serve.http.connection import refuse_websocket
@@ -129,23 +129,29 @@ class Turns:
         return own_s if limit_s is None else min(limit_s, own_s)
 
     def _check(self, identity: Identity, limit_s: float | None) -> None:
+        if self._queue.longest_s <= self._most_s(limit_s):
+            return
         expected_s = self._queue.expected_s(identity.name, identity.weight, identity.priority)
         if expected_s > self._most_s(limit_s):
             raise self._too_late(f"would come in about {expected_s:.1f} s", limit_s, expected_s)
 
-    async def _wait(self, turn: asyncio.Future[None], limit_s: float | None) -> None:
+    async def _wait(self, turn: asyncio.Future[bool], limit_s: float | None) -> None:
         began_s, most_s = time.monotonic(), self._most_s(limit_s)
+        timer = None
+        if most_s != math.inf:  # `asyncio.timeout` takes four times as long
+            timer = asyncio.get_running_loop().call_later(most_s, give_up, turn)
         try:
-            async with asyncio.timeout(None if math.isinf(most_s) else most_s):
-                await turn
-        except TimeoutError:
-            raise self._too_late("has not come", limit_s, 1) from None
+            has_come = await turn
         except OverloadedError:  # another key's request took its place
             note_refusal(QUEUE)
             raise
         finally:
+            if timer is not None:
+                timer.cancel()
             if (usage := current_usage()) is not None:
                 usage.queued_s += time.monotonic() - began_s
+        if not has_come:
+            raise self._too_late("has not come", limit_s, 1)
 
     def _too_late(self, what: str, limit_s: float | None, retry_after_s: float) -> OverloadedError:
         note_refusal(DEADLINE)

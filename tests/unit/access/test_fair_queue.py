@@ -255,12 +255,14 @@ async def test_nothing_is_lost_in_a_long_random_run() -> None:
     for _ in range(20_000):
         place.clock.now_s += rng.random()
         if rng.random() < 0.5:
+            name, weight, priority = (
+                rng.choice("abcdef"),
+                rng.choice((0.5, 1, 4)),
+                rng.choice((0, 1)),
+            )
+            expected_s = place.queue.expected_s(name, weight, priority)
+            assert expected_s <= place.queue.longest_s * (1 + 1e-9)
             try:
-                name, weight, priority = (
-                    rng.choice("abcdef"),
-                    rng.choice((0.5, 1, 4)),
-                    rng.choice((0, 1)),
-                )
                 waiting.append(place.queue.enter(name, weight, priority))
             except OverloadedError:
                 assert place.queue.num_waiting == 20
