@@ -6,7 +6,7 @@ import time
 
 from deployments.remote.relay import Relay
 from truthgpt_serve.errors import UpstreamError
-from truthgpt_serve.http.asgi import Message, Send, replay
+from truthgpt_serve.http.asgi import Message, Send, WholeBody
 from truthgpt_serve.http.caller import Bounds
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.foreign_errors import MAX_ERROR_BYTES, says_no_route
@@ -45,7 +45,7 @@ class Translating:
         raw = await self._read(connection)
         if time.monotonic() >= self._lacking_until_s.get(connection.path, 0.0):
             attempt = _Attempt(connection.send, path)
-            receive = replay(raw, connection.receive)
+            receive = WholeBody(raw, connection.receive)
             await self._relay(Connection(connection.scope, receive, attempt.send), path=path)
             if attempt.is_held:
                 raise UpstreamError("The remote server's answer broke off")

@@ -29,11 +29,11 @@ class TokenEstimate:
 
         Args:
             key: The name of its key.
-            body: The body, or None if it was not read.
+            body: The body, or None if it was not read; a long one is not looked at.
             num_bytes: Its size as far as it is known.
         """
         mean = self._means.get(key)
-        asked = None if body is None else _asked_tokens(body)
+        asked = None if body is None or len(body) > MAX_READ_BYTES else _asked_tokens(body)
         if asked is None:  # a form, or a body that is too long to be read
             return sum(mean) if mean is not None else num_bytes / BYTES_A_TOKEN + MAX_TOKENS
         limit, number = asked

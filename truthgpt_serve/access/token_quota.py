@@ -13,7 +13,16 @@ from truthgpt_serve.access.estimate import MAX_READ_BYTES, TokenEstimate
 from truthgpt_serve.access.identity import Identity, identity_of
 from truthgpt_serve.access.quota import Quota, Reservation
 from truthgpt_serve.access.units import IMAGES, TOKENS
-from truthgpt_serve.http.asgi import READS, Headers, Message, Receive, Scope, Send, header
+from truthgpt_serve.http.asgi import (
+    READS,
+    Headers,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    body_of,
+    header,
+)
 from truthgpt_serve.usage.counted import Usage, current_usage
 
 _FAILED, _ERROR = 400, 500
@@ -49,16 +58,25 @@ class TokenQuota:
         request = _Request(identity, usage)
         usage.reserve_images = partial(self._reserve_images, request)
         if counts_tokens:
-            body = _Body(receive)
-            await body.read()
-            whole = body.whole()
-            size = body.num_bytes
+            whole = body_of(receive)
             if whole is None:
-                size = max(size, _content_length(scope))
-            amount = self._estimate.estimate(identity.name, whole, size)
+                amount, receive = await self._read(identity, scope, receive)
+            else:
+                amount = self._estimate.estimate(identity.name, whole, len(whole))
+                del whole  # the model works for long
             request.tokens = await self._quota.reserve(identity, TOKENS, amount)
-            receive = body.receive
         await self._serve(request, scope, receive, send)
+
+    async def _read(
+        self, identity: Identity, scope: Scope, receive: Receive
+    ) -> tuple[float, Receive]:
+        """Returns how many tokens a request may use whose body comes, and what gives its body."""
+        body = _Body(receive)
+        await body.read()
+        whole, size = body.whole(), body.num_bytes
+        if whole is None:
+            size = max(size, _content_length(scope))
+        return self._estimate.estimate(identity.name, whole, size), body.receive
 
     async def _serve(self, request: _Request, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_noted(message: Message) -> None:

@@ -143,11 +143,31 @@ class Replay:
         return first[:REPLAYED_BYTES]
 
 
-def replay(body: bytes, receive: Receive) -> Receive:
-    """Returns a `receive` that gives a body which was read at once, and then what comes after."""
-    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+class WholeBody:
+    """A `receive` of a body that is here, for all to look at, and then of what comes after it.
 
-    async def receive_again() -> Message:
-        return waiting.pop() if waiting else await receive()
+    Args:
+        body: The body.
+        receive: What to ask then.
 
-    return receive_again
+    Attributes:
+        body: The body; None once somebody has received it.
+    """
+
+    __slots__ = ("_receive", "body")
+
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self.body: bytes | None = body
+        self._receive = receive
+
+    async def __call__(self) -> Message:
+        """Returns the next message."""
+        if self.body is None:
+            return await self._receive()
+        body, self.body = self.body, None
+        return {"type": "http.request", "body": body, "more_body": False}
+
+
+def body_of(receive: Receive) -> bytes | None:
+    """Returns the body of a request if it is here as a whole, and nobody has received it yet."""
+    return receive.body if isinstance(receive, WholeBody) else None

@@ -22,6 +22,7 @@ from truthgpt_serve.http.asgi import (
     Receive,
     Scope,
     Send,
+    body_of,
     header,
     relative_path,
     send_error,
@@ -113,6 +114,8 @@ class Connection:
             SlowRequestError: It was not whole after `limit_s` seconds.
             ClientGoneError: The client left before the body was whole.
         """
+        if body_of(self._receive) is not None:  # nothing to wait for
+            return await self._read(max_bytes)
         try:
             async with asyncio.timeout(limit_s):
                 return await self._read(max_bytes)

@@ -40,10 +40,10 @@ DONE_EVENT = format_event(DONE)
 
 def is_event_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     """Returns whether an answer with these headers is an event stream."""
-    return any(
-        name.lower() == b"content-type" and value.lower().startswith(CONTENT_TYPE)
-        for name, value in headers
-    )
+    for name, value in headers:
+        if name.lower() == b"content-type" and value.lower().startswith(CONTENT_TYPE):
+            return True
+    return False
 
 
 def with_stream_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -29,9 +29,9 @@ from truthgpt_serve.http.asgi import (
     Receive,
     Scope,
     Send,
+    WholeBody,
     header,
     relative_path,
-    replay,
     send_bytes,
     send_error,
 )
@@ -166,7 +166,7 @@ class Guard:
             raise TooLargeError(f"the request has more than {MAX_JSON_BYTES} bytes")
         body = await read_body(receive, MAX_JSON_BYTES)
         self._check_values(body, path)
-        return replay(body, receive)
+        return WholeBody(body, receive)
 
     def _check_values(self, body: bytes, path: str) -> None:
         try:

@@ -17,9 +17,10 @@ from truthgpt_serve.http.asgi import (
     Receive,
     Scope,
     Send,
+    WholeBody,
+    body_of,
     header,
     relative_path,
-    replay,
 )
 from truthgpt_serve.http.connection import refuse_websocket
 from truthgpt_serve.http.open_inference import MODELS_PREFIX, model_of_path
@@ -80,14 +81,24 @@ class NamedRequests:
         if method not in BODY_METHODS or model_of(method, path) is not None:
             await self._app(scope, receive, send)
             return
-        body = RequestBody([], 0, True, receive)
+        await self._serve_named(scope, receive, send)
+
+    async def _serve_named(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves a request whose body has to name the model."""
+        body = _begin(receive)
+        is_here = not body.more
         try:
-            take(await receive(), body)
+            if not is_here:
+                take(await receive(), body)
             name = await read_name(body, header(scope["headers"], b"content-type") or b"")
-            self._check(name, identity)
+            self._check(name, identity_of(scope))
         except ClientLeftError:
             return
-        await self._pass_on(scope, body, send)
+        if is_here:
+            del body  # the model works for long
+            await self._app(scope, receive, send)
+        else:
+            await self._pass_on(scope, body, send)
 
     def _check(self, model: str, identity: Identity | None) -> None:
         if model not in self._names:
@@ -105,7 +116,7 @@ class NamedRequests:
         if not body.more:
             pieces = body.pieces
             whole = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            await self._app(scope, replay(whole, body.receive), send)
+            await self._app(scope, WholeBody(whole, body.receive), send)
             return
         rest = _Rest(body, send)
         try:
@@ -113,6 +124,14 @@ class NamedRequests:
         finally:
             if rest.error is not None:
                 raise rest.error
+
+
+def _begin(receive: Receive) -> RequestBody:
+    """Returns a body of which nothing has been read, or which is here as a whole."""
+    whole = body_of(receive)
+    if whole is None:
+        return RequestBody([], 0, True, receive)
+    return RequestBody([whole], len(whole), False, receive)
 
 
 class _Rest:

@@ -12,7 +12,7 @@ from truthgpt_serve.access.queued import Key, Ticket, who_yields
 from truthgpt_serve.access.turns import QUEUE
 from truthgpt_serve.body_limits import LATE_S
 from truthgpt_serve.errors import OverloadedError
-from truthgpt_serve.http.asgi import READS, Message, Receive, Scope, Send, replay
+from truthgpt_serve.http.asgi import READS, Message, Receive, Scope, Send, WholeBody
 from truthgpt_serve.queue_full import RETRY_AFTER_S
 from truthgpt_serve.server.arriving_body import SCOPE_KEY
 from truthgpt_serve.server.read_ahead import DISCONNECT, KEPT_BYTES
@@ -74,7 +74,7 @@ class GatheredBodies:
             self._check(scope)
             await self._serve_gathered(scope, _Gathered(message, receive, self.spare), send)
         elif message["type"] != DISCONNECT:
-            again = replay(message.get("body", b""), receive)
+            again = WholeBody(message.get("body", b""), receive)
             del message  # the model works for long
             await self._app(scope, again, send)
 

@@ -8,7 +8,7 @@ from deployments.vllm.application.request_models import check_kinds
 from truthgpt_serve.errors import TruthGPTError
 from truthgpt_serve.grammar.fields import find_grammars
 from truthgpt_serve.grammar.gate import GrammarGate
-from truthgpt_serve.http.asgi import Receive, Scope, Send, replay
+from truthgpt_serve.http.asgi import Receive, Scope, Send, WholeBody
 from truthgpt_serve.http.connection import ClientGoneError, Connection
 from truthgpt_serve.http.json_body import parse_object
 from truthgpt_serve.server.text_limits import TextLimits
@@ -55,7 +55,7 @@ class AdmittedRequests:
         except TruthGPTError as error:
             await connection.fail(error)
             return
-        await self._app(scope, replay(raw, receive), send)
+        await self._app(scope, WholeBody(raw, receive), send)
 
     async def _check(self, path: str, raw: bytes) -> None:
         body = parse_object(raw)

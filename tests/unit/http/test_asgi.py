@@ -15,7 +15,14 @@ import pytest
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import MethodError, TruthGPTError, UnavailableError
-from truthgpt_serve.http.asgi import REPLAYED_BYTES, UNREAD_TIMEOUT_S, Replay, replay, send_error
+from truthgpt_serve.http.asgi import (
+    REPLAYED_BYTES,
+    UNREAD_TIMEOUT_S,
+    Replay,
+    WholeBody,
+    body_of,
+    send_error,
+)
 from truthgpt_serve.server import Application, ModelInstance
 
 PACKAGE = Path(__file__).resolve().parents[3] / "truthgpt_serve"
@@ -154,6 +161,8 @@ async def test_a_body_that_was_read_is_given_once_more() -> None:
     async def after() -> Message:
         return {"type": "http.disconnect"}
 
-    receive = replay(b"body", after)
+    receive = WholeBody(b"body", after)
+    assert body_of(receive) == b"body"
     assert await receive() == {"type": "http.request", "body": b"body", "more_body": False}
+    assert body_of(receive) is body_of(after) is None  # it is not kept
     assert await receive() == {"type": "http.disconnect"}

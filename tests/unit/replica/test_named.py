@@ -13,6 +13,7 @@ from truthgpt_serve.access.identity import SCOPE_KEY, Identity
 from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, send_json
 from truthgpt_serve.replica.named import NamedRequests
 from truthgpt_serve.server.bounded import BoundedRequests
+from truthgpt_serve.server.gathered_bodies import GatheredBodies
 
 TEXT = "/v1/completions"
 FORM = "multipart/form-data; boundary=b"
@@ -34,9 +35,20 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
 async def ask(
     method: str = "POST", path: str = TEXT, body: Any = b"", content_type: str = "application/json"
 ) -> httpx.Response:
-    app = NamedRequests(application, ("m", "org/m:1", "adapter"))
-    bounded = BoundedRequests(app, "m", max_body_bytes=2**20, max_request_s=10)
+    """Asks with the body as it comes, and as replicas have it: gathered, if it is there at once."""
+    app: Any = NamedRequests(application, ("m", "org/m:1", "adapter"))
     content = body if not isinstance(body, dict) else json.dumps(body).encode()
+    answer = await ask_app(app, method, path, content, content_type)
+    if isinstance(content, bytes):
+        again = await ask_app(GatheredBodies(app, 9, "m"), method, path, content, content_type)
+        assert (again.status_code, again.content) == (answer.status_code, answer.content)
+    return answer
+
+
+async def ask_app(
+    app: Any, method: str, path: str, content: Any, content_type: str
+) -> httpx.Response:
+    bounded = BoundedRequests(app, "m", max_body_bytes=2**20, max_request_s=10)
     transport = httpx.ASGITransport(bounded)
     async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
         headers = {"content-type": content_type}

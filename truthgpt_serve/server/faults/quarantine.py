@@ -15,7 +15,15 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from truthgpt_serve.errors import QuarantinedError, UnavailableError
-from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, relative_path, send_error
+from truthgpt_serve.http.asgi import (
+    Message,
+    Receive,
+    Scope,
+    Send,
+    body_of,
+    relative_path,
+    send_error,
+)
 from truthgpt_serve.server.faults.history import STRIKE_S, History
 from truthgpt_serve.server.faults.record import FINGERPRINT_BYTES, Record
 
@@ -71,18 +79,16 @@ class Quarantine:
         if self._ended() is not None:
             await _refuse_for_now(send, scope)
             return
-        head = _Head(receive)
-        await head.read()
-        fingerprint = head.fingerprint(scope)
+        fingerprint, receive = await _look(scope, receive)
         strikes = 0 if fingerprint is None else self._history.strikes(fingerprint)
         if strikes >= MAX_DEATHS:
             await send_error(send, _quarantined(), path=relative_path(scope))
             return
         if not strikes:
-            await self._serve_recorded(fingerprint, scope, head.receive, send)
+            await self._serve_recorded(fingerprint, scope, receive, send)
             return
         async with self._turn():
-            ended = await self._serve_recorded(fingerprint, scope, head.receive, send)
+            ended = await self._serve_recorded(fingerprint, scope, receive, send)
         if fingerprint is not None and ended is None:
             await asyncio.to_thread(self._history.forgive, fingerprint)
 
@@ -134,6 +140,26 @@ async def _refuse_for_now(send: Send, scope: Scope) -> None:
     await send_error(send, error, path=relative_path(scope))
 
 
+async def _look(scope: Scope, receive: Receive) -> tuple[bytes | None, Receive]:
+    """Returns what the same request has again, and what then gives its body.
+
+    The former is None for one that was too slow or left.
+    """
+    body = body_of(receive)
+    if body is not None:
+        return _fingerprint(scope, body), receive
+    head = _Head(receive)
+    body = await head.read()
+    return None if body is None else _fingerprint(scope, body), head.receive
+
+
+def _fingerprint(scope: Scope, body: bytes) -> bytes:
+    length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+    request = f"{scope['method']}\0{scope['path']}\0".encode() + length + b"\0"
+    digest = hashlib.blake2b(request + body[:HEAD_BYTES], digest_size=FINGERPRINT_BYTES)
+    return digest.digest()
+
+
 class _Head:
     """The first part of a request's body: read in advance, then given again."""
 
@@ -141,11 +167,9 @@ class _Head:
         self._receive = receive
         self._messages: list[Message] = []
         self._num_given = 0
-        self._body = b""
-        self._complete = False
 
-    async def read(self) -> None:
-        """Reads until there is enough, or no more."""
+    async def read(self) -> bytes | None:
+        """Returns what is enough of the body, or all; None for one that was too slow or left."""
         parts, size = [], 0
         try:
             async with asyncio.timeout(HEAD_LIMIT_S):
@@ -153,23 +177,14 @@ class _Head:
                     message = await self._receive()
                     self._messages.append(message)
                     if message["type"] != "http.request":
-                        return
+                        return None
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
                     if not message.get("more_body", False):
                         break
         except TimeoutError:
-            return
-        self._body, self._complete = b"".join(parts), True
-
-    def fingerprint(self, scope: Scope) -> bytes | None:
-        """Returns what the same request has again; None for one that was too slow or left."""
-        if not self._complete:
             return None
-        length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
-        request = f"{scope['method']}\0{scope['path']}\0".encode() + length + b"\0"
-        digest = hashlib.blake2b(request + self._body[:HEAD_BYTES], digest_size=FINGERPRINT_BYTES)
-        return digest.digest()
+        return b"".join(parts)
 
     async def receive(self) -> Message:
         """Gives what was read, then what comes."""

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
-from truthgpt_serve.http.asgi import Receive, Scope, Send, replay
+from truthgpt_serve.http.asgi import Receive, Scope, Send, WholeBody
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.headers import BODY_HEADERS
 from truthgpt_serve.http.json_body import encode_json, parse_object
@@ -86,7 +86,7 @@ class OverChat:
         sent = encode_json(payload)
         scope = _inner_scope(connection, path, len(sent))
         answer = TranslatedAnswer(connection, translation, names, path=path, name=self._name)
-        await self._app(scope, replay(sent, connection.receive), answer.send)
+        await self._app(scope, WholeBody(sent, connection.receive), answer.send)
 
 
 def _inner_scope(connection: Connection, path: str, length: int) -> Scope:

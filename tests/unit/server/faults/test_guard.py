@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NoReturn
 import pytest
 
 from truthgpt_serve.errors import ServerError
+from truthgpt_serve.http.asgi import WholeBody
 from truthgpt_serve.server.faults import ReplicaGuard
 from truthgpt_serve.server.faults import guard as guard_module
 from truthgpt_serve.server.faults import quarantine as quarantine_module
@@ -46,7 +47,11 @@ class Served:
         self.app = Quarantine(app, self.record, history, ended)
 
     async def post(
-        self, *parts: bytes, path: str = "/models/x/v1/infer", method: str = "POST"
+        self,
+        *parts: bytes,
+        path: str = "/models/x/v1/infer",
+        method: str = "POST",
+        is_gathered: bool = False,
     ) -> tuple[int, dict[bytes, bytes], bytes]:
         messages = [
             {"type": "http.request", "body": part, "more_body": index < len(parts) - 1}
@@ -64,7 +69,8 @@ class Served:
             sent.append(message)
 
         scope = {"type": "http", "method": method, "path": path, "headers": []}
-        await self.app(scope, receive, send)
+        whole = WholeBody(b"".join(parts), receive) if is_gathered else receive
+        await self.app(scope, whole, send)
         body = b"".join(message.get("body", b"") for message in sent[1:])
         return sent[0]["status"], dict(sent[0]["headers"]), body
 
@@ -159,6 +165,23 @@ async def test_bodies_pass_whole_and_only_their_beginning_counts(history: Histor
     large = [b"x" * 40_000, b"y" * 40_000, b"z" * 40_000]
     assert (await served.post(*large))[2] == b"".join(large)
     assert served.record.in_flight() == []
+
+
+async def test_a_body_that_is_there_is_the_same_request_as_in_pieces(history: History) -> None:
+    seen: list[list[bytes]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(served.record.in_flight())
+        await echo(scope, receive, send)
+
+    served = Served(app, history, lambda: None)
+    parts = (b"x" * 40_000, b"y" * 40_000)
+    for is_gathered in (False, True):
+        assert (await served.post(*parts, is_gathered=is_gathered))[2] == b"".join(parts)
+    assert seen[0] == seen[1]
+    assert len(seen[0]) == 1
+    assert (await served.post(b"other", is_gathered=True))[2] == b"other"
+    assert seen[2] != seen[0]
 
 
 async def test_a_dead_engine_refuses_new_requests(history: History) -> None:
