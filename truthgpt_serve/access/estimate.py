@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
+
+import msgspec
 
 MAX_READ_BYTES = 65536
 """Bodies up to this size are read; a longer one has images or audio in it, or is a long text."""
@@ -13,6 +14,8 @@ MAX_TOKENS = 256
 answers does not go below, as the next one may be longer."""
 MAX_ASKED = 10_000_000
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "max_new_tokens")
+_Asked = msgspec.defstruct("_Asked", [(name, Any, None) for name in (*_LIMITS, "n")])
+_decode = msgspec.json.Decoder(_Asked).decode
 _MAX_KEYS = 4096
 _NEW_SHARE = 0.2
 """How much the newest request counts in the mean."""
@@ -59,17 +62,12 @@ class TokenEstimate:
 def _asked_tokens(body: bytes) -> tuple[int | None, int] | None:
     """Returns the most tokens of one answer, and how many answers; None for what is no request."""
     try:
-        found = json.loads(body)
-    except (ValueError, RecursionError):
+        asked: Any = _decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    if not isinstance(found, dict):
-        return None
-    limit = None
-    for name in _LIMITS:
-        if name in found and (limit := _count(found[name])) is not None:
-            break
-    number = _count(found["n"]) if "n" in found else None
-    return limit, min(number or 1, 1000)
+    limits = (_count(getattr(asked, name)) for name in _LIMITS)
+    limit = next((limit for limit in limits if limit is not None), None)
+    return limit, min(_count(asked.n) or 1, 1000)
 
 
 def _count(value: Any) -> int | None:

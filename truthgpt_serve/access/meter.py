@@ -10,7 +10,7 @@ from typing import Any
 from truthgpt_serve.access.identity import Identity
 from truthgpt_serve.access.quota import Lease, Quota
 from truthgpt_serve.errors import RateLimitError
-from truthgpt_serve.http.asgi import Message, Receive, Scope, Send
+from truthgpt_serve.http.asgi import Headers, Message, Receive, Scope, Send
 from truthgpt_serve.usage.counted import Usage, counting
 
 USAGE_KEY = "truthgpt.usage"
@@ -99,9 +99,12 @@ class Metered:
         watch: Its answer.
         lease: What it holds; None without limits of requests.
         report: Is told of its end.
+
+    Attributes:
+        usage: What it uses.
     """
 
-    __slots__ = ("_is_cancelled", "_key", "_lease", "_num_open", "_report", "_usage", "_watch")
+    __slots__ = ("_is_cancelled", "_key", "_lease", "_num_open", "_report", "_watch", "usage")
 
     def __init__(
         self,
@@ -112,7 +115,7 @@ class Metered:
         report: Callable[[Ended], None],
     ) -> None:
         self._key = key
-        self._usage = usage
+        self.usage = usage
         self._watch = watch
         self._lease = lease
         self._report = report
@@ -131,11 +134,11 @@ class Metered:
         self._num_open += 1
         is_over = False
         try:
-            with counting(self._usage):
+            with counting(self.usage):
                 await app(scope, receive, send)
             is_over = True
         except Exception:
-            self._usage.broke_off = is_over = True
+            self.usage.broke_off = is_over = True
             raise
         finally:
             self._is_cancelled |= not is_over
@@ -143,11 +146,20 @@ class Metered:
             if not self._num_open:
                 self._end()
 
+    @property
+    def status(self) -> int:
+        """That of its answer; 0 before it has begun."""
+        return self._watch.status
+
+    def add_headers(self, headers: Headers) -> None:
+        """Adds headers to an answer that has not begun."""
+        self._watch.headers += headers
+
     def _end(self) -> None:
         if self._lease is not None:
             self._lease.end()
-        self._usage.finish(failed=self._watch.status >= _FAILED)
-        self._report(self._watch.ended(self._key, self._usage, cancelled=self._is_cancelled))
+        self.usage.finish(failed=self._watch.status >= _FAILED)
+        self._report(self._watch.ended(self._key, self.usage, cancelled=self._is_cancelled))
 
 
 class _Watch:
@@ -158,19 +170,24 @@ class _Watch:
 
     Args:
         send: Where it goes.
-        lease: What the request holds, whose headers go out with the answer; None without limits.
+        lease: What the request holds; None without limits.
 
     Attributes:
+        headers: Further headers of the answer.
         status: Of the answer; 0 before it has begun.
     """
 
-    __slots__ = ("_began_s", "_first_s", "_last_s", "_lease", "_send", "_whole", "status")
+    __slots__ = (
+        *("_began_s", "_first_s", "_last_s", "_lease", "_send", "_whole", "headers"),
+        "status",
+    )
 
     def __init__(self, send: Send, lease: Lease | None) -> None:
         self._send = send
         self._lease = lease
         self._began_s = self._last_s = time.perf_counter()
         self._first_s: float | None = None
+        self.headers: Headers = [] if lease is None else [*lease.headers]
         self.status = 0
         self._whole = False
 
@@ -185,9 +202,8 @@ class _Watch:
                 self._lease.end()
         elif message["type"] == "http.response.start":
             self.status = message["status"]
-            if self._lease is not None and self._lease.headers:
-                headers = [*message.get("headers", ()), *self._lease.headers]
-                message = {**message, "headers": headers}
+            if self.headers:
+                message = {**message, "headers": [*message.get("headers", ()), *self.headers]}
         await self._send(message)
 
     def ended(self, key: str, usage: Usage, *, cancelled: bool) -> Ended:

@@ -11,11 +11,11 @@ from typing import Any
 
 from truthgpt_serve.access.estimate import MAX_READ_BYTES, TokenEstimate
 from truthgpt_serve.access.identity import Identity, identity_of
+from truthgpt_serve.access.meter import METERED_KEY, Metered
 from truthgpt_serve.access.quota import Quota, Reservation
-from truthgpt_serve.access.units import IMAGES, TOKENS
+from truthgpt_serve.access.units import IMAGES, TOKENS, Unit
 from truthgpt_serve.http.asgi import (
     READS,
-    Headers,
     Message,
     Receive,
     Scope,
@@ -23,7 +23,6 @@ from truthgpt_serve.http.asgi import (
     body_of,
     header,
 )
-from truthgpt_serve.usage.counted import Usage, current_usage
 
 _FAILED, _ERROR = 400, 500
 
@@ -47,16 +46,16 @@ class TokenQuota:
         Raises:
             RateLimitError: The key has used too much.
         """
-        identity, usage = identity_of(scope), current_usage()
-        if identity is None or usage is None or scope.get("method", "GET") in READS:
+        identity = identity_of(scope)
+        metered: Metered | None = scope.get(METERED_KEY)
+        if identity is None or metered is None or scope.get("method", "GET") in READS:
             await self._app(scope, receive, send)
             return
         counts_tokens = self._quota.is_limited(identity, TOKENS)
         if not counts_tokens and not self._quota.is_limited(identity, IMAGES):
             await self._app(scope, receive, send)
             return
-        request = _Request(identity, usage)
-        usage.reserve_images = partial(self._reserve_images, request)
+        request = _Request(identity, metered)
         if counts_tokens:
             whole = body_of(receive)
             if whole is None:
@@ -64,7 +63,7 @@ class TokenQuota:
             else:
                 amount = self._estimate.estimate(identity.name, whole, len(whole))
                 del whole  # the model works for long
-            request.tokens = await self._quota.reserve(identity, TOKENS, amount)
+            request.tokens = await self._reserve(request, TOKENS, amount)
         await self._serve(request, scope, receive, send)
 
     async def _read(
@@ -79,29 +78,24 @@ class TokenQuota:
         return self._estimate.estimate(identity.name, whole, size), body.receive
 
     async def _serve(self, request: _Request, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_noted(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                request.status = message["status"]
-                headers = message.get("headers", ())
-                message = {**message, "headers": [*headers, *request.headers()]}
-            await send(message)
-
+        request.metered.usage.reserve_images = partial(self._reserve_images, request)
+        has_raised = False
         try:
-            await self._app(scope, receive, send_noted)
+            await self._app(scope, receive, send)
         except Exception:
-            request.status = _ERROR
+            has_raised = True
             raise
         finally:
-            self._settle(request)
+            self._settle(request, _ERROR if has_raised else request.metered.status)
 
-    def _settle(self, request: _Request) -> None:
+    def _settle(self, request: _Request, status: int) -> None:
         """Has a request count with what it used.
 
         One whose client left before the answer began counts with its estimate at least: nobody
         knows how far an engine came with it.
         """
-        usage, identity = request.usage, request.identity
-        failed = request.status >= _FAILED
+        usage, identity = request.metered.usage, request.identity
+        failed = status >= _FAILED
         usage.finish(failed=failed)
         usage.reserve_images = None  # else the two hold each other
         if request.images is not None and (usage.megapixel_steps or failed):
@@ -112,7 +106,7 @@ class TokenQuota:
         used = new + usage.completion_tokens + identity.cached_token_weight * usage.cached_tokens
         # A model that does not count its tokens leaves the estimate.
         is_told = bool(used or usage.images or usage.audio_s)
-        is_known = failed or (is_told and request.status)
+        is_known = failed or (is_told and status)
         if is_known or used > request.tokens.amount:
             request.tokens.settle(used)
         if used:
@@ -120,7 +114,14 @@ class TokenQuota:
 
     async def _reserve_images(self, request: _Request, amount: float) -> None:
         if request.images is None:
-            request.images = await self._quota.reserve(request.identity, IMAGES, amount)
+            request.images = await self._reserve(request, IMAGES, amount)
+
+    async def _reserve(self, request: _Request, unit: Unit, amount: float) -> Reservation | None:
+        """Counts what a request may use, and says in its answer what is left."""
+        found = await self._quota.reserve(request.identity, unit, amount)
+        if found is not None:
+            request.metered.add_headers(found.headers)
+        return found
 
 
 class _Request:
@@ -129,23 +130,15 @@ class _Request:
     Attributes:
         tokens: Its estimate of tokens, or None without a limit.
         images: Its images' work, or None without a limit, or before it is known.
-        status: Of its answer; 0 before that has begun.
     """
 
-    __slots__ = ("identity", "images", "status", "tokens", "usage")
+    __slots__ = ("identity", "images", "metered", "tokens")
 
-    def __init__(self, identity: Identity, usage: Usage) -> None:
+    def __init__(self, identity: Identity, metered: Metered) -> None:
         self.identity = identity
-        self.usage = usage
+        self.metered = metered
         self.tokens: Reservation | None = None
         self.images: Reservation | None = None
-        self.status = 0
-
-    def headers(self) -> Headers:
-        """Returns the headers of its answer."""
-        tokens = () if self.tokens is None else self.tokens.headers
-        images = () if self.images is None else self.images.headers
-        return [*tokens, *images]
 
 
 class _Body:

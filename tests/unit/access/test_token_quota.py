@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from truthgpt_serve.access.identity import SCOPE_KEY, Identity, Limits
+from truthgpt_serve.access.meter import Meter
 from truthgpt_serve.access.quota import Quota
 from truthgpt_serve.access.token_quota import TokenQuota
 from truthgpt_serve.errors import RateLimitError
 from truthgpt_serve.http.asgi import Message, Receive, Scope, Send
-from truthgpt_serve.usage.counted import Usage, add_images, add_tokens, counting, reserve_images
+from truthgpt_serve.usage.counted import add_images, add_tokens, reserve_images
 
 
 @pytest.fixture
@@ -67,9 +68,9 @@ def ask(
         sent.append(message)
 
     async def serve() -> None:
-        with counting(Usage()):
-            scope = {"type": "http", "method": method, "headers": [], SCOPE_KEY: identity}
-            await app(scope, receive, send)
+        scope = {"type": "http", "method": method, "headers": [], SCOPE_KEY: identity}
+        metered = await Meter(app._quota, lambda ended: None).begin(identity, scope, send)
+        await metered.answer(app, scope, receive)
 
     asyncio.run(serve())
     return {name.decode(): value.decode() for name, value in sent[0]["headers"]}

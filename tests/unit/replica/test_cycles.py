@@ -92,6 +92,7 @@ async def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterat
         "free": add_key(file, {"name": "free"}),
         "limited": add_key(file, {"name": "limited", **LIMITS}),
         "used": add_key(file, {"name": "used", **none}),
+        "spent": add_key(file, {"name": "spent", **LIMITS, "tokens_per_minute": 1}),
     }
     context = types.SimpleNamespace(app_name="x", replica_tag="x#one")
     monkeypatch.setattr(serve, "get_replica_context", lambda: context)
@@ -117,6 +118,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "bad value": ("free", "/v1/chat/completions", {**CHAT, "max_tokens": -1}, 400),
     "no such route": ("free", "/v1/nothing", CHAT, 404),
     "too many": ("used", "/v1/chat/completions", CHAT, 429),
+    "too many tokens": ("spent", "/v1/chat/completions", CHAT, 429),
 }
 
 
