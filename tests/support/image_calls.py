@@ -59,7 +59,9 @@ def _check_batch(module: nn.Module, calls: Sequence[Call], method: str) -> None:
         pairs = list(zip(flatten(part), flatten(alone), strict=True))
         assert pairs
         for got, expected in pairs:
-            torch.testing.assert_close(got, expected, atol=TOLERANCE, rtol=TOLERANCE)
+            # Of a sum near zero the rounding is that of its terms: as large as its neighbors are.
+            atol = TOLERANCE * max(1.0, expected.abs().max().item())
+            torch.testing.assert_close(got, expected, atol=atol, rtol=TOLERANCE)
 
 
 def unet_call(rows: int, timestep: Any, **more: Any) -> dict[str, Any]:
