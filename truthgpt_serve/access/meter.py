@@ -146,11 +146,6 @@ class Metered:
             if not self._num_open:
                 self._end()
 
-    @property
-    def status(self) -> int:
-        """That of its answer; 0 before it has begun."""
-        return self._watch.status
-
     def add_headers(self, headers: Headers) -> None:
         """Adds headers to an answer that has not begun."""
         self._watch.headers += headers

@@ -86,7 +86,7 @@ class TokenQuota:
             has_raised = True
             raise
         finally:
-            self._settle(request, _ERROR if has_raised else request.metered.status)
+            self._settle(request, _ERROR if has_raised else request.metered.usage.status)
 
     def _settle(self, request: _Request, status: int) -> None:
         """Has a request count with what it used.

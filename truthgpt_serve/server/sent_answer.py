@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from truthgpt_serve.http.asgi import Message, Send
 from truthgpt_serve.http.sse import WholeEvents, is_event_stream
+from truthgpt_serve.usage.counted import note_status
 
 
 class SentAnswer:
@@ -30,6 +31,7 @@ class SentAnswer:
         """Sends what the application sends; of a stream of events only whole ones."""
         if message["type"] == "http.response.start":
             self.started = True
+            note_status(message["status"])
             if is_event_stream(message.get("headers", ())):
                 self.events = WholeEvents()
         elif message["type"] == "http.response.body":

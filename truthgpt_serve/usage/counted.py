@@ -26,6 +26,7 @@ class Usage:
         megapixel_steps: Denoising steps times megapixels of these images.
         audio_s: Seconds of audio that were read or made.
         queued_s: Seconds that it waited for its turn.
+        status: Of its answer, as its application has sent it; 0 before that.
         broke_off: Whether an answer that had begun failed.
         failed: Whether its answer is an error; known at its end.
         refusal: Why it was refused with 429, in a word; empty if that is not known.
@@ -43,6 +44,7 @@ class Usage:
     megapixel_steps: float = 0.0
     audio_s: float = 0.0
     queued_s: float = 0.0
+    status: int = field(default=0, compare=False)
     broke_off: bool = False
     failed: bool = False
     refusal: str = ""
@@ -120,6 +122,12 @@ async def reserve_images(megapixel_steps: float) -> None:
     usage = _current.get()
     if usage is not None and usage.reserve_images is not None:
         await usage.reserve_images(megapixel_steps)
+
+
+def note_status(status: int) -> None:
+    """Notes that the answer to the request of this task has begun."""
+    if (usage := _current.get()) is not None:
+        usage.status = status
 
 
 def note_break() -> None:

@@ -18,6 +18,7 @@ from truthgpt_serve.access.quota import Quota
 from truthgpt_serve.access.token_quota import TokenQuota
 from truthgpt_serve.errors import RateLimitError
 from truthgpt_serve.http.asgi import Message, Receive, Scope, Send
+from truthgpt_serve.server.sent_answer import SentAnswer
 from truthgpt_serve.usage.counted import add_images, add_tokens, reserve_images
 
 
@@ -70,7 +71,11 @@ def ask(
     async def serve() -> None:
         scope = {"type": "http", "method": method, "headers": [], SCOPE_KEY: identity}
         metered = await Meter(app._quota, lambda ended: None).begin(identity, scope, send)
-        await metered.answer(app, scope, receive)
+
+        async def serve_noted(scope: Scope, receive: Receive, send: Send) -> None:
+            await app(scope, receive, SentAnswer(send).pass_on)
+
+        await metered.answer(serve_noted, scope, receive)
 
     asyncio.run(serve())
     return {name.decode(): value.decode() for name, value in sent[0]["headers"]}
