@@ -50,16 +50,28 @@ wrk.headers["content-type"] = "application/json"
 wrk.headers["x-truthgpt-way"] = %(way)s
 local threads = {}
 function setup(thread) table.insert(threads, thread) end
-function init(args) counts = {}; seconds = {}; refused = false end
-function delay() if %(patient)s and refused then refused = false; return 1000 end return 0 end
-function response(status)
+function init(args) counts = {}; seconds = {}; waits = {}; first = 1; last = 0 end
+function delay()
+  if first > last then return 0 end
+  local wait = waits[first]
+  waits[first] = nil
+  first = first + 1
+  return wait
+end
+local function count(status)
   counts[status] = (counts[status] or 0) + 1
-  refused = status == 429
   if status == 200 then
     local now = os.time()
     seconds[now] = (seconds[now] or 0) + 1
   end
 end
+local function count_and_wait(status, headers)
+  count(status)
+  local told = status == 429 and headers["retry-after"] or 0
+  last = last + 1
+  waits[last] = 1000 * tonumber(told)
+end
+response = %(response)s
 function done(summary)
   local all = {}
   for _, thread in ipairs(threads) do
@@ -110,7 +122,7 @@ def run_wrk(url: str, run_id: str, connections: int, options: argparse.Namespace
     values = {
         "body": BODY,
         "way": '"router"' if options.router else "nil",
-        "patient": "true" if options.patient else "false",
+        "response": "count_and_wait" if options.patient else "count",
     }
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(SCRIPT % values)
