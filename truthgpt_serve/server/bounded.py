@@ -211,7 +211,7 @@ class _Request:
         return message
 
     async def _send(self, message: Message) -> None:
-        if not self._answer.ended and self._error is None:
+        if not self._answer.ended and not self._left and self._error is None:
             await self._answer.pass_on(message)
 
     # -- ends

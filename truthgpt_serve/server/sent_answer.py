@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from truthgpt_serve.http.asgi import Message, Send
 from truthgpt_serve.http.sse import WholeEvents, is_event_stream
-from truthgpt_serve.usage.counted import note_status
+from truthgpt_serve.usage.counted import current_usage
 
 
 class SentAnswer:
-    """One answer.
+    """One answer. Made in the context of its request: it may be sent from another one.
 
     Args:
         send: ASGI `send`.
@@ -20,18 +20,20 @@ class SentAnswer:
         events: Its events, if it is a stream of them.
     """
 
-    __slots__ = ("ended", "events", "send", "started")
+    __slots__ = ("_usage", "ended", "events", "send", "started")
 
     def __init__(self, send: Send) -> None:
         self.send = send
         self.started = self.ended = False
         self.events: WholeEvents | None = None
+        self._usage = current_usage()
 
     async def pass_on(self, message: Message) -> None:
         """Sends what the application sends; of a stream of events only whole ones."""
         if message["type"] == "http.response.start":
             self.started = True
-            note_status(message["status"])
+            if self._usage is not None:
+                self._usage.status = message["status"]
             if is_event_stream(message.get("headers", ())):
                 self.events = WholeEvents()
         elif message["type"] == "http.response.body":

@@ -26,7 +26,7 @@ class Usage:
         megapixel_steps: Denoising steps times megapixels of these images.
         audio_s: Seconds of audio that were read or made.
         queued_s: Seconds that it waited for its turn.
-        status: Of its answer, as its application has sent it; 0 before that.
+        status: Of its answer, once that has begun; 0 before, and where its client left before.
         broke_off: Whether an answer that had begun failed.
         failed: Whether its answer is an error; known at its end.
         refusal: Why it was refused with 429, in a word; empty if that is not known.
@@ -122,12 +122,6 @@ async def reserve_images(megapixel_steps: float) -> None:
     usage = _current.get()
     if usage is not None and usage.reserve_images is not None:
         await usage.reserve_images(megapixel_steps)
-
-
-def note_status(status: int) -> None:
-    """Notes that the answer to the request of this task has begun."""
-    if (usage := _current.get()) is not None:
-        usage.status = status
 
 
 def note_break() -> None:

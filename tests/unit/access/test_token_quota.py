@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
@@ -17,7 +18,8 @@ from truthgpt_serve.access.meter import Meter
 from truthgpt_serve.access.quota import Quota
 from truthgpt_serve.access.token_quota import TokenQuota
 from truthgpt_serve.errors import RateLimitError
-from truthgpt_serve.http.asgi import Message, Receive, Scope, Send
+from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, send_json
+from truthgpt_serve.server.bounded import BoundedRequests
 from truthgpt_serve.server.sent_answer import SentAnswer
 from truthgpt_serve.usage.counted import add_images, add_tokens, reserve_images
 
@@ -142,6 +144,54 @@ def test_a_failure_costs_what_was_done(quota: Quota) -> None:
     with pytest.raises(OSError, match="gone"):
         ask(TokenQuota(Model(fail), quota), TEAM, body(max_tokens=700))
     assert remaining(ask(app, TEAM, body(max_tokens=100))) == 1000 - 110 - 200
+
+
+def test_an_answer_from_another_context_counts_with_what_was_done(quota: Quota) -> None:
+    model = Model(lambda: add_tokens(10, 5))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_elsewhere(message: Message) -> None:
+            await asyncio.create_task(send_all(send, message), context=contextvars.Context())
+
+        await model(scope, receive, send_elsewhere)
+
+    async def send_all(send: Send, message: Message) -> None:
+        await send(message)
+
+    ask(TokenQuota(app, quota), TEAM, body(max_tokens=700))
+    assert remaining(ask(TokenQuota(Model(), quota), TEAM, body(max_tokens=100))) == 1000 - 15 - 200
+
+
+def test_an_answer_to_a_client_that_has_left_counts_as_none(quota: Quota) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        await send_json(send, {}, status=400)
+
+    bounded = BoundedRequests(
+        TokenQuota(app, quota), "story", max_body_bytes=2**20, max_request_s=9
+    )
+    messages: list[Message] = [
+        {"type": "http.request", "body": body(max_tokens=200)},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    async def serve() -> None:
+        scope = {"type": "http", "method": "POST", "headers": [], SCOPE_KEY: TEAM}
+        scope |= {"path": "/v1/completions"}
+        metered = await Meter(quota, lambda ended: None).begin(TEAM, scope, refuse)
+        await metered.answer(bounded, scope, receive)
+
+    async def refuse(message: Message) -> None:
+        raise AssertionError(message)
+
+    asyncio.run(serve())
+    assert (
+        remaining(ask(TokenQuota(Model(), quota), TEAM, body(max_tokens=100))) == 1000 - 300 - 200
+    )
 
 
 def test_a_client_that_leaves_before_the_answer_pays_the_estimate(quota: Quota) -> None:
