@@ -6,12 +6,15 @@ A bridge joins the two and this machine, so that a test reaches both addresses. 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
+
+import psutil
 
 from benchmarks.local_cluster import RAY, Host, LocalCluster
 from truthgpt_serve.cluster.processes import (
@@ -22,6 +25,13 @@ from truthgpt_serve.cluster.processes import (
 )
 
 COMMAND_S = 180.0
+_MAX_NUMBER = 100000
+"""Of a process in names of links, which have at most 15 characters."""
+_NAMES = {
+    "netns": re.compile(r"^(tg(\d+)x\d+n\d)\b", re.MULTILINE),
+    "link": re.compile(r"^\d+: (tg(\d+)x\d+b):", re.MULTILINE),
+}
+"""Of what a network has, in what `ip` lists, with the number of the process that made it."""
 
 
 def can_make_networks() -> bool:
@@ -45,8 +55,7 @@ class Network:
 
     def __init__(self, number: int) -> None:
         self._number = number
-        # Names of links have at most 15 characters.
-        self._id = f"tg{os.getpid() % 100000}x{number}"
+        self._id = f"tg{os.getpid() % _MAX_NUMBER}x{number}"
         self._undo = ExitStack()
 
     @property
@@ -68,6 +77,7 @@ class Network:
     def __enter__(self) -> Self:
         """Makes the network."""
         bridge = f"{self._id}b"
+        _remove_left()
         try:
             _ip("link", "add", bridge, "type", "bridge")
             self._undo.callback(_ip, "link", "delete", bridge)
@@ -105,12 +115,22 @@ class Network:
         self._undo.close()
 
 
-def _ip(*arguments: str) -> None:
+def _remove_left() -> None:
+    """Removes the networks of runs that were killed: they have the addresses of this one."""
+    alive = {pid % _MAX_NUMBER for pid in psutil.pids()}
+    for kind, names in _NAMES.items():
+        for name, number in names.findall(_ip(kind, "show")):
+            if int(number) not in alive:
+                _ip(kind, "delete", name)
+
+
+def _ip(*arguments: str) -> str:
     done = subprocess.run(
         ["ip", *arguments], capture_output=True, text=True, timeout=COMMAND_S, check=False
     )
     if done.returncode:
         raise RuntimeError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
+    return done.stdout
 
 
 class WorkerNode:
