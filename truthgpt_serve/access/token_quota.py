@@ -14,15 +14,7 @@ from truthgpt_serve.access.identity import Identity, identity_of
 from truthgpt_serve.access.meter import METERED_KEY, Metered
 from truthgpt_serve.access.quota import Quota, Reservation
 from truthgpt_serve.access.units import IMAGES, TOKENS, Unit
-from truthgpt_serve.http.asgi import (
-    READS,
-    Message,
-    Receive,
-    Scope,
-    Send,
-    body_of,
-    header,
-)
+from truthgpt_serve.http.asgi import READS, Message, Receive, Scope, Send, body_of, header
 
 _FAILED, _ERROR = 400, 500
 
