@@ -8,7 +8,8 @@ inwards, these refuse:
   `cluster/haproxy/refusals.py` after how long, `cluster/haproxy/answers.py` holds the page.
 - The router, what the model's replicas cannot hold: `router/admission.py`; who comes before others
   there, `router/waiting/line.py` and `router/waiting/claims.py`.
-- HAProxy, what a model's replicas cannot hold on the direct way: `cluster/haproxy/direct.py`.
+- HAProxy, what a model's replicas cannot hold of what comes to them without a router:
+  `cluster/haproxy/queues.py`.
 - Ray Serve, before a replica, by `ray_backpressure`, which `hardware/plan.py` sets; in these words
   by `replica/queue_answers.py`, and by `cluster/proxy_answers.py` where its Python proxy refuses.
 - The replica: `http/probes.py` for health checks and scrapes, `server/execution/workers.py` for
@@ -36,6 +37,7 @@ from typing import Any
 from truthgpt_serve.errors import OverloadedError
 
 RETRY_AFTER_S = 1
+FULL = "The queue of {} is full: {} requests run or wait; try again in {} s"
 ALL_FULL = "The queues of all models are full; try again in {} s"
 MAX_RETRY_S = 60
 MAX_QUEUES = 4
@@ -95,11 +97,8 @@ def queue_full(
         num_requests: Requests that run or wait there.
         retry_after_s: Seconds after which there may be room.
     """
-    return OverloadedError(
-        f"The queue of {owner} is full: {num_requests} requests run or wait; try again in "
-        f"{retry_after_s} s",
-        retry_after_s=retry_after_s,
-    )
+    message = FULL.format(owner, num_requests, retry_after_s)
+    return OverloadedError(message, retry_after_s=retry_after_s)
 
 
 def ray_backpressure() -> dict[str, Any]:

@@ -17,7 +17,7 @@ from truthgpt_serve.cluster.haproxy.affinity import (
     MODES,
     Affinity,
 )
-from truthgpt_serve.cluster.haproxy.direct import MAX_BODY_BYTES
+from truthgpt_serve.cluster.haproxy.queues import MAX_BODY_BYTES
 from truthgpt_serve.http.asgi import Headers
 from truthgpt_serve.router.bodies.request_body import RequestBody
 from truthgpt_serve.router.model_entry import ModelEntry

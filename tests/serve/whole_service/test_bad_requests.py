@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.serve.whole_service.conftest import Service
-from truthgpt_serve.cluster.haproxy.direct import BUFFER_BYTES
+from truthgpt_serve.cluster.haproxy.queues import BUFFER_BYTES
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"

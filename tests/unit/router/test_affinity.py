@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from truthgpt_serve.cluster.haproxy.affinity import ADAPTER_HEADER, CACHE_KEY_HEADER, Affinity
-from truthgpt_serve.cluster.haproxy.direct import MAX_BODY_BYTES
+from truthgpt_serve.cluster.haproxy.queues import MAX_BODY_BYTES
 from truthgpt_serve.cluster.state import ApplicationState
 from truthgpt_serve.http.asgi import Message
 from truthgpt_serve.router.affinity import affinity_by_model, affinity_headers

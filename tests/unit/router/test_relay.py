@@ -16,8 +16,8 @@ import pytest
 
 from tests.support.servers import serve_asgi
 from truthgpt_serve.cluster.haproxy.affinity import ADAPTER_HEADER, CACHE_KEY_HEADER
-from truthgpt_serve.cluster.haproxy.direct import MAX_BODY_BYTES
 from truthgpt_serve.cluster.haproxy.limits import CAPACITY_HEADER
+from truthgpt_serve.cluster.haproxy.queues import MAX_BODY_BYTES
 from truthgpt_serve.cluster.state import ApplicationState, ServeState
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.http.multipart import form_boundary, parse_form

@@ -24,13 +24,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from truthgpt_serve.cluster.haproxy.configuration import CLIENTS, ROUTERS, insert
-from truthgpt_serve.cluster.haproxy.direct import (
-    LIMIT_KEY,
-    NEWS_PATH,
-    find_backends,
-    key_of,
-    servers,
-)
+from truthgpt_serve.cluster.haproxy.direct import LIMIT_KEY, NEWS_PATH
+from truthgpt_serve.cluster.haproxy.models import find_backends, key_of, servers
 
 SCRIPT_NAME = "affinity.lua"
 AFFINITY_KEY, PLACES_KEY = "affinity.", "places."

@@ -11,6 +11,7 @@ import json
 import re
 from pathlib import Path
 
+from truthgpt_serve.cluster.haproxy.apis import is_of
 from truthgpt_serve.cluster.haproxy.configuration import CLIENTS, DEFAULT_BACKEND, insert, section
 from truthgpt_serve.cluster.haproxy.limits import HEAD_TIMEOUT_S
 from truthgpt_serve.http.envelope import ANTHROPIC_TYPES
@@ -68,7 +69,6 @@ _ERROR_FILE = re.compile(r"^\s*errorfile \d+ ")
 _NOT_FOUND = re.compile(r"^\s*http-request return status 404 ")
 _NO_PATH = "http-request return status 404 default-errorfiles if !{ path_beg / }"
 """For `*`, which no backend takes: it would be answered as if a model were away."""
-_PREFIX = "^(/models/[^/]+)?"
 _MESSAGE = "%[var(txn.message)]"
 
 
@@ -125,10 +125,6 @@ def answer(lines: list[str], folder: Path) -> None:
 def _envelope_rules() -> list[str]:
     """Returns the rules for errors in plain text, Ray's and its HTTP server's, and for their id."""
     return [
-        *(
-            f"http-request set-var(txn.api) str({api}) if {{ path_reg {_PREFIX}{path}(/|$) }}"
-            for api, path in (("messages", "/v1/messages"), ("v2", "/v2"))
-        ),
         "http-request set-var(txn.request_id) req.hdr(x-request-id) "
         "if { req.hdr(x-request-id) -m found }",
         "http-after-response set-header x-request-id %[var(txn.request_id)] "
@@ -150,8 +146,8 @@ def _envelope_rules_of(status: int) -> list[str]:
     other = _REQUEST if status < 500 else "api_error"
     anthropic = {"type": ANTHROPIC_TYPES.get(status, other), "message": _MESSAGE}
     forms = {
-        " { var(txn.api) -m str messages }": {"type": "error", "error": anthropic},
-        " { var(txn.api) -m str v2 }": {"error": _MESSAGE},
+        f" {is_of('messages')}": {"type": "error", "error": anthropic},
+        f" {is_of('v2')}": {"error": _MESSAGE},
         "": {"error": openai},
     }
     readable = "".join(f" hdr {name} {value}" for name, value in READABLE)

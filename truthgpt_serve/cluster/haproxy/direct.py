@@ -10,48 +10,35 @@ backend.
   requests of browsers from other pages, whose origin the router checks, and bodies that may say
   `model` twice.
 - Only while the routers say so, once a second, with how many requests each model holds. What is
-  more is answered 429 here.
+  more is answered 429 (`queues`).
 - What routers said stays when HAProxy is replaced, as it is when a router has died: without it
   requests for models would wait for the next router.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import urlencode
 
-from truthgpt_serve.cluster.haproxy import promises
 from truthgpt_serve.cluster.haproxy.configuration import CLIENTS, ROUTERS, insert, section
-from truthgpt_serve.cluster.haproxy.refusals import (
-    ANY,
-    RETRY,
-    RETRY_VARIABLE,
-    last_variable,
-    place_variable,
-    quiet_variable,
-    refuse,
-    told_variable,
+from truthgpt_serve.cluster.haproxy.models import find_backends, up_section
+from truthgpt_serve.cluster.haproxy.queues import (
+    BUFFER_BYTES,
+    MAX_BODY_BYTES,
+    held_variable,
+    refuse_full,
+    watch_queues,
 )
 from truthgpt_serve.http.routes import ROUTES
-from truthgpt_serve.queue_full import PLACE_HEADER, RETRY_AFTER_S, queue_full
 
 MAP_NAME = "models.map"
-BUFFER_BYTES = 65536
-MAX_BODY_BYTES = 49152
-"""The longest body that HAProxy reads: the buffer has the request's head too."""
 NEWS_PATH = "/-/routes"
 LIMIT_KEY, MODEL_KEY = "direct", "model."
 """In the query of the routers' request: the longest body, and how many requests a model holds."""
 
 _BUFFER = re.compile(r"^\s*tune\.bufsize \d+$")
-_ROUTES = re.compile(r'^\s*http-request return status \d+ .* string "(\{.*\})" if routes$')
-_PREFIX = re.compile(r"^\s*acl is_(\S+) path (/models/\S+)$")
-_SERVER = re.compile(r"^\s*server (\S+) (\S+) (?!.*\bbackup\b)")
-_NAME = re.compile(r"[A-Za-z0-9._-]+")
 _TWICE = r'(?s)"model"[ \t\r\n]*:.*"model"[ \t\r\n]*:'
 _ESCAPED = r"\\u00(00|64|65|6[cCdDfF])"
 """A key of escaped letters is `model` too; clients do not escape these letters. And the map takes a
@@ -70,7 +57,7 @@ _LIMIT = "proc.direct"
 def direct_paths() -> list[str]:
     """Returns the routes of requests that may go straight to a model.
 
-    HAProxy's own pages have OpenAI's envelope, so the routes of the other APIs are not among them.
+    Those of the other APIs are not among them: they do not name `model`, or the router translates.
     """
     return [
         route.path
@@ -116,33 +103,14 @@ def send_direct(lines: list[str], folder: Path, known: Mapping[str, str]) -> Non
     ]
     told = {name: known[name] for name in direct_variables(lines) if known.get(name, "").isdigit()}
     insert(lines, "global", *(f"set-var {name} int({value})" for name, value in told.items()))
-    for backend in backends.values():
-        track(lines, backend)
-        insert(lines, f"backend {backend}", *_learn_places(backend))
-    lines += promises.table()
-    insert(lines, CLIENTS, f"http-response del-header {PLACE_HEADER}")
+    watch_queues(lines, backends)
     insert(lines, ROUTERS, *_news_rules(backends))
     insert(lines, CLIENTS, *_rules(backends, folder))
 
 
 def direct_variables(lines: list[str]) -> list[str]:
     """Returns the names of the variables that hold what routers said, of all models here."""
-    return [_LIMIT, *(_held(backend) for backend in find_backends(lines).values())]
-
-
-def find_backends(lines: list[str]) -> dict[str, str]:
-    """Returns the backend of each model that has a replica and a plain name, by that name."""
-    routes = next((found[1] for line in lines if (found := _ROUTES.match(line))), "{}")
-    names: dict[str, str] = json.loads(routes.replace('\\"', '"'))
-    backends = {}
-    for line in lines:
-        found = _PREFIX.match(line)
-        if found is None or names.get(found[2]) != found[2].removeprefix("/models/"):
-            continue
-        name = names[found[2]]
-        if _NAME.fullmatch(name) and f"backend {found[1]}" in lines and servers(lines, found[1]):
-            backends[name] = found[1]
-    return backends
+    return [_LIMIT, *(held_variable(backend) for backend in find_backends(lines).values())]
 
 
 def write_map(lines: Iterable[str]) -> str:
@@ -152,95 +120,16 @@ def write_map(lines: Iterable[str]) -> str:
     )
 
 
-def up_section(backend: str) -> str:
-    """Returns the section that `track` adds for a backend."""
-    return f"up-{backend}"
-
-
-def key_of(backend: str) -> str:
-    """Returns what stands for a backend in the names of variables: the same in each process."""
-    return hashlib.sha256(backend.encode()).hexdigest()[:16]
-
-
-def _held(backend: str) -> str:
-    """Returns the variable that says how many requests a backend's model holds."""
-    return f"proc.held_{key_of(backend)}"
-
-
-def servers(lines: list[str], backend: str) -> list[tuple[str, str]]:
-    """Returns name and address of a backend's servers, without those that only stand in."""
-    start, end = section(lines, f"backend {backend}")
-    matches = (_SERVER.match(line) for line in lines[start:end])
-    return [(server[1], server[2]) for server in matches if server]
-
-
-def track(lines: list[str], backend: str) -> None:
-    """Adds a section without Ray's fallback, which counts the replicas that are up."""
-    tracked = [
-        f"    server {name} {address} track {backend}/{name}"
-        for name, address in servers(lines, backend)
-    ]
-    lines += [f"backend {up_section(backend)}", *tracked]
-
-
-def _refusal(name: str, backend: str) -> list[str]:
-    """Returns the rules that refuse a request for a model whose queue is full."""
-    body = json.dumps(queue_full(f"model {name!r}", 0).to_envelope())
-    held = _held(backend)
-    body = body.replace(": 0 requests", f": %[var({held})] requests")
-    body = body.replace(f"in {RETRY_AFTER_S} s", f"in {RETRY} s")
-    return refuse(
-        promises.is_over(_is_for(name)),
-        f"content-type application/json lf-string '{_quoted(body)}' "
-        f"hdr retry-after {RETRY} hdr x-request-id %[var(txn.id)]",
-        key_of(backend),
-        held,
-        note=promises.promise(RETRY_VARIABLE),
-    )
-
-
 def _is_for(name: str) -> str:
     """Returns the conditions of a request that goes straight to a model."""
     return f"{_FOUND} {{ var(txn.model) -m str {name} }}"
-
-
-def _count_places(name: str, backend: str) -> list[str]:
-    held, last = _held(backend), last_variable(key_of(backend))
-    return promises.count_places(_is_for(name), backend, held, last)
-
-
-def _learn_places(backend: str) -> list[str]:
-    """Returns the rules that note how fast places come, all replicas together."""
-    place = place_variable(key_of(backend))
-    told = "if { var(txn.place) -m int gt 0 } { var(txn.replicas) -m int gt 0 }"
-    return [
-        f"http-response set-var(txn.place) res.hdr({PLACE_HEADER}),add(0)",
-        f"http-response set-var(txn.replicas) nbsrv({up_section(backend)})",
-        f"http-response set-var({place}) var(txn.place),div(txn.replicas) {told}",
-        f"http-response set-var({place_variable(ANY)}) var({place}) {told}",
-        *(
-            rule
-            for queue in (key_of(backend), ANY)
-            for rule in (
-                f"http-response set-var({told_variable(queue)}) date(0,us) {told}",
-                f"http-response set-var({quiet_variable(queue)}) date(0,us)",
-                f"http-request set-var({quiet_variable(queue)}) date(0,us) "
-                f"if {{ be_conn({backend}) le 1 }}",
-            )
-        ),
-    ]
-
-
-def _quoted(text: str) -> str:
-    """Returns a text between single quotes of HAProxy's, which end at the next one."""
-    return text.replace("'", "'\\''")
 
 
 def _news_rules(backends: Mapping[str, str]) -> list[str]:
     told = f"{{ path {NEWS_PATH} }} {{ urlp({LIMIT_KEY}) -m found }}"
     rules = [f"http-request set-var({_LIMIT}) urlp({LIMIT_KEY}),add(0) if {told}"]
     for name, backend in backends.items():
-        key, held = MODEL_KEY + name, _held(backend)
+        key, held = MODEL_KEY + name, held_variable(backend)
         rules += [
             f"http-request set-var({held}) urlp({key}),add(0) if {told}",
             f"http-request unset-var({held}) if {told} !{{ urlp({key}) -m found }}",
@@ -268,26 +157,22 @@ def _conditions() -> list[str]:
 
 
 def _rules(backends: Mapping[str, str], folder: Path) -> list[str]:
+    models = folder / MAP_NAME
     forwarded = {"host": "%[req.hdr(host)]", "proto": "http", "prefix": "/"}
     return [
         f"http-request del-header {_IGNORE_CLIENT}",
         *_conditions(),
         "http-request set-var(txn.model) req.body,json_query('$.model') "
         "if METH_POST direct_route direct_on direct_json direct_short !direct_other",
-        f"http-request set-var(txn.direct) var(txn.model),map_str({folder / MAP_NAME}) "
+        f"http-request set-var(txn.direct) var(txn.model),map_str({models}) "
         "if { var(txn.model) -m found }",
         f"http-request unset-var(txn.direct) if {_FOUND} {{ var(txn.direct),nbsrv lt 1 }}",
         *(
             f"http-request unset-var(txn.direct) if {_is_for(name)} "
-            f"!{{ var({_held(backend)}) -m found }}"
+            f"!{{ var({held_variable(backend)}) -m found }}"
             for name, backend in backends.items()
         ),
-        f"http-request set-header x-request-id %[uuid()] if {_FOUND} "
-        "!{ req.hdr(x-request-id) -m found }",
-        f"http-request set-var(txn.id) req.hdr(x-request-id) if {_FOUND}",  # a tarpit has none
-        *(rule for name, backend in backends.items() for rule in _count_places(name, backend)),
-        *promises.recognize("txn.model"),
-        *(rule for name, backend in backends.items() for rule in _refusal(name, backend)),
+        *refuse_full(backends, models, _FOUND, "txn.model"),
         *(
             f"http-request set-header x-forwarded-{name} {value} if {_FOUND} "
             f"!{{ req.hdr(x-forwarded-{name}) -m found }}"

@@ -20,7 +20,6 @@ Works on the lines of the configuration that Ray Serve writes; starts nothing.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import resource
@@ -35,7 +34,6 @@ from truthgpt_serve.cluster.haproxy.configuration import (
     section,
 )
 from truthgpt_serve.cluster.haproxy.refusals import ANY, HELD_S, RETRY, refuse
-from truthgpt_serve.errors import OverloadedError
 from truthgpt_serve.http.retriable import READABLE
 from truthgpt_serve.queue_full import ALL_FULL, CLIENT_HEADER
 
@@ -165,7 +163,12 @@ def _refuse_what_is_too_much(lines: list[str], root: str, most: int, crowded: in
         CLIENTS,
         f"timeout tarpit {HELD_S}s",
         *refuse(
-            conditions, _full_page(), ANY, "proc.capacity", at_once=f"{{ fe_conn gt {crowded} }}"
+            conditions,
+            ALL_FULL.format(RETRY),
+            ANY,
+            "proc.capacity",
+            headers=(("cache-control", "no-cache"), *READABLE),
+            at_once=f"{{ fe_conn gt {crowded} }}",
         ),
     )
     reserve = most + most // 8
@@ -174,16 +177,6 @@ def _refuse_what_is_too_much(lines: list[str], root: str, most: int, crowded: in
         f"backend {root}",
         f"http-request return status 429 default-errorfiles if {{ be_conn gt {reserve} }}",
         f"http-request set-header {CLIENT_HEADER} %[src]:%[src_port]",
-    )
-
-
-def _full_page() -> str:
-    """Returns the answer of full queues: what a page of `answers` has, and `RETRY`."""
-    body = json.dumps(OverloadedError(ALL_FULL.format(RETRY)).to_envelope())
-    headers = "".join(f" hdr {name} {value}" for name, value in READABLE)
-    return (
-        f"content-type application/json hdr cache-control no-cache{headers} "
-        f"hdr retry-after {RETRY} lf-string '{body}'"
     )
 
 

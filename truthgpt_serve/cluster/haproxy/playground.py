@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 
 from truthgpt_serve.cluster.haproxy.configuration import CLIENTS, insert
-from truthgpt_serve.cluster.haproxy.direct import servers, track, up_section
+from truthgpt_serve.cluster.haproxy.models import servers, track, up_section
 
 MOUNT = "/ui"
 START_PATH = "/-/playground"

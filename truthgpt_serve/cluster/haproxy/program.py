@@ -18,6 +18,7 @@ HAProxy.
 - Limits that keep clients from taking HAProxy from each other and from the routers
   (`limits`).
 - Requests go straight to their model where HAProxy can read which it is (`direct`).
+- What a model cannot hold is refused here, but for what comes by a router (`queues`).
 - A conversation stays on one replica of its model (`affinity`).
 - A page for visitors of the playground while its process starts (`playground`).
 - No port beside the service's own, and an admin socket for this user alone (`access`).
@@ -45,6 +46,7 @@ from truthgpt_serve.cluster.haproxy.affinity import (
     read_script,
 )
 from truthgpt_serve.cluster.haproxy.answers import answer, page_path, pages
+from truthgpt_serve.cluster.haproxy.apis import name_api
 from truthgpt_serve.cluster.haproxy.binary import copy_with_pages
 from truthgpt_serve.cluster.haproxy.configuration import (
     CLIENTS,
@@ -114,6 +116,7 @@ def adapt(
                 keep_conversations(lines, folder, known or {})
         show_start(lines)
         wait_for_bodies(lines)
+    name_api(lines)
     _retry_reads(lines)
     _drop_unreadable(lines)
     limit_headers(lines)

@@ -45,18 +45,18 @@ def table() -> list[str]:
     ]
 
 
-def count_places(condition: str, backend: str, held: str, last: str) -> list[str]:
+def count_places(condition: str, count: str, held: str, last: str) -> list[str]:
     """Returns the rules that note how many places a model has left, and are kept.
 
     Args:
         condition: When a request is for this model; HAProxy's conditions, without `if`.
-        backend: The model's.
+        count: What says how many requests HAProxy has at it.
         held: The variable that says how many requests it holds.
         last: The variable with the time of the last place that was promised, in us.
     """
     to_come = f"{{ date(0,us),sub({last}) lt {_DUE_MARGIN_US} }}"
     return [
-        f"http-request set-var({_REST}) be_conn({backend}),sub({held}),neg if {condition}",
+        f"http-request set-var({_REST}) {count},sub({held}),neg if {condition}",
         f"http-request set-var({_KEPT}) var({held}),div({KEPT_SHARE}) if {condition} {to_come}",
     ]
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 
+from truthgpt_serve.cluster.haproxy.apis import PATHS, is_of
+from truthgpt_serve.errors import OverloadedError
+from truthgpt_serve.http.envelope import error_body
 from truthgpt_serve.queue_full import MAX_QUEUES, MAX_RETRY_S
 
 MAX_EARLY_S = 2
@@ -14,8 +18,11 @@ HELD_S = 6
 """For how long the refusal of a client is held that does not wait as it was told."""
 TOLERANCE_MS = 100
 """By how much a client's clock and timers may be early."""
-_NEXT, _OVER, _EARLY = "sess.next", "txn.over", "txn.early"
-"""When a connection that was refused may ask again, in ms; of a request, whether it is too much."""
+OVER = "txn.over"
+"""Whether a request is too much."""
+_NEXT, _EARLY, _BODY = "sess.next", "txn.early", "txn.refusal"
+"""When a connection that was refused may ask again, in ms; of a request, whether that is later, and
+the body of its refusal."""
 RETRY_VARIABLE = "txn.retry"
 RETRY = f"%[var({RETRY_VARIABLE})]"
 """Seconds after which a refused client may ask again, in the text of its answer."""
@@ -48,10 +55,11 @@ def last_variable(queue: str) -> str:
 
 def refuse(
     conditions: Sequence[str],
-    page: str,
+    message: str,
     queue: str,
     held: str,
     *,
+    headers: Iterable[tuple[str, str]] = (),
     at_once: str = "",
     note: Sequence[tuple[str, str]] = (),
 ) -> list[str]:
@@ -61,16 +69,21 @@ def refuse(
 
     Args:
         conditions: When; any one of HAProxy's, without `if`.
-        page: The answer behind `status 429`, with `RETRY` in it.
+        message: What the answer says, with `RETRY` in it.
         queue: Which queue is full, as it stands in names of variables.
         held: The variable that says how many requests the queue holds.
+        headers: Further headers of the answer.
         at_once: When no answer is held; one of HAProxy's conditions.
         note: Actions that note what a client was told (`RETRY_VARIABLE`), each with its condition.
     """
-    over, early = f"{{ var({_OVER}) -m bool }}", f"{{ var({_EARLY}) -m bool }}"
+    over, early = f"{{ var({OVER}) -m bool }}", f"{{ var({_EARLY}) -m bool }}"
+    more = "".join(f" hdr {name} {value}" for name, value in headers)
+    page = (
+        f"content-type application/json hdr retry-after {RETRY}{more} lf-string '%[var({_BODY})]'"
+    )
     always = [f"http-request return status 429 {page} if {over} {at_once}"] if at_once else []
     return [
-        *(f"http-request set-var({_OVER}) bool(true) if {condition}" for condition in conditions),
+        *(f"http-request set-var({OVER}) bool(true) if {condition}" for condition in conditions),
         f"http-request set-var({_EARLY}) bool(true) if {over} {{ var({_NEXT}) -m found }} "
         f"{{ date(0,ms),sub({_NEXT}) lt 0 }}",
         *(
@@ -78,6 +91,7 @@ def refuse(
             for action, condition in _promise(queue, held).items()
         ),
         *(f"http-request {action} if {over} !{early} {condition}" for action, condition in note),
+        *_body(message),
         *always,
         f"http-request set-var(txn.ms) var(txn.now),div(1000),sub({TOLERANCE_MS}) if {over}",
         f"http-request set-var(txn.again) var(txn.retry) if {over}",
@@ -90,6 +104,22 @@ def refuse(
         f"http-request tarpit status 429 {page} if {over} {early}",
         f"http-request return status 429 {page} if {over}",
     ]
+
+
+def _body(message: str) -> list[str]:
+    """Returns the rules that write the body of a refusal as the request's API shapes it."""
+    error, over = OverloadedError(message), f"{{ var({OVER}) -m bool }}"
+    shapes = {"": error_body(error, "")}
+    shapes |= {f" {is_of(api)}": error_body(error, path) for api, path in PATHS.items()}
+    return [
+        f"http-request set-var-fmt({_BODY}) '{_quoted(json.dumps(shape))}' if {over}{condition}"
+        for condition, shape in shapes.items()
+    ]
+
+
+def _quoted(text: str) -> str:
+    """Returns a text between single quotes of HAProxy's, which end at the next one."""
+    return text.replace("'", "'\\''")
 
 
 def _promise(queue: str, held: str) -> dict[str, str]:

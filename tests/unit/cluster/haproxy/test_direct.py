@@ -16,15 +16,15 @@ from tests.support.haproxy_configuration import ray_configuration
 from tests.support.haproxy_process import LIMIT_S, Proxy, running
 from truthgpt_serve.cluster.haproxy.configuration import UnknownConfigurationError
 from truthgpt_serve.cluster.haproxy.direct import (
-    MAX_BODY_BYTES,
     NEWS_PATH,
     direct_paths,
-    find_backends,
     news_query,
     send_direct,
     write_map,
 )
 from truthgpt_serve.cluster.haproxy.limits import MAX_HEADERS
+from truthgpt_serve.cluster.haproxy.models import find_backends
+from truthgpt_serve.cluster.haproxy.queues import MAX_BODY_BYTES
 from truthgpt_serve.queue_full import MAX_RETRY_S, PLACE_HEADER
 
 CHAT = "/v1/chat/completions"

@@ -1,4 +1,4 @@
-"""On the direct way a client that comes as it was told finds a place, and a newcomer does not."""
+"""Without a router a client that comes as it was told finds a place, and a newcomer does not."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import httpx
 import pytest
 
 from tests.support.haproxy_process import LIMIT_S, Proxy, running
-from truthgpt_serve.cluster.haproxy.direct import MAX_BODY_BYTES, NEWS_PATH, news_query
+from truthgpt_serve.cluster.haproxy.direct import NEWS_PATH, news_query
 from truthgpt_serve.cluster.haproxy.promises import KEPT_SHARE, MAX_PROMISES
+from truthgpt_serve.cluster.haproxy.queues import MAX_BODY_BYTES
 
 CHAT = "/v1/chat/completions"
 BODY = b'{"model": "m"}'
@@ -32,12 +33,12 @@ def proxy(tmp_path: Path) -> Iterator[Proxy]:
         proxy.model.released.set()
 
 
-def ask(proxy: Proxy, address: str) -> httpx.Response:
+def ask(proxy: Proxy, address: str, path: str = CHAT) -> httpx.Response:
     """Asks on a new connection."""
     transport = httpx.HTTPTransport(local_address=address)
     headers = {"content-type": "application/json"}
     with httpx.Client(transport=transport, timeout=LIMIT_S) as client:
-        return client.post(f"{proxy.url}{CHAT}", content=BODY, headers=headers)
+        return client.post(f"{proxy.url}{path}", content=BODY, headers=headers)
 
 
 class Held:
@@ -69,17 +70,19 @@ class Held:
             client.close()
 
 
-def test_a_place_is_kept_for_who_was_told_to_come(proxy: Proxy) -> None:
+@pytest.mark.parametrize("path", [CHAT, f"/models/m{CHAT}"])
+def test_a_place_is_kept_for_who_was_told_to_come(proxy: Proxy, path: str) -> None:
     with contextlib.closing(Held(proxy)) as held:
         held.add(HELD)
-        refused = ask(proxy, TOLD)
+        refused = ask(proxy, TOLD, path)
         assert refused.status_code == 429
         due_s = time.monotonic() + int(refused.headers["retry-after"])
         held.drop()
-        assert ask(proxy, NEW).status_code == 429  # there is a place, and it is kept
+        for address in (CHAT, path):
+            assert ask(proxy, NEW, address).status_code == 429  # there is a place, and it is kept
         time.sleep(max(0.0, due_s - time.monotonic()))
-        assert ask(proxy, TOLD).status_code == 200
-        assert ask(proxy, TOLD).status_code == 429  # it was told once
+        assert ask(proxy, TOLD, path).status_code == 200
+        assert ask(proxy, TOLD, path).status_code == 429  # it was told once
 
 
 def test_who_comes_before_it_was_told_is_refused(proxy: Proxy) -> None:

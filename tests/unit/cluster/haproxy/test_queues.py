@@ -1,0 +1,173 @@
+"""A model's own address is refused by HAProxy where the model is full, as the direct way is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.haproxy_process import LIMIT_S, Proxy, running
+from truthgpt_serve.cluster.haproxy.direct import NEWS_PATH, news_query
+from truthgpt_serve.cluster.haproxy.queues import BUFFER_BYTES, MAX_BODY_BYTES
+from truthgpt_serve.errors import OverloadedError
+from truthgpt_serve.http.envelope import has_shape
+
+HELD = 2
+CHAT = "/v1/chat/completions"
+BODY = b'{"model": "m"}'
+ADDRESSES = (CHAT, f"/models/m{CHAT}")
+PAGE = "http://localhost:3000"
+
+
+@pytest.fixture(scope="module")
+def running_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    with running(tmp_path_factory.mktemp("q")) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxy(running_proxy: Proxy) -> Iterator[Proxy]:
+    tell(running_proxy, HELD)
+    running_proxy.model.released.clear()
+    yield running_proxy
+    running_proxy.model.released.set()
+    time.sleep(0.3)  # HAProxy sees that the clients have left
+
+
+def tell(proxy: Proxy, held: int) -> None:
+    with proxy.over_socket() as client:
+        client.get(f"{NEWS_PATH}?{news_query(MAX_BODY_BYTES, {'m': held})}")
+
+
+@contextlib.contextmanager
+def sending(proxy: Proxy, number: int, *parts: bytes) -> Iterator[list[socket.socket]]:
+    """Has clients send one request each, or a part of it, and waits until the model has them."""
+    seen = len(proxy.model.paths)
+    with contextlib.ExitStack() as clients:
+        sockets = [clients.enter_context(proxy.connect()) for _ in range(number)]
+        for client in sockets:
+            for part in parts:
+                client.sendall(part)
+        deadline = time.monotonic() + LIMIT_S
+        while len(proxy.model.paths) < seen + number:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        yield sockets
+
+
+def head(*more: str, address: str = f"/models/m{CHAT}?/wait") -> bytes:
+    lines = [f"POST {address} HTTP/1.1", "host: x", "content-type: application/json", *more]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def whole(address: str = f"/models/m{CHAT}?/wait") -> bytes:
+    return head(f"content-length: {len(BODY)}", address=address) + BODY
+
+
+def ask(proxy: Proxy, address: str, method: str = "POST", **headers: str) -> httpx.Response:
+    given = {"content-type": "application/json", **headers}
+    content = BODY if method == "POST" else None
+    return httpx.request(
+        method, f"{proxy.url}{address}", content=content, headers=given, timeout=LIMIT_S
+    )
+
+
+@pytest.mark.parametrize("held", [f"{address}?/wait" for address in ADDRESSES])
+def test_both_addresses_have_one_queue(proxy: Proxy, held: str) -> None:
+    with sending(proxy, HELD, whole(held)):
+        refusals = [ask(proxy, address, **{"x-request-id": "own"}) for address in ADDRESSES]
+    for refused in refusals:
+        assert refused.status_code == 429
+        assert refused.headers["x-request-id"] == "own"
+        assert refused.headers["retry-after"] == "1"
+        assert f"model 'm' is full: {HELD} requests" in refused.json()["error"]["message"]
+    assert refusals[0].json() == refusals[1].json()
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/completions", "/v1/messages", "/v1/messages/count_tokens", "/v2/models/m/infer"]
+)
+def test_each_api_has_its_form(proxy: Proxy, path: str) -> None:
+    with sending(proxy, HELD, whole()):
+        refused = ask(proxy, f"/models/m{path}")
+    assert refused.status_code == OverloadedError.status
+    assert has_shape(refused.json(), path)
+    assert len(refused.headers["x-request-id"]) == 36
+    assert "model 'm' is full" in json.dumps(refused.json())
+
+
+def test_what_only_reads_is_not_refused(proxy: Proxy) -> None:
+    with sending(proxy, HELD, whole()):
+        assert ask(proxy, "/models/m/health", "GET").status_code == 200
+        assert ask(proxy, "/models/m/health", "HEAD").status_code == 200
+        assert ask(proxy, "/models/m/health").status_code == 429
+        assert ask(proxy, "/models/mm/health").json() == {"by": "router"}
+
+
+def test_pages_may_read_a_refusal(proxy: Proxy) -> None:
+    with sending(proxy, HELD, whole()):
+        refused = ask(proxy, ADDRESSES[1], origin=PAGE)
+        assert refused.status_code == 429
+        assert refused.headers["access-control-allow-origin"] == "*"
+        assert "access-control-allow-origin" not in ask(proxy, ADDRESSES[1]).headers
+
+
+def test_a_model_of_which_nothing_is_known_has_all_requests(proxy: Proxy) -> None:
+    with proxy.over_socket() as client:
+        client.get(f"{NEWS_PATH}?{news_query(MAX_BODY_BYTES, {})}")
+    with sending(proxy, HELD + 1, whole()):
+        pass
+
+
+LONG = BUFFER_BYTES * 4
+PIECE = b"%x\r\n%b\r\n" % (1000, b"x" * 1000)
+NOT_WHOLE = {
+    "a length": [head(f"content-length: {LONG}"), b"x" * (BUFFER_BYTES + 1000)],
+    "small chunks": [head("transfer-encoding: chunked"), PIECE * (BUFFER_BYTES // 1000 + 1)],
+    "one chunk": [
+        head("transfer-encoding: chunked"), b"%x\r\n" % LONG, b"x" * (BUFFER_BYTES + 1000),
+    ],
+    "a large head": [
+        head(f"content-length: {MAX_BODY_BYTES}", *(f"x-{at}: {'x' * 7000}" for at in range(7))),
+        b"x" * (MAX_BODY_BYTES - 1),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("parts", NOT_WHOLE.values(), ids=NOT_WHOLE)
+def test_bodies_on_the_way_take_no_place(proxy: Proxy, parts: list[bytes]) -> None:
+    with sending(proxy, 4 * HELD, *parts):
+        proxy.model.released.set()
+        for address in ADDRESSES:
+            assert ask(proxy, address).json() == {"by": "model"}
+        proxy.model.released.clear()
+        with sending(proxy, HELD, whole()):
+            for address in ADDRESSES:
+                assert ask(proxy, address).status_code == 429
+
+
+def test_a_small_body_in_chunks_takes_a_place(proxy: Proxy) -> None:
+    chunked = head("transfer-encoding: chunked") + b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+    with sending(proxy, HELD, chunked):
+        assert ask(proxy, ADDRESSES[1]).status_code == 429
+
+
+def test_a_long_body_of_a_router_takes_no_place(proxy: Proxy, tmp_path: Path) -> None:
+    seen = len(proxy.model.paths)
+    with contextlib.ExitStack() as clients:
+        for _ in range(2 * HELD):
+            client = clients.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(str(proxy.folder / "hop.sock"))
+            client.sendall(head(f"content-length: {LONG}") + b"x")
+        deadline = time.monotonic() + LIMIT_S
+        while len(proxy.model.paths) < seen + 2 * HELD:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        proxy.model.released.set()
+        assert ask(proxy, ADDRESSES[0]).json() == {"by": "model"}
