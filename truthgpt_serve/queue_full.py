@@ -41,8 +41,11 @@ FULL = "The queue of {} is full: {} requests run or wait; try again in {} s"
 ALL_FULL = "The queues of all models are full; try again in {} s"
 MAX_RETRY_S = 60
 MAX_QUEUES = 4
-"""How many queues of a model may be promised at most. Clients that ask again at once, whatever they
-are told, would else have the others wait for ever longer."""
+"""How many queues of a model may be promised at most, but for `AHEAD_S`. Clients that ask again at
+once, whatever they are told, would else have the others wait for ever longer."""
+AHEAD_S = 8
+"""So far ahead places are promised where the queues are shorter: thousands of clients of a quick
+model would all come back after a second, and most of them be refused again."""
 PLACE_HEADER = "x-truthgpt-place-us"
 """In a replica's answer while requests wait in it: microseconds between two places. HAProxy takes
 it out again."""
@@ -73,7 +76,7 @@ class Promises:
             num_held: Requests that the queue holds, those at work included.
         """
         now_s = self._clock()
-        most_s = min(MAX_RETRY_S, MAX_QUEUES * num_held * place_s)
+        most_s = min(MAX_RETRY_S, max(AHEAD_S, MAX_QUEUES * num_held * place_s))
         self._last_s = min(max(self._last_s, now_s) + place_s, now_s + most_s)
         return self._last_s - now_s
 

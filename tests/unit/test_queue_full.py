@@ -9,6 +9,7 @@ import pytest
 from truthgpt_serve.cluster.haproxy.answers import pages
 from truthgpt_serve.errors import OverloadedError
 from truthgpt_serve.queue_full import (
+    AHEAD_S,
     RETRY_AFTER_S,
     Promises,
     queue_full,
@@ -34,9 +35,11 @@ def test_places_are_promised_one_after_the_other() -> None:
     assert promises.next_s(2.0, 3) == 3
     now[0] += 100
     assert promises.next_s(0.5, 3) == 0.5
-    # Four queues of three, however many ask.
-    assert max(promises.next_s(0.5, 3) for _ in range(100)) == 6
-    assert promises.next_s(0.0, 3) == 0
+    # Four queues, or a few seconds, however many ask.
+    assert max(promises.next_s(2.5, 3) for _ in range(100)) == 30
+    quick = Promises(lambda: now[0])
+    assert quick.next_s(0.0, 3) == 0
+    assert max(quick.next_s(0.5, 3) for _ in range(100)) == AHEAD_S
     assert max(Promises().next_s(1.0, 1000) for _ in range(2)) == pytest.approx(1)
     slow = Promises(lambda: now[0])
     assert [slow.next_s(40.0, 10) for _ in range(3)] == [40, 60, 60]

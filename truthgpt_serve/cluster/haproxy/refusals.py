@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from truthgpt_serve.cluster.haproxy.apis import PATHS, is_of
 from truthgpt_serve.errors import OverloadedError
 from truthgpt_serve.http.envelope import error_body
-from truthgpt_serve.queue_full import MAX_QUEUES, MAX_RETRY_S
+from truthgpt_serve.queue_full import AHEAD_S, MAX_QUEUES, MAX_RETRY_S
 
 MAX_EARLY_S = 2
 """For how long after a refusal a connection that asks again is too early."""
@@ -132,7 +132,7 @@ def _promise(queue: str, held: str) -> dict[str, str]:
         held: As in `refuse`.
     """
     place, last = place_variable(queue), last_variable(queue)
-    most_us = MAX_RETRY_S * 1_000_000
+    least_us, most_us = AHEAD_S * 1_000_000, MAX_RETRY_S * 1_000_000
     is_old = f"{{ var(txn.now),sub({told_variable(queue)}) gt {PLACE_AGE_S * 1_000_000} }}"
     return {
         "set-var(txn.now) date(0,us)": "",
@@ -140,6 +140,7 @@ def _promise(queue: str, held: str) -> dict[str, str]:
         f"set-var(txn.most) int({most_us})": "",
         # Where a variable is missing, an action does nothing.
         f"set-var(txn.most) var({place}),mul({held}),mul({MAX_QUEUES})": "",
+        f"set-var(txn.most) int({least_us})": f"{{ var(txn.most),sub({least_us}) lt 0 }}",
         f"set-var(txn.most) int({most_us}) ": f"{{ var(txn.most),sub({most_us}) gt 0 }}",
         f"set-var({last}) var(txn.now)": f"!{{ var({last}),sub(txn.now) ge 0 }}",
         # Who asks too early has a promise, and makes no other client's later.
