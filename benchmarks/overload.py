@@ -3,9 +3,10 @@
 Command: `python -m benchmarks.overload --connections 8000`. wrk sends unary requests to an echo
 model, from so many clients that nothing is refused (the peak), and from `--connections`, which ask
 again as soon as they are refused, or wait as `Retry-After` says (`--patient`). Both take turns: the
-peak counts as the mean of the one before and the one after. What comes while connections are opened
-does not count. Beside that load one client after another asks once, and the time of its answer is
-measured. Prints goodput against the peak, every status, and the memory of HAProxy; writes
+peak counts as the mean of the one before and the one after. `--way` has them go through the router
+or to the model's own address. What comes while connections are opened does not count. Beside that
+load one client after another asks once, and the time of its answer is measured. Prints goodput
+against the peak, every status, and the memory of HAProxy; writes
 `benchmarks/results/overload.json`. Needs wrk, and open files for the connections (`ulimit -n`).
 
 With `--retries` clients of a slow model wait as `Retry-After` says, and it is measured when they
@@ -38,7 +39,12 @@ from benchmarks.local_cluster import LocalCluster, model_application, router_app
 from benchmarks.sides import ROOT
 from truthgpt_serve.cluster.processes import find_run
 
-PATH = "/v1/completions"
+PATHS = {
+    "direct": "/v1/completions",
+    "router": "/v1/completions",
+    "model": "/models/echo/v1/completions",
+}
+"""By the way to the model."""
 BODY = json.dumps({"model": "echo", "prompt": "one two three four", "max_tokens": 4})
 PROBE_INTERVAL_S = 0.02
 OPENING_S = 4
@@ -121,7 +127,7 @@ def run_wrk(url: str, run_id: str, connections: int, options: argparse.Namespace
     """Sends requests for some seconds; a client beside it measures single answers."""
     values = {
         "body": BODY,
-        "way": '"router"' if options.router else "nil",
+        "way": '"router"' if options.way == "router" else "nil",
         "response": "count_and_wait" if options.patient else "count",
     }
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
@@ -129,11 +135,13 @@ def run_wrk(url: str, run_id: str, connections: int, options: argparse.Namespace
         script.flush()
         command = ["wrk", "-t1", f"-c{connections}", f"-d{options.seconds:g}s", "--timeout", "30s"]
         process = subprocess.Popen(
-            [*command, "-s", script.name, f"{url}{PATH}"], stdout=subprocess.PIPE, text=True
+            [*command, "-s", script.name, f"{url}{PATHS[options.way]}"],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         probes: dict[int, list[float]] = {}
         stop = threading.Event()
-        prober = threading.Thread(target=_probe, args=(url, probes, stop))
+        prober = threading.Thread(target=_probe, args=(url, PATHS[options.way], probes, stop))
         time.sleep(min(3.0, options.seconds / 3))  # all connections are open by then
         prober.start()
         time.sleep(1.0)
@@ -154,19 +162,19 @@ def haproxy_bytes(run_id: str) -> int:
     return sum(pss_bytes(pid) for pid in pids)
 
 
-def _probe(url: str, probes: dict[int, list[float]], stop: threading.Event) -> None:
+def _probe(url: str, path: str, probes: dict[int, list[float]], stop: threading.Event) -> None:
     while not stop.wait(PROBE_INTERVAL_S):
         started_s = time.perf_counter()
-        status = _ask(url)
+        status = _ask(url, path)
         probes.setdefault(status, []).append(time.perf_counter() - started_s)
 
 
-def _ask(url: str) -> int:
+def _ask(url: str, path: str) -> int:
     """Asks once on a connection of its own; returns the status, or 0 without one."""
     host = urlsplit(url).netloc
     with closing(http.client.HTTPConnection(host, timeout=30)) as connection:
         try:
-            connection.request("POST", PATH, BODY, {"content-type": "application/json"})
+            connection.request("POST", path, BODY, {"content-type": "application/json"})
             answer = connection.getresponse()
             answer.read()
         except OSError:
@@ -193,7 +201,7 @@ def measure_overload(url: str, run_id: str, options: argparse.Namespace) -> dict
     return {
         "connections": options.connections,
         "patient": options.patient,
-        "way": "router" if options.router else "direct",
+        "way": options.way,
         "peak_requests_per_s": round(statistics.median(peak.goodput for peak in peaks), 1),
         "goodput_ratio": round(statistics.median(ratios), 3),
         "goodput_ratios": [round(ratio, 3) for ratio in ratios],
@@ -221,7 +229,7 @@ def run_retries(options: argparse.Namespace) -> list[dict[str, Any]]:
         time.sleep(2)
         lasting = (0.0, options.seconds)
         return [
-            overload_retries.measure(cluster.url, seconds, router=options.router)
+            overload_retries.measure(cluster.url, seconds, router=options.way == "router")
             for seconds in lasting
         ]
 
@@ -236,7 +244,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=12.0)
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--patient", action="store_true", help="clients wait as told")
-    parser.add_argument("--router", action="store_true", help="through the router, not direct")
+    parser.add_argument("--way", choices=PATHS, default="direct", help="to the model")
     parser.add_argument("--retries", action="store_true", help="measure Retry-After")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
