@@ -1,9 +1,9 @@
 """HAProxy's rules that let a client in which was refused and comes again as it was told.
 
-They are for the direct way, where no router knows the client (`router/waiting/claims.py`). A client
-is an address. While some are to come, a model's last places are kept for them: those who were not
-told anything find the model full a little earlier. What an address was told counts for each of its
-connections, as many times as it was told so, up to `MAX_PROMISES`.
+They are for requests past the routers, which know their own clients (`router/waiting/claims.py`). A
+client is an address. While some are to come, a model's last places are kept for them: those who
+were not told anything find the model full a little earlier. What an address was told counts for
+each of its connections, as many times as it was told so, up to `MAX_PROMISES`.
 """
 
 from __future__ import annotations

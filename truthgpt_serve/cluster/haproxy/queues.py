@@ -5,9 +5,11 @@ Works on the lines of the configuration that Ray Serve writes.
 - Those are requests that go straight to their model (`direct`), and those for `/models/<name>`.
 - A model is full when HAProxy has as many requests at it as the routers say that it holds, once a
   second. What they said stays when HAProxy is replaced.
-- A request whose body HAProxy does not have as a whole is neither counted nor refused: it takes
-  its place at a replica when its body is there (`server/gathered_bodies.py`). A client with many
-  bodies that take long would else have all others refused.
+- Neither counted nor refused is a request that only reads, and one whose body HAProxy does not have
+  as a whole: it takes its place at a replica when its body is there (`server/gathered_bodies.py`).
+  A client with many bodies that take long would else have all others refused.
+- Clients speak HTTP/1. In HTTP/2 one that opens no window has answers wait in HAProxy, where they
+  would count for as long as it likes.
 """
 
 from __future__ import annotations
@@ -32,17 +34,17 @@ from truthgpt_serve.cluster.haproxy.refusals import (
 from truthgpt_serve.http.retriable import READABLE
 from truthgpt_serve.queue_full import FULL, PLACE_HEADER
 
-TABLE = "bodies"
+TABLE = "apart"
 BUFFER_BYTES = 65536
 MAX_BODY_BYTES = 49152
 """The longest body that HAProxy reads: the buffer has the request's head too."""
-_MAX_CHUNKED_BYTES = BUFFER_BYTES // 2
-"""Head and body of a request without a length, of which nothing says that more is to come. HAProxy
-may have passed on a longer one when its buffer was full."""
 _MAX_MODELS = 4096
-_QUEUE, _LONG, _NUM_LONG = "txn.queue", "txn.long", "txn.num_long"
-_IS_LONG = f"{{ var({_LONG}) -m found }}"
-_READS = "METH_GET METH_HEAD METH_OPTIONS"
+_QUEUE, _APART, _NUM_APART = "txn.queue", "txn.apart", "txn.num_apart"
+"""Whose queue a request goes to; whether it is neither counted nor refused; how many are not."""
+_IS_APART = f"{{ var({_APART}) -m found }}"
+_IS_WHOLE = "{ internal.htx.has_eom }"
+_READS = ("METH_GET", "METH_OPTIONS")
+"""The former is HEAD, too."""
 
 
 def held_variable(backend: str) -> str:
@@ -62,7 +64,7 @@ def watch_queues(lines: list[str], backends: Mapping[str, str]) -> None:
         insert(
             lines,
             f"backend {backend}",
-            f"http-request track-sc2 str({key_of(backend)}) table {TABLE} if {_IS_LONG}",
+            f"http-request track-sc2 str({key_of(backend)}) table {TABLE} if {_IS_APART}",
             *_learn_places(backend),
         )
     lines += [
@@ -70,12 +72,13 @@ def watch_queues(lines: list[str], backends: Mapping[str, str]) -> None:
         f"    stick-table type string len 16 size {_MAX_MODELS} expire 1h store conn_cur",
         *promises.table(),
     ]
-    insert(
-        lines,
-        ROUTERS,
-        f"http-request set-var({_LONG}) bool(true) if {{ req.body_size gt {MAX_BODY_BYTES} }}",
-    )
+    insert(lines, ROUTERS, *_set_apart(*_READS, f"{{ req.body_size gt {MAX_BODY_BYTES} }}"))
+    insert(lines, CLIENTS, "option disable-h2-upgrade")
     insert(lines, CLIENTS, f"http-response del-header {PLACE_HEADER}", *_readable())
+
+
+def _set_apart(*conditions: str) -> list[str]:
+    return [f"http-request set-var({_APART}) bool(true) if {one}" for one in conditions]
 
 
 def _readable() -> list[str]:
@@ -96,15 +99,12 @@ def refuse_full(backends: Mapping[str, str], models: Path, direct: str, model: s
         direct: When a request goes straight to its model; one of HAProxy's conditions.
         model: The variable with the name of that.
     """
-    at_model = f"{{ path_beg /models/ }} !{' !'.join(_READS.split())}"
     known = f"{{ path,field(3,/),map_str({models}) -m found }}"
     found = f"{{ var({_QUEUE}) -m found }}"
     return [
-        "http-request set-var(txn.here) req.body_len",
-        f"http-request set-var({_LONG}) bool(true) if {{ req.body_size,sub(txn.here) gt 0 }}",
-        f"http-request set-var({_LONG}) bool(true) if !{{ req.hdr(content-length) -m found }} "
-        f"{{ req.len gt {_MAX_CHUNKED_BYTES} }}",
-        f"http-request set-var({_QUEUE}) path,field(3,/) if {at_model} {known}",
+        *_set_apart(*_READS, f"!{_IS_WHOLE}"),
+        f"http-request set-var({_QUEUE}) path,field(3,/) if {{ path_beg /models/ }} "
+        f"!{_IS_APART} {known}",
         f"http-request set-var({_QUEUE}) var({model}) if {direct}",
         f"http-request set-header x-request-id %[uuid()] if {found} "
         "!{ req.hdr(x-request-id) -m found }",
@@ -118,15 +118,15 @@ def refuse_full(backends: Mapping[str, str], models: Path, direct: str, model: s
 
 def _is_for(name: str) -> str:
     """Returns the conditions of a request for a model that is counted."""
-    return f"{{ var({_QUEUE}) -m str {name} }} !{_IS_LONG}"
+    return f"{{ var({_QUEUE}) -m str {name} }} !{_IS_APART}"
 
 
 def _count_places(name: str, backend: str) -> list[str]:
     held, last = held_variable(backend), last_variable(key_of(backend))
     count = f"str({key_of(backend)}),table_conn_cur({TABLE})"
     return [
-        f"http-request set-var({_NUM_LONG}) {count} if {_is_for(name)}",
-        *promises.count_places(_is_for(name), f"be_conn({backend}),sub({_NUM_LONG})", held, last),
+        f"http-request set-var({_NUM_APART}) {count} if {_is_for(name)}",
+        *promises.count_places(_is_for(name), f"be_conn({backend}),sub({_NUM_APART})", held, last),
     ]
 
 

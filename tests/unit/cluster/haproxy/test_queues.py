@@ -128,6 +128,8 @@ def test_a_model_of_which_nothing_is_known_has_all_requests(proxy: Proxy) -> Non
 LONG = BUFFER_BYTES * 4
 PIECE = b"%x\r\n%b\r\n" % (1000, b"x" * 1000)
 NOT_WHOLE = {
+    "read": [head("transfer-encoding: chunked").replace(b"POST", b"GET")],
+    "head": [head("transfer-encoding: chunked").replace(b"POST", b"HEAD")],
     "a length": [head(f"content-length: {LONG}"), b"x" * (BUFFER_BYTES + 1000)],
     "small chunks": [head("transfer-encoding: chunked"), PIECE * (BUFFER_BYTES // 1000 + 1)],
     "one chunk": [
@@ -152,8 +154,30 @@ def test_bodies_on_the_way_take_no_place(proxy: Proxy, parts: list[bytes]) -> No
                 assert ask(proxy, address).status_code == 429
 
 
-def test_a_small_body_in_chunks_takes_a_place(proxy: Proxy) -> None:
-    chunked = head("transfer-encoding: chunked") + b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+def test_what_only_reads_takes_no_place(proxy: Proxy) -> None:
+    with sending(proxy, 2 * HELD, b"GET /models/m/health?/wait HTTP/1.1\r\nhost: x\r\n\r\n"):
+        proxy.model.released.set()
+        for address in ADDRESSES:
+            assert ask(proxy, address).json() == {"by": "model"}
+
+
+def test_a_body_on_the_way_is_the_models_to_refuse(proxy: Proxy) -> None:
+    with sending(proxy, HELD, whole()), sending(proxy, 1, *NOT_WHOLE["a length"]):
+        assert ask(proxy, ADDRESSES[1]).status_code == 429
+
+
+def test_http_2_is_not_spoken(proxy: Proxy) -> None:
+    """Its streams may be answered and stay, for as long as the client opens no window."""
+    with proxy.connect() as client:
+        client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("size", [len(BODY), 40_000])
+def test_a_whole_body_in_chunks_takes_a_place(proxy: Proxy, size: int) -> None:
+    body = BODY.ljust(size)
+    chunked = head("transfer-encoding: chunked") + b"%x\r\n%b\r\n0\r\n\r\n" % (size, body)
     with sending(proxy, HELD, chunked):
         assert ask(proxy, ADDRESSES[1]).status_code == 429
 
