@@ -166,6 +166,14 @@ def test_a_body_on_the_way_is_the_models_to_refuse(proxy: Proxy) -> None:
         assert ask(proxy, ADDRESSES[1]).status_code == 429
 
 
+def test_a_direct_body_on_the_way_is_the_models_to_refuse(proxy: Proxy) -> None:
+    large = [f"x-{at}: {'x' * 7000}" for at in range(7)]
+    begun = head(f"content-length: {MAX_BODY_BYTES}", *large, address=f"{CHAT}?/wait")
+    body = b'{"model": "m", "user": "'.ljust(MAX_BODY_BYTES - 1, b"x")
+    with sending(proxy, HELD, whole()), sending(proxy, 1, begun, body):
+        assert ask(proxy, ADDRESSES[0]).status_code == 429
+
+
 def test_http_2_is_not_spoken(proxy: Proxy) -> None:
     """Its streams may be answered and stay, for as long as the client opens no window."""
     with proxy.connect() as client:
