@@ -14,8 +14,8 @@ from pathlib import Path
 from truthgpt_serve.access.identity import identity_of
 from truthgpt_serve.cluster.controller import metrics_address
 from truthgpt_serve.cluster.haproxy.affinity import affinity_news
-from truthgpt_serve.cluster.haproxy.direct import NEWS_PATH, news_query
 from truthgpt_serve.cluster.haproxy.limits import CAPACITY_HEADER
+from truthgpt_serve.cluster.haproxy.news import NEWS_PATH, news_query
 from truthgpt_serve.cluster.state import ServeState
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.errors import (

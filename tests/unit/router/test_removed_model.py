@@ -12,7 +12,7 @@ import pytest
 from tests.support.servers import serve_asgi
 from tests.unit.router.test_discovery import application, state
 from truthgpt_serve.access.identity import SCOPE_KEY, Identity
-from truthgpt_serve.cluster.haproxy.direct import NEWS_PATH
+from truthgpt_serve.cluster.haproxy.news import NEWS_PATH
 from truthgpt_serve.cluster.state import ServeState
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.http.asgi import Receive, Scope, Send, send_bytes

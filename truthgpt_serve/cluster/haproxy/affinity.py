@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from truthgpt_serve.cluster.haproxy.configuration import CLIENTS, ROUTERS, insert
-from truthgpt_serve.cluster.haproxy.direct import LIMIT_KEY, NEWS_PATH
+from truthgpt_serve.cluster.haproxy.configuration import CLIENTS, insert
 from truthgpt_serve.cluster.haproxy.models import find_backends, key_of, servers
+from truthgpt_serve.cluster.haproxy.news import hear
 
 SCRIPT_NAME = "affinity.lua"
 AFFINITY_KEY, PLACES_KEY = "affinity.", "places."
@@ -99,17 +99,15 @@ def keep_conversations(lines: list[str], folder: Path, known: Mapping[str, str])
     )
     for header in (CACHE_KEY_HEADER, ADAPTER_HEADER):
         insert(lines, CLIENTS, f"http-request del-header {header}")
-    told = f"{{ path {NEWS_PATH} }} {{ urlp({LIMIT_KEY}) -m found }}"
     for name, backend in backends.items():
         mode, places = _variables(backend)
         insert(lines, "global", *_values(mode, places, known))
         key = f"urlp({AFFINITY_KEY}{name})"
-        insert(
+        hear(
             lines,
-            ROUTERS,
-            f"http-request set-var({mode}) {key} if {told}",
-            f"http-request unset-var({mode}) if {told} !{{ {key} -m found }}",
-            f"http-request set-var({places}) urlp({PLACES_KEY}{name}),add(0) if {told}",
+            f"http-request set-var({mode}) {key}",
+            f"http-request unset-var({mode}) if !{{ {key} -m found }}",
+            f"http-request set-var({places}) urlp({PLACES_KEY}{name}),add(0)",
         )
         insert(lines, f"backend {backend}", *_rules(backend, mode, places))
 

@@ -28,3 +28,10 @@ def insert(lines: list[str], header: str, *more: str) -> None:
     """Puts lines at the beginning of a section."""
     start, _ = section(lines, header)
     lines[start:start] = [f"    {line}" for line in more]
+
+
+def use_first(lines: list[str], frontend: str, rule: str) -> None:
+    """Puts a rule `use_backend` before all others of a frontend."""
+    start, end = section(lines, frontend)
+    uses = (at for at in range(start, end) if lines[at].lstrip().startswith("use_backend "))
+    lines.insert(next(uses, end), f"    {rule}")

@@ -20,23 +20,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from urllib.parse import urlencode
 
-from truthgpt_serve.cluster.haproxy.configuration import CLIENTS, ROUTERS, insert, section
-from truthgpt_serve.cluster.haproxy.models import find_backends, up_section
+from truthgpt_serve.cluster.haproxy.configuration import insert, section
+from truthgpt_serve.cluster.haproxy.dispatch import answer_checks, dispatched, leave_out
+from truthgpt_serve.cluster.haproxy.models import UP, find_backends, track
+from truthgpt_serve.cluster.haproxy.news import LIMIT_KEY, MODEL_KEY, await_news, hear
 from truthgpt_serve.cluster.haproxy.queues import (
     BUFFER_BYTES,
-    MAX_BODY_BYTES,
-    held_variable,
-    refuse_full,
+    HELD_MAP_NAME,
+    MAP_NAME,
     watch_queues,
 )
 from truthgpt_serve.http.routes import ROUTES
-
-MAP_NAME = "models.map"
-NEWS_PATH = "/-/routes"
-LIMIT_KEY, MODEL_KEY = "direct", "model."
-"""In the query of the routers' request: the longest body, and how many requests a model holds."""
 
 _BUFFER = re.compile(r"^\s*tune\.bufsize \d+$")
 _TWICE = r'(?s)"model"[ \t\r\n]*:.*"model"[ \t\r\n]*:'
@@ -51,7 +46,8 @@ _IGNORE_CLIENT = "x-request-disconnect-disabled"
 """It would have Ray Serve go on for a client that left; the router does not pass it on either."""
 _ANTHROPIC = "/v1/messages"
 _FOUND = "{ var(txn.direct) -m found }"
-_LIMIT = "proc.direct"
+LIMIT = "proc.direct"
+"""The variable with the longest body that goes straight to a model, in bytes."""
 
 
 def direct_paths() -> list[str]:
@@ -69,28 +65,12 @@ def direct_paths() -> list[str]:
     ]
 
 
-def news_query(
-    max_body_bytes: int, held: Mapping[str, int], more: Mapping[str, str] | None = None
-) -> str:
-    """Returns the query by which a router says what may go straight to the models.
-
-    Args:
-        max_body_bytes: The longest body; 0 for no request at all.
-        held: How many requests each model holds, by name.
-        more: Further news.
-    """
-    models = {MODEL_KEY + name: str(number) for name, number in held.items()}
-    return urlencode(
-        {LIMIT_KEY: str(min(max_body_bytes, MAX_BODY_BYTES)), **models, **(more or {})}
-    )
-
-
 def send_direct(lines: list[str], folder: Path, known: Mapping[str, str]) -> None:
     """Adds the rules for requests that go straight to their model.
 
     Args:
         lines: The configuration, which is changed.
-        folder: Where the map of models is; `write_map` writes it.
+        folder: Where the maps of models are; `write_maps` writes them.
         known: The values of variables in the process that is replaced.
     """
     backends = find_backends(lines)
@@ -101,38 +81,46 @@ def send_direct(lines: list[str], folder: Path, known: Mapping[str, str]) -> Non
         f"    tune.bufsize {BUFFER_BYTES}" if _BUFFER.match(line) else line
         for line in lines[start:end]
     ]
-    told = {name: known[name] for name in direct_variables(lines) if known.get(name, "").isdigit()}
-    insert(lines, "global", *(f"set-var {name} int({value})" for name, value in told.items()))
-    watch_queues(lines, backends)
-    insert(lines, ROUTERS, *_news_rules(backends))
-    insert(lines, CLIENTS, *_rules(backends, folder))
+    if known.get(LIMIT, "").isdigit():
+        insert(lines, "global", f"set-var {LIMIT} int({known[LIMIT]})")
+    for backend in backends.values():
+        track(lines, backend)
+    leave_out(lines, set(dispatched(lines, backends).values()))
+    answer_checks(lines)
+    watch_queues(lines, folder, *_rules(folder))
+    await_news(lines)
+    hear(lines, *_news_rules(backends, folder / HELD_MAP_NAME))
 
 
-def direct_variables(lines: list[str]) -> list[str]:
-    """Returns the names of the variables that hold what routers said, of all models here."""
-    return [_LIMIT, *(held_variable(backend) for backend in find_backends(lines).values())]
+def write_maps(lines: Iterable[str], held: Mapping[str, str]) -> dict[str, str]:
+    """Returns the text of each map by its file's name.
+
+    Args:
+        lines: The configuration.
+        held: How many requests models hold, by name, in the process that is replaced.
+    """
+    lines = [*lines]
+    backends = find_backends(lines)
+    told = {name: held[name] for name in backends if held.get(name, "").isdigit()}
+    maps = {MAP_NAME: dispatched(lines, backends), HELD_MAP_NAME: told}
+    return {
+        file: "".join(f"{name} {target}\n" for name, target in models.items())
+        for file, models in maps.items()
+    }
 
 
-def write_map(lines: Iterable[str]) -> str:
-    """Returns the text of the map from models to the sections that say whether a replica is up."""
-    return "".join(
-        f"{name} {up_section(backend)}\n" for name, backend in find_backends([*lines]).items()
-    )
-
-
-def _is_for(name: str) -> str:
-    """Returns the conditions of a request that goes straight to a model."""
-    return f"{_FOUND} {{ var(txn.model) -m str {name} }}"
-
-
-def _news_rules(backends: Mapping[str, str]) -> list[str]:
-    told = f"{{ path {NEWS_PATH} }} {{ urlp({LIMIT_KEY}) -m found }}"
-    rules = [f"http-request set-var({_LIMIT}) urlp({LIMIT_KEY}),add(0) if {told}"]
-    for name, backend in backends.items():
-        key, held = MODEL_KEY + name, held_variable(backend)
+def _news_rules(models: Iterable[str], held: Path) -> list[str]:
+    """Returns the rules that take over how many requests each model holds, where that changed."""
+    rules = [f"http-request set-var({LIMIT}) urlp({LIMIT_KEY}),add(0)"]
+    is_told = "{ var(txn.told) -m found }"
+    for name in models:
+        known = f"str({name}),map_str_int({held})"
         rules += [
-            f"http-request set-var({held}) urlp({key}),add(0) if {told}",
-            f"http-request unset-var({held}) if {told} !{{ urlp({key}) -m found }}",
+            "http-request unset-var(txn.told)",
+            f"http-request set-var(txn.told) urlp({MODEL_KEY}{name}),add(0)",
+            f"http-request set-map({held}) {name} %[var(txn.told)] "
+            f"if {is_told} !{{ {known},sub(txn.told) eq 0 }}",
+            f"http-request del-map({held}) {name} if !{is_told} {{ {known} -m found }}",
         ]
     return rules
 
@@ -149,30 +137,24 @@ def _conditions() -> list[str]:
     )
     return [
         f"acl direct_route path {' '.join(direct_paths())}",
-        f"acl direct_on var({_LIMIT}) -m found",
+        f"acl direct_on var({LIMIT}) -m found",
         f"acl direct_json {json_type}",
-        f"acl direct_short req.hdr_val(content-length),sub({_LIMIT}) le 0",
+        f"acl direct_short req.hdr_val(content-length),sub({LIMIT}) le 0",
         *(f"acl direct_other {other}" for other in others),
     ]
 
 
-def _rules(backends: Mapping[str, str], folder: Path) -> list[str]:
-    models = folder / MAP_NAME
+def _rules(folder: Path) -> list[str]:
     forwarded = {"host": "%[req.hdr(host)]", "proto": "http", "prefix": "/"}
     return [
         f"http-request del-header {_IGNORE_CLIENT}",
         *_conditions(),
         "http-request set-var(txn.model) req.body,json_query('$.model') "
         "if METH_POST direct_route direct_on direct_json direct_short !direct_other",
-        f"http-request set-var(txn.direct) var(txn.model),map_str({models}) "
-        "if { var(txn.model) -m found }",
-        f"http-request unset-var(txn.direct) if {_FOUND} {{ var(txn.direct),nbsrv lt 1 }}",
-        *(
-            f"http-request unset-var(txn.direct) if {_is_for(name)} "
-            f"!{{ var({held_variable(backend)}) -m found }}"
-            for name, backend in backends.items()
-        ),
-        *refuse_full(backends, models, _FOUND, "txn.model"),
+        f"http-request set-var(txn.direct) var(txn.model),map_str({folder / MAP_NAME}) "
+        f"if {{ var(txn.model),map_str_int({folder / HELD_MAP_NAME}) -m found }}",
+        f"http-request unset-var(txn.direct) if {_FOUND} "
+        f"{{ str({UP}),concat(,txn.direct),nbsrv lt 1 }}",
         *(
             f"http-request set-header x-forwarded-{name} {value} if {_FOUND} "
             f"!{{ req.hdr(x-forwarded-{name}) -m found }}"

@@ -33,7 +33,8 @@ from truthgpt_serve.cluster.haproxy.configuration import (
     insert,
     section,
 )
-from truthgpt_serve.cluster.haproxy.refusals import ANY, HELD_S, RETRY, refuse
+from truthgpt_serve.cluster.haproxy.places import ALL
+from truthgpt_serve.cluster.haproxy.refusals import RETRY, is_over, refuse
 from truthgpt_serve.http.retriable import READABLE
 from truthgpt_serve.queue_full import ALL_FULL, CLIENT_HEADER
 
@@ -59,6 +60,8 @@ there were requests at work at the same time. At HAProxy's own quarter, many idl
 open a new one for each request.
 """
 _OTHER_CONNECTIONS = 64
+_FULL = "all_full"
+"""The section that refuses."""
 _MAXCONN = re.compile(r"^\s*maxconn \d+$")
 _BIND = re.compile(r"^(\s*)bind \S+$")
 _LEFT_OUT = re.compile(r"^\s*(option httpchk GET |http-check expect status |option splice-)")
@@ -158,18 +161,14 @@ def _refuse_what_is_too_much(lines: list[str], root: str, most: int, crowded: in
         f"{work} {{ be_conn({root}) ge {most} }}",
         f"{work} {{ var(proc.capacity) -m found }} {{ be_conn({root}),sub(proc.capacity) ge 0 }}",
     )
-    insert(
-        lines,
-        CLIENTS,
-        f"timeout tarpit {HELD_S}s",
-        *refuse(
-            conditions,
-            ALL_FULL.format(RETRY),
-            ANY,
-            "proc.capacity",
-            headers=(("cache-control", "no-cache"), *READABLE),
-            at_once=f"{{ fe_conn gt {crowded} }}",
-        ),
+    insert(lines, CLIENTS, *is_over(_FULL, conditions))
+    lines += refuse(
+        _FULL,
+        ALL_FULL.format(RETRY),
+        ALL,
+        "proc.capacity",
+        headers=(("cache-control", "no-cache"), *READABLE),
+        at_once=f"{{ fe_conn({CLIENTS.removeprefix('frontend ')}) gt {crowded} }}",
     )
     reserve = most + most // 8
     insert(

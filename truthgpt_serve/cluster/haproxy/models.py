@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 
 from truthgpt_serve.cluster.haproxy.configuration import section
 
+UP = "up-"
+"""What the sections begin with that `track` adds."""
 _ROUTES = re.compile(r'^\s*http-request return status \d+ .* string "(\{.*\})" if routes$')
 _PREFIX = re.compile(r"^\s*acl is_(\S+) path (/models/\S+)$")
 _SERVER = re.compile(r"^\s*server (\S+) (\S+) (?!.*\bbackup\b)")
@@ -16,22 +19,39 @@ _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 def find_backends(lines: list[str]) -> dict[str, str]:
     """Returns the backend of each model that has a replica and a plain name, by that name."""
-    routes = next((found[1] for line in lines if (found := _ROUTES.match(line))), "{}")
-    names: dict[str, str] = json.loads(routes.replace('\\"', '"'))
+    names, served = find_prefixes(lines), _served(lines)
     backends = {}
     for line in lines:
         found = _PREFIX.match(line)
         if found is None or names.get(found[2]) != found[2].removeprefix("/models/"):
             continue
         name = names[found[2]]
-        if _NAME.fullmatch(name) and f"backend {found[1]}" in lines and servers(lines, found[1]):
+        if _NAME.fullmatch(name) and found[1] in served:
             backends[name] = found[1]
     return backends
 
 
+def find_prefixes(lines: Iterable[str]) -> dict[str, str]:
+    """Returns the applications by the paths below which each is."""
+    routes = next((found[1] for line in lines if (found := _ROUTES.match(line))), "{}")
+    names: dict[str, str] = json.loads(routes.replace('\\"', '"'))
+    return names
+
+
+def _served(lines: Iterable[str]) -> set[str]:
+    """Returns the backends that have a server."""
+    served, backend = set(), ""
+    for line in lines:
+        if line[:1] not in ("", " ", "\t"):
+            backend = line.removeprefix("backend ")
+        elif _SERVER.match(line):
+            served.add(backend)
+    return served
+
+
 def up_section(backend: str) -> str:
     """Returns the section that `track` adds for a backend."""
-    return f"up-{backend}"
+    return f"{UP}{backend}"
 
 
 def key_of(backend: str) -> str:

@@ -56,14 +56,15 @@ from truthgpt_serve.cluster.haproxy.configuration import (
     section,
 )
 from truthgpt_serve.cluster.haproxy.direct import (
-    MAP_NAME,
-    direct_variables,
+    LIMIT,
     send_direct,
-    write_map,
+    write_maps,
 )
 from truthgpt_serve.cluster.haproxy.limits import limit, limit_headers, wait_for_bodies
 from truthgpt_serve.cluster.haproxy.playground import show_start
-from truthgpt_serve.cluster.haproxy.replaced import read_variables
+from truthgpt_serve.cluster.haproxy.queues import HELD_MAP_NAME
+from truthgpt_serve.cluster.haproxy.refusals import send_refused
+from truthgpt_serve.cluster.haproxy.replaced import read_map, read_variables
 
 BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 PROGRAM = "truthgpt-haproxy"
@@ -116,6 +117,7 @@ def adapt(
                 keep_conversations(lines, folder, known or {})
         show_start(lines)
         wait_for_bodies(lines)
+        send_refused(lines)
     name_api(lines)
     _retry_reads(lines)
     _drop_unreadable(lines)
@@ -222,34 +224,44 @@ def _adapt_file(path: Path, binary: str, replaced: Path | None) -> str:
     return str(path)
 
 
-def _read_known(path: Path, replaced: Path | None) -> dict[str, str]:
+def _read_known(path: Path, replaced: Path | None) -> tuple[dict[str, str], dict[str, str]]:
     """Returns what routers said to the process that is replaced, if it answers.
 
     Args:
         path: Ray's configuration.
         replaced: The admin socket of that process, or None if there is none.
+
+    Returns:
+        The values of variables, and how many requests models hold, by name.
     """
     if replaced is None:
-        return {}
+        return {}, {}
     try:
-        lines = path.read_text().splitlines()
-        return read_variables(replaced, [*direct_variables(lines), *affinity_variables(lines)])
+        variables = [LIMIT, *affinity_variables(path.read_text().splitlines())]
+        return read_variables(replaced, variables), read_map(replaced, path.parent / HELD_MAP_NAME)
     except (OSError, ValueError):  # the routers say it again within a second
-        return {}
+        return {}, {}
 
 
 def _write_adapted(
-    path: Path, binary: str, *, direct: bool, affinity: bool, known: Mapping[str, str]
+    path: Path,
+    binary: str,
+    *,
+    direct: bool,
+    affinity: bool,
+    known: tuple[Mapping[str, str], Mapping[str, str]],
 ) -> Path:
     """Writes the adapted configuration and its files, and has HAProxy check it."""
+    variables, held = known
     target, text = path.with_suffix(".adapted.cfg"), path.read_text()
     for status, page in pages().items():
         _replace(page_path(path.parent, status), page)
     if direct:
-        _replace(path.parent / MAP_NAME, write_map(text.splitlines()).encode())
+        for name, content in write_maps(text.splitlines(), held).items():
+            _replace(path.parent / name, content.encode())
     if affinity:
         _replace(path.parent / SCRIPT_NAME, read_script())
-    adapted = adapt(text, path.parent, direct=direct, affinity=affinity, known=known)
+    adapted = adapt(text, path.parent, direct=direct, affinity=affinity, known=variables)
     _replace(target, adapted.encode())
     _run(binary, "-c", "-f", str(target))
     return target

@@ -8,6 +8,8 @@ each of its connections, as many times as it was told so, up to `MAX_PROMISES`.
 
 from __future__ import annotations
 
+from truthgpt_serve.cluster.haproxy.places import NOW_TICK, TICK, TICKS_A_S, last_is_due
+
 TABLE = "promises"
 KEPT_SHARE = 8
 """One of so many places that a model holds is kept."""
@@ -15,21 +17,16 @@ LATE_S = 10
 """So long after it was due, a promise is kept."""
 MAX_PROMISES = 8
 """Of one address: one that asks all the time does not take the places that are kept for others."""
-TICKS_A_S = 10
-"""How finely it is known when a promise is due."""
 MAX_CLIENTS = 100_000
 MAX_WAIT_S = 120
 """How long a promise is remembered at all."""
-_DUE_MARGIN_US = 1_000_000
+_DUE_MARGIN_S = 1
 """How long after the last place that was promised somebody may still come for it."""
 _NUMBER, _THEN = 0, 1
 """What is stored of a client: how many promises it has, and the tick at which the first is due."""
-_EPOCH_MS = 1_760_000_000_000
-"""When ticks began, in ms since 1970: what is stored has 32 bits."""
 
 _LATE_TICKS = LATE_S * TICKS_A_S
 
-_NOW = "txn.tick"
 _WHO, _REST, _KEPT, _LATE, _DUE = "txn.who", "txn.rest", "txn.kept", "txn.late", "txn.due"
 _KNOWN = f"{{ var({_WHO}) -m found }}"
 _IS_DUE = f"{{ var({_DUE}) -m bool }}"
@@ -37,7 +34,7 @@ _IS_FULL = f"{{ var({_REST}) -m int le 0 }}"
 _IS_CROWDED = f"{{ var({_KEPT}) -m found }} {{ var({_REST}),sub({_KEPT}) le 0 }}"
 
 
-def table() -> list[str]:
+def promises_table() -> list[str]:
     """Returns the section that remembers whom places were promised."""
     return [
         f"backend {TABLE}",
@@ -45,17 +42,17 @@ def table() -> list[str]:
     ]
 
 
-def count_places(condition: str, count: str, held: str, last: str) -> list[str]:
+def count_places(condition: str, count: str, held: str) -> list[str]:
     """Returns the rules that note how many places a model has left, and are kept.
 
     Args:
-        condition: When a request is for this model; HAProxy's conditions, without `if`.
-        count: What says how many requests HAProxy has at it.
-        held: The variable that says how many requests it holds.
-        last: The variable with the time of the last place that was promised, in us.
+        condition: When a request is counted; HAProxy's conditions, without `if`.
+        count: What says how many requests HAProxy has at its model.
+        held: The variable that says how many that holds.
     """
-    to_come = f"{{ date(0,us),sub({last}) lt {_DUE_MARGIN_US} }}"
+    to_come = last_is_due(_DUE_MARGIN_S)
     return [
+        f"http-request set-var({NOW_TICK}) {TICK} if {condition}",
         f"http-request set-var({_REST}) {count},sub({held}),neg if {condition}",
         f"http-request set-var({_KEPT}) var({held}),div({KEPT_SHARE}) if {condition} {to_come}",
     ]
@@ -72,22 +69,17 @@ def recognize(model: str) -> list[str]:
         f"http-request set-var({_WHO}) {known} if {_IS_FULL}",
         f"http-request set-var({_WHO}) {known} if {_IS_CROWDED}",
         f"http-request track-sc1 var({_WHO}) table {TABLE} if {_KNOWN}",
-        f"http-request set-var({_NOW}) date(0,ms),sub({_EPOCH_MS}),div({1000 // TICKS_A_S}) "
-        f"if {_KNOWN}",
         f"http-request set-var(txn.then) sc_get_gpt({_THEN},1) if {_KNOWN} {{ {number} gt 0 }}",
-        f"http-request set-var({_LATE}) var({_NOW}),sub(txn.then) if {{ var(txn.then) -m found }}",
+        f"http-request set-var({_LATE}) var({NOW_TICK}),sub(txn.then) "
+        "if { var(txn.then) -m found }",
         f"http-request set-var({_DUE}) bool(true) if {{ var({_LATE}) -m int 0:{_LATE_TICKS} }}",
         f"http-request sc-set-gpt({_NUMBER},1) {number},sub(1) if {_IS_DUE} !{_IS_FULL}",
     ]
 
 
-def is_over(condition: str) -> list[str]:
-    """Returns when a request is too much for a model; any one of these conditions.
-
-    Args:
-        condition: When it is for this model.
-    """
-    return [f"{condition} {_IS_FULL}", f"{condition} {_IS_CROWDED} !{_IS_DUE}"]
+def is_over() -> list[str]:
+    """Returns when a request that was counted is too much; any one of these conditions."""
+    return [_IS_FULL, f"{_IS_CROWDED} !{_IS_DUE}"]
 
 
 def promise(retry: str) -> list[tuple[str, str]]:
@@ -97,7 +89,7 @@ def promise(retry: str) -> list[tuple[str, str]]:
         retry: The variable with the seconds that the client was told.
     """
     number = f"sc-set-gpt({_NUMBER},1)"
-    then = f"sc-set-gpt({_THEN},1) var({retry}),mul({TICKS_A_S}),add({_NOW})"
+    then = f"sc-set-gpt({_THEN},1) var({retry}),mul({TICKS_A_S}),add({NOW_TICK})"
     is_lost = f"{{ var({_LATE}) -m int gt {_LATE_TICKS} }}"
     has_none = (f"!{{ var({_LATE}) -m found }}", is_lost)
     return [

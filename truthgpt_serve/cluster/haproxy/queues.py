@@ -5,6 +5,7 @@ Works on the lines of the configuration that Ray Serve writes.
 - Those are requests that go straight to their model (`direct`), and those for `/models/<name>`.
 - A model is full when HAProxy has as many requests at it as the routers say that it holds, once a
   second. What they said stays when HAProxy is replaced.
+- Its name is a key of maps and tables, so there is one set of rules for all models.
 - Neither counted nor refused is a request that only reads, and one whose body HAProxy does not have
   as a whole: it takes its place at a replica when its body is there (`server/gathered_bodies.py`).
   A client with many bodies that take long would else have all others refused.
@@ -14,67 +15,116 @@ Works on the lines of the configuration that Ray Serve writes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from truthgpt_serve.cluster.haproxy import promises
-from truthgpt_serve.cluster.haproxy.configuration import CLIENTS, ROUTERS, insert
-from truthgpt_serve.cluster.haproxy.models import key_of, track, up_section
-from truthgpt_serve.cluster.haproxy.refusals import (
-    ANY,
-    OVER,
-    RETRY,
-    RETRY_VARIABLE,
-    last_variable,
-    place_variable,
-    quiet_variable,
-    refuse,
-    told_variable,
+from truthgpt_serve.cluster.haproxy.configuration import CLIENTS, ROUTERS, insert, use_first
+from truthgpt_serve.cluster.haproxy.models import UP
+from truthgpt_serve.cluster.haproxy.places import (
+    ALL,
+    MAX_MODELS,
+    MODEL,
+    NAME_BYTES,
+    PLACE,
+    look_up,
+    places_table,
 )
+from truthgpt_serve.cluster.haproxy.refusals import IS_OVER, RETRY, RETRY_VARIABLE, is_over, refuse
 from truthgpt_serve.http.retriable import READABLE
 from truthgpt_serve.queue_full import FULL, PLACE_HEADER
 
-TABLE = "apart"
+MAP_NAME, HELD_MAP_NAME = "models.map", "held.map"
+"""From the models to their backends, and to how many requests they hold, as routers say: HAProxy
+changes its own copy of the latter."""
 BUFFER_BYTES = 65536
 MAX_BODY_BYTES = 49152
 """The longest body that HAProxy reads: the buffer has the request's head too."""
-_MAX_MODELS = 4096
-_QUEUE, _APART, _NUM_APART = "txn.queue", "txn.apart", "txn.num_apart"
-"""Whose queue a request goes to; whether it is neither counted nor refused; how many are not."""
+TABLE, _FULL = "at_work", "full"
+"""Sections: the table that counts requests, and what refuses."""
+_MODEL, _BACKEND = "txn.name", "txn.backend"
+"""Which model a request is for, and where that is."""
+_QUEUE, _HELD, _APART, _COUNT = "txn.queue", "txn.held", "txn.apart", "txn.count"
+"""The model that may refuse a request, how many requests that holds, whether a request is neither
+counted nor refused, and how many others are counted."""
+_HAS_MODEL = f"{{ var({_BACKEND}) -m found }}"
+_HAS_QUEUE = f"{{ var({_QUEUE}) -m found }}"
 _IS_APART = f"{{ var({_APART}) -m found }}"
 _IS_WHOLE = "{ internal.htx.has_eom }"
 _READS = ("METH_GET", "METH_OPTIONS")
 """The former is HEAD, too."""
 
 
-def held_variable(backend: str) -> str:
-    """Returns the variable that says how many requests a backend's model holds."""
-    return f"proc.held_{key_of(backend)}"
-
-
-def watch_queues(lines: list[str], backends: Mapping[str, str]) -> None:
-    """Adds what counts the requests at each model, and notes how fast places come.
+def watch_queues(lines: list[str], folder: Path, *rules: str) -> None:
+    """Adds what counts the requests at each model, refuses, and notes how fast places come.
 
     Args:
         lines: The configuration, which is changed.
-        backends: The backend of each model, by name.
+        folder: Where the maps are.
+        rules: Those before, which send a request to `/models/<name>`.
     """
-    for backend in backends.values():
-        track(lines, backend)
-        insert(
-            lines,
-            f"backend {backend}",
-            f"http-request track-sc2 str({key_of(backend)}) table {TABLE} if {_IS_APART}",
-            *_learn_places(backend),
-        )
     lines += [
         f"backend {TABLE}",
-        f"    stick-table type string len 16 size {_MAX_MODELS} expire 1h store conn_cur",
-        *promises.table(),
+        f"    stick-table type string len {NAME_BYTES} size {MAX_MODELS} expire 1h store conn_cur",
+        *places_table(),
+        *promises.promises_table(),
+        *refuse(
+            _FULL,
+            FULL.format(f"model '%[var({_QUEUE})]'", f"%[var({_HELD})]", RETRY),
+            MODEL,
+            _HELD,
+            headers=(("x-request-id", "%[var(txn.id)]"),),
+            note=promises.promise(RETRY_VARIABLE),
+        ),
     ]
-    insert(lines, ROUTERS, *_set_apart(*_READS, f"{{ req.body_size gt {MAX_BODY_BYTES} }}"))
-    insert(lines, CLIENTS, "option disable-h2-upgrade")
-    insert(lines, CLIENTS, f"http-response del-header {PLACE_HEADER}", *_readable())
+    insert(
+        lines,
+        ROUTERS,
+        *_set_apart(*_READS, f"{{ req.body_size gt {MAX_BODY_BYTES} }}"),
+        *_find_model(folder),
+        *_count(),
+    )
+    insert(
+        lines,
+        CLIENTS,
+        "option disable-h2-upgrade",
+        *rules,
+        *_set_apart(*_READS, f"!{_IS_WHOLE}"),
+        *_find_model(folder),
+        *_refuse(folder),
+        *_count(),
+        f"http-response del-header {PLACE_HEADER}",
+        *_readable(),
+    )
+    for frontend in (CLIENTS, ROUTERS):
+        use_first(lines, frontend, f"use_backend %[var({_BACKEND})] if {_HAS_MODEL}")
+
+
+def _find_model(folder: Path) -> list[str]:
+    """Returns the rules that find out which model a request is for."""
+    return [
+        f"http-request set-var({_MODEL}) path,field(3,/) if {{ path_beg /models/ }}",
+        f"http-request set-var({_BACKEND}) var({_MODEL}),map_str({folder / MAP_NAME}) "
+        f"if {{ var({_MODEL}) -m found }}",
+        f"http-request {look_up(_MODEL)} if {_HAS_MODEL}",
+        f"http-request set-var({_COUNT}) var({_MODEL}),table_conn_cur({TABLE}) if {_HAS_MODEL}",
+    ]
+
+
+def _count() -> list[str]:
+    """Returns the rules that count a request, and note how fast its model has places."""
+    at_work = f"{_HAS_MODEL} !{IS_OVER}"
+    quiet = f"{{ var({_COUNT}) -m int lt 1 }}"
+    told = f"if {_HAS_MODEL} {{ var({PLACE}) -m int gt 0 }}"
+    replicas = f"str({UP}),concat(,{_BACKEND}),nbsrv"
+    return [
+        *(f"http-request {one.end_quiet} if {at_work} {quiet}" for one in (MODEL, ALL)),
+        f"http-request track-sc2 var({_MODEL}) table {TABLE} if {at_work} !{_IS_APART}",
+        *(f"http-response {one.end_quiet} if {_HAS_MODEL}" for one in (MODEL, ALL)),
+        f"http-response set-var({PLACE}) res.hdr({PLACE_HEADER}),add(0) if {_HAS_MODEL}",
+        f"http-response set-var(txn.replicas) {replicas} {told}",
+        f"http-response set-var({PLACE}) var({PLACE}),div(txn.replicas) {told}",
+        *(f"http-response {action} {told}" for one in (MODEL, ALL) for action in one.learn),
+    ]
 
 
 def _set_apart(*conditions: str) -> list[str]:
@@ -84,82 +134,23 @@ def _set_apart(*conditions: str) -> list[str]:
 def _readable() -> list[str]:
     """Returns the rules by which pages of any origin may read a refusal; see `READABLE`."""
     return [
-        f"http-after-response set-header {name} {value} if {{ var({_QUEUE}) -m found }} "
-        f"{{ var({OVER}) -m bool }} {{ var(txn.origin) -m found }}"
+        f"http-after-response set-header {name} {value} if {_HAS_QUEUE} {IS_OVER} "
+        f"{{ var(txn.origin) -m found }}"
         for name, value in READABLE
     ]
 
 
-def refuse_full(backends: Mapping[str, str], models: Path, direct: str, model: str) -> list[str]:
-    """Returns the rules for clients' requests, behind which nothing refuses them.
-
-    Args:
-        backends: The backend of each model, by name.
-        models: The map of models.
-        direct: When a request goes straight to its model; one of HAProxy's conditions.
-        model: The variable with the name of that.
-    """
-    known = f"{{ path,field(3,/),map_str({models}) -m found }}"
-    found = f"{{ var({_QUEUE}) -m found }}"
-    return [
-        *_set_apart(*_READS, f"!{_IS_WHOLE}"),
-        f"http-request set-var({_QUEUE}) path,field(3,/) if {{ path_beg /models/ }} "
-        f"!{_IS_APART} {known}",
-        f"http-request set-var({_QUEUE}) var({model}) if {direct}",
-        f"http-request set-header x-request-id %[uuid()] if {found} "
-        "!{ req.hdr(x-request-id) -m found }",
-        f"http-request set-var(txn.id) req.hdr(x-request-id) if {found}",  # a tarpit has none
-        f"http-request set-var(txn.origin) req.hdr(origin) if {found}",
-        *(rule for name, backend in backends.items() for rule in _count_places(name, backend)),
-        *promises.recognize(_QUEUE),
-        *(rule for name, backend in backends.items() for rule in _refusal(name, backend)),
-    ]
-
-
-def _is_for(name: str) -> str:
-    """Returns the conditions of a request for a model that is counted."""
-    return f"{{ var({_QUEUE}) -m str {name} }} !{_IS_APART}"
-
-
-def _count_places(name: str, backend: str) -> list[str]:
-    held, last = held_variable(backend), last_variable(key_of(backend))
-    count = f"str({key_of(backend)}),table_conn_cur({TABLE})"
-    return [
-        f"http-request set-var({_NUM_APART}) {count} if {_is_for(name)}",
-        *promises.count_places(_is_for(name), f"be_conn({backend}),sub({_NUM_APART})", held, last),
-    ]
-
-
-def _refusal(name: str, backend: str) -> list[str]:
+def _refuse(folder: Path) -> list[str]:
     """Returns the rules that refuse a request for a model whose queue is full."""
-    held = held_variable(backend)
-    return refuse(
-        promises.is_over(_is_for(name)),
-        FULL.format(f"model {name!r}", f"%[var({held})]", RETRY),
-        key_of(backend),
-        held,
-        headers=(("x-request-id", "%[var(txn.id)]"),),
-        note=promises.promise(RETRY_VARIABLE),
-    )
-
-
-def _learn_places(backend: str) -> list[str]:
-    """Returns the rules that note how fast places come, all replicas together."""
-    place = place_variable(key_of(backend))
-    told = "if { var(txn.place) -m int gt 0 } { var(txn.replicas) -m int gt 0 }"
+    held = f"var({_MODEL}),map_str_int({folder / HELD_MAP_NAME})"
     return [
-        f"http-response set-var(txn.place) res.hdr({PLACE_HEADER}),add(0)",
-        f"http-response set-var(txn.replicas) nbsrv({up_section(backend)})",
-        f"http-response set-var({place}) var(txn.place),div(txn.replicas) {told}",
-        f"http-response set-var({place_variable(ANY)}) var({place}) {told}",
-        *(
-            rule
-            for queue in (key_of(backend), ANY)
-            for rule in (
-                f"http-response set-var({told_variable(queue)}) date(0,us) {told}",
-                f"http-response set-var({quiet_variable(queue)}) date(0,us)",
-                f"http-request set-var({quiet_variable(queue)}) date(0,us) "
-                f"if {{ be_conn({backend}) le 1 }}",
-            )
-        ),
+        f"http-request set-var({_HELD}) {held} if {_HAS_MODEL} !{_IS_APART}",
+        f"http-request set-var({_QUEUE}) var({_MODEL}) if {{ var({_HELD}) -m found }}",
+        f"http-request set-header x-request-id %[uuid()] if {_HAS_QUEUE} "
+        "!{ req.hdr(x-request-id) -m found }",
+        f"http-request set-var(txn.id) req.hdr(x-request-id) if {_HAS_QUEUE}",  # a tarpit has none
+        f"http-request set-var(txn.origin) req.hdr(origin) if {_HAS_QUEUE}",
+        *promises.count_places(_HAS_QUEUE, f"var({_COUNT})", _HELD),
+        *promises.recognize(_QUEUE),
+        *is_over(_FULL, promises.is_over()),
     ]

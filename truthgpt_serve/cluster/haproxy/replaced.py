@@ -15,6 +15,8 @@ MAX_BYTES = 1 << 20
 
 _VARIABLE = re.compile(r"^(proc\.\w+): type=\S+ value=<(.*)>$", re.MULTILINE)
 
+_ENTRY = re.compile(r"^0x[0-9a-f]+ (\S+) (.*)$", re.MULTILINE)
+
 
 def read_variables(path: Path, names: Sequence[str]) -> dict[str, str]:
     """Returns the values of variables by name; those that are not set are left out.
@@ -31,6 +33,19 @@ def read_variables(path: Path, names: Sequence[str]) -> dict[str, str]:
         command = "; ".join(f"get var {name}" for name in names[start : start + MAX_AT_ONCE])
         found.update(_VARIABLE.findall(_ask(path, command)))
     return found
+
+
+def read_map(path: Path, file: Path) -> dict[str, str]:
+    """Returns what is in a map now.
+
+    Args:
+        path: The admin socket.
+        file: What the map was read from.
+
+    Raises:
+        OSError: There is no such process, or it does not answer.
+    """
+    return dict(_ENTRY.findall(_ask(path, f"show map {file}")))
 
 
 def _ask(path: Path, command: str) -> str:

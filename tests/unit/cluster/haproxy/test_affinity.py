@@ -26,7 +26,7 @@ from truthgpt_serve.cluster.haproxy.affinity import (
     affinity_news,
     keep_conversations,
 )
-from truthgpt_serve.cluster.haproxy.direct import NEWS_PATH, news_query
+from truthgpt_serve.cluster.haproxy.news import NEWS_PATH, news_query
 from truthgpt_serve.cluster.haproxy.queues import MAX_BODY_BYTES
 from truthgpt_serve.cluster.ports import free_port
 

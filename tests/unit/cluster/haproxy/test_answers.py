@@ -136,7 +136,7 @@ def test_a_proxy_without_routes_is_starting(tmp_path_factory: pytest.TempPathFac
     """A client takes 404 as final: it would drop its model."""
 
     def without_routes(text: str) -> str:
-        return "\n".join(line for line in text.splitlines() if "use_backend" not in line) + "\n"
+        return "\n".join(line for line in text.splitlines() if " is_http-" not in line) + "\n"
 
     with running(tmp_path_factory.mktemp("p"), without_routes) as proxy:
         for path in ("/v1/models", "/models/m/v1/chat/completions"):

@@ -15,15 +15,10 @@ import pytest
 from tests.support.haproxy_configuration import ray_configuration
 from tests.support.haproxy_process import LIMIT_S, Proxy, running
 from truthgpt_serve.cluster.haproxy.configuration import UnknownConfigurationError
-from truthgpt_serve.cluster.haproxy.direct import (
-    NEWS_PATH,
-    direct_paths,
-    news_query,
-    send_direct,
-    write_map,
-)
+from truthgpt_serve.cluster.haproxy.direct import direct_paths, send_direct, write_maps
 from truthgpt_serve.cluster.haproxy.limits import MAX_HEADERS
 from truthgpt_serve.cluster.haproxy.models import find_backends
+from truthgpt_serve.cluster.haproxy.news import NEWS_PATH, news_query
 from truthgpt_serve.cluster.haproxy.queues import MAX_BODY_BYTES
 from truthgpt_serve.queue_full import MAX_RETRY_S, PLACE_HEADER
 
@@ -344,7 +339,12 @@ def test_the_map_has_the_models_with_plain_names(tmp_path: Path) -> None:
     applications = {"/models/a.b-c": 1, "/models/m": 2, "/models/x%20y": 3, "/other": 4, "/": 5}
     lines = ray_configuration(tmp_path, 1, applications).read_text().splitlines()
     assert find_backends(lines) == {"a.b-c": "http-a.b-c", "m": "http-m"}
-    assert write_map(lines) == "a.b-c up-http-a.b-c\nm up-http-m\n"
+    assert write_maps(lines, {}) == {
+        "models.map": "a.b-c http-a.b-c\nm http-m\n",
+        "held.map": "",
+    }
+    held = {"m": "3", "a.b-c": "", "gone": "2"}
+    assert write_maps(lines, held)["held.map"] == "m 3\n"
 
 
 def test_without_a_model_nothing_changes(tmp_path: Path) -> None:

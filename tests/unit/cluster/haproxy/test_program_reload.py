@@ -16,7 +16,7 @@ import pytest
 from tests.support.haproxy_process import LIMIT_S, Proxy, running
 from truthgpt_serve.cluster.haproxy import program as haproxy
 from truthgpt_serve.cluster.haproxy.affinity import Affinity, affinity_news
-from truthgpt_serve.cluster.haproxy.direct import NEWS_PATH, news_query
+from truthgpt_serve.cluster.haproxy.news import NEWS_PATH, news_query
 from truthgpt_serve.cluster.haproxy.queues import MAX_BODY_BYTES
 
 NUM_RELOADS = 3

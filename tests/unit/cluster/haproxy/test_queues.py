@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.support.haproxy_process import LIMIT_S, Proxy, running
-from truthgpt_serve.cluster.haproxy.direct import NEWS_PATH, news_query
+from truthgpt_serve.cluster.haproxy.news import NEWS_PATH, news_query
 from truthgpt_serve.cluster.haproxy.queues import BUFFER_BYTES, MAX_BODY_BYTES
 from truthgpt_serve.errors import OverloadedError
 from truthgpt_serve.http.envelope import has_shape

@@ -10,7 +10,7 @@ import pytest
 from tests.support.haproxy_process import running
 from truthgpt_serve.cluster.haproxy import replaced
 from truthgpt_serve.cluster.haproxy.affinity import Affinity, affinity_news, affinity_variables
-from truthgpt_serve.cluster.haproxy.direct import NEWS_PATH, news_query
+from truthgpt_serve.cluster.haproxy.news import NEWS_PATH, news_query
 from truthgpt_serve.cluster.haproxy.replaced import read_variables
 
 
