@@ -27,6 +27,8 @@ UNSETTLED_PERIOD_S = 2.0
 """How often it is asked while an application is not RUNNING with a replica."""
 MIN_REFRESH_PERIOD_S = 1.0
 """Requests for unknown models ask the controller at most this often."""
+MIN_LOOK_PERIOD_S = 0.1
+"""And the proxy at most this often."""
 FETCH_TIMEOUT_S = 10.0
 MAX_AGE_S = 60.0
 """State older than this says nothing any more. A controller that dies is back within half of it,
@@ -56,7 +58,7 @@ class ModelDirectory(ModelTable):
         self._fetch_routes = fetch_routes
         self._clock = clock
         self._routes = b""
-        self._refreshed_at_s = float("-inf")
+        self._refreshed_at_s = self._looked_at_s = float("-inf")
         self._refreshing: asyncio.Task[None] | None = None
         self._asked: tuple[float, asyncio.Future[ServeState]] | None = None
         self._follower: asyncio.Task[None] | None = None
@@ -93,7 +95,7 @@ class ModelDirectory(ModelTable):
         """Returns the entry of a model that a request may be relayed to.
 
         One that was not ready is refused only by what Serve said after the request came: somebody
-        else may have seen already that it is.
+        else may have seen already that it is. So is an unknown one where the proxy has new routes.
 
         Raises:
             ModelNotFoundError: No model has this name; the message lists those that exist.
@@ -106,7 +108,9 @@ class ModelDirectory(ModelTable):
         try:
             await self.refresh(max_age_s=MIN_REFRESH_PERIOD_S)
             entry = self.find(name)
-            if entry is not None and entry.error is not None:
+            if entry is None:
+                await self._look_again(arrived_s)
+            elif entry.error is not None:
                 await self._refresh_since(arrived_s)
         except Exception as error:  # of many kinds; what was last known is better than none of it
             logger.warning("Serve's controller does not answer: %r", error)
@@ -186,6 +190,15 @@ class ModelDirectory(ModelTable):
         await asyncio.shield(
             self._refreshing
         )  # a client that leaves must not end it for the others
+
+    async def _look_again(self, moment_s: float) -> None:
+        """Asks the controller after `moment_s` where the proxy has other routes than it had."""
+        if self._clock() - self._looked_at_s < MIN_LOOK_PERIOD_S:
+            return
+        self._looked_at_s = self._clock()
+        async with asyncio.timeout(FETCH_TIMEOUT_S):
+            if await self._fetch_routes() != self._routes:
+                await self._refresh_since(moment_s)
 
     async def _refresh_since(self, moment_s: float) -> None:
         """Asks the controller unless it answered after `moment_s`, and not sooner than allowed."""

@@ -130,6 +130,45 @@ async def test_a_model_that_still_starts_is_refused_by_what_serve_says_now() -> 
     assert calls[1] - calls[0] >= module.MIN_REFRESH_PERIOD_S
 
 
+async def test_a_model_that_was_deployed_just_now_is_known() -> None:
+    """Another router has told a client of it, while this one has news of a moment before."""
+    answers = [state(application("x")), state(application("x"), application("y"))]
+    routes = iter([b"x", b"x and y"])
+
+    async def fetch_routes() -> bytes:
+        return next(routes)
+
+    directory = ModelDirectory(lambda: answers.pop(0), fetch_routes)
+    await directory.start()
+    async with asyncio.timeout(5):
+        while not directory.loaded:
+            await asyncio.sleep(0.01)
+    assert (await directory.resolve("y")).name == "y"
+    await directory.stop()
+
+
+async def test_names_that_nothing_has_ask_the_proxy_now_and_then_and_no_controller() -> None:
+    num_asked = [0, 0]
+
+    def fetch() -> ServeState:
+        num_asked[0] += 1
+        return state(application("x"))
+
+    async def fetch_routes() -> bytes:
+        num_asked[1] += 1
+        return b""
+
+    clock = Clock()
+    directory = ModelDirectory(fetch, fetch_routes, clock)
+    await directory.refresh(max_age_s=0)
+    for _ in range(2):
+        for _ in range(50):
+            with pytest.raises(ModelNotFoundError):
+                await directory.resolve("y")
+        clock.now_s += module.MIN_LOOK_PERIOD_S
+    assert num_asked == [1, 2]
+
+
 def test_an_adapter_gives_way_to_a_model_of_its_name() -> None:
     directory = ModelDirectory(ServeState, no_routes)
     directory.update(state(application("a", card={"adapters": ["b", "c"]}), application("b")))
