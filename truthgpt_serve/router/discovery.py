@@ -11,6 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from truthgpt_serve.cluster.state import ApplicationState, ServeState
 from truthgpt_serve.errors import UnavailableError
@@ -27,7 +28,7 @@ UNSETTLED_PERIOD_S = 2.0
 """How often it is asked while an application is not RUNNING with a replica."""
 MIN_REFRESH_PERIOD_S = 1.0
 """Requests for unknown models ask the controller at most this often."""
-MIN_LOOK_PERIOD_S = 0.1
+MIN_LOOK_PERIOD_S = 0.02
 """And the proxy at most this often."""
 FETCH_TIMEOUT_S = 10.0
 MAX_AGE_S = 60.0
@@ -62,6 +63,7 @@ class ModelDirectory(ModelTable):
         self._refreshing: asyncio.Task[None] | None = None
         self._asked: tuple[float, asyncio.Future[ServeState]] | None = None
         self._follower: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
 
     # -- reading
 
@@ -146,11 +148,12 @@ class ModelDirectory(ModelTable):
 
     async def stop(self) -> None:
         """Stops following."""
-        tasks = [task for task in (self._follower, self._refreshing) if task is not None]
+        started = (self._follower, self._refreshing, self._looking)
+        tasks = [task for task in started if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._follower = self._refreshing = None
+        self._follower = self._refreshing = self._looking = None
 
     async def _follow(self) -> None:
         failing = False
@@ -158,8 +161,11 @@ class ModelDirectory(ModelTable):
             try:
                 async with asyncio.timeout(FETCH_TIMEOUT_S):
                     routes = await self._fetch_routes()
-                changed, self._routes = routes != self._routes, routes
-                await self.refresh(max_age_s=0.0 if changed else self._period_s())
+                now_s = self._clock()
+                await self.refresh(max_age_s=self._period_s())
+                while routes != self._routes and self._refreshed_at_s < now_s:
+                    await self.refresh(max_age_s=0.0)
+                self._routes = routes  # now those of the state
                 failing = False
             except Exception as error:  # whatever it was: the next round may work again
                 if not failing:
@@ -193,12 +199,23 @@ class ModelDirectory(ModelTable):
 
     async def _look_again(self, moment_s: float) -> None:
         """Asks the controller after `moment_s` where the proxy has other routes than it had."""
-        if self._clock() - self._looked_at_s < MIN_LOOK_PERIOD_S:
-            return
-        self._looked_at_s = self._clock()
-        async with asyncio.timeout(FETCH_TIMEOUT_S):
-            if await self._fetch_routes() != self._routes:
-                await self._refresh_since(moment_s)
+        while self._looked_at_s < moment_s:  # a look under way had begun before
+            if self._looking is None or self._looking.done():
+                self._looking = asyncio.create_task(self._look(), name="directory look")
+                self._looking.add_done_callback(_retrieve)
+            await asyncio.shield(self._looking)
+
+    async def _look(self) -> None:
+        await asyncio.sleep(max(0.0, self._looked_at_s + MIN_LOOK_PERIOD_S - self._clock()))
+        began_s = self._clock()
+        try:
+            async with asyncio.timeout(CONFIRM_TIMEOUT_S):
+                routes = await self._fetch_routes()
+        except Exception:  # of many kinds; who follows the applications logs them
+            routes = self._routes
+        if routes != self._routes:
+            await self._refresh_since(began_s)
+        self._looked_at_s = began_s
 
     async def _refresh_since(self, moment_s: float) -> None:
         """Asks the controller unless it answered after `moment_s`, and not sooner than allowed."""
@@ -229,7 +246,7 @@ class ModelDirectory(ModelTable):
         self._refreshed_at_s = self._clock()
 
 
-def _retrieve(call: asyncio.Future[ServeState]) -> None:
+def _retrieve(call: asyncio.Future[Any]) -> None:
     """Has asyncio not report the failure of a call that no request waits for any more."""
     if not call.cancelled():
         call.exception()

@@ -131,20 +131,65 @@ async def test_a_model_that_still_starts_is_refused_by_what_serve_says_now() -> 
 
 
 async def test_a_model_that_was_deployed_just_now_is_known() -> None:
-    """Another router has told a client of it, while this one has news of a moment before."""
+    """Another router has told clients of it, while this one has news of a moment before."""
     answers = [state(application("x")), state(application("x"), application("y"))]
-    routes = iter([b"x", b"x and y"])
+    routes = [b"x"]
 
     async def fetch_routes() -> bytes:
-        return next(routes)
+        return routes[0]
 
     directory = ModelDirectory(lambda: answers.pop(0), fetch_routes)
     await directory.start()
     async with asyncio.timeout(5):
         while not directory.loaded:
             await asyncio.sleep(0.01)
-    assert (await directory.resolve("y")).name == "y"
+    routes[0] = b"x and y"
+    found = await asyncio.gather(*(directory.resolve("y") for _ in range(5)))
+    assert [entry.name for entry in found] == ["y"] * 5
     await directory.stop()
+
+
+@pytest.mark.usefixtures("fast")
+async def test_a_model_is_known_whose_news_are_on_their_way() -> None:
+    answers, goes_on = [state(application("x")), state(application("y"))], threading.Event()
+    routes = [b"x"]
+
+    def fetch() -> ServeState:
+        if len(answers) == 1:
+            goes_on.wait(5)
+        return answers.pop(0) if len(answers) > 1 else answers[0]
+
+    async def fetch_routes() -> bytes:
+        return routes[0]
+
+    directory = ModelDirectory(fetch, fetch_routes)
+    await directory.start()
+    async with asyncio.timeout(5):
+        while not directory.loaded:
+            await asyncio.sleep(0.001)
+        routes[0] = b"y"
+        await asyncio.sleep(0.1)  # who follows the applications asks the controller now
+        asked = asyncio.create_task(directory.resolve("y"))
+        await asyncio.sleep(0.1)
+        assert not asked.done()
+        goes_on.set()
+        assert (await asked).name == "y"
+    await directory.stop()
+
+
+async def test_a_proxy_that_hangs_does_not_hold_requests_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "CONFIRM_TIMEOUT_S", 0.05)
+
+    async def hang() -> bytes:
+        await asyncio.sleep(60)
+        return b""
+
+    directory = ModelDirectory(lambda: state(application("x")), hang)
+    async with asyncio.timeout(5):
+        with pytest.raises(ModelNotFoundError):
+            await directory.resolve("y")
 
 
 async def test_names_that_nothing_has_ask_the_proxy_now_and_then_and_no_controller() -> None:

@@ -12,6 +12,8 @@ _EXTRA_SECTIONS = ("frontend prometheus", "listen stats")
 _DEFAULT_LOG = re.compile(r"^\s*log 127\.0\.0\.1:514 ")
 """Ray's own choice: a datagram for each request, from a port on every address; nothing reads it."""
 _LOG_FORMAT = "option httplog"
+_METRICS = " format rfc5424 "
+"""In the line by which Ray counts requests: `RAY_SERVE_HAPROXY_METRICS_ENABLED`."""
 _SOCKET = re.compile(r"^(\s*stats socket \S+) mode 666 level admin\b")
 
 
@@ -26,7 +28,9 @@ def close_access(lines: list[str]) -> None:
             _remove_section(lines, lines.index(section))
     if any(_DEFAULT_LOG.match(line) for line in lines):
         kept = [line for line in lines if not _DEFAULT_LOG.match(line)]
-        lines[:] = [line for line in kept if line.strip() != _LOG_FORMAT]
+        if not any(_METRICS in line for line in kept):  # without that format they would be empty
+            kept = [line for line in kept if line.strip() != _LOG_FORMAT]
+        lines[:] = kept
     lines[:] = [_SOCKET.sub(r"\1 mode 600 level operator", line) for line in lines]
 
 

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from truthgpt_serve.cluster.haproxy.configuration import insert, section
-from truthgpt_serve.cluster.haproxy.dispatch import answer_checks, dispatched, leave_out
+from truthgpt_serve.cluster.haproxy.dispatch import answer_checks, leave_out
 from truthgpt_serve.cluster.haproxy.models import UP, find_backends, track
 from truthgpt_serve.cluster.haproxy.news import LIMIT_KEY, MODEL_KEY, await_news, hear
 from truthgpt_serve.cluster.haproxy.queues import (
@@ -85,7 +85,7 @@ def send_direct(lines: list[str], folder: Path, known: Mapping[str, str]) -> Non
         insert(lines, "global", f"set-var {LIMIT} int({known[LIMIT]})")
     for backend in backends.values():
         track(lines, backend)
-    leave_out(lines, set(dispatched(lines, backends).values()))
+    leave_out(lines, set(backends.values()))
     answer_checks(lines)
     watch_queues(lines, folder, *_rules(folder))
     await_news(lines)
@@ -99,10 +99,9 @@ def write_maps(lines: Iterable[str], held: Mapping[str, str]) -> dict[str, str]:
         lines: The configuration.
         held: How many requests models hold, by name, in the process that is replaced.
     """
-    lines = [*lines]
-    backends = find_backends(lines)
+    backends = find_backends([*lines])
     told = {name: held[name] for name in backends if held.get(name, "").isdigit()}
-    maps = {MAP_NAME: dispatched(lines, backends), HELD_MAP_NAME: told}
+    maps = {MAP_NAME: backends, HELD_MAP_NAME: told}
     return {
         file: "".join(f"{name} {target}\n" for name, target in models.items())
         for file, models in maps.items()

@@ -8,7 +8,7 @@ HAProxy, and asks for each whether the request is a health check.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable
 
 from truthgpt_serve.cluster.haproxy.configuration import (
     CLIENTS,
@@ -17,11 +17,15 @@ from truthgpt_serve.cluster.haproxy.configuration import (
     section,
     use_first,
 )
-from truthgpt_serve.cluster.haproxy.models import find_prefixes
 
 _RULE = re.compile(r"^\s*(use_backend \S+|http-request set-var-fmt\(\S+\) .*) if is_(\S+)")
 _CHECK = re.compile(r"^\s*(acl backend_\S+_server_up |http-request return .* if healthcheck\b)")
+_NESTED = re.compile(r"^\s*acl is_\S+ (path(?:_beg)? /models/[^/\s]+/\S+)$")
 _SECTION = "health"
+UNNOTED = "http-request unset-var(txn.serve_app)"
+"""Has a request be of no application in Ray's metrics: what HAProxy answers is not the router's."""
+BELOW = "below_model"
+"""HAProxy's condition for paths that look like a model's and are another application's."""
 
 
 def leave_out(lines: list[str], backends: Container[str]) -> None:
@@ -31,7 +35,7 @@ def leave_out(lines: list[str], backends: Container[str]) -> None:
 
     Args:
         lines: The configuration, which is changed.
-        backends: Those of the models that are `dispatched`.
+        backends: Those of the models.
     """
     notes: dict[str, list[str]] = {}
     for frontend in (ROUTERS, CLIENTS):
@@ -59,14 +63,14 @@ def answer_checks(lines: list[str]) -> None:
             use_first(lines, frontend, f"use_backend {_SECTION} if healthcheck")
     if checks:
         rules = (line.replace(" if healthcheck ", " if ") for line in checks)
-        lines += [f"backend {_SECTION}", *(line.removesuffix(" if healthcheck") for line in rules)]
+        lines += [
+            f"backend {_SECTION}",
+            f"    {UNNOTED}",
+            *(line.removesuffix(" if healthcheck") for line in rules),
+        ]
 
 
-def dispatched(lines: Iterable[str], backends: Mapping[str, str]) -> dict[str, str]:
-    """Returns those of the models' backends below whose path no other application is."""
-    others = find_prefixes(lines)
-    return {
-        name: backend
-        for name, backend in backends.items()
-        if not any(other.startswith(f"/models/{name}/") for other in others)
-    }
+def acl_below_models(lines: Iterable[str]) -> list[str]:
+    """Returns what defines `BELOW`: the paths of applications whose prefix is below a model's."""
+    paths = (found[1] for line in lines if (found := _NESTED.match(line)))
+    return [f"acl {BELOW} {path}" for path in dict.fromkeys(("path /models", *paths))]

@@ -17,6 +17,7 @@ from truthgpt_serve.cluster.haproxy.configuration import (
     section,
     use_first,
 )
+from truthgpt_serve.cluster.haproxy.dispatch import UNNOTED
 from truthgpt_serve.cluster.haproxy.queues import MAX_BODY_BYTES
 
 NEWS_PATH = "/-/routes"
@@ -59,7 +60,7 @@ def await_news(lines: list[str]) -> None:
     answer = lines[routes[0]].removesuffix(" if routes")
     lines[routes[0]] += f" !{_TOLD}"
     use_first(lines, ROUTERS, f"use_backend {_SECTION} if routes {_TOLD}")
-    lines += [f"backend {_SECTION}", answer]
+    lines += [f"backend {_SECTION}", f"    {UNNOTED}", answer]
 
 
 def hear(lines: list[str], *rules: str) -> None:

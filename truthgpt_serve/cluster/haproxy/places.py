@@ -93,6 +93,8 @@ MODEL = Places(
         (f"set-var({LAST}) {_get(_LAST)},mul({_TICK_US}),add(txn.last_us)", ""),
         (f"set-var(txn.quiet_ms) {_get(_QUIET)}", f"{{ {_get(_QUIET)} gt 0 }}"),
         (f"set-var(txn.quiet_us) date(0,ms),sub(txn.quiet_ms),and({_MS_MASK}),mul(1000)", ""),
+        # A thread's clock, or one that was set back, may be behind what was stored.
+        ("set-var(txn.quiet_us) int(0)", f"{{ var(txn.quiet_us),sub({_MS_MASK * 500}) gt 0 }}"),
         (f"set-var({QUIET}) var({NOW}),sub(txn.quiet_us)", ""),
     ),
     save=(

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from truthgpt_serve.cluster.haproxy import promises
 from truthgpt_serve.cluster.haproxy.configuration import CLIENTS, ROUTERS, insert, use_first
+from truthgpt_serve.cluster.haproxy.dispatch import BELOW, acl_below_models
 from truthgpt_serve.cluster.haproxy.models import UP
 from truthgpt_serve.cluster.haproxy.places import (
     ALL,
@@ -62,6 +63,7 @@ def watch_queues(lines: list[str], folder: Path, *rules: str) -> None:
         folder: Where the maps are.
         rules: Those before, which send a request to `/models/<name>`.
     """
+    find_model = [*acl_below_models(lines), *_find_model(folder)]
     lines += [
         f"backend {TABLE}",
         f"    stick-table type string len {NAME_BYTES} size {MAX_MODELS} expire 1h store conn_cur",
@@ -74,13 +76,14 @@ def watch_queues(lines: list[str], folder: Path, *rules: str) -> None:
             _HELD,
             headers=(("x-request-id", "%[var(txn.id)]"),),
             note=promises.promise(RETRY_VARIABLE),
+            application=f"%[var({_QUEUE})]",
         ),
     ]
     insert(
         lines,
         ROUTERS,
         *_set_apart(*_READS, f"{{ req.body_size gt {MAX_BODY_BYTES} }}"),
-        *_find_model(folder),
+        *find_model,
         *_count(),
     )
     insert(
@@ -89,7 +92,7 @@ def watch_queues(lines: list[str], folder: Path, *rules: str) -> None:
         "option disable-h2-upgrade",
         *rules,
         *_set_apart(*_READS, f"!{_IS_WHOLE}"),
-        *_find_model(folder),
+        *find_model,
         *_refuse(folder),
         *_count(),
         f"http-response del-header {PLACE_HEADER}",
@@ -102,7 +105,7 @@ def watch_queues(lines: list[str], folder: Path, *rules: str) -> None:
 def _find_model(folder: Path) -> list[str]:
     """Returns the rules that find out which model a request is for."""
     return [
-        f"http-request set-var({_MODEL}) path,field(3,/) if {{ path_beg /models/ }}",
+        f"http-request set-var({_MODEL}) path,field(3,/) if {{ path_beg /models/ }} !{BELOW}",
         f"http-request set-var({_BACKEND}) var({_MODEL}),map_str({folder / MAP_NAME}) "
         f"if {{ var({_MODEL}) -m found }}",
         f"http-request {look_up(_MODEL)} if {_HAS_MODEL}",
@@ -122,6 +125,7 @@ def _count() -> list[str]:
         *(f"http-response {one.end_quiet} if {_HAS_MODEL}" for one in (MODEL, ALL)),
         f"http-response set-var({PLACE}) res.hdr({PLACE_HEADER}),add(0) if {_HAS_MODEL}",
         f"http-response set-var(txn.replicas) {replicas} {told}",
+        f"http-response unset-var({PLACE}) {told} {{ var(txn.replicas) -m int lt 1 }}",
         f"http-response set-var({PLACE}) var({PLACE}),div(txn.replicas) {told}",
         *(f"http-response {action} {told}" for one in (MODEL, ALL) for action in one.learn),
     ]
@@ -146,7 +150,7 @@ def _refuse(folder: Path) -> list[str]:
     return [
         f"http-request set-var({_HELD}) {held} if {_HAS_MODEL} !{_IS_APART}",
         f"http-request set-var({_QUEUE}) var({_MODEL}) if {{ var({_HELD}) -m found }}",
-        f"http-request set-header x-request-id %[uuid()] if {_HAS_QUEUE} "
+        f"http-request set-header x-request-id %[uuid()] if {_HAS_MODEL} !{_IS_APART} "
         "!{ req.hdr(x-request-id) -m found }",
         f"http-request set-var(txn.id) req.hdr(x-request-id) if {_HAS_QUEUE}",  # a tarpit has none
         f"http-request set-var(txn.origin) req.hdr(origin) if {_HAS_QUEUE}",

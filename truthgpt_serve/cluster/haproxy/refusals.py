@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from truthgpt_serve.cluster.haproxy.apis import PATHS, is_of
 from truthgpt_serve.cluster.haproxy.configuration import CLIENTS, use_first
+from truthgpt_serve.cluster.haproxy.dispatch import UNNOTED
 from truthgpt_serve.cluster.haproxy.places import LAST, NOW, PLACE, QUIET, Places
 from truthgpt_serve.errors import OverloadedError
 from truthgpt_serve.http.envelope import error_body
@@ -53,6 +54,7 @@ def refuse(
     headers: Iterable[tuple[str, str]] = (),
     at_once: str = "",
     note: Sequence[tuple[str, str]] = (),
+    application: str = "",
 ) -> list[str]:
     """Returns a section that answers 429: at once, or held for a client that asked too early.
 
@@ -66,6 +68,7 @@ def refuse(
         headers: Further headers of the answer.
         at_once: When no answer is held; one of HAProxy's conditions.
         note: Actions that note what a client was told (`RETRY_VARIABLE`), each with its condition.
+        application: Whose queue it is, for Ray's metrics: a format of HAProxy's.
     """
     early = f"{{ var({_EARLY}) -m bool }}"
     more = "".join(f" hdr {name} {value}" for name, value in headers)
@@ -91,6 +94,8 @@ def refuse(
     return [
         f"backend {section}",
         f"    timeout tarpit {HELD_S}s",
+        f"    {UNNOTED}",
+        *([f"    http-request set-var-fmt(txn.serve_app) {application}"] if application else []),
         *(
             f"    http-request {action}{f' if {condition}' if condition else ''}"
             for action, condition in rules

@@ -52,6 +52,15 @@ def test_one_port_is_left(configuration: str) -> None:
     assert not [line for line in lines if line.startswith("log ") and ":" in line]
 
 
+@pytest.mark.parametrize(("metrics", "is_kept"), [("", False), (" format rfc5424 local1", True)])
+def test_what_requests_are_counted_by_stays(
+    configuration: str, metrics: str, is_kept: bool
+) -> None:
+    """Without the format Ray's lines would say of each connection that there is one."""
+    text = configuration.replace("log global", f"log /x.sock len 8192{metrics}\n    log global")
+    assert ("option httplog" in closed(text)) is is_kept
+
+
 def test_the_admin_socket_is_the_users(configuration: str) -> None:
     (socket,) = [line for line in closed(configuration) if line.startswith("stats socket ")]
     assert socket.endswith(".sock mode 600 level operator expose-fd listeners")

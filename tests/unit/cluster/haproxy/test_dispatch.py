@@ -68,8 +68,9 @@ def test_each_application_has_its_paths(proxy: Proxy, way: str, path: str, by: s
 
 
 def test_health_checks_are_answered(proxy: Proxy) -> None:
-    with proxy.over_port() as client:
-        assert client.get("/-/healthz").text == "success"
+    for connect in (proxy.over_port, proxy.over_socket):
+        with connect() as client:
+            assert client.get("/-/healthz").text == "success"
 
 
 @contextlib.contextmanager
@@ -111,9 +112,9 @@ def test_a_model_that_is_full_refuses_its_own_requests_alone(proxy: Proxy) -> No
 def test_a_model_of_which_routers_say_nothing_any_more_is_theirs(proxy: Proxy) -> None:
     with proxy.over_port() as client:
         for held, by in (
-            ({"mm": 1}, "/models/mm"),
-            ({"m": 1}, "router"),
             ({"mm": 2}, "/models/mm"),
+            ({"m": 1}, "router"),
+            ({"mm": 1}, "/models/mm"),
         ):
             tell(proxy, **held)
             assert client.post(CHAT, content=body("mm"), headers=JSON).json() == {"by": by}
@@ -121,6 +122,15 @@ def test_a_model_of_which_routers_say_nothing_any_more_is_theirs(proxy: Proxy) -
         with busy(proxy, "mm", proxy.others["/models/mm"]):
             answer = client.post(f"/models/mm{CHAT}", content=body("mm"), headers=JSON)
             assert answer.status_code == 200
+
+
+def test_a_model_has_its_queue_where_another_application_is_below_it(proxy: Proxy) -> None:
+    tell(proxy, n=0)
+    with proxy.over_port() as client:
+        for path in (CHAT, f"/models/n{CHAT}"):
+            assert client.post(path, content=body("n"), headers=JSON).status_code == 429
+        own = client.post("/models/n/own/x", content=body("n"), headers=JSON)
+    assert own.json() == {"by": "/models/n/own"}
 
 
 def test_clients_tell_no_news(proxy: Proxy) -> None:

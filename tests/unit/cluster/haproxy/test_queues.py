@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -17,11 +19,13 @@ from truthgpt_serve.cluster.haproxy.news import NEWS_PATH, news_query
 from truthgpt_serve.cluster.haproxy.queues import BUFFER_BYTES, MAX_BODY_BYTES
 from truthgpt_serve.errors import OverloadedError
 from truthgpt_serve.http.envelope import has_shape
+from truthgpt_serve.queue_full import PLACE_HEADER
 
 HELD = 2
 CHAT = "/v1/chat/completions"
 BODY = b'{"model": "m"}'
 ADDRESSES = (CHAT, f"/models/m{CHAT}")
+JSON = {"content-type": "application/json"}
 PAGE = "http://localhost:3000"
 
 
@@ -203,3 +207,46 @@ def test_a_long_body_of_a_router_takes_no_place(proxy: Proxy, tmp_path: Path) ->
             time.sleep(0.01)
         proxy.model.released.set()
         assert ask(proxy, ADDRESSES[0]).json() == {"by": "model"}
+
+
+def refused(proxy: Proxy) -> set[str]:
+    """Returns what clients of a model that is full were told, while others are answered."""
+    told: set[str] = set()
+    until_s = time.monotonic() + 2
+
+    def go_on() -> None:
+        while time.monotonic() < until_s:
+            with proxy.connect() as client:
+                client.sendall(whole(f"/models/m{CHAT}"))
+                answer = client.recv(4096).decode().lower()
+            told.update(re.findall(r"retry-after: (\d+)", answer))
+
+    with ThreadPoolExecutor(16) as clients:
+        for run in [clients.submit(go_on) for _ in range(16)]:
+            run.result(LIMIT_S)
+    return told
+
+
+def test_what_one_thread_of_haproxy_notes_is_not_later_than_now_for_another(
+    proxy: Proxy,
+) -> None:
+    """Their clocks differ by a moment."""
+    assert refused(proxy) <= {"1"}
+
+
+def test_a_place_is_not_learned_while_no_replica_is_up(tmp_path: Path) -> None:
+    """It would be divided by their number."""
+    with running(tmp_path) as proxy, proxy.over_port() as client:
+        tell(proxy, HELD)
+        proxy.model.more_headers = {PLACE_HEADER: "20000"}
+        with sending(proxy, 1, whole()) as (held,):
+            proxy.model.refuse()
+            deadline = time.monotonic() + LIMIT_S
+            while "router" not in client.post(CHAT, content=BODY, headers=JSON).text:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            proxy.model.released.set()
+            assert b"200" in held.recv(4096)
+        tell(proxy, 0)
+        answer = client.post(f"/models/m{CHAT}", content=BODY, headers=JSON)
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
