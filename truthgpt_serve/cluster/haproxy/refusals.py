@@ -81,13 +81,7 @@ def refuse(
         *((action, f"!{early} {condition}") for action, condition in note),
         *_body(message),
         *([(f"return status 429 {page}", at_once)] if at_once else []),
-        (f"set-var(txn.ms) var({NOW}),div(1000),sub({TOLERANCE_MS})", ""),
-        ("set-var(txn.again) var(txn.retry)", ""),
-        # A connection may be of many clients: one whose queue is long holds up no others.
-        (f"set-var(txn.again) int({MAX_EARLY_S})", f"{{ var(txn.again) -m int gt {MAX_EARLY_S} }}"),
-        ("set-var(txn.again) var(txn.again),mul(1000),add(txn.ms)", ""),
-        (f"set-var({_NEXT}) var(txn.again)", f"!{early}"),
-        (f"set-var({_NEXT}) var(txn.again),add({HELD_S * 1000})", early),
+        *_note_next(early),
         (f"tarpit status 429 {page}", early),
         (f"return status 429 {page}", ""),
     ]
@@ -100,6 +94,23 @@ def refuse(
             f"    http-request {action}{f' if {condition}' if condition else ''}"
             for action, condition in rules
         ),
+    ]
+
+
+def _note_next(early: str) -> list[tuple[str, str]]:
+    """Returns what notes when the connection may ask again.
+
+    Args:
+        early: When its answer is held.
+    """
+    return [
+        (f"set-var(txn.ms) var({NOW}),div(1000),sub({TOLERANCE_MS})", ""),
+        ("set-var(txn.again) var(txn.retry)", ""),
+        # A connection may be of many clients: one whose queue is long holds up no others.
+        (f"set-var(txn.again) int({MAX_EARLY_S})", f"{{ var(txn.again) -m int gt {MAX_EARLY_S} }}"),
+        ("set-var(txn.again) var(txn.again),mul(1000),add(txn.ms)", ""),
+        (f"set-var({_NEXT}) var(txn.again)", f"!{early}"),
+        (f"set-var({_NEXT}) var(txn.again),add({HELD_S * 1000})", early),
     ]
 
 
