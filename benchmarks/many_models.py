@@ -89,7 +89,7 @@ def haproxy(folder: Path, names: list[str], replica: int, *, adapted: bool) -> I
     path = ray_configuration(folder, port, {**ports, "/": replica})
     # Ray has HAProxy listen for its metrics and statistics: two of them would meet.
     text = re.sub(r":(9101|8404)\b", lambda _: f":{free_port()}", path.read_text())
-    path.write_text(text)
+    path.write_text(re.sub(r"nbthread \d+", "nbthread 1", text))  # as in configs/ray.env
     program = program_path() if adapted else get_haproxy_binary()
     started_s = time.monotonic()
     with (folder / "errors").open("wb") as errors:
