@@ -73,4 +73,5 @@ def answer_checks(lines: list[str]) -> None:
 def acl_below_models(lines: Iterable[str]) -> list[str]:
     """Returns what defines `BELOW`: the paths of applications whose prefix is below a model's."""
     paths = (found[1] for line in lines if (found := _NESTED.match(line)))
+    # The first is no model's either: HAProxy takes no condition that nothing defines.
     return [f"acl {BELOW} {path}" for path in dict.fromkeys(("path /models", *paths))]

@@ -19,7 +19,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 def find_backends(lines: list[str]) -> dict[str, str]:
     """Returns the backend of each model that has a replica and a plain name, by that name."""
-    names, served = find_prefixes(lines), _served(lines)
+    names, served = _prefixes(lines), _served(lines)
     backends = {}
     for line in lines:
         found = _PREFIX.match(line)
@@ -31,7 +31,7 @@ def find_backends(lines: list[str]) -> dict[str, str]:
     return backends
 
 
-def find_prefixes(lines: Iterable[str]) -> dict[str, str]:
+def _prefixes(lines: Iterable[str]) -> dict[str, str]:
     """Returns the applications by the paths below which each is."""
     routes = next((found[1] for line in lines if (found := _ROUTES.match(line))), "{}")
     names: dict[str, str] = json.loads(routes.replace('\\"', '"'))

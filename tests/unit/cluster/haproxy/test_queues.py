@@ -209,6 +209,21 @@ def test_a_long_body_of_a_router_takes_no_place(proxy: Proxy, tmp_path: Path) ->
         assert ask(proxy, ADDRESSES[0]).json() == {"by": "model"}
 
 
+def test_a_refusal_that_is_held_takes_no_place(proxy: Proxy) -> None:
+    tell(proxy, 1)
+    with proxy.connect() as early, sending(proxy, 1, whole()) as (held,):
+        early.sendall(whole())
+        assert b" 429 " in early.recv(4096)
+        early.sendall(whole())  # at once: this answer is held
+        proxy.model.released.set()
+        assert b" 200 " in held.recv(4096)
+        time.sleep(0.3)  # HAProxy counts a request for a moment longer than its client sees it
+        assert ask(proxy, CHAT).status_code == 200
+        early.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            early.recv(1)
+
+
 def refused(proxy: Proxy) -> set[str]:
     """Returns what clients of a model that is full were told, while others are answered."""
     told: set[str] = set()
