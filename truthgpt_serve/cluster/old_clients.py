@@ -7,12 +7,14 @@ the end of the answer (RFC 9112, 6.3).
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from truthgpt_serve.cluster.defaults import RAY_HEADERS
+from truthgpt_serve.cluster.joined_head import JoinedHead
 from truthgpt_serve.cluster.proxy_answers import below_mount
 from truthgpt_serve.errors import RequestError
 from truthgpt_serve.http.envelope import error_body
@@ -73,8 +75,12 @@ class OldClientsProtocol(HttpToolsProtocol):
             self._refuse()
             return
         super().on_headers_complete()
-        if self.scope["http_version"] == "1.0" and type(self.cycle) is RequestResponseCycle:
-            self.cycle.__class__ = _UnchunkedCycle
+        cycle = self.cycle
+        if cycle is None or cycle.transport is not self.transport:  # for a WebSocket none is made
+            return
+        cycle.transport = cast("asyncio.Transport", JoinedHead(self.transport, self.loop))
+        if self.scope["http_version"] == "1.0":
+            cycle.__class__ = _UnchunkedCycle
 
     def on_message_complete(self) -> None:
         """Ends the request."""

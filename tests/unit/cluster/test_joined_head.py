@@ -1,0 +1,208 @@
+"""The head of an answer goes out with the first piece of its body, or before a pause."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import uvloop
+
+from tests.support.remote_servers import serve_at
+from truthgpt_serve.cluster.joined_head import COPIED_BYTES
+from truthgpt_serve.cluster.old_clients import OldClientsProtocol
+
+LIMIT_S = 20
+DATA_SEGMENTS_IN = 152
+"""Where Linux's `struct tcp_info` has how many segments with data have come."""
+REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+
+Answer = Callable[[Any], Any]
+
+
+def start(length: int | None = None, status: int = 200) -> dict[str, Any]:
+    headers = [] if length is None else [(b"content-length", b"%d" % length)]
+    return {"type": "http.response.start", "status": status, "headers": headers}
+
+
+def body(data: bytes, more: bool = False) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": data, "more_body": more}
+
+
+@contextmanager
+def answered(answer: Answer, request: bytes = REQUEST) -> Iterator[socket.socket]:
+    """Yields a client that has asked a server, which answers by `answer(send)`."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            raise NotImplementedError
+        await answer(send)
+
+    with (
+        serve_at(app, http=OldClientsProtocol) as port,
+        socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as client,
+    ):
+        client.sendall(request)
+        yield client
+
+
+def read_until(client: socket.socket, end: bytes) -> bytes:
+    data = b""
+    while not data.endswith(end):
+        piece = client.recv(1 << 20)
+        assert piece, data[-200:]
+        data += piece
+    return data
+
+
+def num_segments(client: socket.socket) -> int:
+    info = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    return int(struct.unpack_from("=I", info, DATA_SEGMENTS_IN)[0])
+
+
+def test_the_loop_sends_each_write_at_once() -> None:
+    """Else nothing needs to be joined here."""
+
+    async def write_twice() -> int:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
+        theirs.setblocking(False)
+        transport.write(b"head")
+        with theirs:
+            num = len(theirs.recv(100))
+        transport.close()
+        return num
+
+    assert uvloop.run(write_twice()) == len(b"head")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_short_answer_is_one_segment(chunked: bool) -> None:
+    async def answer(send: Any) -> None:
+        await send(start(None if chunked else 5))
+        await send(body(b"whole"))
+
+    with answered(answer) as client:
+        for num in (1, 2, 3):
+            if num > 1:
+                client.sendall(REQUEST)
+            data = read_until(client, b"whole\r\n0\r\n\r\n" if chunked else b"whole")
+            assert data.startswith(b"HTTP/1.1 200")
+            assert num_segments(client) == num
+
+
+@pytest.mark.parametrize("length", [COPIED_BYTES - 1, COPIED_BYTES, COPIED_BYTES + 1, 5_000_000])
+def test_a_long_first_piece_comes_whole(length: int) -> None:
+    content = bytes(range(256)) * (length // 256) + b"x" * (length % 256 - 1) + b"\n"
+
+    async def answer(send: Any) -> None:
+        await send(start(len(content) + 4))
+        await send(body(content, more=True))
+        await send(body(b"last"))
+
+    with answered(answer) as client:
+        head, _, rest = read_until(client, b"\nlast").partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    assert rest == content + b"last"
+
+
+def test_a_head_goes_before_a_pause() -> None:
+    may_go_on = threading.Event()
+
+    async def answer(send: Any) -> None:
+        await send(start(4))
+        await asyncio.get_running_loop().run_in_executor(None, may_go_on.wait, LIMIT_S)
+        await send(body(b"late"))
+
+    with answered(answer) as client:
+        try:
+            assert read_until(client, b"\r\n\r\n").startswith(b"HTTP/1.1 200")
+        finally:
+            may_go_on.set()
+        assert read_until(client, b"late") == b"late"
+
+
+@pytest.mark.parametrize("method", [b"HEAD", b"GET"])
+def test_an_answer_without_a_body(method: bytes) -> None:
+    async def answer(send: Any) -> None:
+        await send(start(4 if method == b"HEAD" else None, 200 if method == b"HEAD" else 204))
+        await send(body(b""))
+
+    with answered(answer, REQUEST.replace(b"GET", method)) as client:
+        assert b"\r\n\r\n" in read_until(client, b"\r\n\r\n")
+        client.sendall(REQUEST.replace(b"GET", method))  # the connection goes on
+        read_until(client, b"\r\n\r\n")
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_head_is_sent_before_the_connection_closes(fails: bool) -> None:
+    async def answer(send: Any) -> None:
+        await send(start(10))
+        if fails:
+            raise ConnectionError
+        await send(body(b"short", more=True))
+        raise ConnectionError
+
+    with answered(answer) as client:
+        data = b"".join(iter(lambda: client.recv(65536), b""))
+    assert data.startswith(b"HTTP/1.1 200")
+    assert data.endswith(b"\r\n\r\n" if fails else b"\r\n\r\nshort")
+
+
+def test_the_events_of_a_stream_keep_their_order() -> None:
+    async def answer(send: Any) -> None:
+        await send(start())
+        for number in range(50):
+            await send(body(b"%d\n" % number, more=True))
+            if number % 7 == 0:
+                await asyncio.sleep(0)
+        await send(body(b""))
+
+    with answered(answer) as client:
+        data = read_until(client, b"0\r\n\r\n").partition(b"\r\n\r\n")[2]
+    lines = [line for line in data.split(b"\r\n") if line.endswith(b"\n")]
+    assert lines == [b"%d\n" % number for number in range(50)]
+
+
+def test_a_client_that_leaves_with_a_held_head() -> None:
+    left, ended = threading.Event(), threading.Event()
+
+    async def answer(send: Any) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, left.wait, LIMIT_S)
+        await asyncio.sleep(0.1)
+        try:
+            await send(start(4))
+            await send(body(b"gone"))
+        finally:
+            ended.set()
+
+    with answered(answer) as client:
+        client.close()
+        left.set()
+        assert ended.wait(LIMIT_S)
+
+
+def test_interim_answers_come_first() -> None:
+    request = b"POST / HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n"
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            raise NotImplementedError
+        message = await receive()
+        await send(start(2))
+        await send(body(message["body"]))
+
+    with (
+        serve_at(app, http=OldClientsProtocol) as port,
+        socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as client,
+    ):
+        client.sendall(request)
+        assert read_until(client, b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.sendall(b"ok")
+        assert read_until(client, b"\r\n\r\nok").startswith(b"HTTP/1.1 200")
