@@ -14,7 +14,7 @@ from typing import Any, cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from truthgpt_serve.cluster.defaults import RAY_HEADERS
-from truthgpt_serve.cluster.joined_head import JoinedHead
+from truthgpt_serve.cluster.joined_writes import JoinedWrites, outbox_of
 from truthgpt_serve.cluster.proxy_answers import below_mount
 from truthgpt_serve.errors import RequestError
 from truthgpt_serve.http.envelope import error_body
@@ -33,6 +33,11 @@ class OldClientsProtocol(HttpToolsProtocol):
     """uvicorn's protocol; give it to `uvicorn.Config` as `http`."""
 
     _is_refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Takes a new connection."""
+        joined = JoinedWrites(transport, outbox_of(self.loop))
+        super().connection_made(cast("asyncio.Transport", joined))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Frees the connection, also one that was reset.
@@ -75,17 +80,20 @@ class OldClientsProtocol(HttpToolsProtocol):
             self._refuse()
             return
         super().on_headers_complete()
-        cycle = self.cycle
-        if cycle is None or cycle.transport is not self.transport:  # for a WebSocket none is made
-            return
-        cycle.transport = cast("asyncio.Transport", JoinedHead(self.transport, self.loop))
-        if self.scope["http_version"] == "1.0":
-            cycle.__class__ = _UnchunkedCycle
+        if self.scope["http_version"] == "1.0" and type(self.cycle) is RequestResponseCycle:
+            self.cycle.__class__ = _UnchunkedCycle
 
     def on_message_complete(self) -> None:
         """Ends the request."""
         if not self._is_refused:
             super().on_message_complete()
+
+    def handle_websocket_upgrade(self) -> None:
+        """Gives the connection to the protocol of WebSockets, which sends by itself."""
+        joined = cast("JoinedWrites", self.transport)
+        joined.flush()
+        self.transport = joined.transport
+        super().handle_websocket_upgrade()
 
     def _must_refuse(self) -> bool:
         fields = dict(self.headers)

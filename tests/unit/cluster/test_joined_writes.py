@@ -1,4 +1,4 @@
-"""The head of an answer goes out with the first piece of its body, or before a pause."""
+"""What is written in one turn of the event loop goes out together, and at once after it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import uvloop
 
 from tests.support.remote_servers import serve_at
-from truthgpt_serve.cluster.joined_head import COPIED_BYTES
+from truthgpt_serve.cluster.joined_writes import HELD_BYTES, HELD_S, JoinedWrites, outbox_of
 from truthgpt_serve.cluster.old_clients import OldClientsProtocol
 
 LIMIT_S = 20
@@ -97,7 +98,7 @@ def test_a_short_answer_is_one_segment(chunked: bool) -> None:
             assert num_segments(client) == num
 
 
-@pytest.mark.parametrize("length", [COPIED_BYTES - 1, COPIED_BYTES, COPIED_BYTES + 1, 5_000_000])
+@pytest.mark.parametrize("length", [HELD_BYTES - 1, HELD_BYTES, HELD_BYTES + 1, 5_000_000])
 def test_a_long_first_piece_comes_whole(length: int) -> None:
     content = bytes(range(256)) * (length // 256) + b"x" * (length % 256 - 1) + b"\n"
 
@@ -186,6 +187,123 @@ def test_a_client_that_leaves_with_a_held_head() -> None:
         client.close()
         left.set()
         assert ended.wait(LIMIT_S)
+
+
+UPGRADE = (
+    b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\nconnection: upgrade\r\n"
+    b"upgrade: h2c\r\n\r\nno"
+)
+
+
+@pytest.mark.parametrize("second", [UPGRADE, b"no HTTP at all\r\n\r\n"])
+def test_a_refusal_comes_behind_the_answer_before(second: bytes) -> None:
+    asked = threading.Event()
+
+    async def answer(send: Any) -> None:
+        asked.wait(LIMIT_S)  # the loop stands: what the client sends meanwhile comes next
+        await send(start(5))
+        await send(body(b"first"))
+
+    with answered(answer) as client:
+        time.sleep(0.1)
+        client.sendall(second)
+        time.sleep(0.1)
+        asked.set()
+        data = b"".join(iter(lambda: client.recv(65536), b""))
+    assert data.startswith(b"HTTP/1.1 200"), data
+    assert data.index(b"first") < data.index(b"HTTP/1.1 400")
+
+
+class Sent(asyncio.Transport):
+    """A transport that notes what it is given."""
+
+    def __init__(self, log: list[tuple[int, bytes]], number: int) -> None:
+        super().__init__()
+        self._log = log
+        self._number = number
+        self.is_closed = False
+
+    def write(self, data: Any) -> None:
+        assert not self.is_closed
+        self._log.append((self._number, bytes(data)))
+
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def joined(log: list[tuple[int, bytes]], number: int, loop: asyncio.AbstractEventLoop) -> Any:
+    return JoinedWrites(Sent(log, number), outbox_of(loop))
+
+
+def test_connections_are_sent_together_at_the_end_of_a_turn() -> None:
+    log: list[tuple[int, bytes]] = []
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        both = [joined(log, number, loop) for number in range(2)]
+        for piece in (b"a", b"b"):
+            for one in both:
+                loop.call_soon(one.write, piece)
+        loop.call_soon(log.append, (-1, b"the turn is over"))
+        await asyncio.sleep(0.05)
+
+    uvloop.run(run())
+    assert log == [(-1, b"the turn is over"), (0, b"ab"), (1, b"ab")]
+
+
+def test_writes_do_not_wait_for_a_long_turn() -> None:
+    log: list[tuple[int, bytes]] = []
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        first, second, third = (joined(log, number, loop) for number in range(3))
+        loop.call_soon(first.write, b"1")
+        loop.call_soon(time.sleep, 2 * HELD_S)
+        loop.call_soon(second.write, b"2")
+        loop.call_soon(log.append, (-1, b"the turn is over"))
+        await asyncio.sleep(0.05)
+        third.write(b"3")  # the outbox goes on as before
+        assert len(log) == 3
+        await asyncio.sleep(0.05)
+
+    uvloop.run(run())
+    assert log == [(0, b"1"), (1, b"2"), (-1, b"the turn is over"), (2, b"3")]
+
+
+def test_much_is_sent_at_once() -> None:
+    log: list[tuple[int, bytes]] = []
+
+    async def run() -> None:
+        one = joined(log, 0, asyncio.get_running_loop())
+        for _ in range(3):
+            one.write(b"x" * (HELD_BYTES // 2))
+        assert [len(data) for _, data in log] == [HELD_BYTES, HELD_BYTES // 2]
+        one.write(b"tail")
+        await asyncio.sleep(0.05)
+
+    uvloop.run(run())
+    assert log[2:] == [(0, b"tail")]
+
+
+@pytest.mark.parametrize("ends", ["close", "is closed"])
+def test_what_is_held_as_the_connection_ends(ends: str) -> None:
+    log: list[tuple[int, bytes]] = []
+
+    async def run() -> None:
+        one = joined(log, 0, asyncio.get_running_loop())
+        one.write(b"last")
+        if ends == "close":
+            one.close()
+            assert one.is_closing()
+        else:
+            one.transport.close()  # as when its client has left
+        await asyncio.sleep(0.05)
+
+    uvloop.run(run())
+    assert log == ([(0, b"last")] if ends == "close" else [])
 
 
 def test_interim_answers_come_first() -> None:
