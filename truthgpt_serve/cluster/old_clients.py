@@ -36,8 +36,13 @@ class OldClientsProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Takes a new connection."""
-        joined = JoinedWrites(transport, outbox_of(self.loop))
-        super().connection_made(cast("asyncio.Transport", joined))
+        self._joined = JoinedWrites(transport, outbox_of(self.loop))
+        super().connection_made(cast("asyncio.Transport", self._joined))
+
+    def eof_received(self) -> None:
+        """Sends what is held: the connection is closed then, and its client may still read."""
+        self._joined.flush()
+        super().eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Frees the connection, also one that was reset.
@@ -46,6 +51,7 @@ class OldClientsProtocol(HttpToolsProtocol):
         resets what it does not keep, and the garbage collector then has hundreds of thousands of
         objects to look through.
         """
+        self._joined.end_holding(is_lost=True)
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
 
@@ -89,10 +95,8 @@ class OldClientsProtocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def handle_websocket_upgrade(self) -> None:
-        """Gives the connection to the protocol of WebSockets, which sends by itself."""
-        joined = cast("JoinedWrites", self.transport)
-        joined.flush()
-        self.transport = joined.transport
+        """Gives the connection to the protocol of WebSockets, which is not asked before it ends."""
+        self._joined.end_holding()
         super().handle_websocket_upgrade()
 
     def _must_refuse(self) -> bool:

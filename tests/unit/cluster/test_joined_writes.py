@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -175,16 +177,17 @@ def test_a_client_that_leaves_with_a_held_head() -> None:
     left, ended = threading.Event(), threading.Event()
 
     async def answer(send: Any) -> None:
-        await asyncio.get_running_loop().run_in_executor(None, left.wait, LIMIT_S)
-        await asyncio.sleep(0.1)
         try:
             await send(start(4))
+            left.wait(LIMIT_S)  # the loop stands
             await send(body(b"gone"))
         finally:
             ended.set()
 
     with answered(answer) as client:
-        client.close()
+        time.sleep(0.1)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()  # resets
         left.set()
         assert ended.wait(LIMIT_S)
 
@@ -195,7 +198,11 @@ UPGRADE = (
 )
 
 
-@pytest.mark.parametrize("second", [UPGRADE, b"no HTTP at all\r\n\r\n"])
+WEBSOCKET = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+KEY = b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+
+
+@pytest.mark.parametrize("second", [UPGRADE, b"no HTTP at all\r\n\r\n", WEBSOCKET + b"\r\n"])
 def test_a_refusal_comes_behind_the_answer_before(second: bytes) -> None:
     asked = threading.Event()
 
@@ -214,6 +221,62 @@ def test_a_refusal_comes_behind_the_answer_before(second: bytes) -> None:
     assert data.index(b"first") < data.index(b"HTTP/1.1 400")
 
 
+def test_a_websocket_begins_behind_the_answer_before() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await send(start(5))
+            await send(body(b"first"))
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.accept"})
+            await send({"type": "websocket.send", "bytes": b"hello"})
+            await send({"type": "websocket.close"})
+        else:
+            raise NotImplementedError
+
+    with (
+        serve_at(app, http=OldClientsProtocol) as port,
+        socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as client,
+    ):
+        client.sendall(REQUEST + WEBSOCKET + KEY + b"\r\n")
+        data = read_until(client, b"\x88\x02\x03\xe8")
+    assert data.startswith(b"HTTP/1.1 200")
+    assert data.index(b"first") < data.index(b"HTTP/1.1 101") < data.index(b"\x82\x05hello")
+
+
+def test_a_client_that_only_ends_its_side_gets_its_answer() -> None:
+    ended = threading.Event()
+
+    async def answer(send: Any) -> None:
+        ended.wait(LIMIT_S)  # the loop stands: the client's end comes before the turn's
+        await send(start(5))
+        await send(body(b"whole"))
+
+    with answered(answer) as client:
+        time.sleep(0.1)
+        client.shutdown(socket.SHUT_WR)
+        time.sleep(0.1)
+        ended.set()
+        data = b"".join(iter(lambda: client.recv(65536), b""))
+    assert data.endswith(b"whole")
+
+
+def test_a_slow_reader_that_has_ended_its_side_misses_nothing() -> None:
+    pieces = [b"a" * 8_000_000, b"small", b"b" * 40_000]
+
+    async def answer(send: Any) -> None:
+        await send(start())
+        for number, piece in enumerate(pieces):
+            await send(body(piece, more=number < len(pieces) - 1))
+
+    with answered(answer) as client:
+        client.shutdown(socket.SHUT_WR)
+        time.sleep(0.2)
+        data = read_until(client, b"0\r\n\r\n").partition(b"\r\n\r\n")[2]
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+    assert data == chunks + b"0\r\n\r\n"
+
+
 class Sent(asyncio.Transport):
     """A transport that notes what it is given."""
 
@@ -222,9 +285,11 @@ class Sent(asyncio.Transport):
         self._log = log
         self._number = number
         self.is_closed = False
+        self.is_broken = False
 
     def write(self, data: Any) -> None:
-        assert not self.is_closed
+        if self.is_broken:
+            raise RuntimeError("broken")
         self._log.append((self._number, bytes(data)))
 
     def is_closing(self) -> bool:
@@ -232,6 +297,8 @@ class Sent(asyncio.Transport):
 
     def close(self) -> None:
         self.is_closed = True
+
+    abort = close
 
 
 def joined(log: list[tuple[int, bytes]], number: int, loop: asyncio.AbstractEventLoop) -> Any:
@@ -265,12 +332,30 @@ def test_writes_do_not_wait_for_a_long_turn() -> None:
         loop.call_soon(second.write, b"2")
         loop.call_soon(log.append, (-1, b"the turn is over"))
         await asyncio.sleep(0.05)
-        third.write(b"3")  # the outbox goes on as before
+        third.write(b"3")  # the outbox goes on as before, and counts from now
+        first.write(b"4")
         assert len(log) == 3
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # at once
+
+    uvloop.run(run())
+    assert log == [(0, b"1"), (1, b"2"), (-1, b"the turn is over"), (2, b"3"), (0, b"4")]
+
+
+def test_a_connection_that_writes_again_does_not_wait_for_a_long_turn() -> None:
+    log: list[tuple[int, bytes]] = []
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        one = joined(log, 0, loop)
+        loop.call_soon(one.write, b"1")
+        loop.call_soon(time.sleep, 2 * HELD_S)
+        loop.call_soon(one.write, b"2")
+        loop.call_soon(log.append, (-1, b"the turn is over"))
         await asyncio.sleep(0.05)
 
     uvloop.run(run())
-    assert log == [(0, b"1"), (1, b"2"), (-1, b"the turn is over"), (2, b"3")]
+    assert log == [(0, b"12"), (-1, b"the turn is over")]
 
 
 def test_much_is_sent_at_once() -> None:
@@ -288,22 +373,82 @@ def test_much_is_sent_at_once() -> None:
     assert log[2:] == [(0, b"tail")]
 
 
-@pytest.mark.parametrize("ends", ["close", "is closed"])
-def test_what_is_held_as_the_connection_ends(ends: str) -> None:
+def test_a_connection_that_fails_does_not_hold_up_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log: list[tuple[int, bytes]] = []
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        broken, other = (joined(log, number, loop) for number in range(2))
+        broken.transport.is_broken = True
+        broken.write(b"1")
+        other.write(b"2")
+        await asyncio.sleep(0.05)
+        assert broken.is_closing()
+
+    uvloop.run(run())
+    assert log == [(1, b"2")]
+    assert "could not be sent" in caplog.text
+
+
+def test_nothing_is_left_of_a_loop() -> None:
+    async def run() -> weakref.ref[asyncio.AbstractEventLoop]:
+        loop = asyncio.get_running_loop()
+        joined([], 0, loop).write(b"1")
+        await asyncio.sleep(0.05)
+        return weakref.ref(loop)
+
+    left = asyncio.run(run())
+    gc.collect()
+    assert left() is None
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_what_is_held_as_the_connection_ends(is_lost: bool) -> None:
     log: list[tuple[int, bytes]] = []
 
     async def run() -> None:
         one = joined(log, 0, asyncio.get_running_loop())
         one.write(b"last")
-        if ends == "close":
-            one.close()
-            assert one.is_closing()
-        else:
-            one.transport.close()  # as when its client has left
+        if is_lost:
+            one.end_holding(is_lost=True)
+        one.close()
+        assert one.is_closing()
         await asyncio.sleep(0.05)
 
     uvloop.run(run())
-    assert log == ([(0, b"last")] if ends == "close" else [])
+    assert log == ([] if is_lost else [(0, b"last")])
+
+
+def test_a_connection_that_holds_nothing_any_more() -> None:
+    log: list[tuple[int, bytes]] = []
+
+    async def run() -> None:
+        one = joined(log, 0, asyncio.get_running_loop())
+        one.write(b"1")
+        one.end_holding()
+        assert log == [(0, b"1")]
+        one.write(b"2")
+        assert log == [(0, b"1"), (0, b"2")]
+
+    uvloop.run(run())
+
+
+def test_other_types_are_sent_as_they_were_when_written() -> None:
+    log: list[tuple[int, bytes]] = []
+
+    async def run() -> None:
+        one = joined(log, 0, asyncio.get_running_loop())
+        buffer = bytearray(b"1234")
+        one.write(buffer)
+        buffer[:] = b"5678"
+        one.write(memoryview(buffer))
+        buffer[:] = b"xxxx"
+        await asyncio.sleep(0.05)
+
+    uvloop.run(run())
+    assert log == [(0, b"12345678")]
 
 
 def test_interim_answers_come_first() -> None:
