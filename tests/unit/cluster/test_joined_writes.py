@@ -244,6 +244,30 @@ def test_a_websocket_begins_behind_the_answer_before() -> None:
     assert data.index(b"first") < data.index(b"HTTP/1.1 101") < data.index(b"\x82\x05hello")
 
 
+def test_a_websocket_holds_nothing() -> None:
+    """Its protocol is not asked before the connection ends, so nothing could be sent then."""
+    may_go_on = threading.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "websocket":
+            raise NotImplementedError
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "bytes": b"hello"})
+        may_go_on.wait(LIMIT_S)  # the loop stands
+        await send({"type": "websocket.close"})
+
+    with (
+        serve_at(app, http=OldClientsProtocol) as port,
+        socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S / 4) as client,
+    ):
+        client.sendall(WEBSOCKET + KEY + b"\r\n")
+        try:
+            read_until(client, b"\x82\x05hello")
+        finally:
+            may_go_on.set()
+
+
 def test_a_client_that_only_ends_its_side_gets_its_answer() -> None:
     ended = threading.Event()
 
