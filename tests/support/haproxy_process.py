@@ -23,6 +23,8 @@ from truthgpt_serve.cluster.haproxy.limits import SOCKET_NAME
 from truthgpt_serve.cluster.ports import free_port
 
 LIMIT_S = 90
+LARGE_BYTES = 16 * 2**20
+"""More than HAProxy and the system take of an answer that nobody reads."""
 
 
 class Replica(ThreadingHTTPServer):
@@ -80,6 +82,8 @@ class _Handler(BaseHTTPRequestHandler):
         if "/text/" in self.path:
             kind, status = "text/plain", int(self.path.rpartition("/")[2])
             body = b'It is "full"\n\xc3\xa9 \\ \x01'
+        if "/large" in self.path:
+            body = bytes(LARGE_BYTES)
         self.send_response(status)
         self.send_header("content-type", kind)
         self.send_header("content-length", str(len(body)))

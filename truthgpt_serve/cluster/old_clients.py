@@ -1,5 +1,7 @@
 """uvicorn's protocol with mends: no chunks in HTTP/1.0, no trailers, no bodies of upgrades.
 
+It also joins writes, and bounds what clients have not read.
+
 uvicorn sends what has no length in chunks, which HTTP/1.0 does not know (nginx in its default
 settings speaks it), and HAProxy passes them. This sends it as it is: the end of the connection is
 the end of the answer (RFC 9112, 6.3).
@@ -16,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from truthgpt_serve.cluster.defaults import RAY_HEADERS
 from truthgpt_serve.cluster.joined_writes import JoinedWrites, outbox_of
 from truthgpt_serve.cluster.proxy_answers import below_mount
+from truthgpt_serve.cluster.unread_answers import unread_answers_of
 from truthgpt_serve.errors import RequestError
 from truthgpt_serve.http.envelope import error_body
 from truthgpt_serve.http.json_body import encode_json
@@ -37,7 +40,32 @@ class OldClientsProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Takes a new connection."""
         self._joined = JoinedWrites(transport, outbox_of(self.loop))
+        self._unread = unread_answers_of(self.loop)
         super().connection_made(cast("asyncio.Transport", self._joined))
+
+    def pause_writing(self) -> None:
+        """Notes that the client does not read."""
+        super().pause_writing()
+        self._unread.add(self)
+
+    def resume_writing(self) -> None:
+        """Notes that the client reads again."""
+        super().resume_writing()
+        self._unread.discard(self)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the answer is whole that has been begun last."""
+        return self.cycle is None or bool(self.cycle.response_complete)
+
+    @property
+    def num_unread(self) -> int:
+        """Bytes that wait for the client."""
+        return self._joined.transport.get_write_buffer_size()
+
+    def cut(self) -> None:
+        """Ends the connection, and drops what waits for the client."""
+        self._joined.transport.abort()
 
     def eof_received(self) -> None:
         """Sends what is held: the connection is closed then, and its client may still read."""
@@ -52,6 +80,7 @@ class OldClientsProtocol(HttpToolsProtocol):
         objects to look through.
         """
         self._joined.end_holding(is_lost=True)
+        self._unread.discard(self)
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
 

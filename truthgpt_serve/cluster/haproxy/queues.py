@@ -6,6 +6,8 @@ Works on the lines of the configuration that Ray Serve writes.
 - A model is full when HAProxy has as many requests at it as the routers say that it holds, once a
   second. What they said stays when HAProxy is replaced.
 - Its name is a key of maps and tables, so there is one set of rules for all models.
+- A request whose answer has a length counts until the head of that comes: such an answer is whole,
+  and HAProxy has it for as long as its client takes to read it (`cluster/unread_answers.py`).
 - Neither counted nor refused is a request that only reads, and one whose body HAProxy does not have
   as a whole: it takes its place at a replica when its body is there (`server/gathered_bodies.py`).
   A client with many bodies that take long would else have all others refused.
@@ -40,16 +42,19 @@ changes its own copy of the latter."""
 BUFFER_BYTES = 65536
 MAX_BODY_BYTES = 49152
 """The longest body that HAProxy reads: the buffer has the request's head too."""
-TABLE, _FULL = "at_work", "full"
-"""Sections: the table that counts requests, and what refuses."""
+TABLE, _LEAVING, _FULL = "at_work", "leaving", "full"
+"""Sections: the tables that count requests, and those of them whose answers are whole; and what
+refuses."""
 _MODEL, _BACKEND = "txn.name", "txn.backend"
 """Which model a request is for, and where that is."""
-_QUEUE, _HELD, _APART, _COUNT = "txn.queue", "txn.held", "txn.apart", "txn.count"
-"""The model that may refuse a request, how many requests that holds, whether a request is neither
-counted nor refused, and how many others are counted."""
+_QUEUE, _HELD, _APART = "txn.queue", "txn.held", "txn.apart"
+_COUNT, _WHOLE = "txn.count", "txn.whole"
+"""The model that may refuse a request, how many requests that holds, and whether a request is
+neither counted nor refused; how many others are counted, and how many are no more."""
 _HAS_MODEL = f"{{ var({_BACKEND}) -m found }}"
 _HAS_QUEUE = f"{{ var({_QUEUE}) -m found }}"
 _IS_APART = f"{{ var({_APART}) -m found }}"
+_HAS_LENGTH = "{ res.fhdr(content-length) -m found }"
 _IS_WHOLE = "{ internal.htx.has_eom }"
 _READS = ("METH_GET", "METH_OPTIONS")
 """The former is HEAD, too."""
@@ -65,8 +70,8 @@ def watch_queues(lines: list[str], folder: Path, *rules: str) -> None:
     """
     find_model = [*acl_below_models(lines), *_find_model(folder)]
     lines += [
-        f"backend {TABLE}",
-        f"    stick-table type string len {NAME_BYTES} size {MAX_MODELS} expire 1h store conn_cur",
+        *_table(TABLE),
+        *_table(_LEAVING),
         *places_table(),
         *promises.promises_table(),
         *refuse(
@@ -79,6 +84,7 @@ def watch_queues(lines: list[str], folder: Path, *rules: str) -> None:
             application=f"%[var({_QUEUE})]",
         ),
     ]
+    insert(lines, "global", "tune.stick-counters 4")  # those of tables that one request is in
     insert(
         lines,
         ROUTERS,
@@ -102,6 +108,11 @@ def watch_queues(lines: list[str], folder: Path, *rules: str) -> None:
         use_first(lines, frontend, f"use_backend %[var({_BACKEND})] if {_HAS_MODEL}")
 
 
+def _table(name: str) -> list[str]:
+    store = f"type string len {NAME_BYTES} size {MAX_MODELS} expire 1h store conn_cur"
+    return [f"backend {name}", f"    stick-table {store}"]
+
+
 def _find_model(folder: Path) -> list[str]:
     """Returns the rules that find out which model a request is for."""
     return [
@@ -110,6 +121,8 @@ def _find_model(folder: Path) -> list[str]:
         f"if {{ var({_MODEL}) -m found }}",
         f"http-request {look_up(_MODEL)} if {_HAS_MODEL}",
         f"http-request set-var({_COUNT}) var({_MODEL}),table_conn_cur({TABLE}) if {_HAS_MODEL}",
+        f"http-request set-var({_WHOLE}) var({_MODEL}),table_conn_cur({_LEAVING}) if {_HAS_MODEL}",
+        f"http-request set-var({_COUNT}) var({_COUNT}),sub({_WHOLE}) if {_HAS_MODEL}",
     ]
 
 
@@ -123,6 +136,8 @@ def _count() -> list[str]:
         *(f"http-request {one.end_quiet} if {at_work} {quiet}" for one in (MODEL, ALL)),
         f"http-request track-sc2 var({_MODEL}) table {TABLE} if {at_work} !{_IS_APART}",
         *(f"http-response {one.end_quiet} if {_HAS_MODEL}" for one in (MODEL, ALL)),
+        f"http-response track-sc3 var({_MODEL}) table {_LEAVING} "
+        f"if {_HAS_MODEL} !{_IS_APART} {_HAS_LENGTH}",
         f"http-response set-var({PLACE}) res.hdr({PLACE_HEADER}),add(0) if {_HAS_MODEL}",
         f"http-response set-var(txn.replicas) {replicas} {told}",
         f"http-response unset-var({PLACE}) {told} {{ var(txn.replicas) -m int lt 1 }}",

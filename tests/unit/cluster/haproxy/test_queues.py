@@ -209,6 +209,26 @@ def test_a_long_body_of_a_router_takes_no_place(proxy: Proxy, tmp_path: Path) ->
         assert ask(proxy, ADDRESSES[0]).json() == {"by": "model"}
 
 
+@pytest.mark.parametrize(
+    ("path", "status"), [("/large", 200), ("/flood", 429)], ids=["whole", "endless"]
+)
+@pytest.mark.parametrize("way", ADDRESSES, ids=["direct", "own"])
+def test_a_whole_answer_that_nobody_reads_takes_no_place(
+    proxy: Proxy, way: str, path: str, status: int
+) -> None:
+    with sending(proxy, HELD, whole(f"{way}?{path}")) as clients:
+        for client in clients:
+            assert client.recv(1)  # the head has come
+        time.sleep(0.2)
+        assert {ask(proxy, address).status_code for address in ADDRESSES} == {status}
+    deadline = time.monotonic() + LIMIT_S
+    while ask(proxy, ADDRESSES[1]).status_code != 200:  # HAProxy sees that they have left
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with sending(proxy, HELD, whole()):  # none is subtracted any more
+        assert {ask(proxy, address).status_code for address in ADDRESSES} == {429}
+
+
 def test_a_refusal_that_is_held_takes_no_place(proxy: Proxy) -> None:
     tell(proxy, 1)
     with proxy.connect() as early, sending(proxy, 1, whole()) as (held,):

@@ -1,0 +1,128 @@
+"""What clients do not read is bounded: of whole answers, those that wait the longest are cut."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+
+from tests.support.remote_servers import serve_at
+from truthgpt_serve.cluster import unread_answers
+from truthgpt_serve.cluster.old_clients import OldClientsProtocol
+from truthgpt_serve.cluster.unread_answers import UnreadAnswers, unread_answers_of
+
+LIMIT_S = 30
+SIZE = 32 * 2**20
+"""Far more than the system takes of an answer that nobody reads."""
+
+
+class Server:
+    """A server of long answers, and what it holds."""
+
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def unread(self) -> UnreadAnswers:
+        assert self.loop is not None
+        return unread_answers_of(self.loop)
+
+    def wait_for(self, number: int) -> None:
+        """Waits until so many clients do not read."""
+        deadline = time.monotonic() + LIMIT_S
+        while self.loop is None or len(self.unread._connections) != number:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            raise NotImplementedError
+        self.loop = asyncio.get_running_loop()
+        piece = {"type": "http.response.body", "body": bytes(SIZE)}
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        if scope["path"] == "/long":
+            for _ in range(3):
+                await send({**piece, "more_body": True})
+        await send(piece)
+
+
+@contextmanager
+def serving() -> Iterator[tuple[Server, Any]]:
+    server = Server()
+    with ExitStack() as stack:
+        port = stack.enter_context(serve_at(server, http=OldClientsProtocol))
+
+        def ask(path: str = "/") -> socket.socket:
+            client = socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S)
+            stack.callback(client.close)
+            client.sendall(b"GET %s HTTP/1.1\r\nhost: x\r\n\r\n" % path.encode())
+            return client
+
+        yield server, ask
+
+
+def read(client: socket.socket) -> int:
+    """Returns how much comes before the end of an answer, or of its connection."""
+    number, last = 0, b""
+    while not last.endswith(b"0\r\n\r\n"):
+        try:
+            piece = client.recv(1 << 20)
+        except ConnectionResetError:
+            break
+        if not piece:
+            break
+        number, last = number + len(piece), (last + piece)[-5:]
+    return number
+
+
+@pytest.mark.parametrize("limit", ["MAX_ANSWERS", "MAX_BYTES"])
+def test_the_oldest_is_cut(
+    limit: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(unread_answers, limit, 2 if limit == "MAX_ANSWERS" else 5 * SIZE // 2)
+    caplog.set_level(logging.WARNING, unread_answers.__name__)
+    with serving() as (server, ask):
+        clients = []
+        for number in (1, 2, 2, 2):
+            clients.append(ask())
+            server.wait_for(number)
+            time.sleep(0.1)
+        got = [read(client) for client in clients]
+        server.wait_for(0)
+    assert [number > SIZE for number in got] == [False, False, True, True]
+    assert caplog.text.count("were cut that their clients did not read") == 1
+
+
+def test_what_is_worked_on_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unread_answers, "MAX_ANSWERS", 1)
+    with serving() as (server, ask):
+        long = ask("/long")
+        server.wait_for(1)
+        first = ask()
+        server.wait_for(2)
+        time.sleep(0.1)
+        second = ask()
+        assert read(first) < SIZE
+        server.wait_for(2)
+        assert read(second) > SIZE
+        assert len(long.recv(SIZE)) > 0
+        long.close()
+        server.wait_for(0)
+
+
+def test_who_reads_or_leaves_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unread_answers, "MAX_ANSWERS", 2)
+    with serving() as (server, ask):
+        for _ in range(3):
+            reads, leaves = ask(), ask()
+            server.wait_for(2)
+            assert read(reads) > SIZE
+            leaves.close()
+            server.wait_for(0)
+        assert not server.unread._num_bytes
