@@ -19,15 +19,20 @@ HOUR = 500_000
 USED = Usage(10, 4, 20, 1, 2.5, 0.5)
 LIMIT_S = 20.0
 COUNTER = """
+import os
 import time
 from truthgpt_serve.usage.counted import Usage
 from truthgpt_serve.usage.recorder import UsageRecorder
+
+def tell(what, number):  # two threads do: one call of the system for each line
+    os.write(1, f"{what} {number}\\n".encode())
+
 number = 0
-recorder = UsageRecorder(lambda batch: print("sent", batch.rows[0][3], flush=True), period_s=0.2)
+recorder = UsageRecorder(lambda batch: tell("sent", batch.rows[0][3]), period_s=0.2)
 while True:
     number += 1
     recorder.add("a", "m", Usage(1), False)
-    print("added", number, flush=True)
+    tell("added", number)
     time.sleep(0.01)
 """
 
