@@ -53,7 +53,7 @@ class UnreadAnswers:
         self._reported_s = -REPORT_S
 
     def add(self, connection: Unread) -> None:
-        """Takes a connection whose client has stopped to read; cuts others if that is too much."""
+        """Takes a connection whose client has stopped reading; cuts others if they are too many."""
         self.discard(connection)
         num_bytes = self._connections[connection] = connection.num_unread
         self._num_bytes += num_bytes

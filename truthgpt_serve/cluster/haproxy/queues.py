@@ -129,15 +129,15 @@ def _find_model(folder: Path) -> list[str]:
 def _count() -> list[str]:
     """Returns the rules that count a request, and note how fast its model has places."""
     at_work = f"{_HAS_MODEL} !{IS_OVER}"
+    counted = f"{at_work} !{_IS_APART}"
     quiet = f"{{ var({_COUNT}) -m int lt 1 }}"
     told = f"if {_HAS_MODEL} {{ var({PLACE}) -m int gt 0 }}"
     replicas = f"str({UP}),concat(,{_BACKEND}),nbsrv"
     return [
         *(f"http-request {one.end_quiet} if {at_work} {quiet}" for one in (MODEL, ALL)),
-        f"http-request track-sc2 var({_MODEL}) table {TABLE} if {at_work} !{_IS_APART}",
+        f"http-request track-sc2 var({_MODEL}) table {TABLE} if {counted}",
         *(f"http-response {one.end_quiet} if {_HAS_MODEL}" for one in (MODEL, ALL)),
-        f"http-response track-sc3 var({_MODEL}) table {_LEAVING} "
-        f"if {_HAS_MODEL} !{_IS_APART} {_HAS_LENGTH}",
+        f"http-response track-sc3 var({_MODEL}) table {_LEAVING} if {counted} {_HAS_LENGTH}",
         f"http-response set-var({PLACE}) res.hdr({PLACE_HEADER}),add(0) if {_HAS_MODEL}",
         f"http-response set-var(txn.replicas) {replicas} {told}",
         f"http-response unset-var({PLACE}) {told} {{ var(txn.replicas) -m int lt 1 }}",
