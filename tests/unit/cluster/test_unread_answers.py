@@ -56,7 +56,9 @@ class Server:
 def serving() -> Iterator[tuple[Server, Any]]:
     server = Server()
     with ExitStack() as stack:
-        port = stack.enter_context(serve_at(server, http=OldClientsProtocol))
+        # What is forgotten is so because of its client, and not as its connection is idle.
+        options: dict[str, Any] = {"http": OldClientsProtocol, "timeout_keep_alive": 2 * LIMIT_S}
+        port = stack.enter_context(serve_at(server, **options))
 
         def ask(path: str = "/") -> socket.socket:
             client = socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S)
