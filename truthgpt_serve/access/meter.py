@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ class Ended:
         status: Of its answer; 0 if there was none.
         outcome: `ok`, `error`, `cancelled` (its client left) or `refused` (429).
         first_s: Seconds until the first piece of its answer; None if there was none.
-        whole_s: Seconds until the last piece.
+        whole_s: Seconds until the last piece, or until its work ended without one.
     """
 
     key: str
@@ -173,33 +173,39 @@ class _Watch:
     """
 
     __slots__ = (
-        *("_began_s", "_first_s", "_last_s", "_lease", "_send", "_whole", "headers"),
-        "status",
+        *("_began_s", "_first_s", "_last_s", "_lease", "_send"),
+        *("headers", "status"),
     )
 
     def __init__(self, send: Send, lease: Lease | None) -> None:
         self._send = send
         self._lease = lease
-        self._began_s = self._last_s = time.perf_counter()
+        self._began_s = time.perf_counter()
         self._first_s: float | None = None
+        self._last_s: float | None = None
         self.headers: Headers = [] if lease is None else [*lease.headers]
         self.status = 0
-        self._whole = False
 
-    async def send(self, message: Message) -> None:
-        """Sends a message on."""
+    def send(self, message: Message) -> Awaitable[None]:
+        """Sends a message on; not a coroutine itself, which each piece of a stream would pay for.
+
+        It does no more than that for the pieces between the first and the last.
+        """
+        if self._first_s is not None and message.get("more_body"):
+            return self._send(message)
         if message["type"] == "http.response.body":
-            self._last_s = time.perf_counter()
+            now_s = time.perf_counter()
             if self._first_s is None:
-                self._first_s = self._last_s
-            self._whole = not message.get("more_body", False)
-            if self._whole and self._lease is not None:
-                self._lease.end()
+                self._first_s = now_s
+            if not message.get("more_body", False):
+                self._last_s = now_s
+                if self._lease is not None:
+                    self._lease.end()
         elif message["type"] == "http.response.start":
             self.status = message["status"]
             if self.headers:
                 message = {**message, "headers": [*message.get("headers", ()), *self.headers]}
-        await self._send(message)
+        return self._send(message)
 
     def ended(self, key: str, usage: Usage, *, cancelled: bool) -> Ended:
         """Returns what has been seen of the request.
@@ -209,9 +215,10 @@ class _Watch:
             usage: What it used.
             cancelled: Whether its task was cancelled.
         """
-        outcome = find_outcome(self.status, self._whole, usage.broke_off, cancelled)
+        is_whole = self._last_s is not None
+        outcome = find_outcome(self.status, is_whole, usage.broke_off, cancelled)
         first_s = None if self._first_s is None else self._first_s - self._began_s
-        whole_s = self._last_s - self._began_s
+        whole_s = (self._last_s or time.perf_counter()) - self._began_s
         return Ended(key, usage, self.status, outcome, first_s, whole_s)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Awaitable
 from typing import Any
 
 from truthgpt_serve.access.fair_queue import FairQueue
@@ -71,12 +72,12 @@ class Turns:
         ticket = self._enter(identity)
         is_done = False
 
-        async def send_noted(message: Message) -> None:
+        def send_noted(message: Message) -> Awaitable[None]:
             nonlocal is_done
             if message["type"] == "http.response.start":
                 is_done = message["status"] < _FAILED
                 message = self._with_place(message)
-            await send(message)
+            return send(message)
 
         try:
             if ticket.future is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from truthgpt_serve.http.asgi import Headers, Message, Receive, Scope, Send
@@ -38,13 +38,14 @@ class EditedHeads:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one ASGI connection."""
 
-        async def send_edited(message: Message) -> None:
+        # Without a coroutine of its own, which each piece of a stream would pay for.
+        def send_edited(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 headers = lower_case(message)
                 for edit in self._edits:
                     headers = edit(headers)
                 message = {**message, "headers": headers}
-            await send(message)
+            return send(message)
 
         await self._app(scope, receive, send_edited if scope["type"] == "http" else send)
 

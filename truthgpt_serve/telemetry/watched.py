@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable
 from typing import Any
 
 from truthgpt_serve.access.meter import USAGE_KEY
@@ -74,7 +75,7 @@ class Watched:
         if self._tracer is not None:
             self._tracer.begin(record)
 
-        async def send_noted(message: Message) -> None:
+        def send_noted(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.body":
                 record.last_s = time.perf_counter()
                 if record.first_s is None:
@@ -82,7 +83,7 @@ class Watched:
                 record.is_whole = not message.get("more_body", False)
             elif message["type"] == "http.response.start":
                 record.begin_answer(message["status"], message.get("headers", []))
-            await send(message)
+            return send(message)
 
         record.is_cancelled = True
         try:
