@@ -83,12 +83,18 @@ def ask_without_a_key(cluster: LocalCluster) -> str:
 
 
 def settled(cluster: LocalCluster) -> list[int]:
-    """Returns the replicas of all conversations, once they do not change any more."""
+    """Returns the replicas of all conversations, once they do not change any more.
+
+    They are asked in turn from either end: as long as HAProxy has not been told of the affinity, it
+    takes one replica after the other, and the same order would find the same ones again.
+    """
     deadline = time.monotonic() + LIMIT_S
     found: list[list[int]] = []
-    while len(found) < 3 or any(one != found[-1] for one in found[-3:]):
-        assert time.monotonic() < deadline, found[-3:]
-        found.append(replicas_of(cluster, DIRECT))
+    while len(found) < 4 or any(one != found[-1] for one in found[-4:]):
+        assert time.monotonic() < deadline, found[-4:]
+        order = NUMBERS[:: -1 if len(found) % 2 else 1]
+        replicas = {at: replica_of(cluster, DIRECT, at, 1, "prefix") for at in order}
+        found.append([replicas[at] for at in NUMBERS])
     return found[-1]
 
 
