@@ -55,8 +55,9 @@ class OldClientsProtocol(HttpToolsProtocol):
 
     @property
     def is_whole(self) -> bool:
-        """Whether the answer is whole that has been begun last."""
-        return self.cycle is None or bool(self.cycle.response_complete)
+        """Whether nothing follows: the last answer is whole, or the connection is closing."""
+        cycle = self.cycle
+        return cycle is None or bool(cycle.response_complete) or self._joined.is_closing()
 
     @property
     def num_unread(self) -> int:
@@ -126,6 +127,7 @@ class OldClientsProtocol(HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         """Gives the connection to the protocol of WebSockets, which is not asked before it ends."""
         self._joined.end_holding()
+        self._unread.discard(self)
         super().handle_websocket_upgrade()
 
     def _must_refuse(self) -> bool:

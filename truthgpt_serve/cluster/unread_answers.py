@@ -2,7 +2,7 @@
 
 An answer that is whole holds no place any more, neither at its model nor in HAProxy
 (`haproxy/queues.py`). Its client may take its time, as long as there are not too many of that kind:
-then those that have waited the longest are cut.
+then those are cut of which nothing is read, and that have waited the longest.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 MAX_ANSWERS = 512
 MAX_BYTES = 256 * 2**20
+LOOK_S = 0.05
+"""How long after a client has stopped reading all of them are counted."""
 REPORT_S = 60.0
 """Between two lines about what was cut."""
 
@@ -26,7 +28,7 @@ class Unread(Protocol):
 
     @property
     def is_whole(self) -> bool:
-        """Whether its answer is whole: nobody works on it any more."""
+        """Whether nothing follows what waits for its client."""
 
     @property
     def num_unread(self) -> int:
@@ -39,8 +41,11 @@ class Unread(Protocol):
 class UnreadAnswers:
     """The connections of one event loop whose clients do not read.
 
+    Only whole answers count: what a model works on is bounded by its places. What the system's
+    buffers take of an answer, some MiB for each connection, is not seen here.
+
     Args:
-        max_answers: Most of them.
+        max_answers: Most whole answers.
         max_bytes: Most bytes of all of them.
     """
 
@@ -49,32 +54,48 @@ class UnreadAnswers:
         self._max_bytes = max_bytes
         self._connections: dict[Unread, int] = {}
         self._num_bytes = 0
+        self._looking: asyncio.TimerHandle | None = None
         self._num_cut = 0
         self._reported_s = -REPORT_S
 
     def add(self, connection: Unread) -> None:
-        """Takes a connection whose client has stopped reading; cuts others if they are too many."""
+        """Takes a connection whose client has stopped reading; call it on the event loop.
+
+        They are counted a moment later: this one may just write the end of its answer.
+        """
         self.discard(connection)
         num_bytes = self._connections[connection] = connection.num_unread
         self._num_bytes += num_bytes
-        if self._is_too_much():
-            self._cut()
+        if self._may_be_too_many() and self._looking is None:
+            self._looking = asyncio.get_running_loop().call_later(LOOK_S, self._look)
 
     def discard(self, connection: Unread) -> None:
         """Forgets a connection whose client reads again, or has left."""
         self._num_bytes -= self._connections.pop(connection, 0)
 
-    def _is_too_much(self) -> bool:
+    def _may_be_too_many(self) -> bool:
+        """Returns whether it is worth a look; whole answers become only shorter."""
         return len(self._connections) > self._max_answers or self._num_bytes > self._max_bytes
 
-    def _cut(self) -> None:
-        """Cuts the oldest whole answers. What a model works on is bounded by its places."""
-        for connection in [each for each in self._connections if each.is_whole]:
+    def _look(self) -> None:
+        """Cuts whole answers until they are not too many, those that have waited longest first.
+
+        Where something has been read since a client stopped, the answer comes after all others.
+        """
+        self._looking = None
+        waiting = [(each, each.num_unread) for each in self._connections if each.is_whole]
+        number, num_bytes = len(waiting), sum(size for _, size in waiting)
+        waiting.sort(key=lambda pair: pair[1] < self._connections[pair[0]])
+        for connection, size in waiting:
+            if number <= self._max_answers and num_bytes <= self._max_bytes:
+                break
+            number, num_bytes = number - 1, num_bytes - size
             self.discard(connection)
             connection.cut()
             self._num_cut += 1
-            if not self._is_too_much():
-                break
+        self._report()
+
+    def _report(self) -> None:
         now_s = time.monotonic()
         if self._num_cut and now_s - self._reported_s >= REPORT_S:
             logger.warning(

@@ -1,4 +1,4 @@
-"""What clients do not read is bounded: of whole answers, those that wait the longest are cut."""
+"""What clients do not read is bounded: of whole answers, those that have waited are cut."""
 
 from __future__ import annotations
 
@@ -22,11 +22,16 @@ SIZE = 32 * 2**20
 """Far more than the system takes of an answer that nobody reads."""
 
 
+class BrokenError(Exception):
+    """An application fails in the middle of an answer."""
+
+
 class Server:
     """A server of long answers, and what it holds."""
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
+        self._newest: Any = None
 
     @property
     def unread(self) -> UnreadAnswers:
@@ -40,12 +45,32 @@ class Server:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
+    def wait_for_another(self, number: int) -> None:
+        """Waits until one more client does not read, and so many are left."""
+        deadline = time.monotonic() + LIMIT_S
+        while (
+            self.loop is None
+            or len(found := [*self.unread._connections]) != number
+            or found[-1] is self._newest
+        ):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        self._newest = found[-1]
+
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             raise NotImplementedError
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.accept"})
+            await receive()
+            return
         self.loop = asyncio.get_running_loop()
         piece = {"type": "http.response.body", "body": bytes(SIZE)}
         await send({"type": "http.response.start", "status": 200, "headers": []})
+        if scope["path"] == "/broken":
+            await send({**piece, "more_body": True})
+            raise BrokenError
         if scope["path"] == "/long":
             for _ in range(3):
                 await send({**piece, "more_body": True})
@@ -93,8 +118,7 @@ def test_the_oldest_is_cut(
         clients = []
         for number in (1, 2, 2, 2):
             clients.append(ask())
-            server.wait_for(number)
-            time.sleep(0.1)
+            server.wait_for_another(number)
         got = [read(client) for client in clients]
         server.wait_for(0)
     assert [number > SIZE for number in got] == [False, False, True, True]
@@ -105,16 +129,74 @@ def test_what_is_worked_on_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unread_answers, "MAX_ANSWERS", 1)
     with serving() as (server, ask):
         long = ask("/long")
-        server.wait_for(1)
+        server.wait_for_another(1)
         first = ask()
-        server.wait_for(2)
-        time.sleep(0.1)
+        server.wait_for_another(2)
         second = ask()
+        server.wait_for_another(2)
         assert read(first) < SIZE
         server.wait_for(2)
         assert read(second) > SIZE
         assert len(long.recv(SIZE)) > 0
         long.close()
+        server.wait_for(0)
+
+
+def test_what_is_worked_on_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unread_answers, "MAX_ANSWERS", 1)
+    with serving() as (server, ask):
+        for number in (1, 2, 3):
+            ask("/long")
+            server.wait_for(number)
+        whole = ask()
+        server.wait_for(4)
+        time.sleep(0.2)
+        assert read(whole) > SIZE
+
+
+def test_what_broke_off_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unread_answers, "MAX_ANSWERS", 1)
+    with serving() as (server, ask):
+        for number in (1, 1, 1):
+            ask("/broken")
+            server.wait_for_another(number)
+
+
+def read_half(server: Server, client: socket.socket) -> int:
+    """Reads of the only answer until half of it waits; returns how much that was."""
+    (connection,) = server.unread._connections
+    number = 0
+    while connection.num_unread > SIZE // 2:
+        number += len(client.recv(1 << 16))
+    return number
+
+
+@pytest.mark.parametrize("limit", ["MAX_ANSWERS", "MAX_BYTES"])
+def test_who_reads_slowly_is_not_cut(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unread_answers, limit, 2 if limit == "MAX_ANSWERS" else 13 * SIZE // 5)
+    with serving() as (server, ask):
+        slow = ask()
+        server.wait_for_another(1)
+        had = read_half(server, slow)
+        others = []
+        for number in (2, 2 if limit == "MAX_ANSWERS" else 3):
+            others.append(ask())
+            server.wait_for_another(number)
+        time.sleep(0.2)
+        assert had + read(slow) > SIZE
+        got = [read(client) > SIZE for client in others]
+    assert got == [limit == "MAX_BYTES", True]
+
+
+def test_a_websocket_is_no_answer_that_nobody_reads() -> None:
+    upgrade = (
+        b"GET /socket HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+        b"sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    )
+    with serving() as (server, ask):
+        client = ask()
+        server.wait_for(1)
+        client.sendall(upgrade)
         server.wait_for(0)
 
 
