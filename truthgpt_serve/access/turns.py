@@ -15,7 +15,7 @@ from truthgpt_serve.access.fair_queue import FairQueue
 from truthgpt_serve.access.identity import ANONYMOUS, Identity, identity_of
 from truthgpt_serve.access.queued import Ticket, give_up
 from truthgpt_serve.errors import OverloadedError, RequestError
-from truthgpt_serve.http.asgi import READS, Message, Receive, Scope, Send, header
+from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, header, is_work
 from truthgpt_serve.http.connection import refuse_websocket
 from truthgpt_serve.queue_full import PLACE_HEADER, whole_seconds
 from truthgpt_serve.usage.counted import current_usage, note_refusal
@@ -55,7 +55,7 @@ class Turns:
             RequestError: Its header says no time.
         """
         kind = scope["type"]
-        if kind == "lifespan" or scope.get("method") in READS:
+        if kind == "lifespan" or not is_work(scope):
             await self._app(scope, receive, send)
             return
         if kind == "http":

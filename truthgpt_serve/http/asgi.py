@@ -23,6 +23,8 @@ task of its own to listen. Absent where only `receive` tells it.
 """
 READS = ("GET", "HEAD")
 """Methods that change nothing and cost little."""
+CANCEL = ("/v1/responses/", "/cancel")
+"""What is in the path, and at its end, of a `POST` that ends work which was begun before."""
 UNREAD_TIMEOUT_S = 5.0
 """How long the error that ends a stream waits for a client that does not read."""
 REPLAYED_BYTES = 64 * 1024
@@ -44,6 +46,17 @@ def relative_path(scope: Scope) -> str:
     if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
         return path[len(root) :] or "/"
     return path
+
+
+def is_work(scope: Scope) -> bool:
+    """Returns whether a connection may make work for a model: others need no place there."""
+    if scope["type"] != "http":
+        return True
+    method = scope["method"]
+    if method == "POST":
+        (within, end), path = CANCEL, scope["path"]
+        return not (path.endswith(end) and within in path)
+    return method not in READS and method != "OPTIONS"
 
 
 async def send_bytes(

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from truthgpt_serve.http.asgi import READS, Receive, Scope, Send
+from truthgpt_serve.http.asgi import Receive, Scope, Send, is_work
 from truthgpt_serve.prometheus import REPLICA_MEMORY, REPLICA_REQUESTS, labeled, write_page
 
 MEMORY_TEXT = "Resident memory of its process and those that it started; not that of GPUs."
@@ -21,8 +21,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[Any]]
 
 _NEW_SHARE = 0.1
 """How much the newest request counts in the mean."""
-_READS = (*READS, "OPTIONS")
-"""Answered by the application itself: no work of the model's."""
 
 
 def _count(app: App, add: Callable[[int], None]) -> App:
@@ -93,7 +91,7 @@ class ReplicaLoad:
         async def measure(scope: Scope, receive: Receive, send: Send) -> None:
             began_s = self._clock()
             await app(scope, receive, send)
-            if scope["type"] == "http" and scope["method"] not in _READS:  # and none that failed
+            if scope["type"] == "http" and is_work(scope):  # and none that failed
                 taken_s = self._clock() - began_s
                 old_s = self.service_s or taken_s
                 self.service_s = old_s + _NEW_SHARE * (taken_s - old_s)

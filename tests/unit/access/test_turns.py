@@ -56,9 +56,11 @@ async def service() -> AsyncIterator[tuple[Service, httpx.AsyncClient]]:
         service.hold.release()
 
 
-async def ask(client: httpx.AsyncClient, name: str, method: str = "POST", **headers: str) -> Any:
+async def ask(
+    client: httpx.AsyncClient, name: str, method: str = "POST", *, path: str = "/", **headers: str
+) -> Any:
     given = {"x-name": name, **{key.replace("_", "-"): value for key, value in headers.items()}}
-    return await client.request(method, "/", headers=given)
+    return await client.request(method, path, headers=given)
 
 
 async def until(condition: Any) -> None:
@@ -79,14 +81,16 @@ async def test_order_and_refusals(service: tuple[Service, httpx.AsyncClient]) ->
     assert refused.json()["error"]["code"] == "overloaded"
     assert int(refused.headers["retry-after"]) >= 1
     assert model.usages[4].refusal == "queue"
-    # What is read does not wait.
+    # What is read does not wait, nor what ends work.
     assert (await ask(client, "reader", "GET")).status_code == 200
-    for _ in range(6):
+    ender = asyncio.create_task(ask(client, "ender", path="/v1/responses/resp_1/cancel"))
+    await until(lambda: "ender" in model.served)
+    for _ in range(7):
         model.hold.release()
-    answers = await asyncio.gather(*asked[:4], *asked[5:])
-    assert [answer.status_code for answer in answers] == [200] * 6
-    assert model.served[:4] == ["a", "a", "reader", "first"]
-    assert sorted(model.served[4:]) == ["a", "a", "b"]
+    answers = await asyncio.gather(*asked[:4], *asked[5:], ender)
+    assert [answer.status_code for answer in answers] == [200] * 7
+    assert model.served[:5] == ["a", "a", "reader", "ender", "first"]
+    assert sorted(model.served[5:]) == ["a", "a", "b"]
     assert model.usages[0].queued_s == 0
     assert model.usages[5].queued_s > 0
 

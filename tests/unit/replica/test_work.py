@@ -78,7 +78,7 @@ class Requests:
         self._tasks: list[asyncio.Future[Any]] = []
 
     async def come(self, number: int, method: str = "POST") -> None:
-        scope = {"type": "http", "method": method}
+        scope = {"type": "http", "method": method, "path": "/"}
         for _ in range(number):
             self._tasks.append(asyncio.ensure_future(self._app(scope, _none, _none)))
         await asyncio.sleep(0)

@@ -6,11 +6,13 @@ Works on the lines of the configuration that Ray Serve writes.
 - A model is full when HAProxy has as many requests at it as the routers say that it holds, once a
   second. What they said stays when HAProxy is replaced.
 - Its name is a key of maps and tables, so there is one set of rules for all models.
-- A request whose answer has a length counts until the head of that comes: such an answer is whole,
-  and HAProxy has it for as long as its client takes to read it (`cluster/unread_answers.py`).
-- Neither counted nor refused is a request that only reads, and one whose body HAProxy does not have
-  as a whole: it takes its place at a replica when its body is there (`server/gathered_bodies.py`).
-  A client with many bodies that take long would else have all others refused.
+- A request whose answer has a length counts until the head of that comes: as a rule such an answer
+  is whole, and HAProxy has it for as long as its client takes to read it
+  (`cluster/unread_answers.py`). Where it is still made the replica refuses what it does not hold.
+- Neither counted nor refused is a request that makes no work, as one that only reads, and one whose
+  body HAProxy does not have as a whole: it takes its place at a replica when its body is there
+  (`server/gathered_bodies.py`). A client with many bodies that take long would else have all others
+  refused.
 - Clients speak HTTP/1. In HTTP/2 one that opens no window has answers wait in HAProxy, where they
   would count for as long as it likes.
 """
@@ -33,6 +35,7 @@ from truthgpt_serve.cluster.haproxy.places import (
     places_table,
 )
 from truthgpt_serve.cluster.haproxy.refusals import IS_OVER, RETRY, RETRY_VARIABLE, is_over, refuse
+from truthgpt_serve.http.asgi import CANCEL
 from truthgpt_serve.http.retriable import READABLE
 from truthgpt_serve.queue_full import FULL, PLACE_HEADER
 
@@ -56,8 +59,9 @@ _HAS_QUEUE = f"{{ var({_QUEUE}) -m found }}"
 _IS_APART = f"{{ var({_APART}) -m found }}"
 _HAS_LENGTH = "{ res.fhdr(content-length) -m found }"
 _IS_WHOLE = "{ internal.htx.has_eom }"
-_READS = ("METH_GET", "METH_OPTIONS")
-"""The former is HEAD, too."""
+_CANCELS = f"METH_POST {{ path_end {CANCEL[1]} }} {{ path_sub {CANCEL[0]} }}"
+_NO_WORK = ("METH_GET", "METH_OPTIONS", _CANCELS)
+"""What needs no place at a model, as `http.asgi.is_work` says. The first is HEAD, too."""
 
 
 def watch_queues(lines: list[str], folder: Path, *rules: str) -> None:
@@ -88,7 +92,7 @@ def watch_queues(lines: list[str], folder: Path, *rules: str) -> None:
     insert(
         lines,
         ROUTERS,
-        *_set_apart(*_READS, f"{{ req.body_size gt {MAX_BODY_BYTES} }}"),
+        *_set_apart(*_NO_WORK, f"{{ req.body_size gt {MAX_BODY_BYTES} }}"),
         *find_model,
         *_count(),
     )
@@ -97,7 +101,7 @@ def watch_queues(lines: list[str], folder: Path, *rules: str) -> None:
         CLIENTS,
         "option disable-h2-upgrade",
         *rules,
-        *_set_apart(*_READS, f"!{_IS_WHOLE}"),
+        *_set_apart(*_NO_WORK, f"!{_IS_WHOLE}"),
         *find_model,
         *_refuse(folder),
         *_count(),

@@ -106,11 +106,13 @@ def test_each_api_has_its_form(proxy: Proxy, path: str) -> None:
     assert "model 'm' is full" in json.dumps(refused.json())
 
 
-def test_what_only_reads_is_not_refused(proxy: Proxy) -> None:
+def test_what_makes_no_work_is_not_refused(proxy: Proxy) -> None:
     with sending(proxy, HELD, whole()):
         assert ask(proxy, "/models/m/health", "GET").status_code == 200
         assert ask(proxy, "/models/m/health", "HEAD").status_code == 200
-        assert ask(proxy, "/models/m/health").status_code == 429
+        assert ask(proxy, "/models/m/v1/responses/resp_1/cancel").status_code == 200
+        for path in ("/health", "/cancel", "/v1/responses/cancel/resp_1"):
+            assert ask(proxy, f"/models/m{path}").status_code == 429
         assert ask(proxy, "/models/mm/health").json() == {"by": "router"}
 
 
@@ -158,8 +160,16 @@ def test_bodies_on_the_way_take_no_place(proxy: Proxy, parts: list[bytes]) -> No
                 assert ask(proxy, address).status_code == 429
 
 
-def test_what_only_reads_takes_no_place(proxy: Proxy) -> None:
-    with sending(proxy, 2 * HELD, b"GET /models/m/health?/wait HTTP/1.1\r\nhost: x\r\n\r\n"):
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET /models/m/health?/wait HTTP/1.1\r\nhost: x\r\n\r\n",
+        whole("/models/m/v1/responses/resp_1/cancel?/wait"),
+    ],
+    ids=["a read", "a cancel"],
+)
+def test_what_makes_no_work_takes_no_place(proxy: Proxy, request_: bytes) -> None:
+    with sending(proxy, 2 * HELD, request_):
         proxy.model.released.set()
         for address in ADDRESSES:
             assert ask(proxy, address).json() == {"by": "model"}
