@@ -189,7 +189,8 @@ class _Watch:
     def send(self, message: Message) -> Awaitable[None]:
         """Sends a message on; not a coroutine itself, which each piece of a stream would pay for.
 
-        It does no more than that for the pieces between the first and the last.
+        It does no more than that for the pieces between the first and the last: of all messages
+        only these say `more_body` once the first has been seen.
         """
         if self._first_s is not None and message.get("more_body"):
             return self._send(message)

@@ -20,6 +20,7 @@ from benchmarks.local_cluster import LocalCluster, model_application, router_app
 from deployments.vllm.tiny_model import make_tiny_llama
 from tests.serve.two_engines.small_models import BRIEF_S, MAX_BODY, small_models
 from truthgpt_serve.cluster.processes import find_run
+from truthgpt_serve.prometheus import REPLICA_REQUESTS
 
 ROOT = Path(__file__).resolve().parents[3]
 RAY_ENV = ROOT / "configs" / "ray.env"
@@ -43,9 +44,16 @@ class VllmService:
 
     def metric(self, name: str, model: str = "tiny") -> float:
         """Returns the sum of one of the engine's own metrics."""
+        return self._sum(f"vllm:{name}{{", model)
+
+    def num_queued(self, model: str = "tiny") -> float:
+        """Returns how many requests wait in front of the engine."""
+        return self._sum(f'{REPLICA_REQUESTS}{{state="queued"', model)
+
+    def _sum(self, beginning: str, model: str) -> float:
         text = self._metrics(model)
-        lines = [line for line in text.splitlines() if line.startswith(f"vllm:{name}{{")]
-        assert lines, f"no metric {name}:\n{text[:2000]}"
+        lines = [line for line in text.splitlines() if line.startswith(beginning)]
+        assert lines, f"no metric {beginning}:\n{text[:2000]}"
         return sum(float(line.split()[-1]) for line in lines)
 
     def _metrics(self, model: str) -> str:

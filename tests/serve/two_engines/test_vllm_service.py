@@ -100,6 +100,9 @@ def test_a_request_that_leaves_the_queue_is_never_computed(service: VllmService,
             waiting.settimeout(1)
             with pytest.raises(TimeoutError):
                 waiting.recv(1)
+            assert service.num_queued() == 1
+        wait_until(lambda: service.num_queued() == 0, STOP_S, "it has left the queue")
+        assert service.num_running() == MAX_ONGOING
     wait_until(lambda: service.num_running() == 0, STOP_S)
     assert service.metric("prompt_tokens_total") == before + 2 * MAX_ONGOING
 
