@@ -19,6 +19,8 @@ MAX_ANSWERS = 512
 MAX_BYTES = 256 * 2**20
 LOOK_S = 0.05
 """How long after a client has stopped reading all of them are counted."""
+SETTLE_S = 1.0
+"""How long buffers on the way may go on taking of an answer that nobody reads."""
 REPORT_S = 60.0
 """Between two lines about what was cut."""
 
@@ -38,6 +40,31 @@ class Unread(Protocol):
         """Ends it, and drops what waits."""
 
 
+class _Waiting:
+    """What waits on one connection.
+
+    Attributes:
+        num_bytes: How much, as its client stopped reading.
+        settled: How much, as soon as only its client can make it less; None before.
+        timer: Finds that out.
+    """
+
+    __slots__ = ("num_bytes", "settled", "timer")
+
+    def __init__(self, connection: Unread) -> None:
+        self.num_bytes = connection.num_unread
+        self.settled: int | None = None
+        loop = asyncio.get_running_loop()
+        self.timer = loop.call_later(SETTLE_S, self._settle, connection)
+
+    def _settle(self, connection: Unread) -> None:
+        self.settled = connection.num_unread
+
+    def is_read(self, num_bytes: int) -> bool:
+        """Returns whether its client has read of it, as so much waits now."""
+        return self.settled is not None and num_bytes < self.settled
+
+
 class UnreadAnswers:
     """The connections of one event loop whose clients do not read.
 
@@ -52,7 +79,7 @@ class UnreadAnswers:
     def __init__(self, max_answers: int, max_bytes: int) -> None:
         self._max_answers = max_answers
         self._max_bytes = max_bytes
-        self._connections: dict[Unread, int] = {}
+        self._connections: dict[Unread, _Waiting] = {}
         self._num_bytes = 0
         self._looking: asyncio.TimerHandle | None = None
         self._num_cut = 0
@@ -64,14 +91,17 @@ class UnreadAnswers:
         They are counted a moment later: this one may just write the end of its answer.
         """
         self.discard(connection)
-        num_bytes = self._connections[connection] = connection.num_unread
-        self._num_bytes += num_bytes
+        waiting = self._connections[connection] = _Waiting(connection)
+        self._num_bytes += waiting.num_bytes
         if self._may_be_too_many() and self._looking is None:
             self._looking = asyncio.get_running_loop().call_later(LOOK_S, self._look)
 
     def discard(self, connection: Unread) -> None:
         """Forgets a connection whose client reads again, or has left."""
-        self._num_bytes -= self._connections.pop(connection, 0)
+        waiting = self._connections.pop(connection, None)
+        if waiting is not None:
+            waiting.timer.cancel()
+            self._num_bytes -= waiting.num_bytes
 
     def _may_be_too_many(self) -> bool:
         """Returns whether it is worth a look; whole answers become only shorter."""
@@ -80,13 +110,13 @@ class UnreadAnswers:
     def _look(self) -> None:
         """Cuts whole answers until they are not too many, those that have waited longest first.
 
-        Where something has been read since a client stopped, the answer comes after all others.
+        Those come after all others whose clients read, if slowly.
         """
         self._looking = None
-        waiting = [(each, each.num_unread) for each in self._connections if each.is_whole]
-        number, num_bytes = len(waiting), sum(size for _, size in waiting)
-        waiting.sort(key=lambda pair: pair[1] < self._connections[pair[0]])
-        for connection, size in waiting:
+        whole = [(each, each.num_unread) for each in self._connections if each.is_whole]
+        number, num_bytes = len(whole), sum(size for _, size in whole)
+        whole.sort(key=lambda pair: self._connections[pair[0]].is_read(pair[1]))
+        for connection, size in whole:
             if number <= self._max_answers and num_bytes <= self._max_bytes:
                 break
             number, num_bytes = number - 1, num_bytes - size
