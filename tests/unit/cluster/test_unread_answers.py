@@ -191,6 +191,19 @@ def test_who_reads_slowly_is_not_cut(limit: str, monkeypatch: pytest.MonkeyPatch
     assert got == [limit == "MAX_BYTES", True]
 
 
+def test_what_buffers_take_at_first_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unread_answers, "MAX_ANSWERS", 2)
+    monkeypatch.setattr(unread_answers, "SETTLE_S", LIMIT_S)
+    with serving() as (server, ask):
+        first = ask()
+        server.wait_for_another(1)
+        had = read_half(server, first)  # as a proxy that fills its buffers
+        for number in (2, 2):
+            ask()
+            server.wait_for_another(number)
+        assert had + read(first) < SIZE
+
+
 def test_a_websocket_is_no_answer_that_nobody_reads() -> None:
     upgrade = (
         b"GET /socket HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
