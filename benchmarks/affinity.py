@@ -24,6 +24,7 @@ import shutil
 import statistics
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -272,9 +273,23 @@ def compare(url: str, num_replicas: int, num_rounds: int) -> dict[str, Any]:
     return result
 
 
+def wait_for_metrics(address: str, deadline: float) -> None:
+    """Waits until HAProxy has a replica: a model may run a moment before."""
+    while True:
+        try:
+            counters(address)
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+        else:
+            return
+
+
 def wait_for_replicas(address: str, num_replicas: int) -> None:
     """Waits until the metrics have all replicas, and each has answered once."""
     deadline = time.monotonic() + START_TIMEOUT_S
+    wait_for_metrics(address, deadline)
     for number in itertools.count():
         measure(address, "turns", f"warm {number}", SPREAD)
         if len(counters(address)["requests"]) == num_replicas:
