@@ -21,7 +21,7 @@ from typing import Any
 from truthgpt_serve.cluster.service.progress import MARK
 from truthgpt_serve.cluster.service.ray_idle import lighten_ray
 from truthgpt_serve.cluster.service.ray_limits import lengthen_limits
-from truthgpt_serve.cluster.service.ray_worker import leave_out_pandas
+from truthgpt_serve.cluster.service.ray_worker import change_imports
 
 PROGRESS_S = 10.0
 """How often a check that takes long says what it waits for."""
@@ -121,7 +121,7 @@ def describe_end(status: int) -> str:
 def main() -> None:
     """Serves until it is interrupted."""
     config, url = sys.argv[1:]
-    leave_out_pandas()
+    change_imports()
     serve = load_checked(config)
     print(f"[serve] starting {config}: {url} (Ctrl-C or `make stop` ends it)", flush=True)
     sys.argv = [program("serve"), "run", "--address", "local", config]

@@ -25,7 +25,7 @@ PROGRAM = """
 import ctypes, gc, json, os, random, signal, sys, tempfile, time, uuid
 from truthgpt_serve.cluster.service import fork_client, fork_loading, fork_server
 from truthgpt_serve.cluster.service.fork_client import SERVER_OPTION, ask_for_copy
-from truthgpt_serve.cluster.service.ray_worker import leave_out_pandas
+from truthgpt_serve.cluster.service.ray_worker import change_imports
 
 fork_client.LOAD_TIMEOUT_S = float(os.environ.get("LOAD_TIMEOUT_S", "100"))
 fork_client.READY_TIMEOUT_S = float(os.environ.get("READY_TIMEOUT_S", "100"))
@@ -40,7 +40,7 @@ for strike in strikes:  # between the greeting and the request
     fork_client.ForkRequest.of_this_process = strike_first
 request, server, began_s = None, None, time.monotonic()
 if sys.argv[1:2] == [SERVER_OPTION]:
-    leave_out_pandas()
+    change_imports()
     request = fork_server.run(int(sys.argv[2]), int(sys.argv[3]))
     server = os.getppid()
     if request is None:

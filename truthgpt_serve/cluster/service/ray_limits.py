@@ -25,7 +25,7 @@ import psutil
 from truthgpt_serve.cluster.ports import free_port
 from truthgpt_serve.cluster.processes import read_arguments
 from truthgpt_serve.cluster.service.ray_idle import RayMovedError, lighten_ray
-from truthgpt_serve.cluster.service.ray_worker import leave_out_pandas
+from truthgpt_serve.cluster.service.ray_worker import change_imports
 
 START_LIMIT_S = 600.0
 """How long each of these steps may take; what fails earlier says so earlier."""
@@ -139,7 +139,7 @@ def _has_raylet() -> bool:
 
 def main() -> None:
     """Ray's command line."""
-    leave_out_pandas()
+    change_imports()
     lengthen_limits()
     lighten_ray()
     command = importlib.import_module("ray.scripts.scripts")

@@ -1,4 +1,6 @@
-"""Ray's worker program, without pandas where Ray Serve imports it; the raylet runs this file.
+"""Ray's worker program, with some modules of Ray Serve changed; the raylet runs this file.
+
+Ray Serve comes without pandas, and its manager of HAProxy starts that again when it dies.
 
 It imports nothing but the standard library before Ray's own program, as that does.
 """
@@ -7,8 +9,9 @@ from __future__ import annotations
 
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,11 +19,15 @@ from types import ModuleType
 
 USER = "ray.serve._private.utils"
 """The module of Ray Serve that imports pandas where it is, to answer with data frames."""
+HAPROXY = "ray.serve._private.haproxy"
+"""The module of Ray Serve that starts HAProxy."""
 WORKER = ("_private", "workers", "default_worker.py")
 
+Run = Callable[[ModuleType], None]
 
-class PandasLeftOut:
-    """A finder of modules that has Ray Serve imported as on a machine without pandas.
+
+class ChangedImports:
+    """A finder of modules that has Ray Serve's come as the service needs them.
 
     Everybody else imports pandas as ever. It takes 33 MB in each process of Ray Serve.
     """
@@ -28,27 +35,50 @@ class PandasLeftOut:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Finds Ray Serve's module, to be run while pandas cannot be imported."""
-        spec = PathFinder.find_spec(name, path, target) if name == USER else None
-        if spec is None or spec.loader is None or "pandas" in sys.modules:
+        """Finds a module that is run otherwise than by itself; None for all others."""
+        change = _CHANGES.get(name)
+        spec = PathFinder.find_spec(name, path, target) if change is not None else None
+        if change is None or spec is None or spec.loader is None:
             return None
-        run = spec.loader.exec_module
-
-        def run_without_pandas(module: ModuleType) -> None:
-            sys.modules["pandas"] = None  # type: ignore[assignment]  # an import of it fails
-            try:
-                run(module)
-            finally:
-                del sys.modules["pandas"]
-
-        spec.loader.exec_module = run_without_pandas  # type: ignore[method-assign]
+        spec.loader.exec_module = partial(  # type: ignore[method-assign]
+            change, spec.loader.exec_module
+        )
         return spec
 
 
-def leave_out_pandas() -> None:
-    """Has this process import Ray Serve without pandas; call it before Ray Serve is imported."""
-    if not any(isinstance(finder, PandasLeftOut) for finder in sys.meta_path):
-        sys.meta_path.insert(0, PandasLeftOut())
+def _run_without_pandas(run: Run, module: ModuleType) -> None:
+    """Has Ray Serve imported as on a machine without pandas."""
+    if "pandas" in sys.modules:
+        run(module)
+        return
+    sys.modules["pandas"] = None  # type: ignore[assignment]  # an import of it fails
+    try:
+        run(module)
+    finally:
+        del sys.modules["pandas"]
+
+
+def _run_with_restarts(run: Run, module: ModuleType) -> None:
+    """Has a dead HAProxy started again by its manager."""
+    from truthgpt_serve.cluster.haproxy.restarts import restart_at_once
+
+    run(module)
+    try:
+        restart_at_once(module.HAProxyApi)
+    except AttributeError as error:
+        sys.stderr.write(f"Ray Serve replaces a dead HAProxy by itself: {error}\n")
+
+
+_CHANGES: dict[str, Callable[[Run, ModuleType], None]] = {
+    USER: _run_without_pandas,
+    HAPROXY: _run_with_restarts,
+}
+
+
+def change_imports() -> None:
+    """Has this process import Ray Serve with the changes; call it before Ray Serve is imported."""
+    if not any(isinstance(finder, ChangedImports) for finder in sys.meta_path):
+        sys.meta_path.insert(0, ChangedImports())
 
 
 def find_worker() -> Path:
@@ -73,7 +103,7 @@ def main() -> None:
     serves = sys.argv[1:2] == [SERVER_OPTION]
     if not serves and ask_for_copy(sys.argv):
         return
-    leave_out_pandas()
+    change_imports()
     worker = find_worker()
     own = str(Path(__file__).parent)
     with suppress(ValueError):  # with -P it is not there

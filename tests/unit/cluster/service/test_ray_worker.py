@@ -10,9 +10,9 @@ from truthgpt_serve.cluster.service import ray_worker
 
 IMPORTS = """
 import sys
-from truthgpt_serve.cluster.service.ray_worker import USER, leave_out_pandas
-leave_out_pandas()
-leave_out_pandas()
+from truthgpt_serve.cluster.service.ray_worker import USER, change_imports
+change_imports()
+change_imports()
 import ray.serve
 assert USER in sys.modules
 assert "pandas" not in sys.modules

@@ -1,0 +1,157 @@
+"""An HAProxy that dies is started again at once by Ray Serve's own class, here with restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
+from ray.serve.config import HTTPOptions
+
+from tests.support.haproxy_process import LIMIT_S
+from truthgpt_serve.cluster.haproxy.restarts import MAX_RESTARTS, restart_at_once
+from truthgpt_serve.cluster.ports import free_port
+from truthgpt_serve.cluster.processes import read_process
+
+QUIET_S = 2.0
+"""How long nothing must happen where nothing is to be started."""
+
+
+class Restarting(HAProxyApi):
+    """Ray's class as the service has it, and its own stays as it is."""
+
+
+restart_at_once(Restarting)
+
+
+@pytest.fixture(autouse=True)
+def _binary(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = Path(sys.executable).with_name("truthgpt-haproxy")
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", str(program))
+
+
+@asynccontextmanager
+async def running(folder: Path) -> AsyncIterator[Any]:
+    """Yields Ray's object whose HAProxy runs."""
+    config = HAProxyConfig(
+        socket_path=str(folder / "admin.sock"),
+        server_state_base=str(folder / "state"),
+        server_state_file=str(folder / "state" / "servers"),
+        metrics_socket_path=str(folder / "metrics.sock"),
+        http_options=HTTPOptions(host="127.0.0.1", port=free_port()),
+    )
+    api: Any = Restarting(config, config_file_path=str(folder / "haproxy.cfg"))
+    await api.start()
+    try:
+        yield api
+    finally:
+        await api.stop()
+
+
+def new_backend() -> BackendConfig:
+    server = ServerConfig(name="one", host="127.0.0.1", port=free_port())
+    return BackendConfig(
+        name="http-new", path_prefix="/models/new", app_name="new", servers=[server]
+    )
+
+
+async def is_answered(api: Any) -> bool:
+    url = f"http://127.0.0.1:{api.cfg.frontend_port}/-/healthz"
+    async with httpx.AsyncClient(timeout=5) as client:
+        try:
+            await client.get(url)
+        except httpx.TransportError:
+            return False
+        return True
+
+
+async def wait_for_other(api: Any, pid: int) -> int:
+    """Returns the process that serves in the place of this one."""
+    deadline = time.monotonic() + LIMIT_S
+    while api._proc.pid == pid or not await is_answered(api):
+        assert time.monotonic() < deadline, f"process {pid} was not replaced"
+        await asyncio.sleep(0.05)
+    return int(api._proc.pid)
+
+
+async def wait_for_end(pid: int) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while read_process(pid) is not None:
+        assert time.monotonic() < deadline, f"process {pid} lives"
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_a_process_that_dies_is_started_again(tmp_path: Path, number: int) -> None:
+    async with running(tmp_path) as api:
+        pid = api._proc.pid
+        os.kill(pid, number)
+        other = await wait_for_other(api, pid)
+        assert await api.is_running()
+    assert read_process(other) is None
+
+
+async def test_a_change_that_meets_a_dead_process_is_taken_up(tmp_path: Path) -> None:
+    async with running(tmp_path) as api:
+        pid = api._proc.pid
+        api._proc.kill()
+        await api._proc.wait()
+        api.set_backend_configs({"http-new": new_backend()})
+        await api.reload()
+        other = api._proc.pid
+        assert other != pid
+        assert await api.is_running()
+        await asyncio.sleep(QUIET_S)
+        assert api._proc.pid == other
+        assert list(await api.get_all_stats()) == ["http-new"]
+
+
+async def test_a_change_replaces_a_process_once(tmp_path: Path) -> None:
+    async with running(tmp_path) as api:
+        first = api._proc.pid
+        await api.reload()
+        second = api._proc.pid
+        await wait_for_end(first)
+        await asyncio.sleep(QUIET_S)
+        assert api._proc.pid == second != first
+        os.kill(second, signal.SIGKILL)
+        assert await wait_for_other(api, second) not in (first, second)
+
+
+async def test_a_process_that_is_stopped_stays_away(tmp_path: Path) -> None:
+    async with running(tmp_path) as api:
+        await api.stop()
+        await asyncio.sleep(QUIET_S)
+        assert api._proc is None
+        assert not await is_answered(api)
+
+
+async def test_one_that_dies_again_and_again_is_left_to_ray(tmp_path: Path) -> None:
+    async with running(tmp_path) as api:
+        for _ in range(MAX_RESTARTS):
+            pid = api._proc.pid
+            os.kill(pid, signal.SIGKILL)
+            await wait_for_other(api, pid)
+        last = api._proc.pid
+        os.kill(last, signal.SIGKILL)
+        await asyncio.sleep(QUIET_S)
+        assert api._proc.pid == last
+        assert not await is_answered(api)
+
+
+def test_a_release_of_ray_with_other_methods_is_named() -> None:
+    class Moved:
+        def stop(self) -> None:
+            """The one that is left."""
+
+    with pytest.raises(AttributeError, match=r"Moved has no .*_graceful_reload.*restarts\.py"):
+        restart_at_once(Moved)
