@@ -111,3 +111,5 @@ async def _watch(api: Any, process: Any) -> None:
             await api.start()
         except Exception as error:  # Ray's own checks see to the rest
             _logger.error("HAProxy cannot be started again, Ray Serve replaces it: %s", error)
+        if life.is_stopped:  # meanwhile, when there was nothing to stop
+            await api.stop()

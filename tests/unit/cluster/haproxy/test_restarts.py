@@ -135,6 +135,19 @@ async def test_a_process_that_is_stopped_stays_away(tmp_path: Path) -> None:
         assert not await is_answered(api)
 
 
+async def test_one_that_is_stopped_while_it_is_started_again_stays_away(tmp_path: Path) -> None:
+    async with running(tmp_path) as api:
+        os.kill(api._proc.pid, signal.SIGKILL)
+        while api._spawn_seq == 1:
+            await asyncio.sleep(0.01)
+        await api.stop()
+        deadline = time.monotonic() + LIMIT_S
+        while api._proc is not None:
+            assert time.monotonic() < deadline, f"process {api._proc.pid} serves"
+            await asyncio.sleep(0.05)
+        assert not await is_answered(api)
+
+
 async def test_one_that_dies_again_and_again_is_left_to_ray(tmp_path: Path) -> None:
     async with running(tmp_path) as api:
         for _ in range(MAX_RESTARTS):
