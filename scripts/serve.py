@@ -31,6 +31,7 @@ from truthgpt_serve.cluster.processes import (
     create_run_id,
     end_run,
     find_run,
+    is_alive,
     read_process,
     send_signal,
 )
@@ -173,8 +174,7 @@ def wait_for_runner(runner: Process) -> None:
     """Waits until the foreground process has ended its run, or its time is over."""
     deadline = time.monotonic() + GRACE_S + STOP_S
     while time.monotonic() < deadline:
-        present = read_process(runner.pid)
-        if present is None or present.started != runner.started:
+        if not is_alive(runner):
             return
         time.sleep(0.1)
     send_signal(runner, signal.SIGKILL)

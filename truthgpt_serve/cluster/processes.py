@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -57,19 +58,42 @@ def read_process(pid: int) -> Process | None:
     of it, while threads of it still hold its ports. And its time of a start changes with the
     system's clock, so that one written to a file would later not be the same.
     """
+    stat = _read_stat(pid)
+    if stat is None:
+        return None
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return None
+    title = command.replace(b"\0", b" ").decode(errors="replace").strip()
+    return Process(pid, stat.parent, stat.started, title or stat.name)
+
+
+class _Stat(NamedTuple):
+    name: str
+    parent: int
+    started: int
+
+
+def _read_stat(pid: int) -> _Stat | None:
+    """Reads what tells one process from another, without Python's files: it is asked often."""
+    try:
+        file = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        stat = os.read(file, 4096).decode(errors="replace")
+    except OSError:  # it ended meanwhile
+        return None
+    finally:
+        os.close(file)
     # The second field is the program's name in brackets, and may itself hold brackets and spaces.
     name, _, rest = stat.partition("(")[2].rpartition(")")
     fields = rest.split()
     # A zombie with threads left is a process whose first thread ended first: its files are open.
     if fields[0] in "ZX" and int(fields[17]) <= 1:
         return None
-    title = command.replace(b"\0", b" ").decode(errors="replace").strip()
-    return Process(pid, int(fields[1]), int(fields[19]), title or name)
+    return _Stat(name, int(fields[1]), int(fields[19]))
 
 
 def _processes() -> list[Process]:
@@ -160,7 +184,7 @@ def is_alive(process: Process) -> bool:
 
     Compare no `Process` for that: the title changes, and one that dies has none any more.
     """
-    present = read_process(process.pid)
+    present = _read_stat(process.pid)
     return present is not None and present.started == process.started
 
 

@@ -14,9 +14,9 @@ from enum import Enum
 from truthgpt_serve.cluster.processes import (
     Process,
     find_run,
+    is_alive,
     read_arguments,
     read_environment,
-    read_process,
 )
 
 SCAN_PERIOD_S = 1.0
@@ -112,10 +112,7 @@ class _Life:
 
     def is_gone(self) -> bool:
         """Returns whether it lived when last looked at, and lives no more."""
-        if self.process is None:
-            return False
-        present = read_process(self.process.pid)
-        return present is None or present.started != self.process.started
+        return self.process is not None and not is_alive(self.process)
 
     def may_run_again(self, now_s: float) -> bool:
         """Counts a death; returns whether it is to be started again, and plans that."""
