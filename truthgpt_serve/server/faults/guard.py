@@ -119,13 +119,13 @@ class ReplicaGuard:
         """
         if self._history is None or self._record is None:
             return app
-        if callable(find_ended):
-            self._find_ended = find_ended
         self._record.note(phase="serving")
         if self.last_death is not None:
             app = CardWithDeath(app, self.last_death)
         self._app = Quarantine(app, self._record, self._history, self._look)
-        self._watch = asyncio.create_task(self._keep_looking())
+        if callable(find_ended):
+            self._find_ended = find_ended
+            self._watch = asyncio.create_task(self._keep_looking())
         return self._app
 
     @property
