@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from truthgpt_serve.errors import RequestError, UnsupportedError
+from truthgpt_serve.json_decoding import decode_json
 from truthgpt_serve.wording import nearest, shown, unknown_field, words_of
 
 _MAX_EXACT = 2**53
@@ -230,7 +231,7 @@ def _read_list(text: str) -> Any:
     if text[:1] not in ("{", "["):
         return [text]
     try:
-        return msgspec.json.decode(text)
+        return decode_json(text)
     except (msgspec.DecodeError, RecursionError):
         return text
 

@@ -10,10 +10,10 @@ import msgspec
 
 from truthgpt_serve.errors import RequestError, TooLargeError
 from truthgpt_serve.garbage import no_collections
+from truthgpt_serve.json_decoding import decode_json
 from truthgpt_serve.wording import shown
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder().decode
 MAX_CONTAINERS = 300_000
 """Most lists and objects of a JSON body. More would take a second to read, in which no other
 request goes on, and 20 times the memory of the body."""
@@ -55,7 +55,7 @@ def parse_object(body: bytes | bytearray) -> dict[str, Any]:
     if not body:
         raise RequestError("the request has no body; send a JSON object")
     try:
-        value = _decode(body) if len(body) <= MAX_CONTAINERS else _decode_large(body)
+        value = decode_json(body) if len(body) <= MAX_CONTAINERS else _decode_large(body)
     except RecursionError:
         raise not_json("it is nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -68,7 +68,7 @@ def parse_object(body: bytes | bytearray) -> dict[str, Any]:
 def _decode_large(body: bytes | bytearray) -> Any:
     _check_num_values(body)
     with no_collections():
-        return _decode(body)
+        return decode_json(body)
 
 
 def not_json(detail: object) -> RequestError:

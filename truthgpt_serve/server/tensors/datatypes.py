@@ -16,6 +16,7 @@ import msgspec
 import numpy
 
 from truthgpt_serve.errors import RequestError, ServerError
+from truthgpt_serve.json_decoding import decode_json
 
 NAMES = {
     "bool": "BOOL",
@@ -36,6 +37,9 @@ NAMES = {
 _NUMPY = {name: dtype for dtype, name in NAMES.items()}
 DATATYPES = (*_NUMPY, "BYTES")
 _JSON_KINDS = {"BOOL": bool, "BYTES": str, **dict.fromkeys(("FP16", "BF16", "FP32", "FP64"), float)}
+MAX_EXPONENTS = 10_000
+"""Most numbers with an exponent that are read as the others: they may take a hundred times as long
+(`json_decoding`)."""
 MAX_RANK = 32
 MAX_ELEMENTS = 2**40
 """Above anything that a body can hold; keeps the arithmetic of shapes small."""
@@ -176,7 +180,7 @@ def read_json(datatype: str, shape: Sequence[int], data: bytes) -> numpy.ndarray
     kind = _JSON_KINDS.get(datatype, int)
     nested = len(shape) > 1 and data[:1] == b"[" and data[1:].lstrip()[:1] == b"["
     try:
-        value = _decoder(kind, len(shape) if nested else 1).decode(data)
+        value = _read_lists(kind, len(shape) if nested else 1, data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(f"data does not fit {datatype}: {error}") from None
     elements = _flatten(value, shape) if nested else value
@@ -187,6 +191,20 @@ def read_json(datatype: str, shape: Sequence[int], data: bytes) -> numpy.ndarray
     if datatype == "BYTES":
         return _object_array([_utf8(item) for item in elements], shape)
     return _numbers(elements, datatype, dtype).reshape(tuple(shape))
+
+
+def _read_lists(kind: type, depth: int, data: bytes) -> Any:
+    if kind is float and data.count(b"e") + data.count(b"E") > MAX_EXPONENTS:
+        value = decode_json(data)
+        rows = [value]
+        for _ in range(depth):
+            if not all(isinstance(row, list) for row in rows):
+                break
+            rows = list(chain.from_iterable(rows))
+        else:
+            if {*map(type, rows)} <= {float, int}:
+                return value
+    return _decoder(kind, depth).decode(data)  # it says what is wrong, too
 
 
 def _utf8(text: str) -> bytes:

@@ -13,6 +13,7 @@ import msgspec
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from truthgpt_serve.errors import UnsupportedError
+from truthgpt_serve.json_decoding import decode_json
 from truthgpt_serve.request_schema import (
     FullText,
     RequestModel,
@@ -251,7 +252,7 @@ def _as_object(arguments: Any) -> Any:
     if not arguments.strip():
         return {}
     try:
-        value = msgspec.json.decode(arguments)
+        value = decode_json(arguments)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return arguments
     return value if isinstance(value, dict) else arguments
