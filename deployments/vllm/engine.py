@@ -16,6 +16,7 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.platforms import current_platform
 
 from deployments.vllm.adapters.loading import Adapters
+from deployments.vllm.application.model_list import hide_paths
 from deployments.vllm.backend_info import describe, describe_capabilities
 from deployments.vllm.command_line import parse_arguments
 from deployments.vllm.engine_errors import ErrorNote
@@ -120,6 +121,7 @@ class Engine:
         # What vLLM's handlers tell to exit when the engine is dead; here `fatal_error` says it.
         app.state.server = types.SimpleNamespace(should_exit=False)
         await self.adapters.load(app.state.openai_serving_models)
+        hide_paths(app.state.openai_serving_models)
         # vLLM's own start-up: statistics in the log, and a heap that the collector skips.
         await stack.enter_async_context(app.router.lifespan_context(app))
         self._client = client
