@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from truthgpt_serve.http.json_body import parse_object
-from truthgpt_serve.json_decoding import decode_json
+from truthgpt_serve.json_decoding import SMALL_BYTES, decode_json
 from truthgpt_serve.request_schema import read_text
 from truthgpt_serve.server.tensors.datatypes import read_json
 from truthgpt_serve.server.text.messages import parse_arguments
@@ -59,13 +59,15 @@ def test_numbers_are_read_to_the_last_bit() -> None:
     texts = [*HARD, "-0.0", "1e5", "1E+5", "0.1", "5e-324", "1e-400", "1" * 40, "-7", "123.0e-2"]
     texts += [f"{rng.uniform(-1, 1)!r}e{rng.randint(-300, 300)}" for _ in range(500)]
     for text in texts:
-        assert repr(decode_json(text)) == repr(json.loads(text)), text
+        for whole in (text, text + " " * SMALL_BYTES):
+            assert repr(decode_json(whole)) == repr(json.loads(text)), text
 
 
 @pytest.mark.parametrize("text", ["1e400", "[1, -1e999]", '{"a": [2e308]}'])
 def test_what_has_more_than_64_bits_is_refused_in_the_same_words(text: str) -> None:
     with pytest.raises(msgspec.DecodeError) as others:
         msgspec.json.decode(text)
-    with pytest.raises(msgspec.DecodeError) as ours:
-        decode_json(text)
-    assert str(ours.value) == str(others.value)
+    for whole in (text, text + " " * SMALL_BYTES):
+        with pytest.raises(msgspec.DecodeError) as ours:
+            decode_json(whole)
+        assert str(ours.value) == str(others.value)

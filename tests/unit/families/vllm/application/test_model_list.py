@@ -16,7 +16,7 @@ async def test_no_entry_says_where_files_are() -> None:
     from vllm.entrypoints.openai.models.serving import OpenAIModelRegistry
 
     models = OpenAIModelRegistry(
-        SimpleNamespace(max_model_len=8),  # type: ignore[arg-type]
+        SimpleNamespace(max_model_len=8),
         [BaseModelPath(name="story", model_path="/srv/models/story")],
     )
     assert (await models.show_available_models()).data[0].root == "/srv/models/story"
