@@ -22,6 +22,7 @@ from truthgpt_serve.errors import (
 from truthgpt_serve.http.asgi import Headers, header
 from truthgpt_serve.http.envelope import has_shape, is_type_word
 from truthgpt_serve.http.routes import find_routes, refuse
+from truthgpt_serve.http.sse import read_data
 
 MAX_ERROR_BYTES = 65536
 """A longer answer is no error message: it passes as it is."""
@@ -96,6 +97,14 @@ def read_proxied_error(
 def read_passed_error(status: int, body: bytes) -> PassedError:
     """Returns the error of another server as it means it, in whatever form it came."""
     return _passed(status, _fields(decode(body), status, body))
+
+
+def is_error_event(event: bytes) -> bool:
+    """Returns whether a server-sent event tells of an error, in the form of any API."""
+    if b'"error"' not in event:
+        return False
+    value = decode(next(read_data(event), b""))
+    return isinstance(value, Mapping) and bool(value.get("error")) and "choices" not in value
 
 
 def decode(body: bytes) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from truthgpt_serve.http.asgi import Message, Send
-from truthgpt_serve.http.sse import WholeEvents, is_event_stream
+from truthgpt_serve.http.foreign_errors import is_error_event
+from truthgpt_serve.http.sse import WholeEvents, is_event_stream, split_events
 from truthgpt_serve.usage.counted import current_usage
 
 
@@ -44,8 +45,14 @@ class SentAnswer:
                 whole = self.events.feed(data)
                 if not more:
                     whole += self.events.finish()
+                    self._note_error(whole)
                 elif not whole:
                     return
                 if whole is not data:
                     message = {**message, "body": whole}
         await self.send(message)
+
+    def _note_error(self, rest: bytes) -> None:
+        """Notes that the stream ends with an error, which its status does not say."""
+        if self._usage is not None and rest and is_error_event(split_events(rest)[-1]):
+            self._usage.broke_off = True

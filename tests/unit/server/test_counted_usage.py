@@ -48,6 +48,12 @@ class Streamed(Whole):
         yield {"text": "", "finish_reason": "length"}
 
 
+class Breaking(Whole):
+    def stream(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        yield {"text": "word "}
+        raise LookupError("the weights are gone")
+
+
 class Slow(Whole):
     def infer(self, inputs: dict[str, Any]) -> Any:
         time.sleep(4)
@@ -126,6 +132,25 @@ def test_a_stream_to_its_end_and_one_whose_client_leaves(tmp_path: Path) -> None
     assert left.outcome == "cancelled"
     assert 1 <= left.usage.completion_tokens < 30
     assert left.usage.prompt_tokens == len(PROMPT) // 4
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/v1/completions", {"prompt": PROMPT}),
+        ("/v1/responses", {"input": PROMPT}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 9}),
+    ],
+)
+def test_a_stream_that_ends_with_an_error_is_one(
+    tmp_path: Path, path: str, asked: dict[str, Any]
+) -> None:
+    with serving(tmp_path, Breaking) as (client, told):
+        answer = client.post(path, json={"model": "sample", "stream": True, **asked})
+    assert answer.status_code == 200
+    assert "failed; its log has the cause" in answer.text.splitlines()[-2]
+    (ended,) = told
+    assert (ended.status, ended.outcome) == (200, "error")
 
 
 def test_a_client_that_does_not_wait_for_a_whole_answer(tmp_path: Path) -> None:
