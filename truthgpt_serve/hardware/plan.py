@@ -222,6 +222,10 @@ def _autoscaling(config: ModelConfig, max_ongoing: int) -> dict[str, Any] | None
     if target_queue_s is not None:
         return _scaling_on_work(settings, target_queue_s)
     settings.setdefault("upscale_delay_s", UPSCALE_DELAY_S)
+    if not section.min_replicas:
+        # Ray's 10 s pass before the first request is seen: the proxy's report when it comes has
+        # only the counts of before.
+        settings["metrics_interval_s"] = SAMPLE_S
     settings.setdefault("target_ongoing_requests", max(1.0, round(TARGET_SHARE * max_ongoing, 1)))
     return settings
 

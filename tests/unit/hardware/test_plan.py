@@ -255,6 +255,7 @@ def test_autoscaling() -> None:
         "upscale_delay_s": 30,
         "downscale_delay_s": 600,
         "downscale_to_zero_delay_s": 5,
+        "metrics_interval_s": 2.0,  # for the first request
     }
     config = accept(options)._deployment_config.autoscaling_config
     assert config.max_replicas == 4
