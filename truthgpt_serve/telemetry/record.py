@@ -30,7 +30,7 @@ class RequestRecord:
         began_ns: The same, as `time.time_ns` gives it.
         reached_s: When it left Ray Serve's queue; None if it did not.
         first_s: When the first piece of its answer went out; None if there was none.
-        last_s: When the last piece so far went out.
+        last_s: When the last piece so far went out; at its end, if there was none, when that was.
         status: Of its answer; 0 before that has begun.
         is_whole: Whether the answer is complete.
         is_cancelled: Whether its task was cancelled.

@@ -95,6 +95,8 @@ class Watched:
             record.fail()
             raise
         finally:
+            if record.first_s is None:
+                record.last_s = time.perf_counter()
             record.usage.finish(failed=record.status >= _FAILED)
             self._end(record)
             del scope[RECORD_KEY]  # it holds the scope: else only the garbage collector frees both

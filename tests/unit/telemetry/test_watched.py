@@ -102,9 +102,10 @@ async def test_an_error_and_a_client_that_left() -> None:
         await asyncio.sleep(60)
 
     task = asyncio.create_task(Watched(slow, log)(scope_of(), receive, send))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.02)
     task.cancel()
     await asyncio.wait((task,))
+    assert log.records[1].last_s - log.records[1].began_s >= 0.019
     assert [(record.status, record.outcome) for record in log.records] == [
         (200, "error"),
         (0, "cancelled"),
