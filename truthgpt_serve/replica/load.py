@@ -11,7 +11,8 @@ from typing import Any
 import psutil
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from truthgpt_serve.http.asgi import Receive, Scope, Send, is_work
+from truthgpt_serve.http.asgi import READS, Receive, Scope, Send, is_work, relative_path
+from truthgpt_serve.http.probes import HEALTH, METRICS
 from truthgpt_serve.prometheus import REPLICA_MEMORY, REPLICA_REQUESTS, labeled, write_page
 
 MEMORY_TEXT = "Resident memory of its process and those that it started; not that of GPUs."
@@ -25,7 +26,7 @@ _NEW_SHARE = 0.1
 
 def _count(app: App, add: Callable[[int], None]) -> App:
     async def count(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or _is_probe(scope):
             await app(scope, receive, send)
             return
         add(1)
@@ -35,6 +36,11 @@ def _count(app: App, add: Callable[[int], None]) -> App:
             add(-1)
 
     return count
+
+
+def _is_probe(scope: Scope) -> bool:
+    """Whether it comes past the queue of requests, and so is none of those that are counted."""
+    return scope["method"] in READS and relative_path(scope).rstrip("/") in (HEALTH, METRICS)
 
 
 class ReplicaLoad:

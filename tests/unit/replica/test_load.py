@@ -48,7 +48,7 @@ def test_requests_are_counted_where_they_wait_and_where_they_run() -> None:
     entered, go_on = threading.Semaphore(0), threading.Event()
 
     async def model(scope: Any, receive: Any, send: Any) -> None:
-        if scope["path"] == "/metrics":
+        if scope["path"] in ("/metrics", "/health"):
             await send_json(send, {}, status=404)  # it has none of its own
             return
         entered.release()
@@ -58,7 +58,8 @@ def test_requests_are_counted_where_they_wait_and_where_they_run() -> None:
         await send_json(send, {})
 
     working = load.working(model)
-    metrics = ReplicaMetrics(model, "r1", no_others, [load.page])
+    metrics = ReplicaMetrics(working, "r1", no_others, [load.page])
+    aside = ("/metrics", "/health")
     place = asyncio.Semaphore(2)
 
     async def queue(scope: Any, receive: Any, send: Any) -> None:
@@ -68,7 +69,7 @@ def test_requests_are_counted_where_they_wait_and_where_they_run() -> None:
     arriving = load.arriving(queue)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        await (metrics if scope["path"] == "/metrics" else arriving)(scope, receive, send)
+        await (metrics if scope["path"] in aside else arriving)(scope, receive, send)
 
     with serve_asgi(app) as url:
         paths = ("/a", "/broken", "/c")
@@ -83,6 +84,7 @@ def test_requests_are_counted_where_they_wait_and_where_they_run() -> None:
         go_on.set()
         for thread in threads:
             thread.join(30)
+        httpx.get(f"{url}/health")
         after = numbers(httpx.get(f"{url}/metrics").text)
     found = numbers(page)
     assert found["truthgpt_replica_requests", "ongoing"] == 2
