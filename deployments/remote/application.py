@@ -23,6 +23,7 @@ from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.front import Handler, RoutedFront
 from truthgpt_serve.http.json_body import encode_json, model_entry
 from truthgpt_serve.http.routes import refuse
+from truthgpt_serve.server.infer.counts import TextCount
 from truthgpt_serve.server.infer.routes import PATH as INFER
 from truthgpt_serve.server.infer.routes import InferRoute, OverBackend
 from truthgpt_serve.server.openai_backend import OpenAIBackend
@@ -59,7 +60,8 @@ class RemoteApplication(RoutedFront):
         super().__init__(f"the relay of the model {names[0]!r}")
         self._name, self._names = names[0], names
         self._relay = relay
-        self._infer = InferRoute(OverBackend(backend, "RemoteModel"), self._own_name, bounds)
+        infer = OverBackend(backend, "RemoteModel")
+        self._infer = InferRoute(infer, self._own_name, bounds, TextCount)
         self._translating = Translating(relay, self.serve, self._name, bounds)
         self._translated = TRANSLATED if is_text else ()
         self._monitor = monitor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -27,8 +28,10 @@ from truthgpt_serve.server.audio.routes import TRANSLATIONS_PATH, AudioRoutes
 from truthgpt_serve.server.embeddings.routes import PATH as EMBEDDINGS_PATH
 from truthgpt_serve.server.embeddings.routes import EmbeddingRoutes
 from truthgpt_serve.server.encoded_bodies import EncodedBodies
+from truthgpt_serve.server.images.infer_count import ImageCount
 from truthgpt_serve.server.images.request import ROUTES
 from truthgpt_serve.server.images.routes import ImageRoutes
+from truthgpt_serve.server.infer.counts import InferCount, TextCount
 from truthgpt_serve.server.infer.routes import PATH as INFER_PATH
 from truthgpt_serve.server.infer.routes import InferRoute
 from truthgpt_serve.server.instance import ModelInstance
@@ -103,7 +106,9 @@ class Application(RoutedFront):
             self.serve, reader.read, reader.limits.check, instance.name, self._text.think
         )
         self._routes: dict[str, dict[str, Handler]] = {
-            INFER_PATH: {"POST": InferRoute(instance, reader.own_name, reader.bounds)},
+            INFER_PATH: {
+                "POST": InferRoute(instance, reader.own_name, reader.bounds, self._count_infer())
+            },
             "/v1/chat/completions": {"POST": self._text.chat},
             "/v1/completions": {"POST": self._text.complete},
             TOKENIZE_PATH: {"POST": self._text.tokenize},
@@ -166,6 +171,14 @@ class Application(RoutedFront):
         if is_tensors and isinstance(error, UnsupportedError):  # else its routes would have it
             error = ModelNotFoundError(f"the model {self._instance.name!r} has version 1 only")
         return error
+
+    def _count_infer(self) -> Callable[[], InferCount] | None:
+        """Returns what counts a request over `/v1/infer`; None where nobody can."""
+        if self._task == "image-generation":
+            return ImageCount
+        if self._task in ("text-generation", "embedding"):
+            return lambda: TextCount(self._text.tokenizer.count)
+        return None
 
     async def _translated(self, connection: Connection) -> None:
         self._instance.check_task("text-generation", "text routes")

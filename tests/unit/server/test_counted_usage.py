@@ -233,3 +233,69 @@ def test_an_image_whose_client_leaves_counts_with_the_steps_made(tmp_path: Path)
     assert 5 * 0.2 <= left.megapixel_steps <= 60 * 0.2
     assert ended.images == 1
     assert ended.megapixel_steps == pytest.approx(5 * 0.2)  # as it says
+
+
+def infer(client: httpx.Client, **inputs: Any) -> httpx.Response:
+    stream = inputs.pop("stream", False)
+    return client.post("/v1/infer", json={"model": "sample", "inputs": inputs, "stream": stream})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("cls", "task", "tokens"),
+    [
+        (Whole, "text-generation", (3, 2)),
+        (Streamed, "text-generation", (3, 40)),
+        (Telling, "text-generation", (30, 40)),
+        (Vectors, "embedding", (3, 0)),
+    ],
+)
+def test_infer_counts_as_the_tasks_own_routes(
+    tmp_path: Path, cls: type, task: str, tokens: tuple[int, int], stream: bool
+) -> None:
+    if cls is Streamed and not stream:
+        return
+    with serving(tmp_path, cls, task) as (client, told):
+        assert infer(client, text=PROMPT, stream=stream).status_code == 200
+    (ended,) = told
+    assert (ended.usage.prompt_tokens, ended.usage.completion_tokens) == tokens
+
+
+def test_infer_whose_client_leaves_or_that_fails(tmp_path: Path) -> None:
+    body = {"model": "sample", "inputs": {"text": PROMPT}, "stream": True}
+    with serving(tmp_path, Streamed) as (client, told):
+        with client.stream("POST", "/v1/infer", json=body) as answer:
+            next(answer.iter_lines())
+        wait_until(lambda: len(told) == 1)
+    assert 1 <= told[0].usage.completion_tokens < 30
+    assert told[0].usage.prompt_tokens == len(PROMPT) // 4
+    (tmp_path / "keys.yaml").unlink()
+    with serving(tmp_path, Failing) as (client, told):
+        assert infer(client, text=PROMPT).status_code == 400
+    assert told[0].usage.prompt_tokens == 0
+
+
+def test_images_over_infer(tmp_path: Path) -> None:
+    """They are held to the limit before the work, too."""
+    limit = {"image_megapixel_steps_per_minute": 20}
+    inputs = {"prompt": "red", "width": 500, "height": 400, "steps": 50}
+    with serving(tmp_path, Painter, "image-generation", **limit) as (client, told):
+        assert infer(client, **inputs).status_code == 200
+        assert infer(client, **inputs, stream=True).status_code == 200
+        assert infer(client, **inputs).status_code == 429
+        assert infer(client, prompt="red", width="wide", steps=-1).status_code == 429
+    assert [(each.usage.images, each.usage.megapixel_steps) for each in told[:2]] == [(1, 10)] * 2
+    assert told[2].usage.images == 0
+
+
+def test_steps_over_infer_whose_client_leaves(tmp_path: Path) -> None:
+    inputs = {"prompt": "red", "width": 500, "height": 400, "steps": 100}
+    body = {"model": "sample", "inputs": inputs, "stream": True}
+    with serving(tmp_path, Stepping, "image-generation") as (client, told):
+        with client.stream("POST", "/v1/infer", json=body) as answer:
+            lines = answer.iter_lines()
+            while '"step":5' not in next(lines).replace(" ", ""):
+                pass
+        wait_until(lambda: len(told) == 1)
+    assert told[0].usage.images == 0
+    assert 5 * 0.2 <= told[0].usage.megapixel_steps <= 60 * 0.2

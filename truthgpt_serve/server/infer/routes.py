@@ -13,6 +13,7 @@ from truthgpt_serve.http.json_body import parse_object
 from truthgpt_serve.request_schema import read_request
 from truthgpt_serve.server.execution.codec import Emit
 from truthgpt_serve.server.infer.codec import InferCodec, InferRequest
+from truthgpt_serve.server.infer.counts import InferCount
 
 PATH = "/v1/infer"
 
@@ -76,12 +77,20 @@ class InferRoute:
         find_name: Returns the name that the runner knows a request's `model` by, or raises
             ModelNotFoundError.
         bounds: What one request may take.
+        count: Makes what counts a request; None where an engine does.
     """
 
-    def __init__(self, runner: Runner, find_name: Callable[[str], str], bounds: Bounds) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        find_name: Callable[[str], str],
+        bounds: Bounds,
+        count: Callable[[], InferCount] | None = None,
+    ) -> None:
         self._runner = runner
         self._find_name = find_name
         self._bounds = bounds
+        self._count = count
 
     async def __call__(self, connection: Connection) -> None:
         """Answers one request."""
@@ -90,8 +99,11 @@ class InferRoute:
         request = read_request(InferRequest, body)
         name = self._find_name(request.model)
         caller = Caller(connection.request_id, name, connection.scope["headers"])
-        codec = InferCodec(request, caller, self._runner.label)
+        count = None if self._count is None else self._count()
+        codec = InferCodec(request, caller, self._runner.label, count)
         async with connection.guard(bounds.max_request_s) as guard:
+            if count is not None:
+                await count.begin(request.inputs)
             if not request.stream:
                 answer = await self._runner.run(codec)
                 guard.release()
