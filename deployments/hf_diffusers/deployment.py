@@ -7,7 +7,7 @@ are made on the engine's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from functools import partial
@@ -65,6 +65,17 @@ class DiffusersModel:
     def acceleration(self) -> dict[str, Any]:
         """The model's backend, for its card; empty before `load`."""
         return {} if self._engine is None else dict(self._engine.acceleration)
+
+    def expected_work(self, inputs: Mapping[str, Any]) -> tuple[int, int]:
+        """Returns about how many steps and pixels an image of these inputs takes.
+
+        Raises:
+            RequestError: An input is wrong.
+        """
+        if self._engine is None:
+            raise UnavailableError("the model is not loaded: call `load(cfg)` first")
+        found: tuple[int, int] = self._engine.expected_work(inputs)
+        return found
 
     async def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Makes one image.

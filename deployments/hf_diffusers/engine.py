@@ -14,7 +14,12 @@ from deployments.hf_diffusers.config import DiffusersSettings, default_ongoing_r
 from deployments.hf_diffusers.inputs.image_inputs import check_size, default_size
 from deployments.hf_diffusers.inputs.images import to_image
 from deployments.hf_diffusers.inputs.prompts import PromptCounter
-from deployments.hf_diffusers.inputs.requests import Capabilities, ImageCall, plan_call
+from deployments.hf_diffusers.inputs.requests import (
+    Capabilities,
+    ImageCall,
+    expected_work,
+    plan_call,
+)
 from deployments.hf_diffusers.metrics import format_metrics
 from deployments.hf_diffusers.pipelines.info import (
     IMAGE_TO_IMAGE,
@@ -143,6 +148,14 @@ class ImageEngine:
             RequestError: An input is wrong.
         """
         return plan_call(inputs, self.capabilities)
+
+    def expected_work(self, inputs: Mapping[str, Any]) -> tuple[int, int]:
+        """Returns about how many steps and pixels an image takes.
+
+        Raises:
+            RequestError: An input is wrong.
+        """
+        return expected_work(inputs, self.capabilities)
 
     def submit(self, call: ImageCall, on_event: Callable[[Event], None] | None = None) -> Job:
         """Starts an image.

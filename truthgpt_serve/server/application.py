@@ -175,7 +175,7 @@ class Application(RoutedFront):
     def _count_infer(self) -> Callable[[], InferCount] | None:
         """Returns what counts a request over `/v1/infer`; None where nobody can."""
         if self._task == "image-generation":
-            return ImageCount
+            return lambda: ImageCount(self._instance.model)
         if self._task in ("text-generation", "embedding"):
             return lambda: TextCount(self._text.tokenizer.count)
         return None

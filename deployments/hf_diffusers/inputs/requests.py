@@ -13,16 +13,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from PIL import Image
 
 from deployments.hf_diffusers.config import DiffusersSettings
 from deployments.hf_diffusers.inputs.fields import Fields, read_fields
 from deployments.hf_diffusers.inputs.image_inputs import (
     choose_pipeline,
+    default_size,
     place_input_images,
     read_input_images,
 )
 from deployments.hf_diffusers.inputs.prompts import PromptCounter
-from deployments.hf_diffusers.pipelines.info import TEXT_TO_IMAGE, PipelineInfo
+from deployments.hf_diffusers.pipelines.info import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, PipelineInfo
 from deployments.hf_diffusers.pipelines.schedulers import Schedulers
 from deployments.hf_diffusers.stepping import JobOptions
 from truthgpt_serve.errors import RequestError, UnsupportedError, failed_adapter
@@ -129,6 +131,25 @@ def plan_call(inputs: Mapping[str, Any], capabilities: Capabilities) -> ImageCal
 def make_generator(seed: int) -> torch.Generator:
     """Returns an image's random generator: on the CPU, so that every device draws the same."""
     return torch.Generator("cpu").manual_seed(seed)
+
+
+def expected_work(inputs: Mapping[str, Any], capabilities: Capabilities) -> tuple[int, int]:
+    """Returns about how many steps and pixels an image takes; looks at no image's content.
+
+    Raises:
+        RequestError: An input is wrong.
+    """
+    settings, given = capabilities.settings, inputs.get("image")
+    name = TEXT_TO_IMAGE if given is None else IMAGE_TO_IMAGE
+    info = capabilities.info.get(name) or next(iter(capabilities.info.values()))
+    names = ("steps", "quality", "width", "height")
+    fields = read_fields({key: inputs[key] for key in names if key in inputs})
+    width, height = default_size(info, settings)
+    images = given if isinstance(given, list) else [given]
+    if images and isinstance(images[0], Image.Image):
+        width, height = images[0].size
+    num_pixels = (fields.width or width) * (fields.height or height)
+    return _steps(fields, settings, info), min(num_pixels, settings.max_pixels)
 
 
 def _steps(fields: Fields, settings: DiffusersSettings, info: PipelineInfo) -> int:

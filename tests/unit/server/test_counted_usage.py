@@ -299,3 +299,33 @@ def test_steps_over_infer_whose_client_leaves(tmp_path: Path) -> None:
         wait_until(lambda: len(told) == 1)
     assert told[0].usage.images == 0
     assert 5 * 0.2 <= told[0].usage.megapixel_steps <= 60 * 0.2
+
+
+class Sized(Stepping):
+    """Chooses steps and size itself, and says what they will be."""
+
+    default_steps = None
+
+    def expected_work(self, inputs: dict[str, Any]) -> tuple[int, int]:
+        return inputs.get("steps", 100), 500 * 400
+
+    def stream(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        return super().stream({"steps": 100, "width": 500, "height": 400, **inputs})
+
+
+@pytest.mark.parametrize("path", ["/v1/images/generations", "/v1/infer"])
+def test_a_class_that_chooses_steps_and_size(tmp_path: Path, path: str) -> None:
+    """The limit holds before the work, and what was made counts with its own size."""
+    limit = {"image_megapixel_steps_per_minute": 35}
+    body = {"model": "sample", "prompt": "red", "stream": True, "progress": True}
+    if path == "/v1/infer":
+        body = {"model": "sample", "inputs": {"prompt": "red"}, "stream": True}
+    with serving(tmp_path, Sized, "image-generation", **limit) as (client, told):
+        with client.stream("POST", path, json=body) as first:
+            lines = first.iter_lines()
+            while '"step":5' not in next(lines).replace(" ", ""):
+                pass
+            assert client.post(path, json=body).status_code == 429
+        wait_until(lambda: len(told) == 2)
+    assert told[1].outcome == "cancelled"
+    assert 5 * 0.2 <= told[1].usage.megapixel_steps <= 60 * 0.2

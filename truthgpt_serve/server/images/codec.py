@@ -56,17 +56,24 @@ class ImageResult:
     usage: dict[str, Any] | None
 
 
-def megapixel_steps(inputs: Mapping[str, Any], num_pixels: int) -> float:
-    """Returns what an image costs: denoising steps times megapixels.
+def expected_work(model: Any, inputs: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns about how many denoising steps and pixels an image will have.
 
     Args:
-        inputs: Of the class; without `steps` there is one.
-        num_pixels: Of the image.
+        model: The class's instance, which says it if it has `expected_work`.
+        inputs: What the class gets; without `steps` there is one.
+
+    Raises:
+        TruthGPTError: The class finds an input wrong.
     """
-    return int(inputs.get("steps") or 1) * num_pixels / 1e6
+    ask = getattr(model, "expected_work", None)
+    if callable(ask):
+        steps, num_pixels = ask(inputs)
+        return int(steps), int(num_pixels)
+    return int(inputs.get("steps") or 1), _expected_pixels(inputs)
 
 
-def expected_pixels(inputs: Mapping[str, Any]) -> int:
+def _expected_pixels(inputs: Mapping[str, Any]) -> int:
     """Returns about how many pixels an image will have, by what the class gets."""
     if "width" in inputs:
         return int(inputs["width"] * inputs["height"])
@@ -85,6 +92,7 @@ class ImageCodec:
         partial_images: How many unfinished images are wanted.
         progress: Whether progress is wanted.
         shared: Whether other images of the request get the same uploads.
+        num_pixels: About how many it will have.
     """
 
     takes_long = False
@@ -97,12 +105,14 @@ class ImageCodec:
         partial_images: int = 0,
         progress: bool = False,
         shared: bool = False,
+        num_pixels: int = DEFAULT_PIXELS,
     ) -> None:
         self.done = False
         self._inputs = inputs
         self._label = label
         self._partial_images = partial_images
         self._num_pixels = self._num_steps = 0
+        self._expected_pixels = num_pixels
         if (usage := current_usage()) is not None:
             usage.at_end.append(self._count)
         self._progress = progress
@@ -202,7 +212,7 @@ class ImageCodec:
             usage.images += 1
             usage.megapixel_steps += (self._num_steps or 1) * self._num_pixels / 1e6
         elif not usage.failed:
-            usage.megapixel_steps += self._num_steps * expected_pixels(self._inputs) / 1e6
+            usage.megapixel_steps += self._num_steps * self._expected_pixels / 1e6
 
     def _wrong(self, method: str, found: Any, wanted: str) -> ServerError:
         verb = "yielded" if method == "stream" else "returned"

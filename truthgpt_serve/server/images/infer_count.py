@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from truthgpt_serve.server.images.codec import expected_pixels, megapixel_steps
+from truthgpt_serve.server.images.codec import expected_work
 from truthgpt_serve.server.images.files import is_image
 from truthgpt_serve.usage.counted import Usage, current_usage, reserve_images
 
@@ -15,12 +15,15 @@ class ImageCount:
 
     They are known where the class streams them; one that does not adds those of an image whose
     client left itself.
+
+    Args:
+        model: The class's instance.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: Any) -> None:
+        self._model = model
         self._used = current_usage()
-        self._inputs: dict[str, int] = {}
-        self._num_steps = self._num_pixels = 0
+        self._steps = self._num_steps = self._num_pixels = self._expected_pixels = 0
 
     async def begin(self, inputs: Mapping[str, Any]) -> None:
         """Notes the inputs, and asks whether there may be an image.
@@ -30,10 +33,9 @@ class ImageCount:
         """
         if self._used is None:
             return
-        numbers = {name: inputs.get(name) for name in ("steps", "width", "height")}
-        found = {name: n for name, n in numbers.items() if type(n) is int and 0 < n < 1 << 20}
-        self._inputs = found if {"width", "height"} <= found.keys() else _steps_of(found)
-        await reserve_images(megapixel_steps(self._inputs, expected_pixels(self._inputs)))
+        steps, self._expected_pixels = expected_work(self._model, _known(inputs))
+        self._steps = steps if "steps" in inputs else 0
+        await reserve_images(steps * self._expected_pixels / 1e6)
         self._used.at_end.append(self._count)
 
     def add(self, outputs: Any) -> None:
@@ -45,7 +47,7 @@ class ImageCount:
         if type(step) is int and step > 0:
             self._num_steps = step
         elif is_image(image):
-            self._num_steps = self._inputs.get("steps") or self._num_steps
+            self._num_steps = self._steps or self._num_steps
         if is_image(image):
             self._num_pixels = image.width * image.height
 
@@ -57,8 +59,17 @@ class ImageCount:
             usage.images += 1
             usage.megapixel_steps += (self._num_steps or 1) * self._num_pixels / 1e6
         elif not usage.failed:
-            usage.megapixel_steps += self._num_steps * expected_pixels(self._inputs) / 1e6
+            usage.megapixel_steps += self._num_steps * self._expected_pixels / 1e6
 
 
-def _steps_of(numbers: Mapping[str, int]) -> dict[str, int]:
-    return {name: number for name, number in numbers.items() if name == "steps"}
+def _known(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the inputs that say how large an image is; nothing else has been checked of them."""
+    numbers = {name: inputs.get(name) for name in ("steps", "width", "height")}
+    found: dict[str, Any] = {
+        name: number for name, number in numbers.items() if type(number) is int and number > 0
+    }
+    if not {"width", "height"} <= found.keys():
+        found = {name: number for name, number in found.items() if name == "steps"}
+    if isinstance(quality := inputs.get("quality"), str):
+        found["quality"] = quality
+    return found

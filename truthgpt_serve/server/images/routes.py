@@ -27,8 +27,7 @@ from truthgpt_serve.server.images.codec import (
     ImageResult,
     PartialImage,
     Progress,
-    expected_pixels,
-    megapixel_steps,
+    expected_work,
 )
 from truthgpt_serve.server.images.files import (
     EncodedImage,
@@ -146,8 +145,10 @@ class ImageRoutes:
         self._check_model(request)
         async with connection.guard(self._instance.max_request_s) as guard:
             await self._decode(request)
-            codecs = self._codecs(request)
-            work = _expected_work(request)
+            self._complete(request)
+            steps, num_pixels = expected_work(self._instance.model, request.inputs)
+            codecs = self._codecs(request, num_pixels)
+            work = request.fields.n * steps * num_pixels / 1e6
             await reserve_images(work)
             with self._instance.work.taking(work):
                 if request.fields.stream:
@@ -196,12 +197,15 @@ class ImageRoutes:
             )
         request.images, request.mask = [], None
 
-    def _codecs(self, request: ImageRequest) -> list[ImageCodec]:
+    def _complete(self, request: ImageRequest) -> None:
+        """Puts the steps into the inputs, unless the class chooses them."""
+        steps = getattr(self._instance.model, "default_steps", DEFAULT_STEPS)
+        if steps is not None:
+            request.inputs.setdefault("steps", steps)
+
+    def _codecs(self, request: ImageRequest, num_pixels: int) -> list[ImageCodec]:
         """Returns the codec of each image: the same inputs, but for the seed."""
         model, inputs = self._instance.model, request.inputs
-        steps = getattr(model, "default_steps", DEFAULT_STEPS)
-        if steps is not None:
-            inputs.setdefault("steps", steps)
         seed = request.fields.seed
         if seed is None and getattr(model, "accepts_seed", False):
             seed = secrets.randbelow(MAX_SEED - request.fields.n)
@@ -212,6 +216,7 @@ class ImageRoutes:
                 partial_images=request.fields.partial_images,
                 progress=request.fields.progress,
                 shared=request.fields.n > 1,
+                num_pixels=num_pixels,
             )
             for index in range(request.fields.n)
         ]
@@ -270,9 +275,3 @@ class ImageRoutes:
             return await self._executor.run(lambda: encode_partial(request, file, piece, index))
         image = Image(file, piece)
         return await self._executor.run(lambda: encode_completed(request, image, index))
-
-
-def _expected_work(request: ImageRequest) -> float:
-    """Returns denoising steps times megapixels of all images of a request."""
-    inputs = request.inputs
-    return request.fields.n * megapixel_steps(inputs, expected_pixels(inputs))

@@ -357,3 +357,15 @@ def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
         DiffusersModel().load(make_cfg("org/none"))
     with pytest.raises(ConfigError, match="cannot be loaded as a Diffusers pipeline"):
         DiffusersModel().load(make_cfg(tmp_path))
+
+
+def test_what_an_image_takes_is_known_before_it_is_made(weights: Path) -> None:
+    with open_model(make_cfg(weights, SETTINGS)) as model:
+        assert model.expected_work({"prompt": "a"}) == (3, 64 * 64)
+        assert model.expected_work({"prompt": "a", "quality": "high"}) == (5, 64 * 64)
+        asked = {"prompt": "a", "steps": 7, "width": 128, "height": 64}
+        assert model.expected_work(asked) == (7, 128 * 64)
+        upload = Image.new("RGB", (96, 64))
+        assert model.expected_work({"prompt": "a", "image": upload}) == (3, 96 * 64)
+        with pytest.raises(RequestError, match="quality"):
+            model.expected_work({"prompt": "a", "quality": "none"})
