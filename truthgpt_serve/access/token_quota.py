@@ -14,9 +14,20 @@ from truthgpt_serve.access.identity import Identity, identity_of
 from truthgpt_serve.access.meter import METERED_KEY, Metered
 from truthgpt_serve.access.quota import Quota, Reservation
 from truthgpt_serve.access.units import IMAGES, TOKENS, Unit
-from truthgpt_serve.http.asgi import READS, Message, Receive, Scope, Send, body_of, header
+from truthgpt_serve.http.asgi import (
+    READS,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    body_of,
+    header,
+    relative_path,
+)
 
 _FAILED, _ERROR = 400, 500
+_UNCOUNTED = frozenset(("/tokenize", "/detokenize", "/v1/messages/count_tokens"))
+"""Routes that say how many tokens there are, and use none."""
 
 
 class TokenQuota:
@@ -44,6 +55,7 @@ class TokenQuota:
             await self._app(scope, receive, send)
             return
         counts_tokens = self._quota.is_limited(identity, TOKENS)
+        counts_tokens &= relative_path(scope) not in _UNCOUNTED
         if not counts_tokens and not self._quota.is_limited(identity, IMAGES):
             await self._app(scope, receive, send)
             return

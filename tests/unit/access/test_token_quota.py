@@ -55,7 +55,11 @@ class Model:
 
 
 def ask(
-    app: TokenQuota, identity: Identity, *pieces: bytes, method: str = "POST"
+    app: TokenQuota,
+    identity: Identity,
+    *pieces: bytes,
+    method: str = "POST",
+    path: str = "/v1/completions",
 ) -> dict[str, str]:
     """Sends a request; returns the headers of the answer."""
     messages = [
@@ -71,7 +75,8 @@ def ask(
         sent.append(message)
 
     async def serve() -> None:
-        scope = {"type": "http", "method": method, "headers": [], SCOPE_KEY: identity}
+        line = {"type": "http", "method": method, "path": path}
+        scope: Scope = {**line, "headers": [], SCOPE_KEY: identity}
         metered = await Meter(app._quota, lambda ended: None).begin(identity, scope, send)
 
         async def serve_noted(scope: Scope, receive: Receive, send: Send) -> None:
@@ -116,6 +121,14 @@ def test_a_refusal_says_when_the_same_request_fits(quota: Quota) -> None:
         "The key 'team' may use 1000 tokens in a minute; try again in 61 s"
     )
     assert dict(refused.value.headers)[b"x-ratelimit-remaining-tokens"] == b"50"
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/detokenize", "/v1/messages/count_tokens"])
+def test_who_asks_for_the_number_of_tokens_uses_none(quota: Quota, path: str) -> None:
+    app = TokenQuota(Model(), quota)
+    for _ in range(9):
+        assert "x-ratelimit-remaining-tokens" not in ask(app, TEAM, body(), path=path)
+    assert remaining(ask(app, TEAM, body(max_tokens=300))) == 600
 
 
 def test_what_asks_for_more_than_the_limit_is_let_in_alone(quota: Quota) -> None:
@@ -180,7 +193,7 @@ def test_an_answer_to_a_client_that_has_left_counts_as_none(quota: Quota) -> Non
         return messages.pop(0)
 
     async def serve() -> None:
-        scope = {"type": "http", "method": "POST", "headers": [], SCOPE_KEY: TEAM}
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": [], SCOPE_KEY: TEAM}
         scope |= {"path": "/v1/completions"}
         metered = await Meter(quota, lambda ended: None).begin(TEAM, scope, refuse)
         await metered.answer(bounded, scope, receive)
