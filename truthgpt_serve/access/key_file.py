@@ -28,6 +28,7 @@ _FastLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MAX_NAME = 64
 MAX_MODELS = 256
 MAX_KEYS = 4000
+_NULL = "tag:yaml.org,2002:null"
 _HEX = re.compile(r"[0-9a-f]{64}")
 _PATTERN = re.compile(r"[A-Za-z0-9*][A-Za-z0-9._:@+/*-]*")
 
@@ -229,7 +230,7 @@ def reread_keys(path: Path) -> KeyFile | None:
     try:
         loader = _FastLoader(data.decode())
         node = loader.get_single_node()
-        if node is None:
+        if node is None or node.tag == _NULL:
             return None
         if _has_no_key_twice(node):
             return KeyFile.model_validate(loader.construct_document(node))

@@ -54,7 +54,10 @@ keys:
     assert read_keys(plain).keys[0].to_identity().expires_s == math.inf
 
 
-@pytest.mark.parametrize("text", ["", "keys: []", "# nothing", "cached_token_weight: 0.5"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "keys: []", "# nothing", "cached_token_weight: 0.5", "---", "null", "---\n# none\n"],
+)
 def test_no_keys(tmp_path: Path, text: str) -> None:
     path = write(tmp_path, text)
     again = reread_keys(path)
