@@ -206,7 +206,7 @@ def test_images(tmp_path: Path) -> None:
 
 
 class Stepping(Painter):
-    default_steps = 100
+    default_steps: int | None = 100
 
     def stream(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for step in range(inputs["steps"]):
