@@ -15,13 +15,12 @@ from truthgpt_serve.access.fair_queue import FairQueue
 from truthgpt_serve.access.identity import ANONYMOUS, Identity, identity_of
 from truthgpt_serve.access.queued import Ticket, give_up
 from truthgpt_serve.errors import OverloadedError, RequestError
-from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, header, is_work
+from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, is_work
+from truthgpt_serve.http.client_limits import read_turn_limit
 from truthgpt_serve.http.connection import refuse_websocket
 from truthgpt_serve.queue_full import PLACE_HEADER, whole_seconds
 from truthgpt_serve.usage.counted import current_usage, note_refusal
 
-TIMEOUT_HEADER = b"x-request-timeout-ms"
-MAX_DIGITS = 9
 QUEUE, DEADLINE = "queue", "deadline"
 """Why requests are refused here."""
 _FAILED = 400
@@ -101,7 +100,7 @@ class Turns:
 
     def _check_time(self, scope: Scope, identity: Identity) -> float | None:
         """Returns how long a request may take, if it says so."""
-        limit_s = read_timeout(scope)
+        limit_s = read_turn_limit(scope)
         if limit_s is not None or self._queue.num_waiting:
             self._check(identity, limit_s)
         return limit_s
@@ -164,20 +163,3 @@ class Turns:
             f"The turn of this request at {self._owner} {what}, and {limit}",
             retry_after_s=whole_seconds(retry_after_s),
         )
-
-
-def read_timeout(scope: Scope) -> float | None:
-    """Returns how long a request may take as its header says, in seconds; None without one.
-
-    Raises:
-        RequestError: It says no time.
-    """
-    value = header(scope["headers"], TIMEOUT_HEADER)
-    if value is None:
-        return None
-    if not value.isdigit() or len(value) > MAX_DIGITS or not int(value):
-        most = "9" * MAX_DIGITS
-        raise RequestError(
-            f"`x-request-timeout-ms` must be a whole number of milliseconds from 1 to {most}"
-        )
-    return int(value) / 1000

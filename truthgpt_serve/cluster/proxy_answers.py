@@ -55,7 +55,7 @@ class ProxyAnswers:
         finally:
             if answer.error is not None or not answer.has_begun:
                 error = answer.error or UpstreamError(
-                    f"A replica of {_owner(scope)} failed before it answered"
+                    f"A replica of {owner_of(scope)} failed before it answered"
                 )
                 await self._refuse(_worded(error, answer.text, scope), scope, receive, send)
 
@@ -74,14 +74,15 @@ def below_mount(path: str) -> str:
     return path[found.end() :] if found else path
 
 
-def _owner(scope: Scope) -> str:
+def owner_of(scope: Scope) -> str:
+    """Returns whose answer a request waits for, in words."""
     found = _MODEL.match(scope["path"])
     return f"the model {found[1]!r}" if found else "the router"
 
 
 def _worded(error: TruthGPTError, text: bytes, scope: Scope) -> TruthGPTError:
     if error.status == OverloadedError.status and (queued := _QUEUED.search(text)):
-        return queue_full(_owner(scope).removeprefix("the "), int(queued[1]))
+        return queue_full(owner_of(scope).removeprefix("the "), int(queued[1]))
     for kind in (UnavailableError, RouteNotFoundError):
         if error.status == kind.status:
             return kind(error.message)

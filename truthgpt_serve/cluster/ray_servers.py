@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import Any
 
+from truthgpt_serve.cluster.held_requests import HeldRequests
 from truthgpt_serve.cluster.old_clients import OldClientsProtocol
 from truthgpt_serve.cluster.proxy_answers import ProxyAnswers
 from truthgpt_serve.http.client_limits import ClientLimits
@@ -182,9 +183,10 @@ def proxy_callback() -> list[Any]:
 def _proxy_start(original: Start) -> Start:
     async def start(app: Any, http_options: Any, **options: Any) -> tuple[Any, Any]:
         if http_options.port == _fallback_port():
-            limited = ClientLimits(refuse_metrics(app), [ANY])  # it knows no `cors`
-            return await _start(original, limited, http_options, **options)
-        answers = ProxyAnswers(ClientLimits(app, [ANY]), [ANY])
+            held = HeldRequests(refuse_metrics(app), [ANY])  # it knows no `cors`
+            answers = ProxyAnswers(ClientLimits(held, [ANY]), [ANY])
+            return await _start(original, answers, http_options, **options)
+        answers = ProxyAnswers(ClientLimits(HeldRequests(app, [ANY]), [ANY]), [ANY])
         task, server = await original(answers, http_options, **options)
         server.config.http = OldClientsProtocol
         return task, server

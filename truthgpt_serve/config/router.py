@@ -43,7 +43,8 @@ class RouterConfig(Section):
 
     hold_timeout_s: NonNegativeNumber = 60
     """Seconds that a request for a model which has run before is held while it scales from zero or
-    is replaced, then 503. More hides longer starts and keeps clients waiting longer."""
+    is replaced, then 503; at `/models/<name>` too. More hides longer starts and keeps clients
+    waiting longer."""
 
     connect_timeout_s: PositiveNumber = 5
     """Seconds to open a connection to the proxy. More tolerates a busier node."""

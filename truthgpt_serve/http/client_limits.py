@@ -11,7 +11,7 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from truthgpt_serve.errors import SlowRequestError
+from truthgpt_serve.errors import RequestError, SlowRequestError
 from truthgpt_serve.http.asgi import (
     UNREAD_TIMEOUT_S,
     Message,
@@ -30,6 +30,8 @@ from truthgpt_serve.http.sse import WholeEvents, is_event_stream
 App = Callable[[Scope, Receive, Send], Awaitable[Any]]
 HEADER = "x-request-timeout-seconds"
 _HEADER = HEADER.encode()
+TURN_HEADER = b"x-request-timeout-ms"
+MAX_DIGITS = 9
 _PLAIN = b"text/plain"
 
 
@@ -90,6 +92,23 @@ def read_limit(scope: Scope) -> float | None:
     except ValueError:
         return None
     return limit_s if 0 < limit_s < math.inf else None
+
+
+def read_turn_limit(scope: Scope) -> float | None:
+    """Returns how long a request may wait for its turn as its header says, in seconds, or None.
+
+    Raises:
+        RequestError: It says no time.
+    """
+    value = header(scope["headers"], TURN_HEADER)
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > MAX_DIGITS or not int(value):
+        most = "9" * MAX_DIGITS
+        raise RequestError(
+            f"`x-request-timeout-ms` must be a whole number of milliseconds from 1 to {most}"
+        )
+    return int(value) / 1000
 
 
 class _Answer:

@@ -16,9 +16,9 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from truthgpt_serve.access.turns import MAX_DIGITS, read_timeout
 from truthgpt_serve.errors import OverloadedError
 from truthgpt_serve.http.asgi import Scope
+from truthgpt_serve.http.client_limits import MAX_DIGITS, read_turn_limit
 from truthgpt_serve.queue_full import queue_full, whole_seconds
 from truthgpt_serve.router.model_entry import ModelEntry
 from truthgpt_serve.router.waiting.claims import Claimant, claimant_of
@@ -139,7 +139,7 @@ class Admission:
         if room is None or (requests.num_running < room.limit and not requests.claims):
             requests.begin(who)
         else:
-            limit_s = None if scope is None else read_timeout(scope)
+            limit_s = None if scope is None else read_turn_limit(scope)
             await self._ask(requests, who, room, limit_s)
         began_s, is_done = requests.clock(), False
         try:

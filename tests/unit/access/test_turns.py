@@ -11,9 +11,10 @@ import pytest
 
 from truthgpt_serve.access.fair_queue import FairQueue
 from truthgpt_serve.access.identity import SCOPE_KEY, Identity
-from truthgpt_serve.access.turns import Turns, read_timeout
+from truthgpt_serve.access.turns import Turns
 from truthgpt_serve.errors import RequestError
 from truthgpt_serve.http.asgi import Receive, Scope, Send, send_json
+from truthgpt_serve.http.client_limits import read_turn_limit
 from truthgpt_serve.queue_full import PLACE_HEADER
 from truthgpt_serve.server.bounded import BoundedRequests
 from truthgpt_serve.usage.counted import Usage, counting
@@ -231,7 +232,7 @@ async def test_an_application_cannot_say_how_fast_places_come() -> None:
 def test_headers_that_say_no_time(value: str) -> None:
     headers = [(b"x-request-timeout-ms", value.encode("latin-1"))]
     with pytest.raises(RequestError, match=r"whole number of milliseconds from 1 to 999999999$"):
-        read_timeout({"headers": headers})
-    assert read_timeout({"headers": []}) is None
-    assert read_timeout({"headers": [(b"x-request-timeout-ms", b"1500")]}) == 1.5
-    assert read_timeout({"headers": [(b"x-request-timeout-ms", b"999999999")]}) == 999_999.999
+        read_turn_limit({"headers": headers})
+    assert read_turn_limit({"headers": []}) is None
+    assert read_turn_limit({"headers": [(b"x-request-timeout-ms", b"1500")]}) == 1.5
+    assert read_turn_limit({"headers": [(b"x-request-timeout-ms", b"999999999")]}) == 999_999.999
