@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from truthgpt_serve.cli._numbers import FiniteRange
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -46,16 +48,16 @@ _OPTIONS = (
                  "With --rate or --trace: the most at once."),
     click.option("--rate", metavar="R[,R...]",
                  help="Requests a second at random times, one measurement for each number."),
-    click.option("--burstiness", type=click.FloatRange(min=0, min_open=True), default=1.0,
+    click.option("--burstiness", type=FiniteRange(min=0, min_open=True), default=1.0,
                  show_default=True, help="Of --rate: 1 is a Poisson process, below 1 comes in "
                  "bursts, above 1 is more even, inf is constant."),
     click.option("--trace", type=_OLD_FILE, help="Send at the times of a JSONL or CSV file."),
-    click.option("--trace-speed", type=click.FloatRange(min=0, min_open=True), default=1.0,
+    click.option("--trace-speed", type=FiniteRange(min=0, min_open=True), default=1.0,
                  show_default=True, help="How much faster than in the trace."),
     click.option("--requests", type=click.IntRange(min=1),
                  help="Requests of each measurement; by default 8 for each one at once, or 30 s of "
                  "the rate, at least 20."),
-    click.option("--duration", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+    click.option("--duration", type=FiniteRange(min=0, min_open=True), metavar="SECONDS",
                  help="Send for so long instead."),
     click.option("--warmup", type=click.IntRange(min=0), default=1, show_default=True,
                  help="Requests before each measurement that do not count."),
@@ -64,7 +66,7 @@ _OPTIONS = (
                  help="Length of random prompts; by default 64, and 6 of images."),
     click.option("--output-len", type=click.IntRange(min=1),
                  help="Most tokens of an answer; by default the dataset's, else 128."),
-    click.option("--range-ratio", type=click.FloatRange(0, 1, max_open=True), default=0.0,
+    click.option("--range-ratio", type=FiniteRange(0, 1, max_open=True), default=0.0,
                  show_default=True, help="Random lengths differ by so much both ways."),
     click.option("--unit", type=click.Choice(["words", "tokens"]), default="words",
                  show_default=True, help="Of --input-len; tokens needs the server's /tokenize."),
@@ -87,9 +89,9 @@ _OPTIONS = (
     click.option("--slo", metavar="LIMITS", help="Limits in milliseconds of a good request, for "
                  "goodput: ttft=200,tpot=30,e2e=2000."),
     click.option("--percentiles", default="90,99", show_default=True, metavar="P[,P...]"),
-    click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=300.0,
+    click.option("--timeout", type=FiniteRange(min=0, min_open=True), default=300.0,
                  show_default=True, metavar="SECONDS", help="The longest time of one request."),
-    click.option("--allow-failed", type=click.FloatRange(0, 100), default=0.0, show_default=True,
+    click.option("--allow-failed", type=FiniteRange(0, 100), default=0.0, show_default=True,
                  metavar="PERCENT", help="Exit with 0 if no more requests fail than this."),
     click.option("--label", help="Names the results in reports."),
     click.option("-o", "--output", type=_FILE,

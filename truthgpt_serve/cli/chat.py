@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from truthgpt_serve.cli._numbers import FiniteRange
 from truthgpt_serve.cli._service.completion import complete_models
 from truthgpt_serve.cli.main import EXIT_INTERRUPTED
 
@@ -23,7 +24,7 @@ TASK = "text-generation"
 @click.option("--prompt", "-p", help="Ask this, print the answer and stop; - is standard input.")
 @click.option("--system", "-s", help="The system prompt.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Longest answer, in tokens.")
-@click.option("--temperature", type=click.FloatRange(0, 2), help="0 is the likeliest answer.")
+@click.option("--temperature", type=FiniteRange(0, 2), help="0 is the likeliest answer.")
 @click.option("--seed", type=click.IntRange(min=0), help="Repeats a drawn answer.")
 @click.option("--stats", is_flag=True, help="Say after each answer how fast it came.")
 @click.pass_context

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from truthgpt_serve.cli._image.show import WAYS, find_way, render
+from truthgpt_serve.cli._numbers import FiniteRange
 from truthgpt_serve.cli._service.completion import complete_models
 from truthgpt_serve.cli.main import EXIT_INTERRUPTED
 
@@ -37,7 +38,7 @@ TASK = "image-generation"
 @click.option("--size", metavar="WxH", help="Pixels, such as 512x512.")
 @click.option("--steps", type=click.IntRange(min=1), help="Denoising steps.")
 @click.option("--negative-prompt", help="What must not be in the image.")
-@click.option("--guidance-scale", type=click.FloatRange(min=0), help="How closely to follow.")
+@click.option("--guidance-scale", type=FiniteRange(min=0), help="How closely to follow.")
 @click.option(
     "--show", type=click.Choice(WAYS), default="auto", help="How the terminal shows an image."
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from truthgpt_serve.cli._numbers import FiniteRange
 from truthgpt_serve.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ TASKS = ("text-generation", "image-generation", "embedding", "tensor", "custom")
 )
 @click.option("--task", type=click.Choice(TASKS), help="What it does; by default its files say it.")
 @click.option("--family", help="What runs it; by default as its files and the task say.")
-@click.option("--gpus", type=click.FloatRange(min=0), help="GPUs for each replica.")
+@click.option("--gpus", type=FiniteRange(min=0), help="GPUs for each replica.")
 @click.option(
     "--serve-file",
     type=click.Path(dir_okay=False, path_type=Path),

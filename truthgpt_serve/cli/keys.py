@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from truthgpt_serve.cli._numbers import FiniteRange
 from truthgpt_serve.cli._table import DASH, open_console
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def revoke(name: str, file: Path | None) -> None:
 @click.argument("name")
 @_FILE
 @click.option(
-    "--grace", type=click.FloatRange(min=0, max=60 * 24 * 365), default=0.0, metavar="MINUTES",
+    "--grace", type=FiniteRange(min=0, max=60 * 24 * 365), default=0.0, metavar="MINUTES",
     help="How long the former key still works.", show_default=True,
 )  # fmt: skip
 def rotate(name: str, file: Path | None, grace: float) -> None:

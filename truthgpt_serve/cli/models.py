@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from truthgpt_serve.cli._numbers import FiniteRange
 from truthgpt_serve.cli._table import DASH, open_console
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ _STYLES = {"RUNNING": "green", "DEPLOYING": "yellow", "UNHEALTHY": "red", "DEPLO
 @click.option("--watch", "-w", is_flag=True, help="Show it anew until Ctrl-C.")
 @click.option(
     "--interval",
-    type=click.FloatRange(min=0.5, max=3600),
+    type=FiniteRange(min=0.5, max=3600),
     default=2.0,
     show_default=True,
     metavar="SECONDS",

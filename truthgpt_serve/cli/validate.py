@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from truthgpt_serve.cli._numbers import FiniteRange
 from truthgpt_serve.cli.main import EXIT_FAULT
 from truthgpt_serve.garbage import rare_collections
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--progress",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     metavar="SECONDS",
     help="Say every so many seconds which module is being imported.",
 )
