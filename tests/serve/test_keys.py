@@ -708,7 +708,8 @@ def test_panels_of_tenants_have_data_in_a_real_prometheus(guarded: Guarded, tmp_
     key = bearer(add_key(guarded.file, {"name": "shown", "tokens_per_minute": 60}))
     few = {**CHAT, "model": "few", "stream": True, "max_tokens": 4}
     page = f"{url}/models/few/metrics"
-    target = Target("x/truthgpt-engines", page, {"application": "few"}, guarded.keys["team"])
+    scraper = add_key(guarded.file, {"name": "scraper", "admin": True})
+    target = Target("x/truthgpt-engines", page, {"application": "few"}, scraper)
     with running_prometheus(tmp_path, [target]) as server:
 
         def with_data() -> set[str]:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
+from truthgpt_serve.access.identity import identity_of
 from truthgpt_serve.errors import TruthGPTError, UpstreamError
 from truthgpt_serve.http.asgi import Headers, Message, Receive, Scope, Send, send_bytes
 from truthgpt_serve.http.probes import METRICS
@@ -24,6 +25,8 @@ OWN_QUERY = b"replica=own"
 FETCH_TIMEOUT_S = 3.0
 NO_METRICS = (400, 404)
 """Answers of an application without metrics of its own: its replicas are counted all the same."""
+OF_KEYS = "truthgpt_key_"
+"""How the names of metrics begin that have the label `key`."""
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 UP = "truthgpt_replica_up"
 _UP_HEAD = f"# HELP {UP} Whether the replica answered this scrape.\n# TYPE {UP} gauge"
@@ -80,6 +83,9 @@ class ReplicaMetrics:
             text = f"{text.rstrip()}\n{await asyncio.to_thread(page)}".lstrip()
         if scope.get("query_string", b"") != OWN_QUERY:
             text = merge({self._replica: text, **await self._others(path.encode())})
+        identity = identity_of(scope)
+        if identity is not None and not (identity.admin or identity.is_internal):
+            text = without_other_keys(text, identity.name)
         await send_bytes(send, text.encode(), CONTENT_TYPE)
 
     async def _others(self, path: bytes) -> dict[str, str | None]:
@@ -94,6 +100,20 @@ class ReplicaMetrics:
         asked = (_fetch(address, path, headers) for address in others.values())
         pages = await asyncio.gather(*asked)
         return dict(zip(others, pages, strict=True))
+
+
+def without_other_keys(text: str, name: str) -> str:
+    """Returns a page without what other keys used, which is for those that may read it."""
+    own = f'key="{name}"'
+    lines = (
+        line for line in text.split("\n") if not line.startswith(OF_KEYS) or own in _labels(line)
+    )
+    return "\n".join(lines)
+
+
+def _labels(line: str) -> list[str]:
+    found = _SAMPLE.fullmatch(line)
+    return [] if found is None else (found[2] or "").split(",")
 
 
 async def _fetch(address: Address, path: bytes, headers: Headers) -> str | None:

@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from tests.support.servers import serve_asgi
+from truthgpt_serve.access.identity import SCOPE_KEY, Identity
 from truthgpt_serve.cluster.ports import free_port
 from truthgpt_serve.http.asgi import Receive, Scope, Send, send_bytes
 from truthgpt_serve.replica.metrics import UP, Address, ReplicaMetrics, label, merge
@@ -153,3 +154,37 @@ def test_a_name_is_escaped() -> None:
 
 def test_no_page_at_all() -> None:
     assert value(samples(merge({"r1": None})), UP, replica="r1") == 0
+
+
+KEYS = r"""# HELP truthgpt_key_tokens_total Tokens.
+# TYPE truthgpt_key_tokens_total counter
+truthgpt_key_tokens_total{key="team",kind="prompt",model="m"} 1
+truthgpt_key_tokens_total{key="team-b",kind="prompt",model="m"} 2
+truthgpt_key_tokens_total{key="other",kind="prompt",model="key=\"team\",m"} 3
+waiting 4
+"""
+
+
+@pytest.mark.parametrize(
+    ("identity", "seen"),
+    [
+        (Identity("team"), [1.0]),
+        (Identity("nobody"), []),
+        (Identity("team", admin=True), [1.0, 2.0, 3.0]),
+        (Identity("", is_internal=True), [1.0, 2.0, 3.0]),
+        (None, [1.0, 2.0, 3.0]),
+    ],
+)
+def test_a_key_reads_what_it_used_itself(identity: Identity | None, seen: list[float]) -> None:
+    metrics = ReplicaMetrics(exporter(1), "r1", others({}), [lambda: KEYS])
+
+    async def known(scope: Any, receive: Any, send: Any) -> None:
+        await metrics({**scope, SCOPE_KEY: identity}, receive, send)
+
+    with serve_asgi(known) as url:
+        pages = [httpx.get(f"{url}{PATH}{query}").text for query in ("", "?replica=own")]
+    for page in pages:
+        found = samples(page)
+        values = [number for (name, _), number in found.items() if name.startswith("truthgpt_key_")]
+        assert sorted(values) == seen
+        assert 4.0 in [number for (name, _), number in found.items() if name == "waiting"]
