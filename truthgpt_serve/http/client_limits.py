@@ -83,8 +83,8 @@ class ClientLimits:
 
 
 def read_limit(scope: Scope) -> float | None:
-    """Returns a request's own limit in seconds as Ray Serve reads it, or None."""
-    value = header(scope["headers"], _HEADER)
+    """Returns a request's own limit in seconds by its last header, as Ray reads it, or None."""
+    value = header(reversed(scope["headers"]), _HEADER)
     if value is None:
         return None
     try:

@@ -10,11 +10,14 @@ from typing import Any
 
 import httpx
 import pytest
-from ray.serve._private.http_util import convert_object_to_asgi_messages
+from ray.serve._private.http_util import (
+    convert_object_to_asgi_messages,
+    parse_request_timeout_header,
+)
 
 from tests.support.servers import serve_asgi
 from truthgpt_serve.http.asgi import Receive, Scope, Send, send_json
-from truthgpt_serve.http.client_limits import HEADER, ClientLimits
+from truthgpt_serve.http.client_limits import HEADER, ClientLimits, read_limit
 from truthgpt_serve.http.sse import DONE_EVENT, format_event
 
 PAGE = "https://chat.example.com"
@@ -106,6 +109,14 @@ async def test_a_whole_answer_passes(limit: str) -> None:
     async with asking(whole, limit) as client:
         answer = await client.post("/models/m/v1/completions")
     assert answer.content == format_event(b"1") + DONE_EVENT
+
+
+@pytest.mark.parametrize("last", [b"0.1", b"soon", b"-1"])
+def test_of_several_the_last_counts_as_for_ray(last: bytes) -> None:
+    headers = [(HEADER.encode(), b"9"), (b"accept", b"*/*"), (HEADER.encode(), last)]
+    limit_s = read_limit({"type": "http", "headers": headers})
+    assert limit_s == parse_request_timeout_header(dict(headers), None)
+    assert limit_s == (0.1 if last == b"0.1" else None)
 
 
 async def test_another_408_passes() -> None:
