@@ -120,6 +120,10 @@ ROUTES: tuple[Route, ...] = (
 )
 
 
+_NO_IDS = ("/v1/responses/input_tokens", "/v1/responses/compact")
+"""Routes of OpenAI's that do not exist here; their last words are no ids of responses."""
+
+
 def find_routes(path: str, address: str) -> list[Route]:
     """Returns the routes that have a path; there are two where methods differ.
 
@@ -127,6 +131,8 @@ def find_routes(path: str, address: str) -> list[Route]:
         path: The path, below the mount point.
         address: `service` for the one address, `model` for a model's own.
     """
+    if path in _NO_IDS:
+        return []
     found = _BY_PATH.get(path)
     if found is None:
         parts = _short_name(path).split("/", maxsplit=_MOST_PARTS)
