@@ -7,17 +7,20 @@ an `AttributeError`, which vLLM answers with 500.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Request, Response
-from pydantic import Discriminator, Tag
+from pydantic import Discriminator, Tag, ValidationError
+from pydantic_core import ErrorDetails
 
 from truthgpt_serve.errors import RequestError
 from truthgpt_serve.http.asgi import relative_path
 from truthgpt_serve.http.envelope import error_body
 from truthgpt_serve.http.json_body import encode_json
 from truthgpt_serve.request_schema import RequestModel, Wanted, bad_field, read_request
+from truthgpt_serve.wording import words_of
 
 
 def _is(kind: type, tag: str) -> Discriminator:
@@ -85,6 +88,8 @@ class Fields(RequestModel):
 
 
 _CHAT_ROUTES = ("/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens")
+_OPENAI_CHATS = ("/v1/chat/completions", "/v1/chat/completions/batch")
+_URLS = ("image_url", "video_url", "audio_url")
 
 _KINDS = (AttributeError, TypeError, KeyError, IndexError, OverflowError)
 _READERS = (("/vllm/entrypoints/", "protocol.py"), ("/vllm/renderers/", "chat_utils.py"))
@@ -92,15 +97,111 @@ _READERS = (("/vllm/entrypoints/", "protocol.py"), ("/vllm/renderers/", "chat_ut
 
 
 def check_kinds(path: str, body: Mapping[str, Any]) -> None:
-    """Checks the types of such fields.
+    """Checks the types of such fields, and of what vLLM would not name.
 
     Raises:
-        RequestError: One, or a part of a message, has another type; or a chat has null in the
-            place of its messages.
+        RequestError: One, or a part or a call of a message, has another type; or a chat has null
+            in the place of its messages.
     """
     read_request(Fields, body)
     if path in _CHAT_ROUTES and body.get("messages", ()) is None:
         raise bad_field("messages", "must be a list, not null")
+    if path in _OPENAI_CHATS:
+        messages = _messages(body.get("messages") or ())
+        if odd := [(place, message) for place, message in messages if _is_odd(message)]:
+            _check_lists(odd)
+
+
+def _messages(items: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """Yields each message of a conversation, or of several, and its place."""
+    for index, item in enumerate(items):
+        place = f"messages[{index}]"
+        if isinstance(item, list):
+            yield from ((f"{place}[{inner}]", message) for inner, message in enumerate(item))
+        else:
+            yield place, item
+
+
+def _is_odd(message: Any) -> bool:
+    """Whether vLLM may refuse a part of a message's content, or one of its calls."""
+    if not isinstance(message, dict):
+        return False
+    parts = message.get("content")
+    return (isinstance(parts, list) and not all(map(_is_part, parts))) or _has_odd_call(message)
+
+
+def _has_odd_call(message: Mapping[str, Any]) -> bool:
+    calls = message.get("tool_calls")
+    return (
+        message.get("role") == "assistant"
+        and isinstance(calls, list)
+        and not all(map(_is_call, calls))
+    )
+
+
+def _is_part(part: Any) -> bool:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text":
+        return _has_texts(part, "text")
+    return kind in _URLS and _has_texts(part.get(kind), "url") and len(part[kind]) == 1
+
+
+def _is_call(call: Any) -> bool:
+    if not _has_texts(call, "id"):
+        return False
+    if call.get("type") == "custom":
+        return _has_texts(call.get("custom"), "name", "input")
+    return call.get("type") == "function" and _has_texts(call.get("function"), "name", "arguments")
+
+
+def _has_texts(value: Any, *names: str) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in names)
+
+
+def _check_lists(messages: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Checks the lists in messages that vLLM's model reads last, and names by their items alone.
+
+    What it takes there depends on a message's other fields, so the model itself is asked.
+    """
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
+    try:
+        body = {"messages": [message for _, message in messages]}
+        read: list[Any] = ChatCompletionRequest.model_validate(body).messages
+    except ValidationError as error:
+        place = next((place for place, message in messages if _has_odd_call(message)), None)
+        if place and isinstance(next(iter(error.errors()[0]["loc"]), None), int):
+            raise _fault(f"{place}.tool_calls", error) from None
+        return  # it names the place
+    except _KINDS:
+        return
+    for (place, _), message in zip(messages, read, strict=True):
+        parts = message.get("content") if isinstance(message, dict) else None
+        try:
+            if isinstance(parts, Iterator):
+                list(parts)
+        except ValidationError as error:
+            raise _fault(f"{place}.content", error) from None
+
+
+def _fault(place: str, error: ValidationError) -> RequestError:
+    detail = _nearest(error.errors(include_url=False))
+    return bad_field(place + _shown(detail["loc"]), words_of(detail))
+
+
+def _nearest(details: Sequence[ErrorDetails]) -> ErrorDetails:
+    """Returns a fault of the kind of part or call that has fewest; what kind it is comes first."""
+    num_faults = Counter(detail["loc"][1:2] for detail in details)
+    return min(details, key=lambda x: (num_faults[x["loc"][1:2]], x["loc"][-1] != "type"))
+
+
+def _shown(location: tuple[int | str, ...]) -> str:
+    """Returns a place without the names of pydantic's classes in it."""
+    return "".join(
+        f"[{key}]" if isinstance(key, int) else f".{key}"
+        for key in location
+        if isinstance(key, int) or not key[:1].isupper()
+    )
 
 
 def refuse_misread_fields(app: FastAPI) -> None:

@@ -65,7 +65,7 @@ async def test_other_errors_pass(app: Any) -> None:
 def test_the_field_is_named(name: str, value: Any) -> None:
     body = {"model": "x", name: value}
     if isinstance(value, list if name in ("messages", "tools") else dict):
-        check_kinds("/v1/chat/completions", body)
+        check_kinds("/tokenize", body)
         return
     with pytest.raises(RequestError, match=f"`{name}` must be an? (list|object), not ") as caught:
         check_kinds("/v1/completions", body)
@@ -102,6 +102,92 @@ def test_parts_that_may_be_there() -> None:
     ]
     for messages in ([{"role": "user", "content": good}], [None, 5, {"content": 5}], None):
         check_kinds("/tokenize", {"messages": messages})
+
+
+CHAT = "/v1/chat/completions"
+FUNCTION = {"name": "f", "arguments": "{}"}
+CALL = {"id": "a", "type": "function", "function": FUNCTION}
+LISTS = [
+    ({"content": ["a"]}, "content[0]", "must be an object, not 'a'"),
+    ({"content": [{"type": "text", "text": 5}]}, "content[0].text", "must be a string, not 5"),
+    ({"content": [{"text": "a"}]}, "content[0].type", "is required"),
+    ({"content": [{"type": "x"}]}, "content[0].type", "must be one of text, not 'x'"),
+    ({"role": "system", "content": [None]}, "content[0]", "must be an object, not null"),
+    (
+        {"tool_calls": [CALL, {**CALL, "id": None}]},
+        "tool_calls[1].id",
+        "must be a string, not null",
+    ),
+    ({"tool_calls": [{"id": "a"}]}, "tool_calls[0].type", "is required"),
+    ({"tool_calls": [5]}, "tool_calls[0]", "must be an object, not 5"),
+    (
+        {"tool_calls": [{**CALL, "function": {"name": "f", "arguments": {}}}]},
+        "tool_calls[0].function.arguments",
+        "must be a string, not an object",
+    ),
+]
+"""Fields of a message that vLLM refuses, as it does here, by the item of a list alone."""
+
+
+async def rendered(app: Any, message: dict[str, Any]) -> httpx.Response:
+    """Sends a message to vLLM's model, whose lists are then read as its renderer reads them."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
+    async def read(request: ChatCompletionRequest) -> Any:
+        (message,) = request.messages
+        try:
+            return [list(message.get(name) or ()) for name in ("content", "tool_calls")]
+        except ValueError as error:
+            return fastapi.responses.JSONResponse(str(error), 400)
+
+    read.__annotations__["request"] = ChatCompletionRequest
+    app.post("/read")(read)
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        return await client.post("/read", json={"messages": [message]})
+
+
+@pytest.mark.parametrize(("fields", "name", "message"), LISTS)
+async def test_an_item_of_a_list_is_named_with_its_message(
+    app: Any, fields: dict[str, Any], name: str, message: str
+) -> None:
+    odd = {"role": "assistant", **fields}
+    fine = {"role": "assistant", "tool_calls": [CALL]}
+    refused = await rendered(app, odd)
+    assert refused.status_code in (400, 422)
+    assert "messages" not in refused.text
+    for path, messages, place in (
+        (CHAT, [fine, odd], "messages[1]"),
+        (f"{CHAT}/batch", [[fine], [fine, fine, odd]], "messages[1][2]"),
+    ):
+        with pytest.raises(RequestError) as caught:
+            check_kinds(path, {"messages": messages})
+        assert caught.value.param == f"{place}.{name}"
+        assert caught.value.message == f"`{place}.{name}` {message}"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"content": ["a", {"type": "text", "text": "b"}]},
+        {"content": [{"type": "text", "text": 5}, {"type": "text", "text": "b"}]},
+        {"role": "other", "content": ["a"]},
+        {"role": "user", "content": [{"type": "video_url", "video_url": {"url": "x"}}]},
+        {"role": "user", "content": [{"image_url": "x"}]},
+        {"role": "user", "content": "a", "tool_calls": [5]},
+        {"tool_calls": [{"id": "a", "type": "custom", "custom": {"name": "f", "input": "x"}}]},
+    ],
+)
+async def test_what_vllm_takes_in_lists_passes(app: Any, fields: dict[str, Any]) -> None:
+    message = {"role": "assistant", **fields}
+    assert (await rendered(app, message)).status_code == 200
+    check_kinds(CHAT, {"messages": [message]})
+
+
+def test_what_vllm_names_itself_is_left_to_it() -> None:
+    for fields in ({"tool_calls": 5}, {"content": ["a"], "tool_calls": 5}, {"role": 5}):
+        check_kinds(CHAT, {"messages": [{"role": "assistant", **fields}]})
+    check_kinds(f"{CHAT}/batch", {"messages": [[[{"content": ["a"]}], 5], 5]})
 
 
 async def test_what_reading_messages_stumbles_over_is_400(app: Any) -> None:
