@@ -89,7 +89,10 @@ class Fields(RequestModel):
 
 _CHAT_ROUTES = ("/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens")
 _OPENAI_CHATS = ("/v1/chat/completions", "/v1/chat/completions/batch")
+_FORMAT_ROUTES = (*_OPENAI_CHATS, "/v1/completions")
+_OUTPUTS_ROUTES = (*_FORMAT_ROUTES, "/v1/responses")
 _URLS = ("image_url", "video_url", "audio_url")
+_CONSTRAINTS = ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
 
 _KINDS = (AttributeError, TypeError, KeyError, IndexError, OverflowError)
 _READERS = (("/vllm/entrypoints/", "protocol.py"), ("/vllm/renderers/", "chat_utils.py"))
@@ -97,11 +100,11 @@ _READERS = (("/vllm/entrypoints/", "protocol.py"), ("/vllm/renderers/", "chat_ut
 
 
 def check_kinds(path: str, body: Mapping[str, Any]) -> None:
-    """Checks the types of such fields, and of what vLLM would not name.
+    """Checks the types of such fields, and what vLLM's errors would not name.
 
     Raises:
-        RequestError: One, or a part or a call of a message, has another type; or a chat has null
-            in the place of its messages.
+        RequestError: One, or a part or a call of a message, has another type; a chat has null in
+            the place of its messages; or what should bind the answer is missing.
     """
     read_request(Fields, body)
     if path in _CHAT_ROUTES and body.get("messages", ()) is None:
@@ -110,6 +113,25 @@ def check_kinds(path: str, body: Mapping[str, Any]) -> None:
         messages = _messages(body.get("messages") or ())
         if odd := [(place, message) for place, message in messages if _is_odd(message)]:
             _check_lists(odd)
+    if path in _OUTPUTS_ROUTES:
+        _check_constraint(path, body)
+
+
+def _check_constraint(path: str, body: Mapping[str, Any]) -> None:
+    outputs = body.get("structured_outputs") or {}
+    kinds = {kind for kind in _CONSTRAINTS if outputs.get(kind) is not None}
+    if body.get("structured_outputs") is not None and not kinds:
+        raise bad_field("structured_outputs", f"must have one of {', '.join(_CONSTRAINTS)}")
+    given = body.get("response_format") or {}
+    if path not in _FORMAT_ROUTES or given.get("type") != "json_schema":
+        return
+    param = "response_format.json_schema"
+    schema = given.get("json_schema")
+    if schema is None:
+        raise bad_field(param, "is required where `response_format.type` is json_schema")
+    is_unused = kinds - {"json"} or body.get("tools") or body.get("use_beam_search")
+    if isinstance(schema, dict) and schema.get("schema") is None and not is_unused:
+        raise bad_field(f"{param}.schema", "is required")
 
 
 def _messages(items: Sequence[Any]) -> Iterator[tuple[str, Any]]:

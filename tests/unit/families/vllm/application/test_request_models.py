@@ -190,6 +190,67 @@ def test_what_vllm_names_itself_is_left_to_it() -> None:
     check_kinds(f"{CHAT}/batch", {"messages": [[[{"content": ["a"]}], 5], 5]})
 
 
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "x"}}
+NO_KIND = "must have one of json, json_object, regex, choice, grammar, structural_tag"
+MISSING = [
+    ({"response_format": SCHEMA}, "response_format.json_schema.schema", "is required"),
+    (
+        {"response_format": SCHEMA, "structured_outputs": {"json": {}}},
+        "response_format.json_schema.schema",
+        "is required",
+    ),
+    (
+        {"response_format": {"type": "json_schema"}},
+        "response_format.json_schema",
+        "is required where `response_format.type` is json_schema",
+    ),
+    ({"structured_outputs": {}}, "structured_outputs", NO_KIND),
+    ({"structured_outputs": {"json": None}}, "structured_outputs", NO_KIND),
+]
+
+
+def sampling_params(body: dict[str, Any]) -> Any:
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+    return CompletionRequest.model_validate({"prompt": "x", **body}).to_sampling_params(8, {})
+
+
+@pytest.mark.parametrize("path", [CHAT, f"{CHAT}/batch", "/v1/completions"])
+@pytest.mark.parametrize(("body", "param", "message"), MISSING)
+def test_what_should_bind_an_answer_is_there(
+    path: str, body: dict[str, Any], param: str, message: str
+) -> None:
+    from vllm.exceptions import VLLMValidationError
+
+    with pytest.raises(VLLMValidationError, match=r"none are specified|must be provided"):
+        sampling_params(body)
+    with pytest.raises(RequestError) as caught:
+        check_kinds(path, body)
+    assert (caught.value.param, caught.value.message) == (param, f"`{param}` {message}")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"structured_outputs": {"json_object": False}},
+        {"structured_outputs": {"regex": "a"}, "response_format": SCHEMA},
+        {"response_format": {**SCHEMA, "json_schema": {"name": "x", "schema": {}}}},
+        {"response_format": {"type": "json_object"}},
+    ],
+)
+def test_what_binds_an_answer_passes(body: dict[str, Any]) -> None:
+    assert sampling_params(body).structured_outputs is not None
+    check_kinds("/v1/completions", body)
+
+
+def test_where_nothing_binds_answers_the_fields_are_unread() -> None:
+    check_kinds("/v1/embeddings", {"response_format": SCHEMA, "structured_outputs": {}})
+    check_kinds("/v1/responses", {"response_format": SCHEMA})
+    check_kinds(CHAT, {"response_format": SCHEMA, "use_beam_search": True})
+    with pytest.raises(RequestError, match=NO_KIND):
+        check_kinds("/v1/responses", {"structured_outputs": {}})
+
+
 async def test_what_reading_messages_stumbles_over_is_400(app: Any) -> None:
     from vllm.renderers.chat_utils import AsyncMultiModalContentParser
 
