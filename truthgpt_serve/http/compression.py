@@ -1,6 +1,7 @@
 """Decompresses bodies piece by piece, with bounds on what one, and all together, may become.
 
-Content codings: https://www.rfc-editor.org/rfc/rfc9110#section-8.4.1, and RFC 8878 for zstd.
+Content codings: https://www.rfc-editor.org/rfc/rfc9110#section-8.4.1. Data may have several parts,
+one behind the other: members of gzip (RFC 1952) or frames of zstd (RFC 8878).
 """
 
 from __future__ import annotations
@@ -36,10 +37,20 @@ MAX_GROWN_BYTES = 256 * 2**20
 """How much longer all bodies of one process together may be than they came. Else many small
 requests, which cost their clients nothing, would fill the memory."""
 NUM_THREADS = 2
+MAX_PARTS = 256
+"""Most members or frames of one body: each takes 20 µs to begin, however short it is."""
+_PARTS_PIECE_BYTES = 16 * 1024
+"""What of later parts is decompressed at a time: what follows a part is copied at its end."""
+_MAGIC = {
+    "gzip": (b"\x1f\x8b",),
+    "deflate": (),
+    "zstd": (b"\x28\xb5\x2f\xfd", *(b"%c\x2a\x4d\x18" % byte for byte in range(0x50, 0x60))),
+}
+"""How the parts of each coding begin; zstd has frames to be skipped, too."""
 
 
 class CorruptError(ValueError):
-    """Compressed data is damaged or goes on behind its end; the message says what is wrong."""
+    """Compressed data is damaged, has too many parts or goes on behind its end, as is said."""
 
 
 class _Inflater(Protocol):
@@ -52,6 +63,13 @@ class _Inflater(Protocol):
     def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
 
 
+def _create_inflater(coding: str) -> _Inflater:
+    if coding == "zstd":
+        limit = {int(zstd.DecompressionParameter.window_log_max): _ZSTD_WINDOW_LOG}
+        return zstd.ZstdDecompressor(options=limit)
+    return zlib.decompressobj(ZLIB_WINDOW_BITS[coding])
+
+
 class Decoder:
     """Decompresses one body.
 
@@ -61,33 +79,47 @@ class Decoder:
 
     def __init__(self, coding: str) -> None:
         self._coding = coding
-        self._inflater: _Inflater
-        if coding == "zstd":
-            limit = {int(zstd.DecompressionParameter.window_log_max): _ZSTD_WINDOW_LOG}
-            self._inflater = zstd.ZstdDecompressor(options=limit)
-        else:
-            self._inflater = zlib.decompressobj(ZLIB_WINDOW_BITS[coding])
+        self._inflater = _create_inflater(coding)
+        self._num_parts = 1
+        self._held = b""
 
     @property
     def ended(self) -> bool:
-        """Whether the compressed data is at its end."""
-        return self._inflater.eof
+        """Whether the compressed data is at its end, or at that of one of its parts."""
+        return self._inflater.eof and not self._held
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
         """Yields what more data becomes, in pieces of at most `PIECE_BYTES`.
 
         Raises:
-            CorruptError: The data is damaged, or there is some behind its end.
+            CorruptError: The data is damaged, there is some behind its end, or it has more parts
+                than `MAX_PARTS`.
         """
-        view = memoryview(data)
-        for start in range(0, len(view), PIECE_BYTES):
-            rest = bytes(view[start : start + PIECE_BYTES])
-            if self.ended:
-                raise self._behind(len(data) - start)
+        view = memoryview(self._held + data)
+        self._held = b""
+        start = 0
+        while start < len(view):
+            if self._inflater.eof and not self._begin_part(view[start:]):
+                return
+            step = PIECE_BYTES if self._num_parts == 1 else _PARTS_PIECE_BYTES
+            rest = bytes(view[start : start + step])
             yield from self._pieces(rest)
-            if self._inflater.unused_data:
-                num_later = max(0, len(data) - start - PIECE_BYTES)
-                raise self._behind(len(self._inflater.unused_data) + num_later)
+            start += len(rest) - len(self._inflater.unused_data)
+
+    def _begin_part(self, rest: memoryview) -> bool:
+        """Begins the next part; returns whether there is enough of it to know that it is one."""
+        magic = _MAGIC[self._coding]
+        head = bytes(rest[: len(magic[0])]) if magic else b""
+        if not any(each.startswith(head) for each in magic):
+            raise self._behind(len(rest))
+        if len(head) < len(magic[0]):
+            self._held = head
+            return False
+        if self._num_parts == MAX_PARTS:
+            raise CorruptError(f"has more than {MAX_PARTS} parts of {self._coding}")
+        self._num_parts += 1
+        self._inflater = _create_inflater(self._coding)
+        return True
 
     def _pieces(self, rest: bytes) -> Iterator[bytes]:
         more = True
@@ -102,13 +134,15 @@ class Decoder:
                 yield piece
             # zlib gives back what it has not read yet; zstd keeps it.
             rest = getattr(self._inflater, "unconsumed_tail", b"")
-            more = not self.ended and (bool(rest) or len(piece) == PIECE_BYTES)
+            more = not self._inflater.eof and (bool(rest) or len(piece) == PIECE_BYTES)
 
     def _behind(self, num_bytes: int) -> CorruptError:
         return CorruptError(f"has {num_bytes} bytes behind the end of its {self._coding}")
 
     def finish(self) -> None:
-        """Raises CorruptError when the data is cut off."""
+        """Raises CorruptError when the data is cut off, or goes on by too little for a part."""
+        if self._held:
+            raise self._behind(len(self._held))
         if not self.ended:
             raise CorruptError(f"is not valid {self._coding}, its content-encoding: it is cut off")
 
@@ -244,9 +278,10 @@ async def decompress(
         return body
 
     try:
-        if len(data) > PIECE_BYTES or (read() and num_bytes == PIECE_BYTES):
-            return await asyncio.get_running_loop().run_in_executor(_threads(), read_all)
-        return read_all()
+        while len(data) <= PIECE_BYTES and num_bytes < PIECE_BYTES:
+            if not read():
+                return body
+        return await asyncio.get_running_loop().run_in_executor(_threads(), read_all)
     except CorruptError as error:
         raise RequestError(f"the body {error}") from None
 

@@ -28,7 +28,9 @@ from truthgpt_serve.http.compression import (
     CODINGS,
     FREE_BYTES,
     MAX_GROWTH,
+    MAX_PARTS,
     PIECE_BYTES,
+    CorruptError,
     Decoder,
     Grown,
     content_coding,
@@ -113,6 +115,68 @@ async def test_damaged_bodies_are_refused(coding: str, size: int) -> None:
         with pytest.raises(RequestError, match=words) as caught:
             await whole(data, coding)
         assert caught.value.status == 400
+
+
+SKIPPED = b"\x5a\x2a\x4d\x18\x03\x00\x00\x00abc"
+"""A frame of zstd's whose three bytes mean nothing (RFC 8878, 3.1.2)."""
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+@pytest.mark.parametrize("step", [1, 7, 2**30])
+async def test_a_body_may_have_several_parts(coding: str, step: int) -> None:
+    noise = random.Random(2).randbytes(3 * PIECE_BYTES)
+    bodies = [b"", noise, b"abc", bytes(PIECE_BYTES), noise[:100_000], b""]
+    packed = [PACK[coding](body) for body in bodies]
+    if coding == "zstd":
+        packed = [SKIPPED, *packed, SKIPPED]
+    data = b"".join(packed)
+    assert await whole(data, coding) == b"".join(bodies)
+    decoder = Decoder(coding)
+    starts = range(0, len(data), step)
+    pieces = [piece for at in starts for piece in decoder.pieces(data[at : at + step])]
+    decoder.finish()
+    assert decoder.ended
+    assert b"".join(pieces) == b"".join(bodies)
+
+
+def byte_by_byte(decoder: Decoder, data: bytes) -> None:
+    for at in range(len(data)):
+        list(decoder.pieces(data[at : at + 1]))
+    decoder.finish()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (gzip.compress(b"a") + b"\x1f", "has 1 bytes behind the end of its gzip"),
+        (gzip.compress(b"a") + b"\x1f\x8a", "has 2 bytes behind the end of its gzip"),
+        (gzip.compress(b"a") + zstd.compress(b"a"), "bytes behind the end of its gzip"),
+        (gzip.compress(b"a") + gzip.compress(b"b")[:-1], "it is cut off"),
+        (gzip.compress(b"a") + b"\x1f\x8b" + bytes(20), "is not valid gzip"),
+        (zstd.compress(b"a") + SKIPPED[:3], "has 3 bytes behind the end of its zstd"),
+        (zstd.compress(b"a") + SKIPPED[:-1], "it is cut off"),
+        (zstd.compress(b"a") + b"\x60" + SKIPPED[1:], "has 11 bytes behind the end of its zstd"),
+        (zlib.compress(b"a") * 2, "has 9 bytes behind the end of its deflate"),
+    ],
+)
+async def test_what_is_no_further_part_is_refused(data: bytes, words: str) -> None:
+    coding = {b"\x1f": "gzip", b"\x78": "deflate"}.get(data[:1], "zstd")
+    with pytest.raises(RequestError, match=words):
+        await whole(data, coding)
+    words = words.partition("has ")[0] or "behind the end"
+    with pytest.raises(CorruptError, match=words):
+        byte_by_byte(Decoder(coding), data)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+async def test_the_parts_of_a_body_are_bounded(coding: str) -> None:
+    part, last = PACK[coding](b"a"), PACK[coding](random.Random(1).randbytes(PIECE_BYTES))
+    assert len(await whole(part * (MAX_PARTS - 1) + last, coding)) == MAX_PARTS - 1 + PIECE_BYTES
+    with pytest.raises(RequestError, match=f"more than {MAX_PARTS} parts of {coding}"):
+        await whole(part * (MAX_PARTS + 1), coding)
+    large = PACK[coding](bytes(FREE_BYTES // 2 + 1))
+    with pytest.raises(TooLargeError, match="without its compression"):
+        await whole(large * 2, coding)
 
 
 def test_flipped_bits_never_do_more_than_raise() -> None:
@@ -215,15 +279,18 @@ async def test_a_body_that_is_alone_too_much_need_not_be_tried_again() -> None:
 
 
 async def test_large_bodies_leave_the_loop() -> None:
-    threads = set()
+    threads = []
 
     def reach(num_bytes: int) -> None:
-        threads.add(threading.current_thread().name)
+        threads.append(threading.current_thread().name)
 
     noise = random.Random(1).randbytes(3 * MIB)
-    await decompress(gzip.compress(noise), "gzip", 2**30, reach)
-    assert len(threads) == 1
-    assert next(iter(threads)).startswith("decompress")
+    for data in (noise, bytes(FREE_BYTES - 1)):  # many bytes, or what becomes many
+        for first in (b"", gzip.compress(b"a")):
+            threads.clear()
+            await decompress(first + gzip.compress(data), "gzip", 2**30, reach)
+            assert all(name.startswith("decompress") for name in threads[1:])
+            assert len(threads) > 2
 
 
 @pytest.mark.parametrize("value", [None, b"", b" ", b"identity", b"Identity"])
