@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from truthgpt_serve.cli._numbers import FiniteRange
+from truthgpt_serve.cli._service.numbers import FiniteRange
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from truthgpt_serve.cli._image.show import WAYS, find_way, render
-from truthgpt_serve.cli._numbers import FiniteRange
 from truthgpt_serve.cli._service.completion import complete_models
+from truthgpt_serve.cli._service.numbers import FiniteRange
 from truthgpt_serve.cli.main import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from truthgpt_serve.cli._numbers import FiniteRange
+from truthgpt_serve.cli._service.numbers import FiniteRange
 from truthgpt_serve.cli._table import DASH, open_console
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from truthgpt_serve.cli._numbers import FiniteRange
+from truthgpt_serve.cli._service.numbers import FiniteRange
 from truthgpt_serve.cli.main import EXIT_FAULT
 from truthgpt_serve.garbage import rare_collections
 

@@ -6,7 +6,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from truthgpt_serve.cli._numbers import FiniteRange
+from truthgpt_serve.cli._service.numbers import FiniteRange
 
 
 @click.command()
