@@ -30,6 +30,7 @@ with defaults in `hardware/plan.py`, in `config/router.py` and in `config/playgr
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -49,6 +50,7 @@ model would all come back after a second, and most of them be refused again."""
 PLACE_HEADER = "x-truthgpt-place-us"
 """In a replica's answer while requests wait in it: microseconds between two places. HAProxy takes
 it out again."""
+_RAY_QUEUE = re.compile(rb"max_queued_requests=(\d{1,9})\b")
 CLIENT_HEADER = "x-truthgpt-client"
 """In what HAProxy sends to a router: the client's address and port, as `192.0.2.7:51234`."""
 
@@ -102,6 +104,12 @@ def queue_full(
     """
     message = FULL.format(owner, num_requests, retry_after_s)
     return OverloadedError(message, retry_after_s=retry_after_s)
+
+
+def read_ray_refusal(text: bytes) -> int | None:
+    """Returns the length of the queue by which Ray Serve refused; None where it says another."""
+    found = _RAY_QUEUE.search(text)
+    return int(found[1]) if found else None
 
 
 def ray_backpressure() -> dict[str, Any]:

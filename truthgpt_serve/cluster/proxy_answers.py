@@ -21,7 +21,7 @@ from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, header, send
 from truthgpt_serve.http.cors import Cors
 from truthgpt_serve.http.foreign_errors import read_passed_error
 from truthgpt_serve.http.headers import lower_case
-from truthgpt_serve.queue_full import queue_full
+from truthgpt_serve.queue_full import queue_full, read_ray_refusal
 
 App = Callable[[Scope, Receive, Send], Awaitable[Any]]
 ROUTER_HEADER = b"x-forwarded-prefix"
@@ -29,7 +29,6 @@ ROUTER_HEADER = b"x-forwarded-prefix"
 MAX_TEXT_BYTES = 65536
 _PLAIN = b"text/plain"
 _MODEL = re.compile(r"/models/([^/]+)")
-_QUEUED = re.compile(rb"max_queued_requests=(\d+)")
 
 
 class ProxyAnswers:
@@ -81,8 +80,8 @@ def owner_of(scope: Scope) -> str:
 
 
 def _worded(error: TruthGPTError, text: bytes, scope: Scope) -> TruthGPTError:
-    if error.status == OverloadedError.status and (queued := _QUEUED.search(text)):
-        return queue_full(owner_of(scope).removeprefix("the "), int(queued[1]))
+    if error.status == OverloadedError.status and (queued := read_ray_refusal(text)) is not None:
+        return queue_full(owner_of(scope).removeprefix("the "), queued)
     for kind in (UnavailableError, RouteNotFoundError):
         if error.status == kind.status:
             return kind(error.message)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from truthgpt_serve.autoscaling.policy import SAMPLE_S
 from truthgpt_serve.config.playground import PlaygroundConfig
 from truthgpt_serve.config.router import RouterConfig
 from truthgpt_serve.hardware.plan import SHUTDOWN_MARGIN_S, ReplicaPlan
@@ -73,6 +74,7 @@ def _on_demand(config: PlaygroundConfig) -> dict[str, Any]:
         "upscale_delay_s": 0,
         "downscale_delay_s": config.keep_s,
         "downscale_to_zero_delay_s": config.keep_s,
+        "metrics_interval_s": SAMPLE_S,  # so soon the first visitor is seen; Ray's value is 10
     }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from truthgpt_serve.errors import (
     MethodError,
+    OverloadedError,
     PassedError,
     TruthGPTError,
     UnavailableError,
@@ -23,6 +24,7 @@ from truthgpt_serve.http.asgi import Headers, header
 from truthgpt_serve.http.envelope import has_shape, is_type_word
 from truthgpt_serve.http.routes import find_routes, refuse
 from truthgpt_serve.http.sse import read_data
+from truthgpt_serve.queue_full import queue_full, read_ray_refusal
 
 MAX_ERROR_BYTES = 65536
 """A longer answer is no error message: it passes as it is."""
@@ -91,6 +93,8 @@ def read_proxied_error(
         if running:
             return UpstreamError(f"A replica of the model {model!r} failed before it answered")
         return UnavailableError(f"The model {model!r} has no running replica", retry_after_s=5)
+    if status == OverloadedError.status and (queued := read_ray_refusal(body)) is not None:
+        return queue_full(f"model {model!r}", queued)
     return read_error(status, body, method=method, path=path, model=model)
 
 

@@ -33,7 +33,7 @@ from truthgpt_serve.errors import (
     UnsupportedError,
 )
 from truthgpt_serve.http.asgi import Receive, Scope, Send
-from truthgpt_serve.http.foreign_errors import read_error
+from truthgpt_serve.http.foreign_errors import read_error, read_proxied_error
 from truthgpt_serve.router.app import RouterApp
 from truthgpt_serve.server import ModelInstance, create_asgi_app
 
@@ -335,3 +335,12 @@ def test_what_engines_say_is_put_into_openais_words() -> None:
 def test_a_route_that_a_server_does_not_have_is_what_the_model_cannot_do(body: Any) -> None:
     assert type(read(404, body)) is UnsupportedError
     assert read(404, body, "/v1/nosuch").status == 404
+
+
+def test_a_queue_of_ray_s_is_full_in_our_words() -> None:
+    text = b"Request dropped due to backpressure (num_queued_requests=3, max_queued_requests=3)."
+    given: dict[str, Any] = {"method": "POST", "path": "/v1/infer", "model": "m", "running": False}
+    error = read_proxied_error(429, text, **given)
+    assert isinstance(error, OverloadedError)
+    assert error.message.startswith("The queue of model 'm' is full: 3 requests run or wait;")
+    assert read_proxied_error(429, b"max_queued_requests=x", **given) is not None
