@@ -45,14 +45,15 @@ class SentAnswer:
                 whole = self.events.feed(data)
                 if not more:
                     whole += self.events.finish()
-                    self._note_error(whole)
                 elif not whole:
                     return
+                if self._usage is not None and _has_error(whole):
+                    self._usage.broke_off = True
                 if whole is not data:
                     message = {**message, "body": whole}
         await self.send(message)
 
-    def _note_error(self, rest: bytes) -> None:
-        """Notes that the stream ends with an error, which its status does not say."""
-        if self._usage is not None and rest and is_error_event(split_events(rest)[-1]):
-            self._usage.broke_off = True
+
+def _has_error(events: bytes) -> bool:
+    """Returns whether a stream breaks off with these events, which its status does not say."""
+    return b'"error"' in events and any(map(is_error_event, split_events(events)))
