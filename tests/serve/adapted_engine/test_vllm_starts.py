@@ -25,7 +25,7 @@ from tests.serve.vllm_process import (
     wait_for,
 )
 from truthgpt_serve.cluster.ports import free_port
-from truthgpt_serve.cluster.processes import create_run_id, wait_for_end
+from truthgpt_serve.cluster.processes import create_run_id, read_process, wait_for_end
 
 ORPHANS_S = 10
 """Within this a program's engine has ended after it."""
@@ -66,7 +66,8 @@ def test_no_orphans_after_a_kill_during_the_start(models: Path) -> None:
 
 
 def spawned(pid: int) -> bool:
-    return any("--multiprocessing-fork" in child.cmdline() for child in descendants(pid))
+    found = (read_process(child.pid) for child in descendants(pid))  # one may end meanwhile
+    return any(child is not None and "--multiprocessing-fork" in child.command for child in found)
 
 
 @pytest.fixture(scope="module")
