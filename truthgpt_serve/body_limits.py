@@ -10,7 +10,7 @@ The settings are in `config/router.py`, `config/serving.py`, `config/images.py` 
 | `serving.images.max_upload_bytes` | an image request and its files | `server/images/routes.py` |
 | the playground's `max_upload_bytes` | a recording | `playground/uploads.py` |
 
-What a compressed body may become is bounded in `http/compression.py`.
+What a compressed body may become is bounded in `http/codings/`.
 """
 
 from __future__ import annotations

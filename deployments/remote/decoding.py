@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from truthgpt_serve.errors import CodingError, UpstreamError
 from truthgpt_serve.http.asgi import Headers
-from truthgpt_serve.http.compression import CorruptError, Decoder, content_coding
+from truthgpt_serve.http.codings.decoder import CorruptError, Decoder, content_coding
 
 Read = Callable[[], Awaitable[tuple[bytes, bool]]]
 """Returns the next bytes, and whether more follow."""

@@ -6,7 +6,9 @@ from typing import Any
 
 from truthgpt_serve.errors import TruthGPTError
 from truthgpt_serve.http.asgi import Receive, Scope, Send, header
-from truthgpt_serve.http.compression import Grown, Growth, content_coding, decompress, plain_request
+from truthgpt_serve.http.codings.body import decompress, plain_request
+from truthgpt_serve.http.codings.decoder import content_coding
+from truthgpt_serve.http.codings.growth import Grown, Growth
 from truthgpt_serve.http.connection import ClientGoneError, Connection
 
 _ENCODING = b"content-encoding"

@@ -19,7 +19,9 @@ from truthgpt_serve.body_limits import (
 )
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.http.asgi import Message, Receive, Replay, Scope, header
-from truthgpt_serve.http.compression import Grown, Growth, content_coding, decompress, plain_request
+from truthgpt_serve.http.codings.body import decompress, plain_request
+from truthgpt_serve.http.codings.decoder import content_coding
+from truthgpt_serve.http.codings.growth import Grown, Growth
 from truthgpt_serve.router.bodies.arrivals import GATHERED_BYTES, Arrivals
 from truthgpt_serve.router.bodies.model_field import (
     MissingModelError,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 
-from truthgpt_serve.http.compression import ZLIB_WINDOW_BITS
+from truthgpt_serve.http.codings.decoder import ZLIB_WINDOW_BITS
 
 _ALIASES = {"x-gzip": "gzip", "identity": "", "": ""}
 _LEVEL = 1

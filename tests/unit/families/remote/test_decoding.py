@@ -16,7 +16,7 @@ from backports import zstd
 
 from tests.support.remote_servers import OtherServer, Request, chat_event, relayed, send_start
 from truthgpt_serve.http.asgi import Send, send_bytes
-from truthgpt_serve.http.compression import PIECE_BYTES
+from truthgpt_serve.http.codings.decoder import PIECE_BYTES
 
 PACK: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.compress,

@@ -1,0 +1,1 @@
+"""Bodies that came compressed: decoding them, and bounds on what they become."""
