@@ -59,8 +59,7 @@ KINDS = (
     _own("usage", "ray::UsageKeeper"),
     _rays("dashboard", "Ray's dashboard"),
     _rays("log-monitor", "Ray's log monitor"),
-    # HAProxy is in the group of processes that Ray ends with it.
-    _rays("proxy-manager", "Ray Serve's proxy manager", Holds.ALL),
+    _rays("proxy-manager", "Ray Serve's proxy manager"),
     _own("haproxy", "/haproxy", Holds.ALL),
     _rays("dashboard-agent", "Ray's dashboard agent", Holds.ALL),
     _rays("raylet", "Ray's raylet", Holds.ALL),

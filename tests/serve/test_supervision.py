@@ -72,7 +72,7 @@ def strike_in_turn(shell: Shell, target: Target) -> None:
         place = (name, how, strike.to_dict())
         assert strike.is_well, place
         assert strike.failed_elsewhere == 0, place
-        assert bool(strike.held) == (name in ("replica", "router", "proxy-manager")), place
+        assert bool(strike.held) == (name in ("replica", "router")), place
         if how == "stop":
             assert strike.failed_held == 0, place
         elif strike.held:

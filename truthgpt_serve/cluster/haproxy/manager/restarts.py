@@ -1,22 +1,27 @@
-"""Has Ray Serve's manager of HAProxy start it again at once when it dies.
+"""Has HAProxy outlive its manager, and a manager start HAProxy again at once when that dies.
 
-By itself Ray Serve notices after three checks of its controller, and replaces the manager too:
-connections are refused for some 10 s, and then it has to learn the routes. The manager knows them.
-The one file that changes Ray's `HAProxyApi`.
+By itself Ray Serve notices either after three checks of its controller, and replaces both:
+connections are refused for some 10 s, and then the new manager has to learn the routes. The old one
+knows them, and so does an HAProxy that goes on. The one file that changes Ray's `HAProxyApi`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from truthgpt_serve.cluster.defaults import OUTLIVES_VARIABLE
+from truthgpt_serve.cluster.haproxy.manager.survivor import end_silent, find_survivor
+
 MAX_RESTARTS, WINDOW_S = 3, 60.0
 """An HAProxy that dies more often than this is left to Ray Serve, which starts all of it anew."""
 _METHODS = ("_start_and_wait_for_haproxy", "_graceful_reload", "_is_running", "start", "stop")
+_USED = ("_get_running_pid", "_is_our_haproxy")
 _LIFE = "_truthgpt_life"
 
 _logger = logging.getLogger("ray.serve")
@@ -56,17 +61,27 @@ def restart_at_once(api: Any) -> None:
     Raises:
         AttributeError: This release of Ray has other methods.
     """
-    missing = [name for name in _METHODS if not hasattr(api, name)]
+    missing = [name for name in (*_METHODS, *_USED) if not hasattr(api, name)]
     if missing:
         raise AttributeError(f"{api.__name__} has no {', '.join(missing)}: adapt {__file__}")
-    start, reload, stop = api._start_and_wait_for_haproxy, api._graceful_reload, api.stop
+    begin, reload, stop = api.start, api._graceful_reload, api.stop
+    start = api._start_and_wait_for_haproxy
+
+    async def start_or_take_over(self: Any) -> None:
+        survivor = await find_survivor(self)
+        if survivor is not None:
+            _logger.warning("HAProxy (process %d) outlived its manager: it goes on", survivor.pid)
+            self._proc = survivor
+            _begin_watch(self, survivor)
+            return
+        if self._proc is None:
+            end_silent(self)
+        await begin(self)
 
     async def start_and_watch(self: Any, *arguments: Any, **options: Any) -> Any:
+        os.environ[OUTLIVES_VARIABLE] = "1"
         process = await start(self, *arguments, **options)
-        life = _life_of(self)
-        watch = asyncio.create_task(_watch(self, process))
-        life.watches.add(watch)
-        watch.add_done_callback(life.watches.discard)
+        _begin_watch(self, process)
         return process
 
     async def reload_or_start(self: Any) -> None:
@@ -80,6 +95,7 @@ def restart_at_once(api: Any) -> None:
         _life_of(self).is_stopped = True
         await stop(self)
 
+    api.start = start_or_take_over
     api._start_and_wait_for_haproxy = start_and_watch
     api._graceful_reload = reload_or_start
     api.stop = stop_for_good
@@ -88,6 +104,13 @@ def restart_at_once(api: Any) -> None:
 def _life_of(api: Any) -> _Life:
     life: _Life = vars(api).setdefault(_LIFE, _Life())
     return life
+
+
+def _begin_watch(api: Any, process: Any) -> None:
+    life = _life_of(api)
+    watch = asyncio.create_task(_watch(api, process))
+    life.watches.add(watch)
+    watch.add_done_callback(life.watches.discard)
 
 
 async def _watch(api: Any, process: Any) -> None:
