@@ -122,6 +122,9 @@ def _check_constraint(path: str, body: Mapping[str, Any]) -> None:
     kinds = {kind for kind in _CONSTRAINTS if outputs.get(kind) is not None}
     if body.get("structured_outputs") is not None and not kinds:
         raise bad_field("structured_outputs", f"must have one of {', '.join(_CONSTRAINTS)}")
+    if len(kinds) > 1:
+        found = " and ".join(kind for kind in _CONSTRAINTS if kind in kinds)
+        raise bad_field("structured_outputs", f"must have one kind of constraint, not {found}")
     given = body.get("response_format") or {}
     if path not in _FORMAT_ROUTES or given.get("type") != "json_schema":
         return

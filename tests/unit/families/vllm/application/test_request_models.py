@@ -229,6 +229,18 @@ def test_what_should_bind_an_answer_is_there(
     assert (caught.value.param, caught.value.message) == (param, f"`{param}` {message}")
 
 
+def test_one_kind_of_constraint_binds_an_answer() -> None:
+    from vllm.exceptions import VLLMValidationError
+
+    body = {"structured_outputs": {"grammar": "a", "json": {}, "json_object": False}}
+    with pytest.raises(VLLMValidationError, match="multiple are specified"):
+        sampling_params(body)
+    message = "must have one kind of constraint, not json and json_object and grammar"
+    with pytest.raises(RequestError, match=message) as caught:
+        check_kinds("/v1/responses", body)
+    assert caught.value.param == "structured_outputs"
+
+
 @pytest.mark.parametrize(
     "body",
     [
