@@ -42,7 +42,7 @@ def hide_keys(text: str) -> str:
 
 
 def read_credential(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Returns the key that a request carries.
+    """Returns the key that a request carries. A header without a value counts as absent.
 
     Args:
         headers: Names in lower case.
@@ -52,29 +52,29 @@ def read_credential(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """
     bearer = key = None
     for name, value in headers:
-        if name == b"authorization":
-            if bearer is not None:
-                raise AuthenticationError("the request has several headers `Authorization`")
-            bearer = value
-        elif name == b"x-api-key":
+        if name not in HEADERS:
+            continue
+        value = value.strip()
+        if not value or value.lower() == _SCHEME:  # as clients send whose key is not set
+            continue
+        if name == b"x-api-key":
             if key is not None:
                 raise AuthenticationError("the request has several headers `x-api-key`")
             key = value
-    if bearer is not None:
-        own = _read_bearer(bearer)
-        if key is not None and key.strip() != own:
-            raise AuthenticationError("`Authorization` and `x-api-key` carry two different keys")
-        return own
-    if key is None or not key.strip():
+        else:
+            if bearer is not None:
+                raise AuthenticationError("the request has several headers `Authorization`")
+            bearer = value
+    own = key if bearer is None else _read_bearer(bearer)
+    if own is None:
         raise AuthenticationError(f"an API key is missing: {_FORM}")
-    return key.strip()
+    if key is not None and key != own:
+        raise AuthenticationError("`Authorization` and `x-api-key` carry two different keys")
+    return own
 
 
 def _read_bearer(value: bytes) -> bytes:
     scheme, _, key = value.partition(b" ")
     if scheme.lower() != _SCHEME:
         raise AuthenticationError(f"`Authorization` does not carry a Bearer key: {_FORM}")
-    key = key.strip()
-    if not key:
-        raise AuthenticationError(f"an API key is missing: {_FORM}")
-    return key
+    return key.strip()

@@ -36,6 +36,11 @@ def test_keys_are_random() -> None:
         [(X, b"k")],
         [(X, b" k")],
         [(b"host", b"h"), (AUTH, b"Bearer k"), (X, b"k")],
+        [(AUTH, b"Bearer k"), (X, b"")],
+        [(X, b" "), (AUTH, b"Bearer k")],
+        [(AUTH, b""), (X, b"k")],
+        [(AUTH, b"Bearer "), (X, b"k")],
+        [(AUTH, b""), (AUTH, b"Bearer k")],
     ],
 )
 def test_forms(headers: list[tuple[bytes, bytes]]) -> None:
@@ -46,7 +51,8 @@ def test_forms(headers: list[tuple[bytes, bytes]]) -> None:
     ("headers", "message"),
     [
         ([], "is missing"),
-        ([(AUTH, b"")], "does not carry a Bearer key"),
+        ([(AUTH, b"")], "is missing"),
+        ([(AUTH, b"bearer"), (X, b" ")], "is missing"),
         ([(AUTH, b"k")], "does not carry a Bearer key"),
         ([(AUTH, b"Basic azpr")], "does not carry a Bearer key"),
         ([(AUTH, b"Bearer")], "is missing"),
