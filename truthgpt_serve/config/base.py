@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from truthgpt_serve.config.variables import Expanded, read_scalar
@@ -22,6 +22,10 @@ ALIAS_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:@+-]*(/[A-Za-z0-9][A-Za-z0-9._:@+-]*)
 """What another name of a model may look like: as hubs and other servers write them."""
 MODULE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$"
 FUNCTION_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$"
+MAX_COUNT = 2**53
+"""The largest count: a larger one is not exact where it is reckoned with seconds and shares."""
+MAX_REPLICAS = 10_000
+"""Of one application: more than Ray Serve's controller follows."""
 PATTERN_WORDS = {
     NAME_PATTERN: "letters, digits, dots, dashes and underscores, first a letter or digit",
     ALIAS_PATTERN: "letters, digits and `._:@+-` in parts with single slashes between them, each "
@@ -101,11 +105,19 @@ def read_scientific(value: Any) -> Any:
     return value
 
 
+def _check_exact(value: int) -> int:
+    if value > MAX_COUNT:
+        raise refuse([Refusal("", "is too large", f"write at most {MAX_COUNT}")])
+    return value
+
+
 Number = Annotated[float, BeforeValidator(read_scientific)]
 PositiveNumber = Annotated[float, Field(gt=0), BeforeValidator(read_scientific)]
 NonNegativeNumber = Annotated[float, Field(ge=0), BeforeValidator(read_scientific)]
 Ratio = Annotated[float, Field(ge=0, le=1), BeforeValidator(read_scientific)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1), AfterValidator(_check_exact)]
+RequestCount = Annotated[int, Field(ge=1, le=65536)]
+ReplicaCount = Annotated[int, Field(ge=1, le=MAX_REPLICAS)]
 NonNegativeCount = Annotated[int, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=128)]

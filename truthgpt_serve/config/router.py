@@ -12,9 +12,10 @@ from pydantic import AfterValidator, Field
 from truthgpt_serve.body_limits import MAX_BODY_BYTES, ROUTER_BODY_BYTES
 from truthgpt_serve.config.auth import AuthSection
 from truthgpt_serve.config.base import (
-    Count,
     NonNegativeNumber,
     PositiveNumber,
+    ReplicaCount,
+    RequestCount,
     Section,
 )
 from truthgpt_serve.config.cors import CorsSection
@@ -53,7 +54,7 @@ class RouterConfig(Section):
     """Port of Ray Serve's own proxy on every node; by default the one that Serve reports, which is
     the Serve file's `http_options.port`."""
 
-    num_replicas: Count | None = None
+    num_replicas: ReplicaCount | None = None
     """Router replicas. Null: 1 on one machine where `direct` works, and 2 elsewhere. With two, the
     loss of one is not noticed; with one, what needs a router waits some seconds for the next. More
     spread the relaying over more cores."""
@@ -63,11 +64,11 @@ class RouterConfig(Section):
     `num_replicas`: each node then has its own, and a node more than replicas uses another's. Null
     sets no limit."""
 
-    max_ongoing_requests: Annotated[int, Field(ge=1, le=65536)] = 4096
+    max_ongoing_requests: RequestCount = 4096
     """Requests that one router replica relays at the same time. More needs two file descriptors
     each."""
 
-    max_queued_requests: Annotated[int, Field(ge=1, le=65536)] = 4096
+    max_queued_requests: RequestCount = 4096
     """Requests that wait, in each proxy, for a router replica; beyond it a client gets 429."""
 
     client_header: ClientHeader | None = None

@@ -4,44 +4,50 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from truthgpt_serve.body_limits import MAX_BODY_BYTES
 from truthgpt_serve.config.base import (
+    MAX_REPLICAS,
     Alias,
-    Count,
     Name,
     NonNegativeCount,
     NonNegativeNumber,
     PositiveNumber,
     Refusal,
+    ReplicaCount,
+    RequestCount,
     Section,
     Text,
+    read_scientific,
     refuse,
 )
 from truthgpt_serve.config.images import ImagesSection
 from truthgpt_serve.config.text_limits import TextLimitsSection
 
+ScalingTarget = Annotated[float, Field(ge=0.001), BeforeValidator(read_scientific)]
+"""What scaling divides by: a number of replicas must come out."""
+
 
 class AutoscalingSection(Section):
     """How the number of replicas follows the load; the names are Ray Serve's."""
 
-    min_replicas: NonNegativeCount = 1
+    min_replicas: Annotated[int, Field(ge=0, le=MAX_REPLICAS)] = 1
     """Replicas kept without load; 0 frees everything and makes the first request wait for a
     load."""
 
-    max_replicas: Count = 1
+    max_replicas: ReplicaCount = 1
     """Most replicas under load. More takes more of the cluster."""
 
     initial_replicas: NonNegativeCount | None = None
     """Replicas started on deployment, between the two above; null means `min_replicas`."""
 
-    target_ongoing_requests: PositiveNumber | None = None
+    target_ongoing_requests: ScalingTarget | None = None
     """Requests per replica that scaling aims at, those that wait there included. Less scales up
     earlier, for lower latency on more replicas. Null means 0.7 of `max_ongoing_requests`. Not
     together with `target_queue_s`."""
 
-    target_queue_s: PositiveNumber | None = None
+    target_queue_s: ScalingTarget | None = None
     """Seconds that a request may wait, for scaling by the work that waits instead of the number of
     requests: prompt tokens, image steps times megapixels, or requests times their mean time. Null
     scales by `target_ongoing_requests`."""
@@ -99,7 +105,7 @@ class BatchingSection(Section):
     next one. Engines that batch by themselves ignore it.
     """
 
-    max_batch_size: Count | None = None
+    max_batch_size: RequestCount | None = None
     """Most requests in one call. More raises throughput and memory. Above 64, the default of
     `max_ongoing_requests` grows with it. Null takes what the class says: 256 for embeddings by
     transformers, 8 for a class that says nothing."""
@@ -114,16 +120,16 @@ class BatchingSection(Section):
 class ServingSection(Section):
     """How the model is served."""
 
-    max_ongoing_requests: Count | None = None
+    max_ongoing_requests: RequestCount | None = None
     """Requests that one replica works on at the same time. More raises throughput until the engine
     is full, then only latency. Null takes the engine's own limit for vLLM, 64 for other families
     that batch or stream, 1 for a class that has only `infer`."""
 
-    max_queued_requests: Count | None = None
+    max_queued_requests: RequestCount | None = None
     """Requests that wait in each replica, beside those that it works on; beyond it a client gets
     429. More refuses later and makes waiting longer. Null means twice `max_ongoing_requests`."""
 
-    num_replicas: Count | None = None
+    num_replicas: ReplicaCount | None = None
     """Replicas when not autoscaled; null means 1. Not together with `autoscaling`."""
 
     max_replicas_per_node: Annotated[int, Field(ge=1, le=100)] | None = None

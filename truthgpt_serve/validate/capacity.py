@@ -173,18 +173,20 @@ def _on_one_machine(demand: Demand) -> int:
 
 def _unpacked_gpus(demands: Iterable[Demand], present: float, file: str) -> Iterator[Fault]:
     """Yields the fault of fractions that leave no GPU with room enough, though their sum fits."""
+    sharing = [demand for demand in demands if demand.of_replica().get("GPU")]
+    needed = sum(_on_one_machine(each) * each.of_replica()["GPU"] for each in sharing)
+    if needed > present + _EPSILON:
+        return  # reported as a sum, of any number of replicas
     shares = sorted(
         (
             (share, demand.name)
-            for demand in demands
+            for demand in sharing
             for _ in range(_on_one_machine(demand))
             for bundle in demand.bundles
             for share in _gpu_shares(bundle.get("GPU", 0.0))
         ),
         reverse=True,
     )
-    if sum(share for share, _ in shares) > present + _EPSILON:
-        return  # reported as a sum
     free = [1.0] * int(present)
     left = []
     for share, name in shares:

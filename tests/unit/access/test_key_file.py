@@ -54,6 +54,14 @@ keys:
     assert read_keys(plain).keys[0].to_identity().expires_s == math.inf
 
 
+def test_limits_that_cannot_be_reckoned_with_are_refused(tmp_path: Path) -> None:
+    """Requests of the key, and the metrics of all keys, would fail."""
+    path = write(tmp_path, f"keys: [{{name: x, sha256: {A}, tokens_per_minute: 1{'0' * 400}}}]")
+    for read in (read_keys, reread_keys):
+        with pytest.raises(ConfigError, match=r"keys\[0\].tokens_per_minute: is too large"):
+            read(path)
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "keys: []", "# nothing", "cached_token_weight: 0.5", "---", "null", "---\n# none\n"],

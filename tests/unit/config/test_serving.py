@@ -1,4 +1,4 @@
-"""`serving.batching` against `max_ongoing_requests`: a batch must be able to fill."""
+"""`serving`: a batch must be able to fill, and numbers have bounds that Ray Serve can work with."""
 
 from __future__ import annotations
 
@@ -43,3 +43,23 @@ def test_the_default_batch_is_no_fault_of_a_small_replica() -> None:
     config = load_model_config(serving(max_ongoing_requests=1))
     again = load_model_config(config.to_cfg())  # as a replica reads it, every key present
     assert again.serving.batching.max_batch_size is None
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"num_replicas": 10**12}, "must be at most 10000, not 1000000000000"),
+        ({"max_ongoing_requests": 10**12}, "must be at most 65536"),
+        ({"max_queued_requests": 10**12}, "must be at most 65536"),
+        ({"batching": {"max_batch_size": 10**12}}, "must be at most 65536"),
+        ({"autoscaling": {"max_replicas": 10**12}}, "must be at most 10000"),
+        ({"autoscaling": {"target_queue_s": 1e-300}}, "must be at least 0.001, not 1e-300"),
+        ({"autoscaling": {"target_ongoing_requests": 1e-300}}, "must be at least 0.001"),
+        ({"limits": {"max_inputs": 10**400}}, "is too large"),
+    ],
+)
+def test_numbers_that_nothing_can_serve_are_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_model_config(serving(**keys))
+    (fault,) = caught.value.faults
+    assert fault.message.startswith(message)

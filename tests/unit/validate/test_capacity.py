@@ -76,6 +76,13 @@ def test_fractions_of_gpus_that_do_not_pack() -> None:
     assert "need 2.1 GPUs; this machine has 2: 0.1 too few" in fault
 
 
+def test_any_number_of_replicas_is_added_up_at_once() -> None:
+    (fault,) = shortages(demand("a", 10**12, CPU=1), demand("b", GPU=0.5))
+    assert "need 1e+12 CPU cores" in fault
+    (fault,) = shortages(demand("a", 10**12, GPU=0.5))
+    assert "need 500000000000 GPUs" in fault
+
+
 def test_places_that_one_machine_does_not_have() -> None:
     (fault,) = shortages(Demand("r", "r.yaml", 3, ({},), per_node=1))
     assert "3 replicas, of which one machine takes 1 (max_replicas_per_node): 2 wait" in fault
