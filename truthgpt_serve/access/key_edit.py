@@ -122,10 +122,23 @@ def _locked(path: Path) -> Iterator[None]:
     lock = path.with_name(f".{path.name}.lock")
     descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
+        _keep_owner(descriptor, path)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
+
+
+def _keep_owner(descriptor: int, path: Path) -> None:
+    """Gives a new file to whom the file with the keys belongs, as far as this user may.
+
+    The service could not read what another user, such as root, has written for itself alone.
+    """
+    if path.exists():
+        owner = path.stat()
+        with suppress(PermissionError):  # the group, where this user is in it, and the user
+            os.fchown(descriptor, -1, owner.st_gid)
+            os.fchown(descriptor, owner.st_uid, -1)
 
 
 def _write(path: Path, file: KeyFile) -> None:
@@ -135,6 +148,7 @@ def _write(path: Path, file: KeyFile) -> None:
     descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with open(descriptor, "w", encoding="utf-8") as stream:
+            _keep_owner(descriptor, path)
             os.fchmod(descriptor, mode)
             stream.write(text)
             stream.flush()

@@ -92,6 +92,28 @@ def test_a_link_and_a_mode_stay(path: Path, tmp_path: Path) -> None:
     assert stat.S_IMODE(real.stat().st_mode) == 0o640
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_the_owner_stays(path: Path) -> None:
+    """What root writes beside a service of another user would be shut to that service."""
+    add_key(path, {"name": "a"})
+    os.chown(path, 65534, 65533)
+    path.with_name(".keys.yaml.lock").unlink()
+    rotate_key(path, "a", 60)
+    for file in path.parent.iterdir():
+        assert (file.stat().st_uid, file.stat().st_gid) == (65534, 65533), file
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_another_owner_is_no_fault(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    add_key(path, {"name": "a"})
+    monkeypatch.setattr(os, "fchown", refuse)
+    revoke_key(path, "a")
+    assert read_keys(path).keys == []
+
+
 def test_a_broken_file_is_not_written_over(path: Path) -> None:
     path.write_text("keys: [")
     with pytest.raises(ConfigError, match="is not valid YAML"):
