@@ -159,7 +159,7 @@ class RedisCounters:
             await self._take_over(client)
             self._changed |= self._running.keys()
             if not self.is_up:
-                logger.info("the limits of keys are counted in quota_store again")
+                logger.warning("the limits of keys are counted in quota_store again")
             self.is_up = True
             while not self._is_closed:
                 await self._wait()
