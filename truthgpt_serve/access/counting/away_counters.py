@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from truthgpt_serve.access.counting.charges import Charge, Standing
+from truthgpt_serve.access.counting.charges import BUCKET_S, Charge, Standing
 from truthgpt_serve.access.counting.counters import Counters
+from truthgpt_serve.access.counting.own_counts import Counts
 from truthgpt_serve.access.counting.redis_counters import RedisCounters
 
 
@@ -23,6 +25,7 @@ class AwayCounters:
     def __init__(self, local: Counters, shared: RedisCounters) -> None:
         self._local = local
         self._shared = shared
+        shared.forget = self._forget
 
     def take_all(self, charges: Sequence[Charge], now_s: float) -> list[Standing]:
         """Counts all of these, if all limits allow it; else nothing.
@@ -55,3 +58,10 @@ class AwayCounters:
     def finish(self, name: str, now_s: float) -> None:
         """Takes back one thing that ran."""
         self._local.finish(name, now_s)
+
+    def _forget(self, name: str, counts: Counts) -> None:
+        """Takes back here what the server has been told: it would count twice when that is away."""
+        now_s = time.time()
+        for bucket, amount in counts.items():
+            if amount > 0:
+                self._local.correct(name, -amount, (bucket + 0.5) * BUCKET_S, now_s)

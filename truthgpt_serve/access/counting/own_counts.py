@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from truthgpt_serve.access.counting.charges import BUCKET_S, NUM_BUCKETS, WINDOW_S
 
 Counts = dict[int, float]
@@ -14,6 +17,7 @@ class OwnCounts:
     def __init__(self) -> None:
         self._all: dict[str, Counts] = {}
         self._untold: dict[str, Counts] = {}
+        self._told: list[tuple[str, Counts]] = []
         self._known: dict[str, tuple[float, float]] = {}
         self._dropped_s = 0.0
 
@@ -56,9 +60,24 @@ class OwnCounts:
             name: {**counts} for name, counts in (self._all if is_lost else self._untold).items()
         }
 
-    def told(self) -> None:
-        """Notes that the server has counted all of it."""
-        self._untold.clear()
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Holds that the server is told in this block; what comes meanwhile is told next time."""
+        untold, self._untold = self._untold, {}
+        try:
+            yield
+        except BaseException:
+            for name, counts in untold.items():
+                of_name = self._untold.setdefault(name, {})
+                for bucket, amount in counts.items():
+                    of_name[bucket] = of_name.get(bucket, 0.0) + amount
+            raise
+        self._told += untold.items()
+
+    def take_told(self) -> list[tuple[str, Counts]]:
+        """Returns what the server was told since the last call."""
+        told, self._told = self._told, []
+        return told
 
     def drop_old(self, now_s: float) -> None:
         """Forgets what is older than a minute, once in a while."""

@@ -15,12 +15,12 @@ import os
 import time
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from truthgpt_serve.access.counting.charges import BUCKET_S, Charge, Standing
-from truthgpt_serve.access.counting.own_counts import OwnCounts
+from truthgpt_serve.access.counting.own_counts import Counts, OwnCounts
 from truthgpt_serve.access.counting.redis_commands import (
     ANSWER_S,
     LEASE_S,
@@ -55,6 +55,7 @@ class RedisCounters:
     Attributes:
         is_up: Whether it answers, as far as is known.
         num_missed: Counts that were left to the machine.
+        forget: Is told what of a name's counts the server now has beside its machine.
     """
 
     def __init__(self, url: str) -> None:
@@ -73,6 +74,7 @@ class RedisCounters:
         self._is_closed = False
         self.is_up = True
         self.num_missed = 0
+        self.forget: Callable[[str, Counts], None] = lambda name, counts: None
 
     async def take_all(self, charges: Sequence[Charge]) -> list[Standing] | None:
         """Counts all of these, if all limits allow it; else nothing.
@@ -161,6 +163,7 @@ class RedisCounters:
             if not self.is_up:
                 logger.warning("the limits of keys are counted in quota_store again")
             self.is_up = True
+            await self._forget()
             while not self._is_closed:
                 await self._wait()
                 async with asyncio.timeout(ANSWER_S):
@@ -195,11 +198,18 @@ class RedisCounters:
         self._mark, self._is_lost = mark, False
 
     async def _tell(self, client: Any, *, is_lost: bool) -> None:
-        async with asyncio.timeout(4 * ANSWER_S), client.pipeline(transaction=False) as pipe:
-            for name, counts in self._own.to_tell(is_lost=is_lost).items():
-                self._commands.restore(pipe, name, counts)
-            await pipe.execute()
-        self._own.told()
+        counted = self._own.to_tell(is_lost=is_lost)
+        with self._own.telling():
+            async with asyncio.timeout(4 * ANSWER_S), client.pipeline(transaction=False) as pipe:
+                for name, counts in counted.items():
+                    self._commands.restore(pipe, name, counts)
+                await pipe.execute()
+
+    async def _forget(self) -> None:
+        """Has the machine forget what the server was told, now that this counts."""
+        for name, counts in self._own.take_told():
+            self.forget(name, counts)
+            await asyncio.sleep(0)  # others go on
 
     async def _wait(self) -> None:
         """Waits for something to send; what runs is said again before it expires.

@@ -19,6 +19,7 @@ import pytest
 from tests.support.redis_server import RedisServer
 from truthgpt_serve.access.counting import redis_commands, redis_counters
 from truthgpt_serve.access.counting.charges import BUCKET_S, Charge, Standing
+from truthgpt_serve.access.counting.own_counts import OwnCounts
 from truthgpt_serve.access.counting.redis_commands import ANSWER_S
 from truthgpt_serve.access.counting.redis_counters import RedisCounters
 from truthgpt_serve.access.identity import Identity, Limits
@@ -393,3 +394,51 @@ async def test_a_server_that_kept_its_counts_is_told_only_what_it_missed(
     await until(counters, is_up=True)
     # It may have counted the one that nobody waited for.
     assert (await take(counters, charge)).used in (8 + 3 + 1, 8 + 3 + 2)
+
+
+async def admitted(quota: Quota, identity: Identity, number: int) -> int:
+    let_in = 0
+    for _ in range(number):
+        with contextlib.suppress(RateLimitError):
+            await quota.admit(identity)
+            let_in += 1
+    return let_in
+
+
+async def test_what_the_server_was_told_does_not_count_twice_when_it_is_away_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_counters, "RETRY_S", 0.05)
+    identity = Identity("team", limits=Limits(requests_per_minute=20))
+    server = RedisServer(tmp_path, SECRET)
+    server.start()
+    quota = Quota(tmp_path / "keys.yaml", "m", store=server.url)
+    shared = quota.shared
+    assert shared is not None
+    try:
+        assert await admitted(quota, identity, 2) == 2
+        server.kill()
+        await until(shared, is_up=False)
+        assert await admitted(quota, identity, 8) == 8
+        server.start()
+        await until(shared, is_up=True)
+        assert await admitted(quota, identity, 2) == 2
+        server.kill()
+        await until(shared, is_up=False)
+        assert await admitted(quota, identity, 12) in (8, 9)  # of what is known a part gets old
+    finally:
+        quota.close()
+        server.kill()
+
+
+def test_what_comes_while_the_server_is_told_is_told_the_next_time() -> None:
+    own = OwnCounts()
+    own.add("a", 2, 10, is_told=False)
+    with own.telling():
+        own.add("a", 3, 10, is_told=False)
+    assert own.take_told() == [("a", {20: 2})]
+    with contextlib.suppress(TimeoutError), own.telling():
+        own.add("a", 4, 11, is_told=False)
+        raise TimeoutError
+    assert own.to_tell(is_lost=False) == {"a": {20: 3, 22: 4}}
+    assert own.take_told() == []
