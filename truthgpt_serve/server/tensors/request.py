@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy
 
 from truthgpt_serve.errors import RequestError, UnsupportedError
 from truthgpt_serve.server.tensors.datatypes import read_binary, read_json
+from truthgpt_serve.wording import MAX_SHOWN_CHARS, shown
 
 MAX_ID_CHARS = 512
+MAX_TENSORS = 4096
+"""Most inputs, and most outputs, that one request may name."""
+_MAX_WHOLE_BITS = 64
 _BINARY_SIZE = "binary_data_size"
 _OTHER_EXTENSIONS = {
     "sequence_id": "the sequence extension",
@@ -42,11 +46,14 @@ class _Output(msgspec.Struct, forbid_unknown_fields=True):
     parameters: dict[str, Any] | None = None
 
 
+_Several = msgspec.Meta(max_length=MAX_TENSORS)
+
+
 class _Body(msgspec.Struct, forbid_unknown_fields=True):
-    inputs: list[_Input]
+    inputs: Annotated[list[_Input], _Several]
     id: str | None = None
     parameters: dict[str, Any] | None = None
-    outputs: list[_Output] | None = None
+    outputs: Annotated[list[_Output], _Several] | None = None
 
 
 _BODY = msgspec.json.Decoder(_Body)
@@ -147,6 +154,8 @@ def _flag(value: Any, place: str) -> bool:
 def _whole(value: Any, place: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise RequestError(f"{place} must be a whole number from 0")
+    if value.bit_length() > _MAX_WHOLE_BITS:
+        raise RequestError(f"{place} must be a whole number of at most {_MAX_WHOLE_BITS} bits")
     return value
 
 
@@ -178,8 +187,8 @@ def _read_parameters(
 def _read_output(request: InferRequest, output: _Output) -> None:
     name = output.name
     if name in request.outputs:
-        raise RequestError(f"output {name!r} is asked for twice")
-    place = f"output {name!r}: parameter"
+        raise RequestError(f"output {shown(name)} is asked for twice")
+    place = f"output {shown(name)}: parameter"
     for key, value in (output.parameters or {}).items():
         if key != "binary_data":
             raise _refuse(key, place, ("binary_data",))
@@ -201,13 +210,13 @@ def _read_inputs(request: InferRequest, inputs: list[_Input], rest: memoryview) 
     at = 0
     for tensor, size in zip(inputs, sizes, strict=True):
         if tensor.name in request.inputs:
-            raise RequestError(f"input {tensor.name!r} is given twice")
+            raise RequestError(f"input {shown(tensor.name)} is given twice")
         request.inputs[tensor.name] = _read_tensor(tensor, rest[at : at + (size or 0)], size)
         at += size or 0
 
 
 def _binary_size(tensor: _Input) -> int | None:
-    place = f"input {tensor.name!r}: parameter"
+    place = f"input {shown(tensor.name)}: parameter"
     size = None
     for key, value in (tensor.parameters or {}).items():
         if key != _BINARY_SIZE:
@@ -229,4 +238,5 @@ def _read_tensor(
         return read_json(tensor.datatype, tensor.shape, bytes(tensor.data))
     except RequestError as error:
         name = tensor.name
-        raise RequestError(f"input {name!r}: {error.message}", param=f"inputs.{name}") from None
+        param = f"inputs.{name[:MAX_SHOWN_CHARS]}"
+        raise RequestError(f"input {shown(name)}: {error.message}", param=param) from None

@@ -13,6 +13,7 @@ from truthgpt_serve.http.json_body import encode_json
 from truthgpt_serve.http.open_inference import MODEL_VERSION
 from truthgpt_serve.server.tensors.datatypes import NAMES, datatype_of, write_binary, write_json
 from truthgpt_serve.server.tensors.request import InferRequest
+from truthgpt_serve.wording import shown
 
 Arrays = dict[str, numpy.ndarray[Any, numpy.dtype[Any]]]
 
@@ -92,5 +93,5 @@ def check_outputs(request: InferRequest, known: Sequence[str]) -> None:
     for name in request.outputs:
         if name not in known:
             raise RequestError(
-                f"the model has no output {name!r}; it has {', '.join(known) or 'none'}"
+                f"the model has no output {shown(name)}; it has {', '.join(known) or 'none'}"
             )

@@ -126,16 +126,12 @@ class OipRoutes:
             await connection.reply(content, content_type, headers=headers)
 
     async def _parse(self, connection: Connection, body: bytes) -> InferRequest:
-        header = connection.header(HEADER_LENGTH)
+        json_bytes = header_length(connection.header(HEADER_LENGTH), len(body))
         parameters = tuple(getattr(self._instance.model, "request_parameters", ()))
-
-        def parse() -> InferRequest:
-            return parse_request(body, header_length(header, len(body)), parameters)
-
-        aside = len(body) > INLINE_BYTES
+        aside = json_bytes > INLINE_ELEMENTS or len(body) > INLINE_BYTES
         if not aside and len(body) > INLINE_ELEMENTS:
-            aside = not header or b'"BYTES"' in body[: header_length(header, len(body))]
-        return await _run(parse, aside=aside)
+            aside = b'"BYTES"' in body[:json_bytes]
+        return await _run(lambda: parse_request(body, json_bytes, parameters), aside=aside)
 
     def _encode(
         self, arrays: Arrays, request: InferRequest, coding: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy
 import pytest
@@ -61,3 +62,30 @@ def test_a_class_gets_arrays_of_its_own_each_time() -> None:
         assert inputs["k"] == [1]
         inputs["a"] *= 2
         inputs["k"].append(2)
+
+
+def test_a_request_with_very_many_outputs_is_refused_at_once() -> None:
+    outputs = [{"name": f"o{number}"} for number in range(40_000)]
+    body = json.dumps({"inputs": [], "outputs": outputs}).encode()
+    began = time.perf_counter()
+    with pytest.raises(RequestError, match=r"Expected `array` of length <= 4096"):
+        parse_request(body, len(body))
+    assert time.perf_counter() - began < 2, "it took 12 s"
+
+
+@pytest.mark.parametrize("name", ["timeout", "priority"])
+def test_a_number_beyond_64_bits_is_refused(name: str) -> None:
+    body = b'{"inputs": [], "parameters": {"%b": %b}}' % (name.encode(), b"9" * 400)
+    with pytest.raises(RequestError, match="at most 64 bits"):
+        parse_request(body, len(body))
+
+
+def test_errors_do_not_repeat_long_names() -> None:
+    tensor = {"name": "n" * 10_000, "shape": [1], "datatype": "FP32", "data": []}
+    twice = {"inputs": [], "outputs": [{"name": "n" * 10_000}] * 2}
+    for request in ({"inputs": [tensor]}, {"inputs": [tensor] * 2}, twice):
+        body = json.dumps(request).encode()
+        with pytest.raises(RequestError) as caught:
+            parse_request(body, len(body))
+        assert len(caught.value.message) < 200
+        assert len(caught.value.param or "") < 200
