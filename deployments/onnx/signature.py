@@ -9,6 +9,7 @@ from typing import Any
 import numpy
 
 from truthgpt_serve.errors import ConfigError, Fault, RequestError
+from truthgpt_serve.wording import MAX_SHOWN_CHARS, shown
 
 Axis = int | str | None
 """The size of an axis, the name of a free one, or None for a free one without a name."""
@@ -134,7 +135,8 @@ def check_inputs(given: Mapping[str, Any], expected: Sequence[Tensor]) -> Arrays
 
 
 def _wrong(name: str, message: str) -> RequestError:
-    return RequestError(f"input {name!r} {message}", param=f"inputs.{name}")
+    param = f"inputs.{name[:MAX_SHOWN_CHARS]}"
+    return RequestError(f"input {shown(name)} {message}", param=param)
 
 
 def _expects(tensor: Tensor, given: str) -> RequestError:
@@ -156,7 +158,16 @@ def _to_array(value: Any, tensor: Tensor) -> Array:
 
 
 def _listed(value: Any, tensor: Tensor) -> Array:
+    """Returns lists as an array; texts as objects, each of its own length.
+
+    numpy's own type of texts takes as much memory for each of them as for the longest.
+    """
     try:
+        items = numpy.asarray(value, dtype=object)
+        if not {*map(type, items.flat)}.isdisjoint((str, bytes)):
+            if tensor.dtype == "object":
+                return items
+            raise _expects(tensor, "a list of texts")
         array = numpy.asarray(value)
     except (ValueError, OverflowError):
         raise _expects(tensor, "lists of different lengths") from None

@@ -18,6 +18,7 @@ import msgspec
 from truthgpt_serve.errors import RequestError, ServerError, TooLargeError
 from truthgpt_serve.http.json_body import encode_json
 from truthgpt_serve.image_files.bounds import find_fault
+from truthgpt_serve.wording import shown
 
 IMAGE_KEYS = frozenset({"b64_json", "format"})
 MAX_DEPTH = 200
@@ -28,6 +29,8 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 89_478_485
 """Pixels of all images of a request together: as many as PIL takes for one image without a warning.
 A file of few bytes can hold very many."""
+MAX_DTYPE_CHARS = 32
+"""Longest name of a type: numpy also reads lists of fields, for a second a hundred kilobytes."""
 ARRAY_KINDS = "biufc"
 """numpy's kinds of types that travel: boolean, integer, unsigned, float, complex."""
 
@@ -146,9 +149,12 @@ def _read(reader: Any, value: dict[str, Any], place: str) -> Any:
 
 def _read_array(value: dict[str, Any]) -> Any:
     numpy = sys.modules["numpy"]
-    dtype = numpy.dtype(value["dtype"])
+    name = value["dtype"]
+    if not isinstance(name, str) or len(name) > MAX_DTYPE_CHARS:
+        raise ValueError(f"dtype {shown(name)} is not the name of a type")
+    dtype = numpy.dtype(name)
     if dtype.kind not in ARRAY_KINDS:
-        raise ValueError(f"dtype {value['dtype']!r} is not supported")
+        raise ValueError(f"dtype {name!r} is not supported")
     data = base64.b64decode(value["b64"], validate=True)
     return numpy.frombuffer(data, dtype.newbyteorder("<")).reshape(value["shape"]).astype(dtype)
 

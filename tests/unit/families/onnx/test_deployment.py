@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy
@@ -74,6 +75,23 @@ def test_texts_come_as_texts_or_bytes(tmp_path: Path) -> None:
         model.infer({"x": numpy.array([3], dtype=object)})
 
 
+@pytest.mark.parametrize("kind", [TensorProto.STRING, TensorProto.FLOAT])
+def test_one_long_text_does_not_make_the_others_as_large(tmp_path: Path, kind: int) -> None:
+    model = load(make_node_graph(tmp_path / "m.onnx", "Identity", ["n"], kind=kind))
+    texts = ["a" * 100_000] + [""] * 200
+    tracemalloc.start()
+    try:
+        if kind == TensorProto.STRING:
+            assert model.infer({"x": texts})["y"].tolist() == texts
+        else:
+            with pytest.raises(RequestError, match="given a list of texts"):
+                model.infer({"x": texts})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 10 * 2**20, "numpy's own texts take 80 MB"
+
+
 def test_close_frees_the_graph(vision: Path) -> None:
     model = load(vision)
     model.close()
@@ -127,7 +145,7 @@ def bad_inputs() -> dict[str, tuple[Arrays, str]]:
         ),
         "texts": (
             {"ids": [["1"]], "mask": mask},
-            "input 'ids' expects int64 [batch, length], given a list of str32",
+            "input 'ids' expects int64 [batch, length], given a list of texts",
         ),
         "out of the table": (
             {"ids": ids + 10, "mask": mask},
