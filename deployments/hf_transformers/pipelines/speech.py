@@ -24,6 +24,10 @@ from truthgpt_serve.request_schema import (
 WHISPER = "seq2seq_whisper"
 MAX_PROMPT_SHARE = 0.5
 """Part of the decoder's length that a prompt may take, as in Whisper itself."""
+MAX_TOKEN_CHARS = 32
+"""Characters of a token of a prompt; longer tokens are rare."""
+MIN_TEMPERATURE = 0.01
+"""As vLLM's: what is divided by much less is no number any more."""
 
 
 class SpeechInputs(RequestModel):
@@ -139,7 +143,7 @@ class SpeechEngine(PipelineEngine):
             found |= self._language(language)
         found |= self._task(request.task)
         if request.temperature:
-            found["temperature"] = request.temperature
+            found["temperature"] = max(request.temperature, MIN_TEMPERATURE)
         if prompt:
             found["prompt_ids"] = self._prompt(prompt)
         return found
@@ -156,11 +160,12 @@ class SpeechEngine(PipelineEngine):
         return {"language": language, "task": "transcribe"}
 
     def _prompt(self, prompt: str) -> list[int]:
+        keep = int(MAX_PROMPT_SHARE * self.pipeline.model.config.max_target_positions) - 1
         try:
-            ids = self.pipeline.tokenizer.get_prompt_ids(prompt).tolist()
+            end = prompt[-keep * MAX_TOKEN_CHARS :]  # reading a megabyte would take a minute
+            ids = self.pipeline.tokenizer.get_prompt_ids(end).tolist()
         except ValueError as error:
             raise bad_field("prompt", f"cannot be used: {error}") from error
-        keep = int(MAX_PROMPT_SHARE * self.pipeline.model.config.max_target_positions) - 1
         return [ids[0], *ids[1:][-keep:]]  # the end of a long prompt counts, as in Whisper
 
     def run(self, values: list[Any], parameters: Mapping[str, Any]) -> list[Any]:

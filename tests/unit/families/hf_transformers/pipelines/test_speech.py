@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,19 @@ def test_languages_and_prompts_reach_the_model(model: Any, plain: Any) -> None:
     assert cut == model.infer({"audio": samples, "prompt": "long " * 300}), "its end counts"
     with pytest.raises(RequestError, match="`language` is 'xx'; this model supports de, en, fr"):
         model.infer({"audio": samples, "language": "xx"})
+
+
+def test_a_very_long_prompt_is_read_from_its_end(model: Any) -> None:
+    samples = recording(1)
+    began = time.perf_counter()
+    cut = model.infer({"audio": samples, "prompt": "long " * 200_000})
+    assert time.perf_counter() - began < 10, "reading all of it took half a minute"
+    assert cut == model.infer({"audio": samples, "prompt": "long " * 300})
+
+
+def test_the_smallest_temperature_takes_no_infinite_scores(model: Any) -> None:
+    found = model.infer({"audio": recording(1), "temperature": 1e-300})
+    assert found == model.infer({"audio": recording(1), "temperature": 0.01})
 
 
 def test_a_temperature_is_repeatable(model: Any) -> None:
