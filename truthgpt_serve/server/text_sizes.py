@@ -17,6 +17,9 @@ BEGINNING = 8
 """Characters for each token that a model takes: a text with more of them is first read so far."""
 SHORT_TEXT = 1 << 15
 
+MAX_TOKEN_CHARACTERS = 32
+"""The same, and no text may have more: many tokenizers make one token of the longest word."""
+
 MAX_CHARACTERS = 1 << 22
 """Most characters of a request whose texts are tokenized whatever their length."""
 
@@ -40,9 +43,11 @@ def check_beginning(text: str, limit: int, count: Callable[[str], int], *, param
 
     Raises:
         ContextLengthError: A part of it has clearly more tokens than the limit.
+        RequestError: It has few tokens, and still takes too long to read.
     """
+    most = max(limit * MAX_TOKEN_CHARACTERS, MAX_CHARACTERS)
     size = max(limit * BEGINNING, SHORT_TEXT)
-    while size < len(text):
+    while size < min(len(text), most):
         num_tokens = count(text[:size])
         if num_tokens > limit + limit // 4:  # what is cut within a word may have a few more
             advice = (
@@ -50,6 +55,22 @@ def check_beginning(text: str, limit: int, count: Callable[[str], int], *, param
             )
             raise ContextLengthError(limit, num_tokens, param=param, advice=advice)
         size *= BEGINNING
+    if len(text) > most:
+        raise bad_field(param, f"has {len(text)} characters, but at most {most} are tokenized")
+
+
+def check_cut(num_characters: int) -> None:
+    """Refuses texts that are cut behind what the model reads, if the tokenizer must read too much.
+
+    Args:
+        num_characters: All that it must read.
+
+    Raises:
+        RequestError: They are too long.
+    """
+    if num_characters > MAX_CHARACTERS:
+        most = f"at most {MAX_CHARACTERS} are tokenized at once"
+        raise bad_field(_TRUNCATED, f"is set for texts of {num_characters} characters, but {most}")
 
 
 def check_tokenized(path: str, raw: bytes | bytearray, body: Mapping[str, Any]) -> None:
@@ -67,10 +88,11 @@ def check_tokenized(path: str, raw: bytes | bytearray, body: Mapping[str, Any]) 
     if len(raw) <= MAX_CHARACTERS or not (truncated or path == TOKENIZE):
         return
     size = sum(len(leaf) for leaf in leaves(body) if isinstance(leaf, str))
-    if size > MAX_CHARACTERS:
-        param = _TRUNCATED if truncated else "prompt" if "prompt" in body else "messages"
-        what = "is set for texts of" if truncated else "has"
-        most = f"{what} {size} characters, but at most {MAX_CHARACTERS} are tokenized at once"
+    if truncated:
+        check_cut(size)
+    elif size > MAX_CHARACTERS:
+        param = "prompt" if "prompt" in body else "messages"
+        most = f"has {size} characters, but at most {MAX_CHARACTERS} are tokenized at once"
         raise bad_field(param, most)
 
 

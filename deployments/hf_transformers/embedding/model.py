@@ -27,7 +27,7 @@ from deployments.hf_transformers.loading import (
 )
 from truthgpt_serve.device import describe_backend
 from truthgpt_serve.errors import ContextLengthError, RequestError
-from truthgpt_serve.server.text_sizes import check_beginning
+from truthgpt_serve.server.text_sizes import check_beginning, check_cut
 
 logger = logging.getLogger(__name__)
 
@@ -168,11 +168,14 @@ class EmbeddingEngine:
         return items
 
     def _refused(self, inputs: Mapping[str, Any], text: str | None) -> RequestError | None:
-        """Returns the error of a text that is too long by its beginning alone, or None."""
-        if text is None or inputs.get("truncate_prompt_tokens") is not None:
+        """Returns the error of a text that is clearly too long before it is tokenized, or None."""
+        if text is None:
             return None
         try:
-            check_beginning(text, self.max_tokens, self._count, param="input")
+            if inputs.get("truncate_prompt_tokens") is not None:
+                check_cut(len(text))
+            else:
+                check_beginning(text, self.max_tokens, self._count, param="input")
         except RequestError as error:
             return error
         return None

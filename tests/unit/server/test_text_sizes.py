@@ -52,6 +52,22 @@ def test_a_long_text_of_long_tokens_is_read_on() -> None:
     assert read == [32_768, 262_144]
 
 
+def test_a_text_of_few_tokens_is_not_read_whatever_its_length() -> None:
+    read: list[int] = []
+
+    def count(part: str) -> int:
+        read.append(len(part))
+        return 1
+
+    check_beginning("x" * MAX_CHARACTERS, 100, count, param="input")
+    read.clear()
+    with pytest.raises(RequestError, match="has 4194305 characters, but at most 4194304") as caught:
+        check_beginning("x" * (MAX_CHARACTERS + 1), 100, count, param="input")
+    assert caught.value.param == "input"
+    assert max(read) < MAX_CHARACTERS
+    check_beginning("x" * 6_000_000, 200_000, count, param="input")
+
+
 LONG = "x" * MAX_CHARACTERS
 
 

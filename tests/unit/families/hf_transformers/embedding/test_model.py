@@ -22,6 +22,7 @@ from tests.support.transformers_models import client_of, configuration, loaded
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.errors import ConfigError, RequestError
 from truthgpt_serve.server.instance import ModelInstance
+from truthgpt_serve.server.text_sizes import MAX_CHARACTERS
 
 TEXTS = [
     "the cat",
@@ -192,6 +193,17 @@ def test_of_a_text_far_too_long_the_beginning_alone_is_read(encoder: Path) -> No
         assert isinstance(none, RequestError)
         long = {**texts[1], "truncate_prompt_tokens": -1}
         assert model.infer(long)["num_tokens"] == 48
+
+
+def test_a_text_that_takes_long_to_tokenize_is_refused(encoder: Path) -> None:
+    text = "x" * (MAX_CHARACTERS + 1)
+    with loaded(configuration(encoder, "embedding")) as model:
+        with pytest.raises(RequestError, match="has 4194305 characters") as caught:
+            model.infer({"text": text})
+        assert caught.value.param == "input"
+        with pytest.raises(RequestError, match="is set for texts of 4194305") as caught:
+            model.infer({"text": text, "truncate_prompt_tokens": 5})
+        assert caught.value.param == "truncate_prompt_tokens"
 
 
 def test_over_http_with_the_openai_client(encoder: Path) -> None:
