@@ -57,6 +57,7 @@ from truthgpt_serve.server.encoded_bodies import EncodedBodies
 from truthgpt_serve.server.faults import ReplicaGuard
 from truthgpt_serve.server.gathered_bodies import GatheredBodies, max_slow
 from truthgpt_serve.telemetry.access_log import AccessLog
+from truthgpt_serve.telemetry.log_lines import mend_lines
 from truthgpt_serve.telemetry.tracing import open_tracer
 from truthgpt_serve.telemetry.watched import Watched
 from truthgpt_serve.usage.collector import CollectorError, UsageCollector, open_recorder
@@ -82,6 +83,7 @@ class ModelReplica:
         auth: Auth | None = None,
     ) -> None:
         mend_print()
+        mend_lines()
         config = load_model_config(cfg)
         self._name = serve.get_replica_context().app_name
         adapters = (adapter.name for adapter in config.serving.adapters)
@@ -239,6 +241,7 @@ class Router:
 
     def __init__(self, config: dict[str, Any], auth: Auth | None = None) -> None:
         mend_print()
+        mend_lines()
         self._config = load_router_config(config)
         with cause_first("router", lambda text: text):
             self._access = Access(auth, self._config.cors.allow_origins)
