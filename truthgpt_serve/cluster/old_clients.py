@@ -10,9 +10,11 @@ the end of the answer (RFC 9112, 6.3).
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from typing import Any, cast
 
+from httptools.parser.errors import HttpParserInvalidMethodError
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from truthgpt_serve.cluster.defaults import RAY_HEADERS
@@ -29,6 +31,8 @@ _NO_UPGRADE = (
     "A request with `Upgrade` has no body, and one for a WebSocket is a GET: send it without "
     "`Upgrade`"
 )
+_match_method = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,40}+(?= )").match
+"""At the beginning of a request, of the characters of RFC 9110, 5.6.2."""
 _RAY_HEADERS = frozenset(name.encode() for name in RAY_HEADERS)
 
 
@@ -36,6 +40,7 @@ class OldClientsProtocol(HttpToolsProtocol):
     """uvicorn's protocol; give it to `uvicorn.Config` as `http`."""
 
     _is_refused = False
+    _received = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Takes a new connection."""
@@ -88,7 +93,16 @@ class OldClientsProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Takes what has come, unless the connection is about to end."""
         if not self._is_refused:
+            self._received = data
             super().data_received(data)
+            self._received = b""
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuses what is no request; says which method the parser does not know."""
+        is_unknown = isinstance(sys.exception(), HttpParserInvalidMethodError)
+        if is_unknown and (method := _match_method(self._received)):
+            msg = f"{method[0].decode()} is not an HTTP method that this server knows"
+        super().send_400_response(msg)
 
     def on_message_begin(self) -> None:
         """Begins a request."""

@@ -80,6 +80,22 @@ def test_http_1_1_keeps_its_chunks(port: int) -> None:
     assert body == b"9\r\ndata: 1\n\n\r\n9\r\ndata: 2\n\n\r\n0\r\n\r\n"
 
 
+@pytest.mark.parametrize(
+    ("request_line", "message"),
+    [
+        (b"FOO /v1/models HTTP/1.1", b"FOO is not an HTTP method that this server knows"),
+        (b"GETX / HTTP/1.1", b"GETX is not an HTTP method that this server knows"),
+        (b"A" * 41 + b" / HTTP/1.1", b"Invalid HTTP request received."),
+        (b"F\xff / HTTP/1.1", b"Invalid HTTP request received."),
+        (b"GET / HTTP/9.1", b"Invalid HTTP request received."),
+    ],
+)
+def test_an_unknown_method_is_named(port: int, request_line: bytes, message: bytes) -> None:
+    head, body = ask(port, request_line + b"\r\nhost: x\r\n\r\n")
+    assert head.startswith(b"http/1.1 400")
+    assert body == message
+
+
 @pytest.mark.parametrize("at_once", [True, False])
 def test_a_trailer_is_no_header(at_once: bool) -> None:
     seen: list[dict[bytes, bytes]] = []
