@@ -23,6 +23,7 @@ from truthgpt_serve.http.json_body import encode_json, model_entry
 from truthgpt_serve.http.open_inference import MODELS_PREFIX as OPEN_MODELS_PREFIX
 from truthgpt_serve.http.open_inference import is_open_inference, split_model_path
 from truthgpt_serve.http.routes import refuse
+from truthgpt_serve.server.audio.infer_count import AudioCount
 from truthgpt_serve.server.audio.routes import PATH as TRANSCRIPTIONS_PATH
 from truthgpt_serve.server.audio.routes import TRANSLATIONS_PATH, AudioRoutes
 from truthgpt_serve.server.embeddings.routes import PATH as EMBEDDINGS_PATH
@@ -172,13 +173,13 @@ class Application(RoutedFront):
             error = ModelNotFoundError(f"the model {self._instance.name!r} has version 1 only")
         return error
 
-    def _count_infer(self) -> Callable[[], InferCount] | None:
-        """Returns what counts a request over `/v1/infer`; None where nobody can."""
+    def _count_infer(self) -> Callable[[], InferCount]:
+        """Returns what counts a request over `/v1/infer`."""
         if self._task == "image-generation":
             return lambda: ImageCount(self._instance.model)
         if self._task in ("text-generation", "embedding"):
             return lambda: TextCount(self._text.tokenizer.count)
-        return None
+        return lambda: AudioCount(self._instance.model)
 
     async def _translated(self, connection: Connection) -> None:
         self._instance.check_task("text-generation", "text routes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import tempfile
 import time
 from collections.abc import Iterator
@@ -73,6 +74,22 @@ class Telling(Whole):
 class Vectors(Whole):
     def infer(self, inputs: dict[str, Any]) -> Any:
         return {"embedding": [1.0], "num_tokens": len(inputs["text"].split())}
+
+
+class Hearing(Base):
+    operations = ("transcription",)
+
+    def infer(self, inputs: dict[str, Any]) -> Any:
+        if inputs.get("prompt") == "fail":
+            raise RequestError("no")
+        return {"text": "heard"}
+
+    def stream(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        yield self.infer(inputs)
+
+
+class Deaf(Hearing):
+    operations = ()
 
 
 @contextmanager
@@ -329,3 +346,36 @@ def test_a_class_that_chooses_steps_and_size(tmp_path: Path, path: str) -> None:
         wait_until(lambda: len(told) == 2)
     assert told[1].outcome == "cancelled"
     assert 5 * 0.2 <= told[1].usage.megapixel_steps <= 60 * 0.2
+
+
+def recording(num_samples: int, **inputs: Any) -> dict[str, Any]:
+    data = base64.b64encode(bytes(2 * num_samples)).decode()
+    return {"audio": {"shape": [num_samples], "dtype": "float16", "b64": data}, **inputs}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("inputs", "seconds"),
+    [
+        (recording(8000), 0.5),
+        (recording(8000, sampling_rate=8000), 1.0),
+        (recording(8000, sampling_rate="x"), 0.0),
+        (recording(8000, prompt="fail"), 0.0),
+        ({"audio": {"shape": [True], "dtype": "int8", "b64": ""}}, 0.0),
+        ({"audio": [0.0]}, 0.0),
+    ],
+)
+def test_seconds_of_a_recording_over_infer(
+    tmp_path: Path, inputs: dict[str, Any], seconds: float, stream: bool
+) -> None:
+    with serving(tmp_path, Hearing, "custom") as (client, told):
+        infer(client, **inputs, stream=stream)
+        wait_until(lambda: bool(told))
+    assert told[-1].usage.audio_s == seconds
+
+
+def test_a_class_that_recognizes_no_speech_has_no_seconds(tmp_path: Path) -> None:
+    with serving(tmp_path, Deaf, "custom") as (client, told):
+        assert infer(client, **recording(8000)).status_code == 200
+        wait_until(lambda: bool(told))
+    assert told[-1].usage.audio_s == 0
