@@ -46,6 +46,19 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[LocalCluster]:
         yield cluster
 
 
+def test_a_model_without_metrics_of_its_own_has_those_of_its_replicas(
+    cluster: LocalCluster,
+) -> None:
+    for path in ("/metrics", "/metrics/"):
+        answer = httpx.get(f"{cluster.url}/models/few{path}", timeout=LIMIT_S)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+        assert 'truthgpt_replica_up{replica="' in answer.text
+        assert "truthgpt_replica_requests{" in answer.text
+    answer = httpx.get(f"{cluster.url}/models/few/v1/models/metrics", timeout=LIMIT_S)
+    assert answer.status_code == 404
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_full_queue_is_answered_in_the_form_of_the_api(cluster: LocalCluster, way: str) -> None:
     def ask(path: str) -> httpx.Response:

@@ -44,7 +44,7 @@ from truthgpt_serve.http.headers import EditedHeads, of_application
 from truthgpt_serve.http.probes import HEALTH, METRICS
 from truthgpt_serve.http.sse import with_stream_headers
 from truthgpt_serve.replica.load import ReplicaLoad
-from truthgpt_serve.replica.metrics import ReplicaMetrics
+from truthgpt_serve.replica.metrics import ReplicaMetrics, with_metrics
 from truthgpt_serve.replica.named import NamedRequests
 from truthgpt_serve.replica.queue_answers import QueueAnswers
 from truthgpt_serve.replica.work import WorkStats
@@ -140,7 +140,8 @@ class ModelReplica:
             ),
         )
         # Again: what comes by Ray's fallback proxy does not pass this replica's own port.
-        app = access.guard(Cors(app, self._allow_origins), hides_key=True)
+        app = Cors(with_metrics(app, metrics), self._allow_origins)
+        app = access.guard(app, hides_key=True)
         return Watched(AnthropicAnswers(app), log, model=self._name, tracer=tracer)
 
     def _surround(self, app: Any, load: ReplicaLoad) -> Any:

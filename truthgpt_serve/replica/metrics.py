@@ -14,8 +14,16 @@ from typing import Any
 
 from truthgpt_serve.access.identity import identity_of
 from truthgpt_serve.errors import TruthGPTError, UpstreamError
-from truthgpt_serve.http.asgi import Headers, Message, Receive, Scope, Send, send_bytes
-from truthgpt_serve.http.probes import METRICS
+from truthgpt_serve.http.asgi import (
+    Headers,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    relative_path,
+    send_bytes,
+)
+from truthgpt_serve.http.probes import METHODS, METRICS, App
 from truthgpt_serve.router.pool import ConnectionPool
 
 logger = logging.getLogger(__name__)
@@ -100,6 +108,20 @@ class ReplicaMetrics:
         asked = (_fetch(address, path, headers) for address in others.values())
         pages = await asyncio.gather(*asked)
         return dict(zip(others, pages, strict=True))
+
+
+def with_metrics(app: App, metrics: App) -> App:
+    """Returns an application whose `/metrics` another one answers, for what comes by Ray's proxy.
+
+    Where HAProxy serves, scrapes do not come that way.
+    """
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        is_scrape = scope["type"] == "http" and scope["method"] in METHODS
+        is_scrape = is_scrape and relative_path(scope).rstrip("/") == METRICS
+        await (metrics if is_scrape else app)(scope, receive, send)
+
+    return serve
 
 
 def without_other_keys(text: str, name: str) -> str:
