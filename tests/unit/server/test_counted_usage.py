@@ -77,7 +77,7 @@ class Vectors(Whole):
 
 
 class Hearing(Base):
-    operations = ("transcription",)
+    operations: tuple[str, ...] = ("transcription",)
 
     def infer(self, inputs: dict[str, Any]) -> Any:
         if inputs.get("prompt") == "fail":
