@@ -17,6 +17,17 @@ from truthgpt_serve.training.errors import TrainingError
 MAX_LINE_BYTES = 64 << 20
 """Bytes of one line; a longer one is no example but a file without line breaks."""
 _POINTER = b"version https://git-lfs.github.com/spec/"
+_NO_TEXT = {
+    b"\x1f\x8b": "is compressed by gzip (let its name end with .gz)",
+    b"\x28\xb5\x2f\xfd": "is compressed by Zstandard (let its name end with .zst)",
+    b"PK\x03\x04": "is a ZIP archive (unpack it)",
+    b"BZh": "is compressed by bzip2 (unpack it)",
+    b"\xfd7zXZ\x00": "is compressed by xz (unpack it)",
+    b"PAR1": "is Parquet (let its name end with .parquet)",
+    b"\xff\xfe": "is UTF-16 text (save it as UTF-8)",
+    b"\xfe\xff": "is UTF-16 text (save it as UTF-8)",
+}
+"""What a file of text cannot begin with, and what it is."""
 _DAMAGES = (EOFError, zlib.error, gzip.BadGzipFile)
 _CHUNK_BYTES = 1 << 20
 
@@ -30,12 +41,13 @@ def open_rows(file: Path) -> Iterator[IO[bytes]]:
     """Opens a file for reading; `.gz` and `.zst` are decompressed on the way.
 
     Raises:
-        TrainingError: It cannot be read.
+        TrainingError: It cannot be read, or begins as no text in UTF-8 does.
         DamagedStream: What is compressed is damaged, from where the reading was.
     """
     check_pointer(file)
     try:
         with _decompressed(file) as stream:
+            _check_start(file, stream.peek(8))
             yield stream
     except _DAMAGES as error:
         raise DamagedStream(str(error) or "it ends too early") from error
@@ -46,7 +58,7 @@ def open_rows(file: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _decompressed(file: Path) -> Iterator[IO[bytes]]:
+def _decompressed(file: Path) -> Iterator[io.BufferedReader]:
     suffix = file.suffix.lower()
     if suffix == ".gz":
         with gzip.open(file, "rb") as stream:
@@ -90,7 +102,8 @@ def numbered_lines(
                 try:
                     text = line.decode("utf-8-sig" if number == 1 else "utf-8", errors)
                 except UnicodeDecodeError as error:
-                    bad_rows.report(place, f"is not UTF-8 text: {error.reason}")
+                    byte = f"byte 0x{line[error.start]:02x} at position {error.start + 1}"
+                    bad_rows.report(place, f"is not UTF-8 text: {byte}")
                     continue
                 yield number, text
     except DamagedStream as error:
@@ -112,6 +125,13 @@ def check_pointer(file: Path) -> None:
     if start == _POINTER:
         fix = "fetch it: git lfs pull"
         raise TrainingError(f"{shown(file)}: is a Git LFS pointer, not the data itself ({fix})")
+
+
+def _check_start(file: Path, start: bytes) -> None:
+    """Raises TrainingError where all of a file would be rows that are not UTF-8."""
+    for mark, what in _NO_TEXT.items():
+        if start.startswith(mark):
+            raise TrainingError(f"{shown(file)}: {what}")
 
 
 def _unreadable(file: Path, error: OSError) -> TrainingError:

@@ -168,14 +168,14 @@ def test_a_line_without_an_end_is_a_bad_row(
     assert bad_rows.shown == [f"{file}:{n}: is a line of more than 1 MiB" for n in (2, 4)]
 
 
-def test_text_in_utf16_is_bad_and_a_mark_of_utf8_is_not(tmp_path: Path) -> None:
+def test_text_in_utf16_is_refused_and_a_mark_of_utf8_is_not(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\xef\xbb\xbf\r\n')
     bad_rows = BadRows("skip")
     (row,) = read_rows(str(file), bad_rows)
     assert row.values == {"text": "a"}
     file.write_bytes('{"text": "a"}'.encode("utf-16"))
-    with pytest.raises(TrainingError, match=r"a\.jsonl:1: is not UTF-8 text"):
+    with pytest.raises(TrainingError, match=r"a\.jsonl: is UTF-16 text \(save it as UTF-8\)"):
         list(read_rows(str(file), BadRows("stop")))
 
 

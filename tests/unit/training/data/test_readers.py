@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,37 @@ def test_a_bad_line_of_text_has_its_place(tmp_path: Path) -> None:
     file = write(tmp_path / "a.txt", b"one\n\xc3\x28\n")
     with pytest.raises(TrainingError, match=rf"{file}:2: is not UTF-8 text"):
         read(file)
+
+
+def test_the_byte_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.txt", "one\nMüller".encode("latin-1"))
+    with pytest.raises(TrainingError, match=r":2: .*: byte 0xfc at position 2 \("):
+        read(file)
+
+
+NO_TEXT = {
+    "UTF-16": ('{"text": "a"}\n'.encode("utf-16"), r"is UTF-16 text \(save it as UTF-8\)"),
+    "gzip": (
+        gzip.compress(b'{"text": "a"}\n'),
+        r"is compressed by gzip \(let its name end with \.gz\)",
+    ),
+    "a table": (b"PK\x03\x04" + bytes(40), r"is a ZIP archive \(unpack it\)"),
+}
+
+
+@pytest.mark.parametrize("on_bad_row", ["stop", "skip"])
+@pytest.mark.parametrize("suffix", ["txt", "jsonl", "json", "csv", "tsv"])
+@pytest.mark.parametrize("name", list(NO_TEXT))
+def test_a_file_that_is_no_text_in_utf8_is_named_once(
+    name: str, suffix: str, on_bad_row: str, tmp_path: Path
+) -> None:
+    content, message = NO_TEXT[name]
+    file = write(tmp_path / f"a.{suffix}", content)
+    with pytest.raises(TrainingError, match=rf"a\.{suffix}: {message}$"):
+        read(file, on_bad_row)
+    file = write(tmp_path / f"a.{suffix}.gz", gzip.compress(content))
+    with pytest.raises(TrainingError, match=rf"a\.{suffix}\.gz: {message}$"):
+        read(file, on_bad_row)
 
 
 def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
