@@ -141,8 +141,9 @@ def _write_tables(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             for row in _read(data, "validation", bad_rows, read_eval):
                 _add(row, to_eval, evaluated.add, bad_rows)
         if not train.num_rows or not evaluated.num_rows:
+            num_held_out = evaluated.num_rows if data["eval_share"] else 0
             what = "dataset" if not train.num_rows else ""
-            raise TrainingError(_nothing(data, what, bad_rows, to_train.num_dropped))
+            raise TrainingError(_nothing(data, what, bad_rows, to_train.num_dropped, num_held_out))
     return {
         "num_examples": train.num_rows,
         "num_eval_examples": 0 if evaluated is train else evaluated.num_rows,
@@ -171,7 +172,9 @@ def _cut_lines(
         yield f"cut      {num_cut:,} examples at {limit}; {num_dropped:,} dropped: nothing to learn"
 
 
-def _nothing(data: Mapping[str, Any], what: str, bad_rows: BadRows, num_dropped: int) -> str:
+def _nothing(
+    data: Mapping[str, Any], what: str, bad_rows: BadRows, num_dropped: int, num_held_out: int
+) -> str:
     skipped = f", after {bad_rows.count} bad rows: {bad_rows.shown[0]}" if bad_rows.count else ""
     if num_dropped:
         skipped += f", after {num_dropped:,} rows of which data.max_seq_len leaves nothing to learn"
@@ -180,6 +183,9 @@ def _nothing(data: Mapping[str, Any], what: str, bad_rows: BadRows, num_dropped:
         return f"there is nothing to evaluate on{skipped} ({fix})"
     if data["pack"]:
         skipped += f"; pack needs at least data.max_seq_len {data['max_seq_len']} tokens"
+    if num_held_out:
+        fix = "lower data.eval_share, or add rows"
+        skipped += f", after {num_held_out:,} examples that data.eval_share keeps apart ({fix})"
     return f"data.dataset {data['dataset']!r} holds nothing to learn from{skipped}"
 
 

@@ -140,6 +140,13 @@ def test_prepared_data_is_kept_until_something_changes(model: Path, tmp_path: Pa
     assert read_json(job.folder / "data" / "counts.json")["num_examples"] == 2
 
 
+def test_rows_that_are_all_kept_to_evaluate_on_are_counted(model: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "a.jsonl", [{"text": "Ada finds it."}])
+    sections = sections_of(model, data, data={"eval_share": 0.999999})
+    with pytest.raises(TrainingError, match=r"after 1 examples that data\.eval_share .*\(lower"):
+        prepare(job_of(tmp_path / "run", sections))
+
+
 def test_data_with_nothing_to_learn_is_refused(model: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "a.jsonl", [{"text": 1}])
     sections = sections_of(model, data, data={"on_bad_row": "skip"})
