@@ -26,6 +26,8 @@ from truthgpt_serve.config.faults import (
 from truthgpt_serve.config.source import KeyPath, Source
 from truthgpt_serve.errors import Fault
 
+MIN_PORT, MAX_PORT = 1, 65535
+
 # Ray accepts any mapping for these and looks inside only while it deploys.
 _DEPLOYMENT_SECTIONS: dict[str, type[BaseModel]] = {
     "autoscaling_config": AutoscalingConfig,
@@ -40,6 +42,7 @@ def check_serve_schema(data: Mapping[str, Any], source: Source) -> list[Fault]:
     faults = list(_unknown_keys(ServeDeploySchema, data, (), known, source))
     rest = {key: value for key, value in data.items() if key != "applications"}
     faults += _validate(ServeDeploySchema, {**rest, "applications": []}, source)
+    faults += _check_port(data, source)
     applications = data.get("applications")
     if applications is None:
         return [*faults, Fault(source.at("applications"), "is required", "list the applications")]
@@ -49,6 +52,19 @@ def check_serve_schema(data: Mapping[str, Any], source: Source) -> list[Fault]:
     for index, application in enumerate(applications):
         faults += _check_application(application, source.under("applications", index))
     return faults
+
+
+def _check_port(data: Mapping[str, Any], source: Source) -> Iterator[Fault]:
+    """Yields `http_options.port` where it is none: Ray's schema takes every whole number."""
+    options = data.get("http_options")
+    port = options.get("port") if isinstance(options, Mapping) else None
+    try:
+        number = MIN_PORT if port is None else int(port)
+    except (TypeError, ValueError, OverflowError):
+        return  # the schema says it
+    if not MIN_PORT <= number <= MAX_PORT:
+        message = f"must be from {MIN_PORT} to {MAX_PORT}, not {show_value(port)}"
+        yield Fault(source.at("http_options", "port"), message)
 
 
 def _check_application(application: Any, source: Source) -> Iterator[Fault]:
