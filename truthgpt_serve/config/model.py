@@ -5,11 +5,11 @@ Checks that need files or the registry are in `truthgpt_serve.checks`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from truthgpt_serve.config.base import NonNegativeCount, Refusal, Section, Text, refuse
+from truthgpt_serve.config.base import Refusal, Section, Text, refuse
 from truthgpt_serve.config.data import DataSection
 from truthgpt_serve.config.sections import HardwareSection, ModelOptimSection, ModelSection
 from truthgpt_serve.config.serving import ServingSection
@@ -36,8 +36,9 @@ class ModelConfig(Section):
     """Name of the run, for training output and for a model that is run offline. The served model
     name is the application's, not this."""
 
-    seed: NonNegativeCount = 42
-    """Seed of every random generator, for repeatable training and sampling."""
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 42
+    """Seed of every random generator, for repeatable training and sampling; NumPy takes no larger
+    one."""
 
     task: Task = "text-generation"
     """What the model does, and so which endpoints it answers."""
