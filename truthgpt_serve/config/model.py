@@ -5,6 +5,7 @@ Checks that need files or the registry are in `truthgpt_serve.checks`.
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Annotated, Any
 
 from pydantic import Field, PrivateAttr, model_validator
@@ -33,8 +34,8 @@ class ModelConfig(Section):
     """One YAML file for one model: train it, run it, serve it."""
 
     run_name: Text = "demo"
-    """Name of the run, for training output and for a model that is run offline. The served model
-    name is the application's, not this."""
+    """Name of the run, for training output (`runs/<run_name>`) and for a model that is run offline.
+    The served model name is the application's, not this."""
 
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 42
     """Seed of every random generator, for repeatable training and sampling; NumPy takes no larger
@@ -62,6 +63,16 @@ class ModelConfig(Section):
     """How the model is served."""
 
     _source: Source = PrivateAttr(default_factory=Source)
+
+    @model_validator(mode="after")
+    def _check_run_name(self) -> ModelConfig:
+        """Refuses a name by which `runs/<run_name>` is no folder below `runs`."""
+        path = PurePath(self.run_name)
+        if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in self.run_name:
+            message = f"{self.run_name!r} names no folder below runs"
+            fix = "write a plain name, or give another folder by --out"
+            raise refuse([Refusal("run_name", message, fix)])
+        return self
 
     @model_validator(mode="after")
     def _fill_family(self) -> ModelConfig:

@@ -35,6 +35,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("name", ["..", ".", "/tmp/tales", "a/../../b", "a\0b"])
+def test_a_run_name_that_is_no_folder_below_runs_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"run_name: .*names no folder below runs"):
+        load_model_config({"run_name": name})
+
+
+@pytest.mark.parametrize("name", ["tales", "org/tales", "модель", "tales v1..2"])
+def test_other_run_names_are_taken(name: str) -> None:
+    assert load_model_config({"run_name": name}).run_name == name
+
+
 def test_defaults_are_the_specified_ones() -> None:
     cfg = load_model_config({}).to_cfg()
     assert list(cfg) == [
