@@ -175,6 +175,23 @@ def test_a_model_that_waits_for_resources(folder: Path) -> None:
     assert "what to do: give it less (`hardware`)" in done.stdout
 
 
+def test_what_a_class_that_loads_has_printed_is_shown(folder: Path) -> None:
+    title = "ray::ServeReplica:bad:ModelReplica"
+    loads = subprocess.Popen(
+        [title, "-c", "input()"], executable=sys.executable, stdin=subprocess.PIPE
+    )
+    try:
+        write_log(folder, loads.pid, ":actor_name:ServeReplica:bad:ModelReplica\n")
+        text = "INFO bad_ModelReplica x -- downloading...\n\n"
+        (logs_of(folder) / "serve" / "replica_bad_ModelReplica_x.log").write_text(text)
+        with serve(answers("DEPLOYING")) as service:
+            write_run(folder / ".run", address=service.url)
+            done = run_cli("why", "bad", cwd=folder)
+    finally:
+        loads.communicate()
+    assert "it said last:\n  INFO bad_ModelReplica x -- downloading..." in done.stdout
+
+
 @pytest.mark.parametrize(("replicas", "text"), [(2, "runs: 2 replicas"), (0, "scaled to zero")])
 def test_a_model_that_runs_exits_with_0(folder: Path, replicas: int, text: str) -> None:
     with serve(answers("RUNNING", replicas)) as service:

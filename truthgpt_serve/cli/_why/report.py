@@ -152,12 +152,15 @@ def _look(report: Report, session: Session) -> None:
         path, report.traceback = found[0]
         report.looked_at.append(str(path))
     if replicas and replicas[-1].lives and (report.starting or report.state == "DEPLOYING"):
-        report.last_lines = _last_lines(replicas[-1].files)
+        report.last_lines = _last_lines([*replicas[-1].files, *session.serve_logs(name)[-1:]])
 
 
 def _last_lines(files: Sequence[Path]) -> list[str]:
-    newest = max(files, key=lambda path: path.stat().st_mtime)
-    return tail(newest, LAST_LINES)[0]
+    """Returns the end of the newest file that has lines; Serve's log has what a class prints."""
+    for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
+        if lines := tail(path, LAST_LINES)[0]:
+            return lines
+    return []
 
 
 def _look_at_service(report: Report, session: Session | None) -> None:
