@@ -38,11 +38,8 @@ def environment(folder: Path, token_file: Path | None, cluster: bool) -> None:
         private_environment,
         write_token,
     )
-    from truthgpt_serve.config.paths import config_dir
 
-    settings = config_dir() / "ray.env"
-    if not settings.is_file():
-        raise TruthGPTError(f"{settings} does not exist: set TRUTHGPT_CONFIG_DIR to its folder")
+    settings = _find_settings()
     private = find_private_folder(folder)
     if token_file is not None:
         write_token(folder, token_file.read_text().strip())
@@ -57,3 +54,16 @@ def environment(folder: Path, token_file: Path | None, cluster: bool) -> None:
     for name, value in sorted(values.items()):
         if name not in os.environ:
             click.echo(f"export {name}={shlex.quote(value)}")
+
+
+def _find_settings() -> Path:
+    """Returns the `ray.env` of the configurations' folder, else that of this checkout."""
+    from truthgpt_serve.cli._service.address import root
+    from truthgpt_serve.config.paths import config_dir
+
+    tried = [folder / "ray.env" for folder in (config_dir(), root() / "configs")]
+    for settings in tried:
+        if settings.is_file():
+            return settings
+    looked = " and ".join(str(settings.absolute()) for settings in tried)
+    raise TruthGPTError(f"there is no ray.env; looked for {looked} (copy the repository's there)")

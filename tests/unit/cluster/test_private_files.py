@@ -101,8 +101,10 @@ def test_a_shell_reads_the_exports(tmp_path: Path) -> None:
     assert done.stdout.splitlines() == list(values.values())
 
 
-def run_environment(folder: Path, *options: str) -> dict[str, str]:
-    environment = {"TRUTHGPT_CONFIG_DIR": str(ROOT / "configs"), "RAY_worker_niceness": "3"}
+def run_environment(
+    folder: Path, *options: str, configs: Path = ROOT / "configs"
+) -> dict[str, str]:
+    environment = {"TRUTHGPT_CONFIG_DIR": str(configs), "RAY_worker_niceness": "3"}
     result = CliRunner().invoke(main, ["environment", str(folder), *options], env=environment)
     assert result.exit_code == 0, result.output
     command = f"{result.output}\nenv -0"
@@ -122,6 +124,16 @@ def test_the_command_prints_what_ray_needs(run_folder: Path) -> None:
     token = (run_folder / TOKEN_FILE).read_text()
     run_environment(run_folder)
     assert (run_folder / TOKEN_FILE).read_text() == token
+
+
+def test_a_folder_of_models_needs_no_ray_env_of_its_own(run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    theirs = run_environment(run_folder)
+    assert run_environment(run_folder, configs=tmp_path / "own") == theirs
+    (tmp_path / "own" / "ray.env").write_text("RAY_SERVE_HAPROXY_MAXCONN=7\n")
+    own = run_environment(run_folder, configs=tmp_path / "own")
+    assert own["RAY_SERVE_HAPROXY_MAXCONN"] == "7"
+    assert len(own) < len(theirs)
 
 
 def test_a_node_takes_the_token_of_its_cluster(run_folder: Path, tmp_path: Path) -> None:
