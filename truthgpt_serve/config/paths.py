@@ -79,4 +79,4 @@ def _exists(path: Path) -> bool:
 
 def must_be_local(value: str) -> bool:
     """Returns whether `value` can only mean a path, so not a hub name."""
-    return value.startswith(_EXPLICIT) or value in (".", "..")
+    return value.startswith(_EXPLICIT) or value.endswith("/") or value in (".", "..")

@@ -150,3 +150,8 @@ def test_a_folder_of_two_kinds_is_refused(tmp_path: Path) -> None:
 def test_a_hub_name_out_of_reach_is_told_as_such() -> None:
     with pytest.raises(TrainingError, match=r"data\.dataset 'no-such/data-set' cannot be read"):
         list(read_rows("no-such/data-set", BadRows("stop")))
+
+
+def test_a_folder_that_is_missing_is_not_asked_of_the_hub() -> None:
+    with pytest.raises(TrainingError, match=r"data\.dataset 'missing/' does not exist"):
+        list(read_rows("missing/", BadRows("stop")))
