@@ -34,6 +34,8 @@ IDLE_TIMEOUT_S = 15.0
 STALE_WITHIN_S = 1.0
 """A kept connection that is lost later than this after a request was sent on it: the request may be
 worked on already, so it is not sent a second time."""
+TELL_EVERY_S = 10.0
+"""How often a fault of the other server is logged: it may be one of each request."""
 PIECE_BYTES = 256 * 1024
 """A larger body is sent in pieces, so that one does not keep the event loop from all others."""
 
@@ -120,6 +122,7 @@ class Remote:
         self._settings = settings
         self._tls = _create_tls(settings) if addresses.is_encrypted else True
         self._session: aiohttp.ClientSession | None = None
+        self._tell_at_s = 0.0
 
     async def __aenter__(self) -> Self:
         settings = self._settings
@@ -212,7 +215,9 @@ class Remote:
 
     def translate(self, error: Exception) -> TruthGPTError:
         """Returns the error for a client; the address, which clients must not see, is logged."""
-        logger.info("%s at %s: %r", self.label, self.addresses.origin, error)
+        if time.monotonic() >= self._tell_at_s:
+            self._tell_at_s = time.monotonic() + TELL_EVERY_S
+            logger.warning("%s at %s: %r", self.label, self.addresses.origin, error)
         return _translate(error, self.label, self._settings)
 
 

@@ -16,6 +16,7 @@ from truthgpt_serve.cluster.start_errors import to_cause
 from truthgpt_serve.config.playground import PlaygroundConfig
 from truthgpt_serve.errors import ConfigError, Fault
 from truthgpt_serve.playground.first_request import OnFirstRequest
+from truthgpt_serve.telemetry.log_lines import mend_lines
 
 NICENESS = 10
 """Added to that of Serve's replicas: where the machine is busy the models come first."""
@@ -39,6 +40,7 @@ class Playground:
 
     def __init__(self, config: dict[str, Any]) -> None:
         os.nice(NICENESS)
+        mend_lines()
         self._config = PlaygroundConfig.model_validate(config)
         self._files: Path | None = None
 

@@ -116,10 +116,10 @@ def with_metrics(app: App, metrics: App) -> App:
     Where HAProxy serves, scrapes do not come that way.
     """
 
-    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+    def serve(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         is_scrape = scope["type"] == "http" and scope["method"] in METHODS
         is_scrape = is_scrape and relative_path(scope).rstrip("/") == METRICS
-        await (metrics if is_scrape else app)(scope, receive, send)
+        return (metrics if is_scrape else app)(scope, receive, send)
 
     return serve
 

@@ -6,6 +6,7 @@ import logging
 import logging.handlers
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,11 +19,12 @@ def logger(tmp_path: Path) -> Iterator[logging.Logger]:
     logger = logging.Logger("ray.serve")
     file = logging.handlers.RotatingFileHandler(tmp_path / "log", encoding="utf-8")
     logger.addHandler(logging.handlers.MemoryHandler(1, target=file))
-    mend_lines(logger)
-    mend_lines(logger)
+    mend_lines(logger, ["some_package"])
+    mend_lines(logger, ["some_package"])
     assert len(logger.filters) == 1
     yield logger
     file.close()
+    logging.getLogger("some_package").handlers.clear()
 
 
 def test_half_a_surrogate_pair_is_escaped(
@@ -56,3 +58,22 @@ def test_a_very_long_line_is_cut(logger: logging.Logger, tmp_path: Path) -> None
 def test_other_lines_stay_as_they_are(logger: logging.Logger, tmp_path: Path) -> None:
     logger.info("%s of %d: %s", "one", 2, "ü")
     assert (tmp_path / "log").read_text() == "one of 2: ü\n"
+
+
+def test_lines_of_other_loggers_come_with_their_level(
+    logger: logging.Logger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handler: Any = logger.handlers[0]
+    handler.target.setFormatter(logging.Formatter("%(levelname)s %(name)s %(message)s"))
+    own = logging.getLogger("some_package.module")
+    own.error("it \ud800 failed")
+    own.info("keys are read")
+    own.debug("too much")
+    logger.setLevel(logging.ERROR)
+    own.warning("not wanted any more")
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines == [
+        r"ERROR some_package.module it \ud800 failed",
+        "INFO some_package.module keys are read",
+    ]
+    assert capsys.readouterr().err == ""

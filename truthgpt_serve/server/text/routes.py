@@ -180,7 +180,7 @@ class TextRoutes:
         try:
             return await self._compile(with_calls(grammar, use, form))
         except _NOT_BOUND as error:
-            logger.info("an answer is bound to JSON without calls: %s", error)
+            logger.debug("an answer is bound to JSON without calls: %s", error)
             return bound
 
     async def _forced(self, use: ToolUse, *, is_begun: bool) -> Any:
@@ -194,7 +194,7 @@ class TextRoutes:
         if not (self.abilities.takes_constraint and form.is_bindable):
             return None
         if not use.fits(limits.max_schema_bytes):
-            logger.info("a forced call is not bound: its tools are larger than max_schema_bytes")
+            logger.debug("a forced call is not bound: its tools are larger than max_schema_bytes")
             return None
         try:
             if is_begun and form.arguments and (use.name or not form.head):
@@ -202,7 +202,7 @@ class TextRoutes:
             begun = form.opening(use.name) if is_begun else ""
             return await self._compile(calls_alone(use, form, begun))
         except _NOT_BOUND as error:
-            logger.info("a forced call is not bound: %s", error)
+            logger.debug("a forced call is not bound: %s", error)
             return None
 
     async def _compile(self, grammar: Grammar) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,16 +19,15 @@ MAX_LINE_BYTES = 64 << 20
 """Bytes of one line; a longer one is no example but a file without line breaks."""
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _NO_TEXT = {
-    b"\x1f\x8b": "is compressed by gzip (let its name end with .gz)",
-    b"\x28\xb5\x2f\xfd": "is compressed by Zstandard (let its name end with .zst)",
-    b"PK\x03\x04": "is a ZIP archive (unpack it)",
-    b"BZh": "is compressed by bzip2 (unpack it)",
-    b"\xfd7zXZ\x00": "is compressed by xz (unpack it)",
-    b"PAR1": "is Parquet (let its name end with .parquet)",
-    b"\xff\xfe": "is UTF-16 text (save it as UTF-8)",
-    b"\xfe\xff": "is UTF-16 text (save it as UTF-8)",
+    rb"\x1f\x8b": "is compressed by gzip (let its name end with .gz)",
+    rb"\x28\xb5\x2f\xfd": "is compressed by Zstandard (let its name end with .zst)",
+    rb"PK\x03\x04": "is a ZIP archive (unpack it)",
+    rb"BZh[1-9]1AY&": "is compressed by bzip2 (unpack it)",
+    rb"\xfd7zXZ\x00": "is compressed by xz (unpack it)",
+    rb"PAR1\x15": "is Parquet (let its name end with .parquet)",
+    rb"\xff\xfe|\xfe\xff": "is UTF-16 text (save it as UTF-8)",
 }
-"""What a file of text cannot begin with, and what it is."""
+"""How what is no text in UTF-8 begins, and what it is."""
 _DAMAGES = (EOFError, zlib.error, gzip.BadGzipFile)
 _CHUNK_BYTES = 1 << 20
 
@@ -130,7 +130,7 @@ def check_pointer(file: Path) -> None:
 def _check_start(file: Path, start: bytes) -> None:
     """Raises TrainingError where all of a file would be rows that are not UTF-8."""
     for mark, what in _NO_TEXT.items():
-        if start.startswith(mark):
+        if re.match(mark, start):
             raise TrainingError(f"{shown(file)}: {what}")
 
 

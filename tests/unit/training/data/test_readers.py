@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
 from pathlib import Path
@@ -89,6 +90,11 @@ NO_TEXT = {
         r"is compressed by gzip \(let its name end with \.gz\)",
     ),
     "a table": (b"PK\x03\x04" + bytes(40), r"is a ZIP archive \(unpack it\)"),
+    "bzip2": (bz2.compress(b"a"), r"is compressed by bzip2 \(unpack it\)"),
+    "Parquet": (
+        b"PAR1\x15\x04\x15" + bytes(40),
+        r"is Parquet \(let its name end with \.parquet\)",
+    ),
 }
 
 
@@ -105,6 +111,12 @@ def test_a_file_that_is_no_text_in_utf8_is_named_once(
     file = write(tmp_path / f"a.{suffix}.gz", gzip.compress(content))
     with pytest.raises(TrainingError, match=rf"a\.{suffix}\.gz: {message}$"):
         read(file, on_bad_row)
+
+
+def test_text_that_begins_like_a_format_is_text(tmp_path: Path) -> None:
+    for text in ("PAR1 is a word", "BZhang said", "PK"):
+        rows, _ = read(write(tmp_path / "a.txt", text.encode()))
+        assert [row.values["text"] for row in rows] == [text]
 
 
 def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
