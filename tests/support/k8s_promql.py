@@ -19,7 +19,7 @@ import promql_parser
 from deployments.hf_diffusers.metrics import BY_MODULE, EVENTS, PREFIX
 from truthgpt_serve.access.counting.redis_counters import RedisCounters
 from truthgpt_serve.access.identity import Limits
-from truthgpt_serve.access.key_metrics import KeyMetrics
+from truthgpt_serve.access.key_metrics import KeyMetrics, keys_state, usage_state
 from truthgpt_serve.access.meter import Ended
 from truthgpt_serve.usage.counted import Usage
 
@@ -178,7 +178,11 @@ def labels_of(metric: str, recorded: dict[str, str]) -> set[str] | None:
 @functools.cache
 def _own_names() -> frozenset[str]:
     """Returns the samples on a replica's page of keys."""
-    metrics = KeyMetrics(RedisCounters("redis://127.0.0.1:1"), lambda: {"k": Limits(1)})
+    metrics = KeyMetrics(
+        RedisCounters("redis://127.0.0.1:1"),
+        lambda: {"k": Limits(1)},
+        [keys_state(lambda: True), usage_state(lambda: True)],
+    )
     metrics.report(Ended("k", Usage(images=1, audio_s=1.0), 429, "refused", None, 0.0))
     page = metrics.page()
     names = re.findall(r"^(\w+)[ {]", page, re.MULTILINE)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -88,18 +89,46 @@ class _OfKey:
         self.times = [Histogram(bounds) for _, _, bounds in _TIMES]
 
 
+class State(NamedTuple):
+    """Something that is well (1) or is not (0).
+
+    Attributes:
+        name: Of its metric.
+        text: What the metric says.
+        is_well: Returns how it is now.
+    """
+
+    name: str
+    text: str
+    is_well: Callable[[], bool]
+
+
+def keys_state(is_current: Callable[[], bool]) -> State:
+    """Returns the state of the file with the keys."""
+    text = "Whether the file with the keys can be used (1), or the keys stay as they were (0)."
+    return State("truthgpt_keys_current", text, is_current)
+
+
+def usage_state(is_kept: Callable[[], bool]) -> State:
+    """Returns the state of what keeps usage."""
+    text = "Whether what the keys use is kept (1), or waits in memory (0)."
+    return State("truthgpt_usage_kept", text, is_kept)
+
+
 class KeyMetrics(Collector):
     """Counts by the names of keys; a replica has them for the keys that it has met.
 
     Args:
         store: What counts for all machines, whose state is shown too.
         limits: Returns the limits of all keys by their names, as they are now.
+        states: What else is well or is not; see `State`.
     """
 
     def __init__(
         self,
         store: RedisCounters | None = None,
         limits: Callable[[], Mapping[str, Limits]] = dict,
+        states: Sequence[State] = (),
     ) -> None:
         self._of_keys: dict[str, _OfKey] = {}
         self._lock = threading.Lock()
@@ -107,6 +136,7 @@ class KeyMetrics(Collector):
         registry.register(_LimitMetrics(self._of_keys, limits))
         if store is not None:
             registry.register(_StoreMetrics(store))
+        registry.register(_StateMetrics(states))
         registry.register(self)
 
     def report(self, ended: Ended) -> None:
@@ -218,3 +248,15 @@ class _StoreMetrics(Collector):
             "Counts that were left to the machine, as quota_store was away or too slow.",
             value=self._store.num_missed,
         )
+
+
+class _StateMetrics(Collector):
+    """Shows what is well."""
+
+    def __init__(self, states: Sequence[State]) -> None:
+        self._states = states
+
+    def collect(self) -> Iterator[Metric]:
+        """Yields the metrics as they are now."""
+        for state in self._states:
+            yield GaugeMetricFamily(state.name, state.text, value=int(state.is_well()))

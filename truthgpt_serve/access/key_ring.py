@@ -105,6 +105,11 @@ class KeyRing:
             raise AuthenticationError("the API key has expired")
         return key.identity
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the file could be used at the last look; else the keys stay as they were."""
+        return not self._reported
+
     def limits(self) -> dict[str, Limits]:
         """Returns the limits of all keys by their names, those of single models aside."""
         keys = (key.identity for key in self._keys.by_index.values())

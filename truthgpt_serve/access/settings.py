@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from truthgpt_serve.access.gate import OPEN_AT_MODEL, OPEN_AT_SERVICE, Gate
-from truthgpt_serve.access.key_metrics import KeyMetrics
+from truthgpt_serve.access.key_metrics import KeyMetrics, State, keys_state, usage_state
 from truthgpt_serve.access.key_ring import KeyRing
 from truthgpt_serve.access.meter import Ended, Meter
 from truthgpt_serve.access.quota import Quota
@@ -172,17 +172,25 @@ class Access:
         if auth is not None and keys_file is not None and names:
             # At the models alone: each request comes to one.
             self._quota = Quota(Path(keys_file), names[0], store=auth.quota_store)
-            limits = dict if self._keys is None else self._keys.limits
-            self._metrics = KeyMetrics(self._quota.shared, limits)
             self._meter = Meter(self._quota, self._report)
             if open_recorder is not None:
                 self._recorder = open_recorder(keys_file, auth.usage_file, auth.keep_days)
+            limits = dict if self._keys is None else self._keys.limits
+            self._metrics = KeyMetrics(self._quota.shared, limits, [*self._states()])
         self._names = names
         self._allow_origins = allow_origins
         public = frozenset(() if auth is None else auth.public_routes)
         self._open: Collection[str] = (
             OPEN_AT_MODEL | (public - _SERVICE_ONLY) if names else OPEN_AT_SERVICE | public
         )
+
+    def _states(self) -> Iterator[State]:
+        if self._keys is not None:
+            keys = self._keys
+            yield keys_state(lambda: keys.is_current)
+        if self._recorder is not None:
+            recorder = self._recorder
+            yield usage_state(lambda: recorder.is_kept)
 
     def counting(self, app: Any) -> Any:
         """Returns the application behind the limits of what its requests use.

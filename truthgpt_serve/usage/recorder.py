@@ -57,6 +57,11 @@ class UsageRecorder:
         self._thread: threading.Thread | None = None
         self._reported = ""
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether the last batch was kept; else all waits in memory."""
+        return not self._reported
+
     def add(self, key: str, model: str, usage: Usage, is_error: bool) -> None:
         """Counts a request that has ended; takes a microsecond or two.
 

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from truthgpt_serve.access.counting.charges import Charge
 from truthgpt_serve.access.counting.redis_counters import RedisCounters
 from truthgpt_serve.access.identity import Limits
-from truthgpt_serve.access.key_metrics import KeyMetrics
+from truthgpt_serve.access.key_metrics import KeyMetrics, keys_state, usage_state
 from truthgpt_serve.access.meter import Ended
 from truthgpt_serve.usage.counted import Usage
 
@@ -56,6 +56,15 @@ def test_what_requests_did() -> None:
     assert found["truthgpt_key_request_seconds_count", "a"] == 1
     assert found["truthgpt_key_output_token_seconds_sum", "a"] == pytest.approx(0.1)
     assert found["truthgpt_key_output_token_seconds_count", "b"] == 0
+
+
+def test_what_is_well_and_what_is_not() -> None:
+    are_well = [True, False]
+    states = [keys_state(lambda: are_well[0]), usage_state(lambda: are_well[1])]
+    metrics = KeyMetrics(states=states)
+    assert samples(metrics) == {("truthgpt_keys_current",): 1, ("truthgpt_usage_kept",): 0}
+    are_well.reverse()
+    assert samples(metrics) == {("truthgpt_keys_current",): 0, ("truthgpt_usage_kept",): 1}
 
 
 async def test_whether_the_store_answers(tmp_path: Path) -> None:

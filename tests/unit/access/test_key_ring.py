@@ -245,6 +245,7 @@ def test_what_is_no_file_leaves_the_keys_as_they_were(
         ring.refresh()
     assert name_of(ring, key) == "one"
     assert caplog.text.count("the keys stay as they were") == 1
+    assert not ring.is_current
     with pytest.raises(ConfigError, match=r"regular file|symbolic links"):
         read_keys(path)
     with pytest.raises(ConfigError, match="is not a regular file"):
@@ -256,3 +257,4 @@ def test_what_is_no_file_leaves_the_keys_as_they_were(
     for _ in range(2):
         ring.refresh()
     assert name_of(ring, key) == "new"
+    assert ring.is_current

@@ -98,10 +98,12 @@ def test_a_batch_is_sent_unchanged_until_it_is_taken(caplog: pytest.LogCaptureFi
     assert len({id(batch) for batch in taker.tried}) == 1
     assert caplog.text.count("waits in memory (1 requests)") == 1
     assert "no room" in caplog.text
+    assert not recorder.is_kept
     taker.problem = ""
     wait_for(lambda: taker.requests == 2)
     recorder.close()
     assert [batch.sequence for batch in taker.taken] == [1, 2]
+    assert recorder.is_kept
     assert "usage is kept again" in caplog.text
     assert "lost" not in caplog.text
 
