@@ -132,7 +132,8 @@ def _why_unavailable(application: ApplicationState, *, has_run: bool) -> str | N
     if application.num_running_replicas:
         return None
     if application.status == "DEPLOY_FAILED":
-        return f"The model {application.name!r} failed to start; its reason is in `serve status`"
+        name = application.name
+        return f"The model {name!r} failed to start: `truthgpt why {name}` says why"
     if application.waits_for:
         return f"The model {application.name!r} is not placed: {application.waits_for}"
     if not has_run:

@@ -466,7 +466,7 @@ ERRORS: dict[str, tuple[str, str, int, str | None, str]] = {
     ),
     "failed": (
         "failed", "plain", 503, "model_unavailable",
-        "The model 'failed' failed to start; its reason is in `serve status`",
+        "The model 'failed' failed to start: `truthgpt why failed` says why",
     ),
     "held too long": (
         "asleep", "never", 503, "model_unavailable",
