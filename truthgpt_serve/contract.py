@@ -6,6 +6,7 @@ Knows no family, no engine, no Ray and no HTTP.
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
@@ -16,6 +17,8 @@ from truthgpt_serve.errors import ConfigError, Fault, RegistryError
 
 Task = Literal["text-generation", "image-generation", "embedding", "tensor", "custom"]
 TASKS: tuple[str, ...] = get_args(Task)
+_ARGUMENTS = {"load": "cfg", "infer": "inputs", "infer_batch": "inputs", "stream": "inputs"}
+"""Methods of a class, and the one argument of each."""
 MAX_DETAIL = 300
 """Most characters of a probe's detail: some libraries raise pages."""
 
@@ -170,7 +173,7 @@ def create_model(cls: type[Any], name: str) -> Any:
     """Makes an instance of a family's class, under the model name that clients send.
 
     Raises:
-        RegistryError: The class takes arguments.
+        RegistryError: The class takes arguments, or one of its methods does not take its own.
     """
     try:
         model = cls()
@@ -179,9 +182,29 @@ def create_model(cls: type[Any], name: str) -> Any:
             f"{cls.__qualname__}() failed: {error}; the class is made without arguments, "
             "so set-up belongs in `load(cfg)`"
         ) from error
+    for method, argument in _ARGUMENTS.items():
+        _check_argument(model, method, argument)
     if callable(set_name := getattr(model, "set_name", None)):
         set_name(name)
     return model
+
+
+def _check_argument(model: Any, method: str, argument: str) -> None:
+    """Refuses a method that cannot be called, before anything is loaded."""
+    function = getattr(model, method, None)
+    if not callable(function):
+        return
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # written in C: it tells nothing
+        return
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise RegistryError(
+            f"{type(model).__qualname__}.{method} is called with `{argument}` alone, and it takes "
+            f"{signature}: {error}; write `def {method}(self, {argument})`"
+        ) from None
 
 
 Doctor = Callable[[Mapping[str, Any] | None], Iterable[Probe]]

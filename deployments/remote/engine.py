@@ -217,7 +217,7 @@ class Remote:
         """Returns the error for a client; the address, which clients must not see, is logged."""
         if time.monotonic() >= self._tell_at_s:
             self._tell_at_s = time.monotonic() + TELL_EVERY_S
-            logger.warning("%s at %s: %r", self.label, self.addresses.origin, error)
+            logger.info("%s at %s: %r", self.label, self.addresses.origin, error)
         return _translate(error, self.label, self._settings)
 
 

@@ -316,6 +316,16 @@ class Generating(Upper):
         yield {"text": "a"}
 
 
+class Silent(Upper):
+    def infer(self) -> Any:  # type: ignore[override]  # what a newcomer may write
+        return {"text": "a"}
+
+
+class Needy(Upper):
+    def stream(self, inputs: dict[str, Any], size: int) -> Any:
+        yield {"text": "a"}
+
+
 class Broken(Upper):
     def load(self, cfg: dict[str, Any]) -> None:
         raise OSError("no weights at /nowhere")
@@ -326,6 +336,8 @@ class Broken(Upper):
     [
         (Constructed, RegistryError, "Constructed() failed: "),
         (Generating, RegistryError, "Generating.infer is a generator; name the method"),
+        (Silent, RegistryError, "write `def infer(self, inputs)`"),
+        (Needy, RegistryError, "missing a required argument: 'size'"),
         (Broken, OSError, "no weights at /nowhere"),
     ],
 )
