@@ -24,8 +24,9 @@ OF_OTHERS = (
     "Too many open files",
     "No space left on device",
     "nvidia-smi",
+    "serve status",
 )
-"""Symptoms in the words of pip, the engines, the hub and the operating system."""
+"""Symptoms in the words of pip, the engines, the hub, Ray and the operating system."""
 _VALUES = re.compile(
     r"…|'x'|\bN\b|NAME|[\d.]+|torch==|\+cpu|configs/\S+|pip install|: |\[install\]"
 )
