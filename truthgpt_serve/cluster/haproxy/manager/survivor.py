@@ -13,6 +13,7 @@ import os
 import select
 import signal
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 UNKNOWN_STATUS = 255
@@ -90,7 +91,16 @@ def end_silent(api: Any) -> None:
         api: Ray's `HAProxyApi`, before it has started one.
     """
     for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()]:
-        if api._is_our_haproxy(pid):
+        if api._is_our_haproxy(pid) and _is_haproxy(pid):
             _logger.warning("HAProxy (process %d) does not answer: it is killed", pid)
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def _is_haproxy(pid: int) -> bool:
+    """Whether it runs HAProxy, or will in a moment: others may only read its file."""
+    try:
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return any(argument.endswith(b"haproxy") for argument in arguments[:2])

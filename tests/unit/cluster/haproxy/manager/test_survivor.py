@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -97,10 +98,14 @@ async def test_one_that_does_not_answer_is_replaced(tmp_path: Path) -> None:
     port = free_port()
     async with left(tmp_path, port) as process:
         os.kill(process.pid, signal.SIGSTOP)
-        async with running(tmp_path, port) as second:
-            assert second._proc.pid != process.pid
-            await wait_for_end(process.pid)
-            assert all([await is_answered(second) for _ in range(20)])
+        command = ["tail", "-f", str(tmp_path / "haproxy.cfg")]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as reader:
+            async with running(tmp_path, port) as second:
+                assert second._proc.pid != process.pid
+                await wait_for_end(process.pid)
+                assert all([await is_answered(second) for _ in range(20)])
+            assert reader.poll() is None  # it only looks at the file
+            reader.kill()
 
 
 async def test_the_admin_socket_of_another_program_is_not_taken_over(tmp_path: Path) -> None:
