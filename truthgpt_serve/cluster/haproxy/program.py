@@ -9,14 +9,12 @@ HAProxy.
 - Keepalive toward replicas. A node that loses its power or its network sends no word, and a
   connection on which HAProxy only waits stays open for ever: after 11 s without a sign of life it
   is closed, and the client hears of it.
-- Reads are sent again where a replica closes before it answers. Without that HAProxy closes a
-  client's kept connection without a word, as if the request had met an idle connection's end.
+- Reads are sent again where a replica closes before it answers: their client would hear nothing.
 - The node's own router first, where it has one: a request crosses the network once at most, and
   when another node is lost only what its models were working on fails.
 - Pages of our own, and errors in the form of the API (`answers`). The page where no replica
   takes a connection has a mark: nothing was sent, and who sees it may try again.
-- Limits that keep clients from taking HAProxy from each other and from the routers
-  (`limits`).
+- Limits that keep clients from taking HAProxy from each other and from routers (`limits`).
 - Requests go straight to their model where HAProxy can read which it is (`direct`).
 - What a model cannot hold is refused here, but for what comes by a router (`queues`).
 - A conversation stays on one replica of its model (`affinity`).
