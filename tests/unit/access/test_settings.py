@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from truthgpt_serve.access.settings import (
 )
 from truthgpt_serve.config.auth import AuthSection
 from truthgpt_serve.errors import ConfigError
+from truthgpt_serve.usage.batch import Batch
+from truthgpt_serve.usage.counted import Usage
+from truthgpt_serve.usage.recorder import UsageRecorder
 
 
 def section(value: Any) -> AuthSection:
@@ -105,3 +109,29 @@ def test_gates_are_there_with_keys_only(tmp_path: Path) -> None:
     access.close()
     with pytest.raises(ConfigError):
         Access(Auth(str(tmp_path / "none.yaml")), ())
+
+
+def test_a_model_shows_whether_its_keys_and_their_usage_are_well(tmp_path: Path) -> None:
+    file = tmp_path / "keys.yaml"
+    add_key(file, {"name": "a"})
+    recorder = UsageRecorder(find_no_room, period_s=0.01)
+    access = Access(Auth(str(file)), (), ("m",), lambda *_: recorder)
+    try:
+        assert states(access) == {"truthgpt_keys_current": 1, "truthgpt_usage_kept": 1}
+        file.write_text("keys: [")
+        recorder.add("a", "m", Usage(), False)
+        deadline = time.monotonic() + 60
+        while any(states(access).values()):
+            assert time.monotonic() < deadline, states(access)
+            time.sleep(0.05)
+    finally:
+        access.close()
+
+
+def find_no_room(batch: Batch) -> None:
+    raise OSError("no room")
+
+
+def states(access: Access) -> dict[str, float]:
+    lines = [line.split() for line in access.metrics_page().splitlines() if line[:1] != "#"]
+    return {name: float(value) for name, value in lines}
