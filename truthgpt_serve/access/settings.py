@@ -18,6 +18,7 @@ from truthgpt_serve.access.quota import Quota
 from truthgpt_serve.access.token_quota import TokenQuota
 from truthgpt_serve.config.auth import MEMORY, NONE, AuthSection
 from truthgpt_serve.config.paths import expand, find_config
+from truthgpt_serve.config.variables import expand as expand_variables
 from truthgpt_serve.errors import ConfigError, Fault
 from truthgpt_serve.usage.batch import KEEP_DAYS
 from truthgpt_serve.usage.recorder import UsageRecorder
@@ -88,7 +89,8 @@ def _find_store(section: AuthSection, place: str, environ: Mapping[str, str]) ->
     store, given = section.quota_store, environ.get(STORE_VARIABLE, "").strip()
     if given and "quota_store" not in section.model_fields_set:
         try:
-            store = AuthSection(keys_file=section.keys_file, quota_store=given).quota_store
+            value = expand_variables(f"${{{STORE_VARIABLE}}}", {STORE_VARIABLE: given})
+            store = AuthSection(keys_file=section.keys_file, quota_store=value).quota_store
         except ValueError:
             message = "is neither memory nor an address of Redis"
             raise ConfigError([Fault(STORE_VARIABLE, message, "write redis://HOST:PORT")]) from None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from truthgpt_serve.config.base import Refusal, Section, Text, refuse
+from truthgpt_serve.config.variables import Expanded
 
 NONE = "none"
 """What a file says in the place of the section: no keys, whoever reaches the service."""
@@ -17,6 +19,18 @@ MEMORY = "memory"
 _STORES = ("redis://", "rediss://", "unix://")
 
 PublicRoute = Literal["/metrics", "/docs", "/openapi.json", "/v1/files/images"]
+
+
+def _has_written_password(store: Any) -> bool:
+    """Whether the address of a store holds a password that comes from no variable."""
+    if not isinstance(store, str) or not store.startswith(_STORES):
+        return False
+    try:
+        parts = urlsplit(store.written if isinstance(store, Expanded) else store)
+    except ValueError:
+        return "@" in store
+    passwords = [parts.password or "", *parse_qs(parts.query).get("password", [])]
+    return any(one and "${" not in one for one in passwords)
 
 
 class UsageSection(Section):
@@ -51,7 +65,7 @@ class AuthSection(Section):
     quota_store: Text = MEMORY
     """Where limits are counted: `memory`, each machine for itself, or the address of one Redis or
     Valkey server for all machines, such as `redis://redis:6379/0` (`rediss://` by TLS,
-    `unix:///path`). One with a password belongs in a variable: `${REDIS_URL}`.
+    `unix:///path`). A password is refused unless it comes by a variable: `${REDIS_URL}`.
     `TRUTHGPT_QUOTA_STORE` stands for it where it is not given."""
 
     usage: UsageSection = Field(default_factory=UsageSection)
@@ -74,6 +88,10 @@ class AuthSection(Section):
         if isinstance(data, dict) and "keys_file" in data and data["keys_file"] is None:
             message, fix = "is empty", "name the file with the keys, or write auth: none"
             raise refuse([Refusal("keys_file", message, fix)])
+        if isinstance(data, dict) and _has_written_password(data.get("quota_store")):
+            message = "has its password written out, and Ray keeps a Serve file in its log"
+            fix = "write ${REDIS_URL}, and set that variable where the service starts"
+            raise refuse([Refusal("quota_store", message, fix)])
         return data
 
     @classmethod

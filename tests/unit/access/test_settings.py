@@ -60,6 +60,17 @@ def test_where_usage_is_kept(tmp_path: Path) -> None:
         )
 
 
+def test_where_limits_are_counted_by_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "keys.yaml").write_text("{}")
+    keys = section({"keys_file": str(tmp_path / "keys.yaml")})
+    address = "redis://:secret@host/1"  # a variable may hold a password, a Serve file may not
+    found = find_auth(keys, "x", {"TRUTHGPT_QUOTA_STORE": f" {address} "})
+    assert found is not None
+    assert found.quota_store == address
+    with pytest.raises(ConfigError, match="TRUTHGPT_QUOTA_STORE: is neither memory nor"):
+        find_auth(keys, "x", {"TRUTHGPT_QUOTA_STORE": "http://host"})
+
+
 @pytest.mark.parametrize(
     ("host", "is_local"),
     [

@@ -69,7 +69,7 @@ def test_where_limits_are_counted() -> None:
     for given in (
         "memory",
         "redis://host:6379/0",
-        "rediss://:secret@host",
+        "rediss://user@host",
         "unix:///run/redis.sock",
     ):
         auth = load_model_auth({"auth": {"keys_file": "k", "quota_store": given}}, place="args")
@@ -84,3 +84,39 @@ def test_where_limits_are_counted() -> None:
         "args: auth.quota_store: is neither memory nor an address of Redis (write memory, or"
     )
     assert "secret" not in str(fault)
+
+
+@pytest.mark.parametrize(
+    ("written", "refused"),
+    [
+        ("redis://:secret@host", True),
+        ("rediss://user:secret@host:6379/0", True),
+        ("redis://:secret@${REDIS_HOST}", True),
+        ("unix:///run/redis.sock?password=secret", True),
+        ("unix://:secret@/run/redis.sock", True),
+        ("redis://[:secret@host", True),
+        ("${REDIS_URL}", False),
+        ("redis://user:${REDIS_PASSWORD}@host", False),
+        ("redis://:${REDIS_PASSWORD:-}@host/1", False),
+        ("unix:///run/redis.sock?password=${REDIS_PASSWORD}", False),
+    ],
+)
+def test_a_password_comes_by_a_variable(
+    monkeypatch: pytest.MonkeyPatch, written: str, refused: bool
+) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://:secret@host")
+    monkeypatch.setenv("REDIS_PASSWORD", "secret")
+    monkeypatch.setenv("REDIS_HOST", "host")
+    args = {"auth": {"keys_file": "k", "quota_store": written}}
+    if not refused:
+        auth = load_model_auth(args, place="args")
+        assert auth is not None
+        assert "secret" in auth.quota_store
+        return
+    with pytest.raises(ConfigError) as raised:
+        load_model_auth(args, place="args")
+    (fault,) = raised.value.faults
+    assert str(fault) == (
+        "args: auth.quota_store: has its password written out, and Ray keeps a Serve file in its "
+        "log (write ${REDIS_URL}, and set that variable where the service starts)"
+    )
