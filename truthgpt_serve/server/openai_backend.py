@@ -14,9 +14,12 @@ from truthgpt_serve.errors import TruthGPTError, UnsupportedError
 from truthgpt_serve.http.caller import Caller
 from truthgpt_serve.http.sse import DONE, EventSplitter
 from truthgpt_serve.request_schema import bad_field
+from truthgpt_serve.usage.counted import current_usage
 
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
 _USAGE = ("prompt_tokens", "completion_tokens")
+_UNREADABLE = (AttributeError, LookupError, TypeError, ValueError)
+"""What reading an answer raises that is not as OpenAI's are."""
 
 Kind = Literal["completion", "chat", "embedding", "image"]
 
@@ -99,7 +102,7 @@ class OpenAIBackend:
             body = await reply.read()
         try:  # in a thread, because an image takes long to decode
             return await asyncio.to_thread(lambda: self._outputs(json.loads(body)))
-        except (LookupError, TypeError, ValueError) as error:
+        except _UNREADABLE as error:
             raise self._unreadable(error) from error
 
     async def stream(
@@ -107,22 +110,33 @@ class OpenAIBackend:
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Yields `{"text": delta}`, the last with `finish_reason`; other kinds yield all at once.
 
-        Arguments and errors are those of `infer`.
+        Arguments and errors are those of `infer`. Where somebody counts tokens, the last item has
+        `usage`, too.
         """
         if self._kind not in ("completion", "chat"):
             yield await self.infer(inputs, caller)
             return
         path, payload = self._request(inputs)
         payload["stream"] = True
-        ended, reader = False, EventSplitter(MAX_ANSWER_BYTES)
+        if self._with_usage and current_usage() is not None:
+            payload.setdefault("stream_options", {"include_usage": True})
+        ended, last, usage = False, None, {}
+        reader = EventSplitter(MAX_ANSWER_BYTES)
         async with self._transport.send(path, payload, caller) as reply:
             async for piece in reply.pieces():
                 for event in reader.feed(piece):
                     ended = ended or event == DONE
-                    for item in self._items(event):
-                        ended = ended or "finish_reason" in item
-                        yield item
-        if not ended:
+                    items, told = self._read_event(event)
+                    usage = told or usage
+                    for item in items:
+                        if last is not None:
+                            yield last
+                        last = item if "finish_reason" in item else None
+                        if last is None:
+                            yield item
+        if last is not None:  # the tokens are told behind it
+            yield {**last, "usage": usage} if usage else last
+        elif not ended:
             raise self._transport.unreadable("its stream ended before it was whole")
 
     def _request(self, inputs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -149,27 +163,32 @@ class OpenAIBackend:
     def _outputs(self, answer: Any) -> dict[str, Any]:
         if self._kind == "image":
             return {"image": _read_image(answer["data"][0])}
-        usage = (answer.get("usage") or {}) if self._with_usage else {}
+        counts = self._counts(answer)
         if self._kind == "embedding":
             outputs = {"embedding": answer["data"][0]["embedding"]}
-            tokens = usage.get("prompt_tokens")
+            tokens = counts.get("prompt_tokens")
             return outputs if tokens is None else {**outputs, "num_tokens": tokens}
         choice = answer["choices"][0]
         text = choice["message"].get("content") if self._kind == "chat" else choice["text"]
         outputs = {"text": text or "", "finish_reason": choice.get("finish_reason")}
-        counts = {key: usage[key] for key in _USAGE if isinstance(usage.get(key), int)}
         return {**outputs, "usage": counts} if counts else outputs
 
-    def _items(self, event: bytes) -> list[dict[str, Any]]:
+    def _read_event(self, event: bytes) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        """Returns the items of an event, and the tokens that it tells."""
         if event == DONE:
-            return []
+            return [], {}
         try:
             value = json.loads(event)
             if "error" in value:
                 raise self._transport.event_error(event)
-            return [self._item(choice) for choice in value["choices"]]
-        except (LookupError, TypeError, ValueError) as error:
+            items = [self._item(choice) for choice in value["choices"]]
+            return items, self._counts(value)
+        except _UNREADABLE as error:
             raise self._unreadable(error) from error
+
+    def _counts(self, answer: Any) -> dict[str, int]:
+        usage = (answer.get("usage") or {}) if self._with_usage else {}
+        return {key: usage[key] for key in _USAGE if isinstance(usage.get(key), int)}
 
     def _item(self, choice: Any) -> dict[str, Any]:
         text = choice["delta"].get("content") if self._kind == "chat" else choice["text"]

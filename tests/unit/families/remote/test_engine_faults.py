@@ -22,6 +22,7 @@ from tests.support.remote_servers import (
     chat_event,
     relay_to,
     relayed,
+    send_events,
     send_start,
     serve_at,
 )
@@ -166,6 +167,36 @@ def test_a_stream_that_is_cut_ends_with_an_error_event() -> None:
         assert error["code"] == "upstream_error"
         body = {"model": "far", "inputs": {"text": "x"}, "stream": True}
         assert '"upstream_error"' in http.post("/v1/infer", json=body).text
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        5,
+        [],
+        {},
+        {"choices": 5},
+        {"choices": ["x"]},
+        {"choices": [{"delta": "x", "message": "x"}]},
+        {"choices": [], "usage": [1]},
+    ],
+)
+def test_an_answer_of_another_form_is_the_other_servers_fault(value: Any) -> None:
+    async def strange(request: Request, send: Send) -> None:
+        text = json.dumps(value).encode()
+        if request.json().get("stream"):
+            await send_events(send, [b"data: " + text + b"\n\n"])
+            return
+        await send_start(send, "application/json")
+        await send({"type": "http.response.body", "body": text, "more_body": False})
+
+    with relayed() as (http, other):
+        other.behave = strange
+        body = {"model": "far", "inputs": {"text": "x"}}
+        answer = http.post("/v1/infer", json=body)
+        assert (answer.status_code, error_of(answer)["code"]) == (502, "upstream_error")
+        stream = http.post("/v1/infer", json={**body, "stream": True})
+        assert "answered what cannot be read" in stream.text
 
 
 def test_any_other_answer_that_is_cut_is_not_whole_for_the_client() -> None:

@@ -124,13 +124,27 @@ def test_tokens_are_counted_for_requests_that_have_a_key(second: str) -> None:
         assert client.post("/v1/chat/completions", json={**body, "top_p": 7}).status_code == 400
         infer = {"model": "far", "inputs": {"text": "one two", "max_new_tokens": 5}}
         assert client.post("/v1/infer", json=infer).status_code == 200
-        assert client.post("/v1/infer", json={**infer, "stream": True}).status_code == 200
+        stream = client.post("/v1/infer", json={**infer, "stream": True}).text
+        own = {**infer["inputs"], "stream_options": {"include_usage": False}}
+        assert (
+            "usage"
+            not in client.post(
+                "/v1/infer", json={"model": "far", "inputs": own, "stream": True}
+            ).text
+        )
+    *_, last, done, _ = [part.removeprefix("data: ") for part in stream.split("\n\n")]
+    assert done == "[DONE]"
+    assert json.loads(last)["outputs"] == {
+        "text": "",
+        "finish_reason": "length",
+        "usage": {"prompt_tokens": 2, "completion_tokens": 5},
+    }
     assert '"choices":[]' not in plain
     assert '"choices":[]' in told
     tokens = [(usage.prompt_tokens, usage.completion_tokens) for usage in counted]
     assert tokens[:4] == [(whole["prompt_tokens"], whole["completion_tokens"])] * 3 + [(0, 0)]
-    assert tokens[4] == (2, 5)
-    assert tokens[5] == (len("one two") // 4, 5)  # a stream that was not asked for its tokens
+    assert tokens[4:6] == [(2, 5)] * 2
+    assert tokens[6] == (len("one two") // 4, 5)  # its client said that it is not told its tokens
 
 
 @pytest.mark.long("waits for limits of time")
