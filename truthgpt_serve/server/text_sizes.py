@@ -17,8 +17,9 @@ BEGINNING = 8
 """Characters for each token that a model takes: a text with more of them is first read so far."""
 SHORT_TEXT = 1 << 15
 
-MAX_TOKEN_CHARACTERS = 32
-"""The same, and no text may have more: many tokenizers make one token of the longest word."""
+MAX_TOKEN_CHARACTERS, MAX_WORD = 32, 1 << 20
+"""The same, and no text may have more than that and than so many: many tokenizers make one token of
+the longest word."""
 
 MAX_CHARACTERS = 1 << 22
 """Most characters of a request whose texts are tokenized whatever their length."""
@@ -45,7 +46,7 @@ def check_beginning(text: str, limit: int, count: Callable[[str], int], *, param
         ContextLengthError: A part of it has clearly more tokens than the limit.
         RequestError: It has few tokens, and still takes too long to read.
     """
-    most = max(limit * MAX_TOKEN_CHARACTERS, MAX_CHARACTERS)
+    most = max(limit * MAX_TOKEN_CHARACTERS, MAX_WORD)
     size = max(limit * BEGINNING, SHORT_TEXT)
     while size < min(len(text), most):
         num_tokens = count(text[:size])

@@ -10,7 +10,7 @@ import pytest
 from truthgpt_serve.config.text_limits import TextLimitsSection
 from truthgpt_serve.errors import ContextLengthError, RequestError
 from truthgpt_serve.server.text_limits import TextLimits
-from truthgpt_serve.server.text_sizes import MAX_CHARACTERS, check_beginning
+from truthgpt_serve.server.text_sizes import MAX_CHARACTERS, MAX_WORD, check_beginning
 
 LIMITS = TextLimits(TextLimitsSection())
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
@@ -59,12 +59,12 @@ def test_a_text_of_few_tokens_is_not_read_whatever_its_length() -> None:
         read.append(len(part))
         return 1
 
-    check_beginning("x" * MAX_CHARACTERS, 100, count, param="input")
+    check_beginning("x" * MAX_WORD, 100, count, param="input")
     read.clear()
-    with pytest.raises(RequestError, match="has 4194305 characters, but at most 4194304") as caught:
-        check_beginning("x" * (MAX_CHARACTERS + 1), 100, count, param="input")
+    with pytest.raises(RequestError, match="has 1048577 characters, but at most 1048576") as caught:
+        check_beginning("x" * (MAX_WORD + 1), 100, count, param="input")
     assert caught.value.param == "input"
-    assert max(read) < MAX_CHARACTERS
+    assert max(read) < MAX_WORD
     check_beginning("x" * 6_000_000, 200_000, count, param="input")
 
 

@@ -22,7 +22,7 @@ from tests.support.transformers_models import client_of, configuration, loaded
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.errors import ConfigError, RequestError
 from truthgpt_serve.server.instance import ModelInstance
-from truthgpt_serve.server.text_sizes import MAX_CHARACTERS
+from truthgpt_serve.server.text_sizes import MAX_CHARACTERS, MAX_WORD
 
 TEXTS = [
     "the cat",
@@ -196,10 +196,10 @@ def test_of_a_text_far_too_long_the_beginning_alone_is_read(encoder: Path) -> No
 
 
 def test_a_text_that_takes_long_to_tokenize_is_refused(encoder: Path) -> None:
-    text = "x" * (MAX_CHARACTERS + 1)
+    word, text = "x" * (MAX_WORD + 1), "x" * (MAX_CHARACTERS + 1)
     with loaded(configuration(encoder, "embedding")) as model:
-        with pytest.raises(RequestError, match="has 4194305 characters") as caught:
-            model.infer({"text": text})
+        with pytest.raises(RequestError, match="has 1048577 characters") as caught:
+            model.infer({"text": word})
         assert caught.value.param == "input"
         with pytest.raises(RequestError, match="is set for texts of 4194305") as caught:
             model.infer({"text": text, "truncate_prompt_tokens": 5})
