@@ -120,8 +120,9 @@ class OpenAIBackend:
         payload["stream"] = True
         if self._with_usage and current_usage() is not None:
             payload.setdefault("stream_options", {"include_usage": True})
-        ended, last, usage = False, None, {}
-        reader = EventSplitter(MAX_ANSWER_BYTES)
+        ended, reader = False, EventSplitter(MAX_ANSWER_BYTES)
+        last: dict[str, Any] | None = None
+        usage: dict[str, int] = {}
         async with self._transport.send(path, payload, caller) as reply:
             async for piece in reply.pieces():
                 for event in reader.feed(piece):

@@ -122,10 +122,11 @@ def test_tokens_are_counted_for_requests_that_have_a_key(second: str) -> None:
         options = {"stream": True, "stream_options": {"include_usage": True}}
         told = client.post("/v1/chat/completions", json={**body, **options}).text
         assert client.post("/v1/chat/completions", json={**body, "top_p": 7}).status_code == 400
-        infer = {"model": "far", "inputs": {"text": "one two", "max_new_tokens": 5}}
+        inputs = {"text": "one two", "max_new_tokens": 5}
+        infer = {"model": "far", "inputs": inputs}
         assert client.post("/v1/infer", json=infer).status_code == 200
         stream = client.post("/v1/infer", json={**infer, "stream": True}).text
-        own = {**infer["inputs"], "stream_options": {"include_usage": False}}
+        own = {**inputs, "stream_options": {"include_usage": False}}
         assert (
             "usage"
             not in client.post(
