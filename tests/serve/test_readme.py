@@ -210,7 +210,7 @@ def test_a_model_is_added_as_the_page_says(tmp_path: Path) -> None:
     ]
 
     validate, deploy = COMMANDS[2].splitlines()
-    assert deploy == ".venv/bin/serve deploy configs/serve.yaml"
+    assert deploy == ".venv/bin/truthgpt deploy configs/serve.yaml"
     program, *arguments = validate.split()
     assert program == ".venv/bin/truthgpt"
     run([str(BIN / "truthgpt"), *arguments], folder=tmp_path)

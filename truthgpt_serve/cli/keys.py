@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from truthgpt_serve.cli._service.numbers import FiniteRange
-from truthgpt_serve.cli._table import DASH, open_console
+from truthgpt_serve.cli._service.table import DASH, open_console
 
 if TYPE_CHECKING:
     from truthgpt_serve.access.key_file import KeyEntry

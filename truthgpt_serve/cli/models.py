@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from truthgpt_serve.cli._service.numbers import FiniteRange
-from truthgpt_serve.cli._table import DASH, open_console
+from truthgpt_serve.cli._service.table import DASH, open_console
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 import click
 
-from truthgpt_serve.cli._table import open_console
+from truthgpt_serve.cli._service.table import open_console
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -109,7 +109,7 @@ class Plan:
             *lines,
             f"added {model.name} to {self._serve}",
             f"check this machine: truthgpt doctor {self._path}",
-            f"serve it: make serve, or where it runs already: serve deploy {self._serve}",
+            f"serve it: make serve, or where it runs already: truthgpt deploy {self._serve}",
         ]
 
 

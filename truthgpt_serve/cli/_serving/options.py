@@ -44,8 +44,9 @@ def serve_result(run: Path, name: str, serve: Path) -> None:
     Raises:
         click.ClickException: A file cannot be changed, or the service refuses.
     """
-    from truthgpt_serve.cli._serving.deploy import check_same, deploy, find_service
+    from truthgpt_serve.cli._serving.deploy import check_same, deploy
     from truthgpt_serve.cli._serving.place import place
+    from truthgpt_serve.cli._serving.service import find_service
     from truthgpt_serve.training.run import find_served
 
     served, service = find_served(run, name), find_service()
@@ -56,4 +57,4 @@ def serve_result(run: Path, name: str, serve: Path) -> None:
     if service is None:
         click.echo(f"no service runs here; start it: make serve CONFIG={serve}")
         return
-    deploy(service, serve, placed.application, placed.file, click.echo)
+    deploy(service, serve, placed.application, click.echo)

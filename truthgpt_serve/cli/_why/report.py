@@ -201,7 +201,7 @@ def _advise(report: Report) -> None:
         report.advice.append("correct the faults; `truthgpt validate` lists them again")
     elif report.state == "DEPLOY_FAILED":
         report.advice.append(
-            "correct the cause and deploy again: `serve deploy configs/serve.yaml`, or start "
+            "correct the cause and deploy again: `truthgpt deploy configs/serve.yaml`, or start "
             "`make serve` anew"
         )
     elif report.waits_for:

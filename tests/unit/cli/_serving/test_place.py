@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from tests.support.cli_service import Answer, serve
 from truthgpt_serve.cli import main
-from truthgpt_serve.cli._serving import deploy
+from truthgpt_serve.cli._serving import service as serving
 from truthgpt_serve.cli._serving.place import place
 from truthgpt_serve.cluster.private_files import TOKEN_FILE
 from truthgpt_serve.config import load_model_config
@@ -183,7 +183,7 @@ def test_the_token_of_the_service_here_goes_nowhere_else(
 ) -> None:
     (tmp_path / TOKEN_FILE).write_text("t-here")
     local = SimpleNamespace(run_folder=tmp_path)
-    monkeypatch.setattr(deploy, "find_local", lambda: local)
+    monkeypatch.setattr(serving, "find_local", lambda: local)
     for address, sent in (
         ("", {"authorization": "Bearer t-here"}),
         ("http://127.0.0.1:8265", {"authorization": "Bearer t-here"}),
@@ -191,7 +191,7 @@ def test_the_token_of_the_service_here_goes_nowhere_else(
         ("http://other.example:8265", {}),
         ("https://other.example/ray", {}),
     ):
-        service = deploy.find_service({"RAY_DASHBOARD_ADDRESS": address} if address else {})
+        service = serving.find_service({"RAY_DASHBOARD_ADDRESS": address} if address else {})
         assert service is not None
         assert service._headers == sent
 

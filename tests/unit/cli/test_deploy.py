@@ -1,0 +1,93 @@
+"""`truthgpt deploy`: what it refuses, and what it says; the real service is in `tests/serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from tests.support.cli_service import Answer, serve
+from truthgpt_serve.cli import main
+
+PATH = "/api/serve/applications/"
+ECHO: dict[str, Any] = {"model": {"family": "echo"}}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    configs = tmp_path / "configs"
+    configs.mkdir()
+    applications = [
+        {
+            "name": name,
+            "route_prefix": f"/models/{name}",
+            "import_path": "deployments:build_model",
+            "args": ECHO,
+        }
+        for name in ("a", "b")
+    ]
+    (configs / "serve.yaml").write_text(yaml.safe_dump({"applications": applications}))
+    (configs / "model.yaml").write_text(yaml.safe_dump({"run_name": "a", **ECHO}))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(*arguments: str, **environ: str | None) -> Result:
+    none = {"RAY_DASHBOARD_ADDRESS": None, "RAY_AUTH_TOKEN": None}
+    return CliRunner().invoke(main, ["deploy", *arguments], env={**none, **environ})
+
+
+def test_without_a_service() -> None:
+    done = call()
+    assert done.exit_code == 1
+    assert "no service runs here; start it: make serve CONFIG=configs/serve.yaml" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("configs/model.yaml",), "configs/model.yaml is a model's file: name a Serve file"),
+        (("no.yaml",), "no.yaml: no such file"),
+        (("--reload", "c"), "configs/serve.yaml has no application 'c': a, b"),
+        (("--timeout", "nan"), "nan"),
+    ],
+)
+def test_what_cannot_be_is_not_applied(arguments: tuple[str, ...], message: str) -> None:
+    with serve({PATH: Answer({"applications": {}})}) as ray:
+        done = call(*arguments, RAY_DASHBOARD_ADDRESS=ray.url)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert "PUT" not in [request.method for request in ray.requests]
+
+
+def test_each_is_waited_for_and_what_does_not_run_is_told() -> None:
+    states = iter([{}, {"a": "RUNNING", "b": "DEPLOYING"}, {"a": "RUNNING", "b": "DEPLOY_FAILED"}])
+
+    def answer(request: Any) -> Answer:
+        if request.method == "PUT":
+            return Answer({})
+        found = {name: {"status": status, "message": "no room"} for name, status in
+                 next(states).items()}  # fmt: skip
+        return Answer({"applications": found})
+
+    with serve({PATH: answer}) as ray:
+        done = call(RAY_DASHBOARD_ADDRESS=ray.url)
+    assert done.exit_code == 1
+    assert done.stdout.splitlines() == [
+        "a is new",
+        "b is new",
+        "applied configs/serve.yaml; waiting for a, b",
+        "a runs",
+    ]
+    assert done.stderr == "b does not start (no room); `truthgpt why b` says more\n"
+
+
+def test_what_still_starts_in_the_end() -> None:
+    found = {"a": {"status": "RUNNING"}, "b": {"status": "DEPLOYING"}}
+    with serve({PATH: Answer({"applications": found})}) as ray:
+        done = call("--timeout", "1.5", RAY_DASHBOARD_ADDRESS=ray.url)
+    assert done.exit_code == 1
+    assert done.stderr == ("b is still starting: `truthgpt why b` says what it waits for\n")
