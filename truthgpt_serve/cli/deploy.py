@@ -12,7 +12,7 @@ from truthgpt_serve.cli.main import EXIT_FAILED, EXIT_FAULT
 
 
 @click.command()
-@click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
     "--reload",
     "again",
@@ -31,27 +31,25 @@ from truthgpt_serve.cli.main import EXIT_FAILED, EXIT_FAULT
     help="How long to wait for the models.",
 )
 @click.pass_context
-def deploy(ctx: click.Context, file: Path | None, again: tuple[str, ...], timeout_s: float) -> None:
+def deploy(ctx: click.Context, file: Path, again: tuple[str, ...], timeout_s: float) -> None:
     """Makes the service that runs be as FILE says, and waits for its models.
 
-    FILE is by default serve.yaml in the configurations' folder. Loads again the models whose entry
-    or own file has changed, adds new ones and takes others out, as `serve deploy` does. A file with
-    a fault is not applied. Exits with 1 if a model does not run in the end.
+    Loads again the models whose entry or own file has changed, adds new ones and takes others out,
+    as `serve deploy` does. A file with a fault is not applied. Exits with 1 if a model does not run
+    in the end.
     """
     from truthgpt_serve.cli._serving.deploy import deploy_all
     from truthgpt_serve.cli._serving.service import find_service
-    from truthgpt_serve.config.paths import config_dir
     from truthgpt_serve.validate import validate_file
 
-    serve = file or config_dir() / "serve.yaml"
-    if faults := validate_file(str(serve)).faults:
+    if faults := validate_file(str(file)).faults:
         for fault in faults:
             click.echo(f"fault: {fault}", err=True)
         ctx.exit(EXIT_FAULT)
     service = find_service()
     if service is None:
-        raise click.ClickException(f"no service runs here; start it: make serve CONFIG={serve}")
-    if lines := deploy_all(service, serve, again, timeout_s, click.echo):
+        raise click.ClickException(f"no service runs here; start it: make serve CONFIG={file}")
+    if lines := deploy_all(service, file, again, timeout_s, click.echo):
         for line in lines:
             click.echo(line, err=True)
         ctx.exit(EXIT_FAILED)

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from tests.support.cli_service import Answer, serve
 from truthgpt_serve.cli import main
 
+SERVE = "configs/serve.yaml"
 PATH = "/api/serve/applications/"
 ECHO: dict[str, Any] = {"model": {"family": "echo"}}
 
@@ -41,7 +42,7 @@ def call(*arguments: str, **environ: str | None) -> Result:
 
 
 def test_without_a_service() -> None:
-    done = call()
+    done = call(SERVE)
     assert done.exit_code == 1
     assert "no service runs here; start it: make serve CONFIG=configs/serve.yaml" in done.stderr
 
@@ -51,8 +52,9 @@ def test_without_a_service() -> None:
     [
         (("configs/model.yaml",), "configs/model.yaml is a model's file: name a Serve file"),
         (("no.yaml",), "no.yaml: no such file"),
-        (("--reload", "c"), "configs/serve.yaml has no application 'c': a, b"),
-        (("--timeout", "nan"), "nan"),
+        ((SERVE, "--reload", "c"), "configs/serve.yaml has no application 'c': a, b"),
+        ((SERVE, "--timeout", "nan"), "nan"),
+        ((), "Missing argument 'FILE'"),
     ],
 )
 def test_what_cannot_be_is_not_applied(arguments: tuple[str, ...], message: str) -> None:
@@ -74,7 +76,7 @@ def test_each_is_waited_for_and_what_does_not_run_is_told() -> None:
         return Answer({"applications": found})
 
     with serve({PATH: answer}) as ray:
-        done = call(RAY_DASHBOARD_ADDRESS=ray.url)
+        done = call(SERVE, RAY_DASHBOARD_ADDRESS=ray.url)
     assert done.exit_code == 1
     assert done.stdout.splitlines() == [
         "a is new",
@@ -88,6 +90,6 @@ def test_each_is_waited_for_and_what_does_not_run_is_told() -> None:
 def test_what_still_starts_in_the_end() -> None:
     found = {"a": {"status": "RUNNING"}, "b": {"status": "DEPLOYING"}}
     with serve({PATH: Answer({"applications": found})}) as ray:
-        done = call("--timeout", "1.5", RAY_DASHBOARD_ADDRESS=ray.url)
+        done = call(SERVE, "--timeout", "1.5", RAY_DASHBOARD_ADDRESS=ray.url)
     assert done.exit_code == 1
     assert done.stderr == ("b is still starting: `truthgpt why b` says what it waits for\n")
