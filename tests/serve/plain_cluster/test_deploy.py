@@ -41,9 +41,9 @@ class Files:
             router_application(cluster.port),
         ]
 
-    def write(self) -> None:
+    def write(self, *, host: str = "127.0.0.1") -> None:
         """Writes the Serve file."""
-        options = {"host": "127.0.0.1", "port": self.cluster.port}
+        options = {"host": host, "port": self.cluster.port}
         content = {
             "proxy_location": "EveryNode",
             "http_options": options,
@@ -100,7 +100,11 @@ def test_what_changed_is_loaded_again_and_nothing_else(files: Files) -> None:
     answer = httpx.post(f"{files.cluster.url}/v1/completions", json=body, timeout=30)
     assert answer.status_code == 200, answer.text
 
-    assert "again" not in files.deploy().stdout  # its mark stays
+    files.write(host="localhost")
+    done = files.deploy()
+    assert "is loaded again" not in done.stdout  # its mark stays
+    assert "http_options.host stays 127.0.0.1 until the service is started again" in done.stdout
+    files.write()
     assert files.pids() == changed
     done = files.deploy("--reload", "inline")
     assert "inline is loaded again: as asked" in done.stdout

@@ -84,7 +84,8 @@ def deploy_all(
     config = _read(serve)
     if "applications" not in config:
         raise click.UsageError(f"{serve} is a model's file: name a Serve file, which names it")
-    running = service.applications()
+    details = service.read()
+    running = details.get("applications") or {}
     names = [entry["name"] for entry in config["applications"]]
     if unknown := [name for name in again if name not in names]:
         raise click.UsageError(f"{serve} has no application {unknown[0]!r}: {', '.join(names)}")
@@ -95,6 +96,10 @@ def deploy_all(
             say(f"{name} is new")
     for name in _others(running, config):
         say(f"{name} is taken out")
+    given, used = (part.get("http_options") or {} for part in (config, details))
+    for key in sorted({"host", "port"} & given.keys() & used.keys()):
+        if given[key] != used[key]:
+            say(f"http_options.{key} stays {used[key]} until the service is started again")
     service.apply(config)
     say(f"applied {serve}; waiting for {', '.join(names)}")
     failed, starting = wait(service, names, timeout_s, say)

@@ -34,10 +34,14 @@ class Service:
         self.address = address.rstrip("/")
         self._headers = {"authorization": f"Bearer {token}"} if token else {}
 
-    def applications(self) -> dict[str, Any]:
-        """Returns what Ray says of each application that runs. Raises click.ClickException."""
-        found: dict[str, Any] = json.loads(self._send("GET", None)).get("applications") or {}
+    def read(self) -> dict[str, Any]:
+        """Returns what Ray says of the service. Raises click.ClickException."""
+        found: dict[str, Any] = json.loads(self._send("GET", None))
         return found
+
+    def applications(self) -> dict[str, Any]:
+        """Returns what it says of each application that runs. Raises click.ClickException."""
+        return self.read().get("applications") or {}
 
     def apply(self, config: Mapping[str, Any]) -> None:
         """Has the service be as a Serve file says. Raises click.ClickException."""
