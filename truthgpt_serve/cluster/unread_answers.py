@@ -2,7 +2,8 @@
 
 An answer that is whole holds no place any more, neither at its model nor in HAProxy
 (`haproxy/queues.py`). Its client may take its time, as long as there are not too many of that kind:
-then those are cut of which nothing is read, and that have waited the longest.
+then those are cut of which nothing is read, and that have waited the longest. One alone is never
+too many, however long it is.
 """
 
 from __future__ import annotations
@@ -110,13 +111,14 @@ class UnreadAnswers:
     def _look(self) -> None:
         """Cuts whole answers until they are not too many, those that have waited longest first.
 
-        Those come after all others whose clients read, if slowly.
+        Those come after all others whose clients read, if slowly. One is left in any case: a single
+        long answer, whose client may just begin to read.
         """
         self._looking = None
         whole = [(each, each.num_unread) for each in self._connections if each.is_whole]
         number, num_bytes = len(whole), sum(size for _, size in whole)
         whole.sort(key=lambda pair: self._connections[pair[0]].is_read(pair[1]))
-        for connection, size in whole:
+        for connection, size in whole[:-1]:
             if number <= self._max_answers and num_bytes <= self._max_bytes:
                 break
             number, num_bytes = number - 1, num_bytes - size

@@ -191,6 +191,21 @@ def test_who_reads_slowly_is_not_cut(limit: str, monkeypatch: pytest.MonkeyPatch
     assert got == [limit == "MAX_BYTES", True]
 
 
+@pytest.mark.parametrize("num_before", [0, 1])
+def test_the_newest_is_not_cut_however_long_it_is(
+    num_before: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unread_answers, "MAX_BYTES", SIZE // 2)
+    with serving() as (server, ask):
+        for _ in range(num_before):
+            ask()
+            server.wait_for_another(1)
+        long = ask()
+        server.wait_for_another(1)
+        time.sleep(0.2)
+        assert read(long) > SIZE
+
+
 def test_what_buffers_take_at_first_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unread_answers, "MAX_ANSWERS", 2)
     monkeypatch.setattr(unread_answers, "SETTLE_S", LIMIT_S)
