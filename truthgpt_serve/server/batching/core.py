@@ -7,12 +7,14 @@ import inspect
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Hashable
+from functools import partial
 from typing import Any
 
 from truthgpt_serve.errors import ServerError
 from truthgpt_serve.server.batching.queue import Entry, RequestQueue
 from truthgpt_serve.server.batching.statistics import BatchStatistics
 from truthgpt_serve.server.batching.wait_policy import BatchWait
+from truthgpt_serve.threads import contained
 
 Step = float | list[Any]
 """What comes next: a pause of so many seconds, or a call of the model with these inputs."""
@@ -81,8 +83,8 @@ class BatchSteps:
                 self._queue.finish([entry])
                 continue
             try:
-                entry.inputs = entry.codec.inputs()
-                self._queue.sort(entry, self._key(entry.inputs))
+                entry.inputs = contained(entry.codec.inputs)
+                self._queue.sort(entry, contained(partial(self._key, entry.inputs)))
             except Exception as error:
                 failed.append((entry, None, error))
         self._finish(failed)
@@ -112,7 +114,8 @@ class BatchSteps:
             self._statistics.num_calls += 1
             called_s = time.monotonic()
             try:
-                outputs = self._check((yield [entry.inputs for entry in group]), len(group))
+                outputs = yield [entry.inputs for entry in group]
+                outputs = contained(partial(self._check, outputs, len(group)))
             except Exception as error:
                 self._count_failure(len(group), len(batch))
                 groups.extendleft(self._split(group, error))
@@ -148,7 +151,7 @@ class BatchSteps:
         failed: list[Outcome] = []
         for entry in group:
             try:
-                entry.inputs = entry.codec.inputs()  # the call may have changed them
+                entry.inputs = contained(entry.codec.inputs)  # the call may have changed them
                 kept.append(entry)
             except Exception as again:
                 failed.append((entry, None, again))
@@ -186,7 +189,7 @@ def _answer(entry: Entry, output: Any) -> Outcome:
     if isinstance(output, BaseException):
         return entry, None, _settable(output)
     try:
-        return entry, entry.codec.encode(output), None
+        return entry, contained(partial(entry.codec.encode, output)), None
     except Exception as error:
         return entry, None, error
 

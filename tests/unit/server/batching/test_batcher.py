@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Hashable
@@ -335,6 +336,43 @@ async def test_a_caller_who_leaves_before_the_batch_is_not_computed() -> None:
         assert model.calls == [[0], [2, 4]]
         counted = batcher.statistics()
         assert (counted.num_left, counted.num_refused) == (1, 1)
+
+
+class ExitingCodec(PlainCodec):
+    """Runs code of the class that exits: before the call, or on what it returned."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__({"value": "exit", "key": place})
+        self._place = place
+
+    def inputs(self) -> Any:
+        if self._place == "inputs":
+            sys.exit(3)
+        return super().inputs()
+
+    def encode(self, outputs: Any) -> Any:
+        if self._place == "encode":
+            sys.exit(3)
+        return super().encode(outputs)
+
+
+@pytest.mark.parametrize("place", ["inputs", "batch_key", "encode"])
+async def test_what_exits_around_a_call_fails_its_request_alone(place: str) -> None:
+    def key_of(inputs: Any) -> Any:
+        return sys.exit(3) if inputs.get("key") == "batch_key" else None
+
+    model = Model(is_open=False)
+    async with batching(model.infer_batch, batch_key=key_of) as batcher:
+        first = ask(batcher, "first")
+        await until(lambda: model.calls)
+        exits = asyncio.create_task(batcher.run(ExitingCodec(place)))
+        others = [ask(batcher, number) for number in range(2)]
+        await until(lambda: batcher.num_waiting == 3)
+        model.open.set()
+        with pytest.raises(RuntimeError, match="the model raised SystemExit"):
+            await exits
+        assert await first == ("answer", "first")
+        assert await asyncio.gather(*others) == [("answer", 0), ("answer", 1)]
 
 
 @pytest.mark.parametrize("batch_key", [None, lambda inputs: inputs["value"]])
