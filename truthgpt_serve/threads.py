@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
@@ -10,11 +11,18 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 
 class LoopThread:
-    """An event loop in a thread of its own: blocking code in an `async def` blocks only it."""
+    """An event loop in a thread of its own: blocking code in an `async def` blocks only it.
+
+    It runs until it is closed here: what a task or a callback of a model does to it, such as
+    `sys.exit()` or `loop.stop()`, must not end it for all requests after it.
+    """
 
     def __init__(self, name: str) -> None:
+        self._is_closing = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -22,9 +30,20 @@ class LoopThread:
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         try:
-            self._loop.run_forever()
+            while not self._is_closing:
+                self._run_once()
         finally:
             self._loop.close()
+
+    def _run_once(self) -> None:
+        try:
+            self._loop.run_forever()
+        except (SystemExit, KeyboardInterrupt) as error:  # asyncio lets no others through
+            logger.error(
+                "a task or callback of the model raised %s; its event loop goes on",
+                type(error).__name__,
+                exc_info=error,
+            )
 
     @property
     def is_current(self) -> bool:
@@ -42,6 +61,7 @@ class LoopThread:
             done.result(timeout_s)
         except TimeoutError:
             done.cancel()
+        self._is_closing = True
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout_s)
 
