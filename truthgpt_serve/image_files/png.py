@@ -22,6 +22,9 @@ _EXIF_KEY = b"Raw profile type exif"
 _MAX_EXIF_TEXT = 1 << 20
 MAX_EXIF = 4
 """Most chunks with EXIF; there should be one."""
+MAX_ALPHAS = 256
+"""Most bytes of `tRNS`, one for each color of the longest palette: Pillow fails with more, but only
+when the image is converted."""
 
 
 def find_png_fault(data: bytes) -> str | None:
@@ -33,6 +36,8 @@ def find_png_fault(data: bytes) -> str | None:
         kind, start = data[at + 4 : at + 8], at + 8
         at = start + int.from_bytes(data[at : at + 4]) + 4
         num_compressed += kind in _COMPRESSED
+        if kind == b"tRNS" and at - 4 - start > MAX_ALPHAS:
+            return f"is a PNG with transparency for more than {MAX_ALPHAS} colors: save it anew"
         has_exif = kind == b"eXIf" or (kind in _TEXTS and data.startswith(_EXIF_KEY, start))
         num_exif += has_exif
         for number, maximum, what in (

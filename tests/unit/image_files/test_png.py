@@ -9,7 +9,12 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from tests.support.image_files import create_image, directory_bomb, encode, png, png_chunk
-from truthgpt_serve.image_files.png import MAX_CHUNKS, MAX_COMPRESSED, MAX_EXIF, find_png_fault
+from truthgpt_serve.image_files.png import (
+    MAX_CHUNKS,
+    MAX_COMPRESSED,
+    MAX_EXIF,
+    find_png_fault,
+)
 
 
 def with_chunks(*chunks: bytes, behind: bool = False) -> bytes:
@@ -78,3 +83,10 @@ def test_exif_of_one_file_is_looked_at_a_few_times_only() -> None:
     assert find_png_fault(with_chunks(*[chunk] * MAX_EXIF)) is None
     fault = find_png_fault(with_chunks(*[chunk] * (MAX_EXIF + 1)))
     assert fault == f"is a PNG of more than {MAX_EXIF} chunks of EXIF: save it anew"
+
+
+@pytest.mark.parametrize(("number", "is_read"), [(1, True), (256, True), (257, False)])
+def test_more_transparent_colors_than_a_palette_has(number: int, is_read: bool) -> None:
+    fault = find_png_fault(with_chunks(png_chunk(b"tRNS", bytes(number))))
+    words = "is a PNG with transparency for more than 256 colors: save it anew"
+    assert fault == (None if is_read else words)

@@ -6,6 +6,8 @@ PIL is the extra `images`: it is imported when the first image comes, and nothin
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 INPUT_FORMATS = ("PNG", "JPEG", "WEBP")
 """Formats that may come in: PIL hands some others, such as EPS, to outside programs."""
+MAX_EDGE = {"jpeg": 65_500, "webp": 16_383}
+"""Most pixels on a side that a format's encoder writes; png has no limit that matters."""
 PNG_LEVEL = 1
 """Of zlib's 1 to 9: photograph-like pixels hardly shrink further, and 6 takes several times as
 long."""
@@ -87,9 +91,10 @@ def decode_image(data: bytes, place: str, max_pixels: int) -> Image:
         TooLargeError: It has too many pixels.
     """
     image = _decode(data, place, max_pixels)
-    if image.has_transparency_data:
-        return _flatten(image)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    with _reading(place):
+        if image.has_transparency_data:
+            return _flatten(image)
+        return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def decode_mask(data: bytes, place: str, max_pixels: int, size: tuple[int, int]) -> Image:
@@ -122,7 +127,8 @@ def decode_mask(data: bytes, place: str, max_pixels: int, size: tuple[int, int])
             "has no transparency: what is transparent in the mask is painted anew, so send a PNG "
             "or WebP with an alpha channel",
         )
-    mask = PIL.ImageChops.invert(image.convert("RGBA").getchannel("A"))
+    with _reading(place):
+        mask = PIL.ImageChops.invert(image.convert("RGBA").getchannel("A"))
     if mask.getextrema() == (0, 0):
         raise bad_field(place, "has no transparent pixel, so nothing would be painted anew")
     return mask
@@ -148,9 +154,16 @@ def _decode(data: bytes, place: str, max_pixels: int) -> Image:
     # A JPEG of several images is a photograph with its preview or depth: the first one is meant.
     if frames > 1 and image.format != "MPO":
         raise bad_field(place, f"is animated ({frames} frames): send a still image")
-    try:
+    with _reading(place):
         image.load()
         return _upright(image)
+
+
+@contextmanager
+def _reading(place: str) -> Iterator[None]:
+    """Names the field whose pixels PIL cannot read or convert: it raises many kinds for that."""
+    try:
+        yield
     except Exception as error:
         raise bad_field(place, f"is damaged or cut off: {error}") from error
 
@@ -180,6 +193,21 @@ def _flatten(image: Image) -> Image:
     return flat
 
 
+def check_edges(output_format: str, size: tuple[int, int]) -> None:
+    """Checks that a format can hold an image of a width and height.
+
+    Raises:
+        RequestError: One of the two is too large for it.
+    """
+    most = MAX_EDGE.get(output_format)
+    if most is not None and max(size) > most:
+        raise bad_field(
+            "output_format",
+            f"is {output_format}, which has at most {most} pixels on a side, but the image has "
+            f"{size[0]}x{size[1]}: ask for png, or for another `size`",
+        )
+
+
 def encode_image(image: Image, output: OutputFormat, label: str) -> EncodedImage:
     """Returns a result as a file.
 
@@ -189,8 +217,10 @@ def encode_image(image: Image, output: OutputFormat, label: str) -> EncodedImage
         label: Class and method that made it, for messages.
 
     Raises:
+        RequestError: It is too large for the format.
         ServerError: PIL cannot write it.
     """
+    check_edges(output.name, image.size)
     try:
         transparent = image.has_transparency_data
         if transparent and (output.opaque or output.name == "jpeg"):

@@ -20,7 +20,7 @@ from truthgpt_serve.server.images.fields import (
     GenerationFields,
     VariationFields,
 )
-from truthgpt_serve.server.images.files import OutputFormat
+from truthgpt_serve.server.images.files import OutputFormat, check_edges
 from truthgpt_serve.wording import shown, too_long, unknown_field
 
 Operation = Literal["generation", "edit", "variation"]
@@ -176,6 +176,8 @@ def _check_together(fields: Fields) -> None:
             f"is {fields.output_compression}, but png has no compression that loses anything; "
             "set `output_format` to jpeg or webp",
         )
+    if fields.size is not None:
+        check_edges(fields.output_format, fields.size)
     if fields.stream and fields.response_format == "url":
         raise bad_field("response_format", "is 'url', but a stream brings the images as base64")
     for name in ("partial_images", "progress"):

@@ -13,10 +13,19 @@ import pytest
 from PIL import Image
 
 from tests.support.image_classes import Odd, OddStream, Plain, Studio
-from tests.support.image_files import animated, bomb, encode, jpeg_of_scans, mask_png, png
+from tests.support.image_files import (
+    animated,
+    bomb,
+    encode,
+    jpeg_of_scans,
+    mask_png,
+    png,
+    png_chunk,
+)
 from tests.support.servers import serve_asgi
 from tests.unit.server.images.test_routes import image_server, image_spec
 from truthgpt_serve.server import create_app
+from truthgpt_serve.server.images import files
 from truthgpt_serve.server.images.fields import GenerationFields
 
 MAKE, EDIT, VARY = "/v1/images/generations", "/v1/images/edits", "/v1/images/variations"
@@ -455,6 +464,49 @@ def test_a_file_that_is_cut_off_is_refused(client: httpx.Client, form: str, shar
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, "image")
     assert error["message"].startswith(("`image` is damaged or cut off: ", UNREADABLE))
+
+
+ALPHAS = png_chunk(b"PLTE", bytes(3)) + png_chunk(b"tRNS", bytes(257))
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(
+    ("route", "name"), [(EDIT, "image"), (VARY, "image"), (EDIT, "mask")], ids=str
+)
+def test_a_file_that_cannot_be_converted_is_refused(
+    client: httpx.Client, route: str, name: str, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not known:
+        monkeypatch.setattr(files, "find_fault", lambda data: None)
+    palette = encode(Image.new("P", (40, 30)))
+    at = palette.index(b"PLTE") - 4
+    data = palette[:at] + ALPHAS + palette[palette.index(b"IDAT") - 4 :]
+    fields = FORM if route == EDIT else {"model": "painter"}
+    answer = client.post(route, data=fields, files={"image": ("i", png()), name: ("x", data)})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, name)
+    words = "is a PNG with transparency" if known else "is damaged or cut off: palette index"
+    assert words in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("form", "size", "most"), [("jpeg", "65501x1", 65_500), ("webp", "1x16384", 16_383)]
+)
+def test_a_format_that_holds_no_such_image_is_refused(form: str, size: str, most: int) -> None:
+    width, height = map(int, size.split("x"))
+    with image_server(Studio) as own, httpx.Client(base_url=str(own.base_url)[:-4]) as client:
+        Studio.last.inputs.clear()
+        asked = client.post(MAKE, json=made(output_format=form, size=size))
+        assert Studio.last.inputs == [], "the model was asked all the same"
+        fields = {**FORM, "output_format": form}
+        upload = {"image": ("i", encode(Image.new("RGB", (width, height))))}
+        found = client.post(EDIT, data=fields, files=upload)
+    message = (
+        f"`output_format` is {form}, which has at most {most} pixels on a side, but the image has "
+        f"{size}: ask for png, or for another `size`"
+    )
+    for answer in (asked, found):
+        refusal(answer, 400, "output_format", message)
 
 
 def test_many_large_images_are_refused_together(client: httpx.Client) -> None:
