@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import itertools
 import json
 import time
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image
 
 from deployments.echo.config import FAMILY
-from tests.support.image_files import bomb, encode, jpeg_of_scans
+from tests.support.image_files import bomb, create_image, encode, jpeg_of_scans
 from tests.support.sample_models import Base, Continuation, Misbehaving, Ticks, Upper, spec_of
 from tests.support.servers import serve_asgi
 from truthgpt_serve.image_files.jpeg import MAX_SCANS
@@ -354,6 +355,17 @@ def test_a_damaged_array_or_image_is_400(value: Any) -> None:
         assert len(error["message"]) < 200
 
 
+def test_an_image_of_another_format_says_so() -> None:
+    with serving(Everything, {"task": "tensor"}) as client:
+        for data in (encode(Image.new("L", (2, 2)), "JPEG"), b"<html>"):
+            body = {"model": "sample", "inputs": {"x": as_input(data)}}
+            answer = client.post("/v1/infer", json=body)
+            assert answer.status_code == 400
+            assert answer.json()["error"]["message"] == (
+                "`inputs.x` cannot be read: it is not a PNG image; `format` must be the file's own"
+            )
+
+
 def as_input(data: bytes, form: str = "png") -> dict[str, str]:
     return {"b64_json": base64.b64encode(data).decode(), "format": form}
 
@@ -386,15 +398,27 @@ def test_a_jpeg_of_very_many_scans_is_not_decoded() -> None:
 
 class Unsendable(Base):
     def infer(self, inputs: dict[str, Any]) -> Any:
+        if inputs.get("kind") == "longdouble":
+            return numpy.longdouble(1)
+        if inputs.get("kind") == "image":
+            return Image.open(io.BytesIO(encode(create_image(200, 200), "JPEG")[:900]))
         return {"lock": self.release}
 
 
-def test_outputs_that_json_cannot_carry_are_named() -> None:
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        (None, "a threading.Event"),
+        ("longdouble", "a numpy.longdouble"),
+        ("image", "image file is truncated"),
+    ],
+)
+def test_outputs_that_json_cannot_carry_are_named(kind: str | None, named: str) -> None:
     with serving(Unsendable) as client:
-        answer = client.post("/v1/infer", json={"model": "sample", "inputs": {}})
+        answer = client.post("/v1/infer", json={"model": "sample", "inputs": {"kind": kind}})
         assert answer.status_code == 500
         message = answer.json()["error"]["message"]
-        assert message == "Unsendable.infer returned what JSON cannot represent: a threading.Event"
+        assert message.startswith(f"Unsendable.infer returned what JSON cannot represent: {named}")
 
 
 def test_infer_streams_any_value() -> None:

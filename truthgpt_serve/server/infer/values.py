@@ -66,19 +66,21 @@ def encode_value(value: Any, label: str) -> bytes:
         return msgspec.json.encode(value, enc_hook=_to_json)
     except UnicodeEncodeError:
         return encode_json(msgspec.to_builtins(value, enc_hook=_to_json, str_keys=True))
-    except (TypeError, ValueError, NotImplementedError, RecursionError) as error:
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
         raise ServerError(f"{label} returned what JSON cannot represent: {error}") from error
 
 
 def _to_json(value: Any) -> Any:
     numpy, pil, torch = (sys.modules.get(name) for name in ("numpy", "PIL.Image", "torch"))
     if torch is not None and isinstance(value, torch.Tensor):
-        tensor = value.detach().cpu()
+        tensor = value.detach().cpu().resolve_conj().resolve_neg()
         return _array((tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy())
     if numpy is not None and isinstance(value, numpy.ndarray):
         return _array(value)
     if numpy is not None and isinstance(value, numpy.generic):
-        return value.item()
+        plain = value.item()
+        if not isinstance(plain, numpy.generic):  # as a `longdouble` stays, for ever
+            return plain
     if pil is not None and isinstance(value, pil.Image):
         return _image(value)
     raise NotImplementedError(f"a {type(value).__module__}.{type(value).__qualname__}")
@@ -171,6 +173,8 @@ def _read_image(value: dict[str, Any], budget: PixelBudget, place: str) -> Any:
         image = pil.open(io.BytesIO(data), formats=[form])
     except (pil.DecompressionBombError, pil.DecompressionBombWarning):
         raise _too_many_pixels(place) from None
+    except pil.UnidentifiedImageError:
+        raise ValueError(f"it is not a {form} image; `format` must be the file's own") from None
     budget.take(image.width * image.height, place)
     image.load()
     return image
