@@ -26,7 +26,7 @@ from truthgpt_serve.access.counting.charges import BUCKET_S, NUM_BUCKETS
 NUM_PROCESSES = 64
 """More processes than this count what runs together, and none of it is taken back."""
 NUM_RECORDS = 32768
-"""For 4,000 keys with three limits each, and some limits for models; the file has holes."""
+"""For 4,000 keys with three limits each, and some limits for models."""
 NUM_PROBES = 16
 """Records that are looked at for a name; of these the one idle for longest is used anew."""
 LOCK_S = 0.002
@@ -229,7 +229,9 @@ def _open(path: Path) -> int:
     try:
         if os.fstat(file).st_size != SIZE:
             os.ftruncate(file, SIZE)
-    except OSError:
+        # All of it: on a full disk the first look at a hole would end the process by SIGBUS.
+        os.posix_fallocate(file, 0, SIZE)
+    except OSError as error:
         os.close(file)
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     return file

@@ -33,13 +33,22 @@ class Record:
     Args:
         folder: Where it lies, with those of the other replicas of the model on this node.
         head: What the head says from the start.
+
+    Raises:
+        OSError: It cannot be written there.
     """
 
     def __init__(self, folder: Path, **head: Any) -> None:
         self.path = folder / f"{os.getpid()}-{time.time_ns()}{SUFFIX}"
         self._head = {"pid": os.getpid(), "started_at": time.time(), **head}
         self._file = self.path.open("x+b")
-        self._file.truncate(_SIZE)
+        try:
+            # On a full disk the first look at a hole of the file would end the process by SIGBUS.
+            os.posix_fallocate(self._file.fileno(), 0, _SIZE)
+        except OSError:
+            self._file.close()
+            self.path.unlink()
+            raise
         fcntl.lockf(self._file, fcntl.LOCK_EX)
         self._map = mmap.mmap(self._file.fileno(), _SIZE)
         self._free = list(range(NUM_SLOTS))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import subprocess
 import sys
@@ -243,3 +245,19 @@ def test_others_see_what_a_process_has_begun_before_it_looks(
     assert shared.take("team", 1, 1000, 6, now_s).running == 6
     shared.close()
     other.close()
+
+
+def test_the_file_has_no_holes_that_a_full_disk_could_not_fill(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.touch()
+    os.truncate(path, SIZE)  # as earlier versions left it
+    Counters(path).close()
+    assert path.stat().st_blocks * 512 >= SIZE
+
+    def refuse(*args: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
+        Counters(path)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from truthgpt_serve.server.faults.record import NUM_SLOTS, Record, take_remains
 
@@ -48,3 +51,19 @@ def test_more_requests_than_slots_are_served(tmp_path: Path) -> None:
     record.close()
     record.end(record.begin(FINGERPRINT))
     record.note(phase="later")
+
+
+def test_a_record_has_no_holes_that_a_full_disk_could_not_fill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = Record(tmp_path)
+    assert record.path.stat().st_blocks * 512 >= record.path.stat().st_size > 65_536
+    record.close()
+
+    def refuse(*args: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(OSError, match="No space left on device"):
+        Record(tmp_path)
+    assert list(tmp_path.iterdir()) == []
