@@ -63,11 +63,15 @@ def _tell(report: Report) -> None:
 def _state(report: Report) -> str:
     if report.state is None:
         return "is not known to run: the service does not say"
+    number = report.num_replicas
     if report.runs:
-        number = report.num_replicas
         if number == 0:
             return "runs, scaled to zero: the next request starts a replica"
         return "runs" if number is None else f"runs: {number} replica{'s' if number > 1 else ''}"
     since = "" if report.seconds is None else f", {report.seconds:.0f} s after it was deployed"
     words = {"DEPLOY_FAILED": "failed to start", "DEPLOYING": "is starting"}
-    return f"{words.get(report.state, 'is ' + report.state.lower())} ({report.state}){since}"
+    state = f"{words.get(report.state, 'is ' + report.state.lower())} ({report.state}){since}"
+    if report.state == "DEPLOY_FAILED" and number:
+        replicas = "1 replica" if number == 1 else f"{number} replicas"
+        return f"{state}; {replicas} can still answer"
+    return state

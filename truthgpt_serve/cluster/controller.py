@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from truthgpt_serve.cluster.haproxy.limits import SOCKET_NAME
-from truthgpt_serve.cluster.state import Resources, ServeState, parse_details
+from truthgpt_serve.cluster.state import Resources, ServeState, parse_details, state_name
 
 _HAPROXY_FILE = "/tmp/haproxy-serve/haproxy.cfg"
 """Ray's default for the variable below."""
 CALL_TIMEOUT_S = 5.0
+_UNLISTED = ("DEPLOYING", "DEPLOY_FAILED")
+"""States of applications of which Serve may list no deployment although some run."""
 
 
 def fetch_serve_state() -> ServeState:
@@ -32,9 +34,42 @@ def fetch_serve_state() -> ServeState:
 
     client = _serve_client()
     try:
-        return parse_details(client.get_serve_details(), _cluster_resources)
+        details = client.get_serve_details()
+        _add_former_deployments(client, details["applications"])
     except RayError as error:
         raise RuntimeError(f"Serve's controller does not answer: {error}") from error
+    return parse_details(details, _cluster_resources)
+
+
+def _add_former_deployments(client: Any, applications: dict[str, dict[str, Any]]) -> None:
+    """Adds what still answers of applications that are built anew, or whose new build failed.
+
+    Serve then lists no deployment of theirs, and goes on with the former ones.
+    """
+    import ray
+
+    unlisted = [
+        name
+        for name, details in applications.items()
+        if not details["deployments"] and state_name(details["status"]) in _UNLISTED
+    ]
+    if not unlisted:
+        return
+    replicas = ray.get(client._controller._all_running_replicas.remote(), timeout=CALL_TIMEOUT_S)
+    for deployment, running in replicas.items():
+        if deployment.app_name not in unlisted or not running:
+            continue
+        try:
+            info, _ = client.get_deployment_info(deployment.name, deployment.app_name)
+        except KeyError:  # removed meanwhile
+            continue
+        applications[deployment.app_name]["deployments"][deployment.name] = {
+            "deployment_config": {"user_config": info.deployment_config.user_config},
+            "replicas": [
+                {"replica_id": replica.replica_id.unique_id, "state": "RUNNING"}
+                for replica in running
+            ],
+        }
 
 
 def _serve_client() -> Any:

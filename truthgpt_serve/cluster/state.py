@@ -104,6 +104,11 @@ def parse_details(
     )
 
 
+def state_name(state: Any) -> str:
+    """Returns Serve's name of a state, which is an enumeration's value or its text."""
+    return str(getattr(state, "value", state))
+
+
 def _reachable_host(listens_on: str) -> str:
     """Returns where a proxy that listens on this host is reached from its own node."""
     host = listens_on.strip("[]")
@@ -122,12 +127,12 @@ def _application(
         if isinstance(user_config, dict) and isinstance(user_config.get(CARD_KEY), dict):
             card = user_config[CARD_KEY]
     replicas = [replica for deployment in deployments for replica in deployment["replicas"]]
-    states = [str(getattr(replica["state"], "value", replica["state"])) for replica in replicas]
+    states = [state_name(replica["state"]) for replica in replicas]
     configured = details.get("deployed_app_config") or {}
     return ApplicationState(
         name=name,
         route_prefix=details.get("route_prefix") or configured.get("route_prefix"),
-        status=_status(str(getattr(details["status"], "value", details["status"])), states),
+        status=_status(state_name(details["status"]), states),
         message=details.get("message") or "",
         num_running_replicas=sum(state in _GIVEN_REQUESTS for state in states),
         card=card,
@@ -164,7 +169,7 @@ def _waits_for(
 
 def _last_error(details: dict[str, Any]) -> str | None:
     """Returns the cause of the first deployment that fails, else of the application."""
-    if str(getattr(details["status"], "value", details["status"])) in ("RUNNING", "DELETING"):
+    if state_name(details["status"]) in ("RUNNING", "DELETING"):
         return None
     messages = [value.get("message") for value in details["deployments"].values()]
     for message in (*messages, details.get("message")):

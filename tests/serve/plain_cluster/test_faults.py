@@ -162,3 +162,26 @@ def test_models_come_and_go_beside_the_others(cluster: LocalCluster, client: htt
         assert time.monotonic() < deleted_s + RECOVERY_S
         time.sleep(0.2)
     assert complete(client, "echo").status_code == 200
+
+
+def test_a_faulty_entry_leaves_the_former_replicas_to_answer(
+    cluster: LocalCluster, client: httpx.Client
+) -> None:
+    """Under the model's name and its alias, on both ways; the state says that it failed."""
+    first = {**ECHO, "serving": {**ECHO["serving"], "aliases": ["org/kept"]}}
+    deploy(cluster, model_application("kept", first))
+    deadline = time.monotonic() + RECOVERY_S
+    while complete(client, "org/kept").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    deploy(cluster, model_application("kept", BROKEN))
+    while client.get("/v1/models/kept").json()["status"] != "DEPLOY_FAILED":
+        assert time.monotonic() < deadline
+        assert complete(client, "kept").status_code == 200
+        assert complete(client, "org/kept").status_code == 200
+    for model in ("kept", "org/kept"):
+        for headers in WAYS.values():
+            body = {"model": model, "prompt": "a b", "max_tokens": 2}
+            assert client.post("/v1/completions", json=body, headers=headers).status_code == 200
+    assert "no_such_module" in client.get("/v1/models/kept").json()["last_error"]
+    deploy(cluster)

@@ -105,6 +105,16 @@ def test_a_model_whose_load_raises(folder: Path) -> None:
     assert any("worker-0602daa9-01000000-101.err" in place for place in found["looked_at"])
 
 
+def test_a_faulty_deployment_beside_replicas_that_run_says_so(folder: Path) -> None:
+    with serve(answers("DEPLOY_FAILED", 2, last_error="args: engin: unknown field")) as service:
+        write_run(folder / ".run", address=service.url)
+        done = run_cli("why", "bad", cwd=folder)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[0].endswith(
+        " after it was deployed; 2 replicas can still answer"
+    )
+
+
 def test_a_traceback_in_serves_own_log(folder: Path) -> None:
     write_log(folder, 101, ERROR.partition("INFO")[0])
     text = "INFO" + ERROR.partition("INFO")[2]
