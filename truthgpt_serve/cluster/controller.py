@@ -57,7 +57,7 @@ def _add_former_deployments(client: Any, applications: dict[str, dict[str, Any]]
         return
     replicas = ray.get(client._controller._all_running_replicas.remote(), timeout=CALL_TIMEOUT_S)
     for deployment, running in replicas.items():
-        if deployment.app_name not in unlisted or not running:
+        if deployment.app_name not in unlisted:
             continue
         try:
             info, _ = client.get_deployment_info(deployment.name, deployment.app_name)

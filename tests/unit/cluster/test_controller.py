@@ -41,6 +41,8 @@ def test_without_serve_it_says_so() -> None:
 class Client:
     """Serve's client of a controller that knows one running replica each of `known`.
 
+    Of one whose name begins with `zero` it knows a deployment without a replica.
+
     Attributes:
         asked: How often it was asked for the running replicas.
     """
@@ -63,7 +65,10 @@ class Client:
     def _all(self) -> dict[DeploymentID, list[Any]]:
         self.asked += 1
         replica = SimpleNamespace(replica_id=SimpleNamespace(unique_id="r1"))
-        return {DeploymentID("Replica", name): [replica] for name in self._known}
+        return {
+            DeploymentID("Replica", name): [] if name.startswith("zero") else [replica]
+            for name in self._known
+        }
 
 
 def application(status: str, **deployments: Any) -> dict[str, Any]:
@@ -82,16 +87,18 @@ def test_what_answers_while_serve_lists_no_deployment_is_found(
 ) -> None:
     """Serve lists none of an application that it builds anew, or whose build failed."""
     client = Client(
-        ["failed", "built", "gone"],
+        ["failed", "built", "gone", "zero"],
         failed=application("DEPLOY_FAILED"),
         built=application("DEPLOYING"),
         new=application("DEPLOYING"),
         gone=application("DEPLOYING"),
+        zero=application("DEPLOYING"),
     )
     found = states_by(client, monkeypatch)
     numbers = {name: state.num_running_replicas for name, state in found.items()}
-    assert numbers == {"failed": 1, "built": 1, "new": 0, "gone": 0}
-    assert found["failed"].card == {"aliases": ["failed/alias"]}
+    assert numbers == {"failed": 1, "built": 1, "new": 0, "gone": 0, "zero": 0}
+    for name in ("failed", "built", "zero"):
+        assert found[name].card == {"aliases": [f"{name}/alias"]}
     assert found["failed"].replicas == {"r1"}
     assert found["failed"].status == "DEPLOY_FAILED"
 
