@@ -8,7 +8,7 @@ own.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -64,7 +64,7 @@ def report_validation(app: FastAPI) -> None:
     async def answer(request: Request, raised: Exception) -> Response:
         if not isinstance(raised, RequestValidationError):
             raise raised
-        parts = [_field_error(item) for item in raised.errors()]
+        parts = list(dict.fromkeys(map(_field_error, _of_its_form(raised.errors()))))
         message = "; ".join(
             f"`{place}`: {text}" if place else text for place, text in parts[:_MAX_REPORTED]
         )
@@ -76,6 +76,27 @@ def report_validation(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, answer)
     # vLLM has it built already, without this handler; the first request builds it again.
     app.middleware_stack = None
+
+
+def _of_its_form(items: Sequence[Any]) -> Sequence[Any]:
+    """Returns the faults without the fields that only other forms of the request have.
+
+    A route may take several forms, and pydantic reports what each of them lacks.
+    """
+    if not any(map(_names_form, items)):
+        return items
+    told = [item for item in items if not _lacks_field(item)]
+    return told or items
+
+
+def _names_form(item: Any) -> bool:
+    """Whether the name of a form follows `body` in a fault's place, and not a field."""
+    place: Sequence[Any] = item.get("loc", ()) if isinstance(item, Mapping) else ()
+    return len(place) > 1 and not _PLACE.fullmatch(str(place[1]))
+
+
+def _lacks_field(item: Any) -> bool:
+    return isinstance(item, Mapping) and item.get("type") == "missing" and len(item["loc"]) == 3
 
 
 def _field_error(item: Mapping[str, Any] | str) -> tuple[str, str]:

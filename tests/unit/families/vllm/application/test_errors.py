@@ -98,8 +98,21 @@ class Body(BaseModel):
         return self
 
 
+class Pair(BaseModel):
+    query: str | list[str]
+    document: str
+
+
+class Texts(BaseModel):
+    text_1: str | list[str]
+    text_2: str
+
+
 def create_app() -> Any:
     app = FastAPI()
+
+    @app.post("/forms")
+    async def forms(body: Pair | Texts) -> None: ...
 
     @app.post("/")
     async def take(body: Body) -> None: ...
@@ -171,3 +184,29 @@ async def test_answers_are_whole() -> None:
     stream = (await send("GET", "/stream")).text.split("\n\n")
     assert stream[0] == 'data: {"choices": []}'
     assert json.loads(stream[1].removeprefix("data: "))["error"]["code"] == "model_unavailable"
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        (
+            {"text_1": None, "text_2": "x"},
+            "text_1",
+            "`text_1`: Input should be a valid string; `text_1`: Input should be a valid list",
+        ),
+        ({"query": "x", "document": 5}, "document", "`document`: Input should be a valid string"),
+    ],
+)
+async def test_of_several_forms_the_nearest_is_told(
+    body: dict[str, Any], param: str, message: str
+) -> None:
+    answer = await send("POST", "/forms", json=body)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["param"], error["message"]) == (param, message)
+
+
+async def test_a_fault_that_several_forms_have_is_told_once() -> None:
+    error = (await send("POST", "/forms", json={})).json()["error"]
+    assert error["message"].count("`query`: Field required") == 1
+    assert error["message"].count("`text_1`: Field required") == 1
