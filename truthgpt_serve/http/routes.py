@@ -22,6 +22,9 @@ from truthgpt_serve.http.open_inference import MODELS_PREFIX, model_of_path, spl
 CARDS_PREFIX = "/v1/models/"
 _TEXT = "models that generate text"
 _POOLING = "embedding, ranking and classifying models"
+_EMBEDDING = "embedding models"
+_RANKING = "embedding and ranking models"
+_CLASSIFYING = "classifying and ranking models"
 _IMAGES = "image models"
 _SPEECH = "speech models"
 _TENSORS = "models of the task tensor"
@@ -83,13 +86,13 @@ ROUTES: tuple[Route, ...] = (
     _post("/v1/responses/{id}/cancel", "Ends a response in the background", _TEXT, "model"),
     _post("/v1/messages", "Anthropic Messages API; server-sent events with `stream`", _TEXT),
     _post("/v1/messages/count_tokens", "Tokens of a request for `/v1/messages`", _TEXT),
-    _post("/v1/embeddings", "Embeddings, where the model's engine has them", _POOLING),
-    _post("/v1/rerank", "Documents by their relevance, where the engine has it", _POOLING),
-    _post("/rerank", "The same as `/v1/rerank`", _POOLING),
-    _post("/v1/score", "How well texts fit together, where the engine has it", _POOLING),
-    _post("/score", "The same as `/v1/score`", _POOLING),
+    _post("/v1/embeddings", "Embeddings, where the model's engine has them", _EMBEDDING),
+    _post("/v1/rerank", "Documents by their relevance, where the engine has it", _RANKING),
+    _post("/rerank", "The same as `/v1/rerank`", _RANKING),
+    _post("/v1/score", "How well texts fit together, where the engine has it", _RANKING),
+    _post("/score", "The same as `/v1/score`", _RANKING),
     _post("/pooling", "What an engine's pooling layer gives", _POOLING),
-    _post("/classify", "Classes of texts, where the engine has it", _POOLING),
+    _post("/classify", "Classes of texts, where the engine has it", _CLASSIFYING),
     _post("/tokenize", "Tokens of a text or a chat, where the model has a tokenizer", _TEXT),
     _post("/detokenize", "The text of tokens, where the model has a tokenizer", _TEXT),
     _post("/v1/audio/transcriptions", "Speech to text, whole or with times", _SPEECH),

@@ -417,8 +417,7 @@ VLLM: dict[str, Bad] = {
     ),
     "embeddings of a language model": Bad(
         {"model": "tiny", "input": "x"}, 400,
-        "the model 'tiny' cannot answer POST /v1/embeddings: it is for embedding, ranking and "
-        "classifying models",
+        "the model 'tiny' cannot answer POST /v1/embeddings: it is for embedding models",
         code="unsupported", param="model", path="/v1/embeddings",
     ),
     "PUT": Bad(
