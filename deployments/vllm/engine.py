@@ -31,6 +31,7 @@ from deployments.vllm.hardware import gpu_turn, prepare_environment
 from deployments.vllm.media import use_listed_media
 from deployments.vllm.orphans import bind_children
 from deployments.vllm.parsers import choose_parsers
+from deployments.vllm.patches.cut_texts import mend_cuts
 from deployments.vllm.patches.forced_calls import bind_forced_calls
 from deployments.vllm.patches.key_requests import mark_requests
 from deployments.vllm.patches.rejected_tokens import mend_answers
@@ -114,6 +115,7 @@ class Engine:
         async with gpu_turn(self._cfg):
             with bind_children():
                 client = await stack.enter_async_context(build_async_engine_client(args))
+        mend_cuts()
         mark_requests(client)
         self.tasks = await client.get_supported_tasks()
         app = build_app(args, self.tasks, client.model_config)

@@ -91,7 +91,7 @@ class TextLimits:
             RequestError: A field asks for more than a limit; `param` names it.
         """
         check_shape(raw, body)
-        check_tokenized(path, raw, body)
+        check_tokenized(path, raw, body, self._max_model_len)
         for name in body.keys() & self._checks.keys():
             if name == "input" and path in CONVERSATION_ROUTES:
                 self._messages(body[name], name)

@@ -6,7 +6,7 @@ A tokenizer reads about 1 MB in a second, and other requests wait for it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -28,7 +28,13 @@ MAX_DEPTH = 200
 """Lists and objects in each other, in the arguments of a call."""
 
 TOKENIZE = "/tokenize"
+PAIR_ROUTES = ("/v1/score", "/score", "/v1/rerank", "/rerank")
+"""Routes that may read each query with each of its documents."""
+_QUERIES = ("query", "queries", "text_1", "data_1")
+_DOCUMENTS = ("documents", "items", "text_2", "data_2")
 _TRUNCATED = "truncate_prompt_tokens"
+_CUTS = (_TRUNCATED, "max_tokens_per_doc", "max_tokens_per_query")
+"""Fields that cut a text behind what the model reads, once all of it is tokenized."""
 _STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _STEPS = {"{": 1, "[": 1, "}": -1, "]": -1}
 
@@ -74,17 +80,23 @@ def check_cut(num_characters: int) -> None:
         raise bad_field(_TRUNCATED, f"is set for texts of {num_characters} characters, but {most}")
 
 
-def check_tokenized(path: str, raw: bytes | bytearray, body: Mapping[str, Any]) -> None:
+def check_tokenized(
+    path: str, raw: bytes | bytearray, body: Mapping[str, Any], max_model_len: int
+) -> None:
     """Checks the length of texts that the model's length does not bound.
 
     Args:
         path: The route.
         raw: The body's bytes.
         body: The body.
+        max_model_len: The model's length in tokens.
 
     Raises:
         RequestError: They are only counted, or cut behind what the model reads, and too long.
     """
+    if path in PAIR_ROUTES:
+        _check_pairs(body, max_model_len)
+        return
     truncated = body.get(_TRUNCATED) is not None
     if len(raw) <= MAX_CHARACTERS or not (truncated or path == TOKENIZE):
         return
@@ -95,6 +107,43 @@ def check_tokenized(path: str, raw: bytes | bytearray, body: Mapping[str, Any]) 
         param = "prompt" if "prompt" in body else "messages"
         most = f"has {size} characters, but at most {MAX_CHARACTERS} are tokenized at once"
         raise bad_field(param, most)
+
+
+def _check_pairs(body: Mapping[str, Any], max_model_len: int) -> None:
+    """Checks queries with their documents: a query is tokenized again with each of them."""
+    _, queries = _sizes(body, _QUERIES)
+    param, documents = _sizes(body, _DOCUMENTS)
+    if len(queries) == 1:
+        queries *= len(documents)
+    pairs = list(map(sum, zip(queries, documents, strict=False)))
+    total = sum(pairs)
+    if total <= MAX_CHARACTERS:
+        return
+    if cut := next((name for name in _CUTS if body.get(name) is not None), None):
+        most = f"at most {MAX_CHARACTERS} are tokenized at once"
+        size = f"{total} characters, the query counted with each document"
+        raise bad_field(cut, f"is set for texts of {size}, but {most}")
+    longest, most_of_one = max(pairs), max_model_len * MAX_TOKEN_CHARACTERS
+    if longest > most_of_one:
+        place = f"{param}[{pairs.index(longest)}]" if isinstance(body[param], list) else param
+        size = f"has {longest} characters with its query"
+        raise bad_field(place, f"{size}, but at most {most_of_one} are tokenized")
+
+
+def _sizes(body: Mapping[str, Any], names: Sequence[str]) -> tuple[str, list[int]]:
+    """Returns which of some fields a body has, and the characters of each text in it."""
+    name = next((name for name in names if name in body), names[0])
+    value = body.get(name)
+    return name, [_size(text) for text in (value if isinstance(value, list) else [value])]
+
+
+def _size(text: Any) -> int:
+    if isinstance(text, dict):
+        parts = text.get("content")
+        parts = parts if isinstance(parts, list) else []
+        texts = [part.get("text") for part in parts if isinstance(part, dict)]
+        return sum(len(part) for part in texts if isinstance(part, str))
+    return len(text) if isinstance(text, str) else 0
 
 
 def leaves(value: Any) -> Iterator[Any]:

@@ -131,3 +131,43 @@ def test_arguments_nested_too_deeply(path: str, body: dict[str, Any], place: str
 @pytest.mark.parametrize("arguments", ODD)
 def test_other_arguments_are_left_to_the_route(arguments: Any) -> None:
     check(CHAT, chat(arguments))
+
+
+RERANK, SCORE = "/v1/rerank", "/score"
+SHORT = TextLimits(TextLimitsSection(), max_model_len=512)
+
+
+@pytest.mark.parametrize("cut", ["truncate_prompt_tokens", "max_tokens_per_doc"])
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {"query": "x" * 10_000, "documents": ["y"] * 1000},
+        {"query": "x", "documents": ["y" * MAX_CHARACTERS]},
+        {"query": "x", "documents": {"content": [{"type": "text", "text": "y" * MAX_CHARACTERS}]}},
+    ],
+)
+def test_a_query_counts_with_each_document(cut: str, texts: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match=f"`{cut}` is set for texts of") as caught:
+        check(RERANK, {**texts, cut: 8})
+    assert caught.value.param == cut
+
+
+def test_a_pair_that_no_model_takes_is_not_tokenized() -> None:
+    body = {"text_1": "x" * 16_000, "text_2": ["y", *["y" * 1000] * 400]}
+    with pytest.raises(RequestError, match="has 17000 characters with its query") as caught:
+        SHORT.check(SCORE, json.dumps(body).encode(), body)
+    assert caught.value.param == "text_2[1]"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"text_1": "x" * 1000, "text_2": ["y" * 10_000] * 2000},
+        {"text_1": ["x"] * 2000, "text_2": ["y" * 10_000] * 2000},
+        {"text_1": "x" * 20_000, "text_2": "y" * 20_000},
+        {"text_1": 5, "text_2": [None, {"content": 5}, {"content": [7]}]},
+        {"query": "x"},
+    ],
+)
+def test_other_pairs_are_left_to_the_model(body: dict[str, Any]) -> None:
+    SHORT.check(SCORE, json.dumps(body).encode(), body)
