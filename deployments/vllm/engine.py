@@ -36,6 +36,8 @@ from deployments.vllm.patches.forced_calls import bind_forced_calls
 from deployments.vllm.patches.key_requests import mark_requests
 from deployments.vllm.patches.rejected_tokens import mend_answers
 from deployments.vllm.queued_work import QueuedWork, token_counter
+from deployments.vllm.sharing.engine_turns import share_engine
+from deployments.vllm.sharing.tokenizer_turns import share_tokenizer
 from deployments.vllm.toolchain import prepare_compilers
 from truthgpt_serve.config.text_limits import TextLimitsSection
 from truthgpt_serve.errors import ConfigError, Fault, TruthGPTError, UnavailableError
@@ -117,6 +119,8 @@ class Engine:
                 client = await stack.enter_async_context(build_async_engine_client(args))
         mend_cuts()
         mark_requests(client)
+        share_engine(client)
+        share_tokenizer(client.renderer._executor)
         self.tasks = await client.get_supported_tasks()
         app = build_app(args, self.tasks, client.model_config)
         await init_app_state(client, app.state, args, self.tasks)

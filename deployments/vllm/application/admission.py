@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from deployments.vllm.application.request_models import check_kinds
+from deployments.vllm.sharing.round_robin import one_request
 from truthgpt_serve.errors import TruthGPTError
 from truthgpt_serve.grammar.fields import find_grammars
 from truthgpt_serve.grammar.gate import GrammarGate
@@ -55,7 +56,8 @@ class AdmittedRequests:
         except TruthGPTError as error:
             await connection.fail(error)
             return
-        await self._app(scope, WholeBody(raw, receive), send)
+        with one_request():
+            await self._app(scope, WholeBody(raw, receive), send)
 
     async def _check(self, path: str, raw: bytes) -> None:
         body = parse_object(raw)

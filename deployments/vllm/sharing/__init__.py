@@ -1,0 +1,1 @@
+"""Requests with many texts take turns with those of others, text by text."""

@@ -1,0 +1,55 @@
+"""Whose turn it is: one item of each request, then the next one of each."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+_request: ContextVar[object] = ContextVar("vllm_request", default=None)
+
+
+@contextmanager
+def one_request() -> Iterator[None]:
+    """Has what is begun in this block, and in the tasks that it starts, be of one request."""
+    token = _request.set(object())
+    try:
+        yield
+    finally:
+        _request.reset(token)
+
+
+def current_request() -> object:
+    """Returns the request of this task, as something to compare; None outside of any."""
+    return _request.get()
+
+
+class RoundRobin(Generic[T]):
+    """Items of several requests, in turn. Not for several threads at once."""
+
+    def __init__(self) -> None:
+        self._items: dict[object, deque[T]] = {}  # in the order in which it is their turn
+
+    def __bool__(self) -> bool:
+        return bool(self._items)
+
+    def push(self, request: object, item: T) -> None:
+        """Adds an item of a request."""
+        self._items.setdefault(request, deque()).append(item)
+
+    def peek(self) -> T:
+        """Returns the next item; there must be one."""
+        return next(iter(self._items.values()))[0]
+
+    def pop(self) -> T:
+        """Removes and returns the next item; there must be one."""
+        request = next(iter(self._items))
+        items = self._items.pop(request)
+        item = items.popleft()
+        if items:
+            self._items[request] = items  # behind the others
+        return item
