@@ -30,6 +30,7 @@ HOURLY_DAYS = 40
 MAX_ROWS = 4_000_000
 """Some 400 MB. With more, the oldest days are dropped before their time."""
 QUERY_S = 10.0
+_TOO_LONG = f"adding it up takes more than {QUERY_S:g} s: ask for less time, or fewer groups"
 SOURCE_DAYS = 30
 """How long the number of a process's last batch is remembered."""
 _COUNTS = ", ".join(COUNTS)
@@ -160,6 +161,10 @@ def _query(database: sqlite3.Connection, query: UsageQuery) -> list[list[object]
     try:
         found = database.execute(statement, (query.start_hour, query.end_hour, query.limit))
         return [list(row) for row in found]
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+            raise StoreError(_TOO_LONG) from error
+        raise
     finally:
         database.set_progress_handler(None, 0)
 

@@ -289,3 +289,15 @@ def test_what_was_taken_survives_kill_9(path: Path) -> None:
         taken = found
         store.close()
     assert not list(path.parent.glob("*.damaged-*"))
+
+
+def test_a_sum_that_takes_too_long_says_what_to_ask_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("truthgpt_serve.usage.store.QUERY_S", -1.0)
+    store = UsageStore(path)
+    store.add(Batch("s", 1, [row(HOUR - at, f"key-{at}") for at in range(4000)]))
+    with pytest.raises(StoreError, match="ask for less time"):
+        store.query(asked("key", limit=10_000))
+    monkeypatch.undo()
+    assert requests_in(store) == 4000
