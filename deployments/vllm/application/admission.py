@@ -13,6 +13,15 @@ from truthgpt_serve.http.asgi import Receive, Scope, Send, WholeBody
 from truthgpt_serve.http.connection import ClientGoneError, Connection
 from truthgpt_serve.http.json_body import parse_object
 from truthgpt_serve.server.text_limits import TextLimits
+from truthgpt_serve.server.text_sizes import PAIR_ROUTES
+
+MAX_VALUES_IN_JSON = 10_000_000
+"""Most numbers of the vectors in an answer, which may have one for each token. On its way into JSON
+each takes some 75 bytes, and 20 in it: a replica keeps 256 MiB of answers that are not yet read."""
+MAX_VALUES = 40_000_000
+"""The same in base64 or as bytes, of which each takes 5 or 6."""
+MAX_VALUES_COMPARED = 1 << 27
+"""The same where the vectors are only compared: 512 MiB."""
 
 
 class AdmittedRequests:
@@ -47,25 +56,35 @@ class AdmittedRequests:
             await self._app(scope, receive, send)
             return
         connection = Connection(scope, receive, send)
+        max_values = MAX_VALUES_IN_JSON
         try:
             raw = await connection.read(self._max_body_bytes, self._max_request_s)
             if raw:
-                await self._check(connection.path, raw)
+                body = await self._check(connection.path, raw)
+                max_values = _max_values(connection.path, body)
         except ClientGoneError:
             return
         except TruthGPTError as error:
             await connection.fail(error)
             return
-        with one_request():
+        with one_request(max_values):
             await self._app(scope, WholeBody(raw, receive), send)
 
-    async def _check(self, path: str, raw: bytes) -> None:
+    async def _check(self, path: str, raw: bytes) -> dict[str, Any]:
         body = parse_object(raw)
         self._limits.check(path, raw, body)
         check_kinds(path, body)
         if self._grammars is not None:
             for grammar in find_grammars(body):
                 await self._grammars.check(grammar)
+        return body
+
+
+def _max_values(path: str, body: dict[str, Any]) -> int:
+    """Returns how many numbers of vectors the answer to a request may hold."""
+    if path in PAIR_ROUTES:
+        return MAX_VALUES_COMPARED
+    return MAX_VALUES_IN_JSON if body.get("encoding_format", "float") == "float" else MAX_VALUES
 
 
 def _is_json(scope: Scope) -> bool:

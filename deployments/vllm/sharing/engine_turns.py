@@ -97,10 +97,19 @@ def _num_tokens(prompt: Any) -> int:
 async def _in_turn(
     turns: EngineTurns, num_tokens: int, outputs: AsyncGenerator[Any, None]
 ) -> AsyncGenerator[Any, None]:
+    request = current_request()
     async with aclosing(outputs):
         await turns.enter(num_tokens)
         try:
             async for output in outputs:
+                if request is not None and output.finished:
+                    request.add_values(_num_values(output))
                 yield output
         finally:
             turns.leave(num_tokens)
+
+
+def _num_values(output: Any) -> int:
+    """Returns how many numbers the vectors of an output have."""
+    count = getattr(getattr(output.outputs, "data", None), "numel", None)
+    return int(count()) if callable(count) else 0

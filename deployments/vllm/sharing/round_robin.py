@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,21 +11,46 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-_request: ContextVar[object] = ContextVar("vllm_request", default=None)
+_request: ContextVar[OneRequest | None] = ContextVar("vllm_request", default=None)
+
+
+class OneRequest:
+    """One request, as something to compare, and how much its answer holds.
+
+    Args:
+        max_values: Most numbers of the vectors in its answer.
+    """
+
+    def __init__(self, max_values: int) -> None:
+        self._max_values = max_values
+        self._num_values = 0
+
+    def add_values(self, number: int) -> None:
+        """Counts numbers of its answer.
+
+        Raises:
+            ValueError: They are more than may be; vLLM answers it with 400.
+        """
+        self._num_values += number
+        if self._num_values > self._max_values:
+            raise ValueError(
+                f"the vectors of the answer have more than {self._max_values} numbers: send fewer "
+                "or shorter texts at a time, or ask for `encoding_format` base64"
+            )
 
 
 @contextmanager
-def one_request() -> Iterator[None]:
+def one_request(max_values: int = sys.maxsize) -> Iterator[None]:
     """Has what is begun in this block, and in the tasks that it starts, be of one request."""
-    token = _request.set(object())
+    token = _request.set(OneRequest(max_values))
     try:
         yield
     finally:
         _request.reset(token)
 
 
-def current_request() -> object:
-    """Returns the request of this task, as something to compare; None outside of any."""
+def current_request() -> OneRequest | None:
+    """Returns the request of this task; None outside of any."""
     return _request.get()
 
 

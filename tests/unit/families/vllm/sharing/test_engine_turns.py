@@ -15,6 +15,15 @@ from deployments.vllm.sharing.round_robin import one_request
 PROMPT = {"prompt_token_ids": [1, 2, 3, 4]}
 
 
+class Output:
+    """Vectors of 3 values for each of 4 tokens."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.finished = True
+        self.outputs = SimpleNamespace(data=SimpleNamespace(numel=lambda: 12))
+
+
 class Engine:
     """Computes texts in the order in which they came, two in each step of 8 tokens."""
 
@@ -25,13 +34,13 @@ class Engine:
         self.waiting: list[asyncio.Event] = []
         self.most = 0
 
-    async def encode(self, prompt: Any, request_id: str) -> AsyncGenerator[str, None]:
+    async def encode(self, prompt: Any, request_id: str) -> AsyncGenerator[Output, None]:
         done = asyncio.Event()
         self.waiting.append(done)
         self.most = max(self.most, len(self.waiting))
         try:
             await done.wait()
-            yield request_id
+            yield Output(request_id)
         finally:
             if done in self.waiting:
                 self.waiting.remove(done)
@@ -52,7 +61,7 @@ async def settle() -> None:
 
 async def ask(engine: Any, name: str, done: list[str], prompt: Any = PROMPT) -> None:
     async for answer in engine.encode(prompt=prompt, request_id=name):
-        done.append(answer)
+        done.append(answer.name)
 
 
 def begin(engine: Any, name: str, number: int, done: list[str]) -> list[asyncio.Task[None]]:
@@ -135,3 +144,18 @@ async def test_a_turn_that_came_too_late_goes_on_to_the_next() -> None:
     with pytest.raises(asyncio.CancelledError):
         await late
     await asyncio.wait_for(following, 1)
+
+
+async def test_vectors_that_no_answer_holds_end_the_request() -> None:
+    engine = Engine()
+    share_engine(engine)
+    done: list[str] = []
+    with one_request(max_values=30):
+        tasks = [asyncio.create_task(ask(engine, "large", done)) for _ in range(4)]
+    small = begin(engine, "small", 4, done)
+    for _ in range(6):
+        await engine.step()
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(one) for one in found].count(ValueError) == 2
+    await asyncio.gather(*small)
+    assert (done.count("large"), done.count("small")) == (2, 4)
