@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -74,6 +75,45 @@ def test_texts_that_take_turns_keep_their_places_and_vectors(server: Server) -> 
     alone = np.concatenate([vectors([text]) for text in texts])
     for each in found:
         np.testing.assert_allclose(each, alone, atol=1e-5)
+
+
+def longest_beside(ask: Callable[[], object], work: Callable[[], httpx.Response]) -> float:
+    """Returns how long the slowest of many small requests took, as a share of a large one."""
+    with ThreadPoolExecutor(1) as client:
+        began_s, slowest_s = time.monotonic(), 0.0
+        large = client.submit(work)
+        while not large.done():
+            one_s = time.monotonic()
+            ask()
+            slowest_s = max(slowest_s, time.monotonic() - one_s)
+            time.sleep(0.02)
+        took_s = time.monotonic() - began_s
+    assert large.result().status_code == 200, large.result().text[:300]
+    return slowest_s / took_s
+
+
+def test_long_texts_that_are_tokenized_hold_up_no_others(server: Server) -> None:
+    texts = ["word " * 4000] * 200
+
+    def many() -> httpx.Response:
+        return post(server, "/v1/embeddings", input=texts, truncate_prompt_tokens=8)
+
+    def one() -> None:
+        assert post(server, "/v1/embeddings", input="a short one").status_code == 200
+
+    assert longest_beside(one, many) < 0.5
+
+
+def test_a_document_that_is_cut_holds_up_no_others(server: Server) -> None:
+    def rank() -> httpx.Response:
+        documents = ["word " * 500_000, "a short one"]
+        fields = {"query": "a", "documents": documents, "max_tokens_per_doc": 8}
+        return post(server, "/v1/rerank", **fields)
+
+    def check() -> None:
+        assert httpx.get(f"{server.url}/check", timeout=TIMEOUT_S).status_code == 200
+
+    assert longest_beside(check, rank) < 0.5
 
 
 def test_vectors_that_no_answer_holds_are_refused_and_others_answered(
