@@ -116,6 +116,13 @@ def test_a_document_that_is_cut_holds_up_no_others(server: Server) -> None:
     assert longest_beside(check, rank) < 0.5
 
 
+def test_a_score_that_lacks_its_documents_is_a_bad_request(server: Server) -> None:
+    for text in ("a", "x" * 5_000_000):
+        answer = post(server, "/v1/score", text_1=text)
+        assert answer.status_code == 400, answer.text[:300]
+        assert "text_2" in answer.text[:2000]
+
+
 def test_vectors_that_no_answer_holds_are_refused_and_others_answered(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

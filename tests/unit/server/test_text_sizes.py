@@ -167,6 +167,10 @@ def test_a_pair_that_no_model_takes_is_not_tokenized() -> None:
         {"text_1": "x" * 20_000, "text_2": "y" * 20_000},
         {"text_1": 5, "text_2": [None, {"content": 5}, {"content": [7]}]},
         {"query": "x"},
+        {"text_1": "x" * 5_000_000},
+        {"queries": ["x" * 5_000_000, {}]},
+        {"queries": [], "documents": []},
+        {"query": {"content": {"text": "x"}}, "documents": {"content": [{"text": None}]}},
     ],
 )
 def test_other_pairs_are_left_to_the_model(body: dict[str, Any]) -> None:
