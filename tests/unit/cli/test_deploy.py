@@ -93,3 +93,15 @@ def test_what_still_starts_in_the_end() -> None:
         done = call(SERVE, "--timeout", "1.5", RAY_DASHBOARD_ADDRESS=ray.url)
     assert done.exit_code == 1
     assert done.stderr == ("b is still starting: `truthgpt why b` says what it waits for\n")
+
+
+def test_applications_of_others_are_applied_as_they_are(folder: Path) -> None:
+    entry = {"import_path": "my.module:app", "args": {"config": {"a": 1}}, "route_prefix": "/own"}
+    path = folder / "configs" / "others.yaml"
+    path.write_text(yaml.safe_dump({"applications": [entry]}))
+    with serve({PATH: Answer({"applications": {"default": {"status": "RUNNING"}}})}) as ray:
+        done = call(str(path), RAY_DASHBOARD_ADDRESS=ray.url)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.endswith("default runs\n")
+    (put,) = [request for request in ray.requests if request.method == "PUT"]
+    assert put.body == {"applications": [entry]}

@@ -10,7 +10,7 @@ from typing import Any
 import click
 import yaml
 
-from truthgpt_serve.cli._serving.marks import FAILED, mark_changed
+from truthgpt_serve.cli._serving.marks import FAILED, mark_changed, name_of
 from truthgpt_serve.cli._serving.service import Service
 
 READY_TIMEOUT_S = 600.0
@@ -86,7 +86,7 @@ def deploy_all(
         raise click.UsageError(f"{serve} is a model's file: name a Serve file, which names it")
     details = service.read()
     running = details.get("applications") or {}
-    names = [entry["name"] for entry in config["applications"]]
+    names = [name_of(entry) for entry in config["applications"]]
     if unknown := [name for name in again if name not in names]:
         raise click.UsageError(f"{serve} has no application {unknown[0]!r}: {', '.join(names)}")
     for name, reason in mark_changed(config, running, again).items():
@@ -152,5 +152,5 @@ def _read(serve: Path) -> dict[str, Any]:
 
 
 def _others(running: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    names = {application["name"] for application in config["applications"]}
+    names = {name_of(entry) for entry in config["applications"]}
     return sorted(set(running) - names)

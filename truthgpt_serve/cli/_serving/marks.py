@@ -15,6 +15,7 @@ from typing import Any
 from truthgpt_serve.config.load import config_path
 from truthgpt_serve.config.paths import find_config
 from truthgpt_serve.config.source import Source
+from truthgpt_serve.validate.applications import MODEL_IMPORT, import_target
 
 VARIABLE = "TRUTHGPT_MODEL_FILE_VERSION"
 FAILED = "DEPLOY_FAILED"
@@ -48,7 +49,7 @@ def mark_changed(
     """
     reasons = {}
     for entry in config["applications"]:
-        name = entry["name"]
+        name = name_of(entry)
         if name not in running:
             continue
         before = _mark_of(running[name].get("deployed_app_config") or {})
@@ -62,6 +63,11 @@ def mark_changed(
             variables = {**(given.get("env_vars") or {}), VARIABLE: mark}
             entry["runtime_env"] = {**given, "env_vars": variables}
     return reasons
+
+
+def name_of(entry: Mapping[str, Any]) -> str:
+    """Returns the name of an application; Ray has one for those that are not ours."""
+    return str(entry.get("name", "default"))
 
 
 def _next_mark(entry: Entry, running: Mapping[str, Any], before: str, *, again: bool) -> str:
@@ -81,9 +87,9 @@ def _mark_of(entry: Mapping[str, Any]) -> str:
 
 def _model_file(entry: Entry) -> Path | None:
     args = entry.get("args") or {}
-    if "config" not in args:
+    if import_target(entry.get("import_path")) != MODEL_IMPORT or "config" not in args:
         return None
-    return find_config(config_path(args["config"], Source(entry["name"])))
+    return find_config(config_path(args["config"], Source(name_of(entry))))
 
 
 def _is_newer(file: Path, running: Mapping[str, Any]) -> bool:

@@ -21,7 +21,8 @@ def file(tmp_path: Path) -> Path:
 
 def serve_file(file: Path) -> dict[str, Any]:
     variables = {"runtime_env": {"env_vars": {"MINE": "1"}, "working_dir": "x"}}
-    own = {"name": "own", "args": {"config": str(file)}, **variables}
+    ours = {"import_path": "truthgpt_serve.app:model", **variables}
+    own = {"name": "own", "args": {"config": str(file)}, **ours}
     return {"applications": [own, {"name": "inline", "args": {"model": {}}}, {"name": "bare"}]}
 
 
@@ -90,3 +91,12 @@ def test_what_has_failed_is_tried_again_each_time(file: Path) -> None:
     assert list(mark_changed(serve_file(file), running)) == ["inline"]
     running["inline"]["status"] = "RUNNING"
     assert mark_changed(serve_file(file), running) == {}
+
+
+def test_applications_of_others_have_no_file_of_ours() -> None:
+    """Ray needs no name for one, and its `args` may be anything."""
+    entry = {"import_path": "my.module:app", "args": {"config": {"a": 1}}}
+    config: dict[str, Any] = {"applications": [entry]}
+    assert mark_changed(config, {"default": started(1)}) == {}
+    assert config == {"applications": [entry]}
+    assert mark_changed(config, {"default": started(1)}, ["default"]) == {"default": "as asked"}
