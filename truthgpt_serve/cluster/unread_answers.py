@@ -2,15 +2,17 @@
 
 An answer that is whole holds no place any more, neither at its model nor in HAProxy
 (`haproxy/queues.py`). Its client may take its time, as long as there are not too many of that kind:
-then those are cut of which nothing is read, and that have waited the longest. One alone is never
-too many, however long it is.
+then those are cut of which nothing is read, and that have waited the longest. Clients that read are
+cut where four times as much waits. One alone is never too many, however long it is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
+from enum import IntEnum
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -21,7 +23,10 @@ MAX_BYTES = 256 * 2**20
 LOOK_S = 0.05
 """How long after a client has stopped reading all of them are counted."""
 SETTLE_S = 1.0
-"""How long buffers on the way may go on taking of an answer that nobody reads."""
+"""How long buffers on the way may go on taking of an answer that nobody reads; also how long a
+client that reads may pause, where too much waits."""
+FACTOR_OF_READERS = 4
+"""As much more may wait in all before a client is cut that reads, or may be about to."""
 REPORT_S = 60.0
 """Between two lines about what was cut."""
 
@@ -41,29 +46,44 @@ class Unread(Protocol):
         """Ends it, and drops what waits."""
 
 
+class _Reads(IntEnum):
+    """Whether a client reads; who is cut first is first."""
+
+    NOTHING = 0
+    UNKNOWN = 1
+    SOMETHING = 2
+
+
 class _Waiting:
     """What waits on one connection.
 
     Attributes:
         num_bytes: How much, as its client stopped reading.
-        settled: How much, as soon as only its client can make it less; None before.
-        timer: Finds that out.
     """
 
-    __slots__ = ("num_bytes", "settled", "timer")
+    __slots__ = ("_least", "_read_s", "_timer", "num_bytes")
 
     def __init__(self, connection: Unread) -> None:
         self.num_bytes = connection.num_unread
-        self.settled: int | None = None
+        self._least: int | None = None  # of what has waited since only its client can make it less
+        self._read_s = -math.inf
         loop = asyncio.get_running_loop()
-        self.timer = loop.call_later(SETTLE_S, self._settle, connection)
+        self._timer = loop.call_later(SETTLE_S, self._settle, connection)
 
     def _settle(self, connection: Unread) -> None:
-        self.settled = connection.num_unread
+        self._least = connection.num_unread
 
-    def is_read(self, num_bytes: int) -> bool:
-        """Returns whether its client has read of it, as so much waits now."""
-        return self.settled is not None and num_bytes < self.settled
+    def judge(self, num_bytes: int, now_s: float) -> _Reads:
+        """Returns whether its client reads, as so much waits now."""
+        if self._least is None:
+            return _Reads.UNKNOWN
+        if num_bytes < self._least:
+            self._least, self._read_s = num_bytes, now_s
+        return _Reads.SOMETHING if now_s - self._read_s <= 2 * SETTLE_S else _Reads.NOTHING
+
+    def forget(self) -> None:
+        """Ends its timer."""
+        self._timer.cancel()
 
 
 class UnreadAnswers:
@@ -94,38 +114,53 @@ class UnreadAnswers:
         self.discard(connection)
         waiting = self._connections[connection] = _Waiting(connection)
         self._num_bytes += waiting.num_bytes
-        if self._may_be_too_many() and self._looking is None:
-            self._looking = asyncio.get_running_loop().call_later(LOOK_S, self._look)
+        if self._may_be_too_many():
+            self._look_in(LOOK_S)
 
     def discard(self, connection: Unread) -> None:
         """Forgets a connection whose client reads again, or has left."""
         waiting = self._connections.pop(connection, None)
         if waiting is not None:
-            waiting.timer.cancel()
+            waiting.forget()
             self._num_bytes -= waiting.num_bytes
 
     def _may_be_too_many(self) -> bool:
         """Returns whether it is worth a look; whole answers become only shorter."""
         return len(self._connections) > self._max_answers or self._num_bytes > self._max_bytes
 
+    def _look_in(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._looking is not None:
+            if self._looking.when() <= loop.time() + seconds:
+                return
+            self._looking.cancel()
+        self._looking = loop.call_later(seconds, self._look)
+
     def _look(self) -> None:
         """Cuts whole answers until they are not too many, those that have waited longest first.
 
-        Those come after all others whose clients read, if slowly. One is left in any case: a single
-        long answer, whose client may just begin to read.
+        One is left in any case: a single long answer, whose client may just begin to read.
         """
         self._looking = None
+        now_s = time.monotonic()
         whole = [(each, each.num_unread) for each in self._connections if each.is_whole]
         number, num_bytes = len(whole), sum(size for _, size in whole)
-        whole.sort(key=lambda pair: self._connections[pair[0]].is_read(pair[1]))
-        for connection, size in whole[:-1]:
-            if number <= self._max_answers and num_bytes <= self._max_bytes:
+        judged = [(self._connections[each].judge(size, now_s), each, size) for each, size in whole]
+        judged.sort(key=lambda item: item[0])
+        for reads, connection, size in judged[:-1]:
+            if not self._are_too_many(number, num_bytes, reads):
                 break
             number, num_bytes = number - 1, num_bytes - size
             self.discard(connection)
             connection.cut()
             self._num_cut += 1
+        if self._are_too_many(number, num_bytes, _Reads.NOTHING):
+            self._look_in(SETTLE_S)
         self._report()
+
+    def _are_too_many(self, number: int, num_bytes: int, reads: _Reads) -> bool:
+        factor = 1 if reads is _Reads.NOTHING else FACTOR_OF_READERS
+        return number > factor * self._max_answers or num_bytes > factor * self._max_bytes
 
     def _report(self) -> None:
         now_s = time.monotonic()

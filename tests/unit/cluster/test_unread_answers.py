@@ -7,6 +7,7 @@ import logging
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -191,6 +192,42 @@ def test_who_reads_slowly_is_not_cut(limit: str, monkeypatch: pytest.MonkeyPatch
     assert got == [limit == "MAX_BYTES", True]
 
 
+def read_slowly(client: socket.socket, seconds: float) -> int:
+    """Reads a little again and again for so long; returns how much that was."""
+    number, until = 0, time.monotonic() + seconds
+    while time.monotonic() < until:
+        number += len(client.recv(1 << 18))
+        time.sleep(0.05)
+    return number
+
+
+def test_whoever_reads_is_not_cut_before_much_more_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unread_answers, "MAX_BYTES", 3 * SIZE // 2)
+    with serving() as (server, ask), ThreadPoolExecutor() as pool:
+        clients = []
+        for number in (1, 2, 3):
+            clients.append(ask())
+            server.wait_for_another(number)
+        reading = [pool.submit(read_slowly, client, 3.0) for client in clients[1:]]
+        server.wait_for(2)
+        assert read(clients[0]) < SIZE
+        had = [each.result(LIMIT_S) for each in reading]
+        got = [number + read(client) for number, client in zip(had, clients[1:], strict=True)]
+        assert min(got) > SIZE
+
+
+@pytest.mark.parametrize("limit", ["MAX_ANSWERS", "MAX_BYTES"])
+def test_far_too_much_is_cut_at_once(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unread_answers, limit, 1 if limit == "MAX_ANSWERS" else SIZE)
+    monkeypatch.setattr(unread_answers, "SETTLE_S", LIMIT_S)  # nobody is known not to read
+    with serving() as (server, ask):
+        clients = []
+        for number in (1, 2, 3, 4, 4, 4):
+            clients.append(ask())
+            server.wait_for_another(number)
+        assert [read(client) > SIZE for client in clients] == [False] * 2 + [True] * 4
+
+
 @pytest.mark.parametrize("num_before", [0, 1])
 def test_the_newest_is_not_cut_however_long_it_is(
     num_before: int, monkeypatch: pytest.MonkeyPatch
@@ -208,7 +245,7 @@ def test_the_newest_is_not_cut_however_long_it_is(
 
 def test_what_buffers_take_at_first_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unread_answers, "MAX_ANSWERS", 2)
-    monkeypatch.setattr(unread_answers, "SETTLE_S", LIMIT_S)
+    monkeypatch.setattr(unread_answers, "SETTLE_S", 3.0)
     with serving() as (server, ask):
         first = ask()
         server.wait_for_another(1)
