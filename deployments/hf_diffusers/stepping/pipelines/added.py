@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from deployments.hf_diffusers.stepping.calls.schemas import CallSchema, find_schema
 from deployments.hf_diffusers.stepping.pipelines.adapters import AdapterBank
+from deployments.hf_diffusers.stepping.pipelines.pipeline_copy import find_device
 from deployments.hf_diffusers.stepping.pipelines.previews import Preview, find_preview
 from deployments.hf_diffusers.stepping.pipelines.proxies import Park, create_proxy
 
@@ -88,6 +90,11 @@ class PipelineEntry:
         if self.mode != "batched" or not denoisers:
             return self.mode
         return "solo" if all(item.runs_alone for item in denoisers) else "batched"
+
+    @cached_property
+    def device(self) -> torch.device | None:
+        """Where the pipeline computes; looked up once, as its modules stay where they are."""
+        return find_device(self.pipeline)
 
     @property
     def is_on_gpu(self) -> bool:

@@ -29,6 +29,7 @@ def run_batched(scheduled: ScheduledJob, on_step: OnStep, *, cpu_timesteps: bool
         scheduled.entry.proxies,
         scheduled.scheduler,
         cpu_timesteps=cpu_timesteps and scheduled.entry.is_on_gpu,
+        device=scheduled.entry.device,
     )
     scheduled.clone = clone
     try:

@@ -62,6 +62,27 @@ def test_each_supported_pipeline_gives_the_stock_images(kind: str) -> None:
     assert statistics.solo_fallbacks == 0
 
 
+def test_a_pipeline_is_asked_once_where_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, stock = create_pair("sd")
+    real, asked = type(ours)._execution_device, []
+
+    def execution_device(pipeline: Any) -> torch.device:
+        asked.append(pipeline)
+        return real.fget(pipeline)
+
+    inputs = create_inputs(3)
+    expected = run_stock(stock, inputs)
+    monkeypatch.setattr(type(ours), "_execution_device", property(execution_device))
+    run_stock(stock, inputs)
+    assert asked  # else Diffusers has another name for it: pipeline_copy.find_device
+    asked.clear()
+    with engine_of(ours) as engine:
+        for _ in range(3):
+            job = engine.submit("p", inputs)
+            assert difference(job, expected) <= TOLERANCE
+    assert len(asked) == 1
+
+
 def test_four_tasks_over_one_set_of_weights_share_forwards() -> None:
     ours, stock = create_family("sd"), create_family("sd")
     image = Image.effect_noise((32, 32), 60).convert("RGB")
