@@ -7,7 +7,7 @@ from pydantic import model_validator
 from truthgpt_serve.config.base import (
     Count,
     NonNegativeCount,
-    NonNegativeNumber,
+    NonNegativeSeconds,
     PositiveNumber,
     Section,
 )
@@ -19,9 +19,9 @@ class EchoSettings(Section):
 
     tokens_per_second: PositiveNumber | None = None
     """Tokens a second for each request; null with no `token_interval_s` either means at once."""
-    token_interval_s: NonNegativeNumber | None = None
+    token_interval_s: NonNegativeSeconds | None = None
     """The same as seconds between tokens; give one of the two."""
-    time_to_first_token_s: NonNegativeNumber | None = None
+    time_to_first_token_s: NonNegativeSeconds | None = None
     """Seconds before the first token, as a long prefill would take; by default one interval."""
     num_tokens: Count = 16
     """Tokens of an answer when the request does not say."""

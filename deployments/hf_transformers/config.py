@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import model_validator
 
-from truthgpt_serve.config.base import Count, PositiveNumber, Refusal, Section, refuse
+from truthgpt_serve.config.base import Count, Refusal, Seconds, Section, refuse
 from truthgpt_serve.config.paths import expand
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.device import find_kernel_faults
@@ -106,7 +106,7 @@ class TransformersSettings(Section):
     pipeline_task: PipelineTask | None = None
     """Transformers pipeline of a model with `task: custom`, such as `image-classification`."""
 
-    max_audio_s: PositiveNumber = 1800
+    max_audio_s: Seconds = 1800
     """Longest recording in seconds that speech recognition takes. More lets one request take
     longer, and memory: 64 kB for a second."""
 

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from deployments.remote.address import find_url_fault, has_dot_segments
 from deployments.remote.headers import WRITTEN_HERE, find_header_fault
-from truthgpt_serve.config.base import Count, PositiveNumber, Refusal, Section, Text, refuse
+from truthgpt_serve.config.base import Count, Refusal, Seconds, Section, Text, refuse
 from truthgpt_serve.contract import FamilySpec
 from truthgpt_serve.errors import Fault
 
@@ -102,14 +102,14 @@ class RemoteSettings(Section):
     """Route behind `infer` for texts: `chat` makes the text a user's message, `completion` has it
     continued, which not every server offers."""
 
-    request_timeout_s: PositiveNumber | None = None
+    request_timeout_s: Seconds | None = None
     """Longest time for one request in seconds, its stream included; null means
     `serving.max_request_s`, which bounds it in any case."""
 
-    connect_timeout_s: PositiveNumber = 10
+    connect_timeout_s: Seconds = 10
     """Seconds to open a connection, TLS included. More waits longer for a server that is gone."""
 
-    read_timeout_s: PositiveNumber = 300
+    read_timeout_s: Seconds = 300
     """Longest pause in seconds between two pieces of an answer, and before its first. An answer
     that is not streamed comes in one piece at its end, so less than its time cuts it off."""
 
@@ -118,14 +118,14 @@ class RemoteSettings(Section):
     `/v1/models` is `/models` under the base URL, `/health` is beside its `/v1`. Null never asks:
     every request is then sent, whatever became of those before."""
 
-    health_period_s: PositiveNumber = 10
+    health_period_s: Seconds = 10
     """Seconds between two such questions of each replica; at most 2 while they fail. More notices
     later and costs the remote server less."""
 
-    health_timeout_s: PositiveNumber = 5
+    health_timeout_s: Seconds = 5
     """Seconds that the answer may take."""
 
-    down_after_s: PositiveNumber = 15
+    down_after_s: Seconds = 15
     """Seconds for which nothing but failures came before requests are answered 503 without being
     sent. More tries longer, and clients wait for errors."""
 

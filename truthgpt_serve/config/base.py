@@ -24,6 +24,8 @@ MODULE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$"
 FUNCTION_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$"
 MAX_COUNT = 2**53
 """The largest count: a larger one is not exact where it is reckoned with seconds and shares."""
+MAX_SECONDS = 1_000_000_000
+"""Some thirty years, which timers can still be set to."""
 MAX_REPLICAS = 10_000
 """Of one application: more than Ray Serve's controller follows."""
 PATTERN_WORDS = {
@@ -114,6 +116,8 @@ def _check_exact(value: int) -> int:
 Number = Annotated[float, BeforeValidator(read_scientific)]
 PositiveNumber = Annotated[float, Field(gt=0), BeforeValidator(read_scientific)]
 NonNegativeNumber = Annotated[float, Field(ge=0), BeforeValidator(read_scientific)]
+Seconds = Annotated[float, Field(ge=0.001, le=MAX_SECONDS), BeforeValidator(read_scientific)]
+NonNegativeSeconds = Annotated[float, Field(ge=0, le=MAX_SECONDS), BeforeValidator(read_scientific)]
 Ratio = Annotated[float, Field(ge=0, le=1), BeforeValidator(read_scientific)]
 Count = Annotated[int, Field(ge=1), AfterValidator(_check_exact)]
 RequestCount = Annotated[int, Field(ge=1, le=65536)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from truthgpt_serve.body_limits import IMAGE_UPLOAD_BYTES
-from truthgpt_serve.config.base import Count, PositiveNumber, Section
+from truthgpt_serve.config.base import Count, Seconds, Section
 
 
 class ImagesSection(Section):
@@ -32,7 +32,7 @@ class ImagesSection(Section):
     """Longest `prompt` and `negative_prompt` in characters. How much of it the model reads is the
     model's own affair."""
 
-    url_expiry_s: PositiveNumber = 3600
+    url_expiry_s: Seconds = 3600
     """Seconds for which a result that was asked for as `url` can be fetched. More fills
     `max_stored_bytes` sooner."""
 

@@ -10,8 +10,8 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from truthgpt_serve.body_limits import MAX_BODY_BYTES, RECORDING_BYTES
 from truthgpt_serve.config.base import (
     NonNegativeNumber,
-    PositiveNumber,
     Refusal,
+    Seconds,
     Section,
     read_scientific,
     refuse,
@@ -60,5 +60,5 @@ class PlaygroundConfig(Section):
     max_upload_bytes: Annotated[int, Field(ge=1024, le=MAX_BODY_BYTES)] = RECORDING_BYTES
     """Largest recording in bytes. All together take up to 16 times as much of the node's disk."""
 
-    request_timeout_s: PositiveNumber = 600
+    request_timeout_s: Seconds = 600
     """Seconds for one request to the service."""

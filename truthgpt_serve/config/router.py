@@ -13,9 +13,10 @@ from truthgpt_serve.body_limits import MAX_BODY_BYTES, ROUTER_BODY_BYTES
 from truthgpt_serve.config.auth import AuthSection
 from truthgpt_serve.config.base import (
     NonNegativeNumber,
-    PositiveNumber,
+    NonNegativeSeconds,
     ReplicaCount,
     RequestCount,
+    Seconds,
     Section,
 )
 from truthgpt_serve.config.cors import CorsSection
@@ -34,7 +35,7 @@ class RouterConfig(Section):
     """Largest request body in bytes; a larger one is answered 413. It also bounds what is buffered
     while looking for `model`, so more lets one request take more memory."""
 
-    request_timeout_s: PositiveNumber = 600
+    request_timeout_s: Seconds = 600
     """Seconds from a request's arrival to the end of its answer; then the model's work is aborted
     and the client gets 504. Keep it at most the models' `serving.max_request_s`."""
 
@@ -42,12 +43,12 @@ class RouterConfig(Section):
     """Whether the proxy sends a request straight to its model where it can read which it is. Off,
     every request goes through the router, which costs more and changes no answer."""
 
-    hold_timeout_s: NonNegativeNumber = 60
+    hold_timeout_s: NonNegativeSeconds = 60
     """Seconds that a request for a model which has run before is held while it scales from zero or
     is replaced, then 503; at `/models/<name>` too. More hides longer starts and keeps clients
     waiting longer."""
 
-    connect_timeout_s: PositiveNumber = 5
+    connect_timeout_s: Seconds = 5
     """Seconds to open a connection to the proxy. More tolerates a busier node."""
 
     proxy_port: Annotated[int, Field(ge=1, le=65535)] | None = None

@@ -12,11 +12,11 @@ from truthgpt_serve.config.base import (
     Alias,
     Name,
     NonNegativeCount,
-    NonNegativeNumber,
-    PositiveNumber,
+    NonNegativeSeconds,
     Refusal,
     ReplicaCount,
     RequestCount,
+    Seconds,
     Section,
     Text,
     read_scientific,
@@ -52,14 +52,14 @@ class AutoscalingSection(Section):
     requests: prompt tokens, image steps times megapixels, or requests times their mean time. Null
     scales by `target_ongoing_requests`."""
 
-    upscale_delay_s: NonNegativeNumber | None = None
+    upscale_delay_s: NonNegativeSeconds | None = None
     """Seconds of higher load before replicas are added. More ignores longer bursts. Null means 30,
     and 0 with `target_queue_s`, where two samples, 2 s apart, must ask for more anyway."""
 
-    downscale_delay_s: NonNegativeNumber = 600
+    downscale_delay_s: NonNegativeSeconds = 600
     """Seconds of lower load before replicas are removed. More keeps idle replicas longer."""
 
-    downscale_to_zero_delay_s: NonNegativeNumber | None = None
+    downscale_to_zero_delay_s: NonNegativeSeconds | None = None
     """Seconds without load before the last replica goes, with `min_replicas` 0; null means
     `downscale_delay_s`."""
 
@@ -110,7 +110,7 @@ class BatchingSection(Section):
     `max_ongoing_requests` grows with it. Null takes what the class says: 256 for embeddings by
     transformers, 8 for a class that says nothing."""
 
-    batch_wait_timeout_s: NonNegativeNumber = 0.01
+    batch_wait_timeout_s: NonNegativeSeconds = 0.01
     """Longest pause between two batches, in seconds, for clients that have just been answered and
     are about to ask again. It is shorter, or none, where the measured cost of a call says that
     waiting does not pay. More fills batches of a model with a high fixed cost better; 0 never
@@ -172,21 +172,21 @@ class ServingSection(Section):
     router's `max_body_bytes` can be, so that what it admits is not refused here; less bounds this
     model alone, and what comes to `/models/<name>/` without the router."""
 
-    max_request_s: PositiveNumber = 600
+    max_request_s: Seconds = 600
     """Longest time, in seconds, that one request may take. A replica that is replaced finishes its
     requests within it, so more makes redeployment slower to complete. Above 650, raise
     `RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S` in configs/ray.env too."""
 
-    stream_interval_s: NonNegativeNumber = 0.02
+    stream_interval_s: NonNegativeSeconds = 0.02
     """Shortest time, in seconds, between two writes of one event stream after its first three.
     Events that come faster share a write: 0.02 touches only streams above 50 tokens per second.
     More saves CPU time on every process on the way to the client; 0 sends each event at once."""
 
-    health_check_period_s: PositiveNumber = 1
+    health_check_period_s: Seconds = 1
     """Seconds between health checks of a replica. More notices a dead process later, which is
     replaced at the next one, and a sick one, which is replaced after three and about 6 s."""
 
-    health_check_timeout_s: PositiveNumber = 10
+    health_check_timeout_s: Seconds = 10
     """Seconds that a health check may take; three failures in a row replace the replica. More
     tolerates longer stalls."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from truthgpt_serve.config.base import Count, PositiveNumber, Section
+from truthgpt_serve.config.base import Count, Seconds, Section
 
 
 class TextLimitsSection(Section):
@@ -57,7 +57,7 @@ class TextLimitsSection(Section):
     max_regex_bytes: Count = 16384
     """Longest regular expression in bytes, alone or as a `pattern` in a schema."""
 
-    max_grammar_s: PositiveNumber = 10
+    max_grammar_s: Seconds = 10
     """Seconds that one grammar may take to compile. It happens beside the engine, so a slow one
     delays its own request alone; where several wait, each has at least 2 s. More admits larger
     schemas, above all of optional properties and long bounded strings with a large vocabulary."""

@@ -55,6 +55,10 @@ def test_the_default_batch_is_no_fault_of_a_small_replica() -> None:
         ({"autoscaling": {"max_replicas": 10**12}}, "must be at most 10000"),
         ({"autoscaling": {"target_queue_s": 1e-300}}, "must be at least 0.001, not 1e-300"),
         ({"autoscaling": {"target_ongoing_requests": 1e-300}}, "must be at least 0.001"),
+        ({"max_request_s": 1e-9}, "must be at least 0.001, not 1e-09"),
+        ({"max_request_s": 1e300}, "must be at most 1000000000"),
+        ({"health_check_period_s": 1e300}, "must be at most 1000000000"),
+        ({"stream_interval_s": 1e300}, "must be at most 1000000000"),
         ({"limits": {"max_inputs": 10**400}}, "is too large"),
     ],
 )

@@ -55,7 +55,7 @@ def find_device(pipeline: Any) -> torch.device | None:
     """Returns where a pipeline computes; None if it does not say.
 
     Diffusers looks for offloading hooks in every layer of every component, for each call of the
-    pipeline: 8 ms for the shipped model of 3 million parameters, in which no forward runs.
+    pipeline: 8 ms for the small model that ships, in which no forward runs.
     """
     device = getattr(pipeline, "_execution_device", None)
     return device if isinstance(device, torch.device) else None
