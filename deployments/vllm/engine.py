@@ -34,6 +34,7 @@ from deployments.vllm.parsers import choose_parsers
 from deployments.vllm.patches.cut_texts import mend_cuts
 from deployments.vllm.patches.forced_calls import bind_forced_calls
 from deployments.vllm.patches.key_requests import mark_requests
+from deployments.vllm.patches.media_parts import mend_media_parts
 from deployments.vllm.patches.rejected_tokens import mend_answers
 from deployments.vllm.queued_work import QueuedWork, token_counter
 from deployments.vllm.sharing.engine_turns import share_engine
@@ -118,6 +119,7 @@ class Engine:
             with bind_children():
                 client = await stack.enter_async_context(build_async_engine_client(args))
         mend_cuts()
+        mend_media_parts()
         mark_requests(client)
         share_engine(client)
         share_tokenizer(client.renderer._executor)

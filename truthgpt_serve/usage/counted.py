@@ -31,6 +31,7 @@ class Usage:
         failed: Whether its answer is an error; known at its end.
         refusal: Why it was refused with 429, in a word; empty if that is not known.
         priority: Of the key: the higher, the earlier; None without keys.
+        key: Its key's name; empty without keys.
         cache_salt: Whose prefixes it may find in a cache: those of requests with the same salt.
         reserve_images: Counts megapixel steps before the work, and may refuse them; None where
             they have no limit.
@@ -49,6 +50,7 @@ class Usage:
     failed: bool = False
     refusal: str = ""
     priority: int | None = None
+    key: str = field(default="", compare=False)
     cache_salt: str = ""
     reserve_images: Callable[[float], Awaitable[None]] | None = None
     at_end: list[Callable[[Usage], None]] = field(default_factory=list, compare=False)

@@ -77,6 +77,7 @@ async def test_a_whole_answer(quota: Quota) -> None:
     (ended,), sent = await serve(quota, app)
     assert (ended.key, ended.status, ended.outcome) == ("team", 200, "ok")
     assert (ended.usage.prompt_tokens, ended.usage.completion_tokens) == (3, 1)
+    assert ended.usage.key == "team"
     assert ended.first_s is not None
     assert 0 <= ended.first_s <= ended.whole_s - 0.09
     assert dict(sent[0]["headers"])[b"x-ratelimit-limit-requests"] == b"100"
