@@ -6,27 +6,33 @@ machine reaches; here nothing is fetched unless the model's YAML names its sourc
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 from aiohttp import ClientError, ClientResponseError
+from PIL import Image
 from requests import RequestException
 from urllib3.util import parse_url
+from vllm import envs
 from vllm.exceptions import VLLMUnprocessableEntityError, VLLMValidationError
+from vllm.multimodal.image import open_image
 from vllm.multimodal.media import (
     MEDIA_CONNECTOR_REGISTRY,
+    AudioMediaIO,
     ImageMediaIO,
     MediaConnector,
     MediaIO,
     VideoMediaIO,
 )
 
+from deployments.vllm.sharing.round_robin import OneRequest, current_request
 from truthgpt_serve.image_files.bounds import find_fault
 
 CONNECTOR = "truthgpt"
@@ -104,15 +110,29 @@ class ListedMediaConnector(MediaConnector):
 
 
 class _CheckedImages(MediaIO[Any]):
-    """Reads images as another reader does, but for those that take far longer than their size."""
+    """Reads images as another reader does, but for those that take far more than their size.
 
-    def __init__(self, reader: MediaIO[Any]) -> None:
+    That is time, and memory: a file of 160 KB may have 178 million pixels, of which each takes
+    some 16 bytes until the model has seen it. So vLLM's limit for one image holds for all images
+    of a request together.
+
+    Args:
+        reader: The other reader.
+        request: Whose images they are; None where nobody knows.
+    """
+
+    def __init__(self, reader: MediaIO[Any], request: OneRequest | None) -> None:
         self._reader = reader
+        self._request = request
 
     def load_bytes(self, data: bytes) -> Any:
         """Returns an image. Raises ValueError for one that is not read."""
         if (fault := find_fault(data, only_known=True)) is not None:
             raise ValueError(f"it {fault}")
+        limit: int = envs.VLLM_MAX_IMAGE_PIXELS
+        num_pixels = _count_pixels(data)
+        if self._request is not None and limit > 0:
+            self._request.add_pixels(num_pixels, limit)
         return self._reader.load_bytes(data)
 
     def load_base64(self, media_type: str, data: str) -> Any:
@@ -129,12 +149,73 @@ class _CheckedImages(MediaIO[Any]):
         return limit
 
 
+class _CheckedAudio(MediaIO[Any]):
+    """Reads recordings as another reader does, but for more of them than a request may have.
+
+    A file of 28 KB may have ten minutes of silence, of which vLLM bounds each one alone. One is
+    counted when it is decoded: until the sum is too much, as many run over as there are threads.
+
+    Args:
+        reader: The other reader.
+        request: Whose recordings they are; None where nobody knows.
+    """
+
+    def __init__(self, reader: AudioMediaIO, request: OneRequest | None) -> None:
+        self._reader = reader
+        self._request = request
+
+    def load_bytes(self, data: bytes) -> Any:
+        """Returns samples and their rate. Raises ValueError for too many."""
+        return self._count(lambda: self._reader.load_bytes(data))
+
+    def load_base64(self, media_type: str, data: str) -> Any:
+        """Does the same for base64."""
+        return self._count(lambda: self._reader.load_base64(media_type, data))
+
+    def load_file(self, filepath: Path) -> Any:
+        """Does the same for a file."""
+        return self._count(lambda: self._reader.load_file(filepath))
+
+    def get_max_bytes(self) -> int | None:
+        """Returns the other reader's limit."""
+        limit: int = self._reader.get_max_bytes()
+        return limit
+
+    def _count(self, load: Callable[[], Any]) -> Any:
+        limit: int = envs.VLLM_MAX_AUDIO_DECODE_BYTES
+        if self._request is None:
+            return load()
+        self._request.add_samples(0, limit)
+        loaded = load()
+        self._request.add_samples(loaded[0].nbytes, limit)
+        return loaded
+
+
+def _count_pixels(data: bytes) -> int:
+    """Returns how many pixels an image has, without decoding it; 0 if its reader will refuse it.
+
+    Raises:
+        ValueError: They are more than Pillow decodes.
+    """
+    try:
+        with open_image(io.BytesIO(data)) as image:
+            width, height = image.size
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"it has too many pixels: {error}") from None
+    except Exception:  # its reader says why
+        return 0
+    return int(width * height)
+
+
 def _checked(media_io: MediaIO[Any]) -> MediaIO[Any]:
-    """Returns a reader that refuses images which take too long, also those that are frames."""
+    """Returns a reader that refuses images, also frames, and recordings which take too much."""
+    request = current_request()  # here, as images are read in other threads
     if isinstance(media_io, ImageMediaIO):
-        return _CheckedImages(media_io)
+        return _CheckedImages(media_io, request)
+    if isinstance(media_io, AudioMediaIO):
+        return _CheckedAudio(media_io, request)
     if isinstance(media_io, VideoMediaIO) and isinstance(media_io.image_io, ImageMediaIO):
-        media_io.image_io = _CheckedImages(media_io.image_io)
+        media_io.image_io = _CheckedImages(media_io.image_io, request)
     return media_io
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import base64
 import io
 import signal
+import threading
 import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+import psutil
 import pytest
+import soundfile
 
 from tests.serve.vllm_process import Server, alive, descendants, make_config, serve
 from tests.support.servers import serve_asgi
@@ -113,6 +117,37 @@ def test_media_come_from_named_sources_only(server: tuple[Server, bool], tmp_pat
         followed = ask(engine, f"{host}/elsewhere")
         assert followed.status_code == 400
         assert source.paths == (["/elsewhere"] if named else [])
+
+
+def test_recordings_of_a_chat_share_one_limit(server: tuple[Server, bool]) -> None:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.zeros(16000 * 590, "int16"), 16000, "PCM_16", format="FLAC")
+    url = f"data:audio/flac;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    parts = [{"type": "audio_url", "audio_url": {"url": url}}] * 60  # 2 GB of samples
+    process = psutil.Process(server[0].process.pid)
+    used = [process.memory_info().rss]
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(0.05):
+            used.append(process.memory_info().rss)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": parts}]}
+        answer = httpx.post(f"{server[0].url}/v1/chat/completions", json=body, timeout=90)
+    finally:
+        is_over.set()
+        watching.join()
+    assert answer.status_code == 400, answer.text
+    assert "more than 268435456 bytes of samples together" in answer.json()["error"]["message"]
+    assert max(used) - used[0] < 1 << 30
+    assert ask(server[0], url_of_sound()).status_code == 200
+
+
+def url_of_sound() -> str:
+    return f"data:audio/wav;base64,{base64.b64encode(sound()).decode()}"
 
 
 def test_no_process_is_left_of_an_engine_that_is_killed(server: tuple[Server, bool]) -> None:

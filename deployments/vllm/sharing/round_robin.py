@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ _request: ContextVar[OneRequest | None] = ContextVar("vllm_request", default=Non
 
 
 class OneRequest:
-    """One request, as something to compare, and how much its answer holds.
+    """One request, as something to compare, and how much it and its answer hold.
 
     Args:
         max_values: Most numbers of the vectors in its answer.
@@ -24,6 +25,9 @@ class OneRequest:
     def __init__(self, max_values: int) -> None:
         self._max_values = max_values
         self._num_values = 0
+        self._num_pixels = 0
+        self._samples_bytes = 0
+        self._lock = threading.Lock()
 
     def add_values(self, number: int) -> None:
         """Counts numbers of its answer.
@@ -37,6 +41,42 @@ class OneRequest:
                 f"the vectors of the answer have more than {self._max_values} numbers: send fewer "
                 "or shorter texts at a time, or ask for `encoding_format` base64"
             )
+
+    def add_pixels(self, number: int, limit: int) -> None:
+        """Counts pixels of its images, which several threads read.
+
+        Args:
+            number: Those of one image, before it is decoded.
+            limit: Most pixels of all of them together.
+
+        Raises:
+            ValueError: They are more than may be; what was too much is not counted.
+        """
+        with self._lock:
+            if self._num_pixels + number > limit:
+                raise ValueError(
+                    f"the images of the request have more than {limit} pixels together: send "
+                    "smaller or fewer ones"
+                )
+            self._num_pixels += number
+
+    def add_samples(self, size: int, limit: int) -> None:
+        """Counts bytes of samples of its recordings, which several threads read.
+
+        Args:
+            size: Those of one recording; 0 asks before it is decoded whether more may come.
+            limit: Most bytes of all of them together.
+
+        Raises:
+            ValueError: They are more than may be.
+        """
+        with self._lock:
+            self._samples_bytes += size
+            if self._samples_bytes > limit:
+                raise ValueError(
+                    f"the recordings of the request have more than {limit} bytes of samples "
+                    "together: send shorter or fewer ones"
+                )
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.media import AudioMediaIO, ImageMediaIO, MediaIO, VideoMediaIO
 
 from deployments.vllm.media import ListedMediaConnector, use_listed_media
+from deployments.vllm.sharing.round_robin import one_request
 from tests.support.image_files import jpeg_of_scans, png_chunk
 from tests.support.servers import serve_asgi
 from truthgpt_serve.image_files.jpeg import MAX_SCANS
@@ -252,3 +253,40 @@ def test_images_are_of_known_formats() -> None:
             continue
         with pytest.raises(VLLMValidationError, match="cannot be read: it is not a PNG, JPEG, W"):
             load(address, None, waits=True)
+
+
+def white(width: int, height: int) -> str:
+    buffer = io.BytesIO()
+    Image.new("1", (width, height)).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_images_of_a_request_share_one_limit(
+    monkeypatch: pytest.MonkeyPatch, *, waits: bool
+) -> None:
+    monkeypatch.setenv("VLLM_MAX_IMAGE_PIXELS", "1000")
+    for _ in range(2):
+        with one_request():  # each message of a chat has a connector of its own
+            assert load(white(30, 20), None, waits=waits).media.size == (30, 20)
+            for _ in range(2):
+                with pytest.raises(VLLMValidationError, match="more than 1000 pixels together"):
+                    load(white(30, 20), None, waits=waits)
+            assert load(white(20, 20), None, waits=waits).media.size == (20, 20)
+    monkeypatch.setenv("VLLM_MAX_IMAGE_PIXELS", "0")
+    with one_request():
+        assert load(white(60, 60), None, waits=waits).media.size == (60, 60)
+
+
+def test_what_pillow_does_not_decode_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(VLLMValidationError, match=r"too many pixels: .*\(2500 pixels\)"):
+        load(white(50, 50), None, waits=True)
+
+
+def test_frames_share_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_MAX_IMAGE_PIXELS", "100")
+    frames = ",".join([base64.b64encode(image_bytes()).decode()] * 3)
+    reader = VideoMediaIO(ImageMediaIO(), num_frames=3)
+    with one_request(), pytest.raises(VLLMValidationError, match="more than 100 pixels together"):
+        ListedMediaConnector().load_from_url(f"data:video/jpeg;base64,{frames}", reader)
