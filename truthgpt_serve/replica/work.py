@@ -6,6 +6,7 @@ images, by batches; and for requests that nobody has read yet by their number an
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +16,9 @@ from truthgpt_serve.autoscaling.decision import Sample
 from truthgpt_serve.autoscaling.policy import to_stats
 from truthgpt_serve.replica.load import ReplicaLoad
 from truthgpt_serve.server import ModelInstance
+from truthgpt_serve.threads import contained
+
+logger = logging.getLogger(__name__)
 
 MAX_QUEUE_S = 3600.0
 """The longest wait that is told."""
@@ -37,6 +41,7 @@ class WorkStats:
     ) -> None:
         self._load = load
         self._instance = instance
+        self._is_at_fault = False
         self._clock = clock
         self._read_s = clock()
         self._busy_s: dict[str, float] = {}
@@ -46,9 +51,9 @@ class WorkStats:
         now_s = self._clock()
         passed_s, self._read_s = now_s - self._read_s, now_s
         queued = self._load.num_queued
-        own = getattr(self._instance.model, "queued_work", None)
-        if callable(own):
-            sample = self._of_class(own(), queued, passed_s)
+        told = self._ask_class()
+        if told is not None:
+            sample = self._of_class(told, queued, passed_s)
         elif self._instance.work.mean:
             sample = self._of_work(queued, passed_s)
         elif self._instance.batcher is not None:
@@ -56,6 +61,25 @@ class WorkStats:
         else:
             sample = self._of_requests(queued, passed_s)
         return to_stats(sample)
+
+    def _ask_class(self) -> Mapping[str, Any] | None:
+        """Returns what the class says of its work; None if it says nothing, or cannot."""
+        own = getattr(self._instance.model, "queued_work", None)
+        if not callable(own):
+            return None
+        error: Exception | None = None
+        try:
+            told = contained(own)
+        except Exception as raised:  # a user's code: Serve scales by the requests then
+            error, fault = raised, f"failed: {raised!r}"
+        else:
+            if isinstance(told, Mapping):
+                return told
+            fault = f"returned {type(told).__name__}; it returns a dict"
+        if not self._is_at_fault:  # this is asked every few seconds
+            self._is_at_fault = True
+            logger.warning("%s.queued_work %s", self._instance.label, fault, exc_info=error)
+        return None
 
     def _of_class(self, told: Mapping[str, Any], queued: int, passed_s: float) -> Sample:
         front = self._of_requests(queued, passed_s)

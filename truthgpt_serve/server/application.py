@@ -211,7 +211,7 @@ class Application(RoutedFront):
         await connection.reply(encode_json({"status": "ok"}))
 
     async def _metrics(self, connection: Connection) -> None:
-        text = self._instance.metrics()
+        text = await self._instance.metrics()
         if text is None:
             raise UnsupportedError(
                 f"the model {self._instance.name!r} has no metrics of its own", param="model"

@@ -14,9 +14,10 @@ from truthgpt_serve.errors import DeadlineError, RegistryError, ServerError, Uns
 from truthgpt_serve.garbage import rare_collections
 from truthgpt_serve.hardware.plan import request_limits
 from truthgpt_serve.http.file_store import FileStore, LocalFileStore
-from truthgpt_serve.server.batching.batcher import Batcher, create_batcher, join_metrics
+from truthgpt_serve.server.batching.batcher import Batcher, create_batcher
 from truthgpt_serve.server.execution.calls import ModelCalls
 from truthgpt_serve.server.execution.codec import Emit, OnePiece, PlainCodec, RequestCodec
+from truthgpt_serve.server.execution.own_metrics import OwnMetrics
 from truthgpt_serve.server.execution.workers import Workers
 from truthgpt_serve.server.work import WorkMeter
 
@@ -54,6 +55,7 @@ class ModelInstance:
         self._cls: type[Model] | None = None
         self._calls: ModelCalls | None = None
         self._batcher: Batcher | None = None
+        self._own_metrics: OwnMetrics | None = None
         self.work = WorkMeter()
 
     @property
@@ -72,9 +74,12 @@ class ModelInstance:
         """What makes batches of its requests; None where the class makes none."""
         return self._batcher
 
-    def metrics(self) -> str | None:
+    async def metrics(self) -> str | None:
         """Returns the metrics of the class and of its batches, or None where there are neither."""
-        return join_metrics(getattr(self.model, "metrics", None), self._batcher)
+        parts = [] if self._own_metrics is None else [await self._own_metrics.read()]
+        if self._batcher is not None:
+            parts.append(self._batcher.metrics())
+        return "".join(parts) if parts else None
 
     @property
     def streams(self) -> bool:
@@ -115,6 +120,8 @@ class ModelInstance:
             self._calls = None
             workers.close(CLOSE_TIMEOUT_S)
             raise
+        if callable(own_metrics := getattr(self.model, "metrics", None)):
+            self._own_metrics = OwnMetrics(own_metrics, f"{self.label}.metrics")
         if batches:
             batching = self.config.serving.batching
             self._batcher = create_batcher(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from typing import Any
 
@@ -210,3 +211,34 @@ def test_a_class_says_itself_and_what_makes_no_sense_counts_as_nothing() -> None
             await instance.close()
 
     asyncio.run(scenario())
+
+
+class Raises(Single):
+    def queued_work(self) -> Any:
+        raise LookupError("why")
+
+
+class Exits(Single):
+    def queued_work(self) -> Any:
+        sys.exit(3)
+
+
+class TellsNothing(Single):
+    def queued_work(self) -> Any:
+        """Says nothing."""
+
+
+@pytest.mark.parametrize("model", [Raises, Exits, TellsNothing])
+async def test_a_class_that_cannot_say_is_scaled_by_its_requests(
+    model: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    load, instance = make(model, clock)
+    instance.model = model()
+    stats = WorkStats(load, instance, clock)
+    load_like, like = make(Single, clock)
+    like.model = Single()
+    for _ in range(2):
+        clock.now_s += 2
+        assert read(stats) == read(WorkStats(load_like, like, clock))
+    assert sum("queued_work" in record.getMessage() for record in caplog.records) == 1

@@ -207,14 +207,6 @@ def create_batcher(
     )
 
 
-def join_metrics(function: Any, batcher: Batcher | None) -> str | None:
-    """Returns what a class's own `metrics` gives, and its batcher's; None without either."""
-    parts = [str(function())] if callable(function) else []
-    if batcher is not None:
-        parts.append(batcher.metrics())
-    return "".join(part.rstrip("\n") + "\n" for part in parts) if parts else None
-
-
 def _refuse(entries: list[Entry]) -> None:
     deliver([(entry, None, shutting_down()) for entry in entries])
 

@@ -19,6 +19,7 @@ from truthgpt_serve.server.faults.cause import count_oom_kills, stderr_file
 from truthgpt_serve.server.faults.history import STRIKE_S, Death, History
 from truthgpt_serve.server.faults.quarantine import Quarantine
 from truthgpt_serve.server.faults.record import Record
+from truthgpt_serve.threads import contained
 
 logger = logging.getLogger(__name__)
 
@@ -146,12 +147,12 @@ class ReplicaGuard:
 
     def _ask(self) -> str | None:
         try:
-            cause = self._find_ended()
+            cause = contained(self._find_ended)
         except Exception:  # a user's code: what it cannot say must not fail a request
             logger.exception("`fatal_error` of model %r failed; it is not asked again", self._name)
             self._find_ended = lambda: None
             return None
-        return None if cause is None else str(cause)
+        return str(cause) if cause else None
 
     async def _keep_looking(self) -> None:
         while self._look() is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -257,7 +258,8 @@ async def test_a_class_that_cannot_say_whether_it_is_dead_serves(tmp_path: Path)
     def find_ended() -> str | None:
         raise ValueError("no")
 
-    for odd in (find_ended, "an attribute of the same name"):
+    nothing = (sys.exit, lambda: False, lambda: "")
+    for odd in (find_ended, "an attribute of the same name", *nothing):
         guard = ReplicaGuard("x", CFG, folder=tmp_path)
         served = Served(echo, History(tmp_path / "other", "v"), lambda: None)
         served.app = guard.wrap(echo, odd)  # type: ignore[arg-type]
