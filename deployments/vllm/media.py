@@ -6,6 +6,7 @@ machine reaches; here nothing is fetched unless the model's YAML names its sourc
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import os
@@ -21,7 +22,11 @@ from PIL import Image
 from requests import RequestException
 from urllib3.util import parse_url
 from vllm import envs
-from vllm.exceptions import VLLMUnprocessableEntityError, VLLMValidationError
+from vllm.exceptions import (
+    GracefulHTTPError,
+    VLLMUnprocessableEntityError,
+    VLLMValidationError,
+)
 from vllm.multimodal.image import open_image
 from vllm.multimodal.media import (
     MEDIA_CONNECTOR_REGISTRY,
@@ -32,6 +37,7 @@ from vllm.multimodal.media import (
     VideoMediaIO,
 )
 
+from deployments.vllm.decoded_pixels import DecodedPixels, pixels_of_machine
 from deployments.vllm.sharing.round_robin import OneRequest, current_request
 from truthgpt_serve.image_files.bounds import find_fault
 
@@ -126,14 +132,22 @@ class _CheckedImages(MediaIO[Any]):
         self._request = request
 
     def load_bytes(self, data: bytes) -> Any:
-        """Returns an image. Raises ValueError for one that is not read."""
+        """Returns an image.
+
+        Raises:
+            ValueError: It is not read.
+            GracefulHTTPError: There is no room for it now.
+        """
         if (fault := find_fault(data, only_known=True)) is not None:
             raise ValueError(f"it {fault}")
         limit: int = envs.VLLM_MAX_IMAGE_PIXELS
-        num_pixels = _count_pixels(data)
+        of_request = num_pixels = _count_pixels(data)
         if self._request is not None and limit > 0:
-            self._request.add_pixels(num_pixels, limit)
-        return self._reader.load_bytes(data)
+            of_request = self._request.add_pixels(num_pixels, limit)
+        with _pixels().room(num_pixels, of_request) as decoded:
+            loaded = self._reader.load_bytes(data)
+            decoded.append(loaded.media)
+        return loaded
 
     def load_base64(self, media_type: str, data: str) -> Any:
         """Does the same for base64."""
@@ -191,6 +205,12 @@ class _CheckedAudio(MediaIO[Any]):
         return loaded
 
 
+@functools.cache
+def _pixels() -> DecodedPixels:
+    """Those of this process."""
+    return pixels_of_machine()
+
+
 def _count_pixels(data: bytes) -> int:
     """Returns how many pixels an image has, without decoding it; 0 if its reader will refuse it.
 
@@ -227,7 +247,7 @@ def _reading(url: str, media_io: MediaIO[Any]) -> Iterator[None]:
     """
     try:
         yield
-    except VLLMValidationError:
+    except (VLLMValidationError, GracefulHTTPError):
         raise
     except Exception as error:
         logger.warning("a medium could not be read: %r", error)

@@ -15,11 +15,11 @@ import psutil
 
 from truthgpt_serve.cluster.machine import DriverError, probe_gpus
 from truthgpt_serve.contract import Probe
+from truthgpt_serve.hardware.memory import total_memory
 
 OLDEST_PYTHON = (3, 11)
 """As `requires-python` in pyproject.toml."""
 GIB = 1 << 30
-_MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def probe_python() -> Probe:
@@ -54,17 +54,8 @@ def _processor() -> str:
 
 
 def _memory() -> str:
-    memory = psutil.virtual_memory()
-    limits = [int(text) for text in map(_read, _MEMORY_LIMITS) if text.isdigit()]
-    total = min([memory.total, *limits])
-    return f"{total / GIB:.1f} GiB, {min(total, memory.available) / GIB:.1f} GiB available"
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""
+    total, available = total_memory(), psutil.virtual_memory().available
+    return f"{total / GIB:.1f} GiB, {min(total, available) / GIB:.1f} GiB available"
 
 
 def _gpus(environ: Mapping[str, str]) -> Iterator[Probe]:

@@ -42,12 +42,15 @@ class OneRequest:
                 "or shorter texts at a time, or ask for `encoding_format` base64"
             )
 
-    def add_pixels(self, number: int, limit: int) -> None:
+    def add_pixels(self, number: int, limit: int) -> int:
         """Counts pixels of its images, which several threads read.
 
         Args:
             number: Those of one image, before it is decoded.
             limit: Most pixels of all of them together.
+
+        Returns:
+            Those of all of them so far.
 
         Raises:
             ValueError: They are more than may be; what was too much is not counted.
@@ -59,6 +62,7 @@ class OneRequest:
                     "smaller or fewer ones"
                 )
             self._num_pixels += number
+            return self._num_pixels
 
     def add_samples(self, size: int, limit: int) -> None:
         """Counts bytes of samples of its recordings, which several threads read.

@@ -6,15 +6,18 @@ import asyncio
 import base64
 import io
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 from vllm.connections import HTTPConnection
-from vllm.exceptions import VLLMValidationError
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.multimodal.media import AudioMediaIO, ImageMediaIO, MediaIO, VideoMediaIO
 
+from deployments.vllm import media
+from deployments.vllm.decoded_pixels import FEW_PIXELS, DecodedPixels
 from deployments.vllm.media import ListedMediaConnector, use_listed_media
 from deployments.vllm.sharing.round_robin import one_request
 from tests.support.image_files import jpeg_of_scans, png_chunk
@@ -276,6 +279,20 @@ def test_images_of_a_request_share_one_limit(
     monkeypatch.setenv("VLLM_MAX_IMAGE_PIXELS", "0")
     with one_request():
         assert load(white(60, 60), None, waits=waits).media.size == (60, 60)
+
+
+async def test_an_image_without_room_is_answered_429(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = DecodedPixels(FEW_PIXELS // 2)
+    monkeypatch.setattr(media, "_pixels", lambda: pixels)
+    connector = ListedMediaConnector()
+    with one_request():
+        image: Any = await connector.fetch_image_async(white(4000, 3000))
+    with one_request(), pytest.raises(GracefulHTTPError) as caught:
+        await connector.fetch_image_async(white(4000, 3000))
+    assert caught.value.http_status is HTTPStatus.TOO_MANY_REQUESTS
+    del image
+    with one_request():
+        assert await connector.fetch_image_async(white(4000, 3000))
 
 
 def test_what_pillow_does_not_decode_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
