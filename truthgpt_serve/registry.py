@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
@@ -147,7 +148,8 @@ def import_user_module(module: str) -> frozenset[str]:
     returns the same names. The working directory is searched last.
 
     Raises:
-        RegistryError: The module cannot be imported; the cause is chained.
+        RegistryError: The module cannot be imported; the cause is chained. Or it registers nothing
+            and is not the one in the working directory.
     """
     if (folder := os.getcwd()) not in sys.path:
         sys.path.append(folder)  # a console script does not have it, unlike `python -m`
@@ -165,7 +167,24 @@ def import_user_module(module: str) -> frozenset[str]:
             f"cannot import {module!r} ({type(error).__name__}: {error}); {hint}"
         ) from error
     _added_by.setdefault(module, MODEL_REGISTRY.registered_names() - before)
-    return _defined_in(module) or _visible_in(imported) or _added_by[module]
+    found = _defined_in(module) or _visible_in(imported) or _added_by[module]
+    if not found and (own := _find_hidden(module, Path(folder))):
+        origin = getattr(sys.modules[module.partition(".")[0]], "__file__", None)
+        raise RegistryError(
+            f"{module!r} is {origin or 'a module of Python itself'}, which is found before {own}; "
+            "give your module a name that no other has"
+        )
+    return found
+
+
+def _find_hidden(module: str, folder: Path) -> Path | None:
+    """Returns the module of this name in a folder where the imported one is another."""
+    top = module.partition(".")[0]
+    origin = getattr(sys.modules.get(top), "__file__", None)
+    for own in (folder / f"{top}.py", folder / top / "__init__.py"):
+        if own.is_file() and not (origin and own.samefile(origin)):
+            return own
+    return None
 
 
 def _defined_in(module: str) -> frozenset[str]:

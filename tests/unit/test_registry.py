@@ -216,3 +216,16 @@ def test_the_working_directory_is_searched(
     monkeypatch.setattr(sys, "path", [*sys.path])
     assert import_user_module("tg_in_cwd") == {"tg-in-cwd"}
     del sys.modules["tg_in_cwd"]
+
+
+@pytest.mark.parametrize("own", ["statistics.py", "statistics/__init__.py", "time.py"])
+def test_a_module_that_another_one_hides_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own: str
+) -> None:
+    (tmp_path / own).parent.mkdir(exist_ok=True)
+    (tmp_path / own).write_text(model_source("tg-hidden"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(RegistryError, match="give your module a name that no other has") as caught:
+        import_user_module(own.split("/")[0].removesuffix(".py"))
+    assert str(tmp_path / own) in str(caught.value)
