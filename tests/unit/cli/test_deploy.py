@@ -95,6 +95,28 @@ def test_what_still_starts_in_the_end() -> None:
     assert done.stderr == ("b is still starting: `truthgpt why b` says what it waits for\n")
 
 
+def test_what_counts_from_the_next_start_on_only_is_told(folder: Path) -> None:
+    path = folder / "configs" / "serve.yaml"
+    options = {"host": "0.0.0.0", "port": 8000, "root_path": "/x", "request_timeout_s": 7}
+    more = {"proxy_location": "HeadOnly", "http_options": {**options, "ssl_keyfile": None}}
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **more}))
+    http = {"host": "127.0.0.1", "port": 8000, "root_path": "", "request_timeout_s": None}
+    details = {
+        "applications": {name: {"status": "RUNNING"} for name in ("a", "b")},
+        "proxy_location": "EveryNode",
+        "http_options": {**http, "ssl_keyfile": None},
+    }
+    with serve({PATH: Answer(details)}) as ray:
+        done = call(SERVE, RAY_DASHBOARD_ADDRESS=ray.url)
+    assert done.exit_code == 0, done.output
+    assert [line for line in done.stdout.splitlines() if "stays" in line] == [
+        "http_options.host stays 127.0.0.1 until the service is started again",
+        "http_options.request_timeout_s stays unset until the service is started again",
+        "http_options.root_path stays unset until the service is started again",
+        "proxy_location stays EveryNode until the service is started again",
+    ]
+
+
 def test_applications_of_others_are_applied_as_they_are(folder: Path) -> None:
     entry = {"import_path": "my.module:app", "args": {"config": {"a": 1}}, "route_prefix": "/own"}
     path = folder / "configs" / "others.yaml"

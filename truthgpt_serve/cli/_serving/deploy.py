@@ -96,14 +96,26 @@ def deploy_all(
             say(f"{name} is new")
     for name in _others(running, config):
         say(f"{name} is taken out")
-    given, used = (part.get("http_options") or {} for part in (config, details))
-    for key in sorted({"host", "port"} & given.keys() & used.keys()):
-        if given[key] != used[key]:
-            say(f"http_options.{key} stays {used[key]} until the service is started again")
+    _say_what_stays(config, details, say)
     service.apply(config)
     say(f"applied {serve}; waiting for {', '.join(names)}")
     failed, starting = wait(service, names, timeout_s, say)
     return [*failed, *starting]
+
+
+def _say_what_stays(config: Mapping[str, Any], details: Mapping[str, Any], say: Say) -> None:
+    """Says which settings Ray Serve takes from a file at its start only."""
+    given, used = _fixed_settings(config), _fixed_settings(details)
+    for key in sorted(given.keys() & used.keys()):
+        if given[key] is not None and given[key] != used[key]:
+            stays = "unset" if used[key] in (None, "") else used[key]
+            say(f"{key} stays {stays} until the service is started again")
+
+
+def _fixed_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    http = config.get("http_options") or {}
+    found = {f"http_options.{key}": value for key, value in http.items()}
+    return found | {key: config[key] for key in ("proxy_location",) if key in config}
 
 
 def wait(
