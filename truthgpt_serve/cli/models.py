@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
+from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import click
@@ -65,23 +68,36 @@ def models(watch: bool, interval: float, as_json: bool) -> None:
 
 
 def _watch(reader: ModelReader, interval: float, address: str) -> None:
-    from rich.live import Live
-
-    from truthgpt_serve.cli._service.failures import ServiceFault
-
-    found = reader.read()  # a service that does not answer at first is an error
-    title = address
+    console = open_console()
+    tables = _tables(reader, interval, address)
+    first = next(tables)  # a service that does not answer at first is an error
     try:
-        with Live(table_of(found, title), console=open_console(), auto_refresh=False) as live:
-            while True:
-                time.sleep(interval)
-                try:
-                    found, title = reader.read(), address
-                except ServiceFault as fault:
-                    title = f"{fault.message}; this is what was known before"
-                live.update(table_of(found, title), refresh=True)
+        if console.is_terminal and not console.is_dumb_terminal:
+            from rich.live import Live
+
+            with Live(first, console=console, auto_refresh=False) as live:
+                for table in tables:
+                    live.update(table, refresh=True)
+        else:  # what reads a pipe gets each as it comes
+            for table in chain([first], tables):
+                console.print(table)
+                sys.stdout.flush()
     except KeyboardInterrupt:
         return
+
+
+def _tables(reader: ModelReader, interval: float, address: str) -> Iterator[Table]:
+    """Yields a table now, and one after each interval."""
+    from truthgpt_serve.cli._service.failures import ServiceFault
+
+    found, title = reader.read(), address
+    while True:
+        yield table_of(found, title)
+        time.sleep(interval)
+        try:
+            found, title = reader.read(), address
+        except ServiceFault as fault:
+            title = f"{fault.message}; this is what was known before"
 
 
 def table_of(found: list[Model], title: str | None = None) -> Table:

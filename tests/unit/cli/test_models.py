@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from typing import Any
 
@@ -131,6 +132,21 @@ def test_a_service_that_goes_away_does_not_end_the_watch() -> None:
         shown.wait_for("restarting; this is what was known before")
         shown.type("\x03")
         assert shown.end() == 0
+
+
+def test_a_watch_in_a_pipe_gives_each_table_as_it_comes_and_ends_with_its_reader() -> None:
+    command = f"{sys.executable} -m truthgpt_serve.cli models --watch --interval 0.5"
+    with serve(answers([100, 200])) as service:
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", f"{command} | grep -m 2 FAMILY"],
+            env=environment(service.env()),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.count("FAMILY") == 2
 
 
 def ready() -> Any:
