@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from truthgpt_serve.cli._service.ending import ending_in_order
-from truthgpt_serve.cli._service.output import writing_output
+from truthgpt_serve.cli._service.output import open_closed_streams, writing_output
 from truthgpt_serve.errors import TruthGPTError
 
 EXIT_FAILED = 1
@@ -63,6 +63,7 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; an error of this package becomes its message and exit code 2."""
+        open_closed_streams()
         try:
             with ending_in_order(), writing_output():
                 return super().invoke(ctx)

@@ -1,4 +1,4 @@
-"""Has commands write to whatever standard output is: closed, full, or without some characters."""
+"""Has commands run with whatever standard streams they get: closed, full, without characters."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ from contextlib import contextmanager
 import click
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+
+
+def open_closed_streams() -> None:
+    """Stands an empty file in for standard input and error where a shell has closed them."""
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115  until the process ends
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 @contextmanager

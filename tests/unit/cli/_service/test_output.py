@@ -1,4 +1,4 @@
-"""Commands end without a traceback, whatever standard output is."""
+"""Commands end without a traceback, whatever the standard streams are."""
 
 from __future__ import annotations
 
@@ -45,6 +45,31 @@ def test_a_closed_output_shows_nothing() -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("closed", "command", "said"),
+    [
+        ("<&-", ["chat", "echo"], "there is nothing to ask"),
+        ("<&-", ["infer", "x.yaml", "--inputs", "-"], "is not JSON"),
+        ("<&-", ["init", "own"], "give --from"),
+        ("2>&-", ["chat", "echo", "--prompt", ""], ""),
+    ],
+)
+def test_closed_streams_are_empty(
+    tmp_path: Path, closed: str, command: list[str], said: str
+) -> None:
+    (tmp_path / "x.yaml").write_text("model: {family: echo}\n")
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *SCHEMA[:-1], *command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr and "Traceback" not in done.stderr
 
 
 def test_characters_that_the_output_lacks_are_escaped() -> None:
