@@ -16,7 +16,11 @@ from pathlib import Path
 import yaml
 
 from truthgpt_serve.cluster.defaults import DEFAULT_PORT
-from truthgpt_serve.cluster.environment_file import read_environment_file, write_exports
+from truthgpt_serve.cluster.environment_file import (
+    ENVIRONMENT_FILE,
+    read_environment_file,
+    write_exports,
+)
 from truthgpt_serve.cluster.haproxy.program import BINARY_VARIABLE, program_path
 from truthgpt_serve.cluster.ports import busy_ports, is_answered, wait_for_ports
 from truthgpt_serve.cluster.private_files import (
@@ -73,7 +77,7 @@ def create_environment(run_id: str, run_folder: Path) -> dict[str, str]:
         BINARY_VARIABLE: str(program_path()),
     }
     set_by_user = {name: os.environ.get(name, value) for name, value in defaults.items()}
-    write_exports(run_folder / "environment", set_by_user)
+    write_exports(run_folder / ENVIRONMENT_FILE, set_by_user)
     return {**defaults, **os.environ, **create_run_environment(run_id)}
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 TOKEN_FILE = "token"
 LINK = "private"
 """Name of the link in a run's folder that leads to its private one."""
+RAY_FOLDER_VARIABLE = "RAY_TMPDIR"
 TOKEN_PATH_VARIABLE = "RAY_AUTH_TOKEN_PATH"
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Ray's own way to say that a cluster is one node, at the loopback address.
@@ -76,7 +77,7 @@ def private_environment(folder: Path, token_file: Path) -> dict[str, str]:
     haproxy, temporary = folder / "haproxy", folder / "tmp"
     temporary.mkdir(mode=0o700, exist_ok=True)
     return {
-        "RAY_TMPDIR": str(folder),
+        RAY_FOLDER_VARIABLE: str(folder),
         # Compiled kernels and sockets of engines: by default under names that others can foresee.
         "TMPDIR": str(temporary),
         TOKEN_PATH_VARIABLE: str(token_file.absolute()),

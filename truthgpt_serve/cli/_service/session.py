@@ -11,7 +11,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from truthgpt_serve.cli._service.address import RUN_FOLDER, Address, root
-from truthgpt_serve.cluster.private_files import LINK
+from truthgpt_serve.cluster.environment_file import ENVIRONMENT_FILE, read_exports
+from truthgpt_serve.cluster.private_files import LINK, RAY_FOLDER_VARIABLE
 from truthgpt_serve.cluster.processes import read_arguments
 from truthgpt_serve.cluster.service.service_log import NAME as SERVICE_LOG
 from truthgpt_serve.terminal import clean
@@ -108,16 +109,25 @@ def find_session(
         return None
     candidates: list[tuple[Path, Path | None]] = []
     if address.run_folder is not None:
-        candidates.append((address.run_folder / LINK, address.run_folder))
-    elif by_hand := environ.get("RAY_TMPDIR"):
+        candidates.append((_ray_folder(address.run_folder), address.run_folder))
+    elif by_hand := environ.get(RAY_FOLDER_VARIABLE):
         candidates.append((Path(by_hand), None))
     if earlier:
-        candidates += [(each / LINK, each) for each in (Path(RUN_FOLDER), root() / RUN_FOLDER)]
+        candidates += [
+            (_ray_folder(each), each) for each in (Path(RUN_FOLDER), root() / RUN_FOLDER)
+        ]
     for base, run_folder in candidates:
         folder = base / "ray" / "session_latest"
         if _is_folder(folder):
             return Session(folder, run_folder)
     return None
+
+
+def _ray_folder(run_folder: Path) -> Path:
+    """Returns where a run has Ray's files: its private folder, unless the user has named one."""
+    link = run_folder / LINK
+    named = read_exports(run_folder / ENVIRONMENT_FILE).get(RAY_FOLDER_VARIABLE)
+    return Path(named) if named and Path(named).resolve() != link.resolve() else link
 
 
 def service_log(run_folder: Path | None) -> Path | None:
