@@ -15,6 +15,7 @@ from truthgpt_serve.cli._service.numbers import FiniteRange
 from truthgpt_serve.cli._service.table import DASH, open_console
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from truthgpt_serve.cli._service.models import Model, ModelReader
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 SAMPLE_S = 1.0
 """Between the two readings that a speed needs."""
 _STYLES = {"RUNNING": "green", "DEPLOYING": "yellow", "UNHEALTHY": "red", "DEPLOY_FAILED": "red"}
+_COLUMNS = (
+    "MODEL", "FAMILY", "STATE", "REPLICAS", "ONGOING", "QUEUED", "SPEED", "MEMORY", "CAN", "NOTE",
+)  # fmt: skip
+_NUMBERS = frozenset(_COLUMNS[3:8])
+_WRAPPED_AT = {"MODEL": 24, "CAN": 14, "NOTE": 14}
+_LEFT_OUT = ("CAN", "MEMORY", "FAMILY", "SPEED", "QUEUED", "ONGOING", "REPLICAS", "NOTE")
+"""In this order, where the terminal is too narrow."""
 
 
 @click.command()
@@ -40,7 +48,7 @@ def models(watch: bool, interval: float, as_json: bool) -> None:
 
     State, replicas, requests, speed and memory of each.
 
-    A dash stands for what is not known. The speed is that of the last second, with --watch of the
+    A dash stands for what is not known. A narrow terminal shows fewer columns. The speed is that of the last second, with --watch of the
     last interval. What a text model can do is what its card says, behind the tokens of prompt and
     answer together. Memory is that of a model's processes, without that of GPUs.
     """
@@ -62,14 +70,14 @@ def models(watch: bool, interval: float, as_json: bool) -> None:
         click.echo(json.dumps({"models": [model.to_json() for model in found]}, indent=2))
         return
     console = open_console()
-    console.print(table_of(found))
+    console.print(table_of(found, console.width))
     if any(model.waits_for or model.last_error for model in found):
         console.print("`truthgpt why MODEL` says why a model does not run.", highlight=False)
 
 
 def _watch(reader: ModelReader, interval: float, address: str) -> None:
     console = open_console()
-    tables = _tables(reader, interval, address)
+    tables = _tables(reader, interval, address, console)
     first = next(tables)  # a service that does not answer at first is an error
     try:
         if console.is_terminal and not console.is_dumb_terminal:
@@ -86,13 +94,15 @@ def _watch(reader: ModelReader, interval: float, address: str) -> None:
         return
 
 
-def _tables(reader: ModelReader, interval: float, address: str) -> Iterator[Table]:
+def _tables(
+    reader: ModelReader, interval: float, address: str, console: Console
+) -> Iterator[Table]:
     """Yields a table now, and one after each interval."""
     from truthgpt_serve.cli._service.failures import ServiceFault
 
     found, title = reader.read(), address
     while True:
-        yield table_of(found, title)
+        yield table_of(found, console.width, title)
         time.sleep(interval)
         try:
             found, title = reader.read(), address
@@ -100,37 +110,63 @@ def _tables(reader: ModelReader, interval: float, address: str) -> Iterator[Tabl
             title = f"{fault.message}; this is what was known before"
 
 
-def table_of(found: list[Model], title: str | None = None) -> Table:
-    """Returns the table of models.
+def table_of(found: list[Model], width: int, title: str | None = None) -> Table:
+    """Returns the table of models, without the columns for which there is no room.
 
     Args:
         found: The models.
+        width: Of the terminal, in characters.
         title: What stands above it.
     """
+    rows = [_cells(model) for model in found]
+    names = list(_COLUMNS)
+    for name in _LEFT_OUT:
+        if _width_of(rows, names) <= width:
+            break
+        names.remove(name)
+    return _draw(rows, names, title)
+
+
+def _cells(model: Model) -> dict[str, str]:
+    return {
+        "MODEL": model.name,
+        "FAMILY": model.family or DASH,
+        "STATE": model.state or DASH,
+        "REPLICAS": _number(model.num_replicas),
+        "ONGOING": _number(model.ongoing),
+        "QUEUED": _number(model.queued),
+        "SPEED": _speed(model),
+        "MEMORY": _size(model.memory_bytes),
+        "CAN": _can(model),
+        "NOTE": _note(model),
+    }
+
+
+def _width_of(rows: list[dict[str, str]], names: list[str]) -> int:
+    """Returns how many characters the columns need; those that are wrapped need few."""
+    from rich.cells import cell_len
+
+    widths = [max(cell_len(text) for text in (name, *[r[name] for r in rows])) for name in names]
+    most = [_WRAPPED_AT.get(name, width) for name, width in zip(names, widths, strict=True)]
+    return sum(min(pair) + 2 for pair in zip(widths, most, strict=True))
+
+
+def _draw(rows: list[dict[str, str]], names: list[str], title: str | None) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, title=escape(title) if title else None, title_justify="left")
-    for name in ("MODEL", "FAMILY", "STATE"):
-        table.add_column(name, overflow="fold")
-    for name in ("REPLICAS", "ONGOING", "QUEUED", "SPEED", "MEMORY"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("CAN", overflow="fold")
-    table.add_column("NOTE", overflow="fold")
-    for model in found:
-        style = _STYLES.get(model.state or "", "")
-        table.add_row(
-            escape(model.name),
-            escape(model.family or DASH),
-            f"[{style}]{escape(model.state)}[/]" if style and model.state else model.state or DASH,
-            _number(model.num_replicas),
-            _number(model.ongoing),
-            _number(model.queued),
-            _speed(model),
-            _size(model.memory_bytes),
-            _can(model),
-            escape(_note(model)),
-        )
+    for name in names:
+        if name in _NUMBERS:
+            table.add_column(name, justify="right", no_wrap=True)
+        else:
+            table.add_column(name, overflow="fold")
+    for row in rows:
+        style = _STYLES.get(row["STATE"], "")
+        shown = {name: escape(row[name]) for name in names}
+        if style:
+            shown["STATE"] = f"[{style}]{shown['STATE']}[/]"
+        table.add_row(*shown.values())
     return table
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from io import StringIO
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tests.support.cli_service import (
     Answer,
@@ -21,7 +23,8 @@ from tests.support.cli_service import (
 from tests.support.terminal import on_terminal
 from truthgpt_serve.cli._service.address import Address
 from truthgpt_serve.cli._service.client import ServiceClient
-from truthgpt_serve.cli._service.models import ModelReader
+from truthgpt_serve.cli._service.models import Model, ModelReader
+from truthgpt_serve.cli.models import table_of
 
 PAGE = """\
 # HELP truthgpt_replica_requests Requests.
@@ -122,6 +125,32 @@ def test_programs_get_json_and_users_a_table() -> None:
         rows[1]
     )
     assert "truthgpt why MODEL" in table.stdout
+
+
+@pytest.mark.parametrize(
+    ("width", "shown", "gone"),
+    [
+        (160, ["FAMILY", "MEMORY", "CAN", "NOTE"], []),
+        (80, ["STATE", "ONGOING", "NOTE"], ["CAN", "MEMORY"]),
+        (40, ["STATE"], ["FAMILY", "SPEED", "QUEUED"]),
+        (10, ["STATE"], ["NOTE"]),
+    ],
+)
+def test_a_narrow_terminal_shows_names_and_states_first(
+    width: int, shown: list[str], gone: list[str]
+) -> None:
+    found = [
+        Model("story", "RUNNING", family="vllm", num_replicas=2, adapters=("moral",)),
+        Model("a-model-of-many-letters-and-more-of-them", "DEPLOY_FAILED", memory_bytes=5 << 30),
+    ]
+    output = StringIO()
+    Console(width=max(width, 40), file=output).print(table_of(found, width))
+    text = output.getvalue()
+    head = text.splitlines()[0].split()
+    assert "MODEL" in head and "STATE" in head and "RUNNING" in text and "story" in text
+    assert set(shown) <= set(head) and not set(gone) & set(head)
+    assert "…" not in text
+    assert all(len(line) <= max(width, 40) for line in text.splitlines())
 
 
 def test_a_service_that_goes_away_does_not_end_the_watch() -> None:
