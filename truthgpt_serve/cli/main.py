@@ -70,6 +70,11 @@ class LazyGroup(click.Group):
         except TruthGPTError as error:
             click.echo(error.message, err=True)
             ctx.exit(EXIT_FAULT)
+        except (KeyboardInterrupt, click.Abort) as error:
+            if isinstance(error.__context__, EOFError):  # Ctrl-D where something is asked
+                raise
+            click.echo("stopped", err=True)
+            ctx.exit(EXIT_INTERRUPTED)
 
 
 def _find_modules() -> dict[str, str]:

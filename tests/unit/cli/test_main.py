@@ -5,9 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from tests.support.cli_service import (
-    run_cli,
-)
+from tests.support.cli_service import environment, run_cli
+from tests.support.terminal import on_terminal
 
 HEAVY = ("pydantic", "yaml", "httpx", "rich", "ray", "numpy", "aiohttp")
 
@@ -28,3 +27,13 @@ def test_an_unknown_command_is_named_with_the_nearest() -> None:
     done = run_cli("valdate")
     assert done.returncode == 2
     assert "there is no command 'valdate': did you mean validate?" in done.stderr
+
+
+def test_ctrl_c_has_the_exit_code_of_an_interrupted_program_and_ctrl_d_has_not() -> None:
+    command = [sys.executable, "-m", "truthgpt_serve.cli", "init", "--from", "x"]
+    for key, code, said in (("\x03", 130, "stopped"), ("\x04", 1, "Aborted!")):
+        with on_terminal(*command, env=environment({})) as shown:
+            shown.wait_for("name of the model")
+            shown.type(key)
+            shown.wait_for(said)
+            assert shown.end() == code
