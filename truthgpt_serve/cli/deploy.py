@@ -42,13 +42,16 @@ def deploy(ctx: click.Context, file: Path, again: tuple[str, ...], timeout_s: fl
     from truthgpt_serve.cli._serving.service import find_service
     from truthgpt_serve.validate import validate_file
 
-    if faults := validate_file(str(file)).faults:
-        for fault in faults:
-            click.echo(f"fault: {fault}", err=True)
+    report = validate_file(str(file))
+    for fault in report.faults:
+        click.echo(f"fault: {fault}", err=True)
+    if report.faults:
         ctx.exit(EXIT_FAULT)
     service = find_service()
     if service is None:
         raise click.ClickException(f"no service runs here; start it: make serve CONFIG={file}")
+    for note in report.notes:
+        click.echo(f"note: {note}")
     if lines := deploy_all(service, file, again, timeout_s, click.echo):
         for line in lines:
             click.echo(line, err=True)

@@ -87,6 +87,19 @@ def test_each_is_waited_for_and_what_does_not_run_is_told() -> None:
     assert done.stderr == "b does not start (no room); `truthgpt why b` says more\n"
 
 
+def test_what_this_machine_has_no_room_for_is_told_first(folder: Path) -> None:
+    path = folder / "configs" / "serve.yaml"
+    config = yaml.safe_load(path.read_text())
+    own = {"import_path": "truthgpt_serve.app:model", "args": {**ECHO, "hardware": {"cpus": 4000}}}
+    config["applications"][0].update(own)
+    path.write_text(yaml.safe_dump(config))
+    found = {"a": {"status": "DEPLOYING"}, "b": {"status": "RUNNING"}}
+    with serve({PATH: Answer({"applications": found})}) as ray:
+        done = call(SERVE, "--timeout", "1.5", RAY_DASHBOARD_ADDRESS=ray.url)
+    assert done.exit_code == 1
+    assert done.stdout.startswith("note: this machine alone is too small: ")
+
+
 def test_what_still_starts_in_the_end() -> None:
     found = {"a": {"status": "RUNNING"}, "b": {"status": "DEPLOYING"}}
     with serve({PATH: Answer({"applications": found})}) as ray:
