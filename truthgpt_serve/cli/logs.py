@@ -11,6 +11,7 @@ import click
 from truthgpt_serve.cli._service.completion import complete_models
 
 if TYPE_CHECKING:
+    from truthgpt_serve.cli._service.address import Address
     from truthgpt_serve.cli._service.session import Follower, Session
 
 PERIOD_S = 0.3
@@ -47,6 +48,9 @@ def logs(model: str, follow: bool, lines: int, all_processes: bool) -> None:
     printer = _Printer()
     try:
         paths = _chosen(session, model, all_processes) or session.builds(model)[-1:]
+        if not paths and (own := _application_of(model, address)):
+            model = own
+            paths = _chosen(session, model, all_processes) or session.builds(model)[-1:]
         if not paths and not follow:
             raise click.ClickException(
                 f"no process of {model!r} has printed anything; looked at {session.folder}/logs; "
@@ -59,6 +63,21 @@ def logs(model: str, follow: bool, lines: int, all_processes: bool) -> None:
         raise click.ClickException(f"the files are another user's: {error}") from error
     except KeyboardInterrupt:
         return
+
+
+def _application_of(model: str, address: Address) -> str | None:
+    """Returns the model that an adapter or another name belongs to, as far as the service says."""
+    from truthgpt_serve.cli._service.client import ServiceClient, model_path
+    from truthgpt_serve.cli._service.failures import ServiceFault, text_of
+
+    try:
+        with ServiceClient(address) as client:
+            found = client.get(model_path(model))
+    except (ServiceFault, click.UsageError):  # its files may be there without it
+        return None
+    return (
+        text_of(found.get("parent") or found.get("alias_of")) if isinstance(found, dict) else None
+    )
 
 
 def _chosen(session: Session, model: str, all_processes: bool) -> list[Path]:

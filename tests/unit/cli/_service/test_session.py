@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cli_service import run_cli
+from tests.support.cli_service import Answer, run_cli, serve
 from truthgpt_serve.cluster.environment_file import ENVIRONMENT_FILE, write_exports
 from truthgpt_serve.cluster.private_files import LINK, RAY_FOLDER_VARIABLE
 
@@ -34,3 +34,18 @@ def test_a_damaged_environment_names_nothing(tmp_path: Path) -> None:
     (run / LINK / LOG).write_text("written\n")
     (run / ENVIRONMENT_FILE).write_bytes(b"export RAY_TMPDIR='\xff")
     assert "written" in run_cli("logs", "own", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize("relation", ["parent", "alias_of"])
+def test_the_logs_of_an_adapter_or_alias_are_those_of_its_model(
+    tmp_path: Path, relation: str
+) -> None:
+    (tmp_path / LOG).parent.mkdir(parents=True)
+    (tmp_path / LOG).write_text("written\n")
+    answers = {"/v1/models/other": Answer({"id": "other", relation: "own"})}
+    with serve(answers) as service:
+        env = {**service.env(), RAY_FOLDER_VARIABLE: str(tmp_path)}
+        assert "written" in run_cli("logs", "other", env=env, cwd=tmp_path).stdout
+        done = run_cli("logs", "nosuch", env=env, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "no process of 'nosuch' has printed anything" in done.stderr
