@@ -48,9 +48,10 @@ def models(watch: bool, interval: float, as_json: bool) -> None:
 
     State, replicas, requests, speed and memory of each.
 
-    A dash stands for what is not known. A narrow terminal shows fewer columns. The speed is that of the last second, with --watch of the
-    last interval. What a text model can do is what its card says, behind the tokens of prompt and
-    answer together. Memory is that of a model's processes, without that of GPUs.
+    A dash stands for what is not known. A narrow terminal shows fewer columns. The speed is that of
+    the last second, with --watch of the last interval. What a text model can do is what its card
+    says, behind the tokens of prompt and answer together. Memory is that of a model's processes,
+    without that of GPUs.
     """
     from truthgpt_serve.cli._service.client import ServiceClient
     from truthgpt_serve.cli._service.models import ModelReader

@@ -69,7 +69,8 @@ def test_closed_streams_are_empty(
         check=False,
     )
     assert done.returncode == 2, done.stderr
-    assert said in done.stderr and "Traceback" not in done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_characters_that_the_output_lacks_are_escaped() -> None:
