@@ -29,6 +29,9 @@ MAX_NAME = 64
 MAX_MODELS = 256
 MAX_KEYS = 4000
 _NULL = "tag:yaml.org,2002:null"
+_MAX_DEPTH = 20
+_BRACKET = re.compile(rb"[\[\]{}]")
+_MARKS = re.compile(rb"(?:[-?][ \t]+){%d}" % _MAX_DEPTH)
 _HEX = re.compile(r"[0-9a-f]{64}")
 _PATTERN = re.compile(r"[A-Za-z0-9*][A-Za-z0-9._:@+/*-]*")
 
@@ -224,7 +227,8 @@ def reread_keys(path: Path) -> KeyFile | None:
     """
     with open(path, "rb", opener=_open_regular) as file:
         data = file.read(MAX_FILE_BYTES + 1)
-    if len(data) > MAX_FILE_BYTES:  # its beginning may be valid by itself
+    # Of one that is too large the beginning may be valid by itself.
+    if len(data) > MAX_FILE_BYTES or _may_be_deep(data):
         return read_keys(path)
     loader = None
     try:
@@ -240,6 +244,20 @@ def reread_keys(path: Path) -> KeyFile | None:
         if loader is not None:
             loader.dispose()
     return read_keys(path)
+
+
+def _may_be_deep(data: bytes) -> bool:
+    """Returns whether a document may be nested more deeply than one of keys ever is.
+
+    The fast loader goes down as deep as the document does, until its stack overflows and ends the
+    process. Brackets in texts and comments count too: the other loader then decides.
+    """
+    depth = 0
+    for bracket in _BRACKET.finditer(data):
+        depth = depth + 1 if bracket[0] in b"[{" else max(0, depth - 1)
+        if depth > _MAX_DEPTH:
+            return True
+    return _MARKS.search(data) is not None
 
 
 def _open_regular(path: str, flags: int) -> int:

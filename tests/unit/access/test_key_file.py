@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -146,3 +148,37 @@ def test_a_key_in_the_place_of_its_hash_is_not_shown(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         read_keys(tmp_path / "none.yaml")
+
+
+REREAD = """
+import sys
+from pathlib import Path
+from truthgpt_serve.access.key_file import reread_keys
+from truthgpt_serve.errors import ConfigError
+try:
+    reread_keys(Path(sys.argv[1]))
+except ConfigError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    "text", ["keys: " + "[" * 100_000, "- " * 100_000, "keys: " + "{a: " * 50_000]
+)
+def test_a_file_that_is_nested_without_end_is_a_fault(tmp_path: Path, text: str) -> None:
+    # In a process of its own: PyYAML's loader in C overflows the stack, which ends the process.
+    path = tmp_path / "keys.yaml"
+    path.write_text(text)
+    ran = subprocess.run(
+        [sys.executable, "-c", REREAD, str(path)], capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "is nested too deeply" in ran.stdout
+
+
+def test_brackets_in_a_comment_do_not_make_a_file_deep(tmp_path: Path) -> None:
+    path = tmp_path / "keys.yaml"
+    path.write_text("# " + "[" * 1000 + "\nkeys: []\n")
+    file = reread_keys(path)
+    assert file is not None
+    assert not file.keys
