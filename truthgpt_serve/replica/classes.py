@@ -46,6 +46,7 @@ from truthgpt_serve.http.sse import with_stream_headers
 from truthgpt_serve.replica.load import ReplicaLoad
 from truthgpt_serve.replica.metrics import ReplicaMetrics, with_metrics
 from truthgpt_serve.replica.named import NamedRequests
+from truthgpt_serve.replica.places import divide_places
 from truthgpt_serve.replica.queue_answers import QueueAnswers
 from truthgpt_serve.replica.work import WorkStats
 from truthgpt_serve.router.anthropic_answers import AnthropicAnswers
@@ -117,7 +118,7 @@ class ModelReplica:
                 raise
         self._collections.start()
         app = self._guard.wrap(app, getattr(self._instance.model, "fatal_error", None))
-        load = ReplicaLoad(request_limits(self._instance.config, self._instance.spec)[0])
+        load = ReplicaLoad(divide_places(self._instance)[0])
         app = self._surround(app, load)
         if self._scales_on_work:
             self.record_autoscaling_stats = partial(_read_work, WorkStats(load, self._instance))
@@ -154,7 +155,7 @@ class ModelReplica:
             load: Counts what the model works on: what waits here is no work yet.
         """
         instance = self._instance
-        owner, limits = f"model {self._name!r}", request_limits(instance.config, instance.spec)
+        owner, limits = f"model {self._name!r}", divide_places(instance)
         if self._stream_interval_s:
             app = JoinedStreams(app, self._stream_interval_s)
         size, limit_s = instance.max_body_bytes, instance.max_request_s

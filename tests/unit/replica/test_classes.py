@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import pickle
 import subprocess
@@ -14,6 +15,8 @@ import httpx
 import pytest
 from ray import serve
 
+from truthgpt_serve.access.credentials import create_key, digest
+from truthgpt_serve.access.settings import Auth
 from truthgpt_serve.cluster.start_errors import StartError
 from truthgpt_serve.replica.classes import ModelReplica
 
@@ -110,3 +113,59 @@ async def test_its_answers_have_what_clients_need(module: str) -> None:
     assert answer.headers["access-control-allow-origin"] == page
     assert "x-request-id" not in answer.headers
     assert preflight.status_code == 204
+
+
+BATCHES = """
+import time
+from truthgpt_serve import register_model
+
+@register_model("batches-{number}")
+class Batches:
+    max_batch_size = 2
+
+    def load(self, cfg):
+        pass
+
+    def infer(self, inputs):
+        return self.infer_batch([inputs])[0]
+
+    def infer_batch(self, batch):
+        time.sleep(0.05)
+        return [{{"text": inputs["text"]}} for inputs in batch]
+"""
+
+
+async def test_a_flood_of_one_key_holds_no_other_up_in_batches(module: str, tmp_path: Path) -> None:
+    (tmp_path / f"sick_{module}.py").write_text(BATCHES.format(number=module))
+    secrets = {name: create_key() for name in ("flood", "calm")}
+    entries = [
+        {"name": name, "sha256": digest(key.encode()).hex()} for name, key in secrets.items()
+    ]
+    (tmp_path / "keys.yaml").write_text(json.dumps({"keys": entries}))
+    cfg = {
+        "model": {"family": f"batches-{module}", "import": f"sick_{module}"},
+        "hardware": {"gpus": 0},
+    }
+    replica = Replica(cfg, auth=Auth(str(tmp_path / "keys.yaml")))
+    app = await replica.__serve_build_asgi_app__()
+    ended: list[str] = []
+
+    async def ask(name: str) -> None:
+        headers = {"authorization": f"Bearer {secrets[name]}"}
+        body = {"model": "x", "prompt": "a"}
+        answer = await client.post("/v1/completions", json=body, headers=headers)
+        assert answer.status_code == 200
+        ended.append(name)
+
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://x", timeout=60
+    ) as client:
+        flood = [asyncio.create_task(ask("flood")) for _ in range(40)]
+        while len(ended) < 4:  # it is in full swing
+            await asyncio.sleep(0.01)
+        before = len(ended)
+        await ask("calm")
+        between = len(ended) - before
+        await asyncio.gather(*flood)
+    await ModelReplica.__del__(replica)
+    assert between <= 10
