@@ -118,7 +118,7 @@ class ModelReplica:
                 raise
         self._collections.start()
         app = self._guard.wrap(app, getattr(self._instance.model, "fatal_error", None))
-        load = ReplicaLoad(divide_places(self._instance)[0])
+        load = ReplicaLoad(self._divide_places()[0])
         app = self._surround(app, load)
         if self._scales_on_work:
             self.record_autoscaling_stats = partial(_read_work, WorkStats(load, self._instance))
@@ -155,7 +155,7 @@ class ModelReplica:
             load: Counts what the model works on: what waits here is no work yet.
         """
         instance = self._instance
-        owner, limits = f"model {self._name!r}", divide_places(instance)
+        owner, limits = f"model {self._name!r}", self._divide_places()
         if self._stream_interval_s:
             app = JoinedStreams(app, self._stream_interval_s)
         size, limit_s = instance.max_body_bytes, instance.max_request_s
@@ -170,6 +170,9 @@ class ModelReplica:
             app, self._name, max_body_bytes=size, max_request_s=limit_s, arrivals=arrivals
         )
         return EditedHeads(app, of_application, with_stream_headers)
+
+    def _divide_places(self) -> tuple[int, int]:
+        return divide_places(self._instance, has_keys=self._access.has_keys)
 
     def _worded(self, app: Any) -> Any:
         """Has Ray's queue in front of this replica refuse in our words, and its time limit."""

@@ -8,6 +8,7 @@ import pytest
 
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.contract import FamilySpec
+from truthgpt_serve.hardware.plan import request_limits
 from truthgpt_serve.replica.places import divide_places
 from truthgpt_serve.server import ModelInstance
 
@@ -55,6 +56,8 @@ async def test_places(
     instance = ModelInstance(spec, load_model_config({"serving": serving}), name="m")
     await instance.start()
     try:
-        assert divide_places(instance) == expected
+        assert divide_places(instance, has_keys=True) == expected
+        own = request_limits(instance.config, spec)
+        assert divide_places(instance, has_keys=False) == own
     finally:
         await instance.close()

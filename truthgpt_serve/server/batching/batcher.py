@@ -84,7 +84,7 @@ class Batcher:
             batch_key=batch_key,
         )
         self.max_batch_size = max_batch_size
-        self.has_keys = batch_key is not None
+        self.sorts = batch_key is not None
         self._runner: Future[None] | None = None
         self._driver = BatchDriver(workers, infer_batch, self._steps, label)
 
