@@ -27,6 +27,10 @@ class EngineOptions:
     oldest_share: float = 0.1
     """Least share of the time for the request that was submitted first, and of the places of those
     that begin. It bounds what a large image waits for small ones, however many come."""
+    max_held: int = 4
+    """While more images of one pipeline and size are between two steps than fit into a forward, so
+    many forwards may go before a text encoding or a decoding of theirs, so that it shares its own
+    with others. 0: it shares with those that wait at that moment."""
     batch_buckets: tuple[int, ...] = ()
     """Row counts that compiled modules were compiled for: a denoiser's batch is filled up to the
     next of them with repeated rows. Empty: no filling."""
@@ -47,7 +51,7 @@ class EngineOptions:
     def __post_init__(self) -> None:
         for name in ("max_rows", "max_decode_rows", "max_ongoing"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("max_queued", "aging", "min_row_gain", "max_run_ahead"):
+        for name in ("max_queued", "aging", "max_held", "min_row_gain", "max_run_ahead"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         _check(0 <= self.oldest_share < 1, "oldest_share", self.oldest_share, "in [0, 1)")
         _check(

@@ -65,7 +65,10 @@ class Loop:
         self._caps = caps
         self._executor = Executor(options, caps, counters)
         self._chooser = CallChooser(
-            aging=options.aging, oldest_share=options.oldest_share, max_rows=self._max_rows
+            aging=options.aging,
+            oldest_share=options.oldest_share,
+            max_held=options.max_held,
+            max_rows=self._max_rows,
         )
         self._parked: list[ModuleCall] = []
         self._ready: deque[tuple[ScheduledJob, Outcome]] = deque()

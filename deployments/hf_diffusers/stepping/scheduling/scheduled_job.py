@@ -45,6 +45,8 @@ class ScheduledJob:
     step: int = 0
     measured_seconds: float = 0.0
     """This job's share of its denoiser's forwards since its last step ended."""
+    num_held: int = 0
+    """Forwards of denoisers that its text encoding or decoding has waited for to share one."""
     cancel_requested: bool = False
     greenlet: JobGreenlet | None = None
     clone: Any = None
@@ -55,6 +57,10 @@ class ScheduledJob:
         """Estimated time of the denoising steps that are left, if the job were alone."""
         return max(self.num_steps - self.step, 1) * self.step_cost
 
+    def is_due(self, now: float) -> bool:
+        """Whether a deadline was promised and is still to come."""
+        return now < self.deadline < math.inf
+
     def priority(self, now: float, aging: float) -> tuple[int, float]:
         """Returns a value by which jobs are ordered: the smallest goes first.
 
@@ -64,7 +70,7 @@ class ScheduledJob:
         job that waits soon goes before a large one that has waited as long. What bounds the wait of
         a large one is its share once it is the oldest (selection.py).
         """
-        if now < self.deadline < math.inf:
+        if self.is_due(now):
             return 0, self.deadline
         alone = max(self.num_steps * self.step_cost, 1e-9)
         slowdown = max((now - self.submitted_at) / alone, 1.0)

@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Container, Hashable, Sequence
+from typing import TypeAlias
 
+from deployments.hf_diffusers.stepping.scheduling.cost_model import CostKey
 from deployments.hf_diffusers.stepping.scheduling.scheduled_job import ModuleCall, ScheduledJob
 
 Urgency = tuple[int, tuple[int, float]]
 """The smallest goes first."""
+Group: TypeAlias = list[tuple[Urgency, int, ModuleCall]]
+"""Calls that may share a forward. The index breaks ties in the order of arrival, and keeps calls
+from being compared."""
 
 
 class CallChooser:
     """Chooses the calls of the next forward. For one thread.
 
-    Text encoding and VAE go before denoising. Among denoising steps the most urgent job goes
-    (`ScheduledJob.priority`), but the job that was submitted first has at least `oldest_share` of
-    the time: a job of T seconds that is the oldest ends within T / oldest_share, whatever else
-    comes in, and the others lose no more than that share to it.
+    Text encoding and VAE go before denoising. But while more images of the same pipeline and size
+    wait for their next step than fit into a forward, they wait for up to `max_held` forwards, so
+    that images which are out of step share them too.
+    Among denoising steps the most urgent job goes (`ScheduledJob.priority`), but the job that was
+    submitted first has at least `oldest_share` of the time: a job of T seconds that is the oldest
+    ends within T / oldest_share, whatever else comes in, and the others lose no more than that
+    share to it.
     """
 
     def __init__(
-        self, *, aging: float, oldest_share: float, max_rows: Callable[[ModuleCall], int]
+        self,
+        *,
+        aging: float,
+        oldest_share: float,
+        max_held: int,
+        max_rows: Callable[[ModuleCall], int],
     ) -> None:
         self._aging = aging
         self._oldest_share = oldest_share
+        self._max_held = max_held
         self._max_rows = max_rows
         self._oldest: ScheduledJob | None = None
         self._was_served = False
@@ -41,12 +55,12 @@ class CallChooser:
             now: Seconds of the monotonic clock.
         """
         self._account(parked, now)
-        groups: dict[Hashable, list[tuple[Urgency, int, ModuleCall]]] = {}
+        groups: dict[Hashable, Group] = {}
         for index, call in enumerate(parked):
-            # The index breaks ties in the order of arrival, and keeps calls from being compared.
             item = (self._urgency(call, now), index, call)
             groups.setdefault(_group_key(call), []).append(item)
-        best = min(groups.values(), key=lambda group: min(item[:2] for item in group))
+        ready = self._without_held(groups.values(), now)
+        best = min(ready, key=lambda group: min(item[:2] for item in group))
         chosen: list[ModuleCall] = []
         num_rows = limit = 0
         for _, _, call in sorted(best, key=lambda item: item[:2]):
@@ -56,8 +70,43 @@ class CallChooser:
                 continue
             chosen.append(call)
             num_rows += call.num_rows
+            if not call.is_light:
+                call.scheduled.num_held = 0
         self._was_served = any(call.scheduled is self._oldest for call in chosen)
         return chosen
+
+    def _without_held(self, groups: Collection[Group], now: float) -> list[Group]:
+        """Returns the groups that may run now; the others wait for calls to share their forward."""
+        crowded = {
+            call.scheduled.cost_key
+            for group in groups
+            if not group[0][2].is_light and self._num_rows(group) > self._max_rows(group[0][2])
+            for _, _, call in group
+        }
+        ready: list[Group] = []
+        held: list[Group] = []
+        for group in groups:
+            (held if self._may_wait(group, crowded, now) else ready).append(group)
+        if not any(group[0][2].is_light for group in ready):
+            for group in held:
+                for _, _, call in group:
+                    call.scheduled.num_held += 1
+        return ready
+
+    def _may_wait(self, group: Group, crowded: Container[CostKey], now: float) -> bool:
+        calls = [call for _, _, call in group]
+        if not calls[0].is_light or calls[0].schema is None:
+            return False
+        if self._num_rows(group) >= self._max_rows(calls[0]):
+            return False
+        return all(
+            job.cost_key in crowded and job.num_held < self._max_held and not job.is_due(now)
+            for job in (call.scheduled for call in calls)
+        )
+
+    @staticmethod
+    def _num_rows(group: Group) -> int:
+        return sum(call.num_rows for _, _, call in group)
 
     def _urgency(self, call: ModuleCall, now: float) -> Urgency:
         if call.is_light:

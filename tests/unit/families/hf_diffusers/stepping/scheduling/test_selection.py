@@ -16,6 +16,8 @@ from deployments.hf_diffusers.stepping.scheduling.selection import Admission, Ca
 from tests.support.images_engine import WAIT_S, create_inputs, engine_of
 from tests.support.tiny_images import create_pipeline
 
+SCHEMA: Any = SimpleNamespace()
+
 
 def _scheduled(
     *, steps: int = 10, cost: float = 0.1, at: float = 0.0, deadline: float = math.inf
@@ -50,7 +52,7 @@ def _call(
         args=(),
         kwargs={},
         bound={},
-        schema=None,
+        schema=SCHEMA,
         key=key,
         num_rows=rows,
         shape="",
@@ -60,9 +62,9 @@ def _call(
     )
 
 
-def _chooser(cap: int, **options: float) -> CallChooser:
+def _chooser(cap: int, *, max_held: int = 4, **options: float) -> CallChooser:
     given = {"aging": 1.0, "oldest_share": 0.1, **options}
-    return CallChooser(max_rows=lambda _: cap, **given)
+    return CallChooser(max_held=max_held, max_rows=lambda _: cap, **given)
 
 
 def _choose(calls: list[ModuleCall], now: float = 0.0, cap: int = 8) -> list[ModuleCall]:
@@ -73,6 +75,52 @@ def test_text_encoding_goes_before_denoising() -> None:
     urgent = _call(_scheduled(deadline=1.0))
     light = _call(_scheduled(steps=50), "text_encoder", is_light=True)
     assert _choose([urgent, light]) == [light]
+
+
+def _crowd(num_images: int, **given: Any) -> list[ModuleCall]:
+    return [_call(_scheduled(**given), rows=2) for _ in range(num_images)]
+
+
+def test_an_encoding_waits_for_others_while_denoising_is_crowded() -> None:
+    chooser, crowd = _chooser(8, max_held=3), _crowd(5)
+    early = _call(_scheduled(), "text_encoder", is_light=True)
+    for _ in range(2):
+        assert len(chooser.choose([*crowd, early], 0.0)) == 4
+    late = _call(_scheduled(), "text_encoder", is_light=True)
+    assert chooser.choose([*crowd, early, late], 0.0)[0].key == "unet"
+    assert chooser.choose([*crowd, early, late], 0.0) == [early, late]  # early has waited for three
+
+
+def test_what_waited_for_its_encoding_does_not_wait_for_the_next_one_but_for_its_decoding() -> None:
+    chooser, crowd, scheduled = _chooser(8, max_held=1), _crowd(5), _scheduled()
+    encodings = [_call(scheduled, name, is_light=True) for name in ("encoder", "encoder 2")]
+    assert chooser.choose([*crowd, encodings[0]], 0.0) == crowd[:4]
+    assert chooser.choose([*crowd, encodings[0]], 0.0) == [encodings[0]]
+    assert chooser.choose([*crowd, encodings[1]], 0.0) == [encodings[1]]
+    step = _call(scheduled, rows=2)
+    scheduled.step = 9
+    assert step in chooser.choose([*crowd, step], 0.0)
+    decoding = _call(scheduled, "vae", is_light=True)
+    assert chooser.choose([*crowd, decoding], 0.0) == crowd[:4]
+    assert chooser.choose([*crowd, decoding], 0.0) == [decoding]
+
+
+def test_a_decoding_waits_for_no_others_without_a_crowd_of_its_kind() -> None:
+    decoding = _call(_scheduled(), "vae", is_light=True)
+    assert _choose([*_crowd(4), decoding]) == [decoding]  # one forward takes them all
+    crowd = _crowd(5)
+    other_size = _call(_scheduled(), "vae", is_light=True)
+    other_size.scheduled.cost_key = CostKey("p", (64, 64))
+    assert _choose([*crowd, other_size]) == [other_size]
+    assert _choose([*crowd, decoding, other_size]) == [decoding, other_size]
+    promised = _call(_scheduled(deadline=9.0), "vae", is_light=True)
+    assert _choose([*crowd, promised], now=1.0) == [promised]
+    unbatchable = _call(_scheduled(), "vae", is_light=True)
+    unbatchable.schema = None
+    assert _choose([*crowd, unbatchable]) == [unbatchable]
+    full = [_call(_scheduled(), "vae", rows=2, is_light=True) for _ in range(4)]
+    assert _choose([*crowd, *full]) == full
+    assert _chooser(8, max_held=0).choose([*crowd, decoding], 0.0) == [decoding]
 
 
 def test_the_earliest_deadline_goes_first_and_a_missed_one_counts_no_more() -> None:
@@ -112,7 +160,7 @@ def _simulate(
     waiting = sorted(arrivals)
     calls: list[ModuleCall] = []
     ended: dict[str, list[tuple[float, float]]] = {}
-    chooser = _chooser(1, **options)
+    chooser = _chooser(1, max_held=4, **options)
     while now < until and (waiting or calls):
         while waiting and waiting[0][0] <= now:
             at, kind, steps, cost = waiting.pop(0)
