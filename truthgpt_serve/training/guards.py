@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from truthgpt_serve.training.errors import TrainingError
@@ -48,6 +49,26 @@ def check_space(folder: Path, num_bytes: int, free: FreeBytes = free_bytes) -> N
             f"{folder}: the disk is full: {needed:,} bytes are needed, {available:,} are free "
             f"({fix}); {what_is_left(folder)}"
         )
+
+
+@contextmanager
+def reading_checkpoint(folder: Path) -> Iterator[None]:
+    """Has whatever is wrong with a checkpoint's files say which checkpoint it is, and what to do.
+
+    Raises:
+        TrainingError: The block raised any error of a file that is cut, of another run, or not one.
+    """
+    try:
+        yield
+    except (TrainingError, MemoryError):
+        raise
+    except Exception as error:
+        if "out of memory" in str(error):
+            raise
+        fix = "remove it to go on from the one before"
+        raise TrainingError(
+            f"{folder}: cannot continue from this checkpoint: {error} ({fix})"
+        ) from error
 
 
 def what_is_left(folder: Path) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.guards import reading_checkpoint
 from truthgpt_serve.training.images.workers import generator_states, restore_generators
 from truthgpt_serve.training.job import Monitor
 from truthgpt_serve.training.run_folder import (
@@ -137,7 +137,7 @@ def load_checkpoint(trained: Trained, folder: Path) -> None:
     Raises:
         TrainingError: It is damaged, or of another model or step size.
     """
-    try:
+    with reading_checkpoint(folder):
         state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
         progress = Progress(**state["progress"])
         if progress.step_size != trained.progress.step_size:
@@ -151,13 +151,8 @@ def load_checkpoint(trained: Trained, folder: Path) -> None:
         if trained.average is not None:
             load_weights(trained.averaged(), folder / AVERAGE)
             trained.average.load_state_dict(state["average"])
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError) as error:
-        fix = "remove it to go on from the one before"
-        raise TrainingError(
-            f"{folder}: cannot continue from this checkpoint: {error} ({fix})"
-        ) from error
-    trained.progress = progress
-    restore_generators(state["generators"], trained.accelerator)
+        trained.progress = progress
+        restore_generators(state["generators"], trained.accelerator)
 
 
 def load_best(trained: Trained, folder: Path) -> None:

@@ -17,6 +17,9 @@ from tests.support.training_images import (
     run_until_killed,
     save_pipeline,
 )
+from truthgpt_serve.training.errors import TrainingError
+from truthgpt_serve.training.images.state import AVERAGE, STATE, WEIGHTS
+from truthgpt_serve.training.run_folder import checkpoints
 
 WORD = {"placeholder": "<toy>", "initializer": "cat"}
 KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -73,3 +76,21 @@ def test_killed_it_goes_on_with_the_same_losses(
     for file in files:
         other = tmp_path / "killed" / file.relative_to(tmp_path / "whole")
         assert distance(load_file(file), load_file(other)) == 0
+
+
+@pytest.mark.parametrize("length", [0, 100])
+def test_a_checkpoint_that_is_cut_is_named(
+    weights: dict[str, Path], images: Path, tmp_path: Path, length: int
+) -> None:
+    steps = {"max_steps": 2, "checkpoint_every": 1, "train_batch_size": 2, "keep_checkpoints": 2}
+    cfg = make_cfg(weights["sd"], images, training={**steps, "ema_decay": 0.9})
+    run(cfg, tmp_path / "run")
+    checkpoint = checkpoints(tmp_path / "run")[-1]
+    files = sorted(path for path in checkpoint.iterdir())
+    assert {path.name for path in files} == {WEIGHTS, AVERAGE, STATE}
+    for file in files:
+        whole = file.read_bytes()
+        file.write_bytes(whole[:length])
+        with pytest.raises(TrainingError, match=f"{checkpoint}: cannot continue from this check"):
+            run(cfg, tmp_path / "run", resume=True)
+        file.write_bytes(whole)

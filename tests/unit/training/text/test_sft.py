@@ -225,6 +225,24 @@ def test_a_full_disk_stops_before_the_checkpoint_and_the_last_one_is_left(
     assert len(run(resumed)) == NUM_ROWS // 4
 
 
+@pytest.mark.parametrize("length", [0, 100])
+def test_a_checkpoint_that_is_cut_is_named(
+    model: Path, texts: Path, tmp_path: Path, length: int
+) -> None:
+    job = job_of(tmp_path / "run", sections_of(model, texts, training={"checkpoint_every": 2}))
+    run(job)
+    last = checkpoints(job.folder)[0]
+    states = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+    resumed = job_of(job.folder, sections_of(model, texts), checkpoint=last)
+    for name in ("model.safetensors", *states):
+        whole = (last / name).read_bytes()
+        (last / name).write_bytes(whole[:length])
+        forget_after(job.folder, 2)
+        with pytest.raises(TrainingError, match=f"{last}: cannot continue from this checkpoint"):
+            run(resumed)
+        (last / name).write_bytes(whole)
+
+
 def test_an_adapter_is_what_peft_loads(model: Path, texts: Path, tmp_path: Path) -> None:
     lora = {"enabled": True, "r": 4, "target_modules": ["q_proj", "v_proj"]}
     sections = sections_of(

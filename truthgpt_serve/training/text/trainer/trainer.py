@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerState
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from truthgpt_serve.training.errors import TrainingError
-from truthgpt_serve.training.guards import what_is_left
+from truthgpt_serve.training.guards import reading_checkpoint, what_is_left
 from truthgpt_serve.training.memory.optimizers import state_bytes
 from truthgpt_serve.training.run_folder import (
     CHECKPOINTS,
@@ -127,21 +127,34 @@ class CourseTrainer:
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Reads the weights of a checkpoint; called on every worker."""
-        if is_sharded(self.model):
-            load_weights(Path(resume_from_checkpoint), self.model)
-        else:
-            trainer: Any = super()
-            trainer._load_from_checkpoint(resume_from_checkpoint, model)
+        trainer: Any = super()
+        with reading_checkpoint(Path(resume_from_checkpoint)):
+            TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
+            if is_sharded(self.model):
+                load_weights(Path(resume_from_checkpoint), self.model)
+            else:
+                trainer._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Reads the rest of what a step changes; called on every worker."""
-        if checkpoint is not None and is_sharded(self.model):
-            load_optimizer(Path(checkpoint), self.model, self.optimizer)
-            state = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
-            self.lr_scheduler.load_state_dict(state)
-        else:
-            trainer: Any = super()
-            trainer._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        trainer: Any = super()
+        with reading_checkpoint(Path(checkpoint)):
+            if is_sharded(self.model):
+                load_optimizer(Path(checkpoint), self.model, self.optimizer)
+                state = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
+                self.lr_scheduler.load_state_dict(state)
+            else:
+                trainer._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Reads the states of the random generators; called on every worker."""
+        if checkpoint is None:
+            return
+        trainer: Any = super()
+        with reading_checkpoint(Path(checkpoint)):
+            trainer._load_rng_state(checkpoint)
 
     def _check_weights(self) -> None:
         """Refuses to save weights that are no numbers: the last checkpoint must stay usable."""
