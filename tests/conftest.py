@@ -8,7 +8,9 @@ from __future__ import annotations
 import gc
 import importlib
 import os
-from collections.abc import Generator
+import shutil
+import tempfile
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -98,6 +100,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("timeout") is None:
             limit = SERVE_TIMEOUT_S if is_serve else UNIT_TIMEOUT_S
             item.add_marker(pytest.mark.timeout(limit))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps what tests and their processes leave in the folder for temporary files, and removes it.
+
+    The counts of one file of keys alone are 42 MB.
+    """
+    tmp_path_factory.getbasetemp()  # is to outlive this
+    before, folder = os.environ.get("TMPDIR"), tempfile.mkdtemp(prefix="tg-")
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    yield
+    os.environ.pop("TMPDIR") if before is None else os.environ.update(TMPDIR=before)
+    tempfile.tempdir = None
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
