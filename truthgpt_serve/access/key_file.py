@@ -225,8 +225,7 @@ def reread_keys(path: Path) -> KeyFile | None:
         ConfigError: As `read_keys`.
         OSError: It cannot be read.
     """
-    with open(path, "rb", opener=_open_regular) as file:
-        data = file.read(MAX_FILE_BYTES + 1)
+    data = read_bytes(path)
     # Of one that is too large the beginning may be valid by itself.
     if len(data) > MAX_FILE_BYTES or _may_be_deep(data):
         return read_keys(path)
@@ -244,6 +243,16 @@ def reread_keys(path: Path) -> KeyFile | None:
         if loader is not None:
             loader.dispose()
     return read_keys(path)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Returns what is in a regular file, but not much more than a file of keys may have.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with open(path, "rb", opener=_open_regular) as file:
+        return file.read(MAX_FILE_BYTES + 1)
 
 
 def _may_be_deep(data: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import logging
 import math
@@ -15,7 +16,8 @@ from types import MappingProxyType
 
 from truthgpt_serve.access.credentials import MAX_BYTES, digest, read_credential
 from truthgpt_serve.access.identity import Identity, Limits
-from truthgpt_serve.access.key_file import KeyFile, read_keys, reread_keys
+from truthgpt_serve.access.key_file import KeyFile, read_bytes, read_keys, reread_keys
+from truthgpt_serve.access.last_keys import LastKeys
 from truthgpt_serve.access.moments import read_moment
 from truthgpt_serve.errors import AuthenticationError, ConfigError
 
@@ -54,25 +56,27 @@ class _Keys:
 class KeyRing:
     """The keys of a file; a thread looks whether it has changed.
 
-    A file that breaks or goes away later leaves the keys as they were.
+    A file that breaks or goes away later leaves the keys as they were, also for a process that is
+    started then, as long as another one uses them.
 
     Args:
         path: The file.
         period_s: How often it is looked at, in seconds.
 
     Raises:
-        ConfigError: The file cannot be used.
+        ConfigError: The file cannot be used, and no process does.
     """
 
     def __init__(self, path: Path, *, period_s: float = PERIOD_S) -> None:
         self._path = path
         self._period_s = period_s
-        # Before it is read: what changes meanwhile is seen the next time.
-        self._seen = _signature(path) if path.exists() else None
-        self._keys = _index(read_keys(path))
+        self._last = LastKeys(path)
         self._looked: tuple[int, ...] | None = None
         self._refused: tuple[int, ...] | None = None
         self._reported = ""
+        # Before it is read: what changes meanwhile is seen the next time.
+        self._seen = _signature(path) if path.exists() else None
+        self._keys = _index(self._begin())
         self._closed = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="keys", daemon=True)
         self._watcher.start()
@@ -136,6 +140,32 @@ class KeyRing:
         except OSError as error:
             self._report(error.strerror or type(error).__name__)
 
+    def _begin(self) -> KeyFile:
+        try:
+            file = read_keys(self._path)
+        except ConfigError as error:
+            last = self._last.read()
+            if last is None:
+                raise
+            self._seen = None
+            self._report(_places(error))
+            return last
+        self._keep()
+        return file
+
+    def _keep(self) -> None:
+        """Keeps a copy of the file as it is used, unless it has changed since."""
+        with contextlib.suppress(OSError):
+            data = read_bytes(self._path)
+            if _signature(self._path) == self._seen:
+                self._last.keep(data)
+
+    def _mark(self) -> None:
+        try:
+            self._last.mark(time.monotonic())
+        except FileNotFoundError:
+            self._keep()
+
     def _read(self, seen: tuple[int, ...]) -> None:
         try:
             file = reread_keys(self._path)
@@ -146,6 +176,7 @@ class KeyRing:
             self._refuse(seen, "it is empty")
         elif _signature(self._path) == seen:
             self._seen, self._keys = seen, _index(file)
+            self._keep()
             self._report("")
             logger.info("read the keys anew from %s", self._path)
 
@@ -157,6 +188,7 @@ class KeyRing:
         while not self._closed.wait(self._period_s):
             try:
                 self.refresh()
+                self._mark()
             except Exception as error:  # the keys stay as they are, whatever it was
                 self._report(type(error).__name__)
 

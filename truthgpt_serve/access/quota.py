@@ -7,11 +7,8 @@ What a request counts with, beside as one request, is in `token_quota`.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
-import os
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,8 +19,8 @@ from truthgpt_serve.access.counting.counters import Counters
 from truthgpt_serve.access.counting.redis_commands import SEPARATOR
 from truthgpt_serve.access.counting.redis_counters import RedisCounters
 from truthgpt_serve.access.identity import Identity, Limits
+from truthgpt_serve.access.last_keys import shared_file
 from truthgpt_serve.access.units import CONCURRENT, IMAGES, REQUESTS, TOKENS, Unit, limit_headers
-from truthgpt_serve.cluster.private_files import is_private
 from truthgpt_serve.errors import RateLimitError
 from truthgpt_serve.http.asgi import Headers
 from truthgpt_serve.usage.counted import note_refusal
@@ -282,13 +279,8 @@ def _refusal(
 
 def _open_counters(keys_file: Path) -> Counters:
     """Opens the counters that this user's processes share for a file of keys."""
-    folder = Path(tempfile.gettempdir(), f"truthgpt-quota-{os.geteuid()}")
-    name = hashlib.sha256(os.fsencode(keys_file.absolute())).hexdigest()[:32]
     try:
-        folder.mkdir(0o700, exist_ok=True)
-        if not is_private(folder):
-            raise PermissionError(f"{folder} is not this user's alone")
-        return Counters(folder / name)
+        return Counters(shared_file(keys_file))
     except OSError as error:
         logger.error("this process counts the requests of keys for itself alone: %s", error)
         return Counters(None)
