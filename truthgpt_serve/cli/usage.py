@@ -29,15 +29,39 @@ WHERE_USED = (
 """Columns that are left out where all is zero."""
 
 
+def _moment(_ctx: click.Context, _param: click.Parameter, text: str | None) -> str | None:
+    """Returns what the service takes for a moment."""
+    from truthgpt_serve.access.moments import read_moment
+
+    if text is not None and not text.isdecimal():
+        try:
+            read_moment(text)
+        except ValueError as error:
+            form = "write it like 2027-01-31, 2027-01-31T12:00:00Z or seconds since the epoch"
+            raise click.BadParameter(f"{text[:40]!r} is no moment: {form}") from error
+    return text
+
+
+def _groups(_ctx: click.Context, _param: click.Parameter, text: str) -> str:
+    """Returns names of groups with commas between them."""
+    for name in text.split(",") if text else ():
+        if name.strip() not in GROUPS:
+            raise click.BadParameter(f"{name[:40]!r} is none of {', '.join(GROUPS)}")
+    return text
+
+
 @click.command()
 @click.option(
-    "--start", metavar="WHEN",
+    "--start", metavar="WHEN", callback=_moment,
     help="2027-01-31, 2027-01-31T12:00:00Z or seconds since the epoch; by default 30 days before "
     "the end.",
 )  # fmt: skip
-@click.option("--end", metavar="WHEN", help="The first moment that does not count; now by default.")
 @click.option(
-    "--group-by", metavar="A,B", default="key", show_default=True,
+    "--end", metavar="WHEN", callback=_moment,
+    help="The first moment that does not count; now by default.",
+)  # fmt: skip
+@click.option(
+    "--group-by", metavar="A,B", default="key", show_default=True, callback=_groups,
     help=f"What gets a row of its own, any of {', '.join(GROUPS)}; '' for the sum of all.",
 )  # fmt: skip
 @click.option(

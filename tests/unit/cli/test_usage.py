@@ -83,3 +83,17 @@ def test_refusals_say_what_to_do() -> None:
         done = run_cli("usage", env=service.env(TRUTHGPT_API_KEY="tgpt-x"))
     assert done.returncode == 1
     assert "the key 'a' may not read it: check TRUTHGPT_API_KEY" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--start", "foo"], "'--start': 'foo' is no moment"),
+        (["--end", "2027-13-01"], "'--end': '2027-13-01' is no moment"),
+        (["--group-by", "day,foo"], "'--group-by': 'foo' is none of day, key, model"),
+    ],
+)
+def test_wrong_options_are_told_without_a_service(options: list[str], said: str) -> None:
+    done = run_cli("usage", *options, env={"TRUTHGPT_URL": "http://127.0.0.1:9"})
+    assert done.returncode == 2
+    assert said in done.stderr

@@ -251,7 +251,26 @@ def test_another_server_says_nothing_of_models() -> None:
     assert "does not tell models' states" in done.stderr
 
 
+def test_a_model_that_is_taken_out_is_said_to_be() -> None:
+    routes = {"/v1/models/bad": Answer({"id": "bad"}), "/ready": Answer({"models": {}})}
+    with serve(routes) as service:
+        done = run_cli("why", "bad", env=service.env())
+    assert done.returncode == 1
+    assert "DELETING" in done.stdout
+    assert "it is being taken out of the service" in done.stdout
+
+
 # -- logs
+
+
+def test_logs_of_a_model_that_does_not_exist(folder: Path) -> None:
+    write_log(folder, 101, ERROR)
+    models = Answer({"data": [{"id": "bad"}]})
+    with serve({"/v1/models": models}) as service:
+        env = service.env(RAY_TMPDIR=str(folder / ".run" / "private"))
+        done = run_cli("logs", "bat", env=env, cwd=folder)
+    assert done.returncode == 1
+    assert "there is no model 'bat': did you mean bad?" in done.stderr
 
 
 def test_the_output_of_the_last_process_is_printed(folder: Path) -> None:

@@ -23,7 +23,7 @@ MAX_DEATHS = 3
 LAST_LINES_OF_SERVICE = 200
 STOPPED = "Got KeyboardInterrupt, shutting down"
 """What `serve run` says when it is stopped in order."""
-RUNNING = "RUNNING"
+RUNNING, DELETING = "RUNNING", "DELETING"
 
 
 @dataclass(slots=True)
@@ -115,8 +115,11 @@ def _ask(report: Report, client: ServiceClient) -> None:
         message = f"{path} is no object: is that the address of the service?"
         raise ServiceFault(message, status=200)
     if "status" not in found:
-        message = f"the service at {client.address.shown} does not tell models' states"
-        raise ServiceFault(message, status=200)
+        if not _lists_states(client):
+            message = f"the service at {client.address.shown} does not tell models' states"
+            raise ServiceFault(message, status=200)
+        report.state, report.cause = DELETING, "it is being taken out of the service"
+        return
     report.state = text_of(found.get("status"))
     report.cause = text_of(found.get("last_error"))
     report.waits_for = text_of(found.get("waits_for"))
@@ -126,6 +129,15 @@ def _ask(report: Report, client: ServiceClient) -> None:
     report.application = text_of(found.get("parent") or found.get("alias_of"))
     own = (ready.get("models") or {}).get(report.application or report.model) or {}
     report.num_replicas = own.get("num_running_replicas")
+
+
+def _lists_states(client: ServiceClient) -> bool:
+    """Whether the service tells the states of models, one of which may be about to end."""
+    try:
+        ready = client.get("/ready", accept=(503,))
+    except ServiceFault:
+        return False
+    return isinstance(ready, dict) and isinstance(ready.get("models"), dict)
 
 
 def _look(report: Report, session: Session) -> None:
