@@ -41,7 +41,7 @@ class OwnMetrics:
         self._function = function
         self._label = label
         self._limit_s = limit_s
-        self._call: Future[Any] | None = None
+        self._call: Future[str] | None = None
         self._fault = ""
 
     async def read(self) -> str:
@@ -51,30 +51,29 @@ class OwnMetrics:
         call = asyncio.wrap_future(self._call)
         done, _ = await asyncio.wait((call,), timeout=self._limit_s)
         if not done:
-            call.add_done_callback(_take_error)
             return self._without(f"did not return within {self._limit_s:g} s")
-        try:
-            text = call.result()
-        except Exception as error:
-            return self._without(f"failed: {error!r}", error)
+        return call.result()
+
+    def _start(self) -> Future[str]:
+        call: Future[str] = Future()
+
+        def run() -> None:
+            try:
+                call.set_result(self._read())
+            except Exception as error:
+                call.set_result(self._without(f"failed: {error!r}", error))
+
+        # A daemon, so that one which never returns does not keep the process from its end.
+        threading.Thread(target=run, name="model-metrics", daemon=True).start()
+        return call
+
+    def _read(self) -> str:
+        text = contained(self._get)
         if text is None:
             return ""
         if not isinstance(text, str):
             return self._without(f"returned {type(text).__name__}; it returns a text")
         return self._checked(text)
-
-    def _start(self) -> Future[Any]:
-        call: Future[Any] = Future()
-
-        def run() -> None:
-            try:
-                call.set_result(contained(self._get))
-            except Exception as error:
-                call.set_exception(error)
-
-        # A daemon, so that one which never returns does not keep the process from its end.
-        threading.Thread(target=run, name="model-metrics", daemon=True).start()
-        return call
 
     def _get(self) -> Any:
         result = self._function()
@@ -106,9 +105,3 @@ def _is_good(line: str) -> bool:
 
 async def _await(result: Any) -> Any:
     return await result
-
-
-def _take_error(call: asyncio.Future[Any]) -> None:
-    """Has asyncio not complain of an error that nobody waits for anymore."""
-    if not call.cancelled():
-        call.exception()
