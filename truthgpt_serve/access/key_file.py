@@ -226,7 +226,6 @@ def reread_keys(path: Path) -> KeyFile | None:
         OSError: It cannot be read.
     """
     data = read_bytes(path)
-    # Of one that is too large the beginning may be valid by itself.
     if len(data) > MAX_FILE_BYTES or _may_be_deep(data):
         return read_keys(path)
     loader = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from truthgpt_serve.access import key_ring, last_keys
+from truthgpt_serve.access import key_ring
 from truthgpt_serve.access.credentials import MAX_BYTES
 from truthgpt_serve.access.key_edit import add_key, revoke_key, rotate_key
 from truthgpt_serve.access.key_file import KeyFile, read_keys, reread_keys
@@ -261,86 +260,3 @@ def test_what_is_no_file_leaves_the_keys_as_they_were(
         ring.refresh()
     assert name_of(ring, key) == "new"
     assert ring.is_current
-
-
-def test_a_process_that_begins_while_the_file_is_broken_has_the_keys_of_others(
-    path: Path, rings: list[KeyRing], caplog: pytest.LogCaptureFixture
-) -> None:
-    key = add_key(path, {"name": "one"})
-    good = path.read_bytes()
-    first = KeyRing(path, period_s=SLOW_S)
-    rings.append(first)
-    path.write_text("keys: [[[")
-    second = KeyRing(path, period_s=SLOW_S)
-    rings.append(second)
-    assert name_of(second, key) == "one"
-    assert not second.is_current
-    assert "the keys stay as they were" in caplog.text
-    path.unlink()
-    third = KeyRing(path, period_s=SLOW_S)
-    rings.append(third)
-    assert name_of(third, key) == "one"
-    path.write_bytes(good)
-    revoke_key(path, "one")
-    look(third)
-    assert third.is_current
-    assert name_of(third, key) is None
-    path.write_text("keys: [[[")
-    fourth = KeyRing(path, period_s=SLOW_S)
-    rings.append(fourth)
-    assert name_of(fourth, key) is None  # as it was withdrawn before the file broke
-
-
-def test_the_keys_of_processes_that_ended_count_no_more(
-    path: Path, rings: list[KeyRing], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    add_key(path, {"name": "one"})
-    ring = KeyRing(path, period_s=0.01)
-    rings.append(ring)
-    path.write_text("keys: [[[")
-    monkeypatch.setattr(last_keys, "MARK_S", 0.01)
-    monkeypatch.setattr(last_keys, "STALE_S", 0.5)
-    time.sleep(1)
-    rings.append(KeyRing(path, period_s=SLOW_S))  # the first one still says that it uses them
-    ring.close()
-    time.sleep(0.6)
-    with pytest.raises(ConfigError):
-        KeyRing(path)
-
-
-def test_a_copy_that_is_gone_is_kept_again(path: Path, rings: list[KeyRing]) -> None:
-    key = add_key(path, {"name": "one"})
-    ring = KeyRing(path, period_s=SLOW_S)
-    rings.append(ring)
-    shared_file(path, ".yaml").unlink()
-    ring._mark()
-    path.write_text("keys: [[[")
-    rings.append(KeyRing(path, period_s=SLOW_S))
-    assert name_of(rings[-1], key) == "one"
-
-
-def test_the_copy_is_this_users_alone(path: Path, rings: list[KeyRing]) -> None:
-    add_key(path, {"name": "one"})
-    rings.append(KeyRing(path, period_s=SLOW_S))
-    copy = shared_file(path, ".yaml")
-    assert copy.read_bytes() == path.read_bytes()
-    assert copy.stat().st_mode & 0o777 == 0o600
-    assert copy.parent.stat().st_mode & 0o777 == 0o700
-
-
-def test_without_a_place_for_copies_a_broken_file_is_an_error(
-    path: Path,
-    tmp_path: Path,
-    rings: list[KeyRing],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    key = add_key(path, {"name": "one"})
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
-    ring = KeyRing(path, period_s=SLOW_S)
-    rings.append(ring)
-    assert name_of(ring, key) == "one"
-    assert "no copy of the keys is kept" in caplog.text
-    path.write_text("keys: [[[")
-    with pytest.raises(ConfigError):
-        KeyRing(path)
