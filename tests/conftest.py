@@ -8,9 +8,8 @@ from __future__ import annotations
 import gc
 import importlib
 import os
-import shutil
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import hypothesis
@@ -33,6 +32,8 @@ os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 importlib.import_module("tests.support.shell")  # it keeps the variables as they are now
 
 ROOT = Path(__file__).resolve().parent.parent
+COUNTS = Path(tempfile.gettempdir(), f"truthgpt-quota-{os.geteuid()}")
+FORMER_COUNTS = pytest.StashKey[set[Path]]()
 UNIT_TIMEOUT_S = 180
 SERVE_TIMEOUT_S = 600
 """A test's limit includes its module's cluster, which starts in 10 to 40 s on two cores, and takes
@@ -80,9 +81,20 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
-def pytest_unconfigure() -> None:
-    """Lets what the modules hold be freed at the end, which some compiled libraries look at."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Notes which counts of keys lie in the folder for temporary files already."""
+    config.stash[FORMER_COUNTS] = set(COUNTS.glob("*"))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Lets what the modules hold be freed at the end, which some compiled libraries look at.
+
+    Removes the counts that tests have left, 42 MB for each file of keys, once all of them are done.
+    """
     gc.unfreeze()
+    if not hasattr(config, "workerinput"):
+        for file in set(COUNTS.glob("*")) - config.stash.get(FORMER_COUNTS, set()):
+            file.unlink(missing_ok=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -100,21 +112,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("timeout") is None:
             limit = SERVE_TIMEOUT_S if is_serve else UNIT_TIMEOUT_S
             item.add_marker(pytest.mark.timeout(limit))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keeps what tests and their processes leave in the folder for temporary files, and removes it.
-
-    The counts of one file of keys alone are 42 MB.
-    """
-    tmp_path_factory.getbasetemp()  # is to outlive this
-    before, folder = os.environ.get("TMPDIR"), tempfile.mkdtemp(prefix="tg-")
-    os.environ["TMPDIR"] = tempfile.tempdir = folder
-    yield
-    os.environ.pop("TMPDIR") if before is None else os.environ.update(TMPDIR=before)
-    tempfile.tempdir = None
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ if importlib.util.find_spec("gradio") is None:
 
 SERVE = Path(__file__).parents[1]
 START_TIMEOUT_S = 300
-PAINT_S = 2.0
+PAINT_S = 5.0
 IDLE_S = 35
 PAGES = ("Chat", "Images", "Speech", "Embeddings", "Models")
 KEY = "sk-secret-1"

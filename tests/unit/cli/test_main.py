@@ -31,9 +31,12 @@ def test_an_unknown_command_is_named_with_the_nearest() -> None:
 
 def test_ctrl_c_has_the_exit_code_of_an_interrupted_program_and_ctrl_d_has_not() -> None:
     command = [sys.executable, "-m", "truthgpt_serve.cli", "init", "--from", "x"]
-    for key, code, said in (("\x03", 130, "stopped"), ("\x04", 1, "Aborted!")):
-        with on_terminal(*command, env=environment({})) as shown:
-            shown.wait_for("name of the model")
-            shown.type(key)
-            shown.wait_for(said)
-            assert shown.end() == code
+    with on_terminal(*command, env=environment({})) as shown:
+        shown.wait_for("name of the model")
+        shown.interrupt("stopped")
+        assert shown.end() == 130
+    with on_terminal(*command, env=environment({})) as shown:
+        shown.wait_for("name of the model")
+        shown.type("\x04")
+        shown.wait_for("Aborted!")
+        assert shown.end() == 1

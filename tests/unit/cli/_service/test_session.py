@@ -48,4 +48,4 @@ def test_the_logs_of_an_adapter_or_alias_are_those_of_its_model(
         assert "written" in run_cli("logs", "other", env=env, cwd=tmp_path).stdout
         done = run_cli("logs", "nosuch", env=env, cwd=tmp_path)
     assert done.returncode == 1
-    assert "no process of 'nosuch' has printed anything" in done.stderr
+    assert "there is no model 'nosuch'" in done.stderr
