@@ -93,7 +93,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """
     gc.unfreeze()
     if not hasattr(config, "workerinput"):
-        for file in set(COUNTS.glob("*")) - config.stash.get(FORMER_COUNTS, set()):
+        former = config.stash.get(FORMER_COUNTS, None) or set()
+        for file in set(COUNTS.glob("*")) - former:
             file.unlink(missing_ok=True)
 
 
