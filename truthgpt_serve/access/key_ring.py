@@ -161,9 +161,7 @@ class KeyRing:
                 self._last.keep(data)
 
     def _mark(self) -> None:
-        try:
-            self._last.mark(time.monotonic())
-        except FileNotFoundError:
+        if not self._last.mark(time.monotonic()):
             self._keep()
 
     def _read(self, seen: tuple[int, ...]) -> None:

@@ -7,6 +7,7 @@ copy of what it uses, beside the counts, and marks it as in use for as long as i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -50,48 +51,63 @@ class LastKeys:
     def __init__(self, keys_file: Path) -> None:
         self._keys_file = keys_file
         self._marked_s = -MARK_S
-        self._copy: Path | None = None
-        try:
-            self._copy = shared_file(keys_file, ".yaml")
-        except OSError as error:
-            logger.warning("no copy of the keys is kept: %s", error)
+        self._problem = ""
 
     def read(self) -> KeyFile | None:
         """Returns what the processes that run use; None if none runs, or nothing is known."""
-        if self._copy is None:
-            return None
         try:
-            if time.time() - self._copy.stat().st_mtime > STALE_S:
+            copy = self._find()
+            if time.time() - copy.stat().st_mtime > STALE_S:
                 return None
-            return reread_keys(self._copy)
+            return reread_keys(copy)
         except (OSError, ConfigError):
             return None
 
     def keep(self, data: bytes) -> None:
         """Keeps what this process uses from now on."""
-        if self._copy is None:
-            return
         try:
-            with tempfile.NamedTemporaryFile(dir=self._copy.parent, delete=False) as file:
+            copy = self._find()
+            with tempfile.NamedTemporaryFile(dir=copy.parent, delete=False) as file:
                 try:
                     file.write(data)
                     file.close()
-                    os.replace(file.name, self._copy)
+                    os.replace(file.name, copy)
                 except BaseException:
                     os.unlink(file.name)
                     raise
         except OSError as error:
-            logger.warning("no copy of the keys is kept: %s", error)
+            self._forget()
+            self._report(str(error))
+        else:
+            self._report("")
 
-    def mark(self, now_s: float) -> None:
+    def mark(self, now_s: float) -> bool:
         """Says that the copy is in use; call it often.
 
         Args:
             now_s: The time of a monotonic clock.
 
-        Raises:
-            FileNotFoundError: There is none: it is to be kept again.
+        Returns:
+            Whether it is there; else it is to be kept again.
         """
-        if self._copy is not None and now_s - self._marked_s >= MARK_S:
+        if now_s - self._marked_s >= MARK_S:
             self._marked_s = now_s
-            os.utime(self._copy)
+            try:
+                os.utime(self._find())
+            except OSError:
+                return False
+        return True
+
+    def _find(self) -> Path:
+        return shared_file(self._keys_file, ".yaml")
+
+    def _forget(self) -> None:
+        """Removes the former copy, which may have keys that were withdrawn since."""
+        with contextlib.suppress(OSError):
+            self._find().unlink(missing_ok=True)
+
+    def _report(self, problem: str) -> None:
+        """Logs each problem once, as long as it lasts."""
+        if problem and problem != self._problem:
+            logger.warning("no copy of the keys is kept: %s", problem)
+        self._problem = problem

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from truthgpt_serve.access.key_ring import KeyRing
+
 
 @pytest.fixture(scope="package", autouse=True)
 def counters_of_these_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -14,3 +16,12 @@ def counters_of_these_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("counters")))
         yield
+
+
+@pytest.fixture
+def rings() -> Iterator[list[KeyRing]]:
+    """Rings of keys that are closed at the end."""
+    made: list[KeyRing] = []
+    yield made
+    for ring in made:
+        ring.close()

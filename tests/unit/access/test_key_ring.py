@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from tests.support.key_rings import name_of
 from truthgpt_serve.access import key_ring
 from truthgpt_serve.access.credentials import MAX_BYTES
 from truthgpt_serve.access.key_edit import add_key, revoke_key, rotate_key
@@ -27,22 +28,6 @@ SLOW_S = 3600.0
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "keys.yaml"
-
-
-@pytest.fixture
-def rings() -> Iterator[list[KeyRing]]:
-    made: list[KeyRing] = []
-    yield made
-    for ring in made:
-        ring.close()
-
-
-def name_of(ring: KeyRing, key: str | bytes) -> str | None:
-    key = key.encode() if isinstance(key, str) else key
-    try:
-        return ring.identify([(b"authorization", b"Bearer " + key)]).name
-    except AuthenticationError:
-        return None
 
 
 def test_keys_and_what_is_none(path: Path, rings: list[KeyRing]) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.key_rings import name_of
 from truthgpt_serve.access import last_keys
 from truthgpt_serve.access.key_edit import add_key, revoke_key
 from truthgpt_serve.access.key_ring import KeyRing
 from truthgpt_serve.access.last_keys import shared_file
-from truthgpt_serve.errors import AuthenticationError, ConfigError
+from truthgpt_serve.errors import ConfigError
 
 SLOW_S = 3600.0
 """So that only the test has the file read."""
@@ -22,21 +25,6 @@ SLOW_S = 3600.0
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "keys.yaml"
-
-
-@pytest.fixture
-def rings() -> Iterator[list[KeyRing]]:
-    made: list[KeyRing] = []
-    yield made
-    for ring in made:
-        ring.close()
-
-
-def name_of(ring: KeyRing, key: str) -> str | None:
-    try:
-        return ring.identify([(b"authorization", b"Bearer " + key.encode())]).name
-    except AuthenticationError:
-        return None
 
 
 def test_a_process_that_begins_while_the_file_is_broken_has_the_keys_of_others(
@@ -121,3 +109,47 @@ def test_without_a_place_for_copies_a_broken_file_is_an_error(
     path.write_text("keys: [[[")
     with pytest.raises(ConfigError):
         KeyRing(path)
+
+
+def test_a_folder_that_is_gone_is_made_again_and_one_that_cannot_be_is_told_once(
+    path: Path,
+    tmp_path: Path,
+    rings: list[KeyRing],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(last_keys, "MARK_S", 0.0)
+    key = add_key(path, {"name": "one"})
+    ring = KeyRing(path, period_s=SLOW_S)
+    rings.append(ring)
+    folder = shared_file(path).parent
+    shutil.rmtree(folder)
+    ring._mark()
+    assert shared_file(path, ".yaml").is_file()
+    shutil.rmtree(folder)
+    folder.write_text("in the way")
+    for _ in range(3):
+        ring._mark()
+        ring.refresh()
+    assert caplog.text.count("no copy of the keys is kept") == 1
+    assert ring.is_current
+    assert name_of(ring, key) == "one"
+
+
+def test_a_copy_that_cannot_be_replaced_is_removed(
+    path: Path, rings: list[KeyRing], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_key(path, {"name": "one"})
+    ring = KeyRing(path, period_s=SLOW_S)
+    rings.append(ring)
+    revoke_key(path, "one")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    ring.refresh()
+    ring.refresh()
+    assert not shared_file(path, ".yaml").exists()  # it would still have the key
+    assert [*shared_file(path).parent.glob("tmp*")] == []
