@@ -59,6 +59,10 @@ def is_work(scope: Scope) -> bool:
     return method not in READS and method != "OPTIONS"
 
 
+async def send_nothing() -> None:
+    """Stands for the sending of a message that is dropped."""
+
+
 async def send_bytes(
     send: Send,
     body: bytes,

@@ -14,6 +14,7 @@ from truthgpt_serve.http.asgi import (
     header,
     relative_path,
     send_error,
+    send_nothing,
 )
 from truthgpt_serve.http.cors import Cors
 from truthgpt_serve.http.headers import lower_case
@@ -46,13 +47,13 @@ class QueueAnswers:
         """Serves one ASGI connection."""
         refused = False
 
-        async def send_worded(message: Message) -> None:
+        def send_worded(message: Message) -> Awaitable[None]:
+            """No coroutine itself, which each piece of a stream would pay for."""
             nonlocal refused
             if message.get("status") == OverloadedError.status:
                 kind = header(lower_case(message), b"content-type") or b""
                 refused = kind.startswith(_PLAIN)
-            if not refused:
-                await send(message)
+            return send_nothing() if refused else send(message)
 
         await self._app(scope, receive, send_worded if scope["type"] == "http" else send)
         if refused:

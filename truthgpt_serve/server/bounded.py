@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from truthgpt_serve.body_limits import LATE_S, slow_body
@@ -20,7 +20,7 @@ from truthgpt_serve.errors import (
     UpstreamError,
     late_answer,
 )
-from truthgpt_serve.http.asgi import LEAVING_KEY, Message, Receive, Scope, Send
+from truthgpt_serve.http.asgi import LEAVING_KEY, Message, Receive, Scope, Send, send_nothing
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.server.arriving_body import SCOPE_KEY, Arrivals, ArrivingBody
 from truthgpt_serve.server.read_ahead import DISCONNECT, ReadAhead
@@ -210,9 +210,11 @@ class _Request:
             return {"type": DISCONNECT}
         return message
 
-    async def _send(self, message: Message) -> None:
-        if not self._answer.ended and not self._left and self._error is None:
-            await self._answer.pass_on(message)
+    def _send(self, message: Message) -> Awaitable[None]:
+        """Sends a message on; no coroutine itself, which each piece of a stream would pay for."""
+        if self._answer.ended or self._left or self._error is not None:
+            return send_nothing()
+        return self._answer.pass_on(message)
 
     # -- ends
 

@@ -5,6 +5,7 @@ it begins, has more than was let in by its count.
 
 A process that counts often under a name takes a little more than it needs from the file and spends
 that by itself, without a lock: a lease, of 0.5 % of the limit at most, in the present half second.
+What is taken back of an earlier half second reaches the file as late as an unspent lease does.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Counters:
         self._file = CounterFile(path)
         self._threads = threading.Lock()
         self._leases: dict[str, Lease] = {}
+        self._taken_back: dict[tuple[str, int], float] = {}
         self._num_processes = self._file.num_processes()
         self._is_closed = False
         self._lent = threading.Event()
@@ -129,6 +131,7 @@ class Counters:
     def _take(self, charges: Sequence[Charge], now_s: float) -> list[Standing]:
         file = self._file
         with file.lock:
+            self._flush()
             places = [file.find(charge.name, now_s) for charge in charges]
             pairs = list(zip(charges, places, strict=True))
             for charge, record in pairs:
@@ -191,10 +194,20 @@ class Counters:
             lease = self._leases.get(name)
             if lease is not None and lease.bucket == at and lease.correct(amount):
                 return
+            if amount < 0:  # the most frequent one: most requests use less than they may
+                self._taken_back[name, at] = self._taken_back.get((name, at), 0.0) + amount
+                self._follow()
+                return
             with self._file.lock:
                 record = self._file.find(name, now_s)
                 self._file.advance(record, now_s)
                 self._file.add(record, amount, at)
+
+    def _flush(self) -> None:
+        """Writes down what was taken back; call it with the lock."""
+        while self._taken_back:
+            (name, at), amount = self._taken_back.popitem()
+            self._file.add(self._file.find(name, at * BUCKET_S), amount, at)
 
     def finish(self, name: str, now_s: float) -> None:
         """Takes back one thing that ran."""
@@ -241,6 +254,7 @@ class Counters:
         """Gives back what leases have not spent, and drops those that were not used."""
         file = self._file
         with file.lock:
+            self._flush()
             for name, lease in list(self._leases.items()):
                 if room := lease.give_back():
                     now_s = lease.bucket * BUCKET_S

@@ -89,6 +89,32 @@ def test_corrections_go_into_the_lease_and_count(pair: tuple[Counters, Counters]
     assert take(other, NOW_S) == 100 * 5 + 1
 
 
+def test_what_is_taken_back_later_is_free_here_at_once_and_soon_elsewhere(
+    pair: tuple[Counters, Counters],
+) -> None:
+    """Most requests use less than was thought, and end in another half second than they began."""
+    one, other = pair
+    later_s = NOW_S + 3 * BUCKET_S
+    assert take(one, NOW_S, amount=LIMIT) == LIMIT
+    assert take(one, later_s) < 0
+    one.correct("team", 300 - LIMIT, NOW_S, later_s)
+    assert take(one, later_s) == 301
+    one.correct("team", -200, NOW_S, later_s)
+    deadline = time.monotonic() + 40 * FLUSH_S
+    while take(other, later_s, amount=LIMIT - 101) < 0:
+        assert time.monotonic() < deadline
+        time.sleep(FLUSH_S / 5)
+    assert take(other, later_s) < 0
+
+
+def test_what_is_taken_back_just_before_the_end_counts(pair: tuple[Counters, Counters]) -> None:
+    one, other = pair
+    assert take(one, NOW_S, amount=LIMIT) == LIMIT
+    one.correct("team", -LIMIT, NOW_S, NOW_S + BUCKET_S)
+    one.close()
+    assert take(other, NOW_S + BUCKET_S, amount=LIMIT) == LIMIT
+
+
 def test_no_more_run_than_may(pair: tuple[Counters, Counters]) -> None:
     one, other = pair
     admitted = [
