@@ -19,9 +19,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
-
 from truthgpt_serve.access.counting.charges import BUCKET_S, NUM_BUCKETS
+from truthgpt_serve.cluster.processes import Process, is_alive, read_process
 
 NUM_PROCESSES = 64
 """More processes than this count what runs together, and none of it is taken back."""
@@ -39,7 +38,7 @@ _RECORD = _RUNNING + NUM_PROCESSES // 2
 """A record in words of 8 bytes: two of the name's digest, when it was used last, its last bucket,
 the buckets, and how many run in each process, two in a word."""
 _RECORDS = 2 * NUM_PROCESSES
-"""Before the records: of each process its id and when it started."""
+"""Before the records: of each process its id and when it started, in clock ticks after boot."""
 SIZE = _WORD * (_RECORDS + NUM_RECORDS * _RECORD)
 
 
@@ -165,12 +164,14 @@ class CounterFile:
 
     def _register(self) -> int:
         """Returns this process's column: a free one, or that of a dead process."""
+        own = read_process(os.getpid())
+        if own is None:  # without /proc none can tell whether this one lives
+            return NUM_PROCESSES - 1
         for at in range(NUM_PROCESSES):
             if not self._is_alive(at):
                 if self._whole[2 * at]:
                     self._forget(at)
-                self._whole[2 * at] = os.getpid()
-                self._real[2 * at + 1] = psutil.Process().create_time()
+                self._whole[2 * at], self._whole[2 * at + 1] = own.pid, own.started
                 return at
         return NUM_PROCESSES - 1
 
@@ -185,13 +186,8 @@ class CounterFile:
                 self._forget(at)
 
     def _is_alive(self, at: int) -> bool:
-        pid, started = self._whole[2 * at], self._real[2 * at + 1]
-        if not pid:
-            return False
-        try:
-            return bool(abs(psutil.Process(pid).create_time() - started) < 1.0)
-        except psutil.Error:
-            return False
+        pid, started = self._whole[2 * at], self._whole[2 * at + 1]
+        return pid > 0 and is_alive(Process(pid, 0, started, ""))
 
     def _forget(self, at: int) -> None:
         for number in range(NUM_RECORDS):

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from truthgpt_serve.access.counting import counter_file
@@ -139,6 +140,35 @@ def test_what_a_killed_process_ran_is_taken_back(path: Path, shared: Counters) -
     while shared.take("team", 1, None, 2, time.time()).running != 2:
         assert time.monotonic() < deadline
         time.sleep(REAP_S / 5)
+
+
+def test_a_clock_that_is_set_leaves_what_runs(
+    path: Path, shared: Counters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`btime` of /proc/stat, from which psutil tells when a process started, moves with the clock."""
+    with start(RUN, path) as process:
+        assert first_line(process) == "1"
+        monkeypatch.setattr(psutil, "PROCFS_PATH", str(_proc_after_a_step(path.parent, 3600)))
+        for _ in range(2):
+            time.sleep(REAP_S * 1.1)
+            assert shared.take("team", 1, None, 1, time.time()).running == -1
+        process.kill()
+
+
+def _proc_after_a_step(folder: Path, step_s: int) -> Path:
+    """Returns /proc as it is seen after the clock was set forward."""
+    proc = folder / "proc"
+    proc.mkdir()
+    for entry in Path("/proc").iterdir():
+        (proc / entry.name).symlink_to(entry)
+    (proc / "stat").unlink()
+    lines = Path("/proc/stat").read_text().splitlines()
+    moved = [
+        f"btime {int(line.split()[1]) + step_s}" if line.startswith("btime") else line
+        for line in lines
+    ]
+    (proc / "stat").write_text("\n".join(moved))
+    return proc
 
 
 def test_what_runs_is_counted_until_it_ends(shared: Counters) -> None:
