@@ -30,7 +30,8 @@ class Death:
     """The end of one process, or of its engine.
 
     Attributes:
-        at: Seconds since the epoch.
+        at: Seconds since the machine started, which no clock that is set moves; for processes of
+            this node, as the folder is.
         phase: `loading` or `serving`; `reported` for one whose cause became a start's error.
         cause: Why, in one line.
         version: Digest of the configuration that it ran with.
@@ -85,14 +86,14 @@ class History:
                 if head.get("counted") or head.get("version") != self._version:
                     continue
                 state.deaths.append(
-                    Death(time.time(), str(head.get("phase")), find_cause(head), self._version)
+                    Death(time.monotonic(), str(head.get("phase")), find_cause(head), self._version)
                 )
                 _strike(state, remains.in_flight)
 
     def add(self, phase: str, cause: str, in_flight: Iterable[bytes] = ()) -> None:
         """Adds a death that this process sees itself."""
         with self._change() as state:
-            state.deaths.append(Death(time.time(), phase, cause, self._version))
+            state.deaths.append(Death(time.monotonic(), phase, cause, self._version))
             _strike(state, in_flight)
 
     def forgive(self, fingerprint: bytes) -> None:
@@ -106,7 +107,7 @@ class History:
         if not self._state.strikes:
             return 0
         number, at = self._state.strikes.get(fingerprint.hex(), (0, 0.0))
-        return number if at > time.time() - STRIKE_S else 0
+        return number if at > time.monotonic() - STRIKE_S else 0
 
     def deaths(self) -> list[Death]:
         """Returns the deaths with this configuration, the latest last."""
@@ -131,7 +132,7 @@ class History:
             fcntl.flock(lock, fcntl.LOCK_EX)
             state = self._load()
             yield state
-            state.prune(time.time())
+            state.prune(time.monotonic())
             value = {"deaths": [asdict(death) for death in state.deaths], "strikes": state.strikes}
             work = self._file.with_suffix(f".{os.getpid()}")
             work.write_text(json.dumps(value))
@@ -150,7 +151,7 @@ class History:
 
 
 def _strike(state: _State, fingerprints: Iterable[bytes]) -> None:
-    now = time.time()
+    now = time.monotonic()
     for key in {fingerprint.hex() for fingerprint in fingerprints}:
         number, at = state.strikes.get(key, (0, 0.0))
         state.strikes[key] = (number + 1 if at > now - STRIKE_S else 1, now)

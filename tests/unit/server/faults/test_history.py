@@ -36,6 +36,29 @@ def test_strikes_expire_and_are_bounded(history: History, monkeypatch: pytest.Mo
     assert history.strikes(FINGERPRINT) == 1, "older deaths do not count"
 
 
+@pytest.mark.parametrize("step_s", [-86_400, 86_400])
+def test_a_clock_that_is_set_changes_nothing(
+    history: History, monkeypatch: pytest.MonkeyPatch, step_s: int
+) -> None:
+    history.add("serving", "x", [FINGERPRINT])
+    time_before = time.time
+    monkeypatch.setattr(time, "time", lambda: time_before() + step_s)
+    history.add("serving", "x", [FINGERPRINT])
+    assert history.strikes(FINGERPRINT) == 2
+    assert abs(history.deaths()[1].at - history.deaths()[0].at) < 60
+
+
+def test_strikes_end_though_the_clock_is_set_back(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history.add("serving", "x", [FINGERPRINT])
+    time_before = time.time
+    monkeypatch.setattr(time, "time", lambda: time_before() - 86_400)
+    monkeypatch.setattr(history_module, "STRIKE_S", 0.1)
+    time.sleep(0.2)
+    assert history.strikes(FINGERPRINT) == 0
+
+
 def test_a_damaged_history_is_begun_anew(history: History) -> None:
     history.add("serving", "x", [FINGERPRINT])
     for text in ("{", "[]", '{"deaths": 3, "strikes": {}}', '{"deaths": [], "strikes": {"a": 1}}'):
