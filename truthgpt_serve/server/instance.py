@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import inspect
 import logging
+import os
 from functools import partial
 from typing import Any
 
 from truthgpt_serve.config import ModelConfig
 from truthgpt_serve.contract import FamilySpec, Model, create_model
-from truthgpt_serve.errors import DeadlineError, RegistryError, ServerError, UnsupportedError
+from truthgpt_serve.errors import (
+    DeadlineError,
+    RegistryError,
+    ServerError,
+    UnavailableError,
+    UnsupportedError,
+)
 from truthgpt_serve.garbage import rare_collections
 from truthgpt_serve.hardware.plan import request_limits
 from truthgpt_serve.http.file_store import FileStore, LocalFileStore
@@ -196,13 +204,15 @@ class ModelInstance:
             await emit(await self.run(OnePiece(codec)))
 
     async def check_health(self) -> None:
-        """Raises what the class's `check_health` raises; returns when it has none.
+        """Raises what the class's `check_health` raises, if it has one.
 
         It runs beside a busy `infer`, in another thread.
 
         Raises:
             DeadlineError: It took longer than `serving.health_check_timeout_s`.
+            UnavailableError: This process has no file descriptor left, and so takes no connection.
         """
+        _check_files(self.label)
         limit_s = self.config.serving.health_check_timeout_s
         function = getattr(self.model, "check_health", None)
         if not callable(function):
@@ -253,3 +263,15 @@ def _check_class(cls: type[Model]) -> None:
             f"{cls.__qualname__}.infer is a generator; name the method that yields `stream`, "
             "and return the whole output from `infer`"
         )
+
+
+def _check_files(label: str) -> None:
+    """Raises UnavailableError where nothing more can be opened, as after a leak of the class."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise UnavailableError(
+                f"{label} has no file descriptor left, and so can take no connection: "
+                f"{error.strerror}"
+            ) from None

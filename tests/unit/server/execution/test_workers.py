@@ -6,6 +6,7 @@ import asyncio
 import gc
 import itertools
 import json
+import resource
 import socket
 import threading
 import time
@@ -40,6 +41,7 @@ from truthgpt_serve.errors import (
     OverloadedError,
     RegistryError,
     ServerError,
+    UnavailableError,
 )
 from truthgpt_serve.hardware.plan import request_limits
 from truthgpt_serve.server import Application, ModelInstance, create_asgi_app
@@ -393,6 +395,20 @@ async def test_every_optional_method_is_used() -> None:
     assert Full.last.events[-1] == "asked"
     await instance.close()
     assert Full.last.events[-1] == "closed"
+    await instance.close()
+
+
+async def test_a_process_without_a_file_descriptor_is_not_healthy() -> None:
+    instance = ModelInstance(spec_of(Upper), load_model_config({}), name="sample")
+    await instance.start()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(UnavailableError, match="Upper has no file descriptor left"):
+            await instance.check_health()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    await instance.check_health()
     await instance.close()
 
 
