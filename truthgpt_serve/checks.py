@@ -122,11 +122,29 @@ def _check_weights(config: ModelConfig, spec: FamilySpec, source: Source) -> Ite
         if spec.needs_weights:
             fix = "write a hub name or a local folder"
             yield Fault(place, f"is required by family {spec.name!r}", fix)
-    elif _is_missing(weights):
-        yield Fault(place, f"{weights!r} does not exist", "correct the path, or make the model")
+    elif missing := _find_missing(config, source):
+        yield missing
     elif spec.needs_weights and expand(weights).is_dir():
         problems = find_problems(expand(weights))
         yield from (Fault(place, message, fix) for message, fix in problems)
+
+
+def require_weights(config: ModelConfig) -> None:
+    """Checks that this machine has what `model.name_or_path` names, also when a replica starts.
+
+    Raises:
+        ConfigError: It was removed, or only other machines have it.
+    """
+    if missing := _find_missing(config, config.source):
+        raise ConfigError([missing])
+
+
+def _find_missing(config: ModelConfig, source: Source) -> Fault | None:
+    weights = config.model.name_or_path
+    if weights is None or not _is_missing(weights):
+        return None
+    place = source.at("model", "name_or_path")
+    return Fault(place, f"{weights!r} does not exist", "correct the path, or make the model")
 
 
 def _check_there_are_weights(

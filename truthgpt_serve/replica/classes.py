@@ -17,7 +17,7 @@ from ray import serve
 from truthgpt_serve.access.fair_queue import FairQueue
 from truthgpt_serve.access.settings import Access, Auth
 from truthgpt_serve.access.turns import Turns
-from truthgpt_serve.checks import resolve_family
+from truthgpt_serve.checks import require_weights, resolve_family
 from truthgpt_serve.cluster.controller import (
     fetch_replica_addresses,
     fetch_serve_state,
@@ -99,6 +99,7 @@ class ModelReplica:
             self._access = Access(auth, allow_origins, self._names, open_recorder)
             self._is_unsaid = auth is None
             spec = resolve_family(config)
+            require_weights(config)
             # Before the engine, which writes its own endpoint into the environment.
             self._tracer = open_tracer("replica")
             self._instance = ModelInstance(spec, config, name=self._name, files=SharedFiles())
@@ -207,6 +208,8 @@ class ModelReplica:
 
     async def __del__(self) -> None:
         """Frees the engine; Serve awaits this at the end of a graceful shutdown."""
+        if not hasattr(self, "_instance"):  # `__init__` failed, and its error is the one to show
+            return
         self._guard.close()
         self._collections.close()
         await asyncio.to_thread(self._access.close)  # it sends the last usage

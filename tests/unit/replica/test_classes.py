@@ -90,6 +90,15 @@ async def test_a_failed_load_begins_with_its_cause(module: str) -> None:
     assert str(raised.value.__cause__) == "EngineDeadError: no weights"
 
 
+async def test_a_replica_names_the_weights_that_are_gone(module: str) -> None:
+    replica = Replica.__new__(Replica)
+    model = {"family": f"sick-{module}", "import": f"sick_{module}", "name_or_path": "/gone/model"}
+    with pytest.raises(StartError) as raised:
+        replica.__init__({"model": model, "hardware": {"gpus": 0}})
+    assert "'/gone/model' does not exist" in str(raised.value.__cause__)
+    await ModelReplica.__del__(replica)  # an error here would be the last in the log
+
+
 async def test_its_answers_have_what_clients_need(module: str) -> None:
     page = "https://chat.example.com"
     cfg = {

@@ -145,7 +145,7 @@ def test_what_a_killed_process_ran_is_taken_back(path: Path, shared: Counters) -
 def test_a_clock_that_is_set_leaves_what_runs(
     path: Path, shared: Counters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """psutil tells the time of a start from `btime` of /proc/stat, which moves with the clock."""
+    """Psutil tells the time of a start from `btime` of /proc/stat, which moves with the clock."""
     with start(RUN, path) as process:
         assert first_line(process) == "1"
         monkeypatch.setattr(psutil, "PROCFS_PATH", str(_proc_after_a_step(path.parent, 3600)))
