@@ -140,11 +140,18 @@ class History:
             self._state = state
 
     def _load(self) -> _State:
+        """Returns what the file has, but what was before the machine's last start."""
+        now = time.monotonic()
         try:
             value = json.loads(self._file.read_text())
+            deaths = [Death(**death) for death in value["deaths"]]
             return _State(
-                [Death(**death) for death in value["deaths"]],
-                {key: (int(number), float(at)) for key, (number, at) in value["strikes"].items()},
+                [death for death in deaths if death.at <= now],
+                {
+                    key: (int(number), float(at))
+                    for key, (number, at) in value["strikes"].items()
+                    if at <= now
+                },
             )
         except (OSError, ValueError, KeyError, TypeError):
             return _State()

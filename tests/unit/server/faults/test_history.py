@@ -66,3 +66,19 @@ def test_a_damaged_history_is_begun_anew(history: History) -> None:
         fresh = History(history.folder, "v")
         assert fresh.deaths() == []
         assert fresh.strikes(FINGERPRINT) == 0
+
+
+def test_what_was_before_the_machine_started_does_not_count(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its clock begins anew there, and the folder may have stayed."""
+    now = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: now() + 86_400)
+    history.add("serving", "x", [FINGERPRINT])
+    assert len(history.deaths()) == history.strikes(FINGERPRINT) == 1
+    monkeypatch.setattr(time, "monotonic", now)
+    later = History(history.folder, "v")
+    assert later.deaths() == []
+    assert later.strikes(FINGERPRINT) == 0
+    later.add("serving", "x", [FINGERPRINT])
+    assert len(later.deaths()) == later.strikes(FINGERPRINT) == 1
