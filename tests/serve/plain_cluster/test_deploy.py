@@ -116,6 +116,28 @@ def test_what_changed_is_loaded_again_and_nothing_else(files: Files) -> None:
 
 
 @pytest.mark.timeout(600)
+def test_replicas_come_and_go_beside_those_that_run(files: Files) -> None:
+    before = files.pids()
+    inline = files.applications[-2]
+    inline["deployments"] = [{"name": "ModelReplica", "num_replicas": 2}]
+    files.write()
+    done = files.deploy()
+    assert done.returncode == 0, done.stderr
+    assert "is loaded again" not in done.stdout
+    more = files.pids()
+    assert more["own"] == before["own"]
+    assert len(more["inline"]) == 2
+    assert set(before["inline"]) < set(more["inline"])
+    inline["deployments"][0]["num_replicas"] = 1
+    files.write()
+    assert files.deploy().returncode == 0
+    del inline["deployments"]
+    files.write()
+    assert files.deploy().returncode == 0
+    assert len(files.pids()["inline"]) == 1
+
+
+@pytest.mark.timeout(600)
 def test_a_fault_changes_nothing_and_a_model_that_fails_is_named(
     files: Files, modules: Path
 ) -> None:
