@@ -27,7 +27,8 @@ from truthgpt_serve.http.open_inference import (
 from truthgpt_serve.router.allowed import AllowedModels
 from truthgpt_serve.router.discovery import RETRY_AFTER_S, ModelDirectory
 
-METHODS = ("GET", "POST")
+METHODS = ("GET", "POST", "HEAD")
+"""HEAD is answered as GET, without the body."""
 Handler = Callable[[Send], Awaitable[None]]
 
 
@@ -44,7 +45,7 @@ def model_of(method: str, path: str) -> str | None:
     if not name:
         raise RouteNotFoundError(f"there is no {path} here; the routes are listed at /docs")
     if method not in METHODS:
-        raise MethodError(f"{path} takes {' or '.join(METHODS)}, not {method}", allow=METHODS)
+        raise MethodError(f"{path} takes GET or POST, not {method}", allow=METHODS)
     return name
 
 

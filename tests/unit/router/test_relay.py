@@ -370,6 +370,9 @@ async def test_aliases_go_to_their_model(
         assert (card["id"], card["alias_of"]) == (alias, "m")
         await client.get(f"/v2/models/{path}/versions/1")
         assert proxy.requests[-1]["path"] == f"/models/m/v2/models/{alias}/versions/1"
+        asked = len(proxy.requests)
+        assert (await client.head(f"/v2/models/{path}")).status_code != 405
+        assert len(proxy.requests) == asked + 1
         ready = await client.get(f"/v2/models/{path}/ready")
         assert ready.json() == {"name": alias, "ready": True}
     listed = (await client.get("/v1/models")).json()["data"]
