@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import sys
 from functools import partial
 from typing import Any
@@ -60,14 +61,38 @@ def encode_value(value: Any, label: str) -> bytes:
     """Returns `value` as JSON.
 
     Raises:
-        ServerError: It holds something that has no JSON form; the message names it and `label`.
+        ServerError: It holds something that has no JSON form, such as a NaN outside an array; the
+            message names it and `label`.
     """
     try:
-        return msgspec.json.encode(value, enc_hook=_to_json)
-    except UnicodeEncodeError:
-        return encode_json(msgspec.to_builtins(value, enc_hook=_to_json, str_keys=True))
+        return _encode(value)
     except (TypeError, ValueError, RuntimeError, OSError) as error:
         raise ServerError(f"{label} returned what JSON cannot represent: {error}") from error
+
+
+def _encode(value: Any) -> bytes:
+    try:
+        encoded = msgspec.json.encode(value, enc_hook=_to_json)
+        if b"null" not in encoded:  # msgspec writes this for NaN and infinity too
+            return encoded
+    except UnicodeEncodeError:
+        encoded = b""
+    plain = msgspec.to_builtins(value, enc_hook=_to_json, str_keys=True)
+    _check_finite(plain)
+    return encoded or encode_json(plain)
+
+
+def _check_finite(value: Any) -> None:
+    """Raises ValueError where a number in lists and objects is NaN or infinite."""
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, float) and not math.isfinite(item):
+            raise ValueError(f"the number {item}, which only an array carries")
+        if isinstance(item, dict):
+            stack.extend(item.values())
+        elif isinstance(item, list | tuple):
+            stack.extend(item)
 
 
 def _to_json(value: Any) -> Any:
