@@ -39,9 +39,9 @@ class TruthGPTError(Exception):
         retry_after_s: int | None = None,
     ) -> None:
         super().__init__(message)
-        self.message = message
-        self.param = param
-        self.code = code if code is not None else self.default_code
+        self.message = _text(message) or type(self).__name__
+        self.param = _text(param)
+        self.code = _text(code) if code is not None else self.default_code
         self.retry_after_s = retry_after_s
 
     def to_envelope(self) -> dict[str, Any]:
@@ -54,3 +54,8 @@ class TruthGPTError(Exception):
                 "code": self.code,
             }
         }
+
+
+def _text(value: object) -> str | None:
+    """Returns a value as text: a user's class may raise an error with anything in it."""
+    return value if value is None or isinstance(value, str) else str(value)

@@ -6,6 +6,7 @@ import base64
 import io
 import itertools
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from deployments.echo.config import FAMILY
 from tests.support.image_files import bomb, create_image, encode, jpeg_of_scans
 from tests.support.sample_models import Base, Continuation, Misbehaving, Ticks, Upper, spec_of
 from tests.support.servers import serve_asgi
+from truthgpt_serve.errors import RequestError
 from truthgpt_serve.image_files.jpeg import MAX_SCANS
 from truthgpt_serve.server import create_app
 
@@ -402,6 +404,10 @@ class Unsendable(Base):
             return numpy.longdouble(1)
         if inputs.get("kind") == "image":
             return Image.open(io.BytesIO(encode(create_image(200, 200), "JPEG")[:900]))
+        if inputs.get("kind") == "nan":
+            return {"scores": [1.0, {"b": numpy.float32("nan")}], "none": None}
+        if inputs.get("kind") == "infinity":
+            return {"\ud800": -math.inf}
         return {"lock": self.release}
 
 
@@ -411,6 +417,8 @@ class Unsendable(Base):
         (None, "a threading.Event"),
         ("longdouble", "a numpy.longdouble"),
         ("image", "image file is truncated"),
+        ("nan", "the number nan, which only an array carries"),
+        ("infinity", "the number -inf, which only an array carries"),
     ],
 )
 def test_outputs_that_json_cannot_carry_are_named(kind: str | None, named: str) -> None:
@@ -419,6 +427,19 @@ def test_outputs_that_json_cannot_carry_are_named(kind: str | None, named: str) 
         assert answer.status_code == 500
         message = answer.json()["error"]["message"]
         assert message.startswith(f"Unsendable.infer returned what JSON cannot represent: {named}")
+
+
+class Odd(Base):
+    def infer(self, inputs: dict[str, Any]) -> Any:
+        raise RequestError(None, param=5, code=7)  # type: ignore[arg-type]
+
+
+def test_an_error_that_was_raised_with_other_values_is_an_envelope_of_texts() -> None:
+    with serving(Odd) as client:
+        answer = client.post("/v1/infer", json={"model": "sample", "inputs": {}})
+        assert answer.status_code == 400
+        error = {"message": "RequestError", "type": "invalid_request_error"}
+        assert answer.json()["error"] == {**error, "param": "5", "code": "7"}
 
 
 def test_infer_streams_any_value() -> None:
