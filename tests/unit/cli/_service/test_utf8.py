@@ -29,6 +29,19 @@ def test_what_is_wrong_is_named(text: str, message: str) -> None:
     assert raised.value.message == message
 
 
+def test_letters_that_the_locale_has_no_codes_for_are_not_called_damaged() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "truthgpt_serve.cli", "chat", "m", "--prompt", "é"],
+        capture_output=True,
+        timeout=60,
+        env=environment({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
+    )
+    assert done.returncode == 2
+    assert done.stderr.endswith(
+        b"--prompt has letters that this shell's locale has no codes for: set LC_ALL=C.UTF-8\n"
+    )
+
+
 def test_text_passes() -> None:
     check_text("äß→😀\0", "it")
 
