@@ -13,6 +13,7 @@ import numpy
 import torch
 import transformers
 from PIL import Image
+from transformers.pipelines import PipelineException
 
 from deployments.hf_transformers.attention import choose_attention
 from deployments.hf_transformers.compilation import compile_model
@@ -156,8 +157,8 @@ class PipelineEngine:
         try:
             with torch.inference_mode():
                 outputs = self.pipeline(values, batch_size=len(values), **parameters)
-        except (ValueError, KeyError) as error:
-            # Pipelines check their parameters with these; the model's own faults are others.
+        except (ValueError, KeyError, PipelineException) as error:
+            # Pipelines check what they are given with these; the model's own faults are others.
             raise RequestError(f"the {self.task} pipeline refuses the inputs: {error}") from error
         # That one takes a single output out of its list.
         outputs = [outputs] if self.task == "fill-mask" and len(values) == 1 else list(outputs)

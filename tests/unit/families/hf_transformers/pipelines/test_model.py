@@ -153,6 +153,20 @@ def test_other_tasks(
         ]
 
 
+def test_a_text_without_a_mask_is_the_clients_fault(classifier: Path, tmp_path: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(classifier)
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=4
+    )
+    transformers.BertForMaskedLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with (
+        loaded(configuration(tmp_path, "custom", pipeline_task="fill-mask")) as model,
+        pytest.raises(RequestError, match=r"refuses the inputs: No mask_token \(\[MASK\]\)"),
+    ):
+        model.infer({"text": "the cat runs"})
+
+
 def test_weights_of_another_kind_are_refused(classifier: Path) -> None:
     cfg = configuration(classifier, "custom", pipeline_task="image-classification")
     with pytest.raises(ConfigError, match="cannot be loaded for image-classification"):
