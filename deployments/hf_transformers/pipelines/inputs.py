@@ -30,13 +30,14 @@ def _read_image(value: Any) -> Image.Image:
 
 
 def _read_audio(value: Any) -> numpy.ndarray:
-    """Returns a recording as float32 `[samples]`."""
+    """Returns a recording as float32 `[samples]`; unsigned whole numbers are silent in the middle."""
     if not isinstance(value, numpy.ndarray) or value.dtype.kind not in "fiu" or value.ndim != 1:
         raise bad_field("audio", "must be an array of one dimension, as {shape, dtype, b64}")
     if not value.size:
         raise bad_field("audio", "has no samples")
     if value.dtype.kind in "iu":
-        value = value / numpy.iinfo(value.dtype).max
+        middle = 0.0 if value.dtype.kind == "i" else (numpy.iinfo(value.dtype).max + 1.0) / 2
+        value = (value - middle) / (middle or numpy.iinfo(value.dtype).max)
     samples: numpy.ndarray = value.astype(numpy.float32)
     if not numpy.isfinite(samples).all():
         raise bad_field("audio", "has samples that are not finite")

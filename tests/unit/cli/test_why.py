@@ -185,7 +185,8 @@ def test_a_model_that_waits_for_resources(folder: Path) -> None:
     assert "what to do: give it less (`hardware`)" in done.stdout
 
 
-def test_what_a_class_that_loads_has_printed_is_shown(folder: Path) -> None:
+@pytest.mark.parametrize("state", ["DEPLOYING", "UNHEALTHY"])
+def test_what_a_class_that_loads_has_printed_is_shown(folder: Path, state: str) -> None:
     title = "ray::ServeReplica:bad:ModelReplica"
     loads = subprocess.Popen(
         [title, "-c", "input()"], executable=sys.executable, stdin=subprocess.PIPE
@@ -194,7 +195,7 @@ def test_what_a_class_that_loads_has_printed_is_shown(folder: Path) -> None:
         write_log(folder, loads.pid, ":actor_name:ServeReplica:bad:ModelReplica\n")
         text = "INFO bad_ModelReplica x -- downloading...\n\n"
         (logs_of(folder) / "serve" / "replica_bad_ModelReplica_x.log").write_text(text)
-        with serve(answers("DEPLOYING")) as service:
+        with serve(answers(state)) as service:
             write_run(folder / ".run", address=service.url)
             done = run_cli("why", "bad", cwd=folder)
     finally:

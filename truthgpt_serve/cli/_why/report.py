@@ -24,6 +24,8 @@ LAST_LINES_OF_SERVICE = 200
 STOPPED = "Got KeyboardInterrupt, shutting down"
 """What `serve run` says when it is stopped in order."""
 RUNNING, DELETING = "RUNNING", "DELETING"
+_STARTING = ("DEPLOYING", "UNHEALTHY")
+"""States in which a process that lives may be one that starts."""
 
 
 @dataclass(slots=True)
@@ -163,7 +165,7 @@ def _look(report: Report, session: Session) -> None:
     if found:
         path, report.traceback = found[0]
         report.looked_at.append(str(path))
-    if replicas and replicas[-1].lives and (report.starting or report.state == "DEPLOYING"):
+    if replicas and replicas[-1].lives and (report.starting or report.state in _STARTING):
         report.last_lines = _last_lines([*replicas[-1].files, *session.serve_logs(name)[-1:]])
 
 

@@ -15,6 +15,7 @@ import pytest
 import soundfile
 import transformers
 
+from deployments.hf_transformers.pipelines.inputs import Inputs
 from tests.support.tiny_transformers.speech import SAMPLING_RATE, WINDOW_S, make_tiny_speech
 from tests.support.transformers_models import client_of, configuration, loaded
 from truthgpt_serve.cancellation import Call, CallCancelledError
@@ -63,6 +64,18 @@ def test_a_batch_gives_what_each_recording_gives_alone(model: Any, plain: Any) -
     assert [answer["text"] for answer in found] == expected
     assert len(set(expected)) > 1, "the model hears a difference"
     assert [answer["duration"] for answer in found] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "middle", "most"),
+    [("uint8", 128, 127), ("uint16", 32768, 32767), ("int16", 0, 32767)],
+)
+def test_whole_numbers_are_heard_as_the_same_sound(dtype: str, middle: int, most: int) -> None:
+    samples = recording(1)
+    whole = (middle + numpy.rint(samples * most)).astype(dtype)
+    heard = Inputs.model_validate({"audio": whole}).audio
+    assert heard is not None
+    numpy.testing.assert_allclose(heard, samples, atol=1.5 / most)
 
 
 def test_languages_and_prompts_reach_the_model(model: Any, plain: Any) -> None:
