@@ -89,6 +89,7 @@ class Fields(RequestModel):
 
 _CHAT_ROUTES = ("/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens")
 _OPENAI_CHATS = ("/v1/chat/completions", "/v1/chat/completions/batch")
+_LISTS_ROUTES = (*_OPENAI_CHATS, "/tokenize")
 _FORMAT_ROUTES = (*_OPENAI_CHATS, "/v1/completions")
 _OUTPUTS_ROUTES = (*_FORMAT_ROUTES, "/v1/responses")
 _URLS = ("image_url", "video_url", "audio_url")
@@ -109,7 +110,7 @@ def check_kinds(path: str, body: Mapping[str, Any]) -> None:
     read_request(Fields, body)
     if path in _CHAT_ROUTES and body.get("messages", ()) is None:
         raise bad_field("messages", "must be a list, not null")
-    if path in _OPENAI_CHATS:
+    if path in _LISTS_ROUTES:
         messages = _messages(body.get("messages") or ())
         if odd := [(place, message) for place, message in messages if _is_odd(message)]:
             _check_lists(odd)

@@ -158,6 +158,7 @@ async def test_an_item_of_a_list_is_named_with_its_message(
     assert "messages" not in refused.text
     for path, messages, place in (
         (CHAT, [fine, odd], "messages[1]"),
+        ("/tokenize", [fine, odd], "messages[1]"),
         (f"{CHAT}/batch", [[fine], [fine, fine, odd]], "messages[1][2]"),
     ):
         with pytest.raises(RequestError) as caught:
@@ -181,7 +182,8 @@ async def test_an_item_of_a_list_is_named_with_its_message(
 async def test_what_vllm_takes_in_lists_passes(app: Any, fields: dict[str, Any]) -> None:
     message = {"role": "assistant", **fields}
     assert (await rendered(app, message)).status_code == 200
-    check_kinds(CHAT, {"messages": [message]})
+    for path in (CHAT, "/tokenize"):
+        check_kinds(path, {"messages": [message]})
 
 
 def test_what_vllm_names_itself_is_left_to_it() -> None:
