@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from truthgpt_serve.access.counting.redis_commands import is_address
 from truthgpt_serve.access.gate import OPEN_AT_MODEL, OPEN_AT_SERVICE, Gate
 from truthgpt_serve.access.key_metrics import KeyMetrics, State, keys_state, usage_state
 from truthgpt_serve.access.key_ring import KeyRing
@@ -27,6 +28,9 @@ KEYS_VARIABLE = "TRUTHGPT_KEYS_FILE"
 USAGE_VARIABLE = "TRUTHGPT_USAGE_FILE"
 STORE_VARIABLE = "TRUTHGPT_QUOTA_STORE"
 FIX = "write `auth: {keys_file: keys.yaml}` or `auth: none` into the `args` of every application"
+_ADDRESS_FIX = (
+    "write redis://:PASSWORD@HOST:PORT/NUMBER, with / ? # @ % in it as %2F %3F %23 %40 %25"
+)
 _SERVICE_ONLY = frozenset(("/docs", "/openapi.json"))
 
 
@@ -100,6 +104,8 @@ def _find_store(section: AuthSection, place: str, environ: Mapping[str, str]) ->
     if importlib.util.find_spec("redis") is None:
         fix = "pip install 'truthgpt-serve[redis]'"
         raise ConfigError([Fault(place, "needs the package redis", fix)])
+    if store is not None and not is_address(store):  # it is not shown: it may hold a password
+        raise ConfigError([Fault(place, "is no address that Redis' client takes", _ADDRESS_FIX)])
     return store
 
 

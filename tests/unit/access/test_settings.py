@@ -69,6 +69,9 @@ def test_where_limits_are_counted_by_the_environment(tmp_path: Path) -> None:
     assert found.quota_store == address
     with pytest.raises(ConfigError, match="TRUTHGPT_QUOTA_STORE: is neither memory nor"):
         find_auth(keys, "x", {"TRUTHGPT_QUOTA_STORE": "http://host"})
+    with pytest.raises(ConfigError, match="TRUTHGPT_QUOTA_STORE: is no address") as caught:
+        find_auth(keys, "x", {"TRUTHGPT_QUOTA_STORE": "redis://:pass/word@host"})
+    assert "pass/" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

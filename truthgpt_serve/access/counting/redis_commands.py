@@ -14,7 +14,9 @@ from truthgpt_serve.access.counting.own_counts import Counts
 from truthgpt_serve.access.counting.redis_scripts import CORRECT, RESTORE, RUNNING, TAKE
 
 ANSWER_S = 0.25
-"""Longest time that a request waits for the server."""
+"""Longest time of one trip to the server."""
+CONNECT_S = 1.0
+"""Longest time until there is a connection, and until the server has greeted: several trips."""
 LEASE_S = 30.0
 """After which what a silent process runs is taken back; it speaks up three times as often."""
 SEPARATOR = "\0"
@@ -24,6 +26,7 @@ MARK = f"{PREFIX}mark"
 """A key that is gone when the counts are: it lives as long after the last request."""
 _MS = 1000
 _MINUTE = (str(int(BUCKET_S * _MS)), str(NUM_BUCKETS))
+_ANY_NUMBER = 10**9
 _MARK_MS = int(NUM_BUCKETS * BUCKET_S * _MS)
 LEASE_MS = str(int(LEASE_S * _MS))
 
@@ -40,16 +43,31 @@ class Commands:
         self._hashes: tuple[str, ...] = ()
 
     async def load(self, client: Any) -> None:
-        """Loads the scripts."""
-        async with asyncio.timeout(2 * ANSWER_S):
-            texts = (TAKE, CORRECT, RUNNING, RESTORE)
-            self._hashes = tuple([await client.script_load(text) for text in texts])
+        """Connects, and loads the scripts in one trip."""
+        async with asyncio.timeout(2 * CONNECT_S), client.pipeline(transaction=False) as pipe:
+            for text in (TAKE, CORRECT, RUNNING, RESTORE):
+                pipe.script_load(text)
+            self._hashes = tuple(await pipe.execute())
+
+    async def try_out(self, client: Any, running: Mapping[str, int]) -> None:
+        """Counts nothing under some names: a server may take the scripts, and not what they do.
+
+        Args:
+            client: The client.
+            running: The names, and how many things of each run in this process.
+        """
+        async with asyncio.timeout(ANSWER_S), client.pipeline(transaction=False) as pipe:
+            for name, number in running.items():
+                self.run(pipe, name, number)
+                self.take(pipe, [Charge(name, 0, None, _ANY_NUMBER, runs=False)], {})
+            await pipe.execute()
 
     async def read_mark(self, client: Any) -> bytes:
         """Returns what the server's counts are known by; another one if they were lost."""
-        async with asyncio.timeout(2 * ANSWER_S):
-            await client.set(MARK, uuid.uuid4().hex, nx=True, px=_MARK_MS)
-            mark: bytes | None = await client.get(MARK)
+        async with asyncio.timeout(ANSWER_S), client.pipeline(transaction=False) as pipe:
+            pipe.set(MARK, uuid.uuid4().hex, nx=True, px=_MARK_MS)
+            pipe.get(MARK)
+            mark: bytes | None = (await pipe.execute())[1]
         return mark or b""
 
     def keep_mark(self, pipe: Any) -> None:
@@ -107,10 +125,21 @@ def connect(url: str) -> Any:
     return Redis.from_url(
         url,
         socket_timeout=ANSWER_S,
-        socket_connect_timeout=ANSWER_S,
+        socket_connect_timeout=CONNECT_S,
         retry=Retry(NoBackoff(), 0),
         max_connections=2,
     )
+
+
+def is_address(url: str) -> bool:
+    """Returns whether redis-py takes an address; connects to nothing."""
+    from redis import RedisError
+
+    try:
+        connect(url).connection_pool.make_connection()
+    except (ValueError, TypeError, RedisError):  # the port, and options by their names and values
+        return False
+    return True
 
 
 def _keys(name: str) -> tuple[str, str]:

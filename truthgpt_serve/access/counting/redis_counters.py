@@ -14,9 +14,7 @@ import logging
 import os
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from truthgpt_serve.access.counting.charges import BUCKET_S, Charge, Standing
@@ -28,6 +26,7 @@ from truthgpt_serve.access.counting.redis_commands import (
     connect,
     standing_of,
 )
+from truthgpt_serve.access.counting.takings import Taking, Takings
 
 logger = logging.getLogger(__name__)
 
@@ -38,14 +37,6 @@ MAX_BATCH = 128
 MAX_CORRECTIONS = 16384
 
 
-@dataclass(slots=True)
-class _Taking:
-    """Charges that wait for the server's answer."""
-
-    charges: Sequence[Charge]
-    answer: asyncio.Future[list[Standing] | None]
-
-
 class RedisCounters:
     """The counts of one server.
 
@@ -54,17 +45,17 @@ class RedisCounters:
 
     Attributes:
         is_up: Whether it answers, as far as is known.
-        num_missed: Counts that were left to the machine.
         forget: Is told what of a name's counts the server now has beside its machine.
     """
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._commands = Commands(f"{os.getpid()}-{uuid.uuid4().hex[:16]}")
-        self._takings: deque[_Taking] = deque()
+        self._takings = Takings()
         self._corrections: dict[tuple[str, int], float] = {}
         self._running: dict[str, int] = {}
         self._changed: set[str] = set()
+        self._suspects: set[str] = set()
         self._own = OwnCounts()
         self._mark: bytes | None = None
         self._is_lost = False
@@ -73,7 +64,6 @@ class RedisCounters:
         self._wake = asyncio.Event()
         self._is_closed = False
         self.is_up = True
-        self.num_missed = 0
         self.forget: Callable[[str, Counts], None] = lambda name, counts: None
 
     async def take_all(self, charges: Sequence[Charge]) -> list[Standing] | None:
@@ -83,17 +73,22 @@ class RedisCounters:
             charges: What to count, each under another name.
 
         Returns:
-            How each name stands, or None while the server is away: then nothing was counted.
+            How each name stands, or None while the server is away, or takes longer than a trip
+            and the one before: then nothing was counted.
         """
         if self._task is None and not self._is_closed:
             self._task = asyncio.get_running_loop().create_task(self._serve())
         if not self.is_up or self._is_closed or len(self._takings) >= MAX_WAITING:
-            self.num_missed += 1
+            self._takings.num_missed += 1
             return None
-        taking = _Taking(charges, asyncio.get_running_loop().create_future())
-        self._takings.append(taking)
+        taking = self._takings.add(charges)
         self._wake.set()
-        return await taking.answer
+        return await self._takings.wait(taking, 2 * ANSWER_S)
+
+    @property
+    def num_missed(self) -> int:
+        """Counts that were left to the machine."""
+        return self._takings.num_missed
 
     def correct(self, name: str, amount: float, then_s: float, now_s: float) -> None:
         """Corrects what was counted at an earlier time, as `Counters.correct` does."""
@@ -111,7 +106,7 @@ class RedisCounters:
     def note(self, name: str, amount: float, then_s: float, now_s: float) -> None:
         """Notes what was let in, or corrected, by the machine's own count, to tell it later."""
         at_s = then_s if amount < 0 else now_s
-        if self.is_up:
+        if self.is_up and self._mark is not None:
             self.correct(name, amount, then_s, now_s)
         else:
             self._own.add(name, amount, at_s, is_told=False)
@@ -143,11 +138,12 @@ class RedisCounters:
         client = connect(self._url)
         try:
             while not self._is_closed:  # a library may swallow that it was cancelled
+                next_s = time.monotonic() + RETRY_S
                 await self._follow(client)
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(max(0.0, next_s - time.monotonic()))
         finally:
             self.is_up = False
-            self._give_up()
+            self._takings.give_up()
             with contextlib.suppress(Exception, asyncio.CancelledError):
                 async with asyncio.timeout(ANSWER_S):
                     await self._leave(client)
@@ -158,7 +154,10 @@ class RedisCounters:
         """Counts until the server is away."""
         try:
             await self._commands.load(client)
+            names = self._suspects
+            await self._commands.try_out(client, {n: self._running.get(n, 0) for n in names})
             await self._take_over(client)
+            self._suspects.clear()
             self._changed |= self._running.keys()
             if not self.is_up:
                 logger.warning("the limits of keys are counted in quota_store again")
@@ -177,7 +176,7 @@ class RedisCounters:
                     "quota_store does not answer, so each machine counts for itself: %s", reason
                 )
             self.is_up = False
-            self._give_up()
+            self._takings.give_up()
             with contextlib.suppress(Exception):
                 await client.connection_pool.disconnect()
 
@@ -225,14 +224,18 @@ class RedisCounters:
             self._said_s = now_s
             self._changed |= self._running.keys()
 
-    async def _send(self, client: Any) -> None:
-        takings = [self._takings.popleft() for _ in range(min(MAX_BATCH, len(self._takings)))]
-        corrections = [
-            (key, self._corrections.pop(key)) for key in list(self._corrections)[:MAX_BATCH]
-        ]
+    def _next(self) -> tuple[list[Taking], list[tuple[tuple[str, int], float]], list[str]]:
+        """Takes out what is sent next: takings, corrections, and names whose things changed."""
+        takings = self._takings.next(MAX_BATCH)
+        keys = list(self._corrections)[:MAX_BATCH]
+        corrections = [(key, self._corrections.pop(key)) for key in keys]
         changed = [self._changed.pop() for _ in range(min(MAX_BATCH, len(self._changed)))]
         if not (self._takings or self._corrections or self._changed):
             self._wake.clear()
+        return takings, corrections, changed
+
+    async def _send(self, client: Any) -> None:
+        takings, corrections, changed = self._next()
         try:
             now_s = time.monotonic()
             looks = now_s - self._marked_s >= RETRY_S
@@ -250,22 +253,25 @@ class RedisCounters:
                 self._marked_s, self._is_lost = now_s, not answers[0]
             for taking, answer in zip(takings, answers[len(answers) - len(takings) :], strict=True):
                 self._answer(taking, [standing_of(each) for each in answer])
+        except Exception:
+            charged = [charge.name for taking in takings for charge in taking.charges]
+            self._suspects = {*charged, *changed, *(key[0] for key, _ in corrections)}
+            raise
         finally:
             for taking in takings:
                 if not taking.answer.done():
                     self._answer(taking, None)
 
-    def _put_taking(self, pipe: Any, taking: _Taking) -> None:
+    def _put_taking(self, pipe: Any, taking: Taking) -> None:
         running = {
             charge.name: self._change(charge.name, 1) for charge in taking.charges if charge.runs
         }
         self._commands.take(pipe, taking.charges, running)
 
-    def _answer(self, taking: _Taking, standings: list[Standing] | None) -> None:
+    def _answer(self, taking: Taking, standings: list[Standing] | None) -> None:
         """Tells who waits, and takes back what was not let in, or is not wanted any more."""
         fits = standings is not None and all(standing.fits for standing in standings)
         is_left = taking.answer.done()
-        self.num_missed += standings is None
         if not is_left:
             taking.answer.set_result(standings)
         now_s = time.time()
@@ -281,14 +287,6 @@ class RedisCounters:
             if fits:
                 self.correct(charge.name, -charge.amount, now_s, now_s)
         self._wake.set()
-
-    def _give_up(self) -> None:
-        """Has all that wait count at their own machine."""
-        while self._takings:
-            answer = self._takings.popleft().answer
-            if not answer.done():
-                self.num_missed += 1
-                answer.set_result(None)
 
     async def _leave(self, client: Any) -> None:
         """Takes back what of this process runs."""
