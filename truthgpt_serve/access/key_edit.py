@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
@@ -19,10 +20,11 @@ from truthgpt_serve.access.credentials import create_key, digest
 from truthgpt_serve.access.key_file import MAX_KEYS, FormerKey, KeyEntry, KeyFile, read_keys
 from truthgpt_serve.access.moments import write_moment
 from truthgpt_serve.config.parse import parse
-from truthgpt_serve.config.source import Source
+from truthgpt_serve.config.source import MAX_FILE_BYTES, Source
 from truthgpt_serve.errors import ConfigError, Fault
 from truthgpt_serve.wording import suggest
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _HEAD = """\
 # Keys of the service's clients, as SHA-256: none can be read from here. `truthgpt keys` writes this
 # file and keeps no comments. The service reads it again when it changes (docs/keys.md).
@@ -113,7 +115,8 @@ def _changing(path: Path, *, must_exist: bool = False) -> Iterator[KeyFile]:
             _write(path, file)
     except OSError as error:
         message = f"cannot be written: {error.strerror}"
-        raise ConfigError([Fault(str(path), message)]) from error
+        fix = f"make room in {path.parent}" if error.errno in _FULL else ""
+        raise ConfigError([Fault(str(path), message, fix)]) from error
 
 
 @contextmanager
@@ -144,6 +147,9 @@ def _keep_owner(descriptor: int, path: Path) -> None:
 def _write(path: Path, file: KeyFile) -> None:
     data = file.model_dump(exclude_none=True, exclude_defaults=True)
     text = _HEAD + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    if len(text.encode()) > MAX_FILE_BYTES:  # nobody could read it, and revoke a key
+        message = f"would be larger than {MAX_FILE_BYTES} bytes, the most it can be"
+        raise ConfigError([Fault(str(path), message, "revoke keys, or shorten their `models`")])
     mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o600
     descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -135,8 +136,21 @@ def _expiry(text: str) -> str:
 
 
 def _show_key(key: str, name: str) -> None:
-    click.echo(f"the key of {name}; it is not shown again:", err=True)
-    click.echo(key)
+    """Shows a key that the file has already.
+
+    Raises:
+        click.ClickException: Nobody has seen it.
+    """
+    with contextlib.suppress(OSError):
+        click.echo(f"the key of {name}; it is not shown again:", err=True)
+    try:
+        click.echo(key)
+    except OSError as error:
+        message = (
+            f"the output cannot be written: {error.strerror}; the key of {name} is made and lost"
+        )
+        fix = f"make another: truthgpt keys rotate {name}"
+        raise click.ClickException(f"{message} ({fix})") from error
 
 
 def _find_file(file: Path | None) -> Path:

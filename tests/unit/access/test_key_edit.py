@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
 
 from truthgpt_serve.access.credentials import digest
 from truthgpt_serve.access.key_edit import add_key, revoke_key, rotate_key
@@ -139,3 +141,29 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
             add_key(path, {"name": "a"})
     assert pipe.is_fifo()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe"]
+
+
+def test_a_file_that_nobody_could_read_is_not_written(path: Path) -> None:
+    models = [f"{number:03d}{'m' * 250}" for number in range(250)]
+    entries = [
+        {"name": f"k{number}", "models": models, "sha256": f"{number:064x}"} for number in range(16)
+    ]
+    path.write_text(yaml.safe_dump({"keys": entries}))
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match="would be larger than 1048576 bytes"):
+        add_key(path, {"name": "a", "models": models})
+    assert path.read_bytes() == before
+    revoke_key(path, "k0")
+
+
+def test_a_full_disk_leaves_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_key(path, {"name": "a"})
+    before, names = path.read_bytes(), os.listdir(path.parent)
+
+    def fsync(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(ConfigError, match=rf"No space left.*make room in {path.parent}"):
+        rotate_key(path, "a", 0)
+    assert (path.read_bytes(), os.listdir(path.parent)) == (before, names)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 
-from tests.support.cli_service import run_cli
+from tests.support.cli_service import environment, run_cli
 from truthgpt_serve.access.credentials import PREFIX, digest
 from truthgpt_serve.access.key_file import read_keys
 
@@ -88,3 +90,17 @@ def test_which_file(tmp_path: Path) -> None:
     (folder / "serve.yaml").write_text("applications: 3")
     run(folder, "add", "a")
     assert (folder / "keys.yaml").is_file()
+
+
+def test_a_key_that_cannot_be_shown_is_said_to_be_lost(tmp_path: Path) -> None:
+    run(tmp_path, "add", "team")
+    command = [sys.executable, "-m", "truthgpt_serve.cli", "keys", "rotate", "team"]
+    env = environment({"TRUTHGPT_CONFIG_DIR": str(tmp_path)})
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, env=env, check=False
+        )
+    assert done.returncode == 1
+    assert (
+        "the key of team is made and lost (make another: truthgpt keys rotate team" in done.stderr
+    )
