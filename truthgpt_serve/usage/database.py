@@ -87,9 +87,9 @@ class UsageFile:
                 raise StoreError(f"{self.path} cannot be used now: {reason}") from error
 
     def _connect(self) -> sqlite3.Connection:
-        """Returns the open file; one that was taken away or replaced is opened anew."""
-        if self._database is not None and _identity(self.path) != self._identity:
-            logger.error("the usage file %s was taken away or replaced", self.path)
+        """Returns the open file; one that was taken away, emptied or replaced is opened anew."""
+        if self._database is not None and not self._is_there():
+            logger.error("the usage file %s was taken away, emptied or replaced", self.path)
             self._leave(self._database)
             self._disconnect()
         if self._database is None:
@@ -100,6 +100,10 @@ class UsageFile:
                 for name in (f"{self.path.name}{suffix}" for suffix in _FILES[1:])
             }
         return self._database
+
+    def _is_there(self) -> bool:
+        """Returns whether the open file is still the one at its path, and has something in it."""
+        return _identity(self.path) == self._identity and self.path.stat().st_size > 0
 
     def _leave(self, database: sqlite3.Connection) -> None:
         """Makes a file whole that was moved away, and removes its journal.

@@ -218,7 +218,20 @@ def test_a_file_that_is_taken_away_is_made_anew(
     path.unlink()
     store.add(Batch("s", 2, [row()]))
     assert requests_in(store) == 1
-    assert "was taken away or replaced" in caplog.text
+    assert "was taken away, emptied or replaced" in caplog.text
+    store.close()
+    store = UsageStore(path, clock=Clock())
+    assert requests_in(store) == 1
+    store.close()
+
+
+def test_a_file_that_is_emptied_is_made_anew(path: Path) -> None:
+    """As by the shell's `>`: SQLite writes on into the open file, and nobody can read that."""
+    store = UsageStore(path, clock=Clock())
+    store.add(Batch("s", 1, [row()]))
+    for file in (path, path.with_name(f"{path.name}-wal")):
+        file.write_bytes(b"")
+    store.add(Batch("s", 2, [row()]))
     store.close()
     store = UsageStore(path, clock=Clock())
     assert requests_in(store) == 1
