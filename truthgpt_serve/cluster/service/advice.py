@@ -11,8 +11,9 @@ LOOKED_AT = 400
 
 _ERROR = re.compile(r"\b(\w*(Error|Exception)\b: |FATAL\b|fatal error|[Cc]annot |No space left)")
 _AFTER = 3
+_DISK_FULL = "the disk is full: free some space; `df -h` shows"
 _ADVICE = (
-    (r"No space left on device|OutOfDiskError", "the disk is full: free some space; `df -h` shows"),
+    (r"No space left on device|OutOfDiskError", _DISK_FULL),
     (r"Address already in use|EADDRINUSE", "another program has taken a port: end it"),
     (r"Too many open files|EMFILE", "too many open files: raise the limit with `ulimit -n 65536`"),
     (
@@ -32,6 +33,24 @@ _ADVICE = (
 )
 
 
+_FULL_PLACE = re.compile(
+    r"(/[^\s'\":]+)[^\s/]*: No space left|No space left on device: '?(/[^\s'\":]+)"
+)
+
+
+def find_full_disk(lines: Sequence[str]) -> str | None:
+    """Returns where a disk is full, as a log says it, and what helps; or None.
+
+    Ray goes on with a full disk, and starts its processes again for ever.
+    """
+    for line in reversed(lines[-LOOKED_AT:]):
+        if "No space left on device" in line:
+            found = _FULL_PLACE.search(line)
+            place = next(filter(None, found.groups()), "") if found else ""
+            return f"{place}: {_DISK_FULL}" if place else _DISK_FULL
+    return None
+
+
 def find_cause(lines: Sequence[str]) -> list[str]:
     """Returns the lines around the last error, or the last lines when none looks like one."""
     lines = [line for line in lines[-LOOKED_AT:] if not line.startswith("[serve] ")]
@@ -45,5 +64,5 @@ def find_advice(lines: Sequence[str]) -> str | None:
     for line in reversed(lines[-LOOKED_AT:]):
         for pattern, advice in _ADVICE:
             if re.search(pattern, line):
-                return advice
+                return find_full_disk([line]) or advice
     return None

@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from truthgpt_serve.cluster.service.advice import find_advice, find_cause
+from truthgpt_serve.cluster.service.advice import find_advice, find_cause, find_full_disk
 from truthgpt_serve.cluster.service.console import PREFIX, say, write
 from truthgpt_serve.cluster.service.next_steps import describe_service, program_name
 from truthgpt_serve.cluster.service.readiness import (
@@ -84,7 +84,7 @@ class Screen:
         self._last: Readiness | None = None
         self._live: Live | None = None
         self._up = False
-        self._started_s = self._report_s = 0.0
+        self._started_s = self._report_s = self._look_s = 0.0
         self._running_s: dict[str, float] = {}
 
     @property
@@ -97,7 +97,7 @@ class Screen:
         """Shows a start and what follows, while the body runs."""
         self._up = False
         self._started_s = time.monotonic()
-        self._report_s = self._started_s + REPORT_PERIOD_S
+        self._report_s = self._look_s = self._started_s + REPORT_PERIOD_S
         self._running_s, self._states, self._seen = {}, {}, {}
         self._told.clear()
         if self._console.is_terminal and not self._verbose:
@@ -135,9 +135,18 @@ class Screen:
             self._stop_table()
             self._up = True
             self._show_up(now, now_s - self._started_s)
-        elif self._live is None:
-            self._show_progress(now, now_s)
+        else:
+            if self._live is None:
+                self._show_progress(now, now_s)
+            self._show_full_disk(now_s)
         return self._up
+
+    def _show_full_disk(self, now_s: float) -> None:
+        """Says it once in a while: Ray itself waits for room, and says nothing to the user."""
+        if now_s >= self._look_s:
+            self._look_s = now_s + REPORT_PERIOD_S
+            if full := find_full_disk(self._log.tail()):
+                say(full)
 
     def _show_progress(self, now: Readiness, now_s: float) -> None:
         seconds = now_s - self._started_s

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from truthgpt_serve.cluster.service import screen as screen_module
 from truthgpt_serve.cluster.service.next_steps import describe_service
 from truthgpt_serve.cluster.service.readiness import ModelStatus, Readiness
 from truthgpt_serve.cluster.service.screen import Screen
@@ -140,6 +141,24 @@ def test_only_what_is_meant_for_the_user_is_shown(
     out = capsys.readouterr().out
     assert out.startswith(NOISE)
     assert out.endswith("half a line\n")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_full_disk_is_told_while_ray_waits(
+    create: Callable[..., Screen],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    terminal: bool,
+) -> None:
+    monkeypatch.setattr(screen_module, "REPORT_PERIOD_S", 0)
+    screen = create(terminal=terminal)
+    with screen.start():
+        screen.show(Readiness())
+        assert "disk" not in capsys.readouterr().out
+        write(screen, "Failed flush to file /m/ray/core.log: No space left on device\n")
+        screen.show(Readiness())
+    shown = f"{capsys.readouterr().out}{screen._console.file.getvalue()}"  # type: ignore[attr-defined]
+    assert "/m/ray/core.log: the disk is full: free some space" in shown
 
 
 def test_the_cause_and_the_fix(
