@@ -21,8 +21,9 @@ _ADVICE = (
         "no more processes or threads may start: raise the limit with `ulimit -u`",
     ),
     (
-        r"Cannot allocate memory|MemoryError|OutOfMemoryError|(?<!system )(?<!by )OOM(?!, etc)",
-        # Of any death Ray guesses "(OOM, etc.)", or "by the user or system OOM killer".
+        r"Cannot allocate memory|MemoryError|OutOfMemoryError|(?<!system |kernel |by the )(?<!by )OOM(?!, etc)",
+        # Of any death Ray guesses "(OOM, etc.)", or "by the user or system OOM killer", or
+        # "by the OOM killer", and has a hint at the "kernel OOM killer".
         "there is too little memory: leave out a model, or end other programs",
     ),
     (
@@ -60,9 +61,14 @@ def find_cause(lines: Sequence[str]) -> list[str]:
 
 
 def find_advice(lines: Sequence[str]) -> str | None:
-    """Returns what helps against the last known failure in a log, or None."""
+    """Returns what helps against the last known failure in a log, or None.
+
+    A full disk comes first: what Ray says of processes that die of it are guesses.
+    """
+    if full := find_full_disk(lines):
+        return full
     for line in reversed(lines[-LOOKED_AT:]):
         for pattern, advice in _ADVICE:
             if re.search(pattern, line):
-                return find_full_disk([line]) or advice
+                return advice
     return None
