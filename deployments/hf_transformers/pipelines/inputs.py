@@ -30,7 +30,7 @@ def _read_image(value: Any) -> Image.Image:
 
 
 def _read_audio(value: Any) -> numpy.ndarray:
-    """Returns a recording as float32 `[samples]`; unsigned whole numbers are silent in the middle."""
+    """Returns a recording as float32 `[samples]`; unsigned numbers are silent in the middle."""
     if not isinstance(value, numpy.ndarray) or value.dtype.kind not in "fiu" or value.ndim != 1:
         raise bad_field("audio", "must be an array of one dimension, as {shape, dtype, b64}")
     if not value.size:

@@ -21,7 +21,8 @@ _ADVICE = (
         "no more processes or threads may start: raise the limit with `ulimit -u`",
     ),
     (
-        r"Cannot allocate memory|MemoryError|OutOfMemoryError|(?<!system |kernel |by the )(?<!by )OOM(?!, etc)",
+        r"Cannot allocate memory|MemoryError|OutOfMemoryError|"
+        r"(?<!system |kernel |by the )(?<!by )OOM(?!, etc)",
         # Of any death Ray guesses "(OOM, etc.)", or "by the user or system OOM killer", or
         # "by the OOM killer", and has a hint at the "kernel OOM killer".
         "there is too little memory: leave out a model, or end other programs",
