@@ -137,7 +137,7 @@ class RedisCounters:
     async def _serve(self) -> None:
         client = connect(self._url)
         try:
-            while not self._is_closed:  # a library may swallow that it was cancelled
+            while not self._is_over():
                 next_s = time.monotonic() + RETRY_S
                 await self._follow(client)
                 await asyncio.sleep(max(0.0, next_s - time.monotonic()))
@@ -149,6 +149,10 @@ class RedisCounters:
                     await self._leave(client)
             with contextlib.suppress(Exception):
                 await client.aclose()
+
+    def _is_over(self) -> bool:
+        """Whether the task shall end; a library may swallow that it was cancelled."""
+        return self._is_closed or (self._task is not None and self._task.cancelling() > 0)
 
     async def _follow(self, client: Any) -> None:
         """Counts until the server is away."""
@@ -163,7 +167,7 @@ class RedisCounters:
                 logger.warning("the limits of keys are counted in quota_store again")
             self.is_up = True
             await self._forget()
-            while not self._is_closed:
+            while not self._is_over():
                 await self._wait()
                 async with asyncio.timeout(ANSWER_S):
                     await self._send(client)
