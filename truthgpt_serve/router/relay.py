@@ -132,7 +132,8 @@ class Relay:
         """
         path = scope.get("raw_path") or scope["path"].encode()
         query = scope.get("query_string")
-        lines = [scope["method"].encode(), b" ", entry.prefix, path]
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]  # the server cuts the body
+        lines = [method.encode(), b" ", entry.prefix, path]
         if query:
             lines += [b"?", query]
         lines += [b" HTTP/1.1\r\n", self._host]
