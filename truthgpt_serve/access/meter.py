@@ -81,7 +81,12 @@ class Meter:
         """
         lease = await self.admit(identity)
         salt = identity.name if identity.has_own_cache else ""
-        usage = Usage(priority=identity.priority, key=identity.name, cache_salt=salt)
+        usage = Usage(
+            priority=identity.priority,
+            weight=identity.weight,
+            key=identity.name,
+            cache_salt=salt,
+        )
         scope[USAGE_KEY] = usage
         watch = _Watch(send, lease)
         metered = scope[METERED_KEY] = Metered(identity.name, usage, watch, lease, self._report)

@@ -192,11 +192,6 @@ class Access:
             OPEN_AT_MODEL | (public - _SERVICE_ONLY) if names else OPEN_AT_SERVICE | public
         )
 
-    @property
-    def has_keys(self) -> bool:
-        """Whether requests need a key."""
-        return self._keys is not None
-
     def _states(self) -> Iterator[State]:
         if self._keys is not None:
             keys = self._keys

@@ -46,7 +46,6 @@ from truthgpt_serve.http.sse import with_stream_headers
 from truthgpt_serve.replica.load import ReplicaLoad
 from truthgpt_serve.replica.metrics import ReplicaMetrics, with_metrics
 from truthgpt_serve.replica.named import NamedRequests
-from truthgpt_serve.replica.places import divide_places
 from truthgpt_serve.replica.queue_answers import QueueAnswers
 from truthgpt_serve.replica.work import WorkStats
 from truthgpt_serve.router.anthropic_answers import AnthropicAnswers
@@ -119,7 +118,7 @@ class ModelReplica:
                 raise
         self._collections.start()
         app = self._guard.wrap(app, getattr(self._instance.model, "fatal_error", None))
-        load = ReplicaLoad(self._divide_places()[0])
+        load = ReplicaLoad(self._limits()[0])
         app = self._surround(app, load)
         if self._scales_on_work:
             self.record_autoscaling_stats = partial(_read_work, WorkStats(load, self._instance))
@@ -156,7 +155,7 @@ class ModelReplica:
             load: Counts what the model works on: what waits here is no work yet.
         """
         instance = self._instance
-        owner, limits = f"model {self._name!r}", self._divide_places()
+        owner, limits = f"model {self._name!r}", self._limits()
         if self._stream_interval_s:
             app = JoinedStreams(app, self._stream_interval_s)
         size, limit_s = instance.max_body_bytes, instance.max_request_s
@@ -172,12 +171,12 @@ class ModelReplica:
         )
         return EditedHeads(app, of_application, with_stream_headers)
 
-    def _divide_places(self) -> tuple[int, int]:
-        return divide_places(self._instance, has_keys=self._access.has_keys)
+    def _limits(self) -> tuple[int, int]:
+        return request_limits(self._instance.config, self._instance.spec)
 
     def _worded(self, app: Any) -> Any:
         """Has Ray's queue in front of this replica refuse in our words, and its time limit."""
-        num_requests = sum(request_limits(self._instance.config, self._instance.spec))
+        num_requests = sum(self._limits())
         limited = ClientLimits(app, self._allow_origins)
         return QueueAnswers(limited, self._name, num_requests, self._allow_origins)
 

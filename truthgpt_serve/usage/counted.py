@@ -31,6 +31,7 @@ class Usage:
         failed: Whether its answer is an error; known at its end.
         refusal: Why it was refused with 429, in a word; empty if that is not known.
         priority: Of the key: the higher, the earlier; None without keys.
+        weight: The share of the key, in proportion to those of others.
         key: Its key's name; empty without keys.
         cache_salt: Whose prefixes it may find in a cache: those of requests with the same salt.
         reserve_images: Counts megapixel steps before the work, and may refuse them; None where
@@ -50,6 +51,7 @@ class Usage:
     failed: bool = False
     refusal: str = ""
     priority: int | None = None
+    weight: float = 1.0
     key: str = field(default="", compare=False)
     cache_salt: str = ""
     reserve_images: Callable[[float], Awaitable[None]] | None = None

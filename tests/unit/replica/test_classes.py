@@ -142,10 +142,21 @@ class Batches:
         time.sleep(0.05)
         return [{{"text": inputs["text"]}} for inputs in batch]
 """
+BATCH_KEY = """
+    def batch_key(self, inputs):
+        return inputs["text"]
+"""
+STREAM = """
+    def stream(self, inputs):
+        yield self.infer(inputs)["text"]
+"""
 
 
-async def test_a_flood_of_one_key_holds_no_other_up_in_batches(module: str, tmp_path: Path) -> None:
-    (tmp_path / f"sick_{module}.py").write_text(BATCHES.format(number=module))
+@pytest.mark.parametrize("more", ["", BATCH_KEY, STREAM], ids=["plain", "batch_key", "stream"])
+async def test_a_flood_of_one_key_holds_no_other_up_in_batches(
+    more: str, module: str, tmp_path: Path
+) -> None:
+    (tmp_path / f"sick_{module}.py").write_text(BATCHES.format(number=module) + more)
     secrets = {name: create_key() for name in ("flood", "calm")}
     entries = [
         {"name": name, "sha256": digest(key.encode()).hex()} for name, key in secrets.items()
@@ -159,9 +170,9 @@ async def test_a_flood_of_one_key_holds_no_other_up_in_batches(module: str, tmp_
     app = await replica.__serve_build_asgi_app__()
     ended: list[str] = []
 
-    async def ask(name: str) -> None:
+    async def ask(name: str, prompt: str) -> None:
         headers = {"authorization": f"Bearer {secrets[name]}"}
-        body = {"model": "x", "prompt": "a"}
+        body = {"model": "x", "prompt": prompt}
         answer = await client.post("/v1/completions", json=body, headers=headers)
         assert answer.status_code == 200
         ended.append(name)
@@ -169,11 +180,11 @@ async def test_a_flood_of_one_key_holds_no_other_up_in_batches(module: str, tmp_
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://x", timeout=60
     ) as client:
-        flood = [asyncio.create_task(ask("flood")) for _ in range(40)]
+        flood = [asyncio.create_task(ask("flood", f"{at}")) for at in range(60)]
         while len(ended) < 4:  # it is in full swing
             await asyncio.sleep(0.01)
         before = len(ended)
-        await ask("calm")
+        await ask("calm", "a")
         between = len(ended) - before
         await asyncio.gather(*flood)
     await ModelReplica.__del__(replica)

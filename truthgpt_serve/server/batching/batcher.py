@@ -23,10 +23,12 @@ from truthgpt_serve.server.batching.core import BatchSteps, deliver
 from truthgpt_serve.server.batching.driver import BatchDriver
 from truthgpt_serve.server.batching.metrics import format_metrics
 from truthgpt_serve.server.batching.queue import Entry, RequestQueue, shutting_down
+from truthgpt_serve.server.batching.shares import NOBODY, Owner
 from truthgpt_serve.server.batching.statistics import BatchStatistics
 from truthgpt_serve.server.batching.wait_policy import BatchWait
 from truthgpt_serve.server.execution.codec import RequestCodec
 from truthgpt_serve.server.execution.workers import Workers
+from truthgpt_serve.usage.counted import current_usage
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,8 @@ DEFAULT_BATCH_SIZE = 8
 
 class Batcher:
     """Runs one batch at a time; requests that arrive meanwhile form the next one.
+
+    With keys they come in the order of their keys' priorities and shares.
 
     A request that finds nothing running starts at once. A call that raises is repeated in halves
     down to single requests, so that only the guilty one fails; before each call, requests whose
@@ -84,7 +88,6 @@ class Batcher:
             batch_key=batch_key,
         )
         self.max_batch_size = max_batch_size
-        self.sorts = batch_key is not None
         self._runner: Future[None] | None = None
         self._driver = BatchDriver(workers, infer_batch, self._steps, label)
 
@@ -125,7 +128,7 @@ class Batcher:
             Exception: Whatever the class raised for this request.
         """
         loop = asyncio.get_running_loop()
-        entry = Entry(codec, loop.create_future(), limit_s)
+        entry = Entry(codec, loop.create_future(), limit_s, _find_owner())
         try:
             idle = self._queue.add(entry)
         except Exception:
@@ -206,6 +209,12 @@ def create_batcher(
         batch_wait_timeout_s=settings.batch_wait_timeout_s,
         batch_key=getattr(model, "batch_key", None),
     )
+
+
+def _find_owner() -> Owner:
+    """Returns whose the request of this task is."""
+    usage = current_usage()
+    return NOBODY if usage is None else Owner(usage.key, usage.weight, usage.priority or 0)
 
 
 def _refuse(entries: list[Entry]) -> None:

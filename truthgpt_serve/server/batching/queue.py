@@ -1,4 +1,4 @@
-"""The requests that wait for a batch: bounded, in order, in turn by key; runs no code of theirs."""
+"""The requests that wait for a batch: bounded, in fair order, in turn by what may share a batch."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from enum import Enum
+from itertools import islice
 from typing import Any
 
 from truthgpt_serve.errors import UnavailableError
 from truthgpt_serve.queue_full import queue_full
+from truthgpt_serve.server.batching.shares import NOBODY, Owner, Shares
 from truthgpt_serve.server.execution.codec import RequestCodec
 
 
@@ -32,20 +34,31 @@ class Entry:
         since_s: When it came, by the monotonic clock.
         expires_s: Its deadline, by the same clock.
         inputs: What the model gets, once prepared.
+        owner: Whose it is.
+        is_charged: Whether it has been counted into its owner's share.
         state: Changed by its queue only.
         line: The requests among which it waits; None on its way from one line to the next.
     """
 
-    __slots__ = ("codec", "expires_s", "future", "inputs", "line", "since_s", "state")
+    __slots__ = (
+        *("codec", "expires_s", "future", "inputs", "is_charged", "line", "owner", "since_s"),
+        "state",
+    )
 
     def __init__(
-        self, codec: RequestCodec, future: asyncio.Future[Any], limit_s: float | None
+        self,
+        codec: RequestCodec,
+        future: asyncio.Future[Any],
+        limit_s: float | None,
+        owner: Owner = NOBODY,
     ) -> None:
         self.codec = codec
         self.future = future
         self.since_s = time.monotonic()
         self.expires_s = float("inf") if limit_s is None else self.since_s + limit_s
         self.inputs: Any = None
+        self.owner = owner
+        self.is_charged = False
         self.state = State.WAITS
         self.line: Line | None = None
 
@@ -67,9 +80,10 @@ Line = OrderedDict[Entry, None]
 class RequestQueue:
     """Takes requests from event loops and hands them, batch by batch, to one runner in any thread.
 
-    The runner sorts the arrivals into one line for each key and takes a batch from each line in
-    turn, so a request is overtaken by at most one batch of each other key for every batch of its
-    own that stands before it.
+    The runner sorts the arrivals into one line for each batch key and takes a batch from each line
+    in turn, so a request is overtaken by at most one batch of each other batch key for every batch
+    of its own that stands before it. Where several owners have requests waiting, the next batch is
+    one with the owner whose turn it is, and its places are given in the order of their shares.
 
     Args:
         label: `Class.infer_batch`, for messages.
@@ -82,6 +96,7 @@ class RequestQueue:
         self._lock = threading.Lock()
         self._arrived: Line = OrderedDict()
         self._lines: OrderedDict[Hashable, Line] = OrderedDict()
+        self._shares = Shares()
         self._entries: set[Entry] = set()
         self._num_running = 0
         self._num_waiting = 0
@@ -113,6 +128,7 @@ class RequestQueue:
             self._entries.add(entry)
             entry.line = self._arrived
             self._arrived[entry] = None
+            self._shares.enter(entry.owner)
             self._num_waiting += 1
             idle = not self._has_runner
             self._has_runner = True
@@ -139,16 +155,19 @@ class RequestQueue:
             if self._num_waiting:
                 return False
             self._lines.clear()
+            self._shares.clear()
             self._has_runner = False
             return True
 
     def pop_arrivals(self, max_entries: int | None) -> list[Entry]:
-        """Takes requests that are not sorted yet, oldest first; None takes all."""
+        """Takes requests that are not sorted yet, those whose turn it is first; None takes all."""
         with self._lock:
-            size = len(self._arrived)
-            num_taken = size if max_entries is None else min(size, max_entries)
-            taken = [self._arrived.popitem(last=False)[0] for _ in range(num_taken)]
+            if max_entries is None:
+                taken = [*self._arrived]
+            else:
+                taken = [*islice(self._charged(self._arrived), max_entries)]
             for entry in taken:
+                del self._arrived[entry]
                 entry.line = None
             return taken
 
@@ -173,7 +192,8 @@ class RequestQueue:
         """Takes a batch from the line whose turn it is and puts that line last."""
         with self._lock:
             while self._lines:
-                key, line = self._lines.popitem(last=False)
+                key = self._next_line()
+                line = self._lines.pop(key)
                 batch = self._take(line, max_entries)
                 if line:
                     self._lines[key] = line
@@ -181,18 +201,43 @@ class RequestQueue:
                     return batch
             return []
 
+    def _next_line(self) -> Hashable:
+        """Returns the key of the first line, or of the first one of the owner whose turn it is."""
+        if not self._shares.are_shared:
+            return next(iter(self._lines))
+        first_lines: dict[Owner, Hashable] = {}
+        for key, line in self._lines.items():
+            for entry in line:
+                first_lines.setdefault(entry.owner, key)
+        if not first_lines:  # all that waited there have left
+            return next(iter(self._lines))
+        return first_lines[self._shares.first(first_lines)]
+
+    def _charged(self, line: Line) -> Iterator[Entry]:
+        """Yields a line's requests in the order of their owners' shares, to which each counts."""
+        if not self._shares.are_shared:
+            yield from line
+            return
+        for entry in self._shares.in_order(line):
+            if not entry.is_charged:
+                entry.is_charged = True
+                self._shares.charge(entry.owner)
+            yield entry
+
     def _take(self, line: Line, max_entries: int) -> list[Entry]:
         batch: list[Entry] = []
-        while line and len(batch) < max_entries:
-            entry, _ = line.popitem(last=False)
-            entry.line = None
-            self._num_waiting -= 1
+        passed: list[Entry] = []
+        for entry in self._charged(line):
+            passed.append(entry)
             if entry.wanted:
-                entry.state = State.RUNS
-                self._num_running += 1
                 batch.append(entry)
-            else:
-                entry.state = State.LEFT
+            if len(batch) == max_entries:
+                break
+        for entry in passed:
+            self._remove(entry)
+        for entry in batch:
+            entry.state = State.RUNS
+        self._num_running += len(batch)
         return batch
 
     def finish(self, entries: list[Entry]) -> None:
@@ -207,6 +252,7 @@ class RequestQueue:
 
     def _remove(self, entry: Entry) -> None:
         entry.state = State.LEFT
+        self._shares.leave(entry.owner)
         self._num_waiting -= 1
         if entry.line is not None:
             del entry.line[entry]
@@ -229,6 +275,7 @@ class RequestQueue:
                 entry.state, entry.line = State.LEFT, None
             self._arrived.clear()
             self._lines.clear()
+            self._shares.clear()
             self._num_waiting = self._num_running = 0
             self._has_runner = False
             return entries

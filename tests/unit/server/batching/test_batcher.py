@@ -24,6 +24,7 @@ from truthgpt_serve.errors import (
 from truthgpt_serve.server.batching.batcher import Batcher
 from truthgpt_serve.server.execution.codec import PlainCodec
 from truthgpt_serve.server.execution.workers import Workers
+from truthgpt_serve.usage.counted import Usage, counting
 
 
 class Model:
@@ -537,3 +538,40 @@ async def test_what_is_counted() -> None:
     assert (sum(counted.sizes.counts), counted.sizes.total, counted.num_calls) == (2, 6, 2)
     assert 0.01 <= counted.waits.total <= 0.5
     assert 0.02 <= counted.runs.total <= 0.5
+
+
+def ask_as(batcher: Batcher, name: str, value: Any, **fields: Any) -> asyncio.Task[Any]:
+    with counting(Usage(key=name, priority=fields.pop("priority", 0))):
+        return ask(batcher, value, **fields)
+
+
+async def test_a_batch_is_shared_by_the_keys_that_wait() -> None:
+    model = Model(is_open=False)
+    async with batching(model.infer_batch, max_batch_size=4) as batcher:
+        tasks = [ask_as(batcher, "many", "first")]
+        await until(lambda: model.calls)
+        tasks += [ask_as(batcher, "many", number) for number in range(8)]
+        tasks += [ask_as(batcher, "few", "few")]
+        tasks += [ask_as(batcher, "urgent", "urgent", priority=1)]
+        await until(lambda: batcher.num_waiting == 10)
+        model.open.set()
+        await asyncio.gather(*tasks)
+    assert set(model.calls[1]) == {"urgent", "few", 0, 1}
+    assert model.calls[2:] == [[2, 3, 4, 5], [6, 7]]
+
+
+async def test_a_key_with_many_batch_keys_holds_no_other_up() -> None:
+    model = Model(is_open=False)
+    async with batching(
+        model.infer_batch, max_batch_size=2, batch_key=lambda inputs: inputs["shape"]
+    ) as batcher:
+        tasks = [ask_as(batcher, "many", "first", shape="a")]
+        await until(lambda: model.calls)
+        tasks += [ask_as(batcher, "many", number, shape=number % 10) for number in range(20)]
+        tasks += [ask_as(batcher, "few", f"few-{number}", shape="b") for number in range(3)]
+        await until(lambda: batcher.num_waiting == 23)
+        model.open.set()
+        await asyncio.gather(*tasks)
+    assert ["few-0", "few-1"] in model.calls[1:3]
+    assert ["few-2"] in model.calls[3:6]
+    assert len(model.calls) == 13

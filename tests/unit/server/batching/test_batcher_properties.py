@@ -16,6 +16,7 @@ from truthgpt_serve.errors import DeadlineError, OverloadedError, RequestError, 
 from truthgpt_serve.server.batching.batcher import Batcher
 from truthgpt_serve.server.execution.codec import PlainCodec
 from truthgpt_serve.server.execution.workers import Workers
+from truthgpt_serve.usage.counted import Usage, counting
 
 MILLISECOND = 0.001
 LIMIT_S = 20
@@ -30,6 +31,7 @@ class Request:
     key: int
     leaves_ms: int | None
     limit_ms: int | None
+    owner: tuple[str, float, int] = ("", 1.0, 0)
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ REQUESTS = st.builds(
     key=st.integers(0, 2),
     leaves_ms=st.none() | maybe(0, 10),
     limit_ms=st.none() | maybe(1, 10),
+    owner=st.sampled_from([("", 1.0, 0)] * 3 + [("a", 3.0, 0), ("b", 1.0, 0), ("c", 1.0, 2)]),
 )
 LOADS = st.builds(
     Load,
@@ -158,7 +161,9 @@ async def play(load: Load) -> tuple[Model, list[Any], Batcher]:
         await asyncio.sleep(request.arrives_ms * MILLISECOND)
         limit_s = None if request.limit_ms is None else request.limit_ms * MILLISECOND
         codec = Step({"number": number, "kind": request.kind, "key": request.key})
-        asking = asyncio.create_task(batcher.run(codec, limit_s=limit_s))
+        name, weight, priority = request.owner
+        with counting(Usage(key=name, weight=weight, priority=priority)):
+            asking = asyncio.create_task(batcher.run(codec, limit_s=limit_s))
         if request.leaves_ms is not None:
             asyncio.get_running_loop().call_later(request.leaves_ms * MILLISECOND, asking.cancel)
         await asyncio.sleep(0)
@@ -214,7 +219,8 @@ FIXED = settings(
 def test_nothing_is_lost_doubled_or_mixed_up(one_key: bool, load: Load) -> None:
     if one_key:
         load.requests[:] = [
-            Request(r.arrives_ms, r.kind, 0, r.leaves_ms, r.limit_ms) for r in load.requests
+            Request(r.arrives_ms, r.kind, 0, r.leaves_ms, r.limit_ms, r.owner)
+            for r in load.requests
         ]
     model, outcomes, batcher = asyncio.run(play(load))
     assert len(outcomes) == len(load.requests)
