@@ -37,6 +37,7 @@ from deployments.vllm.patches.key_requests import mark_requests
 from deployments.vllm.patches.media_parts import mend_media_parts
 from deployments.vllm.patches.rejected_tokens import mend_answers
 from deployments.vllm.queued_work import QueuedWork, token_counter
+from deployments.vllm.sharing.answer_turns import share_answers
 from deployments.vllm.sharing.engine_turns import share_engine
 from deployments.vllm.sharing.tokenizer_turns import share_tokenizer
 from deployments.vllm.toolchain import prepare_compilers
@@ -122,6 +123,7 @@ class Engine:
         mend_media_parts()
         mark_requests(client)
         share_engine(client)
+        share_answers(client)
         share_tokenizer(client.renderer._executor)
         self.tasks = await client.get_supported_tasks()
         app = build_app(args, self.tasks, client.model_config)

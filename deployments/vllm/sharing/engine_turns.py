@@ -84,12 +84,13 @@ def share_engine(client: Any) -> None:
     encode = client.encode
 
     def shared_encode(prompt: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        return _in_turn(turns, _num_tokens(prompt), encode(prompt, *args, **kwargs))
+        return _in_turn(turns, num_tokens(prompt), encode(prompt, *args, **kwargs))
 
     client.encode = shared_encode
 
 
-def _num_tokens(prompt: Any) -> int:
+def num_tokens(prompt: Any) -> int:
+    """Returns the tokens of a prompt as vLLM's renderer gives it; 1 where there are none yet."""
     ids = prompt.get("prompt_token_ids") if isinstance(prompt, Mapping) else None
     return max(1, len(ids or ()))
 

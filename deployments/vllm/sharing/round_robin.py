@@ -24,10 +24,16 @@ class OneRequest:
 
     def __init__(self, max_values: int) -> None:
         self._max_values = max_values
+        self._num_answers = 0
         self._num_values = 0
         self._num_pixels = 0
         self._samples_bytes = 0
         self._lock = threading.Lock()
+
+    def begin_answers(self, number: int) -> int:
+        """Counts answers that it asks the engine for; returns how many these make so far."""
+        self._num_answers += number
+        return self._num_answers
 
     def add_values(self, number: int) -> None:
         """Counts numbers of its answer.
@@ -104,8 +110,9 @@ class RoundRobin(Generic[T]):
     def __init__(self) -> None:
         self._items: dict[object, deque[T]] = {}  # in the order in which it is their turn
 
-    def __bool__(self) -> bool:
-        return bool(self._items)
+    def __len__(self) -> int:
+        """Returns how many requests have items here."""
+        return len(self._items)
 
     def push(self, request: object, item: T) -> None:
         """Adds an item of a request."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -150,3 +151,34 @@ def test_generic_route_streams(server: Server, reference: dict[str, list[str]]) 
 
 def test_generic_route_takes_only_post(server: Server) -> None:
     assert httpx.get(f"{server.url}/v1/infer").status_code == 405
+
+
+@pytest.mark.parametrize(
+    ("wide", "number"),
+    [({"prompt": 64 * PROMPTS[:1]}, 64), ({"n": 32, "temperature": 1}, 32)],
+    ids=["prompts", "n"],
+)
+async def test_requests_for_many_answers_hold_no_other_up(
+    server: Server, reference: dict[str, list[str]], wide: dict[str, Any], number: int
+) -> None:
+    body = {"model": "tiny", "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
+    ended: list[str] = []
+
+    async def ask(name: str, fields: dict[str, Any]) -> list[str]:
+        answer = await client.post("/v1/completions", json={**body, "prompt": PROMPTS[0], **fields})
+        assert answer.status_code == 200, answer.text
+        ended.append(name)
+        return [choice["text"] for choice in answer.json()["choices"]]
+
+    async with httpx.AsyncClient(base_url=server.url, timeout=300) as client:
+        many = [asyncio.create_task(ask("many", wide)) for _ in range(12)]
+        await asyncio.sleep(0.3)  # the engine, for 16 sequences, has begun with them
+        before = len(ended)
+        one = await ask("one", {})
+        between = len(ended) - 1 - before
+        answers = await asyncio.gather(*many)
+    assert between <= 3, before
+    assert {len(texts) for texts in answers} == {number}
+    assert one[0].startswith(reference["alone"][0])
+    if "prompt" in wide:
+        assert {text for texts in answers for text in texts} == set(one)
