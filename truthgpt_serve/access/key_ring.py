@@ -31,6 +31,7 @@ INTERNAL = Identity("-internal", is_internal=True)
 _INDEX_BYTES = 8
 _NO_DIGEST = bytes(32)
 _WRONG = "the API key is wrong"
+_EMPTY = "it is empty"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -138,20 +139,29 @@ class KeyRing:
             elif seen != self._refused:  # what has faults is not read again until it changes
                 self._read(seen)
         except OSError as error:
-            self._report(error.strerror or type(error).__name__)
+            self._report(_reason(error))
 
     def _begin(self) -> KeyFile:
-        try:
-            file = read_keys(self._path)
-        except ConfigError as error:
+        file, problem = self._load()
+        if file is None:
             last = self._last.read()
-            if last is None:
-                raise
-            self._seen = None
-            self._report(_places(error))
-            return last
+            if last is not None:
+                self._seen = None
+                self._report(problem)
+                return last
+            file = read_keys(self._path)  # names all faults; an empty file has no keys
         self._keep()
         return file
+
+    def _load(self) -> tuple[KeyFile | None, str]:
+        """Returns what the file holds, or None and why it cannot be used."""
+        try:
+            file = reread_keys(self._path)
+        except ConfigError as error:
+            return None, _places(error)
+        except OSError as error:
+            return None, _reason(error)
+        return file, "" if file is not None else _EMPTY
 
     def _keep(self) -> None:
         """Keeps a copy of the file as it is used, unless it has changed since."""
@@ -171,7 +181,7 @@ class KeyRing:
             self._refuse(seen, _places(error))
             return
         if file is None:
-            self._refuse(seen, "it is empty")
+            self._refuse(seen, _EMPTY)
         elif _signature(self._path) == seen:
             self._seen, self._keys = seen, _index(file)
             self._keep()
@@ -206,6 +216,10 @@ def _places(error: ConfigError) -> str:
     """Says where it is wrong without showing what the file holds."""
     places = [fault.place for fault in error.faults]
     return ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or type(error).__name__
 
 
 def _signature(path: Path) -> tuple[int, ...]:

@@ -56,6 +56,35 @@ def test_a_process_that_begins_while_the_file_is_broken_has_the_keys_of_others(
     assert name_of(fourth, key) is None  # as it was withdrawn before the file broke
 
 
+@pytest.mark.parametrize(
+    ("text", "cause"), [("", "it is empty"), (None, "No such file or directory")]
+)
+def test_a_process_that_begins_while_the_file_has_nothing_says_why_once(
+    path: Path,
+    rings: list[KeyRing],
+    caplog: pytest.LogCaptureFixture,
+    text: str | None,
+    cause: str,
+) -> None:
+    key = add_key(path, {"name": "one"})
+    rings.append(KeyRing(path, period_s=SLOW_S))
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    for _ in range(2):  # the second one finds what the first one has not spoiled
+        ring = KeyRing(path, period_s=SLOW_S)
+        rings.append(ring)
+        caplog.clear()
+        for _ in range(3):
+            ring.refresh()
+        assert name_of(ring, key) == "one"
+        assert not ring.is_current
+        assert "the keys stay as they were" not in caplog.text  # as the start has said it
+    caplog.clear()
+    rings.append(KeyRing(path, period_s=SLOW_S))
+    assert cause in caplog.text
+
+
 def test_the_keys_of_processes_that_ended_count_no_more(
     path: Path, rings: list[KeyRing], monkeypatch: pytest.MonkeyPatch
 ) -> None:
