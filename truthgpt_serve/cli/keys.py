@@ -102,9 +102,16 @@ def rotate(name: str, file: Path | None, grace: float) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def list_keys(file: Path | None, as_json: bool) -> None:
     """Lists the keys: their names and limits, never the keys."""
-    from truthgpt_serve.access.key_file import read_keys
+    from truthgpt_serve.access.key_file import read_keys, reread_keys
 
-    entries = read_keys(_find_file(file)).keys
+    path = _find_file(file)
+    entries = read_keys(path).keys
+    if not entries and reread_keys(path) is None:
+        click.echo(
+            f"{path} is empty: a service that runs keeps the keys that it has; "
+            "`keys: []` withdraws all",
+            err=True,
+        )
     if as_json:
         found = [{**_public(entry), "state": _state(entry)} for entry in entries]
         click.echo(json.dumps({"keys": found}, indent=2))
@@ -236,4 +243,9 @@ def _limits(entry: KeyEntry) -> str:
         ("megapixel-steps/min", entry.image_megapixel_steps_per_minute),
         ("at once", entry.max_concurrent),
     )
-    return ", ".join(f"{value:g} {what}" for what, value in named if value is not None) or DASH
+    return ", ".join(f"{_number(value)} {what}" for what, value in named if value) or DASH
+
+
+def _number(value: float) -> str:
+    """Writes a limit in full; `:g` would round what has more than six digits."""
+    return f"{value:,.6f}".rstrip("0").rstrip(".")

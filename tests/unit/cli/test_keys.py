@@ -51,6 +51,24 @@ def test_a_keys_life(tmp_path: Path) -> None:
     assert read_keys(path).keys == []
 
 
+def test_limits_are_listed_in_full(tmp_path: Path) -> None:
+    run(
+        tmp_path, "add", "team", "--tokens-per-minute", "1234567",
+        "--image-megapixel-steps-per-minute", "2.5",
+    )  # fmt: skip
+    listed = " ".join(run(tmp_path, "list", COLUMNS="300").stdout.split())
+    assert "1,234,567 tokens/min, 2.5 megapixel-steps/min" in listed
+
+
+def test_an_empty_file_is_told_from_one_without_keys(tmp_path: Path) -> None:
+    path = tmp_path / "keys.yaml"
+    for text, is_empty in (("", True), ("# a comment\n", True), ("keys: []\n", False)):
+        path.write_text(text)
+        done = run(tmp_path, "list", "--json")
+        assert json.loads(done.stdout) == {"keys": []}
+        assert ("is empty: a service that runs keeps the keys" in done.stderr) == is_empty
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
