@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import time
 import uuid
@@ -18,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from truthgpt_serve.access.counting.charges import BUCKET_S, Charge, Standing
+from truthgpt_serve.access.counting.outage import Outage
 from truthgpt_serve.access.counting.own_counts import Counts, OwnCounts
 from truthgpt_serve.access.counting.redis_commands import (
     ANSWER_S,
@@ -27,8 +27,6 @@ from truthgpt_serve.access.counting.redis_commands import (
     standing_of,
 )
 from truthgpt_serve.access.counting.takings import Taking, Takings
-
-logger = logging.getLogger(__name__)
 
 RETRY_S = 1.0
 MAX_WAITING = 4096
@@ -60,6 +58,7 @@ class RedisCounters:
         self._mark: bytes | None = None
         self._is_lost = False
         self._marked_s = self._said_s = 0.0
+        self._outage = Outage()
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._is_closed = False
@@ -163,8 +162,7 @@ class RedisCounters:
             await self._take_over(client)
             self._suspects.clear()
             self._changed |= self._running.keys()
-            if not self.is_up:
-                logger.warning("the limits of keys are counted in quota_store again")
+            self._outage.end()
             self.is_up = True
             await self._forget()
             while not self._is_over():
@@ -174,11 +172,7 @@ class RedisCounters:
                 if self._is_lost:
                     await self._take_over(client)
         except Exception as error:  # whatever is wrong with the server: requests go on
-            if self.is_up:
-                reason = f"{type(error).__name__}: {error}".rstrip(": ")
-                logger.error(
-                    "quota_store does not answer, so each machine counts for itself: %s", reason
-                )
+            self._outage.note(error)
             self.is_up = False
             self._takings.give_up()
             with contextlib.suppress(Exception):

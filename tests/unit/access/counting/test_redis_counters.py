@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
 from tests.support.redis_server import RedisServer
 from truthgpt_serve.access.counting import redis_commands, redis_counters
@@ -304,6 +305,40 @@ async def test_a_wrong_password(
     await leave(other)
     assert "WRONGPASS" in caplog.text or "invalid username-password" in caplog.text
     assert "another-secret" not in caplog.text
+
+
+async def test_a_cause_that_comes_later_is_said_too(
+    server: RedisServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_counters, "RETRY_S", 0.05)
+    counters = RedisCounters(server.url)
+    charge = Charge("later", 1, 1000, None, runs=False)
+    with Redis.from_url(server.url) as client:
+        await wait_until_counted(counters, charge)
+        caplog.clear()  # a slow machine may have been late
+        client.config_set("requirepass", "changed-meanwhile")
+        try:
+            client.client_kill_filter(_type="normal", skipme=True)
+            async with asyncio.timeout(10):
+                while "WRONGPASS" not in caplog.text and "username-password" not in caplog.text:
+                    await counters.take_all([charge])
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.5)  # it is asked some more times
+        finally:
+            client.config_set("requirepass", SECRET)
+    await wait_until_counted(counters, charge)
+    shown = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+    assert len(shown) == len(set(shown)) <= 4
+    assert "ConnectionError" in shown[0]
+    assert "counted in quota_store again" in shown[-1]
+    assert SECRET not in caplog.text
+    await leave(counters)
+
+
+async def wait_until_counted(counters: RedisCounters, charge: Charge) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while await counters.take_all([charge]) is None:
+            await asyncio.sleep(0.01)
 
 
 async def test_more_than_it_takes(counters: RedisCounters, monkeypatch: pytest.MonkeyPatch) -> None:
