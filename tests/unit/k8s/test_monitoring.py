@@ -113,6 +113,23 @@ def test_prometheus_takes_the_rules(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_ray_says_what_a_pods_disk_has() -> None:
+    """Else `ray_node_disk_free` is 1 in every Pod, and its alert never fires."""
+    reporter = importlib.util.find_spec("ray.dashboard.modules.reporter")
+    assert reporter is not None
+    assert reporter.origin is not None
+    switch = "RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE"
+    agent = Path(reporter.origin).with_name("reporter_agent.py").read_text(encoding="utf-8")
+    assert f'os.environ.get("{switch}") == "1"' in agent
+    manifests = build("overlays/ha")
+    [given] = [
+        manifest["data"]
+        for manifest in manifests
+        if manifest["kind"] == "ConfigMap" and switch in manifest["data"]
+    ]
+    assert given[switch] == "1"
+
+
 def test_dashboards_are_those_of_the_generator() -> None:
     generator = load_generator()
     written = {path.stem: path.read_text() for path in MONITORING.glob("dashboards/*.json")}
