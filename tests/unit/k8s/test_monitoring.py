@@ -113,6 +113,17 @@ def test_prometheus_takes_the_rules(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_scrapes_of_the_page_are_those_that_alerts_read() -> None:
+    page = (K8S.parent / "docs" / "metrics.md").read_text(encoding="utf-8")
+    block = re.search(r"```yaml\n(scrape_configs:.+?)```", page, re.DOTALL)
+    assert block is not None
+    names = [job["job_name"] for job in yaml.safe_load(block[1])["scrape_configs"]]
+    rules = [rule["expr"] for group in RULES["spec"]["groups"] for rule in group["rules"]]
+    read = {job for rule in rules for job in re.findall(r'job=~"([^"]+)"', rule)}
+    assert len(read) == len(names) == 2
+    assert all(any(re.fullmatch(job, name) for name in names) for job in read)
+
+
 def test_ray_says_what_a_pods_disk_has() -> None:
     """Else `ray_node_disk_free` is 1 in every Pod, and its alert never fires."""
     reporter = importlib.util.find_spec("ray.dashboard.modules.reporter")
