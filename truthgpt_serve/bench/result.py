@@ -7,6 +7,7 @@ What vLLM has no key for is below `truthgpt_bench`. A file holds one object a li
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -65,7 +66,7 @@ def build_result(
         "tokenizer_id": None,
         "num_prompts": load.num_requests if load.num_requests is not None else num_sent,
         "request_rate": "inf" if load.rate is None else load.rate,
-        "burstiness": about["burstiness"],
+        "burstiness": "inf" if about["burstiness"] == math.inf else about["burstiness"],
         "max_concurrency": load.concurrency,
     }
     result |= recorder.figures(run.duration_s, percents)

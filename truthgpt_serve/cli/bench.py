@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from truthgpt_serve.cli._service.numbers import FiniteRange
+from truthgpt_serve.cli._service.numbers import FiniteRange, NumberRange
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +48,7 @@ _OPTIONS = (
                  "With --rate or --trace: the most at once."),
     click.option("--rate", metavar="R[,R...]",
                  help="Requests a second at random times, one measurement for each number."),
-    click.option("--burstiness", type=FiniteRange(min=0, min_open=True), default=1.0,
+    click.option("--burstiness", type=NumberRange(min=0, min_open=True), default=1.0,
                  show_default=True, help="Of --rate: 1 is a Poisson process, below 1 comes in "
                  "bursts, above 1 is more even, inf is constant."),
     click.option("--trace", type=_OLD_FILE, help="Send at the times of a JSONL or CSV file."),

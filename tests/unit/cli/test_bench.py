@@ -154,6 +154,18 @@ def test_rates_and_other_endpoints() -> None:
             assert result["mean_e2el_ms"] > 0
 
 
+def test_a_constant_distance_is_measured_and_written_as_json() -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    with serve_asgi(BenchServer()) as url:
+        done = run("--url", url, "--rate", "200", "--requests", "4", "--burstiness", "inf",
+                   "--output-len", "2", "--json")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    (result,) = json.loads(done.stdout, parse_constant=refuse)["results"]
+    assert (result["completed"], result["burstiness"]) == (4, "inf")
+
+
 def test_a_trace_is_sent_at_its_times(tmp_path: Path) -> None:
     trace = tmp_path / "trace.jsonl"
     rows = [{"timestamp": at, "input_length": 3, "output_length": 2} for at in (0, 400, 800)]

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 
-class FiniteRange(click.FloatRange):
+class NumberRange(click.FloatRange):
     """A number between bounds. `click.FloatRange` lets `nan` pass, which is in no order at all."""
 
     def convert(
@@ -16,6 +16,19 @@ class FiniteRange(click.FloatRange):
     ) -> float:
         """Returns the number. Raises click.BadParameter."""
         number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
+        if math.isnan(number):
+            self.fail(f"{value} is not a number.", param, ctx)
+        return number
+
+
+class FiniteRange(NumberRange):
+    """A finite number between bounds."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Returns the number. Raises click.BadParameter."""
+        number = super().convert(value, param, ctx)
+        if math.isinf(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return number

@@ -6,7 +6,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from truthgpt_serve.cli._service.numbers import FiniteRange
+from truthgpt_serve.cli._service.numbers import FiniteRange, NumberRange
 
 
 @click.command()
@@ -24,3 +24,11 @@ def test_what_is_none_is_refused_with_the_option(value: str) -> None:
 
 def test_one_is_read() -> None:
     assert CliRunner().invoke(show, ["--number", "1.5"]).output == "1.5\n"
+
+
+def test_a_range_may_have_no_end() -> None:
+    number = click.Option(["--number"], type=NumberRange(min=0))
+    command = click.Command("show", params=[number], callback=lambda number: click.echo(number))
+    assert CliRunner().invoke(command, ["--number", "inf"]).output == "inf\n"
+    found = CliRunner().invoke(command, ["--number", "nan"])
+    assert (found.exit_code, "nan is not a number" in found.output) == (2, True)
