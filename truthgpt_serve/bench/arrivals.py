@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +18,8 @@ from truthgpt_serve.bench.target import BenchError
 
 MOONCAKE_BLOCK = 512
 """Tokens that one id in `hash_ids` of a Mooncake trace stands for."""
+MAX_INPUT_LEN = 1_000_000
+"""The longest prompt of a row, as of `--input-len`: longer ones fill the memory."""
 _INPUT = ("input_tokens", "input_length", "ContextTokens", "Request tokens")
 _OUTPUT = ("output_tokens", "output_length", "GeneratedTokens", "Response tokens")
 
@@ -65,7 +68,7 @@ def read_trace(
         chat: Whether requests may carry messages.
 
     Raises:
-        BenchError: The file cannot be read, or a row has no time or no length.
+        BenchError: The file cannot be read, or a row has no time or length that can be used.
     """
     rng = random.Random(f"trace {seed}")
     found: list[Request] = []
@@ -101,7 +104,7 @@ def _row_request(
     prompt = prompt if chat else last_text(prompt)
     if isinstance(prompt, str | list) and prompt:
         return Request(prompt, len(str(prompt).split()), output_len, offset_s)
-    input_len = _whole(row, _INPUT, place)
+    input_len = _whole(row, _INPUT, place, MAX_INPUT_LEN)
     if input_len is None:
         raise BenchError(f"{place}: needs a `prompt`, `messages` or `input_tokens`")
     ids = row.get("hash_ids")
@@ -113,25 +116,40 @@ def _row_request(
 
 
 def _offset(row: dict[str, Any], place: str) -> float:
+    """Returns the row's time in seconds, which later ones are compared with and waited for."""
     try:
-        if "offset" in row:
-            return float(row["offset"])
-        if "timestamp" in row:
-            return float(row["timestamp"]) / 1000
-        if "Timestamp" in row:
-            return float(row["Timestamp"])
-        return datetime.fromisoformat(str(row["TIMESTAMP"])[:26]).timestamp()
+        offset_s = _read_offset(row)
     except KeyError:
         raise BenchError(f"{place}: needs `offset` in seconds or `timestamp` in ms") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise BenchError(f"{place}: the time cannot be read: {error}") from None
+    if not math.isfinite(offset_s):
+        raise BenchError(f"{place}: the time must be a finite number, not {offset_s}")
+    return offset_s
 
 
-def _whole(row: dict[str, Any], names: tuple[str, ...], place: str) -> int | None:
+def _read_offset(row: dict[str, Any]) -> float:
+    if "offset" in row:
+        return float(row["offset"])
+    if "timestamp" in row:
+        return float(row["timestamp"]) / 1000
+    if "Timestamp" in row:
+        return float(row["Timestamp"])
+    return datetime.fromisoformat(str(row["TIMESTAMP"])[:26]).timestamp()
+
+
+def _whole(
+    row: dict[str, Any], names: tuple[str, ...], place: str, most: int | None = None
+) -> int | None:
+    """Returns the first length that a row has; 0, which recorded traces hold, counts as 1."""
     name = next((name for name in names if row.get(name) not in (None, "")), None)
     if name is None:
         return None
     try:
-        return max(1, int(row[name]))
-    except (TypeError, ValueError):
+        found = int(row[name])
+    except (TypeError, ValueError, OverflowError):
         raise BenchError(f"{place}: `{name}` must be a whole number, not {row[name]!r}") from None
+    if found < 0 or (most is not None and found > most):
+        bounds = "at least 0" if most is None else f"from 0 to {most}"
+        raise BenchError(f"{place}: `{name}` must be {bounds}, not {found}")
+    return max(1, found)

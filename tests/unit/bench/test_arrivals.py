@@ -71,7 +71,10 @@ def test_traces_of_each_form_are_read(
 @pytest.mark.parametrize(
     "line",
     ["{}", "[1]", "{", '{"offset": "x", "prompt": "a"}', '{"offset": 1}',
-     '{"offset": 1, "input_tokens": "many"}'],
+     '{"offset": 1, "input_tokens": "many"}', '{"offset": NaN, "prompt": "a"}',
+     '{"timestamp": 1e999, "prompt": "a"}', '{"offset": 1' + "0" * 400 + ', "prompt": "a"}',
+     '{"offset": 1, "input_tokens": -5}', '{"offset": 1, "input_tokens": 1000001}',
+     '{"offset": 1, "input_tokens": 1e999}', '{"offset": 1, "prompt": "a", "output_tokens": -1}'],
 )  # fmt: skip
 def test_a_bad_trace_is_named_with_its_line(tmp_path: Path, line: str) -> None:
     path = tmp_path / "trace.jsonl"
