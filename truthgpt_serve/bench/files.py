@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ class ResultFile:
         self._work: Path | None = None
         try:
             before = path.stat() if path.exists() else None
+            if before is not None and stat.S_ISDIR(before.st_mode):  # as `.` is, for ""
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             if before is None or stat.S_ISREG(before.st_mode):
                 self._target = path.resolve()  # a link stays a link
                 self._open(before)

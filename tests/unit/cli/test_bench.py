@@ -225,6 +225,8 @@ def test_a_server_that_is_not_there_or_refuses_is_one_line() -> None:
         ("--extra-body", "[1]"),
         ("--prompt", "a", "--dataset", __file__),
         ("--html", "/no/such/folder/r.html"),
+        ("--html", ""),
+        ("-o", ""),
         ("--api-key-env", "NO_SUCH_VARIABLE"),
         ("--url", "ftp://a"),
         ("report", "/no/such/file"),
