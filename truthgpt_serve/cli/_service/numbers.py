@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import click
@@ -32,3 +33,14 @@ class FiniteRange(NumberRange):
         if math.isinf(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return number
+
+
+def check_file_size(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    """Returns a size above zero such as `5GB`, with the units that Hugging Face's libraries read.
+
+    Raises click.BadParameter.
+    """
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)[KMGT]B", value, re.IGNORECASE)
+    if found is None or not 0 < float(found[1]) < math.inf:
+        raise click.BadParameter(f"{value!r} is not a size such as 5GB or 500MB.")
+    return value

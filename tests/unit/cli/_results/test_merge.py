@@ -78,3 +78,13 @@ def test_what_is_wrong_is_one_line_or_clicks_own(run: Path) -> None:
         gone = call(name, run / "none", *more)
         assert (gone.exit_code, gone.stderr.count("\n")) == (2, 1)
         assert "is no folder" in gone.stderr
+
+
+@pytest.mark.parametrize("size", ["xx", "-1GB", "0GB", "5", "", "nanGB"])
+@pytest.mark.parametrize("command", [("merge",), ("export", "--to", "safetensors")])
+def test_a_size_is_read_before_anything_is_loaded(
+    run: Path, command: tuple[str, ...], size: str
+) -> None:
+    done = call(*command, run, "--max-shard", size)
+    assert (done.exit_code, "Invalid value for '--max-shard'" in done.stderr) == (2, True)
+    assert sorted(path.name for path in run.iterdir()) == ["model", "run.json"]
