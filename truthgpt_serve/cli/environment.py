@@ -40,11 +40,13 @@ def environment(folder: Path, token_file: Path | None, cluster: bool) -> None:
     )
 
     settings = _find_settings()
-    private = find_private_folder(folder)
-    if token_file is not None:
-        write_token(folder, token_file.read_text().strip())
-    elif not (folder / TOKEN_FILE).exists():
-        write_token(folder)
+    token = "" if token_file is None else _read_token(token_file)
+    try:
+        private = find_private_folder(folder)
+        if token or not (folder / TOKEN_FILE).exists():
+            write_token(folder, token)
+    except OSError as error:
+        raise click.ClickException(f"{folder} cannot be used: {error.strerror or error}") from error
     values = {
         **read_environment_file(settings),
         **private_environment(private, folder / TOKEN_FILE),
@@ -54,6 +56,19 @@ def environment(folder: Path, token_file: Path | None, cluster: bool) -> None:
     for name, value in sorted(values.items()):
         if name not in os.environ:
             click.echo(f"export {name}={shlex.quote(value)}")
+
+
+def _read_token(path: Path) -> str:
+    """Returns the token of a file. Raises click.BadParameter."""
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.BadParameter(
+            f"{path} cannot be read: {error}", param_hint="--token-file"
+        ) from error
+    if not token.isascii() or not token.isprintable() or not token or " " in token:
+        raise click.BadParameter(f"{path} holds no token of one line", param_hint="--token-file")
+    return token
 
 
 def _find_settings() -> Path:

@@ -144,6 +144,25 @@ def test_a_node_takes_the_token_of_its_cluster(run_folder: Path, tmp_path: Path)
     assert not LOOPBACK_ONLY.keys() & run_environment(run_folder, "--cluster").keys()
 
 
+@pytest.mark.parametrize("content", [b"", b"\n", b"one\ntwo\n", b"one two", b"\xff\xfe"])
+def test_a_file_without_a_token_is_refused(
+    run_folder: Path, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "head").write_bytes(content)
+    arguments = ["environment", str(run_folder), "--token-file", str(tmp_path / "head")]
+    result = CliRunner().invoke(main, arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--token-file" in result.stderr
+    assert not (run_folder / TOKEN_FILE).exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(main, ["environment", str(tmp_path / "file" / "run")])
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert "cannot be used" in result.stderr
+
+
 def test_ray_takes_the_loopback_address_where_it_is_told_to() -> None:
     """Also on a machine with other addresses, which Ray takes by itself, whatever it is given."""
     program = "from ray._private import services; print(services.get_node_ip_address())"
