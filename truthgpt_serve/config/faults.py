@@ -19,6 +19,8 @@ from truthgpt_serve.errors import Fault
 from truthgpt_serve.wording import choices_of, nearest, unknown_field, words_of
 
 NamePath = tuple[str, ...]
+_WRONG_KIND = ("string_type", "list_type")
+_UNION_MEMBERS = ("int", "str", "float", "bool")
 
 
 def models_in(annotation: Any) -> Iterator[tuple[type[BaseModel], bool]]:
@@ -106,7 +108,8 @@ def _words(detail: ErrorDetails) -> tuple[str, str]:
         if value is None:
             return "is empty", "give it keys, or remove it for the defaults"
         return f"must be a mapping of keys to values, not {show_value(value)}", ""
-    fix = "put it in quotes" if kind == "string_type" else ""
+    quotable = kind == "string_type" and not isinstance(value, dict | list)
+    fix = "put it in quotes" if quotable else ""
     if kind in ("literal_error", "enum"):
         near = nearest(value, choices_of(detail))
         fix = f"did you mean {near}?" if near else ""
@@ -131,9 +134,23 @@ def faults_of(
     known = known_paths(model)
     gone = tuple(removed)
     found: dict[Fault, None] = {}
-    for detail in error.errors(include_url=False):
+    for detail in _without_other_kinds(error.errors(include_url=False)):
         found.update(dict.fromkeys(_faults(detail, known, source, gone)))
     return in_file_order(found, source)
+
+
+def _without_other_kinds(details: list[ErrorDetails]) -> Iterator[ErrorDetails]:
+    """Yields one error of a value that may be a text or a list: that of the kind which it is."""
+    paths = [_clean(detail["loc"]) for detail in details]
+    kinds = [detail["type"] in _WRONG_KIND for detail in details]
+    for at, path in enumerate(paths):
+        others = [
+            len(below) > len(path) or not kinds[other] or other < at
+            for other, below in enumerate(paths)
+            if other != at and below[: len(path)] == path
+        ]
+        if not (kinds[at] and any(others)):
+            yield details[at]
 
 
 def in_file_order(faults: Iterable[Fault], source: Source) -> list[Fault]:
@@ -163,6 +180,8 @@ def _faults(
             for refusal in context["refusals"]
             if not _rests_on(removed, path, refusal)
         ]
+    if kind == "missing" and any(given[: len(path)] == path for given in removed):
+        return []
     if kind == "string_type" and (fault := _misread(detail, path, source)) is not None:
         return [fault]
     return [Fault(source.at(*path), *_words(detail))]
@@ -188,7 +207,7 @@ def _clean(location: tuple[Key, ...]) -> KeyPath:
 
 
 def _is_key(key: str) -> bool:
-    if key in ("int", "str", "float", "bool", "constrained-int", "constrained-float"):
+    if key.removeprefix("constrained-") in _UNION_MEMBERS:
         return False
     return "[" not in key and not key[:1].isupper()
 
