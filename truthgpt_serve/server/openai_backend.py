@@ -142,6 +142,7 @@ class OpenAIBackend:
 
     def _request(self, inputs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         fields = dict(inputs)
+        _check_plain(fields, "inputs")
         if self._kind == "image":
             prompt = _take_text(fields, "prompt")
             fields.setdefault("response_format", "b64_json")
@@ -199,6 +200,21 @@ class OpenAIBackend:
 
     def _unreadable(self, error: Exception) -> TruthGPTError:
         return self._transport.unreadable(f"{type(error).__name__}: {error}")
+
+
+def _check_plain(value: Any, place: str) -> None:
+    """Raises RequestError for an image or array, which a route's JSON cannot carry."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_plain(item, f"{place}.{key}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _check_plain(item, f"{place}[{index}]")
+    elif value is not None and not isinstance(value, str | int | float):
+        message = (
+            "cannot be an image or an array for this model; messages of a chat may have images"
+        )
+        raise bad_field(place, message)
 
 
 def _take_text(fields: dict[str, Any], name: str) -> str:
