@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+MAX_RETRY_AFTER_S = 2**31 - 1
 
 
 class TruthGPTError(Exception):
@@ -36,13 +39,13 @@ class TruthGPTError(Exception):
         *,
         param: str | None = None,
         code: str | None = None,
-        retry_after_s: int | None = None,
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
         self.message = _text(message) or type(self).__name__
         self.param = _text(param)
         self.code = _text(code) if code is not None else self.default_code
-        self.retry_after_s = retry_after_s
+        self.retry_after_s = _whole_seconds(retry_after_s)
 
     def to_envelope(self) -> dict[str, Any]:
         """Returns OpenAI's error envelope, `{"error": {"message", "type", "param", "code"}}`."""
@@ -59,3 +62,10 @@ class TruthGPTError(Exception):
 def _text(value: object) -> str | None:
     """Returns a value as text: a user's class may raise an error with anything in it."""
     return value if value is None or isinstance(value, str) else str(value)
+
+
+def _whole_seconds(value: Any) -> int | None:
+    """Returns seconds as a header has them, rounded up; None for what is no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        return None
+    return math.ceil(min(max(value, 0), MAX_RETRY_AFTER_S))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import re
 from collections.abc import Iterator, MutableMapping
@@ -68,6 +69,16 @@ async def test_a_given_header_wins_over_the_errors_own() -> None:
     error = UnavailableError("wait", retry_after_s=7)
     _, headers, _ = await answer_of(error, headers=given)
     assert (headers[b"retry-after"], headers[b"x-request-id"]) == (b"1", b"a")
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [(1.5, b"2"), (-5, b"0"), (10**400, b"2147483647"), (math.inf, b"2147483647")]
+    + [(value, b"5") for value in ("soon", math.nan, True, [1])],
+)
+async def test_any_value_of_a_users_class_becomes_whole_seconds(given: Any, sent: bytes) -> None:
+    status, headers, _ = await answer_of(UnavailableError("wait", retry_after_s=given))
+    assert (status, headers[b"retry-after"]) == (503, sent)
 
 
 def test_the_types_are_defined_once() -> None:
