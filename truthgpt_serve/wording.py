@@ -25,6 +25,8 @@ def shown(value: Any) -> str:
         return "an object"
     if isinstance(value, list | tuple):
         return "a list"
+    if getattr(value, "shape", ()):
+        return "an array"
     if isinstance(value, str):
         return f"{value[:MAX_SHOWN_CHARS]!r}" + ("…" if len(value) > MAX_SHOWN_CHARS else "")
     if isinstance(value, int) and value.bit_length() > _MAX_SHOWN_BITS:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from truthgpt_serve.wording import nearest, suggest
+import numpy as np
+
+from truthgpt_serve.wording import nearest, shown, suggest
 
 
 def test_suggestions_keep_the_known_spelling() -> None:
@@ -18,3 +20,8 @@ def test_a_fix_is_the_nearest_name_or_all() -> None:
     assert suggest("x", {"b", "a"}) == "known: a, b"
     assert suggest("x", []) == "there are none"
     assert suggest("x", ["a"], "see the manual") == "see the manual"
+
+
+def test_an_array_is_not_printed() -> None:
+    assert shown(np.zeros((2, 3))) == shown(np.zeros((0, 3))) == "an array"
+    assert shown(np.float32(0.5)) == "0.5"
