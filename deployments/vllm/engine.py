@@ -31,6 +31,7 @@ from deployments.vllm.hardware import gpu_turn, prepare_environment
 from deployments.vllm.media import use_listed_media
 from deployments.vllm.orphans import bind_children
 from deployments.vllm.parsers import choose_parsers
+from deployments.vllm.patches.audio_rates import mend_audio_rates
 from deployments.vllm.patches.cut_texts import mend_cuts
 from deployments.vllm.patches.forced_calls import bind_forced_calls
 from deployments.vllm.patches.key_requests import mark_requests
@@ -121,6 +122,7 @@ class Engine:
                 client = await stack.enter_async_context(build_async_engine_client(args))
         mend_cuts()
         mend_media_parts()
+        mend_audio_rates()
         mark_requests(client)
         share_engine(client)
         share_answers(client)
