@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 from aiohttp import ClientError, ClientResponseError
 from PIL import Image
 from requests import RequestException
@@ -164,7 +165,7 @@ class _CheckedImages(MediaIO[Any]):
 
 
 class _CheckedAudio(MediaIO[Any]):
-    """Reads recordings as another reader does, but for more of them than a request may have.
+    """Reads recordings as another reader does, but none of NaN, nor more than a request may have.
 
     A file of 28 KB may have ten minutes of silence, of which vLLM bounds each one alone. One is
     counted when it is decoded: until the sum is too much, as many run over as there are threads.
@@ -198,11 +199,17 @@ class _CheckedAudio(MediaIO[Any]):
     def _count(self, load: Callable[[], Any]) -> Any:
         limit: int = envs.VLLM_MAX_AUDIO_DECODE_BYTES
         if self._request is None:
-            return load()
+            return _finite(load())
         self._request.add_samples(0, limit)
         loaded = load()
         self._request.add_samples(loaded[0].nbytes, limit)
-        return loaded
+        return _finite(loaded)
+
+
+def _finite(loaded: Any) -> Any:
+    if not np.isfinite(loaded[0]).all():
+        raise ValueError("it has samples that are not finite")
+    return loaded
 
 
 @functools.cache

@@ -6,11 +6,14 @@ import asyncio
 import base64
 import io
 from collections.abc import Iterator
+from contextlib import nullcontext
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 from vllm.connections import HTTPConnection
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
@@ -178,6 +181,18 @@ def test_what_cannot_be_read_is_an_error_of_the_request(
     assert f"`{kind}_url`" in message
     assert "object at" not in message
     assert "metadata" not in message  # of Python's packages
+
+
+@pytest.mark.parametrize("sample", [np.nan, np.inf])
+@pytest.mark.parametrize("of_request", [True, False])
+def test_samples_that_are_no_numbers_are_refused(sample: float, *, of_request: bool) -> None:
+    buffer = io.BytesIO()
+    samples = np.full(16000, sample, np.float32)
+    soundfile.write(buffer, samples, 16000, format="WAV", subtype="FLOAT")
+    url = f"data:audio/wav;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    request = one_request() if of_request else nullcontext()
+    with request, pytest.raises(VLLMValidationError, match="samples that are not finite"):
+        ListedMediaConnector().load_from_url(url, AudioMediaIO())
 
 
 def test_files_come_from_the_named_folder_only(tmp_path: Path) -> None:
