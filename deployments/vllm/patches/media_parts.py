@@ -69,6 +69,7 @@ def _of_keys_async(resolve: Callable[..., Any]) -> Callable[..., Any]:
 def _renamed(resolved: tuple[Any, Any]) -> tuple[Any, Any]:
     """Returns media and their names by modality, the names as those of the request's key."""
     media, names = resolved
+    _check_given(media, names)
     usage = current_usage()
     if usage is None or not usage.key or not names:
         return media, names
@@ -77,3 +78,12 @@ def _renamed(resolved: tuple[Any, Any]) -> tuple[Any, Any]:
         modality: [None if name is None else f"{start}{name}" for name in each]
         for modality, each in names.items()
     }
+
+
+def _check_given(media: Any, names: Any) -> None:
+    """Raises VLLMValidationError for a medium that has neither content nor a name."""
+    for modality, items in (media or {}).items():
+        named = (names or {}).get(modality) or [None] * len(items)
+        if any(item is None and name is None for item, name in zip(items, named, strict=False)):
+            field = f"{modality}_url" if modality in ("audio", "image", "video") else modality
+            raise VLLMValidationError(f"`{field}`: is empty", parameter=field)

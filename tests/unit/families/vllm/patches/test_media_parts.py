@@ -88,3 +88,10 @@ def test_a_name_is_one_of_its_key(*, waits: bool) -> None:
     with counting(Usage(key="one")):
         image = {"image_pil": Image.new("RGB", (8, 6)), "type": "image_pil"}
         assert read(image, waits=waits)[1] == {"image": [None]}
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_an_empty_address_is_named(*, waits: bool) -> None:
+    with pytest.raises(VLLMValidationError, match="`image_url`: is empty") as caught:
+        read({"type": "image_url", "image_url": {"url": ""}}, waits=waits)
+    assert caught.value.parameter == "image_url"
