@@ -12,7 +12,7 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from deployments.hf_transformers.pipelines.inputs import Recording
 from deployments.hf_transformers.pipelines.model import PipelineEngine
 from deployments.hf_transformers.pipelines.speech_details import transcribe
-from truthgpt_serve.errors import UnsupportedError
+from truthgpt_serve.errors import RequestError, UnsupportedError
 from truthgpt_serve.request_schema import (
     RequestModel,
     Wanted,
@@ -77,6 +77,13 @@ class SpeechEngine(PipelineEngine):
 
     def check(self, inputs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Returns the samples of one request and the pipeline's parameters. Raises RequestError."""
+        try:
+            return self._read(inputs)
+        except RequestError as error:
+            error.param = f"inputs.{error.param}"
+            raise
+
+    def _read(self, inputs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         refuse_unknown(inputs, SpeechInputs.model_fields)
         request = read_request(SpeechInputs, inputs)
         samples, rate = request.audio, request.sampling_rate or self.sampling_rate

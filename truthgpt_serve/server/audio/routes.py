@@ -17,7 +17,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from truthgpt_serve.errors import UnsupportedError
+from truthgpt_serve.errors import RequestError, UnsupportedError
 from truthgpt_serve.http.connection import Connection
 from truthgpt_serve.http.multipart import form_boundary, parse_form
 from truthgpt_serve.server.audio.codec import AudioCodec
@@ -69,12 +69,16 @@ class AudioRoutes:
         self._reader.own_name(request.model)
         async with connection.guard(instance.max_request_s) as guard:
             codec = await self._codec(request)
-            if request.stream:
-                await instance.stream(codec, connection.emit)
-                guard.release()
-                await connection.end_events()
-                return
-            answer, content_type = await instance.run(codec)
+            try:
+                if request.stream:
+                    await instance.stream(codec, connection.emit)
+                    guard.release()
+                    await connection.end_events()
+                    return
+                answer, content_type = await instance.run(codec)
+            except RequestError as error:
+                _name_in_form(error)
+                raise
             guard.release()
             await connection.reply(answer, content_type)
 
@@ -84,3 +88,12 @@ class AudioRoutes:
         request.file = b""  # the samples are what is needed from here on
         inputs = {"audio": samples, "sampling_rate": rate, **request.inputs}
         return AudioCodec(request, inputs, len(samples) / rate, self._instance.label)
+
+
+def _name_in_form(error: RequestError) -> None:
+    """Has an error of the class name the form's field instead of its input."""
+    name = error.param and error.param.removeprefix("inputs.")
+    if name == "audio":
+        error.message = error.message.replace("`audio`", "`file`", 1)
+        name = "file"
+    error.param = name

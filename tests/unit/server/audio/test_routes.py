@@ -313,3 +313,26 @@ def test_absurd_rates_are_refused(rate: int) -> None:
 def test_empty_recordings_are_refused() -> None:
     assert refusal(b"").message == "`file` is empty"
     assert refusal(wave_file(tone(0))).message == "`file` has no samples"
+
+
+class Strict(Base):
+    """Refuses inputs, as a family or a user's class does."""
+
+    operations = ("transcription",)
+
+    def infer(self, inputs: dict[str, Any]) -> Any:
+        name = "audio" if "language" not in inputs else "language"
+        place = name if "prompt" in inputs else f"inputs.{name}"
+        raise RequestError(f"`{name}` is wrong", param=place)
+
+
+@pytest.mark.parametrize("more", [{}, {"prompt": "p"}])
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_error_of_the_class_names_the_forms_field(more: dict[str, str], *, stream: bool) -> None:
+    with serving(Strict) as client:
+        create: Any = client.audio.transcriptions.create
+        for fields, name in (({}, "file"), ({"language": "en"}, "language")):
+            file = ("a.wav", wave_file(tone()))
+            with pytest.raises(openai.BadRequestError, match=f"`{name}` is wrong") as caught:
+                create(model="sample", file=file, stream=stream, **more, **fields)
+            assert caught.value.param == name

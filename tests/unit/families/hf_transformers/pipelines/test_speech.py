@@ -154,8 +154,9 @@ def test_a_recording_longer_than_the_window_is_heard_to_its_end(model: Any, plai
     ],
 )
 def test_a_wrong_input_is_refused(model: Any, inputs: dict[str, Any], message: str) -> None:
-    with pytest.raises(RequestError, match=message):
+    with pytest.raises(RequestError, match=message) as caught:
         model.infer(inputs)
+    assert str(caught.value.param).startswith("inputs.")
 
 
 def test_a_ctc_model_gives_words_but_no_segments(tmp_path: Path) -> None:
