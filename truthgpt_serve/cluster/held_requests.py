@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from truthgpt_serve.cluster.controller import CALL_TIMEOUT_S, fetch_serve_file, fetch_serve_state
-from truthgpt_serve.cluster.proxy_answers import ROUTER_HEADER, below_mount, owner_of
+from truthgpt_serve.cluster.proxy_answers import ROUTER_HEADER, below_mount, model_of, owner_of
 from truthgpt_serve.cluster.state import ServeState
 from truthgpt_serve.errors import OverloadedError, RequestError, TruthGPTError, UnavailableError
 from truthgpt_serve.http.asgi import Message, Receive, Scope, Send, header, send_error
@@ -159,8 +159,10 @@ class HeldRequests:
                 f"may take {limit_s:g} s (`x-request-timeout-ms`)",
                 retry_after_s=1,
             )
+        name = model_of(scope)
+        where = "" if name is None else f": `truthgpt why {name}` says why"
         return UnavailableError(
-            f"{owner[0].upper()}{owner[1:]} had no running replica for {hold_s:g} s",
+            f"{owner[0].upper()}{owner[1:]} had no running replica for {hold_s:g} s{where}",
             retry_after_s=5,
         )
 

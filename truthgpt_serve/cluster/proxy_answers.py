@@ -73,10 +73,16 @@ def below_mount(path: str) -> str:
     return path[found.end() :] if found else path
 
 
+def model_of(scope: Scope) -> str | None:
+    """Returns the model whose answer a request waits for; None is the router."""
+    found = _MODEL.match(scope["path"])
+    return found[1] if found else None
+
+
 def owner_of(scope: Scope) -> str:
     """Returns whose answer a request waits for, in words."""
-    found = _MODEL.match(scope["path"])
-    return f"the model {found[1]!r}" if found else "the router"
+    name = model_of(scope)
+    return "the router" if name is None else f"the model {name!r}"
 
 
 def _worded(error: TruthGPTError, text: bytes, scope: Scope) -> TruthGPTError:

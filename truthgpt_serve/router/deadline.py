@@ -61,9 +61,11 @@ class Deadline:
             self._patience.reschedule(asyncio.get_running_loop().time() + UNREAD_TIMEOUT_S)
             return late_answer(self._model, config.request_timeout_s)
         self._held_since_s = (self._held_since_s or now_s) if self._is_held() else None
-        if self._held_since_s is not None and now_s - self._held_since_s >= config.hold_timeout_s:
+        hold_s = config.hold_timeout_s
+        if self._held_since_s is not None and now_s - self._held_since_s >= hold_s:
             return UnavailableError(
-                f"The model {self._model!r} had no running replica for {config.hold_timeout_s:g} s",
+                f"The model {self._model!r} had no running replica for {hold_s:g} s: "
+                f"`truthgpt why {self._model}` says why",
                 retry_after_s=int(HOLD_RECHECK_S) + 3,
             )
         rest_s = config.request_timeout_s - waited_s

@@ -67,7 +67,10 @@ def test_a_model_that_does_not_come_is_given_up(client: httpx.Client, way: str) 
     answer = ask(client, way)
     assert time.monotonic() - began_s >= HOLD_S - 1
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5"), answer.text
-    message = f"The model 'sleeper' had no running replica for {HOLD_S} s"
+    message = (
+        f"The model 'sleeper' had no running replica for {HOLD_S} s: "
+        "`truthgpt why sleeper` says why"
+    )
     assert answer.json()["error"]["message"] == message
 
 

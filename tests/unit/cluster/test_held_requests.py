@@ -83,7 +83,9 @@ async def test_a_model_that_does_not_come_is_given_up() -> None:
     assert answer.headers["retry-after"] == "5"
     assert answer.headers["access-control-allow-origin"] == "*"
     error = answer.json()["error"]
-    assert error["message"] == "The model 'm' had no running replica for 0.4 s"
+    assert error["message"] == (
+        "The model 'm' had no running replica for 0.4 s: `truthgpt why m` says why"
+    )
     assert error["code"] == "model_unavailable"
     assert proxy.has_left.is_set()
 

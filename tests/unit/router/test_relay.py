@@ -485,7 +485,7 @@ ERRORS: dict[str, tuple[str, str, int, str | None, str]] = {
     ),
     "held too long": (
         "asleep", "never", 503, "model_unavailable",
-        "The model 'asleep' had no running replica for 1 s",
+        "The model 'asleep' had no running replica for 1 s: `truthgpt why asleep` says why",
     ),
     "too slow": ("m", "never", 504, "timeout", "The model 'm' did not finish within 4 s"),
     "proxy's error page": (
