@@ -37,7 +37,7 @@ from deployments.vllm.patches.forced_calls import bind_forced_calls
 from deployments.vllm.patches.key_requests import mark_requests
 from deployments.vllm.patches.media_parts import mend_media_parts
 from deployments.vllm.patches.rejected_tokens import mend_answers
-from deployments.vllm.queued_work import QueuedWork, token_counter
+from deployments.vllm.queued_work import QueuedWork, count_held, token_counter
 from deployments.vllm.sharing.answer_turns import share_answers
 from deployments.vllm.sharing.engine_turns import share_engine
 from deployments.vllm.sharing.tokenizer_turns import share_tokenizer
@@ -124,8 +124,7 @@ class Engine:
         mend_media_parts()
         mend_audio_rates()
         mark_requests(client)
-        share_engine(client)
-        share_answers(client)
+        turns = (share_engine(client), share_answers(client))
         share_tokenizer(client.renderer._executor)
         self.tasks = await client.get_supported_tasks()
         app = build_app(args, self.tasks, client.model_config)
@@ -137,7 +136,7 @@ class Engine:
         # vLLM's own start-up: statistics in the log, and a heap that the collector skips.
         await stack.enter_async_context(app.router.lifespan_context(app))
         self._client = client
-        self._queued_work = QueuedWork(token_counter(client))
+        self._queued_work = QueuedWork(token_counter(client), partial(count_held, turns))
         parsers = ("tool_call_parser", "reasoning_parser")
         self.acceleration = {
             **describe(client.vllm_config),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -23,6 +23,7 @@ class QueuedWork:
 
     Args:
         count_tokens: Returns the prompt tokens of requests of which no token has come yet.
+        count_waiting: Returns how many texts are not in the engine yet, and their tokens.
         registry: Where vLLM's metrics are.
         clock: The time in seconds, which only goes forward.
     """
@@ -30,10 +31,12 @@ class QueuedWork:
     def __init__(
         self,
         count_tokens: Callable[[], int],
+        count_waiting: Callable[[], tuple[int, int]],
         registry: CollectorRegistry = REGISTRY,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._count_tokens = count_tokens
+        self._count_waiting = count_waiting
         self._registry = registry
         self._clock = clock
         self._before: tuple[float, float] | None = None
@@ -50,9 +53,10 @@ class QueuedWork:
             for sample in metric.samples:
                 if sample.name in values:  # of several engines in one process, the sum
                     values[sample.name] += sample.value
-        waiting = values[WAITING]
+        held, held_tokens = self._count_waiting()
+        waiting = values[WAITING] + held
         self._measure(waiting, values[PROMPT_TOKENS])
-        queued = self._count_tokens() if waiting and self._speed else 0
+        queued = self._count_tokens() + held_tokens if waiting and self._speed else 0
         return {
             "queue_s": queued / self._speed if queued else 0.0,
             "waiting": waiting,
@@ -73,6 +77,16 @@ def token_counter(client: Any) -> Callable[[], int]:
     processor = getattr(client, "output_processor", None)
     count: Callable[[], int] | None = getattr(processor, "get_num_queued_tokens", None)
     return count if callable(count) else _none
+
+
+def count_held(turns: Iterable[Any]) -> tuple[int, int]:
+    """Returns how many texts are kept from the engine for others, and their tokens.
+
+    Args:
+        turns: What keeps them, with `waiting`.
+    """
+    waiting = [each.waiting for each in turns]
+    return sum(texts for texts, _ in waiting), sum(tokens for _, tokens in waiting)
 
 
 def _none() -> int:

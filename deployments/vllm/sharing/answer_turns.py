@@ -9,6 +9,7 @@ other requests.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, NamedTuple
@@ -43,6 +44,9 @@ class AnswerTurns:
 
     Args:
         client: vLLM's.
+
+    Attributes:
+        waiting: What waits for room.
     """
 
     def __init__(self, client: Any) -> None:
@@ -56,7 +60,10 @@ class AnswerTurns:
         self._num_entered = 0
         self._beginning = Size(0, 0)
         self._line: RoundRobin[tuple[asyncio.Future[None], Size]] = RoundRobin()
+        self._requests: Counter[OneRequest] = Counter()
         self._timer: asyncio.TimerHandle | None = None
+        self._looks_soon = False
+        self.waiting = Size(0, 0)
 
     async def enter(self, request: OneRequest, size: Size) -> None:
         """Waits until there is room for answers; `leave` gives it back.
@@ -69,7 +76,9 @@ class AnswerTurns:
         """
         turn = asyncio.get_running_loop().create_future()
         self._line.push(request, (turn, size))
-        self._fill()
+        self._requests[request] += 1
+        self.waiting = self.waiting.plus(size)
+        self._look_soon()
         try:
             await turn
         except asyncio.CancelledError:
@@ -77,23 +86,42 @@ class AnswerTurns:
                 self._beginning = self._beginning.plus(size, -1)
                 self.leave(size)
             raise
-        self._beginning = self._beginning.plus(size, -1)
+        else:
+            self._beginning = self._beginning.plus(size, -1)
+        finally:
+            self.waiting = self.waiting.plus(size, -1)
+            self._requests[request] -= 1
+            if not self._requests[request]:
+                del self._requests[request]
 
     def leave(self, size: Size) -> None:
         """Gives the room of answers back."""
         self._num_entered -= size.answers
+        self._look_soon()
+
+    def _look_soon(self) -> None:
+        """Looks once at all that comes and goes in this turn of the event loop."""
+        if self._line and not self._looks_soon:
+            self._looks_soon = True
+            asyncio.get_running_loop().call_soon(self._fill)
+
+    def _look_later(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._fill_again)
+
+    def _fill_again(self) -> None:
+        self._timer = None
         self._fill()
 
     def _fill(self) -> None:
-        if not self._line:
-            return
+        self._looks_soon = False
         client = self._client
         inside = Size(client.get_num_unfinished_requests(), client.get_num_queued_tokens())
         while self._line:
             turn, size = self._line.peek()
             if not turn.done():
                 if not self._has_room(inside.plus(self._beginning), size):
-                    self._look_again()
+                    self._look_later()
                     return
                 self._num_entered += size.answers
                 self._beginning = self._beginning.plus(size)
@@ -102,23 +130,15 @@ class AnswerTurns:
 
     def _has_room(self, inside: Size, size: Size) -> bool:
         """Returns whether so much more fits, or fewer have entered than requests wait here."""
-        if self._num_entered < len(self._line):
+        if self._num_entered < len(self._requests):
             return True
         both = inside.plus(size)
         fits = both.tokens <= self._most.tokens or not inside.tokens
         return fits and both.answers <= self._most.answers
 
-    def _look_again(self) -> None:
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look)
 
-    def _look(self) -> None:
-        self._timer = None
-        self._fill()
-
-
-def share_answers(client: Any) -> None:
-    """Has the answers of an engine client's requests take turns.
+def share_answers(client: Any) -> AnswerTurns:
+    """Has the answers of an engine client's requests take turns; returns these.
 
     Args:
         client: vLLM's; its method `generate` is replaced.
@@ -136,6 +156,7 @@ def share_answers(client: Any) -> None:
         return _in_turn(turns, request, Size(number, number * num_tokens(prompt)), outputs)
 
     client.generate = shared_generate
+    return turns
 
 
 async def _in_turn(

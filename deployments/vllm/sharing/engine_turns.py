@@ -24,6 +24,9 @@ class EngineTurns:
     Args:
         max_texts: Most texts in the engine.
         max_tokens: Most tokens of them all; a longer text has the engine to itself.
+
+    Attributes:
+        waiting: How many texts wait for room, and their tokens.
     """
 
     def __init__(self, max_texts: int, max_tokens: int) -> None:
@@ -32,6 +35,7 @@ class EngineTurns:
         self._num_texts = 0
         self._num_tokens = 0
         self._line: RoundRobin[tuple[asyncio.Future[None], int]] = RoundRobin()
+        self.waiting = (0, 0)
 
     async def enter(self, num_tokens: int) -> None:
         """Waits until there is room for a text of this task's request; `leave` gives it back."""
@@ -40,12 +44,15 @@ class EngineTurns:
             return
         turn = asyncio.get_running_loop().create_future()
         self._line.push(current_request(), (turn, num_tokens))
+        self._count(1, num_tokens)
         try:
             await turn
         except asyncio.CancelledError:
             if not turn.cancelled():
                 self.leave(num_tokens)
             raise
+        finally:
+            self._count(-1, -num_tokens)
 
     def leave(self, num_tokens: int) -> None:
         """Gives the room of a text back."""
@@ -60,6 +67,9 @@ class EngineTurns:
                 turn.set_result(None)
             self._line.pop()
 
+    def _count(self, texts: int, tokens: int) -> None:
+        self.waiting = (self.waiting[0] + texts, self.waiting[1] + tokens)
+
     def _has_room(self, num_tokens: int) -> bool:
         if not self._num_texts:
             return True
@@ -71,8 +81,8 @@ class EngineTurns:
         self._num_tokens += num_tokens
 
 
-def share_engine(client: Any) -> None:
-    """Has the texts of an engine client's requests take turns.
+def share_engine(client: Any) -> EngineTurns:
+    """Has the texts of an engine client's requests take turns; returns these.
 
     Args:
         client: vLLM's; its method `encode` is replaced.
@@ -87,6 +97,7 @@ def share_engine(client: Any) -> None:
         return _in_turn(turns, num_tokens(prompt), encode(prompt, *args, **kwargs))
 
     client.encode = shared_encode
+    return turns
 
 
 def num_tokens(prompt: Any) -> int:

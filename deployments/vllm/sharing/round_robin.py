@@ -110,9 +110,8 @@ class RoundRobin(Generic[T]):
     def __init__(self) -> None:
         self._items: dict[object, deque[T]] = {}  # in the order in which it is their turn
 
-    def __len__(self) -> int:
-        """Returns how many requests have items here."""
-        return len(self._items)
+    def __bool__(self) -> bool:
+        return bool(self._items)
 
     def push(self, request: object, item: T) -> None:
         """Adds an item of a request."""

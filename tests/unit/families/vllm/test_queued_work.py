@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from deployments.vllm.queued_work import QueuedWork, token_counter
+from deployments.vllm.queued_work import QueuedWork, count_held, token_counter
 
 
 class Engine:
@@ -26,7 +26,10 @@ class Engine:
         done = Counter("vllm:prompt_tokens", "Tokens.", labels, registry=self.registry)
         self.waiting, self.usage = waiting.labels("m", "0"), usage.labels("m", "0")
         self.done = done.labels("m", "0")
-        self.work = QueuedWork(lambda: self.tokens, self.registry, lambda: self.now_s)
+        self.held = (0, 0)
+        self.work = QueuedWork(
+            lambda: self.tokens, lambda: self.held, self.registry, lambda: self.now_s
+        )
 
     def step(self, seconds: float, tokens: int) -> None:
         self.now_s += seconds
@@ -52,5 +55,17 @@ def test_prompt_tokens_by_the_speed_while_requests_wait() -> None:
 
 
 def test_without_statistics_there_is_nothing() -> None:
-    work = QueuedWork(token_counter(SimpleNamespace()), CollectorRegistry(), lambda: 1.0)
+    count_tokens = token_counter(SimpleNamespace())
+    work = QueuedWork(count_tokens, lambda: (0, 0), CollectorRegistry(), lambda: 1.0)
     assert work.read() == {"queue_s": 0, "waiting": 0, "busy": 0}
+
+
+def test_texts_that_are_kept_from_the_engine_wait_too() -> None:
+    engine = Engine()
+    engine.held = count_held(
+        [SimpleNamespace(waiting=(3, 1500)), SimpleNamespace(waiting=(2, 500))]
+    )
+    assert engine.work.read() == {"queue_s": 0, "waiting": 5, "busy": 0}  # no speed is known
+    engine.tokens = 1000
+    engine.step(2, 3000)
+    assert engine.work.read() == {"queue_s": 2, "waiting": 5, "busy": 0}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from deployments.vllm.sharing.answer_turns import share_answers
+from deployments.vllm.sharing.answer_turns import AnswerTurns, share_answers
 from deployments.vllm.sharing.round_robin import one_request
 
 SHORT = {"prompt_token_ids": [1, 2, 3, 4]}
@@ -37,6 +37,7 @@ class Engine:
         parallel = SimpleNamespace(data_parallel_size=1)
         self.vllm_config = SimpleNamespace(scheduler_config=scheduler, parallel_config=parallel)
         self.inside: list[Sequence] = []
+        self.turns: AnswerTurns | None = None
         self.changed = asyncio.Condition()
 
     def get_num_unfinished_requests(self) -> int:
@@ -94,7 +95,7 @@ def begin(
 
 def start() -> tuple[Engine, list[str]]:
     engine = Engine()
-    share_answers(engine)
+    engine.turns = share_answers(engine)
     return engine, []
 
 
@@ -104,6 +105,8 @@ async def run_to_end(engine: Engine, tasks: list[asyncio.Task[None]]) -> None:
             await engine.step()
     await asyncio.gather(*tasks)
     assert not engine.inside
+    assert engine.turns is not None
+    assert engine.turns.waiting == (0, 0)
 
 
 async def test_one_answer_does_not_wait_for_a_request_of_many() -> None:
@@ -179,6 +182,20 @@ async def test_clients_that_leave_give_their_room_back() -> None:
     tasks = begin(engine, "next", done, 7)
     await settle()
     assert len(engine.inside) == 7
+    await run_to_end(engine, tasks)
+
+
+async def test_requests_that_left_make_no_room() -> None:
+    engine, done = start()
+    tasks = begin(engine, "many", done, 20)
+    await settle()
+    gone = [task for at in range(30) for task in begin(engine, f"gone-{at}", done, 2)]
+    await settle()
+    for task in gone:
+        task.cancel()
+    await asyncio.gather(*gone, return_exceptions=True)
+    await engine.step()
+    assert len(engine.inside) <= 8
     await run_to_end(engine, tasks)
 
 

@@ -72,7 +72,7 @@ def begin(engine: Any, name: str, number: int, done: list[str]) -> list[asyncio.
 async def test_one_text_does_not_wait_for_another_request_of_many() -> None:
     engine = Engine()
     done: list[str] = []
-    share_engine(engine)
+    turns = share_engine(engine)
     tasks = begin(engine, "many", 40, done)
     await settle()
     tasks += begin(engine, "one", 1, done)
@@ -80,10 +80,12 @@ async def test_one_text_does_not_wait_for_another_request_of_many() -> None:
         await engine.step()
     assert "one" in done
     assert engine.most == 4
+    assert turns.waiting == (40 + 1 - len(done) - 4, 4 * turns.waiting[0])
     for _ in range(20):
         await engine.step()
     await asyncio.gather(*tasks)
     assert sorted(done) == ["many"] * 40 + ["one"]
+    assert turns.waiting == (0, 0)
 
 
 async def test_two_requests_of_many_get_as_much() -> None:
