@@ -40,6 +40,7 @@ from deployments.vllm.patches.rejected_tokens import mend_answers
 from deployments.vllm.queued_work import QueuedWork, count_held, token_counter
 from deployments.vllm.sharing.answer_turns import share_answers
 from deployments.vllm.sharing.engine_turns import share_engine
+from deployments.vllm.sharing.prompt_turns import share_prompts
 from deployments.vllm.sharing.tokenizer_turns import share_tokenizer
 from deployments.vllm.toolchain import prepare_compilers
 from truthgpt_serve.config.text_limits import TextLimitsSection
@@ -124,7 +125,7 @@ class Engine:
         mend_media_parts()
         mend_audio_rates()
         mark_requests(client)
-        turns = (share_engine(client), share_answers(client))
+        turns = (share_engine(client), share_answers(client), share_prompts(client))
         share_tokenizer(client.renderer._executor)
         self.tasks = await client.get_supported_tasks()
         app = build_app(args, self.tasks, client.model_config)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any, NamedTuple
 
@@ -56,7 +56,8 @@ class AnswerTurns:
         sequences = scheduler.max_num_seqs * num_engines
         tokens = STEPS * scheduler.max_num_batched_tokens * num_engines
         self._most = Size(sequences - max(1, sequences // KEPT), tokens)
-        self._client = client
+        self._count_answers: Callable[[], int] = client.get_num_unfinished_requests
+        self._count_tokens: Callable[[], int] = client.get_num_queued_tokens
         self._num_entered = 0
         self._beginning = Size(0, 0)
         self._line: RoundRobin[tuple[asyncio.Future[None], Size]] = RoundRobin()
@@ -115,8 +116,7 @@ class AnswerTurns:
 
     def _fill(self) -> None:
         self._looks_soon = False
-        client = self._client
-        inside = Size(client.get_num_unfinished_requests(), client.get_num_queued_tokens())
+        inside = Size(self._count_answers(), self._count_tokens())
         while self._line:
             turn, size = self._line.peek()
             if not turn.done():

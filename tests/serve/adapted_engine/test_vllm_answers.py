@@ -182,3 +182,24 @@ async def test_requests_for_many_answers_hold_no_other_up(
     assert one[0].startswith(reference["alone"][0])
     if "prompt" in wide:
         assert {text for texts in answers for text in texts} == set(one)
+
+
+async def test_long_prompts_of_one_key_hold_no_other_up(server: Server) -> None:
+    ended: list[str] = []
+
+    async def ask(key: str, prompt: list[int]) -> None:
+        body = {"model": "tiny", "prompt": prompt, "max_tokens": 1}
+        answer = await client.post("/v1/completions", json=body, headers={"x-key": key})
+        assert answer.status_code == 200, answer.text
+        ended.append(key)
+
+    async with httpx.AsyncClient(base_url=server.url, timeout=300) as client:
+        prompts = ([at, *range(2, 500)] for at in range(10, 30))  # of no common prefix
+        many = [asyncio.create_task(ask("many", prompt)) for prompt in prompts]
+        while not ended:  # 64 tokens are read in a step
+            await asyncio.sleep(0.01)
+        before = len(ended)
+        await ask("few", [5, 6, 7])
+        between = len(ended) - 1 - before
+        await asyncio.gather(*many)
+    assert between <= 4

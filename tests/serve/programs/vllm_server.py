@@ -1,12 +1,13 @@
 """Serves one vLLM model with uvicorn, without Ray: `vllm_server.py PORT NAME CONFIG_JSON`.
 
 `GET /check` calls the class's `check_health`. The application answers under `/models/NAME` too, as
-Ray Serve calls it.
+Ray Serve calls it. The header `x-key` names the key of a request, as the gate would find it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 from typing import Any
@@ -15,6 +16,7 @@ import uvicorn
 
 from deployments.vllm.deployment import VllmModel
 from truthgpt_serve.config import load_model_config
+from truthgpt_serve.usage.counted import Usage, counting
 
 
 async def main() -> None:
@@ -51,7 +53,9 @@ class Mounted:
             return await self._check(send)
         if scope["type"] == "http" and scope["path"].startswith(f"{self._prefix}/"):
             scope = {**scope, "root_path": self._prefix}
-        await self._app(scope, receive, send)
+        key = dict(scope.get("headers", ())).get(b"x-key")
+        with contextlib.nullcontext() if key is None else counting(Usage(key=key.decode())):
+            await self._app(scope, receive, send)
 
     async def _check(self, send: Any) -> None:
         status, text = 200, "alive"

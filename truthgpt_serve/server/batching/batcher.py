@@ -23,12 +23,11 @@ from truthgpt_serve.server.batching.core import BatchSteps, deliver
 from truthgpt_serve.server.batching.driver import BatchDriver
 from truthgpt_serve.server.batching.metrics import format_metrics
 from truthgpt_serve.server.batching.queue import Entry, RequestQueue, shutting_down
-from truthgpt_serve.server.batching.shares import NOBODY, Owner
 from truthgpt_serve.server.batching.statistics import BatchStatistics
 from truthgpt_serve.server.batching.wait_policy import BatchWait
 from truthgpt_serve.server.execution.codec import RequestCodec
 from truthgpt_serve.server.execution.workers import Workers
-from truthgpt_serve.usage.counted import current_usage
+from truthgpt_serve.usage.shares import current_owner
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +127,7 @@ class Batcher:
             Exception: Whatever the class raised for this request.
         """
         loop = asyncio.get_running_loop()
-        entry = Entry(codec, loop.create_future(), limit_s, _find_owner())
+        entry = Entry(codec, loop.create_future(), limit_s, current_owner())
         try:
             idle = self._queue.add(entry)
         except Exception:
@@ -209,12 +208,6 @@ def create_batcher(
         batch_wait_timeout_s=settings.batch_wait_timeout_s,
         batch_key=getattr(model, "batch_key", None),
     )
-
-
-def _find_owner() -> Owner:
-    """Returns whose the request of this task is."""
-    usage = current_usage()
-    return NOBODY if usage is None else Owner(usage.key, usage.weight, usage.priority or 0)
 
 
 def _refuse(entries: list[Entry]) -> None:

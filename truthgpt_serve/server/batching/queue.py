@@ -13,8 +13,8 @@ from typing import Any
 
 from truthgpt_serve.errors import UnavailableError
 from truthgpt_serve.queue_full import queue_full
-from truthgpt_serve.server.batching.shares import NOBODY, Owner, Shares
 from truthgpt_serve.server.execution.codec import RequestCodec
+from truthgpt_serve.usage.shares import NOBODY, Owner, Shares
 
 
 class State(Enum):

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
 
-from truthgpt_serve.server.batching.shares import NOBODY, Owner, Shares
+from truthgpt_serve.usage.shares import NOBODY, Owner, Shares
 
 MANY, FEW = Owner("many"), Owner("few")
 

@@ -1,10 +1,12 @@
-"""Whose request comes next into a batch: by priority, then each key's share by its weight."""
+"""Whose request comes next: by priority, then each key's share of what is taken, by its weight."""
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol, TypeVar
+
+from truthgpt_serve.usage.counted import current_usage
 
 _MAX_IDLE = 1024
 
@@ -27,6 +29,12 @@ NOBODY = Owner()
 """Whose all requests are without keys."""
 
 
+def current_owner() -> Owner:
+    """Returns whose the request of this task is."""
+    usage = current_usage()
+    return NOBODY if usage is None else Owner(usage.key, usage.weight, usage.priority or 0)
+
+
 class Owned(Protocol):
     """What belongs to an owner."""
 
@@ -39,10 +47,9 @@ T = TypeVar("T", bound=Owned)
 
 
 class Shares:
-    """Start-time fair queueing (Goyal et al., SIGCOMM 1996), with each request counting as one.
+    """Start-time fair queueing (Goyal et al., SIGCOMM 1996). Not for several threads at once.
 
-    All in one batch take the same time. While a single owner has requests waiting they come as
-    they are, and nothing is charged. Not for several threads at once.
+    While a single owner has requests waiting nothing need be charged.
     """
 
     def __init__(self) -> None:
@@ -70,11 +77,11 @@ class Shares:
             if len(self._starts) > max(_MAX_IDLE, 2 * len(self._waiting)):
                 self._starts = {name: self._starts[name] for name in self._waiting}
 
-    def charge(self, owner: Owner) -> None:
-        """Counts a request that is taken."""
+    def charge(self, owner: Owner, amount: float = 1.0) -> None:
+        """Counts a request that is taken, of which others take so much too."""
         start = self._starts.get(owner.name, 0.0)
         self._now[owner.priority] = max(start, self._now.get(owner.priority, 0.0))
-        self._starts[owner.name] = start + 1 / owner.weight
+        self._starts[owner.name] = start + amount / owner.weight
 
     def first(self, owners: Iterable[Owner]) -> Owner:
         """Returns the one whose turn it is."""
