@@ -3,7 +3,7 @@
 vLLM adds all prompts of a request, and all `n` answers to each, at once: a request of another
 client waits behind the last of them. Here a request's first answer goes straight to the engine, as
 other requests do, and its further ones only as far as the engine has room, in turn with those of
-other requests.
+other requests, and in the fair order of their keys.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from contextlib import aclosing
 from typing import Any, NamedTuple
 
 from deployments.vllm.sharing.engine_turns import STEPS, num_tokens
-from deployments.vllm.sharing.round_robin import OneRequest, RoundRobin, current_request
+from deployments.vllm.sharing.round_robin import FairLine, OneRequest, current_request
+from truthgpt_serve.usage.shares import current_owner
 
 KEPT = 8
 """One of so many of the engine's sequences is kept for requests that come meanwhile."""
@@ -60,7 +61,7 @@ class AnswerTurns:
         self._count_tokens: Callable[[], int] = client.get_num_queued_tokens
         self._num_entered = 0
         self._beginning = Size(0, 0)
-        self._line: RoundRobin[tuple[asyncio.Future[None], Size]] = RoundRobin()
+        self._line: FairLine[tuple[asyncio.Future[None], Size]] = FairLine()
         self._requests: Counter[OneRequest] = Counter()
         self._timer: asyncio.TimerHandle | None = None
         self._looks_soon = False
@@ -76,7 +77,7 @@ class AnswerTurns:
             size: What they take.
         """
         turn = asyncio.get_running_loop().create_future()
-        self._line.push(request, (turn, size))
+        self._line.push(current_owner(), request, (turn, size))
         self._requests[request] += 1
         self.waiting = self.waiting.plus(size)
         self._look_soon()
@@ -119,14 +120,16 @@ class AnswerTurns:
         inside = Size(self._count_answers(), self._count_tokens())
         while self._line:
             turn, size = self._line.peek()
-            if not turn.done():
-                if not self._has_room(inside.plus(self._beginning), size):
-                    self._look_later()
-                    return
+            if turn.done():
+                self._line.pop(0)
+            elif self._has_room(inside.plus(self._beginning), size):
+                self._line.pop(size.answers)
                 self._num_entered += size.answers
                 self._beginning = self._beginning.plus(size)
                 turn.set_result(None)
-            self._line.pop()
+            else:
+                self._look_later()
+                return
 
     def _has_room(self, inside: Size, size: Size) -> bool:
         """Returns whether so much more fits, or fewer have entered than requests wait here."""

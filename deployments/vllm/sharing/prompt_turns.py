@@ -15,9 +15,9 @@ from contextlib import aclosing
 from typing import Any
 
 from deployments.vllm.sharing.engine_turns import STEPS, num_tokens
-from deployments.vllm.sharing.round_robin import RoundRobin, current_request
+from deployments.vllm.sharing.round_robin import FairLine, current_request
 from truthgpt_serve.usage.counted import current_usage
-from truthgpt_serve.usage.shares import Owner, Shares, current_owner
+from truthgpt_serve.usage.shares import Owner, current_owner
 
 LOOK_S = 0.005
 """How often it is looked whether there is room: the engine does not say when a prompt is read."""
@@ -39,14 +39,13 @@ class PromptTurns:
         self._max_tokens = steps * config.scheduler_config.max_num_batched_tokens
         self._count_tokens: Callable[[], int] = client.get_num_queued_tokens
         self._num_beginning = 0
-        self._lines: dict[Owner, RoundRobin[tuple[asyncio.Future[None], int]]] = {}
-        self._shares = Shares()
+        self._line: FairLine[tuple[asyncio.Future[None], int]] = FairLine()
         self._timer: asyncio.TimerHandle | None = None
         self.waiting = (0, 0)
 
     def may_begin(self, number: int) -> bool:
         """Returns whether a prompt of so many tokens need not wait."""
-        return not self._lines and self._has_room(number)
+        return not self._line and self._has_room(number)
 
     async def enter(self, owner: Owner, number: int) -> None:
         """Waits until there is room for a prompt of this task's request.
@@ -58,11 +57,7 @@ class PromptTurns:
             number: Its tokens.
         """
         turn = asyncio.get_running_loop().create_future()
-        line = self._lines.get(owner)
-        if line is None:
-            line = self._lines[owner] = RoundRobin()
-        line.push(current_request(), (turn, number))
-        self._shares.enter(owner)
+        self._line.push(owner, current_request(), (turn, number))
         self._count(1, number)
         self._look_later()
         since_s = time.monotonic()
@@ -71,7 +66,6 @@ class PromptTurns:
         finally:
             if (usage := current_usage()) is not None:
                 usage.queued_s += time.monotonic() - since_s
-            self._shares.leave(owner)
             self._count(-1, -number)
             if not turn.cancelled():
                 self._num_beginning -= number
@@ -85,20 +79,17 @@ class PromptTurns:
 
     def _fill(self) -> None:
         self._timer = None
-        while self._lines:
-            owner = self._shares.first(self._lines)
-            line = self._lines[owner]
-            turn, number = line.peek()
-            if not turn.done():
-                if not self._has_room(number):
-                    self._look_later()
-                    return
-                self._shares.charge(owner, number)
+        while self._line:
+            turn, number = self._line.peek()
+            if turn.done():
+                self._line.pop(0)
+            elif self._has_room(number):
+                self._line.pop(number)
                 self._num_beginning += number
                 turn.set_result(None)
-            line.pop()
-            if not line:
-                del self._lines[owner]
+            else:
+                self._look_later()
+                return
 
     def _has_room(self, number: int) -> bool:
         inside = self._count_tokens() + self._num_beginning

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Generic, TypeVar
 
+from truthgpt_serve.usage.shares import Owner, Shares
+
 T = TypeVar("T")
 
 _request: ContextVar[OneRequest | None] = ContextVar("vllm_request", default=None)
@@ -128,4 +130,46 @@ class RoundRobin(Generic[T]):
         item = items.popleft()
         if items:
             self._items[request] = items  # behind the others
+        return item
+
+
+class FairLine(Generic[T]):
+    """Items of several keys by their priorities and shares, and those of each key in turn.
+
+    Not for several threads at once.
+    """
+
+    def __init__(self) -> None:
+        self._lines: dict[Owner, RoundRobin[T]] = {}
+        self._shares = Shares()
+
+    def __bool__(self) -> bool:
+        return bool(self._lines)
+
+    def push(self, owner: Owner, request: object, item: T) -> None:
+        """Adds an item of a request, and of whose that is."""
+        line = self._lines.get(owner)
+        if line is None:
+            line = self._lines[owner] = RoundRobin()
+        line.push(request, item)
+        self._shares.enter(owner)
+
+    def peek(self) -> T:
+        """Returns the next item; there must be one."""
+        return self._lines[self._shares.first(self._lines)].peek()
+
+    def pop(self, amount: float) -> T:
+        """Removes and returns the next item; there must be one.
+
+        Args:
+            amount: How much it takes of what the keys share.
+        """
+        owner = self._shares.first(self._lines)
+        line = self._lines[owner]
+        item = line.pop()
+        if not line:
+            del self._lines[owner]
+        self._shares.leave(owner)
+        if amount:
+            self._shares.charge(owner, amount)
         return item

@@ -10,6 +10,7 @@ from typing import Any
 
 from deployments.vllm.sharing.answer_turns import AnswerTurns, share_answers
 from deployments.vllm.sharing.round_robin import one_request
+from truthgpt_serve.usage.counted import Usage, counting
 
 SHORT = {"prompt_token_ids": [1, 2, 3, 4]}
 LONG = {"prompt_token_ids": [1] * 60}
@@ -154,6 +155,18 @@ async def test_requests_of_many_take_turns() -> None:
         await engine.step()
     assert len(done) >= 20
     assert abs(done.count("a") - done.count("b")) <= 9
+    await run_to_end(engine, tasks)
+
+
+async def test_keys_share_whatever_number_of_requests_each_has() -> None:
+    engine, done = start()
+    tasks: list[asyncio.Task[None]] = []
+    for at in range(8):
+        with counting(Usage(key="few" if at == 7 else "many")):
+            tasks += begin(engine, "few" if at == 7 else "many", done, 20)
+    for _ in range(16):
+        await engine.step()
+    assert done.count("few") >= 15
     await run_to_end(engine, tasks)
 
 

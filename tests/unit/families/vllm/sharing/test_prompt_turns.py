@@ -81,7 +81,7 @@ async def run_to_end(engine: Engine, tasks: list[asyncio.Task[None]]) -> None:
     await asyncio.gather(*tasks)
     assert not engine.inside
     assert engine.turns.waiting == (0, 0)
-    assert not engine.turns._lines
+    assert not engine.turns._line
 
 
 async def test_a_key_with_many_prompts_holds_no_other_up() -> None:
