@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from truthgpt_serve.cli._results.merge import DTYPES
-from truthgpt_serve.cli._service.numbers import check_file_size
+from truthgpt_serve.cli._service.numbers import max_shard_option
 
 FORMATS = ("safetensors", "onnx", "gguf")
 """`truthgpt_serve.takeaway.export.FORMATS`, which `--help` need not import."""
@@ -30,14 +30,7 @@ FORMATS = ("safetensors", "onnx", "gguf")
     type=click.Choice(DTYPES),
     help="Number format; by default the base's, for onnx float32.",
 )
-@click.option(
-    "--max-shard",
-    callback=check_file_size,
-    default="5GB",
-    show_default=True,
-    metavar="SIZE",
-    help="Largest file of safetensors.",
-)
+@max_shard_option("safetensors")
 @click.option("--force", is_flag=True, help="Replace a folder that exists.")
 def export(
     run: Path,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from truthgpt_serve.cli._service.numbers import check_file_size
+from truthgpt_serve.cli._service.numbers import max_shard_option
 
 DTYPES = ("float32", "float16", "bfloat16")
 """`truthgpt_serve.takeaway.whole.DTYPES`, which `--help` need not import."""
@@ -24,14 +24,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 )
 @click.option("--base", help="The model that the adapter is for, in place of the one it names.")
 @click.option("--dtype", type=click.Choice(DTYPES), help="Number format; by default the base's.")
-@click.option(
-    "--max-shard",
-    callback=check_file_size,
-    default="5GB",
-    show_default=True,
-    metavar="SIZE",
-    help="Largest file of weights.",
-)
+@max_shard_option("weights")
 @click.option("--force", is_flag=True, help="Replace a folder that exists.")
 def merge(
     run: Path,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class NumberRange(click.FloatRange):
@@ -35,7 +38,23 @@ class FiniteRange(NumberRange):
         return number
 
 
-def check_file_size(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+def max_shard_option(what: str) -> Callable[[F], F]:
+    """Returns the option `--max-shard` of a command that writes weights.
+
+    Args:
+        what: What its files hold, for `--help`.
+    """
+    return click.option(
+        "--max-shard",
+        callback=_check_file_size,
+        default="5GB",
+        show_default=True,
+        metavar="SIZE",
+        help=f"Largest file of {what}.",
+    )
+
+
+def _check_file_size(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
     """Returns a size above zero such as `5GB`, with the units that Hugging Face's libraries read.
 
     Raises click.BadParameter.

@@ -10,6 +10,7 @@ from typing import Any
 
 from deployments.vllm.sharing.answer_turns import AnswerTurns, share_answers
 from deployments.vllm.sharing.round_robin import one_request
+from tests.support.tasks import settle
 from truthgpt_serve.usage.counted import Usage, counting
 
 SHORT = {"prompt_token_ids": [1, 2, 3, 4]}
@@ -75,12 +76,6 @@ class Engine:
             self.changed.notify_all()
         await settle()
         await asyncio.sleep(0.025)  # until it is looked again
-
-
-async def settle() -> None:
-    """Lets all tasks go on as far as they can."""
-    for _ in range(20):
-        await asyncio.sleep(0)
 
 
 def begin(

@@ -11,6 +11,7 @@ import pytest
 
 from deployments.vllm.sharing.engine_turns import EngineTurns, share_engine
 from deployments.vllm.sharing.round_robin import one_request
+from tests.support.tasks import settle
 
 PROMPT = {"prompt_token_ids": [1, 2, 3, 4]}
 
@@ -51,12 +52,6 @@ class Engine:
             self.waiting.remove(done)
             done.set()
         await settle()
-
-
-async def settle() -> None:
-    """Lets all tasks go on as far as they can."""
-    for _ in range(20):
-        await asyncio.sleep(0)
 
 
 async def ask(engine: Any, name: str, done: list[str], prompt: Any = PROMPT) -> None:

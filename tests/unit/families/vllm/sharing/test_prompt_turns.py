@@ -9,6 +9,7 @@ from typing import Any
 
 from deployments.vllm.sharing.prompt_turns import PromptTurns, share_prompts
 from deployments.vllm.sharing.round_robin import one_request
+from tests.support.tasks import settle
 from truthgpt_serve.usage.counted import Usage, counting
 
 TOKENS = 20
@@ -44,12 +45,6 @@ class Engine:
             self.inside.pop(0)[1].set()
         await settle()
         await asyncio.sleep(0.01)  # until it is looked again
-
-
-async def settle() -> None:
-    """Lets all tasks go on as far as they can."""
-    for _ in range(20):
-        await asyncio.sleep(0)
 
 
 def ask(
