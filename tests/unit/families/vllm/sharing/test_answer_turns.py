@@ -102,7 +102,8 @@ async def run_to_end(engine: Engine, tasks: list[asyncio.Task[None]]) -> None:
     await asyncio.gather(*tasks)
     assert not engine.inside
     assert engine.turns is not None
-    assert engine.turns.waiting == (0, 0)
+    assert engine.turns.waiting == engine.turns._beginning == (0, 0)
+    assert engine.turns._num_entered == 0  # else a busy engine would let none in any more
 
 
 async def test_one_answer_does_not_wait_for_a_request_of_many() -> None:

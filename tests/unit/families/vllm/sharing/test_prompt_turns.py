@@ -77,6 +77,7 @@ async def run_to_end(engine: Engine, tasks: list[asyncio.Task[None]]) -> None:
     assert not engine.inside
     assert engine.turns.waiting == (0, 0)
     assert not engine.turns._line
+    assert engine.turns._num_beginning == 0
 
 
 async def test_a_key_with_many_prompts_holds_no_other_up() -> None:
