@@ -9,7 +9,7 @@ from typing import Any
 from truthgpt_serve.access.credentials import hide_keys
 from truthgpt_serve.access.identity import identity_of
 from truthgpt_serve.access.meter import USAGE_KEY, find_outcome
-from truthgpt_serve.http.asgi import Headers, Scope
+from truthgpt_serve.http.asgi import Message, Scope
 from truthgpt_serve.http.connection import sane_id
 from truthgpt_serve.usage.counted import Usage
 
@@ -30,7 +30,7 @@ class RequestRecord:
         began_ns: The same, as `time.time_ns` gives it.
         reached_s: When it left Ray Serve's queue; None if it did not.
         first_s: When the first piece of its answer went out; None if there was none.
-        last_s: When the last piece so far went out; at its end, if there was none, when that was.
+        last_s: When the last piece of its answer went out; of one that is not whole, its end.
         status: Of its answer; 0 before that has begun.
         is_whole: Whether the answer is complete.
         is_cancelled: Whether its task was cancelled.
@@ -78,10 +78,17 @@ class RequestRecord:
         if self.reached_s is None:
             self.reached_s = time.perf_counter()
 
-    def begin_answer(self, status: int, headers: Headers) -> None:
-        """Notes the head of its answer."""
-        self.status = status
-        self._answered_id = sane_id(headers)
+    def note(self, message: Message) -> None:
+        """Notes the head of its answer, and the first and the last piece."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self._answered_id = sane_id(message.get("headers", ()))
+        elif message["type"] == "http.response.body":
+            now_s = time.perf_counter()
+            if self.first_s is None:
+                self.first_s = now_s
+            if not message.get("more_body", False):
+                self.last_s, self.is_whole = now_s, True
 
     def fail(self) -> None:
         """Notes that its answer failed after it had begun."""

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
@@ -30,6 +31,8 @@ HEADERS = (b"traceparent", b"tracestate")
 CLOSE_S = 3.0
 _SDK_LOGGERS = ("opentelemetry.exporter", "opentelemetry.sdk")
 _SERVER_ERROR = 500
+_NO_PARENT = Context()
+"""Not the process's own context, in which an engine may have a span."""
 
 
 class SpanTracer:
@@ -56,23 +59,24 @@ class SpanTracer:
 
     def begin(self, record: RequestRecord) -> None:
         """Begins the span of a request, and tells those behind of it by its headers."""
-        scope = record.scope
-        given = {
-            key.decode("latin-1"): value.decode("latin-1")
-            for key, value in scope["headers"]
-            if key in HEADERS
-        }
+        kept, given = record.scope["headers"], {}
+        if any(key in HEADERS for key, _ in kept):
+            given = {
+                key.decode("latin-1"): value.decode("latin-1")
+                for key, value in kept
+                if key in HEADERS
+            }
+            kept = [header for header in kept if header[0] not in HEADERS]
         span = record.span = self._tracer.start_span(
             f"{self._component} {record.method}",
-            context=self._context.extract(given),
+            context=self._context.extract(given) if given else _NO_PARENT,
             kind=SpanKind.SERVER,
             start_time=record.began_ns,
         )
         record.trace_id = f"{span.get_span_context().trace_id:032x}"
         told: dict[str, str] = {}
-        self._context.inject(told, set_span_in_context(span))
-        kept = [header for header in scope["headers"] if header[0] not in HEADERS]
-        scope["headers"] = [*kept, *((key.encode(), told[key].encode()) for key in told)]
+        self._context.inject(told, set_span_in_context(span, _NO_PARENT))
+        record.scope["headers"] = [*kept, *((key.encode(), told[key].encode()) for key in told)]
 
     def end(self, record: RequestRecord) -> None:
         """Ends the span of a request; never waits."""

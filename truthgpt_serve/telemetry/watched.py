@@ -76,13 +76,9 @@ class Watched:
             self._tracer.begin(record)
 
         def send_noted(message: Message) -> Awaitable[None]:
-            if message["type"] == "http.response.body":
-                record.last_s = time.perf_counter()
-                if record.first_s is None:
-                    record.first_s = record.last_s
-                record.is_whole = not message.get("more_body", False)
-            elif message["type"] == "http.response.start":
-                record.begin_answer(message["status"], message.get("headers", []))
+            # Of a stream's pieces between the first and the last nothing is noted.
+            if record.first_s is None or not message.get("more_body"):
+                record.note(message)
             return send(message)
 
         record.is_cancelled = True
@@ -95,7 +91,7 @@ class Watched:
             record.fail()
             raise
         finally:
-            if record.first_s is None:
+            if not record.is_whole:
                 record.last_s = time.perf_counter()
             record.usage.finish(failed=record.status >= _FAILED)
             self._end(record)

@@ -62,7 +62,7 @@ def request(path: str = "/v1/chat/completions") -> RequestRecord:
         USAGE_KEY: Usage(prompt_tokens=7, cached_tokens=2, completion_tokens=3, queued_s=0.25),
     }
     record = RequestRecord(scope, "story", "/models/story")
-    record.begin_answer(200, [])
+    record.note({"type": "http.response.start", "status": 200, "headers": []})
     record.first_s = record.began_s + 0.5
     record.last_s = record.began_s + 1.5
     record.is_whole = True
@@ -90,7 +90,9 @@ def test_a_key_in_a_path_or_an_id_is_hidden(tmp_path: Path, logger: logging.Logg
     configure(tmp_path, encoding="JSON", enable_access_log=True)
     key = create_key()
     record = request(f"/v1/models/{'x' * (MAX_PATH - 40)}{key}/a{key}")
-    record.begin_answer(200, [(b"x-request-id", key.encode())])
+    record.note(
+        {"type": "http.response.start", "status": 200, "headers": [(b"x-request-id", key.encode())]}
+    )
     AccessLog(logger).write(record)
     (line,) = written(tmp_path)
     assert key[:12] not in line

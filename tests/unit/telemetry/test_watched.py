@@ -126,3 +126,21 @@ async def test_a_relayed_answer_is_told_here_only_if_it_broke_off(breaks: bool, 
 
     await Watched(relay, log)(scope_of(), receive, send)
     assert [record.outcome for record in log.records] == ["error"] * told
+
+
+async def test_a_stream_that_broke_off_ends_when_it_did() -> None:
+    log = Told()
+
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for piece in (b"a", b"b"):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await asyncio.sleep(0.02)
+        raise ValueError("engine")
+
+    with pytest.raises(ValueError, match="engine"):
+        await Watched(broken, log)(scope_of(), receive, send)
+    (record,) = log.records
+    assert record.first_s is not None
+    assert record.first_s - record.began_s < 0.019 < record.last_s - record.began_s
+    assert (record.is_whole, record.outcome) == (False, "error")
