@@ -25,6 +25,7 @@ from truthgpt_serve.errors import (
     TruthGPTError,
     UpstreamError,
 )
+from truthgpt_serve.errors.fetching import describe_fetch
 from truthgpt_serve.http.asgi import Headers
 
 logger = logging.getLogger(__name__)
@@ -182,7 +183,7 @@ class Remote:
         again = await self._try(method, url, headers, body)
         if isinstance(again, Answer):
             return again
-        raise self.translate(again) from again
+        raise self.translate(again) from None
 
     async def _try(
         self, method: str, url: str, headers: list[tuple[str, str]], body: bytes
@@ -204,9 +205,9 @@ class Remote:
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
             if trace.reused and time.monotonic() - sent_at_s < STALE_WITHIN_S:
                 return error
-            raise self.translate(error) from error
+            raise self.translate(error) from None
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise self.translate(error) from error
+            raise self.translate(error) from None
         try:
             return Answer(response, self)
         except BaseException:
@@ -214,10 +215,14 @@ class Remote:
             raise
 
     def translate(self, error: Exception) -> TruthGPTError:
-        """Returns the error for a client; the address, which clients must not see, is logged."""
+        """Returns the error for a client; the address, which clients must not see, is logged.
+
+        Raise it without its cause, whose text may have a part of the request.
+        """
         if time.monotonic() >= self._tell_at_s:
             self._tell_at_s = time.monotonic() + TELL_EVERY_S
-            logger.info("%s at %s: %r", self.label, self.addresses.origin, error)
+            cause = describe_fetch(error)
+            logger.info("%s at %s: %s", self.label, self.addresses.origin, cause)
         return _translate(error, self.label, self._settings)
 
 

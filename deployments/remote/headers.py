@@ -26,9 +26,11 @@ WRITTEN_HERE = HOP_BY_HOP.union(
 
 _FORWARDED = (b"x-forwarded-", b"x-real-ip", b"forwarded")
 _NOT_SENT_UP = WRITTEN_HERE | CREDENTIALS | {b"x-request-disconnect-disabled"}
-# `date` and `server` are our own server's. A cookie or a rule for the remote host is not for ours.
+# `date` and `server` are our own server's. A cookie or a rule for the remote host is not for ours,
+# and a credential that comes back is the service's own.
 # That a request reached nothing there does not say so of the model here.
 _NOT_SENT_DOWN = HOP_BY_HOP.union(
+    CREDENTIALS,
     b"date server x-request-id set-cookie alt-svc strict-transport-security".split(),
     (UNREACHED[0],),
 )

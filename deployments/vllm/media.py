@@ -23,11 +23,8 @@ from PIL import Image
 from requests import RequestException
 from urllib3.util import parse_url
 from vllm import envs
-from vllm.exceptions import (
-    GracefulHTTPError,
-    VLLMUnprocessableEntityError,
-    VLLMValidationError,
-)
+from vllm.connections import HTTPConnection
+from vllm.exceptions import GracefulHTTPError, VLLMUnprocessableEntityError, VLLMValidationError
 from vllm.multimodal.image import open_image
 from vllm.multimodal.media import (
     MEDIA_CONNECTOR_REGISTRY,
@@ -40,6 +37,7 @@ from vllm.multimodal.media import (
 
 from deployments.vllm.decoded_pixels import DecodedPixels, pixels_of_machine
 from deployments.vllm.sharing.round_robin import OneRequest, current_request
+from truthgpt_serve.errors.fetching import describe_fetch, hide_queries
 from truthgpt_serve.image_files.bounds import find_fault
 
 CONNECTOR = "truthgpt"
@@ -54,8 +52,10 @@ logger = logging.getLogger(__name__)
 def use_listed_media() -> None:
     """Has vLLM fetch media only from sources that the model's YAML names, in this process.
 
-    A redirect leads elsewhere without a check, so none is followed.
+    A redirect leads elsewhere without a check, so none is followed. What signs an address stays out
+    of vLLM's log.
     """
+    logging.getLogger(HTTPConnection.__module__).addFilter(hide_queries)
     os.environ["VLLM_MEDIA_CONNECTOR"] = CONNECTOR
     os.environ["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] = "0"
 
@@ -257,7 +257,7 @@ def _reading(url: str, media_io: MediaIO[Any]) -> Iterator[None]:
     except (VLLMValidationError, GracefulHTTPError):
         raise
     except Exception as error:
-        logger.warning("a medium could not be read: %r", error)
+        logger.warning("a medium could not be read: %s", describe_fetch(error))
         _refuse(media_io, _cause(url, error))
 
 

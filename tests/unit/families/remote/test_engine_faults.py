@@ -215,7 +215,7 @@ def test_any_other_answer_that_is_cut_is_not_whole_for_the_client() -> None:
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-def ask_in_front_of(handler: Handler, num_requests: int) -> list[httpx.Response]:
+def ask_in_front_of(handler: Handler, num_requests: int, **settings: Any) -> list[httpx.Response]:
     """Asks the family in front of a server that is written by hand, one request after the other."""
 
     async def main() -> list[httpx.Response]:
@@ -223,7 +223,7 @@ def ask_in_front_of(handler: Handler, num_requests: int) -> list[httpx.Response]
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
 
         def ask_all() -> list[httpx.Response]:
-            with relay_to(url, model="there", health_path=None) as http:
+            with relay_to(url, model="there", health_path=None, **settings) as http:
                 return [ask(http) for _ in range(num_requests)]
 
         async with server:
@@ -232,16 +232,36 @@ def ask_in_front_of(handler: Handler, num_requests: int) -> list[httpx.Response]
     return asyncio.run(main())
 
 
-def test_what_is_no_http_is_said() -> None:
+@pytest.mark.usefixtures("no_secret_is_logged")
+@pytest.mark.parametrize(
+    "shape",
+    [b"SSH-2.0-OpenSSH_9\r\n", b"%s", b"HTTP/1.1 200 OK\r\n\0%s", b"HTTP/1.1 200 OK\r\na: \0%s"],
+)
+def test_what_is_no_http_is_said(shape: bytes) -> None:
+    """Some send back what they were sent, the key included."""
+
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"}")
-        writer.write(b"SSH-2.0-OpenSSH_9\r\n")
+        request = await reader.readuntil(b"}")
+        sent_back = request[request.index(b"Bearer") :]
+        writer.write(shape.replace(b"%s", sent_back))
         await writer.drain()
         writer.close()
 
-    [found] = ask_in_front_of(answer, 1)
+    [found] = ask_in_front_of(answer, 1, api_key_env=KEY_VARIABLE)
     assert found.status_code == 502
     assert error_of(found)["message"] == f"{LABEL} answered something that is not HTTP"
+
+
+@pytest.mark.usefixtures("no_secret_is_logged")
+def test_a_credential_that_comes_back_ends_here() -> None:
+    with relayed(api_key_env=KEY_VARIABLE) as (http, other):
+        other.behave = plain(
+            200, b"{}", authorization=f"Bearer {KEY}", openai_organization="org-1", x_more="1"
+        )
+        answer = ask(http)
+        assert answer.headers["x-more"] == "1"
+        assert not {"authorization", "openai-organization"} & set(answer.headers)
+        assert KEY in str(other.last.headers)
 
 
 @pytest.mark.parametrize("num_answered", [0, 1])

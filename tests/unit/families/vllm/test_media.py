@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import logging
 from collections.abc import Iterator
 from contextlib import nullcontext
 from http import HTTPStatus
@@ -125,11 +126,13 @@ def test_nothing_else_is_asked(source: tuple[Source, str], address: str, waits: 
 @pytest.mark.parametrize("waits", [True, False])
 @pytest.mark.parametrize("path", ["/missing", "/broken", "/empty", "/text", "/elsewhere"])
 def test_what_a_source_answers_is_an_error_of_the_request(
-    source: tuple[Source, str], path: str, waits: bool
+    source: tuple[Source, str], path: str, waits: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     app, port = source
     with pytest.raises(VLLMValidationError) as caught:
-        load(f"http://localhost:{port}{path}", ["localhost"], waits=waits)
+        load(f"http://localhost:{port}{path}?sign=s3cret", ["localhost"], waits=waits)
+    assert "a medium could not be read" in caplog.text
+    assert "s3cret" not in caplog.text
     message = str(caught.value)
     assert "`image_url`" in message
     told = {"/missing": "HTTP 404", "/broken": "it answered 500"}.get(path, "cannot be read")
@@ -140,10 +143,27 @@ def test_what_a_source_answers_is_an_error_of_the_request(
 
 @pytest.mark.parametrize("waits", [True, False])
 def test_a_source_that_is_away_is_an_error_of_the_request(
-    source: tuple[Source, str], waits: bool
+    source: tuple[Source, str], waits: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(VLLMValidationError, match="nothing could be fetched from 'localhost'"):
-        load("http://localhost:9/image", ["localhost"], waits=waits)
+        load("http://localhost:9/image?sign=s3cret", ["localhost"], waits=waits)
+    assert "a medium could not be read" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
+def test_what_signs_an_address_is_in_no_line_of_the_engine(
+    source: tuple[Source, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, port = source
+    monkeypatch.setenv("VLLM_MEDIA_FETCH_MAX_RETRIES", "2")
+    engine = logging.getLogger("vllm.connections")
+    engine.addHandler(caplog.handler)
+    with pytest.raises(VLLMValidationError):
+        load(f"http://localhost:{port}/broken?sign=s3cret", ["localhost"], waits=False)
+    engine.removeHandler(caplog.handler)
+    assert "HTTP fetch failed for http://localhost" in caplog.text
+    assert "s3cret" not in caplog.text
+    assert app.paths == ["/broken"] * 2
 
 
 READERS: dict[str, MediaIO[Any]] = {
