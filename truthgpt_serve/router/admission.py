@@ -83,6 +83,15 @@ def held_by_model(entries: Iterable[ModelEntry], most_s: float) -> dict[str, int
     return held
 
 
+def keyed_models(entries: Iterable[ModelEntry]) -> list[str]:
+    """Returns the names of the models whose requests wait in an order of their keys."""
+    return [entry.name for entry in entries if entry.is_model and _is_keyed(entry)]
+
+
+def _is_keyed(entry: ModelEntry) -> bool:
+    return (entry.card.get("limits") or {}).get("queue") == FAIR_QUEUE
+
+
 def _limits(entry: ModelEntry) -> tuple[int, int] | None:
     """Returns how many requests all replicas of a model work on, and how many they queue.
 
@@ -95,7 +104,7 @@ def _limits(entry: ModelEntry) -> tuple[int, int] | None:
     if not isinstance(ongoing, int) or not isinstance(queued, int):
         return None
     num_replicas = max(1, entry.num_replicas)  # where none runs yet, one is about to
-    if limits.get("queue") == FAIR_QUEUE:
+    if _is_keyed(entry):
         queued = ongoing + 2 * queued
     return ongoing * num_replicas, queued * num_replicas
 

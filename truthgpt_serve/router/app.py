@@ -14,6 +14,7 @@ from pathlib import Path
 from truthgpt_serve.access.identity import identity_of
 from truthgpt_serve.cluster.controller import metrics_address
 from truthgpt_serve.cluster.haproxy.affinity import affinity_news
+from truthgpt_serve.cluster.haproxy.credentials import keyed_news
 from truthgpt_serve.cluster.haproxy.limits import CAPACITY_HEADER
 from truthgpt_serve.cluster.haproxy.news import NEWS_PATH, news_query
 from truthgpt_serve.cluster.state import ServeState
@@ -33,7 +34,7 @@ from truthgpt_serve.http.file_store import FileStore
 from truthgpt_serve.http.front import Front
 from truthgpt_serve.http.retriable import HEADER, RETRY_AFTER_S
 from truthgpt_serve.http.routes import find_error, shown_path
-from truthgpt_serve.router.admission import Admission, capacity, held_by_model
+from truthgpt_serve.router.admission import Admission, capacity, held_by_model, keyed_models
 from truthgpt_serve.router.affinity import affinity_by_model
 from truthgpt_serve.router.allowed import AllowedModels
 from truthgpt_serve.router.backend_info import BackendInfo
@@ -133,7 +134,10 @@ class RouterApp(Front):
         query = news_query(
             self._config.max_body_bytes if self._config.direct else 0,
             held_by_model(self.directory.entries(), self._config.request_timeout_s),
-            affinity_news(affinity_by_model(self.directory.entries())),
+            {
+                **affinity_news(affinity_by_model(self.directory.entries())),
+                **keyed_news(keyed_models(self.directory.entries())),
+            },
         )
         path = f"{NEWS_PATH}?{query}" if self.directory.loaded else NEWS_PATH
         _, routes = await self._pool.fetch(path.encode(), told)

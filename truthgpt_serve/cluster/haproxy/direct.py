@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from truthgpt_serve.cluster.haproxy.configuration import insert, section
+from truthgpt_serve.cluster.haproxy.credentials import KEYED_KEY, KEYED_MAP_NAME
 from truthgpt_serve.cluster.haproxy.dispatch import answer_checks, leave_out
 from truthgpt_serve.cluster.haproxy.models import UP, find_backends, track
 from truthgpt_serve.cluster.haproxy.news import LIMIT_KEY, MODEL_KEY, await_news, hear
@@ -46,6 +47,8 @@ _IGNORE_CLIENT = "x-request-disconnect-disabled"
 """It would have Ray Serve go on for a client that left; the router does not pass it on either."""
 _ANTHROPIC = "/v1/messages"
 _FOUND = "{ var(txn.direct) -m found }"
+TOLD_MAPS = {HELD_MAP_NAME: MODEL_KEY, KEYED_MAP_NAME: KEYED_KEY}
+"""What routers say of models, as numbers by name, and by what it is in their query."""
 LIMIT = "proc.direct"
 """The variable with the longest body that goes straight to a model, in bytes."""
 
@@ -89,37 +92,41 @@ def send_direct(lines: list[str], folder: Path, known: Mapping[str, str]) -> Non
     answer_checks(lines)
     watch_queues(lines, folder, *_rules(folder))
     await_news(lines)
-    hear(lines, *_news_rules(backends, folder / HELD_MAP_NAME))
+    hear(lines, f"http-request set-var({LIMIT}) urlp({LIMIT_KEY}),add(0)")
+    for file, key in TOLD_MAPS.items():
+        hear(lines, *_news_rules(backends, folder / file, key))
 
 
-def write_maps(lines: Iterable[str], held: Mapping[str, str]) -> dict[str, str]:
+def write_maps(lines: Iterable[str], known: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """Returns the text of each map by its file's name.
 
     Args:
         lines: The configuration.
-        held: How many requests models hold, by name, in the process that is replaced.
+        known: What is in `TOLD_MAPS` in the process that is replaced.
     """
     backends = find_backends([*lines])
-    told = {name: held[name] for name in backends if held.get(name, "").isdigit()}
-    maps = {MAP_NAME: backends, HELD_MAP_NAME: told}
+    maps = {MAP_NAME: backends}
+    for file in TOLD_MAPS:
+        told = known.get(file, {})
+        maps[file] = {name: told[name] for name in backends if told.get(name, "").isdigit()}
     return {
         file: "".join(f"{name} {target}\n" for name, target in models.items())
         for file, models in maps.items()
     }
 
 
-def _news_rules(models: Iterable[str], held: Path) -> list[str]:
-    """Returns the rules that take over how many requests each model holds, where that changed."""
-    rules = [f"http-request set-var({LIMIT}) urlp({LIMIT_KEY}),add(0)"]
+def _news_rules(models: Iterable[str], file: Path, key: str) -> list[str]:
+    """Returns the rules that take over into a map what changed."""
+    rules: list[str] = []
     is_told = "{ var(txn.told) -m found }"
     for name in models:
-        known = f"str({name}),map_str_int({held})"
+        known = f"str({name}),map_str_int({file})"
         rules += [
             "http-request unset-var(txn.told)",
-            f"http-request set-var(txn.told) urlp({MODEL_KEY}{name}),add(0)",
-            f"http-request set-map({held}) {name} %[var(txn.told)] "
+            f"http-request set-var(txn.told) urlp({key}{name}),add(0)",
+            f"http-request set-map({file}) {name} %[var(txn.told)] "
             f"if {is_told} !{{ {known},sub(txn.told) eq 0 }}",
-            f"http-request del-map({held}) {name} if !{is_told} {{ {known} -m found }}",
+            f"http-request del-map({file}) {name} if !{is_told} {{ {known} -m found }}",
         ]
     return rules
 

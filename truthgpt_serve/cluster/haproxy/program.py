@@ -54,14 +54,9 @@ from truthgpt_serve.cluster.haproxy.configuration import (
     insert,
     section,
 )
-from truthgpt_serve.cluster.haproxy.direct import (
-    LIMIT,
-    send_direct,
-    write_maps,
-)
+from truthgpt_serve.cluster.haproxy.direct import LIMIT, TOLD_MAPS, send_direct, write_maps
 from truthgpt_serve.cluster.haproxy.limits import limit, limit_headers, wait_for_bodies
 from truthgpt_serve.cluster.haproxy.playground import show_start
-from truthgpt_serve.cluster.haproxy.queues import HELD_MAP_NAME
 from truthgpt_serve.cluster.haproxy.refusals import send_refused
 from truthgpt_serve.cluster.haproxy.replaced import read_map, read_variables
 
@@ -77,6 +72,7 @@ _ROOT_BACKEND = re.compile(r"^\s*acl is_(\S+) path_beg /$", re.MULTILINE)
 _RETRY_ON = re.compile(r"^\s*retry-on ")
 _LOCAL = re.compile(r"^\s*server \S+ 127\.0\.0\.1:\d+ ")
 _REMOTE = re.compile(r"^\s*server (?!.* backup$)")
+_Known = tuple[Mapping[str, str], Mapping[str, Mapping[str, str]]]
 
 
 def program_path() -> Path:
@@ -223,7 +219,7 @@ def _adapt_file(path: Path, binary: str, replaced: Path | None) -> str:
     return str(path)
 
 
-def _read_known(path: Path, replaced: Path | None) -> tuple[dict[str, str], dict[str, str]]:
+def _read_known(path: Path, replaced: Path | None) -> _Known:
     """Returns what routers said to the process that is replaced, if it answers.
 
     Args:
@@ -231,13 +227,14 @@ def _read_known(path: Path, replaced: Path | None) -> tuple[dict[str, str], dict
         replaced: The admin socket of that process, or None if there is none.
 
     Returns:
-        The values of variables, and how many requests models hold, by name.
+        The values of variables, and what is in each of `TOLD_MAPS`.
     """
     if replaced is None:
         return {}, {}
     try:
         variables = [LIMIT, *affinity_variables(path.read_text().splitlines())]
-        return read_variables(replaced, variables), read_map(replaced, path.parent / HELD_MAP_NAME)
+        maps = {file: read_map(replaced, path.parent / file) for file in TOLD_MAPS}
+        return read_variables(replaced, variables), maps
     except (OSError, ValueError):  # the routers say it again within a second
         return {}, {}
 
@@ -248,15 +245,15 @@ def _write_adapted(
     *,
     direct: bool,
     affinity: bool,
-    known: tuple[Mapping[str, str], Mapping[str, str]],
+    known: _Known,
 ) -> Path:
     """Writes the adapted configuration and its files, and has HAProxy check it."""
-    variables, held = known
+    variables, maps = known
     target, text = path.with_suffix(".adapted.cfg"), path.read_text()
     for status, page in pages().items():
         _replace(page_path(path.parent, status), page)
     if direct:
-        for name, content in write_maps(text.splitlines(), held).items():
+        for name, content in write_maps(text.splitlines(), maps).items():
             _replace(path.parent / name, content.encode())
     if affinity:
         _replace(path.parent / SCRIPT_NAME, read_script())

@@ -27,11 +27,13 @@ _NUMBER, _THEN = 0, 1
 
 _LATE_TICKS = LATE_S * TICKS_A_S
 
-_WHO, _REST, _KEPT, _LATE, _DUE = "txn.who", "txn.rest", "txn.kept", "txn.late", "txn.due"
+REST = "txn.rest"
+"""How many places the model of a request has left for it."""
+_WHO, _KEPT, _LATE, _DUE = "txn.who", "txn.kept", "txn.late", "txn.due"
 _KNOWN = f"{{ var({_WHO}) -m found }}"
 _IS_DUE = f"{{ var({_DUE}) -m bool }}"
-_IS_FULL = f"{{ var({_REST}) -m int le 0 }}"
-_IS_CROWDED = f"{{ var({_KEPT}) -m found }} {{ var({_REST}),sub({_KEPT}) le 0 }}"
+_IS_FULL = f"{{ var({REST}) -m int le 0 }}"
+_IS_CROWDED = f"{{ var({_KEPT}) -m found }} {{ var({REST}),sub({_KEPT}) le 0 }}"
 
 
 def promises_table() -> list[str]:
@@ -53,7 +55,7 @@ def count_places(condition: str, count: str, held: str) -> list[str]:
     to_come = last_is_due(_DUE_MARGIN_S)
     return [
         f"http-request set-var({NOW_TICK}) {TICK} if {condition}",
-        f"http-request set-var({_REST}) {count},sub({held}),neg if {condition}",
+        f"http-request set-var({REST}) {count},sub({held}),neg if {condition}",
         f"http-request set-var({_KEPT}) var({held}),div({KEPT_SHARE}) if {condition} {to_come}",
     ]
 

@@ -6,6 +6,7 @@ Works on the lines of the configuration that Ray Serve writes.
 - A model is full when HAProxy has as many requests at it as the routers say that it holds, once a
   second. What they said stays when HAProxy is replaced.
 - Its name is a key of maps and tables, so there is one set of rules for all models.
+- Of models with keys each credential has a share of the places (`credentials`).
 - A request whose answer has a length counts until the head of that comes: as a rule such an answer
   is whole, and HAProxy has it for as long as its client takes to read it
   (`cluster/unread_answers.py`). Where it is still made the replica refuses what it does not hold.
@@ -23,6 +24,15 @@ from pathlib import Path
 
 from truthgpt_serve.cluster.haproxy import promises
 from truthgpt_serve.cluster.haproxy.configuration import CLIENTS, ROUTERS, insert, use_first
+from truthgpt_serve.cluster.haproxy.credentials import (
+    KEYED_MAP_NAME,
+    NUM_COUNTERS,
+    count_credential,
+    credential_tables,
+    find_credential,
+    say_share,
+    take_share,
+)
 from truthgpt_serve.cluster.haproxy.dispatch import BELOW, acl_below_models
 from truthgpt_serve.cluster.haproxy.models import UP
 from truthgpt_serve.cluster.haproxy.places import (
@@ -78,6 +88,7 @@ def watch_queues(lines: list[str], folder: Path, *rules: str) -> None:
         *_table(_LEAVING),
         *places_table(),
         *promises.promises_table(),
+        *credential_tables(),
         *refuse(
             _FULL,
             FULL.format(f"model '%[var({_QUEUE})]'", f"%[var({_HELD})]", RETRY),
@@ -88,7 +99,7 @@ def watch_queues(lines: list[str], folder: Path, *rules: str) -> None:
             application=f"%[var({_QUEUE})]",
         ),
     ]
-    insert(lines, "global", "tune.stick-counters 4")  # those of tables that one request is in
+    insert(lines, "global", f"tune.stick-counters {NUM_COUNTERS}")
     insert(
         lines,
         ROUTERS,
@@ -127,6 +138,11 @@ def _find_model(folder: Path) -> list[str]:
         f"http-request set-var({_COUNT}) var({_MODEL}),table_conn_cur({TABLE}) if {_HAS_MODEL}",
         f"http-request set-var({_WHOLE}) var({_MODEL}),table_conn_cur({_LEAVING}) if {_HAS_MODEL}",
         f"http-request set-var({_COUNT}) var({_COUNT}),sub({_WHOLE}) if {_HAS_MODEL}",
+        *find_credential(
+            _MODEL,
+            f"{_HAS_MODEL} !{_IS_APART} {{ var({_MODEL}),map_str_int({folder / KEYED_MAP_NAME}) "
+            "-m found }",
+        ),
     ]
 
 
@@ -140,6 +156,7 @@ def _count() -> list[str]:
     return [
         *(f"http-request {one.end_quiet} if {at_work} {quiet}" for one in (MODEL, ALL)),
         f"http-request track-sc2 var({_MODEL}) table {TABLE} if {counted}",
+        *count_credential(counted, _HAS_LENGTH),
         *(f"http-response {one.end_quiet} if {_HAS_MODEL}" for one in (MODEL, ALL)),
         f"http-response track-sc3 var({_MODEL}) table {_LEAVING} if {counted} {_HAS_LENGTH}",
         f"http-response set-var({PLACE}) res.hdr({PLACE_HEADER}),add(0) if {_HAS_MODEL}",
@@ -174,6 +191,8 @@ def _refuse(folder: Path) -> list[str]:
         f"http-request set-var(txn.id) req.hdr(x-request-id) if {_HAS_QUEUE}",  # a tarpit has none
         f"http-request set-var(txn.origin) req.hdr(origin) if {_HAS_QUEUE}",
         *promises.count_places(_HAS_QUEUE, f"var({_COUNT})", _HELD),
+        *take_share(promises.REST),
         *promises.recognize(_QUEUE),
         *is_over(_FULL, promises.is_over()),
+        *say_share(promises.REST, _HELD),
     ]

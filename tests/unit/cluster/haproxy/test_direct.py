@@ -342,9 +342,11 @@ def test_the_map_has_the_models_with_plain_names(tmp_path: Path) -> None:
     assert write_maps(lines, {}) == {
         "models.map": "a.b-c http-a.b-c\nm http-m\n",
         "held.map": "",
+        "keyed.map": "",
     }
-    held = {"m": "3", "a.b-c": "", "gone": "2"}
-    assert write_maps(lines, held)["held.map"] == "m 3\n"
+    known = {"held.map": {"m": "3", "a.b-c": "", "gone": "2"}, "keyed.map": {"a.b-c": "1"}}
+    written = write_maps(lines, known)
+    assert (written["held.map"], written["keyed.map"]) == ("m 3\n", "a.b-c 1\n")
 
 
 def test_without_a_model_nothing_changes(tmp_path: Path) -> None:
