@@ -33,7 +33,7 @@ from truthgpt_serve.hardware.plan import plan_replica
 from truthgpt_serve.hardware.service_plan import plan_playground, plan_router
 from truthgpt_serve.playground.application import Playground, require_gradio
 from truthgpt_serve.replica.classes import ModelReplica, Router
-from truthgpt_serve.router.admission import FAIR_QUEUE
+from truthgpt_serve.router.room import FAIR_QUEUE
 
 LIMITED_TASKS = ("text-generation", "embedding", "custom")
 """Tasks for which `serving.limits` has a meaning."""

@@ -12,101 +12,26 @@ refused client may ask again follows from what the replicas tell in their answer
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 from truthgpt_serve.errors import OverloadedError
 from truthgpt_serve.http.asgi import Scope
 from truthgpt_serve.http.client_limits import MAX_DIGITS, read_turn_limit
-from truthgpt_serve.queue_full import queue_full, whole_seconds
+from truthgpt_serve.queue_full import whole_seconds
 from truthgpt_serve.router.model_entry import ModelEntry
+from truthgpt_serve.router.room import Room, is_keyed, room_at
 from truthgpt_serve.router.waiting.claims import Claimant, claimant_of
 from truthgpt_serve.router.waiting.line import DRAIN_S, MOMENT_S, WAIT_S, Waiting
 from truthgpt_serve.router.waiting.pace import STEADY_S
 from truthgpt_serve.router.waiting.requests import Requests
 
-FAIR_QUEUE = "fair"
-"""What `limits.queue` of a model's card says if requests wait in an order of their keys."""
-RESERVE = 32
-"""Requests beyond what the models hold: those that a router answers by itself, or has wait."""
 TOLD_LENGTH = 16
 """Requests whose clients came as they were told, and that may wait however slow the model is."""
 MAX_WAIT_S = 10.0
 """How long they wait at most, for a batch to end."""
 MAX_APPLICATIONS = 1024
 """From which on those without requests are forgotten: models come and go."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Room:
-    """What a router may have at a model.
-
-    Attributes:
-        entry: The model.
-        limit: How many requests.
-        num_places: How many of them the model works on.
-    """
-
-    entry: ModelEntry
-    limit: int
-    num_places: float
-
-    def full(self, wait_s: int) -> OverloadedError:
-        """Returns the refusal of a client that may come again in so many seconds."""
-        return queue_full(f"model {self.entry.name!r}", self.limit, wait_s)
-
-
-def capacity(entries: Iterable[ModelEntry]) -> int | None:
-    """Returns how many requests the routers may have at the same time; None where it is not known.
-
-    Args:
-        entries: All models, adapters and aliases.
-    """
-    held = [_limits(entry) for entry in entries if entry.is_model]
-    known = [sum(limits) for limits in held if limits is not None]
-    return sum(known) + RESERVE if len(known) == len(held) else None
-
-
-def held_by_model(entries: Iterable[ModelEntry], most_s: float) -> dict[str, int]:
-    """Returns how many requests each running model holds, by name, where that is known.
-
-    Args:
-        entries: All models, adapters and aliases.
-        most_s: Only models that end their requests within so many seconds by themselves.
-    """
-    held = {}
-    for entry in entries:
-        limits = _limits(entry) if entry.is_model and entry.running else None
-        if limits is not None and entry.card["limits"].get("max_request_s", most_s + 1) <= most_s:
-            held[entry.name] = sum(limits)
-    return held
-
-
-def keyed_models(entries: Iterable[ModelEntry]) -> list[str]:
-    """Returns the names of the models whose requests wait in an order of their keys."""
-    return [entry.name for entry in entries if entry.is_model and _is_keyed(entry)]
-
-
-def _is_keyed(entry: ModelEntry) -> bool:
-    return (entry.card.get("limits") or {}).get("queue") == FAIR_QUEUE
-
-
-def _limits(entry: ModelEntry) -> tuple[int, int] | None:
-    """Returns how many requests all replicas of a model work on, and how many they queue.
-
-    Replicas with a fair queue get twice as many: a request may take the place of another key's
-    there, so they have to see more than they hold.
-    """
-    limits = entry.card.get("limits") or {}
-    ongoing = limits.get("max_ongoing_requests")
-    queued = limits.get("max_queued_requests")
-    if not isinstance(ongoing, int) or not isinstance(queued, int):
-        return None
-    num_replicas = max(1, entry.num_replicas)  # where none runs yet, one is about to
-    if _is_keyed(entry):
-        queued = ongoing + 2 * queued
-    return ongoing * num_replicas, queued * num_replicas
 
 
 class Admission:
@@ -144,8 +69,8 @@ class Admission:
             RequestError: Its header says no time.
         """
         requests, who = self._find(entry), self._find_claimant(scope)
-        room = self._room(entry)
-        if room is None or (requests.num_running < room.limit and not requests.claims):
+        room = room_at(entry, self._num_routers)
+        if room is None or (room.num_free(requests, who) > 0 and not requests.claims):
             requests.begin(who)
         else:
             limit_s = None if scope is None else read_turn_limit(scope)
@@ -167,18 +92,6 @@ class Admission:
             requests = self._requests[entry.application] = Requests(clock)
         return requests
 
-    def _room(self, entry: ModelEntry) -> _Room | None:
-        """Returns what this router may have at a model; None where that is not bounded.
-
-        Alone it can use all replicas; together the routers fill no more than their queues.
-        """
-        limits = _limits(entry)
-        if limits is None:
-            return None
-        ongoing, queued = limits
-        limit = max(1, ongoing, (ongoing + queued) // self._num_routers)
-        return _Room(entry, limit, ongoing / self._num_routers)
-
     def note_place(self, entry: ModelEntry, place: bytes) -> None:
         """Notes how fast places come, as a replica's answer told it.
 
@@ -192,7 +105,7 @@ class Admission:
             self._find(entry).line.pace.tell(int(place) / 1e6 * share)
 
     async def _ask(
-        self, requests: Requests, who: Claimant, room: _Room, limit_s: float | None
+        self, requests: Requests, who: Claimant, room: Room, limit_s: float | None
     ) -> None:
         """Has a request begin where a model is full, or was.
 
@@ -200,13 +113,13 @@ class Admission:
             OverloadedError: There is no place for it.
         """
         claim = requests.claims.take(who, room.limit)
-        num_free = room.limit - requests.num_running
+        num_free = room.num_free(requests, who)
         has_waited = claim.has_waited
         if num_free > 0 and (has_waited or num_free > self._num_kept(requests, room, who)):
             requests.begin(who)
             return
         if claim.wait_s is not None:
-            raise room.full(whole_seconds(claim.wait_s))
+            raise room.full(requests, who, whole_seconds(claim.wait_s))
         if claim.is_early or not self._has_room(requests, room, who, has_waited=has_waited):
             raise self._refusal(requests, who, room)
         waiting = requests.line.join(who, has_waited=has_waited)
@@ -222,7 +135,7 @@ class Admission:
 
     @staticmethod
     async def _wait(
-        requests: Requests, waiting: Waiting, room: _Room, limit_s: float | None
+        requests: Requests, waiting: Waiting, room: Room, limit_s: float | None
     ) -> None:
         """Waits for a place: longer than a moment only where one comes every now and then.
 
@@ -247,18 +160,22 @@ class Admission:
                 raise TimeoutError
 
     @staticmethod
-    def _num_kept(requests: Requests, room: _Room, who: Claimant) -> int:
+    def _num_kept(requests: Requests, room: Room, who: Claimant) -> int:
         """Returns how many free places are kept for clients that were told to come.
 
-        As long as no other place comes before them, and only while the model has enough to do.
+        As long as no other place comes before them, and only while the model has enough to do. A
+        key's clients keep those of their key from its places, of which each one takes two: it is
+        one more, and one less is left.
         """
         if requests.num_running < room.num_places:
             return 0
         within_s = requests.next_s(room.num_places)
+        if is_keyed(room.entry):
+            return 2 * int(requests.claims.num_expected_of(who.client, within_s) + 0.5)
         return int(requests.claims.num_expected(within_s, who.priority) + 0.5)
 
     @staticmethod
-    def _has_room(requests: Requests, room: _Room, who: Claimant, *, has_waited: bool) -> bool:
+    def _has_room(requests: Requests, room: Room, who: Claimant, *, has_waited: bool) -> bool:
         """Returns whether one more request may wait: what is promised is left to those clients.
 
         Where there is none, it may take that of one of a lower priority.
@@ -272,10 +189,10 @@ class Admission:
             most -= requests.claims.num_expected(DRAIN_S, who.priority)
         return len(line) < most or line.make_room(who.priority)
 
-    def _refusal(self, requests: Requests, who: Claimant, room: _Room) -> OverloadedError:
+    def _refusal(self, requests: Requests, who: Claimant, room: Room) -> OverloadedError:
         wait_s = whole_seconds(requests.promise_s(room.num_places, room.limit))
         requests.claims.give(who, wait_s)
-        return room.full(wait_s)
+        return room.full(requests, who, wait_s)
 
     def _end(
         self, requests: Requests, who: Claimant, entry: ModelEntry, took_s: float = 0.0
@@ -284,9 +201,13 @@ class Admission:
         requests.end(who, took_s)
         if not len(requests.line):
             return
-        room = self._room(entry)
+        room = room_at(entry, self._num_routers)
+
+        def may_begin(who: Claimant) -> bool:
+            return room is None or room.num_free(requests, who) > 0
+
         while room is None or requests.num_running < room.limit:
-            waiting = requests.line.next(requests.running)
+            waiting = requests.line.next(requests.running, may_begin)
             if waiting is None:
                 return
             if not waiting.place.done():  # else its request has given up

@@ -15,7 +15,7 @@ from truthgpt_serve.access.identity import identity_of
 from truthgpt_serve.cluster.controller import metrics_address
 from truthgpt_serve.cluster.haproxy.affinity import affinity_news
 from truthgpt_serve.cluster.haproxy.credentials import keyed_news
-from truthgpt_serve.cluster.haproxy.limits import CAPACITY_HEADER
+from truthgpt_serve.cluster.haproxy.limits import CAPACITY_HEADER, KEYED_HEADER
 from truthgpt_serve.cluster.haproxy.news import NEWS_PATH, news_query
 from truthgpt_serve.cluster.state import ServeState
 from truthgpt_serve.config import RouterConfig
@@ -34,7 +34,7 @@ from truthgpt_serve.http.file_store import FileStore
 from truthgpt_serve.http.front import Front
 from truthgpt_serve.http.retriable import HEADER, RETRY_AFTER_S
 from truthgpt_serve.http.routes import find_error, shown_path
-from truthgpt_serve.router.admission import Admission, capacity, held_by_model, keyed_models
+from truthgpt_serve.router.admission import Admission
 from truthgpt_serve.router.affinity import affinity_by_model
 from truthgpt_serve.router.allowed import AllowedModels
 from truthgpt_serve.router.backend_info import BackendInfo
@@ -50,6 +50,7 @@ from truthgpt_serve.router.model_table import MODELS_PREFIX
 from truthgpt_serve.router.open_inference import model_of
 from truthgpt_serve.router.pool import ConnectionPool
 from truthgpt_serve.router.relay import BrokenAnswerError, Relay
+from truthgpt_serve.router.room import capacity, held_by_model, is_keyed
 from truthgpt_serve.router.routes import RouterRoutes
 from truthgpt_serve.router.usage import Fetch, UsageRoute
 from truthgpt_serve.router.waiting.claims import Claimant, claimant_of
@@ -125,18 +126,23 @@ class RouterApp(Front):
         return host.startswith("127.") or host == "::1" or host in self.directory.node_hosts
 
     async def _fetch_routes(self) -> bytes:
-        held = capacity(self.directory.entries())
+        entries = self.directory.entries()
+        keyed = {entry.name: is_keyed(entry) for entry in entries if entry.is_model}
+        held = capacity(entries)
         told = []
         if held is not None:
             # What still arrives is in HAProxy's count, and at no model; the others have as much.
             held += self._bodies.arrivals.num_arriving * self._num_routers
-            told = [(CAPACITY_HEADER.encode(), b"%d" % held)]
+            told = [
+                (CAPACITY_HEADER.encode(), b"%d" % held),
+                (KEYED_HEADER.encode(), b"%d" % (bool(keyed) and all(keyed.values()))),
+            ]
         query = news_query(
             self._config.max_body_bytes if self._config.direct else 0,
-            held_by_model(self.directory.entries(), self._config.request_timeout_s),
+            held_by_model(entries, self._config.request_timeout_s),
             {
-                **affinity_news(affinity_by_model(self.directory.entries())),
-                **keyed_news(keyed_models(self.directory.entries())),
+                **affinity_news(affinity_by_model(entries)),
+                **keyed_news(name for name, asks in keyed.items() if asks),
             },
         )
         path = f"{NEWS_PATH}?{query}" if self.directory.loaded else NEWS_PATH

@@ -12,8 +12,9 @@ from truthgpt_serve.cluster.state import ApplicationState
 from truthgpt_serve.errors import OverloadedError, RequestError
 from truthgpt_serve.http.asgi import Scope
 from truthgpt_serve.router import admission as module
-from truthgpt_serve.router.admission import RESERVE, Admission, capacity, held_by_model
+from truthgpt_serve.router.admission import Admission
 from truthgpt_serve.router.model_entry import ModelEntry, adapter_entries, model_entry
+from truthgpt_serve.router.room import RESERVE, capacity, held_by_model
 from truthgpt_serve.router.waiting.line import FIRST_LENGTH, WAIT_S
 
 LIMITS = {"max_ongoing_requests": 2, "max_queued_requests": 4}

@@ -22,9 +22,9 @@ from truthgpt_serve.cluster.state import ApplicationState, ServeState
 from truthgpt_serve.config import RouterConfig
 from truthgpt_serve.http.multipart import form_boundary, parse_form
 from truthgpt_serve.http.retriable import is_unreached
-from truthgpt_serve.router.admission import RESERVE
 from truthgpt_serve.router.app import RouterApp
 from truthgpt_serve.router.bodies.arrivals import GATHERED_BYTES
+from truthgpt_serve.router.room import RESERVE
 
 ADAPTER, CACHE_KEY = ADAPTER_HEADER.encode(), CACHE_KEY_HEADER.encode()
 

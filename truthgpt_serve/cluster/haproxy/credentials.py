@@ -5,9 +5,9 @@ credential at each model, and at the routers; a credential may have as many ther
 left. That is a dynamic threshold (A. K. Choudhury and E. L. Hahne, "Dynamic Queue Length Thresholds
 for Shared-Memory Packet Switches", IEEE/ACM Transactions on Networking 6(2), 1998): one alone has
 half of the places, n have 1/(n+1) each, and as many are left for whoever comes. Models with keys
-are let have twice what they hold (`router/admission.py`), so that half is all that they hold.
+are let have twice what they hold (`router/room.py`), so that half is all that they hold.
 
-- Only models whose routers say that they ask for keys: to others clients send any credential.
+- Only where the routers say that models ask for keys: else clients send any credential.
 - Which keys are good is not known here. What has no credential counts as one, and so does what has
   several headers of a name, the last of which is empty.
 - The table has digests, as the admin socket shows it.
@@ -50,12 +50,12 @@ def credential_tables() -> list[str]:
     ]
 
 
-def find_credential(model: str, condition: str) -> list[str]:
+def find_credential(condition: str, model: str = "") -> list[str]:
     """Returns the rules that find a request's credential, and how many others of it are at work.
 
     Args:
-        model: The variable with the model's name.
         condition: When they are counted; HAProxy's conditions, without `if`.
+        model: The variable with the name of the model that they are at; empty for the routers.
     """
     visible = "regsub([^!-~]+,,g)"  # as `access/credentials.py` reads it
     return [
@@ -63,8 +63,8 @@ def find_credential(model: str, condition: str) -> list[str]:
         f"http-request set-var({_CREDENTIAL}) req.fhdr(x-api-key),{visible} if {condition}",
         f"http-request set-var({_CREDENTIAL}) req.fhdr(authorization),{visible},"
         f"regsub(^bearer,,i) if {condition} {{ req.fhdr(authorization),length gt 7 }}",
-        f"http-request set-var({_SEEN}) var({_CREDENTIAL}),sha2(256),bytes(0,16),hex,"
-        f"concat(:,{model}) if {condition}",
+        f"http-request set-var({_SEEN}) var({_CREDENTIAL}),sha2(256),bytes(0,16),hex"
+        f"{f',concat(:,{model})' if model else ''} if {condition}",
         f"http-request unset-var({_CREDENTIAL}) if {condition}",
         f"http-request set-var({_OWN}) var({_SEEN}),table_conn_cur({TABLE}) if {_IS_COUNTED}",
         f"http-request set-var({_GONE}) var({_SEEN}),table_conn_cur({_LEAVING}) if {_IS_COUNTED}",
@@ -92,15 +92,32 @@ def say_share(rest: str, held: str) -> list[str]:
     return [f"http-request set-var({held}) var({_OWN}) if {_IS_COUNTED} {is_its_own}"]
 
 
-def count_credential(counted: str, whole: str) -> list[str]:
-    """Returns the rules that count a request of a credential.
+def is_greedy(taken: str) -> str:
+    """Returns the condition that a request's credential has as many others as places are left.
 
     Args:
-        counted: When; HAProxy's conditions, without `if`.
-        whole: When its answer is whole.
+        taken: An expression: how many places there are no more, negative where some are left.
     """
-    return [
-        f"http-request track-sc{_AT_WORK} var({_SEEN}) table {TABLE} if {counted} {_IS_COUNTED}",
-        f"http-response track-sc{_DONE} var({_SEEN}) table {_LEAVING} "
-        f"if {counted} {whole} {_IS_COUNTED}",
-    ]
+    return f"{_IS_COUNTED} {{ {taken},add({_OWN}) ge 0 }}"
+
+
+def track_credential(condition: str) -> str:
+    """Returns the rule that counts a request of a credential until it ends.
+
+    Args:
+        condition: When; HAProxy's conditions, without `if`.
+    """
+    return (
+        f"http-request track-sc{_AT_WORK} var({_SEEN}) table {TABLE} if {_IS_COUNTED} {condition}"
+    )
+
+
+def release_credential(condition: str) -> str:
+    """Returns the rule that counts it no more when its answer is whole.
+
+    Args:
+        condition: As in `track_credential`, and that its answer is whole.
+    """
+    return (
+        f"http-response track-sc{_DONE} var({_SEEN}) table {_LEAVING} if {_IS_COUNTED} {condition}"
+    )

@@ -8,7 +8,8 @@ Works on the lines of the configuration that Ray Serve writes; starts nothing.
 - A connection is held only as long as something moves on it: a head must be there within 10 s. A
   request goes on to a router or a model when its body is there, or fills a buffer: slow
   clients take up neither.
-- More requests than all models hold, as the routers say once a second, are answered 429 here, where
+- More requests than all models hold, as the routers say once a second, and more of one key than
+  others leave it (`credentials`), are answered 429 here, where
   that costs a hundredth of what a request costs: at once, but for a client that asks again on the
   same connection before `Retry-After` has passed. Its answer is held: such clients would otherwise
   keep HAProxy and themselves busy with nothing else.
@@ -33,8 +34,15 @@ from truthgpt_serve.cluster.haproxy.configuration import (
     insert,
     section,
 )
+from truthgpt_serve.cluster.haproxy.credentials import (
+    NUM_COUNTERS,
+    credential_tables,
+    find_credential,
+    is_greedy,
+    track_credential,
+)
 from truthgpt_serve.cluster.haproxy.places import ALL
-from truthgpt_serve.cluster.haproxy.refusals import RETRY, is_over, refuse
+from truthgpt_serve.cluster.haproxy.refusals import IS_OVER, RETRY, is_over, refuse
 from truthgpt_serve.http.retriable import READABLE
 from truthgpt_serve.queue_full import ALL_FULL, CLIENT_HEADER
 
@@ -45,6 +53,10 @@ REQUESTS_VARIABLE, DEFAULT_REQUESTS = "TRUTHGPT_PROXY_MAX_REQUESTS", 2048
 CLIENTS_VARIABLE, DEFAULT_CLIENTS = "TRUTHGPT_PROXY_MAX_CLIENTS", 32768
 CAPACITY_HEADER = "x-truthgpt-capacity"
 """How many requests the models hold, in the routers' request for HAProxy's routes."""
+KEYED_HEADER = "x-truthgpt-keyed"
+"""With it: 1 where all models ask for keys, else 0."""
+MOST_SHARES = 4
+"""Of the requests that are at work on routers one key may have so many times what is left."""
 HEAD_TIMEOUT_S = 10
 MAX_HEADERS = 100
 """Of a client's request, on every way; HAProxy and the router add some on theirs."""
@@ -153,15 +165,29 @@ def _refuse_what_is_too_much(lines: list[str], root: str, most: int, crowded: in
     insert(
         lines,
         ROUTERS,
-        f"http-request set-var(proc.capacity) req.hdr({CAPACITY_HEADER}),add(0) "
-        f"if {{ path /-/routes }} {{ req.hdr({CAPACITY_HEADER}) -m found }}",
+        *(
+            f"http-request set-var({name}) req.hdr({header}),add(0) "
+            f"if {{ path /-/routes }} {{ req.hdr({header}) -m found }}"
+            for name, header in (("proc.capacity", CAPACITY_HEADER), ("proc.keyed", KEYED_HEADER))
+        ),
     )
     work = "!METH_GET !METH_OPTIONS !{ path_beg /models/ }"
+    taken = f"be_conn({root}),sub(proc.capacity)"
     conditions = (
         f"{work} {{ be_conn({root}) ge {most} }}",
-        f"{work} {{ var(proc.capacity) -m found }} {{ be_conn({root}),sub(proc.capacity) ge 0 }}",
+        f"{work} {{ var(proc.capacity) -m found }} {{ {taken} ge 0 }}",
+        f"{work} {is_greedy(taken)}",
+        f"{work} {is_greedy(f'be_conn({root}),sub({most}),mul({MOST_SHARES})')}",
     )
-    insert(lines, CLIENTS, *is_over(_FULL, conditions))
+    insert(lines, "global", f"tune.stick-counters {NUM_COUNTERS}")
+    insert(
+        lines,
+        CLIENTS,
+        *find_credential(f"{work} {{ var(proc.keyed) -m int 1 }}"),
+        *is_over(_FULL, conditions),
+        track_credential(f"!{IS_OVER}"),
+    )
+    lines += credential_tables()
     lines += refuse(
         _FULL,
         ALL_FULL.format(RETRY),

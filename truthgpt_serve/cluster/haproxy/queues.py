@@ -26,12 +26,11 @@ from truthgpt_serve.cluster.haproxy import promises
 from truthgpt_serve.cluster.haproxy.configuration import CLIENTS, ROUTERS, insert, use_first
 from truthgpt_serve.cluster.haproxy.credentials import (
     KEYED_MAP_NAME,
-    NUM_COUNTERS,
-    count_credential,
-    credential_tables,
     find_credential,
+    release_credential,
     say_share,
     take_share,
+    track_credential,
 )
 from truthgpt_serve.cluster.haproxy.dispatch import BELOW, acl_below_models
 from truthgpt_serve.cluster.haproxy.models import UP
@@ -88,7 +87,6 @@ def watch_queues(lines: list[str], folder: Path, *rules: str) -> None:
         *_table(_LEAVING),
         *places_table(),
         *promises.promises_table(),
-        *credential_tables(),
         *refuse(
             _FULL,
             FULL.format(f"model '%[var({_QUEUE})]'", f"%[var({_HELD})]", RETRY),
@@ -99,7 +97,6 @@ def watch_queues(lines: list[str], folder: Path, *rules: str) -> None:
             application=f"%[var({_QUEUE})]",
         ),
     ]
-    insert(lines, "global", f"tune.stick-counters {NUM_COUNTERS}")
     insert(
         lines,
         ROUTERS,
@@ -139,9 +136,9 @@ def _find_model(folder: Path) -> list[str]:
         f"http-request set-var({_WHOLE}) var({_MODEL}),table_conn_cur({_LEAVING}) if {_HAS_MODEL}",
         f"http-request set-var({_COUNT}) var({_COUNT}),sub({_WHOLE}) if {_HAS_MODEL}",
         *find_credential(
-            _MODEL,
             f"{_HAS_MODEL} !{_IS_APART} {{ var({_MODEL}),map_str_int({folder / KEYED_MAP_NAME}) "
             "-m found }",
+            _MODEL,
         ),
     ]
 
@@ -156,7 +153,8 @@ def _count() -> list[str]:
     return [
         *(f"http-request {one.end_quiet} if {at_work} {quiet}" for one in (MODEL, ALL)),
         f"http-request track-sc2 var({_MODEL}) table {TABLE} if {counted}",
-        *count_credential(counted, _HAS_LENGTH),
+        track_credential(counted),
+        release_credential(f"{counted} {_HAS_LENGTH}"),
         *(f"http-response {one.end_quiet} if {_HAS_MODEL}" for one in (MODEL, ALL)),
         f"http-response track-sc3 var({_MODEL}) table {_LEAVING} if {counted} {_HAS_LENGTH}",
         f"http-response set-var({PLACE}) res.hdr({PLACE_HEADER}),add(0) if {_HAS_MODEL}",

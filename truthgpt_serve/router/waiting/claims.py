@@ -123,6 +123,7 @@ class Claims:
         self._clock = clock
         self._bands: dict[int, list[_Promise]] = {}  # by priority, each by when they are due
         self._clients: dict[str, dict[str, tuple[float, int]]] = {}
+        self._due: dict[str, list[float]] = {}  # of each client, in their order
         self._number = 0
         self._share = 0.5  # of the clients that were told to come do
 
@@ -167,6 +168,7 @@ class Claims:
         then_s = self._clock() + wait_s
         self._clients.setdefault(who.client, {})[connection] = (then_s, who.priority)
         insort(self._bands.setdefault(who.priority, []), (then_s, who.client, connection))
+        insort(self._due.setdefault(who.client, []), then_s)
         if sum(map(len, self._bands.values())) > MAX_PROMISES:
             self._forget(*self._bands[min(self._bands)][-1][1:])
 
@@ -185,11 +187,22 @@ class Claims:
             if priority is None or of_band >= priority
         )
 
+    def num_expected_of(self, client: str, within_s: float) -> float:
+        """Returns how many of them are of one client.
+
+        Args:
+            client: The client.
+            within_s: The seconds.
+        """
+        self._drop_old()
+        return self._share * bisect_right(self._due.get(client, []), self._clock() + within_s)
+
     def _forget(self, client: str, connection: str) -> None:
-        promised = self._clients[client]
+        promised, due = self._clients[client], self._due[client]
         then_s, priority = promised.pop(connection)
+        del due[bisect_left(due, then_s)]
         if not promised:
-            del self._clients[client]
+            del self._clients[client], self._due[client]
         band = self._bands[priority]
         del band[bisect_left(band, (then_s, client, connection))]
         if not band:

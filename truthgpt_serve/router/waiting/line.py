@@ -97,7 +97,9 @@ class Line:
             last.place.set_result(False)
         return True
 
-    def next(self, running: dict[str, int]) -> Waiting | None:
+    def next(
+        self, running: dict[str, int], may_begin: Callable[[Claimant], bool] = lambda who: True
+    ) -> Waiting | None:
         """Takes the request that is next out of the line.
 
         Those of a higher priority come first, then those whose clients came as they were told; then
@@ -105,9 +107,10 @@ class Line:
 
         Args:
             running: How many requests of each client are at work.
+            may_begin: Returns whether there is a place for one of a client.
         """
         found = min(
-            self._waiting,
+            (each for each in self._waiting if may_begin(each.who)),
             key=lambda each: (
                 -each.who.priority,
                 not each.has_waited,

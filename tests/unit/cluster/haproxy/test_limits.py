@@ -22,6 +22,7 @@ from truthgpt_serve.cluster.haproxy.limits import (
     CAPACITY_HEADER,
     CLIENTS_VARIABLE,
     HEAD_TIMEOUT_S,
+    KEYED_HEADER,
     MAX_HEADERS,
     REQUESTS_VARIABLE,
     SOCKET_NAME,
@@ -119,6 +120,58 @@ def test_what_the_models_hold_bounds_requests(tmp_path: Path) -> None:
             assert client.post("/x", content=b"{}").status_code == 200
         finally:
             proxy.router.released.set()
+        assert {answer.result(LIMIT_S).status_code for answer in held} == {200}
+
+
+def test_a_key_leaves_others_places_at_the_routers(tmp_path: Path) -> None:
+    bad, good = {"authorization": "Bearer bad"}, {"x-api-key": "good"}
+    with (
+        running(tmp_path) as proxy,
+        ThreadPoolExecutor(2) as clients,
+        proxy.over_socket() as routers,
+        httpx.Client(base_url=proxy.url, timeout=LIMIT_S) as client,
+    ):
+        routers.get("/-/routes", headers={CAPACITY_HEADER: "4", KEYED_HEADER: "1"})
+        held = [clients.submit(client.post, "/wait", content=b"{}", headers=bad) for _ in range(2)]
+        try:
+            deadline = time.monotonic() + LIMIT_S
+            while len(proxy.router.paths) < 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert httpx.post(f"{proxy.url}/x", content=b"{}", headers=bad).status_code == 429
+            assert client.post("/x", content=b"{}", headers=good).status_code == 200
+            assert client.post("/models/m/x", content=b"{}", headers=bad).status_code == 200
+            routers.get("/-/routes", headers={CAPACITY_HEADER: "4", KEYED_HEADER: "0"})
+            assert client.post("/x", content=b"{}", headers=bad).status_code == 200
+        finally:
+            proxy.router.released.set()
+        assert {answer.result(LIMIT_S).status_code for answer in held} == {200}
+
+
+def test_a_key_leaves_others_some_of_the_most_requests(proxy: Proxy) -> None:
+    """All of them would be four."""
+    bad = {"authorization": "Bearer bad"}
+    proxy.router.released.clear()
+    seen = len(proxy.router.paths)
+    with (
+        ThreadPoolExecutor(MAX_REQUESTS) as clients,
+        proxy.over_socket() as routers,
+        httpx.Client(base_url=proxy.url, timeout=LIMIT_S) as client,
+    ):
+        routers.get("/-/routes", headers={CAPACITY_HEADER: "1000", KEYED_HEADER: "1"})
+        number = MAX_REQUESTS - 1
+        held = [
+            clients.submit(client.post, "/wait", content=b"{}", headers=bad) for _ in range(number)
+        ]
+        try:
+            deadline = time.monotonic() + LIMIT_S
+            while len(proxy.router.paths) < seen + number:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert client.post("/x", content=b"{}", headers={"x-api-key": "g"}).status_code == 200
+        finally:
+            proxy.router.released.set()
+            routers.get("/-/routes", headers={CAPACITY_HEADER: "1000", KEYED_HEADER: "0"})
         assert {answer.result(LIMIT_S).status_code for answer in held} == {200}
 
 
