@@ -12,6 +12,8 @@ without keys and one with traces too.
 - fairness: a key asks 8 times a second for streams of a model that can do 32, while another one
   asks for nothing, for its share, and for ten times that: the time to the first token of the
   former, and the tokens of both.
+- flood: a key has thousands of connections that ask all the time, and another one asks patiently:
+  how often that is refused, and what it is told.
 
 Prints medians of several pairs; writes `benchmarks/results/keys.json`. Needs wrk.
 """
@@ -34,11 +36,12 @@ import httpx
 
 from benchmarks.keys_cost import BODY, FORMS, PATH, Side, measure_cost, spans_receiver
 from benchmarks.keys_fairness import measure_fairness
+from benchmarks.keys_flood import measure_flood
 from benchmarks.local_cluster import LocalCluster, model_application, router_application
 from benchmarks.sides import ROOT
 from truthgpt_serve.access.key_edit import add_key
 
-PARTS = ("cost", "quota", "fairness")
+PARTS = ("cost", "quota", "fairness", "flood")
 LIMITS = {"requests_per_minute": 10**7, "tokens_per_minute": 10**9, "max_concurrent": 1000}
 NUM_CLIENTS = 20
 REQUESTS_PER_MINUTE, TOKENS_PER_MINUTE = 600, 6000
@@ -146,6 +149,7 @@ def main() -> None:
     )
     parser.add_argument("--cost-forms", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--quota-seconds", type=float, default=60.0)
+    parser.add_argument("--flood", nargs="+", type=int, default=[300, 4000], help="connections")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
     if shutil.which("wrk") is None:
@@ -167,6 +171,8 @@ def main() -> None:
             result["quota"] = measure_quotas(keyed.url, keys, options.quota_seconds)
         if "fairness" in options.parts:
             result["fairness"] = measure_fairness(keyed.url, keys, options)
+        if "flood" in options.parts:
+            result["flood"] = measure_flood(keyed.url, keys, options.flood, options.seconds)
     print(json.dumps(result, indent=1))
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "keys.json").write_text(json.dumps(result, indent=1) + "\n")
