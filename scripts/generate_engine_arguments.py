@@ -34,6 +34,13 @@ _KIND_OF_NAME = {
     "optimization_level": "string or integer",
 }
 """Arguments whose converter does not say what it takes."""
+_BOUNDS = {
+    "ge": "minimum",
+    "gt": "exclusiveMinimum",
+    "le": "maximum",
+    "lt": "exclusiveMaximum",
+}
+"""For each bound of a field: its name in JSON Schema."""
 
 
 def generate() -> str:
@@ -42,10 +49,14 @@ def generate() -> str:
     Raises:
         ValueError: An argument's converter is unknown to this script.
     """
-    actions = {action.dest: action for action in _parser()._actions}
+    parser = _parser()
+    actions = {action.dest: action for action in parser._actions}
     known = _known_values()
+    bounds = _bounds(parser)
     rows = [
-        json.dumps(_describe(name, actions[name], known.get(name)), ensure_ascii=False)
+        json.dumps(
+            _describe(name, actions[name], known.get(name), bounds.get(name)), ensure_ascii=False
+        )
         for name in sorted(actions)
         if name != "help"
     ]
@@ -77,8 +88,38 @@ def _known_values() -> dict[str, list[str]]:
     }
 
 
-def _describe(name: str, action: argparse.Action, known: list[str] | None) -> dict[str, Any]:
+def _bounds(parser: argparse.ArgumentParser) -> dict[str, dict[str, float]]:
+    """Returns the bounds of numbers, by argument, each as JSON Schema calls it.
+
+    The engine checks them only when it starts, in the class by which it names a group of arguments.
+    """
+    import vllm.config
+
+    found = {}
+    for group in parser._action_groups:
+        fields = getattr(getattr(vllm.config, str(group.title), None), "__pydantic_fields__", {})
+        for action in group._group_actions:
+            metadata = fields[action.dest].metadata if action.dest in fields else []
+            bounds = {
+                name: getattr(item, attribute)
+                for item in metadata
+                for attribute, name in _BOUNDS.items()
+                if hasattr(item, attribute)
+            }
+            if bounds:
+                found[action.dest] = bounds
+    return found
+
+
+def _describe(
+    name: str,
+    action: argparse.Action,
+    known: list[str] | None,
+    bounds: dict[str, float] | None,
+) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "kind": _kind(action)}
+    if bounds:
+        row["bounds"] = bounds
     choices = [choice for choice in action.choices or () if choice is not None]
     if choices:
         row["choices"] = sorted(choices)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import operator
 import re
 from collections.abc import Callable, Mapping
 from importlib.resources import files
@@ -21,7 +22,7 @@ _SIZE = re.compile(r"\d+(\.\d+)?[kmgt]|\d+[KMGT]?")
 
 @functools.cache
 def load_arguments() -> dict[str, dict[str, Any]]:
-    """Returns the list by argument name: `kind`, `help` and, where known, `choices` and `known`."""
+    """Returns the rows by name: `kind`, `help`, and perhaps `bounds`, `choices` and `known`."""
     text = files("deployments.vllm").joinpath("engine_arguments.json").read_text(encoding="utf-8")
     return {row["name"]: row for row in json.loads(text)}
 
@@ -98,7 +99,7 @@ def _fault(key: Any, value: Any) -> str | None:
     expected, accepts = _KINDS[row["kind"]]
     if not accepts(value):
         return f"engine argument {key!r} must be {expected}, not {value!r}"
-    return _bad_choice(row, value)
+    return _out_of_bounds(row, value) or _bad_choice(row, value)
 
 
 def _unknown(key: Any) -> str:
@@ -107,6 +108,16 @@ def _unknown(key: Any) -> str:
     known = load_arguments() if fix in load_arguments() else open_arguments()
     hint = suggest(fix, known, "see `vllm serve --help=all` for all of them")
     return f"the engine has no argument {name!r}; {hint}"
+
+
+def _out_of_bounds(row: Mapping[str, Any], value: Any) -> str | None:
+    if not _is_number(value):
+        return None
+    for bound, limit in row.get("bounds", {}).items():
+        words, holds = _BOUNDS[bound]
+        if not holds(value, limit):
+            return f"engine argument {row['name']!r} must be {words} {limit}, not {value!r}"
+    return None
 
 
 def _bad_choice(row: Mapping[str, Any], value: Any) -> str | None:
@@ -180,6 +191,14 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "json list": ("a list of strings", _list_of(_is_string)),
 }
 """For each kind of the list: how it is called in a message, and what it accepts."""
+
+_BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
+    "minimum": ("at least", operator.ge),
+    "exclusiveMinimum": ("above", operator.gt),
+    "maximum": ("at most", operator.le),
+    "exclusiveMaximum": ("below", operator.lt),
+}
+"""For each bound, by its name in JSON Schema: its words in a message, and its comparison."""
 
 JSON_TYPES: dict[str, dict[str, Any]] = {
     "flag": {"type": "boolean"},

@@ -73,7 +73,8 @@ class EngineConfig(BaseModel):
         properties = {}
         for name in open_arguments():
             row = load_arguments()[name]
-            properties[name] = {"description": row["help"], **JSON_TYPES[row["kind"]]}
+            kind = JSON_TYPES[row["kind"]]
+            properties[name] = {"description": row["help"], **kind, **row.get("bounds", {})}
             if "choices" in row and not row["kind"].startswith("list"):
                 properties[name]["enum"] = row["choices"]
         return {

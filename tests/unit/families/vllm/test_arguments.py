@@ -71,6 +71,12 @@ def test_good_arguments_pass() -> None:
         ("max_model_len", "8 k", "must be a whole number, or one with a suffix"),
         ("max_model_len", "1.5K", "must be a whole number, or one with a suffix"),
         ("gpu_memory_utilization", "half", "must be a number, not 'half'"),
+        ("tensor_parallel_size", -3, "must be at least 1, not -3"),
+        ("gpu_memory_utilization", 7, "must be at most 1, not 7"),
+        ("gpu_memory_utilization", 0, "must be above 0, not 0"),
+        ("gpu_memory_utilization", float("nan"), "must be above 0, not nan"),
+        ("watermark", 1.0, "must be below 1.0, not 1.0"),
+        ("max_model_len", -2, "must be at least -1, not -2"),
         ("kv_cache_dtype", "fp7", "must be one of auto, bfloat16"),
         ("chat_template", 3, "must be a string"),
         ("compilation_config", "x", "must be a mapping"),
@@ -118,5 +124,6 @@ def test_schema_lists_what_may_be_given() -> None:
     properties = EngineConfig.model_json_schema()["properties"]
     assert set(properties) == set(open_arguments())
     assert properties["max_num_seqs"]["type"] == "integer"
+    assert properties["gpu_memory_utilization"]["maximum"] == 1
     assert "model" not in properties
     assert all(set_elsewhere(name) or name in properties for name in load_arguments())
