@@ -52,6 +52,20 @@ def check_space(folder: Path, num_bytes: int, free: FreeBytes = free_bytes) -> N
 
 
 @contextmanager
+def named_disk_faults(folder: Path) -> Iterator[None]:
+    """Makes one line of what a full or failing disk says while a run is prepared.
+
+    Raises:
+        TrainingError: The block raised an error of the system.
+    """
+    try:
+        yield
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        raise TrainingError(f"{folder}: {error.strerror or error}{place}") from error
+
+
+@contextmanager
 def reading_checkpoint(folder: Path) -> Iterator[None]:
     """Has whatever is wrong with a checkpoint's files say which checkpoint it is, and what to do.
 

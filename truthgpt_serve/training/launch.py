@@ -14,7 +14,6 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from truthgpt_serve.training.loops import load_loop
 from truthgpt_serve.training.monitor import RunMonitor
 from truthgpt_serve.training.peers import ending_with_peers
 from truthgpt_serve.training.run_folder import LOGS, working
+from truthgpt_serve.training.workers import Workers
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 POLL_S = 0.2
@@ -45,6 +45,8 @@ _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # Ray Train asks its workers so often whether they are done: its default adds two idle seconds.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # The thread of a run that was given up must not start another Ray, see `run_workers`.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     # Ray's own curves of the run need Prometheus; ours are the tracker's.
@@ -60,30 +62,9 @@ has none, yet notes the port where one would be: if that of another Ray listens 
 for example, it does not know the controller, which is then taken for dead, and the run is ended."""
 
 
-@dataclass(frozen=True, slots=True)
-class Workers:
-    """What the workers take of the cluster.
-
-    Attributes:
-        number: How many.
-        cpus: CPU cores of each.
-        gpus: GPUs of each: 0, a fraction or 1.
-        accelerator_type: GPU model in Ray's words, or None.
-    """
-
-    number: int
-    cpus: float
-    gpus: float
-    accelerator_type: str | None = None
-
-    def describe(self) -> str:
-        """Returns them in words, for the plan."""
-        noun = "worker" if self.number == 1 else "workers"
-        if self.gpus:
-            kind = self.accelerator_type or "GPU"
-            return f"{self.number} {noun}, {self.gpus:g} {kind} each"
-        cores = "core" if self.cpus == 1 else "cores"
-        return f"{self.number} {noun} on CPU, {self.cpus:g} {cores} each"
+def starts_ray() -> bool:
+    """Returns whether `ray_cluster` starts a Ray of its own, which gets no further nodes."""
+    return os.environ.get(ADDRESS_VARIABLE, "") in ("", "local")
 
 
 @contextmanager
@@ -104,8 +85,7 @@ def ray_cluster(num_cpus: float) -> Iterator[float]:
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    address = os.environ.get(ADDRESS_VARIABLE) or "local"
-    with _own_ray(num_cpus) if address == "local" else _ray_at(address):
+    with _own_ray(num_cpus) if starts_ray() else _ray_at(os.environ[ADDRESS_VARIABLE]):
         import ray
 
         yield float(ray.cluster_resources().get("GPU", 0))
@@ -170,7 +150,7 @@ def _ray_at(address: str) -> Iterator[None]:
 
 
 def run_workers(
-    job: TrainingJob, loop: str, workers: Workers, owner: str, *, meanwhile: Callable[[], None]
+    job: TrainingJob, loop: str, workers: Workers, owner: str, *, meanwhile: Callable[[], bool]
 ) -> None:
     """Runs a loop to its end, inside `ray_cluster`.
 
@@ -180,6 +160,7 @@ def run_workers(
         workers: What to train on.
         owner: The command's token, see `run_folder.locked`.
         meanwhile: Called several times a second in this thread: the main one, which gets signals.
+            False gives the workers up: they end with `ray_cluster`.
 
     Raises:
         TrainingError: The run failed. Why, a worker has written as the event `failed`, unless it
@@ -191,7 +172,8 @@ def run_workers(
     thread.start()
     while thread.is_alive():
         thread.join(POLL_S)
-        meanwhile()
+        if not meanwhile():
+            return
     meanwhile()
     if failure:
         raise TrainingError(f"{job.folder}: {one_line(failure[0])}") from failure[0]

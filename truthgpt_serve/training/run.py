@@ -6,27 +6,27 @@ Knows no loop and no library that trains.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from truthgpt_serve.config import ModelConfig
-from truthgpt_serve.hardware.resources import resolve_gpus
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.events import FAILED, EventReader, forget_after
 from truthgpt_serve.training.generation.record import forget_samples_after
+from truthgpt_serve.training.guards import named_disk_faults
 from truthgpt_serve.training.job import TrainingJob
-from truthgpt_serve.training.launch import Workers, ray_cluster, run_workers
+from truthgpt_serve.training.launch import ray_cluster, run_workers, starts_ray
 from truthgpt_serve.training.loops import find_loop, load_loop
-from truthgpt_serve.training.memory.optimizers import check_optimizer
 from truthgpt_serve.training.plan import Facts, Plan, count_steps
 from truthgpt_serve.training.progress import Progress
 from truthgpt_serve.training.report import write_card, write_report
 from truthgpt_serve.training.run_folder import (
     MODEL,
     RECORD,
+    STOP,
     latest_checkpoint,
     locked,
     remove_leftovers,
@@ -44,6 +44,12 @@ from truthgpt_serve.training.run_record import (
 from truthgpt_serve.training.serving import Served, serving_of
 from truthgpt_serve.training.stopping import stopping_by_signal
 from truthgpt_serve.training.trackers import check_tracker
+from truthgpt_serve.training.workers import (
+    Workers,
+    choose_workers,
+    count_workers,
+    find_shortage,
+)
 
 RUNS = "runs"
 Say = Callable[[str], None]
@@ -78,10 +84,10 @@ def run_training(
     loop = find_loop(config.to_cfg())
     check_tracker(config.training.tracker)
     _check_dataset(config)
-    workers = num_workers or _workers_of(config)
+    workers = num_workers or count_workers(config)
     job = _create_job(config, folder, workers)
     job.search_modules()
-    with _named_disk_faults(folder), locked(folder) as owner:
+    with named_disk_faults(folder), locked(folder) as owner:
         record = create_record(job)
         job = _open_run(job, record, resume=resume, plan_only=plan_only)
         if is_finished(folder) and not plan_only:
@@ -90,7 +96,8 @@ def run_training(
             return True
         facts = load_loop(loop).prepare(job)
         with ray_cluster(workers * config.hardware.cpus) as cluster_gpus:
-            where = _choose_workers(config, job, cluster_gpus)
+            where = choose_workers(config, job, cluster_gpus)
+            facts = _check_room(config, facts, where, cluster_gpus, plan_only)
             for line in _plan(config, job, facts, where).lines():
                 say(line)
             if plan_only:
@@ -101,8 +108,7 @@ def run_training(
         if finished:
             _say_result(folder, say)
         else:
-            point = latest_checkpoint(folder) or "the start"
-            say(f"stopped; go on with --resume from {point}")
+            _say_stopped(folder, say)
         return finished
 
 
@@ -128,36 +134,14 @@ def _module_folders(config: ModelConfig) -> list[str]:
     return [str(Path.cwd()), *([] if beside is None else [str(beside.absolute())])]
 
 
-def _workers_of(config: ModelConfig) -> int:
-    gpus = config.hardware.gpus
-    return max(1, int(gpus)) if isinstance(gpus, int | float) else 1
-
-
-def _choose_workers(config: ModelConfig, job: TrainingJob, cluster_gpus: float) -> Workers:
-    """Returns where the workers run, after checking that they can compute what is asked for."""
-    hardware = config.hardware
-    gpus = min(1, resolve_gpus(config, cluster_gpus=cluster_gpus))
-    _check_precision(config, gpus)
-    place = config.source.at("training", "optimizer")
-    check_optimizer(job.cfg["training"], on_cpu=not gpus, place=place)
-    return Workers(job.num_workers, max(1, hardware.cpus), gpus, hardware.accelerator_type)
-
-
-def _check_precision(config: ModelConfig, gpus: float) -> None:
-    if config.training.mixed_precision == "fp16" and not gpus:
-        place = config.source.at("training", "mixed_precision")
-        fix = "write bf16 or no; fp16 needs a GPU"
-        raise TrainingError(f"{place}: fp16 does not work on CPU ({fix})")
-
-
-@contextmanager
-def _named_disk_faults(folder: Path) -> Iterator[None]:
-    """Makes one line of what a full or failing disk says while a run is prepared."""
-    try:
-        yield
-    except OSError as error:
-        place = f" ({error.filename})" if error.filename else ""
-        raise TrainingError(f"{folder}: {error.strerror or error}{place}") from error
+def _check_room(
+    config: ModelConfig, facts: Facts, where: Workers, gpus: float, plan_only: bool
+) -> Facts:
+    """Returns the facts with what this machine lacks as a note; a run is refused for it."""
+    lacks = find_shortage(config, where, gpus) if starts_ray() else None
+    if lacks and not plan_only:
+        raise TrainingError(lacks)
+    return facts.with_note(lacks) if lacks else facts
 
 
 def _open_run(
@@ -226,14 +210,19 @@ def _train(job: TrainingJob, loop: str, where: Workers, owner: str) -> bool:
     events = EventReader(job.folder)
     progress = Progress(sys.stderr)
     failures: list[dict[str, Any]] = []
+    begun = False
 
-    def follow() -> None:
+    def follow() -> bool:
+        nonlocal begun
         for event in events.read():
+            begun = True
             if event["event"] == FAILED:
                 failures.append(event)
             progress.show(event)
             if event["event"] in ("evaluated", "sampled"):
                 _report(job.folder)
+        # Workers that have not begun do not look, and may wait long for their places.
+        return begun or not (job.folder / STOP).exists()
 
     try:
         with stopping_by_signal(job.folder):
@@ -257,6 +246,11 @@ def _first_failure(failures: list[dict[str, Any]]) -> TrainingError | None:
     for event in sorted(failures, key=lambda event: not event["foreseen"]):
         return TrainingError(str(event["message"]))
     return None
+
+
+def _say_stopped(folder: Path, say: Say) -> None:
+    point = latest_checkpoint(folder) or "the start"
+    say(f"stopped; go on with --resume from {point}")
 
 
 def _say_result(folder: Path, say: Say) -> None:

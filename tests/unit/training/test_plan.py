@@ -13,10 +13,10 @@ from truthgpt_serve.cli import main
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.errors import ConfigError
 from truthgpt_serve.training.errors import TrainingError
-from truthgpt_serve.training.launch import Workers
 from truthgpt_serve.training.loops import find_loop
 from truthgpt_serve.training.plan import Facts, Plan, StepCounts, count_steps, memory_bytes
 from truthgpt_serve.training.text.prepare import prepare, train_table
+from truthgpt_serve.training.workers import Workers
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ from tests.support.training_runs import sections_of, sentences, write_rows
 from truthgpt_serve.config import load_model_config
 from truthgpt_serve.training.errors import TrainingError
 from truthgpt_serve.training.events import EventWriter, read_events
+from truthgpt_serve.training.job import TrainingJob
 from truthgpt_serve.training.run import run_training
-from truthgpt_serve.training.run_folder import write_json
+from truthgpt_serve.training.run_folder import STOP, write_json
 from truthgpt_serve.training.run_record import has_trained, read_record
 
 
@@ -105,6 +108,33 @@ def test_ray_that_does_not_start_in_time_is_one_line(
     assert "Ray did not start: The current node timed out during startup." in said
     assert "try again" in said
     assert read_record(Path("runs/short")) is None
+
+
+def test_workers_that_this_machine_cannot_hold_are_planned_and_refused(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("truthgpt_serve.training.run.ray_cluster", lambda _: nullcontext(0.0))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    sections = sections_of(model, texts())
+    assert train(sections, plan_only=True, num_workers=99_999)
+    assert "note     --workers: 99,999 workers need a core each" in capsys.readouterr().out
+    assert "99,999 workers need a core each" in refusal(sections, num_workers=99_999)
+    assert read_record(Path("runs/short")) is None
+
+
+def test_ctrl_c_while_workers_wait_for_their_places_ends_the_run(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fit(job: TrainingJob, *_: object) -> None:
+        (job.folder / STOP).touch()  # as the handler of the signal does
+        time.sleep(60)  # no worker begins
+
+    monkeypatch.setattr("truthgpt_serve.training.launch._fit", fit)
+    monkeypatch.setattr("truthgpt_serve.training.run.ray_cluster", lambda _: nullcontext(0.0))
+    began = time.monotonic()
+    assert not train(sections_of(model, texts()))
+    assert time.monotonic() - began < 30
+    assert "stopped; go on with --resume from the start" in capsys.readouterr().out
 
 
 def test_a_run_blocks_its_name_from_its_first_step_on(model: Path) -> None:
