@@ -117,6 +117,9 @@ class _ServiceCheck:
         faults = check_serve_schema(self._data, self._source)
         self._report.add(in_file_order(faults, self._source))
         applications = self._data.get("applications")
+        if applications == []:
+            place = self._source.at("applications")
+            self._report.notes.append(f"{place}: is empty; applying this file ends all models")
         for index, application in enumerate(applications if isinstance(applications, list) else []):
             if isinstance(application, dict):
                 self._check_application(application, self._source.under("applications", index))

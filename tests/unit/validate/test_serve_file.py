@@ -285,6 +285,13 @@ def test_a_path_of_a_user_who_does_not_exist_is_a_fault(
     assert any("model.name_or_path" in fault and gone in fault for fault in found), found
 
 
+def test_a_file_without_applications_says_what_it_would_do(service: Path) -> None:
+    (service / "none.yaml").write_text("applications: []\n")
+    result = validate(str(service / "none.yaml"))
+    assert result.exit_code == 0
+    assert "none.yaml:1: applications: is empty; applying this file ends all" in result.output
+
+
 def test_cors_beside_a_models_file(tmp_path: Path) -> None:
     (tmp_path / "m.yaml").write_text("model: {family: echo}\n")
     text = (
