@@ -1,9 +1,10 @@
 """HAProxy's rules that let a client in which was refused and comes again as it was told.
 
 They are for requests past the routers, which know their own clients (`router/waiting/claims.py`). A
-client is an address. While some are to come, a model's last places are kept for them: those who
-were not told anything find the model full a little earlier. What an address was told counts for
-each of its connections, as many times as it was told so, up to `MAX_PROMISES`.
+client is a connection, or an address where it comes by a new one. While some are to come, a model's
+last places are kept for them: those who were not told anything find the model full a little
+earlier. What an address was told counts for each of its connections, as many times as it was told
+so, up to `MAX_PROMISES`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ _LATE_TICKS = LATE_S * TICKS_A_S
 REST = "txn.rest"
 """How many places the model of a request has left for it."""
 _WHO, _KEPT, _LATE, _DUE = "txn.who", "txn.kept", "txn.late", "txn.due"
+_TOLD_BY, _TOLD, _SEEN = "sess.told_by", "sess.told_tick", "sess.seen"
+"""Of a connection: the model that refused it last, the tick at which it may come again, and whether
+it has had a request for a model without many places: such a client comes again by its own."""
 _KNOWN = f"{{ var({_WHO}) -m found }}"
 _IS_DUE = f"{{ var({_DUE}) -m bool }}"
 _IS_FULL = f"{{ var({REST}) -m int le 0 }}"
@@ -67,6 +71,7 @@ def recognize(model: str) -> list[str]:
         model: The variable with the model's name.
     """
     known, number = f"src,concat(' ',{model})", f"sc_get_gpt({_NUMBER},1)"
+    is_told = f"{_KNOWN} {_is_told_by(model)}"
     return [
         f"http-request set-var({_WHO}) {known} if {_IS_FULL}",
         f"http-request set-var({_WHO}) {known} if {_IS_CROWDED}",
@@ -74,9 +79,28 @@ def recognize(model: str) -> list[str]:
         f"http-request set-var(txn.then) sc_get_gpt({_THEN},1) if {_KNOWN} {{ {number} gt 0 }}",
         f"http-request set-var({_LATE}) var({NOW_TICK}),sub(txn.then) "
         "if { var(txn.then) -m found }",
-        f"http-request set-var({_DUE}) bool(true) if {{ var({_LATE}) -m int 0:{_LATE_TICKS} }}",
-        f"http-request sc-set-gpt({_NUMBER},1) {number},sub(1) if {_IS_DUE} !{_IS_FULL}",
+        f"http-request set-var({_DUE}) bool(true) if {{ var({_LATE}) -m int 0:{_LATE_TICKS} }} "
+        f"!{{ var({_SEEN}) -m found }}",
+        f"http-request set-var(txn.since) var({NOW_TICK}),sub({_TOLD}) if {is_told}",
+        f"http-request set-var({_DUE}) bool(true) if {{ var(txn.since) -m int 0:{_LATE_TICKS} }}",
+        f"http-request sc-set-gpt({_NUMBER},1) {number},sub(1) if {_IS_DUE} !{_IS_FULL} "
+        f"{{ {number} gt 0 }}",
+        f"http-request set-var({_SEEN}) bool(true) if {_KNOWN}",
     ]
+
+
+def _is_told_by(model: str) -> str:
+    return f"{{ var({_TOLD_BY}),strcmp({model}) eq 0 }}"
+
+
+def forget(model: str, condition: str) -> list[str]:
+    """Returns the rule by which a connection that a model lets in was told nothing by it.
+
+    Args:
+        model: The variable with its name.
+        condition: When it is let in; HAProxy's conditions, without `if`.
+    """
+    return [f"http-request unset-var({_TOLD_BY}) if {_is_told_by(model)} {condition}"]
 
 
 def is_over() -> list[str]:
@@ -84,17 +108,20 @@ def is_over() -> list[str]:
     return [_IS_FULL, f"{_IS_CROWDED} !{_IS_DUE}"]
 
 
-def promise(retry: str) -> list[tuple[str, str]]:
+def promise(retry: str, model: str) -> list[tuple[str, str]]:
     """Returns the actions that note a promise, each with its condition.
 
     Args:
         retry: The variable with the seconds that the client was told.
+        model: The variable with the model's name.
     """
     number = f"sc-set-gpt({_NUMBER},1)"
     then = f"sc-set-gpt({_THEN},1) var({retry}),mul({TICKS_A_S}),add({NOW_TICK})"
     is_lost = f"{{ var({_LATE}) -m int gt {_LATE_TICKS} }}"
     has_none = (f"!{{ var({_LATE}) -m found }}", is_lost)
     return [
+        (f"set-var({_TOLD}) var({retry}),mul({TICKS_A_S}),add({NOW_TICK})", ""),
+        (f"set-var({_TOLD_BY}) var({model})", ""),
         *((then, f"{_KNOWN} {none}") for none in has_none),
         *((f"{number} int(1)", f"{_KNOWN} {none}") for none in has_none),
         (then, _IS_DUE),

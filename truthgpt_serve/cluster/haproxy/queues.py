@@ -93,7 +93,7 @@ def watch_queues(lines: list[str], folder: Path, *rules: str) -> None:
             MODEL,
             _HELD,
             headers=(("x-request-id", "%[var(txn.id)]"),),
-            note=promises.promise(RETRY_VARIABLE),
+            note=promises.promise(RETRY_VARIABLE, _QUEUE),
             application=f"%[var({_QUEUE})]",
         ),
     ]
@@ -192,5 +192,6 @@ def _refuse(folder: Path) -> list[str]:
         *take_share(promises.REST),
         *promises.recognize(_QUEUE),
         *is_over(_FULL, promises.is_over()),
+        *promises.forget(_QUEUE, f"!{IS_OVER}"),
         *say_share(promises.REST, _HELD),
     ]

@@ -125,3 +125,65 @@ def test_nothing_is_kept_when_all_were_due(proxy: Proxy) -> None:
         held.drop()
         time.sleep(told_s + 1.5)
         assert ask(proxy, NEW).status_code == 200
+
+
+@contextlib.contextmanager
+def connections(proxy: Proxy, number: int) -> Iterator[list[httpx.Client]]:
+    """Yields clients of one address, each with a connection of its own that it keeps."""
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                httpx.Client(
+                    base_url=proxy.url,
+                    transport=httpx.HTTPTransport(local_address=TOLD),
+                    headers={"content-type": "application/json"},
+                    timeout=LIMIT_S,
+                )
+            )
+            for _ in range(number)
+        ]
+
+
+def test_each_connection_of_an_address_has_its_own_promise(proxy: Proxy) -> None:
+    """An address alone has fewer."""
+    number = MAX_PROMISES + 2
+    with contextlib.closing(Held(proxy)) as held, connections(proxy, number) as clients:
+        held.add(HELD)
+        waits = [client.post(CHAT, content=BODY).headers["retry-after"] for client in clients]
+        due_s = time.monotonic() + int(waits[-1])
+        held.drop()
+        time.sleep(max(0.0, due_s - time.monotonic()))
+        for client in clients:
+            assert client.post(CHAT, content=BODY).status_code == 200
+            time.sleep(0.05)  # HAProxy counts a request for a moment longer than its client sees it
+
+
+def test_a_connection_does_not_take_what_another_one_was_told(proxy: Proxy) -> None:
+    with contextlib.closing(Held(proxy)) as held, connections(proxy, 2) as (told, other):
+        held.add(HELD)
+        assert other.post(CHAT, content=BODY).status_code == 429
+        time.sleep(1.1)  # its own promise is due, and of no use: the model is full
+        refused = told.post(CHAT, content=BODY)
+        due_s = time.monotonic() + int(refused.headers["retry-after"])
+        assert other.post(CHAT, content=BODY).status_code == 429
+        held.drop()
+        time.sleep(max(0.0, due_s - time.monotonic() - 0.2))
+        assert other.post(CHAT, content=BODY).status_code == 429
+        time.sleep(max(0.0, due_s - time.monotonic()))
+        assert told.post(CHAT, content=BODY).status_code == 200
+
+
+def test_a_connection_that_was_let_in_has_no_promise_any_more(proxy: Proxy) -> None:
+    with (
+        contextlib.closing(Held(proxy)) as held,
+        contextlib.closing(Held(proxy)) as later,
+        connections(proxy, 1) as (told,),
+    ):
+        held.add(HELD)
+        due_s = time.monotonic() + int(told.post(CHAT, content=BODY).headers["retry-after"])
+        held.drop()
+        held.drop()
+        assert told.post(CHAT, content=BODY).status_code == 200  # two are left, and one is kept
+        later.add(1)
+        time.sleep(max(0.0, due_s - time.monotonic()))
+        assert told.post(CHAT, content=BODY).status_code == 429
