@@ -60,9 +60,9 @@ class UsageFile:
         self.path = path
         self._clock = clock
         self._lock = threading.Lock()
+        self._paths = [path.with_name(f"{path.name}{suffix}") for suffix in _FILES]
         self._database: sqlite3.Connection | None = None
-        self._identity: Identity | None = None
-        self._beside: dict[str, Identity | None] = {}
+        self._opened: dict[Path, Identity | None] = {}
 
     def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Returns what some work with the open file returns; one that is damaged is begun anew.
@@ -88,32 +88,34 @@ class UsageFile:
 
     def _connect(self) -> sqlite3.Connection:
         """Returns the open file; one that was taken away, emptied or replaced is opened anew."""
-        if self._database is not None and not self._is_there():
-            logger.error("the usage file %s was taken away, emptied or replaced", self.path)
+        if self._database is not None and (changed := self._find_changed()) is not None:
+            logger.error("the usage file %s was taken away, emptied or replaced", changed)
             self._leave(self._database)
             self._disconnect()
         if self._database is None:
             self._database = _open(self.path)
-            self._identity = _identity(self.path)
-            self._beside = {
-                name: _identity(self.path.with_name(name))
-                for name in (f"{self.path.name}{suffix}" for suffix in _FILES[1:])
-            }
+            self._opened = {path: _identity(path) for path in self._paths}
         return self._database
 
-    def _is_there(self) -> bool:
-        """Returns whether the open file is still the one at its path, and has something in it."""
-        return _identity(self.path) == self._identity and self.path.stat().st_size > 0
+    def _find_changed(self) -> Path | None:
+        """Returns which of the open files is not at its path any more, or has nothing in it.
+
+        Its journal counts too: SQLite writes on into one that was removed, where nobody finds it.
+        """
+        for path, identity in self._opened.items():
+            if identity is not None and _identity(path) != identity:
+                return path
+        return self.path if self.path.stat().st_size == 0 else None
 
     def _leave(self, database: sqlite3.Connection) -> None:
-        """Makes a file whole that was moved away, and removes its journal.
+        """Makes a file whole that was moved away or lost its journal, and removes its journal.
 
         SQLite would take that for the journal of the file that has come in its place.
         """
         with suppress(sqlite3.Error):
             database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        for name, identity in self._beside.items():
-            path = self.path.with_name(name)
+        for path in self._paths[1:]:
+            identity = self._opened[path]
             if identity is not None and _identity(path) == identity:
                 with suppress(OSError):
                     path.unlink()

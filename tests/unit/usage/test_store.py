@@ -238,6 +238,22 @@ def test_a_file_that_is_emptied_is_made_anew(path: Path) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("suffixes", [("-wal",), ("-shm",), ("-wal", "-shm")])
+def test_a_file_that_lost_its_journal_keeps_what_was_in_it(
+    path: Path, suffixes: tuple[str, ...]
+) -> None:
+    store = UsageStore(path, clock=Clock())
+    store.add(Batch("s", 1, [row()]))
+    for suffix in suffixes:
+        path.with_name(f"{path.name}{suffix}").unlink()
+    assert store.add(Batch("s", 2, [row()]))
+    other = UsageStore(path, clock=Clock())  # sees what is on the disk, as after `kill -9`
+    assert requests_in(other) == 2
+    assert not other.add(Batch("s", 2, [row()]))
+    other.close()
+    store.close()
+
+
 @pytest.mark.parametrize("num_kept", [0, 3000])
 def test_a_file_that_is_replaced_gets_nothing_of_the_former(path: Path, num_kept: int) -> None:
     kept, former = path.with_name("kept.sqlite"), path.with_name("former.sqlite")
