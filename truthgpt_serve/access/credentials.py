@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
-from truthgpt_serve.errors import AuthenticationError
+from truthgpt_serve.errors import AuthenticationError, ConfigError, Fault
 
 PREFIX = "tgpt-"
 """How keys begin, so that scanners for secrets find them."""
@@ -39,6 +40,21 @@ def digest(key: bytes) -> bytes:
 def hide_keys(text: str) -> str:
     """Returns a text for a log without the keys in it, which a client may have put anywhere."""
     return _KEY.sub(HIDDEN, text)
+
+
+@contextmanager
+def hide_keys_of_faults() -> Iterator[None]:
+    """Hides the keys that faults of a configuration show: a key may stand there by mistake.
+
+    Raises:
+        ConfigError: As the block does.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        texts = [(fault.place, fault.message, fault.fix) for fault in error.faults]
+        faults = [Fault(*map(hide_keys, text)) for text in texts]
+        raise ConfigError(faults) from None
 
 
 def read_credential(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

@@ -1,6 +1,6 @@
 """The file with the keys: its form, and reading it with every fault at once.
 
-Only the SHA-256 of each key is in it, and no message shows what a field holds that could be one.
+Only the SHA-256 of each key is in it, and no message shows a key that was written there by mistake.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from truthgpt_serve.access.credentials import hide_keys_of_faults
 from truthgpt_serve.access.identity import Identity, Limits
 from truthgpt_serve.access.moments import FORM, as_text, read_moment
 from truthgpt_serve.config.base import Count, Name, PositiveNumber, Refusal, Section, refuse
@@ -151,9 +152,7 @@ class KeyEntry(LimitsSection, KeyHead):
             name=self.name,
             models=None if self.models is None else tuple(self.models),
             limits=self.to_limits(),
-            model_limits=tuple(
-                (name, limits.to_limits()) for name, limits in self.model_limits.items()
-            ),
+            model_limits=tuple((name, one.to_limits()) for name, one in self.model_limits.items()),
             priority=self.priority,
             weight=self.weight,
             admin=self.admin,
@@ -200,6 +199,7 @@ class KeyFile(Section):
         return self
 
 
+@hide_keys_of_faults()
 def read_keys(path: Path) -> KeyFile:
     """Returns what a file with keys holds.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,30 @@ def test_a_key_in_the_place_of_its_hash_is_not_shown(tmp_path: Path) -> None:
             read_keys(write(tmp_path, text))
         assert key not in raised.value.message
         assert key[:20] not in raised.value.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{key}",
+        "keys: [{key}]",
+        "{key}: team",
+        "{key}: 1\n{key}: 2",
+        "keys: *{key}",
+        "keys: !{key} x",
+        "cached_token_weight: {key}",
+        "keys: [{{name: a, sha256: b, model_limits: {{x: {{{key}: 1}}}}}}]",
+    ],
+)
+def test_a_key_anywhere_in_a_file_with_faults_is_not_shown(tmp_path: Path, text: str) -> None:
+    key = create_key()
+    path = write(tmp_path, text.format(key=key))
+    for read in (read_keys, reread_keys):
+        with pytest.raises(ConfigError) as raised:
+            read(path)
+        shown = "".join(traceback.format_exception(raised.value))
+        assert "keys.yaml:" in shown
+        assert key[5:25] not in shown
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
