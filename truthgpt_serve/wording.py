@@ -1,18 +1,29 @@
-"""One wording for each kind of fault that pydantic finds, in files as in requests."""
+"""One wording for each kind of fault that pydantic finds, in files as in requests, without keys."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+KEY_PREFIX = "tgpt-"
+"""How API keys begin, so that scanners for secrets find them."""
+HIDDEN = "***"
+_KEY = re.compile(rf"(?:{KEY_PREFIX}|\bsk-)[\w-]{{20,}}")
+"""Keys of this service, and those that clients of other services send by mistake."""
 MAX_SHOWN_CHARS = 40
 _MAX_SHOWN_BITS = 128
 Show = Callable[[Any], str]
 Words = Callable[[dict[str, Any], Any, Show], str]
+
+
+def hide_keys(text: str) -> str:
+    """Returns a text for a log without the keys in it, which a client may have put anywhere."""
+    return _KEY.sub(HIDDEN, text)
 
 
 def shown(value: Any) -> str:

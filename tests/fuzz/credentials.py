@@ -93,4 +93,5 @@ def _spread(rng: random.Random, request: Request, keys: Keys) -> None:
         request.path = f"/v1/models/{key}"
     elif request.raw is None:
         names: list[bytes] = [b"cookie", b"user-agent", b"referer", b"x-forwarded-for", b"origin"]
+        names.append(b"x-request-id")
         request.headers.append((rng.choice(names), key.encode()))

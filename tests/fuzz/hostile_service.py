@@ -11,8 +11,8 @@ from deployments.onnx.tiny_model import make_tiny_vision
 from deployments.vllm.tiny_model import make_tiny_llama
 from tests.fuzz.credentials import Keys
 from tests.support.tiny_images import create_pipeline
-from truthgpt_serve.access.credentials import PREFIX
 from truthgpt_serve.access.key_edit import add_key, revoke_key, rotate_key
+from truthgpt_serve.wording import KEY_PREFIX
 
 MODELS = ("echo", "writer", "painter", "vision")
 LOGGING = {"encoding": "JSON", "enable_access_log": True}
@@ -32,10 +32,10 @@ def make_keys(file: Path) -> Keys:
     bad = {
         "former": former,
         "gone": gone,
-        "unknown": PREFIX + secrets.token_urlsafe(32),
+        "unknown": KEY_PREFIX + secrets.token_urlsafe(32),
         "changed": good["all"][:-4] + "zzzz",
         "foreign": "sk-" + secrets.token_hex(24),
-        "long": PREFIX + secrets.token_urlsafe(3000),
+        "long": KEY_PREFIX + secrets.token_urlsafe(3000),
     }
     return Keys(good, bad)
 

@@ -7,39 +7,29 @@ https://docs.anthropic.com/en/api/overview (`x-api-key`).
 from __future__ import annotations
 
 import hashlib
-import re
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from truthgpt_serve.errors import AuthenticationError, ConfigError, Fault
+from truthgpt_serve.wording import KEY_PREFIX, hide_keys
 
-PREFIX = "tgpt-"
-"""How keys begin, so that scanners for secrets find them."""
 NUM_RANDOM_BYTES = 32
 MAX_BYTES = 256
 """The longest key that is looked at."""
 HEADERS = frozenset((b"authorization", b"x-api-key"))
-HIDDEN = "***"
-_KEY = re.compile(rf"(?:{PREFIX}|\bsk-)[\w-]{{20,}}")
-"""Keys of this service, and those that clients of other services send by mistake."""
 _SCHEME = b"bearer"
 _FORM = "send `Authorization: Bearer KEY`, or `x-api-key: KEY`"
 
 
 def create_key() -> str:
     """Returns a new key of 256 random bits."""
-    return PREFIX + secrets.token_urlsafe(NUM_RANDOM_BYTES)
+    return KEY_PREFIX + secrets.token_urlsafe(NUM_RANDOM_BYTES)
 
 
 def digest(key: bytes) -> bytes:
     """Returns what is kept of a key."""
     return hashlib.sha256(key).digest()
-
-
-def hide_keys(text: str) -> str:
-    """Returns a text for a log without the keys in it, which a client may have put anywhere."""
-    return _KEY.sub(HIDDEN, text)
 
 
 @contextmanager

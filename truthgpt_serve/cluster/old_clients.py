@@ -24,6 +24,7 @@ from truthgpt_serve.cluster.unread_answers import unread_answers_of
 from truthgpt_serve.errors import RequestError
 from truthgpt_serve.http.envelope import error_body
 from truthgpt_serve.http.json_body import encode_json
+from truthgpt_serve.wording import hide_keys
 
 LINGER_S = 2.0
 """How long a connection that is refused stays open for what its client still sends."""
@@ -34,6 +35,7 @@ _NO_UPGRADE = (
 _match_method = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,40}+(?= )").match
 """At the beginning of a request, of the characters of RFC 9110, 5.6.2."""
 _RAY_HEADERS = frozenset(name.encode() for name in RAY_HEADERS)
+_REQUEST_ID = b"x-request-id"
 
 
 class OldClientsProtocol(HttpToolsProtocol):
@@ -114,8 +116,11 @@ class OldClientsProtocol(HttpToolsProtocol):
 
         uvicorn adds such trailers to the headers, before the application sees those of a request
         that came at once: they could carry a key, or a limit, past whoever checked the head.
-        Those for Ray Serve that it cannot read are left out, as HAProxy does.
+        Those for Ray Serve that it cannot read are left out, as HAProxy does. A key is no part of
+        an id, which Ray Serve puts into each line that is logged for the request.
         """
+        if len(name) == len(_REQUEST_ID) and name.lower() == _REQUEST_ID:
+            value = hide_keys(value.decode("latin-1")).encode("latin-1")
         if not self._has_head and (value.isascii() or name.lower() not in _RAY_HEADERS):
             super().on_header(name, value)
 

@@ -6,12 +6,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from truthgpt_serve.access.credentials import hide_keys
 from truthgpt_serve.access.identity import identity_of
 from truthgpt_serve.access.meter import USAGE_KEY, find_outcome
 from truthgpt_serve.http.asgi import Message, Scope
 from truthgpt_serve.http.connection import sane_id
 from truthgpt_serve.usage.counted import Usage
+from truthgpt_serve.wording import hide_keys
 
 RECORD_KEY = "truthgpt.record"
 """Where the record of a request stands in its ASGI scope; copies of the scope share it."""

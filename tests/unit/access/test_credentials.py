@@ -7,14 +7,12 @@ import base64
 import pytest
 
 from truthgpt_serve.access.credentials import (
-    HIDDEN,
-    PREFIX,
     create_key,
     digest,
-    hide_keys,
     read_credential,
 )
 from truthgpt_serve.errors import AuthenticationError
+from truthgpt_serve.wording import KEY_PREFIX
 
 AUTH, X = b"authorization", b"x-api-key"
 
@@ -23,7 +21,7 @@ def test_keys_are_random() -> None:
     keys = {create_key() for _ in range(100)}
     assert len(keys) == 100
     for key in keys:
-        assert len(base64.urlsafe_b64decode(key.removeprefix(PREFIX) + "=")) == 32
+        assert len(base64.urlsafe_b64decode(key.removeprefix(KEY_PREFIX) + "=")) == 32
     assert len(digest(b"k")) == 32
 
 
@@ -68,11 +66,3 @@ def test_forms(headers: list[tuple[bytes, bytes]]) -> None:
 def test_other_forms_are_refused(headers: list[tuple[bytes, bytes]], message: str) -> None:
     with pytest.raises(AuthenticationError, match=message):
         read_credential(headers)
-
-
-def test_keys_in_a_text_are_hidden() -> None:
-    key = create_key()
-    assert hide_keys(f"/a/{key}/b?{key}&c") == f"/a/{HIDDEN}/b?{HIDDEN}&c"
-    assert hide_keys("/v1/models/sk-" + "a1" * 16) == f"/v1/models/{HIDDEN}"
-    for path in ("/v1/models/story", f"/v1/models/{PREFIX}story", "/v1/task-" + "a" * 30):
-        assert hide_keys(path) == path

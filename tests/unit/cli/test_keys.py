@@ -11,8 +11,9 @@ from subprocess import CompletedProcess
 import pytest
 
 from tests.support.cli_service import environment, run_cli
-from truthgpt_serve.access.credentials import PREFIX, digest
+from truthgpt_serve.access.credentials import digest
 from truthgpt_serve.access.key_file import read_keys
+from truthgpt_serve.wording import KEY_PREFIX
 
 
 def run(folder: Path, *arguments: str, **env: str) -> CompletedProcess[str]:
@@ -29,7 +30,7 @@ def test_a_keys_life(tmp_path: Path) -> None:
     )  # fmt: skip
     assert (done.returncode, done.stdout.count("\n")) == (0, 1)
     key = done.stdout.strip()
-    assert key.startswith(PREFIX)
+    assert key.startswith(KEY_PREFIX)
     assert str(path) in done.stderr
     assert key not in done.stderr
     (entry,) = read_keys(path).keys

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support.remote_servers import serve_at
+from truthgpt_serve.access.credentials import create_key
 from truthgpt_serve.cluster.old_clients import OldClientsProtocol
 
 LIMIT_S = 20
@@ -28,6 +29,8 @@ async def sample(scope: Any, receive: Any, send: Any) -> None:
     headers = [(b"content-type", b"text/event-stream")]
     if path == "/length":
         headers.append((b"content-length", b"%d" % sum(map(len, PIECES))))
+    if path == "/id":
+        headers += [line for line in scope["headers"] if line[0] == b"x-request-id"]
     if path == "/chunked":
         headers.append((b"Transfer-Encoding", b"chunked"))
     status = 204 if path == "/empty" else 200
@@ -65,6 +68,18 @@ def test_an_answer_to_http_1_0_has_no_chunks(port: int, path: bytes, more: bytes
     assert b"connection: close" in head
     assert (b"content-length" in head) == (path == b"/length")
     assert body == b"".join(PIECES) + (b"data: 3\n\n" if path == b"/tail" else b"")
+
+
+@pytest.mark.parametrize("given", [b"one", b"caf\xe9"])
+def test_a_key_is_no_request_id(port: int, given: bytes) -> None:
+    key = create_key().encode()
+    lines = b"X-Request-ID: %b.%b\r\nx-request-id: %b\r\n" % (given, key, given)
+    head, _ = ask(port, b"GET /id HTTP/1.0\r\n%b\r\n" % lines)
+    ids = [line for line in head.splitlines() if line.startswith(b"x-request-id")]
+    if not given.isascii():  # Ray cannot read it
+        assert ids == []
+        return
+    assert ids == [b"x-request-id: %b.***" % given, b"x-request-id: %b" % given]
 
 
 @pytest.mark.parametrize("request_line", [b"HEAD / HTTP/1.0", b"GET /empty HTTP/1.0"])

@@ -12,12 +12,13 @@ import pytest
 import ray.serve._private.logging_utils as serve_logging
 from ray.serve.schema import LoggingConfig
 
-from truthgpt_serve.access.credentials import HIDDEN, create_key
+from truthgpt_serve.access.credentials import create_key
 from truthgpt_serve.access.identity import SCOPE_KEY, Identity
 from truthgpt_serve.access.meter import USAGE_KEY
 from truthgpt_serve.telemetry.access_log import LOGGER, AccessLog, is_ours
 from truthgpt_serve.telemetry.record import MAX_PATH, RequestRecord
 from truthgpt_serve.usage.counted import Usage
+from truthgpt_serve.wording import HIDDEN
 
 
 @pytest.fixture
