@@ -33,6 +33,12 @@ QUERY_S = 10.0
 _TOO_LONG = f"adding it up takes more than {QUERY_S:g} s: ask for less time, or fewer groups"
 SOURCE_DAYS = 30
 """How long the number of a process's last batch is remembered."""
+_CLOCK = "-clock"
+"""Among the sources, the hour that it was when the file was last tended; no process has this name.
+From one time to the next it goes on by a day at most, so that a clock that is wrong for a while
+does not drop all that is older than its time."""
+_FIRST_HOUR = 490_896
+"""2026-01-01: a clock before that is one that nobody has set yet."""
 _COUNTS = ", ".join(COUNTS)
 _ADDED = ", ".join(f"{name} = {name} + excluded.{name}" for name in COUNTS)
 _ADD = f"""
@@ -101,8 +107,10 @@ class UsageStore:
         self._file.close()
 
     def _add(self, database: sqlite3.Connection, batch: Batch) -> bool:
-        hour = int(self._clock()) // HOUR_S
         with transaction(database):
+            hour = int(self._clock()) // HOUR_S
+            if hour < _FIRST_HOUR:
+                hour = _tended_hour(database) or _FIRST_HOUR
             found = database.execute(
                 "SELECT sequence FROM sources WHERE source = ?", (batch.source,)
             ).fetchone()
@@ -121,13 +129,14 @@ class UsageStore:
 
     def _tend(self, database: sqlite3.Connection, hour: int) -> None:
         """Drops what is too old, and adds the hours of old days up."""
-        oldest = hour - self.keep_days * DAY_HOURS
         with transaction(database):
+            former = _tended_hour(database)
+            now = hour if former is None else min(hour, former + DAY_HOURS)
+            database.execute(_NOTE, (_CLOCK, 0, now))
+            oldest = now - self.keep_days * DAY_HOURS
             database.execute("DELETE FROM usage WHERE hour < ?", (oldest,))
-            database.execute(
-                "DELETE FROM sources WHERE hour < ?", (hour - SOURCE_DAYS * DAY_HOURS,)
-            )
-        before = (hour // DAY_HOURS - HOURLY_DAYS) * DAY_HOURS
+            database.execute("DELETE FROM sources WHERE hour < ?", (now - SOURCE_DAYS * DAY_HOURS,))
+        before = (now // DAY_HOURS - HOURLY_DAYS) * DAY_HOURS
         while day := _first_day_of_hours(database, before):
             with transaction(database):
                 database.execute(_ADD_UP, day)
@@ -146,6 +155,12 @@ class UsageStore:
             )
             with transaction(database):
                 database.execute("DELETE FROM usage WHERE hour < ?", (until,))
+
+
+def _tended_hour(database: sqlite3.Connection) -> int | None:
+    """Returns the hour when the file was last tended, or None."""
+    found = database.execute("SELECT hour FROM sources WHERE source = ?", (_CLOCK,)).fetchone()
+    return None if found is None else int(found[0])
 
 
 def _query(database: sqlite3.Connection, query: UsageQuery) -> list[list[object]]:

@@ -53,6 +53,13 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "state" / "usage.sqlite"
 
 
+def work_until(hour: int, store: UsageStore, clock: Clock) -> None:
+    """Has a service work on each day until an hour."""
+    while clock.hour < hour:
+        clock.hour = min(clock.hour + 24, hour)
+        store.add(Batch(f"of {clock.hour}", 1, []))
+
+
 def requests_in(store: UsageStore, **options: Any) -> Any:
     return store.query(asked(**options))[0][0]
 
@@ -101,12 +108,12 @@ def test_old_hours_become_days_and_older_days_are_dropped(path: Path) -> None:
     store = UsageStore(path, keep_days=100, clock=clock)
     first = HOUR - HOUR % 24 - 48
     store.add(Batch("s", 1, [row(first), row(first + 5), row(first + 23), row(first + 24 + 3)]))
-    clock.hour = first + (HOURLY_DAYS + 1) * 24
+    work_until(first + (HOURLY_DAYS + 1) * 24, store, clock)
     store.add(Batch("s", 2, [row(clock.hour)]))
     assert store.query(asked("day"))[0][:2] == [first // 24, 3]
     assert requests_in(store, start=first, end=first + 1) == 3
     assert requests_in(store, start=first + 24 + 3, end=first + 24 + 4) == 1
-    clock.hour = first + 101 * 24
+    work_until(first + 101 * 24, store, clock)
     store.add(Batch("s", 3, [row(clock.hour)]))
     assert requests_in(store, end=clock.hour + 1) == 3
     store.close()
@@ -116,6 +123,20 @@ def test_hours_of_a_wrong_clock_count_now(path: Path) -> None:
     store = UsageStore(path, keep_days=10, clock=Clock())
     store.add(Batch("s", 1, [row(3), row(HOUR + 30), row(HOUR + 1)]))
     assert requests_in(store, start=HOUR, end=HOUR + 1) == 2
+    store.close()
+
+
+@pytest.mark.parametrize("wrong", [HOUR + 3 * 365 * 24, 0])
+def test_a_clock_that_is_wrong_for_a_while_loses_nothing(path: Path, wrong: int) -> None:
+    clock = Clock()
+    for sequence, hour in enumerate((HOUR, wrong, wrong + 1, HOUR, HOUR + 1, HOUR + 2), 1):
+        clock.hour = hour
+        store = UsageStore(path, clock=clock)  # as one that is started again
+        assert store.add(Batch("s", sequence, [row(hour)]))
+        assert not store.add(Batch("s", sequence, [row(hour)]))
+        store.close()
+    assert requests_in(store, end=HOUR + 4 * 365 * 24) == 6
+    assert requests_in(store, start=HOUR, end=HOUR + 24) == (4 if wrong else 6)
     store.close()
 
 
