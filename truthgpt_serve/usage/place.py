@@ -24,7 +24,8 @@ def find_file(keys_file: str, file: str | None, environ: Mapping[str, str] = os.
         return Path(file)
     keys = Path(keys_file)
     beside = keys.with_name(f"{keys.stem}{SUFFIX}")
-    if os.access(beside if beside.exists() else beside.parent, os.W_OK):
+    # SQLite makes files beside it: the folder counts where the file is there already too.
+    if os.access(beside.parent, os.W_OK) and (not beside.exists() or os.access(beside, os.W_OK)):
         return beside
     return _state_folder(environ) / f"{keys.stem}-{_digest(keys_file)}{SUFFIX}"
 

@@ -32,3 +32,16 @@ def test_else_in_the_state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     if os.geteuid():
         keys.parent.mkdir(0o500)
         assert find_file(str(keys), None, env) == found
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_folder_that_only_another_user_may_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    """Also with a file in it that this user may write: SQLite needs more than that one."""
+    keys, file = tmp_path / "keys.yaml", tmp_path / "keys.usage.sqlite"
+    if is_there:
+        file.touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) == file)  # root may write all
+    found = find_file(str(keys), None, {"XDG_STATE_HOME": "/state"})
+    assert found.parent == Path("/state/truthgpt")
