@@ -22,7 +22,7 @@ from truthgpt_serve.access.moments import write_moment
 from truthgpt_serve.config.parse import parse
 from truthgpt_serve.config.source import MAX_FILE_BYTES, Source
 from truthgpt_serve.errors import ConfigError, Fault
-from truthgpt_serve.wording import suggest
+from truthgpt_serve.wording import hide_keys, suggest
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _HEAD = """\
@@ -41,6 +41,9 @@ def add_key(path: Path, fields: dict[str, Any]) -> str:
     Raises:
         ConfigError: A field is wrong, the name is taken, or the file cannot be used.
     """
+    if hide_keys(name := str(fields["name"])) != name:
+        fix = "choose one, which stands in logs and metrics in the place of the key"
+        raise ConfigError([Fault("the key's name", "is a key itself", fix)])
     key = create_key()
     given = {**fields, "sha256": _hash(key), "created": write_moment(datetime.now(UTC))}
     entry, faults, _ = parse(KeyEntry, given, Source("the key"))

@@ -83,6 +83,14 @@ def test_refusals_change_nothing(path: Path, fields: dict[str, object], message:
     assert path.read_bytes() == before
 
 
+def test_a_key_is_no_name(path: Path) -> None:
+    key = add_key(path, {"name": "a"})
+    with pytest.raises(ConfigError, match="the key's name: is a key itself") as caught:
+        add_key(path, {"name": key})
+    assert key not in str(caught.value)
+    assert key not in path.read_text()
+
+
 def test_a_link_and_a_mode_stay(path: Path, tmp_path: Path) -> None:
     real = tmp_path / "real.yaml"
     add_key(real, {"name": "a"})
